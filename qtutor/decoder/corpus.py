@@ -1,0 +1,84 @@
+"""What the decoder learns from and is measured on: text that every machine with Python already has.
+
+Two sources, no download, nothing copied into the repository: the standard library's own source (read from the running
+interpreter), and generated interpreter sessions (:mod:`qtutor.decoder.tasks`). Ten modules are held out of training;
+they were chosen because their source is the same in Python 3.11, 3.12 and 3.13, so that measured numbers agree between
+machines. Left out of training: tests, character tables, and the vendored pip.
+"""
+
+import ast
+import functools
+import random
+import sysconfig
+import textwrap
+from pathlib import Path
+
+from qtutor.decoder import tasks
+
+HELD_OUT_MODULES = (
+    "graphlib.py",
+    "heapq.py",
+    "string.py",
+    "tracemalloc.py",
+    "pyclbr.py",
+    "py_compile.py",
+    "tomllib/_parser.py",
+    "email/quoprimime.py",
+    "urllib/robotparser.py",
+    "wsgiref/headers.py",
+)
+_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "encodings", "pydoc_data", "ensurepip", "__phello__"}
+
+
+def standard_library() -> Path:
+    """The folder of the running interpreter's own Python source."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def training_modules() -> list[str]:
+    """The source of every module the decoder is trained on, in a fixed order."""
+    root = standard_library()
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    texts = []
+    for name in names:
+        parts = set(Path(name).parts)
+        if name in HELD_OUT_MODULES or parts & _LEFT_OUT or name.startswith("_sysconfigdata"):
+            continue
+        text = (root / name).read_text(encoding="utf-8", errors="ignore")
+        if text.strip():
+            texts.append(text)
+    return texts
+
+
+@functools.cache
+def held_out_code() -> str:
+    """The held-out modules, one after another: what perplexity is measured on."""
+    root = standard_library()
+    missing = [name for name in HELD_OUT_MODULES if not (root / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{root}: the held-out modules {', '.join(missing)} are not there. The decoder is measured on the standard "
+            "library's own source; install the interpreter with its .py files."
+        )
+    return "\n\n".join((root / name).read_text(encoding="utf-8") for name in HELD_OUT_MODULES)
+
+
+@functools.cache
+def held_out_functions(longest_header: int = 80) -> tuple[str, ...]:
+    """Headers ``def name(arguments):`` of the functions in the held-out modules, dedented, one line each."""
+    root = standard_library()
+    headers = {}
+    for name in HELD_OUT_MODULES:
+        source = (root / name).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                header = textwrap.dedent(ast.get_source_segment(source, node, padded=True)).splitlines()[0]
+                if header.startswith("def ") and header.endswith(":") and len(header) <= longest_header:
+                    headers[header + "\n"] = None
+    return tuple(headers)
+
+
+def training_sessions(count: int, seed: int = 0, examples: int = 12) -> list[str]:
+    """``count`` interpreter sessions of ``examples`` questions each."""
+    rng = random.Random(seed)
+    return [tasks.session(rng, examples) for _ in range(count)]

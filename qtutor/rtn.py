@@ -1,0 +1,68 @@
+"""Round to nearest: every weight goes to the closest level of its group's grid, and nothing else is looked at.
+
+The baseline of every paper. A group of weights gets a scale from its smallest and largest weight (:meth:`IntGrid.fit`);
+optionally the range is first shrunk where that lowers the squared error, which trades the outliers for finer steps (the
+search of GPTQ's ``quant.py``: a grid of 100, down to a fifth of the range).
+"""
+
+import torch
+
+from qtutor.errors import QtutorError
+from qtutor.grid import IntGrid
+from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+
+CLIP_STEPS = 100
+CLIP_SHRINK = 0.8  # the smallest range tried is 1 - 0.8 of the full one
+
+
+def quantize(
+    weight: torch.Tensor, grid: IntGrid, group_size: int, clip: str | None = None, name: str = "weight"
+) -> QuantizedTensor:
+    """Quantize ``weight [out, in]`` (any float dtype) by rounding to nearest.
+
+    group_size: weights of a row that share a scale; -1 one scale a row (per channel), 0 one for the tensor.
+    clip: ``"mse"`` searches each group's range for the least squared error; ``None`` takes smallest to largest.
+    name: what errors call the tensor. Raises :class:`QtutorError` for NaN, Inf, a group size that does not divide the
+    row, or an unknown clip.
+    """
+    if clip not in (None, "mse"):
+        raise QtutorError(f"clip = {clip!r}: choose 'mse' or None.")
+    check_weight(weight, name)
+    rows, columns = weight.shape
+    length = resolve_group_size(group_size, columns, name)
+    groups = columns // max(length, 1)
+    if group_size == PER_TENSOR:
+        grouped = weight.float().reshape(1, 1, rows * columns)
+    else:
+        grouped = weight.float().reshape(rows, groups, length)  # [out, groups, group_size]
+    if weight.numel() == 0:
+        scale = torch.ones(grouped.shape[:2], dtype=torch.float16)
+        zero = torch.full(scale.shape, grid.middle, dtype=torch.uint8)
+    else:
+        scale, zero = _fit(grouped, grid, clip)
+    codes = grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)).reshape(rows, columns)
+    return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
+
+
+def _fit(grouped: torch.Tensor, grid: IntGrid, clip: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero ``[out, groups]`` of every group of ``grouped [out, groups, group_size]``."""
+    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+    scale, zero = grid.fit(low, high)
+    if clip is None:
+        return scale, zero
+    least = squared_error(grouped, grid, scale, zero)
+    for step in range(1, int(CLIP_STEPS * CLIP_SHRINK) + 1):
+        shrunk = 1 - step / CLIP_STEPS
+        tried_scale, tried_zero = grid.fit(low * shrunk, high * shrunk)
+        error = squared_error(grouped, grid, tried_scale, tried_zero)
+        better = error < least
+        least = torch.where(better, error, least)
+        scale = torch.where(better, tried_scale, scale)
+        zero = torch.where(better, tried_zero, zero)
+    return scale, zero
+
+
+def squared_error(grouped: torch.Tensor, grid: IntGrid, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """Sum of squared rounding errors of every group, ``[out, groups]``."""
+    scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
+    return (grid.decode(grid.encode(grouped, scale, zero), scale, zero) - grouped).square().sum(dim=-1)
