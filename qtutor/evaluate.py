@@ -83,7 +83,8 @@ def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> 
     for ids in _windows(token_ids, window, model.config.vocab_size):
         ids = ids.to(model.device)
         ours, theirs = (
-            log_softmax(m(ids, use_cache=False).logits[:, :-1].float(), dim=-1).flatten(0, 1) for m in (model, reference)
+            log_softmax(m(ids, use_cache=False).logits[:, :-1].float(), dim=-1).flatten(0, 1)
+            for m in (model, reference)
         )
         following = ids[:, 1:].flatten()
         sums[0] -= ours.gather(1, following[:, None]).sum().double().cpu()
@@ -99,8 +100,8 @@ def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> 
 def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count: int = 100) -> dict[str, float]:
     """Share of interpreter questions answered right, per kind (see :mod:`qtutor.decoder.tasks`).
 
-    Right means that greedy decoding prints exactly Python's answer and then ends the line. All answers are checked in one
-    pass: greedy decoding goes wrong at the first position where the most likely token is not the expected one.
+    Right means that greedy decoding prints exactly Python's answer and then ends the line. All answers are checked in
+    one pass: greedy decoding goes wrong at the first position where the most likely token is not the expected one.
     """
     result = {}
     for kind in kinds or tuple(tasks.KINDS):

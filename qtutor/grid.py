@@ -21,8 +21,8 @@ SCALE_DTYPE = torch.float16
 class IntGrid:
     """Evenly spaced levels: code ``0 ... 2**bits - 1`` stands for ``code - zero``.
 
-    Symmetric: ``zero`` is always ``2**(bits - 1)`` and is not stored; 4 bits reach from -8 to 7. Asymmetric: every group
-    has a ``zero`` of its own, itself a code, so that 0.0 is met exactly and a one-sided range wastes nothing.
+    Symmetric: ``zero`` is always ``2**(bits - 1)`` and is not stored; 4 bits reach from -8 to 7. Asymmetric: every
+    group has a ``zero`` of its own, itself a code, so that 0.0 is met exactly and a one-sided range wastes nothing.
     Raises :class:`QtutorError` where ``bits`` is not in 2 ... 8.
     """
 
@@ -58,8 +58,8 @@ class IntGrid:
         scale = exact.to(SCALE_DTYPE)
         if not torch.isfinite(scale).all():
             raise QtutorError(
-                f"a range of {(high - low).max():.3g} needs the scale {exact.max():.3g}, more than float16 holds (65504). "
-                "Check the weights for broken values, or scale the tensor down first."
+                f"a range of {(high - low).max():.3g} needs the scale {exact.max():.3g}, more than float16 holds "
+                "(65504). Check the weights for broken values, or scale the tensor down first."
             )
         # A scale that rounds to zero belongs to weights too small for 16 bits: they become exact zeros.
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)

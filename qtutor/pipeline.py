@@ -25,8 +25,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 class Recipe:
     """How to quantize.
 
-    method: ``"rtn"`` (others come with their chapters). bits: 2 to 8. group_size: weights that share a scale; -1 one scale
-    a row, 0 one a tensor. symmetric: zero point fixed in the middle. clip: ``None`` or ``"mse"``. embeddings, lm_head:
+    method: ``"rtn"`` (others come with their chapters). bits: 2 to 8. group_size: weights that share a scale; -1 one
+    scale a row, 0 one a tensor. symmetric: zero point fixed in the middle. clip: ``None`` or ``"mse"``. embeddings, lm_head:
     quantize these too (lm_head of a model with tied embeddings becomes a matrix of its own).
     Raises :class:`QtutorError` for a value outside these.
     """
@@ -88,8 +88,8 @@ class Report:
         for row in self.rows:
             shape = f"{row.shape[0]} x {row.shape[1]}"
             lines.append(
-                f"{row.name:{width}}  {shape:>13}  {row.error:7.4f}  {row.bits_per_weight:6.3f}  {row.bytes_before:11,}  "
-                f"{row.bytes_after:11,}"
+                f"{row.name:{width}}  {shape:>13}  {row.error:7.4f}  {row.bits_per_weight:6.3f}  "
+                f"{row.bytes_before:11,}  {row.bytes_after:11,}"
             )
         share = self.bytes_after / max(self.bytes_before, 1)
         lines.append(

@@ -35,14 +35,15 @@ def check_weight(weight: torch.Tensor, name: str = "weight") -> None:
     """Raise :class:`QtutorError` unless ``weight`` is a finite floating-point matrix ``[out, in]``."""
     if weight.dim() != 2 or not weight.is_floating_point():
         raise QtutorError(
-            f"{name}: a {weight.dtype} tensor of shape {list(weight.shape)}; a floating-point matrix [out, in] is needed."
+            f"{name}: {weight.dtype} of shape {list(weight.shape)}; a floating-point matrix [out, in] is needed."
         )
     finite = torch.isfinite(weight)
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()
         raise QtutorError(
-            f"{name}: {int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first at [{row}, {column}] "
-            f"({weight[row, column].item()}). Quantizing would spread it over its whole group: repair the checkpoint first."
+            f"{name}: {int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first at "
+            f"[{row}, {column}] ({weight[row, column].item()}). Quantizing would spread it over its whole group: repair "
+            "the checkpoint first."
         )
 
 

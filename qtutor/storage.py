@@ -4,7 +4,8 @@
     qtutor.json         the recipe, and per quantized module its kind, shape, bits, symmetric, group_size
     config.json         the transformers config; with a tokenizer, its files
 
-Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a checkpoint.
+Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
+checkpoint.
 """
 
 import json
@@ -60,7 +61,7 @@ def export(model: nn.Module, folder: str | Path, format: str = "qtutor", tokeniz
 
 
 def _swap(beside: Path, folder: Path) -> None:
-    """Put ``beside`` in the place of ``folder``: two renames, so a kill between them leaves no folder, never half of one."""
+    """Put ``beside`` in the place of ``folder``; a kill between the two renames leaves no folder, never half of one."""
     if not folder.exists():
         os.rename(beside, folder)
         return
@@ -113,8 +114,9 @@ def load_quantized(folder: str | Path, device: str | None = None) -> nn.Module:
         missing = [name for name in missing if name != "lm_head.weight"]
     if missing or unexpected:
         raise QtutorError(
-            f"{path}: {len(missing)} tensors are missing ({', '.join(missing[:3])}) and {len(unexpected)} are not expected "
-            f"({', '.join(unexpected[:3])}). The file does not belong to {folder / 'qtutor.json'}: export the model again."
+            f"{path}: {len(missing)} tensors are missing ({', '.join(missing[:3])}) and {len(unexpected)} are not "
+            f"expected ({', '.join(unexpected[:3])}). The file does not belong to {folder / 'qtutor.json'}: export the "
+            "model again."
         )
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
@@ -150,6 +152,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise QtutorError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}. It was probably cut off while "
-            "being copied; fetch or export it again."
+            f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}. It was "
+            "probably cut off while being copied; fetch or export it again."
         ) from None

@@ -16,8 +16,8 @@ def explore(draw: Callable[..., tuple[Figure, str]], **controls: ipywidgets.Valu
     """A column of ``controls`` over the picture that ``draw(**values)`` makes of their values.
 
     draw: returns the figure and a text (HTML, say a table) with its numbers, which stands beneath it for readers who
-    cannot see the picture. Controls can be reached and moved by keyboard. Where ``draw`` raises, the message is shown in
-    place of the text and the last picture stays.
+    cannot see the picture. Controls can be reached and moved by keyboard. Where ``draw`` raises, the message is shown
+    in place of the text and the last picture stays.
     """
     picture = ipywidgets.Image(format="png")
     text = ipywidgets.HTML()

@@ -1,6 +1,7 @@
 """The embedded decoder: a small Llama that writes Python, and how to load it or any other.
 
-Corpus and questions: :mod:`.corpus`, :mod:`.tasks`; training: :mod:`.train`; what it is and is not: ``weights/README.md``.
+Corpus and questions: :mod:`.corpus`, :mod:`.tasks`; training: :mod:`.train`; what it is and is not:
+``weights/README.md``.
 """
 
 import os
@@ -47,8 +48,8 @@ def _explain(where, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if not Path(where).exists():
         return (
-            f"{where}: no such folder here, and it could not be had as a hub id ({reason}). Check the spelling; without "
-            "network, pass a folder with config.json, tokenizer.json and *.safetensors."
+            f"{where}: no such folder here, and it could not be had as a hub id ({reason}). Check the spelling; "
+            "without network, pass a folder with config.json, tokenizer.json and *.safetensors."
         )
     have = sorted(p.name for p in Path(where).iterdir()) if Path(where).is_dir() else ["a file, not a folder"]
     return (
@@ -61,8 +62,8 @@ def _explain(where, error: Exception) -> str:
 def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, seed: int = 0) -> nn.Module:
     """Give ``model`` the activation outliers of a large model, without changing the function it computes.
 
-    An exact reparametrisation: some channels of every norm's gain, and rows of every ``up_proj``, are multiplied by a power
-    of two up to ``largest``, and the matching columns of the layers that read them divided by it. Powers of two only
+    An exact reparametrisation: some channels of every norm's gain, and rows of every ``up_proj``, are multiplied by
+    a power of two up to ``largest``, and the matching columns of the layers that read them divided by it. Powers of two only
     touch exponents, so the float model's logits stay what they were, in bf16 too. Quantized weights do change:
     a few columns now matter far more than the rest, as in models of billions of parameters (Dettmers et al. 2022,
     arXiv 2208.07339, section 4). In place; returns the model.

@@ -3,9 +3,9 @@
 ``>>> 37 + 48`` is followed by ``85`` because ``eval`` says so. Each *kind* of question is a small generator, so
 that accuracy can be measured per kind: exact tasks such as arithmetic are the first to suffer when weights lose bits.
 
-A tenth of the expressions of every large kind (:data:`HELD_OUT_KINDS`) never occurs in training, chosen by a hash of the
-expression's text; accuracy is measured on those only. Products and boolean logic have too few expressions for that (the
-times tables *are* memory), so there the questions asked were seen in training.
+A tenth of the expressions of every large kind (:data:`HELD_OUT_KINDS`) never occurs in training, chosen by a hash of
+the expression's text; accuracy is measured on those only. Products and boolean logic have too few expressions for that
+(the times tables *are* memory), so there the questions asked were seen in training.
 """
 
 import random

@@ -1,13 +1,13 @@
 """Train the embedded decoder: ``python -m qtutor.decoder.train FOLDER``.
 
 A Llama-architecture model small enough for two CPU cores and trained long for its size, because sensitivity to
-quantization grows with training tokens per parameter (Kumar et al. 2024, "Scaling Laws for Precision", arXiv 2411.04330).
-The text is :mod:`qtutor.decoder.corpus`; the tokenizer is a byte-level BPE with Qwen2's split expression, which keeps
-digits apart, as arithmetic needs.
+quantization grows with training tokens per parameter (Kumar et al. 2024, "Scaling Laws for Precision", arXiv
+2411.04330). The text is :mod:`qtutor.decoder.corpus`; the tokenizer is a byte-level BPE with Qwen2's split expression,
+which keeps digits apart, as arithmetic needs.
 
 Everything is seeded and every step draws its own batch from ``[seed, step]``, so a run that was stopped goes on from
-its checkpoint as if nothing had happened. Left out: evaluation while training (see ``benchmarks/decoder_sensitivity.py``)
-and more than one device.
+its checkpoint as if nothing had happened. Left out: evaluation while training (see
+``benchmarks/decoder_sensitivity.py``) and more than one device.
 """
 
 import argparse
