@@ -55,4 +55,4 @@ def unpack(data: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     for j in range(bits):
         word |= data[:, :, j] << (8 * j)
     codes = torch.stack([(word >> (bits * i)) & (2**bits - 1) for i in range(8)], dim=-1)
-    return codes.to(torch.uint8).reshape(rows, -1 if word.numel() else 0)[:, :count]
+    return codes.to(torch.uint8).reshape(rows, word.shape[1] * 8)[:, :count]

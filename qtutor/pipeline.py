@@ -26,8 +26,8 @@ class Recipe:
     """How to quantize.
 
     method: ``"rtn"`` (others come with their chapters). bits: 2 to 8. group_size: weights that share a scale; -1 one
-    scale a row, 0 one a tensor. symmetric: zero point fixed in the middle. clip: ``None`` or ``"mse"``. embeddings, lm_head:
-    quantize these too (lm_head of a model with tied embeddings becomes a matrix of its own).
+    scale a row, 0 one a tensor. symmetric: zero point fixed in the middle. clip: ``None`` or ``"mse"``. embeddings,
+    lm_head: quantize these too (lm_head of a model with tied embeddings becomes a matrix of its own).
     Raises :class:`QtutorError` for a value outside these.
     """
 

@@ -42,8 +42,8 @@ def check_weight(weight: torch.Tensor, name: str = "weight") -> None:
         row, column = (~finite).nonzero()[0].tolist()
         raise QtutorError(
             f"{name}: {int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first at "
-            f"[{row}, {column}] ({weight[row, column].item()}). Quantizing would spread it over its whole group: repair "
-            "the checkpoint first."
+            f"[{row}, {column}] ({weight[row, column].item()}). Quantizing would spread it over its whole group: "
+            "repair the checkpoint first."
         )
 
 

@@ -63,8 +63,8 @@ def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, s
     """Give ``model`` the activation outliers of a large model, without changing the function it computes.
 
     An exact reparametrisation: some channels of every norm's gain, and rows of every ``up_proj``, are multiplied by
-    a power of two up to ``largest``, and the matching columns of the layers that read them divided by it. Powers of two only
-    touch exponents, so the float model's logits stay what they were, in bf16 too. Quantized weights do change:
+    a power of two up to ``largest``, and the matching columns of the layers that read them divided by it. Powers of
+    two only touch exponents, so the float model's logits stay what they were, in bf16 too. Quantized weights do change:
     a few columns now matter far more than the rest, as in models of billions of parameters (Dettmers et al. 2022,
     arXiv 2208.07339, section 4). In place; returns the model.
     """

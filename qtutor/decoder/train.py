@@ -79,10 +79,10 @@ def new_model(seed: int) -> LlamaForCausalLM:
 class Batches:
     """Windows of :data:`CONTEXT` + 1 tokens: code from anywhere, interpreter sessions from their first line."""
 
-    def __init__(self, tokenizer: Tokenizer, modules: list[str], seed: int):
+    def __init__(self, tokenizer: Tokenizer, modules: list[str], seed: int, sessions: int = SESSIONS):
         self.seed = seed
         self.code = self._stream(tokenizer, modules)
-        self.sessions = self._stream(tokenizer, corpus.training_sessions(SESSIONS, seed))
+        self.sessions = self._stream(tokenizer, corpus.training_sessions(sessions, seed))
         self.session_starts = np.flatnonzero(self.sessions == 0)
 
     @staticmethod

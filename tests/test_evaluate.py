@@ -1,0 +1,122 @@
+"""Every measure against a slow version or a case whose answer is known."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import qtutor
+from qtutor import evaluate
+from qtutor.decoder import corpus, tasks
+from tests.models import VOCABULARY, some_ids, tiny
+
+
+def slow_nll(model, row):
+    """Negative log-likelihoods of row[1:], one token at a time, each with a fresh forward pass over all before it."""
+    result = []
+    for i in range(1, len(row)):
+        logits = model(row[None, :i]).logits[0, -1].double()
+        result.append((torch.logsumexp(logits, 0) - logits[row[i]]).item())
+    return result
+
+
+@torch.inference_mode()
+def test_perplexity_equals_one_token_at_a_time():
+    model, ids = tiny(), some_ids(rows=1, length=45)[0]
+    windows = [ids[:20], ids[20:40], ids[40:]]
+    losses = [nll for window in windows for nll in slow_nll(model, window)]
+    assert evaluate.perplexity(model, ids, window=20) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    rows = some_ids(rows=3, length=9)
+    losses = [nll for row in rows for nll in slow_nll(model, row)]
+    assert evaluate.perplexity(model, rows) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary():
+    model = tiny()
+    with torch.no_grad():
+        model.model.norm.weight.zero_()  # all logits zero
+    assert evaluate.perplexity(model, some_ids()) == pytest.approx(VOCABULARY, rel=1e-4)
+
+
+@torch.inference_mode()
+def test_compare_equals_the_definitions():
+    reference, model, ids = tiny(), tiny(seed=1), some_ids()
+    result = evaluate.compare(model, reference, ids)
+    ours = model(ids).logits[:, :-1].double().softmax(-1)
+    theirs = reference(ids).logits[:, :-1].double().softmax(-1)
+    kl = (theirs * (theirs.log() - ours.log())).sum(-1).mean().item()
+    assert result.kl == pytest.approx(kl, rel=1e-3)
+    assert result.flips == pytest.approx((ours.argmax(-1) != theirs.argmax(-1)).double().mean().item())
+    assert result.perplexity == pytest.approx(evaluate.perplexity(model, ids), rel=1e-5)
+    assert result.reference_perplexity == pytest.approx(evaluate.perplexity(reference, ids), rel=1e-5)
+    same = evaluate.compare(reference, copy.deepcopy(reference), ids)
+    assert same.kl == pytest.approx(0, abs=1e-6) and same.flips == 0 and same.loss_percent == 0
+
+
+def test_bad_tokens():
+    model = tiny()
+    with pytest.raises(qtutor.QtutorError, match=r"0 to 256, but the model's vocabulary has 256"):
+        evaluate.perplexity(model, torch.tensor([0, 256]))
+    with pytest.raises(qtutor.QtutorError, match="1 tokens: at least 2"):
+        evaluate.perplexity(model, torch.tensor([0]))
+    with pytest.raises(qtutor.QtutorError, match="float32"):
+        evaluate.perplexity(model, torch.zeros(4))
+
+
+def test_answers_are_judged_as_greedy_decoding_would_print_them():
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    kinds = ("product", "sum", "reversed")
+    shares = evaluate.task_accuracy(model, tokenizer, kinds, count=8)
+    for kind in kinds:
+        right = 0
+        for expression, answer in tasks.questions(kind, 8):
+            prompt = f"{tasks.PROMPT}{expression}\n"
+            written = evaluate.generate(model, tokenizer, prompt, max_new_tokens=16)
+            right += written[len(prompt) :].startswith(answer + "\n")
+        assert shares[kind] == right / 8
+
+
+@pytest.mark.parametrize(
+    ("text", "body"),
+    [
+        ("def f():\n    return 1\nx = 2\n", "def f():\n    return 1\n"),
+        ("def f():\n\n    return 1\n\ndef g():\n", "def f():\n\n    return 1\n\n"),
+        ("def f():\n    a = 1\n    b = (", "def f():\n    a = 1\n"),
+        ("def f():\n    ret", "def f():\n    ret"),
+        ("def f():\n    if x:\n        y\nelse", "def f():\n    if x:\n        y\n"),
+    ],
+)
+def test_a_function_is_cut_at_its_first_dedent(text, body):
+    assert evaluate.first_body(text) == body
+
+
+def test_is_python():
+    assert evaluate.is_python("def f():\n    return 1\n")
+    assert not evaluate.is_python("def f():\n    return (1\n")
+    assert not evaluate.is_python("x = '\0'")
+
+
+def test_batched_generation_equals_one_at_a_time():
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    prompts = ["def add(a, b):\n", "import os\n\n\nclass Path:\n    def __init__(self", ">>> 3 + 4\n"]
+    together = evaluate.generate_batch(model, tokenizer, prompts, 12)
+    assert together == [evaluate.generate(model, tokenizer, prompt, 12) for prompt in prompts]
+
+
+def test_a_prompt_that_fills_the_context():
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    with pytest.raises(qtutor.QtutorError, match="no room in the model's context"):
+        evaluate.generate(model, tokenizer, "x = 1\n" * 300)
+
+
+def test_bytes_count_tied_tensors_once():
+    tied, untied = tiny(tied=True), tiny(tied=False)
+    assert evaluate.model_bytes(untied) - evaluate.model_bytes(tied) == VOCABULARY * 64 * 4
+
+
+def test_held_out_functions_are_headers_of_held_out_modules():
+    headers = corpus.held_out_functions()
+    assert len(headers) >= 60
+    source = corpus.held_out_code()
+    assert all(header.strip() in source and header.endswith(":\n") for header in headers)
