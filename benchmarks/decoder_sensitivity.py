@@ -1,0 +1,101 @@
+"""Does the embedded decoder suffer from quantization as large models do?
+
+    python benchmarks/decoder_sensitivity.py [CHECKPOINT]
+
+Rounds the decoder to nearest at falling precision and prints, on standard-library modules and interpreter questions
+that it never saw: how far perplexity rises, KL divergence to the float model, flipped tokens, right answers per kind,
+and the share of completed functions that ``ast.parse`` accepts. Then the bar that the decoder has to clear, line by
+line; the exit status is 1 where it misses one.
+"""
+
+import argparse
+import copy
+import sys
+
+import qtutor
+from qtutor.decoder import tasks
+
+RECIPES = {
+    "8-bit g64": {"bits": 8, "group_size": 64},
+    "4-bit g64": {"bits": 4, "group_size": 64},
+    "3-bit g128": {"bits": 3, "group_size": 128},
+    "3-bit g64": {"bits": 3, "group_size": 64},
+    "2-bit g64": {"bits": 2, "group_size": 64},
+}
+
+
+def measure(model, reference, tokenizer, ids, questions: int, functions: int) -> dict:
+    """All measures of one model; answers and validity as shares."""
+    comparison = qtutor.evaluate.compare(model, reference, ids)
+    return {
+        "perplexity": comparison.perplexity,
+        "loss": comparison.loss_percent,
+        "kl": comparison.kl,
+        "flips": comparison.flips,
+        "ast": qtutor.evaluate.ast_validity(model, tokenizer, functions),
+        "bytes": qtutor.evaluate.model_bytes(model),
+        **qtutor.evaluate.task_accuracy(model, tokenizer, count=questions),
+    }
+
+
+def table(results: dict[str, dict]) -> str:
+    """The measures as a Markdown table, one row a precision."""
+    head = ["weights", "bytes", "perplexity", "rise", "KL", "flips", "ast", *tasks.KINDS]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, r in results.items():
+        answers = [f"{r[kind]:.0%}" for kind in tasks.KINDS]
+        measures = [f"{r['perplexity']:.2f}", f"{r['loss']:+.1f} %", f"{r['kl']:.4f}", f"{r['flips']:.1%}"]
+        lines.append("| " + " | ".join([name, f"{r['bytes']:,}", *measures, f"{r['ast']:.0%}", *answers]) + " |")
+    return "\n".join(lines)
+
+
+def arithmetic_falls_further(float_result: dict, result: dict) -> bool:
+    """Whether arithmetic answers get lost at a higher rate than the probability of the right next token.
+
+    Perplexity says by which factor the probability of a token falls on average: 1 / (1 + rise). If arithmetic did as
+    perplexity suggests, the share of right answers would fall by about that factor.
+    """
+    kept = sum(result[kind] for kind in tasks.ARITHMETIC) / sum(float_result[kind] for kind in tasks.ARITHMETIC)
+    return kept < 1 / (1 + result["loss"] / 100)
+
+
+def bar(results: dict[str, dict]) -> dict[str, bool]:
+    """The requirements, each with whether it holds."""
+    plain = results["float"]
+    good = [kind for kind in tasks.KINDS if plain[kind] >= 0.9]
+    return {
+        f"4-bit g64 costs at most 6 % ({results['4-bit g64']['loss']:.1f} %)": results["4-bit g64"]["loss"] <= 6,
+        f"3-bit g128 costs at least 5 % ({results['3-bit g128']['loss']:.1f} %)": results["3-bit g128"]["loss"] >= 5,
+        f"2-bit g64 costs at least 20 % ({results['2-bit g64']['loss']:.1f} %)": results["2-bit g64"]["loss"] >= 20,
+        f"at least four kinds 90 % right ({', '.join(good)})": len(good) >= 4,
+        "two of them arithmetic": len(set(good) & set(tasks.ARITHMETIC)) >= 2,
+        f"functions valid at least 50 % ({plain['ast']:.0%})": plain["ast"] >= 0.5,
+        "at 3 bits arithmetic falls further than perplexity": arithmetic_falls_further(plain, results["3-bit g128"]),
+        "at 2 bits arithmetic falls further than perplexity": arithmetic_falls_further(plain, results["2-bit g64"]),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", help="a folder; the embedded decoder if not given")
+    parser.add_argument("--questions", type=int, default=150, help="per kind")
+    parser.add_argument("--functions", type=int, default=100)
+    arguments = parser.parse_args()
+    reference, tokenizer = qtutor.load_decoder(arguments.checkpoint)
+    ids = qtutor.evaluate.held_out_tokens(tokenizer)
+    results = {"float": measure(reference, reference, tokenizer, ids, arguments.questions, arguments.functions)}
+    for name, recipe in RECIPES.items():
+        model = copy.deepcopy(reference)
+        qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
+        results[name] = measure(model, reference, tokenizer, ids, arguments.questions, arguments.functions)
+    print(f"{len(ids):,} held-out tokens, {arguments.questions} questions a kind, {arguments.functions} functions\n")
+    print(table(results))
+    print()
+    checks = bar(results)
+    for requirement, holds in checks.items():
+        print(f"{'holds ' if holds else 'MISSED'}  {requirement}")
+    return 0 if all(checks.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
