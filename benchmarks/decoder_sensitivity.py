@@ -1,19 +1,23 @@
 """Does the embedded decoder suffer from quantization as large models do?
 
-    python benchmarks/decoder_sensitivity.py [CHECKPOINT]
+    python benchmarks/decoder_sensitivity.py [CHECKPOINT] [--write]
 
 Rounds the decoder to nearest at falling precision and prints, on standard-library modules and interpreter questions
 that it never saw: how far perplexity rises, KL divergence to the float model, flipped tokens, right answers per kind,
 and the share of completed functions that ``ast.parse`` accepts. Then the bar that the decoder has to clear, line by
-line; the exit status is 1 where it misses one.
+line; the exit status is 1 where it misses one. ``--write`` puts the table into the README and the model card.
 """
 
 import argparse
 import copy
 import sys
+from pathlib import Path
 
 import qtutor
-from qtutor.decoder import tasks
+from qtutor.decoder import EMBEDDED, tasks
+
+PAGES = (Path(__file__).parent.parent / "README.md", EMBEDDED / "README.md")
+BEGIN, END = "<!-- decoder_sensitivity: begin -->\n", "<!-- decoder_sensitivity: end -->"
 
 RECIPES = {
     "8-bit g64": {"bits": 8, "group_size": 64},
@@ -75,11 +79,19 @@ def bar(results: dict[str, dict]) -> dict[str, bool]:
     }
 
 
+def write(page: Path, text: str) -> None:
+    """Replace what stands between the markers in ``page``."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(before + BEGIN + text + "\n" + END + after, encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", help="a folder; the embedded decoder if not given")
     parser.add_argument("--questions", type=int, default=150, help="per kind")
     parser.add_argument("--functions", type=int, default=100)
+    parser.add_argument("--write", action="store_true", help="put the table into the README and the model card")
     arguments = parser.parse_args()
     reference, tokenizer = qtutor.load_decoder(arguments.checkpoint)
     ids = qtutor.evaluate.held_out_tokens(tokenizer)
@@ -88,9 +100,14 @@ def main() -> int:
         model = copy.deepcopy(reference)
         qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
         results[name] = measure(model, reference, tokenizer, ids, arguments.questions, arguments.functions)
-    print(f"{len(ids):,} held-out tokens, {arguments.questions} questions a kind, {arguments.functions} functions\n")
-    print(table(results))
-    print()
+    text = (
+        f"{len(ids):,} held-out tokens, {arguments.questions} questions a kind, {arguments.functions} functions, rounded "
+        f"to nearest.\n\n{table(results)}"
+    )
+    print(text + "\n")
+    if arguments.write:
+        for page in PAGES:
+            write(page, text)
     checks = bar(results)
     for requirement, holds in checks.items():
         print(f"{'holds ' if holds else 'MISSED'}  {requirement}")
