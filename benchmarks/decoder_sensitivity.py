@@ -101,8 +101,8 @@ def main() -> int:
         qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
         results[name] = measure(model, reference, tokenizer, ids, arguments.questions, arguments.functions)
     text = (
-        f"{len(ids):,} held-out tokens, {arguments.questions} questions a kind, {arguments.functions} functions, rounded "
-        f"to nearest.\n\n{table(results)}"
+        f"{len(ids):,} held-out tokens, {arguments.questions} questions a kind, {arguments.functions} functions, "
+        f"rounded to nearest.\n\n{table(results)}"
     )
     print(text + "\n")
     if arguments.write:
