@@ -1,26 +1,38 @@
-"""qtutor: build LLM weight quantization from scratch, measure it, and keep what you built."""
+"""qtutor: build LLM weight quantization from scratch, measure it, and keep what you built.
 
-from qtutor import evaluate, rtn
-from qtutor.decoder import add_outliers, load_decoder
-from qtutor.errors import QtutorError
-from qtutor.evaluate import generate, perplexity
-from qtutor.grid import IntGrid
-from qtutor.pipeline import Recipe, quantize
-from qtutor.quantized import QuantizedTensor
-from qtutor.storage import export, load_quantized
+The public names are looked up when they are first used, so that ``qtutor --help`` need not wait for torch.
+"""
 
-__all__ = [
-    "IntGrid",
-    "QtutorError",
-    "QuantizedTensor",
-    "Recipe",
-    "add_outliers",
-    "evaluate",
-    "export",
-    "generate",
-    "load_decoder",
-    "load_quantized",
-    "perplexity",
-    "quantize",
-    "rtn",
-]
+import importlib
+
+_WHERE = {
+    "IntGrid": "grid",
+    "QtutorError": "errors",
+    "QuantizedTensor": "quantized",
+    "Recipe": "pipeline",
+    "add_outliers": "decoder",
+    "export": "storage",
+    "generate": "evaluate",
+    "load_decoder": "decoder",
+    "load_quantized": "storage",
+    "perplexity": "evaluate",
+    "quantize": "pipeline",
+}
+_MODULES = ("decoder", "evaluate", "rtn")
+
+__all__ = sorted([*_WHERE, *_MODULES])
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"qtutor.{_WHERE[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"qtutor.{name}")
+    else:
+        raise AttributeError(f"qtutor has no public name {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
