@@ -90,7 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", help="a folder; the embedded decoder if not given")
     parser.add_argument("--questions", type=int, default=150, help="per kind")
-    parser.add_argument("--functions", type=int, default=100)
+    parser.add_argument("--functions", type=int, default=60)
     parser.add_argument("--write", action="store_true", help="put the table into the README and the model card")
     arguments = parser.parse_args()
     reference, tokenizer = qtutor.load_decoder(arguments.checkpoint)

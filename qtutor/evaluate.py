@@ -116,16 +116,19 @@ def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count:
     return result
 
 
-def first_body(text: str) -> str:
-    """A function cut at its first dedent: the header line, then lines that are blank or indented.
+def first_body(beginning: str, continuation: str) -> str:
+    """A function cut at its first dedent: ``beginning``, then the lines of ``continuation`` that are blank or indented.
 
-    Where the text ends before any dedent, the last line is dropped, since it may be half a line.
+    Where the continuation ends before any dedent, its last statement may be unfinished and is dropped (unless it is the
+    only one).
     """
-    lines = text.splitlines(keepends=True)
-    for i, line in enumerate(lines[1:], start=1):
+    lines = continuation.splitlines(keepends=True)
+    for i, line in enumerate(lines):
         if line.strip() and not line[0].isspace():
-            return "".join(lines[:i])
-    return "".join(lines[:-1]) if len(lines) > 2 else text
+            return beginning + "".join(lines[:i])
+    indents = {i: len(line) - len(line.lstrip()) for i, line in enumerate(lines) if line.strip()}
+    statements = [i for i, indent in indents.items() if indent <= next(iter(indents.values()))]
+    return beginning + "".join(lines[: statements[-1]] if len(statements) > 1 else lines)
 
 
 def is_python(text: str) -> bool:
@@ -137,11 +140,20 @@ def is_python(text: str) -> bool:
     return True
 
 
-def ast_validity(model, tokenizer, count: int = 60, max_new_tokens: int = 128) -> float:
-    """Share of ``count`` held-out function headers that greedy decoding completes to a body ``ast.parse`` accepts."""
-    headers = corpus.held_out_functions()[:count]
-    texts = generate_batch(model, tokenizer, ["\n\n" + header for header in headers], max_new_tokens)
-    return sum(is_python(first_body(text.strip("\n"))) for text in texts) / len(headers)
+def ast_validity(model, tokenizer, count: int = 60, max_new_tokens: int = 96) -> float:
+    """Share of held-out functions, given signature and docstring, whose greedy completion ``ast.parse`` accepts.
+
+    The first ``count`` of :func:`qtutor.decoder.corpus.held_out_functions`, each cut by :func:`first_body`; a
+    completion without a body is not accepted.
+    """
+    beginnings = corpus.held_out_functions()[:count]
+    # The two line ends stand between functions in the text that the decoder learned from.
+    texts = generate_batch(model, tokenizer, ["\n\n" + beginning for beginning in beginnings], max_new_tokens)
+    valid = 0
+    for beginning, text in zip(beginnings, texts, strict=True):
+        function = first_body(beginning, text[2 + len(beginning) :])
+        valid += function.strip() != beginning.strip() and is_python(function)
+    return valid / len(beginnings)
 
 
 @torch.inference_mode()

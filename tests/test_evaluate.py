@@ -1,5 +1,6 @@
 """Every measure against a slow version or a case whose answer is known."""
 
+import ast
 import copy
 import math
 
@@ -78,17 +79,28 @@ def test_answers_are_judged_as_greedy_decoding_would_print_them():
 
 
 @pytest.mark.parametrize(
-    ("text", "body"),
+    ("continuation", "body"),
     [
-        ("def f():\n    return 1\nx = 2\n", "def f():\n    return 1\n"),
-        ("def f():\n\n    return 1\n\ndef g():\n", "def f():\n\n    return 1\n\n"),
-        ("def f():\n    a = 1\n    b = (", "def f():\n    a = 1\n"),
-        ("def f():\n    ret", "def f():\n    ret"),
-        ("def f():\n    if x:\n        y\nelse", "def f():\n    if x:\n        y\n"),
+        ("    return 1\nx = 2\n", "    return 1\n"),
+        ("\n    return 1\n\ndef g():\n", "\n    return 1\n\n"),
+        ("    a = 1\n    b = (", "    a = 1\n"),
+        ("    ret", "    ret"),
+        ("    if x:\n        y\nelse", "    if x:\n        y\n"),
+        ("    a = 1\n    if x:\n        y = (", "    a = 1\n"),
+        ("x = 1\n", ""),
+        ("", ""),
     ],
 )
-def test_a_function_is_cut_at_its_first_dedent(text, body):
-    assert evaluate.first_body(text) == body
+def test_a_function_is_cut_at_its_first_dedent(continuation, body):
+    assert evaluate.first_body("def f(\n    a\n):\n", continuation) == "def f(\n    a\n):\n" + body
+
+
+def test_validity_counts_bodies_that_parse(monkeypatch):
+    beginnings = ('def f():\n    """F."""\n', 'def g():\n    """G."""\n', 'def h():\n    """H."""\n')
+    bodies = ("    return 1\nx", "    return (\nx", "x = 1\n")  # right, wrong, no body at all
+    monkeypatch.setattr(corpus, "held_out_functions", lambda: beginnings)
+    monkeypatch.setattr(evaluate, "generate_batch", lambda _m, _t, texts, _n: [a + b for a, b in zip(texts, bodies)])
+    assert evaluate.ast_validity(None, None) == 1 / 3
 
 
 def test_is_python():
@@ -115,8 +127,10 @@ def test_bytes_count_tied_tensors_once():
     assert evaluate.model_bytes(untied) - evaluate.model_bytes(tied) == VOCABULARY * 64 * 4
 
 
-def test_held_out_functions_are_headers_of_held_out_modules():
-    headers = corpus.held_out_functions()
-    assert len(headers) >= 60
-    source = corpus.held_out_code()
-    assert all(header.strip() in source and header.endswith(":\n") for header in headers)
+def test_held_out_functions_begin_functions_of_held_out_modules():
+    beginnings = corpus.held_out_functions()
+    assert len(beginnings) >= 50
+    for beginning in beginnings:
+        (node,) = ast.parse(beginning).body  # signature and docstring are a whole function
+        assert len(node.body) == 1 and ast.get_docstring(node)
+        assert node.name in corpus.held_out_code()

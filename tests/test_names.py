@@ -8,10 +8,20 @@ import pytest
 
 import qtutor
 
-NAMES = (
-    "IntGrid QtutorError QuantizedTensor Recipe add_outliers decoder evaluate export generate load_decoder load_quantized "
-    "perplexity quantize rtn"
-).split()
+NAMES = [
+    *[
+        "IntGrid",
+        "QtutorError",
+        "QuantizedTensor",
+        "Recipe",
+        "add_outliers",
+        "decoder",
+        "evaluate",
+        "export",
+        "generate",
+    ],
+    *["load_decoder", "load_quantized", "perplexity", "quantize", "rtn"],
+]
 
 
 def test_public_names_are_there_and_documented():

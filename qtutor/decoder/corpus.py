@@ -64,18 +64,21 @@ def held_out_code() -> str:
 
 
 @functools.cache
-def held_out_functions(longest_header: int = 80) -> tuple[str, ...]:
-    """Headers ``def name(arguments):`` of the functions in the held-out modules, dedented, one line each."""
+def held_out_functions(longest: int = 400) -> tuple[str, ...]:
+    """Beginnings of the functions in the held-out modules, dedented: signature and docstring, what a programmer would
+    give before asking for the body. Those without a docstring, or with more than ``longest`` characters, are left out.
+    """
     root = standard_library()
-    headers = {}
+    beginnings = {}
     for name in HELD_OUT_MODULES:
         source = (root / name).read_text(encoding="utf-8")
+        lines = source.splitlines(keepends=True)
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef):
-                header = textwrap.dedent(ast.get_source_segment(source, node, padded=True)).splitlines()[0]
-                if header.startswith("def ") and header.endswith(":") and len(header) <= longest_header:
-                    headers[header + "\n"] = None
-    return tuple(headers)
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) > 1:
+                beginning = textwrap.dedent("".join(lines[node.lineno - 1 : node.body[0].end_lineno]))
+                if len(beginning) <= longest:
+                    beginnings[beginning] = None
+    return tuple(beginnings)
 
 
 def training_sessions(count: int, seed: int = 0, examples: int = 12) -> list[str]:
