@@ -1,0 +1,60 @@
+# Everything starts here; `make help` lists it. bootstrap.py does the set-up and says what to do when it cannot.
+# Another Python: make learn PYTHON=python3.12
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP = sh -c 'for p in "$$@"; do \
+	  if "$$p" -c "import sys; sys.exit(sys.version_info < (3, 6))" >/dev/null 2>&1; then exec "$$p" bootstrap.py $(if $(PYTHON),--python "$(PYTHON)",) --extras $(1); fi; \
+	done; \
+	echo "qtutor: no Python was found. The course needs Python 3.11 or newer: install one and call make again," \
+	  "or name one with make PYTHON=/path/to/python3." >&2; exit 1' \
+	bootstrap $(if $(PYTHON),"$(PYTHON)",) python3 python3.14 python3.13 python3.12 python3.11 python
+
+# The course needs no download: a test that tries one shall fail here, not only on a machine without network.
+TEST_ENV = HF_HUB_OFFLINE=1
+
+.PHONY: help learn test setup lint unit notebooks format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make learn    set up, make your workspace in learn/, and open JupyterLab on the first chapter"
+	@echo "make test     set up, lint, run the unit tests, then run every notebook and compare its outputs"
+	@echo "make format   format code and notebooks, and mend what the linter can mend"
+	@echo "make clean    remove .venv and caches (your workspace in learn/ stays)"
+	@echo "              PYTHON=python3.12 chooses the Python that .venv is made with"
+
+learn:
+	@$(call SETUP,learn)
+	@$(BIN)/qtutor learn learn
+
+setup:
+	@$(call SETUP,learn$(comma)test)
+
+# One after the other even under make -j: two cores are not enough for both.
+test: setup
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory notebooks
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit:
+	$(TEST_ENV) $(BIN)/python -m pytest tests
+
+notebooks:
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then set -x; \
+	  $(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	    --nbval-cell-timeout 120 notebooks; \
+	else echo "There are no notebooks to run yet."; fi
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist book/_build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+comma := ,
