@@ -1,0 +1,17 @@
+"""No test may need the network: the hub is switched off, and a connection to any other machine fails at once."""
+
+import os
+import socket
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+_connect = socket.socket.connect
+
+
+def _local_only(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise OSError(f"a test tried to reach {address}: tests run without network (tests/conftest.py)")
+    return _connect(self, address)
+
+
+socket.socket.connect = _local_only

@@ -1,0 +1,149 @@
+"""The command line, run in this process, on the embedded decoder and on broken files."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from qtutor import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("learn", "quantize", "generate", "eval", "inspect")
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    """A folder that `qtutor quantize` wrote."""
+    folder = tmp_path_factory.mktemp("cli") / "out"
+    assert cli.main(["quantize", "embedded", str(folder), "--bits", "3", "--group-size", "128", "--clip", "mse"]) == 0
+    return folder
+
+
+def refused(arguments, capsys) -> str:
+    """The message of a command that has to fail: one paragraph on stderr, status 2."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("qtutor: ") and "Traceback" not in error and "\n\n" not in error
+    return " ".join(error.split())
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
+def test_help_shows_examples_that_parse(arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*arguments, "--help"])
+    text = capsys.readouterr().out
+    examples = text.split("examples:\n")[1].strip().splitlines()
+    assert examples
+    for line in examples:
+        program, *rest = shlex.split(line, comments=True)
+        assert program == "qtutor"
+        assert cli.build_parser().parse_args(rest).run
+
+
+def test_the_command_line_itself_imports_nothing_heavy():
+    # qtutor/__init__.py is left out: what it imports is its own affair, and has its own limit.
+    code = (
+        "import sys, types; package = types.ModuleType('qtutor'); package.__path__ = ['qtutor'];"
+        "sys.modules['qtutor'] = package; import qtutor.cli; qtutor.cli.build_parser();"
+        "print(sorted({'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_learn_makes_the_workspace(tmp_path, monkeypatch, capsys):
+    source = tmp_path / "notebooks"
+    source.mkdir()
+    (source / "00_start_here.ipynb").write_text("{}")
+    monkeypatch.setattr("qtutor.course.workspace.chapters_folder", lambda: source)
+    assert cli.main(["learn", str(tmp_path / "mine"), "--no-start"]) == 0
+    assert "new chapters: 00_start_here.ipynb" in capsys.readouterr().out
+    assert (tmp_path / "mine" / "00_start_here.ipynb").exists()
+
+
+def test_quantize_prints_its_report(quantized, tmp_path, capsys):
+    assert cli.main(["quantize", "embedded", str(tmp_path / "out"), "--symmetric", "--group-size", "-1"]) == 0
+    text = capsys.readouterr().out
+    assert "model.layers.0.self_attn.q_proj" in text and "total" in text and "qtutor eval" in text
+
+
+def test_generate_continues_the_text(quantized, capsys):
+    for source in ("embedded", str(quantized)):
+        assert cli.main(["generate", source, "def add(a, b):", "--max-new-tokens", "8"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("def add(a, b):") and len(text) > len("def add(a, b):\n")
+
+
+def test_eval_prints_every_measure(quantized, monkeypatch, capsys):
+    import qtutor
+
+    some = qtutor.evaluate.held_out_tokens
+    monkeypatch.setattr(qtutor.evaluate, "held_out_tokens", lambda tokenizer: some(tokenizer)[:2048])
+    monkeypatch.setattr(qtutor.evaluate, "ast_validity", lambda model, tokenizer, count: 0.5)
+    monkeypatch.setattr(qtutor.evaluate, "task_accuracy", lambda model, tokenizer, count: {"sum": 0.25})
+    assert cli.main(["eval", str(quantized)]) == 0
+    rows = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert 1 < float(rows["perplexity, held-out code"]) < 1e6
+    assert int(rows["bytes of the weights"].replace(",", "")) > 100_000
+    assert rows["functions ast.parse accepts"] == "50%" and rows["answers right, sum"] == "25%"
+
+
+def test_inspect_counts_the_bits_of_a_weight(quantized, capsys):
+    assert cli.main(["inspect", str(quantized)]) == 0
+    text = capsys.readouterr().out
+    about = json.loads((quantized / "qtutor.json").read_text())
+    row = next(line for line in text.splitlines() if line.startswith("model.layers.0.mlp.up_proj") and "asym" in line)
+    bits_per_weight = float(row.split()[-1])
+    assert set(about["layers"]) <= set(text.split())
+    assert 3 < bits_per_weight < 3.5  # 3 bits, and each 128 weights' scale and zero point
+
+
+def test_inspect_shows_tensors_and_metadata(tmp_path, capsys):
+    file = tmp_path / "some.safetensors"
+    save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.uint8)}, file, metadata={"made": "here"})
+    assert cli.main(["inspect", str(file)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "F32", "3", "x", "5", "60"] in lines and ["b", "U8", "7", "7"] in lines and ["total", "67"] in lines
+    assert lines[0][-2:] == ["{'made':", "'here'}"]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, -1])
+def test_inspect_names_a_truncated_file(tmp_path, capsys, keep):
+    file = tmp_path / "cut.safetensors"
+    save_file({"a": np.zeros((30, 50), np.float32)}, file)
+    file.write_bytes(file.read_bytes()[:keep])
+    message = refused(["inspect", file], capsys)
+    assert str(file) in message and ("cut off" in message or "truncated" in message)
+
+
+def test_inspect_refuses_what_it_does_not_know(tmp_path, capsys):
+    (tmp_path / "model.bin").write_bytes(b"pickle")
+    assert "reads .safetensors" in refused(["inspect", tmp_path / "model.bin"], capsys)
+    assert "holds no .safetensors" in refused(["inspect", tmp_path], capsys)
+    assert "does not exist" in refused(["inspect", tmp_path / "nothing"], capsys)
+    (tmp_path / "text.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0[]")
+    assert "no readable safetensors header" in refused(["inspect", tmp_path / "text.safetensors"], capsys)
+
+
+def test_bad_arguments_are_one_paragraph(tmp_path, capsys):
+    assert "bits" in refused(["quantize", "embedded", tmp_path / "out", "--bits", "9"], capsys)
+    assert "'magic'" in refused(["quantize", "embedded", tmp_path / "out", "--method", "magic"], capsys)
+    assert "at least 1" in refused(["generate", "embedded", "x", "--max-new-tokens", "0"], capsys)
+    assert "nobody/nothing" in refused(["generate", "nobody/nothing", "x"], capsys)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["quantize", "embedded", str(tmp_path / "out"), "--format", "gguf"])
+    assert "'gguf'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_folder_without_tokenizer_says_so(quantized, tmp_path, capsys):
+    shutil.copytree(quantized, tmp_path / "out")
+    for file in (tmp_path / "out").glob("token*"):
+        file.unlink()
+    assert "tokenizer cannot be loaded" in refused(["generate", tmp_path / "out", "x"], capsys)
