@@ -60,7 +60,8 @@ def number_line(lines: dict[str, tuple]) -> Figure:
     A grid is drawn as ticks on a line; values that it moves further than half a step get a red triangle.
     """
     figure = Figure(figsize=(7.5, 1.5 * len(lines) + 0.4), layout="constrained")
-    for ax, (title, (values, levels)) in zip(figure.subplots(len(lines), 1, squeeze=False)[:, 0], lines.items()):
+    axes = figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, (title, (values, levels)) in zip(axes, lines.items()):
         values, levels = (numpy(torch.as_tensor(x)).ravel() for x in (values, levels))
         half_step = abs(levels[1] - levels[0]) / 2
         ax.axhline(0, color=BLACK, linewidth=0.8)
@@ -88,7 +89,8 @@ def matrices(panels: dict[str, torch.Tensor], limit: float, digits: int = 2) -> 
         image = ax.imshow(matrix, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
         for (row, column), value in np.ndenumerate(matrix):
             ink = "white" if abs(value) > 0.7 * limit else BLACK
-            ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
+            text = f"{round(float(value), digits) + 0:.{digits}f}"  # + 0 turns -0.00 into 0.00
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
         ax.set(title=title, xticks=[], yticks=range(len(matrix)))
         ax.set_yticklabels([f"row {i}" for i in range(len(matrix))], fontsize=8)
         ax.title.set_size(10)
@@ -120,7 +122,8 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
     right.set(title="rounding error", xlabel="rounded minus weight", xlim=(-1.05 * reach / 2, 1.05 * reach / 2))
     for ax in (left, right):
         ax.title.set_size(10)
-    left.legend(frameon=False, fontsize=8, loc="upper right")
+    left.legend(framealpha=1, fontsize=8, loc="upper right")
+    left.set_ylim(top=left.get_ylim()[1] * 1.25)  # room for the legend above the bell
     return figure
 
 
