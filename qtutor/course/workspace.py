@@ -66,7 +66,7 @@ def chapters_folder() -> Path:
 
 
 def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) -> Report:
-    """Copy the chapters into `folder`, made if need be, or bring it up to date, by the rules at the top of this file."""
+    """Copy the chapters into `folder`, or bring it up to date, by the rules at the top of this file."""
     source = Path(source) if source else chapters_folder()
     folder = Path(folder).expanduser().resolve()
     if folder == source.resolve():

@@ -1,57 +1,10 @@
-"""Pictures: pure functions, data in, matplotlib figure out. Notebooks and widgets only call them.
-
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; no picture relies on colour alone. :func:`show`
-puts a figure on the page together with the text that says what it shows.
-"""
-
-import io
+"""Pictures of chapter 02, rounding to nearest."""
 
 import numpy as np
 import torch
-from IPython.display import Image, display
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#F0E442",
-    "#000000",
-)
-
-
-def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tuple[Figure, list]:
-    """A figure in the course's style and its axes, side by side. Not registered with pyplot: nothing to close."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def png(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as PNG bytes, without a date, so that equal figures are equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def show(figure: Figure, alt: str) -> None:
-    """Put ``figure`` on the page; ``alt`` says in a sentence or two what a reader who cannot see it would miss."""
-    display(Image(data=png(figure), alt=alt))
-
-
-def numpy(values: torch.Tensor):
-    """A tensor of any float dtype as a float32 numpy array, which matplotlib takes."""
-    return values.detach().float().cpu().numpy()
-
-
-# --- Chapter 02, rounding to nearest ---------------------------------------------------------------------------------
-
-MARKERS = ("o", "s", "^", "D", "v", "P")
+from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, SKY, new_figure, numpy
 
 
 def number_line(lines: dict[str, tuple]) -> Figure:
@@ -124,28 +77,4 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
         ax.title.set_size(10)
     left.legend(framealpha=1, fontsize=8, loc="upper right")
     left.set_ylim(top=left.get_ylim()[1] * 1.25)  # room for the legend above the bell
-    return figure
-
-
-def curves(panels: dict[str, dict], x: list, xlabel: str, log: tuple = (), lowest: dict | None = None) -> Figure:
-    """Lines with markers over a common ``x``: per panel title a dict from label to values.
-
-    log: titles of the panels with a logarithmic axis. lowest: titles whose axis starts at that number.
-    """
-    figure, axes = new_figure(3.6 * len(panels) + 1, 3.0, panels=len(panels))
-    places = range(len(x)) if any(isinstance(value, str) for value in x) else x
-    for ax, (title, series) in zip(axes, panels.items()):
-        for label, values, marker, colour in zip(series, series.values(), MARKERS, (BLUE, RED, GREEN, PURPLE, BLACK)):
-            ax.plot(places, values, marker=marker, color=colour, label=label)
-        if places is not x:
-            ax.set_xticks(places, x)
-        if title in log:
-            ax.set_yscale("log")
-        if lowest and title in lowest:
-            ax.set_ylim(bottom=lowest[title])
-        ax.set(title=title, xlabel=xlabel)
-        ax.title.set_size(10)
-        ax.grid(axis="y", alpha=0.3)
-        if len(series) > 1:
-            ax.legend(frameon=False, fontsize=8)
     return figure
