@@ -1,4 +1,4 @@
-"""The command line: `qtutor learn | quantize | generate | eval | inspect`.
+"""The command line: `qtutor learn | progress | quantize | generate | eval | inspect`.
 
 torch and transformers are imported inside the commands that need them, so that --help and inspect do not wait for them.
 Bad input ends in one paragraph on stderr and exit status 2.
@@ -55,6 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", nargs="?", default="qtutor-course", help="your workspace (default: %(default)s)")
     sub.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     sub.add_argument("--no-start", action="store_true", help="do not start JupyterLab")
+
+    sub = command(
+        progress,
+        "progress",
+        "Show the exercises, and which of them you have done.",
+        ["progress", "progress ~/quantization"],
+    )
+    sub.add_argument("folder", nargs="?", help="your workspace (default: the one you are in, or qtutor-course)")
 
     sub = command(
         quantize,
@@ -145,6 +153,14 @@ def learn(options) -> int:
     if options.no_start:
         return 0
     return workspace.start(report.folder, browser=not options.no_browser)
+
+
+def progress(options) -> int:
+    from qtutor.course import progress_table, workspace
+
+    here = workspace.find()
+    print(progress_table(options.folder or here or workspace.DEFAULT_FOLDER))
+    return 0
 
 
 def quantize(options) -> int:

@@ -28,13 +28,18 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         raise QtutorError(f"bits = {bits!r}: codes of 2 to 8 bits can be packed.")
     if codes.numel() and int(codes.max()) >= 2**bits:
         raise QtutorError(f"code {int(codes.max())} does not fit in {bits} bits, which hold 0 to {2**bits - 1}.")
+    return pack_rows(codes, bits, packed_width(codes.shape[1], bits))
+
+
+def pack_rows(codes: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    """Codes ``[rows, count]`` that fit, laid end to end in ``width`` bytes a row; bits left over are 0."""
     rows, count = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -count % 8)).reshape(rows, (count + 7) // 8, 8)
     word = torch.zeros(padded.shape[:2], dtype=torch.int64, device=codes.device)
     for i in range(8):
         word |= padded[:, :, i].long() << (bits * i)
     data = torch.stack([(word >> (8 * j)) & 255 for j in range(bits)], dim=-1).to(torch.uint8)
-    return data.reshape(rows, data.shape[1] * bits)[:, : packed_width(count, bits)].contiguous()
+    return data.reshape(rows, data.shape[1] * bits)[:, :width].contiguous()
 
 
 def unpack(data: torch.Tensor, bits: int, count: int) -> torch.Tensor:

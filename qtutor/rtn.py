@@ -8,7 +8,7 @@ search of GPTQ's ``quant.py``: a grid of 100, down to a fifth of the range).
 import torch
 
 from qtutor.errors import QtutorError
-from qtutor.grid import IntGrid
+from qtutor.grid import Grid
 from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 
 CLIP_STEPS = 100
@@ -16,7 +16,7 @@ CLIP_SHRINK = 0.8  # the smallest range tried is 1 - 0.8 of the full one
 
 
 def quantize(
-    weight: torch.Tensor, grid: IntGrid, group_size: int, clip: str | None = None, name: str = "weight"
+    weight: torch.Tensor, grid: Grid, group_size: int, clip: str | None = None, name: str = "weight"
 ) -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype) by rounding to nearest.
 
@@ -36,24 +36,35 @@ def quantize(
     else:
         grouped = weight.float().reshape(rows, groups, length)  # [out, groups, group_size]
     if weight.numel() == 0:
-        scale = torch.ones(grouped.shape[:2], dtype=torch.float16)
+        scale = torch.ones(grouped.shape[:2], dtype=grid.scale_dtype)
         zero = torch.full(scale.shape, grid.middle, dtype=torch.uint8)
     else:
         scale, zero = _fit(grouped, grid, clip)
-    codes = grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)).reshape(rows, columns)
+    codes = encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
 
 
-def _fit(grouped: torch.Tensor, grid: IntGrid, clip: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_groups(grouped: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero ``[out, groups]`` from the smallest and largest of ``grouped [out, groups, group_size]``."""
+    return grid.fit(grouped.amin(dim=-1), grouped.amax(dim=-1))
+
+
+def encode_groups(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Codes (uint8) shaped like ``grouped``, each with the scale and zero ``[out, groups]`` of its group."""
+    return grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
+
+
+def _fit(grouped: torch.Tensor, grid: Grid, clip: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero ``[out, groups]`` of every group of ``grouped [out, groups, group_size]``."""
-    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
-    scale, zero = grid.fit(low, high)
+    scale, zero = fit_groups(grouped, grid)
     if clip is None:
         return scale, zero
+    # All that a fit looks at: a group of two, its smallest and its largest weight.
+    ends = torch.stack([grouped.amin(dim=-1), grouped.amax(dim=-1)], dim=-1)
     least = squared_error(grouped, grid, scale, zero)
     for step in range(1, int(CLIP_STEPS * CLIP_SHRINK) + 1):
         shrunk = 1 - step / CLIP_STEPS
-        tried_scale, tried_zero = grid.fit(low * shrunk, high * shrunk)
+        tried_scale, tried_zero = fit_groups(ends * shrunk, grid)
         error = squared_error(grouped, grid, tried_scale, tried_zero)
         better = error < least
         least = torch.where(better, error, least)
@@ -62,7 +73,7 @@ def _fit(grouped: torch.Tensor, grid: IntGrid, clip: str | None) -> tuple[torch.
     return scale, zero
 
 
-def squared_error(grouped: torch.Tensor, grid: IntGrid, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+def squared_error(grouped: torch.Tensor, grid: Grid, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """Sum of squared rounding errors of every group, ``[out, groups]``."""
-    scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
-    return (grid.decode(grid.encode(grouped, scale, zero), scale, zero) - grouped).square().sum(dim=-1)
+    back = grid.decode(encode_groups(grouped, scale, zero, grid), scale.unsqueeze(-1), zero.unsqueeze(-1))
+    return (back - grouped).square().sum(dim=-1)

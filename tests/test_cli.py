@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from qtutor import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("learn", "quantize", "generate", "eval", "inspect")
+COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "inspect")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,27 @@ def test_the_command_line_itself_imports_nothing_heavy():
 def test_learn_makes_the_workspace(tmp_path, monkeypatch, capsys):
     source = tmp_path / "notebooks"
     source.mkdir()
-    (source / "00_start_here.ipynb").write_text("{}")
+    (source / "00_start_here.ipynb").write_text('{"cells": []}')
     monkeypatch.setattr("qtutor.course.workspace.chapters_folder", lambda: source)
     assert cli.main(["learn", str(tmp_path / "mine"), "--no-start"]) == 0
     assert "new chapters: 00_start_here.ipynb" in capsys.readouterr().out
     assert (tmp_path / "mine" / "00_start_here.ipynb").exists()
+
+
+def test_progress_shows_what_is_done(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".qtutor.json").write_text('{"delivered": {}}')
+    (tmp_path / "mine" / "rtn_pack.py").write_text("answer = None")
+    assert cli.main(["progress", str(tmp_path)]) == 0
+    by_name = capsys.readouterr().out
+    rows = [line for line in by_name.splitlines() if "rtn." in line]
+    assert [line.endswith("done") for line in rows if "rtn.pack:" in line] == [True]
+    assert all(line.endswith("not yet") for line in rows if "rtn.pack:" not in line)
+    monkeypatch.chdir(tmp_path / "mine")
+    assert cli.main(["progress"]) == 0
+    assert capsys.readouterr().out == by_name
+    monkeypatch.chdir(tmp_path.parent)
+    assert "qtutor-course is no workspace" in refused(["progress"], capsys)
 
 
 def test_quantize_prints_its_report(quantized, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """The learner's workspace: chapters arrive, updates arrive, and nothing that a learner wrote is ever lost."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,36 @@ def course(tmp_path):
     """A course of two chapters, as (its folder, the learner's folder)."""
     source = tmp_path / "notebooks"
     source.mkdir()
-    (source / "00_start.ipynb").write_text("start, version 1")
-    (source / "02_round.ipynb").write_text("round, version 1")
+    write(source / "00_start.ipynb", "start, version 1")
+    write(source / "02_round.ipynb", "round, version 1")
     return source, tmp_path / "mine"
 
 
+def write(path: Path, text: str) -> None:
+    """A master with ``text``, an exercise and stored outputs."""
+    stream = {"output_type": "stream", "name": "stdout", "text": ["4.3125\n"]}
+    solution = 'def f():\n    ### BEGIN SOLUTION\n    return 4\n    ### END SOLUTION\n\n\ncheck("start.f", f)'
+    cells = [
+        {"cell_type": "markdown", "id": "text", "metadata": {}, "source": [text]},
+        {
+            "cell_type": "code",
+            "id": "exercise",
+            "metadata": {},
+            "source": solution.splitlines(keepends=True),
+            "outputs": [stream],
+            "execution_count": 1,
+        },
+    ]
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+
+
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.glob("*.ipynb")}
+    """The first text of every notebook, and for others (a learner's) what the file holds."""
+    found = {}
+    for path in folder.glob("*.ipynb"):
+        text = path.read_text()
+        found[path.name] = "".join(json.loads(text)["cells"][0]["source"]) if text.startswith("{") else text
+    return found
 
 
 def test_chapters_arrive(course):
@@ -44,7 +69,7 @@ def test_a_second_time_changes_nothing(course):
 def test_an_untouched_chapter_is_updated(course):
     source, mine = course
     workspace.make(mine, source)
-    (source / "02_round.ipynb").write_text("round, version 2")
+    write(source / "02_round.ipynb", "round, version 2")
     assert workspace.make(mine, source).updated == ["02_round.ipynb"]
     assert contents(mine) == contents(source)
 
@@ -61,7 +86,7 @@ def test_where_both_changed_the_new_one_comes_beside(course):
     source, mine = course
     workspace.make(mine, source)
     (mine / "02_round.ipynb").write_text("my answers")
-    (source / "02_round.ipynb").write_text("round, version 2")
+    write(source / "02_round.ipynb", "round, version 2")
     report = workspace.make(mine, source)
     assert report.beside == ["02_round.new.ipynb"] and "02_round.new.ipynb" in str(report)
     assert contents(mine)["02_round.ipynb"] == "my answers"
@@ -69,7 +94,7 @@ def test_where_both_changed_the_new_one_comes_beside(course):
 
     # The learner now works in both; a third version takes a third name, and calling again adds nothing.
     (mine / "02_round.new.ipynb").write_text("my answers, again")
-    (source / "02_round.ipynb").write_text("round, version 3")
+    write(source / "02_round.ipynb", "round, version 3")
     assert workspace.make(mine, source).beside == ["02_round.new2.ipynb"]
     after = contents(mine)
     assert after["02_round.new.ipynb"] == "my answers, again" and after["02_round.new2.ipynb"] == "round, version 3"
@@ -82,7 +107,7 @@ def test_without_its_record_everything_counts_as_the_learners(course, record):
     source, mine = course
     workspace.make(mine, source)
     (mine / "00_start.ipynb").write_text("my answers")
-    (source / "00_start.ipynb").write_text("start, version 2")
+    write(source / "00_start.ipynb", "start, version 2")
     if record is None:
         (mine / ".qtutor.json").unlink()
     else:
@@ -96,7 +121,7 @@ def test_new_and_deleted_chapters_come(course):
     source, mine = course
     workspace.make(mine, source)
     (mine / "00_start.ipynb").unlink()
-    (source / "03_next.ipynb").write_text("next")
+    write(source / "03_next.ipynb", "next")
     assert workspace.make(mine, source).added == ["00_start.ipynb", "03_next.ipynb"]
 
 
@@ -125,7 +150,7 @@ def test_a_kill_between_chapters_does_not_make_our_copy_the_learners(course, mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(workspace, "_deliver", killed_at_the_second)
         workspace.make(mine, source)
-    (source / "00_start.ipynb").write_text("start, version 2")
+    write(source / "00_start.ipynb", "start, version 2")
     assert workspace.make(mine, source).updated == ["00_start.ipynb"]
 
 
@@ -147,3 +172,65 @@ def test_jupyterlab_opens_the_first_chapter_on_this_machine_only(course):
     assert not any("token" in argument.lower() for argument in command)  # the token stays as JupyterLab makes it
     plain = workspace.jupyter_command(mine, browser=True, is_root=False)
     assert "--no-browser" not in plain and "--allow-root" not in plain
+
+
+def test_a_learner_gets_stubs_and_no_outputs(course):
+    source, mine = course
+    workspace.make(mine, source)
+    text = (mine / "00_start.ipynb").read_text()
+    assert "BEGIN SOLUTION" not in text and "4.3125" not in text
+    cells = json.loads(text)["cells"]
+    assert 'raise NotImplementedError("your turn")' in "".join(cells[1]["source"])
+    assert cells[2]["source"].startswith("<details><summary>Solution</summary>") and "return 4" in cells[2]["source"]
+
+
+def test_stored_outputs_alone_are_no_new_version(course):
+    source, mine = course
+    workspace.make(mine, source)
+    master = json.loads((source / "00_start.ipynb").read_text())
+    master["cells"][1]["outputs"] = []
+    (source / "00_start.ipynb").write_text(json.dumps(master, indent=2))
+    assert workspace.make(mine, source).unchanged == ["00_start.ipynb", "02_round.ipynb"]
+
+
+def test_what_a_learner_has_passed_is_left_alone(course):
+    source, mine = course
+    workspace.make(mine, source)
+    (mine / "mine").mkdir()
+    (mine / "mine" / "rtn_pack.py").write_text("answer = 1")
+    write(source / "00_start.ipynb", "start, version 2")
+    workspace.make(mine, source)
+    assert (mine / "mine" / "rtn_pack.py").read_text() == "answer = 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no notebook"),
+        ("[]", "is no notebook"),
+        ("{}", "is no notebook"),
+        (
+            '{"cells": [{"cell_type": "code", "source": "### BEGIN SOLUTION"}]}',
+            "03_bad.ipynb, cell 0: the '### BEGIN SOLUTION'",
+        ),
+    ],
+)
+def test_a_broken_master_is_named(course, text, words):
+    source, mine = course
+    (source / "03_bad.ipynb").write_text(text)
+    with pytest.raises(QtutorError, match=re.escape(words)):
+        workspace.make(mine, source)
+    assert sorted(path.name for path in mine.glob("*.ipynb")) == ["00_start.ipynb", "02_round.ipynb"]
+
+
+def test_the_workspace_is_found_from_inside_it_and_only_from_there(course, tmp_path, monkeypatch):
+    source, mine = course
+    workspace.make(mine, source)
+    (mine / "notes" / "deep").mkdir(parents=True)
+    assert workspace.find(mine) == workspace.find(mine / "notes" / "deep") == mine
+    assert workspace.find(source) is None and workspace.find(tmp_path) is None
+    monkeypatch.chdir(mine)
+    assert workspace.find() == mine
+    # A course whose own folder lies inside a workspace: its masters are still no learner's.
+    monkeypatch.setattr(workspace, "chapters_folder", lambda: mine / "notes")
+    assert workspace.find(mine / "notes") is None and workspace.find(mine / "notes" / "deep") == mine

@@ -1,1 +1,29 @@
-"""The course's own machinery: the learner's workspace, and (with their issues) exercises and widgets."""
+"""The course's own machinery: exercises and their checks, what a learner wrote, the workspace, widgets.
+
+A chapter needs of it ``from qtutor.course import check, mine``. The names are looked up when they are first used, so
+that the command line need not wait for torch.
+"""
+
+import importlib
+
+_WHERE = {
+    "Exercise": "exercise",
+    "check": "checking",
+    "learner_version": "master",
+    "mine": "using",
+    "progress_table": "progress",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"qtutor.course has no public name {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"qtutor.course.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

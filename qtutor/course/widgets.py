@@ -1,36 +1,206 @@
-"""Live controls over the pictures in :mod:`qtutor.plots`.
+"""The widgets of the course: a layer under a grid, weights as a picture, the same prompt at every precision.
 
-:func:`explore` redraws a picture when a control moves. The picture goes into an ``ipywidgets.Image`` rather than an
-``Output``: swapping bytes is several times faster than replaying a cell's output, and does not flicker.
+Each is :func:`explore` over a pure function of :mod:`qtutor.plots`. So that a slider answers at once on a layer of any
+size, about :data:`SAMPLE` weights are rounded a picture: whole rows, as :mod:`.sampling` says. What was measured on
+which rows stands in the table; bytes are always those of the whole layer. The embedded decoder's layers are small
+enough to be taken whole.
 """
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Mapping
 
 import ipywidgets
+import torch
 from matplotlib.figure import Figure
 
-from qtutor import plots
+from qtutor import evaluate, pipeline, plots
+from qtutor.course.live import Explorer, explore, html_table
+from qtutor.course.sampling import around_the_largest, named_layers, round_rows, sample_rows
+from qtutor.errors import QtutorError
+from qtutor.grid import IntGrid
+from qtutor.plots.generation import texts_side_by_side, verdict
+from qtutor.plots.rounding import before_after_error
+from qtutor.quantized import PER_TENSOR
+
+__all__ = ["Explorer", "explore", "html_table", "same_prompt", "weight_histogram", "weights_as_picture"]
+
+SAMPLE = 2**18
+CROP = (16, 128)  # rows and columns of the picture; 128 columns hold whole groups of up to 128
+GROUP_SIZES = [("one scale a tensor", 0), ("one scale a row", -1), ("128", 128), ("64", 64), ("32", 32), ("16", 16)]
+RANGES = [("smallest to largest", None), ("least squares", "mse")]
+PROMPTS = (
+    'def mean(values):\n    """Return the mean of a list of numbers."""\n',
+    "class Stack:\n    def __init__(self):\n",
+    ">>> 37 + 48\n",
+)
 
 
-def explore(draw: Callable[..., tuple[Figure, str]], **controls: ipywidgets.ValueWidget) -> ipywidgets.VBox:
-    """A column of ``controls`` over the picture that ``draw(**values)`` makes of their values.
+def weight_histogram(
+    layers: torch.nn.Module | Mapping[str, torch.Tensor],
+    layer: str | None = None,
+    *,
+    bits: int = 3,
+    group_size: int = 64,
+    symmetric: bool = False,
+    clip: str | None = None,
+    frames: dict[str, list] | None = None,
+) -> Explorer:
+    """A layer's weights as a histogram under its grid, the rounding errors, and what both cost in true bytes.
 
-    draw: returns the figure and a text (HTML, say a table) with its numbers, which stands beneath it for readers who
-    cannot see the picture. Controls can be reached and moved by keyboard. Where ``draw`` raises, the message is shown
-    in place of the text and the last picture stays.
+    layers: a decoder, or matrices ``[out, in]`` by name. layer: the name to start with; the other arguments are what
+    the controls start with. frames: as in :func:`explore`; by itself bits 2, 3, 4 and 8, and two group sizes.
     """
-    picture = ipywidgets.Image(format="png")
-    text = ipywidgets.HTML()
+    weights = named_layers(layers)
 
-    def redraw(_change=None) -> None:
-        try:
-            figure, caption = draw(**{name: control.value for name, control in controls.items()})
-        except ValueError as error:
-            text.value = f"<p role='alert'><b>{error}</b></p>"
-            return
-        picture.value, text.value = plots.png(figure), caption
+    @functools.cache
+    def sample(layer: str) -> torch.Tensor:
+        return sample_rows(weights[layer], SAMPLE)
 
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    redraw()
-    return ipywidgets.VBox([*controls.values(), picture, text])
+    def draw(layer, bits, group_size, symmetric, clip):
+        weight, rows = weights[layer], sample(layer)
+        quantized, whole = round_rows(weight, rows, IntGrid(bits, symmetric), group_size, clip, layer)
+        exact = weight[rows].float()
+        error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
+        measured = f"all {len(weight)} rows" if len(rows) == len(weight) else f"{len(rows)} of {len(weight)} rows"
+        return plots.weights_and_grid(exact, quantized, f"{layer}, {bits} bits"), html_table(
+            ["drawn and measured", "relative error", "median scale", "true bytes", "bits a weight", "of 16 bits"],
+            [
+                measured,
+                f"{error:.2%}",
+                f"{quantized.scales.float().median():.3g}",
+                f"{whole.nbytes:,}",
+                f"{whole.bits_per_weight:.3f}",
+                f"{whole.bits_per_weight / 16:.1%}",
+            ],
+        )
+
+    alt = (
+        "Left, the histogram of a layer's weights under the dashed levels of the grid of one group, the one of median "
+        "scale. Right, the histogram of the rounding errors. The table has the numbers."
+    )
+    controls = _controls(weights, layer, bits, group_size, symmetric, clip)
+    return explore(draw, frames=_frames(frames, bits, group_size), alt=alt, **controls)
+
+
+def weights_as_picture(
+    layers: torch.nn.Module | Mapping[str, torch.Tensor],
+    layer: str | None = None,
+    *,
+    bits: int = 3,
+    group_size: int = 64,
+    symmetric: bool = False,
+    clip: str | None = None,
+    frames: dict[str, list] | None = None,
+) -> Explorer:
+    """The weights around a layer's largest as coloured cells: before, after, and the error. Arguments as above.
+
+    A weight is a cell, 16 rows by 128 columns of them: averages over blocks would hide what rounding does.
+    """
+    weights = named_layers(layers)
+
+    @functools.cache
+    def crop(layer: str) -> tuple[torch.Tensor, slice]:
+        return around_the_largest(weights[layer], *CROP)
+
+    @functools.cache
+    def with_sample(layer: str) -> torch.Tensor:
+        return torch.cat([crop(layer)[0], sample_rows(weights[layer], SAMPLE)]).unique()
+
+    def draw(layer, bits, group_size, symmetric, clip):
+        shown, columns = crop(layer)
+        rows = with_sample(layer) if group_size == PER_TENSOR else shown  # one scale is made by all weights
+        rounding = (IntGrid(bits, symmetric), group_size, clip, layer)
+        return _crop_rounded(weights[layer], rows, shown, columns, rounding)
+
+    alt = (
+        "Three pictures of the same weights, a coloured cell each: before rounding, after it, and the error on the "
+        "same scale of colours, the fainter the smaller it is. The table has the numbers."
+    )
+    controls = _controls(weights, layer, bits, group_size, symmetric, clip)
+    return explore(draw, frames=_frames(frames, bits, group_size), alt=alt, **controls)
+
+
+def _crop_rounded(
+    weight: torch.Tensor, rows: torch.Tensor, shown: torch.Tensor, columns: slice, rounding: tuple
+) -> tuple[Figure, str]:
+    """``weight[rows]`` rounded as :func:`round_rows` takes it, and of that the picture of ``[shown, columns]``."""
+    quantized, whole = round_rows(weight, rows, *rounding)
+    before = weight[shown, columns].float()
+    after = quantized.dequantize()[torch.isin(rows, shown), columns]
+    error = (after - before).norm() / before.norm().clamp(min=1e-30)
+    figure = before_after_error(before, after, (int(shown[0]), columns.start), max(quantized.group_size, 0))
+    return figure, html_table(
+        ["rows shown", "columns shown", "relative error of these", "true bytes of the layer", "bits a weight"],
+        [
+            f"{shown[0]} to {shown[-1]} of {len(weight)}",
+            f"{columns.start} to {columns.stop - 1} of {weight.shape[1]}",
+            f"{error:.2%}",
+            f"{whole.nbytes:,}",
+            f"{whole.bits_per_weight:.3f}",
+        ],
+    )
+
+
+def same_prompt(
+    model: torch.nn.Module,
+    tokenizer,
+    prompts: tuple[str, ...] = PROMPTS,
+    *,
+    bits: tuple[int, ...] = (16, 8, 4, 3, 2),
+    group_size: int = 64,
+    max_new_tokens: int = 64,
+    frames: dict[str, list] | None = None,
+) -> Explorer:
+    """What ``model`` writes after the same prompt at several precisions (rounding to nearest), beside its float text.
+
+    16 bits stands for the model as it is. Every precision writes all prompts once and is then kept, so a control only
+    looks up. Quantizing takes a copy of the model, one at a time. frames: by itself all prompts at all precisions.
+    """
+
+    @functools.cache
+    def written(width: int) -> list[str]:
+        writer = model
+        if width != 16:
+            writer = copy.deepcopy(model)
+            pipeline.quantize(writer, pipeline.Recipe(bits=width, group_size=group_size), progress=False)
+        return evaluate.generate_batch(writer, tokenizer, list(prompts), max_new_tokens)
+
+    def draw(prompt, bits):
+        before, after = written(16)[prompt], written(bits)[prompt]
+        verdicts = [verdict(prompts[prompt], text) for text in (before, after)]
+        return texts_side_by_side(before, after, ("as it is", f"{bits} bits"), verdicts, len(prompts[prompt]))
+
+    names = [(prompt.strip().splitlines()[0], i) for i, prompt in enumerate(prompts)]
+    controls = {
+        "prompt": ipywidgets.Dropdown(options=names, value=0, description="prompt"),
+        "bits": ipywidgets.SelectionSlider(options=list(bits), value=4 if 4 in bits else bits[0], description="bits"),
+    }
+    everything = {"prompt": list(range(len(prompts))), "bits": list(bits)}
+    return explore(draw, frames=everything if frames is None else frames, **controls)
+
+
+def _controls(weights: dict, layer: str | None, bits: int, group_size: int, symmetric: bool, clip: str | None) -> dict:
+    """The controls of both pictures of a layer, set to where they start."""
+    layer = next(iter(weights)) if layer is None else layer
+    if layer not in weights:
+        raise QtutorError(f"there is no layer {layer!r}; the layers are {', '.join(weights)}.")
+    widths = {weight.shape[1] for weight in weights.values()}
+    sizes = [option for option in GROUP_SIZES if option[1] < 1 or any(width % option[1] == 0 for width in widths)]
+    if group_size not in [size for _, size in sizes]:
+        sizes.append((str(group_size), group_size))
+    return {
+        "layer": ipywidgets.Dropdown(options=list(weights), value=layer, description="layer"),
+        "bits": ipywidgets.IntSlider(value=bits, min=2, max=8, description="bits"),
+        "group_size": ipywidgets.Dropdown(options=sizes, value=group_size, description="group size"),
+        "symmetric": ipywidgets.Checkbox(value=symmetric, description="symmetric"),
+        # by index: a Dropdown takes value=None for nothing chosen
+        "clip": ipywidgets.Dropdown(options=RANGES, index=[c for _, c in RANGES].index(clip), description="range"),
+    }
+
+
+def _frames(frames: dict[str, list] | None, bits: int, group_size: int) -> dict[str, list]:
+    """What is drawn beforehand where the caller names nothing: four or five bits, two or three group sizes."""
+    if frames is not None:
+        return frames
+    return {"bits": sorted({2, 3, 4, 8, bits}), "group_size": sorted({-1, 64, group_size})}

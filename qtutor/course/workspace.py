@@ -1,4 +1,4 @@
-"""The learner's folder: chapters are copied into it, and what a learner has changed is never overwritten.
+"""The learner's folder: chapters, with stubs in place of solutions. What a learner wrote is never overwritten.
 
 `FOLDER/.qtutor.json` remembers the hash of each chapter as it was delivered. With it, three cases can be told apart
 when the course is newer than the folder:
@@ -7,7 +7,8 @@ when the course is newer than the folder:
     the learner changed it, the course did not it stays
     both changed                               it stays, and the new one comes beside it as NN_name.new.ipynb
 
-A chapter that the learner deleted comes back. What this leaves out: merging two notebooks.
+A chapter that the learner deleted comes back. What this leaves out: merging two notebooks. Beside the chapters lies
+`mine/`, what the learner wrote and passed with (:mod:`qtutor.course.kept`).
 
 `start` then runs JupyterLab on the first chapter, on this machine only and with its token.
 """
@@ -22,6 +23,7 @@ import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qtutor.course.master import learner_version
 from qtutor.errors import QtutorError
 
 DEFAULT_FOLDER = "qtutor-course"
@@ -78,10 +80,32 @@ def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) 
     delivered = _read_record(folder)
     report = Report(folder)
     for chapter in sorted(source.glob("*.ipynb")):
-        _deliver(chapter.name, chapter.read_bytes(), folder, delivered, report)
+        _deliver(chapter.name, _learner_copy(chapter), folder, delivered, report)
         # Written after every chapter: a kill in the middle must not make our own copy look like a learner's work.
         write_beside(folder / RECORD, json.dumps({"delivered": delivered}, indent=1).encode())
     return report
+
+
+def _learner_copy(chapter: Path) -> bytes:
+    """A chapter as it is delivered: the master's stubs, without outputs; the same bytes for the same master."""
+    try:
+        notebook = json.loads(chapter.read_text(encoding="utf-8"))
+        learners = learner_version(notebook, name=chapter.name)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, QtutorError):
+            raise
+        raise QtutorError(f"{chapter} is no notebook ({error!r}): the installation is damaged, repeat it.") from None
+    return (json.dumps(learners, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def find(start: str | Path | None = None) -> Path | None:
+    """The workspace that ``start`` (the current folder) lies in: the nearest folder upwards with a record, or ``None``.
+
+    The course's own chapters are no workspace, wherever they lie.
+    """
+    here = Path(start or Path.cwd()).expanduser().resolve()
+    found = next((folder for folder in (here, *here.parents) if (folder / RECORD).is_file()), None)
+    return None if found and here == chapters_folder().resolve() else found
 
 
 def _deliver(name: str, content: bytes, folder: Path, delivered: dict[str, str], report: Report) -> None:

@@ -1,0 +1,28 @@
+"""The exercises, a module a topic; each holds a tuple EXERCISES. A new topic is a new name in TOPICS."""
+
+import difflib
+import importlib
+
+from qtutor.course.exercise import Exercise
+from qtutor.errors import QtutorError
+
+TOPICS = ("start", "numbers", "rtn", "distributions")  # in the order of their chapters
+
+
+def of_topic(topic: str) -> tuple[Exercise, ...]:
+    """The exercises of one topic, in the order of its chapter."""
+    return importlib.import_module(f"qtutor.course.exercises.{topic}").EXERCISES
+
+
+def every() -> list[Exercise]:
+    """All exercises, in the order of the course."""
+    return [exercise for topic in TOPICS for exercise in of_topic(topic)]
+
+
+def find(name: str) -> Exercise:
+    """The exercise called ``name`` (``"rtn.encode"``). Raises :class:`QtutorError` that lists those near by."""
+    known = {exercise.name: exercise for exercise in every()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or list(known)
+    raise QtutorError(f"there is no exercise {name!r}. Did you mean {' or '.join(near)}?")

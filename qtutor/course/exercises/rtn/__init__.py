@@ -1,0 +1,8 @@
+"""Chapter 02: the parts of a quantizer. With all four, :func:`qtutor.course.mine` quantizes with the learner's own."""
+
+from qtutor.course.exercises.rtn.dequantize import DEQUANTIZE
+from qtutor.course.exercises.rtn.encode import ENCODE
+from qtutor.course.exercises.rtn.fit import FIT
+from qtutor.course.exercises.rtn.pack import PACK
+
+EXERCISES = (FIT, ENCODE, PACK, DEQUANTIZE)

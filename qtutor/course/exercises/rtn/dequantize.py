@@ -1,0 +1,100 @@
+"""``rtn.dequantize``: from codes back to weights."""
+
+from functools import partial
+
+import torch
+
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.rtn.inputs import CHAPTER, spread, stored
+from qtutor.grid import IntGrid
+from qtutor.quantized import dequantize as packages_own
+
+
+def dequantize(codes, scale, zero):
+    length = codes.shape[1] // scale.shape[1]
+    weight = []
+    for row, scales, zeros in zip(codes.tolist(), scale.tolist(), zero.tolist()):
+        weight.append([scales[i // length] * (code - zeros[i // length]) for i, code in enumerate(row)])
+    return weight
+
+
+def codes_of(bits: int, *shape: int) -> torch.Tensor:
+    """Codes of all sizes, uint8 as they come out of packed bytes."""
+    return torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(bits), dtype=torch.uint8)
+
+
+def cases():
+    return [
+        ("one group, zero in the middle", (torch.tensor([[6, 8, 15, 0]], dtype=torch.uint8), *stored([[0.06]], [[8]]))),
+        ("codes above the zero point only", (torch.tensor([[5, 9, 2]], dtype=torch.uint8), *stored([[0.25]], [[2]]))),
+        ("two rows with a scale each", (codes_of(3, 2, 4), *stored([[0.3], [0.05]], [[3], [4]]))),
+        ("two groups in each row", (codes_of(4, 2, 8), *stored([[0.2, 0.05], [0.11, 0.4]], [[7, 3], [9, 6]]))),
+        ("three groups of two", (codes_of(2, 1, 6), *stored([[0.1, 0.2, 0.4]], [[1, 0, 2]]))),
+        ("8-bit codes", (codes_of(8, 2, 6), *stored([[0.0123], [0.0171]], [[128], [100]]))),
+    ]
+
+
+def _with(codes, scale, zero, group="right", how="right"):
+    columns = codes.shape[1]
+    scale, zero, codes = spread(scale, columns, group), spread(zero, columns, group), codes.double()
+    return {
+        "right": lambda: scale * (codes - zero),
+        "wrap": lambda: scale * ((codes - zero).long() & 255),
+        "plus": lambda: scale * (codes + zero),
+        "no zero": lambda: scale * codes,
+        "no brackets": lambda: scale * codes - zero,
+        "reversed": lambda: scale * (zero - codes),
+        "divided": lambda: (codes - zero) / scale,
+        "half": lambda: scale.half() * (codes - zero).half(),
+    }[how]()
+
+
+MISTAKES = {
+    "codes and zero points are uint8, which holds no negative numbers: 3 - 8 wraps around to 251. Turn both into float "
+    "(or int) before you subtract.": dict(how="wrap"),
+    "you computed in float16: a 16-bit scale times whole numbers stays in 16 bits and is rounded again. Turn the scale "
+    "into float32 first (scale.float()).": dict(how="half"),
+    "the zero point is added. weight = scale * (code - zero).": dict(how="plus"),
+    "the zero point is missing: weight = scale * (code - zero).": dict(how="no zero"),
+    "the zero point is subtracted after scaling, but it is a code: scale * (code - zero), with brackets.": dict(
+        how="no brackets"
+    ),
+    "the sign is turned round: weight = scale * (code - zero).": dict(how="reversed"),
+    "you divide by the scale. weight = scale * (code - zero).": dict(how="divided"),
+    "scale and zero are those of the wrong group: repeat() lays groups out as a b a b, but neighbours share a group, "
+    "a a b b. Use repeat_interleave(), or reshape the codes to [out, groups, group_size].": dict(group="tiled"),
+    "every group of a row gets the scale and zero of its first group.": dict(group="first group"),
+    "every row gets the scales and zeros of the first row.": dict(group="first row"),
+}
+
+
+def adapt(theirs):
+    """A learner's ``weights_of`` in place of :func:`qtutor.quantized.dequantize`."""
+
+    def dequantize(codes, scales, zeros, grid, dtype=torch.float32):
+        if not codes.numel():
+            return codes.to(dtype)  # nothing to decode
+        if not isinstance(grid, IntGrid):
+            return packages_own(codes, scales, zeros, grid, dtype)  # levels that are listed are another chapter's
+        zeros = torch.full_like(scales, grid.middle, dtype=torch.uint8) if zeros is None else zeros
+        shape = (len(codes), scales.shape[1])  # one scale for the whole matrix is one for each of its rows
+        return tensor(theirs(codes, scales.expand(shape), zeros.expand(shape)), dtype, codes)
+
+    return dequantize
+
+
+DEQUANTIZE = Exercise(
+    name="rtn.dequantize",
+    chapter=CHAPTER,
+    title="From codes back to weights",
+    difficulty=1,
+    minutes=5,
+    reference=dequantize,
+    cases=cases,
+    outputs=("weight",),
+    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    # Tolerance 0: 11 bits of a scale times 9 bits of a difference fit into the 24 of a float32 exactly.
+    replaces="qtutor.quantized.dequantize",
+    adapt=adapt,
+)

@@ -1,0 +1,168 @@
+"""Pictures drawn beforehand and a control that swaps them, for where no kernel runs: the stored notebook, the book.
+
+:func:`page` makes one piece of HTML that needs nothing else: no request, no library, no id (so the same one may stand
+on a page twice). The frames lie in it as JSON; a few lines of script exchange them. Where scripts do not run (GitHub, a
+notebook that is not trusted yet), the first frame is an ordinary picture, its controls are switched off, and a
+line says what to do.
+"""
+
+import base64
+import io
+import itertools
+import json
+from collections.abc import Callable
+from html import escape
+
+import ipywidgets
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from qtutor.errors import QtutorError
+
+FRAME_DPI = 80
+FRAME_COLOURS = 96  # enough for antialiased lines and both sides of a colour map; 6 to 12 kB a picture
+LARGEST = 500_000  # characters; a chapter has two or three of these and must stay below 2 MB
+STILL = "A still picture. To move the controls, run this cell in a notebook."
+
+SCRIPT = """
+for (const box of document.querySelectorAll("div.qtutor-frames[data-still]")) {
+  box.removeAttribute("data-still");
+  const frames = JSON.parse(box.querySelector("script[type='application/json']").textContent);
+  const controls = [...box.querySelectorAll("[data-labels]")];
+  const show = () => {
+    let index = 0;  // frames are in the order of a product: the last control turns fastest
+    for (const control of controls) {
+      const labels = JSON.parse(control.dataset.labels);
+      const chosen = control.type === "checkbox" ? Number(control.checked) : Number(control.value);
+      index = index * labels.length + chosen;
+      if (control.type === "range") {
+        control.setAttribute("aria-valuetext", labels[chosen]);
+        control.parentElement.querySelector("output").textContent = labels[chosen];
+      }
+    }
+    box.querySelector("[data-frame]").innerHTML = frames[index];
+  };
+  for (const control of controls) {
+    control.disabled = false;
+    control.addEventListener("input", show);
+  }
+  box.querySelector("[data-remark]").hidden = controls.length > 0;
+}
+"""
+
+
+def frame(drawn: str | tuple[Figure, str], alt: str, small: bool) -> str:
+    """What a ``draw`` returned, as HTML: the picture with its text for who cannot see it, then the numbers.
+
+    drawn: HTML alone, or a figure and the HTML beneath it. small: fewer dots and colours, for frames that are stored.
+    """
+    if isinstance(drawn, str):
+        return drawn
+    figure, numbers = drawn
+    data, (width, height) = _png(figure, small)
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    # The size keeps the page still while the browser decodes the next picture, and "sync" keeps it from flashing white.
+    style = "max-width:100%;height:auto"
+    picture = (
+        f'<img alt="{escape(alt)}" width="{width}" height="{height}" decoding="sync" style="{style}" src="{source}">'
+    )
+    return f"{picture}{numbers}"
+
+
+def _png(figure: Figure, small: bool) -> tuple[bytes, tuple[int, int]]:
+    """PNG bytes and size in dots. Equal figures give equal bytes."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(FRAME_DPI if small else 100)
+    engine = figure.get_layout_engine()
+    if engine is not None:  # matplotlib would lay out and draw once to measure, and then again: half of the time
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    if small:
+        image = image.quantize(FRAME_COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=small, compress_level=9 if small else 1)
+    return buffer.getvalue(), image.size
+
+
+def page(controls: dict[str, ipywidgets.ValueWidget], frames: dict[str, list], draw_frame: Callable[..., str]) -> str:
+    """HTML with a frame for every combination of the values in ``frames``, and a control for each of its names.
+
+    controls: the live ones; those not in ``frames`` stay at their value, which the page says. ``draw_frame(**values)``
+    returns the HTML of one frame. Raises :class:`QtutorError` where ``frames`` names no control, leaves out the value
+    that the control starts with, or grows too large to be stored.
+    """
+    start = {name: control.value for name, control in controls.items()}
+    _check(start, frames)
+    pictures = [
+        draw_frame(**start | dict(zip(frames, values, strict=True))) for values in itertools.product(*frames.values())
+    ]
+    first = 0
+    for name, values in frames.items():
+        first = first * len(values) + values.index(start[name])
+    # "</" would end the script element early, and "<\/" is the same string in JSON.
+    stored = json.dumps(pictures, ensure_ascii=False).replace("</", "<\\/")
+    if len(stored) > LARGEST:
+        raise QtutorError(
+            f"{len(pictures)} frames take {len(stored):,} characters, more than the {LARGEST:,} that one widget may "
+            "add to a notebook. Name fewer values in frames."
+        )
+    moved = "".join(_control(controls[name], name, values, start[name]) for name, values in frames.items())
+    fixed = "; ".join(
+        f"{describe(controls[n], n)}: {label(controls[n], v)}" for n, v in start.items() if n not in frames
+    )
+    return (
+        f'<div class="qtutor-frames" data-still role="group">{moved}'
+        f'<div data-frame aria-live="polite" style="overflow-x:auto">{pictures[first]}</div>'
+        f"<p><small>{f'Here {escape(fixed)}. ' if fixed else ''}<span data-remark>{STILL}</span></small></p>"
+        f'<script type="application/json">{stored}</script><script>{SCRIPT}</script></div>'
+    )
+
+
+def _check(start: dict, frames: dict[str, list]) -> None:
+    """Refuse frames that do not fit controls which start with ``start``."""
+    for name, values in frames.items():
+        if name not in start:
+            raise QtutorError(f"frames: there is no control {name!r}. The controls are {', '.join(map(repr, start))}.")
+        if start[name] not in values:
+            raise QtutorError(
+                f"frames: {name} = {values!r} has no frame for {start[name]!r}, which the control starts with. Add it, "
+                "or start with another value."
+            )
+
+
+def _control(control: ipywidgets.ValueWidget, name: str, values: list, start) -> str:
+    """The counterpart of a live control in plain HTML, with the values that have a frame; off until scripts run."""
+    labels = [label(control, value) for value in values]
+    shared = f"data-labels='{escape(json.dumps(labels, ensure_ascii=False))}' autocomplete=\"off\" disabled"
+    at = values.index(start)
+    if values == [False, True]:
+        inner = f'<input type="checkbox" {shared}{" checked" if start else ""}>'
+    elif "Slider" in type(control).__name__:
+        inner = (
+            f'<input type="range" min="0" max="{len(values) - 1}" step="1" value="{at}" '
+            f'aria-valuetext="{escape(labels[at])}" {shared}> <output>{escape(labels[at])}</output>'
+        )
+    else:
+        options = "".join(
+            f'<option value="{i}"{" selected" if i == at else ""}>{escape(text)}</option>'
+            for i, text in enumerate(labels)
+        )
+        inner = f'<select style="max-width:100%" {shared}>{options}</select>'
+    return f'<p style="margin:0.2em 0"><label>{escape(describe(control, name))} {inner}</label></p>'
+
+
+def describe(control: ipywidgets.ValueWidget, name: str) -> str:
+    """What a control is called on the page."""
+    return getattr(control, "description", "") or name.replace("_", " ")
+
+
+def label(control: ipywidgets.ValueWidget, value) -> str:
+    """What a control shows for ``value``: the text of that option, or yes and no, or the value itself."""
+    for option in getattr(control, "options", ()):
+        if isinstance(option, tuple) and len(option) == 2 and option[1] == value:
+            return str(option[0])
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
