@@ -1,0 +1,104 @@
+"""Pictures of chapter 01, numbers: bits by field, grids on the number line, a picture at fewer and fewer bits."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure
+
+# By letter of a format's layout. The letters stand beside the colours, which are not the only sign.
+FIELDS = {"S": ("sign", PURPLE), "E": ("exponent", ORANGE), "M": ("mantissa", SKY), "I": ("integer", GREEN)}
+DENSE = 300  # more levels than this in the window are drawn as a bar
+
+
+def bit_boxes(rows: dict[str, tuple]) -> Figure:
+    """Numbers as coloured bits: per label ``(format, code)``, aligned at the left, each bit with its field's letter."""
+    longest = max(fmt.bits for fmt, _ in rows.values())
+    figure = Figure(figsize=(0.235 * longest + 2.4, 0.62 * len(rows) + 0.2), layout="constrained")
+    ax = figure.subplots()
+    for row, (label, (fmt, code)) in enumerate(rows.items()):
+        for place, (letter, bit) in enumerate(zip(fmt.layout, f"{int(code):0{fmt.bits}b}")):
+            box = Rectangle(
+                (place, -row - 0.75), 0.9, 0.55, facecolor=FIELDS[letter][1], edgecolor=BLACK, linewidth=0.5
+            )
+            ax.add_patch(box)
+            ax.text(place + 0.45, -row - 0.48, bit, ha="center", va="center", fontsize=9, family="monospace")
+            ax.text(place + 0.45, -row - 0.02, letter, ha="center", va="center", fontsize=7, color="dimgray")
+        ax.text(-0.4, -row - 0.48, label, ha="right", va="center", fontsize=9)
+    ax.set(xlim=(0, longest), ylim=(-len(rows) + 0.1, 0.2))
+    ax.axis("off")
+    return figure
+
+
+def grids(formats: list, low: float, high: float, value: float | None = None) -> Figure:
+    """The levels of each format between ``low`` and ``high`` as ticks on a line; too many to tell apart are a bar.
+
+    value: a number above the lines, with an arrow to the level that each format gives it (a triangle at the border
+    where that lies outside the window).
+    """
+    figure = Figure(figsize=(7.5, 0.52 * len(formats) + 0.5), layout="constrained")
+    ax = figure.subplots()
+    for row, fmt in enumerate(formats):
+        levels = fmt.levels(low, high, limit=DENSE)
+        if levels is None:
+            ax.fill_between((low, high), -row - 0.16, -row + 0.16, color="silver")
+            ax.text(high, -row, f"over {DENSE} levels ", ha="right", va="center", fontsize=8)
+        else:
+            ax.hlines(-row, low, high, color=BLACK, linewidth=0.8)
+            ax.vlines(levels, -row - 0.16, -row + 0.16, color=BLACK, linewidth=0.9)
+        if value is not None:
+            _arrow(ax, value, float(fmt.round(value)), low, high, -row)
+    ax.set(xlim=(low, high), ylim=(-len(formats) + 0.6, 0.8 if value is not None else 0.4))
+    ax.set_yticks([-row for row in range(len(formats))], [label(fmt) for fmt in formats])
+    ax.tick_params(left=False)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def label(fmt) -> str:
+    """The format's name, for an integer with its scale."""
+    scale = getattr(fmt, "scale", 1)
+    return fmt.name if scale == 1 else f"{fmt.name} × {scale:g}"
+
+
+def _arrow(ax, value: float, level: float, low: float, high: float, row: float) -> None:
+    """From the number down to its level; a triangle at the border where the level is beyond it."""
+    ax.plot([value], [row + 0.55], "o", color=BLUE, markersize=4.5)
+    if low <= level <= high:
+        ax.annotate("", (level, row), (value, row + 0.5), arrowprops={"arrowstyle": "->", "color": BLUE})
+        ax.plot([level], [row], "D", color=RED, markersize=4.5, clip_on=False)
+    elif not math.isnan(level):
+        right = level > high
+        ax.plot([high if right else low], [row + 0.3], ">" if right else "<", color=RED, markersize=8, clip_on=False)
+
+
+def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: str, log: bool = False) -> Figure:
+    """Lines over sizes ``2**powers``, the legend beside them; NaN leaves a gap. log: a logarithmic y axis."""
+    figure, (ax,) = new_figure(7.5, 3.2)
+    for (label, values), marker, colour in zip(series.items(), MARKERS, (BLUE, RED, GREEN, PURPLE, BLACK)):
+        ax.plot(powers, values, marker=marker, color=colour, label=label)
+    ax.set_xticks(powers, [f"$2^{{{power}}}$" for power in powers], fontsize=9)
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def pictures(panels: dict[str, np.ndarray], columns: int = 3, zoom: int = 1) -> Figure:
+    """Pictures ``[height, width, 3]`` or ``[height, width]`` with titles, every pixel drawn as exactly ``zoom`` pixels
+    (where the figure is saved at 100 dots an inch), so that nothing but the data is seen."""
+    height, width = (zoom * side for side in next(iter(panels.values())).shape[:2])
+    gap, title = 8, 22
+    rows = math.ceil(len(panels) / columns)
+    total = (columns * (width + gap) + gap, rows * (height + title + gap))
+    figure = Figure(figsize=(total[0] / 100, total[1] / 100), dpi=100)
+    for place, (text, picture) in enumerate(panels.items()):
+        row, column = divmod(place, columns)
+        left, bottom = gap + column * (width + gap), total[1] - (row + 1) * (height + title + gap) + gap
+        ax = figure.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
+        ax.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        ax.axis("off")
+        ax.set_title(text, fontsize=9, pad=4)
+    return figure
