@@ -1,0 +1,166 @@
+"""Pictures of chapter 03, distributions: tails, channels, and what a rounding error depends on."""
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure, numpy
+
+LINES = ("-", "--", ":", "-.")
+COLOURS = (BLUE, RED, GREEN, PURPLE)
+
+
+def shapes(samples: dict[str, torch.Tensor], reach: float = 10.0, bins: int = 128) -> Figure:
+    """Outlines of several samples in units of their standard deviation: linear, and with a logarithmic count."""
+    figure, axes = new_figure(8.0, 3.0, panels=2)
+    for (label, sample), line, colour in zip(samples.items(), LINES, COLOURS):
+        values = numpy(sample).ravel().astype(np.float64)
+        values = (values - values.mean()) / values.std()
+        counts, edges = np.histogram(values, bins=bins, range=(-reach, reach))
+        share = counts / len(values)
+        for ax in axes:
+            ax.stairs(share, edges, color=colour, linestyle=line, label=label, linewidth=1.3)
+    axes[1].set_yscale("log")
+    axes[0].set(title="linear", ylabel="share of the numbers in a bin")
+    axes[1].set(title="logarithmic: the tails become visible")
+    for ax in axes:
+        ax.set(xlabel="standard deviations from the mean")
+        ax.title.set_size(10)
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Figure:
+    """Values as a histogram, linear and logarithmic, beside a normal distribution of the same mean and variance; and
+    their quantiles against its quantiles, where a normal distribution would lie on the straight line.
+    """
+    figure, (left, middle, right) = new_figure(10.5, 3.0, panels=3)
+    values = np.sort(numpy(values).ravel().astype(np.float64))
+    mean, spread = values.mean(), max(values.std(), 1e-30)
+    reach = abs(values - mean).max() * 1.02 or 1.0
+    counts, edges = np.histogram(values, bins=bins, range=(mean - reach, mean + reach))
+    centres = (edges[1:] + edges[:-1]) / 2
+    width = edges[1] - edges[0]
+    normal = len(values) * width * np.exp(-(((centres - mean) / spread) ** 2) / 2) / (spread * (2 * np.pi) ** 0.5)
+    for ax in (left, middle):
+        ax.stairs(counts, edges, fill=True, color=SKY, label="here")
+        ax.plot(centres, normal, color=RED, linestyle="--", linewidth=1.2, label="normal")
+        ax.set(xlabel="value")
+    left.set(title=title, ylabel="how many")
+    left.legend(frameon=False, fontsize=8)
+    middle.set_yscale("log")
+    middle.set(title="the same, logarithmic", ylim=(0.5, 2 * counts.max()))
+    right.plot(*quantile_pairs(values), "o", color=BLUE, markersize=3, label="here")
+    ends = np.array([-1.1, 1.1]) * max(abs(values - mean).max() / spread, 1.0)
+    right.plot(ends, ends, color=RED, linestyle="--", linewidth=1.2, label="normal")
+    right.set(title="quantile against quantile", xlabel="normal distribution, in σ", ylabel="here, in σ")
+    right.set(xlim=(-5.5, 5.5), ylim=tuple(ends))
+    right.legend(frameon=False, fontsize=8, loc="upper left")
+    for ax in (left, middle, right):
+        ax.title.set_size(10)
+    return figure
+
+
+def quantile_pairs(ordered: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles of the normal distribution and of ``ordered`` (ascending) at the same probabilities, in units of sigma.
+
+    ``points`` of them, evenly spaced along the normal axis, from the smallest value to the largest.
+    """
+    count = len(ordered)
+    end = -torch.special.ndtri(torch.tensor(0.5 / count, dtype=torch.float64)).item()
+    normal = np.linspace(-end, end, points)
+    share = torch.special.ndtr(torch.from_numpy(normal)).numpy()
+    places = np.clip(np.round(share * count - 0.5), 0, count - 1).astype(int)
+    return normal, (ordered[places] - ordered.mean()) / max(ordered.std(), 1e-30)
+
+
+def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: str, log: bool = False) -> Figure:
+    """A number per channel as outlines, one panel a title; unless logarithmic, panels share their vertical axis."""
+    figure = Figure(figsize=(9.0, 2.1 * len(panels) + 0.4), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharey=not log)[:, 0]
+    for ax, (title, series) in zip(axes, panels.items()):
+        for (label, values), line, colour in zip(series.items(), LINES, COLOURS):
+            values = numpy(values)
+            edges = np.arange(len(values) + 1) - 0.5
+            ax.stairs(values, edges, baseline=None, color=colour, linestyle=line, label=label, linewidth=1.0)
+        ax.set(title=title, ylabel=ylabel, xlim=(-0.01 * len(values), 1.01 * len(values)))
+        if log:
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(bottom=0)
+        ax.title.set_size(10)
+        ax.spines[["top", "right"]].set_visible(False)
+        if len(series) > 1:
+            ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[-1].set_xlabel(xlabel)
+    return figure
+
+
+def predicted_and_measured(panels: dict[str, tuple], xlabel: str, ylabel: str) -> Figure:
+    """Dots ``(x, measured)`` under the line of what was predicted: per title ``(x, measured, predicted)``."""
+    figure, axes = new_figure(4.0 * len(panels), 3.1, panels=len(panels))
+    for ax, (title, (x, measured, predicted)) in zip(axes, panels.items()):
+        x, measured, predicted = (numpy(torch.as_tensor(values)).ravel() for values in (x, measured, predicted))
+        ax.plot(x, measured, ".", color=BLUE, markersize=3, alpha=0.35, label="a group, measured", rasterized=True)
+        order = x.argsort()
+        ax.plot(x[order], predicted[order], color=RED, linestyle="--", label="predicted")
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        ax.title.set_size(10)
+        ax.legend(frameon=False, fontsize=8, loc="upper left", markerscale=3)
+    return figure
+
+
+def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> Figure:
+    """Inputs ``|x| [tokens, in]`` as a picture, a column a channel, under the largest of each channel."""
+    size = np.abs(numpy(x))
+    figure = Figure(figsize=(9.0, 4.0))  # laid out by hand, because a slider stands over it and measuring takes time
+    margins = {"left": 0.08, "right": 0.9, "bottom": 0.12, "top": 0.93, "hspace": 0.12}
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.3), gridspec_kw=margins)
+    largest = size.max(axis=0)
+    above.stairs(largest, np.arange(len(largest) + 1) - 0.5, baseline=None, color=BLUE, linewidth=1.0)
+    above.axhline(np.median(largest), color=ORANGE, linestyle="--", linewidth=1.2, label="median channel")
+    above.set(title=title, ylabel="largest |x|")
+    if log and largest.any():
+        above.set_yscale("log")
+    else:
+        above.set_ylim(bottom=0)
+    above.title.set_size(10)
+    above.spines[["top", "right"]].set_visible(False)
+    for ax in (above, below):  # or the axis would hide the first channel
+        ax.spines["left"].set_position(("outward", 4))
+    above.legend(frameon=False, fontsize=8, loc="upper right")
+    shown = np.log10(np.maximum(size, max(size.max() / 1e4, 1e-30))) if log else size  # four decades
+    image = below.imshow(shown, aspect="auto", cmap="cividis", interpolation="nearest")
+    below.set(xlabel="input channel", ylabel="token")
+    place = below.get_position()
+    bar = figure.add_axes((place.x1 + 0.01, place.y0, 0.012, place.height))
+    figure.colorbar(image, cax=bar, label="log10 |x|" if log else "|x|")
+    return figure
+
+
+def kept(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
+    """Ways to choose what is kept, against how much; two panels a line.
+
+    panels: title -> (choices, float, none). choices: label -> (values, lowest, highest), each as long as ``shares``;
+    the last two are drawn as a bar, or ``None``. float, none: the two levels between which the values should lie.
+    """
+    lines = (len(panels) + 1) // 2
+    figure = Figure(figsize=(9.0, 2.9 * lines), layout="constrained")
+    axes = figure.subplots(lines, 2, squeeze=False).ravel()
+    places = np.arange(len(shares))
+    for ax, (title, (choices, exact, none)) in zip(axes, panels.items()):
+        for level, name, above in ((exact, "float", False), (none, "nothing kept", True)):
+            ax.axhline(level, color=BLACK, linewidth=1.0, linestyle=":" if above else "-")
+            ax.text(0.01, level, name, transform=ax.get_yaxis_transform(), va="bottom" if above else "top", fontsize=8)
+        for i, ((label, (values, lowest, highest)), colour) in enumerate(zip(choices.items(), COLOURS)):
+            values = np.asarray(values)
+            band = None if lowest is None else (values - np.asarray(lowest), np.asarray(highest) - values)
+            shifted = places + 0.05 * (i - 1.5)  # side by side, so that bars do not hide each other
+            ax.errorbar(shifted, values, yerr=band, marker=MARKERS[i], color=colour, label=label, capsize=3)
+        ax.set_xticks(places, shares)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(shares) - 0.5))
+        ax.title.set_size(10)
+        ax.margins(y=0.15)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
