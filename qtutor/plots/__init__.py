@@ -6,5 +6,17 @@ the text that says what it shows.
 
 from qtutor.plots.base import curves, new_figure, png, show
 from qtutor.plots.rounding import matrices, number_line, weights_and_grid
+from qtutor.plots.start import bars, product_times, stacked_bytes
 
-__all__ = ["curves", "matrices", "new_figure", "number_line", "png", "show", "weights_and_grid"]
+__all__ = [
+    "bars",
+    "curves",
+    "matrices",
+    "new_figure",
+    "number_line",
+    "png",
+    "product_times",
+    "show",
+    "stacked_bytes",
+    "weights_and_grid",
+]

@@ -1,0 +1,57 @@
+"""Pictures of chapter 00: where a decoder's bytes are, and what a product costs as more tokens share it."""
+
+from matplotlib.figure import Figure
+
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, new_figure
+
+HATCHES = ("", "///", "...", "xxx")
+
+
+def stacked_bytes(rows: dict[str, dict[str, int]]) -> Figure:
+    """One horizontal bar a model, cut into its parts: per label a dict from part to bytes, drawn in megabytes."""
+    figure, (ax,) = new_figure(7.5, 0.55 * len(rows) + 1.1)
+    parts = list(next(iter(rows.values())))
+    left = [0.0] * len(rows)
+    for part, colour, hatch in zip(parts, (BLUE, ORANGE, GREEN, PURPLE), HATCHES):
+        widths = [row[part] / 1e6 for row in rows.values()]
+        ax.barh(list(rows), widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        left = [start + width for start, width in zip(left, widths)]
+    for y, total in enumerate(left):
+        ax.text(total, y, f" {total:.2f} MB", va="center", fontsize=9)
+    ax.invert_yaxis()
+    ax.set(xlabel="megabytes read for every token", xlim=(0, 1.15 * max(left)))
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def product_times(tokens: list[int], milliseconds: list[float], floor: float, ceiling: list[float]) -> Figure:
+    """Measured time of one product against the tokens that share it, with its two lower bounds, on log axes.
+
+    floor: milliseconds to read the weights once. ceiling: per entry of ``tokens``, milliseconds to do the arithmetic.
+    """
+    figure, (ax,) = new_figure(6.5, 3.4)
+    ax.plot(tokens, milliseconds, marker=MARKERS[0], color=BLUE, label="measured")
+    ax.axhline(floor, color=RED, linestyle="--", label="reading the weights once")
+    ax.plot(tokens, ceiling, color=BLACK, linestyle=":", label="doing the arithmetic")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(tokens, tokens)
+    ax.set(xlabel="tokens that share the product", ylabel="milliseconds")
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def bars(values: dict[str, float], title: str, xlabel: str, log: bool = False) -> Figure:
+    """A horizontal bar a label, with its number beside it."""
+    figure, (ax,) = new_figure(7.0, 0.4 * len(values) + 0.9)
+    ax.barh(list(values), list(values.values()), color=BLUE)
+    if log:
+        ax.set_xscale("log")
+        ax.set_xlim(left=min(1.0, min(values.values()) / 2), right=4 * max(values.values()))
+    for y, value in enumerate(values.values()):
+        ax.text(value, y, f" {value:,.3g}", va="center", fontsize=9)
+    ax.invert_yaxis()
+    ax.set(title=title, xlabel=xlabel)
+    ax.title.set_size(10)
+    return figure
