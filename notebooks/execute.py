@@ -60,8 +60,10 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
-            # Ids of widgets are new in every run and mean nothing without their kernel.
-            if "data" in output and output.data.pop("application/vnd.jupyter.widget-view+json", None):
+            # Ids of widgets are new in every run and mean nothing without their kernel. The course's own widgets show
+            # HTML beside them, pictures drawn beforehand, with a text that is the same in every run.
+            widget = "data" in output and output.data.pop("application/vnd.jupyter.widget-view+json", None)
+            if widget and "text/html" not in output.data:
                 output.data["text/plain"] = "(a widget: run this cell to use it)"
     nbformat.validate(notebook)
 

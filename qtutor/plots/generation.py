@@ -1,0 +1,47 @@
+"""Generated texts side by side, with the places where they part: HTML, since text is best shown as text."""
+
+import difflib
+import re
+from html import escape
+
+from qtutor import evaluate
+
+
+def texts_side_by_side(
+    before: str, after: str, titles: tuple[str, str], verdicts: tuple[str, str], prompt: int = 0
+) -> str:
+    """Two texts in two columns; what only one of them has is marked, by underline and weight as well as by colour.
+
+    titles, verdicts: what stands above and beneath each. prompt: the length of the beginning that both were given,
+    which is set in grey.
+    """
+    marked = _marked(before[prompt:], after[prompt:])
+    given = f'<span style="opacity:0.65">{escape(before[:prompt])}</span>'
+    style = "text-align:left;vertical-align:top;padding:0.3em 0.8em"
+    head = "".join(f'<th scope="col" style="{style}">{escape(title)}</th>' for title in titles)
+    cells = "".join(
+        f'<td style="{style}"><pre style="margin:0;white-space:pre-wrap">{given}{text}</pre></td>' for text in marked
+    )
+    foot = "".join(f'<td style="{style}">{escape(text)}</td>' for text in verdicts)
+    return f'<table style="width:100%;table-layout:fixed"><tr>{head}</tr><tr>{cells}</tr><tr>{foot}</tr></table>'
+
+
+def _marked(before: str, after: str) -> tuple[str, str]:
+    """Both texts as HTML, with ``<mark>`` around every word, gap or sign that the other does not have there."""
+    pieces = [re.findall(r"\w+|\s+|[^\w\s]", text) for text in (before, after)]
+    sides = ([], [])
+    for kind, *spans in difflib.SequenceMatcher(None, *pieces, autojunk=False).get_opcodes():
+        for side, own, (start, end) in zip(sides, pieces, (spans[:2], spans[2:])):
+            text = escape("".join(own[start:end]))
+            if kind != "equal" and text:
+                text = f'<mark style="text-decoration:underline;font-weight:bold">{text}</mark>'
+            side.append(text)
+    return "".join(sides[0]), "".join(sides[1])
+
+
+def verdict(prompt: str, text: str) -> str:
+    """Whether ``ast.parse`` accepts what ``text`` made of a function or class that ``prompt`` begins."""
+    if not prompt.lstrip().startswith(("def ", "class ", "async def ", "@")):
+        return "no function: nothing to parse"
+    accepted = evaluate.is_python(evaluate.first_body(prompt, text[len(prompt) :]))
+    return "ast.parse accepts it" if accepted else "ast.parse rejects it"
