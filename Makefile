@@ -13,12 +13,14 @@ SETUP = sh -c 'for p in "$$@"; do \
 # The course needs no download: a test that tries one shall fail here, not only on a machine without network.
 TEST_ENV = HF_HUB_OFFLINE=1
 
-.PHONY: help learn test setup lint unit notebooks format clean
+.PHONY: help learn test setup lint unit notebooks book browser format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make learn    set up, make your workspace in learn/, and open JupyterLab on the first chapter"
 	@echo "make test     set up, lint, run the unit tests, then run every notebook and compare its outputs"
+	@echo "make book     set up, and build the chapters as a static site in book/_build/html"
+	@echo "make browser  set up, build the book, and try it and the chapters in JupyterLab in a real browser"
 	@echo "make format   format code and notebooks, and mend what the linter can mend"
 	@echo "make clean    remove .venv and caches (your workspace in learn/ stays)"
 	@echo "              PYTHON=python3.12 chooses the Python that .venv is made with"
@@ -48,6 +50,17 @@ notebooks:
 	  $(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	    --nbval-cell-timeout 120 notebooks; \
 	else echo "There are no notebooks to run yet."; fi
+
+book:
+	@$(call SETUP,learn$(comma)book)
+	@$(BIN)/python book/build.py
+
+# The extras of all three, in one call: the tests work in JupyterLab and read the book.
+browser:
+	@$(call SETUP,learn$(comma)test$(comma)book$(comma)browser)
+	@sh tests/browser/chromium.sh
+	@$(MAKE) --no-print-directory book
+	$(TEST_ENV) $(BIN)/python -m pytest tests/browser
 
 format: setup
 	$(BIN)/ruff check --fix .

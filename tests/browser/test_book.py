@@ -1,0 +1,199 @@
+"""The static site as a reader has it, every other machine cut off: nothing is missing, nothing on a page is dead."""
+
+import functools
+import itertools
+import re
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+
+from tests.browser.conftest import ROOT
+
+HTML = ROOT / "book" / "_build" / "html"
+CHAPTERS = sorted(path.name for path in HTML.glob("[0-9][0-9]_*.html"))
+PAGES = ["index.html", *CHAPTERS]
+FRAMES = "div.qtutor-frames"  # what qtutor.course.stills writes
+
+# What the reader sees within a box of frames: its pictures with their descriptions, and all text besides the controls'.
+SEEN = """box => ({
+    pictures: [...box.querySelectorAll('[data-frame] img')].map(img => img.src),
+    described: [...box.querySelectorAll('[data-frame] img')].map(img => img.alt),
+    text: box.querySelector('[data-frame]').textContent,
+})"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        """Say nothing: the tests look at the answers themselves."""
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The address of the book on a server of this machine."""
+    assert CHAPTERS, f"there is no book in {HTML}: make book builds it"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def settle(page, address: str) -> None:
+    """Open a page and wait until its formulas are drawn."""
+    page.goto(address, wait_until="load")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+
+
+def test_every_chapter_has_its_page():
+    masters = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert masters and [f"{path.stem}.html" for path in masters] == CHAPTERS
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["desk", "phone in the dark"])
+def test_a_page_is_whole_and_needs_no_other_machine(open_page, site, name, width, dark):
+    page, noted = open_page(width=width, dark=dark)
+    settle(page, f"{site}/{name}")
+
+    assert page.locator("article h1").count() == 1
+    assert page.locator("html").get_attribute("data-theme") == ("dark" if dark else "light")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    broken = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
+    assert broken == []
+    not_described = page.evaluate("[...document.images].filter(i => !i.hasAttribute('alt')).map(i => i.src)")
+    not_described += page.evaluate("[...document.querySelectorAll('article img')].filter(i => !i.alt).map(i => i.src)")
+    assert not_described == []
+    formulas = page.locator("article .math")
+    assert formulas.count() == page.locator("article .math > mjx-container:has(svg)").count()
+    assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+    noted.assert_nothing()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_nothing_reached_the_page_unrendered(open_page, site, name):
+    page, _ = open_page()
+    settle(page, f"{site}/{name}")
+    prose = page.evaluate(
+        """() => {
+            const copy = document.querySelector('article').cloneNode(true);
+            copy.querySelectorAll('pre, code, script, .math, .qtutor-frames').forEach(node => node.remove());
+            return copy.textContent;
+        }"""
+    )
+    assert not re.findall(r"\$[^$\n]+\$|\*\*\w|^\|.*\|$|</?details|VBox\(|:::|```", prose, flags=re.MULTILINE)
+    assert "### BEGIN SOLUTION" not in page.content()
+    # A cell that shows a widget holds frames, not the name of a class.
+    assert page.locator(".cell_output pre", has_text=re.compile(r"^(VBox|HBox|interactive)\(")).count() == 0
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_what_is_folded_opens_by_keyboard(open_page, site, name):
+    page, _ = open_page()
+    settle(page, f"{site}/{name}")
+    folded = page.locator("article details:not(details details)")
+    assert folded.count() >= 1
+    for details in folded.all():
+        assert details.get_attribute("open") is None
+        details.locator("> summary").press("Enter")
+        assert details.get_attribute("open") is not None
+        inside = details.evaluate("d => d.innerText.replace(d.querySelector('summary').innerText, '').trim()")
+        assert len(inside) > 10
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def values_of(control) -> tuple[int, list[str]]:
+    """How many steps a control has, and the keys that go through all of them, from the first on."""
+    kind = control.evaluate("c => c.type")
+    if kind == "checkbox":
+        return 2, ["Space"]
+    count = len(control.evaluate("c => JSON.parse(c.dataset.labels)"))
+    assert kind in ("range", "select-one"), kind
+    control.press("Home")
+    return count, [{"range": "ArrowRight", "select-one": "ArrowDown"}[kind]] * (count - 1)
+
+
+def move_every_control(page) -> int:
+    """Step every control on the page through its values; each step must show something else. How many were moved."""
+    controls = page.locator(f"{FRAMES} input, {FRAMES} select")
+    for control in controls.all():
+        box = control.locator("xpath=ancestor::div[contains(@class, 'qtutor-frames')]")
+        assert control.is_enabled()
+        control.scroll_into_view_if_needed()
+        count, keys = values_of(control)
+        seen = [box.evaluate(SEEN)]
+        for key in keys:
+            control.press(key)
+            seen.append(box.evaluate(SEEN))
+        assert len(seen) == count >= 2
+        for before, after in itertools.pairwise(seen):
+            assert after != before, f"{control.evaluate('c => c.outerHTML')[:200]}: a step changed nothing"
+            if before["pictures"]:
+                assert after["pictures"] != before["pictures"] and after["described"] != before["described"]
+                assert all(after["described"])
+    return controls.count()
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_frame_slider_moves_its_picture(open_page, site, name):
+    page, noted = open_page()
+    settle(page, f"{site}/{name}")
+    in_the_source = (HTML / name).read_text().count('class="qtutor-frames"')
+    assert page.locator(FRAMES).count() == in_the_source
+    assert page.locator(f"{FRAMES}[data-still]").count() == 0, "the script of a box did not run"
+    move_every_control(page)
+    noted.assert_nothing()
+
+
+def test_the_book_has_sliders_at_all():
+    with_sliders = [name for name in CHAPTERS if '<input type="range"' in (HTML / name).read_text()]
+    assert "02_round_to_nearest.html" in with_sliders
+
+
+def test_a_chapter_opened_from_the_disk_works_as_well(open_page):
+    page, noted = open_page()
+    settle(page, (HTML / "02_round_to_nearest.html").as_uri())
+    assert page.locator("article .math > mjx-container:has(svg)").count() == page.locator("article .math").count() > 0
+    assert move_every_control(page) > 0
+    noted.assert_nothing()
+
+
+def test_every_link_leads_somewhere(open_page, site):
+    page, _ = open_page()
+    ids, links = {}, {}
+    for path in sorted(HTML.glob("*.html")):
+        page.goto(f"{site}/{path.name}", wait_until="domcontentloaded")
+        ids[path.name] = set(page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
+        links[path.name] = page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
+    assert len(ids) >= len(PAGES) and sum(map(len, links.values())) > 20
+    for name, targets in links.items():
+        for target in targets:
+            address, fragment = urldefrag(target)
+            if not address.startswith(site):
+                # other machines: only where a text names its sources, and never a button of the theme's
+                assert urlsplit(address).scheme == "https", f"{name} links to {target}"
+                continue
+            file = unquote(urlsplit(address).path).lstrip("/") or "index.html"
+            assert (HTML / file).is_file(), f"{name} links to {target}"
+            if fragment and file in ids:
+                assert unquote(fragment) in ids[file], f"{name} links to {target}"
+
+
+def test_the_frame_of_the_page_has_no_links_to_other_machines(open_page, site):
+    page, _ = open_page()
+    for name in PAGES:
+        page.goto(f"{site}/{name}", wait_until="domcontentloaded")
+        outside = page.evaluate(
+            "[...document.querySelectorAll('a[href]')].filter(a => !a.closest('article')).map(a => a.href)"
+        )
+        assert outside and all(href.startswith(site) for href in outside)
+
+
+def test_the_search_finds_a_word_of_a_chapter(open_page, site):
+    page, noted = open_page()
+    page.goto(f"{site}/search.html?q=perplexity")
+    page.locator("#search-results li a").first.wait_for()
+    found = page.locator("#search-results li a").evaluate_all("links => links.map(link => link.href)")
+    assert any("02_round_to_nearest.html" in href for href in found)
+    noted.assert_nothing()
