@@ -89,6 +89,20 @@ def test_quantize_prints_its_report(quantized, tmp_path, capsys):
     assert "model.layers.0.self_attn.q_proj" in text and "total" in text and "qtutor eval" in text
 
 
+def test_calibration_text_comes_from_a_file(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("def mean(values):\n    return sum(values) / len(values)\n" * 200)
+    arguments = ["quantize", "embedded", str(tmp_path / "out"), "--method", "gptq", "--calibration", str(text)]
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    capsys.readouterr()  # the progress bar
+    text.write_text("x = 1\n")
+    assert "at least 256" in refused(arguments, capsys)
+    text.write_bytes(b"\xff\xfe\xfa")
+    assert "no UTF-8 text" in refused(arguments, capsys)
+    assert "nothing.txt" in refused([*arguments[:-1], tmp_path / "nothing.txt"], capsys)
+
+
 def test_generate_continues_the_text(quantized, capsys):
     for source in ("embedded", str(quantized)):
         assert cli.main(["generate", source, "def add(a, b):", "--max-new-tokens", "8"]) == 0

@@ -115,7 +115,8 @@ def page(controls: dict[str, ipywidgets.ValueWidget], frames: dict[str, list], d
         f"{describe(controls[n], n)}: {label(controls[n], v)}" for n, v in start.items() if n not in frames
     )
     return (
-        f'<div class="qtutor-frames" data-still role="group">{moved}'
+        # In JupyterLab a key pressed on a control shall move the control, not the selected cell.
+        f'<div class="qtutor-frames" data-still data-lm-suppress-shortcuts="true" role="group">{moved}'
         f'<div data-frame aria-live="polite" style="overflow-x:auto">{pictures[first]}</div>'
         f"<p><small>{f'Here {escape(fixed)}. ' if fixed else ''}<span data-remark>{STILL}</span></small></p>"
         f'<script type="application/json">{stored}</script><script>{SCRIPT}</script></div>'

@@ -188,6 +188,8 @@ def jupyter_command(folder: Path, browser: bool, is_root: bool) -> list[str]:
     first = min((chapter.name for chapter in folder.glob("*.ipynb")), default="")
     command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
     command.append(f"--LabApp.default_url=/lab/tree/{first}")
+    # The course needs no network: no question about news, no look for a newer JupyterLab.
+    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     if not browser:
         command.append("--no-browser")
     if is_root:
