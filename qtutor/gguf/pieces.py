@@ -1,0 +1,32 @@
+"""Rows shared out among threads.
+
+numpy and compiled code release Python's lock, so plain threads are enough. Left out: numba's ``prange``. It needs a
+threading layer of its own, which may neither be entered from two Python threads nor live on next to torch's OpenMP
+after a fork.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+PIECE = 1 << 18  # values that a thread takes at a time: they stay in its cache from the check to the last pass
+ROWS = 16  # pieces are whole multiples of so many rows, so that the encoders' lanes are filled
+
+
+def thread_count() -> int:
+    """As many as this process may use cores, or ``OMP_NUM_THREADS`` where that is set (torch obeys it too)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
+
+
+def in_pieces(work, rows: int, columns: int) -> None:
+    """Call ``work(first, last)`` for consecutive pieces of the rows, on all threads."""
+    step = max(1, PIECE // max(columns, 1) // ROWS) * ROWS
+    starts = range(0, rows, step)
+    threads = min(thread_count(), len(starts))
+    if threads < 2:
+        for first in starts:
+            work(first, min(first + step, rows))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda first: work(first, min(first + step, rows)), starts))  # list: raises what a thread raised

@@ -1,0 +1,202 @@
+"""The types with one scale for a block of 32: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0; and 16-bit floats.
+
+    Q4_0, Q5_0, Q8_0  weight = d * (code - half)      d from the value of largest magnitude
+    Q4_1, Q5_1        weight = d * code + m           d and m from the smallest and largest value
+
+Without importance there is nothing to search: round, and done. How is worth a look, since every type rounds otherwise:
+Q4_0 adds half a step and cuts off, Q8_0 rounds halves away from zero. The value of largest magnitude gets the code 0
+(the level -half), so the scale is negative where that value is positive. With importance the scale comes from
+:mod:`qtutor.gguf.search`. Follows llama.cpp's ``quantize_row_q*_ref`` and ``..._impl``.
+"""
+
+import numpy as np
+
+from qtutor.gguf.k_affine import weigh
+from qtutor.gguf.lanes import (
+    LANES,
+    extremes,
+    f4,
+    first_largest,
+    fold,
+    i4,
+    jit,
+    level,
+    mean_squares,
+    store_half,
+    to_half,
+    to_lanes,
+)
+from qtutor.gguf.search import affine, signed
+
+SIZE = 32
+
+
+@jit
+def cut(value):
+    """A float without what is behind the point, as int32."""
+    return np.int32(value)
+
+
+@jit
+def store_codes(codes, bits, data, at):
+    """32 codes of 4 or 5 bits: fifth bits in four bytes, then low nibbles in 16."""
+    if bits == 5:
+        fold(codes, 4, 1, 1, data, at)
+        at += 4
+    fold(codes, 0, 4, 16, data, at)
+
+
+@jit
+def round_signed(x, half, bits, data):
+    """Q4_0 and Q5_0 without importance: the largest magnitude on the level -half, the rest rounded to its grid."""
+    codes = np.empty(SIZE, np.uint8)
+    for b in range(len(x)):
+        d = first_largest(x[b]) / -half
+        inv = f4(1) / d if d != 0 else f4(0)
+        for i in range(SIZE):
+            code = cut(x[b, i] * inv + (half + f4(0.5)))
+            codes[i] = min(i4(np.int8(code)), i4(2) * i4(half) - i4(1))
+        store_half(d, data[b], 0)
+        store_codes(codes, bits, data[b], 2)
+
+
+@jit
+def round_affine(x, top, bits, data):
+    """Q4_1 and Q5_1 without importance: ``top`` steps from the smallest value to the largest."""
+    codes = np.empty(SIZE, np.uint8)
+    for b in range(len(x)):
+        low, high = extremes(x[b])
+        d = (high - low) / top
+        inv = f4(1) / d if d != 0 else f4(0)
+        for i in range(SIZE):
+            codes[i] = min(i4(np.int8(cut((x[b, i] - low) * inv + f4(0.5)))), i4(top))
+        store_half(d, data[b], 0)
+        store_half(low, data[b], 2)
+        store_codes(codes, bits, data[b], 4)
+
+
+@jit
+def weigh_lanes(x, importance, first, spread, xs, w):
+    """16 blocks side by side in ``xs``, their weights in ``w``; ``spread``: the mean square of every row."""
+    means = np.empty(LANES, f4)
+    to_lanes(x, first, xs)
+    for lane in range(LANES):
+        means[lane] = spread[(first + lane) // len(importance)]
+    weigh(xs, importance, first, means, False, w)
+
+
+@jit
+def search_signed(x, importance, half, bits, data):
+    """Q4_0 and Q5_0 with importance."""
+    room = np.empty((2, SIZE, LANES), f4)
+    xs, w = room[0], room[1]
+    room = np.empty((3, LANES), f4)
+    scale, inv, origin = room[0], room[1], room[2]
+    spread = row_spread(x, importance)
+    codes = np.empty(SIZE, np.uint8)
+    for first in range(0, len(x), LANES):
+        weigh_lanes(x, importance, first, spread, xs, w)
+        signed(xs, w, half, scale, inv, origin)
+        for lane in range(LANES):
+            for i in range(SIZE):
+                at = inv[lane] * (x[first + lane, i] - origin[lane])
+                codes[i] = np.uint8(level(at, i4(-half), i4(half - f4(1))) + half)
+            store_half(scale[lane], data[first + lane], 0)
+            store_codes(codes, bits, data[first + lane], 2)
+
+
+@jit
+def search_affine(x, importance, top, bits, data):
+    """Q4_1 and Q5_1 with importance."""
+    room = np.empty((2, SIZE, LANES), f4)
+    xs, w = room[0], room[1]
+    room = np.empty((4, LANES), f4)
+    scale, low, inv, origin = room[0], room[1], room[2], room[3]
+    spread = row_spread(x, importance)
+    codes = np.empty(SIZE, np.uint8)
+    for first in range(0, len(x), LANES):
+        weigh_lanes(x, importance, first, spread, xs, w)
+        affine(xs, w, top, f4(-0.9), f4(0.05), i4(36), False, scale, low, inv, origin)
+        for lane in range(LANES):
+            for i in range(SIZE):
+                codes[i] = np.uint8(level(inv[lane] * (x[first + lane, i] - origin[lane]), i4(0), i4(top)))
+            store_half(scale[lane], data[first + lane], 0)
+            store_half(low[lane], data[first + lane], 2)
+            store_codes(codes, bits, data[first + lane], 4)
+
+
+@jit
+def row_spread(x, importance):
+    """The mean square of every whole row (a padded last one counts for nothing)."""
+    blocks = len(importance)
+    rows = len(x) // blocks
+    spread = np.zeros(rows + LANES, f4)
+    mean_squares(x[: rows * blocks].reshape(rows, blocks * SIZE), spread[:rows])
+    return spread
+
+
+@jit
+def q4_0(x, importance, data):
+    """``x [blocks, 32]`` -> ``data [blocks, 18]``: d 2, codes 16."""
+    if len(importance):
+        search_signed(x, importance, f4(8), 4, data)
+    else:
+        round_signed(x, f4(8), 4, data)
+
+
+@jit
+def q5_0(x, importance, data):
+    """``x [blocks, 32]`` -> ``data [blocks, 22]``: d 2, fifth bits 4, low nibbles 16."""
+    if len(importance):
+        search_signed(x, importance, f4(16), 5, data)
+    else:
+        round_signed(x, f4(16), 5, data)
+
+
+@jit
+def q4_1(x, importance, data):
+    """``x [blocks, 32]`` -> ``data [blocks, 20]``: d 2, m 2, codes 16."""
+    if len(importance):
+        search_affine(x, importance, f4(15), 4, data)
+    else:
+        round_affine(x, f4(15), 4, data)
+
+
+@jit
+def q5_1(x, importance, data):
+    """``x [blocks, 32]`` -> ``data [blocks, 24]``: d 2, m 2, fifth bits 4, low nibbles 16."""
+    if len(importance):
+        search_affine(x, importance, f4(31), 5, data)
+    else:
+        round_affine(x, f4(31), 5, data)
+
+
+@jit
+def q8_0(x, importance, data):
+    """``x [blocks, 32]`` -> ``data [blocks, 34]``: d 2, codes (int8) 32. Importance makes no difference."""
+    for b in range(len(x)):
+        d = abs(first_largest(x[b])) / f4(127)
+        inv = f4(1) / d if d != 0 else f4(0)
+        store_half(d, data[b], 0)
+        for i in range(SIZE):
+            value = x[b, i] * inv
+            whole = cut(value)
+            rest = value - f4(whole)  # exact; beyond 1 only where 1 / d overflows, and there C gives 0
+            data[b, 2 + i] = (whole + (f4(0.5) <= rest < f4(1)) - (f4(-1) < rest <= f4(-0.5))) & 255
+
+
+@jit
+def f16(x, importance, data):
+    """``x [values, 1]`` -> ``data [values, 2]``: the nearest float16."""
+    for i in range(len(x)):
+        half = to_half(x[i, 0])
+        data[i, 0], data[i, 1] = half & 255, half >> 8
+
+
+@jit
+def bf16(x, importance, data):
+    """``x [values, 1]`` -> ``data [values, 2]``: the upper half of a float32, ties to even."""
+    for i in range(len(x)):
+        bits = f4(x[i, 0]).view(np.int32) & 0xFFFFFFFF
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        data[i, 0], data[i, 1] = (bits >> 16) & 255, (bits >> 24) & 255

@@ -1,0 +1,221 @@
+"""Block types without llama.cpp at hand: digests of what it wrote, a slow decoder, and properties."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtutor.errors import QtutorError
+from qtutor.gguf import TYPES, decode, encode, pieces
+from qtutor.gguf.layout import ALL_TYPES, BY_NUMBER, unfold
+from tests.gguf import inputs
+from tests.gguf.make_golden import GOLDEN, REFUSED, cases, digest
+from tests.reference import gguf_blocks
+
+golden = json.loads(GOLDEN.read_text())
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_digests_of_what_llama_cpp_wrote(name):
+    seen = {}
+    for label, rows, importance in cases(name):
+        if golden[name][label] == REFUSED:
+            with pytest.raises(QtutorError, match="is too large for"):
+                encode(rows, name, importance)
+            seen[label] = REFUSED
+        else:
+            seen[label] = digest(encode(rows, name, importance), name)
+    assert len(seen) >= 4
+    assert seen == golden[name]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_decoder_equals_the_slow_one(name):
+    assert gguf_blocks.SIZES[name] == (TYPES[name].values, TYPES[name].nbytes)
+    rows = np.concatenate([inputs.crafted(256)[3:8], inputs.gaussian(2, 256), inputs.large(256)[:1]])
+    for data in (encode(rows, name), random_blocks(name, 6)):
+        expected = gguf_blocks.decode(data, name)
+        assert np.array_equal(decode(data, name).view(np.int32), expected.view(np.int32))
+
+
+def random_blocks(name, rows):
+    data = (inputs.uniform(rows * TYPES[name].nbytes, 9) * 256).astype(np.uint8).reshape(rows, TYPES[name].nbytes)
+    for field in TYPES[name].fields:
+        if field.kind in ("f16", "bf16", "f32"):  # no infinities, no NaN
+            at = sum(other.size for other in TYPES[name].fields[: TYPES[name].fields.index(field)])
+            data[:, at + field.size - 1] &= 0xBF
+    return data
+
+
+# What a type may lose: the largest error as a share of the largest magnitude in its block.
+WORST = {
+    "F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q4_0": 1 / 8, "Q4_1": 1 / 14, "Q5_0": 1 / 16, "Q5_1": 1 / 30,
+    "Q8_0": 1 / 220, "Q2_K": 0.9, "Q3_K": 0.6, "Q4_K": 0.3, "Q5_K": 0.16, "Q6_K": 0.1, "IQ4_NL": 0.2, "IQ4_XS": 0.3,
+    "TQ1_0": 0.51, "TQ2_0": 0.51, "MXFP4": 0.35,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPES)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), size=st.floats(1e-6, 1000), share=st.floats(0, 1), shift=st.floats(-3, 3))
+def test_what_comes_back_is_close(name, seed, size, share, shift):
+    generator = np.random.default_rng(seed)
+    rows = (generator.standard_normal((3, 256)) + shift) * size * (generator.random((3, 256)) <= share)
+    rows = rows.astype(np.float32)
+    back = decode(encode(rows, name), name)
+    largest = np.abs(rows.reshape(len(rows), -1, TYPES[name].values)).max(axis=2)
+    allowed = np.repeat(largest, TYPES[name].values, axis=1) * WORST[name]
+    smallest = 1e-3 if name not in ("F32", "BF16", "MXFP4") else 1e-37  # what float16 scales resolve
+    assert (np.abs(back - rows) <= allowed + smallest).all()
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ4_XS"])
+def test_rows_do_not_know_of_each_other(name):
+    """Lanes and threads are an implementation: rows encoded together and one by one give the same bytes."""
+    rows = np.concatenate([inputs.gaussian(19, 768), inputs.crafted(768)])
+    for importance in (None, inputs.importances(768)["uneven"]):
+        together = encode(rows, name, importance)
+        alone = np.concatenate([encode(rows[i : i + 1], name, importance) for i in range(len(rows))])
+        assert np.array_equal(together, alone)
+
+
+def test_threads_change_nothing(monkeypatch):
+    rows = inputs.gaussian(70, 512)
+    expected = encode(rows, "Q4_K")
+    monkeypatch.setattr(pieces, "PIECE", 16 * 512)
+    monkeypatch.setattr(pieces, "thread_count", lambda: 3)
+    assert np.array_equal(encode(rows, "Q4_K"), expected)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "Q4_0"])
+def test_importance_lowers_the_error_where_it_says_so(name):
+    rows = inputs.gaussian(32, 512)
+    importance = np.where(np.arange(512) % 8 == 0, 100, 0.01).astype(np.float32)
+
+    def weighted_error(data):
+        return ((decode(data, name) - rows) ** 2 * importance).sum()
+
+    assert weighted_error(encode(rows, name, importance)) < 0.9 * weighted_error(encode(rows, name))
+
+
+def test_empty_and_views():
+    assert encode(np.zeros((0, 256), np.float32), "Q4_K").shape == (0, 144)
+    assert encode(np.zeros((3, 0), np.float32), "Q4_K").shape == (3, 0)
+    assert decode(np.zeros((0, 144), np.uint8), "Q4_K").shape == (0, 256)
+    assert decode(np.zeros((3, 0), np.uint8), "Q4_K").shape == (3, 0)
+    rows = inputs.gaussian(8, 512)
+    view = rows[::2, 256:]
+    assert np.array_equal(encode(view, "Q5_K"), encode(view.copy(), "Q5_K"))
+    before = rows.copy()
+    rows.flags.writeable = False
+    encode(rows, "Q4_0")
+    assert np.array_equal(rows, before)
+
+
+def test_sizes_of_all_types():
+    for block_type in TYPES.values():
+        assert sum(field.size for field in block_type.fields) == block_type.nbytes
+    assert len(BY_NUMBER) == len(ALL_TYPES)
+    bits = {name: TYPES[name].bits_per_weight for name in ("Q4_0", "Q2_K", "Q3_K", "Q6_K", "IQ4_XS", "TQ1_0", "MXFP4")}
+    assert bits == {
+        "Q4_0": 4.5, "Q2_K": 2.625, "Q3_K": 3.4375, "Q6_K": 6.5625, "IQ4_XS": 4.25, "TQ1_0": 1.6875, "MXFP4": 4.25
+    }  # fmt: skip
+
+
+def test_fold_is_the_inverse_of_unfold():
+    lanes = pytest.importorskip("qtutor.gguf.lanes")
+    data = (inputs.uniform(128, 3) * 256).astype(np.uint8)
+    for bits in (1, 2, 4):
+        for stride in (1, 4, 8, 16):
+            codes = unfold(data, bits, stride)
+            assert codes.max() == 2**bits - 1
+            back = np.zeros_like(data)
+            lanes.fold(codes, 0, bits, stride, back, 0)
+            assert np.array_equal(back, data)
+
+
+def test_half_precision_equals_numpys():
+    lanes = pytest.importorskip("qtutor.gguf.lanes")
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (halves[:-1] + halves[1:]) / 2  # ties, exact in float32
+    values = np.concatenate([halves, between, np.nextafter(between, np.float32(0)), [65519.9, 65520, 1e30]])
+    values = np.concatenate([values, -values]).astype(np.float32)[:, None]
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16).view(np.uint16)
+    assert [lanes.to_half(value) for value in values[::7, 0]] == expected[::7, 0].tolist()
+    finite = np.abs(values[:, 0]) < 65520
+    assert np.array_equal(encode(values[finite].T.copy(), "F16").view(np.uint16)[0], expected[finite, 0])
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_broken_weights_are_named(name, broken):
+    rows = inputs.gaussian(40, 256)
+    rows[33, 77] = broken
+    with pytest.raises(QtutorError, match=f"row 33, column 77 is {broken}"):
+        encode(rows, name)
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name not in ("F32", "MXFP4", "BF16")])
+def test_weights_that_float16_scales_cannot_hold_are_named(name):
+    rows = inputs.gaussian(40, 256)
+    rows[21, 99] = -1e20
+    with pytest.raises(QtutorError, match=rf"-1e\+20 in row 21, column 99 is too large for {name}"):
+        encode(rows, name)
+
+
+def test_largest_bfloat16():
+    rows = np.full((1, 2), 3.3895e38, np.float32)
+    assert np.isfinite(decode(encode(rows, "BF16"), "BF16")).all()
+    rows[0, 1] = np.finfo(np.float32).max
+    with pytest.raises(QtutorError, match="row 0, column 1 is too large for BF16"):
+        encode(rows, "BF16")
+
+
+def test_bad_arguments():
+    rows = inputs.gaussian(2, 256)
+    with pytest.raises(QtutorError, match=r"type = 'Q4_X'.*Choose from F32, .*Q4_K.*MXFP4"):
+        encode(rows, "Q4_X")
+    with pytest.raises(QtutorError, match="type = 'IQ2_S'"):
+        decode(np.zeros((1, 82), np.uint8), "IQ2_S")
+    with pytest.raises(QtutorError, match=r"288 weights cannot be cut into Q4_K blocks of 256.*Q4_0.*IQ4_NL"):
+        encode(inputs.gaussian(2, 288), "Q4_K")
+    with pytest.raises(QtutorError, match=r"float64 of shape \[2, 256\]"):
+        encode(rows.astype(np.float64), "Q4_K")
+    with pytest.raises(QtutorError, match=r"float32 of shape \[256\]"):
+        encode(rows[0], "Q4_K")
+    with pytest.raises(QtutorError, match=r"importance has shape \[255\], the rows have 256 columns"):
+        encode(rows, "Q4_K", np.ones(255, np.float32))
+    for bad in (np.nan, np.inf, -1.0):
+        importance = np.ones(256, np.float32)
+        importance[[9, 10]] = bad
+        with pytest.raises(QtutorError, match=rf"importance of column 9 is {bad}.*2 of 256"):
+            encode(rows, "Q4_K", importance)
+    with pytest.raises(QtutorError, match="rows of 143 bytes are no whole number of Q4_K blocks"):
+        decode(np.zeros((1, 143), np.uint8), "Q4_K")
+    with pytest.raises(QtutorError, match=r"float32 of shape \[1, 144\]"):
+        decode(np.zeros((1, 144), np.float32), "Q4_K")
+
+
+def test_numba_is_imported_by_the_first_encoder_only():
+    code = (
+        "import sys, numpy as np, qtutor.gguf as g; g.decode(np.zeros((1, 144), np.uint8), 'Q4_K'); "
+        "g.encode(np.zeros((1, 4), np.float32), 'F32'); assert 'numba' not in sys.modules; "
+        "sys.modules['numba'] = None\n"
+        "try: g.encode(np.zeros((1, 32), np.float32), 'Q4_0')\n"
+        "except g.coding.QtutorError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'qtutor[gguf]'" in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name != "F32"])
+def test_decoders_equal_those_of_the_gguf_package(name):
+    quants = pytest.importorskip("gguf.quants", reason="the gguf package is not installed here")
+    kind = quants.GGMLQuantizationType[name]
+    data = random_blocks(name, 32)
+    assert np.array_equal(decode(data, name).view(np.int32), quants.dequantize(data, kind).view(np.int32))
