@@ -1,12 +1,15 @@
 """Grids: the numbers that a code can stand for.
 
 A code is a small unsigned integer. A grid says what it means before the scale is applied: ``weight = scale * value``.
-Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1), ``r = S (q - Z)``.
+Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1), ``r = S (q - Z)``. Where the values
+lie otherwise than evenly, they are listed in a :class:`Codebook` (those of bitsandbytes are in :mod:`qtutor.bnb`).
 
-Left out here: codebooks such as NF4, which come with their own chapter.
+Both kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode`` and
+``decode``; whatever takes one takes the other.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -28,6 +31,7 @@ class IntGrid:
 
     bits: int
     symmetric: bool = False
+    scale_dtype = SCALE_DTYPE
 
     def __post_init__(self):
         if self.bits not in range(2, 9):
@@ -79,3 +83,66 @@ class IntGrid:
     def decode(self, code: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """``scale * (code - zero)`` in float32."""
         return scale.float() * (code.float() - zero.float())
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Levels that are listed: code ``i`` stands for ``values[i]``, and the scale is the group's largest |weight|.
+
+    values: 16 or 256 numbers (4 or 8 bits) from -1 to 1, 0 among them, in any order. Scales are float32, as
+    bitsandbytes keeps them.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    symmetric = True  # no zero points are stored
+    scale_dtype = torch.float32
+
+    @property
+    def bits(self) -> int:
+        return (len(self.values) - 1).bit_length()
+
+    @property
+    def middle(self) -> int:
+        """The code of 0."""
+        return self.values.index(0)
+
+    @cached_property
+    def _sorted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The values by code, the codes in ascending order of value, and the borders between neighbours."""
+        values = torch.tensor(self.values, dtype=torch.float32)
+        order = values.argsort(stable=True)
+        return values, order, (values[order][:-1] + values[order][1:]) / 2
+
+    def fit(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32, the largest absolute value) and zero (uint8, always :attr:`middle`) for ``low ... high``."""
+        scale = torch.maximum(low.float().abs(), high.float().abs())
+        return scale, torch.full(scale.shape, self.middle, dtype=torch.uint8, device=scale.device)
+
+    def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
+        """The nearest code (uint8) for every weight; a weight on the border goes to the lower value."""
+        _, order, borders = self._sorted
+        # bitsandbytes multiplies by the reciprocal, which is not always the same float as the quotient.
+        relative = weight.float() * (1 / scale.float().clamp(min=1e-38))
+        found = torch.bucketize(relative.clamp(-1, 1).contiguous(), borders.to(weight.device))
+        return order.to(weight.device)[found].to(torch.uint8)
+
+    def decode(self, code: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
+        """``scale * values[code]`` in float32."""
+        return scale.float() * self._sorted[0].to(code.device)[code.long()]
+
+
+Grid = IntGrid | Codebook
+
+
+def dynamic_map() -> Codebook:
+    """The 8-bit map for scales: seven decades of both signs, each with twice as many levels as the one below it.
+
+    Dettmers 2015 (arXiv 1511.04561, section 3.2), in float32 as bitsandbytes' ``create_dynamic_map`` computes it.
+    """
+    values = [0.0, 1.0]
+    for decade in range(7):
+        borders = torch.linspace(0.1, 1, 2**decade + 1)
+        levels = 10 ** (decade - 6) * ((borders[:-1] + borders[1:]) / 2)
+        values += [*levels.tolist(), *(-levels).tolist()]
+    return Codebook("dynamic", tuple(sorted(values)))

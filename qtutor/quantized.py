@@ -4,11 +4,12 @@
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from qtutor.errors import QtutorError
-from qtutor.grid import IntGrid
+from qtutor.grid import Codebook, Grid, dynamic_map
 from qtutor.packing import packed_width
 
 PER_CHANNEL = -1  # one group a row
@@ -48,20 +49,48 @@ def check_weight(weight: torch.Tensor, name: str = "weight") -> None:
 
 
 @dataclass
+class NestedScales:
+    """Scales that are quantized themselves ("double quantization", QLoRA, arXiv 2305.14314, section 3).
+
+    codes: uint8 ``[out, groups]``, of a fixed 8-bit map; absmax: float32, one for :attr:`BLOCK` scales, row after row;
+    offset: float32 ``[]``, the mean of all scales, from which the codes count.
+    """
+
+    codes: torch.Tensor
+    absmax: torch.Tensor
+    offset: torch.Tensor
+
+    BLOCK: ClassVar[int] = 256
+    GRID: ClassVar[Codebook] = dynamic_map()
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes
+
+    def decode(self) -> torch.Tensor:
+        """The scales, float32 ``[out, groups]``."""
+        absmax = self.absmax.repeat_interleave(self.BLOCK)[: self.codes.numel()].reshape(self.codes.shape)
+        return self.GRID.decode(self.codes, absmax) + self.offset
+
+
+@dataclass
 class QuantizedTensor:
     """A quantized matrix ``[out, in]``.
 
     codes: uint8 ``[out, in]``, one code a byte for ease of work (:attr:`nbytes` counts them packed).
-    scales: float16 ``[out, groups]``, or ``[1, 1]`` for one scale a tensor.
+    scales: ``[out, groups]``, or ``[1, 1]`` for one scale a tensor; float16 for an :class:`qtutor.IntGrid`, float32 for
+    a codebook.
     zeros: uint8, shaped like ``scales``; ``None`` for a symmetric grid, whose zero point needs no storing.
     group_size: weights that share a scale: a number, or :data:`PER_CHANNEL`, or :data:`PER_TENSOR`.
+    nested: how ``scales`` are stored where they are quantized themselves; ``scales`` are then what it decodes to.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None
-    grid: IntGrid
+    grid: Grid
     group_size: int
+    nested: NestedScales | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,7 +101,8 @@ class QuantizedTensor:
         """True size in bytes: packed codes, scales, and packed zero points."""
         rows, columns = self.shape
         zeros = 0 if self.zeros is None else self.zeros.shape[0] * packed_width(self.zeros.shape[1], self.grid.bits)
-        return rows * packed_width(columns, self.grid.bits) + self.scales.nbytes + zeros
+        scales = (self.nested or self.scales).nbytes
+        return rows * packed_width(columns, self.grid.bits) + scales + zeros
 
     @property
     def bits_per_weight(self) -> float:
@@ -88,7 +118,7 @@ def dequantize(
     codes: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
-    grid: IntGrid,
+    grid: Grid,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Codes ``[out, in]`` to weights ``[out, in]``; scales and zeros ``[out, groups]`` or ``[1, 1]``."""

@@ -7,7 +7,7 @@ than its packed bytes and one block. Fast it is not: a kernel would keep the unp
 import torch
 from torch.nn.functional import linear
 
-from qtutor.grid import IntGrid
+from qtutor.grid import Grid
 from qtutor.packing import unpack
 from qtutor.quantized import dequantize
 
@@ -15,7 +15,7 @@ BLOCK_ROWS = 4096
 
 
 def matmul(
-    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, grid: IntGrid, columns: int
+    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, columns: int
 ) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype, from packed rows ``[out, bytes]``.
 
