@@ -4,7 +4,7 @@ The weights alone do not say which of them matter: an input channel that is alwa
 as one likes. :func:`layer_inputs` watches the inputs of every linear layer while the model reads, and keeps a few sums
 per channel rather than the activations, so that memory does not grow with the text.
 
-Left out: feeding a block the outputs of the block before it *after* that was quantized, as GPTQ wants it.
+Left out: feeding a block the outputs of the block before it *after* that was quantized; see :mod:`qtutor.walk`.
 """
 
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) ->
     Raises :class:`QtutorError` for token ids that are no such matrix or not in the vocabulary, for a model without
     float layers, and for activations that are NaN or infinite, naming the layer that reads them first.
     """
-    _check_tokens(token_ids, model.config.vocab_size)
+    check_token_ids(token_ids, model.config.vocab_size)
     head = model.get_output_embeddings()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     if not layers:
@@ -109,7 +109,8 @@ def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) ->
     return {name: shared[id(running[name])] for name in layers}
 
 
-def _check_tokens(token_ids: torch.Tensor, vocabulary: int) -> None:
+def check_token_ids(token_ids: torch.Tensor, vocabulary: int) -> None:
+    """Raise :class:`QtutorError` unless ``token_ids`` is an int64 ``[samples, length]`` of ids below ``vocabulary``."""
     if token_ids.dim() != 2 or token_ids.dtype not in (torch.int64, torch.int32) or token_ids.numel() == 0:
         raise QtutorError(
             f"calibration text: {token_ids.dtype} of shape {list(token_ids.shape)}; token ids, int64 [samples, "

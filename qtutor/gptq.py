@@ -1,0 +1,227 @@
+"""GPTQ: round one column of weights at a time, and let the columns to its right make up for the error.
+
+Frantar et al. 2022 (arXiv 2210.17323, algorithm 1). A layer's inputs X ``[tokens, in]`` enter only as H = X^T X, since
+an error D of its weights costs ``|X D^T|^2 = trace(D H D^T)``. Rounding weight q of a row with an error e costs least
+if the weights still to be rounded move by ``-e [H^-1]_q: / [H^-1]_qq`` (optimal brain surgeon, eq. 2). The inverses
+that this needs, one for every set of columns still to be rounded, are all rows of one triangular matrix U with
+``H^-1 = U^T U``, so the whole layer takes one factorisation.
+
+Two things differ from the paper's script. A group's grid is fitted when its first column is reached, on weights that
+carry *every* correction made so far, also those of columns in the same block; the script lets these arrive only at the
+block's end, so groups shorter than a block get stale grids. (At 2 bits this needs clip="mse", or static groups:
+corrections stretch a few weights, and every step of a grid with them.) And a column that no token ever used keeps its
+weight, rounded to nearest; the script sets it to zero, although calibration is only a sample.
+
+Left out: orders that need an index per column at run time (``g_idx``). Groups are always neighbours in the stored row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from qtutor import rtn
+from qtutor.clip import search
+from qtutor.errors import QtutorError
+from qtutor.grid import Grid
+from qtutor.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+
+DAMPING = 0.01
+BLOCK_SIZE = 128
+CLIP_SHRINK = 0.6
+ACT_ORDERS = ("none", "columns", "groups")
+
+
+class HessianError(QtutorError):
+    """A Hessian that GPTQ cannot use: NaN, Inf, or so far from positive definite that no damping mends it."""
+
+
+def quantize(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    grid: Grid,
+    group_size: int,
+    *,
+    act_order: str = "none",
+    static_groups: bool = False,
+    damping: float = DAMPING,
+    block_size: int = BLOCK_SIZE,
+    clip: str | None = None,
+    name: str = "weight",
+) -> QuantizedTensor:
+    """Quantize ``weight [out, in]`` (any float dtype) so that the layer's outputs change least.
+
+    hessian: ``X^T X [in, in]`` of the layer's inputs, any constant factor. grid, group_size, name: as in
+    :func:`qtutor.rtn.quantize`. clip: ``None``, ``"mse"``, or ``"output"``: narrow each group's range to where the
+    errors that other columns cannot make up for are least.
+    act_order: in which order columns are rounded; those with large inputs are better rounded early, while many others
+    can still make up for them. ``"columns"`` sorts all of them (groups are then static), ``"groups"`` sorts whole
+    groups, and the columns inside each.
+    static_groups: fit all grids on the original weights instead of the corrected ones.
+    damping: share of H's mean diagonal that is added to the diagonal; raised up to 1 where H is still not invertible.
+    block_size: columns whose corrections are collected before the rest of the matrix is updated; speed only.
+    Raises :class:`HessianError` where no damping helps, :class:`QtutorError` for other bad input.
+    """
+    check_weight(weight, name)
+    if not weight.numel():
+        return rtn.quantize(weight, grid, group_size, name=name)
+    plan = prepare(hessian, group_size, act_order=act_order, damping=damping, name=name)
+    static = static_groups or act_order == "columns"
+    return round_columns(weight, plan, grid, group_size, static, block_size, clip, name)
+
+
+@dataclass
+class Plan:
+    """What a Hessian says about rounding; shared by all layers that read the same inputs.
+
+    order: int64 ``[in]``, the columns in the order of rounding. upper: float32 ``[in, in]``, upper triangular U with
+    ``(H + damping)^-1 = U^T U``, rows and columns in that order. damping: the share of the diagonal it took.
+    """
+
+    order: torch.Tensor
+    upper: torch.Tensor
+    damping: float
+
+
+def prepare(
+    hessian: torch.Tensor,
+    group_size: int,
+    *,
+    act_order: str = "none",
+    damping: float = DAMPING,
+    name: str = "weight",
+) -> Plan:
+    """Order the columns of ``hessian [in, in]`` and factor its inverse (in float64)."""
+    if act_order not in ACT_ORDERS:
+        raise QtutorError(f"act_order = {act_order!r}: choose one of {', '.join(map(repr, ACT_ORDERS))}.")
+    if not 0 <= damping <= 1:
+        raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, 0 to 1.")
+    if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
+        raise QtutorError(
+            f"{name}: its Hessian is {hessian.dtype} of shape {list(hessian.shape)}; X^T X is floating point [in, in]."
+        )
+    hessian = hessian.double()
+    if not torch.isfinite(hessian).all():
+        row, column = (~torch.isfinite(hessian)).nonzero()[0].tolist()
+        raise HessianError(
+            f"{name}: its Hessian holds {hessian[row, column].item()} at [{row}, {column}]. The layer's inputs were "
+            "NaN, infinite or too large during calibration: look at the activations, or compute them in float32."
+        )
+    length = resolve_group_size(group_size, hessian.shape[0], name)
+    order = column_order(hessian.diagonal(), length, act_order)
+    ordered = hessian if act_order == "none" else hessian[order][:, order]
+    upper, damping = factor(ordered, damping, name)
+    return Plan(order, upper.float(), damping)
+
+
+def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.Tensor:
+    """The columns in the order of rounding, int64 ``[in]``; ``diagonal [in]`` is H's, ``length`` a group's."""
+    if act_order == "none":
+        return torch.arange(len(diagonal), device=diagonal.device)
+    if act_order == "columns":
+        return diagonal.argsort(descending=True, stable=True)
+    grouped = diagonal.reshape(-1, length)
+    inside = grouped.argsort(dim=1, descending=True, stable=True)
+    groups = grouped.amax(dim=1).argsort(descending=True, stable=True)
+    return (groups[:, None] * length + inside[groups]).flatten()
+
+
+def factor(hessian: torch.Tensor, damping: float, name: str = "weight") -> tuple[torch.Tensor, float]:
+    """Upper triangular U, float64, with ``(H + d)^-1 = U^T U``, and the damping that it took.
+
+    Rows and columns turned around, ``H = L L^T`` gives ``H^-1 = L^-T L^-1``, and L^-1 turned back is U: one Cholesky
+    factorisation and one triangular inverse, where the paper's script takes a Cholesky, an inverse and a Cholesky.
+    """
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
+    turned = hessian.flip(0, 1)  # a copy, whose diagonal is damped in place: these matrices are the largest of all
+    while True:
+        # Nothing couples a dead column to the others: any positive number on its diagonal leaves it to itself.
+        turned.diagonal().copy_(torch.where(dead, mean, diagonal + damping * mean).flip(0))
+        lower, failed = torch.linalg.cholesky_ex(turned)
+        if not failed:
+            identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+            upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+            if torch.isfinite(upper).all():
+                return upper, damping
+        if damping >= 1:
+            raise HessianError(
+                f"{name}: its Hessian is not positive definite, even with its mean diagonal ({mean.item():.3g}) added "
+                f"to the diagonal, which runs from {diagonal.min().item():.3g} to {diagonal.max().item():.3g}. X^T X "
+                "of real inputs always can be mended so: check how it was computed, or round this layer to nearest."
+            )
+        damping = min(max(2 * damping, DAMPING), 1.0)
+
+
+def round_columns(
+    weight: torch.Tensor,
+    plan: Plan,
+    grid: Grid,
+    group_size: int,
+    static_groups: bool = False,
+    block_size: int = BLOCK_SIZE,
+    clip: str | None = None,
+    name: str = "weight",
+) -> QuantizedTensor:
+    """The loop of GPTQ over ``weight [out, in]``, with what :func:`prepare` made of the Hessian."""
+    check_weight(weight, name)
+    rows, columns = weight.shape
+    if len(plan.order) != columns:
+        raise QtutorError(f"{name}: rows of {columns} weights, but a Hessian of {len(plan.order)} inputs.")
+    length = resolve_group_size(group_size, columns, name)
+    static = static_groups or group_size == PER_TENSOR
+    counted = plan.upper.diagonal()  # see _fit
+    if group_size == PER_TENSOR:  # one range for the matrix; "output" would need one U for all rows and columns
+        scales, zeros = _fit(weight.float().reshape(1, 1, -1), None, grid, None if clip == "output" else clip)
+    else:  # from the weights as they are; where groups are not static, each is replaced when the loop reaches it
+        grouped, upper = weight.float().reshape(rows, -1, length), counted[plan.order.argsort()].reshape(-1, length)
+        scales, zeros = _fit(grouped, upper, grid, clip if static else None)
+    scales, zeros = scales.T.contiguous(), zeros.T.contiguous()  # [groups, out]
+    work = weight.float().T[plan.order].contiguous()  # [in, out]: a column of weights lies in one piece
+    codes = torch.empty(work.shape, dtype=torch.uint8, device=weight.device)
+    group_of = (plan.order // length).tolist()
+    for begin, end in blocks(columns, length, block_size):
+        errors = torch.empty(end - begin, rows, device=weight.device)
+        for column in range(begin, end):
+            group = group_of[column]
+            if not static and column % length == 0:
+                own = slice(column, column + length)
+                scale, zero = _fit(work[own].T.unsqueeze(1), counted[own], grid, clip)
+                scales[group], zeros[group] = scale[:, 0], zero[:, 0]
+            codes[column] = grid.encode(work[column], scales[group], zeros[group])
+            rounded = grid.decode(codes[column], scales[group], zeros[group])
+            error = torch.div(work[column] - rounded, plan.upper[column, column], out=errors[column - begin])
+            work[column + 1 : end].addr_(plan.upper[column, column + 1 : end], error, alpha=-1)
+        work[end:].addmm_(plan.upper[begin:end, end:].T, errors, alpha=-1)
+    in_place = torch.empty_like(codes)
+    in_place[plan.order] = codes
+    zeros = None if grid.symmetric else zeros.T.to(torch.uint8).contiguous()
+    scales = scales.T.to(grid.scale_dtype).contiguous()
+    return QuantizedTensor(in_place.T.contiguous(), scales, zeros, grid, group_size)
+
+
+def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the blocks: at most ``block_size`` columns, and no group of ``length`` begins inside one whose
+    other columns still miss corrections."""
+    span = max(block_size // length, 1) * length
+    for start in range(0, columns, span):
+        stop = min(start + span, columns)
+        for begin in range(start, stop, block_size):
+            yield begin, min(begin + block_size, stop)
+
+
+def _fit(
+    grouped: torch.Tensor, upper: torch.Tensor | None, grid: Grid, clip: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero, float32 ``[out, groups]``, of every group of ``grouped [out, groups, group_size]``.
+
+    upper: U's diagonal ``[groups, group_size]``, for ``clip="output"``: an error e of column q costs ``e^2 / U_qq^2``
+    once all later columns have made up for it.
+    """
+    if clip == "output":
+        found = search(grouped, grid, lambda error: (error / upper).square().sum(dim=-1), shrink=CLIP_SHRINK)
+        return found[0].float(), found[1].float()
+    fitted = rtn.quantize(grouped.reshape(-1, grouped.shape[-1]), grid, PER_CHANNEL, clip)
+    zeros = torch.full_like(fitted.scales, grid.middle) if fitted.zeros is None else fitted.zeros
+    return fitted.scales.float().reshape(grouped.shape[:2]), zeros.float().reshape(grouped.shape[:2])
