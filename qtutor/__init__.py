@@ -9,7 +9,7 @@ _WHERE = {
     "IntGrid": "grid",
     "QtutorError": "errors",
     "QuantizedTensor": "quantized",
-    "Recipe": "pipeline",
+    "Recipe": "recipe",
     "add_outliers": "decoder",
     "export": "storage",
     "generate": "evaluate",
@@ -18,7 +18,7 @@ _WHERE = {
     "perplexity": "evaluate",
     "quantize": "pipeline",
 }
-_MODULES = ("decoder", "evaluate", "rtn")
+_MODULES = ("awq", "bnb", "decoder", "evaluate", "gguf", "gptq", "rtn")
 
 __all__ = sorted([*_WHERE, *_MODULES])
 

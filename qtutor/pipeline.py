@@ -1,112 +1,28 @@
-"""``quantize(model, Recipe(...))``: the loop over a decoder's blocks, and its report.
+"""``quantize(model, Recipe(...))``: the loop over a decoder's blocks.
 
 Block by block, every ``nn.Linear`` becomes a :class:`qtutor.linear.QuantLinear`. Packed layers are collected beside the
 model and put in place at the end, so that a failure or an interrupt leaves the model as it was; at 4 bits that adds a
-quarter of a bf16 model, never a second copy. Embeddings, norms and lm_head stay as they are unless the recipe says so.
+quarter of a bf16 model, never a second copy. Embeddings, norms and lm_head stay as they are unless the recipe says so
+(AWQ moves its scales into norms).
+
+Methods that look at inputs work on float32 copies of one block at a time (:mod:`qtutor.walk`, which says what memory
+that takes); rounding to nearest reads the model's own weights.
 """
 
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from qtutor import rtn
+from qtutor import awq, bnb, gptq, rtn
 from qtutor.errors import QtutorError
-from qtutor.grid import IntGrid
+from qtutor.families import decoder_blocks
 from qtutor.linear import QuantEmbedding, QuantLinear, QuantWeight
-from qtutor.quantized import QuantizedTensor
-
-METHODS = ("rtn",)
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to quantize.
-
-    method: ``"rtn"`` (others come with their chapters). bits: 2 to 8. group_size: weights that share a scale; -1 one
-    scale a row, 0 one a tensor. symmetric: zero point fixed in the middle. clip: ``None`` or ``"mse"``. embeddings,
-    lm_head: quantize these too (lm_head of a model with tied embeddings becomes a matrix of its own).
-    Raises :class:`QtutorError` for a value outside these.
-    """
-
-    method: str = "rtn"
-    bits: int = 4
-    group_size: int = 64
-    symmetric: bool = False
-    clip: str | None = None
-    embeddings: bool = False
-    lm_head: bool = False
-
-    def __post_init__(self):
-        if self.method not in METHODS:
-            raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
-        if self.clip not in (None, "mse"):
-            raise QtutorError(f"clip = {self.clip!r}: choose 'mse' or None.")
-        _ = self.grid
-
-    @property
-    def grid(self) -> IntGrid:
-        return IntGrid(self.bits, self.symmetric)
-
-    def as_dict(self) -> dict:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One quantized layer: its name, shape ``[out, in]``, relative error ``|W - Q| / |W|``, sizes in bytes."""
-
-    name: str
-    shape: tuple[int, int]
-    error: float
-    bits_per_weight: float
-    bytes_before: int
-    bytes_after: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`quantize` did: the recipe and a row per layer. ``print(report)`` shows a table."""
-
-    recipe: Recipe
-    rows: tuple[LayerReport, ...]
-
-    @property
-    def bytes_before(self) -> int:
-        return sum(row.bytes_before for row in self.rows)
-
-    @property
-    def bytes_after(self) -> int:
-        return sum(row.bytes_after for row in self.rows)
-
-    def __str__(self) -> str:
-        width = max([len(row.name) for row in self.rows] + [5])
-        head = f"{'layer':{width}}  {'shape':>13}  {'error':>7}  {'bits':>6}  {'before':>11}  {'after':>11}"
-        lines = [head, "-" * len(head)]
-        for row in self.rows:
-            shape = f"{row.shape[0]} x {row.shape[1]}"
-            lines.append(
-                f"{row.name:{width}}  {shape:>13}  {row.error:7.4f}  {row.bits_per_weight:6.3f}  "
-                f"{row.bytes_before:11,}  {row.bytes_after:11,}"
-            )
-        share = self.bytes_after / max(self.bytes_before, 1)
-        lines.append(
-            f"{'total':{width}}  {'':13}  {'':7}  {f'{share:.0%}':>6}  {self.bytes_before:11,}  {self.bytes_after:11,}"
-        )
-        return "\n".join(lines)
-
-
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a Llama, Mistral or Qwen model; :class:`QtutorError` for any other."""
-    family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if family not in FAMILIES:
-        raise QtutorError(
-            f"the model family {family!r} is not known here. Decoders of these families can be quantized: "
-            f"{', '.join(FAMILIES)}. For another one, add it to qtutor.pipeline.FAMILIES once its blocks are checked."
-        )
-    return model.model.layers
+from qtutor.quantized import QuantizedTensor, check_weight, resolve_group_size
+from qtutor.recipe import CODEBOOKS, LayerReport, Recipe, Report
+from qtutor.walk import SHARED, CalibratedBlock, walk
 
 
 def quantize(
@@ -114,25 +30,66 @@ def quantize(
 ) -> Report:
     """Quantize ``model`` (a transformers decoder, any float dtype, any device) in place by ``recipe``.
 
-    calibration: token ids, int64 ``[samples, length]``; rounding to nearest looks at no inputs and ignores them.
+    calibration: token ids, int64 ``[samples, length]``, text like what the model will read; for the embedded decoder it
+    may be left out. Methods that look at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
     progress: show a bar with an estimate where the work takes longer than a second.
     Raises :class:`QtutorError` (naming the layer) for NaN, Inf, a width that no group divides, a family that is not
-    known, or a model that is quantized already; the model is then unchanged.
+    known, unusable calibration text, or a model that is quantized already; the model is then unchanged.
     """
     decoder_blocks(model)  # refuse an unknown family before any work
     if any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is quantized already; load the float checkpoint again to quantize it differently.")
-    targets = _targets(model, recipe)
-    packed, rows = {}, []
-    for name, module in tqdm(targets.items(), desc="quantizing", unit="layer", delay=1, disable=not progress):
-        quantized = rtn.quantize(module.weight.detach(), recipe.grid, recipe.group_size, recipe.clip, name)
-        rows.append(_row(name, module.weight, quantized))
-        packed[name] = _packed(module, quantized)
-    for name, module in packed.items():
-        model.set_submodule(name, module)
+    outcome = Outcome()
+    if recipe.needs_calibration:
+        token_ids = _calibration(model, recipe) if calibration is None else calibration
+        blocks = tqdm(walk(model, token_ids), "quantizing", len(decoder_blocks(model)), unit="block", **_bar(progress))
+        for block in blocks:
+            _quantize_block(block, model, recipe, outcome)
+    targets = {name: module for name, module in _targets(model, recipe).items() if name not in outcome.packed}
+    for name, module in tqdm(targets.items(), desc="quantizing", unit="layer", **_bar(progress)):
+        weight = module.weight.detach()
+        if recipe.method in CODEBOOKS:
+            quantized = bnb.quantize(weight, recipe.grid, recipe.group_size, recipe.double, name)
+        else:
+            quantized = rtn.quantize(weight, recipe.grid, recipe.group_size, recipe.own_clip, name)
+        outcome.add(name, module, weight, quantized, getattr(module, "bias", None))
+    outcome.put_into(model)
     if recipe.embeddings or recipe.lm_head:
         model.config.tie_word_embeddings = False  # each of the two is now a tensor of its own
-    return Report(recipe, tuple(rows))
+    return Report(recipe, tuple(outcome.rows))
+
+
+@dataclass
+class Outcome:
+    """What is ready to be put into the model: packed layers, changed norms; and the report's rows."""
+
+    packed: dict[str, QuantWeight] = field(default_factory=dict)
+    changed: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: list[LayerReport] = field(default_factory=list)
+
+    def add(self, name, module: nn.Module, weight: torch.Tensor, quantized: QuantizedTensor, bias=None, **more) -> None:
+        """Take in a layer: ``module`` is the model's own, ``weight [out, in]`` what ``quantized`` stands for."""
+        if isinstance(module, nn.Embedding):
+            self.packed[name] = QuantEmbedding.from_quantized(quantized, module.weight.dtype)
+        else:
+            kind = bnb.Int8Linear if quantized.grid == bnb.INT8 else QuantLinear
+            self.packed[name] = kind.from_quantized(quantized, bias)
+        exact = weight.float()
+        tiny = torch.finfo(torch.float32).tiny
+        error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=tiny)
+        sizes = quantized.bits_per_weight, module.weight.nbytes, quantized.nbytes
+        self.rows.append(LayerReport(name, quantized.shape, error.item(), *sizes, **more))
+
+    def put_into(self, model: nn.Module) -> None:
+        """The only step that changes ``model``."""
+        for name, value in self.changed.items():
+            model.get_parameter(name).data = value
+        for name, module in self.packed.items():
+            model.set_submodule(name, module)
+
+
+def _bar(progress: bool) -> dict:
+    return {"delay": 1, "disable": not progress}
 
 
 def _targets(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
@@ -149,13 +106,79 @@ def _targets(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
     return targets
 
 
-def _packed(module: nn.Module, quantized: QuantizedTensor) -> QuantWeight:
-    if isinstance(module, nn.Embedding):
-        return QuantEmbedding.from_quantized(quantized, module.weight.dtype)
-    return QuantLinear.from_quantized(quantized, module.bias)
+def _calibration(model: nn.Module, recipe: Recipe) -> torch.Tensor:
+    """Training text for the embedded decoder, an error for any other model."""
+    from qtutor.decoder import EMBEDDED
+    from qtutor.decoder.calibration import calibration_tokens
+
+    if str(model.config._name_or_path) != str(EMBEDDED):
+        raise QtutorError(
+            f"method {recipe.method!r} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
+            "[samples, length], for instance 128 samples of 512 tokens of what the model will read."
+        )
+    return calibration_tokens()
 
 
-def _row(name: str, weight: torch.Tensor, quantized: QuantizedTensor) -> LayerReport:
-    exact = weight.detach().float()
-    error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=torch.finfo(torch.float32).tiny)
-    return LayerReport(name, quantized.shape, error.item(), quantized.bits_per_weight, weight.nbytes, quantized.nbytes)
+def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, outcome: Outcome) -> None:
+    """AWQ or GPTQ, or one after the other, for the layers of one block, in the order in which the block runs them."""
+    for name in (name for names in SHARED for name in names):  # before any search, so that errors name the layer
+        weight = block.module.get_submodule(name).weight
+        check_weight(weight, f"{block.name}.{name}")
+        resolve_group_size(recipe.group_size, weight.shape[1], f"{block.name}.{name}")
+    rounded = recipe.method != "awq"  # GPTQ lets each layer read what the rounded ones before it hand on
+    if recipe.method != "gptq":
+        for name, value in awq.scale_block(block, recipe.grid, recipe.group_size, recipe.duo).items():
+            dtype = model.get_parameter(f"{block.name}.{name}").dtype
+            outcome.changed[f"{block.name}.{name}"] = value.to(dtype)
+    for names in SHARED:
+        hessian = block.hessian(names[0])
+        plan, note = _plan(hessian, block.tokens, recipe, f"{block.name}.{names[0]}") if rounded else (None, "")
+        for name in names:
+            full_name = f"{block.name}.{name}"
+            layer = block.module.get_submodule(name)
+            quantized = _round(layer.weight, hessian, plan, recipe, full_name)
+            error = _output_error(layer.weight, quantized, hessian)
+            original = model.get_submodule(full_name)
+            bias = None if layer.bias is None else layer.bias.to(original.bias.dtype)
+            outcome.add(full_name, original, layer.weight, quantized, bias=bias, output_error=error, note=note)
+            if rounded:
+                layer.weight.copy_(quantized.dequantize())
+    block.advance()
+
+
+def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, str]:
+    """GPTQ's plan, or ``None`` where the Hessian is of no use; and what the report has to say about it."""
+    few = f"{tokens} tokens for a width of {len(hessian)}"
+    try:
+        plan = gptq.prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping, name=name)
+    except gptq.HessianError as error:
+        note = f"rounded to nearest, since GPTQ cannot use its Hessian ({few}). {error}"
+        warnings.warn(f"{name}: {note}", stacklevel=2)
+        return None, note
+    notes = []
+    if tokens < len(hessian):
+        notes.append(f"{few}: too few to tell all inputs apart, damping decides; calibrate with more text")
+    if plan.damping > recipe.damping:
+        notes.append(f"damping raised from {recipe.damping:g} to {plan.damping:g} to make the Hessian invertible")
+    return plan, "; ".join(notes)
+
+
+def _round(
+    weight: torch.Tensor, hessian: torch.Tensor, plan: gptq.Plan | None, recipe: Recipe, name: str
+) -> QuantizedTensor:
+    grid, group_size = recipe.grid, recipe.group_size
+    if plan is not None:
+        static = recipe.static_groups or recipe.act_order == "columns"
+        return gptq.round_columns(weight, plan, grid, group_size, static, clip=recipe.own_clip, name=name)
+    # Attention multiplies what q and k make: narrowing their ranges is not judged well by either one's own output.
+    if recipe.method == "awq" and recipe.own_clip == "output" and not name.endswith(("q_proj", "k_proj")):
+        return awq.quantize(weight, hessian, grid, group_size, name)
+    return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else None, name)
+
+
+def _output_error(weight: torch.Tensor, quantized: QuantizedTensor, hessian: torch.Tensor) -> float:
+    """``|X (W - Q)^T| / |X W^T|``, out of the Hessian: ``|X D^T|^2 = trace(D H D^T)``."""
+    hessian = hessian.float()
+    difference = quantized.dequantize() - weight
+    squares = [((matrix @ hessian) * matrix).sum().clamp(min=0) for matrix in (difference, weight)]
+    return (squares[0] / squares[1].clamp(min=torch.finfo(torch.float32).tiny)).sqrt().item()

@@ -1,7 +1,7 @@
 """Our own layout on disk: a folder with the packed tensors as they are in memory.
 
     model.safetensors   packed codes, scales, zeros, and every tensor that was not quantized
-    qtutor.json         the recipe, and per quantized module its kind, shape, bits, symmetric, group_size
+    qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not
     config.json         the transformers config; with a tokenizer, its files
 
 Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from qtutor.bnb import FP4, INT8, NF4, Int8Linear
 from qtutor.errors import QtutorError
+from qtutor.families import decoder_blocks
 from qtutor.grid import IntGrid
 from qtutor.linear import QuantEmbedding, QuantLinear, QuantWeight
-from qtutor.pipeline import decoder_blocks
 
 LAYOUT = 1
+CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
 FORMATS = ("qtutor",)
 
 
@@ -72,13 +74,15 @@ def _swap(beside: Path, folder: Path) -> None:
 
 
 def _describe(module: QuantWeight) -> dict:
-    kind = "embedding" if isinstance(module, QuantEmbedding) else "linear"
+    kinds = {Int8Linear: "int8 linear", QuantEmbedding: "embedding", QuantLinear: "linear"}
     return {
-        "kind": kind,
+        "kind": kinds[type(module)],
         "shape": [module.rows, module.columns],
+        "grid": getattr(module.grid, "name", "integers"),
         "bits": module.grid.bits,
         "symmetric": module.grid.symmetric,
         "group_size": module.group_size,
+        "nested": module.nested,
         "bias": getattr(module, "bias", None) is not None,
     }
 
@@ -138,10 +142,11 @@ def _read_about(folder: Path) -> dict:
 
 
 def _empty(layer: dict, dtype: torch.dtype) -> QuantWeight:
-    grid = IntGrid(layer["bits"], layer["symmetric"])
+    grid = CODEBOOKS.get(layer["grid"]) or IntGrid(layer["bits"], layer["symmetric"])
     if layer["kind"] == "embedding":
-        return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype)
-    return QuantLinear(*layer["shape"], grid, layer["group_size"], layer["bias"])
+        return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype, layer["nested"])
+    kind = Int8Linear if layer["kind"] == "int8 linear" else QuantLinear
+    return kind(*layer["shape"], grid, layer["group_size"], layer["bias"], layer["nested"])
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ NAMES = [
         "export",
         "generate",
     ],
-    *["load_decoder", "load_quantized", "perplexity", "quantize", "rtn"],
+    *["load_decoder", "load_quantized", "perplexity", "quantize", "rtn", "awq", "bnb", "gguf", "gptq"],
 ]
 
 
@@ -42,7 +42,11 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_every_public_function_and_class_of_the_package_has_a_docstring():
-    for module in ("grid", "packing", "quantized", "rtn", "linear", "pipeline", "evaluate", "storage", "plots"):
+    methods, core = (
+        ["rtn", "awq", "gptq", "bnb"],
+        ["grid", "packing", "quantized", "linear", "walk", "families", "clip"],
+    )
+    for module in (*methods, *core, "recipe", "pipeline", "calibrate", "evaluate", "storage", "plots"):
         module = __import__(f"qtutor.{module}", fromlist=["*"])
         assert module.__doc__
         for name, value in vars(module).items():

@@ -1,0 +1,193 @@
+"""AWQ: the inputs say which weights matter; scale their columns up before rounding, and the inputs down.
+
+Lin et al. 2023 (arXiv 2306.00978, section 3.2; code: llm-awq's auto_scale.py and auto_clip.py). Multiplying column i of
+W by s_i and dividing input i by s_i changes nothing, but a weight that is s_i times as large suffers a rounding error
+that counts only 1/s_i as much, as long as its group's largest weight, and with it the grid, stays about the same. The
+division costs nothing at run time: it is folded into the norm or the linear layer that makes the input.
+
+Two searches, both of which include "leave it as it is":
+
+* :func:`search` tries s = mean|x|^ratio for 20 ratios and keeps the one that changes the output of the *parent* module
+  (attention, MLP) least. Ratio 0 is rounding to nearest.
+* :func:`quantize` narrows the range of every group, down to half, to what changes the layer's output least. Each group
+  is judged by its own share of the output: an error e of its weights costs ``e H_g e^T``, H_g being its block of X^T X.
+
+Left out: one scale for q, k, v through the keys (only norm -> q, k, v is scaled), and v -> o under grouped-query
+attention, where one channel of v feeds several of o.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qtutor import clip, rtn
+from qtutor.errors import QtutorError
+from qtutor.grid import Grid
+from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.walk import CalibratedBlock
+
+RATIOS = 20  # 0, 1/20 ... 19/20
+CLIP_STEPS = 20
+CLIP_SHRINK = 0.5
+SEARCH_TOKENS = 4096  # the search runs the parent module 20 times; more tokens than this change its choice little
+
+# What makes the input (its channels are divided), the layers that read it, and the parent whose output is compared.
+PAIRS = (
+    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn"),
+    ("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj"),
+    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
+    ("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"),
+)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What :func:`search` found: the best ``scale [in]``, its ``ratio``, and the mean squared ``errors`` of all tried
+    (the first is rounding to nearest's)."""
+
+    scale: torch.Tensor
+    ratio: float
+    errors: tuple[float, ...]
+
+
+@torch.no_grad()
+def search(
+    layers: list[nn.Linear],
+    inputs: Iterable[torch.Tensor],
+    mean_abs: torch.Tensor,
+    parent: Callable[[torch.Tensor], torch.Tensor],
+    grid: Grid,
+    group_size: int,
+    duo: bool = False,
+) -> Search:
+    """The scale per input channel with which rounding ``layers`` changes ``parent``'s output least.
+
+    layers: all linear layers that read these inputs; their weights are put back in the end. inputs: batches
+    ``[..., in]``; mean_abs ``[in]``: of the inputs. duo: divide by ``mean|w|^(1 - ratio)`` too (AutoAWQ), which favours
+    columns of small weights.
+    """
+    inputs = list(inputs)
+    originals = [layer.weight.data for layer in layers]
+    targets = [parent(x) for x in inputs]
+    best, errors = None, []
+    try:
+        for step in range(RATIOS):
+            ratio = step / RATIOS
+            scale = scale_of(mean_abs, ratio, originals if duo else None, group_size)
+            for layer, weight in zip(layers, originals):
+                layer.weight.data = rtn.quantize(weight * scale, grid, group_size).dequantize() / scale
+            squares = sum((parent(x) - target).square().sum().item() for x, target in zip(inputs, targets))
+            errors.append(squares / sum(target.numel() for target in targets))
+            if best is None or errors[-1] < best.errors[0]:
+                best = Search(scale, ratio, (errors[-1],))
+    finally:
+        for layer, weight in zip(layers, originals):
+            layer.weight.data = weight
+    return Search(best.scale, best.ratio, tuple(errors))
+
+
+def scale_of(
+    mean_abs: torch.Tensor, ratio: float, weights: list[torch.Tensor] | None = None, group_size: int = -1
+) -> torch.Tensor:
+    """``mean_abs ** ratio``, ``[in]``, centred so that the largest times the smallest is 1; all ones for ratio 0.
+
+    With weights (each ``[out, in]``), divided by the mean of |w| relative to its group's largest, to ``1 - ratio``.
+    """
+    if ratio == 0:
+        return torch.ones_like(mean_abs, dtype=torch.float32)
+    scale = mean_abs.double().clamp(min=1e-4) ** ratio
+    if weights is not None:
+        stacked = torch.cat(weights).abs()
+        length = resolve_group_size(group_size, stacked.shape[1])
+        grouped = stacked.reshape(len(stacked), -1, length)
+        relative = grouped / grouped.amax(dim=-1, keepdim=True).clamp(min=1e-8)
+        scale /= relative.reshape(stacked.shape).mean(dim=0).double().clamp(min=1e-4) ** (1 - ratio)
+    return (scale / (scale.max() * scale.min()).sqrt()).float()
+
+
+def scale_block(block: CalibratedBlock, grid: Grid, group_size: int, duo: bool = False) -> dict[str, torch.Tensor]:
+    """Search scales for all pairs of ``block`` and fold them into its module.
+
+    Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` where folding changes what
+    the block computes, as it would for norms that do not simply multiply by their weight.
+    """
+    module, changed = block.module, {}
+    sample = block.states[:1]
+    before = module(sample, **block.arguments)
+    for source_name, names, parent_name in PAIRS:
+        source, layers = module.get_submodule(source_name), [module.get_submodule(name) for name in names]
+        if source.weight.shape[0] != layers[0].weight.shape[1]:
+            continue  # grouped-query attention
+        mean_abs = block.statistics(names[0]).mean_abs.to(source.weight.device)
+        inputs = block.inputs(names[0], SEARCH_TOKENS)
+        found = search(layers, inputs, mean_abs, _parent(block, parent_name), grid, group_size, duo)
+        fold(source, layers, found.scale, block.dtype)
+        if source_name.endswith("layernorm"):
+            changed[f"{source_name}.weight"] = source.weight
+    after = module(sample, **block.arguments)
+    difference = ((after - before).norm() / before.norm()).item()
+    if not difference < 1e-3:
+        raise QtutorError(
+            f"{block.name}: folding AWQ's scales changed the block's output by {difference:.2g} of its size; it should "
+            "change nothing. Its norms or layers do something that is not known here: quantize it with method 'gptq'."
+        )
+    return changed
+
+
+def _parent(block: CalibratedBlock, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The module ``name`` as a function of its input alone."""
+    module = block.module.get_submodule(name)
+    if name == "self_attn":
+        return lambda x: module(x, **block.arguments)[0]
+    return module
+
+
+@torch.no_grad()
+def fold(source: nn.Module, layers: list[nn.Linear], scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Divide the outputs of ``source`` (norm or linear) by ``scale``, multiply the columns of ``layers`` with it.
+
+    dtype: what the norm's weight will be stored in. It is rounded to that first, and the columns get the factor that
+    then really applies, so that folding is exact for bf16 models too.
+    """
+    weight, scale = source.weight, scale.to(source.weight.device)
+    if weight.dim() == 1:
+        divided = (weight / scale).to(dtype).float()
+        divided = torch.where((divided != 0) & torch.isfinite(divided), divided, weight)
+        scale = torch.where(divided != 0, weight / divided, 1.0)
+        weight.copy_(divided)
+    else:
+        weight.div_(scale[:, None])
+    if getattr(source, "bias", None) is not None:
+        source.bias.div_(scale)
+    for layer in layers:
+        layer.weight.mul_(scale)
+
+
+@torch.no_grad()
+def quantize(
+    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, group_size: int, name: str = "weight"
+) -> QuantizedTensor:
+    """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
+
+    hessian: ``X^T X [in, in]``, of which the groups' blocks on the diagonal are used. Others: as in
+    :func:`qtutor.rtn.quantize`. A group_size of 0 (one scale for the tensor) is rounded without clipping.
+    """
+    check_weight(weight, name)
+    rows, columns = weight.shape
+    if group_size == PER_TENSOR or not weight.numel():
+        return rtn.quantize(weight, grid, group_size, name=name)
+    length = resolve_group_size(group_size, columns, name)
+    grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
+    own = hessian.reshape(columns // length, length, columns // length, length).diagonal(dim1=0, dim2=2)
+    own = own.permute(2, 0, 1).float()  # [groups, group_size, group_size]
+
+    def cost(error: torch.Tensor) -> torch.Tensor:
+        """What the errors of a group change in the layer's output: ``e H_g e^T``, ``[out, groups]``."""
+        error = error.transpose(0, 1)  # [groups, out, group_size]
+        return ((error @ own) * error).sum(dim=-1).T
+
+    scale, zero = clip.search(grouped, grid, cost, CLIP_STEPS, CLIP_SHRINK)
+    codes = rtn.encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
+    return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
