@@ -11,7 +11,8 @@ SETUP = sh -c 'for p in "$$@"; do \
 	bootstrap $(if $(PYTHON),"$(PYTHON)",) python3 python3.14 python3.13 python3.12 python3.11 python
 
 # The course needs no download: a test that tries one shall fail here, not only on a machine without network.
-TEST_ENV = HF_HUB_OFFLINE=1
+# And its models are small: beside other work, threads that wait for each other take a hundred times as long as one.
+TEST_ENV = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .PHONY: help learn test setup lint unit notebooks book browser format clean
 .DEFAULT_GOAL := help
