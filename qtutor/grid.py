@@ -51,8 +51,8 @@ class IntGrid:
 
         The range is widened to contain 0, and a range of nothing but zeros gets scale 1. A symmetric scale is
         ``absmax / (2**bits / 2 - 0.5)``: the largest weight then lies half a step beyond the last positive level, so no
-        weight in the range is further than half a step from a level and no level is wasted (as GPTQ and llm-compressor
-        choose it). Raises :class:`QtutorError` where a scale leaves float16.
+        weight in the range is further than half a step from a level (as GPTQ and llm-compressor choose it), up to what
+        rounding the scale to 16 bits adds. Raises :class:`QtutorError` where a scale leaves float16.
         """
         low, high = low.float().clamp(max=0), high.float().clamp(min=0)
         if self.symmetric:
