@@ -146,18 +146,18 @@ def _first_place(name: str, got: np.ndarray, expected: np.ndarray, difference: n
 def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: list[Outcome], wrong: list[int]) -> str:
     """The known mistake whose results these are, as a line for the learner; ``""`` if there is none.
 
-    Sure where all agree on which the mistake shows at all; where several do, the one that explains most inputs. With
-    two mistakes at once none agrees everywhere: then the one that explains more than half, as a guess.
+    Sure where it explains every wrong result, and there is no input on which it would show and does not. With two
+    mistakes at once none does: then the one that explains more than half, as a guess.
     """
     sure, guess = [], []
     for text, mistake in exercise.mistakes.items():
         made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
         telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
         same = [i for i in telling if i in wrong and _alike(got[i], made[i], max(exercise.tolerance, SLACK))]
-        if same and len(same) == len(telling):
-            sure.append((len(same), text))
+        if same and len(same) == len(telling) == len(wrong):
+            sure.append(text)
         elif 2 * len(same) > len(wrong):
             guess.append((len(same), text))
     if sure:
-        return f"Likely mistake: {max(sure, key=lambda found: found[0])[1]}"
+        return f"Likely mistake: {sure[0]}"
     return f"Perhaps: {max(guess, key=lambda found: found[0])[1]}" if guess else ""

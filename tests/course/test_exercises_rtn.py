@@ -296,6 +296,12 @@ def weights_tiled(codes, scale, zero):
 DEQUANTIZE_WRONG = [
     (weights_wrapped, "wraps around"),
     (weights_in_half, "float16"),
+    (
+        lambda codes, scale, zero: (scale[..., None] * (codes.reshape(*scale.shape, -1) - zero[..., None])).reshape(
+            codes.shape
+        ),
+        "as they are stored",
+    ),
     (weights_tiled, "wrong group"),
     (
         lambda codes, scale, zero: each_weight_back(codes, scale, zero, lambda c, s, z: s * (c + z)),

@@ -48,6 +48,12 @@ BYTES_WRONG = [
     (layer(zero_bits=8), "with a whole byte"),
     (layer(up=math.floor), "round up, not down"),
     (layer(each_row=False), "for one row only"),
+    (
+        lambda rows, columns, bits, size, symmetric: (
+            rows * (2 * (columns // size) + -(-(columns + (0 if symmetric else columns // size)) * bits // 8))
+        ),
+        "rounded up together",
+    ),
     (lambda rows, columns, bits, size, symmetric: layer()(rows, columns, bits, columns, symmetric), "for one group"),
     (lambda rows, columns, bits, size, symmetric: layer()(rows, columns, bits, size, False), "on a symmetric grid"),
     (

@@ -49,6 +49,8 @@ def _bytes_with(rows, columns, bits, group_size, symmetric, scale=2, zero=None, 
         codes, zeros = columns * bits // 8, groups * bits // 8
     if symmetric and how != "always zeros":
         zeros = 0
+    if how == "together":
+        codes, zeros = up((columns + (0 if symmetric else groups)) * bits), 0
     if how == "one stream":
         return up(rows * columns * bits) + rows * groups * scale + (0 if symmetric else up(rows * groups * bits))
     if how == "a group for all rows":
@@ -70,6 +72,9 @@ BYTES_MISTAKES = {
         how="always zeros"
     ),
     "the last byte of a row is lost where codes do not fill it: round up, not down.": dict(how="cut"),
+    "codes and zero points of a row are rounded up together. Each of the two begins with a byte of its own.": dict(
+        how="together"
+    ),
     "all rows are packed as one stream. Every row begins with a new byte, so round up row by row.": dict(
         how="one stream"
     ),

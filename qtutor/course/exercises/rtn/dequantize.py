@@ -47,6 +47,7 @@ def _with(codes, scale, zero, group="right", how="right"):
         "reversed": lambda: scale * (zero - codes),
         "divided": lambda: (codes - zero) / scale,
         "half": lambda: scale.half() * (codes - zero).half(),
+        "as stored": lambda: scale.half() * ((codes - zero).long() & 255).half(),
     }[how]()
 
 
@@ -55,6 +56,8 @@ MISTAKES = {
     "(or int) before you subtract.": dict(how="wrap"),
     "you computed in float16: a 16-bit scale times whole numbers stays in 16 bits and is rounded again. Turn the scale "
     "into float32 first (scale.float()).": dict(how="half"),
+    "you computed with numbers as they are stored. In uint8 3 - 8 wraps around to 251, and in float16 the product is "
+    "rounded again: turn all three into float32 (.float()).": dict(how="as stored"),
     "the zero point is added. weight = scale * (code - zero).": dict(how="plus"),
     "the zero point is missing: weight = scale * (code - zero).": dict(how="no zero"),
     "the zero point is subtracted after scaling, but it is a code: scale * (code - zero), with brackets.": dict(
