@@ -12,9 +12,12 @@ import sys
 import time
 
 PEER = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer; AutoModelForCausalLM.from_config"
-OURS = PEER + "; import qtutor"
+# Names are looked up when first used, so all of them are asked for here: nothing is left to be imported later.
+OURS = PEER + "; import qtutor; [getattr(qtutor, name) for name in qtutor.__all__]"
 ROUNDING = """
 import time, torch, qtutor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+[getattr(qtutor, name) for name in qtutor.__all__]
 start = time.perf_counter(); model, tokenizer = qtutor.load_decoder(device="cpu"); loaded = time.perf_counter() - start
 start = time.perf_counter(); qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=64), progress=False)
 print(loaded, time.perf_counter() - start)
