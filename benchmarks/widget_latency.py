@@ -29,7 +29,9 @@ from playwright.sync_api import sync_playwright
 SETUP = """
 import ipywidgets, torch, qtutor
 from qtutor.course import widgets
+from qtutor.course.microscope import microscope
 model, tokenizer = qtutor.load_decoder(device="cpu")
+ids = qtutor.evaluate.held_out_tokens(tokenizer, 512)[None]
 large = {"large": 0.02 * torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))}
 """
 # name, what is drawn, the bound in milliseconds, the cell
@@ -48,6 +50,8 @@ WIDGETS = [
         "widgets.weights_as_picture(model, '0.mlp.gate_proj', frames={})",
     ),
     ("same_prompt", "decoder, 64 tokens", 150, "widgets.same_prompt(model, tokenizer)"),
+    ("activation_outliers", "decoder, 512 tokens", 150, "widgets.activation_outliers(model, ids)"),
+    ("microscope", "a number", 150, "microscope(0.15625)"),
     ("weight_histogram", "4096 x 4096", 300, "widgets.weight_histogram(large, frames={})"),
     ("weight_histogram, least squares", "4096 x 4096", 300, "widgets.weight_histogram(large, clip='mse', frames={})"),
     ("weight_histogram, one scale", "4096 x 4096", 300, "widgets.weight_histogram(large, group_size=0, frames={})"),
@@ -58,18 +62,20 @@ FLAGS += ["--disable-sync", "--no-first-run"]
 
 # Both ends are on the page's own clock: the key's time stamp, and the picture being ready to paint.
 WATCH = """handle => {
-  const output = handle.closest(".jp-OutputArea-output").querySelector(".widget-html-content");
+  const area = handle.closest(".jp-OutputArea-output");
+  const before = area.querySelector("img")?.src;
   window.waited = new Promise(resolve => {
     let start = null;
     handle.addEventListener("keydown", event => { start = event.timeStamp; }, {capture: true, once: true});
     const observer = new MutationObserver(async () => {
-      if (start === null) return;
+      const picture = area.querySelector("img");
+      if (start === null || (picture && picture.src === before)) return;
       observer.disconnect();
-      const picture = output.querySelector("img");
       if (picture) await picture.decode();
       resolve(performance.now() - start);
     });
-    observer.observe(output, {childList: true, subtree: true});
+    for (const shown of area.querySelectorAll(".widget-html-content"))
+      observer.observe(shown, {childList: true, subtree: true});
   });
 }"""
 
@@ -103,8 +109,10 @@ def start_jupyter(folder: Path) -> tuple[subprocess.Popen, str]:
 
 
 def milliseconds(page, cell: int, moves: int) -> list[float]:
-    """Move the slider in the output of code cell ``cell`` to and fro; the first moves only warm up."""
-    handle = page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output .noUi-handle").first
+    """Move the slider in the output of code cell ``cell`` to and fro, or press its first button, a bit of the
+    microscope; the first moves only warm up."""
+    output = page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output")
+    handle = output.locator(".noUi-handle, button.jupyter-button").first
     handle.wait_for(timeout=300_000)  # the cells before it run first
     handle.scroll_into_view_if_needed()
     handle.focus()
@@ -112,7 +120,8 @@ def milliseconds(page, cell: int, moves: int) -> list[float]:
     for move in range(moves + 3):
         page.wait_for_timeout(150)  # a learner looks before moving on; nothing is left over from the move before
         handle.evaluate(WATCH)
-        page.keyboard.press("ArrowRight" if move % 2 else "ArrowLeft")
+        button = handle.evaluate("handle => handle.tagName === 'BUTTON'")
+        page.keyboard.press("Space" if button else "ArrowRight" if move % 2 else "ArrowLeft")
         times.append(page.evaluate("window.waited"))
     return times[3:]
 

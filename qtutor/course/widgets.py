@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from qtutor import evaluate, pipeline, plots
+from qtutor.course.activations import activation_outliers
 from qtutor.course.live import Explorer, explore, html_table
 from qtutor.course.sampling import around_the_largest, named_layers, round_rows, sample_rows
 from qtutor.errors import QtutorError
@@ -23,7 +24,15 @@ from qtutor.plots.generation import texts_side_by_side, verdict
 from qtutor.plots.rounding import before_after_error
 from qtutor.quantized import PER_TENSOR
 
-__all__ = ["Explorer", "explore", "html_table", "same_prompt", "weight_histogram", "weights_as_picture"]
+__all__ = [
+    "Explorer",
+    "activation_outliers",
+    "explore",
+    "html_table",
+    "same_prompt",
+    "weight_histogram",
+    "weights_as_picture",
+]
 
 SAMPLE = 2**18
 CROP = (16, 128)  # rows and columns of the picture; 128 columns hold whole groups of up to 128

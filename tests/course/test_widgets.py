@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from nbval.plugin import get_sanitize_patterns
 from PIL import Image
 
-from qtutor import rtn
+from qtutor import calibrate, rtn
 from qtutor.course import widgets
 from qtutor.course.live import explore, html_table
 from qtutor.course.sampling import named_layers, round_rows, sample_rows
 from qtutor.errors import QtutorError
 from qtutor.grid import IntGrid
 from qtutor.pipeline import Recipe, quantize
-from tests.models import tiny
+from tests.models import some_ids, tiny
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -262,6 +262,24 @@ def test_every_control_of_a_layer_changes_its_numbers_or_its_picture(widget):
         before = explorer.children[-1].value
         control(explorer, name).value = value
         assert explorer.children[-1].value != before, name
+
+
+def test_activation_outliers_are_those_that_the_layer_reads():
+    model, ids = tiny(), some_ids(rows=1, length=32)
+    kept = calibrate.layer_inputs(model, ids)["model.layers.0.self_attn.q_proj"]
+    explorer = widgets.activation_outliers(model, ids)
+    control(explorer, "tokens").value = 32
+    assert cells(explorer)[:2] == [f"{kept.max_abs.max():.2f}", str(int(kept.max_abs.argmax()))]
+    for name, value in {
+        "layer": "1.mlp.down_proj",
+        "with add_outliers": True,
+        "logarithmic": True,
+        "tokens": 1,
+    }.items():
+        before = explorer.children[-1].value
+        control(explorer, name).value = value
+        assert explorer.children[-1].value != before, name
+    assert len(stored(explorer.still)) == 8
 
 
 def test_the_table_says_what_the_package_computes():
