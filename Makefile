@@ -14,12 +14,13 @@ SETUP = sh -c 'for p in "$$@"; do \
 # And its models are small: beside other work, threads that wait for each other take a hundred times as long as one.
 TEST_ENV = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: help learn test setup lint unit notebooks book browser format clean
+.PHONY: help learn test setup lint unit notebooks engines book browser format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make learn    set up, make your workspace in learn/, and open JupyterLab on the first chapter"
 	@echo "make test     set up, lint, run the unit tests, then run every notebook and compare its outputs"
+	@echo "make engines  set up with llama.cpp, gguf and bitsandbytes, and compare with what they compute"
 	@echo "make book     set up, and build the chapters as a static site in book/_build/html"
 	@echo "make browser  set up, build the book, and try it and the chapters in JupyterLab in a real browser"
 	@echo "make format   format code and notebooks, and mend what the linter can mend"
@@ -51,6 +52,11 @@ notebooks:
 	  $(TEST_ENV) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	    --nbval-cell-timeout 120 notebooks; \
 	else echo "There are no notebooks to run yet."; fi
+
+# Skipped tests are shown: with the engines there, none of the comparisons with them may be among these.
+engines:
+	@$(call SETUP,learn$(comma)test$(comma)engines-prebuilt)
+	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest tests/gguf tests/test_bnb.py
 
 book:
 	@$(call SETUP,learn$(comma)book)

@@ -204,7 +204,7 @@ def test_every_direct_requirement_is_pinned_within_its_range():
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = PROJECT["project"]["dependencies"] + [
         line
-        for name in ("learn", "test", "gguf", "book", "browser")
+        for name in ("learn", "test", "gguf", "book", "browser", "engines-prebuilt")
         for line in extras[name]
         if not line.startswith("qtutor[")  # one extra that asks for another
     ]
@@ -213,14 +213,14 @@ def test_every_direct_requirement_is_pinned_within_its_range():
         assert requirement.specifier.contains(pins()[requirement.name.lower()]), line
 
 
-def test_torch_is_pinned_and_the_engines_are_not():
+def test_torch_is_pinned_and_what_builds_for_minutes_is_asked_for_by_nobody():
     assert pins()["torch"] == "2.13.0"
-    assert requirement_names(PROJECT["project"]["optional-dependencies"]["engines"]) == {
-        "gguf",
-        "xllamacpp",
-        "llama-cpp-python",
-        "bitsandbytes",
-    }
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert requirement_names(extras["engines-prebuilt"]) == {"gguf", "xllamacpp", "bitsandbytes"}
+    assert extras["engines"] == ["qtutor[engines-prebuilt]", "llama-cpp-python>=0.3"]
+    assert (
+        "engines]" not in (ROOT / "Makefile").read_text() and "engines]" not in (ROOT / "environment.yml").read_text()
+    )
 
 
 def test_what_is_installed_here_is_what_the_constraints_say():
