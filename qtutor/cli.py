@@ -45,6 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    _course_commands(command)
+    _quantize_command(command)
+    _decoder_commands(command)
+    return parser
+
+
+def _course_commands(command) -> None:
     sub = command(
         learn,
         "learn",
@@ -55,14 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     sub.add_argument("--no-start", action="store_true", help="do not start JupyterLab")
 
-    sub = command(
-        progress,
-        "progress",
-        "Show the exercises, and which of them you have done.",
-        ["progress", "progress ~/quantization"],
-    )
+    examples = ["progress", "progress ~/quantization"]
+    sub = command(progress, "progress", "Show the exercises, and which of them you have done.", examples)
     sub.add_argument("folder", nargs="?", help="your workspace (default: the one you are in, or qtutor-course)")
 
+
+def _quantize_command(command) -> None:
     sub = command(
         quantize,
         "quantize",
@@ -74,25 +79,23 @@ def build_parser() -> argparse.ArgumentParser:
             "quantize path/to/llama out --bits 8 --group-size -1",
         ],
     )
+    default = "(default: %(default)s)"
     sub.add_argument("source", metavar="SRC", help=SOURCE)
     sub.add_argument("out", metavar="OUT", help="the folder to write")
-    sub.add_argument("--method", default="rtn", help="rtn (default), awq, gptq, awq+gptq, nf4, fp4 or int8")
+    sub.add_argument("--method", default="rtn", help=f"rtn, awq, gptq, awq+gptq, nf4, fp4 or int8 {default}")
     sub.add_argument(
         "--calibration", metavar="FILE", help="a text file for awq and gptq to read; the embedded decoder has its own"
     )
-    sub.add_argument("--bits", type=int, default=4, help="bits of a weight, 2 to 8 (default: %(default)s)")
-    sub.add_argument(
-        "--group-size",
-        type=int,
-        default=64,
-        help="weights that share a scale; -1: a scale per channel, 0: one per tensor (default: %(default)s)",
-    )
+    sub.add_argument("--bits", type=int, default=4, help=f"bits of a weight, 2 to 8 {default}")
+    groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
+    sub.add_argument("--group-size", type=int, default=64, help=f"{groups} {default}")
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
-    sub.add_argument(
-        "--clip", choices=["mse"], help="mse: narrow each group's range to where the squared error is least"
-    )
-    sub.add_argument("--format", choices=["qtutor"], default="qtutor", help="the layout of OUT (default: %(default)s)")
+    clip = "narrow each group's range to the least error of its weights (mse) or of the layer's output; none: never"
+    sub.add_argument("--clip", choices=["none", "mse", "output"], help=f"{clip} (default: as the method has it)")
+    sub.add_argument("--format", choices=["qtutor"], default="qtutor", help=f"the layout of OUT {default}")
 
+
+def _decoder_commands(command) -> None:
     sub = command(
         generate,
         "generate",
@@ -103,22 +106,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("text", help="what the decoder continues")
     sub.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")
 
-    sub = command(
-        evaluate,
-        "eval",
-        "Measure a decoder: perplexity, bytes, valid Python, right answers.",
-        ["eval embedded", "eval out"],
-    )
+    description = "Measure a decoder: perplexity, bytes, valid Python, right answers."
+    sub = command(evaluate, "eval", description, ["eval embedded", "eval out"])
     sub.add_argument("source", metavar="SRC", help=SOURCE)
 
-    sub = command(
-        inspect,
-        "inspect",
-        "Show what a file or folder holds: tensors, their bytes, the recipe.",
-        ["inspect out", "inspect out/model.safetensors"],
-    )
+    description = "Show what a file or folder holds: tensors, their bytes, the recipe."
+    sub = command(inspect, "inspect", description, ["inspect out", "inspect out/model.safetensors"])
     sub.add_argument("file", metavar="FILE", help="a .safetensors file, or a folder with some")
-    return parser
 
 
 def _parser(make, description: str, examples: list[str], **arguments) -> argparse.ArgumentParser:
@@ -127,12 +121,12 @@ def _parser(make, description: str, examples: list[str], **arguments) -> argpars
     return make(description=description, epilog=epilog.replace("%", "%%"), formatter_class=formatter, **arguments)
 
 
-def load(source: str):
-    """(model, tokenizer) of whatever a user may name as SRC."""
+def load(source: str, dtype=None):
+    """(model, tokenizer) of whatever a user may name as SRC; dtype: what the embedded decoder is loaded in."""
     import qtutor
 
     if source == "embedded":
-        return qtutor.load_decoder()
+        return qtutor.load_decoder(dtype=dtype)
     if not (Path(source) / "qtutor.json").is_file():
         return qtutor.load_decoder(source, dtype="auto")  # a large checkpoint in float32 would take twice the memory
     from transformers import AutoTokenizer
@@ -176,7 +170,7 @@ def quantize(options) -> int:
         symmetric=options.symmetric,
         clip=options.clip,
     )
-    model, tokenizer = load(options.source)
+    model, tokenizer = load(options.source, dtype="auto")  # what is not quantized is written in its own 16 bits
     calibration = read_calibration(options.calibration, tokenizer) if options.calibration else None
     print(qtutor.quantize(model, recipe, calibration=calibration))
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)

@@ -102,7 +102,7 @@ def _learner_copy(chapter: Path) -> bytes:
         notebook = json.loads(chapter.read_text(encoding="utf-8"))
         learners = learner_version(notebook, name=chapter.name)
         # What JupyterLab would add as soon as the chapter is opened: then it need not change, and counts as untouched.
-        learners["metadata"]["language_info"] = LANGUAGE_INFO
+        learners.setdefault("metadata", {})["language_info"] = LANGUAGE_INFO
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, QtutorError):
             raise
