@@ -1,0 +1,90 @@
+"""The end of every chapter on a method: what it costs the real decoder, beside rounding to nearest, as one table.
+
+The measures are those of chapter 02: perplexity, KL divergence, flips, right answers. Everything is counted on text and
+questions that the decoder never saw.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from IPython.display import Markdown, display
+
+import qtutor
+from qtutor import evaluate
+from qtutor.decoder import tasks
+from qtutor.recipe import Recipe, Report
+
+OTHERS = tuple(kind for kind in tasks.KINDS if kind not in tasks.ARITHMETIC)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a recipe cost: the text measures, the shares of right answers, and the quantizer's own report.
+
+    arithmetic, others: shares of questions answered right, 0 to 1. report: ``None`` for the float model.
+    """
+
+    comparison: evaluate.Comparison
+    arithmetic: float
+    others: float
+    report: Report | None
+
+    @property
+    def bits(self) -> float:
+        """True bits per quantized weight, scales and zero points counted; 16 for the float model."""
+        if self.report is None:
+            return 16.0
+        return 8 * self.report.bytes_after / sum(row.shape[0] * row.shape[1] for row in self.report.rows)
+
+
+def scores(
+    model,
+    tokenizer,
+    recipes: Mapping[str, Recipe | None],
+    calibration: torch.Tensor | None = None,
+    tokens: int = 4096,
+    questions: int = 50,
+) -> dict[str, Score]:
+    """Quantize a copy of ``model`` by each of ``recipes`` (label -> recipe; ``None``: as it is) and measure it.
+
+    calibration: token ids, int64 ``[samples, length]``, for the methods that look at inputs. tokens: how much held-out
+    text; questions: how many a kind of question.
+    """
+    text = evaluate.held_out_tokens(tokenizer, limit=tokens)
+    measured = {}
+    for label, recipe in recipes.items():
+        candidate, report = copy.deepcopy(model), None
+        if recipe is not None:
+            report = qtutor.quantize(candidate, recipe, calibration, progress=False)
+        arithmetic, others = (
+            sum(evaluate.task_accuracy(candidate, tokenizer, kinds, questions).values()) / len(kinds)
+            for kinds in (tasks.ARITHMETIC, OTHERS)
+        )
+        measured[label] = Score(evaluate.compare(candidate, model, text), arithmetic, others, report)
+    return measured
+
+
+def scores_table(measured: Mapping[str, Score], against: Mapping[str, str] | None = None) -> None:
+    """Show ``measured`` as a table; ``against`` names for a label the one whose KL it is compared with.
+
+    "recovered" is the share of that KL that is gone: 0 % no better, 100 % as good as the float model.
+    """
+    against = against or {}
+    header = ["weights", "true bits", "perplexity", "rise", "KL", "flips", "arithmetic right", "other answers right"]
+    rows = []
+    for label, score in measured.items():
+        c = score.comparison
+        row = [label, f"{score.bits:.2f}", f"{c.perplexity:.2f}", f"{c.loss_percent:+.1f} %", f"{c.kl:.4f}"]
+        row += [f"{c.flips:.1%}", f"{score.arithmetic:.0%}", f"{score.others:.0%}"]
+        if against:
+            row.append(f"{1 - c.kl / measured[against[label]].comparison.kl:.0%}" if label in against else "")
+        rows.append(row)
+    table(header + (["recovered"] if against else []), *rows)
+
+
+def table(header: list, *rows: list) -> None:
+    """Show rows as a Markdown table, which Jupyter and the book render."""
+    lines = [header, ["---"] * len(header), *rows]
+    display(Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)))
