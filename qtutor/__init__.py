@@ -11,10 +11,10 @@ _WHERE = {
     "QuantizedTensor": "quantized",
     "Recipe": "recipe",
     "add_outliers": "decoder",
-    "export": "storage",
+    "export": "formats",
     "generate": "evaluate",
     "load_decoder": "decoder",
-    "load_quantized": "storage",
+    "load_quantized": "formats",
     "perplexity": "evaluate",
     "quantize": "pipeline",
 }

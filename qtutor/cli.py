@@ -77,14 +77,17 @@ def _quantize_command(command) -> None:
             "quantize embedded out --bits 3 --symmetric --clip mse",
             "quantize path/to/llama out --method gptq --calibration text.txt",
             "quantize path/to/llama out --bits 8 --group-size -1",
+            "quantize embedded out.gguf --format gguf --type Q4_K_M",
         ],
     )
     default = "(default: %(default)s)"
     sub.add_argument("source", metavar="SRC", help=SOURCE)
-    sub.add_argument("out", metavar="OUT", help="the folder to write")
+    sub.add_argument("out", metavar="OUT", help="the folder to write; a .gguf file for that format")
     sub.add_argument("--method", default="rtn", help=f"rtn, awq, gptq, awq+gptq, nf4, fp4 or int8 {default}")
     sub.add_argument(
-        "--calibration", metavar="FILE", help="a text file for awq and gptq to read; the embedded decoder has its own"
+        "--calibration",
+        metavar="FILE",
+        help="a text file for awq and gptq to read (the embedded decoder has its own); with gguf: for importance",
     )
     sub.add_argument("--bits", type=int, default=4, help=f"bits of a weight, 2 to 8 {default}")
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
@@ -92,7 +95,9 @@ def _quantize_command(command) -> None:
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
     clip = "narrow each group's range to the least error of its weights (mse) or of the layer's output; none: never"
     sub.add_argument("--clip", choices=["none", "mse", "output"], help=f"{clip} (default: as the method has it)")
-    sub.add_argument("--format", choices=["qtutor"], default="qtutor", help=f"the layout of OUT {default}")
+    sub.add_argument("--format", choices=["qtutor", "gguf"], default="qtutor", help=f"the layout of OUT {default}")
+    sub.add_argument("--type", help="with --format gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
+    sub.set_defaults(parser=sub)
 
 
 def _decoder_commands(command) -> None:
@@ -110,9 +115,12 @@ def _decoder_commands(command) -> None:
     sub = command(evaluate, "eval", description, ["eval embedded", "eval out"])
     sub.add_argument("source", metavar="SRC", help=SOURCE)
 
-    description = "Show what a file or folder holds: tensors, their bytes, the recipe."
-    sub = command(inspect, "inspect", description, ["inspect out", "inspect out/model.safetensors"])
-    sub.add_argument("file", metavar="FILE", help="a .safetensors file, or a folder with some")
+    description = "Show what a file or folder holds: tensors, their bytes, the recipe; or a block of a GGUF file."
+    block = "inspect model.gguf --tensor blk.0.attn_q.weight --block 3"
+    sub = command(inspect, "inspect", description, ["inspect out", "inspect out/model.safetensors", block])
+    sub.add_argument("file", metavar="FILE", help="a .safetensors or .gguf file, or a folder with some")
+    sub.add_argument("--tensor", metavar="NAME", help="a tensor of a GGUF file: show one of its blocks, byte by byte")
+    sub.add_argument("--block", type=int, metavar="N", help="which block of the tensor, counted from 0 (default: 0)")
 
 
 def _parser(make, description: str, examples: list[str], **arguments) -> argparse.ArgumentParser:
@@ -163,6 +171,10 @@ def progress(options) -> int:
 def quantize(options) -> int:
     import qtutor
 
+    if options.format == "gguf":
+        return write_gguf(options)
+    if options.type:
+        raise QtutorError(f"--type {options.type} is one of llama.cpp's: it goes with --format gguf.")
     recipe = qtutor.Recipe(
         method=options.method,
         bits=options.bits,
@@ -175,6 +187,27 @@ def quantize(options) -> int:
     print(qtutor.quantize(model, recipe, calibration=calibration))
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
     print(f"Written to {options.out}. Next: qtutor eval {options.out}")
+    return 0
+
+
+def write_gguf(options) -> int:
+    """GGUF's types say how to round; what a recipe would say is refused, not ignored."""
+    import qtutor
+    from qtutor.gguf import imatrix
+
+    for name in ("method", "bits", "group_size", "symmetric", "clip"):
+        if getattr(options, name) != options.parser.get_default(name):
+            raise QtutorError(
+                f"--{name.replace('_', '-')} does not go with --format gguf, whose --type says how weights are "
+                "rounded: leave it out."
+            )
+    model, tokenizer = load(options.source, dtype="auto")
+    importance = None
+    if options.calibration:
+        importance = imatrix.importance(model, read_calibration(options.calibration, tokenizer), options.calibration)
+    chosen = {"type": options.type, "importance": importance}
+    path = qtutor.export(model, options.out, format="gguf", tokenizer=tokenizer, **chosen)
+    print(f"Written to {path}, {path.stat().st_size:,} bytes. Next: llama-cli -m {path}, or qtutor inspect {path}")
     return 0
 
 
@@ -225,7 +258,7 @@ def evaluate(options) -> int:
 def inspect(options) -> int:
     from qtutor import inspection
 
-    inspection.show(Path(options.file))
+    inspection.show(Path(options.file), options.tensor, options.block)
     return 0
 
 

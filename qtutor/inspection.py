@@ -1,18 +1,112 @@
-"""`qtutor inspect`: what a file or folder holds, told from headers alone, so that it is quick for files of any size."""
+"""`qtutor inspect`: what a file or folder holds, told from headers alone, so that it is quick for files of any size.
+
+Of a GGUF file it also shows any one block, byte by byte.
+"""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 from qtutor.errors import QtutorError
 
+LONGEST = 72  # characters of a metadata value
 
-def show(path: Path) -> None:
-    """Show headers only: no tensor is read, so that this is quick for files of any size."""
+
+def show(path: Path, tensor: str | None = None, block: int | None = None) -> None:
+    """Show headers only: no tensor is read. Or, of a GGUF file, one ``block`` (0 where only ``tensor`` is named)."""
     if not path.exists():
-        raise QtutorError(f"{path} does not exist: name a .safetensors file, or a folder that holds some.")
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise QtutorError(f"{path} holds no .safetensors file, and 'qtutor inspect' reads no other kind yet.")
+        raise QtutorError(f"{path} does not exist: name a .safetensors or .gguf file, or a folder that holds some.")
+    if tensor is None and block is not None:
+        raise QtutorError(f"--block {block} of which tensor? Name it with --tensor; 'qtutor inspect {path}' lists all.")
+    if tensor is not None:
+        if not is_gguf(path):
+            raise QtutorError(f"{path} is no GGUF file: --tensor and --block show the blocks of one.")
+        show_block(path, tensor, block or 0)
+    elif path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        ggufs = sorted(path.glob("*.gguf"))
+        if not files and not ggufs:
+            raise QtutorError(f"{path} holds no .safetensors or .gguf file, and 'qtutor inspect' reads no other kind.")
+        for file in ggufs:
+            show_gguf(file)
+        if files:
+            show_safetensors(path, files)
+    elif is_gguf(path):
+        show_gguf(path)
+    else:
+        show_safetensors(path, [path])
+
+
+def is_gguf(path: Path) -> bool:
+    """By its first bytes or its name: a damaged .gguf file shall be told as one."""
+    if path.is_dir() or path.suffix == ".gguf":
+        return path.suffix == ".gguf"
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def show_gguf(path: Path) -> None:
+    """Metadata, tensors, and what the types of block take."""
+    from qtutor import gguf  # numpy: --help shall not wait for it
+
+    file = gguf.read(path)
+    print(f"{path}: {path.stat().st_size:,} bytes, GGUF version {file.version}, alignment {file.alignment}\n")
+    entries = [(printable(key), *described(value)) for key, value in file.metadata.items()]
+    widths = [max((len(entry[i]) for entry in entries), default=0) for i in (0, 1)]
+    for key, kind, text in entries:
+        print(f"{key:{widths[0]}}  {kind:{widths[1]}}  {text}")
+    head = ("type", "bytes", "bits per weight")
+    rows, by_type = [], {}
+    for info in file.tensors.values():
+        name, weights = info.type.name, info.rows * info.shape[-1]
+        shape = " x ".join(map(str, info.shape))
+        rows.append((printable(info.name), shape, name, f"{info.nbytes:,}", f"{info.type.bits_per_weight:.4g}"))
+        count, *sums = by_type.get(name, (0, 0, 0))
+        by_type[name] = (count + 1, sums[0] + weights, sums[1] + info.nbytes)
+    print()
+    print_table(("tensor", "shape", *head), rows)
+    by_type["total"] = tuple(map(sum, zip(*by_type.values()))) or (0, 0, 0)
+    print()
+    print_table(
+        (head[0], "tensors", "weights", *head[1:]),
+        [(name, f"{n:,}", f"{w:,}", f"{b:,}", f"{8 * b / max(w, 1):.4g}") for name, (n, w, b) in by_type.items()],
+    )
+
+
+def printable(name: str) -> str:
+    """The name itself, or quoted where it holds characters that would make a terminal do things."""
+    return name if name.isprintable() else repr(name)
+
+
+def described(value) -> tuple[str, str]:
+    """A metadata value's type and its text, shortened; strings are quoted."""
+    if isinstance(value, str):
+        return "string", shortened(repr(value[: 2 * LONGEST]), len(value), "characters")
+    if isinstance(value, bool):
+        return "bool", str(value).lower()
+    if isinstance(value, list) or value.ndim:
+        kind = "string" if isinstance(value, list) else str(value.dtype)
+        parts = [repr(part) if isinstance(part, str) else str(part) for part in value[:LONGEST]]
+        return f"{kind}[{len(value)}]", shortened(", ".join(parts), len(value), "values")
+    return str(value.dtype), str(value)
+
+
+def shortened(text: str, count: int, of: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({count:,} {of})"
+
+
+def show_block(path: Path, tensor: str, number: int) -> None:
+    """One block of a GGUF file, byte by byte; in colour where a terminal shows it and nobody asked for none."""
+    from qtutor import gguf
+    from qtutor.gguf.hexview import as_text, block_of
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print(as_text(block_of(gguf.read(path), tensor, number), colour))
+
+
+def show_safetensors(path: Path, files: list[Path]) -> None:
+    """The tensors of all ``files``, and how qtutor quantized them where ``path`` is a folder that says so."""
     tensors = {}
     for file in files:
         header = read_header(file)
@@ -34,7 +128,7 @@ def read_header(path: Path) -> dict:
     """The header of a safetensors file: 8 bytes of length, then JSON; checked against the file's true size."""
     if path.suffix != ".safetensors":
         raise QtutorError(
-            f"{path}: 'qtutor inspect' reads .safetensors files, or a folder that holds some; this is neither."
+            f"{path}: 'qtutor inspect' reads .safetensors and .gguf files and folders with some; this is neither."
         )
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -28,18 +28,15 @@ from qtutor.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 LAYOUT = 1
 CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
-FORMATS = ("qtutor",)
 
 
-def export(model: nn.Module, folder: str | Path, format: str = "qtutor", tokenizer=None) -> Path:
+def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     """Write a quantized ``model`` to ``folder``; with ``tokenizer``, its files too. Returns the folder.
 
     An earlier export in ``folder`` is replaced; a folder that holds anything else is refused. Raises
-    :class:`QtutorError` for that, an unknown format, or a model that is not quantized.
+    :class:`QtutorError` for that, or a model that is not quantized.
     """
     folder = Path(folder)
-    if format not in FORMATS:
-        raise QtutorError(f"format = {format!r} is not known; choose one of {', '.join(map(repr, FORMATS))}.")
     layers = {name: _describe(module) for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     if not layers:
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
@@ -99,7 +96,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_quantized(folder: str | Path, device: str | None = None) -> nn.Module:
-    """The model that :func:`export` wrote to ``folder``, on ``device`` (by itself: the GPU if there is one).
+    """The model that :func:`save` wrote to ``folder``, on ``device`` (by itself: the GPU if there is one).
 
     Raises :class:`QtutorError` naming the file that is missing, truncated or does not fit.
     """

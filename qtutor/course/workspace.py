@@ -19,13 +19,13 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qtutor.course.master import learner_version
 from qtutor.errors import QtutorError
+from qtutor.files import written_beside
 
 DEFAULT_FOLDER = "qtutor-course"
 RECORD = ".qtutor.json"
@@ -162,16 +162,9 @@ def _read_record(folder: Path) -> dict[str, str]:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: into a temporary one in the same folder, then rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp lets only the owner read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a file whole or not at all."""
+    with written_beside(path) as new:
+        new.write_bytes(content)
 
 
 def _digest(content: bytes) -> str:

@@ -12,7 +12,6 @@ its checkpoint as if nothing had happened. Left out: evaluation while training (
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,10 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qtutor.decoder import corpus
+from qtutor.files import written_beside
+from qtutor.gguf.tokenizer import QWEN2_SPLIT
 
 END_OF_TEXT = "<|endoftext|>"
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 VOCABULARY = 1024
 CONTEXT = 512
 BATCH = 8
@@ -116,9 +114,8 @@ def save_checkpoint(path: Path, step: int, model: torch.nn.Module, optimizer: to
         tensors[f"weight.{name}"] = parameter.detach().contiguous()
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value.contiguous()
-    beside = path.with_suffix(".partial")
-    save_file(tensors, beside, metadata={"step": str(step)})
-    os.replace(beside, path)
+    with written_beside(path) as new:
+        save_file(tensors, new, metadata={"step": str(step)})
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:

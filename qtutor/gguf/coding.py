@@ -19,6 +19,7 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _DECODED_AT_ONCE = 1 << 18  # weights: numpy's temporaries then stay in the cache
+_COPIED_AT_ONCE = 1 << 16
 _HALF_LIMIT = 65520  # from here on a number rounds to float16's infinity
 
 
@@ -112,9 +113,15 @@ def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: 
 
 
 def _copy(rows: np.ndarray, first: int, block_type: BlockType, target: np.ndarray) -> None:
-    if not np.isfinite(rows).all():
-        _check_finite(rows, first, block_type, np.inf)
-    target[:] = rows.astype("<f4", copy=False).view(np.uint8)
+    """Look for broken values and copy, so few rows at a time that the copy finds them in the cache."""
+    step = max(1, _COPIED_AT_ONCE // rows.shape[1])
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        # One NaN or infinity spoils the sum. Finite ones may overflow it, too; then a closer look finds nothing.
+        # einsum rather than sum: it needs one pass and no temporary array.
+        if not np.isfinite(np.einsum("rc->", piece)):
+            _check_finite(piece, first + start, block_type, np.inf)
+        target[start : start + step] = piece.astype("<f4", copy=False).view(np.uint8)
 
 
 def _import(module: str):

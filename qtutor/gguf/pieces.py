@@ -1,6 +1,7 @@
 """Rows shared out among threads.
 
-numpy and compiled code release Python's lock, so plain threads are enough. Left out: numba's ``prange``. It needs a
+numpy and compiled code release Python's lock, so plain threads are enough. The calling thread works, too: on a busy
+machine the others may come late, and nobody waits for one that has not begun. Left out: numba's ``prange``. It needs a
 threading layer of its own, which may neither be entered from two Python threads nor live on next to torch's OpenMP
 after a fork.
 """
@@ -20,13 +21,29 @@ def thread_count() -> int:
 
 
 def in_pieces(work, rows: int, columns: int) -> None:
-    """Call ``work(first, last)`` for consecutive pieces of the rows, on all threads."""
+    """Call ``work(first, last)`` for consecutive pieces of the rows, on all threads; of its errors raise the first."""
     step = max(1, PIECE // max(columns, 1) // ROWS) * ROWS
-    starts = range(0, rows, step)
-    threads = min(thread_count(), len(starts))
-    if threads < 2:
-        for first in starts:
-            work(first, min(first + step, rows))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda first: work(first, min(first + step, rows)), starts))  # list: raises what a thread raised
+    pieces = range(0, rows, step)
+    left, errors = iter(pieces), {}
+
+    def take() -> None:
+        # A piece that was taken is finished, so whatever comes before one that failed has been looked at.
+        while not errors and (first := next(left, None)) is not None:
+            try:
+                work(first, min(first + step, rows))
+            except Exception as error:  # raised below
+                errors[first] = error
+
+    helpers = min(thread_count(), len(pieces)) - 1
+    if helpers < 1:
+        take()
+    else:
+        pool = ThreadPoolExecutor(helpers)
+        others = [pool.submit(take) for _ in range(helpers)]
+        take()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for other in others:
+            if not other.cancelled():
+                other.result()
+    if errors:
+        raise errors[min(errors)]

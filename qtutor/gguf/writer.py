@@ -7,8 +7,6 @@ are; lists of ``str`` and one-dimensional numpy arrays (or lists of numbers) bec
 Left out: names and metadata of architectures; this module writes what it is given.
 """
 
-import contextlib
-import os
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qtutor.files import written_beside
 from qtutor.gguf.container import (
     ALIGNMENT,
     ARRAY,
@@ -59,25 +58,18 @@ def write(path: str | Path, metadata: dict, tensors: Iterable[Tensor] = ()) -> i
     alignment = _alignment(metadata)
     infos = _place(tensors, alignment)
     head = _head(metadata, infos)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        with written_beside(path) as new, open(new, "wb") as file:
             file.write(head + bytes(padded(len(head), alignment) - len(head)))
             for tensor, info in zip(tensors, infos):
                 file.write(_bytes_of(tensor, info))
                 file.write(bytes(padded(info.nbytes, alignment) - info.nbytes))
-            file.flush()
-            os.fsync(file.fileno())
             size = file.tell()
-        os.replace(temporary, path)
     except OSError as error:
         raise GGUFError(
             f"{path} cannot be written: {error.strerror or error}. Whatever was there before is untouched; make room "
             "or choose another folder."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # it is gone if all went well, and was never there in a read-only folder
-            temporary.unlink()
     return size
 
 

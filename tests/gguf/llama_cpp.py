@@ -52,3 +52,140 @@ def decode(data: np.ndarray, name: str) -> np.ndarray:
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
     function(data.ctypes.data, rows.ctypes.data, rows.size)
     return rows
+
+
+class _Parameters(ctypes.Structure):
+    """llama.cpp's structures of parameters, passed by value: their end may lie anywhere, what is set is checked."""
+
+    _fields_ = [("raw", ctypes.c_ubyte * 512)]
+
+    def at(self, offset: int) -> ctypes.c_int32:
+        return ctypes.c_int32.from_buffer(self, offset)
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.c_void_p),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.c_void_p),  # null: one after the other
+        ("n_seq_id", ctypes.c_void_p),
+        ("seq_id", ctypes.c_void_p),  # null: all of one sequence
+        ("logits", ctypes.c_void_p),
+    ]
+
+
+# Offset and default of what is set below: a library in which they lie elsewhere fails here, not somewhere later.
+_CONTEXT = {"n_ctx": (0, 512), "n_threads": (28, 4), "n_threads_batch": (32, 4), "flash_attention": (52, -1)}
+_CONTEXT |= {"type_k": (104, 1), "type_v": (108, 1)}
+_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+@cache
+def _model_functions() -> ctypes.CDLL:
+    loaded = library()
+    pointer, int32, flag = ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool
+    signatures = {
+        "llama_model_default_params": (_Parameters, []),
+        "llama_context_default_params": (_Parameters, []),
+        "llama_model_load_from_file": (pointer, [ctypes.c_char_p, _Parameters]),
+        "llama_init_from_model": (pointer, [pointer, _Parameters]),
+        "llama_model_get_vocab": (pointer, [pointer]),
+        "llama_vocab_n_tokens": (int32, [pointer]),
+        "llama_vocab_bos": (int32, [pointer]),
+        "llama_vocab_eos": (int32, [pointer]),
+        "llama_model_chat_template": (ctypes.c_char_p, [pointer, ctypes.c_char_p]),
+        "llama_tokenize": (int32, [pointer, ctypes.c_char_p, int32, pointer, int32, flag, flag]),
+        "llama_detokenize": (int32, [pointer, pointer, int32, pointer, int32, flag, flag]),
+        "llama_decode": (int32, [pointer, _Batch]),
+        "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
+        "llama_get_memory": (pointer, [pointer]),
+        "llama_memory_clear": (None, [pointer, flag]),
+        "llama_free": (None, [pointer]),
+        "llama_model_free": (None, [pointer]),
+        "llama_log_set": (None, [_LOG, pointer]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    loaded.llama_backend_init()
+    loaded.llama_log_set(_note, None)
+    return loaded
+
+
+_log = []
+
+
+@_LOG
+def _note(level: int, text: bytes, _data) -> None:
+    _log.append((level, text.decode(errors="replace")))
+
+
+class Model:
+    """A GGUF file run by llama.cpp on one thread, with a float32 KV cache and without flash attention.
+
+    ``warnings``: what llama.cpp said of levels warning and error while it loaded the file.
+    """
+
+    def __init__(self, path: Path, context: int = 512):
+        self.lib = _model_functions()
+        _log.clear()
+        self.model = self.lib.llama_model_load_from_file(str(path).encode(), self.lib.llama_model_default_params())
+        self.warnings = "".join(text for level, text in _log if level in (3, 4))
+        assert self.model, f"llama.cpp refuses {path}: {self.warnings}"
+        self.vocab = self.lib.llama_model_get_vocab(self.model)
+        self.vocabulary = self.lib.llama_vocab_n_tokens(self.vocab)
+        parameters = self.lib.llama_context_default_params()
+        for name, (offset, default) in _CONTEXT.items():
+            assert parameters.at(offset).value == default, f"llama.cpp's {name} is not at byte {offset} any more"
+            parameters.at(offset).value = {"n_ctx": context, "n_threads": 1, "n_threads_batch": 1}.get(name, 0)
+        self.context = self.lib.llama_init_from_model(self.model, parameters)
+        assert self.context, "".join(text for _, text in _log)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.lib.llama_free(self.context)
+        self.lib.llama_model_free(self.model)
+
+    def tokenize(self, text: str, special: bool = True, parse: bool = True) -> list[int]:
+        """Token ids; special: with bos and eos where the file says so, parse: special tokens in the text are tokens."""
+        data = text.encode()
+        ids = np.zeros(len(data) + 8, np.int32)
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), ids.ctypes.data, len(ids), special, parse)
+        assert count >= 0
+        return ids[:count].tolist()
+
+    def detokenize(self, ids: list[int]) -> str:
+        given, text = np.array(ids, np.int32), ctypes.create_string_buffer(64 * len(ids) + 8)
+        count = self.lib.llama_detokenize(self.vocab, given.ctypes.data, len(given), text, len(text), False, True)
+        assert count >= 0
+        return text.raw[:count].decode(errors="replace")
+
+    def chat_template(self) -> str | None:
+        template = self.lib.llama_model_chat_template(self.model, None)
+        return template and template.decode()
+
+    def special(self) -> tuple[int, int]:
+        """Ids of bos and eos."""
+        return self.lib.llama_vocab_bos(self.vocab), self.lib.llama_vocab_eos(self.vocab)
+
+    def forget(self) -> None:
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """float32 ``[tokens, vocabulary]`` for tokens that continue what was read since :meth:`forget`."""
+        given, wanted = np.array(ids, np.int32), np.ones(len(ids), np.int8)
+        batch = _Batch(len(ids), token=given.ctypes.data, logits=wanted.ctypes.data)
+        assert self.lib.llama_decode(self.context, batch) == 0
+        found = self.lib.llama_get_logits(self.context)
+        return np.ctypeslib.as_array(found, (len(ids), self.vocabulary)).copy()
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """The ``count`` likeliest tokens one after the other."""
+        self.forget()
+        chosen = [int(self.logits(ids)[-1].argmax())]
+        while len(chosen) < count:
+            chosen.append(int(self.logits(chosen[-1:])[-1].argmax()))
+        return chosen

@@ -91,6 +91,26 @@ def test_threads_change_nothing(monkeypatch):
     assert np.array_equal(encode(rows, "Q4_K"), expected)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_of_several_broken_pieces_the_first_is_named(monkeypatch, threads):
+    monkeypatch.setattr(pieces, "PIECE", 16 * 256)
+    monkeypatch.setattr(pieces, "thread_count", lambda: threads)
+    rows = inputs.gaussian(160, 256)
+    rows[[21, 35, 120], 7] = np.nan
+    for _ in range(20):
+        with pytest.raises(QtutorError, match="row 21, column 7"):
+            encode(rows, "Q8_0")
+
+
+def test_a_thread_that_comes_late_keeps_nobody_waiting(monkeypatch):
+    """The calling thread does all the work where its helpers do not get going."""
+    monkeypatch.setattr(pieces, "thread_count", lambda: 2)
+    monkeypatch.setattr(pieces.ThreadPoolExecutor, "_adjust_thread_count", lambda self: None)
+    done = []
+    pieces.in_pieces(lambda first, last: done.append((first, last)), 40, pieces.PIECE // 16)
+    assert done == [(0, 16), (16, 32), (32, 40)]
+
+
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "IQ4_NL", "Q4_0"])
 def test_importance_lowers_the_error_where_it_says_so(name):
     rows = inputs.gaussian(32, 512)
@@ -166,6 +186,15 @@ def test_weights_that_float16_scales_cannot_hold_are_named(name):
     rows[21, 99] = -1e20
     with pytest.raises(QtutorError, match=rf"-1e\+20 in row 21, column 99 is too large for {name}"):
         encode(rows, name)
+
+
+def test_float32_that_overflow_when_added_up():
+    """F32 looks for broken values by a sum, which says too much for these, and NaN for the last row's infinities."""
+    rows = np.full((40, 256), np.finfo(np.float32).max, np.float32)
+    assert np.array_equal(encode(rows, "F32"), rows.view(np.uint8))
+    rows[33, 77], rows[33, 78] = np.inf, -np.inf
+    with pytest.raises(QtutorError, match="row 33, column 77 is inf"):
+        encode(rows, "F32")
 
 
 def test_largest_bfloat16():

@@ -1,0 +1,33 @@
+"""Files are written whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_beside(path: str | Path) -> Iterator[Path]:
+    """A new, empty file in the folder of ``path`` to write to; when the block ends, it takes the place of ``path``.
+
+    Whoever reads ``path`` sees the old file or the whole new one. Where the block raises, or is interrupted, the new
+    file is removed and the old one stays; a kill may leave the new one behind, under a name that begins with a dot.
+
+        with written_beside(path) as new:
+            new.write_bytes(content)
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
+    os.close(handle)
+    new = Path(name)
+    try:
+        os.chmod(new, 0o644)  # mkstemp lets only the owner read
+        yield new
+        with open(new, "rb+") as file:
+            os.fsync(file.fileno())  # the content has to be on disk before the name is
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong first is what has to be told
+            new.unlink(missing_ok=True)
+        raise

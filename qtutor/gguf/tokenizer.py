@@ -1,0 +1,213 @@
+"""A tokenizer as GGUF metadata, so that llama.cpp makes the same tokens of a text as transformers does.
+
+Two kinds are known. Byte-level BPE (``tokenizer.ggml.model = "gpt2"``) keeps its merges; how it cuts a text into words
+before merging is only *named* in the file (``tokenizer.ggml.pre``), and llama.cpp has the expression that belongs to
+the name built in. :data:`PRE_TOKENIZERS` recognises it by the expression itself: a wrong name still gives the same
+tokens for simple words, and other ones for digits, contractions and indented code. BPE in SentencePiece's manner
+(``"llama"``) has scores in place of merges, and bytes for what is not in the vocabulary.
+
+Both defaults for what is missing are traps in llama.cpp: without bos or eos it takes token 11 (1 and 2 in
+SentencePiece's manner) for them, without ``pre`` an expression of its own. So all are always written.
+
+Left out: normalization (Qwen2's NFC: llama.cpp takes a text as it is), and what added tokens may say about spaces
+around them (lstrip, rstrip, single_word). Source: llama.cpp's ``src/llama-vocab.cpp``; tokenizers' JSON.
+"""
+
+import json
+import warnings
+from collections import Counter
+
+import numpy as np
+
+from qtutor.errors import QtutorError
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WITH_DIGITS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_SPLIT = _WITH_DIGITS % r"\p{N}"
+LLAMA3_SPLIT = _WITH_DIGITS % r"\p{N}{1,3}"
+
+# (expressions one after the other, ignore_merges) -> what llama.cpp calls it
+PRE_TOKENIZERS = {
+    ((GPT2_SPLIT,), False): "gpt-2",
+    ((LLAMA3_SPLIT,), True): "llama-bpe",
+    ((LLAMA3_SPLIT,), False): "smaug-bpe",
+    ((QWEN2_SPLIT,), False): "qwen2",
+    ((r"\p{N}", GPT2_SPLIT), False): "smollm",
+}
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "▁"
+BYTES = "bytes"  # the step at which a byte-level pre-tokenizer turns words into letters that stand for bytes
+
+
+def tokenizer_metadata(tokenizer, vocabulary: int, config=None) -> dict:
+    """The ``tokenizer.*`` keys for ``tokenizer`` (transformers', backed by tokenizers), for ``vocabulary`` embeddings.
+
+    config: the model's, asked for bos and eos where the tokenizer has none. Rows of the embedding beyond the
+    tokenizer are named [PADn] and marked unused. Raises :class:`QtutorError` for a tokenizer that llama.cpp does not
+    reproduce, saying which part of it.
+    """
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise QtutorError(
+            f"tokenizer is a {type(tokenizer).__name__}: a GGUF file carries its tokenizer, so pass the one that "
+            "transformers' AutoTokenizer (backed by a tokenizer.json) loads for this model."
+        )
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = data["model"]
+    if model["type"] != "BPE":
+        raise _unknown("model", model["type"], "BPE, byte-level or in SentencePiece's manner")
+    if any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
+        raise _unknown("model", {k: v for k, v in model.items() if k not in ("vocab", "merges")}, "plain BPE")
+    tokens, types = _tokens(data, vocabulary)
+    keys = _sentencepiece(data, tokens, types) if model.get("byte_fallback") else _byte_level(data)
+    keys |= {"tokens": tokens, "token_type": np.array(types, np.int32)} | _special(tokenizer, config)
+    entries = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    return entries | ({"tokenizer.chat_template": template} if template else {})
+
+
+def _tokens(data: dict, vocabulary: int) -> tuple[list[str], list[int]]:
+    """Texts and types by id; llama.cpp would abort where two have the same text."""
+    texts = {number: (text, NORMAL) for text, number in data["model"]["vocab"].items()}
+    for token in data["added_tokens"]:
+        texts[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
+    if max(texts, default=-1) >= vocabulary:
+        raise QtutorError(
+            f"the tokenizer has ids up to {max(texts)}, the model embeds {vocabulary}: they do not belong together, or "
+            "tokens were added and model.resize_token_embeddings was forgotten."
+        )
+    listed = [texts.get(number, (f"[PAD{number}]", UNUSED)) for number in range(vocabulary)]
+    tokens = [text for text, _ in listed]
+    bad = [text for text, count in Counter(tokens).items() if count > 1 or not text or "\0" in text]
+    if bad:
+        raise QtutorError(
+            f"the tokenizer's token {bad[0]!r} is empty, there twice, or holds a zero byte, where a text ends for "
+            "llama.cpp: it needs tokens of different texts. Remove it from the vocabulary."
+        )
+    return tokens, [kind for _, kind in listed]
+
+
+def _byte_level(data: dict) -> dict:
+    """Merges, and the name of the expression that cuts words."""
+    normalizer = data["normalizer"]
+    if normalizer is not None and normalizer["type"] != "NFC":
+        raise _unknown("normalizer", normalizer, "none, or NFC")
+    *expressions, last = _steps(data["pre_tokenizer"]) or [None]
+    key = (tuple(expressions), bool(data["model"].get("ignore_merges")))
+    if last != BYTES:
+        raise _unknown("pre_tokenizer", data["pre_tokenizer"], "those that end in ByteLevel")
+    if key not in PRE_TOKENIZERS:
+        raise _unknown("pre_tokenizer", {"split": key[0], "ignore_merges": key[1]}, ", ".join(PRE_TOKENIZERS.values()))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
+    return {"model": "gpt2", "pre": PRE_TOKENIZERS[key], "merges": merges}
+
+
+def _steps(step: dict | None) -> list[str]:
+    """The expressions that a pre-tokenizer cuts by, in order, and where it turns text into bytes."""
+    match step:
+        case {"type": "Sequence", "pretokenizers": steps}:
+            return [found for inner in steps for found in _steps(inner)]
+        case {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}:
+            return [expression]
+        case {"type": "Digits", "individual_digits": True}:
+            return [r"\p{N}"]
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": own}:
+            return [GPT2_SPLIT, BYTES] if own else [BYTES]
+    known = "a Sequence of Split (by a Regex, isolated), Digits (one by one) and ByteLevel (without a space in front)"
+    raise _unknown("pre_tokenizer", step, known)
+
+
+def _sentencepiece(data: dict, tokens: list[str], types: list[int]) -> dict:
+    """Scores in place of merges: llama.cpp joins the pair whose joint token has the highest. Sets types of bytes."""
+    prefix, always = _space_in_front(data["normalizer"], data["pre_tokenizer"])
+    if prefix and not always:
+        warnings.warn(
+            "tokenizer: llama.cpp puts a space in front of every text. This one does not where a text begins with a "
+            "space, or goes on after a special token: such texts get one more space token in llama.cpp.",
+            stacklevel=2,
+        )
+    vocab = data["model"]["vocab"]
+    scores = np.full(len(tokens), -1e6, np.float32)
+    added = {token["content"] for token in data["added_tokens"]}
+    for rank, token in enumerate(_joined(data["model"], added)):
+        scores[vocab[token]] = -rank
+    for byte in range(256):
+        name = f"<0x{byte:02X}>"
+        if name not in vocab:
+            raise _unknown("model", f"byte_fallback without {name}", "a token for each of 256 bytes")
+        types[vocab[name]] = BYTE
+    unknown = data["model"].get("unk_token")
+    if unknown in vocab:
+        types[vocab[unknown]] = UNKNOWN
+    return {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
+
+
+def _space_in_front(normalizer: dict | None, pre_tokenizer: dict | None) -> tuple[bool, bool]:
+    """Whether a text gets a space in front, and whether always, as in llama.cpp, or unless it begins with one."""
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    match normalizer, pre_tokenizer:
+        case {"type": "Sequence", "normalizers": steps}, None if steps == [prepend, replace]:
+            return True, True
+        case _, None if normalizer in (replace, {"type": "Sequence", "normalizers": [replace]}):
+            return False, True
+        case None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}:
+            return scheme != "never", False
+    known = "Prepend and Replace of ▁, or Metaspace without splitting"
+    raise _unknown("normalizer and pre_tokenizer", [normalizer, pre_tokenizer], known)
+
+
+def _joined(model: dict, added: set[str]) -> list[str]:
+    """Tokens in the order of their merges. Scores can only say the same if a token's merges are all there, in a row:
+    llama.cpp joins any two neighbours whose texts together are a token, and a BPE may have been trained otherwise.
+    """
+    vocab, joined, last = model["vocab"], {}, None
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        token = left + right
+        if token != last and token in joined:
+            raise _unknown("merges", f"those of {token!r} in different places", "merges ordered by the token they make")
+        joined.setdefault(token, set()).add(left)
+        last = token
+    for token in vocab.keys() - added:
+        for at in range(1, len(token)):
+            if token[:at] in vocab and token[at:] in vocab and token[:at] not in joined.get(token, ()):
+                found = f"no merge of {token[:at]!r} and {token[at:]!r} to the token {token!r}"
+                raise _unknown("merges", found, "all merges that the tokens allow")
+    return list(joined)
+
+
+def _special(tokenizer, config) -> dict:
+    """Ids of bos, eos, unk and pad, and whether a text gets bos in front and eos behind, found by trying."""
+    bos, eos = (_id_of(name, tokenizer, config) for name in ("bos_token_id", "eos_token_id"))
+    if eos is None:
+        raise QtutorError(
+            "the tokenizer has no eos_token, and llama.cpp would end texts at token 11 (or 2): name the token that "
+            "ends a text with tokenizer.eos_token = '...'."
+        )
+    plain, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), None)
+    before, behind = (whole[:at], whole[at + len(plain) :]) if at is not None else (whole, [])
+    if before not in ([], [bos]) or behind not in ([], [eos]):
+        raise _unknown("post_processor", f"{before} before and {behind} behind a text", "bos before and eos behind it")
+    ids = {"bos": eos if bos is None else bos, "eos": eos, "unknown": tokenizer.unk_token_id}
+    ids |= {"padding": tokenizer.pad_token_id}
+    keys = {f"{name}_token_id": np.uint32(number) for name, number in ids.items() if number is not None}
+    return keys | {"add_bos_token": bool(before), "add_eos_token": bool(behind)}
+
+
+def _id_of(name: str, tokenizer, config) -> int | None:
+    """The tokenizer's id, or else the config's, the first where there are several."""
+    found = getattr(tokenizer, name)
+    found = getattr(config, name, None) if found is None else found
+    return found[0] if isinstance(found, list) else found
+
+
+def _unknown(part: str, found, known: str) -> QtutorError:
+    return QtutorError(
+        f"the tokenizer's {part} is {str(found)[:300]}. Known here: {known}. For these llama.cpp makes the same tokens "
+        "of a text; for another one, convert the model with llama.cpp's own convert_hf_to_gguf.py."
+    )

@@ -1,0 +1,147 @@
+"""Small tokenizers of every kind that can be written to GGUF, trained on the spot, always the same."""
+
+import itertools
+import json
+from functools import cache
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+import qtutor
+from qtutor.gguf.tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
+
+BOS, EOS, CALL = "<|begin|>", "<|endoftext|>", "<tool_call>"
+
+# Thirty texts: what wrong pre-tokenizers, lost spaces and lost bytes show on.
+STRINGS = (
+    "Hello, world!",
+    "a",
+    " a",
+    "  two  spaces  ",
+    "0 1 12 123 1234 12345 123456 1234567",
+    "3.14159, 1e-05 and 0xFF; 2**10 = 1024",
+    "it's, we're, I've, I'm, they'll, he'd, can't",
+    "IT'S, WE'RE, I'VE, I'M, THEY'LL, HE'D, CAN'T",
+    "def mean(values):\n    return sum(values) / len(values)\n",
+    "class A:\n    def f(self):\n        if self:\n            return None\n\n\n\n",
+    "for i in range(10):\n\tprint(i)\n\t\tpass",
+    "x = [1, 2, 3]  # three   spaces\n\n\n    y = x\n",
+    "line one\r\nline two\r\n\r\nline four\r",
+    "\n",
+    "\n\n   \n \n",
+    "   ",
+    "\t \t \n\t",
+    "tab\tbetween\tall",
+    "emoji 🙂🙃 and 👩‍👩‍👧‍👦, flags 🇩🇪",
+    "naïve café, Ünïcödé, ß",
+    "Привет, мир! Как дела?",
+    "数学は楽しい。東京 2024年",
+    "مرحبا بالعالم ١٢٣",
+    "e\u0301 is not é; ﬁ ½ ² Ⅳ",
+    "zero\x00byte and \x00\x00 more",
+    "\x01\x02 control \x7f \u200b\ufeff",
+    "non\u00a0breaking\u2003spaces\u3000wide",
+    "https://example.org/a_b-c?d=e&f=%20#g",
+    '{"key": [1, 2.5, null], "text": "quote \\" inside"}',
+    "!!! ... ??? --- === ///*** <<>> @@ ~~ ``` '''",
+    "snake_case camelCase PascalCase SCREAMING_CASE __dunder__",
+    "mixed1digits2in3words and words4",
+)
+SPECIAL_STRINGS = (f"{EOS}one{EOS}{BOS}two", f"call {CALL} it{CALL}", f"{EOS}", f"a {EOS} b\n{EOS}\n")
+
+
+@cache
+def _text() -> tuple[str, ...]:
+    sources = sorted(Path(qtutor.__file__).parent.glob("*.py"))[:12]
+    return (*STRINGS * 5, *[line for path in sources for line in path.read_text().splitlines(keepends=True)])
+
+
+def _split(expression: str) -> pre_tokenizers.PreTokenizer:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), "isolated"), byte_level])
+
+
+BYTE_LEVEL = {
+    "gpt-2": (lambda: pre_tokenizers.ByteLevel(add_prefix_space=False), False),
+    "llama-bpe": (lambda: _split(LLAMA3_SPLIT), True),
+    "smaug-bpe": (lambda: _split(LLAMA3_SPLIT), False),
+    "qwen2": (lambda: _split(QWEN2_SPLIT), False),
+    "smollm": (
+        lambda: pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+        False,
+    ),
+}
+
+
+def byte_level(kind: str = "qwen2", vocabulary: int = 1200, bos: bool = False) -> PreTrainedTokenizerFast:
+    """As llama.cpp calls it; bos: texts begin with it.
+
+    Trained without cutting, so that there are merges across every cut: one in another place changes the tokens.
+    """
+    make, ignore_merges = BYTE_LEVEL[kind]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 3, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+    )
+    tokenizer.train_from_iterator(_text(), trainer)
+    if ignore_merges:  # a third of the tokens are then only found as whole words
+        model = json.loads(tokenizer.to_str())["model"]
+        merges = [tuple(merge) for number, merge in enumerate(model["merges"]) if number % 3]
+        tokenizer.model = models.BPE(model["vocab"], merges, ignore_merges=True)
+    tokenizer.pre_tokenizer = make()
+    tokenizer.add_special_tokens([BOS, EOS])
+    tokenizer.add_tokens([AddedToken(CALL, normalized=False)])
+    return _wrapped(tokenizer, bos)
+
+
+def _wrapped(tokenizer: Tokenizer, bos: bool, **names: str) -> PreTrainedTokenizerFast:
+    if bos:
+        front = [(BOS, tokenizer.token_to_id(BOS))]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=front
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, **names)
+
+
+def sentencepiece(vocabulary: int = 700, prefix: str = "prepend", bos: bool = True) -> PreTrainedTokenizerFast:
+    """BPE over ▁ for spaces with 256 byte tokens, and all merges that the tokens allow, as SentencePiece's become.
+
+    prefix: "prepend" (Llama 2), "first" (Metaspace, transformers' own) or "none".
+    """
+    first = Tokenizer(models.BPE())
+    first.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary - 260, show_progress=False)
+    first.train_from_iterator([text.replace("\x00", "") for text in _text()], trainer)
+    learned = sorted(first.get_vocab(), key=first.token_to_id)
+    tokens = ["<unk>", BOS, EOS, CALL, *[f"<0x{byte:02X}>" for byte in range(256)], *learned]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    merges = []
+    for token in learned:
+        splits = [(token[:at], token[at:]) for at in range(1, len(token))]
+        merges += sorted((a, b) for a, b in splits if a in vocab and b in vocab)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if prefix == "first":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        steps = [normalizers.Prepend("▁")] if prefix == "prepend" else []
+        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<unk>", BOS, EOS])
+    tokenizer.add_tokens([AddedToken(CALL, normalized=False)])
+    return _wrapped(tokenizer, bos, unk_token="<unk>")
+
+
+def letters(vocabulary: int = 256) -> PreTrainedTokenizerFast:
+    """One token a byte, for models whose vocabulary is tiny."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [EOS, *itertools.islice(alphabet, vocabulary - 1)]
+    tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([EOS])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
