@@ -101,20 +101,40 @@ def quantize_rows(x: torch.Tensor, threshold: float | None = None) -> tuple[torc
     return codes.masked_fill(outliers, 0.0), absmax, outliers
 
 
+def mixed_product(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    absmax: torch.Tensor,
+    outliers: torch.Tensor,
+    weight: torch.Tensor,
+    weight_absmax: torch.Tensor,
+) -> torch.Tensor:
+    """``x [tokens, in]`` times a matrix in int8: ``[tokens, out]``, float64.
+
+    codes, absmax, outliers: of ``x``, as :func:`quantize_rows` returns them. weight: codes ``[out, in]``, -127 to 127;
+    weight_absmax: ``[out]``. Sums of such codes are exact in float64, as they are in the int32 of an engine.
+    """
+    product = linear(codes.double(), weight.double()) * (absmax.double() / 127)[:, None]
+    if outliers.any():  # these channels of W are int8 as well, but the inputs are not
+        product += linear(x[:, outliers].double(), weight[:, outliers].double())
+    return product * (weight_absmax.double() / 127)
+
+
 class Int8Linear(QuantLinear):
-    """A :class:`QuantLinear` on the grid :data:`INT8` that quantizes its inputs too: LLM.int8."""
+    """A :class:`QuantLinear` on the grid :data:`INT8` that quantizes its inputs too: LLM.int8.
+
+    threshold: inputs of at least this size make their channel an outlier; ``None``: there are none.
+    """
+
+    threshold: float | None = THRESHOLD
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, self.columns)
-        codes, absmax, outliers = quantize_rows(flat, THRESHOLD)
+        inputs = quantize_rows(flat, self.threshold)
         y = torch.empty(len(flat), self.rows, dtype=x.dtype, device=x.device)
         for start in range(0, self.rows, BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
             weight = unpack(self.packed[rows], self.grid.bits, self.columns).double() - self.grid.middle
-            scale = self.scales[rows, 0].double() / 127
-            product = linear(codes.double(), weight) * (absmax.double() / 127)[:, None] * scale
-            if outliers.any():  # these channels of W are int8 as well, but the inputs are not
-                product += linear(flat[:, outliers].double(), weight[:, outliers]) * scale
-            y[:, rows] = product.to(x.dtype)
+            y[:, rows] = mixed_product(flat, *inputs, weight, self.scales[rows, 0]).to(x.dtype)
         y = y.reshape(*x.shape[:-1], self.rows)
         return y if self.bias is None else y + self.bias.to(y.dtype)

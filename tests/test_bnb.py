@@ -15,6 +15,7 @@ from qtutor import bnb, gptq, packing, rtn
 from qtutor.grid import dynamic_map
 from qtutor.linear import QuantEmbedding, QuantLinear
 from tests.models import FAMILIES, some_ids, tiny
+from tests.reference import bnb as reference
 from tests.test_gptq import correlated, output_error, weights
 
 
@@ -144,6 +145,22 @@ def test_int8_inputs_by_hand():
     assert outliers.tolist() == [False, False, True]
     assert absmax.tolist() == [2.0, 3.0]  # 8 does not count; 3, below 6, does
     assert codes.tolist() == [[64.0, -127.0, 0.0], [21.0, 11.0, 0.0]]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.5, 6.0, None])
+def test_a_layer_in_int8_equals_the_slow_version(threshold):
+    """Up to the float32 of the result. With threshold 0 all inputs stay as they are; with None, none does."""
+    generator = torch.Generator().manual_seed(13)
+    weight, x = torch.randn(9, 24, generator=generator), torch.randn(7, 24, generator=generator)
+    x[:, 5] *= 4
+    x[2], x[3, 1] = 0.0, -6.0
+    layer = bnb.Int8Linear.from_quantized(bnb.quantize(weight, bnb.INT8))
+    assert layer.threshold == bnb.THRESHOLD
+    layer.threshold = threshold
+    expected = reference.layer(x.numpy(), weight.numpy(), float("inf") if threshold is None else threshold)
+    assert torch.allclose(layer(x).double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
+    exact = linear(x.double(), layer.quantized().dequantize().double())
+    assert torch.allclose(layer(x).double(), exact, rtol=1e-5, atol=1e-5) == (threshold == 0)
 
 
 def test_outliers_in_float_save_the_other_channels():

@@ -13,7 +13,7 @@ class NotNumbers(TypeError):
 
 
 def to_array(value) -> np.ndarray:
-    """int64, float64 or text array of a tensor of any dtype, a numpy array, a number, or lists of them.
+    """int64, float64 or text array of a tensor of any dtype, a numpy array, a number, bytes, or lists of them.
 
     Raises :class:`NotNumbers` for everything else.
     """
@@ -29,6 +29,8 @@ def to_array(value) -> np.ndarray:
         return np.stack(parts) if parts else np.zeros(0)
     if isinstance(value, str):
         return np.array(value)
+    if isinstance(value, bytes | bytearray):
+        return np.frombuffer(value, np.uint8).astype(np.int64)
     if isinstance(value, np.ndarray | np.generic | numbers.Number):
         array = np.asarray(value)
         if array.dtype.kind in "biu":

@@ -1,0 +1,8 @@
+"""Chapter 04: NF4's levels, the nearest of them, inputs in int8 with outlier channels, and the product in two parts."""
+
+from qtutor.course.exercises.bnb.encode import ENCODE
+from qtutor.course.exercises.bnb.levels import LEVELS
+from qtutor.course.exercises.bnb.product import PRODUCT
+from qtutor.course.exercises.bnb.tokens import TOKENS
+
+EXERCISES = (LEVELS, ENCODE, TOKENS, PRODUCT)

@@ -1,0 +1,152 @@
+"""``bnb.encode``: the nearest of listed levels for every weight."""
+
+from functools import partial
+
+import torch
+
+from qtutor import rtn
+from qtutor.bnb import FP4, NF4
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+from qtutor.course.exercises.rtn.inputs import spread
+from qtutor.grid import Codebook
+
+
+def encode(weight, absmax, levels):
+    length = weight.shape[1] // absmax.shape[1]
+    values, codes = levels.tolist(), []
+    for row, largest in zip(weight.tolist(), absmax.tolist()):
+        nearest = []
+        for column, value in enumerate(row):
+            relative = value / (largest[column // length] or 1.0)  # a block of zeros
+            nearest.append(min(range(len(values)), key=lambda code: abs(values[code] - relative)))
+        codes.append(nearest)
+    return codes
+
+
+def cases():
+    five, nf4, fp4 = (torch.tensor(values) for values in ([-1.0, -0.45, 0.0, 0.2, 1.0], NF4.values, FP4.values))
+    zeros = torch.tensor([[0.3, -0.2, 0.1, -0.05, 0.0, 0.0, 0.0, 0.0]])
+
+    def blocks(weight: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return weight, weight.float().reshape(len(weight), -1, length).abs().amax(dim=-1)
+
+    return [
+        ("one block, five levels", (*blocks(torch.tensor([[0.50, -0.13, 0.08, -0.38]]), 4), five)),
+        ("two rows with an absmax each", (*blocks(torch.tensor([[2.0, -0.9, 0.3], [0.02, -0.05, 0.01]]), 3), five)),
+        ("two blocks in each row", (*blocks(random(21, 2, 8) * torch.tensor([[1.0], [3.0]]), 4), five)),
+        ("NF4, a block a row", (*blocks(random(22, 2, 16), 16), nf4)),
+        ("FP4, whose levels do not ascend", (*blocks(random(23, 2, 16), 8), fp4)),
+        ("a block of nothing but zeros", (*blocks(zeros, 4), nf4)),
+        ("a largest weight that is negative", (*blocks(-random(24, 1, 8).abs(), 8), nf4)),
+        (
+            "weights beyond their absmax, which double quantization rounds a little",
+            (torch.tensor([[0.52, -0.3, 0.05, -0.51]]), torch.tensor([[0.5]]), nf4),
+        ),
+        ("weights in bfloat16", (*blocks(random(25, 3, 8).bfloat16(), 4), nf4)),
+    ]
+
+
+def _nearest(relative, levels):
+    return (relative[..., None] - levels).abs().argmin(dim=-1)
+
+
+def _below(relative, levels):
+    ascending, order = levels.sort()
+    return order[(torch.searchsorted(ascending, relative, right=True) - 1).clamp(min=0)]
+
+
+def _above(relative, levels):
+    ascending, order = levels.sort()
+    return order[torch.searchsorted(ascending, relative).clamp(max=len(levels) - 1)]
+
+
+def _unsorted(relative, levels):
+    return torch.bucketize(relative, (levels[1:] + levels[:-1]) / 2)
+
+
+def _evenly(relative, levels):
+    return ((relative + 1) / 2 * (len(levels) - 1)).round().clamp(0, len(levels) - 1)
+
+
+def _encode_with(weight, absmax, levels, pick=_nearest, spreading="right", scaled="divided", zeros=None):
+    weight, levels, absmax = weight.double(), levels.double(), spread(absmax, weight.shape[1], spreading)
+    empty = absmax == 0
+    relative = {
+        "divided": lambda: weight / torch.where(empty, 1.0, absmax),
+        "not at all": lambda: weight,
+        "multiplied": lambda: weight * absmax,
+    }[scaled]()
+    codes = pick(relative.contiguous(), levels)
+    return codes if zeros is None else torch.where(empty, zeros if zeros >= 0 else len(levels) - 1, codes)
+
+
+MISTAKES = {
+    "the weights are not divided by the absmax of their block. Levels reach from -1 to 1, weights do not.": dict(
+        scaled="not at all"
+    ),
+    "the weights are multiplied by the absmax; divide by it, and the largest of the block becomes 1 or -1.": dict(
+        scaled="multiplied"
+    ),
+    "codes are computed as if the levels were evenly spaced. They are listed: compare with each of them.": dict(
+        pick=_evenly
+    ),
+    "each weight gets the level below it; wanted is the nearest (searchsorted finds a neighbour, and the other one may "
+    "be nearer).": dict(pick=_below),
+    "each weight gets the level above it; wanted is the nearest (searchsorted finds a neighbour, and the other one may "
+    "be nearer).": dict(pick=_above),
+    "these are places among the sorted levels. A code is the place in levels as they are given: with FP4 they do not "
+    "ascend.": dict(pick=lambda relative, levels: _nearest(relative, levels.sort().values)),
+    "these are the levels themselves; a code is the place of the level, a whole number.": dict(
+        pick=lambda relative, levels: levels[_nearest(relative, levels)]
+    ),
+    "only the sizes are compared, so that negative weights get levels of the other sign: take the difference first, "
+    "then its absolute value.": dict(pick=lambda relative, levels: _nearest(relative.abs(), levels.abs())),
+    "codes are counted from 1; the first level has code 0.": dict(
+        pick=lambda relative, levels: _nearest(relative, levels) + 1
+    ),
+    "in a block of zeros all codes are 0, whatever levels[0] is. Its absmax is 0, and 0 / 0 is nan: put another "
+    "number there, and the code of the level 0 comes out.": dict(zeros=0),
+    "in a block of zeros all codes are the last one. Its absmax is 0, and 0 / 0 is nan, which searchsorted and "
+    "bucketize put behind everything: put another number there, and the code of the level 0 comes out.": dict(zeros=-1),
+    "bucketize and searchsorted need borders that ascend, and FP4's levels do not: sort them, and look up in the order "
+    "which code stands where.": dict(pick=_unsorted),
+    "two things: bucketize and searchsorted need borders that ascend, and FP4's levels do not; and in a block of zeros "
+    "0 / 0 is nan, which they put behind everything.": dict(pick=_unsorted, zeros=-1),
+    "the blocks are spread the wrong way: neighbours share an absmax, a a b b and not a b a b "
+    "(repeat_interleave).": dict(spreading="tiled"),
+    "all blocks of a row use the absmax of its first block.": dict(spreading="first group"),
+    "all rows use the absmax of the first row.": dict(spreading="first row"),
+}
+
+
+def adapt(theirs):
+    """A learner's function in place of :func:`qtutor.rtn.encode_groups`, for grids of a few listed levels."""
+    # What stands there now: the package's own, or what the learner wrote in chapter 02 for grids of another kind.
+    otherwise = rtn.encode_groups
+
+    def encode_groups(grouped, scale, zero, grid):
+        if type(grid) is not Codebook or grid.bits > 4 or not grouped.numel():
+            return otherwise(grouped, scale, zero, grid)
+        rows, groups, length = grouped.shape
+        levels = torch.tensor(grid.values, device=grouped.device)
+        codes = theirs(grouped.reshape(rows, groups * length), scale, levels)
+        return tensor(codes, torch.uint8, grouped).reshape(grouped.shape)
+
+    return encode_groups
+
+
+ENCODE = Exercise(
+    name="bnb.encode",
+    chapter=CHAPTER,
+    title="The nearest level of every weight",
+    difficulty=2,
+    minutes=10,
+    reference=encode,
+    cases=cases,
+    outputs=("codes",),
+    mistakes={text: partial(_encode_with, **slip) for text, slip in MISTAKES.items()},
+    replaces="qtutor.rtn.encode_groups",
+    adapt=adapt,
+)

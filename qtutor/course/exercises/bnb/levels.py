@@ -1,0 +1,110 @@
+"""``bnb.levels``: the levels of NF4 out of the normal distribution."""
+
+from functools import partial
+from statistics import NormalDist
+
+import torch
+
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.bnb.inputs import CHAPTER
+
+
+def levels(offset, negatives, positives):
+    quantile = NormalDist().inv_cdf
+    found = [0.0]
+    for count, sign in ((negatives, -1), (positives, 1)):
+        for i in range(count):  # count equal steps lead from offset to one half, which itself is left out
+            found.append(sign * quantile(offset - i * (offset - 0.5) / count))
+    return [value / max(found) for value in sorted(found)]
+
+
+def cases():
+    return [
+        ("2 bits: one level below zero, two above", (0.8, 1, 2)),
+        ("3 bits: three below zero, four above", (0.9, 3, 4)),
+        ("NF4: seven below zero, eight above", (0.9677083, 7, 8)),
+        ("more levels below zero than above", (0.95, 4, 3)),
+        ("as many below zero as above", (0.9, 5, 5)),
+        ("none below zero", (0.9, 0, 4)),
+    ]
+
+
+def _side(offset: float, count: int, ends: str = "last left out", inverse=torch.special.ndtri) -> torch.Tensor:
+    """Quantiles of one side, from the outermost inwards; ``ends`` and ``inverse`` are where it can go wrong."""
+    at = {
+        "last left out": lambda: torch.linspace(offset, 0.5, count + 1, dtype=torch.float64)[:-1],
+        "first left out": lambda: torch.linspace(offset, 0.5, count + 1, dtype=torch.float64)[1:],
+        "both in": lambda: torch.linspace(offset, 0.5, count, dtype=torch.float64),
+        "both out": lambda: torch.linspace(offset, 0.5, count + 2, dtype=torch.float64)[1:-1],
+    }[ends]()
+    return inverse(at)
+
+
+def _levels_with(offset, negatives, positives, sign=-1, zero=True, divide=True, order="ascending", **slip):
+    below, above = sign * _side(offset, negatives, **slip), _side(offset, positives, **slip)
+    middle = torch.zeros(int(zero), dtype=torch.float64)
+    found = torch.cat([below, middle, above])
+    if divide:
+        found = found / found.max()
+    return found.sort().values if order == "ascending" else found
+
+
+def _one_run(offset, negatives, positives):
+    found = torch.special.ndtri(torch.linspace(1 - offset, offset, negatives + 1 + positives, dtype=torch.float64))
+    return found / found.max()
+
+
+def _evenly(offset, negatives, positives):
+    return torch.cat([torch.linspace(-1, 0, negatives + 1)[:-1], torch.linspace(0, 1, positives + 1)])
+
+
+MISTAKES = {
+    "the levels are not divided by the largest of them. The outermost have to be -1 and 1, since weights are divided "
+    "by their block's absmax.": partial(_levels_with, divide=False),
+    "the probability 0.5 is not left out. Its quantile is 0, which is a level already: take one step more, and leave "
+    "the last one out.": partial(_levels_with, ends="both in"),
+    "the wrong end is left out. The first probability, offset, gives the outermost level; the last, 0.5, gives another "
+    "0.": partial(_levels_with, ends="first left out"),
+    "both ends are left out. Only 0.5 is to be: offset gives the outermost level.": partial(
+        _levels_with, ends="both out"
+    ),
+    "there is no level 0.": partial(_levels_with, zero=False),
+    "the two sides are exchanged: the first number counts the levels below zero, the second those above.": (
+        lambda offset, negatives, positives: _levels_with(offset, positives, negatives)
+    ),
+    "both sides have as many levels as the upper one. The lower has its own number, so its probabilities lie further "
+    "apart.": lambda offset, negatives, positives: _levels_with(offset, positives, positives),
+    "the lower side is not below zero: its quantiles have to be negated.": partial(_levels_with, sign=1),
+    "the levels do not ascend. Quantiles from offset down to 0.5 descend: sort the levels, or turn the upper side "
+    "around.": partial(_levels_with, order="as they come"),
+    "the levels are evenly spaced. Evenly spaced are the probabilities; the levels are their quantiles, "
+    "torch.special.ndtri.": _evenly,
+    "you took one run of probabilities from 1 - offset to offset. 0 is then met only by chance: each side has a run of "
+    "its own, and 0 is put in between.": _one_run,
+    "you took the share of the bell below a number (ndtr); needed is its inverse, the number below which a share lies "
+    "(ndtri).": partial(_levels_with, inverse=torch.special.ndtr),
+}
+
+LEVELS = Exercise(
+    name="bnb.levels",
+    chapter=CHAPTER,
+    title="Levels at quantiles of the bell",
+    difficulty=2,
+    minutes=15,
+    reference=levels,
+    cases=cases,
+    outputs=("levels",),
+    mistakes=MISTAKES,
+    properties=(
+        (
+            "the levels ascend, each above the one before.",
+            lambda arguments, results: bool((results[0][1:] > results[0][:-1]).all()),
+        ),
+        (
+            "one of the levels is exactly 0.",
+            lambda arguments, results: bool((results[0] == 0).any()),
+        ),
+    ),
+    # A probability in float32 is off by up to 6e-8, and the quantile next to 0 by about three times that: 2e-6 of 0.08.
+    tolerance=1e-5,
+)

@@ -1,0 +1,150 @@
+"""``bnb.quantize_tokens``: inputs in int8, a scale a token, and the channels that are too large for it."""
+
+from functools import partial
+
+import torch
+
+from qtutor.bnb import quantize_rows as packages_own
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+
+
+def quantize_tokens(x, threshold):
+    tokens = x.tolist()
+    outliers = [any(abs(token[channel]) >= threshold for token in tokens) for channel in range(x.shape[1])]
+    codes, absmax = [], []
+    for token in tokens:
+        largest = max([abs(value) for value in token if abs(value) < threshold], default=0.0)
+        absmax.append(largest)
+        codes.append([0 if out or not largest else round(127 * v / largest) for v, out in zip(token, outliers)])
+    return codes, absmax, outliers
+
+
+def cases():
+    hand = torch.tensor([[1.1, -2.0, 0.3, 8.0], [0.5, 0.21, -0.47, 3.0]])
+    quiet = random(33, 3, 6)
+    quiet[1] = 0
+    return [
+        ("two tokens, no channel beyond the threshold", (torch.tensor([[1.1, -2.0, 0.3], [0.5, 0.21, -0.47]]), 6.0)),
+        ("an outlier at the first token, a smaller input in the same channel at the second", (hand, 6.0)),
+        ("an outlier that is negative", (hand * torch.tensor([1.0, 1.0, 1.0, -1.0]), 6.0)),
+        ("an input of exactly the threshold", (torch.tensor([[6.0, 1.3, -0.4], [0.2, 0.9, 2.1]]), 6.0)),
+        ("as many tokens as channels", (random(31, 4, 4) * torch.tensor([1.0, 1.0, 9.0, 1.0]), 3.0)),
+        ("outliers in different channels at different tokens", (random(32, 5, 8) * 3, 6.0)),
+        ("a token of nothing but zeros", (quiet, 6.0)),
+        ("a token in which every input is an outlier", (torch.tensor([[9.0, -7.5], [0.3, 0.4]]), 6.0)),
+        ("no threshold: infinity", (hand, float("inf"))),
+    ]
+
+
+def _largest(kept, dim=1):
+    return kept.abs().amax(dim=dim)
+
+
+def _tokens_with(
+    x,
+    threshold,
+    large=lambda x, threshold: x.abs() >= threshold,
+    per="channel",
+    absmax="below threshold",
+    steps=127,
+    rounding=torch.round,
+    masked="channels",
+    guard=True,
+    outliers_as=lambda outliers: outliers,
+):
+    x = x.double()
+    beyond = large(x, threshold)
+    outliers = beyond.any(dim=0) if per == "channel" else beyond.any(dim=1)
+    spread = outliers if per == "channel" else outliers[:, None]
+    kept = x.masked_fill(beyond, 0.0)
+    scale = {
+        "below threshold": lambda: kept.abs().amax(dim=1),
+        "all": lambda: x.abs().amax(dim=1),
+        "other channels": lambda: x.masked_fill(spread.expand_as(x), 0.0).abs().amax(dim=1),
+        "one": lambda: kept.abs().max().expand(len(x)),
+        "signed": lambda: kept.amax(dim=1),
+        "zero point": lambda: (kept.amax(dim=1) - kept.amin(dim=1)) / 2,
+    }[absmax]()
+    safe = torch.where(scale == 0, 1.0, scale) if guard else scale
+    codes = rounding(steps * (x if masked == "nothing" else kept) / safe[:, None])
+    if masked == "channels":
+        codes = codes.masked_fill(spread.expand_as(codes), 0.0) if guard else codes.where(~spread, 0.0)
+    return codes, scale, outliers_as(outliers)
+
+
+MISTAKES = {
+    "only inputs above +threshold count as large. An input of -8 is as large as one of 8: compare |x|.": dict(
+        large=lambda x, threshold: x >= threshold
+    ),
+    "an input of exactly the threshold is an outlier too: |x| >= threshold.": dict(
+        large=lambda x, threshold: x.abs() > threshold
+    ),
+    "outliers are tokens here. A channel is a column of x [tokens, in]: take any(dim=0).": dict(per="token"),
+    "a channel is an outlier if any one of its inputs is large; here the mean of |x| decides.": dict(
+        large=lambda x, threshold: (x.abs().mean(dim=0) >= threshold).expand_as(x)
+    ),
+    "absmax counts the outliers too, so that they still take the range from all others: leave out what is large.": dict(
+        absmax="all"
+    ),
+    "absmax leaves out whole outlier channels. That is how the paper tells it; bitsandbytes leaves out single inputs, "
+    "and a small input in an outlier channel still counts.": dict(absmax="other channels"),
+    "there is one absmax for all tokens. Each token (row) has its own: amax(dim=1).": dict(absmax="one"),
+    "absmax is the largest input, not the largest |x|: a token of negative inputs gets too small a scale.": dict(
+        absmax="signed"
+    ),
+    "absmax is half of the range from smallest to largest. This grid is symmetric: take the largest |x|.": dict(
+        absmax="zero point"
+    ),
+    "the codes reach to 128, which int8 does not hold: its range is -128 to 127, and absmax belongs to 127.": dict(
+        steps=128
+    ),
+    "the codes reach to 255: that is a byte without a sign. Here they run from -127 to 127.": dict(steps=255),
+    "codes are cut off (.int()) where they should be rounded to the nearest.": dict(rounding=torch.trunc),
+    "codes are not rounded to whole numbers.": dict(rounding=lambda codes: codes),
+    "only the large inputs have code 0. Their whole channel is multiplied in 16 bits, so all of its codes are 0, or "
+    "its small inputs would be counted twice.": dict(masked="inputs"),
+    "outlier channels still have codes. They are multiplied in 16 bits; their codes have to be 0, or they would be "
+    "counted twice.": dict(masked="nothing"),
+    "a token of zeros has absmax 0, and 0 / 0 is nan; its codes are 0.": dict(guard=False),
+    "these are the indices of the outlier channels; return a bool for every channel.": dict(
+        outliers_as=lambda outliers: outliers.nonzero().flatten()
+    ),
+    "outliers is True for the channels that stay in int8; it has to be True for the others.": dict(
+        outliers_as=lambda outliers: ~outliers
+    ),
+}
+
+
+def adapt(theirs):
+    """A learner's function in place of :func:`qtutor.bnb.quantize_rows`."""
+
+    def quantize_rows(x, threshold=None):
+        if not x.numel():
+            return packages_own(x, threshold)
+        codes, absmax, outliers = theirs(x.float(), torch.inf if threshold is None else float(threshold))
+        return (
+            tensor(codes, torch.float32, x),
+            tensor(absmax, torch.float32, x),
+            tensor(outliers, torch.bool, x),
+        )
+
+    return quantize_rows
+
+
+TOKENS = Exercise(
+    name="bnb.quantize_tokens",
+    chapter=CHAPTER,
+    title="Inputs in int8, and the channels that are too large for it",
+    difficulty=2,
+    minutes=15,
+    reference=quantize_tokens,
+    cases=cases,
+    outputs=("codes", "absmax", "outliers"),
+    mistakes={text: partial(_tokens_with, **slip) for text, slip in MISTAKES.items()},
+    # absmax may be computed in float32, of numbers that are float32: exact. What is left is 1 / absmax of some answers.
+    tolerance=1e-6,
+    replaces="qtutor.bnb.quantize_rows",
+    adapt=adapt,
+)

@@ -1,0 +1,150 @@
+"""Pictures of chapter 04: levels over weights, error against true bits, scales under their map, outlier channels."""
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure, numpy
+
+LINES = ("-", "--", "-.", ":", (0, (5, 1)))
+COLOURS = (BLUE, SKY, RED, PURPLE, GREEN)
+
+
+def levels_over_weights(panels: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Figure:
+    """A row per format: weights under its levels, and beside it the share of the weights that each level gets.
+
+    panels: title -> (weights over their block's absmax, any shape; levels on that axis, ascending; shares of them).
+    """
+    high = 2.2 * len(panels) + 0.6
+    figure = Figure(figsize=(8.0, high))
+    axes = figure.subplots(len(panels), 2, squeeze=False)
+    # Fixed margins: laying out anew would take half of a widget's time, and move the axes from setting to setting.
+    figure.subplots_adjust(left=0.09, right=0.985, bottom=0.5 / high, top=1 - 0.3 / high, wspace=0.2, hspace=0.34)
+    for (left, right), (title, (weights, levels, shares)) in zip(axes, panels.items()):
+        _histogram(left, numpy(weights).ravel(), numpy(levels))
+        left.set_title(title, size=10)
+        _shares(right, numpy(levels), 100 * numpy(shares))
+        for ax in (left, right):
+            ax.set_xlim(-1.14, 1.14)
+            ax.spines[["top", "right"]].set_visible(False)
+    axes[-1][0].set_xlabel("weight / absmax of its block")
+    axes[-1][1].set_xlabel("level")
+    axes[0][1].set_title("share of the weights that a level gets", size=10)
+    return figure
+
+
+def _histogram(ax, values: np.ndarray, levels: np.ndarray) -> None:
+    counts, edges = np.histogram(values, bins=121, range=(-1, 1))
+    share = 100 * counts / max(len(values), 1)
+    ax.stairs(share, edges, fill=True, color=SKY, label="weights")
+    # The two spikes at the ends are the largest weight of every block: the axis is cut there.
+    top = 1.35 * share[3:-3].max()
+    ax.vlines(levels, 0, 0.75 * top, color=RED, linewidth=0.9, linestyle="--", label="levels")
+    ax.set(ylabel="% of the weights", ylim=(0, top))
+    ax.legend(framealpha=1, fontsize=8, loc="upper right", ncols=2)
+
+
+def _shares(ax, levels: np.ndarray, shares: np.ndarray) -> None:
+    ax.vlines(levels, 0, shares, color=BLUE, linewidth=3)
+    even = 100 / len(levels)
+    ax.axhline(even, color=ORANGE, linewidth=1.2, linestyle="--", label=f"all alike, {even:.3g} %")
+    ax.set(ylabel="% of the weights", ylim=(0, 1.35 * max(shares.max(), even)))
+    ax.legend(framealpha=1, fontsize=8, loc="upper right")
+
+
+def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
+    """The bell with slices of equal area on each side, and the levels that they give.
+
+    levels: ascending, from -1 to 1, 0 among them. edge: where level 1 lies, in standard deviations.
+    """
+    figure, (ax,) = new_figure(8.0, 2.9)
+    x = np.linspace(-3.2, 3.2, 641)
+    bell = np.exp(-(x**2) / 2) / (2 * np.pi) ** 0.5
+    ax.plot(x, bell, color=BLACK, linewidth=1.0)
+    at = numpy(levels) * edge
+    for number, (low, high) in enumerate(pairwise(at)):
+        inside = (x >= low) & (x <= high)
+        ax.fill_between(x[inside], bell[inside], color=SKY if number % 2 else "white", linewidth=0)
+    heights = np.exp(-(at**2) / 2) / (2 * np.pi) ** 0.5
+    ax.vlines(at, 0, heights, color=RED, linewidth=1.0, linestyle="--")
+    ax.plot(at, 0 * at, "|", color=RED, markersize=10)
+    for value, height, level in zip(at, heights, numpy(levels)):
+        ax.annotate(
+            f"{level + 0.0:.2f}", (value, height), (0, 5), "data", "offset points", ha="center", rotation=90, fontsize=7
+        )
+    ax.set(xlabel="standard deviations", ylabel="density", ylim=(0, 0.52))
+    return figure
+
+
+def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel: str) -> Figure:
+    """A line per format through points (true bits a weight, error, text); the text stands at each point."""
+    figure, (ax,) = new_figure(8.0, 3.9)
+    for (label, points), marker, colour, line in zip(series.items(), MARKERS, COLOURS, LINES):
+        bits, errors, texts = zip(*sorted(points))
+        ax.plot(bits, errors, marker=marker, color=colour, linestyle=line, label=label, markersize=5, linewidth=1.2)
+        for place in zip(bits, errors, texts):
+            ax.annotate(place[2], place[:2], (4, 4), "data", "offset points", fontsize=7)
+    ax.set(xlabel="true bits a weight, scales and zero points counted", ylabel=ylabel)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: torch.Tensor) -> Figure:
+    """Scales of a layer as a histogram; and less ``offset``, over ``absmax``, on the levels ``values`` of a map."""
+    figure, (left, right) = new_figure(8.0, 2.8, panels=2)
+    scales = numpy(scales).ravel()
+    counts, edges = np.histogram(scales, bins=60, range=(0, scales.max()))
+    left.stairs(counts, edges, fill=True, color=SKY)
+    left.axvline(offset, color=RED, linestyle="--", linewidth=1.2, label="their mean")
+    left.set(title="scales of one layer", xlabel="scale = absmax of a block", ylabel="how many")
+    counts, edges = np.histogram((scales - offset) / absmax, bins=60, range=(-1, 1))
+    right.stairs(counts, edges, fill=True, color=SKY)
+    right.vlines(numpy(values), -0.16 * counts.max(), 0, color=RED, linewidth=0.5)
+    right.axhline(0, color=BLACK, linewidth=0.8)
+    right.set(title="less their mean, on the 256 levels of the map", xlabel="(scale - mean) / largest of these")
+    left.legend(frameon=False, fontsize=8)
+    for ax in (left, right):
+        ax.title.set_size(10)
+    return figure
+
+
+def outlier_channels(
+    largest: torch.Tensor, threshold: float, shares: list[float], errors: list[float], title: str = ""
+) -> Figure:
+    """The largest |x| of every channel with a threshold across it; and errors against shares of channels left out.
+
+    largest: ``[in]``. shares, errors: a point for every threshold; the one of this threshold first, marked.
+    """
+    figure = Figure(figsize=(8.0, 3.0))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.16, top=0.9, wspace=0.25)
+    sizes = numpy(largest)
+    floor = max(sizes[sizes > 0].min(initial=1.0), 1e-6) / 2
+    left.stairs(np.maximum(sizes, floor), np.arange(len(sizes) + 1) - 0.5, baseline=None, color=BLUE, linewidth=0.9)
+    out = np.flatnonzero(sizes >= threshold)
+    left.plot(out, sizes[out], "^", color=RED, markersize=4, label="stay in 16 bits")
+    if np.isfinite(threshold):
+        left.axhline(threshold, color=ORANGE, linestyle="--", linewidth=1.3, label="threshold")
+    left.set(yscale="log", xlabel="input channel", ylabel="largest |x|")
+    left.yaxis.set_minor_locator(NullLocator())  # its many ticks would take half of the time to draw
+    low, high = floor, max(sizes.max(), 10.0)
+    left.set_ylim(low, high * (high / low) ** 0.3)  # room for the legend
+    left.set_title(title, size=10)
+    if left.get_legend_handles_labels()[1]:
+        left.legend(framealpha=1, fontsize=8, loc="upper right", ncols=2)
+    order = np.argsort(shares)
+    x, y = 100 * np.array(shares), 100 * np.array(errors)
+    right.plot(x[order], y[order], color=BLUE, marker=".", linewidth=1.0, label="other thresholds")
+    right.plot(x[:1], y[:1], "D", color=RED, markersize=7, label="this one")
+    right.set(xlabel="% of the channels in 16 bits", ylabel="% error of the output", xlim=(-4, 104))
+    right.set_ylim(0, 1.15 * max(y.max(), 1e-9))
+    right.set_title("what it buys", size=10)
+    right.legend(frameon=False, fontsize=8, loc="upper right")
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
