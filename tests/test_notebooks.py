@@ -39,7 +39,16 @@ def notebook(request):
 
 
 def test_the_chapters_are_here():
-    chapters = {"00_start_here", "01_numbers", "02_round_to_nearest", "03_distributions"}
+    chapters = {
+        "00_start_here",
+        "01_numbers",
+        "02_round_to_nearest",
+        "03_distributions",
+        "04_nf4_and_int8",
+        "05_awq",
+        "06_gptq",
+        "07_gguf",
+    }
     assert {path.stem for path in NOTEBOOKS} >= chapters
 
 

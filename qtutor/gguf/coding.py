@@ -19,7 +19,6 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _DECODED_AT_ONCE = 1 << 18  # weights: numpy's temporaries then stay in the cache
-_COPIED_AT_ONCE = 1 << 16
 _HALF_LIMIT = 65520  # from here on a number rounds to float16's infinity
 
 
@@ -34,7 +33,8 @@ def encode(rows: np.ndarray, type: str, importance: np.ndarray | None = None) ->
     """Quantize ``rows [rows, columns]`` (float32) to the bytes that llama.cpp writes: uint8 ``[rows, bytes of a row]``.
 
     importance: mean square of each input column, float32 ``[columns]`` (an importance matrix's row), which weighs the
-    errors; types without a search ignore it, as in llama.cpp. Raises :class:`QtutorError` for NaN and infinities, a
+    errors; types without a search ignore it, as in llama.cpp. F32 has nothing to encode: the bytes are a view of
+    ``rows``, read only. Raises :class:`QtutorError` for NaN and infinities, a
     width that the block size does not divide, a weight whose scale would leave float16, an unknown type, and an
     importance of the wrong length or with NaN, infinite or negative entries.
 
@@ -45,13 +45,12 @@ def encode(rows: np.ndarray, type: str, importance: np.ndarray | None = None) ->
     rows = _check_rows(rows, block_type)
     if importance is not None:
         importance = _check_importance(importance, rows.shape[1])
+    if type == "F32":
+        in_pieces(lambda first, last: _look_through(rows[first:last], first, block_type), *rows.shape)
+        return rows.astype("<f4", copy=False).view(np.uint8)
     width = rows.shape[1] // block_type.values * block_type.nbytes
     data = np.empty((len(rows), width), np.uint8)
-    if not data.size:
-        return data
-    if type == "F32":
-        in_pieces(lambda first, last: _copy(rows[first:last], first, block_type, data[first:last]), *rows.shape)
-    else:
+    if data.size:
         _encode_pieces(rows, importance, block_type, data)
     return data
 
@@ -112,16 +111,12 @@ def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: 
     in_pieces(work, *rows.shape)
 
 
-def _copy(rows: np.ndarray, first: int, block_type: BlockType, target: np.ndarray) -> None:
-    """Look for broken values and copy, so few rows at a time that the copy finds them in the cache."""
-    step = max(1, _COPIED_AT_ONCE // rows.shape[1])
-    for start in range(0, len(rows), step):
-        piece = rows[start : start + step]
-        # One NaN or infinity spoils the sum. Finite ones may overflow it, too; then a closer look finds nothing.
-        # einsum rather than sum: it needs one pass and no temporary array.
-        if not np.isfinite(np.einsum("rc->", piece)):
-            _check_finite(piece, first + start, block_type, np.inf)
-        target[start : start + step] = piece.astype("<f4", copy=False).view(np.uint8)
+def _look_through(rows: np.ndarray, first: int, block_type: BlockType) -> None:
+    """Refuse broken values."""
+    # One NaN or infinity spoils the sum. Finite ones may overflow it, too; then a closer look finds nothing.
+    # einsum rather than sum: it needs one pass and no temporary array.
+    if not np.isfinite(np.einsum("rc->", rows)):
+        _check_finite(rows, first, block_type, np.inf)
 
 
 def _import(module: str):

@@ -192,6 +192,7 @@ def test_float32_that_overflow_when_added_up():
     """F32 looks for broken values by a sum, which says too much for these, and NaN for the last row's infinities."""
     rows = np.full((40, 256), np.finfo(np.float32).max, np.float32)
     assert np.array_equal(encode(rows, "F32"), rows.view(np.uint8))
+    assert np.shares_memory(encode(rows, "F32"), rows) and not encode(rows, "F32").flags.writeable
     rows[33, 77], rows[33, 78] = np.inf, -np.inf
     with pytest.raises(QtutorError, match="row 33, column 77 is inf"):
         encode(rows, "F32")
