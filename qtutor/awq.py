@@ -23,15 +23,20 @@ import torch
 from torch import nn
 
 from qtutor import clip, rtn
+from qtutor.calibrate import BATCH
 from qtutor.errors import QtutorError
 from qtutor.grid import Grid
 from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.walk import CalibratedBlock
 
+Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
+
 RATIOS = 20  # 0, 1/20 ... 19/20
-CLIP_STEPS = 20
+CLIP_STEPS = 40
 CLIP_SHRINK = 0.5
+CLIP_ROUNDS = 3
 SEARCH_TOKENS = 4096  # the search runs the parent module 20 times; more tokens than this change its choice little
+STATISTICS_TOKENS = 16384  # for mean |x| and the Hessian behind that choice
 
 # What makes the input (its channels are divided), the layers that read it, and the parent whose output is compared.
 PAIRS = (
@@ -107,9 +112,13 @@ def scale_of(
     return (scale / (scale.max() * scale.min()).sqrt()).float()
 
 
-def scale_block(block: CalibratedBlock, grid: Grid, group_size: int, duo: bool = False) -> dict[str, torch.Tensor]:
-    """Search scales for all pairs of ``block`` and fold them into its module.
+def scale_block(
+    block: CalibratedBlock, grid: Grid, group_size: int, duo: bool = False, quantizer: Quantizer | None = None
+) -> dict[str, torch.Tensor]:
+    """Search scales for all pairs of ``block`` and fold them into its module (and its twin).
 
+    quantizer: what will round the layers in the end. The search itself rounds to nearest, twenty times; with a
+    quantizer, the scale it finds is kept only if it lowers the error with that, too.
     Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` where folding changes what
     the block computes, as it would for norms that do not simply multiply by their weight.
     """
@@ -120,10 +129,15 @@ def scale_block(block: CalibratedBlock, grid: Grid, group_size: int, duo: bool =
         source, layers = module.get_submodule(source_name), [module.get_submodule(name) for name in names]
         if source.weight.shape[0] != layers[0].weight.shape[1]:
             continue  # grouped-query attention
-        mean_abs = block.statistics(names[0]).mean_abs.to(source.weight.device)
-        inputs = block.inputs(names[0], SEARCH_TOKENS)
-        found = search(layers, inputs, mean_abs, _parent(block, parent_name), grid, group_size, duo)
-        fold(source, layers, found.scale, block.dtype)
+        mean_abs = block.statistics(names[0], STATISTICS_TOKENS).mean_abs.to(source.weight.device)
+        weights = block.weights(names[0])[block.chosen(SEARCH_TOKENS)].sqrt().split(BATCH)
+        inputs = list(zip(block.inputs(names[0], SEARCH_TOKENS), weights))
+        parent = _parent(block, parent_name)
+        found = search(layers, inputs, mean_abs, parent, grid, group_size, duo)
+        scale = found.scale
+        if quantizer is not None and found.ratio > 0:
+            scale = _confirmed(layers, inputs, scale, parent, block.hessian(names[0], True, STATISTICS_TOKENS), quantizer)
+        fold(source, layers, scale, block.dtype)
         if source_name.endswith("layernorm"):
             changed[f"{source_name}.weight"] = source.weight
     after = module(sample, **block.arguments)
@@ -133,15 +147,38 @@ def scale_block(block: CalibratedBlock, grid: Grid, group_size: int, duo: bool =
             f"{block.name}: folding AWQ's scales changed the block's output by {difference:.2g} of its size; it should "
             "change nothing. Its norms or layers do something that is not known here: quantize it with method 'gptq'."
         )
+    if block.twin is not None:
+        block.twin.module.load_state_dict(module.state_dict())
     return changed
 
 
-def _parent(block: CalibratedBlock, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The module ``name`` as a function of its input alone."""
+@torch.no_grad()
+def _confirmed(
+    layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, hessian: torch.Tensor, quantizer
+) -> torch.Tensor:
+    """``scale [in]`` or ones, whichever changes ``parent``'s output less once ``quantizer`` has rounded the layers."""
+    originals = [layer.weight.data for layer in layers]
+    targets = [parent(x) for x in inputs]
+    errors = {}
+    try:
+        for tried in (torch.ones_like(scale), scale):
+            for layer, weight in zip(layers, originals):
+                rounded = quantizer(weight * tried, hessian / torch.outer(tried, tried))
+                layer.weight.data = rounded.dequantize() / tried
+            error = sum((parent(x) - target).square().sum().item() for x, target in zip(inputs, targets))
+            errors.setdefault(error, tried)  # the first of equals stays
+    finally:
+        for layer, weight in zip(layers, originals):
+            layer.weight.data = weight
+    return errors[min(errors)]
+
+
+def _parent(block: CalibratedBlock, name: str) -> Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    """The module ``name`` as a function of its input and of the roots of its tokens' weights, which its output gets."""
     module = block.module.get_submodule(name)
     if name == "self_attn":
-        return lambda x: module(x, **block.arguments)[0]
-    return module
+        return lambda given: module(given[0], **block.arguments)[0] * given[1].unsqueeze(-1)
+    return lambda given: module(given[0]) * given[1].unsqueeze(-1)
 
 
 @torch.no_grad()
@@ -171,8 +208,12 @@ def quantize(
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
 
-    hessian: ``X^T X [in, in]``, of which the groups' blocks on the diagonal are used. Others: as in
-    :func:`qtutor.rtn.quantize`. A group_size of 0 (one scale for the tensor) is rounded without clipping.
+    The errors of a row's groups add up in its output, so each group is judged beside what the others have: an error e
+    costs ``e H_g e^T + 2 e H_o o^T``, H_g being the group's block of the Hessian, o the others' errors and H_o the
+    blocks that couple them. Groups take turns, twice; llm-awq judges each by itself, once.
+
+    hessian: ``X^T X [in, in]``. Others: as in :func:`qtutor.rtn.quantize`. A group_size of 0 (one scale for the tensor)
+    is rounded without clipping.
     """
     check_weight(weight, name)
     rows, columns = weight.shape
@@ -180,14 +221,34 @@ def quantize(
         return rtn.quantize(weight, grid, group_size, name=name)
     length = resolve_group_size(group_size, columns, name)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
-    own = hessian.reshape(columns // length, length, columns // length, length).diagonal(dim1=0, dim2=2)
-    own = own.permute(2, 0, 1).float()  # [groups, group_size, group_size]
+    hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
+    scale, zero = rtn.fit_groups(grouped, grid)
 
-    def cost(error: torch.Tensor) -> torch.Tensor:
-        """What the errors of a group change in the layer's output: ``e H_g e^T``, ``[out, groups]``."""
-        error = error.transpose(0, 1)  # [groups, out, group_size]
-        return ((error @ own) * error).sum(dim=-1).T
+    def errors_of(group: int) -> torch.Tensor:
+        codes = rtn.encode_groups(grouped[:, group, None], scale[:, group, None], zero[:, group, None], grid)
+        return grid.decode(codes[:, 0], scale[:, group, None], zero[:, group, None]) - grouped[:, group]
 
-    scale, zero = clip.search(grouped, grid, cost, CLIP_STEPS, CLIP_SHRINK)
+    errors = torch.cat([errors_of(group) for group in range(columns // length)], dim=1)
+    slopes = errors @ hessian
+    for group in list(range(columns // length)) * CLIP_ROUNDS:
+        own = slice(group * length, (group + 1) * length)
+        before, block = errors[:, own].clone(), hessian[own, own]
+        others = slopes[:, own] - before @ block
+
+        def cost(error: torch.Tensor, block=block, others=others) -> torch.Tensor:
+            """What errors ``[out, 1, group_size]`` of this group change in the layer's output, ``[out, 1]``."""
+            return ((error[:, 0] @ block + 2 * others) * error[:, 0]).sum(dim=-1, keepdim=True)
+
+        kept = scale[:, group].clone(), zero[:, group].clone()
+        found = clip.search(grouped[:, group, None], grid, cost, CLIP_STEPS, CLIP_SHRINK, ends=True)
+        scale[:, group], zero[:, group] = found[0][:, 0], found[1][:, 0]
+        after = errors_of(group)
+        # What was found in the round before is not always among the ranges that are tried now.
+        better = (cost(after[:, None]) < cost(before[:, None]))[:, 0]
+        scale[:, group], zero[:, group] = (
+            torch.where(better, new, old) for new, old in zip((scale[:, group], zero[:, group]), kept)
+        )
+        errors[:, own] = torch.where(better[:, None], after, before)
+        slopes += (errors[:, own] - before) @ hessian[own]
     codes = rtn.encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)

@@ -18,24 +18,37 @@ def search(
     cost: Callable[[torch.Tensor], torch.Tensor],
     steps: int = 20,
     shrink: float = 0.5,
+    ends: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero ``[out, groups]`` of the cheapest range of every group of ``grouped [out, groups, group_size]``.
 
     cost: rounding errors, shaped like ``grouped``, to ``[out, groups]``. The whole range is tried first, then ``steps``
     narrower ones down to ``1 - shrink`` of it; the first of equals stays, so no group ends above what its whole range
-    costs.
+    costs. ends: then move the lower end alone, then the upper one.
     """
     low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
-    least = scale = zero = None
-    for step in range(steps + 1):
-        kept = 1 - shrink * step / steps
-        tried_scale, tried_zero = grid.fit(low * kept, high * kept)
-        codes = grid.encode(grouped, tried_scale.unsqueeze(-1), tried_zero.unsqueeze(-1))
-        tried = cost(grid.decode(codes, tried_scale.unsqueeze(-1), tried_zero.unsqueeze(-1)) - grouped)
-        if least is None:
-            least, scale, zero = tried, tried_scale, tried_zero
-            continue
-        better = tried < least
-        least = torch.where(better, tried, least)
-        scale, zero = torch.where(better, tried_scale, scale), torch.where(better, tried_zero, zero)
-    return scale, zero
+    best = None  # cost, scale, zero, and the shares of the two ends that are kept
+
+    def attempt(keep_low: torch.Tensor | float, keep_high: torch.Tensor | float) -> None:
+        nonlocal best
+        scale, zero = grid.fit(low * keep_low, high * keep_high)
+        codes = grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
+        costs = cost(grid.decode(codes, scale.unsqueeze(-1), zero.unsqueeze(-1)) - grouped)
+        tried = costs, scale, zero, torch.ones_like(low) * keep_low, torch.ones_like(low) * keep_high
+        if best is None:
+            best = tried
+            return
+        better = costs < best[0]
+        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
+
+    kept = [1 - shrink * step / steps for step in range(steps + 1)]
+    for share in kept:
+        attempt(share, share)
+    if ends and not grid.symmetric:
+        upper = best[4]
+        for share in kept:
+            attempt(share, upper)
+        lower = best[3]
+        for share in kept:
+            attempt(lower, share)
+    return best[1], best[2]

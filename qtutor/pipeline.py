@@ -20,9 +20,11 @@ from qtutor import awq, bnb, gptq, rtn
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
 from qtutor.linear import QuantEmbedding, QuantLinear, QuantWeight
+from qtutor.propagation import propagated
 from qtutor.quantized import QuantizedTensor, check_weight, resolve_group_size
 from qtutor.recipe import CODEBOOKS, LayerReport, Recipe, Report
-from qtutor.walk import SHARED, CalibratedBlock, walk
+from qtutor.stream import SHARED
+from qtutor.walk import CalibratedBlock, walk
 
 
 def quantize(
@@ -42,7 +44,13 @@ def quantize(
     outcome = Outcome()
     if recipe.needs_calibration:
         token_ids = _calibration(model, recipe) if calibration is None else calibration
-        blocks = tqdm(walk(model, token_ids), "quantizing", len(decoder_blocks(model)), unit="block", **_bar(progress))
+        blocks = tqdm(
+            walk(model, token_ids, recipe.propagate),
+            "quantizing",
+            len(decoder_blocks(model)),
+            unit="block",
+            **_bar(progress),
+        )
         for block in blocks:
             _quantize_block(block, model, recipe, outcome)
     targets = {name: module for name, module in _targets(model, recipe).items() if name not in outcome.packed}
@@ -125,34 +133,38 @@ def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, ou
         weight = block.module.get_submodule(name).weight
         check_weight(weight, f"{block.name}.{name}")
         resolve_group_size(recipe.group_size, weight.shape[1], f"{block.name}.{name}")
-    rounded = recipe.method != "awq"  # GPTQ lets each layer read what the rounded ones before it hand on
     if recipe.method != "gptq":
-        for name, value in awq.scale_block(block, recipe.grid, recipe.group_size, recipe.duo).items():
+        scaled = awq.scale_block(block, recipe.grid, recipe.group_size, recipe.duo, _quantizer(recipe))
+        for name, value in scaled.items():
             dtype = model.get_parameter(f"{block.name}.{name}").dtype
             outcome.changed[f"{block.name}.{name}"] = value.to(dtype)
     for names in SHARED:
-        hessian = block.hessian(names[0])
-        plan, note = _plan(hessian, block.tokens, recipe, f"{block.name}.{names[0]}") if rounded else (None, "")
+        moments = block.moments(names[0])
+        plan, note = _plan(moments.hessian, block.tokens, recipe, f"{block.name}.{names[0]}")
         for name in names:
             full_name = f"{block.name}.{name}"
             layer = block.module.get_submodule(name)
-            quantized = _round(layer.weight, hessian, plan, recipe, full_name)
-            error = _output_error(layer.weight, quantized, hessian)
+            wanted = layer.weight if plan is None else propagated(layer.weight, moments, plan)
+            quantized = _round(wanted, moments.hessian, plan, recipe, full_name)
+            error = _output_error(wanted, quantized, moments.hessian)
             original = model.get_submodule(full_name)
             bias = None if layer.bias is None else layer.bias.to(original.bias.dtype)
             outcome.add(full_name, original, layer.weight, quantized, bias=bias, output_error=error, note=note)
-            if rounded:
+            if recipe.propagate or recipe.method != "awq":  # the next layer reads what this one makes when rounded
                 layer.weight.copy_(quantized.dequantize())
     block.advance()
 
 
 def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, str]:
-    """GPTQ's plan, or ``None`` where the Hessian is of no use; and what the report has to say about it."""
+    """The Hessian ordered and factored, or ``None`` where it is of no use; and what the report has to say about it."""
+    if recipe.method == "awq" and not recipe.propagate:
+        return None, ""
     few = f"{tokens} tokens for a width of {len(hessian)}"
     try:
         plan = gptq.prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping, name=name)
     except gptq.HessianError as error:
-        note = f"rounded to nearest, since GPTQ cannot use its Hessian ({few}). {error}"
+        without = "AWQ without propagation" if recipe.method == "awq" else "rounded to nearest"
+        note = f"{without}, since its Hessian cannot be used ({few}). {error}"
         warnings.warn(f"{name}: {note}", stacklevel=2)
         return None, note
     notes = []
@@ -163,16 +175,25 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
     return plan, "; ".join(notes)
 
 
+def _quantizer(recipe: Recipe) -> awq.Quantizer:
+    """How AWQ's scales are judged in the end: by what will really round the layers."""
+
+    def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
+        plan, _ = _plan(hessian, 1 << 62, recipe, "weight") if recipe.method != "awq" else (None, "")
+        return _round(weight, hessian, plan, recipe, "weight")
+
+    return quantizer
+
+
 def _round(
     weight: torch.Tensor, hessian: torch.Tensor, plan: gptq.Plan | None, recipe: Recipe, name: str
 ) -> QuantizedTensor:
     grid, group_size = recipe.grid, recipe.group_size
-    if plan is not None:
+    if recipe.method == "awq" and recipe.own_clip == "output":
+        return awq.quantize(weight, hessian, grid, group_size, name)
+    if recipe.method != "awq" and plan is not None:
         static = recipe.static_groups or recipe.act_order == "columns"
         return gptq.round_columns(weight, plan, grid, group_size, static, clip=recipe.own_clip, name=name)
-    # Attention multiplies what q and k make: narrowing their ranges is not judged well by either one's own output.
-    if recipe.method == "awq" and recipe.own_clip == "output" and not name.endswith(("q_proj", "k_proj")):
-        return awq.quantize(weight, hessian, grid, group_size, name)
     return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else None, name)
 
 

@@ -26,6 +26,7 @@ class Recipe:
     (least error of the layer's output, as AWQ or GPTQ counts it). ``None``: the method's own, which is ``"output"`` for
     AWQ and GPTQ and ``"none"`` for the others.
     act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
+    propagate: AWQ and GPTQ let each layer make up for what the layers before it did (:mod:`qtutor.propagation`).
     double: NF4's and FP4's scales are quantized too.
     embeddings, lm_head: quantize these too, always to nearest (lm_head of a model with tied embeddings becomes a matrix
     of its own). Raises :class:`QtutorError` for a value outside these.
@@ -40,6 +41,7 @@ class Recipe:
     static_groups: bool = False
     damping: float = DAMPING
     duo: bool = False
+    propagate: bool = True
     double: bool = True
     embeddings: bool = False
     lm_head: bool = False
@@ -88,7 +90,8 @@ class Recipe:
 class LayerReport:
     """One quantized layer: its name, shape ``[out, in]``, relative error ``|W - Q| / |W|``, sizes in bytes.
 
-    output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text, where there was one. note: what went otherwise
+    output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text, where there was one, W being what was to be
+    rounded there (with propagation no longer the original weights). note: what went otherwise
     than asked for.
     """
 

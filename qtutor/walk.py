@@ -2,19 +2,23 @@
 
 :func:`walk` carries the calibration text through the decoder as hidden states. Each block comes as a float32 copy that
 a method may change as it likes; the model itself is only read. Layers that share an input (q, k, v; gate, up) are
-served by one pass, and a pass runs no further than the layer it is about: for ``down_proj`` a whole block, for
-``q_proj`` only a norm.
+served together.
 
-Memory beyond the model: the hidden states (float32, ``samples * length * hidden``), one block in float32, one batch of
-activations, and one Hessian (float64, the square of the layer's width) while a method holds it. No block but the one at
-hand is touched, so blocks may as well come from disk.
+With ``twin`` the float decoder is carried along: each block comes a second time as it was, with the states that would
+have arrived had nothing been rounded, so that a method can see what earlier layers did to its inputs
+(:mod:`qtutor.propagation`).
+
+Memory beyond the model: hidden states (float32, ``samples * length * hidden``), one block in float32, the inputs of its
+o_proj and down_proj (``samples * length * (hidden + intermediate)``), one batch of activations, and the moments
+(float64, the square of the layer's width) while a method holds them; with ``twin`` all of that twice. No block but the
+one at hand is touched, so blocks may as well come from disk.
 
 Left out: encoders, padding (all samples have one length), and decoders that mix other things into their blocks.
 """
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -22,109 +26,148 @@ from torch import nn
 from qtutor.calibrate import BATCH, InputStatistics, RunningStatistics, check_token_ids
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
-
-# Layers that read the same tensor, in the order in which a block runs them.
-SHARED = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-
-
-class _Reached(Exception):
-    """Ends a pass at the layer it is about."""
+from qtutor.stream import ADDED, AFTER_ATTENTION, SHARED, Stream, check_finite
 
 
 @dataclass
-class CalibratedBlock:
+class CalibratedBlock(Stream):
     """A decoder block and the calibration states that arrive at it.
 
-    name: ``"model.layers.3"``. module: the float32 copy, free to be changed. states: float32
-    ``[samples, length, hidden]``, the block's inputs. arguments: what the model passes to the block besides
-    (positions, mask). dtype: what the model stores the block in.
+    module: the float32 copy, free to be changed. dtype: what the model stores the block in. twin: the block and its
+    inputs as they are in the float decoder, or ``None``.
     """
 
-    name: str
-    module: nn.Module
-    states: torch.Tensor
-    arguments: dict
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
+    twin: Stream | None = None
     advanced: int = 0
+    _sizes: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    @torch.no_grad()
+    def chosen(self, tokens: int | None = None) -> torch.Tensor:
+        """Which samples hold about so many tokens, int64; always the same ones, in order."""
+        samples, length, _ = self.states.shape
+        wanted = samples if tokens is None else min(max(tokens // length, 1), samples)
+        # At random: every eighth sample may be of a kind of its own.
+        return torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
+
     def inputs(self, layer: str, tokens: int | None = None) -> Iterator[torch.Tensor]:
         """The inputs of ``layer`` (``"mlp.up_proj"``), batch by batch, float32 ``[batch, length, in]``.
 
         tokens: about so many are enough; whole samples are taken, at random.
         Raises :class:`QtutorError` for NaN or infinite ones, naming the layer.
         """
-        samples, length, _ = self.states.shape
-        wanted = samples if tokens is None else min(max(tokens // length, 1), samples)
-        # At random, but always the same: every eighth sample may be of a kind of its own.
-        chosen = torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
-        reached = []
+        for some in self.chosen(tokens).split(BATCH):
+            yield self.reach(layer, some)
 
-        def stop(_module: nn.Module, arguments: tuple) -> None:
-            reached.append(arguments[0])
-            raise _Reached
+    def hessian(self, layer: str, weighted: bool = False, tokens: int | None = None) -> torch.Tensor:
+        """X^T X, float64 ``[in, in]``: products of a batch in float32, summed in float64.
 
-        for some in chosen.split(BATCH):
-            hook = self.module.get_submodule(layer).register_forward_pre_hook(stop)
-            try:
-                self.module(self.states[some], **self.arguments)
-            except _Reached:
-                x = reached.pop()
-            finally:
-                hook.remove()
-            check_finite(x, f"{self.name}.{layer}: its input")
-            yield x
-
-    def hessian(self, layer: str) -> torch.Tensor:
-        """X^T X over all tokens, float64 ``[in, in]``: products of a batch in float32, summed in float64."""
+        weighted: every token by :meth:`weights`. tokens: of about so many, as in :meth:`inputs`; of all if ``None``.
+        """
         total = None
-        for x in self.inputs(layer):
-            x = x.flatten(0, 1)
-            product = x.T @ x
+        for some in self.chosen(tokens).split(BATCH):
+            x = self.reach(layer, some)
+            left = x * self.weights(layer)[some].unsqueeze(-1) if weighted else x
+            product = left.flatten(0, 1).T @ x.flatten(0, 1)
             total = product.double() if total is None else total.add_(product)
         return total
 
-    def statistics(self, layer: str) -> InputStatistics:
-        """Mean |x| and its like, per input channel of ``layer``."""
+    def statistics(self, layer: str, tokens: int | None = None) -> InputStatistics:
+        """Mean |x| and its like, per input channel of ``layer``; tokens: as in :meth:`inputs`."""
         running = None
-        for x in self.inputs(layer):
+        for x in self.inputs(layer, tokens):
             running = running or RunningStatistics(x.shape[-1], device=x.device)
             running.add(x, f"{self.name}.{layer}")
         return running.result()
+
+    @torch.no_grad()
+    def moments(self, layer: str) -> "Moments":
+        """The Hessian of ``layer`` and, with a twin, the drift of its inputs, both by :meth:`weights`.
+
+        For layers in the order of :data:`~qtutor.stream.SHARED`: from here on, nothing before ``layer`` may change.
+        """
+        streams = [self] if self.twin is None else [self, self.twin]
+        if layer in ADDED:
+            for stream in streams:
+                stream.keep(layer)
+        sums = {}
+
+        def add(name: str, left: torch.Tensor, right: torch.Tensor) -> None:
+            product = left.flatten(0, 1).T @ right.flatten(0, 1)  # in float32; the sum is in float64
+            sums[name] = sums[name].add_(product) if name in sums else product.double()
+
+        weights = self.weights(layer)
+        for some in self.batches():
+            x, *undisturbed = (stream.reach(layer, some) for stream in streams)
+            weighted = x * weights[some].unsqueeze(-1)
+            add("hessian", weighted, x)
+            if undisturbed:
+                add("drift", undisturbed[0] - x, weighted)
+                if layer in ADDED:
+                    residual, undisturbed = (stream.residual(layer, some) for stream in streams)
+                    add("stream_drift", undisturbed - residual, weighted)
+        return Moments(**sums)
+
+    @torch.no_grad()
+    def weights(self, layer: str) -> torch.Tensor:
+        """How much an error in what ``layer`` makes of a token counts, float32 ``[samples, length]``, 1 on average.
+
+        What attention and MLP make is added to the residual stream, and whatever reads the stream divides it by its
+        size first (RMSNorm). So an error at a token whose stream is ten times as large counts a hundredth. Without
+        this, a few tokens with large activations decide alone. q, k and v add nothing to the stream: all ones.
+        """
+        if layer in SHARED[0]:
+            return torch.ones(self.states.shape[:2], device=self.states.device)
+        place = layer.split(".")[0]
+        if place not in self._sizes:
+            stream = self.twin or self
+            behind = (lambda some: stream.reach(AFTER_ATTENTION, some)) if place == "self_attn" else stream.run
+            self._sizes[place] = torch.cat([behind(some).square().mean(-1) for some in self.batches()])
+        inverse = 1 / self._sizes[place].clamp(min=1e-30)
+        return inverse / inverse.mean()
 
     @property
     def tokens(self) -> int:
         return self.states.shape[0] * self.states.shape[1]
 
-    @torch.no_grad()
     def advance(self) -> None:
-        """Replace ``states`` by the outputs of ``module`` as it is now."""
-        for states in self.states.split(BATCH):  # views: written in place
-            output = self.module(states, **self.arguments)
-            check_finite(output, f"{self.name}: its output")
-            states.copy_(output)
+        """Replace ``states`` by the outputs of ``module`` as it is now, and the twin's by the twin's."""
+        super().advance()
+        if self.twin is not None:
+            self.twin.advance()
         self.advanced += 1
 
 
-def walk(model: nn.Module, token_ids: torch.Tensor) -> Iterator[CalibratedBlock]:
+@dataclass(frozen=True)
+class Moments:
+    """Sums over tokens of products of a layer's inputs, float64 ``[in, in]``; each token by its weight w.
+
+    hessian: of ``w x x^T``, x being what arrives. drift: of ``w (x' - x) x^T``, x' being what would arrive had nothing
+    been rounded before; ``None`` without a twin. stream_drift ``[hidden, in]``: the same for the residual stream r that
+    the layer's output is added to, ``w (r' - r) x^T``; only for layers in :data:`~qtutor.stream.ADDED`.
+    """
+
+    hessian: torch.Tensor
+    drift: torch.Tensor | None = None
+    stream_drift: torch.Tensor | None = None
+
+
+def walk(model: nn.Module, token_ids: torch.Tensor, twin: bool = False) -> Iterator[CalibratedBlock]:
     """The blocks of ``model``, each with the states that arrive at it; token_ids: int64 ``[samples, length]``.
 
     Whoever iterates calls :meth:`CalibratedBlock.advance` once a block: before changing the module, so that the next
-    block reads what the float model would hand it (AWQ), or after (GPTQ).
+    block reads what the float model would hand it (AWQ), or after (GPTQ). twin: carry the float decoder along.
     Raises :class:`QtutorError` for token ids that are no matrix, not in the vocabulary, all equal, or too long for the
     model, and for NaN or infinite activations, naming where they first appear.
     """
     check_tokens(model, token_ids)
     states, arguments = first_states(model, token_ids)
+    twin_states = states.clone() if twin else None
     for index, block in enumerate(decoder_blocks(model)):
         module = copy.deepcopy(block).eval().float().requires_grad_(False)
         dtype = next(block.parameters()).dtype
-        calibrated = CalibratedBlock(f"model.layers.{index}", module, states, arguments[index], dtype)
+        calibrated = CalibratedBlock(f"model.layers.{index}", module, states, arguments[index], dtype=dtype)
+        if twin:
+            calibrated.twin = Stream(calibrated.name, copy.deepcopy(module), twin_states, arguments[index])
         yield calibrated
         assert calibrated.advanced == 1, f"{calibrated.name}: advance() is to be called once a block"
 
@@ -180,14 +223,3 @@ def _in_float32(value):
     if isinstance(value, tuple):
         return tuple(_in_float32(item) for item in value)
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-
-def check_finite(x: torch.Tensor, what: str) -> None:
-    """Raise :class:`QtutorError` where ``x [batch, length, channels]`` is NaN or infinite; ``what`` names it."""
-    finite = torch.isfinite(x)
-    if not finite.all():
-        sample, token, channel = (~finite).nonzero()[0].tolist()
-        raise QtutorError(
-            f"{what} is {x[sample, token, channel].item()} (token {token} of a sample, channel {channel}), the first "
-            "in the model that is not a finite number. Look for broken weights just before it."
-        )

@@ -68,6 +68,52 @@ def test_hessian_and_statistics_are_sums_over_every_token(family):
         block.advance()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
+    """Against sums over everything at once, out of two decoders: one as it was, one with block 0 changed."""
+    model, ids = tiny(family), some_ids(11)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    seen = []
+    for decoder in (changed, model):
+        seen.append(found := {})
+        decoder = copy.deepcopy(decoder)  # the hooks go with it
+        block = decoder.model.layers[1]
+        for name in (*walk.ADDED, "self_attn.q_proj", "post_attention_layernorm"):
+            block.get_submodule(name).register_forward_pre_hook(
+                lambda _m, given, name=name, found=found: found.update({name: given[0].double()})
+            )
+        block.register_forward_hook(lambda _m, _given, out, found=found: found.update(out=out.double()))
+        with torch.no_grad():
+            decoder(ids)
+    blocks = walk.walk(model, ids, twin=True)
+    first = next(blocks)
+    assert first.moments("self_attn.q_proj").drift.abs().max() == 0
+    with torch.no_grad():
+        first.module.mlp.down_proj.weight.mul_(-1)
+    first.advance()
+    block = next(blocks)
+    states = [float_states(decoder, ids)[1].double() for decoder in (changed, model)]
+    before = {"self_attn.q_proj": None, "self_attn.o_proj": states}
+    before["mlp.down_proj"] = [found["post_attention_layernorm"] for found in seen]
+    behind = {"self_attn.o_proj": seen[1]["post_attention_layernorm"], "mlp.down_proj": seen[1]["out"]}
+    for name, streams in before.items():
+        x, undisturbed = (found[name].flatten(0, 1) for found in seen)
+        if streams is None:
+            w = torch.ones(len(x), 1, dtype=torch.float64)
+        else:
+            w = 1 / behind[name].square().mean(-1).flatten()[:, None]
+            w = w / w.mean()
+        moments = block.moments(name)
+        expected = {"hessian": (w * x).T @ x, "drift": (undisturbed - x).T @ (w * x)}
+        if streams is not None:
+            expected["stream_drift"] = (streams[1] - streams[0]).flatten(0, 1).T @ (w * x)
+        for key, value in expected.items():
+            assert torch.allclose(getattr(moments, key), value, atol=2e-4 * value.abs().max()), key
+        assert (moments.stream_drift is None) == (streams is None)
+
+
 def test_some_tokens_are_whole_samples_always_the_same():
     model, ids = tiny(), some_ids(12, 24)
     block = next(walk.walk(model, ids))

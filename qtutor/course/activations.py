@@ -14,7 +14,7 @@ from qtutor.decoder import add_outliers
 from qtutor.distributions import outlier_ratio
 from qtutor.families import decoder_blocks
 from qtutor.plots.distributions import tokens_and_channels
-from qtutor.walk import SHARED
+from qtutor.stream import SHARED
 
 
 def activation_outliers(model: torch.nn.Module, token_ids: torch.Tensor) -> Explorer:

@@ -13,7 +13,7 @@ from qtutor.course.live import Explorer, explore, html_table
 from qtutor.decoder import add_outliers
 from qtutor.families import decoder_blocks
 from qtutor.plots.bnb import outlier_channels
-from qtutor.walk import SHARED
+from qtutor.stream import SHARED
 
 FRAMES = {"outliers": [False, True], "threshold": [2.0, 6.0, 25.0, 100.0, math.inf]}
 THRESHOLDS = (1.0, 2.0, 4.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0, 400.0, 1000.0, math.inf)
