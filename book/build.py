@@ -1,7 +1,7 @@
 """Build the chapters as a static site in book/_build/html: `make book`, or python book/build.py.
 
-1. Three scripts that the pages need (formulas, widgets) come out of npm packages, pinned by version and sha512, and
-   stay in book/_build/npm. No package is installed and none of their code runs here.
+1. The script that draws formulas comes out of an npm package, pinned by version and sha512, and stays in
+   book/_build/npm. The package is not installed and none of its code runs here.
 2. Every chapter is written into book/_build/source as a learner gets it: stubs, solutions folded beneath them. The
    index gets its list of chapters from their titles.
 3. Sphinx builds them, warnings as errors. Stored outputs are shown; nothing is executed.
@@ -54,19 +54,6 @@ ASSETS = (
         "es5/tex-svg-full.js",  # draws formulas as SVG, so it brings its fonts along and loads nothing later
         "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw==",
     ),
-    # Only pages that store the state of ipywidgets load these two.
-    Asset(
-        "requirejs",
-        "2.3.8",
-        "require.js",
-        "7/cTSLOdYkNBNJcDMWf+luFvMriVm7eYxp4BcFCsAX0wF421Vyce5SXP17c+Jd5otXKGNehIonFlyQXSowL6Mw==",
-    ),
-    Asset(
-        "@jupyter-widgets/html-manager",
-        "1.0.15",
-        "dist/embed-amd.js",
-        "5thBIV6ymNgmPVOHvzx+gGy8ZSKmSazhtGw4/c4xJDVzRhG9PTeQsRjF3FUTopvFi//SABeNz1yp47bCrJ3CQA==",
-    ),
 )
 
 
@@ -92,7 +79,7 @@ def _npm_pack(asset: Asset, cache: Path) -> None:
     """Let npm put the archive into ``cache``; its own cache serves where the network does not."""
     wanted = f"{asset.package}@{asset.version}"
     advice = (
-        f"The book needs {len(ASSETS)} files out of npm packages the first time it is built, and keeps them in "
+        f"The book needs {len(ASSETS)} file out of an npm package the first time it is built, and keeps it in "
         f"{cache}. Formulas would stay unreadable without them, so there is no book without them."
     )
     npm = shutil.which("npm")

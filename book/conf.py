@@ -23,7 +23,7 @@ myst_heading_anchors = 3
 mathjax_path = "tex-svg-full.js"
 # MathJax's menu would offer to load components that the site does not have.
 mathjax3_config = {"options": {"enableMenu": False}}
-nb_ipywidgets_js = {"require.js": {}, "embed-amd.js": {}}
+nb_ipywidgets_js = {}  # no page stores the state of a widget; widgets bring their own frames
 
 # --- looks ---
 html_theme = "sphinx_book_theme"
