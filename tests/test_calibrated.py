@@ -102,6 +102,20 @@ def test_propagation_lowers_the_error_of_logits(method, family):
     assert errors[0] < errors[1]
 
 
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_channels_that_are_always_zero_do_no_harm(method):
+    model = tiny()
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[5] = 0  # q, k and v read nothing there
+        model.model.layers[0].mlp.up_proj.weight[7] = 0  # nor does down_proj
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours, report = quantized(model, method, bits=4)
+    nearest, _ = quantized(model, "rtn", bits=4)
+    assert report.notes == []
+    assert squared_output_errors(ours, model) < squared_output_errors(nearest, model)
+
+
 def test_options_reach_the_method():
     model = tiny()
     codes = {}
