@@ -9,8 +9,7 @@ Two searches, both of which include "leave it as it is":
 
 * :func:`search` tries s = mean|x|^ratio for 20 ratios and keeps the one that changes the output of the *parent* module
   (attention, MLP) least. Ratio 0 is rounding to nearest.
-* :func:`quantize` narrows the range of every group, down to half, to what changes the layer's output least. Each group
-  is judged by its own share of the output: an error e of its weights costs ``e H_g e^T``, H_g being its block of X^T X.
+* :func:`quantize` narrows the range of every group, down to half, to what changes the layer's output least.
 
 Left out: one scale for q, k, v through the keys (only norm -> q, k, v is scaled), and v -> o under grouped-query
 attention, where one channel of v feeds several of o.
@@ -136,7 +135,9 @@ def scale_block(
         found = search(layers, inputs, mean_abs, parent, grid, group_size, duo)
         scale = found.scale
         if quantizer is not None and found.ratio > 0:
-            scale = _confirmed(layers, inputs, scale, parent, block.hessian(names[0], True, STATISTICS_TOKENS), quantizer)
+            scale = _confirmed(
+                layers, inputs, scale, parent, block.hessian(names[0], True, STATISTICS_TOKENS), quantizer
+            )
         fold(source, layers, scale, block.dtype)
         if source_name.endswith("layernorm"):
             changed[f"{source_name}.weight"] = source.weight
@@ -208,10 +209,6 @@ def quantize(
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
 
-    The errors of a row's groups add up in its output, so each group is judged beside what the others have: an error e
-    costs ``e H_g e^T + 2 e H_o o^T``, H_g being the group's block of the Hessian, o the others' errors and H_o the
-    blocks that couple them. Groups take turns, twice; llm-awq judges each by itself, once.
-
     hessian: ``X^T X [in, in]``. Others: as in :func:`qtutor.rtn.quantize`. A group_size of 0 (one scale for the tensor)
     is rounded without clipping.
     """
@@ -221,34 +218,6 @@ def quantize(
         return rtn.quantize(weight, grid, group_size, name=name)
     length = resolve_group_size(group_size, columns, name)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
-    hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
-    scale, zero = rtn.fit_groups(grouped, grid)
-
-    def errors_of(group: int) -> torch.Tensor:
-        codes = rtn.encode_groups(grouped[:, group, None], scale[:, group, None], zero[:, group, None], grid)
-        return grid.decode(codes[:, 0], scale[:, group, None], zero[:, group, None]) - grouped[:, group]
-
-    errors = torch.cat([errors_of(group) for group in range(columns // length)], dim=1)
-    slopes = errors @ hessian
-    for group in list(range(columns // length)) * CLIP_ROUNDS:
-        own = slice(group * length, (group + 1) * length)
-        before, block = errors[:, own].clone(), hessian[own, own]
-        others = slopes[:, own] - before @ block
-
-        def cost(error: torch.Tensor, block=block, others=others) -> torch.Tensor:
-            """What errors ``[out, 1, group_size]`` of this group change in the layer's output, ``[out, 1]``."""
-            return ((error[:, 0] @ block + 2 * others) * error[:, 0]).sum(dim=-1, keepdim=True)
-
-        kept = scale[:, group].clone(), zero[:, group].clone()
-        found = clip.search(grouped[:, group, None], grid, cost, CLIP_STEPS, CLIP_SHRINK, ends=True)
-        scale[:, group], zero[:, group] = found[0][:, 0], found[1][:, 0]
-        after = errors_of(group)
-        # What was found in the round before is not always among the ranges that are tried now.
-        better = (cost(after[:, None]) < cost(before[:, None]))[:, 0]
-        scale[:, group], zero[:, group] = (
-            torch.where(better, new, old) for new, old in zip((scale[:, group], zero[:, group]), kept)
-        )
-        errors[:, own] = torch.where(better[:, None], after, before)
-        slopes += (errors[:, own] - before) @ hessian[own]
+    scale, zero = clip.search_together(grouped, hessian, grid, CLIP_ROUNDS, CLIP_STEPS, CLIP_SHRINK)
     codes = rtn.encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from qtutor import rtn
 from qtutor.grid import Grid
 
 
@@ -52,3 +53,53 @@ def search(
         for share in kept:
             attempt(lower, share)
     return best[1], best[2]
+
+
+def search_together(
+    grouped: torch.Tensor,
+    hessian: torch.Tensor,
+    grid: Grid,
+    rounds: int = 3,
+    steps: int = 40,
+    shrink: float = 0.5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero ``[out, groups]`` with which ``grouped [out, groups, group_size]`` changes the output least.
+
+    hessian: ``X^T X [in, in]``. The errors of a row's groups add up in its output, so each group is judged beside what
+    the others have: an error e costs ``e H_g e^T + 2 e H_o o^T``, H_g being the group's block of the Hessian, o the
+    others' errors and H_o the blocks that couple them. Groups take turns, ``rounds`` times; llm-awq judges each by
+    itself, once. steps, shrink: see :func:`search`, whose ``ends`` are moved, too.
+    """
+    groups, length = grouped.shape[1:]
+    hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
+    scale, zero = rtn.fit_groups(grouped, grid)
+    errors = _errors(grouped, scale, zero, grid)
+    slopes = errors.flatten(1) @ hessian  # [out, in]
+    for group in list(range(groups)) * rounds:
+        own = slice(group * length, (group + 1) * length)
+        only, block, before = grouped[:, group, None], hessian[own, own], errors[:, group].clone()
+        cost = _cost(block, slopes[:, own] - before @ block)
+        found = search(only, grid, cost, steps, shrink, ends=True)
+        after = _errors(only, *found, grid)
+        # What the round before found is not always among the ranges that are tried now.
+        better = cost(after) < cost(before.unsqueeze(1))  # [out, 1]
+        for kept, new in ((scale, found[0]), (zero, found[1])):
+            kept[:, group] = torch.where(better, new, kept[:, group, None])[:, 0]
+        errors[:, group] = torch.where(better, after[:, 0], before)
+        slopes += (errors[:, group] - before) @ hessian[own]
+    return scale, zero
+
+
+def _errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """What rounding adds to every weight, shaped like ``grouped``."""
+    codes = rtn.encode_groups(grouped, scale, zero, grid)
+    return grid.decode(codes, scale.unsqueeze(-1), zero.unsqueeze(-1)) - grouped
+
+
+def _cost(block: torch.Tensor, others: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Errors ``[out, 1, group_size]`` of one group to what they change in the output, ``[out, 1]``.
+
+    block: the group's block of the Hessian. others ``[out, group_size]``: the other groups' errors times the blocks
+    that couple them with it.
+    """
+    return lambda error: ((error[:, 0] @ block + 2 * others) * error[:, 0]).sum(dim=-1, keepdim=True)
