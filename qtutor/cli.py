@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qtutor.errors import QtutorError
 
-SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or a folder that 'qtutor quantize' wrote"
+SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or what 'qtutor quantize' wrote"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,16 +78,18 @@ def _quantize_command(command) -> None:
             "quantize path/to/llama out --method gptq --calibration text.txt",
             "quantize path/to/llama out --bits 8 --group-size -1",
             "quantize embedded out.gguf --format gguf --type Q4_K_M",
+            "quantize path/to/llama out.gguf --format gguf --method awq --calibration text.txt",
         ],
     )
     default = "(default: %(default)s)"
     sub.add_argument("source", metavar="SRC", help=SOURCE)
     sub.add_argument("out", metavar="OUT", help="the folder to write; a .gguf file for that format")
-    sub.add_argument("--method", default="rtn", help=f"rtn, awq, gptq, awq+gptq, nf4, fp4 or int8 {default}")
+    methods = "rtn, awq, gptq, awq+gptq, nf4, fp4 or int8; with gguf: awq scales weights before they are rounded"
+    sub.add_argument("--method", default="rtn", help=f"{methods} {default}")
     sub.add_argument(
         "--calibration",
         metavar="FILE",
-        help="a text file for awq and gptq to read (the embedded decoder has its own); with gguf: for importance",
+        help="a text file for awq and gptq to read (the embedded decoder has its own); with gguf also for importance",
     )
     sub.add_argument("--bits", type=int, default=4, help=f"bits of a weight, 2 to 8 {default}")
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
@@ -112,7 +114,7 @@ def _decoder_commands(command) -> None:
     sub.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")
 
     description = "Measure a decoder: perplexity, bytes, valid Python, right answers."
-    sub = command(evaluate, "eval", description, ["eval embedded", "eval out"])
+    sub = command(evaluate, "eval", description, ["eval embedded", "eval out", "eval out.gguf"])
     sub.add_argument("source", metavar="SRC", help=SOURCE)
 
     description = "Show what a file or folder holds: tensors, their bytes, the recipe; or a block of a GGUF file."
@@ -127,27 +129,6 @@ def _parser(make, description: str, examples: list[str], **arguments) -> argpars
     epilog = "examples:\n" + "\n".join(f"  qtutor {example}" for example in examples)
     formatter = argparse.RawDescriptionHelpFormatter
     return make(description=description, epilog=epilog.replace("%", "%%"), formatter_class=formatter, **arguments)
-
-
-def load(source: str, dtype=None):
-    """(model, tokenizer) of whatever a user may name as SRC; dtype: what the embedded decoder is loaded in."""
-    import qtutor
-
-    if source == "embedded":
-        return qtutor.load_decoder(dtype=dtype)
-    if not (Path(source) / "qtutor.json").is_file():
-        return qtutor.load_decoder(source, dtype="auto")  # a large checkpoint in float32 would take twice the memory
-    from transformers import AutoTokenizer
-
-    model = qtutor.load_quantized(source)
-    try:
-        return model, AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # transformers raises many kinds for a tokenizer that is missing or damaged
-        raise QtutorError(
-            f"{source} holds a quantized model, but its tokenizer cannot be loaded "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]}). Copy tokenizer.json and "
-            "tokenizer_config.json of the original model into the folder, or quantize it again with 'qtutor quantize'."
-        ) from error
 
 
 def learn(options) -> int:
@@ -170,6 +151,7 @@ def progress(options) -> int:
 
 def quantize(options) -> int:
     import qtutor
+    from qtutor import sources
 
     if options.format == "gguf":
         return write_gguf(options)
@@ -182,8 +164,8 @@ def quantize(options) -> int:
         symmetric=options.symmetric,
         clip=options.clip,
     )
-    model, tokenizer = load(options.source, dtype="auto")  # what is not quantized is written in its own 16 bits
-    calibration = read_calibration(options.calibration, tokenizer) if options.calibration else None
+    model, tokenizer = sources.load(options.source, dtype="auto")  # what is not quantized is written in its own 16 bits
+    calibration = sources.calibration_text(options.calibration, tokenizer) if options.calibration else None
     print(qtutor.quantize(model, recipe, calibration=calibration))
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
     print(f"Written to {options.out}. Next: qtutor eval {options.out}")
@@ -191,60 +173,63 @@ def quantize(options) -> int:
 
 
 def write_gguf(options) -> int:
-    """GGUF's types say how to round; what a recipe would say is refused, not ignored."""
+    """GGUF's types say how to round; what a recipe would say is refused, not ignored. But AWQ can come before it."""
     import qtutor
+    from qtutor import sources
+    from qtutor.decoder.calibration import calibration_tokens
+    from qtutor.formats.scaled import fold_awq
     from qtutor.gguf import imatrix
 
-    for name in ("method", "bits", "group_size", "symmetric", "clip"):
+    awq = options.method == "awq"
+    if options.method not in ("rtn", "awq"):
+        raise QtutorError(
+            f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "
+            "leave it out, or choose awq, which scales weights before they are."
+        )
+    for name in ("bits", "group_size", "symmetric", "clip"):
         if getattr(options, name) != options.parser.get_default(name):
             raise QtutorError(
                 f"--{name.replace('_', '-')} does not go with --format gguf, whose --type says how weights are "
                 "rounded: leave it out."
             )
-    model, tokenizer = load(options.source, dtype="auto")
-    importance = None
+    if awq and not options.calibration and options.source != "embedded":
+        raise QtutorError("--method awq looks at the layers' inputs and needs text: name a file with --calibration.")
+    model, tokenizer = sources.load(options.source, dtype="auto")
+    tokens = importance = None
     if options.calibration:
-        importance = imatrix.importance(model, read_calibration(options.calibration, tokenizer), options.calibration)
+        tokens = sources.calibration_text(options.calibration, tokenizer)
+    elif awq:
+        tokens = calibration_tokens()
+    if awq:
+        fold_awq(model, tokens)
+    if tokens is not None:
+        importance = imatrix.importance(model, tokens, options.calibration or "qtutor.decoder.calibration")
     chosen = {"type": options.type, "importance": importance}
     path = qtutor.export(model, options.out, format="gguf", tokenizer=tokenizer, **chosen)
-    print(f"Written to {path}, {path.stat().st_size:,} bytes. Next: llama-cli -m {path}, or qtutor inspect {path}")
+    print(f"Written to {path}, {path.stat().st_size:,} bytes. Next: qtutor eval {path}, or llama-cli -m {path}")
     return 0
-
-
-def read_calibration(file: str, tokenizer, length: int = 256, samples: int = 128):
-    """A text file as token ids, int64 ``[samples, length]``, evenly spread over the file where it is longer."""
-    import torch
-
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise QtutorError(f"{file} is no UTF-8 text ({error}): name a text like what the model will read.") from None
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    whole = len(ids) // length
-    if not whole:
-        raise QtutorError(f"{file} has {len(ids)} tokens; calibration takes at least {length}. Name a longer text.")
-    chosen = torch.arange(min(whole, samples)) * whole // min(whole, samples)
-    return ids[: whole * length].reshape(whole, length)[chosen]
 
 
 def generate(options) -> int:
     if options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     import qtutor
+    from qtutor import sources
 
-    model, tokenizer = load(options.source)
+    model, tokenizer = sources.load(options.source)
     print(qtutor.generate(model, tokenizer, options.text, max_new_tokens=options.max_new_tokens))
     return 0
 
 
 def evaluate(options) -> int:
     import qtutor
+    from qtutor import sources
 
-    model, tokenizer = load(options.source)
+    model, tokenizer = sources.load(options.source)
     tokens = qtutor.evaluate.held_out_tokens(tokenizer)
     rows = [
         ("perplexity, held-out code", f"{qtutor.perplexity(model, tokens):.3f}"),
-        ("bytes of the weights", f"{qtutor.evaluate.model_bytes(model):,}"),
+        ("bytes of the weights", f"{sources.weight_bytes(options.source, model):,}"),
         ("functions ast.parse accepts", f"{qtutor.evaluate.ast_validity(model, tokenizer, count=40):.0%}"),
     ]
     accuracy = qtutor.evaluate.task_accuracy(model, tokenizer, count=50)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qtutor import cli
+import qtutor
+from qtutor import cli, gguf, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "inspect")
@@ -110,18 +111,129 @@ def test_generate_continues_the_text(quantized, capsys):
         assert text.startswith("def add(a, b):") and len(text) > len("def add(a, b):\n")
 
 
-def test_eval_prints_every_measure(quantized, monkeypatch, capsys):
-    import qtutor
-
+@pytest.fixture
+def measured(monkeypatch, capsys):
+    """A function that gives the rows of `qtutor eval`, with the slow measures replaced."""
     some = qtutor.evaluate.held_out_tokens
     monkeypatch.setattr(qtutor.evaluate, "held_out_tokens", lambda tokenizer: some(tokenizer)[:2048])
     monkeypatch.setattr(qtutor.evaluate, "ast_validity", lambda model, tokenizer, count: 0.5)
     monkeypatch.setattr(qtutor.evaluate, "task_accuracy", lambda model, tokenizer, count: {"sum": 0.25})
-    assert cli.main(["eval", str(quantized)]) == 0
-    rows = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+    def rows(source) -> dict[str, str]:
+        capsys.readouterr()
+        assert cli.main(["eval", str(source)]) == 0
+        _, _, *lines = capsys.readouterr().out.splitlines()  # below the head, which names the source
+        return dict(line.rsplit(maxsplit=1) for line in lines)
+
+    return rows
+
+
+def test_eval_prints_every_measure(quantized, measured):
+    rows = measured(quantized)
     assert 1 < float(rows["perplexity, held-out code"]) < 1e6
     assert int(rows["bytes of the weights"].replace(",", "")) > 100_000
     assert rows["functions ast.parse accepts"] == "50%" and rows["answers right, sum"] == "25%"
+
+
+@pytest.fixture(scope="module")
+def gguf_folder(tmp_path_factory):
+    """A folder with the model.gguf that `qtutor quantize` wrote, in 8 bits."""
+    folder = tmp_path_factory.mktemp("gguf")
+    assert cli.main(["quantize", "embedded", str(folder), "--format", "gguf", "--type", "Q8_0"]) == 0
+    return folder
+
+
+def test_a_gguf_file_is_evaluated_with_its_own_tokenizer(gguf_folder, tmp_path, measured):
+    rows = measured(gguf_folder / "model.gguf")
+    assert float(rows["perplexity, held-out code"]) == pytest.approx(
+        float(measured("embedded")["perplexity, held-out code"]), rel=0.01
+    )
+    stored = sum(info.nbytes for info in gguf.read(gguf_folder / "model.gguf").tensors.values())
+    assert int(rows["bytes of the weights"].replace(",", "")) == stored < (gguf_folder / "model.gguf").stat().st_size
+    shutil.copy(gguf_folder / "model.gguf", tmp_path / "another_name")
+    for source in (gguf_folder, tmp_path / "another_name"):
+        assert measured(source) == rows
+
+
+def test_generate_from_a_gguf_file(gguf_folder, capsys):
+    written = []
+    for source in ("embedded", gguf_folder / "model.gguf", gguf_folder):
+        assert cli.main(["generate", str(source), ">>> 37 + 48\n", "--max-new-tokens", "4"]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] == written[2] and "85" in written[0]
+
+
+def test_which_file_a_folder_stands_for(gguf_folder, tmp_path):
+    assert sources.gguf_file(str(gguf_folder)) == gguf_folder / "model.gguf"
+    for other in ("config.json", "qtutor.json"):  # a checkpoint, beside which a file was written
+        (tmp_path / other).write_text("{}")
+        shutil.copy(gguf_folder / "model.gguf", tmp_path)
+        assert sources.gguf_file(str(tmp_path)) is None
+        (tmp_path / other).unlink()
+    assert sources.gguf_file("embedded") is None and sources.gguf_file("somebody/model-GGUF") is None
+
+
+def rewritten(folder, path, **changes):
+    """The file with other metadata (None: without that key), its tensors as they are."""
+    file = gguf.read(folder / "model.gguf")
+    keys = file.metadata | {key.replace("__", "."): value for key, value in changes.items()}
+    tensors = [gguf.Tensor(name, info.shape, info.type.name, file.data(name)) for name, info in file.tensors.items()]
+    gguf.write(path, {key: value for key, value in keys.items() if value is not None}, tensors)
+    return path
+
+
+@pytest.mark.parametrize("command", [["eval"], ["generate", "x"]])
+def test_gguf_files_that_qtutor_cannot_run(gguf_folder, tmp_path, capsys, command):
+    def told(path):
+        return refused([command[0], path, *command[1:]], capsys)
+
+    path = tmp_path / "a.gguf"
+    assert f"{path} cannot be read: No such file" in told(path)
+    of_others = told(rewritten(gguf_folder, path, qtutor__config=None))
+    assert "qtutor did not write this file" in of_others and "gguf_file=name" in of_others
+    other_words = told(rewritten(gguf_folder, path, tokenizer__ggml__pre="deepseek-llm"))
+    assert f"{path}: tokenizer.ggml.pre is deepseek-llm" in other_words and "AutoTokenizer" in other_words
+    path.write_bytes((gguf_folder / "model.gguf").read_bytes()[:5000])
+    assert f"{path}: " in told(path)
+
+
+def weights_of(path, name="blk.0.ffn_up.weight"):
+    return gguf.read(path).weight(name)
+
+
+def test_awq_scales_are_folded_into_a_gguf_file(tmp_path, monkeypatch, measured, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("def mean(values):\n    return sum(values) / len(values)\n" * 20)
+    gguf_options = ["--format", "gguf", "--type", "Q8_0"]
+    plain, awq, own = (tmp_path / f"{name}.gguf" for name in ("plain", "awq", "own"))
+    with_text = ["--calibration", str(text)]
+    assert cli.main(["quantize", "embedded", str(plain), *gguf_options, *with_text]) == 0
+    assert cli.main(["quantize", "embedded", str(awq), *gguf_options, "--method", "awq", *with_text]) == 0
+    # Scaled columns are other numbers, far beyond what rounding to 8 bits does, and compute the same.
+    difference = np.abs(weights_of(awq) - weights_of(plain)).max(axis=0) / np.abs(weights_of(plain)).max(axis=0)
+    assert np.median(difference) > 0.05
+    values = [float(measured(path)["perplexity, held-out code"]) for path in (plain, awq)]
+    assert values[1] == pytest.approx(values[0], rel=0.01)
+
+    asked = []
+    own_tokens = qtutor.decoder.calibration.calibration_tokens
+    monkeypatch.setattr(
+        qtutor.decoder.calibration, "calibration_tokens", lambda: asked.append(1) or own_tokens(samples=2, length=32)
+    )
+    assert cli.main(["quantize", "embedded", str(own), *gguf_options, "--method", "awq"]) == 0
+    assert asked == [1] and not np.array_equal(weights_of(own), weights_of(plain))
+
+
+def test_what_does_not_go_with_gguf(tmp_path, capsys):
+    out = tmp_path / "a.gguf"
+    for method in ("gptq", "awq+gptq", "nf4", "magic"):
+        message = refused(["quantize", "embedded", out, "--format", "gguf", "--method", method], capsys)
+        assert f"--method {method} does not go with --format gguf" in message and "or choose awq" in message
+    message = refused(["quantize", tmp_path, out, "--format", "gguf", "--method", "awq"], capsys)
+    assert "name a file with --calibration" in message
+    options = ["--format", "gguf", "--method", "awq", "--bits", "3"]
+    assert "--bits does not go with" in refused(["quantize", "embedded", out, *options], capsys)
+    assert not out.exists()
 
 
 def test_inspect_counts_the_bits_of_a_weight(quantized, capsys):

@@ -39,6 +39,8 @@ PRE_TOKENIZERS = {
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "▁"
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+PREPEND = {"type": "Prepend", "prepend": SPACE}
 BYTES = "bytes"  # the step at which a byte-level pre-tokenizer turns words into letters that stand for bytes
 
 
@@ -147,12 +149,10 @@ def _sentencepiece(data: dict, tokens: list[str], types: list[int]) -> dict:
 
 def _space_in_front(normalizer: dict | None, pre_tokenizer: dict | None) -> tuple[bool, bool]:
     """Whether a text gets a space in front, and whether always, as in llama.cpp, or unless it begins with one."""
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prepend = {"type": "Prepend", "prepend": SPACE}
     match normalizer, pre_tokenizer:
-        case {"type": "Sequence", "normalizers": steps}, None if steps == [prepend, replace]:
+        case {"type": "Sequence", "normalizers": steps}, None if steps == [PREPEND, REPLACE]:
             return True, True
-        case _, None if normalizer in (replace, {"type": "Sequence", "normalizers": [replace]}):
+        case _, None if normalizer in (REPLACE, {"type": "Sequence", "normalizers": [REPLACE]}):
             return False, True
         case None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}:
             return scheme != "never", False
