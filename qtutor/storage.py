@@ -1,7 +1,8 @@
 """Our own layout on disk: a folder with the packed tensors as they are in memory.
 
     model.safetensors   packed codes, scales, zeros, and every tensor that was not quantized
-    qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not
+    qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not,
+                        bias or not; the threshold of an int8 linear (null: none)
     config.json         the transformers config; with a tokenizer, its files
 
 Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
@@ -81,6 +82,7 @@ def _describe(module: QuantWeight) -> dict:
         "group_size": module.group_size,
         "nested": module.nested,
         "bias": getattr(module, "bias", None) is not None,
+        **({"threshold": module.threshold} if isinstance(module, Int8Linear) else {}),
     }
 
 
@@ -143,7 +145,10 @@ def _empty(layer: dict, dtype: torch.dtype) -> QuantWeight:
     if layer["kind"] == "embedding":
         return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype, layer["nested"])
     kind = Int8Linear if layer["kind"] == "int8 linear" else QuantLinear
-    return kind(*layer["shape"], grid, layer["group_size"], layer["bias"], layer["nested"])
+    module = kind(*layer["shape"], grid, layer["group_size"], layer["bias"], layer["nested"])
+    if "threshold" in layer:  # exports from before it was stored keep the class's own
+        module.threshold = layer["threshold"]
+    return module
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

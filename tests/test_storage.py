@@ -34,6 +34,25 @@ def test_comes_back_with_equal_logits(tmp_path, family, recipe):
     assert size == 8 + header + qtutor.evaluate.model_bytes(model)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 2.5, None])
+def test_thresholds_of_int8_come_back(tmp_path, threshold):
+    """Of the one layer that was given another; an export from before they were stored has the usual one everywhere."""
+    model = quantized(method="int8")
+    first, second = (block.mlp.down_proj for block in model.model.layers)
+    first.threshold = threshold
+    qtutor.export(model, tmp_path / "out")
+    blocks = qtutor.load_quantized(tmp_path / "out", device="cpu").model.layers
+    assert blocks[0].mlp.down_proj.threshold == threshold
+    assert blocks[1].mlp.down_proj.threshold == second.threshold == qtutor.bnb.THRESHOLD
+
+    about = json.loads((tmp_path / "out" / "qtutor.json").read_text())
+    for layer in about["layers"].values():
+        del layer["threshold"]
+    (tmp_path / "out" / "qtutor.json").write_text(json.dumps(about))
+    older = qtutor.load_quantized(tmp_path / "out", device="cpu").model.layers
+    assert {block.mlp.down_proj.threshold for block in older} == {qtutor.bnb.THRESHOLD}
+
+
 def test_dtype_comes_back(tmp_path):
     model = tiny(dtype=torch.bfloat16)
     qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)

@@ -11,6 +11,8 @@ from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, 
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1)))
 COLOURS = (BLUE, SKY, RED, PURPLE, GREEN)
+# Where the text of a point stands, line by line: lines that cross would cover texts on the same side.
+BESIDE = (((-5, -3), "right"), ((4, 4), "left"), ((0, -11), "center"), ((4, 4), "left"), ((4, 4), "left"))
 
 
 def levels_over_weights(panels: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Figure:
@@ -82,11 +84,11 @@ def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
 def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel: str) -> Figure:
     """A line per format through points (true bits a weight, error, text); the text stands at each point."""
     figure, (ax,) = new_figure(8.0, 3.9)
-    for (label, points), marker, colour, line in zip(series.items(), MARKERS, COLOURS, LINES):
+    for (label, points), marker, colour, line, (beside, side) in zip(series.items(), MARKERS, COLOURS, LINES, BESIDE):
         bits, errors, texts = zip(*sorted(points))
         ax.plot(bits, errors, marker=marker, color=colour, linestyle=line, label=label, markersize=5, linewidth=1.2)
         for place in zip(bits, errors, texts):
-            ax.annotate(place[2], place[:2], (4, 4), "data", "offset points", fontsize=7)
+            ax.annotate(place[2], place[:2], beside, "data", "offset points", ha=side, fontsize=7)
     ax.set(xlabel="true bits a weight, scales and zero points counted", ylabel=ylabel)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     ax.grid(alpha=0.3)

@@ -83,6 +83,22 @@ def levels_of_areas(offset, negatives, positives):
     return np.sort(found) / max(found)
 
 
+def levels_over_the_whole_range(offset, negatives, positives):
+    found = levels_not_divided(offset, negatives, positives)
+    return [value / (found[-1] - found[0]) for value in found]
+
+
+def levels_with_three_zeros(offset, negatives, positives):
+    halves = [torch.special.ndtri(torch.linspace(offset, 0.5, count + 1)) for count in (negatives, positives)]
+    found = torch.cat([-halves[0], torch.zeros(1), halves[1]])
+    return (found / found.max()).sort().values
+
+
+def levels_with_two_zeros(offset, negatives, positives):
+    low, high = (np.array([quantile(s) for s in [*shares(offset, n), 0.5]]) for n in (negatives, positives))
+    return np.sort(np.concatenate([-low, high])) / high.max()
+
+
 # --- levels, right ---
 
 
@@ -193,6 +209,27 @@ def codes_of_the_first_row(weight, absmax, levels):
     return (relative[..., None] - levels).abs().argmin(-1)
 
 
+def codes_over_the_row(weight, absmax, levels):
+    largest = weight.float().abs().amax(dim=1, keepdim=True)
+    return (weight.float() / torch.where(largest == 0, 1, largest))[..., None].sub(levels).abs().argmin(-1)
+
+
+def codes_over_the_matrix(weight, absmax, levels):
+    return (weight.float() / absmax.max())[..., None].sub(levels).abs().argmin(-1)
+
+
+def codes_without_abs(weight, absmax, levels):
+    return per_weight(weight, absmax, lambda r, w, s: int(np.argmin(r - levels.numpy())))
+
+
+def codes_furthest(weight, absmax, levels):
+    return per_weight(weight, absmax, lambda r, w, s: int(np.argmax(np.abs(r - levels.numpy()))))
+
+
+def what_comes_back(weight, absmax, levels):
+    return per_weight(weight, absmax, lambda r, w, s: s * levels[place(levels, r)].item())
+
+
 # --- encode, right ---
 
 
@@ -290,6 +327,51 @@ def tokens_are_outliers(x, threshold):
     return codes, absmax, rows
 
 
+def tokens_step(x, threshold):
+    codes, absmax, outliers = tokens_with(x, threshold)
+    return codes, absmax / 127, outliers
+
+
+def tokens_guard_kept(x, threshold):
+    codes, absmax, outliers = tokens_with(x, threshold)
+    return codes, np.where(absmax == 0, 1, absmax), outliers
+
+
+def tokens_clamped(x, threshold):
+    kept = x.clamp(-threshold, threshold)
+    absmax = kept.abs().amax(dim=1)
+    outliers = (x.abs() >= threshold).any(dim=0)
+    codes = (kept * 127 / torch.where(absmax == 0, 1, absmax)[:, None]).round()
+    return codes.masked_fill(outliers, 0), absmax, outliers
+
+
+def tokens_without_hiding(x, threshold):
+    outliers = (x.abs() >= threshold).any(dim=0)
+    absmax = x.masked_fill(outliers, 0).abs().amax(dim=1)
+    return (x * 127 / torch.where(absmax == 0, 1, absmax)[:, None]).round(), absmax, outliers
+
+
+def tokens_in_bytes(x, threshold):
+    codes, absmax, outliers = tokens_with(x, threshold)
+    return (codes + 128).astype(np.uint8), absmax, outliers
+
+
+def tokens_down_the_columns(x, threshold):
+    codes, absmax, outliers = tokens_with(x.T, threshold, hidden=False)
+    outliers = (x.abs() >= threshold).any(dim=0).numpy()
+    return np.where(outliers, 0, codes.T), absmax, outliers
+
+
+def tokens_every_input(x, threshold):
+    codes, absmax, _ = tokens_with(x, threshold, hidden=False)
+    return codes, absmax, x.abs() >= threshold
+
+
+def tokens_backwards(x, threshold):
+    codes, absmax, outliers = tokens_with(x, threshold)
+    return outliers, absmax, codes
+
+
 # --- tokens, right ---
 
 
@@ -375,6 +457,25 @@ def product_rows_for_columns(x, codes, absmax, outliers, weight, weight_absmax):
     return (codes.double() @ w.T * tokens[:, None] + x.double()[:, outliers] @ w[:, outliers].T) * rows
 
 
+def product_in_float(x, codes, absmax, outliers, weight, weight_absmax):
+    return x.float() @ (weight * (weight_absmax / 127)[:, None]).T
+
+
+def product_by_128(x, codes, absmax, outliers, weight, weight_absmax):
+    w = weight.double() * (weight_absmax.double() / 128)[:, None]
+    return torch.where(outliers, x.double(), codes.double() * (absmax.double() / 128)[:, None]) @ w.T
+
+
+def product_with_large_outliers(x, codes, absmax, outliers, weight, weight_absmax):
+    rest = x.double()[:, outliers] @ (weight.double() * weight_absmax[:, None])[:, outliers].T
+    return codes.double() @ weight.double().T * absmax[:, None] * weight_absmax / 127**2 + rest
+
+
+def product_in_16_bits(x, codes, absmax, outliers, weight, weight_absmax):
+    rest = x[:, outliers] @ weight[:, outliers].T.to(x.dtype)
+    return (codes.double() @ weight.double().T * absmax[:, None] / 127 + rest) * weight_absmax / 127
+
+
 # --- product, right ---
 
 
@@ -401,8 +502,11 @@ WRONG = {
         (levels_as_they_come, "do not ascend"),
         (levels_in_a_set, "each above the one before"),
         (levels_evenly, "evenly spaced"),
-        (levels_in_one_run, "one run of probabilities"),
+        (levels_in_one_run, "one run of shares"),
         (levels_of_areas, "(ndtr)"),
+        (levels_over_the_whole_range, "from the lowest to the highest"),
+        (levels_with_three_zeros, "is there more than once"),
+        (levels_with_two_zeros, "is there twice"),
     ],
     "bnb.encode": [
         (codes_of_raw_weights, "not divided by the absmax"),
@@ -420,6 +524,11 @@ WRONG = {
         (codes_sorted_but_nan, "all codes are the last one"),
         (codes_tiled, "neighbours share an absmax"),
         (codes_of_the_first_row, "absmax of the first row"),
+        (codes_over_the_row, "the largest of their row"),
+        (codes_over_the_matrix, "divided by one number"),
+        (codes_without_abs, "without .abs()"),
+        (codes_furthest, "furthest away"),
+        (what_comes_back, "the weights that come back"),
     ],
     "bnb.quantize_tokens": [
         (tokens_signed, "compare |x|"),
@@ -429,26 +538,38 @@ WRONG = {
         (tokens_as_in_the_paper, "how the paper tells it"),
         (tokens_one_scale, "one absmax for all tokens"),
         (tokens_to_128, "reach to 128"),
-        (tokens_cut_off, "cut off"),
+        (tokens_cut_off, "codes are cut off"),
         (tokens_not_rounded, "not rounded to whole numbers"),
         (tokens_large_inputs_only, "only the large inputs have code 0"),
         (tokens_nan, "0 / 0 is nan"),
         (tokens_indices, "the indices of the outlier channels"),
         (tokens_turned_around, "True for the channels that stay in int8"),
         (tokens_are_outliers, "outliers are tokens here"),
+        (tokens_step, "already divided by 127"),
+        (tokens_guard_kept, "Put 1 in its place only where"),
+        (tokens_clamped, "cut off at the threshold"),
+        (tokens_without_hiding, "two things: outlier channels still have codes"),
+        (tokens_in_bytes, "128 is added"),
+        (tokens_down_the_columns, "taken down the columns"),
+        (tokens_every_input, "outliers tells it of every input"),
+        (tokens_backwards, "come in another order"),
     ],
     "bnb.product": [
         (product_of_codes, "the outlier channels are missing"),
         (product_of_outliers, "only the outlier channels are left"),
         (product_counted_twice, "runs over all channels"),
         (product_other_channels, "the wrong channels"),
-        (product_without_127, "divided by 127"),
+        (product_without_127, "neither absmax nor weight_absmax is divided"),
         (product_without_the_token_scale, "the scale of the tokens is missing"),
         (product_of_raw_weights, "missing in the part of the outliers"),
         (product_scaled_twice, "multiplied by the token's scale as well"),
         (product_in_int8, "mistake: the sums were made in int8"),
         (product_of_int8_tensors, "two things: the sums were made in int8"),
         (product_rows_for_columns, "the two scales are exchanged"),
+        (product_in_float, "the codes are not used"),
+        (product_by_128, "divided by 128"),
+        (product_with_large_outliers, "weight_absmax is not divided by 127"),
+        (product_in_16_bits, "rounded to the 16 bits of x"),
     ],
 }
 RIGHT = {

@@ -70,8 +70,17 @@ def _evenly(relative, levels):
     return ((relative + 1) / 2 * (len(levels) - 1)).round().clamp(0, len(levels) - 1)
 
 
-def _encode_with(weight, absmax, levels, pick=_nearest, spreading="right", scaled="divided", zeros=None):
-    weight, levels, absmax = weight.double(), levels.double(), spread(absmax, weight.shape[1], spreading)
+def _spread(weight, absmax, how):
+    if how == "of the row":
+        return weight.abs().amax(dim=1, keepdim=True).expand_as(weight)
+    if how == "of the matrix":
+        return absmax.double().max().expand_as(weight)
+    return spread(absmax, weight.shape[1], how)
+
+
+def _encode_with(weight, absmax, levels, pick=_nearest, spreading="right", scaled="divided", zeros=None, back=False):
+    weight, levels = weight.double(), levels.double()
+    absmax = _spread(weight, absmax, spreading)
     empty = absmax == 0
     relative = {
         "divided": lambda: weight / torch.where(empty, 1.0, absmax),
@@ -79,6 +88,8 @@ def _encode_with(weight, absmax, levels, pick=_nearest, spreading="right", scale
         "multiplied": lambda: weight * absmax,
     }[scaled]()
     codes = pick(relative.contiguous(), levels)
+    if back:
+        return absmax * levels[codes]
     return codes if zeros is None else torch.where(empty, zeros if zeros >= 0 else len(levels) - 1, codes)
 
 
@@ -101,6 +112,14 @@ MISTAKES = {
     "these are the levels themselves; a code is the place of the level, a whole number.": dict(
         pick=lambda relative, levels: levels[_nearest(relative, levels)]
     ),
+    "these are the weights that come back, level times absmax; a code is the place of the level, a whole number.": dict(
+        back=True
+    ),
+    "the smallest difference wins, where it should be the smallest |difference|: without .abs(), the largest level is "
+    "always the one.": dict(pick=lambda relative, levels: (relative[..., None] - levels).argmin(dim=-1)),
+    "the level that is furthest away wins: argmin, not argmax.": dict(
+        pick=lambda relative, levels: (relative[..., None] - levels).abs().argmax(dim=-1)
+    ),
     "only the sizes are compared, so that negative weights get levels of the other sign: take the difference first, "
     "then its absolute value.": dict(pick=lambda relative, levels: _nearest(relative.abs(), levels.abs())),
     "codes are counted from 1; the first level has code 0.": dict(
@@ -118,6 +137,11 @@ MISTAKES = {
     "(repeat_interleave).": dict(spreading="tiled"),
     "all blocks of a row use the absmax of its first block.": dict(spreading="first group"),
     "all rows use the absmax of the first row.": dict(spreading="first row"),
+    "the weights are divided by the largest of their row. A row may have several blocks, each with an absmax of its "
+    "own: use the one that is given.": dict(spreading="of the row"),
+    "all weights are divided by one number, the largest absmax. Each block has its own.": dict(
+        spreading="of the matrix"
+    ),
 }
 
 

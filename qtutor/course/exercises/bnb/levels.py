@@ -36,16 +36,17 @@ def _side(offset: float, count: int, ends: str = "last left out", inverse=torch.
         "first left out": lambda: torch.linspace(offset, 0.5, count + 1, dtype=torch.float64)[1:],
         "both in": lambda: torch.linspace(offset, 0.5, count, dtype=torch.float64),
         "both out": lambda: torch.linspace(offset, 0.5, count + 2, dtype=torch.float64)[1:-1],
+        "one too many": lambda: torch.linspace(offset, 0.5, count + 1, dtype=torch.float64),
     }[ends]()
     return inverse(at)
 
 
-def _levels_with(offset, negatives, positives, sign=-1, zero=True, divide=True, order="ascending", **slip):
+def _levels_with(offset, negatives, positives, sign=-1, zero=True, divide="largest", order="ascending", **slip):
     below, above = sign * _side(offset, negatives, **slip), _side(offset, positives, **slip)
     middle = torch.zeros(int(zero), dtype=torch.float64)
     found = torch.cat([below, middle, above])
     if divide:
-        found = found / found.max()
+        found = found / (found.max() if divide == "largest" else found.max() - found.min())
     return found.sort().values if order == "ascending" else found
 
 
@@ -60,26 +61,32 @@ def _evenly(offset, negatives, positives):
 
 MISTAKES = {
     "the levels are not divided by the largest of them. The outermost have to be -1 and 1, since weights are divided "
-    "by their block's absmax.": partial(_levels_with, divide=False),
-    "the probability 0.5 is not left out. Its quantile is 0, which is a level already: take one step more, and leave "
+    "by their block's absmax.": partial(_levels_with, divide=""),
+    "the levels are divided by the distance from the lowest to the highest. Divide by the largest, and the outermost "
+    "are -1 and 1.": partial(_levels_with, divide="range"),
+    "the share 0.5 is not left out. Its quantile is 0, which is a level already: take one step more, and leave "
     "the last one out.": partial(_levels_with, ends="both in"),
-    "the wrong end is left out. The first probability, offset, gives the outermost level; the last, 0.5, gives another "
+    "the wrong end is left out. The first share, offset, gives the outermost level; the last, 0.5, gives another "
     "0.": partial(_levels_with, ends="first left out"),
     "both ends are left out. Only 0.5 is to be: offset gives the outermost level.": partial(
         _levels_with, ends="both out"
     ),
+    "0.5 is still among the shares, so that 0, its quantile, is there more than once: [:-1] leaves it out, on both "
+    "sides.": partial(_levels_with, ends="one too many"),
+    "0.5 is still among the shares, so that 0, its quantile, is there twice: leave 0.5 out on both sides, and put in a "
+    "single 0.": partial(_levels_with, ends="one too many", zero=False),
     "there is no level 0.": partial(_levels_with, zero=False),
     "the two sides are exchanged: the first number counts the levels below zero, the second those above.": (
         lambda offset, negatives, positives: _levels_with(offset, positives, negatives)
     ),
-    "both sides have as many levels as the upper one. The lower has its own number, so its probabilities lie further "
+    "both sides have as many levels as the upper one. The lower has its own number, so its shares lie further "
     "apart.": lambda offset, negatives, positives: _levels_with(offset, positives, positives),
     "the lower side is not below zero: its quantiles have to be negated.": partial(_levels_with, sign=1),
     "the levels do not ascend. Quantiles from offset down to 0.5 descend: sort the levels, or turn the upper side "
     "around.": partial(_levels_with, order="as they come"),
-    "the levels are evenly spaced. Evenly spaced are the probabilities; the levels are their quantiles, "
+    "the levels are evenly spaced. Evenly spaced are the shares; the levels are their quantiles, "
     "torch.special.ndtri.": _evenly,
-    "you took one run of probabilities from 1 - offset to offset. 0 is then met only by chance: each side has a run of "
+    "you took one run of shares from 1 - offset to offset. 0 is then met only by chance: each side has a run of "
     "its own, and 0 is put in between.": _one_run,
     "you took the share of the bell below a number (ndtr); needed is its inverse, the number below which a share lies "
     "(ndtri).": partial(_levels_with, inverse=torch.special.ndtr),

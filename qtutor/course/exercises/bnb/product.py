@@ -61,8 +61,9 @@ def _product_with(
     turned=False,
     wraps=False,
     exchanged=False,
+    short=False,
 ):
-    x, w = x.double(), weight.double()
+    dtype, x, w = x.dtype, x.double(), weight.double()
     w = w.T if turned and w.shape[0] == w.shape[1] else w
     tokens, rows = token_scale(absmax.double()), row_scale(weight_absmax.double())
     if exchanged and len(tokens) == len(rows):
@@ -73,15 +74,19 @@ def _product_with(
     small = sums * tokens[:, None] * rows
     if parts == "int8":
         return small
-    chosen = torch.ones_like(outliers) if parts == "all in float" else outliers
+    chosen = torch.ones_like(outliers) if parts in ("all in float", "no codes") else outliers
     if parts == "others in float":
         chosen = ~outliers
     large = x[:, chosen] @ w[:, chosen].T
+    if short:
+        large = (x[:, chosen].to(dtype) @ w[:, chosen].T.to(dtype)).double()
     if float_scale in ("rows", "both"):
         large = large * rows
+    if float_scale == "no 127":
+        large = large * weight_absmax.double()
     if float_scale == "both":
         large = large * tokens[:, None]
-    return large if parts == "float" else small + large
+    return large if parts in ("float", "no codes") else small + large
 
 
 MISTAKES = {
@@ -113,6 +118,15 @@ MISTAKES = {
     "the scale of the weights is missing in the part of the outliers: weight holds codes there as well.": dict(
         float_scale="none"
     ),
+    "in the part of the outliers weight_absmax is not divided by 127. The weights are codes there too, and code 127 "
+    "stands for weight_absmax.": dict(float_scale="no 127"),
+    "the scales are divided by 128. Code 127 stands for the largest, so one step is a 127th of it.": dict(
+        token_scale=lambda absmax: absmax / 128, row_scale=lambda absmax: absmax / 128
+    ),
+    "the part of the outliers is rounded to the 16 bits of x. An engine may do that; here convert x and weight first, "
+    "with .float() or .double().": dict(short=True),
+    "all channels are multiplied in floating point, and the codes are not used: that is near, but not the product that "
+    "an engine computes in integers.": dict(parts="no codes"),
     "the outlier part is multiplied by the token's scale as well. Its x are no codes, they need none.": dict(
         float_scale="both"
     ),

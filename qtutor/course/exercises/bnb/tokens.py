@@ -53,16 +53,19 @@ def _tokens_with(
     masked="channels",
     guard=True,
     outliers_as=lambda outliers: outliers,
+    absmax_as=lambda absmax: absmax,
+    offset=0,
 ):
     x = x.double()
     beyond = large(x, threshold)
     outliers = beyond.any(dim=0) if per == "channel" else beyond.any(dim=1)
     spread = outliers if per == "channel" else outliers[:, None]
-    kept = x.masked_fill(beyond, 0.0)
+    kept = x.masked_fill(beyond, 0.0) if absmax != "cut off" else x.clamp(-threshold, threshold)
     scale = {
         "below threshold": lambda: kept.abs().amax(dim=1),
         "all": lambda: x.abs().amax(dim=1),
         "other channels": lambda: x.masked_fill(spread.expand_as(x), 0.0).abs().amax(dim=1),
+        "cut off": lambda: kept.abs().amax(dim=1),
         "one": lambda: kept.abs().max().expand(len(x)),
         "signed": lambda: kept.amax(dim=1),
         "zero point": lambda: (kept.amax(dim=1) - kept.amin(dim=1)) / 2,
@@ -71,7 +74,24 @@ def _tokens_with(
     codes = rounding(steps * (x if masked == "nothing" else kept) / safe[:, None])
     if masked == "channels":
         codes = codes.masked_fill(spread.expand_as(codes), 0.0) if guard else codes.where(~spread, 0.0)
-    return codes, scale, outliers_as(outliers)
+    return codes + offset, absmax_as(scale), outliers_as(outliers)
+
+
+def _a_scale_a_channel(x, threshold):
+    large = x.abs() >= threshold
+    outliers, kept = large.any(dim=0), x.double().masked_fill(large, 0.0)
+    absmax = kept.abs().amax(dim=0)
+    codes = (127 * kept / torch.where(absmax == 0, 1.0, absmax)).round()
+    return codes.masked_fill(outliers, 0.0), absmax, outliers
+
+
+def _every_input_marked(x, threshold):
+    codes, absmax, _ = _tokens_with(x, threshold, masked="inputs")
+    return codes, absmax, x.abs() >= threshold
+
+
+def _in_another_order(x, threshold):
+    return _tokens_with(x, threshold)[::-1]
 
 
 MISTAKES = {
@@ -90,6 +110,10 @@ MISTAKES = {
     ),
     "absmax leaves out whole outlier channels. That is how the paper tells it; bitsandbytes leaves out single inputs, "
     "and a small input in an outlier channel still counts.": dict(absmax="other channels"),
+    "two things: outlier channels still have codes (they have to be 0), and absmax leaves out whole channels, where "
+    "only the large inputs are to be left out.": dict(absmax="other channels", masked="nothing"),
+    "large inputs are cut off at the threshold, so that they still make absmax large. Leave them out: put 0 in their "
+    "place.": dict(absmax="cut off"),
     "there is one absmax for all tokens. Each token (row) has its own: amax(dim=1).": dict(absmax="one"),
     "absmax is the largest input, not the largest |x|: a token of negative inputs gets too small a scale.": dict(
         absmax="signed"
@@ -107,6 +131,15 @@ MISTAKES = {
     "its small inputs would be counted twice.": dict(masked="inputs"),
     "outlier channels still have codes. They are multiplied in 16 bits; their codes have to be 0, or they would be "
     "counted twice.": dict(masked="nothing"),
+    "absmax is already divided by 127. That is the step; wanted is the largest |x| itself.": dict(
+        absmax_as=lambda absmax: absmax / 127
+    ),
+    "the absmax of a token of zeros is 0, and stays so. Put 1 in its place only where you divide by it.": dict(
+        absmax_as=lambda absmax: torch.where(absmax == 0, 1.0, absmax)
+    ),
+    "128 is added to the codes, as if they were stored in a byte without a sign. Here they run from -127 to 127.": dict(
+        offset=128
+    ),
     "a token of zeros has absmax 0, and 0 / 0 is nan; its codes are 0.": dict(guard=False),
     "these are the indices of the outlier channels; return a bool for every channel.": dict(
         outliers_as=lambda outliers: outliers.nonzero().flatten()
@@ -114,6 +147,13 @@ MISTAKES = {
     "outliers is True for the channels that stay in int8; it has to be True for the others.": dict(
         outliers_as=lambda outliers: ~outliers
     ),
+}
+
+OTHER_MISTAKES = {
+    "absmax is a number for every channel here, taken down the columns. A scale may depend on the token, not on the "
+    "channel: amax(dim=1).": _a_scale_a_channel,
+    "outliers tells it of every input; wanted is one bool for every channel: any(dim=0).": _every_input_marked,
+    "the three results come in another order: first codes, then absmax, then outliers.": _in_another_order,
 }
 
 
@@ -142,7 +182,7 @@ TOKENS = Exercise(
     reference=quantize_tokens,
     cases=cases,
     outputs=("codes", "absmax", "outliers"),
-    mistakes={text: partial(_tokens_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes={text: partial(_tokens_with, **slip) for text, slip in MISTAKES.items()} | OTHER_MISTAKES,
     # absmax may be computed in float32, of numbers that are float32: exact. What is left is 1 / absmax of some answers.
     tolerance=1e-6,
     replaces="qtutor.bnb.quantize_rows",
