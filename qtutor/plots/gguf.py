@@ -52,8 +52,14 @@ def super_block(weights: np.ndarray, panels: dict[str, tuple[np.ndarray, np.ndar
             ax.hlines(start + one * np.arange(top + 1), left, right, color=BLUE, linewidth=0.6)
             ax.axvline(right, color="gray", linewidth=0.5)
         ax.plot(weights, ".", color=BLACK, markersize=2.5)
-        ax.set(title=title, xlabel="weight", xlim=(-0.5, len(weights) - 0.5), xticks=range(0, len(weights) + 1, 64))
+        ax.set(
+            title=title,
+            xlabel="number of the weight",
+            xlim=(-0.5, len(weights) - 0.5),
+            xticks=range(0, len(weights) + 1, 64),
+        )
         ax.title.set_size(10)
+    axes[0].set_ylabel("weight")
     low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
     for ax in axes:
         ax.set_ylim(low, high)
@@ -106,7 +112,7 @@ def _name(ax, points: dict[str, tuple[float, float]]) -> None:
     taken = [(x - 4, y, 8.0) for x, y in places.values()]  # left, middle, width: the points themselves
     for name, (x, y) in sorted(places.items(), key=lambda place: -place[1][1]):  # from top to bottom
         width = 6.0 * len(name)
-        sides = [(x + 7, y, 7, 0), (x - 7 - width, y, -7 - width, 0)]
+        sides = [(x + 9, y, 9, 0), (x - 9 - width, y, -9 - width, 0)]
         sides += [(x - width / 2, y + side, -width / 2, side) for side in (-12, 12)]
         sides += [(x + side, y - 10, side, -10) for side in (7, -7 - width)]
         free = [s for s in sides if all(abs(s[1] - b) > 9 or s[0] > a + w or s[0] + width < a for a, b, w in taken)]

@@ -59,6 +59,11 @@ def name_in_four(name, shape, number, offset):
     return head + struct.pack("<IQ", number, offset)
 
 
+def only_the_end_native(name, shape, number, offset):
+    data = info_in_pieces(name, shape, number, offset)
+    return data[:-12] + struct.pack("IQ", number, offset)
+
+
 # --- a tensor's info, right ---
 
 
@@ -136,6 +141,26 @@ def swapped_bytes(blocks):
     return in_loops(blocks, scale=">f2")
 
 
+def bankers_rounding(blocks):
+    return in_loops(blocks, code=lambda row, d, steps: [int(min(max(round(float(s)) + 8, 0), 15)) for s in steps])
+
+
+def greatest(blocks):
+    return in_loops(blocks, extreme=np.max)
+
+
+def divided_by_minus_seven(blocks):
+    return in_loops(blocks, extreme=lambda row: row[np.argmax(np.abs(row))] * np.float32(8 / 7))
+
+
+def both_low(blocks):
+    return in_loops(blocks, pack=lambda codes: [codes[j] | codes[j + 16] for j in range(16)])
+
+
+def sixteen_of_them(blocks):
+    return in_loops(blocks, pack=lambda codes: codes[:16])
+
+
 # --- Q4_0, right ---
 
 
@@ -180,6 +205,24 @@ def minimum_as_stored(x, w, codes):
 def low_then_scale(x, w, codes):
     scale, low = polyfit(x, w, codes)
     return low, scale
+
+
+def numbers_counted(x, w, codes):
+    one, cs, cc, xs, xc = sums(x, w, codes)
+    one = len(x)
+    scale, low = (one * xc - xs * cs) / (one * cc - cs * cs), (cc * xs - cs * xc) / (one * cc - cs * cs)
+    return (scale, low) if low <= 0 else (xc / cc, 0.0)
+
+
+def by_sums_without_codes(x, w, codes):
+    scale, low = above_zero(x, w, codes)
+    return (scale, low) if low <= 0 else ((w * x).sum() / (w * codes).sum(), 0.0)
+
+
+def sign_in_low(x, w, codes):
+    one, cs, cc, xs, xc = sums(x, w, codes)
+    scale, low = (one * xc - xs * cs) / (one * cc - cs * cs), (cs * xc - cc * xs) / (one * cc - cs * cs)
+    return (scale, low) if low <= 0 else (xc / cc, 0.0)
 
 
 # --- the fit, right ---
@@ -250,6 +293,27 @@ def the_other_way(packed):
     return minima, scales
 
 
+def plus_before_shift(packed):
+    scales = np.concatenate([packed[:, :4] & 63, (packed[:, 8:] & 15) + (packed[:, :4] >> 6) << 4], axis=1)
+    return scales, np.concatenate([packed[:, 4:8] & 63, (packed[:, 8:] >> 4) + (packed[:, 4:8] >> 6) << 4], axis=1)
+
+
+def at_the_bottom(packed):
+    p, last = packed, packed[:, :8] >> 6
+    low, high = p[:, 8:] & 15 | last[:, :4], p[:, 8:] >> 4 | last[:, 4:]
+    return np.concatenate([p[:, :4] & 63, low], axis=1), np.concatenate([p[:, 4:8] & 63, high], axis=1)
+
+
+def minima_left_high(packed):
+    scales, minima = (np.array(part) for part in by_hand(packed))
+    minima[:, 4:] = packed[:, 8:] & 240 | packed[:, 4:8] >> 6 << 4
+    return scales, minima
+
+
+def last_before_first(packed):
+    return [np.roll(np.array(part), 4, axis=1) for part in by_hand(packed)]
+
+
 # --- scales, right ---
 
 
@@ -267,6 +331,12 @@ WRONG = [
     ("gguf.tensor_info", name_alone, "the name's length is missing"),
     ("gguf.tensor_info", sizes_in_four, "dimensions take four bytes each"),
     ("gguf.tensor_info", name_in_four, "length of the name takes four bytes"),
+    ("gguf.tensor_info", only_the_end_native, "Without '<', struct.pack leaves a gap"),
+    ("gguf.q4_0", bankers_rounding, "halfway between two levels went to the even one"),
+    ("gguf.q4_0", greatest, "you took the largest weight"),
+    ("gguf.q4_0", divided_by_minus_seven, "divided by -7"),
+    ("gguf.q4_0", both_low, "second sixteen codes are not shifted"),
+    ("gguf.q4_0", sixteen_of_them, "second sixteen codes are missing"),
     ("gguf.q4_0", positive_extreme, "Keep its sign"),
     ("gguf.q4_0", divided_by_plus_eight, "d has the wrong sign"),
     ("gguf.q4_0", pairs_of_neighbours, "neighbours share a byte. Here weight j"),
@@ -283,6 +353,13 @@ WRONG = [
     ("gguf.fit", only_clamped, "scale is still the one that went with the other low"),
     ("gguf.fit", minimum_as_stored, "low has the wrong sign"),
     ("gguf.fit", low_then_scale, "scale and low are swapped"),
+    ("gguf.fit", numbers_counted, "taken for the number of weights"),
+    ("gguf.fit", by_sums_without_codes, "scale comes from the second equation"),
+    ("gguf.fit", sign_in_low, "look for a sign that is wrong"),
+    ("gguf.scales", plus_before_shift, "+ is done before <<"),
+    ("gguf.scales", at_the_bottom, "onto the lowest two of the others"),
+    ("gguf.scales", minima_left_high, "still in the upper half of their bytes"),
+    ("gguf.scales", last_before_first, "last four stand before the first four"),
     ("gguf.scales", unmasked, "Only the lower six of a byte"),
     ("gguf.scales", too_far_up, "went too far up"),
     ("gguf.scales", halves_swapped, "It is the other way round"),
@@ -312,6 +389,12 @@ def test_wrong_answers_are_told_what_is_wrong(name, answer, phrase):
 def test_right_answers_pass_however_they_are_written(name, answer):
     found = verdict(name, answer)
     assert found.passed, found.text
+
+
+def test_the_exercise_asks_for_the_bytes_of_the_package():
+    exercise = exercises.find("gguf.q4_0")
+    for label, (blocks,) in exercise.cases():
+        assert np.array_equal(exercise.reference(blocks), gguf.encode(blocks, "Q4_0")), label
 
 
 def test_bytes_are_compared_as_numbers():

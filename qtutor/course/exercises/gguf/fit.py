@@ -98,6 +98,19 @@ def no_low(x, w, codes):
     return (w * x * codes).sum() / (w * codes * codes).sum(), 0.0
 
 
+def counted(x, w, codes):
+    # sum(w) taken for the number of weights: right as long as they all count 1
+    w, codes = np.asarray(w, np.float64), np.asarray(codes, np.float64)
+    sides = np.array([[(w * codes**2).sum(), (w * codes).sum()], [(w * codes).sum(), len(x)]])
+    scale, low = np.linalg.solve(sides, [(w * x * codes).sum(), (w * x).sum()])
+    return (scale, low) if low <= 0 else ((w * x * codes).sum() / (w * codes**2).sum(), 0.0)
+
+
+def second_equation(x, w, codes):
+    scale, low = _solved(x, w, codes, free=True)
+    return (scale, low) if low <= 0 else ((w * x).sum() / (w * codes).sum(), 0.0)
+
+
 def turned_round(x, w, codes):
     slope, start = _solved(codes, w, x, free=True)  # codes as a function of x
     scale, low = 1 / slope, -start / slope
@@ -119,7 +132,13 @@ MISTAKES = {
     "low has the wrong sign: x is scale * code + low, and low is never above 0.": low_without_sign,
     "scale and low are swapped: return scale, low.": swapped,
     "low is the smallest weight. Both numbers are free: set both derivatives to zero.": low_from_the_smallest,
-    "low is always 0. It is free as well, as long as it does not come out above 0.": no_low,
+    "low is always 0. It is free as well, as long as it does not come out above 0. (If you did solve for it, it came "
+    "out above 0 everywhere: look for a sign that is wrong in low or in D.)": no_low,
+    "the sum of w was taken for the number of weights. It is w.sum(), which is that only where all of them are 1.": (
+        counted
+    ),
+    "where low is 0, scale comes from the second equation. That one is the derivative with respect to low, which is "
+    "not free there: scale is sum(w x l) / sum(w l l).": second_equation,
     "you fitted the codes to the weights. It is the weights' error that counts: x is scale * code + low.": turned_round,
 }
 

@@ -109,10 +109,12 @@ MISTAKES = {
     "the name's length is missing. A string is its length in eight bytes, then its bytes.": no_length,
     "a zero closes the name. Here a string's length stands before it, and nothing behind it.": closing_zero,
     "you counted letters. The length is that of the bytes: len(name.encode()).": letters_counted,
-    "the number of dimensions takes eight bytes. It takes four: '<I'.": long_count,
+    "the number of dimensions takes eight bytes. It takes four: '<I'. (Without '<', struct.pack leaves a gap of four "
+    "before a 'Q'.)": long_count,
     "how many dimensions there are is missing: four bytes, before the first of them.": no_count,
     "the dimensions take four bytes each. They take eight: 'Q'.": short_sizes,
-    "the type's number takes eight bytes. It takes four: 'I'.": long_type,
+    "the type's number takes eight bytes. It takes four: '<I'. (Without '<', struct.pack leaves a gap of four before a "
+    "'Q'.)": long_type,
     "the offset takes four bytes, and files are larger than four bytes can tell. It takes eight: 'Q'.": short_offset,
     "numbers are written from their high end. GGUF is little-endian, the lowest byte first: begin the format with "
     "'<'.": big_endian,

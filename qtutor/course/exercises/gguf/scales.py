@@ -66,6 +66,32 @@ def upper_at_six(packed):
     return _found(packed, shift=6)
 
 
+def sum_before_shift(packed):
+    # a + b << 4 is (a + b) << 4, and in uint8 what is above 255 is lost
+    scales_, minima = _found(packed, upper=False)
+    scales_[:, 4:] = scales_[:, 4:] + (packed[:, :4] >> 6) << 4 & 255
+    minima[:, 4:] = minima[:, 4:] + (packed[:, 4:8] >> 6) << 4 & 255
+    return scales_, minima
+
+
+def upper_at_zero(packed):
+    scales_, minima = _found(packed, upper=False)
+    scales_[:, 4:] |= packed[:, :4] >> 6
+    minima[:, 4:] |= packed[:, 4:8] >> 6
+    return scales_, minima
+
+
+def minima_not_shifted(packed):
+    scales_, minima = _found(packed, low=False)
+    scales_[:, 4:] += packed[:, 8:] & 15
+    minima[:, 4:] |= packed[:, 8:] & 240
+    return scales_, minima
+
+
+def last_four_first(packed):
+    return tuple(np.concatenate([part[:, 4:], part[:, :4]], axis=1) for part in _found(packed))
+
+
 def nibbles_swapped(packed):
     return _found(packed, swapped=True)
 
@@ -109,6 +135,12 @@ MISTAKES = {
         upper_below
     ),
     "the two bits from the first bytes went too far up. They stand above four bits: << 4.": upper_at_six,
+    "+ is done before <<, so everything was shifted up by four. Write | in place of +, or put brackets around the "
+    "shift.": sum_before_shift,
+    "the two bits from the first bytes went onto the lowest two of the others. They stand above four bits: "
+    "<< 4.": upper_at_zero,
+    "the lower bits of the last four minima are still in the upper half of their bytes: >> 4.": minima_not_shifted,
+    "the last four stand before the first four. Number 0 comes first.": last_four_first,
     "in the last four bytes you took scales from the upper half and minima from the lower. It is the other way "
     "round.": nibbles_swapped,
     "the upper bits are crossed: bytes 0 to 3 have those of the scales, 4 to 7 those of the minima.": upper_crossed,
