@@ -205,12 +205,17 @@ def fold(source: nn.Module, layers: list[nn.Linear], scale: torch.Tensor, dtype:
 
 @torch.no_grad()
 def quantize(
-    weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, group_size: int, name: str = "weight"
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    grid: Grid,
+    group_size: int,
+    name: str = "weight",
+    rounds: int = CLIP_ROUNDS,
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
 
-    hessian: ``X^T X [in, in]``. Others: as in :func:`qtutor.rtn.quantize`. A group_size of 0 (one scale for the tensor)
-    is rounded without clipping.
+    hessian: ``X^T X [in, in]``. rounds: how often each range is looked at again beside the others. Others: as in
+    :func:`qtutor.rtn.quantize`. A group_size of 0 (one scale for the tensor) is rounded without clipping.
     """
     check_weight(weight, name)
     rows, columns = weight.shape
@@ -218,6 +223,6 @@ def quantize(
         return rtn.quantize(weight, grid, group_size, name=name)
     length = resolve_group_size(group_size, columns, name)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
-    scale, zero = clip.search_together(grouped, hessian, grid, CLIP_ROUNDS, CLIP_STEPS, CLIP_SHRINK)
+    scale, zero = clip.search_together(grouped, hessian, grid, rounds, CLIP_STEPS, CLIP_SHRINK)
     codes = rtn.encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)

@@ -179,6 +179,8 @@ def _quantizer(recipe: Recipe) -> awq.Quantizer:
     """How AWQ's scales are judged in the end: by what will really round the layers."""
 
     def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
+        if recipe.method == "awq" and recipe.own_clip == "output":  # one round tells which of two scales is better
+            return awq.quantize(weight, hessian, recipe.grid, recipe.group_size, rounds=1)
         plan, _ = _plan(hessian, 1 << 62, recipe, "weight") if recipe.method != "awq" else (None, "")
         return _round(weight, hessian, plan, recipe, "weight")
 

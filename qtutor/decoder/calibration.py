@@ -11,7 +11,7 @@ from qtutor.decoder import EMBEDDED, corpus
 CODE_SHARE = 7 / 8
 
 
-def calibration_tokens(samples: int = 96, length: int = 512, seed: int = 0) -> torch.Tensor:
+def calibration_tokens(samples: int = 128, length: int = 512, seed: int = 0) -> torch.Tensor:
     """Token ids, int64 ``[samples, length]``: excerpts of training modules, and interpreter sessions from their start.
 
     Every excerpt comes from a random place of a random module. The same arguments give the same tokens.

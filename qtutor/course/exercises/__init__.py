@@ -6,7 +6,7 @@ import importlib
 from qtutor.course.exercise import Exercise
 from qtutor.errors import QtutorError
 
-TOPICS = ("start", "numbers", "rtn", "distributions")  # in the order of their chapters
+TOPICS = ("start", "numbers", "rtn", "distributions", "bnb", "awq", "gptq", "gguf")  # in the order of their chapters
 
 
 def of_topic(topic: str) -> tuple[Exercise, ...]:

@@ -1,0 +1,146 @@
+"""``awq.fold``: a norm's gains divided, the columns that read them multiplied, and nothing changed."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from qtutor.awq import fold as packages_own
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.awq.inputs import CHAPTER, noise
+
+
+def fold(gain, weight, scale, dtype):
+    new_gain, columns = [], []
+    for i, (g, s) in enumerate(zip(gain.double().tolist(), scale.double().tolist())):
+        divided = torch.tensor(g / s, dtype=torch.float64).to(dtype).item()
+        factor = 1.0 if g == 0 else g / divided
+        new_gain.append(divided)
+        columns.append([value * factor for value in weight[:, i].double().tolist()])
+    return new_gain, [list(row) for row in zip(*columns)]
+
+
+def cases():
+    dead = 1 + 0.3 * noise(5, seed=8)
+    dead[[1, 4]] = 0
+    return [
+        (
+            "two channels, factors that are powers of two",
+            (
+                torch.tensor([1.0, 3.0]),
+                torch.tensor([[0.5, -0.25], [1.0, 2.0]]),
+                torch.tensor([4.0, 0.5]),
+                torch.float32,
+            ),
+        ),
+        ("a 3 x 6 matrix", (*_norm_and_reader(3, 6, 1), torch.float32)),
+        ("a square matrix", (*_norm_and_reader(4, 4, 2), torch.float32)),
+        ("a norm that is stored in bfloat16", (*_norm_and_reader(3, 8, 3), torch.bfloat16)),
+        ("a norm that is stored in float16", (*_norm_and_reader(6, 4, 4), torch.float16)),
+        ("scales of 1, with which nothing happens", (*_norm_and_reader(2, 3, 5)[:2], torch.ones(3), torch.float32)),
+        (
+            "gains below zero",
+            (-1 - noise(4, seed=6).abs(), noise(2, 4, seed=7), torch.tensor([2.0, 0.3, 1.7, 5.0]), torch.bfloat16),
+        ),
+        ("two gains that are 0", (dead, noise(3, 5, seed=9), torch.tensor([0.7, 3.0, 1.3, 0.2, 0.6]), torch.bfloat16)),
+    ]
+
+
+def _norm_and_reader(rows: int, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A norm's gains, the weights that read them, and a scale for each channel between them."""
+    return (
+        1 + 0.2 * noise(columns, seed=seed),
+        noise(rows, columns, seed=seed + 50),
+        noise(columns, seed=seed + 90).exp(),
+    )
+
+
+def _with(gain, weight, scale, dtype, way="right", stored=True, exact=True, rows=False, guard=True, narrow=False):
+    """Gains and weights with one slip or another; without any it is right."""
+    gain, weight, scale = gain.double(), weight.double(), scale.double()
+    if way == "reversed":
+        scale = 1 / scale
+    new = gain * scale if way == "both multiplied" else gain / scale
+    new = new.to(dtype).double() if stored else new
+    factor = gain / new if exact else scale
+    if way == "both multiplied":
+        factor = scale
+    if way == "both divided":
+        factor = 1 / scale
+    if guard:
+        factor = torch.where(gain == 0, 1.0, factor)
+    weight = weight * (factor[:, None] if rows else factor)
+    if way == "gain only":
+        weight = weight / factor
+    if way == "columns only":
+        new = gain
+    return new, weight.to(dtype) if narrow else weight
+
+
+MISTAKES = {
+    "it is the other way round: the columns are to be multiplied by the scale, and the gains divided by it.": dict(
+        way="reversed"
+    ),
+    "it is the other way round, and the gains are not rounded: gain / scale, stored in dtype, and the columns times "
+    "what then really applies.": dict(way="reversed", stored=False, guard=False),
+    "gains and columns are both multiplied. One of the two has to undo the other: divide the gains.": dict(
+        way="both multiplied"
+    ),
+    "gains and columns are both divided. One of the two has to undo the other: multiply the columns.": dict(
+        way="both divided"
+    ),
+    "only the gains have changed; the columns that read them have to make up for it.": dict(way="gain only"),
+    "only the columns have changed; the gains have to make up for it.": dict(way="columns only"),
+    "the new gains are not rounded to what they are stored in: (gain / scale).to(dtype).": dict(stored=False),
+    "the columns are multiplied by the scale that was asked for. The stored gain is a rounded one, so the factor that "
+    "really applies is gain / stored gain; only with that one nothing changes.": dict(exact=False),
+    "rows are scaled. An input channel is a column of weight [out, in]: multiply by factor, not by factor[:, None].": (
+        dict(rows=True)
+    ),
+    "a gain of 0 stays 0, and 0 / 0 is nan: leave such a column as it is, with torch.where.": dict(guard=False),
+    "the weights are rounded to dtype as well. Only the norm is stored in it; they are still to be quantized.": dict(
+        narrow=True
+    ),
+}
+
+
+def _nothing_changes(arguments, results) -> bool:
+    """What a norm hands on, times the columns: the same products as before."""
+    gain, weight = (values.double().numpy() for values in arguments[:2])
+    return np.allclose(results[0] * results[1], gain * weight, rtol=1e-5, atol=1e-12)
+
+
+def adapt(theirs):
+    """A learner's ``fold_scale`` in place of :func:`qtutor.awq.fold`, for norms; linear layers are the package's."""
+
+    @torch.no_grad()
+    def fold(source, layers, scale, dtype=torch.float32):
+        if source.weight.dim() != 1 or getattr(source, "bias", None) is not None:
+            return packages_own(source, layers, scale, dtype)
+        readers = torch.cat([layer.weight for layer in layers])
+        gain, columns = theirs(source.weight.clone(), readers, scale.to(readers.device), dtype)
+        columns = tensor(columns, torch.float32, readers).split([len(layer.weight) for layer in layers])
+        source.weight.copy_(tensor(gain, torch.float32, readers))
+        for layer, weight in zip(layers, columns):
+            layer.weight.copy_(weight)
+
+    return fold
+
+
+FOLD = Exercise(
+    name="awq.fold",
+    chapter=CHAPTER,
+    title="A scale folded into a norm and its readers",
+    difficulty=2,
+    minutes=10,
+    reference=fold,
+    cases=cases,
+    outputs=("gain", "weight"),
+    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    properties=(("gain times column is no longer what it was: folding has to change nothing.", _nothing_changes),),
+    # Two divisions and a product in float32 are each off by 6e-8 at most.
+    tolerance=1e-6,
+    replaces="qtutor.awq.fold",
+    adapt=adapt,
+)

@@ -1,0 +1,204 @@
+"""``awq.search``: round with every candidate, look at what the parent hands on, keep the best."""
+
+from functools import partial
+
+import torch
+
+from qtutor import awq, rtn
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.awq.inputs import CHAPTER, noise
+from qtutor.course.values import to_array
+
+
+def search(weight, scales, rounded, output):
+    target = output(weight.clone()).double().flatten().tolist()
+    errors = []
+    for scale in scales:
+        back = weight.clone()
+        back *= scale
+        back = rounded(back) / scale
+        got = output(back).double().flatten().tolist()
+        errors.append(sum((a - b) ** 2 for a, b in zip(got, target)) / len(target))
+    return errors.index(min(errors)), errors
+
+
+def rounding(bits: int, group_size: int):
+    """A function that rounds weights ``[out, in]`` to nearest, on a grid that meets each group's largest exactly.
+
+    Half a step beyond it, as in the package, it would be rounded otherwise in float32 than in float64.
+    """
+
+    def rounded(weight):
+        grouped = weight.reshape(len(weight), -1, group_size)
+        scale = grouped.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
+        return ((grouped / scale).round() * scale).reshape(weight.shape)
+
+    return rounded
+
+
+def layer(x: torch.Tensor):
+    """The layer by itself: its inputs times its weights."""
+
+    def output_of_the_layer(weight):
+        return x.to(weight.dtype) @ weight.T
+
+    return output_of_the_layer
+
+
+def gated(x: torch.Tensor, damp: float = 1.0):
+    """A gate and what it lets through, of which each has half of the rows: a parent that is not linear."""
+
+    def output_of_the_parent(weight):
+        gate, up = (x.to(weight.dtype) @ weight.T).chunk(2, dim=-1)
+        return torch.sigmoid(damp * gate) * up
+
+    return output_of_the_parent
+
+
+def cases():
+    def inputs(tokens, width, seed, loud):
+        x = noise(tokens, width, seed=seed)
+        x[:, loud] *= 8
+        return x
+
+    def candidates(x, *ratios):
+        size = x.abs().mean(dim=0).clamp(min=1e-4)
+        return torch.stack([s / (s.max() * s.min()).sqrt() for s in (size**ratio for ratio in ratios)])
+
+    x, many, wide = inputs(12, 8, 1, [2]), inputs(16, 8, 3, [1, 6]), inputs(10, 4, 5, [0])
+    bad = torch.stack([torch.ones(8), torch.tensor([40.0, 1, 1, 1, 1, 1, 1, 1]), torch.tensor([1.0] * 7 + [0.01])])
+    return [
+        (
+            "one loud channel, three candidates",
+            (noise(6, 8, seed=2), candidates(x, 0, 0.5, 0.9), rounding(3, 8), layer(x)),
+        ),
+        (
+            "a gate, and what it lets through",
+            (noise(8, 8, seed=4), candidates(many, 0, 0.3, 0.6, 0.9), rounding(3, 4), gated(many)),
+        ),
+        ("a square matrix", (noise(4, 4, seed=6), candidates(wide, 0, 0.4, 0.8), rounding(2, 4), layer(wide))),
+        (
+            "candidates that are all worse than leaving it as it is",
+            (noise(5, 8, seed=7), bad, rounding(4, 8), layer(noise(9, 8, seed=8))),
+        ),
+        (
+            "silent inputs: all candidates are equally good",
+            (noise(4, 8, seed=9), candidates(x, 0, 0.5, 0.9), rounding(3, 8), layer(torch.zeros(3, 8))),
+        ),
+        (
+            "a gate that hardly opens",
+            (noise(8, 8, seed=10), candidates(x, 0, 0.25, 0.5, 0.75), rounding(3, 8), gated(x, damp=0.1)),
+        ),
+        (
+            "the best candidate is the last",
+            (noise(12, 8, seed=11), candidates(x, 0, 0.2, 0.45), rounding(4, 8), layer(x)),
+        ),
+    ]
+
+
+def _with(weight, scales, rounded, output, back="right", of=None, rows=False, measure=None, choose=torch.argmin):
+    """A search with one slip or another; without any it is right."""
+    target = output(rounded(weight)) if of == "rounded" else weight if of == "weight" else output(weight)
+    errors = []
+    for scale in scales:
+        by = scale[:, None] if rows else scale
+        if back == "unscaled":
+            tried = rounded(weight)
+        elif back == "forgotten":
+            tried = rounded(weight * by)
+        elif back == "reversed":
+            tried = rounded(weight / by) * by
+        elif back == "after":
+            tried = rounded(weight) * by
+        else:
+            tried = rounded(weight * by) / by
+        error = (tried if of == "weight" else output(tried)) - target
+        errors.append(measure(error, target) if measure else error.square().mean())
+    errors = torch.stack(errors).double()
+    return choose(errors), errors
+
+
+def _last_of_equals(errors):
+    return len(errors) - 1 - errors.flip(0).argmin()
+
+
+def _never_the_first(errors):
+    return 1 + errors[1:].argmin()
+
+
+MISTAKES = {
+    "the weights are rounded as they are, without the scale: rounded(weight * scale) / scale.": dict(back="unscaled"),
+    "the scale is not taken back after rounding. The inputs are what they were, so divide: rounded(weight * scale) / "
+    "scale.": dict(back="forgotten"),
+    "you divide before rounding and multiply after it. It is the columns of loud inputs that are to be larger when "
+    "they are rounded: rounded(weight * scale) / scale.": dict(back="reversed"),
+    "the scale is applied after rounding: the outputs are then those of other weights.": dict(back="after"),
+    "rows are scaled. A scale belongs to an input channel, which is a column of weight [out, in].": dict(rows=True),
+    "this is the error of the weights. What counts is what becomes of the outputs: output(...) of both.": dict(
+        of="weight"
+    ),
+    "the target is the output of rounded weights. Compare with output(weight), of the weights as they are.": dict(
+        of="rounded"
+    ),
+    "this is the mean absolute error; take squares.": dict(measure=lambda error, target: error.abs().mean()),
+    "this is the sum of the squared errors; take their mean.": dict(measure=lambda error, target: error.square().sum()),
+    "this is the root of the mean squared error; leave it squared.": dict(
+        measure=lambda error, target: error.square().mean().sqrt()
+    ),
+    "this is the largest error; take the mean of the squares.": dict(measure=lambda error, target: error.abs().max()),
+    "errors and their signs cancel in a mean: square first.": dict(measure=lambda error, target: error.mean().square()),
+    "best is the candidate with the largest error; the smallest is wanted.": dict(choose=torch.argmax),
+    "of equally good candidates best is to be the first (< where you have <=), so that nothing is scaled for "
+    "nothing.": dict(choose=_last_of_equals),
+    "the first candidate, which scales nothing, is never chosen; it is one like the others.": dict(
+        choose=_never_the_first
+    ),
+}
+
+
+def adapt(theirs):
+    """A learner's ``best_scale`` in place of :func:`qtutor.awq.search`: all layers of a pair as one tall matrix."""
+
+    @torch.no_grad()
+    def search(layers, inputs, mean_abs, parent, grid, group_size, duo=False):
+        inputs, originals = list(inputs), [layer.weight.data for layer in layers]
+        heights = [len(weight) for weight in originals]
+        ratios = [step / awq.RATIOS for step in range(awq.RATIOS)]
+        scales = torch.stack([awq.scale_of(mean_abs, r, originals if duo else None, group_size) for r in ratios])
+
+        def rounded(weight):
+            parts = tensor(weight, torch.float32, originals[0]).split(heights)
+            return torch.cat([rtn.quantize(part, grid, group_size).dequantize() for part in parts])
+
+        def output(weight):
+            for layer, part in zip(layers, tensor(weight, torch.float32, originals[0]).split(heights)):
+                layer.weight.data = part
+            return torch.cat([parent(x).flatten(0, -2) for x in inputs])
+
+        try:
+            best, errors = theirs(torch.cat(originals), scales.to(originals[0].device), rounded, output)
+        finally:
+            for layer, weight in zip(layers, originals):
+                layer.weight.data = weight
+        best = int(to_array(best))
+        return awq.Search(scales[best], ratios[best], tuple(to_array(errors).tolist()))
+
+    return search
+
+
+SEARCH = Exercise(
+    name="awq.search",
+    chapter=CHAPTER,
+    title="The search for the best scale",
+    difficulty=2,
+    minutes=15,
+    reference=search,
+    cases=cases,
+    outputs=("best", "errors"),
+    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    # Means of squares of differences, in float32: cancellation leaves about five digits.
+    tolerance=1e-4,
+    replaces="qtutor.awq.search",
+    adapt=adapt,
+)

@@ -1,0 +1,186 @@
+"""``gptq.loop``: all columns of a matrix, one after the other, with the rows of U."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
+from qtutor.gptq import BLOCK_SIZE, Plan
+from qtutor.gptq import round_columns as packages_own
+from qtutor.grid import IntGrid
+from qtutor.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
+
+
+def loop(weight, upper, scale, zero, bits):
+    u = upper.double().numpy()
+    h = np.linalg.inv(u.T @ u)
+    length = weight.shape[1] // scale.shape[1]
+    codes = []
+    for row, scales, zeros in zip(weight.double().numpy(), scale.tolist(), zero.tolist()):
+        left, chosen = row.copy(), []
+        for column in range(len(row)):
+            s, z = scales[column // length], zeros[column // length]
+            chosen.append(min(range(2**bits), key=lambda code: abs(s * (code - z) - left[column])))
+            moved = s * (chosen[-1] - z) - left[column]
+            inverse = np.linalg.inv(h[column:, column:])  # anew, of the columns that are not rounded yet
+            left[column:] += moved * inverse[0] / inverse[0, 0]
+        codes.append(chosen)
+    return codes
+
+
+def triangle(matrix: torch.Tensor) -> torch.Tensor:
+    """U, float32, with ``H^-1 = U^T U``."""
+    return torch.linalg.cholesky(torch.linalg.inv(matrix.double()), upper=True).float()
+
+
+def loop_cases():
+    def of(seed, rows, width, bits, groups=1, shared=1.0, step=0.0):
+        weight = random(seed, rows, width)
+        grouped = weight.reshape(rows, groups, -1)
+        low, high = grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
+        scale = torch.full_like(low, step) if step else (high - low) / (2**bits - 1)
+        scale = scale.half()
+        zero = (-low / scale.float()).round().clamp(0, 2**bits - 1).to(torch.uint8)
+        return weight, triangle(hessian(seed, width, shared=shared)), scale, zero, bits
+
+    two = torch.tensor([[0.40, 0.45]]), triangle(torch.tensor([[14.0, 13.0], [13.0, 14.0]]))
+    ones, four = torch.ones(1, 1, dtype=torch.float16), torch.full((1, 1), 4, dtype=torch.uint8)
+    return [
+        ("the two weights of the chapter", (*two, ones, four, 3)),
+        ("one row of eight weights", of(1, 1, 8, 3)),
+        ("four rows of eight weights", of(2, 4, 8, 3)),
+        ("two groups in each row", of(3, 3, 8, 3, groups=2)),
+        ("inputs that are very much alike", of(4, 3, 6, 4, groups=3, shared=3.0)),
+        ("weights that are pushed beyond the range", of(5, 3, 8, 2, shared=2.0, step=0.3)),
+        ("independent inputs, where nothing is to be pushed", (random(6, 2, 4), torch.eye(4), *of(6, 2, 4, 3)[2:])),
+        ("as many rows as columns", of(7, 6, 6, 4)),
+    ]
+
+
+def _loop_with(
+    weight,
+    upper,
+    scale,
+    zero,
+    bits,
+    sign=-1,
+    power=1,
+    row="U",
+    error="corrected",
+    group="right",
+    clamp=True,
+    get="codes",
+):
+    """The loop with one slip or another; without any it is right."""
+    rows, columns = weight.shape
+    length = columns // scale.shape[1]
+    original, work, u = weight.double(), weight.double().clone(), upper.double()
+    whole = u.T @ u
+    codes = torch.zeros(rows, columns, dtype=torch.float64)
+    for j in range(columns):
+        g = 0 if group == "first" else j // length
+        s, z = scale[:, g].double(), zero[:, g].double()
+        free = (work[:, j] / s).round() + z
+        codes[:, j] = free.clamp(0, 2**bits - 1) if clamp else free
+        e = (original if error == "original" else work)[:, j] - s * ((free if error == "free" else codes[:, j]) - z)
+        e = e[:1].expand(rows) if error == "first row" else e
+        end = {"next": j + 2, "group": (j // length + 1) * length}.get(row, columns)
+        if row == "inverse":
+            pushed = whole[j, j + 1 :] / whole[j, j]
+        else:
+            pushed = u[j, j + 1 : end] / u[j, j] ** power
+        work[:, j + 1 : end] += sign * torch.outer(e, pushed)
+    levels = scale.double().repeat_interleave(length, 1) * (codes - zero.double().repeat_interleave(length, 1))
+    return {"codes": codes, "weights": levels, "moved": work}[get]
+
+
+LOOP_MISTAKES = {
+    "these are the codes of rounding to nearest: nothing reaches the columns to the right. They move by row j of U, "
+    "upper[j, j+1:] (column j holds zeros there), and it is the moved weights that get rounded.": dict(sign=0),
+    "columns move the wrong way, so that errors add up: *subtract* e times the row of U.": dict(sign=1),
+    "the error is not divided by U_jj, the diagonal of U, before it is pushed.": dict(power=0),
+    "the error is divided by the square of U_jj. The row of U carries one U_jj already: divide once.": dict(power=2),
+    "you push with the rows of H^-1 = U^T U. These are right for column 0 alone: afterwards the inverse must forget "
+    "the columns that are done, and the row that does is upper[j, j+1:] / upper[j, j].": dict(row="inverse"),
+    "only the next column is moved. Every column to the right takes its part.": dict(row="next"),
+    "columns are moved only up to the end of the group. Scales stop there, but errors do not.": dict(row="group"),
+    "the error is counted from the original weight. By now the column has been moved: the error is what rounding "
+    "changed of *that*.": dict(error="original"),
+    "the error is counted before the code was clamped. A weight beyond the range is off by more, and that has to be "
+    "made up for as well.": dict(error="free"),
+    "every row is moved by the error of row 0. Each row has an error of its own.": dict(error="first row"),
+    "all columns are rounded with the scale and zero of the first group: column j belongs to group j // group_size.": (
+        dict(group="first")
+    ),
+    "codes leave 0 ... 2**bits - 1: clamp them, and do it before the error is computed.": dict(clamp=False),
+    "these are weights; return the codes.": dict(get="weights"),
+    "these are the weights as they were when their turn came; return the codes.": dict(get="moved"),
+}
+
+
+def adapt_loop(theirs):
+    """A learner's loop in place of :func:`qtutor.gptq.round_columns`, group by group.
+
+    The package fits each group's grid (on weights that carry all corrections so far), the learner's loop rounds its
+    columns. What it pushed out of the group is told by its codes: ``weight - rounded = E U``, E being all errors over
+    the diagonal of U.
+    """
+
+    def round_columns(
+        weight, plan, grid, group_size, static_groups=False, block_size=BLOCK_SIZE, clip=None, name="weight"
+    ):
+        if not isinstance(grid, IntGrid) or group_size == PER_TENSOR or not weight.numel():
+            return packages_own(weight, plan, grid, group_size, static_groups, block_size, clip, name)
+        rows, columns = weight.shape
+        length = resolve_group_size(group_size, columns, name)
+        span = columns if static_groups else length
+        work, codes = weight.float()[:, plan.order], torch.empty(rows, columns, dtype=torch.uint8)
+        scales, zeros = [], []  # [out, 1] or [out, in] for every span, in the order of rounding
+        for own in (slice(start, start + span) for start in range(0, columns, span)):
+            upper = plan.upper[own, own]
+            if static_groups:
+                fitted = packages_own(weight, plan, grid, group_size, True, block_size, clip, name)
+                group = plan.order // length
+            else:
+                within = Plan(torch.arange(span), upper, plan.damping)
+                fitted = packages_own(work[:, own], within, grid, PER_CHANNEL, False, block_size, clip, name)
+                group = torch.zeros(1, dtype=torch.int64)
+            scale = fitted.scales[:, group]
+            zero = torch.full(scale.shape, grid.middle, dtype=torch.uint8) if grid.symmetric else fitted.zeros[:, group]
+            codes[:, own] = tensor(theirs(work[:, own], upper, scale, zero, grid.bits), torch.uint8, work)
+            error = work[:, own] - grid.decode(codes[:, own], scale, zero)
+            pushed = torch.linalg.solve_triangular(upper, error, upper=True, left=False)
+            work[:, own.stop :] -= pushed @ plan.upper[own, own.stop :]
+            scales.append(scale)
+            zeros.append(zero)
+        per_column = columns // sum(scale.shape[1] for scale in scales)
+        back = plan.order.argsort()
+        scale, zero = (torch.cat(parts, 1).repeat_interleave(per_column, 1)[:, back] for parts in (scales, zeros))
+        scale, zero = scale[:, ::length].contiguous(), zero[:, ::length].contiguous()
+        return QuantizedTensor(codes[:, back].contiguous(), scale, None if grid.symmetric else zero, grid, group_size)
+
+    return round_columns
+
+
+LOOP = Exercise(
+    name="gptq.loop",
+    chapter=CHAPTER,
+    title="The loop of GPTQ",
+    difficulty=3,
+    minutes=20,
+    reference=loop,
+    cases=loop_cases,
+    outputs=("codes",),
+    mistakes={text: partial(_loop_with, **slip) for text, slip in LOOP_MISTAKES.items()},
+    properties=(
+        (
+            "a code is a whole number from 0 to 2**bits - 1.",
+            lambda arguments, results: bool(np.isin(results[0], range(2 ** arguments[4])).all()),
+        ),
+    ),
+    replaces="qtutor.gptq.round_columns",
+    adapt=adapt_loop,
+)

@@ -1,0 +1,111 @@
+"""``gptq.push``: one column is rounded, those to its right move."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
+
+
+def push(weight, inverse, rounded):
+    # No formula: column 0 is what it is, and the others go where the squared output error d^T H d is least.
+    h = np.linalg.inv(inverse.double().numpy())
+    result = weight.double().numpy().copy()
+    for row, value in zip(result, rounded.double().tolist()):
+        first = value - row[0]
+        if len(row) > 1:
+            row[1:] += np.linalg.solve(h[1:, 1:], -h[1:, 0] * first)
+        row[0] = value
+    return result
+
+
+def push_cases():
+    def of(seed, rows, width, shared=1.0):
+        weight = random(seed, rows, width)
+        return weight, torch.linalg.inv(hessian(seed, width, shared=shared)).float(), weight[:, 0].round()
+
+    chapter = torch.tensor([[0.40, 0.45]]), torch.tensor([[14.0, -13.0], [-13.0, 14.0]]) / 27, torch.tensor([0.0])
+    opposed = torch.tensor([[14.0, 13.0], [13.0, 14.0]]) / 27
+    return [
+        ("the two weights of the chapter", chapter),
+        ("a row of four weights", of(1, 1, 4)),
+        ("three rows of four", of(2, 3, 4)),
+        ("a square matrix", of(3, 4, 4, 2.0)),
+        ("inputs that move against each other", (torch.tensor([[0.40, 0.45]]), opposed, torch.tensor([0.0]))),
+        ("inputs that have nothing to do with each other", (random(4, 2, 3), torch.eye(3) / 5, torch.tensor([1.0, 0]))),
+        ("a single column, the last one", (random(5, 3, 1), torch.tensor([[0.2]]), torch.tensor([1.0, -1.0, 0.0]))),
+        ("a weight that lies on a level already", (torch.tensor([[1.0, 0.3, -0.7]]), of(6, 1, 3)[1], torch.ones(1))),
+    ]
+
+
+def _push_with(
+    weight, inverse, rounded, sign=-1, power=1, own=False, first="rounded", error="each", spread=False, result="all"
+):
+    """A column pushed with one slip or another; without any it is right."""
+    weight, inverse, rounded = weight.double(), inverse.double(), rounded.double()
+    e = {"each": weight[:, 0] - rounded, "first": (weight[:, 0] - rounded)[:1].expand(len(weight)), "level": rounded}
+    row = torch.ones(len(inverse), dtype=torch.float64) / -max(len(inverse) - 1, 1) if spread else inverse[0]
+    divisor = inverse.diagonal() if own else (1.0 if spread else inverse[0, 0] ** power)
+    moves = sign * torch.outer(e[error], row / divisor)
+    after = weight + moves
+    if first == "rounded":
+        after[:, 0] = rounded
+    elif first == "moved":
+        pass  # column 0 is left to the formula, as the others are
+    elif first == "twice":
+        after[:, 0] = rounded + moves[:, 0]
+    else:
+        after[:, 0] = weight[:, 0]
+    return {"all": after, "rest": after[:, 1:], "moves": after - weight}[result]
+
+
+PUSH_MISTAKES = {
+    "the others moved the wrong way, so that they add to the error. With e = weight - rounded they move by *minus* e "
+    "times the row of the inverse.": dict(sign=1),
+    "nothing was pushed: only column 0 changed. That is rounding to nearest.": dict(sign=0),
+    "the sign is wrong: with e = weight - rounded, *subtract* e times the row of the inverse. Column 0 shows it best, "
+    "since it should come out rounded.": dict(sign=1, first="moved"),
+    "the division by [H^-1]_00 is missing.": dict(power=0),
+    "the row of the inverse has to be divided by its first entry, [H^-1]_00; column 0 then comes out rounded.": dict(
+        power=0, first="moved"
+    ),
+    "you divided by the square root of [H^-1]_00; the formula has it as it is. (The root belongs to U, further "
+    "down.)": dict(power=0.5),
+    "you divided by the square of [H^-1]_00; the formula has it as it is.": dict(power=2),
+    "every column was divided by its own [H^-1]_jj. The divisor is the one of the column that was rounded, "
+    "[H^-1]_00.": dict(own=True),
+    "column 0 is still what it was: it has to take the rounded values.": dict(first="old"),
+    "column 0 was moved once more after it was rounded. It is done: only those to its right move.": dict(first="twice"),
+    "every row was moved by the error of row 0. Each row has an error of its own: torch.outer(e, ...).": dict(
+        error="first"
+    ),
+    "e is the rounded value itself; the error is what rounding changed, weight minus rounded.": dict(error="level"),
+    "the error was shared out evenly. How much each column takes over is in the first row of the inverse.": dict(
+        spread=True
+    ),
+    "these are the columns that are left; return all of them, with the rounded column in front.": dict(result="rest"),
+    "these are the moves alone; return the weights after them.": dict(result="moves"),
+}
+
+
+def _with_h_itself(weight, inverse, rounded):
+    return _push_with(weight, torch.linalg.inv(inverse.double()), rounded)
+
+
+PUSH = Exercise(
+    name="gptq.push",
+    chapter=CHAPTER,
+    title="One column rounded, the others moved",
+    difficulty=1,
+    minutes=10,
+    reference=push,
+    cases=push_cases,
+    outputs=("weight",),
+    mistakes={text: partial(_push_with, **slip) for text, slip in PUSH_MISTAKES.items()}
+    | {
+        "you inverted what you were given. It is H^-1 already: the row that is needed is its first.": _with_h_itself,
+    },
+    tolerance=1e-3,  # float32 is precise enough for weights, and some of these sums nearly cancel
+)

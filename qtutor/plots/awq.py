@@ -1,0 +1,109 @@
+"""Pictures of chapter 05, AWQ: columns of weights on their grid, and errors against the ratio."""
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, numpy
+
+LINES = ("-", "--", ":", "-.")
+COLOURS = (BLUE, RED, GREEN, PURPLE)
+
+
+def scaled_columns(panels: dict[str, tuple], loud: int, reach: float) -> Figure:
+    """Weights of one group over the levels of their grid, and under each what its rounding changes in the output.
+
+    panels: title -> (weights, levels, changes). loud: which column is read by the large input. reach: the axis of the
+    weights runs from minus to plus this.
+    """
+    figure = Figure(figsize=(3.1 * len(panels), 4.2), layout="constrained")
+    above, below = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(1.7, 1))
+    for top, bottom, (title, parts) in zip(above, below, panels.items()):
+        weights, levels, changes = (numpy(torch.as_tensor(x)).ravel() for x in parts)
+        columns = np.arange(len(weights))
+        _on_levels(top, weights, levels, columns == loud, errors=False)
+        bottom.bar(columns, abs(changes), color=np.where(columns == loud, ORANGE, BLUE), edgecolor=BLACK, linewidth=0.5)
+        top.set(title=title, ylim=(-reach, reach))
+        bottom.set(xlabel="column", xticks=columns)
+        top.title.set_size(10)
+        for ax in (top, bottom):
+            ax.spines[["top", "right"]].set_visible(False)
+    above[0].set_ylabel("weight, as it is rounded")
+    below[0].set_ylabel("changes the\noutput by")
+    handles, labels = above[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _on_levels(ax, weights: np.ndarray, levels: np.ndarray, loud: np.ndarray, errors: bool = True) -> None:
+    """Levels as lines across, weights as dots (``loud`` ones as diamonds), and how far each is moved as a bar."""
+    columns = np.arange(len(weights))
+    nearest = levels[abs(weights[:, None] - levels).argmin(axis=1)]
+    ax.hlines(levels, -0.7, len(weights) - 0.3, color=BLACK, linewidth=0.5, alpha=0.45, label="level of the grid")
+    if errors:
+        ax.vlines(
+            columns, np.minimum(weights, nearest), np.maximum(weights, nearest), RED, linewidth=2.5, label="error"
+        )
+    ax.plot(columns[~loud], weights[~loud], "o", color=BLUE, markersize=4, label="weight")
+    ax.plot(columns[loud], weights[loud], "D", color=ORANGE, markersize=5, mec=BLACK, mew=0.6, label="of a loud input")
+    ax.set_xlim(-0.7, len(weights) - 0.3)
+
+
+def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int = 3) -> Figure:
+    """Errors against the ratio, as a share of the error at ratio 0: per title a dict from label to errors.
+
+    The smallest of each is ringed, and what leaving all as it is would cost is a dotted line. across: panels a line.
+    """
+    lines = -(-len(panels) // across)
+    figure = Figure(figsize=(3.2 * across, 2.6 * lines + 0.3), layout="constrained")
+    axes = figure.subplots(lines, across, squeeze=False, sharex=True, sharey=True)
+    for ax in axes.ravel()[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (title, series) in zip(axes.ravel(), panels.items()):
+        for i, (label, errors) in enumerate(series.items()):
+            _curve(ax, ratios, errors, label, COLOURS[i], MARKERS[i], LINES[i])
+        ax.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
+        ax.set(title=title, ylim=(0, 1.9))
+        ax.title.set_size(10)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes[-1]:
+        ax.set_xlabel("ratio")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def _curve(ax, ratios: list, errors, label: str, colour: str, marker: str, line: str) -> None:
+    """Errors over their first, with the smallest ringed."""
+    share = np.asarray(errors, dtype=np.float64) / max(errors[0], 1e-30)
+    best = int(share.argmin())
+    ax.plot(ratios, share, color=colour, marker=marker, markersize=3.5, linestyle=line, linewidth=1.2, label=label)
+    ax.plot(ratios[best], share[best], "o", color=colour, markersize=11, fillstyle="none", mew=1.6)
+
+
+def search_and_group(
+    ratios: list, errors: list, ratio: float, weights: torch.Tensor, levels: torch.Tensor, loud: torch.Tensor
+) -> Figure:
+    """The curve of a search with ``ratio`` marked on it, and beside it one group as that ratio has it rounded.
+
+    weights ``[columns]``: scaled. levels: of its grid. loud: which columns, as booleans.
+    """
+    figure = Figure(figsize=(9.0, 3.3))  # laid out by hand, because a slider stands over it and measuring takes time
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.15, top=0.9, wspace=0.2)
+    _curve(left, ratios, errors, "", BLUE, "o", "-")
+    left.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
+    left.axvline(ratio, color=ORANGE, linewidth=2, linestyle="--", label="the ratio shown")
+    left.plot([], [], "o", color=BLUE, markersize=9, fillstyle="none", mew=1.6, label="the ratio chosen")
+    left.set(title="output error, of rounding to nearest's", xlabel="ratio", ylim=(0, 1.9))
+    left.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper left")
+    weights, levels = numpy(weights), numpy(levels)
+    _on_levels(right, weights, levels, numpy(loud).astype(bool))
+    reach = 1.3 * max(abs(weights).max(), 1e-12)  # room above for the legend
+    right.set(title="a group of one row, as it is rounded", xlabel="column of the group", ylim=(-reach / 1.2, reach))
+    right.legend(frameon=False, fontsize=8, loc="upper right", ncols=4)
+    for ax in (left, right):
+        ax.title.set_size(10)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,168 @@
+"""Pictures of chapter 06, GPTQ: two weights in the plane, errors pushed to the right, the Hessian, orders."""
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from qtutor.plots.base import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_figure, numpy
+
+COLOURS = colormaps["PuOr"].resampled(33)  # steps that the eye can tell, and smaller files
+
+
+def plane(panels: dict[str, tuple], weight: torch.Tensor, reach: tuple[float, float] = (-0.7, 1.7)) -> Figure:
+    """Two weights as a point, whole numbers as the grid, and ellipses of equal output error around the point.
+
+    panels: title -> (hessian ``[2, 2]``, rtn, slid, gptq), the last three points ``[2]``: the nearest grid point, where
+    the second weight went when the first was rounded, and the grid point next to that.
+    """
+    figure, axes = new_figure(4.1 * len(panels), 4.8, panels=len(panels))
+    along = np.linspace(*reach, 201)
+    x, y = np.meshgrid(along, along)
+    w = numpy(weight)
+    for ax, (title, (hessian, rtn, slid, gptq)) in zip(axes, panels.items()):
+        h = numpy(hessian)
+        rtn, slid, gptq = numpy(rtn), numpy(slid), numpy(gptq)
+
+        def cost(first, second, h=h):
+            first, second = first - w[0], second - w[1]
+            return h[0, 0] * first**2 + 2 * h[0, 1] * first * second + h[1, 1] * second**2
+
+        slide, end, near = (float(cost(*point)) for point in (slid, gptq, rtn))
+        levels = {slide, end, near, (end * near) ** 0.5, 1.7 * near, 2.6 * near}  # an ellipse through each end
+        ax.contour(x, y, cost(x, y), levels=sorted(levels), colors=[SKY], linewidths=1.0)
+        grid = np.arange(np.ceil(reach[0]), np.floor(reach[1]) + 1)
+        gx, gy = np.meshgrid(grid, grid)
+        ax.plot(gx.ravel(), gy.ravel(), "s", color="gray", markersize=6, label="grid")
+        ax.axvline(slid[0], color="gray", linewidth=0.8, linestyle=":")
+        turn = np.array([slid[0], w[1]])
+        for start, end, colour, line in (
+            (w, rtn, RED, "--"),
+            (w, turn, BLUE, "-"),
+            (turn, slid, BLUE, "-"),
+            (slid, gptq, GREEN, "-"),
+        ):
+            ax.annotate(
+                "", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linestyle": line, "linewidth": 1.8}
+            )
+        ax.plot(*w, "o", color=BLACK, markersize=7, label="the two weights")
+        ax.plot(*slid, "o", color=BLUE, markersize=5, label="first rounded, second slid")
+        ax.plot(*rtn, "D", color=RED, markersize=9, fillstyle="none", markeredgewidth=2, label="nearest point (RTN)")
+        ax.plot(*gptq, "o", color=GREEN, markersize=13, fillstyle="none", markeredgewidth=2, label="GPTQ")
+        ax.set(title=title, xlabel="first weight", ylabel="second weight", xlim=reach, ylim=reach, aspect="equal")
+        ax.title.set_size(10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def staircase(steps: torch.Tensor, title: str = "") -> Figure:
+    """One row of weights after every step, from top to bottom: ``steps [in + 1, in]``, of which line k has k weights
+    rounded. Rounded ones stand in a frame; colours say how far a weight has moved since the beginning.
+    """
+    values = numpy(steps)
+    moved = values - values[:1]
+    lines, columns = values.shape
+    limit = max(abs(moved).max(), 1e-12)
+    figure = Figure(figsize=(1.25 * columns + 2.2, 0.52 * lines + 0.9), layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(moved, cmap=COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+    for (line, column), value in np.ndenumerate(values):
+        ink = "white" if abs(moved[line, column]) > 0.7 * limit else BLACK
+        weight = "bold" if column < line else "normal"
+        text = f"{value + 0.0:.2f}"
+        ax.text(column, line, text, ha="center", va="center", fontsize=9, color=ink, fontweight=weight)
+        if column < line:
+            ax.add_patch(_frame(column, line))
+    ax.set(title=title, xticks=range(columns), yticks=range(lines))
+    ax.set_xticklabels([f"weight {i}" for i in range(columns)], fontsize=8)
+    ax.set_yticklabels(["before", *[f"{i} rounded" for i in range(1, lines)]], fontsize=8)
+    ax.title.set_size(10)
+    figure.colorbar(image, ax=ax, label="moved by")
+    return figure
+
+
+def _frame(column: int, line: int) -> Rectangle:
+    return Rectangle((column - 0.46, line - 0.42), 0.92, 0.84, fill=False, edgecolor=BLACK, linewidth=1.4)
+
+
+def hessian(matrix: torch.Tensor, title: str = "", limit: float = 0.5) -> Figure:
+    """H ``[in, in]`` taken apart: how large each input is (its diagonal), and how alike any two are (correlations).
+
+    Correlations saturate at ``±limit``; the diagonal is shown as the root mean square relative to the median input.
+    """
+    h = matrix.double().cpu().numpy()
+    size = np.sqrt(np.maximum(np.diag(h), 1e-300))
+    figure = Figure(figsize=(9.0, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    image = left.imshow(h / np.outer(size, size), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+    left.set(title=f"{title}: correlation of any two inputs", xlabel="input channel", ylabel="input channel")
+    figure.colorbar(image, ax=left, extend="both")
+    right.stairs(size / np.median(size), np.arange(len(h) + 1) - 0.5, baseline=None, color=BLUE, linewidth=1.0)
+    right.axhline(1, color=ORANGE, linestyle="--", linewidth=1.2, label="median input")
+    right.set(
+        title="size of each input", xlabel="input channel", ylabel="root of H's diagonal / its median", yscale="log"
+    )
+    right.legend(frameon=False, fontsize=8)
+    right.spines[["top", "right"]].set_visible(False)
+    for ax in (left, right):
+        ax.title.set_size(10)
+    return figure
+
+
+def orders(panels: dict[str, torch.Tensor], diagonal: torch.Tensor, group_size: int) -> Figure:
+    """Which column is rounded when: per title the columns in the order of rounding, int64 ``[in]``, as dots.
+
+    Darker dots are larger inputs (``diagonal [in]`` of H); lines part the groups.
+    """
+    figure, axes = new_figure(3.3 * len(panels), 3.2, panels=len(panels))
+    size = np.log10(np.maximum(diagonal.double().cpu().numpy(), 1e-300))
+    low, high = np.quantile(size, [0.02, 0.98])
+    for ax, (title, order) in zip(axes, panels.items()):
+        order = order.cpu().numpy()
+        dots = ax.scatter(np.arange(len(order)), order, c=size[order], cmap="viridis_r", s=8, vmin=low, vmax=high)
+        for border in range(group_size, len(order), group_size):
+            ax.axhline(border - 0.5, color="gray", linewidth=0.6)
+        ax.set(title=title, xlabel="step", ylabel="column")
+        ax.title.set_size(10)
+    figure.colorbar(dots, ax=axes, label="log10 of H's diagonal", extend="both")
+    return figure
+
+
+def column_step(
+    before: torch.Tensor, after: torch.Tensor, pushed: torch.Tensor, step: int, errors: dict[str, torch.Tensor]
+) -> Figure:
+    """One step of GPTQ over a few rows: the weights, how far they have moved, what this step moved, the error so far.
+
+    before, after, pushed: ``[rows, columns]`` in the order of rounding; after ``step`` of them. errors: label ->
+    relative output error after 0, 1 ... steps ``[columns + 1]``. Orange is below zero, purple above. A slider stands
+    over it, so it is laid out by hand, and a scale of colours is told in words: an axis takes longer than a picture.
+    """
+    before, after, pushed = numpy(before), numpy(after), numpy(pushed)
+    columns = before.shape[1]
+    figure = Figure(figsize=(8.0, 5.2))
+    axes = figure.subplots(4, 1, height_ratios=(1, 1, 1, 1.6))
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.09, top=0.95, hspace=0.36)
+    limit = max(float(np.quantile(abs(before), 0.98)), 1e-12)
+    panels = {
+        "weights as they now are, rounded to the left of the line": (after, limit),
+        "how far they have moved since the beginning": (after - before, limit / 4),
+        "how far this step moved them": (pushed, limit / 12),
+    }
+    for ax, (title, (matrix, top)) in zip(axes, panels.items()):
+        ax.imshow(matrix, cmap=COLOURS, vmin=-top, vmax=top, interpolation="nearest", aspect="auto")
+        ax.axvline(step - 0.5, color=BLACK, linewidth=1.2)
+        ax.set_title(f"{title} (darkest: ± {top:.2g})", size=9, loc="left")
+        ax.set(xticks=[], yticks=[], ylabel="rows")
+    below = axes[-1]
+    for (label, values), colour, line in zip(errors.items(), (BLUE, RED), ("-", "--")):
+        values = 100 * numpy(values)
+        below.plot(np.arange(len(values)) - 0.5, values, color=colour, linestyle=line, linewidth=1.5, label=label)
+        below.plot(step - 0.5, values[step], "o", color=colour)
+    below.axvline(step - 0.5, color=BLACK, linewidth=1.2)
+    below.set_title("error of the output so far, %", size=9, loc="left")
+    below.set(xlabel="columns in the order of rounding", xlim=(-0.5, columns - 0.5))
+    below.set_ylim(bottom=0)
+    below.spines[["top", "right"]].set_visible(False)
+    below.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
