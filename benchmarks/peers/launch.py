@@ -63,7 +63,15 @@ def launch(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            # GPTQModel leaves a folder of logs wherever it is started.
+            command,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            cwd=log.parent,
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
