@@ -216,7 +216,7 @@ def test_every_direct_requirement_is_pinned_within_its_range():
 def test_torch_is_pinned_and_what_builds_for_minutes_is_asked_for_by_nobody():
     assert pins()["torch"] == "2.13.0"
     extras = PROJECT["project"]["optional-dependencies"]
-    assert requirement_names(extras["engines-prebuilt"]) == {"gguf", "xllamacpp", "bitsandbytes"}
+    assert requirement_names(extras["engines-prebuilt"]) == {"gguf", "xllamacpp", "bitsandbytes", "accelerate"}
     assert extras["engines"] == ["qtutor[engines-prebuilt]", "llama-cpp-python>=0.3"]
     assert (
         "engines]" not in (ROOT / "Makefile").read_text() and "engines]" not in (ROOT / "environment.yml").read_text()
