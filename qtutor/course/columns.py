@@ -102,7 +102,7 @@ def column_stepper(
 
     most = _loudest_step(traced(bits, False))
     stored = sorted({0, 1, most, width // 8, width // 4, width // 2, width})
-    by_itself = {"step": stored, "bits": sorted({2, 3, 4, bits}), "largest_first": [False]}
+    by_itself = {"step": stored, "bits": sorted({2, 3, 4, bits})}
     return explore(
         draw,
         frames=by_itself if frames is None else frames,
