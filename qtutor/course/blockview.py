@@ -99,7 +99,13 @@ def block_view(
         frames = {kind: list(shown.values())[:3]} if len(shown) > 1 else {}
     chooser = ipywidgets.Dropdown(options=list(choices), value=tensor, description=kind)
     number = ipywidgets.BoundedIntText(value=block, min=0, max=count(tensor) - 1, description="block")
-    chooser.observe(lambda change: setattr(number, "max", count(change.new) - 1), names="value")
+    number.disabled = number.max == 0  # a single block: there is nothing to choose
+
+    def fit(change) -> None:
+        number.max = count(change.new) - 1
+        number.disabled = number.max == 0
+
+    chooser.observe(fit, names="value")
 
     def draw(block: int, **chosen: str) -> str:
         return block_html(find(chosen[kind], block))

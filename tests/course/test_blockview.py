@@ -161,3 +161,9 @@ def test_a_script_in_a_name_stays_text(tmp_path):
     write(tmp_path / "a.gguf", {}, [Tensor(name, (1, 32), "Q8_0", encode(np.ones((1, 32), np.float32), "Q8_0"))])
     shown = block_view(tmp_path / "a.gguf").children[2].value
     assert "<img" not in shown and name in Seen(shown).text
+
+
+def test_a_single_block_leaves_nothing_to_choose():
+    for rows, disabled in ((1, True), (2, False)):
+        number = block_view(np.ones((rows, 32), np.float32), "Q4_0", frames={}).children[1]
+        assert number.disabled == disabled
