@@ -52,7 +52,8 @@ def move(page, control) -> None:
         page.keyboard.press("ArrowUp" if control.evaluate("c => c.selectedIndex === c.length - 1") else "ArrowDown")
         page.keyboard.press("Enter")
     elif kind == "number":
-        control.fill("3.3")
+        # A field for whole numbers takes 3.3 for 3, so that would not be another value where it is 3 already.
+        control.fill("2" if control.input_value() == "3" else "3.3")
         control.press("Enter")
     elif kind == "text":
         control.fill("x = 1")
