@@ -9,14 +9,9 @@ from torch import nn
 
 from qtutor import IntGrid, Recipe, awq, quantize
 from qtutor.course import exercises
-from qtutor.course.checking import examine
 from qtutor.course.using import replaced
+from tests.course.answers import assert_right, assert_told, each
 from tests.models import some_ids, tiny
-
-
-def verdict(name: str, function):
-    return examine(exercises.find(name), function)
-
 
 # --- fold, wrong ---
 
@@ -384,27 +379,14 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "function", "phrase"),
-    [(name, function, phrase) for name, answers in WRONG.items() for function, phrase in answers],
-    ids=lambda value: getattr(value, "__name__", None),
-)
+@each(WRONG)
 def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
-    found = verdict(name, function)
-    assert not found.passed
-    assert phrase in found.text, found.text
-    others = {other for _, other in WRONG[name]} - {phrase}
-    assert not any(other in found.text for other in others), found.text
+    assert_told(WRONG, name, function, phrase)
 
 
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [(name, function) for name, answers in RIGHT.items() for function in answers],
-    ids=lambda value: getattr(value, "__name__", None),
-)
+@each(RIGHT)
 def test_a_right_answer_passes_however_it_is_written(name, function):
-    found = verdict(name, function)
-    assert found.passed, found.text
+    assert_right(name, function)
 
 
 def test_awq_runs_on_what_a_learner_wrote():

@@ -9,13 +9,8 @@ import torch
 import qtutor
 from qtutor import gguf
 from qtutor.course import exercises, values
-from qtutor.course.checking import examine
 from qtutor.course.using import replaced
-
-
-def verdict(name: str, function):
-    return examine(exercises.find(name), function)
-
+from tests.course.answers import assert_right, verdict
 
 # --- a tensor's info, wrong ---
 
@@ -387,8 +382,7 @@ def test_wrong_answers_are_told_what_is_wrong(name, answer, phrase):
 
 @pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[f"{n}-{f.__name__}" for n, f in RIGHT])
 def test_right_answers_pass_however_they_are_written(name, answer):
-    found = verdict(name, answer)
-    assert found.passed, found.text
+    assert_right(name, answer)
 
 
 def test_the_exercise_asks_for_the_bytes_of_the_package():

@@ -6,15 +6,10 @@ import torch
 
 from qtutor import gptq
 from qtutor.course import exercises
-from qtutor.course.checking import examine
 from qtutor.course.using import replaced
 from qtutor.errors import QtutorError
 from qtutor.grid import IntGrid
-
-
-def verdict(name: str, function):
-    return examine(exercises.find(name), function)
-
+from tests.course.answers import assert_right, each, verdict
 
 # --- one column pushed, wrong ---
 
@@ -403,25 +398,16 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "function", "phrase"),
-    [(name, function, phrase) for name, answers in WRONG.items() for function, phrase in answers],
-    ids=lambda value: getattr(value, "__name__", None),
-)
+@each(WRONG)
 def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
     found = verdict(name, function)
     assert not found.passed
     assert phrase in found.text, found.text
 
 
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [(name, function) for name, answers in RIGHT.items() for function in answers],
-    ids=lambda value: getattr(value, "__name__", None),
-)
+@each(RIGHT)
 def test_a_right_answer_passes_however_it_is_written(name, function):
-    found = verdict(name, function)
-    assert found.passed, found.text
+    assert_right(name, function)
 
 
 def test_no_weight_of_the_loops_inputs_lies_near_the_middle_of_two_levels():

@@ -9,11 +9,7 @@ import torch
 
 from qtutor.course import exercises
 from qtutor.course.checking import examine
-
-
-def verdict(name: str, function):
-    return examine(exercises.find(name), function)
-
+from tests.course.answers import assert_right, each, verdict
 
 # --- decode_float, wrong: each as a learner may write it ---
 
@@ -294,26 +290,17 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "function", "said"),
-    [(name, function, said) for name, wrong in WRONG.items() for function, said in wrong.items()],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_a_wrong_answer_is_told_its_mistake(name, function, said):
+@each({name: list(answers.items()) for name, answers in WRONG.items()})
+def test_a_wrong_answer_is_told_its_mistake(name, function, phrase):
     found = verdict(name, function)
     assert not found.passed
-    assert said in found.text.splitlines()[-1], found.text
+    assert phrase in found.text.splitlines()[-1], found.text
     assert found.text.splitlines()[-1].startswith("Likely mistake: "), found.text
 
 
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [(name, function) for name, right in RIGHT.items() for function in right],
-    ids=lambda value: getattr(value, "__name__", None),
-)
+@each(RIGHT)
 def test_right_answers_pass_however_they_are_written(name, function):
-    found = verdict(name, function)
-    assert found.passed, found.text
+    assert_right(name, function)
 
 
 @pytest.mark.parametrize("name", list(WRONG))

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtutor.course import exercises
-from qtutor.course.checking import examine
-
-
-def verdict(name: str, function):
-    return examine(exercises.find(name), function)
-
+from tests.course.answers import assert_right, verdict
 
 # --- rtn.fit, wrong ---
 
@@ -455,5 +449,4 @@ def test_wrong_answers_are_told_their_mistake(name, function, words):
 
 @pytest.mark.parametrize(("name", "function"), RIGHT)
 def test_right_answers_pass_however_they_are_written(name, function):
-    found = verdict(name, function)
-    assert found.passed, found.text
+    assert_right(name, function)

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from qtutor.course import exercises
-from qtutor.course.checking import examine
 from qtutor.grid import IntGrid
 from qtutor.quantized import QuantizedTensor
+from tests.course.answers import assert_right, verdict
 
 # --- start.true_bytes ---
 
@@ -153,12 +152,11 @@ RIGHT = [
 
 @pytest.mark.parametrize(("name", "function", "words"), WRONG, ids=[f"{n}: {words}" for n, _, words in WRONG])
 def test_wrong_answers_are_told_their_mistake(name, function, words):
-    found = examine(exercises.find(name), function)
+    found = verdict(name, function)
     assert not found.passed
     assert words in found.text.splitlines()[-1] and "Likely mistake: " in found.text, found.text
 
 
 @pytest.mark.parametrize(("name", "function"), RIGHT)
 def test_right_answers_pass_however_they_are_written(name, function):
-    found = examine(exercises.find(name), function)
-    assert found.passed, found.text
+    assert_right(name, function)

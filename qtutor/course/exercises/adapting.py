@@ -1,4 +1,4 @@
-"""What a learner's function returns, as the package wants it: tensors of one dtype on one device."""
+"""What several exercises share: a learner's results as the package wants them, and a property of bytes."""
 
 import torch
 
@@ -10,3 +10,10 @@ def tensor(value, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         value = torch.from_numpy(to_array(value))
     return value.detach().to(like.device, dtype)
+
+
+# A property of exercises that return bytes.
+WHOLE_BYTES = (
+    "a byte is a whole number from 0 to 255.",
+    lambda arguments, results: bool(((results[0] >= 0) & (results[0] < 256)).all()),
+)

@@ -5,6 +5,7 @@ import struct
 import numpy as np
 
 from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.adapting import WHOLE_BYTES
 from qtutor.course.exercises.gguf.inputs import CHAPTER, drawn
 from qtutor.course.exercises.gguf.q4_0_mistakes import MISTAKES
 from qtutor.course.values import to_array
@@ -68,12 +69,7 @@ Q4_0 = Exercise(
     cases=cases,
     outputs=("bytes",),
     mistakes=MISTAKES,
-    properties=(
-        (
-            "a byte is a whole number from 0 to 255.",
-            lambda arguments, results: bool(((results[0] >= 0) & (results[0] < 256)).all()),
-        ),
-    ),
+    properties=(WHOLE_BYTES,),
     replaces="qtutor.gguf.coding.encode",
     adapt=adapt,
 )

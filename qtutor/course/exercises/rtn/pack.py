@@ -3,7 +3,7 @@
 import torch
 
 from qtutor.course.exercise import Exercise
-from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.adapting import WHOLE_BYTES, tensor
 from qtutor.course.exercises.rtn.inputs import CHAPTER
 
 
@@ -146,12 +146,7 @@ PACK = Exercise(
     cases=cases,
     outputs=("bytes",),
     mistakes=MISTAKES,
-    properties=(
-        (
-            "a byte is a whole number from 0 to 255.",
-            lambda arguments, results: bool(((results[0] >= 0) & (results[0] < 256)).all()),
-        ),
-    ),
+    properties=(WHOLE_BYTES,),
     replaces="qtutor.packing.pack_rows",
     adapt=adapt,
 )

@@ -1,0 +1,32 @@
+"""Answers to exercises, right and wrong, tried one by one: what the tests of all topics share."""
+
+import pytest
+
+from qtutor.course import exercises
+from qtutor.course.checking import examine
+
+
+def verdict(name: str, function):
+    """What ``check`` finds of ``function`` as an answer to the exercise ``name``."""
+    return examine(exercises.find(name), function)
+
+
+def each(answers: dict[str, list]):
+    """A test of every answer: ``{exercise: [function ...]}`` or ``{exercise: [(function, phrase) ...]}``."""
+    rows = [(name, *(a if isinstance(a, tuple) else (a,))) for name, listed in answers.items() for a in listed]
+    names = ("name", "function", "phrase")[: len(rows[0])]
+    return pytest.mark.parametrize(names, rows, ids=lambda value: getattr(value, "__name__", None))
+
+
+def assert_told(answers: dict[str, list], name: str, function, phrase: str) -> None:
+    """``function`` is refused with the mistake's ``phrase``, and with none of those of the other wrong ``answers``."""
+    found = verdict(name, function)
+    assert not found.passed
+    assert phrase in found.text, found.text
+    others = {other for _, other in answers[name]} - {phrase}
+    assert not any(other in found.text for other in others), found.text
+
+
+def assert_right(name: str, function) -> None:
+    found = verdict(name, function)
+    assert found.passed, found.text
