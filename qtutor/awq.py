@@ -15,7 +15,7 @@ Left out: one scale for q, k, v through the keys (only norm -> q, k, v is scaled
 attention, where one channel of v feeds several of o.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -76,20 +76,29 @@ def search(
     originals = [layer.weight.data for layer in layers]
     targets = [parent(x) for x in inputs]
     best, errors = None, []
+    for step in range(RATIOS):
+        ratio = step / RATIOS
+        scale = scale_of(mean_abs, ratio, originals if duo else None, group_size)
+        rounded = [rtn.quantize(weight * scale, grid, group_size).dequantize() / scale for weight in originals]
+        squares = _squared_error(layers, rounded, inputs, targets, parent)
+        errors.append(squares / sum(target.numel() for target in targets))
+        if best is None or errors[-1] < best.errors[0]:
+            best = Search(scale, ratio, (errors[-1],))
+    return Search(best.scale, best.ratio, tuple(errors))
+
+
+def _squared_error(
+    layers: list[nn.Linear], weights: list[torch.Tensor], inputs: list, targets: list[torch.Tensor], parent: Callable
+) -> float:
+    """How far ``parent``'s outputs are from ``targets`` while ``layers`` have these weights; they get theirs back."""
+    originals = [layer.weight.data for layer in layers]
     try:
-        for step in range(RATIOS):
-            ratio = step / RATIOS
-            scale = scale_of(mean_abs, ratio, originals if duo else None, group_size)
-            for layer, weight in zip(layers, originals):
-                layer.weight.data = rtn.quantize(weight * scale, grid, group_size).dequantize() / scale
-            squares = sum((parent(x) - target).square().sum().item() for x, target in zip(inputs, targets))
-            errors.append(squares / sum(target.numel() for target in targets))
-            if best is None or errors[-1] < best.errors[0]:
-                best = Search(scale, ratio, (errors[-1],))
+        for layer, weight in zip(layers, weights):
+            layer.weight.data = weight
+        return sum((parent(x) - target).square().sum().item() for x, target in zip(inputs, targets))
     finally:
         for layer, weight in zip(layers, originals):
             layer.weight.data = weight
-    return Search(best.scale, best.ratio, tuple(errors))
 
 
 def scale_of(
@@ -124,20 +133,21 @@ def scale_block(
     module, changed = block.module, {}
     sample = block.states[:1]
     before = module(sample, **block.arguments)
-    for source_name, names, parent_name in PAIRS:
+    for source_name, names, parent_name in pairs_of(block):
         source, layers = module.get_submodule(source_name), [module.get_submodule(name) for name in names]
-        if source.weight.shape[0] != layers[0].weight.shape[1]:
-            continue  # grouped-query attention
         mean_abs = block.statistics(names[0], STATISTICS_TOKENS).mean_abs.to(source.weight.device)
-        weights = block.weights(names[0])[block.chosen(SEARCH_TOKENS)].sqrt().split(BATCH)
-        inputs = list(zip(block.inputs(names[0], SEARCH_TOKENS), weights))
-        parent = _parent(block, parent_name)
+        roots = block.weights(names[0])[block.chosen(SEARCH_TOKENS)].sqrt().unsqueeze(-1).split(BATCH)
+        inputs = list(zip(block.inputs(names[0], SEARCH_TOKENS), roots))
+        module_alone = parent_of(block, parent_name)
+
+        def parent(given: tuple[torch.Tensor, torch.Tensor], module_alone=module_alone) -> torch.Tensor:
+            return module_alone(given[0]) * given[1]  # an error then counts by its token's weight
+
         found = search(layers, inputs, mean_abs, parent, grid, group_size, duo)
         scale = found.scale
         if quantizer is not None and found.ratio > 0:
-            scale = _confirmed(
-                layers, inputs, scale, parent, block.hessian(names[0], True, STATISTICS_TOKENS), quantizer
-            )
+            hessian = block.hessian(names[0], True, STATISTICS_TOKENS)
+            scale = _confirmed(layers, inputs, scale, parent, hessian, quantizer)
         fold(source, layers, scale, block.dtype)
         if source_name.endswith("layernorm"):
             changed[f"{source_name}.weight"] = source.weight
@@ -158,28 +168,29 @@ def _confirmed(
     layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, hessian: torch.Tensor, quantizer
 ) -> torch.Tensor:
     """``scale [in]`` or ones, whichever changes ``parent``'s output less once ``quantizer`` has rounded the layers."""
-    originals = [layer.weight.data for layer in layers]
     targets = [parent(x) for x in inputs]
     errors = {}
-    try:
-        for tried in (torch.ones_like(scale), scale):
-            for layer, weight in zip(layers, originals):
-                rounded = quantizer(weight * tried, hessian / torch.outer(tried, tried))
-                layer.weight.data = rounded.dequantize() / tried
-            error = sum((parent(x) - target).square().sum().item() for x, target in zip(inputs, targets))
-            errors.setdefault(error, tried)  # the first of equals stays
-    finally:
-        for layer, weight in zip(layers, originals):
-            layer.weight.data = weight
+    for tried in (torch.ones_like(scale), scale):
+        tried_hessian = hessian / torch.outer(tried, tried)
+        rounded = [quantizer(layer.weight.data * tried, tried_hessian).dequantize() / tried for layer in layers]
+        errors.setdefault(_squared_error(layers, rounded, inputs, targets, parent), tried)  # the first of equals stays
     return errors[min(errors)]
 
 
-def _parent(block: CalibratedBlock, name: str) -> Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """The module ``name`` as a function of its input and of the roots of its tokens' weights, which its output gets."""
+def pairs_of(block: CalibratedBlock) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Those of :data:`PAIRS` that can be scaled: under grouped-query attention a channel of v feeds several of o."""
+    for source, names, parent in PAIRS:
+        made, read = block.module.get_submodule(source).weight, block.module.get_submodule(names[0]).weight
+        if made.shape[0] == read.shape[1]:
+            yield source, names, parent
+
+
+def parent_of(block: CalibratedBlock, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The module ``name`` of ``block`` as a function of its input alone."""
     module = block.module.get_submodule(name)
     if name == "self_attn":
-        return lambda given: module(given[0], **block.arguments)[0] * given[1].unsqueeze(-1)
-    return lambda given: module(given[0]) * given[1].unsqueeze(-1)
+        return lambda x: module(x, **block.arguments)[0]
+    return module
 
 
 @torch.no_grad()

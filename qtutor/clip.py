@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 
-from qtutor import rtn
 from qtutor.grid import Grid
 
 
@@ -33,8 +32,7 @@ def search(
     def attempt(keep_low: torch.Tensor | float, keep_high: torch.Tensor | float) -> None:
         nonlocal best
         scale, zero = grid.fit(low * keep_low, high * keep_high)
-        codes = grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
-        costs = cost(grid.decode(codes, scale.unsqueeze(-1), zero.unsqueeze(-1)) - grouped)
+        costs = cost(_errors(grouped, scale, zero, grid))
         tried = costs, scale, zero, torch.ones_like(low) * keep_low, torch.ones_like(low) * keep_high
         if best is None:
             best = tried
@@ -59,9 +57,9 @@ def search_together(
     grouped: torch.Tensor,
     hessian: torch.Tensor,
     grid: Grid,
-    rounds: int = 3,
-    steps: int = 40,
-    shrink: float = 0.5,
+    rounds: int,
+    steps: int,
+    shrink: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero ``[out, groups]`` with which ``grouped [out, groups, group_size]`` changes the output least.
 
@@ -72,7 +70,7 @@ def search_together(
     """
     groups, length = grouped.shape[1:]
     hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
-    scale, zero = rtn.fit_groups(grouped, grid)
+    scale, zero = grid.fit(grouped.amin(dim=-1), grouped.amax(dim=-1))
     errors = _errors(grouped, scale, zero, grid)
     slopes = errors.flatten(1) @ hessian  # [out, in]
     for group in list(range(groups)) * rounds:
@@ -92,7 +90,7 @@ def search_together(
 
 def _errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
     """What rounding adds to every weight, shaped like ``grouped``."""
-    codes = rtn.encode_groups(grouped, scale, zero, grid)
+    codes = grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
     return grid.decode(codes, scale.unsqueeze(-1), zero.unsqueeze(-1)) - grouped
 
 

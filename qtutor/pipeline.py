@@ -160,9 +160,8 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
     if recipe.method == "awq" and not recipe.propagate:
         return None, ""
     few = f"{tokens} tokens for a width of {len(hessian)}"
-    try:
-        plan = gptq.prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping, name=name)
-    except gptq.HessianError as error:
+    plan, error = _factored(hessian, recipe, name)
+    if plan is None:
         without = "AWQ without propagation" if recipe.method == "awq" else "rounded to nearest"
         note = f"{without}, since its Hessian cannot be used ({few}). {error}"
         warnings.warn(f"{name}: {note}", stacklevel=2)
@@ -175,24 +174,36 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
     return plan, "; ".join(notes)
 
 
+def _factored(hessian: torch.Tensor, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, gptq.HessianError | None]:
+    """GPTQ's plan, or why there is none."""
+    try:
+        act_order, damping = recipe.act_order, recipe.damping
+        return gptq.prepare(hessian, recipe.group_size, act_order=act_order, damping=damping, name=name), None
+    except gptq.HessianError as error:
+        return None, error
+
+
 def _quantizer(recipe: Recipe) -> awq.Quantizer:
     """How AWQ's scales are judged in the end: by what will really round the layers."""
 
     def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
-        if recipe.method == "awq" and recipe.own_clip == "output":  # one round tells which of two scales is better
-            return awq.quantize(weight, hessian, recipe.grid, recipe.group_size, rounds=1)
-        plan, _ = _plan(hessian, 1 << 62, recipe, "weight") if recipe.method != "awq" else (None, "")
-        return _round(weight, hessian, plan, recipe, "weight")
+        plan = None if recipe.method == "awq" else _factored(hessian, recipe, "weight")[0]
+        return _round(weight, hessian, plan, recipe, "weight", rounds=1)  # one tells which of two scales is better
 
     return quantizer
 
 
 def _round(
-    weight: torch.Tensor, hessian: torch.Tensor, plan: gptq.Plan | None, recipe: Recipe, name: str
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    plan: gptq.Plan | None,
+    recipe: Recipe,
+    name: str,
+    rounds: int = awq.CLIP_ROUNDS,
 ) -> QuantizedTensor:
     grid, group_size = recipe.grid, recipe.group_size
     if recipe.method == "awq" and recipe.own_clip == "output":
-        return awq.quantize(weight, hessian, grid, group_size, name)
+        return awq.quantize(weight, hessian, grid, group_size, name, rounds)
     if recipe.method != "awq" and plan is not None:
         static = recipe.static_groups or recipe.act_order == "columns"
         return gptq.round_columns(weight, plan, grid, group_size, static, clip=recipe.own_clip, name=name)

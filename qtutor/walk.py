@@ -63,10 +63,10 @@ class CalibratedBlock(Stream):
 
         weighted: every token by :meth:`weights`. tokens: of about so many, as in :meth:`inputs`; of all if ``None``.
         """
-        total = None
+        total, weights = None, self.weights(layer) if weighted else None
         for some in self.chosen(tokens).split(BATCH):
             x = self.reach(layer, some)
-            left = x * self.weights(layer)[some].unsqueeze(-1) if weighted else x
+            left = x if weights is None else x * weights[some].unsqueeze(-1)
             product = left.flatten(0, 1).T @ x.flatten(0, 1)
             total = product.double() if total is None else total.add_(product)
         return total

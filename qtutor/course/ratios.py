@@ -6,7 +6,6 @@ slider only looks up.
 
 import copy
 import functools
-from collections.abc import Callable
 
 import ipywidgets
 import torch
@@ -87,21 +86,13 @@ def _pairs(model: torch.nn.Module, token_ids: torch.Tensor) -> dict[str, tuple]:
     """What :func:`qtutor.awq.search` takes, by name: layers, their inputs, mean |x| of these, the parent."""
     pairs = {}
     for number, block in enumerate(walk.walk(model, token_ids)):
-        for source, names, parent in awq.PAIRS:
+        for _, names, parent in awq.pairs_of(block):
             layers = [block.module.get_submodule(name) for name in names]
-            if block.module.get_submodule(source).weight.shape[0] != layers[0].weight.shape[1]:
-                continue  # grouped-query attention
             given = list(block.inputs(names[0])), block.statistics(names[0]).mean_abs
             short = ", ".join(name.rsplit(".")[-1] for name in names)
-            pairs[f"{number}: {short}"] = (layers, *given, _parent(block, parent))
+            pairs[f"{number}: {short}"] = (layers, *given, awq.parent_of(block, parent))
         block.advance()
     return pairs
-
-
-def _parent(block: walk.CalibratedBlock, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The module of ``block`` whose output is compared, as a function of its input alone."""
-    module = block.module.get_submodule(name)
-    return (lambda x: module(x, **block.arguments)[0]) if name == "self_attn" else module
 
 
 def _loudest_group(
