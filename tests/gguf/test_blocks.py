@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qtutor.errors import QtutorError
@@ -62,13 +62,17 @@ WORST = {
 @pytest.mark.parametrize("name", TYPES)
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), size=st.floats(1e-6, 1000), share=st.floats(0, 1), shift=st.floats(-3, 3))
+@example(seed=3181, size=4.0, share=0.75, shift=0.0001)  # two opposite extremes, equal but for the fifth digit
 def test_what_comes_back_is_close(name, seed, size, share, shift):
     generator = np.random.default_rng(seed)
     rows = (generator.standard_normal((3, 256)) + shift) * size * (generator.random((3, 256)) <= share)
     rows = rows.astype(np.float32)
     back = decode(encode(rows, name), name)
     largest = np.abs(rows.reshape(len(rows), -1, TYPES[name].values)).max(axis=2)
-    allowed = np.repeat(largest, TYPES[name].values, axis=1) * WORST[name]
+    # WORST is for exact scales. One that is rounded to float16 is off by 2^-11, and so is the largest level: Q5_0 ends at
+    # 15 steps on one side, and what lies at 16 misses it by one step and those 15 / 16 * 2^-11.
+    rounding = 2**-11 if TYPES[name].offsets("f16") else 0
+    allowed = np.repeat(largest, TYPES[name].values, axis=1) * (WORST[name] + rounding)
     smallest = 1e-3 if name not in ("F32", "BF16", "MXFP4") else 1e-37  # what float16 scales resolve
     assert (np.abs(back - rows) <= allowed + smallest).all()
 
