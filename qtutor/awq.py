@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from qtutor import clip, rtn
-from qtutor.calibrate import BATCH
 from qtutor.errors import QtutorError
 from qtutor.grid import Grid
 from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
@@ -136,8 +135,7 @@ def scale_block(
     for source_name, names, parent_name in pairs_of(block):
         source, layers = module.get_submodule(source_name), [module.get_submodule(name) for name in names]
         mean_abs = block.statistics(names[0], STATISTICS_TOKENS).mean_abs.to(source.weight.device)
-        roots = block.weights(names[0])[block.chosen(SEARCH_TOKENS)].sqrt().unsqueeze(-1).split(BATCH)
-        inputs = list(zip(block.inputs(names[0], SEARCH_TOKENS), roots))
+        inputs = [(x, weights.sqrt()) for x, weights in block.weighted_inputs(names[0], SEARCH_TOKENS)]
         module_alone = parent_of(block, parent_name)
 
         def parent(given: tuple[torch.Tensor, torch.Tensor], module_alone=module_alone) -> torch.Tensor:

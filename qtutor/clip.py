@@ -90,8 +90,7 @@ def search_together(
 
 def _errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
     """What rounding adds to every weight, shaped like ``grouped``."""
-    codes = grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
-    return grid.decode(codes, scale.unsqueeze(-1), zero.unsqueeze(-1)) - grouped
+    return grid.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)).sub_(grouped)
 
 
 def _cost(block: torch.Tensor, others: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

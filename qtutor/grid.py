@@ -4,8 +4,8 @@ A code is a small unsigned integer. A grid says what it means before the scale i
 Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1), ``r = S (q - Z)``. Where the values
 lie otherwise than evenly, they are listed in a :class:`Codebook` (those of bitsandbytes are in :mod:`qtutor.bnb`).
 
-Both kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode`` and
-``decode``; whatever takes one takes the other.
+Both kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode``,
+``decode`` and ``nearest``; whatever takes one takes the other.
 """
 
 from dataclasses import dataclass
@@ -84,6 +84,11 @@ class IntGrid:
         """``scale * (code - zero)`` in float32."""
         return scale.float() * (code.float() - zero.float())
 
+    def nearest(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """What comes back of every weight, float32: decode(encode(weight)), bit by bit, without the way over codes."""
+        scale, zero = scale.float(), zero.float()
+        return (weight.float() / scale).round_().clamp_(-zero, self.largest_code - zero).mul_(scale)
+
 
 @dataclass(frozen=True)
 class Codebook:
@@ -130,6 +135,10 @@ class Codebook:
     def decode(self, code: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
         """``scale * values[code]`` in float32."""
         return scale.float() * self._sorted[0].to(code.device)[code.long()]
+
+    def nearest(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
+        """What comes back of every weight, float32."""
+        return self.decode(self.encode(weight, scale, zero), scale, zero)
 
 
 Grid = IntGrid | Codebook

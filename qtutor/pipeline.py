@@ -20,11 +20,13 @@ from qtutor import awq, bnb, gptq, rtn
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
 from qtutor.linear import QuantEmbedding, QuantLinear, QuantWeight
-from qtutor.propagation import propagated
-from qtutor.quantized import QuantizedTensor, check_weight, resolve_group_size
+from qtutor.propagation import ENOUGH, propagated, strength
+from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.recipe import CODEBOOKS, LayerReport, Recipe, Report
 from qtutor.stream import SHARED
 from qtutor.walk import CalibratedBlock, walk
+
+ERROR_ROWS = 128
 
 
 def quantize(
@@ -45,7 +47,7 @@ def quantize(
     if recipe.needs_calibration:
         token_ids = _calibration(model, recipe) if calibration is None else calibration
         blocks = tqdm(
-            walk(model, token_ids, recipe.propagate),
+            walk(model, token_ids, _propagate(model, token_ids, recipe)),
             "quantizing",
             len(decoder_blocks(model)),
             unit="block",
@@ -60,7 +62,7 @@ def quantize(
             quantized = bnb.quantize(weight, recipe.grid, recipe.group_size, recipe.double, name)
         else:
             quantized = rtn.quantize(weight, recipe.grid, recipe.group_size, recipe.own_clip, name)
-        outcome.add(name, module, weight, quantized, getattr(module, "bias", None))
+        outcome.add(name, module, weight, quantized, bias=getattr(module, "bias", None))
     outcome.put_into(model)
     if recipe.embeddings or recipe.lm_head:
         model.config.tie_word_embeddings = False  # each of the two is now a tensor of its own
@@ -75,8 +77,11 @@ class Outcome:
     changed: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: list[LayerReport] = field(default_factory=list)
 
-    def add(self, name, module: nn.Module, weight: torch.Tensor, quantized: QuantizedTensor, bias=None, **more) -> None:
-        """Take in a layer: ``module`` is the model's own, ``weight [out, in]`` what ``quantized`` stands for."""
+    def add(
+        self, name, module: nn.Module, weight: torch.Tensor, quantized: QuantizedTensor, *, back=None, bias=None, **more
+    ) -> None:
+        """Take in a layer: ``module`` is the model's own, ``weight [out, in]`` what ``quantized`` stands for; back:
+        ``quantized.dequantize()``, where that is known already."""
         if isinstance(module, nn.Embedding):
             self.packed[name] = QuantEmbedding.from_quantized(quantized, module.weight.dtype)
         else:
@@ -84,7 +89,8 @@ class Outcome:
             self.packed[name] = kind.from_quantized(quantized, bias)
         exact = weight.float()
         tiny = torch.finfo(torch.float32).tiny
-        error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=tiny)
+        back = quantized.dequantize() if back is None else back
+        error = (back - exact).norm() / exact.norm().clamp(min=tiny)
         sizes = quantized.bits_per_weight, module.weight.nbytes, quantized.nbytes
         self.rows.append(LayerReport(name, quantized.shape, error.item(), *sizes, **more))
 
@@ -127,6 +133,12 @@ def _calibration(model: nn.Module, recipe: Recipe) -> torch.Tensor:
     return calibration_tokens()
 
 
+def _propagate(model: nn.Module, token_ids: torch.Tensor, recipe: Recipe) -> bool:
+    if recipe.propagate is not None:
+        return recipe.propagate
+    return token_ids.numel() >= ENOUGH * max(model.config.hidden_size, model.config.intermediate_size)
+
+
 def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, outcome: Outcome) -> None:
     """AWQ or GPTQ, or one after the other, for the layers of one block, in the order in which the block runs them."""
     for name in (name for names in SHARED for name in names):  # before any search, so that errors name the layer
@@ -140,25 +152,27 @@ def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, ou
             outcome.changed[f"{block.name}.{name}"] = value.to(dtype)
     for names in SHARED:
         moments = block.moments(names[0])
-        plan, note = _plan(moments.hessian, block.tokens, recipe, f"{block.name}.{names[0]}")
-        for name in names:
-            full_name = f"{block.name}.{name}"
-            layer = block.module.get_submodule(name)
-            wanted = layer.weight if plan is None else propagated(layer.weight, moments, plan)
-            quantized = _round(wanted, moments.hessian, plan, recipe, full_name)
-            error = _output_error(wanted, quantized, moments.hessian)
+        plan, note = None, ""
+        if block.twin or recipe.method != "awq":
+            plan, note = _plan(moments.hessian, block.tokens, recipe, f"{block.name}.{names[0]}")
+        layers = [block.module.get_submodule(name) for name in names]
+        weights = [layer.weight for layer in layers]
+        share = strength(block.tokens, weights[0].shape[1])
+        wanted = weights if plan is None else [propagated(weight, moments, plan, share) for weight in weights]
+        quantized = _round_together(wanted, moments.hessian, plan, recipe, f"{block.name}.{names[0]}")
+        for name, layer, before, after in zip(names, layers, wanted, quantized):
+            full_name, back = f"{block.name}.{name}", after.dequantize()
+            error = _output_error(before, back, moments.hessian)
             original = model.get_submodule(full_name)
             bias = None if layer.bias is None else layer.bias.to(original.bias.dtype)
-            outcome.add(full_name, original, layer.weight, quantized, bias=bias, output_error=error, note=note)
-            if recipe.propagate or recipe.method != "awq":  # the next layer reads what this one makes when rounded
-                layer.weight.copy_(quantized.dequantize())
+            outcome.add(full_name, original, layer.weight, after, back=back, bias=bias, output_error=error, note=note)
+            if block.twin or recipe.method != "awq":  # the next layer reads what this one makes when rounded
+                layer.weight.copy_(back)
     block.advance()
 
 
 def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, str]:
     """The Hessian ordered and factored, or ``None`` where it is of no use; and what the report has to say about it."""
-    if recipe.method == "awq" and not recipe.propagate:
-        return None, ""
     few = f"{tokens} tokens for a width of {len(hessian)}"
     plan, error = _factored(hessian, recipe, name)
     if plan is None:
@@ -210,9 +224,23 @@ def _round(
     return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else None, name)
 
 
-def _output_error(weight: torch.Tensor, quantized: QuantizedTensor, hessian: torch.Tensor) -> float:
-    """``|X (W - Q)^T| / |X W^T|``, out of the Hessian: ``|X D^T|^2 = trace(D H D^T)``."""
-    hessian = hessian.float()
-    difference = quantized.dequantize() - weight
+def _round_together(
+    weights: list[torch.Tensor], hessian: torch.Tensor, plan: gptq.Plan | None, recipe: Recipe, name: str
+) -> list[QuantizedTensor]:
+    """:func:`_round` of layers that read the same input, as one matrix: rows do not know of each other."""
+    if recipe.group_size == PER_TENSOR:  # but here they do
+        return [_round(weight, hessian, plan, recipe, name) for weight in weights]
+    together = _round(torch.cat(weights), hessian, plan, recipe, name)
+    return together.split([len(weight) for weight in weights])
+
+
+def _output_error(weight: torch.Tensor, back: torch.Tensor, hessian: torch.Tensor) -> float:
+    """``|X (W - Q)^T| / |X W^T|`` for W, ``weight [out, in]``, and Q, ``back``, out of the Hessian.
+
+    ``|X D^T|^2 = trace(D H D^T)``; of a large layer, over :data:`ERROR_ROWS` of its rows, evenly spread.
+    """
+    rows = slice(None, None, max(len(weight) // ERROR_ROWS, 1))
+    hessian, weight = hessian.float(), weight[rows]
+    difference = back[rows] - weight
     squares = [((matrix @ hessian) * matrix).sum().clamp(min=0) for matrix in (difference, weight)]
     return (squares[0] / squares[1].clamp(min=torch.finfo(torch.float32).tiny)).sqrt().item()

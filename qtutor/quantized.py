@@ -113,6 +113,12 @@ class QuantizedTensor:
         """The weights that the codes stand for, ``[out, in]``."""
         return dequantize(self.codes, self.scales, self.zeros, self.grid, dtype)
 
+    def split(self, rows: list[int]) -> list["QuantizedTensor"]:
+        """Matrices of so many rows each, in turn; not for one scale a tensor or nested scales, which rows share."""
+        zeros = [None] * len(rows) if self.zeros is None else self.zeros.split(rows)
+        parts = zip(self.codes.split(rows), self.scales.split(rows), zeros)
+        return [QuantizedTensor(*part, self.grid, self.group_size) for part in parts]
+
 
 def dequantize(
     codes: torch.Tensor,

@@ -26,7 +26,9 @@ class Recipe:
     (least error of the layer's output, as AWQ or GPTQ counts it). ``None``: the method's own, which is ``"output"`` for
     AWQ and GPTQ and ``"none"`` for the others.
     act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
-    propagate: AWQ and GPTQ let each layer make up for what the layers before it did (:mod:`qtutor.propagation`).
+    propagate: AWQ and GPTQ let each layer make up for what the layers before it did (:mod:`qtutor.propagation`), which
+    doubles the time. ``None``: where there is text enough for it to be worth that, eight tokens for every input of the
+    widest layer.
     double: NF4's and FP4's scales are quantized too.
     embeddings, lm_head: quantize these too, always to nearest (lm_head of a model with tied embeddings becomes a matrix
     of its own). Raises :class:`QtutorError` for a value outside these.
@@ -41,7 +43,7 @@ class Recipe:
     static_groups: bool = False
     damping: float = DAMPING
     duo: bool = False
-    propagate: bool = True
+    propagate: bool | None = None
     double: bool = True
     embeddings: bool = False
     lm_head: bool = False

@@ -25,8 +25,6 @@ def quantize(
     name: what errors call the tensor. Raises :class:`QtutorError` for NaN, Inf, a group size that does not divide the
     row, or an unknown clip.
     """
-    if clip not in (None, "mse"):
-        raise QtutorError(f"clip = {clip!r}: choose 'mse' or None.")
     check_weight(weight, name)
     rows, columns = weight.shape
     length = resolve_group_size(group_size, columns, name)
@@ -39,7 +37,7 @@ def quantize(
         scale = torch.ones(grouped.shape[:2], dtype=grid.scale_dtype)
         zero = torch.full(scale.shape, grid.middle, dtype=torch.uint8)
     else:
-        scale, zero = _fit(grouped, grid, clip)
+        scale, zero = fit_clipped(grouped, grid, clip)
     codes = encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
 
@@ -54,8 +52,10 @@ def encode_groups(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
     return grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
 
 
-def _fit(grouped: torch.Tensor, grid: Grid, clip: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero ``[out, groups]`` of every group of ``grouped [out, groups, group_size]``."""
+def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`fit_groups`, or for ``clip="mse"`` the narrower ranges with the least squared error."""
+    if clip not in (None, "mse"):
+        raise QtutorError(f"clip = {clip!r}: choose 'mse' or None.")
     scale, zero = fit_groups(grouped, grid)
     if clip is None:
         return scale, zero
@@ -75,5 +75,5 @@ def _fit(grouped: torch.Tensor, grid: Grid, clip: str | None) -> tuple[torch.Ten
 
 def squared_error(grouped: torch.Tensor, grid: Grid, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """Sum of squared rounding errors of every group, ``[out, groups]``."""
-    back = grid.decode(encode_groups(grouped, scale, zero, grid), scale.unsqueeze(-1), zero.unsqueeze(-1))
+    back = grid.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
     return (back - grouped).square().sum(dim=-1)

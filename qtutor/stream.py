@@ -1,9 +1,10 @@
 """A decoder block and the states that arrive at it: what its layers read, batch by batch, and what it hands on.
 
-A pass runs no further than the layer it is about: for ``down_proj`` a whole block, for ``q_proj`` only a norm. And what
-attention or the MLP have computed need not be computed again: once :meth:`Stream.keep` holds the input of ``o_proj``,
-passes take its product with ``o_proj`` (as that is by now) in place of running attention, and likewise for
-``down_proj`` and the MLP. So a method that rounds the layers in order runs each weight little more than once.
+A block adds two things to the residual stream, one after the other: what attention makes of the normed stream, and what
+the MLP does. A pass runs no further than the layer it is about: for ``down_proj`` nearly a whole block, for ``q_proj``
+only a norm. And nothing needs to be computed twice: :meth:`Stream.keep` holds on to the input of ``o_proj`` (or
+``down_proj``), and once a method is done with attention, :meth:`Stream.attend` moves the states behind it. So a method
+that rounds the layers in order runs each weight little more than once.
 """
 
 import contextlib
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from qtutor.calibrate import BATCH
 from qtutor.errors import QtutorError
 
 # Layers that read the same tensor, in the order in which a block runs them.
@@ -24,11 +25,24 @@ SHARED = (
     ("mlp.down_proj",),
 )
 ADDED = ("self_attn.o_proj", "mlp.down_proj")  # the last of attention and MLP: their outputs join the residual stream
-AFTER_ATTENTION = "post_attention_layernorm"  # reads the residual stream between attention and MLP
+# The two halves of a block: the norm that reads the stream, the layers that read the norm, and the last layer.
+HALVES = (("input_layernorm", SHARED[0], ADDED[0]), ("post_attention_layernorm", SHARED[2], ADDED[1]))
+WIDE = 1024
+PASS = 1024  # tokens that run at once: activations of so few stay in a CPU's cache, and more run no faster
 
 
-class _Reached(Exception):
-    """Ends a pass at the layer it is about."""
+@contextlib.contextmanager
+def products(width: int) -> Iterator[None]:
+    """How a block of hidden size ``width`` multiplies: from :data:`WIDE` on with bfloat16 factors (sums stay float32),
+    on a CPU that has instructions for that, which halves the time. That is what a model stored in bfloat16 computes
+    anyway. Small models are exact, so that the same comes out on every CPU."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16" if width >= WIDE else before
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 @dataclass
@@ -36,8 +50,9 @@ class Stream:
     """A block and the states that arrive at it.
 
     name: ``"model.layers.3"``. module: the block, in float32. states: float32 ``[samples, length, hidden]``, its
-    inputs. arguments: what the model passes to the block besides (positions, mask). kept: inputs of layers in
-    :data:`ADDED`, float32 ``[samples, length, in]``, by the layer's name.
+    inputs, or after :meth:`attend` the residual stream behind attention. arguments: what the model passes to the block
+    besides (positions, mask). kept: inputs of layers in :data:`ADDED`, float32 ``[samples, length, in]``, by the
+    layer's name. attended: whether the states are behind attention.
     """
 
     name: str
@@ -45,11 +60,17 @@ class Stream:
     states: torch.Tensor
     arguments: dict
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    attended: bool = False
 
-    def batches(self) -> Iterator[slice]:
-        """All samples, a few at a time."""
-        for begin in range(0, len(self.states), BATCH):
-            yield slice(begin, begin + BATCH)
+    def step(self, tokens: int | None = None) -> int:
+        """How many samples hold about ``tokens`` tokens (:data:`PASS` if ``None``), at least one."""
+        return max((tokens or PASS) // self.states.shape[1], 1)
+
+    def batches(self, tokens: int | None = None) -> Iterator[slice]:
+        """All samples, so many at a time as hold about ``tokens`` tokens."""
+        step = self.step(tokens)
+        for begin in range(0, len(self.states), step):
+            yield slice(begin, begin + step)
 
     @torch.no_grad()
     def reach(self, layer: str, some: slice | torch.Tensor) -> torch.Tensor:
@@ -59,52 +80,72 @@ class Stream:
         """
         if layer in self.kept:
             return self.kept[layer][some]
-        reached = []
-
-        def stop(_module: nn.Module, arguments: tuple) -> None:
-            reached.append(arguments[0])
-            raise _Reached
-
-        hook = self.module.get_submodule(layer).register_forward_pre_hook(stop)
-        try:
-            self.run(some)
-        except _Reached:
-            x = reached.pop()
-        finally:
-            hook.remove()
-        check_finite(x, f"{self.name}.{layer}: its input")
-        return x
+        residual = self.states[some]
+        with products(residual.shape[-1]):
+            for norm, first, last in self._ahead():
+                x = self.module.get_submodule(norm)(residual)
+                if layer not in first:
+                    check_finite(x, f"{self.name}.{first[0]}: its input")
+                    x = self._inside(last, x)
+                if layer in (*first, last):
+                    check_finite(x, f"{self.name}.{layer}: its input")
+                    return x
+                residual = residual + self.module.get_submodule(last)(x)
+        raise ValueError(f"{layer}: none of the layers that the states of {self.name} are still before")
 
     @torch.no_grad()
     def run(self, some: slice | torch.Tensor) -> torch.Tensor:
         """What the block hands on for ``some`` of the samples, float32 ``[batch, length, hidden]``."""
-        with contextlib.ExitStack() as stack:
-            for layer, x in self.kept.items():
-                parent = self.module.get_submodule(layer.split(".")[0])
-                last = self.module.get_submodule(layer)
-                alone = layer == "mlp.down_proj"  # attention returns its weights, too
+        residual = self.states[some]
+        with products(residual.shape[-1]):
+            for norm, _, last in self._ahead():
+                inside = self.kept[last][some] if last in self.kept else None
+                if inside is None:
+                    inside = self._inside(last, self.module.get_submodule(norm)(residual))
+                residual = residual + self.module.get_submodule(last)(inside)
+        return residual
 
-                def shortcut(*_args, last=last, x=x, alone=alone, **_more):
-                    return last(x[some]) if alone else (last(x[some]), None)
-
-                parent.forward = shortcut
-                stack.callback(vars(parent).pop, "forward")
-            return self.module(self.states[some], **self.arguments)
-
-    def keep(self, layer: str) -> None:
+    def keep(self, layer: str) -> torch.Tensor:
         """Hold on to the input of ``layer`` (in :data:`ADDED`); nothing before the layer may be changed from now on."""
         if layer not in self.kept:
-            found = None
+            width = self.module.get_submodule(layer).weight.shape[1]
+            found = self.states.new_empty(*self.states.shape[:2], width)
             for some in self.batches():
-                x = self.reach(layer, some)
-                if found is None:
-                    found = x.new_empty(*self.states.shape[:2], x.shape[-1])
-                found[some] = x
+                found[some] = self.reach(layer, some)
             self.kept[layer] = found
+        return self.kept[layer]
 
-    def residual(self, layer: str, some: slice | torch.Tensor) -> torch.Tensor:
-        """The residual stream that the output of ``layer`` (in :data:`ADDED`) is added to."""
-        return self.states[some] if layer.startswith("self_attn.") else self.reach(AFTER_ATTENTION, some)
+    @torch.no_grad()
+    def sizes(self, layer: str) -> torch.Tensor:
+        """Mean squares of the residual stream behind ``layer`` (in :data:`ADDED`) as it is, ``[samples, length]``.
+
+        To bfloat16's precision, two or three digits: what ``layer`` adds is multiplied in it, four times as fast on a
+        CPU that can.
+        """
+        linear = self.module.get_submodule(layer)
+        weight = linear.weight.bfloat16()
+        bias = None if linear.bias is None else linear.bias.bfloat16()
+
+        def behind(some: slice) -> torch.Tensor:
+            residual = self.states[some]
+            if layer == ADDED[0] and self.attended:
+                return residual
+            if layer == ADDED[1] and not self.attended:
+                residual = residual + self.module.self_attn.o_proj(self.reach(ADDED[0], some))
+            return residual + functional.linear(self.reach(layer, some).bfloat16(), weight, bias)
+
+        return torch.cat([behind(some).square().mean(-1) for some in self.batches()])
+
+    @torch.no_grad()
+    def attend(self) -> None:
+        """Move the states behind attention, as its layers are now; they can no longer be asked for."""
+        if not self.attended:
+            inside, last = self.keep(ADDED[0]), self.module.get_submodule(ADDED[0])
+            with products(self.states.shape[-1]):
+                for some in self.batches():
+                    self.states[some] += last(inside[some])
+            self.kept.clear()
+            self.attended = True
 
     def advance(self) -> None:
         """Replace ``states`` by the outputs of ``module`` as it is now."""
@@ -113,10 +154,26 @@ class Stream:
             check_finite(output, f"{self.name}: its output")
             self.states[some] = output
         self.kept.clear()
+        self.attended = False
+
+    def _ahead(self) -> tuple:
+        return HALVES[1:] if self.attended else HALVES
+
+    def _inside(self, last: str, x: torch.Tensor) -> torch.Tensor:
+        """What ``last`` is given by its parent (attention, MLP) that reads ``x``."""
+        name = last.split(".")[0]
+        parent, layer = self.module.get_submodule(name), self.module.get_submodule(last)
+        layer.forward = lambda given: given  # so that the parent returns what it would multiply with the last weights
+        try:
+            return parent(x, **self.arguments)[0] if name == "self_attn" else parent(x)
+        finally:
+            del layer.forward
 
 
 def check_finite(x: torch.Tensor, what: str) -> None:
     """Raise :class:`QtutorError` where ``x [batch, length, channels]`` is NaN or infinite; ``what`` names it."""
+    if torch.isfinite(x.sum()):  # one pass over x; only a sum that is not finite asks for a closer look
+        return
     finite = torch.isfinite(x)
     if not finite.all():
         sample, token, channel = (~finite).nonzero()[0].tolist()

@@ -9,7 +9,7 @@ have arrived had nothing been rounded, so that a method can see what earlier lay
 (:mod:`qtutor.propagation`).
 
 Memory beyond the model: hidden states (float32, ``samples * length * hidden``), one block in float32, the inputs of its
-o_proj and down_proj (``samples * length * (hidden + intermediate)``), one batch of activations, and the moments
+o_proj or down_proj (``samples * length * (hidden or intermediate)``), one batch of activations, and the moments
 (float64, the square of the layer's width) while a method holds them; with ``twin`` all of that twice. No block but the
 one at hand is touched, so blocks may as well come from disk.
 
@@ -23,10 +23,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from qtutor.calibrate import BATCH, InputStatistics, RunningStatistics, check_token_ids
+from qtutor.calibrate import InputStatistics, RunningStatistics, check_token_ids
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
-from qtutor.stream import ADDED, AFTER_ATTENTION, SHARED, Stream, check_finite
+from qtutor.moments import Gram, Moments
+from qtutor.stream import ADDED, SHARED, Stream, check_finite
+
+TOGETHER = 2048  # tokens whose products are summed in float32 before they join the sum in float64
 
 
 @dataclass
@@ -49,27 +52,38 @@ class CalibratedBlock(Stream):
         # At random: every eighth sample may be of a kind of its own.
         return torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
 
-    def inputs(self, layer: str, tokens: int | None = None) -> Iterator[torch.Tensor]:
+    def inputs(self, layer: str, tokens: int | None = None, together: int | None = None) -> Iterator[torch.Tensor]:
         """The inputs of ``layer`` (``"mlp.up_proj"``), batch by batch, float32 ``[batch, length, in]``.
 
-        tokens: about so many are enough; whole samples are taken, at random.
+        tokens: about so many are enough; whole samples are taken, at random. together: tokens of a batch.
         Raises :class:`QtutorError` for NaN or infinite ones, naming the layer.
         """
-        for some in self.chosen(tokens).split(BATCH):
+        for some in self.chosen(tokens).split(self.step(together)):
             yield self.reach(layer, some)
+
+    def weighted_inputs(
+        self, layer: str, tokens: int | None = None, together: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """:meth:`inputs`, each batch with its tokens' :meth:`weights` ``[batch, length, 1]``."""
+        weights = self.weights(layer)
+        if weights is None:
+            weights = torch.ones(self.states.shape[:2], device=self.states.device)
+        chosen = weights[self.chosen(tokens)].unsqueeze(-1).split(self.step(together))
+        yield from zip(self.inputs(layer, tokens, together), chosen)
 
     def hessian(self, layer: str, weighted: bool = False, tokens: int | None = None) -> torch.Tensor:
         """X^T X, float64 ``[in, in]``: products of a batch in float32, summed in float64.
 
         weighted: every token by :meth:`weights`. tokens: of about so many, as in :meth:`inputs`; of all if ``None``.
         """
-        total, weights = None, self.weights(layer) if weighted else None
-        for some in self.chosen(tokens).split(BATCH):
-            x = self.reach(layer, some)
-            left = x if weights is None else x * weights[some].unsqueeze(-1)
-            product = left.flatten(0, 1).T @ x.flatten(0, 1)
-            total = product.double() if total is None else total.add_(product)
-        return total
+        gram = Gram()
+        if weighted:
+            for x, weights in self.weighted_inputs(layer, tokens, TOGETHER):
+                gram.add(x, x * weights)
+        else:
+            for x in self.inputs(layer, tokens, TOGETHER):
+                gram.add(x, x)
+        return gram.result()
 
     def statistics(self, layer: str, tokens: int | None = None) -> InputStatistics:
         """Mean |x| and its like, per input channel of ``layer``; tokens: as in :meth:`inputs`."""
@@ -80,49 +94,43 @@ class CalibratedBlock(Stream):
         return running.result()
 
     @torch.no_grad()
-    def moments(self, layer: str) -> "Moments":
+    def moments(self, layer: str) -> Moments:
         """The Hessian of ``layer`` and, with a twin, the drift of its inputs, both by :meth:`weights`.
 
         For layers in the order of :data:`~qtutor.stream.SHARED`: from here on, nothing before ``layer`` may change.
         """
         streams = [self] if self.twin is None else [self, self.twin]
-        if layer in ADDED:
-            for stream in streams:
+        for stream in streams:
+            if layer.startswith("mlp."):
+                stream.attend()
+            if layer in ADDED:
                 stream.keep(layer)
-        sums = {}
-
-        def add(name: str, left: torch.Tensor, right: torch.Tensor) -> None:
-            product = left.flatten(0, 1).T @ right.flatten(0, 1)  # in float32; the sum is in float64
-            sums[name] = sums[name].add_(product) if name in sums else product.double()
-
         weights = self.weights(layer)
-        for some in self.batches():
+        hessian, drift, stream_drift = Gram(), Gram(symmetric=False), Gram(symmetric=False)
+        for some in self.batches(TOGETHER):
             x, *undisturbed = (stream.reach(layer, some) for stream in streams)
-            weighted = x * weights[some].unsqueeze(-1)
-            add("hessian", weighted, x)
+            weighted = x if weights is None else x * weights[some].unsqueeze(-1)
+            hessian.add(x, weighted)
             if undisturbed:
-                add("drift", undisturbed[0] - x, weighted)
+                drift.add(undisturbed[0] - x, weighted)
                 if layer in ADDED:
-                    residual, undisturbed = (stream.residual(layer, some) for stream in streams)
-                    add("stream_drift", undisturbed - residual, weighted)
-        return Moments(**sums)
+                    stream_drift.add(self.twin.states[some] - self.states[some], weighted)
+        return Moments(hessian.result(), drift.result(), stream_drift.result())
 
-    @torch.no_grad()
-    def weights(self, layer: str) -> torch.Tensor:
+    def weights(self, layer: str) -> torch.Tensor | None:
         """How much an error in what ``layer`` makes of a token counts, float32 ``[samples, length]``, 1 on average.
 
         What attention and MLP make is added to the residual stream, and whatever reads the stream divides it by its
         size first (RMSNorm). So an error at a token whose stream is ten times as large counts a hundredth. Without
-        this, a few tokens with large activations decide alone. q, k and v add nothing to the stream: all ones.
+        this, a few tokens with large activations decide alone. The size is taken behind attention, for ``down_proj``
+        behind the MLP. q, k and v add nothing to the stream: ``None``, all count the same.
         """
         if layer in SHARED[0]:
-            return torch.ones(self.states.shape[:2], device=self.states.device)
-        place = layer.split(".")[0]
-        if place not in self._sizes:
-            stream = self.twin or self
-            behind = (lambda some: stream.reach(AFTER_ATTENTION, some)) if place == "self_attn" else stream.run
-            self._sizes[place] = torch.cat([behind(some).square().mean(-1) for some in self.batches()])
-        inverse = 1 / self._sizes[place].clamp(min=1e-30)
+            return None
+        last = layer if layer in ADDED else ADDED[0]
+        if last not in self._sizes:
+            self._sizes[last] = (self.twin or self).sizes(last)
+        inverse = 1 / self._sizes[last].clamp(min=1e-30)
         return inverse / inverse.mean()
 
     @property
@@ -135,20 +143,6 @@ class CalibratedBlock(Stream):
         if self.twin is not None:
             self.twin.advance()
         self.advanced += 1
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Sums over tokens of products of a layer's inputs, float64 ``[in, in]``; each token by its weight w.
-
-    hessian: of ``w x x^T``, x being what arrives. drift: of ``w (x' - x) x^T``, x' being what would arrive had nothing
-    been rounded before; ``None`` without a twin. stream_drift ``[hidden, in]``: the same for the residual stream r that
-    the layer's output is added to, ``w (r' - r) x^T``; only for layers in :data:`~qtutor.stream.ADDED`.
-    """
-
-    hessian: torch.Tensor
-    drift: torch.Tensor | None = None
-    stream_drift: torch.Tensor | None = None
 
 
 def walk(model: nn.Module, token_ids: torch.Tensor, twin: bool = False) -> Iterator[CalibratedBlock]:

@@ -9,7 +9,8 @@ import torch
 import qtutor
 from qtutor import gptq, walk
 from qtutor.linear import QuantLinear
-from qtutor.propagation import propagated
+from qtutor.moments import Moments
+from qtutor.propagation import ENOUGH, propagated, strength
 from qtutor.recipe import CALIBRATED
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -70,7 +71,7 @@ def test_gptq_feeds_each_block_what_the_quantized_ones_before_it_hand_on():
 def test_propagation_rounds_what_makes_up_for_the_layers_before():
     """What GPTQ is given for a layer is the least squares fit of the float decoder's outputs to the inputs it gets."""
     model, ids = tiny(), some_ids(16, 32)
-    ours, _ = quantized(model, "gptq", damping=0.0)
+    ours, _ = quantized(model, "gptq", damping=0.0, propagate=True)
     half = copy.deepcopy(model)
     half.model.layers[0] = ours.model.layers[0]
     inputs = []
@@ -80,11 +81,15 @@ def test_propagation_rounds_what_makes_up_for_the_layers_before():
             inputs.append(decoder.model.layers[1].input_layernorm(states).flatten(0, 1).double())
     (x, undisturbed), weight = inputs, model.model.layers[1].self_attn.q_proj.weight.detach().double()
     fit = torch.linalg.lstsq(x, undisturbed @ weight.T).solution.T
-    moments = walk.Moments(x.T @ x, (undisturbed - x).T @ x)
+    moments = Moments(x.T @ x, (undisturbed - x).T @ x)
     plan = gptq.prepare(moments.hessian, 32, act_order="groups", damping=0.0)
     assert torch.allclose(propagated(weight.float(), moments, plan).double(), fit, atol=2e-4)
     assert (fit - weight).norm() > 0.01 * weight.norm()
-    expected = gptq.round_columns(fit.float(), plan, qtutor.IntGrid(3), 32, clip="output")
+    part = weight + strength(ids.numel(), 64) * (fit - weight)
+    assert torch.allclose(
+        propagated(weight.float(), moments, plan, strength(ids.numel(), 64)).double(), part, atol=2e-4
+    )
+    expected = gptq.round_columns(part.float(), plan, qtutor.IntGrid(3), 32, clip="output")
     same = ours.model.layers[1].self_attn.q_proj.quantized().codes == expected.codes
     assert same.float().mean() > 0.97  # the fit is exact to 1e-4 of the weights only; GPTQ hands every tipped code on
 
@@ -100,6 +105,20 @@ def test_propagation_lowers_the_error_of_logits(method, family):
         with torch.inference_mode():
             errors.append((candidate(text).logits - model(text).logits).square().sum().item())
     assert errors[0] < errors[1]
+
+
+def test_propagation_is_left_out_where_there_is_little_text():
+    model = tiny()
+    width = model.config.intermediate_size
+    assert strength(12 * width, width) == 0.5 and strength(10**9, width) > 0.99
+    for tokens, propagate in ((ENOUGH * width // 32 - 1, False), (ENOUGH * width // 32, True)):
+        ids = some_ids(tokens, 32)
+        candidates = []
+        for option in (None, propagate, not propagate):
+            candidates.append(copy.deepcopy(model))
+            qtutor.quantize(candidates[-1], qtutor.Recipe("gptq", 3, 32, propagate=option), ids, progress=False)
+        default, same, other = (c.model.layers[1].mlp.down_proj.packed for c in candidates)
+        assert torch.equal(default, same) and not torch.equal(default, other)
 
 
 @pytest.mark.parametrize("method", CALIBRATED)
@@ -127,7 +146,7 @@ def test_options_reach_the_method():
         {"damping": 0.5},
         {"clip": "mse"},
         {"clip": "none"},
-        {"propagate": False},
+        {"propagate": True},
     ):
         ours, _ = quantized(model, "gptq", **options)
         codes[str(options)] = ours.model.layers[0].mlp.down_proj.packed

@@ -242,3 +242,11 @@ def test_other_bad_input():
     broken[1, 2] = float("nan")
     with pytest.raises(qtutor.QtutorError, match=r"weight: 1 of 32 weights are NaN"):
         gptq.quantize(broken, hessian, grid, 8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 127, 129, 300])
+def test_inverse_of_a_lower_triangle(size):
+    lower = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)).tril() / size
+    lower.diagonal().copy_(torch.linspace(0.5, 2, size))
+    assert torch.allclose(gptq.inverse_of_lower(lower) @ lower, torch.eye(size, dtype=torch.float64), atol=1e-9)
+    assert gptq.inverse_of_lower(lower).triu(1).abs().max() == 0

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import qtutor
 from qtutor import rtn
+from qtutor.bnb import INT8, NF4
 from qtutor.quantized import PER_CHANNEL, PER_TENSOR
 from tests.reference import rtn as reference
 
@@ -43,6 +44,20 @@ def test_equals_the_slow_version(bits, symmetric, group):
     # A weight half-way between two levels may go either way, so errors are compared, not levels.
     ours_error, slow_error = np.abs(ours - weight.double().numpy()), np.abs(slow - weight.double().numpy())
     assert (np.abs(ours_error - slow_error) <= 1e-6 * scale).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    grid=st.sampled_from([*(qtutor.IntGrid(b, s) for b in BITS for s in (True, False)), NF4, INT8]),
+    magnitude=st.sampled_from([1e-6, 1.0, 1e4]),
+)
+def test_nearest_is_what_decoding_the_code_gives(seed, grid, magnitude):
+    weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed)) * magnitude
+    weight[0] = 0
+    scale, zero = rtn.fit_groups(weight[:, None, :8], grid)  # half the row, so that some weights are out of range
+    back = grid.decode(grid.encode(weight, scale, zero), scale, zero)
+    assert torch.equal(grid.nearest(weight, scale, zero), back)
 
 
 @settings(deadline=None, max_examples=60)
@@ -142,3 +157,14 @@ def test_the_largest_finite_weights_do_not_overflow():
     weight = torch.tensor([[65504.0, -65504.0, 0.0, 1.0]]).to(torch.float16)
     restored = rtn.quantize(weight, qtutor.IntGrid(2), 4).dequantize()
     assert torch.isfinite(restored).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_split_cuts_a_matrix_into_rows(symmetric):
+    weights = [torch.randn(rows, 32) for rows in (3, 1, 4)]
+    together = rtn.quantize(torch.cat(weights), qtutor.IntGrid(4, symmetric), 16)
+    for part, weight in zip(together.split([3, 1, 4]), weights, strict=True):
+        alone = rtn.quantize(weight, qtutor.IntGrid(4, symmetric), 16)
+        assert torch.equal(part.codes, alone.codes) and torch.equal(part.scales, alone.scales)
+        assert (part.zeros is None) == symmetric and part.nbytes == alone.nbytes
+        assert torch.equal(part.dequantize(), alone.dequantize())

@@ -69,8 +69,8 @@ def test_what_comes_back_is_close(name, seed, size, share, shift):
     rows = rows.astype(np.float32)
     back = decode(encode(rows, name), name)
     largest = np.abs(rows.reshape(len(rows), -1, TYPES[name].values)).max(axis=2)
-    # WORST is for exact scales. One that is rounded to float16 is off by 2^-11, and so is the largest level: Q5_0 ends at
-    # 15 steps on one side, and what lies at 16 misses it by one step and those 15 / 16 * 2^-11.
+    # WORST is for exact scales. One that is rounded to float16 is off by 2^-11, and so is the largest level: Q5_0 ends
+    # at 15 steps on one side, and what lies at 16 misses it by one step and those 15 / 16 * 2^-11.
     rounding = 2**-11 if TYPES[name].offsets("f16") else 0
     allowed = np.repeat(largest, TYPES[name].values, axis=1) * (WORST[name] + rounding)
     smallest = 1e-3 if name not in ("F32", "BF16", "MXFP4") else 1e-37  # what float16 scales resolve
