@@ -109,8 +109,7 @@ def prepare(
         )
     length = resolve_group_size(group_size, hessian.shape[0], name)
     order = column_order(hessian.diagonal(), length, act_order)
-    # These matrices are the largest of all: no name holds on to the copy once it is turned around.
-    upper, damping = factor(hessian if act_order == "none" else hessian[order[:, None], order], damping, name)
+    upper, damping = factor(hessian, damping, name, order)
     return Plan(order, upper.float(), damping)
 
 
@@ -126,24 +125,29 @@ def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.T
     return (groups[:, None] * length + inside[groups]).flatten()
 
 
-def factor(hessian: torch.Tensor, damping: float, name: str = "weight") -> tuple[torch.Tensor, float]:
+def factor(
+    hessian: torch.Tensor, damping: float, name: str = "weight", order: torch.Tensor | None = None
+) -> tuple[torch.Tensor, float]:
     """Upper triangular U, float32, with ``(H + d)^-1 = U^T U``, and the damping that it took.
 
     Rows and columns turned around, ``H = L L^T`` gives ``H^-1 = L^-T L^-1``, and L^-1 turned back is U: one Cholesky
     factorisation and one triangular inverse, where the paper's script takes a Cholesky, an inverse and a Cholesky.
+    order: of the rows and columns of U, int64 ``[in]``; that of ``hessian [in, in]`` (float64) if ``None``.
     """
-    diagonal = hessian.diagonal().clone()
+    diagonal = hessian.diagonal()
     dead = diagonal == 0
     mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
-    turned = hessian.flip(0, 1)  # a copy, whose diagonal is damped in place
-    del hessian
+    backward = torch.arange(len(hessian), device=hessian.device).flip(0) if order is None else order.flip(0)
     while True:
         # Nothing couples a dead column to the others: any positive number on its diagonal leaves it to itself.
-        turned.diagonal().copy_(torch.where(dead, mean, diagonal + damping * mean).flip(0))
-        lower, failed = torch.linalg.cholesky_ex(turned)
+        damped = torch.where(dead, mean, diagonal + damping * mean)
+        # These matrices are the largest of all, so there is one copy, and L takes its place (H is its own transpose).
+        turned = hessian[backward[:, None], backward].mT
+        turned.diagonal().copy_(damped[backward])
+        failed = torch.empty((), dtype=torch.int32, device=hessian.device)
+        torch.linalg.cholesky_ex(turned, out=(turned, failed))
         if not failed:
-            lower = lower.float()
-            upper = inverse_of_lower(lower).flip(0, 1)
+            upper = invert_lower(turned.float()).flip(0, 1)
             if torch.isfinite(upper).all():
                 return upper, damping
         if damping >= 1:
@@ -155,21 +159,19 @@ def factor(hessian: torch.Tensor, damping: float, name: str = "weight") -> tuple
         damping = min(max(2 * damping, DAMPING), 1.0)
 
 
-def inverse_of_lower(lower: torch.Tensor) -> torch.Tensor:
-    """The inverse of a lower triangular ``[n, n]``: halves first, the corner ``-C^-1 B A^-1`` as products.
+def invert_lower(lower: torch.Tensor) -> torch.Tensor:
+    """The inverse of a lower triangular ``[n, n]``, in its place: halves first, then the corner ``-C^-1 B A^-1``.
 
     A triangular solve against the identity would take three times as many operations, and slower ones.
     """
     size = len(lower)
     if size <= 128:
         identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False)
+        return lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
     upto, behind = slice(None, size // 2), slice(size // 2, None)
-    inverse = torch.zeros_like(lower)
-    inverse[upto, upto] = inverse_of_lower(lower[upto, upto])
-    inverse[behind, behind] = inverse_of_lower(lower[behind, behind])
-    inverse[behind, upto] = -inverse[behind, behind] @ (lower[behind, upto] @ inverse[upto, upto])
-    return inverse
+    first, second = invert_lower(lower[upto, upto]), invert_lower(lower[behind, behind])
+    torch.mm(second, lower[behind, upto] @ first, out=lower[behind, upto]).neg_()
+    return lower
 
 
 def round_columns(
@@ -200,24 +202,24 @@ def round_columns(
     scales, zeros = scales.T.contiguous(), zeros.T.contiguous()  # [groups, out]
     steps = counted.tolist()
     work = weight.float().T[plan.order].contiguous()  # [in, out]: a column of weights lies in one piece
-    rounded = torch.empty_like(work)
-    group_of = (plan.order // length).tolist()
+    codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
+    groups = plan.order // length
     for begin, end in blocks(columns, length, block_size):
         errors = torch.empty(end - begin, rows, device=weight.device)
-        for column in range(begin, end):
-            group = group_of[column]
+        for column, group in enumerate(groups[begin:end].tolist(), begin):
             if not static and column % length == 0:
                 own = slice(column, column + length)
                 scale, zero = _fit(work[own].T.unsqueeze(1), counted[own], grid, clip)
                 scales[group], zeros[group] = scale[:, 0], zero[:, 0]
-            rounded[column] = grid.nearest(work[column], scales[group], zeros[group])
-            error = torch.sub(work[column], rounded[column], out=errors[column - begin]).div_(steps[column])
+            rounded = grid.nearest(work[column], scales[group], zeros[group])
+            error = torch.sub(work[column], rounded, out=errors[column - begin]).div_(steps[column])
+            work[column] = rounded
             work[column + 1 : end].addr_(plan.upper[column, column + 1 : end], error, alpha=-1)
         work[end:].addmm_(plan.upper[begin:end, end:].T, errors, alpha=-1)
-    in_place = rounded[plan.order.argsort()].T  # [out, in], as it was
+        done, own = slice(begin, end), groups[begin:end]
+        codes[plan.order[done]] = grid.encode(work[done], scales[own], zeros[own])
     scales, zeros = scales.T.to(grid.scale_dtype).contiguous(), zeros.T.to(torch.uint8).contiguous()
-    codes = rtn.encode_groups(in_place.reshape(rows, scales.shape[1], -1), scales, zeros, grid)
-    return QuantizedTensor(codes.reshape(rows, columns), scales, None if grid.symmetric else zeros, grid, group_size)
+    return QuantizedTensor(codes.T.contiguous(), scales, None if grid.symmetric else zeros, grid, group_size)
 
 
 def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, int]]:

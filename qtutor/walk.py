@@ -11,7 +11,8 @@ have arrived had nothing been rounded, so that a method can see what earlier lay
 Memory beyond the model: hidden states (float32, ``samples * length * hidden``), one block in float32, the inputs of its
 o_proj or down_proj (``samples * length * (hidden or intermediate)``), one batch of activations, and the moments
 (float64, the square of the layer's width) while a method holds them; with ``twin`` all of that twice. No block but the
-one at hand is touched, so blocks may as well come from disk.
+one at hand is touched, so blocks may as well come from disk; of a model that is mapped from its files, only that block
+is in memory.
 
 Left out: encoders, padding (all samples have one length), and decoders that mix other things into their blocks.
 """
@@ -26,6 +27,7 @@ from torch import nn
 from qtutor.calibrate import InputStatistics, RunningStatistics, check_token_ids
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
+from qtutor.mapped import page_out
 from qtutor.moments import Gram, Moments
 from qtutor.stream import ADDED, SHARED, Stream, check_finite
 
@@ -158,6 +160,7 @@ def walk(model: nn.Module, token_ids: torch.Tensor, twin: bool = False) -> Itera
     twin_states = states.clone() if twin else None
     for index, block in enumerate(decoder_blocks(model)):
         module = copy.deepcopy(block).eval().float().requires_grad_(False)
+        page_out(block)
         dtype = next(block.parameters()).dtype
         calibrated = CalibratedBlock(f"model.layers.{index}", module, states, arguments[index], dtype=dtype)
         if twin:

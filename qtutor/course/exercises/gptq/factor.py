@@ -119,7 +119,8 @@ FACTOR_MISTAKES = {
 def adapt_factor(theirs):
     """A learner's factor in place of :func:`qtutor.gptq.factor`, which also raises damping where it has to."""
 
-    def factor(hessian, damping, name="weight"):
+    def factor(hessian, damping, name="weight", order=None):
+        hessian = hessian if order is None else hessian[order[:, None], order]
         if not hessian.diagonal().any():
             return packages_own(hessian, damping, name)  # there is no mean to take a share of
         try:
