@@ -16,7 +16,7 @@ attention, where one channel of v feeds several of o.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,15 +25,17 @@ from qtutor import clip, rtn
 from qtutor.errors import QtutorError
 from qtutor.grid import Grid
 from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.stream import ADDED, products
 from qtutor.walk import CalibratedBlock
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
 RATIOS = 20  # 0, 1/20 ... 19/20
-CLIP_STEPS = 40
+CLIP_STEPS = 10
+CLIP_FINER = 4  # parts of a step
 CLIP_SHRINK = 0.5
 CLIP_ROUNDS = 3
-SEARCH_TOKENS = 4096  # the search runs the parent module 20 times; more tokens than this change its choice little
+SEARCH_TOKENS = 2048  # the search runs the parent module 20 times; more tokens than this change its choice little
 STATISTICS_TOKENS = 16384  # for mean |x| and the Hessian behind that choice
 
 # What makes the input (its channels are divided), the layers that read it, and the parent whose output is compared.
@@ -132,20 +134,23 @@ def scale_block(
     module, changed = block.module, {}
     sample = block.states[:1]
     before = module(sample, **block.arguments)
+    # Some of the samples, whose states can move behind attention before anything is rounded.
+    probe = replace(block, states=block.states[block.chosen(STATISTICS_TOKENS)], twin=None, kept={}, _sizes={})
     for source_name, names, parent_name in pairs_of(block):
         source, layers = module.get_submodule(source_name), [module.get_submodule(name) for name in names]
-        mean_abs = block.statistics(names[0], STATISTICS_TOKENS).mean_abs.to(source.weight.device)
-        inputs = [(x, weights.sqrt()) for x, weights in block.weighted_inputs(names[0], SEARCH_TOKENS)]
-        module_alone = parent_of(block, parent_name)
-
-        def parent(given: tuple[torch.Tensor, torch.Tensor], module_alone=module_alone) -> torch.Tensor:
-            return module_alone(given[0]) * given[1]  # an error then counts by its token's weight
-
+        if names[0].startswith("mlp."):
+            probe.attend()
+        if names[0] in ADDED:
+            probe.keep(names[0])
+        mean_abs = probe.statistics(names[0]).mean_abs.to(source.weight.device)
+        inputs = [(x, weights.sqrt()) for x, weights in probe.weighted_inputs(names[0], SEARCH_TOKENS)]
+        parent = _weighted(parent_of(block, parent_name), block.states.shape[-1])
         found = search(layers, inputs, mean_abs, parent, grid, group_size, duo)
         scale = found.scale
         if quantizer is not None and found.ratio > 0:
-            hessian = block.hessian(names[0], True, STATISTICS_TOKENS)
-            scale = _confirmed(layers, inputs, scale, parent, hessian, quantizer)
+            scale = _confirmed(layers, inputs, scale, parent, probe.hessian(names[0], True), quantizer)
+        if names[0] == ADDED[0]:
+            probe.attend()  # what it keeps is o_proj's input before it is divided
         fold(source, layers, scale, block.dtype)
         if source_name.endswith("layernorm"):
             changed[f"{source_name}.weight"] = source.weight
@@ -173,6 +178,16 @@ def _confirmed(
         rounded = [quantizer(layer.weight.data * tried, tried_hessian).dequantize() / tried for layer in layers]
         errors.setdefault(_squared_error(layers, rounded, inputs, targets, parent), tried)  # the first of equals stays
     return errors[min(errors)]
+
+
+def _weighted(parent: Callable, width: int) -> Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    """``parent`` of an input and the roots of its tokens' weights: an error in its output then counts by the weight."""
+
+    def weighted(given: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        with products(width):
+            return parent(given[0]) * given[1]
+
+    return weighted
 
 
 def pairs_of(block: CalibratedBlock) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -219,12 +234,13 @@ def quantize(
     grid: Grid,
     group_size: int,
     name: str = "weight",
-    rounds: int = CLIP_ROUNDS,
+    thorough: bool = True,
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
 
-    hessian: ``X^T X [in, in]``. rounds: how often each range is looked at again beside the others. Others: as in
-    :func:`qtutor.rtn.quantize`. A group_size of 0 (one scale for the tensor) is rounded without clipping.
+    hessian: ``X^T X [in, in]``. thorough: look at each range :data:`CLIP_ROUNDS` times beside the others, and in finer
+    steps; one coarse look is enough to tell which of two scales is better. Others: as in :func:`qtutor.rtn.quantize`.
+    A group_size of 0 (one scale for the tensor) is rounded without clipping.
     """
     check_weight(weight, name)
     rows, columns = weight.shape
@@ -232,6 +248,7 @@ def quantize(
         return rtn.quantize(weight, grid, group_size, name=name)
     length = resolve_group_size(group_size, columns, name)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
-    scale, zero = clip.search_together(grouped, hessian, grid, rounds, CLIP_STEPS, CLIP_SHRINK)
+    rounds, finer = (CLIP_ROUNDS, CLIP_FINER) if thorough else (1, 1)
+    scale, zero = clip.search_together(grouped, hessian, grid, rounds, CLIP_STEPS, CLIP_SHRINK, finer)
     codes = rtn.encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)

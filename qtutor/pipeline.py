@@ -202,7 +202,9 @@ def _quantizer(recipe: Recipe) -> awq.Quantizer:
 
     def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
         plan = None if recipe.method == "awq" else _factored(hessian, recipe, "weight")[0]
-        return _round(weight, hessian, plan, recipe, "weight", rounds=1)  # one tells which of two scales is better
+        return _round(
+            weight, hessian, plan, recipe, "weight", thorough=False
+        )  # one tells which of two scales is better
 
     return quantizer
 
@@ -213,11 +215,11 @@ def _round(
     plan: gptq.Plan | None,
     recipe: Recipe,
     name: str,
-    rounds: int = awq.CLIP_ROUNDS,
+    thorough: bool = True,
 ) -> QuantizedTensor:
     grid, group_size = recipe.grid, recipe.group_size
     if recipe.method == "awq" and recipe.own_clip == "output":
-        return awq.quantize(weight, hessian, grid, group_size, name, rounds)
+        return awq.quantize(weight, hessian, grid, group_size, name, thorough)
     if recipe.method != "awq" and plan is not None:
         static = recipe.static_groups or recipe.act_order == "columns"
         return gptq.round_columns(weight, plan, grid, group_size, static, clip=recipe.own_clip, name=name)

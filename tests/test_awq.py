@@ -101,10 +101,18 @@ def test_clipping_is_the_slow_search_over_the_outputs_themselves(symmetric):
             def best(ends, number=number, part=part, error=error):
                 return min(ends, key=lambda two: error(number, rounded(part, *two)))
 
+            def finer(centre):
+                parts = [side * part for part in range(1, awq.CLIP_FINER) for side in (-1, 1)]
+                step = awq.CLIP_SHRINK / awq.CLIP_STEPS / awq.CLIP_FINER
+                return [min(centre + part * step, 1.0) for part in parts]
+
             ends = best([(share, share) for share in shares])
+            ends = best([ends] + [(share, share) for share in finer(ends[0])])
             if not symmetric:
                 ends = best([ends] + [(share, ends[1]) for share in shares])
+                ends = best([ends] + [(share, ends[1]) for share in finer(ends[0])])
                 ends = best([ends] + [(ends[0], share) for share in shares])
+                ends = best([ends] + [(ends[0], share) for share in finer(ends[1])])
             new = rounded(part, *ends)
             if error(number, new) < error(number, now[number]):
                 now[number] = new

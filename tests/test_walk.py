@@ -106,9 +106,6 @@ def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
         else:
             w = 1 / behind[name].square().mean(-1).flatten()[:, None]
             w = w / w.mean()
-            found = block.weights(name).flatten()[:, None].double()
-            assert torch.allclose(found, w, rtol=0.01)  # in bfloat16, that is to three digits
-            w = found
         moments = block.moments(name)
         expected = {"hessian": (w * x).T @ x, "drift": (undisturbed - x).T @ (w * x)}
         if streams is not None:
