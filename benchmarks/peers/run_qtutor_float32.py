@@ -1,0 +1,12 @@
+"""qtutor's side with every product in float32, as the peers' are; see qtutor.stream.products."""
+
+import sys
+
+import run_qtutor
+
+from qtutor import stream
+
+stream.WIDE = sys.maxsize
+
+if __name__ == "__main__":
+    run_qtutor.main()
