@@ -159,7 +159,19 @@ def the_other_16_bits(values):
     return values.to(torch.float16)
 
 
+def bits_as_a_number(values):
+    bits = values.view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).float()
+
+
+def not_moved_back(values):
+    bits = values.view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).view(torch.float32)
+
+
 WRONG_BFLOAT = {
+    bits_as_a_number: "read as a whole number",
+    not_moved_back: "moved up again",
     cut_off: "cut off, which rounds everything towards zero",
     half_away_from_zero: "rounded away from zero",
     half_towards_zero: "always rounded towards zero",

@@ -1,0 +1,82 @@
+"""``distributions.keep_columns``: some columns exact, all others rounded."""
+
+import torch
+
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.distributions.inputs import CHAPTER, noise
+
+
+def _keep(weight, rounded, channels):
+    result = [list(row) for row in rounded.double().tolist()]
+    for channel in channels.tolist():
+        for row, original in zip(result, weight.double().tolist()):
+            row[channel] = original[channel]
+    return result
+
+
+def _keep_cases():
+    def pair(rows, columns, seed, dtype=torch.float32):
+        weight = noise(rows, columns, seed=seed)
+        return weight.to(dtype), (weight * 2).round().div(2).to(dtype)
+
+    return [
+        ("a 3 x 6 matrix and two of its input channels", (*pair(3, 6, 0), torch.tensor([1, 4]))),
+        ("a square matrix", (*pair(4, 4, 1), torch.tensor([2]))),
+        ("more rows than columns", (*pair(6, 3, 2), torch.tensor([0, 2]))),
+        ("no channel at all", (*pair(2, 5, 3), torch.tensor([], dtype=torch.int64))),
+        ("every channel", (*pair(2, 3, 4), torch.arange(3))),
+        ("weights in bfloat16", (*pair(3, 8, 5, torch.bfloat16), torch.tensor([7]))),
+    ]
+
+
+def _put(start, columns, values):
+    """A copy of ``start`` with ``values`` in its ``columns``."""
+    result = start.clone()
+    result[:, columns] = values
+    return result
+
+
+def _keep_rows(weight, rounded, channels):
+    rows = channels[channels < len(weight)]
+    return rounded.index_copy(0, rows, weight[rows])
+
+
+KEEP = Exercise(
+    name="distributions.keep_columns",
+    chapter=CHAPTER,
+    title="Some columns kept as they were",
+    difficulty=1,
+    minutes=5,
+    reference=_keep,
+    cases=_keep_cases,
+    outputs=("mixed",),
+    mistakes={
+        "rows were kept. Input channels are the columns of weight [out, in]: index the second dim, as in "
+        "mixed[:, channels].": _keep_rows,
+        "the other way round: the channels named are to stay exact, all others are rounded.": (
+            lambda weight, rounded, channels: _put(weight, channels, rounded[:, channels])
+        ),
+        "nothing was kept: this is the rounded matrix.": lambda weight, rounded, channels: rounded.clone(),
+        "the first columns were kept, as many as there are channels; channels holds the indices of those to keep.": (
+            lambda weight, rounded, channels: _put(rounded, torch.arange(len(channels)), weight[:, : len(channels)])
+        ),
+        "the columns were set to 0; they belong to the original weights.": (
+            lambda weight, rounded, channels: _put(rounded, channels, 0)
+        ),
+        "only the kept columns are left; all others have to be the rounded ones.": (
+            lambda weight, rounded, channels: _put(torch.zeros_like(weight), channels, weight[:, channels])
+        ),
+        "the originals were added to the rounded columns; they take their place.": (
+            lambda weight, rounded, channels: _put(rounded, channels, (rounded + weight)[:, channels])
+        ),
+        "these are the kept columns alone; return the whole matrix with them in their places.": (
+            lambda weight, rounded, channels: weight[:, channels]
+        ),
+    },
+    replaces="qtutor.distributions.keep_channels",
+    adapt=lambda mine: (
+        lambda weight, quantized, channels: torch.as_tensor(
+            mine(weight, quantized.dequantize(weight.dtype), channels)
+        ).to(weight.dtype)
+    ),
+)

@@ -1,0 +1,111 @@
+"""``distributions.kurtosis``: how heavy the tails of every row are."""
+
+import math
+from functools import partial
+
+import torch
+
+from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.distributions.inputs import CHAPTER, noise
+
+
+def _kurtosis(weight):
+    result = []
+    for row in weight.double().tolist():
+        mean = math.fsum(row) / len(row)
+        second = math.fsum((value - mean) ** 2 for value in row) / len(row)
+        fourth = math.fsum((value - mean) ** 4 for value in row) / len(row)
+        result.append(0.0 if max(row) == min(row) else fourth / second**2 - 3)
+    return result
+
+
+def _kurtosis_cases():
+    ten = torch.tensor([[0.45, -0.13, 0.05, -0.38, 0.20, 0.00, -0.29, 0.10, 0.31, -0.07]])
+    outlier = ten.clone()
+    outlier[0, 0] = 4.5
+    dead = noise(3, 12)
+    dead[1] = 0.25
+    return [
+        ("the ten numbers of the chapter", (ten,)),
+        ("the same with an outlier", (outlier,)),
+        ("four rows of different tails", (noise(4, 16, seed=1) ** torch.tensor([[1], [3], [5], [1]]),)),
+        ("rows that are not centred on zero", (noise(3, 8, seed=2) + torch.tensor([[2.0], [-3.0], [0.5]]),)),
+        ("a square matrix", (noise(5, 5, seed=3) ** 3,)),
+        ("a row of equal numbers, which has kurtosis 0 by definition", (dead,)),
+        ("small weights in float16", ((0.01 * noise(2, 24, seed=4)).half(),)),
+        ("a single number", (torch.tensor([[0.7]]),)),
+    ]
+
+
+def _like_kurtosis(
+    weight, dim=-1, centre=torch.mean, correction=0, power=4, divide=2, less=3, dead=True, to=torch.double
+):
+    """Kurtosis with a choice at every place where a mistake can be made; as it stands, a right version."""
+    x = weight.to(to)
+    deviation = x - centre(x, dim=dim, keepdim=True)
+    count = x.shape[dim]
+    variance = deviation.square().mean(dim=dim) * (count / max(count - correction, 1))
+    flat = (x.amax(dim=dim) == x.amin(dim=dim)) & dead
+    ratio = deviation.pow(power).mean(dim=dim) / torch.where(flat, torch.ones_like(variance), variance**divide)
+    return torch.where(flat, torch.zeros_like(ratio), ratio - less)
+
+
+def _zero(x, dim, keepdim):
+    return torch.zeros(())
+
+
+def _median(x, dim, keepdim):
+    return x.quantile(0.5, dim=dim, keepdim=keepdim)
+
+
+KURTOSIS = Exercise(
+    name="distributions.kurtosis",
+    chapter=CHAPTER,
+    title="The excess kurtosis of every row",
+    difficulty=1,
+    minutes=10,
+    reference=_kurtosis,
+    cases=_kurtosis_cases,
+    outputs=("kurtosis",),
+    mistakes={
+        "this is the kurtosis itself; the excess is what is left after subtracting 3, so that a bell has 0.": partial(
+            _like_kurtosis, less=0
+        ),
+        "the mean of each row has to be subtracted first; it hardly shows where a row is centred on zero.": partial(
+            _like_kurtosis, centre=_zero, dead=False
+        ),
+        "the median was subtracted where the mean belongs.": partial(_like_kurtosis, centre=_median),
+        "the variance was divided by n - 1, as torch.std and torch.var do unless told correction=0. Both moments are "
+        "plain means over n numbers.": partial(_like_kurtosis, correction=1),
+        "the fourth moment was divided by the variance once; a fourth power needs the variance squared (or the "
+        "standard deviation to the fourth), else the result changes with the unit of the weights.": partial(
+            _like_kurtosis, divide=1
+        ),
+        "the fourth moment was divided by the standard deviation; it needs the standard deviation to the fourth (or "
+        "the variance squared), else the result changes with the unit of the weights.": partial(
+            _like_kurtosis, divide=0.5
+        ),
+        "this is one kurtosis of all numbers together; each row has its own: take means along the last dim.": (
+            lambda weight: _like_kurtosis(weight.flatten())
+        ),
+        "this is the kurtosis of the columns; a row runs along the last dim (dim=-1).": partial(_like_kurtosis, dim=0),
+        "this is the third power, the skewness, which says whether a row leans; tails are seen by the fourth.": partial(
+            _like_kurtosis, power=3, divide=1.5, less=0
+        ),
+        "a row of equal numbers has variance 0, and 0 / 0 is nan; its kurtosis is 0 by the task's definition.": partial(
+            _like_kurtosis, dead=False
+        ),
+        "this was computed in the 16 bits of the weights, where fourth powers of small weights vanish. Convert first, "
+        "weight.float() or weight.double().": lambda weight: _like_kurtosis(weight, to=weight.dtype),
+    },
+    # Means in float32 are off by about 1e-7 of numbers around 3, of which 0.1 may be left after subtracting 3.
+    tolerance=1e-4,
+    replaces="qtutor.distributions.excess_kurtosis",
+    adapt=lambda mine: lambda x, dim=-1, name="x": _along_any_dim(mine, x, dim),
+)
+
+
+def _along_any_dim(mine, x: torch.Tensor, dim: int | None) -> torch.Tensor:
+    """The learner's function of rows, used along ``dim`` of a tensor of any shape."""
+    last = x.reshape(-1) if dim is None else x.movedim(dim, -1)
+    return torch.as_tensor(mine(last.reshape(-1, last.shape[-1]))).double().reshape(last.shape[:-1])

@@ -1,0 +1,112 @@
+"""``numbers.to_bfloat16``: float32 tensor -> the nearest values that bf16 has, ties to even."""
+
+import math
+import struct
+
+import torch
+
+from qtutor.course.exercise import Exercise
+
+
+def _bits(value: float) -> int:
+    return struct.unpack("<I", struct.pack("<f", value))[0]
+
+
+def _float(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", bits & 0xFFFFFFFF))[0]
+
+
+def _nearest(values: torch.Tensor) -> list[float]:
+    """Both neighbours of every value are tried, and the nearer one taken; from a tie the one with an even last bit."""
+    result = []
+    for value in values.tolist():
+        below = _bits(value) >> 16 << 16  # the neighbour towards zero
+        above = below + 0x10000
+        # Past the largest finite value comes what would be the next power of two, 2**128, which stands for infinity.
+        sizes = [2.0**128 if (bits & 0x7FFFFFFF) == 0x7F800000 else abs(_float(bits)) for bits in (below, above)]
+        if math.isinf(value) or abs(value) == sizes[0]:
+            chosen = below
+        elif sizes[1] - abs(value) == abs(value) - sizes[0]:
+            chosen = above if below >> 16 & 1 else below
+        else:
+            chosen = above if sizes[1] - abs(value) < abs(value) - sizes[0] else below
+        result.append(_float(chosen))
+    return result
+
+
+def _by_bits(change):
+    """A function of tensors from one of a number's 32 bits."""
+    return lambda values: [_float(change(_bits(value))) for value in values.tolist()]
+
+
+def _round_bits(dropped: int):
+    """Round to nearest even with ``dropped`` bits less."""
+
+    def change(bits: int) -> int:
+        return bits + (1 << dropped - 1) - 1 + (bits >> dropped & 1) >> dropped << dropped
+
+    return change
+
+
+def _kept(values: torch.Tensor) -> list[int]:
+    """The 32 bits of the right answers."""
+    return [_bits(value) for value in _nearest(values)]
+
+
+def _signed(bits: int) -> int:
+    """As an int32 has them."""
+    return bits - (1 << 32) if bits >> 31 else bits
+
+
+def _bfloat_cases() -> list[tuple[str, tuple]]:
+    step = 2.0**-7  # between 1 and 2
+    tie = step / 2
+    near = 2.0**-23
+    cases = {
+        "numbers that bf16 has": [1.0, -2.5, 0.15625, 0.0, -0.0],
+        "ordinary numbers": [3.14159, -0.1, 1 / 3, 70000.0, -1e-3],
+        "numbers just under and just over the middle of two neighbours": [
+            1 + tie - near,
+            1 + tie + near,
+            -1 - tie - near,
+        ],
+        "ties: exactly in the middle, the even neighbour below": [1 + tie, -1 - tie, 257.0],
+        "ties: exactly in the middle, the even neighbour above": [1 + step + tie, -1 - step - tie, 259.0],
+        "numbers that round up to the next power of two": [1.999, -0.49999, 255.9],
+        "subnormal numbers of float32": [1e-39, -3e-40, 9.2e-41],
+        "numbers beyond the largest of bf16, and infinity": [3.4e38, -3.4e38, math.inf, 3.39e38],
+    }
+    return [(kind, (torch.tensor(values, dtype=torch.float32),)) for kind, values in cases.items()]
+
+
+TO_BFLOAT16 = Exercise(
+    name="numbers.to_bfloat16",
+    chapter="01_numbers",
+    title="Rounding to bfloat16",
+    difficulty=3,
+    minutes=15,
+    reference=_nearest,
+    cases=_bfloat_cases,
+    outputs=("rounded",),
+    mistakes={
+        "the low 16 bits are cut off, which rounds everything towards zero. Round to the nearest: what was cut off may "
+        "be more than a half.": _by_bits(lambda bits: bits >> 16 << 16),
+        "ties are rounded away from zero (0x8000 is added before the cut). A number exactly in the middle goes to the "
+        "neighbour whose last bit is 0.": _by_bits(lambda bits: bits + 0x8000 >> 16 << 16),
+        "ties are always rounded towards zero (0x7FFF is added). They go to the neighbour whose last bit is 0: add one "
+        "more where the last kept bit is 1.": _by_bits(lambda bits: bits + 0x7FFF >> 16 << 16),
+        "ties go to the odd neighbour: add the one where the last kept bit is 1, not where it is 0.": _by_bits(
+            lambda bits: bits + 0x7FFF + (1 - (bits >> 16 & 1)) >> 16 << 16
+        ),
+        "everything that was cut off is rounded up, away from zero, not to the nearest.": _by_bits(
+            lambda bits: bits + 0xFFFF >> 16 << 16
+        ),
+        "one mantissa bit too few: bf16 has 7, and the hidden 1 is not among them.": _by_bits(_round_bits(17)),
+        "one mantissa bit too many: bf16 has 7, and the hidden 1 comes besides.": _by_bits(_round_bits(15)),
+        "these are the bits, read as a whole number: .float() converts the integer's value. To read the same bits as a "
+        "float32, take .view(torch.float32).": lambda values: [float(_signed(bits)) for bits in _kept(values)],
+        "the bits that are kept stand at the wrong end: what was moved down by 16 has to be moved up again (<< 16) "
+        "before it is read as a float32.": lambda values: [_float(_signed(bits) >> 16) for bits in _kept(values)],
+        "this is fp16, which has 5 exponent bits and 10 mantissa bits; bf16 has 8 and 7.": lambda values: values.half(),
+    },
+)

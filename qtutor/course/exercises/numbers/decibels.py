@@ -1,0 +1,95 @@
+"""``numbers.sqnr``: two tensors -> decibels."""
+
+import math
+
+import torch
+
+from qtutor.course.exercise import Exercise
+
+
+def _decibels(signal: torch.Tensor, rounded: torch.Tensor) -> float:
+    power = noise = 0.0
+    for exact, approximate in zip(signal.double().flatten().tolist(), rounded.double().flatten().tolist()):
+        power += exact * exact
+        noise += (approximate - exact) ** 2
+    return 10 * math.log10(power / noise)
+
+
+def _sqnr_cases() -> list[tuple[str, tuple]]:
+    generator = torch.Generator().manual_seed(0)
+    bell = torch.randn(64, generator=generator)
+    matrix = torch.randn(4, 16, generator=generator)
+    shifted = 3 + torch.rand(64, generator=generator)
+    return [
+        ("two numbers, each off by a tenth", (torch.tensor([3.0, -4.0]), torch.tensor([3.3, -4.4]))),
+        ("bell-shaped numbers, rounded to quarters", (bell, (4 * bell).round() / 4)),
+        ("a matrix, rounded to halves", (matrix, (2 * matrix).round() / 2)),
+        ("numbers whose mean is not zero", (shifted, shifted.round())),
+        ("numbers that came back doubled: more error than signal is possible", (bell, 3 * bell)),
+        ("numbers that all came back a little too large", (bell, bell + 0.05)),
+    ]
+
+
+def _of(decibels):
+    """A function of signal and rounded numbers from one of signal and error, all in float64."""
+    return lambda signal, rounded: decibels(signal.double(), rounded.double() - signal.double())
+
+
+def _ratio(signal: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    return signal.square().sum() / error.square().sum()
+
+
+def _differing_powers(signal: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    power, other = signal.double().square().sum(), rounded.double().square().sum()
+    return 10 * torch.log10(power / (other - power).abs())
+
+
+SQNR = Exercise(
+    name="numbers.sqnr",
+    chapter="01_numbers",
+    title="Signal over rounding error, in decibels",
+    difficulty=1,
+    minutes=5,
+    reference=_decibels,
+    cases=_sqnr_cases,
+    outputs=("decibels",),
+    mistakes={
+        "the ratio is upside down: the signal is divided by the error, so that more is better.": _of(
+            lambda s, e: -10 * torch.log10(_ratio(s, e))
+        ),
+        "20 · log10 belongs to a ratio of amplitudes; for squares, which are powers, it is 10 · log10.": _of(
+            lambda s, e: 20 * torch.log10(_ratio(s, e))
+        ),
+        "10 · log10 belongs to a ratio of powers; of amplitudes (square roots, norms) take 20 · log10.": _of(
+            lambda s, e: 5 * torch.log10(_ratio(s, e))
+        ),
+        "this is the ratio itself, not yet in decibels: take 10 · log10 of it.": _of(_ratio),
+        "this is the natural logarithm; decibels need the one to base 10.": _of(
+            lambda s, e: 10 * torch.log(_ratio(s, e))
+        ),
+        "this is the logarithm to base 2, which counts bits; decibels need base 10.": _of(
+            lambda s, e: 10 * torch.log2(_ratio(s, e))
+        ),
+        "the factor 10 is missing: log10 of the ratio is bels, and a decibel is a tenth of one.": _of(
+            lambda s, e: torch.log10(_ratio(s, e))
+        ),
+        "the squares of the numbers count, not their squared distances from the mean (var and std subtract it).": _of(
+            lambda s, e: 10 * torch.log10(s.var() / e.var())
+        ),
+        "the mean was subtracted from the signal: its power is the mean of its squares, not its variance.": _of(
+            lambda s, e: 10 * torch.log10(s.var(unbiased=False) / e.square().mean())
+        ),
+        "absolute values were added up in place of squares.": _of(
+            lambda s, e: 10 * torch.log10(s.abs().sum() / e.abs().sum())
+        ),
+        "this takes the peak of the signal (that is PSNR); its power is the mean of its squares.": _of(
+            lambda s, e: 10 * torch.log10(s.abs().max() ** 2 / e.square().mean())
+        ),
+        "the power of the signal was taken after rounding; take it of the signal as it was.": _of(
+            lambda s, e: 10 * torch.log10((s + e).square().sum() / e.square().sum())
+        ),
+        "subtract first, then square: the error is rounded - signal, number by number.": _differing_powers,
+    },
+    # Sums of squares in float32, as a learner may compute them, differ in the last digits from those in float64.
+    tolerance=1e-4,
+)
