@@ -24,8 +24,9 @@ from torch import nn
 from qtutor import clip, rtn
 from qtutor.errors import QtutorError
 from qtutor.grid import Grid
+from qtutor.precision import products
 from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.stream import ADDED, products
+from qtutor.stream import ADDED
 from qtutor.walk import CalibratedBlock
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
@@ -138,10 +139,7 @@ def scale_block(
     probe = replace(block, states=block.states[block.chosen(STATISTICS_TOKENS)], twin=None, kept={}, _sizes={})
     for source_name, names, parent_name in pairs_of(block):
         source, layers = module.get_submodule(source_name), [module.get_submodule(name) for name in names]
-        if names[0].startswith("mlp."):
-            probe.attend()
-        if names[0] in ADDED:
-            probe.keep(names[0])
+        probe.come_to(names[0])
         mean_abs = probe.statistics(names[0]).mean_abs.to(source.weight.device)
         inputs = [(x, weights.sqrt()) for x, weights in probe.weighted_inputs(names[0], SEARCH_TOKENS)]
         parent = _weighted(parent_of(block, parent_name), block.states.shape[-1])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from qtutor.grid import Grid
-from qtutor.stream import products
+from qtutor.precision import products
 
 
 def search(

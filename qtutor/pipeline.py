@@ -160,9 +160,10 @@ def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, ou
         share = strength(block.tokens, weights[0].shape[1])
         wanted = weights if plan is None else [propagated(weight, moments, plan, share) for weight in weights]
         quantized = _round_together(wanted, moments.hessian, plan, recipe, f"{block.name}.{names[0]}")
+        hessian = moments.hessian.float()
         for name, layer, before, after in zip(names, layers, wanted, quantized):
             full_name, back = f"{block.name}.{name}", after.dequantize()
-            error = _output_error(before, back, moments.hessian)
+            error = _output_error(before, back, hessian)
             original = model.get_submodule(full_name)
             bias = None if layer.bias is None else layer.bias.to(original.bias.dtype)
             outcome.add(full_name, original, layer.weight, after, back=back, bias=bias, output_error=error, note=note)
@@ -242,7 +243,7 @@ def _output_error(weight: torch.Tensor, back: torch.Tensor, hessian: torch.Tenso
     ``|X D^T|^2 = trace(D H D^T)``; of a large layer, over :data:`ERROR_ROWS` of its rows, evenly spread.
     """
     rows = slice(None, None, max(len(weight) // ERROR_ROWS, 1))
-    hessian, weight = hessian.float(), weight[rows]
+    weight = weight[rows]
     difference = back[rows] - weight
     squares = [((matrix @ hessian) * matrix).sum().clamp(min=0) for matrix in (difference, weight)]
     return (squares[0] / squares[1].clamp(min=torch.finfo(torch.float32).tiny)).sqrt().item()

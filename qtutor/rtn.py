@@ -33,11 +33,7 @@ def quantize(
         grouped = weight.float().reshape(1, 1, rows * columns)
     else:
         grouped = weight.float().reshape(rows, groups, length)  # [out, groups, group_size]
-    if weight.numel() == 0:
-        scale = torch.ones(grouped.shape[:2], dtype=grid.scale_dtype)
-        zero = torch.full(scale.shape, grid.middle, dtype=torch.uint8)
-    else:
-        scale, zero = fit_clipped(grouped, grid, clip)
+    scale, zero = fit_clipped(grouped, grid, clip)
     codes = encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
 
@@ -56,6 +52,9 @@ def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str | None) -> tuple[to
     """:func:`fit_groups`, or for ``clip="mse"`` the narrower ranges with the least squared error."""
     if clip not in (None, "mse"):
         raise QtutorError(f"clip = {clip!r}: choose 'mse' or None.")
+    if not grouped.numel():
+        scale = torch.ones(grouped.shape[:2], dtype=grid.scale_dtype)
+        return scale, torch.full(scale.shape, grid.middle, dtype=torch.uint8)
     scale, zero = fit_groups(grouped, grid)
     if clip is None:
         return scale, zero

@@ -7,7 +7,6 @@ only a norm. And nothing needs to be computed twice: :meth:`Stream.keep` holds o
 that rounds the layers in order runs each weight little more than once.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from qtutor.errors import QtutorError
+from qtutor.precision import products
 
 # Layers that read the same tensor, in the order in which a block runs them.
 SHARED = (
@@ -26,25 +26,7 @@ SHARED = (
 ADDED = ("self_attn.o_proj", "mlp.down_proj")  # the last of attention and MLP: their outputs join the residual stream
 # The two halves of a block: the norm that reads the stream, the layers that read the norm, and the last layer.
 HALVES = (("input_layernorm", SHARED[0], ADDED[0]), ("post_attention_layernorm", SHARED[2], ADDED[1]))
-WIDE = 1024
 PASS = 1024  # tokens that run at once: activations of so few stay in a CPU's cache, and more run no faster
-
-
-@contextlib.contextmanager
-def products(width: int) -> Iterator[None]:
-    """How a block of hidden size ``width`` multiplies: from :data:`WIDE` on with factors rounded to bfloat16.
-
-    Sums stay in float32. It halves the time on a CPU that has instructions for that; others go on in float32. Forced on
-    the embedded decoder it changed the share of the loss that GPTQ wins back at 4, 3 and 2 bits by less than 0.005.
-    Small models are exact all the same, so that chapters and tests say the same on every CPU.
-    """
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision = "bf16" if width >= WIDE else before
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 @dataclass
@@ -80,64 +62,39 @@ class Stream:
 
         Raises :class:`QtutorError` where that is NaN or infinite, naming the layer.
         """
-        if layer in self.kept:
-            return self.kept[layer][some]
-        residual = self.states[some]
-        with products(residual.shape[-1]):
-            for norm, first, last in self._ahead():
-                x = self.module.get_submodule(norm)(residual)
-                if layer not in first:
-                    check_finite(x, f"{self.name}.{first[0]}: its input")
-                    x = self._inside(last, x)
-                if layer in (*first, last):
-                    check_finite(x, f"{self.name}.{layer}: its input")
-                    return x
-                residual = residual + self.module.get_submodule(last)(x)
-        raise ValueError(f"{layer}: none of the layers that the states of {self.name} are still before")
+        return self.kept[layer][some] if layer in self.kept else self._pass(some, layer)
 
     @torch.no_grad()
     def run(self, some: slice | torch.Tensor) -> torch.Tensor:
         """What the block hands on for ``some`` of the samples, float32 ``[batch, length, hidden]``."""
-        residual = self.states[some]
-        with products(residual.shape[-1]):
-            for norm, _, last in self._ahead():
-                inside = self.kept[last][some] if last in self.kept else None
-                if inside is None:
-                    inside = self._inside(last, self.module.get_submodule(norm)(residual))
-                residual = residual + self.module.get_submodule(last)(inside)
-        return residual
+        return self._pass(some)
 
-    def keep(self, layer: str) -> torch.Tensor:
-        """Hold on to the input of ``layer`` (in :data:`ADDED`); nothing before the layer may be changed from now on."""
+    def come_to(self, layer: str) -> None:
+        """Move on to ``layer``, in the order of :data:`SHARED`: nothing before it may be changed from now on."""
+        if layer.startswith("mlp."):
+            self.attend()
+        if layer in ADDED:
+            self.keep(layer)
+
+    def keep(self, layer: str) -> None:
+        """Hold on to the input of ``layer`` (in :data:`ADDED`)."""
         if layer not in self.kept:
             width = self.module.get_submodule(layer).weight.shape[1]
             found = self.states.new_empty(*self.states.shape[:2], width)
             for some in self.batches():
                 found[some] = self.reach(layer, some)
             self.kept[layer] = found
-        return self.kept[layer]
 
-    @torch.no_grad()
     def sizes(self, layer: str) -> torch.Tensor:
         """Mean squares of the residual stream behind ``layer`` (in :data:`ADDED`) as it is, ``[samples, length]``."""
+        behind = self._behind_attention if layer == ADDED[0] else self.run
+        return torch.cat([behind(some).square().mean(-1) for some in self.batches()])
 
-        def behind(some: slice) -> torch.Tensor:
-            if layer == ADDED[1]:
-                return self.run(some)
-            residual = self.states[some]
-            return residual if self.attended else residual + self.module.self_attn.o_proj(self.reach(layer, some))
-
-        with products(self.states.shape[-1]):
-            return torch.cat([behind(some).square().mean(-1) for some in self.batches()])
-
-    @torch.no_grad()
     def attend(self) -> None:
         """Move the states behind attention, as its layers are now; they can no longer be asked for."""
         if not self.attended:
-            inside, last = self.keep(ADDED[0]), self.module.get_submodule(ADDED[0])
-            with products(self.states.shape[-1]):
-                for some in self.batches():
-                    self.states[some] += last(inside[some])
+            for some in self.batches():
+                self.states[some] = self._behind_attention(some)
             self.kept.clear()
             self.attended = True
 
@@ -150,8 +107,36 @@ class Stream:
         self.kept.clear()
         self.attended = False
 
-    def _ahead(self) -> tuple:
-        return HALVES[1:] if self.attended else HALVES
+    def _pass(self, some: slice | torch.Tensor, layer: str | None = None) -> torch.Tensor:
+        """What ``layer`` reads, checked; without one, what the block hands on."""
+        residual = self.states[some]
+        with products(residual.shape[-1]):
+            for norm, first, last in HALVES[self.attended :]:
+                if layer in first or last not in self.kept:
+                    x = self.module.get_submodule(norm)(residual)
+                    if layer is not None:
+                        check_finite(x, f"{self.name}.{layer if layer in first else first[0]}: its input")
+                    if layer in first:
+                        return x
+                    x = self._inside(last, x)
+                else:
+                    x = self.kept[last][some]
+                if layer == last:
+                    check_finite(x, f"{self.name}.{layer}: its input")
+                    return x
+                residual = residual + self.module.get_submodule(last)(x)
+        if layer is not None:
+            raise ValueError(f"{layer}: none of the layers that the states of {self.name} are still before")
+        return residual
+
+    @torch.no_grad()
+    def _behind_attention(self, some: slice) -> torch.Tensor:
+        """The residual stream between attention and MLP."""
+        residual = self.states[some]
+        if self.attended:
+            return residual
+        with products(residual.shape[-1]):
+            return residual + self.module.get_submodule(ADDED[0])(self.reach(ADDED[0], some))
 
     def _inside(self, last: str, x: torch.Tensor) -> torch.Tensor:
         """What ``last`` is given by its parent (attention, MLP) that reads ``x``."""

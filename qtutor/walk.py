@@ -54,37 +54,31 @@ class CalibratedBlock(Stream):
         # At random: every eighth sample may be of a kind of its own.
         return torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
 
-    def inputs(self, layer: str, tokens: int | None = None, together: int | None = None) -> Iterator[torch.Tensor]:
+    def inputs(self, layer: str, tokens: int | None = None) -> Iterator[torch.Tensor]:
         """The inputs of ``layer`` (``"mlp.up_proj"``), batch by batch, float32 ``[batch, length, in]``.
 
-        tokens: about so many are enough; whole samples are taken, at random. together: tokens of a batch.
+        tokens: about so many are enough; whole samples are taken, at random.
         Raises :class:`QtutorError` for NaN or infinite ones, naming the layer.
         """
-        for some in self.chosen(tokens).split(self.step(together)):
+        for some in self.chosen(tokens).split(self.step()):
             yield self.reach(layer, some)
 
-    def weighted_inputs(
-        self, layer: str, tokens: int | None = None, together: int | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def weighted_inputs(self, layer: str, tokens: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """:meth:`inputs`, each batch with its tokens' :meth:`weights` ``[batch, length, 1]``."""
         weights = self.weights(layer)
         if weights is None:
             weights = torch.ones(self.states.shape[:2], device=self.states.device)
-        chosen = weights[self.chosen(tokens)].unsqueeze(-1).split(self.step(together))
-        yield from zip(self.inputs(layer, tokens, together), chosen)
+        yield from zip(self.inputs(layer, tokens), weights[self.chosen(tokens)].unsqueeze(-1).split(self.step()))
 
     def hessian(self, layer: str, weighted: bool = False, tokens: int | None = None) -> torch.Tensor:
         """X^T X, float64 ``[in, in]``: products of a batch in float32, summed in float64.
 
         weighted: every token by :meth:`weights`. tokens: of about so many, as in :meth:`inputs`; of all if ``None``.
         """
-        gram = Gram()
-        if weighted:
-            for x, weights in self.weighted_inputs(layer, tokens, TOGETHER):
-                gram.add(x, x * weights)
-        else:
-            for x in self.inputs(layer, tokens, TOGETHER):
-                gram.add(x, x)
+        gram, weights = Gram(), self.weights(layer) if weighted else None
+        for some in self.chosen(tokens).split(self.step(TOGETHER)):
+            x = self.reach(layer, some)
+            gram.add(x, _weighted(x, weights, some))
         return gram.result()
 
     def statistics(self, layer: str, tokens: int | None = None) -> InputStatistics:
@@ -103,15 +97,12 @@ class CalibratedBlock(Stream):
         """
         streams = [self] if self.twin is None else [self, self.twin]
         for stream in streams:
-            if layer.startswith("mlp."):
-                stream.attend()
-            if layer in ADDED:
-                stream.keep(layer)
+            stream.come_to(layer)
         weights = self.weights(layer)
         hessian, drift, stream_drift = Gram(), Gram(symmetric=False), Gram(symmetric=False)
         for some in self.batches(TOGETHER):
             x, *undisturbed = (stream.reach(layer, some) for stream in streams)
-            weighted = x if weights is None else x * weights[some].unsqueeze(-1)
+            weighted = _weighted(x, weights, some)
             hessian.add(x, weighted)
             if undisturbed:
                 drift.add(undisturbed[0] - x, weighted)
@@ -145,6 +136,11 @@ class CalibratedBlock(Stream):
         if self.twin is not None:
             self.twin.advance()
         self.advanced += 1
+
+
+def _weighted(x: torch.Tensor, weights: torch.Tensor | None, some: slice | torch.Tensor) -> torch.Tensor:
+    """``x``, the inputs in ``some`` of the samples, each token by its weight; ``None``: all count the same."""
+    return x if weights is None else x * weights[some].unsqueeze(-1)
 
 
 def walk(model: nn.Module, token_ids: torch.Tensor, twin: bool = False) -> Iterator[CalibratedBlock]:

@@ -44,7 +44,20 @@ def test_help_does_not_wait_for_torch():
 def test_every_public_function_and_class_of_the_package_has_a_docstring():
     methods, core = (
         ["rtn", "awq", "gptq", "bnb"],
-        ["grid", "packing", "quantized", "linear", "walk", "stream", "moments", "propagation", "families", "clip"],
+        [
+            "grid",
+            "packing",
+            "quantized",
+            "linear",
+            "walk",
+            "stream",
+            "moments",
+            "precision",
+            "mapped",
+            "propagation",
+            "families",
+            "clip",
+        ],
     )
     for module in (*methods, *core, "recipe", "pipeline", "calibrate", "evaluate", "storage", "plots"):
         module = __import__(f"qtutor.{module}", fromlist=["*"])

@@ -144,6 +144,8 @@ def test_other_bad_input():
         rtn.quantize(torch.zeros(2, 64), grid, 48)
     with pytest.raises(qtutor.QtutorError, match="clip = 'best'"):
         rtn.quantize(torch.zeros(2, 64), grid, 64, clip="best")
+    with pytest.raises(qtutor.QtutorError, match="clip = 'best'"):
+        rtn.quantize(torch.zeros(0, 64), grid, 64, clip="best")
     with pytest.raises(qtutor.QtutorError, match="int64"):
         rtn.quantize(torch.zeros(2, 64, dtype=torch.int64), grid, 64)
     with pytest.raises(qtutor.QtutorError, match="more than float16 holds"):

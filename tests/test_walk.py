@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
-from qtutor import gptq, stream, walk
+from qtutor import gptq, precision, stream, walk
 from qtutor.moments import Gram
 from tests.models import FAMILIES, VOCABULARY, some_ids, tiny
 
@@ -192,7 +192,7 @@ def test_gram_is_the_sum_of_products(symmetric, monkeypatch):
 def test_wide_blocks_may_multiply_in_bfloat16_and_small_ones_may_not():
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=stream.WIDE,
+        hidden_size=precision.WIDE,
         intermediate_size=256,
         num_hidden_layers=1,
         num_attention_heads=8,
@@ -206,9 +206,9 @@ def test_wide_blocks_may_multiply_in_bfloat16_and_small_ones_may_not():
         exact = block.module(block.states, **block.arguments)
     assert (block.run(slice(None)) - exact).norm() < 0.01 * (exact - block.states).norm()
     assert torch.backends.mkldnn.matmul.fp32_precision == before
-    with stream.products(stream.WIDE):
+    with precision.products(precision.WIDE):
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-    with stream.products(stream.WIDE - 1):
+    with precision.products(precision.WIDE - 1):
         assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 

@@ -1,12 +1,12 @@
-"""qtutor's side with every product in float32, as the peers' are; see qtutor.stream.products."""
+"""qtutor's side with every product in float32, as the peers' are; see qtutor.precision.products."""
 
 import sys
 
 import run_qtutor
 
-from qtutor import stream
+from qtutor import precision
 
-stream.WIDE = sys.maxsize
+precision.WIDE = sys.maxsize
 
 if __name__ == "__main__":
     run_qtutor.main()

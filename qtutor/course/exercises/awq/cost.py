@@ -5,7 +5,8 @@ from functools import partial
 import torch
 
 from qtutor.course.exercise import Exercise
-from qtutor.course.exercises.awq.inputs import CHAPTER, noise
+from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.inputs import noise
 
 
 def cost(error, hessian):

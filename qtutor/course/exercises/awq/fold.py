@@ -8,7 +8,8 @@ import torch
 from qtutor.awq import fold as packages_own
 from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.awq.inputs import CHAPTER, noise
+from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.inputs import noise
 
 
 def fold(gain, weight, scale, dtype):

@@ -1,10 +1,3 @@
 """What the exercises of chapter 05 have in common."""
 
-import torch
-
 CHAPTER = "05_awq"
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Numbers of a normal distribution, float32, the same for the same ``seed``."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -8,7 +8,8 @@ import torch
 from qtutor.awq import scale_of as packages_own
 from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.awq.inputs import CHAPTER, noise
+from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.inputs import noise
 
 
 def scale_of(mean_abs, ratio):

@@ -7,7 +7,8 @@ import torch
 from qtutor import awq, rtn
 from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.awq.inputs import CHAPTER, noise
+from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.inputs import noise
 from qtutor.course.values import to_array
 
 

@@ -3,7 +3,8 @@
 import torch
 
 from qtutor.course.exercise import Exercise
-from qtutor.course.exercises.distributions.inputs import CHAPTER, noise
+from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.inputs import noise
 
 
 def _keep(weight, rounded, channels):

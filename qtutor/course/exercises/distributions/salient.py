@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from qtutor.course.exercise import Exercise
-from qtutor.course.exercises.distributions.inputs import CHAPTER, noise
+from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.inputs import noise
 
 
 def _salient(x, share):
