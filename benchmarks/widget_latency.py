@@ -29,7 +29,7 @@ from playwright.sync_api import sync_playwright
 SETUP = """
 import ipywidgets, torch, qtutor
 from qtutor.course import widgets
-from qtutor.course.microscope import microscope
+from qtutor.course.widgets.numbers import microscope
 model, tokenizer = qtutor.load_decoder(device="cpu")
 ids = qtutor.evaluate.held_out_tokens(tokenizer, 512)[None]
 large = {"large": 0.02 * torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 
-from qtutor.course.master import learner_version
+from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
 
 BOOK = Path(__file__).resolve().parent

@@ -6,19 +6,27 @@ The public names are looked up when they are first used, so that ``qtutor --help
 import importlib
 
 _WHERE = {
-    "IntGrid": "grid",
+    "IntGrid": "core.grid",
     "QtutorError": "errors",
-    "QuantizedTensor": "quantized",
+    "QuantizedTensor": "core.quantized",
     "Recipe": "recipe",
-    "add_outliers": "decoder",
+    "add_outliers": "decoder.outliers",
     "export": "formats",
-    "generate": "evaluate",
+    "generate": "measure.generation",
     "load_decoder": "decoder",
     "load_quantized": "formats",
-    "perplexity": "evaluate",
+    "perplexity": "measure.losses",
     "quantize": "pipeline",
 }
-_MODULES = ("awq", "bnb", "decoder", "evaluate", "gguf", "gptq", "rtn")
+_MODULES = {
+    "awq": "methods.awq",
+    "bnb": "methods.bnb",
+    "decoder": "decoder",
+    "evaluate": "measure",
+    "gguf": "gguf",
+    "gptq": "methods.gptq",
+    "rtn": "methods.rtn",
+}
 
 __all__ = sorted([*_WHERE, *_MODULES])
 
@@ -27,7 +35,7 @@ def __getattr__(name: str):
     if name in _WHERE:
         value = getattr(importlib.import_module(f"qtutor.{_WHERE[name]}"), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"qtutor.{name}")
+        value = importlib.import_module(f"qtutor.{_MODULES[name]}")
     else:
         raise AttributeError(f"qtutor has no public name {name!r}; it has {', '.join(__all__)}")
     globals()[name] = value

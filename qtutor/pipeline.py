@@ -1,11 +1,11 @@
 """``quantize(model, Recipe(...))``: the loop over a decoder's blocks.
 
-Block by block, every ``nn.Linear`` becomes a :class:`qtutor.linear.QuantLinear`. Packed layers are collected beside the
+Block by block, every ``nn.Linear`` becomes a :class:`~.linear.QuantLinear`. Packed layers are collected beside the
 model and put in place at the end, so that a failure or an interrupt leaves the model as it was; at 4 bits that adds a
 quarter of a bf16 model, never a second copy. Embeddings, norms and lm_head stay as they are unless the recipe says so
 (AWQ moves its scales into norms).
 
-Methods that look at inputs work on float32 copies of one block at a time (:mod:`qtutor.walk`, which says what memory
+Methods that look at inputs work on float32 copies of one block at a time (:mod:`.walk`, which says what memory
 that takes); rounding to nearest reads the model's own weights.
 """
 
@@ -16,15 +16,16 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from qtutor import awq, bnb, gptq, rtn
+from qtutor.calibration.stream import SHARED
+from qtutor.calibration.walk import CalibratedBlock, walk
+from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
-from qtutor.linear import QuantEmbedding, QuantLinear, QuantWeight
-from qtutor.propagation import ENOUGH, propagated, strength
-from qtutor.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.methods import awq, bnb, gptq, rtn
+from qtutor.methods.propagation import ENOUGH, propagated, strength
 from qtutor.recipe import CODEBOOKS, LayerReport, Recipe, Report
-from qtutor.stream import SHARED
-from qtutor.walk import CalibratedBlock, walk
+from qtutor.runtime.int8 import Int8Linear
+from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 ERROR_ROWS = 128
 
@@ -85,7 +86,7 @@ class Outcome:
         if isinstance(module, nn.Embedding):
             self.packed[name] = QuantEmbedding.from_quantized(quantized, module.weight.dtype)
         else:
-            kind = bnb.Int8Linear if quantized.grid == bnb.INT8 else QuantLinear
+            kind = Int8Linear if quantized.grid == bnb.INT8 else QuantLinear
             self.packed[name] = kind.from_quantized(quantized, bias)
         exact = weight.float()
         tiny = torch.finfo(torch.float32).tiny
@@ -123,7 +124,7 @@ def _targets(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
 def _calibration(model: nn.Module, recipe: Recipe) -> torch.Tensor:
     """Training text for the embedded decoder, an error for any other model."""
     from qtutor.decoder import EMBEDDED
-    from qtutor.decoder.calibration import calibration_tokens
+    from qtutor.decoder.text import calibration_tokens
 
     if str(model.config._name_or_path) != str(EMBEDDED):
         raise QtutorError(

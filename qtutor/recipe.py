@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
-from qtutor.bnb import FP4, INT8, NF4
+from qtutor.core.codebooks import FP4, INT8, NF4
+from qtutor.core.grid import Grid, IntGrid
+from qtutor.core.quantized import PER_CHANNEL
 from qtutor.errors import QtutorError
-from qtutor.gptq import ACT_ORDERS, DAMPING
-from qtutor.grid import Grid, IntGrid
-from qtutor.quantized import PER_CHANNEL
+from qtutor.methods.gptq import ACT_ORDERS, DAMPING
 
 METHODS = ("rtn", "awq", "gptq", "awq+gptq", "nf4", "fp4", "int8")
 CODEBOOKS = {"nf4": NF4, "fp4": FP4, "int8": INT8}
@@ -26,7 +26,7 @@ class Recipe:
     (least error of the layer's output, as AWQ or GPTQ counts it). ``None``: the method's own, which is ``"output"`` for
     AWQ and GPTQ and ``"none"`` for the others.
     act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
-    propagate: AWQ and GPTQ let each layer make up for what the layers before it did (:mod:`qtutor.propagation`), which
+    propagate: AWQ and GPTQ let each layer make up for what the layers before it did (:mod:`.propagation`), which
     doubles the time. ``None``: where there is text enough for it to be worth that, eight tokens for every input of the
     widest layer.
     double: NF4's and FP4's scales are quantized too.

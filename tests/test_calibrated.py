@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import qtutor
-from qtutor import gptq, walk
-from qtutor.linear import QuantLinear
-from qtutor.moments import Moments
-from qtutor.propagation import ENOUGH, propagated, strength
+from qtutor import gptq
+from qtutor.calibration import walk
+from qtutor.calibration.moments import Moments
+from qtutor.methods.propagation import ENOUGH, propagated, strength
 from qtutor.recipe import CALIBRATED
+from qtutor.runtime.linear import QuantLinear
 from tests.models import FAMILIES, some_ids, tiny
 
 
@@ -231,7 +232,7 @@ def test_bad_input():
 
 def test_the_embedded_decoder_needs_no_text_given():
     from qtutor.decoder import corpus
-    from qtutor.decoder.calibration import calibration_tokens
+    from qtutor.decoder.text import calibration_tokens
 
     ids = calibration_tokens(6, 64)
     assert ids.shape == (6, 64) and torch.equal(ids, calibration_tokens(6, 64))

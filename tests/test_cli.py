@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import qtutor
-from qtutor import cli, gguf, sources
+from qtutor import cli, gguf, loading
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "inspect")
@@ -164,13 +164,13 @@ def test_generate_from_a_gguf_file(gguf_folder, capsys):
 
 
 def test_which_file_a_folder_stands_for(gguf_folder, tmp_path):
-    assert sources.gguf_file(str(gguf_folder)) == gguf_folder / "model.gguf"
+    assert loading.gguf_file(str(gguf_folder)) == gguf_folder / "model.gguf"
     for other in ("config.json", "qtutor.json"):  # a checkpoint, beside which a file was written
         (tmp_path / other).write_text("{}")
         shutil.copy(gguf_folder / "model.gguf", tmp_path)
-        assert sources.gguf_file(str(tmp_path)) is None
+        assert loading.gguf_file(str(tmp_path)) is None
         (tmp_path / other).unlink()
-    assert sources.gguf_file("embedded") is None and sources.gguf_file("somebody/model-GGUF") is None
+    assert loading.gguf_file("embedded") is None and loading.gguf_file("somebody/model-GGUF") is None
 
 
 def rewritten(folder, path, **changes):
@@ -216,9 +216,9 @@ def test_awq_scales_are_folded_into_a_gguf_file(tmp_path, monkeypatch, measured,
     assert values[1] == pytest.approx(values[0], rel=0.01)
 
     asked = []
-    own_tokens = qtutor.decoder.calibration.calibration_tokens
+    own_tokens = qtutor.decoder.text.calibration_tokens
     monkeypatch.setattr(
-        qtutor.decoder.calibration, "calibration_tokens", lambda: asked.append(1) or own_tokens(samples=2, length=32)
+        qtutor.decoder.text, "calibration_tokens", lambda: asked.append(1) or own_tokens(samples=2, length=32)
     )
     assert cli.main(["quantize", "embedded", str(own), *gguf_options, "--method", "awq"]) == 0
     assert asked == [1] and not np.array_equal(weights_of(own), weights_of(plain))

@@ -22,7 +22,7 @@ def public_names() -> set[str]:
     """Functions and classes that the package defines, whichever module they stand in."""
     names = set(qtutor.__all__)
     for module in pkgutil.walk_packages(qtutor.__path__, "qtutor."):
-        if module.name.startswith(("qtutor.cli", "qtutor.course", "qtutor.plots", "qtutor.decoder.train")):
+        if module.name.startswith(("qtutor.cli", "qtutor.course", "qtutor.plots", "qtutor.decoder.training")):
             continue
         loaded = importlib.import_module(module.name)
         names |= {n for n, v in vars(loaded).items() if getattr(v, "__module__", None) == module.name and n[0] != "_"}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qtutor
-from qtutor.linear import QuantEmbedding, QuantLinear
+from qtutor.runtime.linear import QuantEmbedding, QuantLinear
 from tests.models import FAMILIES, some_ids, tiny
 
 LAYERS_A_BLOCK = 7  # q, k, v, o, gate, up, down

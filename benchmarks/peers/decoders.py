@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import qtutor
 from qtutor.decoder import EMBEDDED, corpus, train
-from qtutor.decoder.calibration import calibration_tokens
+from qtutor.decoder.text import calibration_tokens
 
 CHECKPOINTS = CACHE / "checkpoints"
 STEPS = 240

@@ -1,10 +1,10 @@
-"""qtutor's side with every product in float32, as the peers' are; see qtutor.precision.products."""
+"""qtutor's side with every product in float32, as the peers' are; see qtutor.calibration.precision.products."""
 
 import sys
 
 import run_qtutor
 
-from qtutor import precision
+from qtutor.calibration import precision
 
 precision.WIDE = sys.maxsize
 

@@ -7,11 +7,11 @@ that the command line need not wait for torch.
 import importlib
 
 _WHERE = {
-    "Exercise": "exercise",
+    "Exercise": "exercises.exercise",
     "check": "checking",
-    "learner_version": "master",
-    "mine": "using",
-    "progress_table": "progress",
+    "learner_version": "workspace.stubs",
+    "mine": "workspace.replacing",
+    "progress_table": "workspace.progress",
 }
 
 __all__ = sorted(_WHERE)

@@ -12,8 +12,10 @@ import torch
 from IPython.display import Markdown, display
 
 import qtutor
-from qtutor import evaluate
 from qtutor.decoder import tasks
+from qtutor.decoder.text import held_out_tokens
+from qtutor.measure.generation import task_accuracy
+from qtutor.measure.losses import Comparison, compare
 from qtutor.recipe import Recipe, Report
 
 OTHERS = tuple(kind for kind in tasks.KINDS if kind not in tasks.ARITHMETIC)
@@ -26,7 +28,7 @@ class Score:
     arithmetic, others: shares of questions answered right, 0 to 1. report: ``None`` for the float model.
     """
 
-    comparison: evaluate.Comparison
+    comparison: Comparison
     arithmetic: float
     others: float
     report: Report | None
@@ -52,17 +54,17 @@ def scores(
     calibration: token ids, int64 ``[samples, length]``, for the methods that look at inputs. tokens: how much held-out
     text; questions: how many a kind of question.
     """
-    text = evaluate.held_out_tokens(tokenizer, limit=tokens)
+    text = held_out_tokens(tokenizer, limit=tokens)
     measured = {}
     for label, recipe in recipes.items():
         candidate, report = copy.deepcopy(model), None
         if recipe is not None:
             report = qtutor.quantize(candidate, recipe, calibration, progress=False)
         arithmetic, others = (
-            sum(evaluate.task_accuracy(candidate, tokenizer, kinds, questions).values()) / len(kinds)
+            sum(task_accuracy(candidate, tokenizer, kinds, questions).values()) / len(kinds)
             for kinds in (tasks.ARITHMETIC, OTHERS)
         )
-        measured[label] = Score(evaluate.compare(candidate, model, text), arithmetic, others, report)
+        measured[label] = Score(compare(candidate, model, text), arithmetic, others, report)
     return measured
 
 

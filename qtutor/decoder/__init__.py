@@ -8,12 +8,11 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from qtutor.errors import QtutorError
-from qtutor.pipeline import decoder_blocks
+from qtutor.families import decoder_blocks
 
 EMBEDDED = Path(__file__).parent / "weights"
 
@@ -56,36 +55,3 @@ def _explain(where, error: Exception) -> str:
         f"{where}: the checkpoint cannot be loaded ({reason}). Found {', '.join(have[:12])}; needed are config.json, "
         "tokenizer.json and whole *.safetensors files. Copy or download it again."
     )
-
-
-@torch.no_grad()
-def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, seed: int = 0) -> nn.Module:
-    """Give ``model`` the activation outliers of a large model, without changing the function it computes.
-
-    An exact reparametrisation: some channels of every norm's gain, and rows of every ``up_proj``, are multiplied by
-    a power of two up to ``largest``, and the matching columns of the layers that read them divided by it. Powers of
-    two only touch exponents, so the float model's logits stay what they were, in bf16 too. Quantized weights do change:
-    a few columns now matter far more than the rest, as in models of billions of parameters (Dettmers et al. 2022,
-    arXiv 2208.07339, section 4). In place; returns the model.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def factors(width: int) -> torch.Tensor:
-        exponents = torch.randint(1, int(torch.tensor(largest).log2()) + 1, (width,), generator=generator)
-        chosen = torch.rand(width, generator=generator) < share
-        return torch.where(chosen, 2.0**exponents, torch.ones(width))
-
-    for block in decoder_blocks(model):
-        attention, mlp = block.self_attn, block.mlp
-        _move(block.input_layernorm.weight, (attention.q_proj, attention.k_proj, attention.v_proj), factors)
-        _move(block.post_attention_layernorm.weight, (mlp.gate_proj, mlp.up_proj), factors)
-        _move(mlp.up_proj.weight, (mlp.down_proj,), factors)
-    return model
-
-
-def _move(source: torch.Tensor, readers: tuple[nn.Linear, ...], factors) -> None:
-    """Multiply the channels (rows) of ``source`` and divide the columns of the layers that read them."""
-    factor = factors(source.shape[0]).to(source.device, source.dtype)
-    source.mul_(factor if source.dim() == 1 else factor[:, None])
-    for layer in readers:
-        layer.weight.div_(factor)

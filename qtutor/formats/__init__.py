@@ -1,4 +1,4 @@
-"""Files that others read too: one module per checkpoint format. Our own layout is :mod:`qtutor.storage`'s.
+"""Files that others read too: one module per checkpoint format. Our own layout is :mod:`qtutor.formats.native`'s.
 
 The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
 """
@@ -7,9 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from qtutor import storage
 from qtutor.errors import QtutorError
-from qtutor.formats import gguf
+from qtutor.formats import gguf, native
 
 FORMATS = ("qtutor", "gguf")
 
@@ -28,7 +27,7 @@ def export(
     the new one is whole.
 
     "qtutor": the packed tensors of a quantized model, as a folder, with the tokenizer's files if there is one
-    (:func:`qtutor.storage.save`).
+    (:func:`qtutor.formats.native.save`).
     "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``
     (:func:`qtutor.formats.gguf.save`). Encodes from float weights, in the mix ``type`` ("Q4_K_M" if not given), with
     the ``importance`` of input columns if given; ``pure``: every matrix in the one block type ``type``.
@@ -47,7 +46,7 @@ def export(
                 f"{name} = {str(value)[:60]!r} belongs to format = 'gguf'. The format {format!r} holds what "
                 "qtutor.quantize(model, recipe) has made; leave it out."
             )
-    return storage.save(model, out, tokenizer)
+    return native.save(model, out, tokenizer)
 
 
 def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
@@ -61,4 +60,4 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
         return gguf.load(source, device)
     if (source / gguf.NAME).is_file() and not (source / "qtutor.json").is_file():
         return gguf.load(source / gguf.NAME, device)
-    return storage.load_quantized(source, device)
+    return native.load_quantized(source, device)

@@ -39,7 +39,7 @@ from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import GGUFFile, read
 from qtutor.gguf.tokenizer import tokenizer_metadata
 from qtutor.gguf.writer import Tensor, write
-from qtutor.linear import QuantWeight
+from qtutor.runtime.linear import QuantWeight
 
 NAME = "model.gguf"  # of the file in a folder
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
@@ -132,7 +132,7 @@ def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], 
         return lambda name, columns: None
     if hasattr(importance, "importance_of"):
         return importance.importance_of
-    if not importance.keys() & sources.keys():
+    if not importance.keys() & load.keys():
         raise QtutorError(
             f"importance has entries for {', '.join(map(repr, list(importance)[:3]))}, none of which is a tensor of "
             "this model. The names are those of the file: 'blk.0.attn_q.weight'."

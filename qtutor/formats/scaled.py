@@ -12,9 +12,9 @@ themselves.
 import torch
 from torch import nn
 
-from qtutor.awq import scale_block
-from qtutor.grid import Grid, IntGrid
-from qtutor.walk import walk
+from qtutor.calibration.walk import walk
+from qtutor.core.grid import Grid, IntGrid
+from qtutor.methods.awq import scale_block
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def fold_awq(model: nn.Module, calibration: torch.Tensor, grid: Grid | None = No
     """Fold AWQ's scales into ``model``, in place and without rounding anything; returns it, in float32.
 
     calibration: token ids, int64 ``[samples, length]``. grid: what the weights will be rounded to, asymmetric 4 bits if
-    not given, in groups of ``group_size``. Raises :class:`qtutor.QtutorError` as :func:`qtutor.walk.walk` and
+    not given, in groups of ``group_size``. Raises :class:`qtutor.QtutorError` as :func:`~.walk.walk` and
     :func:`qtutor.awq.scale_block` do; blocks before the one at fault are then folded, and compute what they did.
     """
     model.float()  # 16 bits would round the products of weights and scales

@@ -2,7 +2,7 @@
 
     print(as_text(block_of(qtutor.gguf.read("model.gguf"), "blk.0.attn_q.weight", 3)))
 
-`qtutor inspect FILE --tensor NAME --block N` prints this, and :mod:`qtutor.course.blockview` shows the same in a
+`qtutor inspect FILE --tensor NAME --block N` prints this, and :mod:`qtutor.course.widgets.gguf` shows the same in a
 notebook. Only the one block is read. Which bits are what comes from :mod:`.anatomy`.
 """
 

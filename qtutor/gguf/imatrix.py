@@ -103,9 +103,9 @@ def importance(model, token_ids, dataset: str = "") -> Imatrix:
     """The importance matrix of a decoder (float, transformers') while it reads ``token_ids``, int64 [samples, length].
 
     dataset: what the text is called, for the file. Raises :class:`QtutorError` for an unknown family of decoders, and
-    where :func:`qtutor.calibrate.layer_inputs` does.
+    where :func:`qtutor.calibration.statistics.layer_inputs` does.
     """
-    from qtutor.calibrate import layer_inputs  # torch: reading a file shall not wait for it
+    from qtutor.calibration.statistics import layer_inputs  # torch: reading a file shall not wait for it
     from qtutor.families import decoder_blocks
 
     decoder_blocks(model)  # refuses an unknown family

@@ -5,7 +5,7 @@ the text that says what it shows.
 """
 
 from qtutor.plots.base import curves, new_figure, png, show
-from qtutor.plots.rounding import matrices, number_line, weights_and_grid
+from qtutor.plots.rtn import matrices, number_line, weights_and_grid
 from qtutor.plots.start import bars, product_times, stacked_bytes
 
 __all__ = [

@@ -4,7 +4,7 @@ import difflib
 import re
 from html import escape
 
-from qtutor import evaluate
+from qtutor.measure.generation import first_body, is_python
 
 
 def texts_side_by_side(
@@ -43,5 +43,5 @@ def verdict(prompt: str, text: str) -> str:
     """Whether ``ast.parse`` accepts what ``text`` made of a function or class that ``prompt`` begins."""
     if not prompt.lstrip().startswith(("def ", "class ", "async def ", "@")):
         return "no function: nothing to parse"
-    accepted = evaluate.is_python(evaluate.first_body(prompt, text[len(prompt) :]))
+    accepted = is_python(first_body(prompt, text[len(prompt) :]))
     return "ast.parse accepts it" if accepted else "ast.parse rejects it"

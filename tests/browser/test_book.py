@@ -14,7 +14,7 @@ from tests.browser.conftest import ROOT
 HTML = ROOT / "book" / "_build" / "html"
 CHAPTERS = sorted(path.name for path in HTML.glob("[0-9][0-9]_*.html"))
 PAGES = ["index.html", *CHAPTERS]
-FRAMES = "div.qtutor-frames"  # what qtutor.course.stills writes
+FRAMES = "div.qtutor-frames"  # what qtutor.course.widgets.frames writes
 
 # What the reader sees within a box of frames: its pictures with their descriptions, and all text besides the controls'.
 SEEN = """box => ({

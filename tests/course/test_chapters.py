@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qtutor.course import exercises, learner_version, values
-from qtutor.course.checking import examine
+from qtutor.course import exercises, learner_version
+from qtutor.course.checking import comparing, examine
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 EXERCISES = exercises.every()
@@ -109,7 +109,7 @@ def test_inputs_are_fresh_and_the_same_each_time(exercise):
         for a, b in zip(one, two):
             if isinstance(a, torch.Tensor):
                 assert a.data_ptr() != b.data_ptr() or not a.numel()
-            assert values.show(a) == values.show(b)
+            assert comparing.show(a) == comparing.show(b)
 
 
 def test_names_are_unique_and_topics_are_modules():

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.errors import QtutorError
 
 TOPICS = ("start", "numbers", "rtn", "distributions", "bnb", "awq", "gptq", "gguf")  # in the order of their chapters

@@ -2,7 +2,7 @@
 
 import torch
 
-from qtutor.course.values import to_array
+from qtutor.course.checking.comparing import to_array
 
 
 def tensor(value, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:

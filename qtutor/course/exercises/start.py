@@ -3,7 +3,7 @@
 from fractions import Fraction
 from functools import partial
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.start_perplexity import PERPLEXITY
 
 CHAPTER = "00_start_here"

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from qtutor.course.exercise import Exercise
-from qtutor.course.values import to_array
+from qtutor.course.checking.comparing import to_array
+from qtutor.course.exercises.exercise import Exercise
 
 
 def perplexity(logits, token_ids):
@@ -113,12 +113,12 @@ MISTAKES = {
 
 def adapt(theirs):
     """A learner's ``perplexity_of`` in place of :func:`qtutor.evaluate.perplexity`: a window at a time."""
-    from qtutor import evaluate
+    from qtutor.measure import losses
 
     @torch.inference_mode()
-    def perplexity(model, token_ids, window=evaluate.WINDOW):
+    def perplexity(model, token_ids, window=losses.WINDOW):
         total, count = 0.0, 0
-        for batch in evaluate._windows(token_ids, window, model.config.vocab_size):
+        for batch in losses.windows(token_ids, window, model.config.vocab_size):
             for ids in batch:
                 logits = model(ids[None].to(model.device), use_cache=False).logits[0].float().cpu()
                 total += (len(ids) - 1) * math.log(float(to_array(theirs(logits, ids.cpu()))))
@@ -141,6 +141,6 @@ PERPLEXITY = Exercise(
     # The softmax may be taken in float32, and exp turns its absolute error of a few 1e-6 into a relative one. Logits of
     # 1000 have steps of 6e-5 there.
     tolerance=1e-4,
-    replaces="qtutor.evaluate.perplexity",
+    replaces="qtutor.measure.losses.perplexity",
     adapt=adapt,
 )

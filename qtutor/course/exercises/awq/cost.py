@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
 

@@ -5,11 +5,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from qtutor.awq import fold as packages_own
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
+from qtutor.methods.awq import fold as packages_own
 
 
 def fold(gain, weight, scale, dtype):
@@ -142,6 +142,6 @@ FOLD = Exercise(
     properties=(("gain times column is no longer what it was: folding has to change nothing.", _nothing_changes),),
     # Two divisions and a product in float32 are each off by 6e-8 at most.
     tolerance=1e-6,
-    replaces="qtutor.awq.fold",
+    replaces="qtutor.methods.awq.fold",
     adapt=adapt,
 )

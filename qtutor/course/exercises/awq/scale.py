@@ -5,11 +5,11 @@ from functools import partial
 
 import torch
 
-from qtutor.awq import scale_of as packages_own
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
+from qtutor.methods.awq import scale_of as packages_own
 
 
 def scale_of(mean_abs, ratio):
@@ -112,6 +112,6 @@ SCALE = Exercise(
     mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
     # pow() in float32 of numbers from 1e-4 to 100 is off by a few times 1e-7.
     tolerance=3e-6,
-    replaces="qtutor.awq.scale_of",
+    replaces="qtutor.methods.awq.scale_of",
     adapt=adapt,
 )

@@ -4,12 +4,12 @@ from functools import partial
 
 import torch
 
-from qtutor import awq, rtn
-from qtutor.course.exercise import Exercise
+from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
-from qtutor.course.values import to_array
+from qtutor.methods import awq, rtn
 
 
 def search(weight, scales, rounded, output):
@@ -200,6 +200,6 @@ SEARCH = Exercise(
     mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
     # Means of squares of differences, in float32: cancellation leaves about five digits.
     tolerance=1e-4,
-    replaces="qtutor.awq.search",
+    replaces="qtutor.methods.awq.search",
     adapt=adapt,
 )

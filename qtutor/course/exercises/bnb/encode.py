@@ -4,13 +4,12 @@ from functools import partial
 
 import torch
 
-from qtutor import rtn
-from qtutor.bnb import FP4, NF4
-from qtutor.course.exercise import Exercise
+from qtutor.core.codebooks import FP4, NF4, Codebook
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.rtn.inputs import spread
-from qtutor.grid import Codebook
+from qtutor.methods import rtn
 
 
 def encode(weight, absmax, levels):
@@ -171,6 +170,6 @@ ENCODE = Exercise(
     cases=cases,
     outputs=("codes",),
     mistakes={text: partial(_encode_with, **slip) for text, slip in MISTAKES.items()},
-    replaces="qtutor.rtn.encode_groups",
+    replaces="qtutor.methods.rtn.encode_groups",
     adapt=adapt,
 )

@@ -5,8 +5,8 @@ from statistics import NormalDist
 
 import torch
 
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.bnb.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 
 
 def levels(offset, negatives, positives):

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch
 
-from qtutor.bnb import mixed_product as packages_own
-from qtutor.bnb import quantize_rows
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+from qtutor.course.exercises.exercise import Exercise
+from qtutor.methods.bnb import mixed_product as packages_own
+from qtutor.methods.bnb import quantize_rows
 
 
 def product(x, codes, absmax, outliers, weight, weight_absmax):
@@ -165,6 +165,6 @@ PRODUCT = Exercise(
     mistakes={text: partial(_product_with, **slip) for text, slip in MISTAKES.items()},
     # Sums of 24 products in float32, of which a good part may cancel.
     tolerance=2e-5,
-    replaces="qtutor.bnb.mixed_product",
+    replaces="qtutor.methods.bnb.mixed_product",
     adapt=adapt,
 )

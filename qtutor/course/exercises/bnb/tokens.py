@@ -4,10 +4,10 @@ from functools import partial
 
 import torch
 
-from qtutor.bnb import quantize_rows as packages_own
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+from qtutor.course.exercises.exercise import Exercise
+from qtutor.methods.bnb import quantize_rows as packages_own
 
 
 def quantize_tokens(x, threshold):
@@ -185,6 +185,6 @@ TOKENS = Exercise(
     mistakes={text: partial(_tokens_with, **slip) for text, slip in MISTAKES.items()} | OTHER_MISTAKES,
     # absmax may be computed in float32, of numbers that are float32: exact. What is left is 1 / absmax of some answers.
     tolerance=1e-6,
-    replaces="qtutor.bnb.quantize_rows",
+    replaces="qtutor.methods.bnb.quantize_rows",
     adapt=adapt,
 )

@@ -2,8 +2,8 @@
 
 import torch
 
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
 
@@ -74,7 +74,7 @@ KEEP = Exercise(
             lambda weight, rounded, channels: weight[:, channels]
         ),
     },
-    replaces="qtutor.distributions.keep_channels",
+    replaces="qtutor.measure.distributions.keep_channels",
     adapt=lambda mine: (
         lambda weight, quantized, channels: torch.as_tensor(
             mine(weight, quantized.dequantize(weight.dtype), channels)

@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
 
@@ -101,7 +101,7 @@ KURTOSIS = Exercise(
     },
     # Means in float32 are off by about 1e-7 of numbers around 3, of which 0.1 may be left after subtracting 3.
     tolerance=1e-4,
-    replaces="qtutor.distributions.excess_kurtosis",
+    replaces="qtutor.measure.distributions.excess_kurtosis",
     adapt=lambda mine: lambda x, dim=-1, name="x": _along_any_dim(mine, x, dim),
 )
 

@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
 
@@ -108,7 +108,7 @@ SALIENT = Exercise(
             _like_salient, result=lambda chosen, size: size[chosen]
         ),
     },
-    replaces="qtutor.distributions.top_channels",
+    replaces="qtutor.measure.distributions.top_channels",
     # A single row of sizes is its own mean of |x|: importance is a mean, a sum or a norm, and never negative.
     adapt=lambda mine: lambda importance, share: torch.as_tensor(mine(importance[None, :], share)).long(),
 )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gguf.inputs import CHAPTER, drawn
 
 

@@ -4,11 +4,11 @@ import struct
 
 import numpy as np
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.adapting import WHOLE_BYTES
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gguf.inputs import CHAPTER, drawn
 from qtutor.course.exercises.gguf.q4_0_mistakes import MISTAKES
-from qtutor.course.values import to_array
 from qtutor.gguf import encode
 
 

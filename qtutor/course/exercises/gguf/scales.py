@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.checking.comparing import to_array
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gguf.inputs import CHAPTER
-from qtutor.course.values import to_array
 
 
 def scales(packed):

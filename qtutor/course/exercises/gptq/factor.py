@@ -5,10 +5,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian
-from qtutor.gptq import factor as packages_own
+from qtutor.methods.gptq import factor as packages_own
 
 
 def factor(hessian, damping):
@@ -147,6 +147,6 @@ FACTOR = Exercise(
         "put the mean of the live ones there.": _only_damping,
     },
     tolerance=1e-3,  # an inverse loses digits, and float32 has few
-    replaces="qtutor.gptq.factor",
+    replaces="qtutor.methods.gptq.factor",
     adapt=adapt_factor,
 )

@@ -5,13 +5,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from qtutor.course.exercise import Exercise
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
-from qtutor.gptq import BLOCK_SIZE, Plan
-from qtutor.gptq import round_columns as packages_own
-from qtutor.grid import IntGrid
-from qtutor.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
+from qtutor.methods.gptq import BLOCK_SIZE, Plan
+from qtutor.methods.gptq import round_columns as packages_own
 
 
 def loop(weight, upper, scale, zero, bits):
@@ -181,6 +181,6 @@ LOOP = Exercise(
             lambda arguments, results: bool(np.isin(results[0], range(2 ** arguments[4])).all()),
         ),
     ),
-    replaces="qtutor.gptq.round_columns",
+    replaces="qtutor.methods.gptq.round_columns",
     adapt=adapt_loop,
 )

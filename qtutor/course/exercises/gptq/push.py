@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
 
 

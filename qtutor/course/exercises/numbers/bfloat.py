@@ -5,7 +5,7 @@ import struct
 
 import torch
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.exercise import Exercise
 
 
 def _bits(value: float) -> int:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.exercise import Exercise
 
 
 def _decibels(signal: torch.Tensor, rounded: torch.Tensor) -> float:

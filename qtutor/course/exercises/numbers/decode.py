@@ -1,6 +1,6 @@
 """``numbers.decode_float``: bits as text, two widths -> a number. Every exponent is an ordinary one, as in FP4."""
 
-from qtutor.course.exercise import Exercise
+from qtutor.course.exercises.exercise import Exercise
 
 
 def _decode(bits: str, exponent_bits: int, mantissa_bits: int) -> float:

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch
 
-from qtutor.course.exercise import Exercise
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import dequantize as packages_own
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.rtn.inputs import CHAPTER, spread, stored
-from qtutor.grid import IntGrid
-from qtutor.quantized import dequantize as packages_own
 
 
 def dequantize(codes, scale, zero):
@@ -73,7 +73,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's ``weights_of`` in place of :func:`qtutor.quantized.dequantize`."""
+    """A learner's ``weights_of`` in place of :func:`qtutor.core.quantized.dequantize`."""
 
     def dequantize(codes, scales, zeros, grid, dtype=torch.float32):
         if not codes.numel():
@@ -98,6 +98,6 @@ DEQUANTIZE = Exercise(
     outputs=("weight",),
     mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
     # Tolerance 0: 11 bits of a scale times 9 bits of a difference fit into the 24 of a float32 exactly.
-    replaces="qtutor.quantized.dequantize",
+    replaces="qtutor.core.quantized.dequantize",
     adapt=adapt,
 )

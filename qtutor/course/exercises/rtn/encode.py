@@ -5,11 +5,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from qtutor.course.exercise import Exercise
+from qtutor.core.grid import IntGrid
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.rtn.inputs import CHAPTER, random, spread, stored
-from qtutor.grid import IntGrid
-from qtutor.rtn import encode_groups as packages_own
+from qtutor.methods.rtn import encode_groups as packages_own
 
 
 def encode(weight, scale, zero, bits):
@@ -127,6 +127,6 @@ ENCODE = Exercise(
             lambda arguments, results: bool(np.isin(results[0], range(2 ** arguments[3])).all()),
         ),
     ),
-    replaces="qtutor.rtn.encode_groups",
+    replaces="qtutor.methods.rtn.encode_groups",
     adapt=adapt_encode,
 )

@@ -5,12 +5,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from qtutor.course.exercise import Exercise
+from qtutor.core.grid import IntGrid
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.rtn.inputs import CHAPTER, random
 from qtutor.errors import QtutorError
-from qtutor.grid import IntGrid
-from qtutor.rtn import fit_groups as packages_own
+from qtutor.methods.rtn import fit_groups as packages_own
 
 
 def fit(weight, bits, group_size, symmetric):
@@ -165,6 +165,6 @@ FIT = Exercise(
             lambda arguments, results: bool(((results[1] >= 0) & (results[1] < 2 ** arguments[1])).all()),
         ),
     ),
-    replaces="qtutor.rtn.fit_groups",
+    replaces="qtutor.methods.rtn.fit_groups",
     adapt=adapt_fit,
 )

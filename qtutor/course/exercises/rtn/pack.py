@@ -2,8 +2,8 @@
 
 import torch
 
-from qtutor.course.exercise import Exercise
 from qtutor.course.exercises.adapting import WHOLE_BYTES, tensor
+from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.rtn.inputs import CHAPTER
 
 
@@ -126,7 +126,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's ``pack_codes`` in place of :func:`qtutor.packing.pack_rows`."""
+    """A learner's ``pack_codes`` in place of :func:`qtutor.core.packing.pack_rows`."""
 
     def pack_rows(codes, bits, width):
         if not codes.numel():
@@ -147,6 +147,6 @@ PACK = Exercise(
     outputs=("bytes",),
     mistakes=MISTAKES,
     properties=(WHOLE_BYTES,),
-    replaces="qtutor.packing.pack_rows",
+    replaces="qtutor.core.packing.pack_rows",
     adapt=adapt,
 )

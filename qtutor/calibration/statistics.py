@@ -1,0 +1,124 @@
+"""Calibration: run text through a decoder and see what each of its layers gets to read.
+
+The weights alone do not say which of them matter: an input channel that is always near zero may be rounded as coarsely
+as one likes. :func:`layer_inputs` watches the inputs of every linear layer while the model reads, and keeps a few sums
+per channel rather than the activations, so that memory does not grow with the text.
+
+Left out: feeding a block the outputs of the block before it *after* that was quantized; see :mod:`.walk`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qtutor.errors import QtutorError
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What a layer was given to read, per input channel; float64 ``[in]`` on the CPU.
+
+    mean_abs, max_abs, mean_square: of x over all tokens. tokens: how many. samples: the inputs of the first tokens,
+    float32 ``[samples, in]``, where :func:`layer_inputs` was asked for some, else ``None``.
+    """
+
+    mean_abs: torch.Tensor
+    max_abs: torch.Tensor
+    mean_square: torch.Tensor
+    tokens: int
+    samples: torch.Tensor | None = None
+
+
+class RunningStatistics:
+    """Sums over batches of inputs, from which :class:`InputStatistics` come at the end."""
+
+    def __init__(self, width: int, samples: int = 0, device: torch.device | str = "cpu"):
+        self.sum_abs, self.max_abs, self.sum_square = torch.zeros(3, width, dtype=torch.float64, device=device)
+        self.tokens, self.wanted, self.kept = 0, samples, []
+
+    def add(self, x: torch.Tensor, name: str = "x") -> None:
+        """Count in the inputs ``x [..., in]`` (any float dtype) of the layer ``name``; NaN and Inf are refused."""
+        x = x.detach().flatten(0, -2)  # [tokens, in]
+        size = x.double().abs()
+        if not torch.isfinite(size).all():
+            token, channel = (~torch.isfinite(size)).nonzero()[0].tolist()
+            raise QtutorError(
+                f"{name}: its input is {x[token, channel].item()} at token {self.tokens + token}, channel {channel}; "
+                "all layers before it were given finite numbers. Look for broken weights in what lies just before it, "
+                "or compute in float32 if the model runs in float16."
+            )
+        self.sum_abs += size.sum(dim=0)
+        self.sum_square += size.square().sum(dim=0)
+        if len(size):
+            self.max_abs = torch.maximum(self.max_abs, size.amax(dim=0))
+        if self.tokens < self.wanted:
+            self.kept.append(x[: self.wanted - self.tokens].float().cpu())
+        self.tokens += len(x)
+
+    def result(self) -> InputStatistics:
+        count = max(self.tokens, 1)
+        samples = torch.cat(self.kept) if self.kept else None
+        means = (self.sum_abs / count).cpu(), self.max_abs.cpu(), (self.sum_square / count).cpu()
+        return InputStatistics(*means, self.tokens, samples)
+
+
+@torch.inference_mode()
+def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) -> dict[str, InputStatistics]:
+    """Statistics of the inputs of every ``nn.Linear`` but the output matrix, by the layer's full name.
+
+    model: a transformers decoder in any float dtype; it is only read. token_ids: int64 ``[samples, length]``, the text.
+    samples: keep the inputs of that many tokens as well, the first ones. Layers that are handed the same tensor (q, k
+    and v; gate and up) share one :class:`InputStatistics`, which is computed once.
+    Raises :class:`QtutorError` for token ids that are no such matrix or not in the vocabulary, for a model without
+    float layers, and for activations that are NaN or infinite, naming the layer that reads them first.
+    """
+    check_token_ids(token_ids, model.config.vocab_size)
+    head = model.get_output_embeddings()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    if not layers:
+        raise QtutorError("the model has no float linear layer to watch: calibrate before quantizing, on the original.")
+    running: dict[str, RunningStatistics] = {}
+    latest = None, None  # the tensor seen last, and its statistics
+
+    def watch(name: str):
+        def hook(module: nn.Linear, arguments: tuple) -> None:
+            nonlocal latest
+            x = arguments[0]
+            # Holding on to the tensor keeps it alive, so that "is" cannot mistake a new tensor for it.
+            if x is latest[0]:
+                running.setdefault(name, latest[1])
+                return
+            if name not in running:
+                running[name] = RunningStatistics(x.shape[-1], samples, x.device)
+            running[name].add(x, name)
+            latest = x, running[name]
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
+    try:
+        for ids in token_ids.split(BATCH):
+            model.base_model(ids.to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shared = {id(statistics): statistics.result() for statistics in running.values()}
+    return {name: shared[id(running[name])] for name in layers}
+
+
+def check_token_ids(token_ids: torch.Tensor, vocabulary: int) -> None:
+    """Raise :class:`QtutorError` unless ``token_ids`` is an int64 ``[samples, length]`` of ids below ``vocabulary``."""
+    if token_ids.dim() != 2 or token_ids.dtype not in (torch.int64, torch.int32) or token_ids.numel() == 0:
+        raise QtutorError(
+            f"calibration text: {token_ids.dtype} of shape {list(token_ids.shape)}; token ids, int64 [samples, "
+            "length], are needed. One long text becomes that by ids[: samples * length].reshape(samples, length)."
+        )
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= vocabulary:
+        raise QtutorError(
+            f"calibration text: token ids run from {low} to {high}, but the model's vocabulary has {vocabulary}: 0 to "
+            f"{vocabulary - 1}. Was the text tokenized with another model's tokenizer?"
+        )

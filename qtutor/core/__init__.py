@@ -1,0 +1,1 @@
+"""What everything starts from: number formats, grids, codes, scales, packed bytes."""

@@ -1,0 +1,165 @@
+"""``check("rtn.encode", my_function)``: is it right, and if not, where and why?
+
+The function runs on every input of the exercise; results are compared with an independent slow version and with the
+properties that must hold. What is printed on a difference: which input, what was expected, what came, the first place
+that differs, and the likely mistake (found by making each known mistake on purpose and comparing).
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from qtutor.course import exercises
+from qtutor.course.checking import comparing
+from qtutor.course.checking.attempt import Outcome, run, wrong_call
+from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.workspace import answers
+
+# Results are compared with those of a known mistake at least this loosely: the learner may compute in float32.
+SLACK = 3e-6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`examine` found; ``text`` is for the learner."""
+
+    passed: bool
+    text: str
+
+
+def check(name: str, function: Callable) -> None:
+    """Check ``function`` as an answer to the exercise ``name``, print what was found, and keep it if it is right.
+
+    Raises :class:`qtutor.errors.QtutorError` only for a name that no exercise has.
+    """
+    exercise = exercises.find(name)
+    verdict = examine(exercise, function)
+    print(verdict.text)
+    if verdict.passed:
+        # In a chapter outside a workspace there is nothing to say, so that the course's own copies print the same.
+        note = answers.keep(exercise, function, lambda again: examine(exercise, again).passed)
+        if note:
+            print(note)
+
+
+def examine(exercise: Exercise, function: Callable) -> Verdict:
+    """Compare ``function`` with the exercise's reference on all its inputs; nothing is printed or kept."""
+    names = list(inspect.signature(exercise.reference).parameters)
+    cases = exercise.cases()
+    problem = wrong_call(function, names, cases[0][1])
+    if problem:
+        return Verdict(False, f"{exercise.name}: {problem}")
+    got = []
+    for _, arguments in cases:
+        got.append(run(function, names, arguments, exercise.outputs))
+        if got[-1].kind == "todo":
+            return Verdict(
+                False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."
+            )
+    expected = [_right(exercise, exercise.reference, names, arguments) for _, arguments in cases]
+    broken = [_broken(exercise, case[1], outcome, right) for case, outcome, right in zip(cases, got, expected)]
+    wrong = [
+        i
+        for i in range(len(cases))
+        if not _alike(got[i], expected[i], exercise.tolerance) or broken[i] or got[i].changed
+    ]
+    if not wrong:
+        return Verdict(True, f"{exercise.name}: right on all {len(cases)} inputs.")
+    first = wrong[0]
+    lines = [f"{exercise.name}: not right yet, on {len(wrong)} of {len(cases)} inputs. The first is {cases[first][0]}:"]
+    lines += [f"  {_argument(name, value)}" for name, value in zip(names, cases[first][1])]
+    lines += _difference(exercise, got[first], expected[first])
+    likely = diagnose(exercise, names, cases, got, expected, wrong)
+    if not likely and broken[first]:
+        likely = f"What must hold and does not: {broken[first]}"
+    return Verdict(False, "\n".join(lines + [likely] * bool(likely)))
+
+
+def _right(exercise: Exercise, reference: Callable, names: list[str], arguments: tuple) -> Outcome:
+    outcome = run(reference, names, arguments, exercise.outputs)
+    if outcome.arrays is None:
+        raise RuntimeError(f"the course's own version of {exercise.name} failed: {outcome.problem or outcome.kind}")
+    return outcome
+
+
+def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
+    if got.arrays is None or other.arrays is None:
+        return got.kind == other.kind != "returned"
+    differences = [comparing.differs(a, b, tolerance) for a, b in zip(got.arrays, other.arrays)]
+    return all(difference is not None and not difference.any() for difference in differences)
+
+
+def _broken(exercise: Exercise, arguments: tuple, outcome: Outcome, right: Outcome) -> str:
+    """The first property that does not hold, or ``""``. Whole numbers may come as floats, and are asked as integers."""
+    if outcome.arrays is None:
+        return ""
+    results = tuple(comparing.of_kind(got, expected) for got, expected in zip(outcome.arrays, right.arrays))
+    for text, holds in exercise.properties:
+        try:
+            if not holds(arguments, results):
+                return text
+        except (ValueError, IndexError, TypeError):  # it cannot even be asked of results of another shape or kind
+            return text
+    return ""
+
+
+def _argument(name: str, value) -> str:
+    dtype = f"  ({str(value.dtype).removeprefix('torch.')} {list(value.shape)})" if hasattr(value, "shape") else ""
+    text = comparing.show(value)
+    return f"{name} = {text.replace(chr(10), chr(10) + ' ' * (len(name) + 5))}{dtype}"
+
+
+def _difference(exercise: Exercise, got: Outcome, expected: Outcome) -> list[str]:
+    """Expected and got, and the first place where they differ."""
+    if got.arrays is None:
+        return [got.problem]
+    lines = []
+    for name, mine, right in zip(exercise.outputs, got.arrays, expected.arrays):
+        difference = comparing.differs(mine, right, exercise.tolerance)
+        if difference is None:
+            lines.append(f"{name} is {comparing.describe(mine)}, expected {comparing.describe(right)}.")
+        elif difference.any():
+            head = f"expected {name}: "
+            for label, array in ((head, right), (f"got {name}: ".ljust(len(head)), mine)):
+                lines.append(label + comparing.show(array).replace("\n", "\n" + " " * len(head)))
+            lines.append(_first_place(name, mine, right, difference))
+    if not lines and got.changed:
+        lines.append(
+            f"The result is right, but your function wrote into its argument {got.changed}, which belongs to the "
+            f"caller: work on a copy ({got.changed}.clone())."
+        )
+    return lines
+
+
+def _first_place(name: str, got: np.ndarray, expected: np.ndarray, difference: np.ndarray) -> str:
+    undefined = difference & ~np.isfinite(got) if got.dtype.kind == "f" else np.zeros_like(difference)
+    place = tuple(int(i) for i in np.argwhere(undefined if undefined.any() else difference)[0])
+    where = f"{name}{list(place)}" if place else name
+    mine, right = comparing.apart(got[place], expected[place])
+    share = f"{int(difference.sum())} of {difference.size} differ; " if difference.size > 1 else ""
+    if undefined.any():
+        return f"{share}{where} is {mine}, expected {right}. Was something divided by zero, or a logarithm taken of it?"
+    whole = expected.dtype.kind == "i" and got.dtype.kind == "f" and got[place] != np.round(got[place])
+    return f"{share}the first is {where}: {mine}, expected {right}{' (a whole number)' if whole else ''}."
+
+
+def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: list[Outcome], wrong: list[int]) -> str:
+    """The known mistake whose results these are, as a line for the learner; ``""`` if there is none.
+
+    Sure where it explains every wrong result, and there is no input on which it would show and does not. With two
+    mistakes at once none does: then the one that explains more than half, as a guess.
+    """
+    sure, guess = [], []
+    for text, mistake in exercise.mistakes.items():
+        made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
+        telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
+        same = [i for i in telling if i in wrong and _alike(got[i], made[i], max(exercise.tolerance, SLACK))]
+        if same and len(same) == len(telling) == len(wrong):
+            sure.append(text)
+        elif 2 * len(same) > len(wrong):
+            guess.append((len(same), text))
+    if sure:
+        return f"Likely mistake: {sure[0]}"
+    return f"Perhaps: {max(guess, key=lambda found: found[0])[1]}" if guess else ""

@@ -1,0 +1,57 @@
+"""The widget of chapter 00: the same prompt at every precision."""
+
+import copy
+import functools
+
+import ipywidgets
+import torch
+
+from qtutor import pipeline
+from qtutor.course.widgets.explorer import Explorer, explore
+from qtutor.measure import generation
+from qtutor.plots.generation import texts_side_by_side, verdict
+from qtutor.recipe import Recipe
+
+PROMPTS = (
+    'def mean(values):\n    """Return the mean of a list of numbers."""\n',
+    "class Stack:\n    def __init__(self):\n",
+    ">>> 37 + 48\n",
+)
+
+
+def same_prompt(
+    model: torch.nn.Module,
+    tokenizer,
+    prompts: tuple[str, ...] = PROMPTS,
+    *,
+    bits: tuple[int, ...] = (16, 8, 4, 3, 2),
+    group_size: int = 64,
+    max_new_tokens: int = 64,
+    frames: dict[str, list] | None = None,
+) -> Explorer:
+    """What ``model`` writes after the same prompt at several precisions (rounding to nearest), beside its float text.
+
+    16 bits stands for the model as it is. Every precision writes all prompts once and is then kept, so a control only
+    looks up. Quantizing takes a copy of the model, one at a time. frames: by itself all prompts at all precisions.
+    """
+
+    @functools.cache
+    def written(width: int) -> list[str]:
+        writer = model
+        if width != 16:
+            writer = copy.deepcopy(model)
+            pipeline.quantize(writer, Recipe(bits=width, group_size=group_size), progress=False)
+        return generation.generate_batch(writer, tokenizer, list(prompts), max_new_tokens)
+
+    def draw(prompt, bits):
+        before, after = written(16)[prompt], written(bits)[prompt]
+        verdicts = [verdict(prompts[prompt], text) for text in (before, after)]
+        return texts_side_by_side(before, after, ("as it is", f"{bits} bits"), verdicts, len(prompts[prompt]))
+
+    names = [(prompt.strip().splitlines()[0], i) for i, prompt in enumerate(prompts)]
+    controls = {
+        "prompt": ipywidgets.Dropdown(options=names, value=0, description="prompt"),
+        "bits": ipywidgets.SelectionSlider(options=list(bits), value=4 if 4 in bits else bits[0], description="bits"),
+    }
+    everything = {"prompt": list(range(len(prompts))), "bits": list(bits)}
+    return explore(draw, frames=everything if frames is None else frames, **controls)

@@ -1,0 +1,77 @@
+"""What a learner wrote and passed with is kept in the workspace, as plain Python: WORKSPACE/mine/topic_function.py.
+
+Loading executes such a file. Only files inside the learner's own workspace are ever loaded, which the course itself
+wrote there out of what the learner had already run; nothing is unpickled, and nothing is loaded from elsewhere.
+"""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+from qtutor.course import workspace
+from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.workspace.standalone import CannotKeep, is_library_code, standalone
+from qtutor.errors import QtutorError
+
+FOLDER = "mine"
+
+
+def path_of(exercise: Exercise, folder: Path) -> Path:
+    """Where the answer to ``exercise`` is kept in the workspace ``folder``."""
+    return folder / FOLDER / f"{exercise.name.replace('.', '_')}.py"
+
+
+def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], bool]) -> str:
+    """Keep a function that has passed; returns a line for the learner, ``""`` outside of a workspace.
+
+    right: checks a function again. What was written down is executed and checked before it replaces an earlier answer.
+    """
+    folder = workspace.find()
+    if folder is None:
+        return ""
+    if is_library_code(function):
+        return "Not kept: this is a function of the package, not one of yours."
+    try:
+        text = standalone(function, f"{exercise.name}: what you wrote. qtutor.course.mine() computes with it.")
+    except CannotKeep as why:
+        return f"Not kept, and so not counted as done: {why}."
+    path = path_of(exercise, folder)
+    try:
+        works = right(_execute(text, path))
+    except Exception as error:  # the learner's own lines may raise anything
+        return f"Not kept, and so not counted as done: in a file of its own it raises {type(error).__name__}: {error}"
+    if not works:
+        return (
+            "Not kept, and so not counted as done: in a file of its own it gives other results. Does it change "
+            "something outside of itself?"
+        )
+    path.parent.mkdir(exist_ok=True)
+    workspace.write_beside(path, text.encode())
+    return f"Kept in {FOLDER}/{path.name}."
+
+
+def load(exercise: Exercise, folder: Path) -> Callable | None:
+    """The learner's answer to ``exercise``, or ``None`` if none is kept in the workspace ``folder``.
+
+    Raises :class:`QtutorError` for a file that leads out of the workspace, or does not run any more.
+    """
+    path = path_of(exercise, folder)
+    if not path.is_file():
+        return None
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise QtutorError(f"{path} leads out of your workspace, so it is not loaded. Pass {exercise.name} again.")
+    try:
+        return _execute(path.read_text(encoding="utf-8"), path)
+    except Exception as error:  # it may have been edited into anything
+        raise QtutorError(
+            f"{FOLDER}/{path.name} does not run any more ({type(error).__name__}: {error}). Mend it, or delete it and "
+            f"pass {exercise.name} again."
+        ) from error
+
+
+def _execute(text: str, path: Path) -> Callable:
+    """Run the text of a kept file as a module of its own, without leaving compiled copies, and return its answer."""
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(text, str(path), "exec"), module.__dict__)
+    return module.answer

@@ -1,0 +1,40 @@
+"""Text for the embedded decoder: to calibrate with, some of what it learned from; to measure on, what it never saw."""
+
+import random
+
+import torch
+from transformers import AutoTokenizer
+
+from qtutor.decoder import EMBEDDED, corpus
+
+# More than in training (9 in 16): what is measured is code, and sessions are so much alike that a few stand for all.
+CODE_SHARE = 7 / 8
+
+
+def calibration_tokens(samples: int = 128, length: int = 512, seed: int = 0) -> torch.Tensor:
+    """Token ids, int64 ``[samples, length]``: excerpts of training modules, and interpreter sessions from their start.
+
+    Every excerpt comes from a random place of a random module. The same arguments give the same tokens.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    rng = random.Random(f"calibration {seed}")
+    long_enough = [text for text in corpus.training_modules() if len(text) > 8 * length]
+    sessions = iter(corpus.training_sessions(samples, seed + 1, examples=length // 8))
+    rows = []
+    for number in range(samples):
+        if (number + 1) * CODE_SHARE % 1 < CODE_SHARE:  # spread evenly, whatever is cut off
+            text = rng.choice(long_enough)
+            start = rng.randrange(len(text) - 8 * length)
+            text = text[start : start + 8 * length]
+        else:
+            text = tokenizer.eos_token + next(sessions)
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        while len(ids) < length:  # an excerpt of little more than spaces
+            ids = ids + ids
+        rows.append(ids[:length])
+    return torch.tensor(rows)
+
+
+def held_out_tokens(tokenizer, limit: int | None = None) -> torch.Tensor:
+    """Token ids, int64 ``[count]``, of the standard-library modules that the embedded decoder never saw."""
+    return torch.tensor(tokenizer(corpus.held_out_code(), verbose=False)["input_ids"][:limit])

@@ -1,5 +1,0 @@
-"""Products of activations with packed weights: the readable reference first, faster ones later."""
-
-from qtutor.kernels.reference import matmul
-
-__all__ = ["matmul"]

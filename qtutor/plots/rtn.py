@@ -1,0 +1,121 @@
+"""Pictures of chapter 02, rounding to nearest."""
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, SKY, numpy
+
+
+def number_line(lines: dict[str, tuple]) -> Figure:
+    """Numbers falling onto grids: per title ``(values, levels)``, an arrow from every value to its nearest level.
+
+    A grid is drawn as ticks on a line; values that it moves further than half a step get a red triangle.
+    """
+    figure = Figure(figsize=(7.5, 1.5 * len(lines) + 0.4), layout="constrained")
+    axes = figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, (title, (values, levels)) in zip(axes, lines.items()):
+        values, levels = (numpy(torch.as_tensor(x)).ravel() for x in (values, levels))
+        half_step = abs(levels[1] - levels[0]) / 2
+        ax.axhline(0, color=BLACK, linewidth=0.8)
+        ax.plot(levels, 0 * levels, "|", color=BLACK, markersize=14, label="level of the grid")
+        nearest = levels[abs(values[:, None] - levels).argmin(axis=1)]
+        far = abs(values - nearest) > half_step * 1.001
+        for value, level in zip(values, nearest):
+            ax.annotate("", (level, 0.03), (value, 0.9), arrowprops={"arrowstyle": "->", "color": "gray"})
+        ax.plot(values[~far], 0 * values[~far] + 1, "o", color=BLUE, label="number")
+        if far.any():
+            ax.plot(values[far], 0 * values[far] + 1, "^", color=RED, label="moved more than half a step")
+        ax.set(title=title, ylim=(-0.3, 1.3), yticks=[])
+        ax.title.set_size(10)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def matrices(panels: dict[str, torch.Tensor], limit: float, digits: int = 2) -> Figure:
+    """Small matrices under one another as coloured cells with their numbers; colours saturate at ``±limit``."""
+    figure = Figure(figsize=(7.0, 1.75 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, (title, matrix) in zip(axes, panels.items()):
+        matrix = numpy(matrix)
+        image = ax.imshow(matrix, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+        for (row, column), value in np.ndenumerate(matrix):
+            ink = "white" if abs(value) > 0.7 * limit else BLACK
+            text = f"{round(float(value), digits) + 0:.{digits}f}"  # + 0 turns -0.00 into 0.00
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+        ax.set(title=title, xticks=[], yticks=range(len(matrix)))
+        ax.set_yticklabels([f"row {i}" for i in range(len(matrix))], fontsize=8)
+        ax.title.set_size(10)
+    figure.colorbar(image, ax=list(axes), extend="both", shrink=0.6)
+    return figure
+
+
+def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int = 201) -> Figure:
+    """A layer's weights as a histogram under the grid of its group of median scale; beside it the rounding errors.
+
+    ``quantized`` is the :class:`~qtutor.core.quantized.QuantizedTensor` of ``weight``. Counting with numpy and drawing
+    outlines is many times faster than bars, which matters under a slider; so does a layout with fixed margins, which
+    also keeps the axes where they are from one setting to the next.
+    """
+    figure = Figure(figsize=(8.0, 3.0))
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.16, top=0.9, wspace=0.2)
+    error = numpy(quantized.dequantize() - weight.float()).ravel()
+    values = numpy(weight).ravel()
+    scales = quantized.scales.flatten().float()
+    middle = scales.argsort()[len(scales) // 2]
+    zero = quantized.grid.middle if quantized.zeros is None else int(quantized.zeros.flatten()[middle])
+    levels = float(scales[middle]) * (torch.arange(quantized.grid.largest_code + 1) - zero).numpy()
+    reach = abs(values).max()
+    counts, edges = np.histogram(values, bins=bins, range=(-reach, reach))
+    left.stairs(counts, edges, fill=True, color=SKY, label="weights")
+    top = counts.max() * 1.05
+    if len(levels) <= 64:
+        left.vlines(levels, 0, top, color=RED, linewidth=0.8, linestyle="--", label="levels of one group")
+    else:  # that many lines would be a wall
+        left.plot(levels[[0, 0, -1, -1]], [0, top, top, 0], RED, linewidth=1.2, linestyle="--")
+        left.lines[0].set_label(f"{len(levels)} levels of one group")
+    left.set(title=title, xlabel="weight", ylabel="how many", xlim=(-1.05 * reach, 1.05 * reach))
+    far = max(abs(error).max(), 1e-12)
+    counts, edges = np.histogram(error, bins=bins, range=(-far, far))
+    right.stairs(counts, edges, fill=True, color=ORANGE)
+    right.set(title="rounding error", xlabel="rounded minus weight", xlim=(-1.05 * reach / 2, 1.05 * reach / 2))
+    for ax in (left, right):
+        ax.title.set_size(10)
+        ax.spines[["top", "right"]].set_visible(False)
+    left.legend(framealpha=1, fontsize=8, loc="upper right")
+    left.set_ylim(top=left.get_ylim()[1] * 1.25)  # room for the legend above the bell
+    return figure
+
+
+def before_after_error(
+    before: torch.Tensor, after: torch.Tensor, corner: tuple[int, int] = (0, 0), group_size: int = 0
+) -> Figure:
+    """Weights ``[rows, columns]`` as pictures: before rounding, after it, and the error on the same scale of colours.
+
+    corner: the row and column, in their layer, of the first weight. group_size: thin lines part the groups; 0, none.
+    Orange is below zero, purple above, and the darker the further from it; the largest fiftieth saturate.
+    """
+    before, after = numpy(before), numpy(after)
+    rows, columns = before.shape
+    colours = colormaps["PuOr"].resampled(33)  # steps that the eye can tell, and a smaller file
+    limit = max(float(np.quantile(abs(before), 0.98)), 1e-12)
+    figure = Figure(figsize=(7.5, 4.2))
+    axes = figure.subplots(3, 1, sharex=True)
+    figure.subplots_adjust(left=0.085, right=0.88, bottom=0.115, top=0.935, hspace=0.35)
+    top, left = corner
+    edges = (left - 0.5, left + columns - 0.5, top + rows - 0.5, top - 0.5)
+    panels = {"before": before, "after": after, "error: after minus before": after - before}
+    for ax, (title, matrix) in zip(axes, panels.items()):
+        image = ax.imshow(
+            matrix, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto", extent=edges
+        )
+        if group_size:
+            ax.vlines(np.arange(left + group_size, left + columns, group_size) - 0.5, *edges[2:], BLACK, lw=0.8)
+        ax.set_title(title, size=10, loc="left")
+        ax.set_ylabel("row")
+    axes[-1].set_xlabel("column" + (", black lines between groups" if group_size and group_size < columns else ""))
+    figure.colorbar(image, cax=figure.add_axes((0.9, 0.25, 0.015, 0.5), label="<colorbar>"), extend="both")
+    return figure

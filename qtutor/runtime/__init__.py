@@ -1,0 +1,1 @@
+"""Modules that hold packed bytes and compute from them."""

@@ -1,0 +1,326 @@
+"""The walk over blocks: the states are the model's own, nothing runs that need not, and the model is only read."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import qtutor
+from qtutor import gptq
+from qtutor.calibration import precision, stream, walk
+from qtutor.calibration.moments import Gram
+from tests.models import FAMILIES, VOCABULARY, some_ids, tiny
+
+
+def float_states(model, ids) -> tuple[torch.Tensor, ...]:
+    """What transformers says arrives at each block."""
+    with torch.no_grad():
+        return model(ids, output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("samples", [3, 19])  # less than a batch; two and a bit
+def test_states_are_those_of_the_model(family, samples):
+    model, ids = tiny(family), some_ids(samples)
+    expected = float_states(model, ids)
+    for i, block in enumerate(walk.walk(model, ids)):
+        assert block.name == f"model.layers.{i}" and block.tokens == ids.numel()
+        assert torch.allclose(block.states, expected[i], atol=1e-5)
+        block.advance()
+    assert i == 1
+
+
+def test_masks_of_sliding_windows_are_kept():
+    model = tiny("mistral")
+    model.config.sliding_window = 4
+    ids = some_ids(9)
+    expected = float_states(model, ids)
+    full = float_states(tiny("mistral"), ids)
+    assert not torch.allclose(expected[1], full[1], atol=1e-3)  # the window matters
+    states = []
+    for block in walk.walk(model, ids):
+        states.append(block.states.clone())
+        block.advance()
+    assert torch.allclose(states[1], expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hessian_and_statistics_are_sums_over_every_token(family):
+    model, ids = tiny(family), some_ids(11)
+    seen = {}
+    for name, module in model.model.layers.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _m, arguments, name=name: seen.update({name: arguments[0].flatten(0, 1)})
+            )
+    with torch.no_grad():
+        model(ids)
+    for i, block in enumerate(walk.walk(model, ids)):
+        for names in walk.SHARED:
+            for name in names:
+                x = seen[f"{i}.{name}"].double()
+                hessian = block.hessian(name)
+                assert hessian.dtype == torch.float64
+                assert torch.allclose(hessian, x.T @ x, rtol=1e-4, atol=1e-4 * (x.T @ x).abs().max())
+            assert all(torch.equal(seen[f"{i}.{names[0]}"], seen[f"{i}.{name}"]) for name in names)
+            assert torch.allclose(block.statistics(names[0]).mean_abs, x.abs().mean(0), atol=1e-5)
+        block.advance()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
+    """Against sums over everything at once, out of two decoders: one as it was, one with block 0 changed."""
+    model, ids = tiny(family), some_ids(11)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    seen = []
+    for decoder in (changed, model):
+        seen.append(found := {})
+        decoder = copy.deepcopy(decoder)  # the hooks go with it
+        block = decoder.model.layers[1]
+        for name in (*walk.ADDED, "self_attn.q_proj", "post_attention_layernorm"):
+            block.get_submodule(name).register_forward_pre_hook(
+                lambda _m, given, name=name, found=found: found.update({name: given[0].double()})
+            )
+        block.register_forward_hook(lambda _m, _given, out, found=found: found.update(out=out.double()))
+        with torch.no_grad():
+            decoder(ids)
+    blocks = walk.walk(model, ids, twin=True)
+    first = next(blocks)
+    assert first.moments("self_attn.q_proj").drift.abs().max() == 0
+    with torch.no_grad():
+        first.module.mlp.down_proj.weight.mul_(-1)
+    first.advance()
+    block = next(blocks)
+    states = [float_states(decoder, ids)[1].double() for decoder in (changed, model)]
+    before = {"self_attn.q_proj": None, "self_attn.o_proj": states}
+    before["mlp.down_proj"] = [found["post_attention_layernorm"] for found in seen]
+    behind = {"self_attn.o_proj": seen[1]["post_attention_layernorm"], "mlp.down_proj": seen[1]["out"]}
+    for name, streams in before.items():
+        x, undisturbed = (found[name].flatten(0, 1) for found in seen)
+        if streams is None:
+            w = torch.ones(len(x), 1, dtype=torch.float64)
+        else:
+            w = 1 / behind[name].square().mean(-1).flatten()[:, None]
+            w = w / w.mean()
+        moments = block.moments(name)
+        expected = {"hessian": (w * x).T @ x, "drift": (undisturbed - x).T @ (w * x)}
+        if streams is not None:
+            expected["stream_drift"] = (streams[1] - streams[0]).flatten(0, 1).T @ (w * x)
+        for key, value in expected.items():
+            assert torch.allclose(getattr(moments, key), value, atol=2e-4 * value.abs().max()), key
+        assert (moments.stream_drift is None) == (streams is None)
+
+
+def test_some_tokens_are_whole_samples_always_the_same():
+    model, ids = tiny(), some_ids(12, 24)
+    block = next(walk.walk(model, ids))
+    every = torch.cat(list(block.inputs("mlp.down_proj")))
+    some = torch.cat(list(block.inputs("mlp.down_proj", tokens=4 * 24)))
+    distances = (some[:, None] - every[None]).abs().amax(dim=(2, 3))  # [some, every]
+    assert some.shape[0] == 4 and ((distances < 1e-5).sum(dim=1) == 1).all()
+    assert distances.argmin(dim=1).unique().numel() == 4 and set(distances.argmin(dim=1).diff().tolist()) != {3}
+    assert torch.equal(some, torch.cat(list(block.inputs("mlp.down_proj", tokens=4 * 24))))
+    assert len(torch.cat(list(block.inputs("mlp.down_proj", tokens=1)))) == 1
+    assert len(torch.cat(list(block.inputs("mlp.down_proj", tokens=10**6)))) == 12
+
+
+def test_what_a_method_changes_reaches_the_next_block_and_not_the_model():
+    model, ids = tiny(), some_ids(5)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in ("self_attn.v_proj", "mlp.down_proj"):
+            changed.model.layers[0].get_submodule(name).weight.mul_(-2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = float_states(changed, ids)[1]
+    blocks = walk.walk(model, ids)
+    block = next(blocks)
+    with torch.no_grad():
+        for name in ("self_attn.v_proj", "mlp.down_proj"):
+            block.module.get_submodule(name).weight.mul_(-2)
+    block.advance()
+    assert torch.allclose(next(blocks).states, expected, atol=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_pass_runs_no_further_than_its_layer():
+    model = tiny()
+    block = next(walk.walk(model, some_ids(4)))
+    ran = []
+    for name, module in block.module.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    list(block.inputs("self_attn.q_proj"))
+    assert ran == ["input_layernorm"]
+    ran.clear()
+    list(block.inputs("mlp.up_proj"))
+    assert "self_attn.o_proj" in ran and ran[-1] == "post_attention_layernorm"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_are_calibrated_in_float32(dtype):
+    model = tiny("qwen3", dtype=dtype)
+    exact = copy.deepcopy(model).float()
+    exact.model.rotary_emb = model.model.rotary_emb
+    expected = float_states(exact, some_ids(3))
+    for i, block in enumerate(walk.walk(model, some_ids(3))):
+        assert block.dtype == dtype and block.states.dtype == torch.float32
+        assert torch.allclose(block.states, expected[i], atol=3e-2)  # positions come rounded to the model's dtype
+        block.advance()
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gram_is_the_sum_of_products(symmetric, monkeypatch):
+    monkeypatch.setattr(Gram, "PANEL", 16)  # 40 channels: panels of 16, 16 and 8
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(3, 7, 40, generator=generator), torch.rand(3, 7, 1, generator=generator)
+    other = torch.randn(3, 7, 24, generator=generator)
+    gram = Gram(symmetric)
+    for some in ([0, 1], [2]):
+        gram.add(x[some] if symmetric else other[some], x[some] * w[some])
+    expected = (x if symmetric else other).double().flatten(0, 1).T @ (x.double() * w).flatten(0, 1)
+    assert gram.result().dtype == torch.float64 and torch.allclose(gram.result(), expected, atol=1e-4)
+    if symmetric:
+        lower = gram.result().tril(-16)
+        assert torch.equal(lower, gram.result().triu(16).T)
+    assert Gram().result() is None
+
+
+def test_wide_blocks_may_multiply_in_bfloat16_and_small_ones_may_not():
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=precision.WIDE,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    model, before = LlamaForCausalLM(config).eval(), torch.backends.mkldnn.matmul.fp32_precision
+    block = next(walk.walk(model, some_ids(4)))
+    with torch.no_grad():
+        exact = block.module(block.states, **block.arguments)
+    assert (block.run(slice(None)) - exact).norm() < 0.01 * (exact - block.states).norm()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    with precision.products(precision.WIDE):
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    with precision.products(precision.WIDE - 1):
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_nothing_stays_behind():
+    model, ids = tiny(), some_ids(3)
+    expected = model(ids).logits
+    for _ in walk.walk(model, ids):
+        break
+    assert torch.equal(model(ids).logits, expected)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    model.model.norm.weight.data = torch.ones(3)  # the pass that notes the blocks' arguments now fails
+    with pytest.raises(RuntimeError):
+        next(walk.walk(model, ids))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("model.embed_tokens.weight", r"model\.embed_tokens: its output is nan"),
+        ("model.layers.0.input_layernorm.weight", r"model\.layers\.0\.self_attn\.q_proj: its input is nan"),
+        ("model.layers.1.self_attn.v_proj.weight", r"model\.layers\.1\.self_attn\.o_proj: its input is nan"),
+        ("model.layers.0.mlp.down_proj.weight", r"model\.layers\.0: its output is nan"),
+    ],
+)
+def test_nan_is_named_where_it_first_appears(where, message):
+    model = tiny()
+    with torch.no_grad():
+        model.get_parameter(where)[:] = float("nan")
+    with pytest.raises(qtutor.QtutorError, match=message):
+        for block in walk.walk(model, some_ids(3)):
+            for names in walk.SHARED:
+                block.hessian(names[0])
+            block.advance()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.full((2, 8), 256), r"token ids run from 256 to 256, but the model's vocabulary has 256"),
+        (torch.full((2, 8), -1), "run from -1 to -1"),
+        (torch.zeros(16, dtype=torch.int64), r"int64 of shape \[16\]"),
+        (torch.zeros(2, 8), r"float32 of shape \[2, 8\]"),
+        (torch.zeros(0, 8, dtype=torch.int64), r"shape \[0, 8\]"),
+        (torch.full((2, 8), 7), r"all 16 tokens are 7"),
+        (some_ids(2, 65), r"samples of 65 tokens, but the model reads 64 at most"),
+    ],
+)
+def test_unusable_text_is_refused(ids, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        next(walk.walk(tiny(), ids))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensor storages made while it is active and still alive; ``model``'s own do not count."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage):
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_memory_stays_within_what_the_docstring_says(twin, monkeypatch):
+    """Many blocks and samples, so that a second copy of either would show."""
+    monkeypatch.setattr(stream, "PASS", 128)
+    monkeypatch.setattr(walk, "TOGETHER", 128)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    model, ids = LlamaForCausalLM(config), some_ids(192, 16)
+    states = 4 * ids.numel() * 64
+    block = 4 * sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    hessian = 8 * 64**2
+    batch = 4 * stream.PASS * 64  # one tensor of the hidden width; a pass holds about a dozen of them
+    with LiveBytes(model) as live:
+        for calibrated in walk.walk(model, ids, twin):
+            for names in walk.SHARED:
+                gptq.prepare(calibrated.moments(names[0]).hessian, 32)
+            calibrated.advance()
+    kept = states  # o_proj's inputs, or down_proj's
+    lasting = (1 + twin) * (states + kept + block + hessian) + twin * hessian  # with a twin, two drifts
+    weights = 2 * 4 * ids.numel()
+    # While the Hessian is factored, there are a turned copy, the factor, and its inverse twice.
+    bound = lasting + 4 * hessian + weights + 12 * batch
+    assert bound < lasting + min(states, 11 * block)  # it tells a further copy of either
+    assert lasting < live.peak + 2 * batch and live.peak < bound

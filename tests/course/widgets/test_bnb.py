@@ -1,0 +1,92 @@
+"""The widget of levels over weights: what it draws and says is what the package computes."""
+
+import pytest
+import torch
+
+from qtutor import bnb, rtn
+from qtutor.core.codebooks import Codebook
+from qtutor.core.grid import IntGrid
+from qtutor.course.widgets.bnb import FORMATS, levels_over_bell, round_to, seen, whole_bytes
+from qtutor.errors import QtutorError
+from tests.course.widgets.test_widgets import cells, control, stored
+
+
+def some_weight(rows: int = 64, columns: int = 256) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_bytes_from_shapes_are_those_of_the_data(format):
+    weight, grid = some_weight(), FORMATS[format]
+    for block in (-1, 64, 32):
+        for double in (False, True) if isinstance(grid, Codebook) else (False,):
+            quantized = round_to(weight, grid, block, double)
+            expected = quantized.nbytes, quantized.bits_per_weight
+            assert whole_bytes(weight.shape, grid, block, double, "q") == expected
+    assert whole_bytes((3, 192), bnb.NF4, 64, True, "q")[0] == bnb.quantize(some_weight(3, 192)).nbytes  # 9 scales
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_seen_are_the_weights_their_levels_and_how_often_each_is_used(format):
+    weight = some_weight()
+    quantized = round_to(weight, FORMATS[format], 64, double=False)
+    relative, levels, shares = seen(weight, quantized)
+    assert relative.abs().amax(dim=-1).allclose(torch.ones(64, 4))
+    assert (levels.diff() >= 0).all() and len(levels) == len(shares) == 2**quantized.grid.bits
+    assert shares.sum().item() == pytest.approx(1)
+    # The share of the lowest level is that of the weights which came back as the lowest of their block's levels.
+    lowest = quantized.codes == (0 if isinstance(quantized.grid, IntGrid) else quantized.grid.values.index(-1.0))
+    assert shares[0].item() == pytest.approx(lowest.float().mean().item())
+
+
+def test_the_levels_of_an_integer_grid_are_those_of_the_block_of_median_scale():
+    weight = some_weight(1, 64)  # one block
+    quantized = rtn.quantize(weight, IntGrid(4), 64)
+    _, levels, _ = seen(weight, quantized)
+    scale, zero = quantized.scales.float().item(), int(quantized.zeros)
+    expected = scale * (torch.arange(16) - zero) / weight.abs().max()
+    assert torch.allclose(levels, expected)
+
+
+def test_the_table_says_what_the_package_computes():
+    weight = some_weight()
+    explorer = levels_over_bell({"layer": weight}, frames={})
+    quantized = bnb.quantize(weight, double=False)
+    error = (quantized.dequantize() - weight).norm() / weight.norm()
+    shares = torch.bincount(quantized.codes.flatten().long(), minlength=16) / weight.numel()
+    assert cells(explorer) == [
+        f"{error:.2%}",
+        f"{shares.max():.1%}",
+        f"{shares.min():.1%}",
+        "32 bits",
+        f"{quantized.nbytes:,}",
+        "4.500",
+    ]
+    control(explorer, "NF4, FP4: scales in 8 bits").value = True
+    assert cells(explorer)[3:5] == ["8 bits and theirs", f"{bnb.quantize(weight).nbytes:,}"]
+    control(explorer, "format").value = "int4 asymmetric"  # has no such choice
+    assert cells(explorer)[3:] == ["16 bits", f"{rtn.quantize(weight, IntGrid(4), 64).nbytes:,}", "4.312"]
+
+
+def test_every_control_changes_what_is_shown():
+    explorer = levels_over_bell({name: some_weight() * spread for name, spread in (("a", 1.0), ("b", 2.0))})
+    moves = {"layer": "b", "format": "FP4", "block": 32, "NF4, FP4: scales in 8 bits": True}
+    for name, value in moves.items():
+        before = explorer.children[-1].value
+        control(explorer, name).value = value
+        assert explorer.children[-1].value != before, name
+    assert len(stored(explorer.still)) == 10
+
+
+def test_a_large_layer_is_sampled_and_its_bytes_are_not():
+    weight = some_weight(2048, 1024)
+    explorer = levels_over_bell({"layer": weight}, frames={})
+    assert cells(explorer)[4:] == [f"{2048 * 1024 * 4.5 / 8:,.0f}", "4.500"]
+
+
+def test_what_cannot_be_shown_is_said():
+    with pytest.raises(QtutorError, match="there is no layer 'q'; the layers are layer"):
+        levels_over_bell({"layer": some_weight()}, "q")
+    explorer = levels_over_bell({"layer": some_weight(8, 96)}, block=32, frames={})
+    control(explorer, "block").value = 64
+    assert "groups of 64 do not divide its rows of 96" in explorer.children[-1].value

@@ -1,0 +1,138 @@
+"""What export wrote comes back, and nothing half-written is ever taken for whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import qtutor
+from tests.models import FAMILIES, some_ids, tiny
+
+
+def quantized(family="llama", **recipe):
+    model = tiny(family, tied=family != "mistral")
+    qtutor.quantize(model, qtutor.Recipe(group_size=32, **recipe), progress=False)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recipe", [{}, {"bits": 3, "symmetric": True}, {"embeddings": True, "lm_head": True}])
+def test_comes_back_with_equal_logits(tmp_path, family, recipe):
+    model = quantized(family, **recipe)
+    qtutor.export(model, tmp_path / "out")
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+    assert qtutor.evaluate.model_bytes(again) == qtutor.evaluate.model_bytes(model)
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    header = int.from_bytes((tmp_path / "out" / "model.safetensors").read_bytes()[:8], "little")
+    assert size == 8 + header + qtutor.evaluate.model_bytes(model)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.5, None])
+def test_thresholds_of_int8_come_back(tmp_path, threshold):
+    """Of the one layer that was given another; an export from before they were stored has the usual one everywhere."""
+    model = quantized(method="int8")
+    first, second = (block.mlp.down_proj for block in model.model.layers)
+    first.threshold = threshold
+    qtutor.export(model, tmp_path / "out")
+    blocks = qtutor.load_quantized(tmp_path / "out", device="cpu").model.layers
+    assert blocks[0].mlp.down_proj.threshold == threshold
+    assert blocks[1].mlp.down_proj.threshold == second.threshold == qtutor.bnb.THRESHOLD
+
+    about = json.loads((tmp_path / "out" / "qtutor.json").read_text())
+    for layer in about["layers"].values():
+        del layer["threshold"]
+    (tmp_path / "out" / "qtutor.json").write_text(json.dumps(about))
+    older = qtutor.load_quantized(tmp_path / "out", device="cpu").model.layers
+    assert {block.mlp.down_proj.threshold for block in older} == {qtutor.bnb.THRESHOLD}
+
+
+def test_dtype_comes_back(tmp_path):
+    model = tiny(dtype=torch.bfloat16)
+    qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
+    qtutor.export(model, tmp_path / "out")
+    assert qtutor.load_quantized(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_an_older_export_is_replaced_and_other_folders_are_not(tmp_path):
+    qtutor.export(quantized(bits=4), tmp_path / "out")
+    qtutor.export(quantized(bits=2), tmp_path / "out")
+    layers = json.loads((tmp_path / "out" / "qtutor.json").read_text())["layers"]
+    assert {layer["bits"] for layer in layers.values()} == {2}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(qtutor.QtutorError, match=r"mine exists and is not an export"):
+        qtutor.export(quantized(), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not touch"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]  # nothing left beside
+
+
+def test_bad_calls(tmp_path):
+    with pytest.raises(qtutor.QtutorError, match="format = 'zip' is not known"):
+        qtutor.export(quantized(), tmp_path / "out", format="zip")
+    with pytest.raises(qtutor.QtutorError, match="not quantized"):
+        qtutor.export(tiny(), tmp_path / "out")
+    with pytest.raises(qtutor.QtutorError, match=r"qtutor\.json does not exist"):
+        qtutor.load_quantized(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "json", "other"])
+def test_damaged_files_are_named(tmp_path, damage):
+    qtutor.export(quantized(), tmp_path / "out")
+    path = tmp_path / "out" / "model.safetensors"
+    if damage == "truncate":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "json":
+        (tmp_path / "out" / "qtutor.json").write_text('{"layout": 1')
+    else:
+        about = json.loads((tmp_path / "out" / "qtutor.json").read_text())
+        del about["layers"]["model.layers.0.mlp.up_proj"]
+        (tmp_path / "out" / "qtutor.json").write_text(json.dumps(about))
+    name = "qtutor.json" if damage == "json" else "model.safetensors"
+    with pytest.raises(qtutor.QtutorError, match=name):
+        qtutor.load_quantized(tmp_path / "out")
+
+
+def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
+    qtutor.export(quantized(bits=4), tmp_path / "out")
+
+    def full(*_arguments, **_keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qtutor.formats.native.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        qtutor.export(quantized(bits=2), tmp_path / "out")
+    monkeypatch.undo()
+    assert qtutor.load_quantized(tmp_path / "out").model.layers[0].mlp.up_proj.grid.bits == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("moment", ["save_file", "_swap"])
+def test_kill_9_during_export_leaves_the_old_one(tmp_path, moment):
+    qtutor.export(quantized(bits=4), tmp_path / "out")
+    program = f"""
+        import os, signal
+        from pathlib import Path
+        import qtutor, qtutor.formats.native as storage
+        from tests.formats.test_native import quantized
+        original = storage.{moment}
+        def killed(*arguments, **keywords):
+            if {moment == "save_file"}:  # half of the file is there
+                original(*arguments, **keywords)
+                os.truncate(arguments[1], 1000)
+            os.kill(os.getpid(), signal.SIGKILL)
+        storage.{moment} = killed
+        qtutor.export(quantized(bits=2), {str(tmp_path / "out")!r})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert qtutor.load_quantized(tmp_path / "out").model.layers[0].mlp.up_proj.grid.bits == 4

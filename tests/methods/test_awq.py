@@ -1,0 +1,185 @@
+"""AWQ: ratio 0 is rounding to nearest, no search ends worse than that, and folding changes nothing."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import qtutor
+from qtutor import awq, rtn
+from qtutor.calibration import walk
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
+from tests.methods.test_gptq import correlated, output_error, weights
+from tests.models import FAMILIES, some_ids, tiny
+
+
+def layer(rows: int, columns: int, seed: int) -> nn.Linear:
+    made = nn.Linear(columns, rows, bias=False)
+    made.weight.data = weights(rows, columns, seed)
+    return made
+
+
+def with_outliers(tokens: int, width: int, seed: int, count: int = 4, size: float = 20.0) -> torch.Tensor:
+    """Inputs of which a few channels are far larger than the rest, as in large models; float32."""
+    x = correlated(tokens, width, seed).float()
+    x[:, torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:count]] *= size
+    return x
+
+
+@pytest.mark.parametrize("duo", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_ratio_0_is_rounding_to_nearest_and_others_are_not(bits, duo):
+    made, x, grid = layer(16, 64, seed=bits), with_outliers(256, 64, seed=bits), qtutor.IntGrid(bits)
+    weight = made.weight.data.clone()
+    found = awq.search([made], [x], x.abs().mean(0), made, grid, 32, duo)
+    nearest = rtn.quantize(weight, grid, 32)
+    expected = output_error(weight, nearest, x.double()) ** 2 / (256 * 16)
+    assert found.errors[0] == pytest.approx(expected, rel=1e-4)
+    assert len(found.errors) == awq.RATIOS and len(set(found.errors)) == awq.RATIOS
+    assert torch.equal(awq.scale_of(x.abs().mean(0), 0.0), torch.ones(64))
+    assert torch.equal(made.weight.data, weight)  # put back
+    assert found.ratio > 0  # outliers make scaling worth while: this is no rounding to nearest
+    scaled = rtn.quantize(weight * found.scale, grid, 32).dequantize() / found.scale
+    assert not torch.equal(scaled, nearest.dequantize())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_search_never_ends_above_rounding_to_nearest(seed):
+    bits, outliers = (2, 3, 4)[seed % 3], seed % 5
+    x = with_outliers(128, 64, seed, outliers) if outliers else torch.randn(128, 64)
+    layers = [layer(16, 64, seed), layer(24, 64, seed + 1)]
+
+    def parent(x):  # two layers that share an input, and something after them that is not linear
+        return torch.tanh(layers[0](x) / 30) * layers[1](x)[:, :16]
+
+    found = awq.search(layers, x.split(50), x.abs().mean(0), parent, qtutor.IntGrid(bits), 32, duo=bool(seed % 2))
+    assert min(found.errors) <= found.errors[0]
+    assert found.errors[round(found.ratio * awq.RATIOS)] == min(found.errors)
+    target = parent(x)
+    with torch.no_grad():
+        for made in layers:
+            made.weight.copy_(
+                rtn.quantize(made.weight * found.scale, qtutor.IntGrid(bits), 32).dequantize() / found.scale
+            )
+        assert (parent(x) - target).square().mean().item() == pytest.approx(min(found.errors), rel=1e-3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group", [16, 64, PER_CHANNEL])
+def test_clipping_never_raises_the_error_of_the_output(bits, symmetric, group):
+    weight, x, grid = weights(12, 64, seed=bits), correlated(200, 64, seed=3), qtutor.IntGrid(bits, symmetric)
+    clipped, nearest = awq.quantize(weight, x.T @ x, grid, group), rtn.quantize(weight, grid, group)
+    errors = [(x @ (weight - q.dequantize()).double().T).norm(dim=0) for q in (clipped, nearest)]  # of every row
+    assert (errors[0] <= errors[1] * (1 + 1e-4)).all()
+    assert (errors[0] < 0.99 * errors[1]).sum() >= 6
+    assert clipped.nbytes == nearest.nbytes and (clipped.scales <= nearest.scales).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_clipping_is_the_slow_search_over_the_outputs_themselves(symmetric):
+    """Row by row and group by group, every range is tried on the layer's whole output."""
+    weight, x, grid = weights(5, 32, seed=7), correlated(100, 32, seed=5), qtutor.IntGrid(3, symmetric)
+    group, shares = 8, [1 - awq.CLIP_SHRINK * step / awq.CLIP_STEPS for step in range(awq.CLIP_STEPS + 1)]
+    found = awq.quantize(weight, x.T @ x, grid, group)
+
+    def rounded(values, low, high):
+        scale, zero = grid.fit(values.min() * low, values.max() * high)
+        return grid.decode(grid.encode(values, scale, zero), scale, zero)
+
+    for row in range(5):
+        parts = [weight[row, at : at + group] for at in range(0, 32, group)]
+        now = [rounded(part, 1, 1) for part in parts]
+
+        def error(number, candidate, row=row, now=now):
+            tried = torch.cat([candidate if i == number else part for i, part in enumerate(now)])
+            return (x @ (weight[row] - tried).double()).square().sum().item()
+
+        for number in list(range(4)) * awq.CLIP_ROUNDS:
+            part = parts[number]
+
+            def best(ends, number=number, part=part, error=error):
+                return min(ends, key=lambda two: error(number, rounded(part, *two)))
+
+            def finer(centre):
+                parts = [side * part for part in range(1, awq.CLIP_FINER) for side in (-1, 1)]
+                step = awq.CLIP_SHRINK / awq.CLIP_STEPS / awq.CLIP_FINER
+                return [min(centre + part * step, 1.0) for part in parts]
+
+            ends = best([(share, share) for share in shares])
+            ends = best([ends] + [(share, share) for share in finer(ends[0])])
+            if not symmetric:
+                ends = best([ends] + [(share, ends[1]) for share in shares])
+                ends = best([ends] + [(share, ends[1]) for share in finer(ends[0])])
+                ends = best([ends] + [(ends[0], share) for share in shares])
+                ends = best([ends] + [(ends[0], share) for share in finer(ends[1])])
+            new = rounded(part, *ends)
+            if error(number, new) < error(number, now[number]):
+                now[number] = new
+        assert torch.allclose(found.dequantize()[row], torch.cat(now), atol=1e-6)
+
+
+def test_one_scale_for_the_tensor_and_empty_ones_are_rounded_to_nearest():
+    weight, grid = weights(4, 64, seed=1), qtutor.IntGrid(4)
+    assert torch.equal(awq.quantize(weight, torch.eye(64), grid, PER_TENSOR).codes, rtn.quantize(weight, grid, 0).codes)
+    assert awq.quantize(torch.zeros(0, 8), torch.eye(8), grid, 8).shape == (0, 8)
+    with pytest.raises(qtutor.QtutorError, match="q: groups of 5"):
+        awq.quantize(torch.zeros(2, 8), torch.eye(8), grid, 5, "q")
+
+
+def test_a_silent_channel_and_silent_inputs_do_no_harm():
+    made, x = layer(8, 64, seed=2), with_outliers(128, 64, seed=2)
+    x[:, 5] = 0
+    for inputs in (x, torch.zeros(16, 64)):
+        found = awq.search([made], [inputs], inputs.abs().mean(0), made, qtutor.IntGrid(3), 32)
+        assert torch.isfinite(found.scale).all() and (found.scale > 0).all()
+    assert found.ratio == 0  # all candidates alike: leave it as it is
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", ["grouped", "equal"])
+def test_folding_leaves_the_float_models_logits(family, dtype, heads):
+    model = tiny(family)
+    if heads == "equal":  # as many k, v heads as q heads: v -> o is a pair too
+        config = copy.deepcopy(model.config)
+        config.num_key_value_heads = config.num_attention_heads
+        model = type(model)(config).eval()
+    model = qtutor.add_outliers(model.to(dtype)).float()
+    expected = model(some_ids()).logits
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for block, original in zip(walk.walk(model, some_ids(8)), model.model.layers):
+        block.dtype = dtype
+        changed = awq.scale_block(block, qtutor.IntGrid(3), 32)
+        assert set(changed) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+        assert all(torch.equal(value, value.to(dtype).float()) for value in changed.values())  # exact as stored
+        block.advance()
+        original.load_state_dict(block.module.state_dict())
+    moved = {name.split(".", 3)[3] for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert {"mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight"} <= moved
+    assert ("self_attn.o_proj.weight" in moved) == (heads == "equal")
+    assert torch.allclose(model(some_ids()).logits, expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_norm_of_another_kind_is_refused(monkeypatch):
+    """Gemma's norms multiply by 1 + weight: dividing the weight would not divide what they hand on."""
+    found = awq.Search(torch.linspace(0.5, 2, 64), 0.5, (2.0, 1.0))
+    monkeypatch.setattr(awq, "search", lambda *_arguments: found)
+    monkeypatch.setattr(awq, "PAIRS", awq.PAIRS[:1])
+    block = next(walk.walk(tiny(), some_ids(8)))
+    norm = block.module.input_layernorm
+    plain = norm.forward
+    norm.forward = lambda x: plain(x) + x / x.square().mean(dim=-1, keepdim=True).sqrt()
+    with pytest.raises(qtutor.QtutorError, match=r"model\.layers\.0: folding AWQ's scales changed .* method 'gptq'"):
+        awq.scale_block(block, qtutor.IntGrid(2), 32)
+
+
+def test_folding_by_hand():
+    norm, reader = nn.LayerNorm(4), layer(3, 4, seed=1)
+    norm.weight.data, norm.bias.data = torch.tensor([1.0, 0.0, 3.0, -2.0]), torch.tensor([0.5, 1.0, 0.0, 2.0])
+    x = torch.randn(5, 4)
+    expected = reader(norm(x))
+    awq.fold(norm, [reader], torch.tensor([2.0, 3.0, 0.5, 1.7]), torch.bfloat16)
+    assert torch.equal(norm.weight.data, norm.weight.data.bfloat16().float())
+    assert torch.allclose(reader(norm(x)), expected, atol=1e-5)

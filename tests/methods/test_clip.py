@@ -1,0 +1,70 @@
+"""The search for narrower ranges: never dearer than the whole range, whatever the cost; and what GPTQ makes of it."""
+
+import pytest
+import torch
+
+import qtutor
+from qtutor import gptq, rtn
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
+from qtutor.methods import clip
+from tests.methods.test_gptq import correlated, output_error, weights
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_no_group_ends_above_what_its_whole_range_costs(bits, symmetric):
+    grouped, grid = weights(12, 64, seed=bits).reshape(12, 4, 16), qtutor.IntGrid(bits, symmetric)
+    importance = torch.rand(16, generator=torch.Generator().manual_seed(1)) ** 4
+
+    def cost(error):
+        return (error.square() * importance).sum(dim=-1)
+
+    def total(scale, zero):
+        codes = rtn.encode_groups(grouped, scale, zero, grid)
+        return cost(grid.decode(codes, scale.unsqueeze(-1), zero.unsqueeze(-1)) - grouped)
+
+    whole = rtn.fit_groups(grouped, grid)
+    found = clip.search(grouped, grid, cost)
+    assert (total(*found) <= total(*whole)).all()
+    assert bits == 8 or (total(*found) < 0.98 * total(*whole)).any()
+    assert all(torch.equal(a, b) for a, b in zip(clip.search(grouped, grid, lambda error: error[..., 0] * 0), whole))
+    finer = clip.search(grouped, grid, cost, finer=4)
+    both_ends = clip.search(grouped, grid, cost, finer=4, ends=True)
+    assert (total(*finer) <= total(*found)).all() and (total(*both_ends) <= total(*finer)).all()
+    assert (total(*finer) < total(*found)).any()
+    assert symmetric or (total(*both_ends) < total(*finer)).any()
+
+
+@pytest.mark.parametrize("act_order", gptq.ACT_ORDERS)
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("group", [16, PER_CHANNEL, PER_TENSOR])
+def test_gptq_clipped_by_its_own_count_on_independent_inputs(act_order, static, group):
+    """H = diag(h): columns cannot make up for each other, and an error e costs h e^2. So the search is all there is."""
+    weight, grid = weights(6, 64, seed=2), qtutor.IntGrid(3)
+    importance = 0.1 + torch.rand(64, generator=torch.Generator().manual_seed(3))
+    ours = gptq.quantize(
+        weight, importance.diag(), grid, group, act_order=act_order, static_groups=static, clip="output", damping=0
+    )
+    if group == PER_TENSOR:  # one range for the matrix is left whole
+        assert torch.equal(ours.codes, rtn.quantize(weight, grid, group).codes)
+        return
+    grouped = weight.reshape(6, -1, 64 if group == PER_CHANNEL else group)
+    counted = importance.reshape(grouped.shape[1:])
+    scale, zero = clip.search(grouped, grid, lambda e: (e.square() * counted).sum(-1), shrink=gptq.CLIP_SHRINK)
+    same = (ours.scales == scale) & (ours.zeros == zero)
+    assert same.float().mean() > 0.95  # two ranges may cost the same but for the last bit
+    codes = rtn.encode_groups(grouped, ours.scales, ours.zeros, grid).reshape(6, 64)
+    assert torch.equal(ours.codes, codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_gptq_clipped_by_its_own_count_is_better_where_few_inputs_are_large(bits):
+    """Plain "mse" narrows ranges although a large input hangs on the weight that is cut off."""
+    errors = {None: 0.0, "mse": 0.0, "output": 0.0}
+    for seed in range(6):
+        weight, x = weights(48, 128, seed), correlated(512, 128, 400 + seed)
+        x[:, torch.randperm(128, generator=torch.Generator().manual_seed(seed))[:6]] *= 10
+        for how in errors:
+            ours = gptq.quantize(weight, x.T @ x, qtutor.IntGrid(bits), 64, act_order="groups", clip=how)
+            errors[how] += output_error(weight, ours, x)
+    assert errors["output"] < min(errors[None], errors["mse"])

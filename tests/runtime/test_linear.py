@@ -1,0 +1,64 @@
+"""A packed layer computes what its dequantized weights would, holds its bytes, and survives being moved and cast."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+import qtutor
+from qtutor import rtn
+from qtutor.runtime.kernels import reference
+from qtutor.runtime.linear import QuantEmbedding, QuantLinear
+
+CASES = [(bits, symmetric, group) for bits in (2, 3, 4, 5, 8) for symmetric in (True, False) for group in (32, -1, 0)]
+
+
+@pytest.mark.parametrize(("bits", "symmetric", "group"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_equals_the_product_with_dequantized_weights(bits, symmetric, group, dtype):
+    generator = torch.Generator().manual_seed(bits)
+    quantized = rtn.quantize(torch.randn(40, 64, generator=generator), qtutor.IntGrid(bits, symmetric), group)
+    bias = torch.randn(40, generator=generator)
+    layer = QuantLinear.from_quantized(quantized, bias)
+    x = torch.randn(2, 3, 64, generator=generator).to(dtype)
+    expected = linear(x, quantized.dequantize(dtype)) + bias.to(dtype)
+    assert layer(x).dtype == dtype
+    assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("group", [32, 0])
+def test_blocks_of_rows_join_to_the_whole(monkeypatch, group):
+    quantized = rtn.quantize(torch.randn(50, 64), qtutor.IntGrid(3), group)
+    layer, x = QuantLinear.from_quantized(quantized), torch.randn(5, 64)
+    whole = layer(x)
+    monkeypatch.setattr(reference, "BLOCK_ROWS", 7)
+    assert torch.allclose(layer(x), whole, atol=1e-5)  # another blocking may sum in another order
+
+
+def test_bytes_are_the_packed_ones():
+    quantized = rtn.quantize(torch.randn(64, 256), qtutor.IntGrid(3), 64)
+    layer = QuantLinear.from_quantized(quantized)
+    assert layer.nbytes == quantized.nbytes
+    assert sum(buffer.nbytes for buffer in layer.state_dict().values()) == quantized.nbytes
+
+
+def test_casting_the_model_leaves_scales_alone():
+    quantized = rtn.quantize(torch.randn(8, 64), qtutor.IntGrid(4), 16)
+    layer = QuantLinear.from_quantized(quantized).to(torch.bfloat16).float().double()
+    assert layer.scales.dtype == torch.float16
+    assert torch.equal(layer.quantized().dequantize(), quantized.dequantize())
+
+
+@pytest.mark.parametrize("group", [16, -1, 0])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_embedding_looks_up_dequantized_rows(group, symmetric):
+    quantized = rtn.quantize(torch.randn(30, 64), qtutor.IntGrid(3, symmetric), group)
+    table = QuantEmbedding.from_quantized(quantized, torch.float32)
+    ids = torch.tensor([[3, 3, 29], [0, 7, 1]])
+    assert torch.equal(table(ids), quantized.dequantize()[ids])
+
+
+def test_empty_batch_and_empty_layer():
+    layer = QuantLinear.from_quantized(rtn.quantize(torch.randn(8, 64), qtutor.IntGrid(4), 16))
+    assert layer(torch.zeros(0, 64)).shape == (0, 8)
+    nothing = QuantLinear.from_quantized(rtn.quantize(torch.zeros(0, 64), qtutor.IntGrid(4), 16))
+    assert nothing(torch.zeros(2, 64)).shape == (2, 0)
