@@ -151,7 +151,6 @@ def progress(options) -> int:
 
 def quantize(options) -> int:
     import qtutor
-    from qtutor import loading
     from qtutor.calibration.text import calibration_text
 
     if options.format == "gguf":
@@ -165,7 +164,7 @@ def quantize(options) -> int:
         symmetric=options.symmetric,
         clip=options.clip,
     )
-    model, tokenizer = loading.load(options.source, dtype="auto")  # what is not quantized is written in its own 16 bits
+    model, tokenizer = qtutor.load(options.source, dtype="auto")  # what is not quantized is written in its own 16 bits
     calibration = calibration_text(options.calibration, tokenizer) if options.calibration else None
     print(qtutor.quantize(model, recipe, calibration=calibration))
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
@@ -176,11 +175,10 @@ def quantize(options) -> int:
 def write_gguf(options) -> int:
     """GGUF's types say how to round; what a recipe would say is refused, not ignored. But AWQ can come before it."""
     import qtutor
-    from qtutor import loading
     from qtutor.calibration.text import calibration_text
     from qtutor.decoder.text import calibration_tokens
-    from qtutor.formats.scaled import fold_awq
     from qtutor.gguf import imatrix
+    from qtutor.methods.scaling import fold_model
 
     awq = options.method == "awq"
     if options.method not in ("rtn", "awq"):
@@ -196,14 +194,14 @@ def write_gguf(options) -> int:
             )
     if awq and not options.calibration and options.source != "embedded":
         raise QtutorError("--method awq looks at the layers' inputs and needs text: name a file with --calibration.")
-    model, tokenizer = loading.load(options.source, dtype="auto")
+    model, tokenizer = qtutor.load(options.source, dtype="auto")
     tokens = importance = None
     if options.calibration:
         tokens = calibration_text(options.calibration, tokenizer)
     elif awq:
         tokens = calibration_tokens()
     if awq:
-        fold_awq(model, tokens)
+        fold_model(model, tokens)
     if tokens is not None:
         importance = imatrix.importance(model, tokens, options.calibration or "qtutor.decoder.text")
     chosen = {"type": options.type, "importance": importance}
@@ -216,22 +214,21 @@ def generate(options) -> int:
     if options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     import qtutor
-    from qtutor import loading
 
-    model, tokenizer = loading.load(options.source)
+    model, tokenizer = qtutor.load(options.source)
     print(qtutor.generate(model, tokenizer, options.text, max_new_tokens=options.max_new_tokens))
     return 0
 
 
 def evaluate(options) -> int:
     import qtutor
-    from qtutor import loading
+    from qtutor.loading import weight_bytes
 
-    model, tokenizer = loading.load(options.source)
+    model, tokenizer = qtutor.load(options.source)
     tokens = qtutor.evaluate.held_out_tokens(tokenizer)
     rows = [
         ("perplexity, held-out code", f"{qtutor.perplexity(model, tokens):.3f}"),
-        ("bytes of the weights", f"{loading.weight_bytes(options.source, model):,}"),
+        ("bytes of the weights", f"{weight_bytes(options.source, model):,}"),
         ("functions ast.parse accepts", f"{qtutor.evaluate.ast_validity(model, tokenizer, count=40):.0%}"),
     ]
     accuracy = qtutor.evaluate.task_accuracy(model, tokenizer, count=50)

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; and which kind a file is."""
 
 import contextlib
 import os
@@ -31,3 +31,11 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # what went wrong first is what has to be told
             new.unlink(missing_ok=True)
         raise
+
+
+def is_gguf(path: Path) -> bool:
+    """By its name or its first bytes: report a damaged .gguf file as a damaged one."""
+    if path.suffix == ".gguf" or not path.is_file():
+        return path.suffix == ".gguf"
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"

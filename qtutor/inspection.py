@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from qtutor.errors import QtutorError
+from qtutor.files import is_gguf
 
 LONGEST = 72  # characters of a metadata value
 
@@ -36,14 +37,6 @@ def show(path: Path, tensor: str | None = None, block: int | None = None) -> Non
         show_gguf(path)
     else:
         show_safetensors(path, [path])
-
-
-def is_gguf(path: Path) -> bool:
-    """By its first bytes or its name: a damaged .gguf file shall be told as one."""
-    if path.is_dir() or path.suffix == ".gguf":
-        return path.suffix == ".gguf"
-    with open(path, "rb") as file:
-        return file.read(4) == b"GGUF"
 
 
 def show_gguf(path: Path) -> None:
@@ -155,7 +148,9 @@ def print_layers(path: Path, sizes: dict[str, int]) -> None:
     """How each layer of a folder that qtutor wrote is quantized; bits per weight counts its scales and zero points."""
     rows, weights, total = [], 0, 0
     try:
-        for name, layer in json.loads(path.read_text(encoding="utf-8"))["layers"].items():
+        about = json.loads(path.read_text(encoding="utf-8"))
+        recipe = about.get("recipe") or {}
+        for name, layer in about["layers"].items():
             count = layer["shape"][0] * layer["shape"][1]
             size = sum(sizes[key] for key in sizes if key.startswith(f"{name}.") and key != f"{name}.bias")
             grid = "symmetric" if layer["symmetric"] else "asymmetric"
@@ -165,6 +160,8 @@ def print_layers(path: Path, sizes: dict[str, int]) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise QtutorError(f"{path} is damaged ({error!r}): quantize the model again.") from None
     print_table(("quantized layer", "bits", "group size", "grid", "bits per weight"), rows)
+    if recipe:
+        print(f"\nrecipe: {', '.join(f'{name} = {value!r}' for name, value in recipe.items())}")
 
 
 def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

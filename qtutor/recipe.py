@@ -1,17 +1,50 @@
-"""What to do with a model (:class:`Recipe`), and what was done (:class:`Report`)."""
+"""What to do with a model: a :class:`Recipe` is transforms, one rounder and a grid, with exceptions for layers."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 
-from qtutor.core.codebooks import FP4, INT8, NF4
+from qtutor.calibration.precision import WIDE
+from qtutor.core.codebooks import FP4, INT8, NF4, Codebook
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_CHANNEL
 from qtutor.errors import QtutorError
 from qtutor.methods.gptq import ACT_ORDERS, DAMPING
+from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
+from qtutor.methods.scaling import Scaling
 
-METHODS = ("rtn", "awq", "gptq", "awq+gptq", "nf4", "fp4", "int8")
-CODEBOOKS = {"nf4": NF4, "fp4": FP4, "int8": INT8}
-CALIBRATED = ("awq", "gptq", "awq+gptq")
-CLIPS = (None, "none", "mse", "output")
+CLIPS = ("auto", "none", "mse", "output")
+KEEP = "float"
+OF_A_LAYER = (
+    *("method", "bits", "group_size", "symmetric", "clip"),
+    *("act_order", "static_groups", "damping", "double"),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the short name of a method stands for. scaled: AWQ's scales come first. clip: what ``"auto"`` means."""
+
+    rounder: type[Rounder]
+    scaled: bool = False
+    clip: str = "none"
+    codebook: Codebook | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        return self.scaled or self.rounder is Gptq
+
+
+METHODS = {
+    "rtn": Method(Nearest),
+    "awq": Method(Nearest, scaled=True, clip="output"),
+    "gptq": Method(Gptq, clip="output"),
+    "awq+gptq": Method(Gptq, scaled=True, clip="output"),
+    "nf4": Method(Listed, codebook=NF4),
+    "fp4": Method(Listed, codebook=FP4),
+    "int8": Method(Listed, codebook=INT8),
+}
+CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
 
 
 @dataclass(frozen=True)
@@ -23,30 +56,39 @@ class Recipe:
     bits: 2 to 8. group_size: weights that share a scale; -1 one scale a row, 0 one a tensor. symmetric: zero point
     fixed in the middle.
     clip: how far the range of a group is narrowed: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"``
-    (least error of the layer's output, as AWQ or GPTQ counts it). ``None``: the method's own, which is ``"output"`` for
-    AWQ and GPTQ and ``"none"`` for the others.
+    (least error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"``
+    for the others.
     act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
-    propagate: AWQ and GPTQ let each layer make up for what the layers before it did (:mod:`.propagation`), which
-    doubles the time. ``None``: where there is text enough for it to be worth that, eight tokens for every input of the
-    widest layer.
+    propagate: AWQ and GPTQ let each layer compensate for the errors of earlier layers
+    (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: where there is text enough for it to be worth
+    that, eight tokens for every input of the widest layer.
+    token_weights: an error counts less at a token whose residual stream is large
+    (:meth:`qtutor.calibration.block.CalibratedBlock.weights`). wide: hidden sizes from this on multiply in bfloat16
+    during calibration, ``None``: none do (:func:`qtutor.calibration.precision.products`).
     double: NF4's and FP4's scales are quantized too.
     embeddings, lm_head: quantize these too, always to nearest (lm_head of a model with tied embeddings becomes a matrix
-    of its own). Raises :class:`QtutorError` for a value outside these.
+    of its own).
+    layers: exceptions, by patterns of names: ``{"*.down_proj": {"bits": 8}, "model.layers.0.*": "float"}``. Each
+    gives what differs (of :data:`OF_A_LAYER`), or ``"float"`` to leave the layer alone; later ones count more.
+    Raises :class:`QtutorError` for a value outside these.
     """
 
     method: str = "rtn"
     bits: int = 4
     group_size: int = 64
     symmetric: bool = False
-    clip: str | None = None
+    clip: str = "auto"
     act_order: str = "groups"
     static_groups: bool = False
     damping: float = DAMPING
     duo: bool = False
     propagate: bool | None = None
+    token_weights: bool = True
+    wide: int | None = WIDE
     double: bool = True
     embeddings: bool = False
     lm_head: bool = False
+    layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -57,93 +99,84 @@ class Recipe:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
         if self.act_order not in ACT_ORDERS:
             raise QtutorError(f"act_order = {self.act_order!r}: choose one of {', '.join(map(repr, ACT_ORDERS))}.")
-        codebook = CODEBOOKS.get(self.method)
+        for pattern, change in self.layers.items():
+            self._changed(pattern, change)  # refuses what no layer can have
+        codebook = METHODS[self.method].codebook
         if codebook is None:
             IntGrid(self.bits, self.symmetric)  # refuses bits outside 2 ... 8
             return
         if self.bits not in (4, codebook.bits):  # 4 is what nobody asked for
             raise QtutorError(f"bits = {self.bits}: method {self.method!r} has {codebook.bits} bits.")
-        if self.clip not in (None, "none"):
+        if self.clip not in ("auto", "none"):
             raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
         own = {"bits": codebook.bits, "symmetric": True}
-        for name, value in (own | {"group_size": PER_CHANNEL} if self.method == "int8" else own).items():
+        for name, value in (own | {"group_size": PER_CHANNEL} if codebook is INT8 else own).items():
             object.__setattr__(self, name, value)  # a frozen dataclass that tells what will be done
 
     @property
     def grid(self) -> Grid:
-        return CODEBOOKS.get(self.method) or IntGrid(self.bits, self.symmetric)
+        return METHODS[self.method].codebook or IntGrid(self.bits, self.symmetric)
+
+    @property
+    def transforms(self) -> tuple[Scaling, ...]:
+        """What changes a block before it is rounded, and leaves what it computes as it is."""
+        return (Scaling(self.duo),) if METHODS[self.method].scaled else ()
+
+    @property
+    def rounder(self) -> Rounder:
+        """What rounds the layers of the blocks."""
+        kind = METHODS[self.method].rounder
+        if kind is Listed:
+            return Listed(self.double)
+        clip = METHODS[self.method].clip if self.clip == "auto" else self.clip
+        return Gptq(clip, self.static_groups) if kind is Gptq else Nearest(clip)
+
+    @property
+    def plain_rounder(self) -> Rounder:
+        """What rounds embeddings and lm_head, whose inputs are not looked at."""
+        if METHODS[self.method].rounder is Listed:
+            return self.rounder
+        return Nearest("mse" if self.clip == "mse" else "none")
 
     @property
     def needs_calibration(self) -> bool:
-        return self.method in CALIBRATED
+        """Whether text is needed, for some layer at least."""
+        changes = [change for change in self.layers.values() if change != KEEP]
+        methods = [self.method, *(change["method"] for change in changes if "method" in change)]
+        return any(METHODS[method].calibrated for method in methods)
 
-    @property
-    def own_clip(self) -> str | None:
-        """``"mse"``, ``"output"``, or ``None`` for whole ranges."""
-        if self.clip is None:
-            return "output" if self.needs_calibration else None
-        return None if self.clip == "none" else self.clip
+    def of_layers(self, names: Iterable[str]) -> dict[str, "Recipe"]:
+        """The recipe of every layer, by its full name; layers that stay in float are not in it.
+
+        Raises :class:`QtutorError` for a pattern that fits none of the ``names``.
+        """
+        recipes = dict.fromkeys(names, replace(self, layers={}))
+        for pattern, change in self.layers.items():
+            fitting = [name for name in recipes if fnmatchcase(name, pattern)]
+            if not fitting:
+                some = ", ".join(list(recipes)[:3])
+                raise QtutorError(f"layers: no layer is called {pattern!r}. Patterns fit whole names, like {some}.")
+            for name in fitting:
+                recipes[name] = self._changed(pattern, change, recipes[name])
+        return {name: recipe for name, recipe in recipes.items() if recipe is not None}
+
+    def _changed(self, pattern: str, change: Mapping | str, recipe: "Recipe | None" = None) -> "Recipe | None":
+        """``recipe`` (of a layer that ``pattern`` fits; by itself the whole one) with what the exception says."""
+        if change == KEEP:
+            return None
+        if not isinstance(change, Mapping) or not set(change) <= set(OF_A_LAYER):
+            raise QtutorError(
+                f"layers: {pattern!r} is given {change!r}. Give 'float' to leave a layer alone, or a dict of what "
+                f"differs: {', '.join(OF_A_LAYER)}."
+            )
+        changed = replace(recipe or replace(self, layers={}), **change)
+        if changed.transforms != self.transforms:
+            raise QtutorError(
+                f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "
+                "blocks: choose it for all layers or for none."
+            )
+        return changed
 
     def as_dict(self) -> dict:
+        """All options by name, as JSON holds them."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One quantized layer: its name, shape ``[out, in]``, relative error ``|W - Q| / |W|``, sizes in bytes.
-
-    output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text, where there was one, W being what was to be
-    rounded there (with propagation no longer the original weights). note: what went otherwise
-    than asked for.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    error: float
-    bits_per_weight: float
-    bytes_before: int
-    bytes_after: int
-    output_error: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`qtutor.quantize` did: the recipe and a row per layer. ``print(report)`` shows a table."""
-
-    recipe: Recipe
-    rows: tuple[LayerReport, ...]
-
-    @property
-    def bytes_before(self) -> int:
-        return sum(row.bytes_before for row in self.rows)
-
-    @property
-    def bytes_after(self) -> int:
-        return sum(row.bytes_after for row in self.rows)
-
-    @property
-    def notes(self) -> list[str]:
-        """Layers that did not go as asked for, each with the reason."""
-        return [f"{row.name}: {row.note}" for row in self.rows if row.note]
-
-    def __str__(self) -> str:
-        width = max([len(row.name) for row in self.rows] + [5])
-        output = any(row.output_error is not None for row in self.rows)
-        head = f"{'layer':{width}}  {'shape':>13}  {'error':>7}" + (f"  {'output':>7}" if output else "")
-        head += f"  {'bits':>6}  {'before':>11}  {'after':>11}"
-        lines = [head, "-" * len(head)]
-        for row in self.rows:
-            shape = f"{row.shape[0]} x {row.shape[1]}"
-            known = "" if row.output_error is None else f"{row.output_error:.4f}"
-            lines.append(
-                f"{row.name:{width}}  {shape:>13}  {row.error:7.4f}"
-                + (f"  {known:>7}" if output else "")
-                + f"  {row.bits_per_weight:6.3f}  {row.bytes_before:11,}  {row.bytes_after:11,}"
-            )
-        share = f"{self.bytes_after / max(self.bytes_before, 1):.0%}"
-        gap = " " * (9 if output else 0)
-        lines.append(
-            f"{'total':{width}}  {'':13}  {'':7}{gap}  {share:>6}  {self.bytes_before:11,}  {self.bytes_after:11,}"
-        )
-        return "\n".join(lines + [f"ATTENTION, {note}" for note in self.notes])

@@ -8,7 +8,7 @@ import torch
 
 import qtutor
 from qtutor import gptq
-from qtutor.calibration import walk
+from qtutor.calibration import block
 from qtutor.calibration.moments import Moments
 from qtutor.methods.propagation import ENOUGH, propagated, strength
 from qtutor.recipe import CALIBRATED
@@ -166,14 +166,14 @@ def test_a_failure_or_an_interrupt_leaves_the_model_as_it_was(method, failure, m
     model = tiny("qwen2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = model(some_ids()).logits
-    advance = walk.CalibratedBlock.advance
+    advance = block.CalibratedBlock.advance
 
     def fail_in_the_last_block(block):
         advance(block)
         if block.name.endswith("1"):
             raise failure("stop")
 
-    monkeypatch.setattr(walk.CalibratedBlock, "advance", fail_in_the_last_block)
+    monkeypatch.setattr(block.CalibratedBlock, "advance", fail_in_the_last_block)
     with pytest.raises(failure):
         qtutor.quantize(model, qtutor.Recipe(method=method, group_size=32), some_ids(8), progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -182,15 +182,15 @@ def test_a_failure_or_an_interrupt_leaves_the_model_as_it_was(method, failure, m
 
 
 def test_a_hessian_that_nothing_mends_is_reported_and_rounded_to_nearest(monkeypatch):
-    model, original = tiny(), walk.CalibratedBlock.moments
+    model, original = tiny(), block.Reading.moments
 
-    def broken(block, name):
-        moments = original(block, name)
-        if name == "mlp.down_proj" and block.name.endswith("0"):
+    def broken(reading):
+        moments = original(reading)
+        if reading.full_names == ["model.layers.0.mlp.down_proj"]:
             moments.hessian.neg_()
         return moments
 
-    monkeypatch.setattr(walk.CalibratedBlock, "moments", broken)
+    monkeypatch.setattr(block.Reading, "moments", broken)
     with pytest.warns(UserWarning, match=r"model\.layers\.0\.mlp\.down_proj: rounded to nearest"):
         ours, report = quantized(model, "gptq")
     (note,) = report.notes

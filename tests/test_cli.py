@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import qtutor
-from qtutor import cli, gguf, loading
+from qtutor import cli, gguf
+from qtutor.formats.gguf import file_in
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "inspect")
@@ -164,13 +165,13 @@ def test_generate_from_a_gguf_file(gguf_folder, capsys):
 
 
 def test_which_file_a_folder_stands_for(gguf_folder, tmp_path):
-    assert loading.gguf_file(str(gguf_folder)) == gguf_folder / "model.gguf"
+    assert file_in(str(gguf_folder)) == gguf_folder / "model.gguf"
     for other in ("config.json", "qtutor.json"):  # a checkpoint, beside which a file was written
         (tmp_path / other).write_text("{}")
         shutil.copy(gguf_folder / "model.gguf", tmp_path)
-        assert loading.gguf_file(str(tmp_path)) is None
+        assert file_in(str(tmp_path)) is None
         (tmp_path / other).unlink()
-    assert loading.gguf_file("embedded") is None and loading.gguf_file("somebody/model-GGUF") is None
+    assert file_in("embedded") is None and file_in("somebody/model-GGUF") is None
 
 
 def rewritten(folder, path, **changes):

@@ -20,7 +20,7 @@ NAMES = [
         "export",
         "generate",
     ],
-    *["load_decoder", "load_quantized", "perplexity", "quantize", "rtn", "awq", "bnb", "gguf", "gptq"],
+    *["load", "load_decoder", "load_quantized", "perplexity", "quantize", "rtn", "awq", "bnb", "gguf", "gptq"],
 ]
 
 

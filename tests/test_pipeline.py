@@ -99,6 +99,6 @@ def test_memory_never_holds_a_second_float_model(monkeypatch):
         seen.append(result.codes.dtype)
         return result
 
-    monkeypatch.setattr("qtutor.pipeline.rtn.quantize", spy)
+    monkeypatch.setattr("qtutor.methods.rtn.quantize", spy)
     qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
     assert seen == [torch.uint8] * 2 * LAYERS_A_BLOCK

@@ -45,7 +45,7 @@ class Moments:
 
     hessian: of ``w x x^T``, x being what arrives. drift: of ``w (x' - x) x^T``, x' being what would arrive had nothing
     been rounded before; ``None`` without a twin. stream_drift ``[hidden, in]``: the same for the residual stream r that
-    the layer's output is added to, ``w (r' - r) x^T``; only for layers in :data:`~qtutor.calibration.stream.ADDED`.
+    the layer's output is added to, ``w (r' - r) x^T``; only for layers in that output joins the stream.
     """
 
     hessian: torch.Tensor

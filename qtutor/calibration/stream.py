@@ -1,31 +1,21 @@
 """A decoder block and the states that arrive at it: what its layers read, batch by batch, and what it hands on.
 
-A block adds two things to the residual stream, one after the other: what attention makes of the normed stream, and what
-the MLP does. A pass runs no further than the layer it is about: for ``down_proj`` nearly a whole block, for ``q_proj``
-only a norm. And nothing needs to be computed twice: :meth:`Stream.keep` holds on to the input of ``o_proj`` (or
-``down_proj``), and once a method is done with attention, :meth:`Stream.attend` moves the states behind it. So a method
-that rounds the layers in order runs each weight little more than once.
+A block adds to the residual stream twice (:class:`~qtutor.families.Half`). A pass runs no further than the layer that
+it is about: for ``down_proj`` nearly a whole block, for ``q_proj`` only a norm. Nothing needs to be computed twice:
+:meth:`Stream.keep` holds on to the inputs of a half's last layer, and :meth:`Stream.pass_half` moves the states behind
+the half. So a method that rounds the layers in order runs each weight little more than once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from qtutor.calibration.precision import products
+from qtutor.calibration.precision import WIDE, products
 from qtutor.errors import QtutorError
+from qtutor.families import Family, Half
 
-# Layers that read the same tensor, in the order in which a block runs them.
-SHARED = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-ADDED = ("self_attn.o_proj", "mlp.down_proj")  # the last of attention and MLP: their outputs join the residual stream
-# The two halves of a block: the norm that reads the stream, the layers that read the norm, and the last layer.
-HALVES = (("input_layernorm", SHARED[0], ADDED[0]), ("post_attention_layernorm", SHARED[2], ADDED[1]))
 PASS = 1024  # tokens that run at once: activations of so few stay in a CPU's cache, and more run no faster
 
 
@@ -34,17 +24,19 @@ class Stream:
     """A block and the states that arrive at it.
 
     name: ``"model.layers.3"``. module: the block, in float32. states: float32 ``[samples, length, hidden]``, its
-    inputs, or after :meth:`attend` the residual stream behind attention. arguments: what the model passes to the block
-    besides (positions, mask). kept: inputs of layers in :data:`ADDED`, float32 ``[samples, length, in]``, by the
-    layer's name. attended: whether the states are behind attention.
+    inputs, or the residual stream behind the halves that are ``passed``. arguments: what the model passes to the block
+    besides (positions, mask). wide: see :func:`~.precision.products`. kept: the last layer of the half at hand and its
+    inputs, float32 ``[samples, length, in]``, or ``None``.
     """
 
     name: str
     module: nn.Module
     states: torch.Tensor
     arguments: dict
-    kept: dict[str, torch.Tensor] = field(default_factory=dict)
-    attended: bool = False
+    family: Family
+    wide: int | None = WIDE
+    passed: int = 0
+    kept: tuple[str, torch.Tensor] | None = None
 
     def step(self, tokens: int | None = None) -> int:
         """How many samples hold about ``tokens`` tokens (:data:`PASS` if ``None``), at least one."""
@@ -62,91 +54,91 @@ class Stream:
 
         Raises :class:`QtutorError` where that is NaN or infinite, naming the layer.
         """
-        return self.kept[layer][some] if layer in self.kept else self._pass(some, layer)
+        if self.kept is not None and self.kept[0] == layer:
+            return self.kept[1][some]
+        residual = self.states[some]
+        with products(residual.shape[-1], self.wide):
+            for half in self.family.halves[self.passed :]:
+                if layer in half.readers:
+                    return self._read(half, residual)
+                if layer == half.last:
+                    return self._at_last(half, residual)
+                residual = self._behind(half, residual, some)
+        raise ValueError(f"{layer}: none of the layers that the states of {self.name} are still before")
 
     @torch.no_grad()
     def run(self, some: slice | torch.Tensor) -> torch.Tensor:
         """What the block hands on for ``some`` of the samples, float32 ``[batch, length, hidden]``."""
-        return self._pass(some)
-
-    def come_to(self, layer: str) -> None:
-        """Move on to ``layer``, in the order of :data:`SHARED`: nothing before it may be changed from now on."""
-        if layer.startswith("mlp."):
-            self.attend()
-        if layer in ADDED:
-            self.keep(layer)
-
-    def keep(self, layer: str) -> None:
-        """Hold on to the input of ``layer`` (in :data:`ADDED`)."""
-        if layer not in self.kept:
-            width = self.module.get_submodule(layer).weight.shape[1]
-            found = self.states.new_empty(*self.states.shape[:2], width)
-            for some in self.batches():
-                found[some] = self.reach(layer, some)
-            self.kept[layer] = found
-
-    def sizes(self, layer: str) -> torch.Tensor:
-        """Mean squares of the residual stream behind ``layer`` (in :data:`ADDED`) as it is, ``[samples, length]``."""
-        behind = self._behind_attention if layer == ADDED[0] else self.run
-        return torch.cat([behind(some).square().mean(-1) for some in self.batches()])
-
-    def attend(self) -> None:
-        """Move the states behind attention, as its layers are now; they can no longer be asked for."""
-        if not self.attended:
-            for some in self.batches():
-                self.states[some] = self._behind_attention(some)
-            self.kept.clear()
-            self.attended = True
-
-    def advance(self) -> None:
-        """Replace ``states`` by the outputs of ``module`` as it is now."""
-        for some in self.batches():
-            output = self.run(some)
-            check_finite(output, f"{self.name}: its output")
-            self.states[some] = output
-        self.kept.clear()
-        self.attended = False
-
-    def _pass(self, some: slice | torch.Tensor, layer: str | None = None) -> torch.Tensor:
-        """What ``layer`` reads, checked; without one, what the block hands on."""
         residual = self.states[some]
-        with products(residual.shape[-1]):
-            for norm, first, last in HALVES[self.attended :]:
-                if layer in first or last not in self.kept:
-                    x = self.module.get_submodule(norm)(residual)
-                    if layer is not None:
-                        check_finite(x, f"{self.name}.{layer if layer in first else first[0]}: its input")
-                    if layer in first:
-                        return x
-                    x = self._inside(last, x)
-                else:
-                    x = self.kept[last][some]
-                if layer == last:
-                    check_finite(x, f"{self.name}.{layer}: its input")
-                    return x
-                residual = residual + self.module.get_submodule(last)(x)
-        if layer is not None:
-            raise ValueError(f"{layer}: none of the layers that the states of {self.name} are still before")
+        with products(residual.shape[-1], self.wide):
+            for half in self.family.halves[self.passed :]:
+                residual = self._behind(half, residual, some)
         return residual
 
-    @torch.no_grad()
-    def _behind_attention(self, some: slice) -> torch.Tensor:
-        """The residual stream between attention and MLP."""
-        residual = self.states[some]
-        if self.attended:
-            return residual
-        with products(residual.shape[-1]):
-            return residual + self.module.get_submodule(ADDED[0])(self.reach(ADDED[0], some))
+    def keep(self) -> None:
+        """Hold on to the inputs of the last layer of the half at hand: nothing before it may be changed from now on."""
+        last = self.family.halves[self.passed].last
+        found = None
+        for some in self.batches():
+            x = self.reach(last, some)
+            found = self.states.new_empty(*self.states.shape[:2], x.shape[-1]) if found is None else found
+            found[some] = x
+        self.kept = last, found
 
-    def _inside(self, last: str, x: torch.Tensor) -> torch.Tensor:
-        """What ``last`` is given by its parent (attention, MLP) that reads ``x``."""
-        name = last.split(".")[0]
-        parent, layer = self.module.get_submodule(name), self.module.get_submodule(last)
-        layer.forward = lambda given: given  # so that the parent returns what it would multiply with the last weights
+    def pass_half(self) -> None:
+        """Move the states behind the half at hand, as its layers are now; they can no longer be asked for."""
+        half = self.family.halves[self.passed]
+        for some in self.batches():
+            with products(self.states.shape[-1], self.wide), torch.no_grad():
+                self.states[some] = self._behind(half, self.states[some], some)
+        self.passed += 1
+
+    def sizes(self, half: int) -> torch.Tensor:
+        """Mean squares of the residual stream behind half number ``half`` as it is, ``[samples, length]``."""
+        squares = []
+        for some in self.batches():
+            residual = self.states[some]
+            with products(residual.shape[-1], self.wide), torch.no_grad():
+                for ahead in self.family.halves[self.passed : half + 1]:
+                    residual = self._behind(ahead, residual, some)
+            squares.append(residual.square().mean(-1))
+        return torch.cat(squares)
+
+    def advance(self) -> None:
+        """Replace ``states`` by the outputs of ``module`` as it is now: those that arrive at the next block."""
+        while self.passed < len(self.family.halves):
+            self.pass_half()
+        for some in self.batches():
+            check_finite(self.states[some], f"{self.name}: its output")
+        self.passed, self.kept = 0, None
+
+    def _read(self, half: Half, residual: torch.Tensor) -> torch.Tensor:
+        """What the readers of ``half`` are given of the stream, checked."""
+        x = residual if half.norm is None else self.module.get_submodule(half.norm)(residual)
+        check_finite(x, f"{self.name}.{half.readers[0]}: its input")
+        return x
+
+    def _at_last(self, half: Half, residual: torch.Tensor) -> torch.Tensor:
+        """What the last layer of ``half`` is given by its parent (attention, MLP), checked."""
+        x = self._read(half, residual)
+        parent, last = self.module.get_submodule(half.parent), self.module.get_submodule(half.last)
+        last.forward = lambda given: given  # so that the parent returns what it would multiply with the last weights
         try:
-            return parent(x, **self.arguments)[0] if name == "self_attn" else parent(x)
+            # Attention wants positions and a mask, and returns its weights besides.
+            x = parent(x, **self.arguments)[0] if half is self.family.halves[0] else parent(x)
         finally:
-            del layer.forward
+            del last.forward
+        check_finite(x, f"{self.name}.{half.last}: its input")
+        return x
+
+    def _behind(self, half: Half, residual: torch.Tensor, some: slice | torch.Tensor) -> torch.Tensor:
+        """The residual stream with what ``half`` adds to it."""
+        held = self.kept is not None and self.kept[0] == half.last
+        x = self.kept[1][some] if held else self._at_last(half, residual)
+        x = self.module.get_submodule(half.last)(x)
+        if half.after is not None:
+            x = self.module.get_submodule(half.after)(x)
+        return residual + x
 
 
 def check_finite(x: torch.Tensor, what: str) -> None:

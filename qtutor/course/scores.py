@@ -16,7 +16,8 @@ from qtutor.decoder import tasks
 from qtutor.decoder.text import held_out_tokens
 from qtutor.measure.generation import task_accuracy
 from qtutor.measure.losses import Comparison, compare
-from qtutor.recipe import Recipe, Report
+from qtutor.recipe import Recipe
+from qtutor.report import Report
 
 OTHERS = tuple(kind for kind in tasks.KINDS if kind not in tasks.ARITHMETIC)
 

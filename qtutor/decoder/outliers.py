@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from qtutor.families import decoder_blocks
+from qtutor.families import decoder_blocks, family_of
 
 
 @torch.no_grad()
@@ -23,15 +23,16 @@ def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, s
         chosen = torch.rand(width, generator=generator) < share
         return torch.where(chosen, 2.0**exponents, torch.ones(width))
 
+    family = family_of(model)
     for block in decoder_blocks(model):
-        attention, mlp = block.self_attn, block.mlp
-        _move(block.input_layernorm.weight, (attention.q_proj, attention.k_proj, attention.v_proj), factors)
-        _move(block.post_attention_layernorm.weight, (mlp.gate_proj, mlp.up_proj), factors)
-        _move(mlp.up_proj.weight, (mlp.down_proj,), factors)
+        for pair in family.pairs:
+            if pair.source not in family.halves[0].readers:  # v -> o is no pair under grouped-query attention
+                readers = [block.get_submodule(name) for name in pair.readers]
+                _move(block.get_submodule(pair.source).weight, readers, factors)
     return model
 
 
-def _move(source: torch.Tensor, readers: tuple[nn.Linear, ...], factors) -> None:
+def _move(source: torch.Tensor, readers: list[nn.Linear], factors) -> None:
     """Multiply the channels (rows) of ``source`` and divide the columns of the layers that read them."""
     factor = factors(source.shape[0]).to(source.device, source.dtype)
     source.mul_(factor if source.dim() == 1 else factor[:, None])

@@ -1,52 +1,43 @@
-"""Files that others read too: one module per checkpoint format. Our own layout is :mod:`qtutor.formats.native`'s.
+"""Checkpoint formats, a module each, with ``save`` and ``load``: ours (:mod:`.native`) and those of others.
 
 The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
 """
 
+import importlib
+import inspect
 from pathlib import Path
 
 from torch import nn
 
 from qtutor.errors import QtutorError
-from qtutor.formats import gguf, native
 
-FORMATS = ("qtutor", "gguf")
+FORMATS = {"qtutor": "native", "gguf": "gguf"}  # name -> module
 
 
-def export(
-    model: nn.Module,
-    out: str | Path,
-    format: str = "qtutor",
-    tokenizer=None,
-    *,
-    type: str | None = None,
-    importance=None,
-    pure: bool = False,
-) -> Path:
+def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=None, **options) -> Path:
     """Write ``model`` to ``out`` in a checkpoint format, and return what was written. What was there before stays until
     the new one is whole.
 
     "qtutor": the packed tensors of a quantized model, as a folder, with the tokenizer's files if there is one
     (:func:`qtutor.formats.native.save`).
-    "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``
-    (:func:`qtutor.formats.gguf.save`). Encodes from float weights, in the mix ``type`` ("Q4_K_M" if not given), with
-    the ``importance`` of input columns if given; ``pure``: every matrix in the one block type ``type``.
+    "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``; encodes from float
+    weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance`` and ``pure``).
+    options: those of the format's ``save``; ``None`` stands for what it does by itself.
 
     Raises :class:`QtutorError` for an unknown format, for options that another format has, and for what the format
     cannot hold.
     """
-    if format not in FORMATS:
-        raise QtutorError(f"format = {format!r} is not known; choose one of {', '.join(map(repr, FORMATS))}.")
-    if format == "gguf":
-        return gguf.save(model, out, tokenizer, type or "Q4_K_M", importance, pure)
-    given = {"type": type, "importance": importance, "pure": pure or None}
-    for name, value in given.items():
-        if value is not None:
-            raise QtutorError(
-                f"{name} = {str(value)[:60]!r} belongs to format = 'gguf'. The format {format!r} holds what "
-                "qtutor.quantize(model, recipe) has made; leave it out."
-            )
-    return native.save(model, out, tokenizer)
+    save = _of_format(format).save
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options.keys() - _options(save):
+        others = [other for other in FORMATS if name in _options(_of_format(other).save)]
+        known = ", ".join(sorted(_options(save))) or "none"
+        belongs = f" It belongs to format = {' and '.join(map(repr, others))}." if others else ""
+        raise QtutorError(
+            f"{name} = {str(options[name])[:60]!r}: the format {format!r} has no such option (it has {known})."
+            f"{belongs} Leave it out."
+        )
+    return save(model, out, tokenizer, **options)
 
 
 def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
@@ -55,9 +46,20 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     Our own layout with its packed codes, a GGUF file as the float32 weights that it stands for. Raises
     :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
-    source = Path(source)
-    if source.suffix == ".gguf":
-        return gguf.load(source, device)
-    if (source / gguf.NAME).is_file() and not (source / "qtutor.json").is_file():
-        return gguf.load(source / gguf.NAME, device)
-    return native.load_quantized(source, device)
+    from qtutor.formats import gguf, native
+
+    ours = (Path(source) / native.ABOUT).is_file()
+    file = None if ours else gguf.file_in(source, alone=False)
+    return native.load(source, device) if file is None else gguf.load(file, device)
+
+
+def _of_format(name: str):
+    """The module of a format."""
+    if name not in FORMATS:
+        raise QtutorError(f"format = {name!r} is not known; choose one of {', '.join(map(repr, FORMATS))}.")
+    return importlib.import_module(f"qtutor.formats.{FORMATS[name]}")
+
+
+def _options(save) -> set[str]:
+    """The options of a format's ``save``: its keyword-only arguments."""
+    return {name for name, given in inspect.signature(save).parameters.items() if given.kind is given.KEYWORD_ONLY}

@@ -5,7 +5,7 @@
 
 The grids of GGUF's block types are part of the format, so weights are encoded from their float values, whatever a
 recipe would have made of them. Two ways bring better rounding along: ``importance``, and AWQ's scales
-(:func:`qtutor.formats.scaled.fold_awq`). A model that is quantized already is written as what its codes stand for, and
+(:func:`.scaling.fold_model`). A model that is quantized already is written as what its codes stand for, and
 so rounded a second time.
 
 One tensor is in memory at a time, as float32 and encoded: a checkpoint that transformers maps from its file
@@ -23,7 +23,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.errors import QtutorError
-from qtutor.families import decoder_blocks
+from qtutor.families import family_of
+from qtutor.files import is_gguf
 from qtutor.gguf.architecture import (
     architecture,
     metadata,
@@ -47,7 +48,7 @@ Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a func
 
 
 def save(
-    model: nn.Module, out: str | Path, tokenizer, type: str = "Q4_K_M", importance=None, pure: bool = False
+    model: nn.Module, out: str | Path, tokenizer=None, *, type: str = "Q4_K_M", importance=None, pure: bool = False
 ) -> Path:
     """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
 
@@ -56,7 +57,7 @@ def save(
     Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
     cannot be written; the old one is then untouched.
     """
-    decoder_blocks(model)
+    family_of(model)
     config, path = model.config, Path(out)
     if path.suffix != ".gguf":
         path = path / NAME
@@ -85,6 +86,15 @@ def save(
         raise GGUFError(f"{path.parent} cannot be made: {error.strerror}. Choose another folder.") from error
     write(path, keys, tensors)
     return path
+
+
+def file_in(source: str | Path, alone: bool = True) -> Path | None:
+    """The GGUF file that ``source`` names: itself, or the one in a folder; alone: if no other checkpoint is there."""
+    path = Path(source)
+    if path.is_dir():
+        others = alone and any((path / name).is_file() for name in ("qtutor.json", "config.json"))
+        return path / NAME if (path / NAME).is_file() and not others else None
+    return path if is_gguf(path) else None
 
 
 def _keys(config, tokenizer) -> dict:
@@ -132,7 +142,7 @@ def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], 
         return lambda name, columns: None
     if hasattr(importance, "importance_of"):
         return importance.importance_of
-    if not importance.keys() & load.keys():
+    if not importance.keys() & sources.keys():
         raise QtutorError(
             f"importance has entries for {', '.join(map(repr, list(importance)[:3]))}, none of which is a tensor of "
             "this model. The names are those of the file: 'blk.0.attn_q.weight'."

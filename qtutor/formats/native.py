@@ -2,7 +2,7 @@
 
     model.safetensors   packed codes, scales, zeros, and every tensor that was not quantized
     qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not,
-                        bias or not; the threshold of an int8 linear (null: none)
+                        bias or not; the threshold of an int8 linear (null: none); and the recipe
     config.json         the transformers config; with a tokenizer, its files
 
 Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
@@ -29,6 +29,7 @@ from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 LAYOUT = 1
+ABOUT = "qtutor.json"
 CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
 
 
@@ -42,7 +43,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     layers = {name: _describe(module) for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     if not layers:
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
-    if folder.exists() and not (folder / "qtutor.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+    if folder.exists() and not (folder / ABOUT).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
@@ -51,7 +52,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
         os.chmod(beside, 0o755)
         save_file(_tensors(model), beside / "model.safetensors", metadata={"format": "pt"})
         about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
-        (beside / "qtutor.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        about["recipe"] = getattr(model, "qtutor_recipe", None)  # what it was made with, for whoever reads the file
+        (beside / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         model.config.save_pretrained(beside)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
@@ -98,7 +100,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_quantized(folder: str | Path, device: str | None = None) -> nn.Module:
+def load(folder: str | Path, device: str | None = None) -> nn.Module:
     """The model that :func:`save` wrote to ``folder``, on ``device`` (by itself: the GPU if there is one).
 
     Raises :class:`QtutorError` naming the file that is missing, truncated or does not fit.
@@ -119,14 +121,15 @@ def load_quantized(folder: str | Path, device: str | None = None) -> nn.Module:
     if missing or unexpected:
         raise QtutorError(
             f"{path}: {len(missing)} tensors are missing ({', '.join(missing[:3])}) and {len(unexpected)} are not "
-            f"expected ({', '.join(unexpected[:3])}). The file does not belong to {folder / 'qtutor.json'}: export the "
+            f"expected ({', '.join(unexpected[:3])}). The file does not belong to {folder / ABOUT}: export the "
             "model again."
         )
+    model.qtutor_recipe = about.get("recipe")  # exports from before it was stored have none
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def _read_about(folder: Path) -> dict:
-    path = folder / "qtutor.json"
+    path = folder / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if about["layout"] != LAYOUT:

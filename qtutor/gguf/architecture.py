@@ -19,24 +19,16 @@ import re
 import numpy as np
 
 from qtutor.errors import QtutorError
+from qtutor.families import FAMILIES, QWEN3, Family
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type -> llama.cpp's
 
-_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_IN_BLOCK = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_PARAMETER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+# llama.cpp's names for the parts of a family's halves, in the order in which the family lists them.
+_HALVES = (
+    ("attn_norm", ("attn_q", "attn_k", "attn_v"), "attn_output"),
+    ("ffn_norm", ("ffn_gate", "ffn_up"), "ffn_down"),
+)
+_EXTRA_NORMS = ("attn_q_norm", "attn_k_norm")
 # Biases that llama.cpp adds; another one would be ignored in silence.
 _BIASES = {
     "llama": ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
@@ -64,18 +56,28 @@ def tensor_name(parameter: str, config=None) -> str:
     >>> tensor_name("model.layers.3.self_attn.q_proj.weight"), tensor_name("lm_head.weight")
     ('blk.3.attn_q.weight', 'output.weight')
     """
+    family = QWEN3 if config is None else FAMILIES[config.model_type]  # Qwen3 has all parts that a name can be asked of
     layer, _, kind = parameter.rpartition(".")
-    match = _PARAMETER.fullmatch(parameter)
-    if match and match[2] in _IN_BLOCK:
-        name = _IN_BLOCK[match[2]]
+    in_block = re.fullmatch(rf"{re.escape(family.blocks)}\.(\d+)\.(.+)", layer)
+    if in_block and in_block[2] in _in_block(family) and kind in ("weight", "bias"):
+        name = _in_block(family)[in_block[2]]
         if kind == "weight" or config is None or name in _BIASES[architecture(config)]:
-            return f"blk.{match[1]}.{name}.{kind}"
-    elif layer in _OUTSIDE and kind == "weight":
-        return f"{_OUTSIDE[layer]}.weight"
+            return f"blk.{in_block[1]}.{name}.{kind}"
+    outside = {family.embedding: "token_embd", family.norm: "output_norm", family.head: "output"}
+    if layer in outside and kind == "weight":
+        return f"{outside[layer]}.weight"
     raise QtutorError(
         f"{parameter}: llama.cpp has no such tensor in this architecture, and would compute something else without it. "
         "This decoder cannot be written as GGUF."
     )
+
+
+def _in_block(family: Family) -> dict[str, str]:
+    """llama.cpp's names for the modules of a block."""
+    names = dict(zip(family.extra_norms, _EXTRA_NORMS))
+    for half, (norm, readers, last) in zip(family.halves, _HALVES):
+        names |= {half.norm: norm, half.last: last, **dict(zip(half.readers, readers))}
+    return names
 
 
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:

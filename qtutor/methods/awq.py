@@ -11,41 +11,27 @@ Two searches, both of which include "leave it as it is":
   (attention, MLP) least. Ratio 0 is rounding to nearest.
 * :func:`quantize` narrows the range of every group, down to half, to what changes the layer's output least.
 
+:mod:`qtutor.methods.scaling` does this for the blocks of a decoder.
+
 Left out: one scale for q, k, v through the keys (only norm -> q, k, v is scaled), and v -> o under grouped-query
 attention, where one channel of v feeds several of o.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from qtutor.calibration.precision import products
-from qtutor.calibration.stream import ADDED
-from qtutor.calibration.walk import CalibratedBlock
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.errors import QtutorError
 from qtutor.methods import clip, rtn
-
-Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
 RATIOS = 20  # 0, 1/20 ... 19/20
 CLIP_STEPS = 10
 CLIP_FINER = 4  # parts of a step
 CLIP_SHRINK = 0.5
 CLIP_ROUNDS = 3
-SEARCH_TOKENS = 2048  # the search runs the parent module 20 times; more tokens than this change its choice little
-STATISTICS_TOKENS = 16384  # for mean |x| and the Hessian behind that choice
-
-# What makes the input (its channels are divided), the layers that read it, and the parent whose output is compared.
-PAIRS = (
-    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn"),
-    ("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj"),
-    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
-    ("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"),
-)
 
 
 @dataclass(frozen=True)
@@ -82,14 +68,14 @@ def search(
         ratio = step / RATIOS
         scale = scale_of(mean_abs, ratio, originals if duo else None, group_size)
         rounded = [rtn.quantize(weight * scale, grid, group_size).dequantize() / scale for weight in originals]
-        squares = _squared_error(layers, rounded, inputs, targets, parent)
+        squares = squared_error(layers, rounded, inputs, targets, parent)
         errors.append(squares / sum(target.numel() for target in targets))
         if best is None or errors[-1] < best.errors[0]:
             best = Search(scale, ratio, (errors[-1],))
     return Search(best.scale, best.ratio, tuple(errors))
 
 
-def _squared_error(
+def squared_error(
     layers: list[nn.Linear], weights: list[torch.Tensor], inputs: list, targets: list[torch.Tensor], parent: Callable
 ) -> float:
     """How far ``parent``'s outputs are from ``targets`` while ``layers`` have these weights; they get theirs back."""
@@ -122,105 +108,31 @@ def scale_of(
     return (scale / (scale.max() * scale.min()).sqrt()).float()
 
 
-def scale_block(
-    block: CalibratedBlock, grid: Grid, group_size: int, duo: bool = False, quantizer: Quantizer | None = None
-) -> dict[str, torch.Tensor]:
-    """Search scales for all pairs of ``block`` and fold them into its module (and its twin).
-
-    quantizer: what will round the layers in the end. The search itself rounds to nearest, twenty times; with a
-    quantizer, the scale it finds is kept only if it lowers the error with that, too.
-    Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` where folding changes what
-    the block computes, as it would for norms that do not simply multiply by their weight.
-    """
-    module, changed = block.module, {}
-    sample = block.states[:1]
-    before = module(sample, **block.arguments)
-    # Some of the samples, whose states can move behind attention before anything is rounded.
-    probe = replace(block, states=block.states[block.chosen(STATISTICS_TOKENS)], twin=None, kept={}, _sizes={})
-    for source_name, names, parent_name in pairs_of(block):
-        source, layers = module.get_submodule(source_name), [module.get_submodule(name) for name in names]
-        probe.come_to(names[0])
-        mean_abs = probe.statistics(names[0]).mean_abs.to(source.weight.device)
-        inputs = [(x, weights.sqrt()) for x, weights in probe.weighted_inputs(names[0], SEARCH_TOKENS)]
-        parent = _weighted(parent_of(block, parent_name), block.states.shape[-1])
-        found = search(layers, inputs, mean_abs, parent, grid, group_size, duo)
-        scale = found.scale
-        if quantizer is not None and found.ratio > 0:
-            scale = _confirmed(layers, inputs, scale, parent, probe.hessian(names[0], True), quantizer)
-        if names[0] == ADDED[0]:
-            probe.attend()  # what it keeps is o_proj's input before it is divided
-        fold(source, layers, scale, block.dtype)
-        if source_name.endswith("layernorm"):
-            changed[f"{source_name}.weight"] = source.weight
-    after = module(sample, **block.arguments)
-    difference = ((after - before).norm() / before.norm()).item()
-    if not difference < 1e-3:
-        raise QtutorError(
-            f"{block.name}: folding AWQ's scales changed the block's output by {difference:.2g} of its size; it should "
-            "change nothing. Its norms or layers do something that is not known here: quantize it with method 'gptq'."
-        )
-    if block.twin is not None:
-        block.twin.module.load_state_dict(module.state_dict())
-    return changed
-
-
 @torch.no_grad()
-def _confirmed(
-    layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, hessian: torch.Tensor, quantizer
-) -> torch.Tensor:
-    """``scale [in]`` or ones, whichever changes ``parent``'s output less once ``quantizer`` has rounded the layers."""
-    targets = [parent(x) for x in inputs]
-    errors = {}
-    for tried in (torch.ones_like(scale), scale):
-        tried_hessian = hessian / torch.outer(tried, tried)
-        rounded = [quantizer(layer.weight.data * tried, tried_hessian).dequantize() / tried for layer in layers]
-        errors.setdefault(_squared_error(layers, rounded, inputs, targets, parent), tried)  # the first of equals stays
-    return errors[min(errors)]
-
-
-def _weighted(parent: Callable, width: int) -> Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """``parent`` of an input and the roots of its tokens' weights: an error in its output then counts by the weight."""
-
-    def weighted(given: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        with products(width):
-            return parent(given[0]) * given[1]
-
-    return weighted
-
-
-def pairs_of(block: CalibratedBlock) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Those of :data:`PAIRS` that can be scaled: under grouped-query attention a channel of v feeds several of o."""
-    for source, names, parent in PAIRS:
-        made, read = block.module.get_submodule(source).weight, block.module.get_submodule(names[0]).weight
-        if made.shape[0] == read.shape[1]:
-            yield source, names, parent
-
-
-def parent_of(block: CalibratedBlock, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The module ``name`` of ``block`` as a function of its input alone."""
-    module = block.module.get_submodule(name)
-    if name == "self_attn":
-        return lambda x: module(x, **block.arguments)[0]
-    return module
-
-
-@torch.no_grad()
-def fold(source: nn.Module, layers: list[nn.Linear], scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+def fold(
+    source: nn.Module,
+    layers: list[nn.Linear],
+    scale: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    norm_offset: float = 0.0,
+) -> None:
     """Divide the outputs of ``source`` (norm or linear) by ``scale``, multiply the columns of ``layers`` with it.
 
-    dtype: what the norm's weight will be stored in. It is rounded to that first, and the columns get the factor that
-    then really applies, so that folding is exact for bf16 models too.
+    Of a linear source, its last outputs, as many as there are scales. dtype: what the norm's weight will be stored in.
+    It is rounded to that first, and the columns get the factor that then really applies, so that folding is exact for
+    bf16 models too. norm_offset: what the norm adds to its weight before it multiplies.
     """
     weight, scale = source.weight, scale.to(source.weight.device)
     if weight.dim() == 1:
-        divided = (weight / scale).to(dtype).float()
-        divided = torch.where((divided != 0) & torch.isfinite(divided), divided, weight)
-        scale = torch.where(divided != 0, weight / divided, 1.0)
-        weight.copy_(divided)
+        gain = weight + norm_offset
+        divided = (gain / scale - norm_offset).to(dtype).float() + norm_offset
+        divided = torch.where((divided != 0) & torch.isfinite(divided), divided, gain)
+        scale = torch.where(divided != 0, gain / divided, 1.0)
+        weight.copy_(divided - norm_offset)
     else:
-        weight.div_(scale[:, None])
+        weight[-len(scale) :].div_(scale[:, None])
     if getattr(source, "bias", None) is not None:
-        source.bias.div_(scale)
+        source.bias[-len(scale) :].div_(scale)
     for layer in layers:
         layer.weight.mul_(scale)
 

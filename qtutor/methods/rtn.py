@@ -50,6 +50,7 @@ def encode_groups(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
 
 def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`fit_groups`, or for ``clip="mse"`` the narrower ranges with the least squared error."""
+    clip = None if clip == "none" else clip  # SHIM
     if clip not in (None, "mse"):
         raise QtutorError(f"clip = {clip!r}: choose 'mse' or None.")
     if not grouped.numel():

@@ -10,9 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
 from qtutor import gptq
+from qtutor.calibration import block as block_module
 from qtutor.calibration import precision, stream, walk
 from qtutor.calibration.moments import Gram
+from qtutor.families import LLAMA
 from tests.models import FAMILIES, VOCABULARY, some_ids, tiny
+
+LAST = tuple(half.last for half in LLAMA.halves)
 
 
 def float_states(model, ids) -> tuple[torch.Tensor, ...]:
@@ -29,7 +33,6 @@ def test_states_are_those_of_the_model(family, samples):
     for i, block in enumerate(walk.walk(model, ids)):
         assert block.name == f"model.layers.{i}" and block.tokens == ids.numel()
         assert torch.allclose(block.states, expected[i], atol=1e-5)
-        block.advance()
     assert i == 1
 
 
@@ -43,7 +46,6 @@ def test_masks_of_sliding_windows_are_kept():
     states = []
     for block in walk.walk(model, ids):
         states.append(block.states.clone())
-        block.advance()
     assert torch.allclose(states[1], expected[1], atol=1e-5)
 
 
@@ -59,7 +61,7 @@ def test_hessian_and_statistics_are_sums_over_every_token(family):
     with torch.no_grad():
         model(ids)
     for i, block in enumerate(walk.walk(model, ids)):
-        for names in walk.SHARED:
+        for names in LLAMA.shared:
             for name in names:
                 x = seen[f"{i}.{name}"].double()
                 hessian = block.hessian(name)
@@ -67,7 +69,6 @@ def test_hessian_and_statistics_are_sums_over_every_token(family):
                 assert torch.allclose(hessian, x.T @ x, rtol=1e-4, atol=1e-4 * (x.T @ x).abs().max())
             assert all(torch.equal(seen[f"{i}.{names[0]}"], seen[f"{i}.{name}"]) for name in names)
             assert torch.allclose(block.statistics(names[0]).mean_abs, x.abs().mean(0), atol=1e-5)
-        block.advance()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +83,7 @@ def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
         seen.append(found := {})
         decoder = copy.deepcopy(decoder)  # the hooks go with it
         block = decoder.model.layers[1]
-        for name in (*walk.ADDED, "self_attn.q_proj", "post_attention_layernorm"):
+        for name in (*LAST, "self_attn.q_proj", "post_attention_layernorm"):
             block.get_submodule(name).register_forward_pre_hook(
                 lambda _m, given, name=name, found=found: found.update({name: given[0].double()})
             )
@@ -91,23 +92,26 @@ def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
             decoder(ids)
     blocks = walk.walk(model, ids, twin=True)
     first = next(blocks)
-    assert first.moments("self_attn.q_proj").drift.abs().max() == 0
+    assert next(first.readings()).moments().drift.abs().max() == 0
     with torch.no_grad():
         first.module.mlp.down_proj.weight.mul_(-1)
-    first.advance()
     block = next(blocks)
     states = [float_states(decoder, ids)[1].double() for decoder in (changed, model)]
     before = {"self_attn.q_proj": None, "self_attn.o_proj": states}
     before["mlp.down_proj"] = [found["post_attention_layernorm"] for found in seen]
     behind = {"self_attn.o_proj": seen[1]["post_attention_layernorm"], "mlp.down_proj": seen[1]["out"]}
-    for name, streams in before.items():
+    for reading in block.readings():
+        name = reading.names[0]
+        if name not in before:
+            continue
+        streams = before[name]
         x, undisturbed = (found[name].flatten(0, 1) for found in seen)
         if streams is None:
             w = torch.ones(len(x), 1, dtype=torch.float64)
         else:
             w = 1 / behind[name].square().mean(-1).flatten()[:, None]
             w = w / w.mean()
-        moments = block.moments(name)
+        moments = reading.moments()
         expected = {"hessian": (w * x).T @ x, "drift": (undisturbed - x).T @ (w * x)}
         if streams is not None:
             expected["stream_drift"] = (streams[1] - streams[0]).flatten(0, 1).T @ (w * x)
@@ -142,7 +146,6 @@ def test_what_a_method_changes_reaches_the_next_block_and_not_the_model():
     with torch.no_grad():
         for name in ("self_attn.v_proj", "mlp.down_proj"):
             block.module.get_submodule(name).weight.mul_(-2)
-    block.advance()
     assert torch.allclose(next(blocks).states, expected, atol=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -169,7 +172,6 @@ def test_half_precision_models_are_calibrated_in_float32(dtype):
     for i, block in enumerate(walk.walk(model, some_ids(3))):
         assert block.dtype == dtype and block.states.dtype == torch.float32
         assert torch.allclose(block.states, expected[i], atol=3e-2)  # positions come rounded to the model's dtype
-        block.advance()
     assert all(parameter.dtype == dtype for parameter in model.parameters())
 
 
@@ -242,9 +244,8 @@ def test_nan_is_named_where_it_first_appears(where, message):
         model.get_parameter(where)[:] = float("nan")
     with pytest.raises(qtutor.QtutorError, match=message):
         for block in walk.walk(model, some_ids(3)):
-            for names in walk.SHARED:
+            for names in LLAMA.shared:
                 block.hessian(names[0])
-            block.advance()
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ class LiveBytes(TorchDispatchMode):
 def test_memory_stays_within_what_the_docstring_says(twin, monkeypatch):
     """Many blocks and samples, so that a second copy of either would show."""
     monkeypatch.setattr(stream, "PASS", 128)
-    monkeypatch.setattr(walk, "TOGETHER", 128)
+    monkeypatch.setattr(block_module, "TOGETHER", 128)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -314,9 +315,8 @@ def test_memory_stays_within_what_the_docstring_says(twin, monkeypatch):
     batch = 4 * stream.PASS * 64  # one tensor of the hidden width; a pass holds about a dozen of them
     with LiveBytes(model) as live:
         for calibrated in walk.walk(model, ids, twin):
-            for names in walk.SHARED:
-                gptq.prepare(calibrated.moments(names[0]).hessian, 32)
-            calibrated.advance()
+            for reading in calibrated.readings():
+                gptq.prepare(reading.moments().hessian, 32)
     kept = states  # o_proj's inputs, or down_proj's
     lasting = (1 + twin) * (states + kept + block + hessian) + twin * hessian  # with a twin, two drifts
     weights = 2 * 4 * ids.numel()

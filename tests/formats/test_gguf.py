@@ -16,10 +16,10 @@ import torch
 import qtutor
 from qtutor.cli import main
 from qtutor.errors import QtutorError
-from qtutor.formats.scaled import fold_awq
 from qtutor.gguf import Tensor, encode, read, write
 from qtutor.gguf.architecture import head_dim, permute, rope_factors, tensor_name, unpermute
 from qtutor.gguf.imatrix import importance
+from qtutor.methods.scaling import fold_model
 from tests.gguf.small_tokenizers import letters
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -183,7 +183,7 @@ def test_importance_of_columns(tmp_path):
 def test_folded_awq_scales_change_weights_but_not_what_is_computed(tmp_path, family):
     model = tiny(family, dtype=torch.bfloat16)
     before, ids = copy.deepcopy(model).float(), some_ids(4, 24)
-    assert fold_awq(model, ids, group_size=16) is model and model.dtype == torch.float32
+    assert fold_model(model, ids, group_size=16) is model and model.dtype == torch.float32
     different = [
         not torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
     ]
@@ -200,7 +200,7 @@ def test_awq_brings_better_rounding_to_a_decoder_with_outliers(tmp_path):
     tokens = qtutor.evaluate.held_out_tokens(tokenizer)[:2048]
     options = {"type": "Q4_0", "pure": True, "tokenizer": tokenizer}
     plain = qtutor.load_quantized(export(model, tmp_path / "a.gguf", **options), device="cpu")
-    fold_awq(model, tokens[:1024].reshape(4, 256))
+    fold_model(model, tokens[:1024].reshape(4, 256))
     folded = qtutor.load_quantized(export(model, tmp_path / "b.gguf", **options), device="cpu")
     assert qtutor.perplexity(folded, tokens[1024:]) < 0.9 * qtutor.perplexity(plain, tokens[1024:])
 
@@ -264,7 +264,7 @@ def test_bad_calls(tmp_path):
         export(tiny(), tmp_path / "a.gguf", tokenizer=None)
     with pytest.raises(QtutorError, match="mix = 'Q4_K_L' is none that qtutor knows"):
         export(tiny(), tmp_path / "a.gguf", type="Q4_K_L")
-    with pytest.raises(QtutorError, match="type = 'Q4_K_M' belongs to format = 'gguf'"):
+    with pytest.raises(QtutorError, match="type = 'Q4_K_M': the format 'qtutor' has no such option.* belongs to format = 'gguf'"):
         qtutor.export(tiny(), tmp_path / "out", type="Q4_K_M")
     with pytest.raises(QtutorError, match=r"model.adapter.weight: llama.cpp has no such"):
         tensor_name("model.adapter.weight")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtutor.decoder import load_decoder
+from qtutor import load_decoder
 from qtutor.errors import QtutorError
 from qtutor.gguf import TYPES, decode, encode
 from tests.gguf import inputs, llama_cpp

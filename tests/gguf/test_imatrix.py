@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtutor.decoder import load_decoder
+from qtutor import load_decoder
 from qtutor.errors import QtutorError
 from qtutor.gguf import GGUFError, Tensor, decode, encode, imatrix, write
 from qtutor.gguf.imatrix import Entry, Imatrix

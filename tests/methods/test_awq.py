@@ -1,6 +1,7 @@
 """AWQ: ratio 0 is rounding to nearest, no search ends worse than that, and folding changes nothing."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import qtutor
 from qtutor import awq, rtn
 from qtutor.calibration import walk
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
+from qtutor.methods import scaling
 from tests.methods.test_gptq import correlated, output_error, weights
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -151,10 +153,9 @@ def test_folding_leaves_the_float_models_logits(family, dtype, heads):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for block, original in zip(walk.walk(model, some_ids(8)), model.model.layers):
         block.dtype = dtype
-        changed = awq.scale_block(block, qtutor.IntGrid(3), 32)
+        changed = scaling.scale_block(block, qtutor.IntGrid(3), 32)
         assert set(changed) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
         assert all(torch.equal(value, value.to(dtype).float()) for value in changed.values())  # exact as stored
-        block.advance()
         original.load_state_dict(block.module.state_dict())
     moved = {name.split(".", 3)[3] for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
     assert {"mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight"} <= moved
@@ -166,13 +167,13 @@ def test_a_norm_of_another_kind_is_refused(monkeypatch):
     """Gemma's norms multiply by 1 + weight: dividing the weight would not divide what they hand on."""
     found = awq.Search(torch.linspace(0.5, 2, 64), 0.5, (2.0, 1.0))
     monkeypatch.setattr(awq, "search", lambda *_arguments: found)
-    monkeypatch.setattr(awq, "PAIRS", awq.PAIRS[:1])
     block = next(walk.walk(tiny(), some_ids(8)))
+    block.family = replace(block.family, pairs=block.family.pairs[:1])
     norm = block.module.input_layernorm
     plain = norm.forward
     norm.forward = lambda x: plain(x) + x / x.square().mean(dim=-1, keepdim=True).sqrt()
     with pytest.raises(qtutor.QtutorError, match=r"model\.layers\.0: folding AWQ's scales changed .* method 'gptq'"):
-        awq.scale_block(block, qtutor.IntGrid(2), 32)
+        scaling.scale_block(block, qtutor.IntGrid(2), 32)
 
 
 def test_folding_by_hand():

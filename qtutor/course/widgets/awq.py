@@ -16,6 +16,7 @@ from qtutor.core.quantized import resolve_group_size
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.decoder.outliers import add_outliers
 from qtutor.methods import awq, rtn
+from qtutor.methods.scaling import parent_of
 from qtutor.plots.awq import search_and_group
 
 SHOWN = 64  # columns of a group that are drawn
@@ -87,12 +88,11 @@ def _pairs(model: torch.nn.Module, token_ids: torch.Tensor) -> dict[str, tuple]:
     """What :func:`qtutor.awq.search` takes, by name: layers, their inputs, mean |x| of these, the parent."""
     pairs = {}
     for number, block in enumerate(walk.walk(model, token_ids)):
-        for _, names, parent in awq.pairs_of(block):
-            layers = [block.module.get_submodule(name) for name in names]
-            given = list(block.inputs(names[0])), block.statistics(names[0]).mean_abs
-            short = ", ".join(name.rsplit(".")[-1] for name in names)
-            pairs[f"{number}: {short}"] = (layers, *given, awq.parent_of(block, parent))
-        block.advance()
+        for pair in block.family.pairs_of(block.module):
+            layers = [block.module.get_submodule(name) for name in pair.readers]
+            given = list(block.inputs(pair.readers[0])), block.statistics(pair.readers[0]).mean_abs
+            short = ", ".join(name.rsplit(".")[-1] for name in pair.readers)
+            pairs[f"{number}: {short}"] = (layers, *given, parent_of(block, pair.parent))
     return pairs
 
 

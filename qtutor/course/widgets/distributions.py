@@ -9,10 +9,9 @@ import ipywidgets
 import torch
 
 from qtutor.calibration.statistics import layer_inputs
-from qtutor.calibration.stream import SHARED
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.decoder.outliers import add_outliers
-from qtutor.families import decoder_blocks
+from qtutor.families import decoder_blocks, family_of
 from qtutor.measure.distributions import outlier_ratio
 from qtutor.plots.distributions import tokens_and_channels
 
@@ -28,7 +27,7 @@ def activation_outliers(model: torch.nn.Module, token_ids: torch.Tensor) -> Expl
         outliers: layer_inputs(decoder, token_ids, samples=length)
         for outliers, decoder in ((False, model), (True, add_outliers(copy.deepcopy(model))))
     }
-    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in SHARED]
+    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in family_of(model).shared]
 
     def draw(layer, outliers, logarithmic, tokens):
         x = inputs[outliers][f"model.layers.{layer}"].samples[:tokens]

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import torch
 
-from qtutor import pipeline
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError
+from qtutor.families import family_of, linear_layers
 from qtutor.methods import rtn
 
 
@@ -21,12 +21,8 @@ def named_layers(layers: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[s
     Raises :class:`QtutorError` where there is none, as in a model that is quantized already.
     """
     if isinstance(layers, torch.nn.Module):
-        layers = {
-            f"{i}.{name}": module.weight.detach()
-            for i, block in enumerate(pipeline.decoder_blocks(layers))
-            for name, module in block.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        }
+        start = len(family_of(layers).blocks) + 1
+        layers = {name[start:]: module.weight.detach() for name, module in linear_layers(layers).items()}
     if not layers:
         raise QtutorError("there is no layer to show: pass a float decoder (not a quantized one) or {name: weight}.")
     return dict(layers)

@@ -9,10 +9,9 @@ import torch
 from torch.nn.functional import linear
 
 from qtutor.calibration.statistics import layer_inputs
-from qtutor.calibration.stream import SHARED
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.decoder.outliers import add_outliers
-from qtutor.families import decoder_blocks
+from qtutor.families import decoder_blocks, family_of
 from qtutor.methods import bnb
 from qtutor.plots.bnb import outlier_channels
 
@@ -33,7 +32,7 @@ def outlier_threshold(
     length = token_ids.shape[1]
     decoders = {False: model, True: add_outliers(copy.deepcopy(model))}
     inputs = {o: layer_inputs(decoder, token_ids, samples=length) for o, decoder in decoders.items()}
-    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in SHARED]
+    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in family_of(model).shared]
 
     @functools.cache
     def measured(layer: str, outliers: bool) -> tuple[torch.Tensor, dict[float, tuple[int, float]]]:

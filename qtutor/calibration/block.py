@@ -1,0 +1,167 @@
+"""A block with the calibration states that arrive at it: what its layers read, and the sums that methods need of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from qtutor.calibration.moments import Gram, Moments
+from qtutor.calibration.statistics import InputStatistics, RunningStatistics
+from qtutor.calibration.stream import Stream
+
+TOGETHER = 2048  # tokens whose products are summed in float32 before they join the sum in float64
+
+
+@dataclass
+class CalibratedBlock(Stream):
+    """A decoder block and the calibration states that arrive at it.
+
+    module: the float32 copy, free to be changed. dtype: what the model stores the block in. twin: the block and its
+    inputs as they are in the float decoder, or ``None``. token_weights: whether tokens count by :meth:`weights`.
+    """
+
+    dtype: torch.dtype = torch.float32
+    twin: Stream | None = None
+    token_weights: bool = True
+    _sizes: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def readings(self, ahead: bool = False) -> Iterator["Reading"]:
+        """The layers of the block in the order in which it runs them, those that share an input together.
+
+        When the next one is asked for, the states move on behind the last, through its layers as they are by then.
+        ahead: move them on before a half's last layer is handed out. That is for changes that leave what the block
+        computes as it is, but change what the last layer reads (AWQ's scales).
+        """
+        streams = [self] if self.twin is None else [self, self.twin]
+        for half in self.family.halves:
+            yield Reading(self, half.readers)
+            for stream in streams:
+                stream.keep()
+            if ahead:
+                self._pass_half(streams)
+            yield Reading(self, (half.last,))
+            if not ahead:
+                self._pass_half(streams)
+            for stream in streams:
+                stream.kept = None
+
+    def _pass_half(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            stream.pass_half()
+
+    def sample(self, tokens: int) -> "CalibratedBlock":
+        """The same block with states of its own, of samples that hold about so many tokens; without a twin."""
+        return replace(self, states=self.states[self.chosen(tokens)], twin=None, kept=None, _sizes={})
+
+    def chosen(self, tokens: int | None = None) -> torch.Tensor:
+        """Which samples hold about so many tokens, int64; always the same ones, in order."""
+        samples, length, _ = self.states.shape
+        wanted = samples if tokens is None else min(max(tokens // length, 1), samples)
+        # At random: every eighth sample may be of a kind of its own.
+        return torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
+
+    def inputs(self, layer: str, tokens: int | None = None) -> Iterator[torch.Tensor]:
+        """The inputs of ``layer`` (``"mlp.up_proj"``), batch by batch, float32 ``[batch, length, in]``.
+
+        tokens: about so many are enough; whole samples are taken, at random.
+        Raises :class:`QtutorError` for NaN or infinite ones, naming the layer.
+        """
+        for some in self.chosen(tokens).split(self.step()):
+            yield self.reach(layer, some)
+
+    def weighted_inputs(self, layer: str, tokens: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """:meth:`inputs`, each batch with its tokens' :meth:`weights` ``[batch, length, 1]``."""
+        weights = self.weights(layer)
+        if weights is None:
+            weights = torch.ones(self.states.shape[:2], device=self.states.device)
+        yield from zip(self.inputs(layer, tokens), weights[self.chosen(tokens)].unsqueeze(-1).split(self.step()))
+
+    def hessian(self, layer: str, weighted: bool = False, tokens: int | None = None) -> torch.Tensor:
+        """X^T X, float64 ``[in, in]``: products of a batch in float32, summed in float64.
+
+        weighted: every token by :meth:`weights`. tokens: of about so many, as in :meth:`inputs`; of all if ``None``.
+        """
+        gram, weights = Gram(), self.weights(layer) if weighted else None
+        for some in self.chosen(tokens).split(self.step(TOGETHER)):
+            x = self.reach(layer, some)
+            gram.add(x, _weighted(x, weights, some))
+        return gram.result()
+
+    def statistics(self, layer: str, tokens: int | None = None) -> InputStatistics:
+        """Mean and largest |x| and mean square, per input channel of ``layer``; tokens: as in :meth:`inputs`."""
+        running = None
+        for x in self.inputs(layer, tokens):
+            running = running or RunningStatistics(x.shape[-1], device=x.device)
+            running.add(x, f"{self.name}.{layer}")
+        return running.result()
+
+    def weights(self, layer: str) -> torch.Tensor | None:
+        """How much an error in what ``layer`` makes of a token counts, float32 ``[samples, length]``, 1 on average.
+
+        What attention and MLP make is added to the residual stream, and whatever reads the stream divides it by its
+        size first (RMSNorm). So an error at a token whose stream is ten times as large counts a hundredth. Without
+        this, a few tokens with large activations decide alone. The size is taken behind attention, for ``down_proj``
+        behind the MLP. q, k and v add nothing to the stream: ``None``, all count the same.
+        """
+        attention, mlp = self.family.halves
+        if not self.token_weights or layer in attention.readers:
+            return None
+        behind = 1 if layer == mlp.last else 0
+        if behind not in self._sizes:
+            self._sizes[behind] = (self.twin or self).sizes(behind)
+        inverse = 1 / self._sizes[behind].clamp(min=1e-30)
+        return inverse / inverse.mean()
+
+    @property
+    def tokens(self) -> int:
+        return self.states.shape[0] * self.states.shape[1]
+
+    def advance(self) -> None:
+        """Replace ``states`` by the outputs of ``module`` as it is now, and the twin's by the twin's."""
+        super().advance()
+        if self.twin is not None:
+            self.twin.advance()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Layers of a block that read the same tensor, when the walk has come to them.
+
+    names: in the block, ``("mlp.gate_proj", "mlp.up_proj")``.
+    """
+
+    block: CalibratedBlock
+    names: tuple[str, ...]
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The layers of the block's float32 copy, whose weights may be changed."""
+        return [self.block.module.get_submodule(name) for name in self.names]
+
+    @property
+    def full_names(self) -> list[str]:
+        """As the model calls them: ``"model.layers.3.mlp.gate_proj"``."""
+        return [f"{self.block.name}.{name}" for name in self.names]
+
+    @torch.no_grad()
+    def moments(self) -> Moments:
+        """Sums over all tokens, each by its weight: X^T X and, with a twin, how far the inputs have drifted."""
+        block, layer = self.block, self.names[0]
+        twin, weights = block.twin, block.weights(layer)
+        joins_stream = any(layer == half.last for half in block.family.halves)
+        hessian, drift, stream_drift = Gram(), Gram(symmetric=False), Gram(symmetric=False)
+        for some in block.batches(TOGETHER):
+            x = block.reach(layer, some)
+            weighted = _weighted(x, weights, some)
+            hessian.add(x, weighted)
+            if twin is not None:
+                drift.add(twin.reach(layer, some) - x, weighted)
+                if joins_stream:
+                    stream_drift.add(twin.states[some] - block.states[some], weighted)
+        return Moments(hessian.result(), drift.result(), stream_drift.result())
+
+
+def _weighted(x: torch.Tensor, weights: torch.Tensor | None, some: slice | torch.Tensor) -> torch.Tensor:
+    """``x``, the inputs in ``some`` of the samples, each token by its weight; ``None``: all count the same."""
+    return x if weights is None else x * weights[some].unsqueeze(-1)

@@ -1,0 +1,165 @@
+"""The layers of one calibrated block, rounded by their recipes in the order in which the block runs them.
+
+First the recipe's transforms change the block, which goes on computing what it did. Then layers that read the same
+input are rounded together, with what the calibration text says of that input; what lies behind them reads what they
+make when they are rounded.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qtutor.calibration.block import CalibratedBlock, Reading
+from qtutor.calibration.moments import Moments
+from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.errors import naming
+from qtutor.methods import gptq
+from qtutor.methods.propagation import propagated, strength
+from qtutor.methods.rounders import LayerInputs
+from qtutor.methods.scaling import Quantizer, Rounding
+from qtutor.recipe import Recipe
+
+ERROR_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A layer that is rounded; ``name`` in the model, weight and bias in float32, as ``quantized`` stands for them.
+
+    back: ``quantized.dequantize()``. output_error, note: see :class:`qtutor.report.LayerReport`.
+    """
+
+    name: str
+    weight: torch.Tensor
+    quantized: QuantizedTensor
+    back: torch.Tensor
+    bias: torch.Tensor | None = None
+    output_error: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A tensor of the model that stays in float, with the value that a transform gave it, in float32."""
+
+    name: str
+    value: torch.Tensor
+
+
+def round_block(block: CalibratedBlock, recipe: Recipe, recipes: dict[str, Recipe]) -> Iterator[Rounded | Changed]:
+    """The transforms of ``recipe`` on one block, then its layers, in the order in which the block runs them."""
+    linear = {name: m for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
+    own = {name: recipes[f"{block.name}.{name}"] for name in linear if f"{block.name}.{name}" in recipes}
+    for name, layer_recipe in own.items():  # before any search
+        with naming(f"{block.name}.{name}"):
+            check_weight(linear[name].weight)
+            resolve_group_size(layer_recipe.group_size, linear[name].weight.shape[1])
+    for transform in recipe.transforms:
+        changed = transform.apply(block, lambda names: _rounding(names, own))
+        for name in linear.keys() - own.keys():  # layers that stay in float are scaled all the same
+            changed |= {f"{name}.{kind}": value for kind, value in linear[name].named_parameters()}
+        for name, value in changed.items():
+            yield Changed(f"{block.name}.{name}", value)
+    follows = block.twin is not None or any(layer_recipe.rounder.follows for layer_recipe in own.values())
+    for reading in block.readings():
+        for rounded in _reading(reading, own):
+            yield rounded
+            if follows:  # the layers behind it read what it makes when it is rounded
+                block.module.get_submodule(rounded.name.removeprefix(f"{block.name}.")).weight.copy_(rounded.back)
+
+
+def _rounding(names: tuple[str, ...], recipes: dict[str, Recipe]) -> Rounding | None:
+    """How the layers ``names`` will be rounded: as the first of them that is; ``None`` if all stay in float."""
+    recipe = next((recipes[name] for name in names if name in recipes), None)
+    return recipe and Rounding(recipe.grid, recipe.group_size, _quantizer(recipe))
+
+
+def _quantizer(recipe: Recipe) -> Quantizer:
+    """How AWQ's scales are judged in the end: by what will really round the layers."""
+    rounder = recipe.rounder.quick()
+
+    def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
+        plan = _factored(hessian, recipe)[0] if rounder.factors else None
+        return rounder.round(weight, recipe.grid, recipe.group_size, LayerInputs(hessian, plan))
+
+    return quantizer
+
+
+def _reading(reading: Reading, recipes: dict[str, Recipe]) -> Iterator[Rounded]:
+    """The layers of ``reading``; those with the same recipe are rounded as one matrix."""
+    alike: dict[Recipe, list[str]] = {}
+    for name in reading.names:
+        if name in recipes:
+            alike.setdefault(recipes[name], []).append(name)
+    moments = reading.moments() if any(recipe.needs_calibration for recipe in alike) else None
+    for recipe, names in alike.items():
+        yield from _alike(reading.block, names, moments, recipe)
+
+
+def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, recipe: Recipe) -> Iterator[Rounded]:
+    """Layers that read the same input, rounded by the same recipe."""
+    plan, note = None, ""
+    if recipe.needs_calibration and (block.twin or recipe.rounder.factors):
+        plan, note = _plan(moments.hessian, block.tokens, recipe, f"{block.name}.{names[0]}")
+    layers = [block.module.get_submodule(name) for name in names]
+    wanted = [layer.weight for layer in layers]
+    if plan is not None:
+        share = strength(block.tokens, wanted[0].shape[1])
+        wanted = [propagated(weight, moments, plan, share) for weight in wanted]
+    inputs = LayerInputs(moments.hessian, plan) if moments is not None else None
+    with naming(f"{block.name}.{names[0]}"):
+        quantized = _round_together(wanted, inputs, recipe)
+    hessian = None if moments is None else moments.hessian.float()
+    for name, layer, before, after in zip(names, layers, wanted, quantized):
+        back = after.dequantize()
+        error = None if hessian is None else _output_error(before, back, hessian)
+        yield Rounded(f"{block.name}.{name}", layer.weight, after, back, layer.bias, error, note)
+
+
+def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, str]:
+    """The Hessian ordered and factored, or ``None`` where it is of no use; and what the report has to say about it."""
+    few = f"{tokens} tokens for a width of {len(hessian)}"
+    plan, error = _factored(hessian, recipe)
+    if plan is None:
+        without = "rounded to nearest" if recipe.rounder.factors else "rounded without propagation"
+        note = f"{without}, since its Hessian cannot be used ({few}). {error}"
+        warnings.warn(f"{name}: {note}", stacklevel=2)
+        return None, note
+    notes = []
+    if tokens < len(hessian):
+        notes.append(f"{few}: too few to tell all inputs apart, damping decides; calibrate with more text")
+    if plan.damping > recipe.damping:
+        notes.append(f"damping raised from {recipe.damping:g} to {plan.damping:g} to make the Hessian invertible")
+    return plan, "; ".join(notes)
+
+
+def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[gptq.Plan | None, gptq.HessianError | None]:
+    """GPTQ's plan, or why there is none."""
+    try:
+        return gptq.prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping), None
+    except gptq.HessianError as error:
+        return None, error
+
+
+def _round_together(weights: list[torch.Tensor], inputs: LayerInputs | None, recipe: Recipe) -> list[QuantizedTensor]:
+    """Layers that read the same input, rounded as one matrix: rows do not know of each other."""
+    rounder, grid, group_size = recipe.rounder, recipe.grid, recipe.group_size
+    if group_size == PER_TENSOR or not rounder.reads_inputs:  # here rows may, by a scale or scales of scales they share
+        return [rounder.round(weight, grid, group_size, inputs) for weight in weights]
+    together = rounder.round(torch.cat(weights), grid, group_size, inputs)
+    return together.split([len(weight) for weight in weights])
+
+
+def _output_error(weight: torch.Tensor, back: torch.Tensor, hessian: torch.Tensor) -> float:
+    """``|X (W - Q)^T| / |X W^T|`` for W, ``weight [out, in]``, and Q, ``back``, out of the Hessian.
+
+    ``|X D^T|^2 = trace(D H D^T)``; of a large layer, over :data:`ERROR_ROWS` of its rows, evenly spread.
+    """
+    rows = slice(None, None, max(len(weight) // ERROR_ROWS, 1))
+    weight = weight[rows]
+    difference = back[rows] - weight
+    squares = [((matrix @ hessian) * matrix).sum().clamp(min=0) for matrix in (difference, weight)]
+    return (squares[0] / squares[1].clamp(min=torch.finfo(torch.float32).tiny)).sqrt().item()

@@ -1,0 +1,96 @@
+"""Rounders: what turns the weights of a layer into codes. Each method is one, with its own options.
+
+All are called alike, ``rounder.round(weight, grid, group_size, inputs)``; the arithmetic is in the modules of the
+methods, whose functions are looked up at every call, so that a learner's can take their place.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from qtutor.core.grid import Grid
+from qtutor.core.quantized import QuantizedTensor
+from qtutor.methods import awq, bnb, gptq, rtn
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What a rounder may know of a layer's inputs.
+
+    hessian: ``X^T X``, float64 ``[in, in]``. plan: that ordered and factored; ``None`` where it was not wanted, or
+    nothing could factor it.
+    """
+
+    hessian: torch.Tensor
+    plan: gptq.Plan | None = None
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Round to nearest. clip: ``"none"``, ``"mse"``, or ``"output"`` for ranges that change the layer's output least.
+
+    thorough: see :func:`qtutor.methods.awq.quantize`.
+    """
+
+    clip: str = "none"
+    thorough: bool = True
+
+    follows = False  # the layers behind read what the float layer makes
+    factors = False  # needs no factored Hessian
+
+    @property
+    def reads_inputs(self) -> bool:
+        return self.clip == "output"
+
+    def round(
+        self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
+    ) -> QuantizedTensor:
+        if self.clip == "output":
+            return awq.quantize(weight, inputs.hessian, grid, group_size, thorough=self.thorough)
+        return rtn.quantize(weight, grid, group_size, self.clip)
+
+    def quick(self) -> "Nearest":
+        """Good enough to tell which of two scales is better."""
+        return replace(self, thorough=False)
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """GPTQ; see :func:`qtutor.methods.gptq.quantize` for its options. Where there is no plan, round to nearest."""
+
+    clip: str = "output"
+    static_groups: bool = False
+
+    follows = True  # the layers behind read what the rounded layer makes
+    factors = True
+    reads_inputs = True
+
+    def round(self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs) -> QuantizedTensor:
+        if inputs.plan is None:
+            return rtn.quantize(weight, grid, group_size, "none" if self.clip == "output" else self.clip)
+        return gptq.round_columns(weight, inputs.plan, grid, group_size, self.static_groups, clip=self.clip)
+
+    def quick(self) -> "Gptq":
+        return self
+
+
+@dataclass(frozen=True)
+class Listed:
+    """bitsandbytes' formats, whose levels are listed. double: quantize the scales, too."""
+
+    double: bool = True
+
+    follows = False
+    factors = False
+    reads_inputs = False
+
+    def round(
+        self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
+    ) -> QuantizedTensor:
+        return bnb.quantize(weight, grid, group_size, self.double)
+
+    def quick(self) -> "Listed":
+        return self
+
+
+Rounder = Nearest | Gptq | Listed

@@ -1,0 +1,160 @@
+"""AWQ's scales in the blocks of a decoder: a transform, after which any rounder rounds better.
+
+:class:`Scaling` is what a recipe holds; the search and the folding are :mod:`.awq`'s. What a block computes stays the
+same, so the scales of one pair are folded in before those of the next are searched.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qtutor.calibration.block import CalibratedBlock, Reading
+from qtutor.calibration.precision import products
+from qtutor.calibration.walk import walk
+from qtutor.core.grid import Grid, IntGrid
+from qtutor.core.quantized import QuantizedTensor
+from qtutor.errors import QtutorError
+from qtutor.families import Pair
+from qtutor.methods import awq
+
+Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
+
+SEARCH_TOKENS = 2048  # the search runs the parent module 20 times; more tokens than this change its choice little
+STATISTICS_TOKENS = 16384  # for mean |x| and the Hessian behind that choice
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the layers of a pair will be rounded: see :func:`scale_block`."""
+
+    grid: Grid
+    group_size: int
+    quantizer: Quantizer | None = None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The transform: scales for every pair of a block. duo: see :func:`qtutor.methods.awq.search`."""
+
+    duo: bool = False
+
+    def apply(
+        self, block: CalibratedBlock, rounding_of: Callable[[tuple[str, ...]], Rounding | None]
+    ) -> dict[str, torch.Tensor]:
+        """Change the weights of ``block``; see :func:`scale_pairs`."""
+        return scale_pairs(block, rounding_of, self.duo)
+
+
+def scale_block(
+    block: CalibratedBlock, grid: Grid, group_size: int, duo: bool = False, quantizer: Quantizer | None = None
+) -> dict[str, torch.Tensor]:
+    """Search scales for all pairs of ``block`` and fold them into its module (and its twin).
+
+    quantizer: what will round the layers in the end. The search itself rounds to nearest, twenty times; with a
+    quantizer, the scale it finds is kept only if it lowers the error with that, too.
+    Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` where folding changes what
+    the block computes.
+    """
+    return scale_pairs(block, lambda layers: Rounding(grid, group_size, quantizer), duo)
+
+
+def scale_pairs(
+    block: CalibratedBlock, rounding_of: Callable[[tuple[str, ...]], Rounding | None], duo: bool = False
+) -> dict[str, torch.Tensor]:
+    """:func:`scale_block` with a rounding for each pair, by its layers' names; ``None`` leaves the pair alone."""
+    module, changed = block.module, {}
+    pairs = {pair.readers: pair for pair in block.family.pairs_of(module)}
+    unchanged = block.states[:1]
+    before = module(unchanged, **block.arguments)
+    # Scales are folded in while the search goes through the block: what the layers behind it read stays the same.
+    for reading in block.sample(STATISTICS_TOKENS).readings(ahead=True):
+        pair, rounding = pairs.get(reading.names), rounding_of(reading.names)
+        if pair is None or rounding is None:
+            continue
+        source = module.get_submodule(pair.source)
+        scale = _scale_of_pair(reading, pair, rounding, duo)
+        awq.fold(source, reading.layers, scale, block.dtype, block.family.norm_offset)
+        if source.weight.dim() == 1:
+            changed[f"{pair.source}.weight"] = source.weight
+    after = module(unchanged, **block.arguments)
+    difference = ((after - before).norm() / before.norm()).item()
+    if not difference < 1e-3:
+        raise QtutorError(
+            f"{block.name}: folding AWQ's scales changed the block's output by {difference:.2g} of its size; it should "
+            "change nothing. Its norms or layers do something that is not known here: quantize it with method 'gptq'."
+        )
+    if block.twin is not None:  # the twin's inputs have to be divided as well, or they would seem to have drifted
+        block.twin.module.load_state_dict(module.state_dict())
+    return changed
+
+
+def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) -> torch.Tensor:
+    """The best scale ``[in]`` for the layers of ``reading``, on some tokens; ones where none lowers the error."""
+    block, layers, first = reading.block, reading.layers, reading.names[0]
+    mean_abs = block.statistics(first).mean_abs.to(layers[0].weight.device)
+    inputs = [(x, weights.sqrt()) for x, weights in block.weighted_inputs(first, SEARCH_TOKENS)]
+    parent = _weighted(parent_of(block, pair.parent), block.states.shape[-1], block.wide)
+    found = awq.search(layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo)
+    if rounding.quantizer is None or found.ratio == 0:
+        return found.scale
+    return _confirmed(layers, inputs, found.scale, parent, block.hessian(first, True), rounding.quantizer)
+
+
+@torch.no_grad()
+def _confirmed(
+    layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, hessian: torch.Tensor, quantizer
+) -> torch.Tensor:
+    """``scale [in]`` or ones, whichever changes ``parent``'s output less once ``quantizer`` has rounded the layers."""
+    targets = [parent(x) for x in inputs]
+    errors = {}
+    for tried in (torch.ones_like(scale), scale):
+        tried_hessian = hessian / torch.outer(tried, tried)
+        rounded = [quantizer(layer.weight.data * tried, tried_hessian).dequantize() / tried for layer in layers]
+        error = awq.squared_error(layers, rounded, inputs, targets, parent)
+        errors.setdefault(error, tried)  # of equals the first stays: ones
+    return errors[min(errors)]
+
+
+def _weighted(
+    parent: Callable, width: int, wide: int | None
+) -> Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    """``parent`` of an input and the roots of its tokens' weights: an error in its output then counts by the weight."""
+
+    def weighted(given: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        with products(width, wide):
+            return parent(given[0]) * given[1]
+
+    return weighted
+
+
+def parent_of(block: CalibratedBlock, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The module ``name`` of ``block`` as a function of its input alone."""
+    module = block.module.get_submodule(name)
+    if name == block.family.halves[0].parent:
+        return lambda x: module(x, **block.arguments)[0]
+    return module
+
+
+@torch.no_grad()
+def fold_model(
+    model: nn.Module, calibration: torch.Tensor, grid: Grid | None = None, group_size: int = 32
+) -> nn.Module:
+    """Fold AWQ's scales into ``model``, in place and without rounding anything, so that formats with grids of their own
+    round better, too; returns the model, in float32.
+
+        model, tokenizer = qtutor.load_decoder()
+        qtutor.methods.scaling.fold_model(model, token_ids)        # computes what it did before
+        qtutor.export(model, "out.gguf", format="gguf", type="Q4_K_M", tokenizer=tokenizer)
+
+    calibration: token ids, int64 ``[samples, length]``. grid: what stands in for the format's own, asymmetric 4 bits if
+    not given, in groups of ``group_size``: Q4_K, for instance, rounds groups of 32 asymmetrically to 4 bits. AWQ's
+    clipping is left out, since encoders find ranges themselves. Raises :class:`QtutorError` as :func:`scale_block` and
+    :func:`~qtutor.calibration.walk.walk` do; blocks before the one at fault are then folded, and compute what they did.
+    """
+    model.float()  # 16 bits would round the products of weights and scales
+    for block in walk(model, calibration):
+        scale_block(block, grid or IntGrid(bits=4, symmetric=False), group_size)
+        model.get_submodule(block.name).load_state_dict(block.module.state_dict())
+    return model
