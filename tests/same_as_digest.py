@@ -2,9 +2,9 @@
 
     python -P tests/same_as_digest.py OUT.json ROOT [--quick]     (PYTHONPATH=ROOT, the tree that holds the package)
 
-The file is ``{"about": {...}, "found": {kind: {name: value}}}``; a value is a SHA-256, or the text itself. Two trees may
-have their modules in different places, so only names that stay are used: those of ``import qtutor``, ``every`` of the
-exercises, ``examine``. Whatever raises is written down as FAILED, and counts as no match. ``-P`` keeps tests/ off the
+The file is ``{"about": {...}, "found": {kind: {name: value}}}``; a value is a SHA-256, or the text itself. Two trees
+may have their modules in different places, so only names that stay are used: those of ``import qtutor``, ``every`` of
+the exercises, ``examine``. Whatever raises is written down as FAILED, and counts as no match. ``-P`` keeps tests/ off the
 path, where the folder gguf would hide the library of that name.
 """
 
@@ -235,11 +235,17 @@ def of_embedded() -> None:
 # --- files ---
 
 MIXES = (
-    "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S Q2_K "
-    "TQ2_0 TQ1_0 MXFP4_MOE"
-).split()
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M",
+    "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "TQ2_0",
+    "TQ1_0", "MXFP4_MOE",
+)  # fmt: skip
 GUIDED = ("Q4_K_M", "Q2_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_0", "Q5_0", "Q6_K")
-TYPES = ("F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4").split()
+TYPES = (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K",
+    "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4",
+)  # fmt: skip
+
+MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of a block
 
 
 def importance(columns: int, seed: int = 0) -> np.ndarray:
@@ -279,7 +285,7 @@ def gguf_files(out: Path) -> None:
     wide = {
         f"blk.{i}.{kind}.weight": importance(512 if kind == "ffn_down" else 256, 10 * i + number)
         for i in range(2)
-        for number, kind in enumerate("attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split())
+        for number, kind in enumerate(MATRICES)
     }
     cases = [("embedded", model, {"type": mix}) for mix in MIXES]
     cases += [("embedded", model, {"type": mix, "importance": wide}) for mix in GUIDED]
@@ -322,9 +328,9 @@ def hessian_of(columns: int, tokens: int, dead: bool) -> torch.Tensor:
 
 
 def functions() -> None:
-    grids = [qtutor.IntGrid(bits, symmetric) for bits in range(2, 9) for symmetric in (False, True)]
+    grids = [qtutor.IntGrid(bits, symmetric) for bits in (2, 3, 4, 5, 8) for symmetric in (False, True)]
     enough, few = hessian_of(256, 1024, False), hessian_of(256, 100, True)
-    for (about, weight), grid in product(matrices().items(), grids[:: 4 if QUICK else 1]):
+    for (about, weight), grid in product(matrices().items(), grids[:: 5 if QUICK else 1]):
         name = f"{about}, {grid.bits} bits{' symmetric' * grid.symmetric}"
 
         def alone(function, *arguments, name=name, weight=weight, **options) -> None:
@@ -336,7 +342,7 @@ def functions() -> None:
             for clip in (None, "mse"):
                 alone(qtutor.rtn.quantize, grid, group_size, clip=clip)
             alone(qtutor.awq.quantize, enough, grid, group_size)
-            alone(qtutor.gptq.quantize, few, grid, group_size)
+            alone(qtutor.gptq.quantize, few, grid, group_size)  # few: fewer tokens than columns, one of them unused
         for clip, act_order in zip((None, "mse", "output"), ("groups", "columns", "none")):
             alone(qtutor.gptq.quantize, enough, grid, 32, clip=clip, act_order=act_order)
         alone(
