@@ -1,7 +1,7 @@
 """Is what the package computes still the same, to the bit? A commit and the working tree, on the machine at hand.
 
-    python tests/same_as.py REV                     both sides, some minutes
-    python tests/same_as.py REV --quick             a part of it, under a minute
+    python tests/same_as.py REV                     both sides, about six minutes
+    python tests/same_as.py REV --quick             a part of it, about a minute
     python tests/same_as.py REV --keep base.json    and keep what REV's side gave,
     python tests/same_as.py --against base.json     so that it need not run again (--quick works here too)
 
@@ -57,6 +57,7 @@ def digests(tree: Path, quick: bool) -> dict:
     }
     with tempfile.TemporaryDirectory() as folder:  # also where it runs: nothing there hides a module
         out = Path(folder, "digests.json")
+        print(f"Computing with the package in {tree} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-P", DIGEST, out, tree, *["--quick"] * quick]
         subprocess.run(command, cwd=folder, env=environment, check=True)
         return json.loads(out.read_text())
@@ -89,6 +90,12 @@ def compare(there: dict[str, str], here: dict[str, str]) -> Kind:
             kind.failed.append(f"{name}\n      {'; '.join(failures)}")
         elif values[0] != values[1]:
             kind.differ.append(f"{name}{_apart(*values)}")
+    # Other name, same results (a mistake with another text): said beside it.
+    same = {here[name]: name for name in kind.only_here}
+    kind.only_there = [
+        f"{name}\n      equal to, here: {same[there[name]]}" if there[name] in same else name
+        for name in kind.only_there
+    ]
     return kind
 
 
@@ -140,7 +147,7 @@ def main() -> int:
     parser.add_argument("revision", nargs="?", help="git revision to compare the working tree with")
     parser.add_argument("--against", type=Path, metavar="FILE", help="what --keep wrote, instead of a revision")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="where to keep what the revision's side gave")
-    parser.add_argument("--quick", action="store_true", help="a part of everything, in under a minute")
+    parser.add_argument("--quick", action="store_true", help="a part of everything, in about a minute")
     parser.add_argument("--all", action="store_true", help="show every name that differs")
     options = parser.parse_args()
     if bool(options.revision) == bool(options.against):

@@ -4,8 +4,8 @@
 
 The file is ``{"about": {...}, "found": {kind: {name: value}}}``; a value is a SHA-256, or the text itself. Two trees
 may have their modules in different places, so only names that stay are used: those of ``import qtutor``, ``every`` of
-the exercises, ``examine``. Whatever raises is written down as FAILED, and counts as no match. ``-P`` keeps tests/ off the
-path, where the folder gguf would hide the library of that name.
+the exercises, ``examine``. Whatever raises is written down as FAILED, and counts as no match. ``-P`` keeps tests/ off
+the path, where the folder gguf would hide the library of that name.
 """
 
 import copy
@@ -431,8 +431,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for part in (exercises, functions, models, lambda: folders(Path(folder)), lambda: gguf_files(Path(folder))):
-            part()
+        scratch = Path(folder)
+        parts = {"exercises": exercises, "functions": functions, "models": models}
+        parts |= {"folders": lambda: folders(scratch), "GGUF": lambda: gguf_files(scratch)}
+        for name, part in parts.items():
+            with attempt("parts", name):  # what fails as a whole is told, too
+                part()
+                note("parts", name, "done")
     about = {
         "quick": QUICK,
         "machine": f"{platform.node()} {platform.processor() or platform.machine()}",
