@@ -30,6 +30,7 @@ DIGEST = Path(__file__).with_name("same_as_digest.py")
 SHOWN = 12  # names of each kind; --all shows every one
 # Kinds in which texts are part of the names, or names are all there is: what is new or gone is told, but no failure.
 REWORDED = ("mistakes", "list of mistakes", "verdicts, mistakes", "verdicts, answers", "buffer names")
+WHOLE = ("exercises, inputs", "references", "mistakes", "list of mistakes", "verdicts, references")  # --quick or not
 TOLD_ONLY = ("list of mistakes", "buffer names")
 
 
@@ -133,7 +134,8 @@ def matching(there: dict, here: dict) -> tuple[dict, dict]:
     """What both sides found; of a whole run, only the part that a quick one on the other side has."""
     for side, other in ((there, here), (here, there)):
         if other["about"]["quick"] and not side["about"]["quick"]:
-            for kind, names in side["found"].items():
+            for kind in side["found"].keys() - set(WHOLE):
+                names = side["found"][kind]
                 wanted = other["found"].get(kind, {})
                 side["found"][kind] = {name: value for name, value in names.items() if name in wanted}
     for key in ("machine", "versions"):

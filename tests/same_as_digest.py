@@ -294,7 +294,7 @@ def gguf_files(out: Path) -> None:
         cases = [case for case in cases if case[2]["type"] in ("Q4_0", "F16", "Q8_0")]
     for family, tied, grouped in KINDS:
         about = f"{family} {tied} {grouped}"
-        cases.append((about, small(family, tied, grouped), {"type": "Q4_0" if QUICK else "Q4_K_M"}))
+        cases.append((about, small(family, tied, grouped), {"type": "Q4_K_M"}))
     rounded = quantized_model("small, for GGUF", small("qwen2", width=256), {"method": "nf4"})
     cases.append(("nf4 inside", rounded, {"type": "Q8_0"}))
     for about, model, options in cases:
