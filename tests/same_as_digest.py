@@ -335,6 +335,7 @@ def functions() -> None:
 
         def alone(function, *arguments, name=name, weight=weight, **options) -> None:
             full = f"{function.__module__.split('.')[-1]}.quantize {name}, {arguments[-1]} {named(options)}"
+            options = {key: value for key, value in options.items() if value is not None}  # whole ranges by default
             with attempt("codes", full):
                 note_quantized(full, function(weight, *arguments, **options))
 

@@ -26,15 +26,16 @@ def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, s
     family = family_of(model)
     for block in decoder_blocks(model):
         for pair in family.pairs:
-            if pair.source not in family.halves[0].readers:  # v -> o is no pair under grouped-query attention
-                readers = [block.get_submodule(name) for name in pair.readers]
-                _move(block.get_submodule(pair.source).weight, readers, factors)
+            if pair.source in family.halves[0].readers:
+                continue  # v -> o: under grouped-query attention one channel of v feeds several of o
+            readers = [block.get_submodule(name) for name in pair.readers]
+            source = block.get_submodule(pair.source).weight
+            factor = factors(readers[0].in_features).to(source.device, source.dtype)
+            outputs = source[-len(factor) :]
+            if source.dim() == 1:
+                outputs.add_(family.norm_offset).mul_(factor).sub_(family.norm_offset)
+            else:
+                outputs.mul_(factor[:, None])
+            for layer in readers:
+                layer.weight.div_(factor)
     return model
-
-
-def _move(source: torch.Tensor, readers: list[nn.Linear], factors) -> None:
-    """Multiply the channels (rows) of ``source`` and divide the columns of the layers that read them."""
-    factor = factors(source.shape[0]).to(source.device, source.dtype)
-    source.mul_(factor if source.dim() == 1 else factor[:, None])
-    for layer in readers:
-        layer.weight.div_(factor)

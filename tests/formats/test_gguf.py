@@ -264,7 +264,9 @@ def test_bad_calls(tmp_path):
         export(tiny(), tmp_path / "a.gguf", tokenizer=None)
     with pytest.raises(QtutorError, match="mix = 'Q4_K_L' is none that qtutor knows"):
         export(tiny(), tmp_path / "a.gguf", type="Q4_K_L")
-    with pytest.raises(QtutorError, match="type = 'Q4_K_M': the format 'qtutor' has no such option.* belongs to format = 'gguf'"):
+    with pytest.raises(
+        QtutorError, match=r"type = 'Q4_K_M': the format 'qtutor' has no such option.* belongs to format = 'gguf'"
+    ):
         qtutor.export(tiny(), tmp_path / "out", type="Q4_K_M")
     with pytest.raises(QtutorError, match=r"model.adapter.weight: llama.cpp has no such"):
         tensor_name("model.adapter.weight")
