@@ -27,6 +27,14 @@ def assert_told(answers: dict[str, list], name: str, function, phrase: str) -> N
     assert not any(other in found.text for other in others), found.text
 
 
+def assert_likely(name: str, function, phrase: str) -> None:
+    """``function`` is refused, and the last line says for sure which mistake it is, in words with ``phrase``."""
+    found = verdict(name, function)
+    assert not found.passed
+    last = found.text.splitlines()[-1]
+    assert last.startswith("Likely mistake: ") and phrase in last, found.text
+
+
 def assert_right(name: str, function) -> None:
     found = verdict(name, function)
     assert found.passed, found.text

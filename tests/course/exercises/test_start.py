@@ -3,28 +3,25 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
-from tests.course.answers import assert_right, verdict
+from qtutor.course.exercises.edits import solution
+from tests.course.answers import assert_likely, assert_right, each
 
 # --- start.true_bytes ---
 
 
-def layer(code_bits=True, scales=True, zeros=True, up=math.ceil, scale_bytes=2, zero_bits=None, each_row=True):
-    """An answer, right unless told otherwise."""
-
-    def bytes_of(rows, columns, bits, group_size, symmetric):
-        groups = columns // group_size
-        codes = up(columns * bits / 8) if code_bits else columns
-        stored = scale_bytes * groups if scales else 0
-        points = up(groups * (zero_bits or bits) / 8) if zeros and not symmetric else 0
-        return rows * (codes + stored + points) if each_row else rows * codes + stored + points
-
-    return bytes_of
+@solution
+def bytes_row_by_row(rows, columns, bits, group_size, symmetric):
+    groups, total = columns // group_size, 0
+    for _ in range(rows):
+        total += (columns * bits + 7) // 8 + 2 * groups
+        if not symmetric:
+            total += (groups * bits + 7) // 8
+    return total
 
 
 def bytes_from_the_package(rows, columns, bits, group_size, symmetric):
@@ -39,30 +36,36 @@ def bytes_in_numpy(rows, columns, bits, group_size, symmetric):
     return torch.tensor(rows * (((counts * bits + 7) // 8).sum() + 2 * (columns // group_size)))
 
 
+def groups_of_one_row(rows, columns, bits, group_size, symmetric):
+    return bytes_row_by_row(1, columns, bits, group_size, symmetric) + (rows - 1) * -(-columns * bits // 8)
+
+
+def rounded_together(rows, columns, bits, group_size, symmetric):
+    groups = columns // group_size
+    return rows * (2 * groups + -(-(columns + (0 if symmetric else groups)) * bits // 8))
+
+
+def one_stream(rows, columns, bits, group_size, symmetric):
+    groups = rows * columns // group_size
+    zeros = 0 if symmetric else (groups * bits + 7) // 8
+    return (rows * columns * bits + 7) // 8 + 2 * groups + zeros
+
+
 BYTES_WRONG = [
-    (lambda *layer_: 8 * layer()(*layer_), "these are bits"),
-    (layer(scales=False), "the scales are missing"),
-    (layer(zeros=False), "the zero points are missing"),
-    (layer(scale_bytes=4), "counted with 4 bytes"),
-    (layer(zero_bits=8), "with a whole byte"),
-    (layer(up=math.floor), "round up, not down"),
-    (layer(each_row=False), "for one row only"),
+    (bytes_row_by_row.edit("return total", "return 8 * total"), "these are bits"),
+    (bytes_row_by_row.edit(" + 2 * groups", ""), "the scales are missing"),
+    (bytes_row_by_row.edit("(groups * bits + 7) // 8", "0"), "the zero points are missing"),
+    (bytes_row_by_row.edit("2 * groups", "4 * groups"), "counted with 4 bytes"),
+    (bytes_row_by_row.edit("groups * bits", "groups * 8"), "with a whole byte"),
     (
-        lambda rows, columns, bits, size, symmetric: (
-            rows * (2 * (columns // size) + -(-(columns + (0 if symmetric else columns // size)) * bits // 8))
-        ),
-        "rounded up together",
+        bytes_row_by_row.edit(("columns * bits + 7", "columns * bits"), ("groups * bits + 7", "groups * bits")),
+        "round up, not down",
     ),
-    (lambda rows, columns, bits, size, symmetric: layer()(rows, columns, bits, columns, symmetric), "for one group"),
-    (lambda rows, columns, bits, size, symmetric: layer()(rows, columns, bits, size, False), "on a symmetric grid"),
-    (
-        lambda rows, columns, bits, size, symmetric: (
-            (rows * columns * bits + 7) // 8
-            + 2 * rows * columns // size
-            + (0 if symmetric else (rows * columns // size * bits + 7) // 8)
-        ),
-        "as one stream",
-    ),
+    (groups_of_one_row, "for one row only"),
+    (rounded_together, "rounded up together"),
+    (bytes_row_by_row.edit("columns // group_size", "1"), "for one group"),
+    (bytes_row_by_row.edit("not symmetric", "True"), "on a symmetric grid"),
+    (one_stream, "as one stream"),
 ]
 
 # --- start.step_time ---
@@ -130,33 +133,25 @@ PERPLEXITY_WRONG = [
 ]
 
 
-def perplexity_of_products(logits, ids):
-    return of_next(logits, ids).prod() ** (-1 / (len(ids) - 1))
+WRONG = {"start.true_bytes": BYTES_WRONG, "start.step_time": TIME_WRONG, "start.perplexity": PERPLEXITY_WRONG}
+RIGHT = {
+    "start.true_bytes": [bytes_row_by_row, bytes_from_the_package, bytes_in_numpy],
+    "start.step_time": [
+        time_by_hand,
+        lambda n, bits, width, ops, batch: np.maximum(n * bits / 8 / width, 2 * n * batch / ops),
+    ],
+    "start.perplexity": [
+        lambda logits, ids: cross_entropy(logits[:-1], ids[1:]).exp(),
+        lambda logits, ids: of_next(logits, ids).prod() ** (-1 / (len(ids) - 1)),
+    ],
+}
 
 
-WRONG = [
-    *(("start.true_bytes", *wrong) for wrong in BYTES_WRONG),
-    *(("start.step_time", *wrong) for wrong in TIME_WRONG),
-    *(("start.perplexity", *wrong) for wrong in PERPLEXITY_WRONG),
-]
-RIGHT = [
-    ("start.true_bytes", layer()),
-    ("start.true_bytes", bytes_from_the_package),
-    ("start.true_bytes", bytes_in_numpy),
-    ("start.step_time", time_by_hand),
-    ("start.step_time", lambda n, bits, width, ops, batch: np.maximum(n * bits / 8 / width, 2 * n * batch / ops)),
-    ("start.perplexity", lambda logits, ids: cross_entropy(logits[:-1], ids[1:]).exp()),
-    ("start.perplexity", perplexity_of_products),
-]
+@each(WRONG)
+def test_a_wrong_answer_is_told_its_mistake(name, function, phrase):
+    assert_likely(name, function, phrase)
 
 
-@pytest.mark.parametrize(("name", "function", "words"), WRONG, ids=[f"{n}: {words}" for n, _, words in WRONG])
-def test_wrong_answers_are_told_their_mistake(name, function, words):
-    found = verdict(name, function)
-    assert not found.passed
-    assert words in found.text.splitlines()[-1] and "Likely mistake: " in found.text, found.text
-
-
-@pytest.mark.parametrize(("name", "function"), RIGHT)
+@each(RIGHT)
 def test_right_answers_pass_however_they_are_written(name, function):
     assert_right(name, function)

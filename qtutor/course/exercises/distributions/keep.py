@@ -2,7 +2,7 @@
 
 import torch
 
-from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
@@ -30,50 +30,46 @@ def _keep_cases():
     ]
 
 
-def _put(start, columns, values):
-    """A copy of ``start`` with ``values`` in its ``columns``."""
-    result = start.clone()
-    result[:, columns] = values
-    return result
+@solution
+def right(weight, rounded, channels):
+    mixed = rounded.clone()
+    mixed[:, channels] = weight[:, channels]
+    return mixed
 
 
-def _keep_rows(weight, rounded, channels):
-    rows = channels[channels < len(weight)]
-    return rounded.index_copy(0, rows, weight[rows])
-
+MISTAKES = {
+    "rows were kept. Input channels are the columns of weight [out, in]: index the second dim, as in "
+    "mixed[:, channels].": right.edit(
+        "mixed[:, channels] = weight[:, channels]",
+        "rows = channels[channels < len(weight)]; mixed[rows] = weight[rows]",
+    ),
+    "the other way round: the channels named are to stay exact, all others are rounded.": (
+        right.edit(("rounded.clone()", "weight.clone()"), ("= weight[", "= rounded["))
+    ),
+    "nothing was kept: this is the rounded matrix.": right.edit("mixed[:, channels] = weight[:, channels]", "pass"),
+    "the first columns were kept, as many as there are channels; channels holds the indices of those to keep.": (
+        right.edit("mixed[", "channels = torch.arange(len(channels)); mixed[")
+    ),
+    "the columns were set to 0; they belong to the original weights.": right.edit("weight[:, channels]", "0"),
+    "only the kept columns are left; all others have to be the rounded ones.": (
+        right.edit("rounded.clone()", "torch.zeros_like(weight)")
+    ),
+    "the originals were added to the rounded columns; they take their place.": right.edit("= weight", "+= weight"),
+    "these are the kept columns alone; return the whole matrix with them in their places.": (
+        right.edit("return mixed", "return weight[:, channels]")
+    ),
+}
 
 KEEP = Exercise(
     name="distributions.keep_columns",
-    chapter=CHAPTER,
+    chapter="03_distributions",
     title="Some columns kept as they were",
     difficulty=1,
     minutes=5,
     reference=_keep,
     cases=_keep_cases,
     outputs=("mixed",),
-    mistakes={
-        "rows were kept. Input channels are the columns of weight [out, in]: index the second dim, as in "
-        "mixed[:, channels].": _keep_rows,
-        "the other way round: the channels named are to stay exact, all others are rounded.": (
-            lambda weight, rounded, channels: _put(weight, channels, rounded[:, channels])
-        ),
-        "nothing was kept: this is the rounded matrix.": lambda weight, rounded, channels: rounded.clone(),
-        "the first columns were kept, as many as there are channels; channels holds the indices of those to keep.": (
-            lambda weight, rounded, channels: _put(rounded, torch.arange(len(channels)), weight[:, : len(channels)])
-        ),
-        "the columns were set to 0; they belong to the original weights.": (
-            lambda weight, rounded, channels: _put(rounded, channels, 0)
-        ),
-        "only the kept columns are left; all others have to be the rounded ones.": (
-            lambda weight, rounded, channels: _put(torch.zeros_like(weight), channels, weight[:, channels])
-        ),
-        "the originals were added to the rounded columns; they take their place.": (
-            lambda weight, rounded, channels: _put(rounded, channels, (rounded + weight)[:, channels])
-        ),
-        "these are the kept columns alone; return the whole matrix with them in their places.": (
-            lambda weight, rounded, channels: weight[:, channels]
-        ),
-    },
+    mistakes=MISTAKES,
     replaces="qtutor.measure.distributions.keep_channels",
     adapt=lambda mine: (
         lambda weight, quantized, channels: torch.as_tensor(

@@ -1,11 +1,10 @@
 """``distributions.kurtosis``: how heavy the tails of every row are."""
 
 import math
-from functools import partial
 
 import torch
 
-from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
@@ -38,67 +37,59 @@ def _kurtosis_cases():
     ]
 
 
-def _like_kurtosis(
-    weight, dim=-1, centre=torch.mean, correction=0, power=4, divide=2, less=3, dead=True, to=torch.double
-):
-    """Kurtosis with a choice at every place where a mistake can be made; as it stands, a right version."""
-    x = weight.to(to)
-    deviation = x - centre(x, dim=dim, keepdim=True)
-    count = x.shape[dim]
-    variance = deviation.square().mean(dim=dim) * (count / max(count - correction, 1))
-    flat = (x.amax(dim=dim) == x.amin(dim=dim)) & dead
-    ratio = deviation.pow(power).mean(dim=dim) / torch.where(flat, torch.ones_like(variance), variance**divide)
-    return torch.where(flat, torch.zeros_like(ratio), ratio - less)
+@solution
+def right(weight):
+    x = weight.double()
+    deviation = x - x.mean(dim=-1, keepdim=True)
+    variance = deviation.square().mean(dim=-1)
+    fourth = deviation.pow(4).mean(dim=-1)
+    return torch.where(variance > 0, fourth / variance**2 - 3, 0.0)
 
 
-def _zero(x, dim, keepdim):
-    return torch.zeros(())
-
-
-def _median(x, dim, keepdim):
-    return x.quantile(0.5, dim=dim, keepdim=keepdim)
-
+MISTAKES = {
+    "this is the kurtosis itself; the excess is what is left after subtracting 3, so that a bell has 0.": (
+        right.edit(" - 3", "")
+    ),
+    "the mean of each row has to be subtracted first; it hardly shows where a row is centred on zero.": (
+        right.edit("x - x.mean(dim=-1, keepdim=True)", "x")
+    ),
+    "the median was subtracted where the mean belongs.": right.edit("x.mean(", "x.quantile(0.5, "),
+    "the variance was divided by n - 1, as torch.std and torch.var do unless told correction=0. Both moments are "
+    "plain means over n numbers.": right.edit("square().mean(dim=-1)", "square().sum(dim=-1) / (x.shape[-1] - 1)"),
+    "the fourth moment was divided by the variance once; a fourth power needs the variance squared (or the "
+    "standard deviation to the fourth), else the result changes with the unit of the weights.": (
+        right.edit("variance**2", "variance")
+    ),
+    "the fourth moment was divided by the standard deviation; it needs the standard deviation to the fourth (or "
+    "the variance squared), else the result changes with the unit of the weights.": (
+        right.edit("variance**2", "variance.sqrt()")
+    ),
+    "this is one kurtosis of all numbers together; each row has its own: take means along the last dim.": (
+        right.edit("weight.double()", "weight.double().flatten()")
+    ),
+    "this is the kurtosis of the columns; a row runs along the last dim (dim=-1).": (
+        right.edit("weight.double()", "weight.double().T")
+    ),
+    "this is the third power, the skewness, which says whether a row leans; tails are seen by the fourth.": (
+        right.edit(("pow(4)", "pow(3)"), ("variance**2 - 3", "variance**1.5"))
+    ),
+    "a row of equal numbers has variance 0, and 0 / 0 is nan; its kurtosis is 0 by the task's definition.": (
+        right.edit("torch.where(variance > 0, fourth / variance**2 - 3, 0.0)", "fourth / variance**2 - 3")
+    ),
+    "this was computed in the 16 bits of the weights, where fourth powers of small weights vanish. Convert first, "
+    "weight.float() or weight.double().": right.edit(".double()", ""),
+}
 
 KURTOSIS = Exercise(
     name="distributions.kurtosis",
-    chapter=CHAPTER,
+    chapter="03_distributions",
     title="The excess kurtosis of every row",
     difficulty=1,
     minutes=10,
     reference=_kurtosis,
     cases=_kurtosis_cases,
     outputs=("kurtosis",),
-    mistakes={
-        "this is the kurtosis itself; the excess is what is left after subtracting 3, so that a bell has 0.": partial(
-            _like_kurtosis, less=0
-        ),
-        "the mean of each row has to be subtracted first; it hardly shows where a row is centred on zero.": partial(
-            _like_kurtosis, centre=_zero, dead=False
-        ),
-        "the median was subtracted where the mean belongs.": partial(_like_kurtosis, centre=_median),
-        "the variance was divided by n - 1, as torch.std and torch.var do unless told correction=0. Both moments are "
-        "plain means over n numbers.": partial(_like_kurtosis, correction=1),
-        "the fourth moment was divided by the variance once; a fourth power needs the variance squared (or the "
-        "standard deviation to the fourth), else the result changes with the unit of the weights.": partial(
-            _like_kurtosis, divide=1
-        ),
-        "the fourth moment was divided by the standard deviation; it needs the standard deviation to the fourth (or "
-        "the variance squared), else the result changes with the unit of the weights.": partial(
-            _like_kurtosis, divide=0.5
-        ),
-        "this is one kurtosis of all numbers together; each row has its own: take means along the last dim.": (
-            lambda weight: _like_kurtosis(weight.flatten())
-        ),
-        "this is the kurtosis of the columns; a row runs along the last dim (dim=-1).": partial(_like_kurtosis, dim=0),
-        "this is the third power, the skewness, which says whether a row leans; tails are seen by the fourth.": partial(
-            _like_kurtosis, power=3, divide=1.5, less=0
-        ),
-        "a row of equal numbers has variance 0, and 0 / 0 is nan; its kurtosis is 0 by the task's definition.": partial(
-            _like_kurtosis, dead=False
-        ),
-        "this was computed in the 16 bits of the weights, where fourth powers of small weights vanish. Convert first, "
-        "weight.float() or weight.double().": lambda weight: _like_kurtosis(weight, to=weight.dtype),
-    },
+    mistakes=MISTAKES,
     # Means in float32 are off by about 1e-7 of numbers around 3, of which 0.1 may be left after subtracting 3.
     tolerance=1e-4,
     replaces="qtutor.measure.distributions.excess_kurtosis",

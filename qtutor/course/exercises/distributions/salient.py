@@ -1,11 +1,10 @@
 """``distributions.salient_channels``: which input channels are loudest."""
 
 import math
-from functools import partial
 
 import torch
 
-from qtutor.course.exercises.distributions.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
@@ -44,70 +43,61 @@ def _salient_cases():
     ]
 
 
-def _mean_abs(x):
-    return x.abs().mean(dim=0)
-
-
-def _nearest_at_least_one(count):
-    return max(1, round(count))
-
-
-def _ascending(chosen, size):
+@solution
+def right(x, share):
+    size = x.double().abs().mean(dim=0)
+    count = max(1, round(share * x.shape[1]))
+    chosen = size.argsort(descending=True, stable=True)[:count]
     return chosen.sort().values
 
 
-def _like_salient(x, share, importance=_mean_abs, whole=_nearest_at_least_one, result=_ascending):
-    """Salient channels with a choice at every place where a mistake can be made; as it stands, a right version."""
-    size = importance(x.double())
-    chosen = size.sort(descending=True, stable=True).indices[: whole(share * x.shape[1])]
-    return result(chosen, size)
-
+MISTAKES = {
+    "channels were ranked by the mean of x, in which positive and negative inputs cancel; take |x| first.": (
+        right.edit(".abs()", "")
+    ),
+    "|x| was taken after the mean, when positive and negative inputs have cancelled; take it before.": (
+        right.edit("abs().mean(dim=0)", "mean(dim=0).abs()")
+    ),
+    "channels were ranked by their largest input, so that a single token decides; asked for is the mean of |x|.": (
+        right.edit("mean(", "amax(")
+    ),
+    "these are tokens: the mean was taken along each row. A channel is a column of x [tokens, in]: use dim=0.": (
+        right.edit("dim=0", "dim=1")
+    ),
+    "these are tokens, and a share of the tokens. A channel is a column of x [tokens, in]: use dim=0.": (
+        right.edit(("dim=0", "dim=1"), ("shape[1]", "shape[0]"))
+    ),
+    "these are the channels with the smallest inputs; the largest are wanted (topk, or sort descending).": (
+        right.edit("descending=True, ", "")
+    ),
+    "share * in was cut off to a whole number, so that 1 % of a few channels is none: round, and take at least "
+    "one.": right.edit("max(1, round(share * x.shape[1]))", "int(share * x.shape[1])"),
+    "share * in was cut off; 1 % of 256 is 2.56, which rounds to 3.": right.edit("round", "int"),
+    "share * in was rounded up; asked for is the nearest whole number.": right.edit("round", "math.ceil"),
+    "1 % of few channels rounds to none: take at least one.": (
+        right.edit("max(1, round(share * x.shape[1]))", "round(share * x.shape[1])")
+    ),
+    "these are the right channels in the order of their importance; sort the indices ascending.": (
+        right.edit(".sort().values", "")
+    ),
+    "this is a mask with a place for every channel; return the indices (mask.nonzero()[:, 0]).": (
+        right.edit("chosen.sort().values", "torch.isin(torch.arange(len(size)), chosen)")
+    ),
+    "these are the means themselves; return the indices of the channels that have them.": (
+        right.edit("chosen.sort().values", "size[chosen]")
+    ),
+}
 
 SALIENT = Exercise(
     name="distributions.salient_channels",
-    chapter=CHAPTER,
+    chapter="03_distributions",
     title="The channels with the largest inputs",
     difficulty=2,
     minutes=10,
     reference=_salient,
     cases=_salient_cases,
     outputs=("channels",),
-    mistakes={
-        "channels were ranked by the mean of x, in which positive and negative inputs cancel; take |x| first.": partial(
-            _like_salient, importance=lambda x: x.mean(dim=0)
-        ),
-        "|x| was taken after the mean, when positive and negative inputs have cancelled; take it before.": partial(
-            _like_salient, importance=lambda x: x.mean(dim=0).abs()
-        ),
-        "channels were ranked by their largest input, so that a single token decides; asked for is the mean of |x|.": (
-            partial(_like_salient, importance=lambda x: x.abs().amax(dim=0))
-        ),
-        "these are tokens: the mean was taken along each row. A channel is a column of x [tokens, in]: use dim=0.": (
-            partial(_like_salient, importance=lambda x: x.abs().mean(dim=1))
-        ),
-        "these are tokens, and a share of the tokens. A channel is a column of x [tokens, in]: use dim=0.": (
-            lambda x, share: _like_salient(x.T, share)
-        ),
-        "these are the channels with the smallest inputs; the largest are wanted (topk, or sort descending).": partial(
-            _like_salient, importance=lambda x: -_mean_abs(x)
-        ),
-        "share * in was cut off to a whole number, so that 1 % of a few channels is none: round, and take at least "
-        "one.": partial(_like_salient, whole=int),
-        "share * in was cut off; 1 % of 256 is 2.56, which rounds to 3.": partial(
-            _like_salient, whole=lambda count: max(1, int(count))
-        ),
-        "share * in was rounded up; asked for is the nearest whole number.": partial(_like_salient, whole=math.ceil),
-        "1 % of few channels rounds to none: take at least one.": partial(_like_salient, whole=round),
-        "these are the right channels in the order of their importance; sort the indices ascending.": partial(
-            _like_salient, result=lambda chosen, size: chosen
-        ),
-        "this is a mask with a place for every channel; return the indices (mask.nonzero()[:, 0]).": partial(
-            _like_salient, result=lambda chosen, size: torch.isin(torch.arange(len(size)), chosen)
-        ),
-        "these are the means themselves; return the indices of the channels that have them.": partial(
-            _like_salient, result=lambda chosen, size: size[chosen]
-        ),
-    },
+    mistakes=MISTAKES,
     replaces="qtutor.measure.distributions.top_channels",
     # A single row of sizes is its own mean of |x|: importance is a mean, a sum or a norm, and never negative.
     adapt=lambda mine: lambda importance, share: torch.as_tensor(mine(importance[None, :], share)).long(),

@@ -5,6 +5,7 @@ import struct
 
 import torch
 
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
 
@@ -34,30 +35,6 @@ def _nearest(values: torch.Tensor) -> list[float]:
     return result
 
 
-def _by_bits(change):
-    """A function of tensors from one of a number's 32 bits."""
-    return lambda values: [_float(change(_bits(value))) for value in values.tolist()]
-
-
-def _round_bits(dropped: int):
-    """Round to nearest even with ``dropped`` bits less."""
-
-    def change(bits: int) -> int:
-        return bits + (1 << dropped - 1) - 1 + (bits >> dropped & 1) >> dropped << dropped
-
-    return change
-
-
-def _kept(values: torch.Tensor) -> list[int]:
-    """The 32 bits of the right answers."""
-    return [_bits(value) for value in _nearest(values)]
-
-
-def _signed(bits: int) -> int:
-    """As an int32 has them."""
-    return bits - (1 << 32) if bits >> 31 else bits
-
-
 def _bfloat_cases() -> list[tuple[str, tuple]]:
     step = 2.0**-7  # between 1 and 2
     tie = step / 2
@@ -79,6 +56,39 @@ def _bfloat_cases() -> list[tuple[str, tuple]]:
     return [(kind, (torch.tensor(values, dtype=torch.float32),)) for kind, values in cases.items()]
 
 
+@solution
+def right(values):
+    bits = values.view(torch.int32)
+    bits = bits + 0x7FFF + (bits >> 16 & 1)
+    return (bits >> 16 << 16).view(torch.float32)
+
+
+MISTAKES = {
+    "the low 16 bits are cut off, which rounds everything towards zero. Round to the nearest: what was cut off may "
+    "be more than a half.": right.edit(" + 0x7FFF + (bits >> 16 & 1)", ""),
+    "ties are rounded away from zero (0x8000 is added before the cut). A number exactly in the middle goes to the "
+    "neighbour whose last bit is 0.": right.edit("0x7FFF + (bits >> 16 & 1)", "0x8000"),
+    "ties are always rounded towards zero (0x7FFF is added). They go to the neighbour whose last bit is 0: add one "
+    "more where the last kept bit is 1.": right.edit(" + (bits >> 16 & 1)", ""),
+    "ties go to the odd neighbour: add the one where the last kept bit is 1, not where it is 0.": (
+        right.edit("(bits >> 16 & 1)", "(~bits >> 16 & 1)")
+    ),
+    "everything that was cut off is rounded up, away from zero, not to the nearest.": (
+        right.edit("0x7FFF + (bits >> 16 & 1)", "0xFFFF")
+    ),
+    "one mantissa bit too few: bf16 has 7, and the hidden 1 is not among them.": (
+        right.edit(("0x7FFF", "0xFFFF"), (">> 16 & 1", ">> 17 & 1"), (">> 16 << 16", ">> 17 << 17"))
+    ),
+    "one mantissa bit too many: bf16 has 7, and the hidden 1 comes besides.": (
+        right.edit(("0x7FFF", "0x3FFF"), (">> 16 & 1", ">> 15 & 1"), (">> 16 << 16", ">> 15 << 15"))
+    ),
+    "these are the bits, read as a whole number: .float() converts the integer's value. To read the same bits as a "
+    "float32, take .view(torch.float32).": right.edit("view(torch.float32)", "float()"),
+    "the bits that are kept stand at the wrong end: what was moved down by 16 has to be moved up again (<< 16) "
+    "before it is read as a float32.": right.edit(" << 16", ""),
+    "this is fp16, which has 5 exponent bits and 10 mantissa bits; bf16 has 8 and 7.": lambda values: values.half(),
+}
+
 TO_BFLOAT16 = Exercise(
     name="numbers.to_bfloat16",
     chapter="01_numbers",
@@ -88,25 +98,5 @@ TO_BFLOAT16 = Exercise(
     reference=_nearest,
     cases=_bfloat_cases,
     outputs=("rounded",),
-    mistakes={
-        "the low 16 bits are cut off, which rounds everything towards zero. Round to the nearest: what was cut off may "
-        "be more than a half.": _by_bits(lambda bits: bits >> 16 << 16),
-        "ties are rounded away from zero (0x8000 is added before the cut). A number exactly in the middle goes to the "
-        "neighbour whose last bit is 0.": _by_bits(lambda bits: bits + 0x8000 >> 16 << 16),
-        "ties are always rounded towards zero (0x7FFF is added). They go to the neighbour whose last bit is 0: add one "
-        "more where the last kept bit is 1.": _by_bits(lambda bits: bits + 0x7FFF >> 16 << 16),
-        "ties go to the odd neighbour: add the one where the last kept bit is 1, not where it is 0.": _by_bits(
-            lambda bits: bits + 0x7FFF + (1 - (bits >> 16 & 1)) >> 16 << 16
-        ),
-        "everything that was cut off is rounded up, away from zero, not to the nearest.": _by_bits(
-            lambda bits: bits + 0xFFFF >> 16 << 16
-        ),
-        "one mantissa bit too few: bf16 has 7, and the hidden 1 is not among them.": _by_bits(_round_bits(17)),
-        "one mantissa bit too many: bf16 has 7, and the hidden 1 comes besides.": _by_bits(_round_bits(15)),
-        "these are the bits, read as a whole number: .float() converts the integer's value. To read the same bits as a "
-        "float32, take .view(torch.float32).": lambda values: [float(_signed(bits)) for bits in _kept(values)],
-        "the bits that are kept stand at the wrong end: what was moved down by 16 has to be moved up again (<< 16) "
-        "before it is read as a float32.": lambda values: [_float(_signed(bits) >> 16) for bits in _kept(values)],
-        "this is fp16, which has 5 exponent bits and 10 mantissa bits; bf16 has 8 and 7.": lambda values: values.half(),
-    },
+    mistakes=MISTAKES,
 )

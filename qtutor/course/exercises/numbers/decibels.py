@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
 
@@ -30,19 +31,49 @@ def _sqnr_cases() -> list[tuple[str, tuple]]:
     ]
 
 
-def _of(decibels):
-    """A function of signal and rounded numbers from one of signal and error, all in float64."""
-    return lambda signal, rounded: decibels(signal.double(), rounded.double() - signal.double())
+@solution
+def right(signal, rounded):
+    signal, rounded = signal.double(), rounded.double()
+    error = rounded - signal
+    ratio = signal.square().mean() / error.square().mean()
+    return 10 * torch.log10(ratio)
 
 
-def _ratio(signal: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    return signal.square().sum() / error.square().sum()
-
-
-def _differing_powers(signal: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    power, other = signal.double().square().sum(), rounded.double().square().sum()
-    return 10 * torch.log10(power / (other - power).abs())
-
+MISTAKES = {
+    "the ratio is upside down: the signal is divided by the error, so that more is better.": (
+        right.edit("log10(ratio", "log10(1 / ratio")
+    ),
+    "20 · log10 belongs to a ratio of amplitudes; for squares, which are powers, it is 10 · log10.": (
+        right.edit("10 *", "20 *")
+    ),
+    "10 · log10 belongs to a ratio of powers; of amplitudes (square roots, norms) take 20 · log10.": (
+        right.edit("log10(ratio", "log10(ratio.sqrt()")
+    ),
+    "this is the ratio itself, not yet in decibels: take 10 · log10 of it.": (
+        right.edit("10 * torch.log10(ratio)", "ratio")
+    ),
+    "this is the natural logarithm; decibels need the one to base 10.": right.edit("log10", "log"),
+    "this is the logarithm to base 2, which counts bits; decibels need base 10.": right.edit("log10", "log2"),
+    "the factor 10 is missing: log10 of the ratio is bels, and a decibel is a tenth of one.": right.edit("10 * ", ""),
+    "the squares of the numbers count, not their squared distances from the mean (var and std subtract it).": (
+        right.edit(("signal.square().mean()", "signal.var()"), ("error.square().mean()", "error.var()"))
+    ),
+    "the mean was subtracted from the signal: its power is the mean of its squares, not its variance.": (
+        right.edit("signal.square().mean()", "signal.var(correction=0)")
+    ),
+    "absolute values were added up in place of squares.": (
+        right.edit(("signal.square()", "signal.abs()"), ("error.square()", "error.abs()"))
+    ),
+    "this takes the peak of the signal (that is PSNR); its power is the mean of its squares.": (
+        right.edit("signal.square().mean()", "signal.square().max()")
+    ),
+    "the power of the signal was taken after rounding; take it of the signal as it was.": (
+        right.edit("signal.square()", "rounded.square()")
+    ),
+    "subtract first, then square: the error is rounded - signal, number by number.": (
+        right.edit("error.square().mean()", "(rounded.square().mean() - signal.square().mean()).abs()")
+    ),
+}
 
 SQNR = Exercise(
     name="numbers.sqnr",
@@ -53,43 +84,7 @@ SQNR = Exercise(
     reference=_decibels,
     cases=_sqnr_cases,
     outputs=("decibels",),
-    mistakes={
-        "the ratio is upside down: the signal is divided by the error, so that more is better.": _of(
-            lambda s, e: -10 * torch.log10(_ratio(s, e))
-        ),
-        "20 · log10 belongs to a ratio of amplitudes; for squares, which are powers, it is 10 · log10.": _of(
-            lambda s, e: 20 * torch.log10(_ratio(s, e))
-        ),
-        "10 · log10 belongs to a ratio of powers; of amplitudes (square roots, norms) take 20 · log10.": _of(
-            lambda s, e: 5 * torch.log10(_ratio(s, e))
-        ),
-        "this is the ratio itself, not yet in decibels: take 10 · log10 of it.": _of(_ratio),
-        "this is the natural logarithm; decibels need the one to base 10.": _of(
-            lambda s, e: 10 * torch.log(_ratio(s, e))
-        ),
-        "this is the logarithm to base 2, which counts bits; decibels need base 10.": _of(
-            lambda s, e: 10 * torch.log2(_ratio(s, e))
-        ),
-        "the factor 10 is missing: log10 of the ratio is bels, and a decibel is a tenth of one.": _of(
-            lambda s, e: torch.log10(_ratio(s, e))
-        ),
-        "the squares of the numbers count, not their squared distances from the mean (var and std subtract it).": _of(
-            lambda s, e: 10 * torch.log10(s.var() / e.var())
-        ),
-        "the mean was subtracted from the signal: its power is the mean of its squares, not its variance.": _of(
-            lambda s, e: 10 * torch.log10(s.var(unbiased=False) / e.square().mean())
-        ),
-        "absolute values were added up in place of squares.": _of(
-            lambda s, e: 10 * torch.log10(s.abs().sum() / e.abs().sum())
-        ),
-        "this takes the peak of the signal (that is PSNR); its power is the mean of its squares.": _of(
-            lambda s, e: 10 * torch.log10(s.abs().max() ** 2 / e.square().mean())
-        ),
-        "the power of the signal was taken after rounding; take it of the signal as it was.": _of(
-            lambda s, e: 10 * torch.log10((s + e).square().sum() / e.square().sum())
-        ),
-        "subtract first, then square: the error is rounded - signal, number by number.": _differing_powers,
-    },
+    mistakes=MISTAKES,
     # Sums of squares in float32, as a learner may compute them, differ in the last digits from those in float64.
     tolerance=1e-4,
 )

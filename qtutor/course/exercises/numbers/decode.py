@@ -1,5 +1,6 @@
 """``numbers.decode_float``: bits as text, two widths -> a number. Every exponent is an ordinary one, as in FP4."""
 
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
 
@@ -17,21 +18,6 @@ def _decode(bits: str, exponent_bits: int, mantissa_bits: int) -> float:
     return -total if sign == "1" else total
 
 
-def _decode_wrongly(sign=True, bias=0, hidden="where E > 0", lowest=True, reverse=False, whole=False, biased=True):
-    """A decoder with one thing wrong; with the arguments as they are it is right."""
-
-    def decode(bits: str, exponent_bits: int, mantissa_bits: int) -> float:
-        exponent, mantissa = int(bits[1 : 1 + exponent_bits], 2), bits[1 + exponent_bits :]
-        shift = 2 ** (exponent_bits - 1) - 1 + bias if biased else 0
-        mantissa = int(mantissa[::-1] if reverse else mantissa, 2)
-        fraction = mantissa / (2**mantissa_bits - (1 if whole else 0))
-        one = {"where E > 0": exponent > 0, "always": True, "never": False}[hidden]
-        power = (max(exponent, 1) if lowest else exponent) - shift
-        return (-1.0 if sign and bits[0] == "1" else 1.0) * (fraction + one) * 2.0**power
-
-    return decode
-
-
 def _decode_cases() -> list[tuple[str, tuple]]:
     return [
         ("0.15625 in fp32", ("00111110001000000000000000000000", 8, 23)),
@@ -47,6 +33,41 @@ def _decode_cases() -> list[tuple[str, tuple]]:
     ]
 
 
+@solution
+def right(bits, exponent_bits, mantissa_bits):
+    exponent = int(bits[1 : 1 + exponent_bits], 2)
+    fraction = int(bits[1 + exponent_bits :], 2) / 2**mantissa_bits
+    bias = 2 ** (exponent_bits - 1) - 1
+    if exponent > 0:
+        value = (1 + fraction) * 2.0 ** (exponent - bias)
+    else:
+        value = fraction * 2.0 ** (1 - bias)
+    return -value if bits[0] == "1" else value
+
+
+MISTAKES = {
+    "the sign bit is ignored: where it is 1 the number is negative.": right.edit('-value if bits[0] == "1" else ', ""),
+    "the bias is one too large: it is 2**(exponent_bits - 1) - 1.": right.edit("- 1) - 1", "- 1)"),
+    "the bias is not subtracted from the exponent.": right.edit("2 ** (exponent_bits - 1) - 1", "0"),
+    "the hidden 1 in front of the mantissa is missing: where E > 0 the number is 1.M times a power of two.": (
+        right.edit("1 + fraction", "fraction")
+    ),
+    "subnormal numbers (E = 0) have no hidden 1; here they were treated like all others.": (
+        right.edit("exponent > 0", "True")
+    ),
+    "subnormal numbers (E = 0) have no hidden 1; their exponent is right.": (
+        right.edit("value = fraction", "value = (1 + fraction)")
+    ),
+    "subnormal numbers (E = 0) have the exponent of E = 1, that is 1 - bias, not 0 - bias.": (
+        right.edit("1 - bias", "0 - bias")
+    ),
+    "the mantissa bits are read from the wrong end: the first is worth a half.": (
+        right.edit("bits[1 + exponent_bits :]", "bits[:exponent_bits:-1]")
+    ),
+    "the mantissa is divided by 2**mantissa_bits - 1; M = all ones is not yet the next power of two, so divide by "
+    "2**mantissa_bits.": right.edit("2**mantissa_bits", "(2**mantissa_bits - 1)"),
+}
+
 DECODE_FLOAT = Exercise(
     name="numbers.decode_float",
     chapter="01_numbers",
@@ -56,22 +77,5 @@ DECODE_FLOAT = Exercise(
     reference=_decode,
     cases=_decode_cases,
     outputs=("value",),
-    mistakes={
-        "the sign bit is ignored: where it is 1 the number is negative.": _decode_wrongly(sign=False),
-        "the bias is one too large: it is 2**(exponent_bits - 1) - 1.": _decode_wrongly(bias=1),
-        "the bias is not subtracted from the exponent.": _decode_wrongly(biased=False),
-        "the hidden 1 in front of the mantissa is missing: where E > 0 the number is 1.M times a power of two.": (
-            _decode_wrongly(hidden="never")
-        ),
-        "subnormal numbers (E = 0) have no hidden 1; here they were treated like all others.": _decode_wrongly(
-            hidden="always", lowest=False
-        ),
-        "subnormal numbers (E = 0) have no hidden 1; their exponent is right.": _decode_wrongly(hidden="always"),
-        "subnormal numbers (E = 0) have the exponent of E = 1, that is 1 - bias, not 0 - bias.": _decode_wrongly(
-            lowest=False
-        ),
-        "the mantissa bits are read from the wrong end: the first is worth a half.": _decode_wrongly(reverse=True),
-        "the mantissa is divided by 2**mantissa_bits - 1; M = all ones is not yet the next power of two, so divide by "
-        "2**mantissa_bits.": _decode_wrongly(whole=True),
-    },
+    mistakes=MISTAKES,
 )

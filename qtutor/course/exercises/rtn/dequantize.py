@@ -1,14 +1,13 @@
 """``rtn.dequantize``: from codes back to weights."""
 
-from functools import partial
-
 import torch
 
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import dequantize as packages_own
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.rtn.inputs import CHAPTER, spread, stored
+from qtutor.course.exercises.rtn.inputs import CHAPTER, stored
 
 
 def dequantize(codes, scale, zero):
@@ -35,40 +34,43 @@ def cases():
     ]
 
 
-def _with(codes, scale, zero, group="right", how="right"):
-    columns = codes.shape[1]
-    scale, zero, codes = spread(scale, columns, group), spread(zero, columns, group), codes.double()
-    return {
-        "right": lambda: scale * (codes - zero),
-        "wrap": lambda: scale * ((codes - zero).long() & 255),
-        "plus": lambda: scale * (codes + zero),
-        "no zero": lambda: scale * codes,
-        "no brackets": lambda: scale * codes - zero,
-        "reversed": lambda: scale * (zero - codes),
-        "divided": lambda: (codes - zero) / scale,
-        "half": lambda: scale.half() * (codes - zero).half(),
-        "as stored": lambda: scale.half() * ((codes - zero).long() & 255).half(),
-    }[how]()
+@solution
+def right(codes, scale, zero):
+    group_size = codes.shape[1] // scale.shape[1]
+    scale, zero = (part.repeat_interleave(group_size, dim=1) for part in (scale, zero))
+    return scale.double() * (codes.double() - zero.double())
 
 
 MISTAKES = {
     "codes and zero points are uint8, which holds no negative numbers: 3 - 8 wraps around to 251. Turn both into float "
-    "(or int) before you subtract.": dict(how="wrap"),
+    "(or int) before you subtract.": right.edit("codes.double() - zero.double()", "codes - zero"),
     "you computed in float16: a 16-bit scale times whole numbers stays in 16 bits and is rounded again. Turn the scale "
-    "into float32 first (scale.float()).": dict(how="half"),
-    "you computed with numbers as they are stored. In uint8 3 - 8 wraps around to 251, and in float16 the product is "
-    "rounded again: turn all three into float32 (.float()).": dict(how="as stored"),
-    "the zero point is added. weight = scale * (code - zero).": dict(how="plus"),
-    "the zero point is missing: weight = scale * (code - zero).": dict(how="no zero"),
-    "the zero point is subtracted after scaling, but it is a code: scale * (code - zero), with brackets.": dict(
-        how="no brackets"
+    "into float32 first (scale.float()).": right.edit(
+        "scale.double() * (codes.double() - zero.double())", "scale * (codes.int() - zero.int())"
     ),
-    "the sign is turned round: weight = scale * (code - zero).": dict(how="reversed"),
-    "you divide by the scale. weight = scale * (code - zero).": dict(how="divided"),
+    "you computed with numbers as they are stored. In uint8 3 - 8 wraps around to 251, and in float16 the product is "
+    "rounded again: turn all three into float32 (.float()).": right.edit(
+        "scale.double() * (codes.double() - zero.double())", "scale * (codes - zero)"
+    ),
+    "the zero point is added. weight = scale * (code - zero).": right.edit("- zero", "+ zero"),
+    "the zero point is missing: weight = scale * (code - zero).": right.edit(" - zero.double()", ""),
+    "the zero point is subtracted after scaling, but it is a code: scale * (code - zero), with brackets.": (
+        right.edit("(codes.double() - zero.double())", "codes.double() - zero.double()")
+    ),
+    "the sign is turned round: weight = scale * (code - zero).": (
+        right.edit("codes.double() - zero.double()", "zero.double() - codes.double()")
+    ),
+    "you divide by the scale. weight = scale * (code - zero).": (
+        right.edit("scale.double() * (", "1 / scale.double() * (")
+    ),
     "scale and zero are those of the wrong group: repeat() lays groups out as a b a b, but neighbours share a group, "
-    "a a b b. Use repeat_interleave(), or reshape the codes to [out, groups, group_size].": dict(group="tiled"),
-    "every group of a row gets the scale and zero of its first group.": dict(group="first group"),
-    "every row gets the scales and zeros of the first row.": dict(group="first row"),
+    "a a b b. Use repeat_interleave(), or reshape the codes to [out, groups, group_size].": (
+        right.edit("repeat_interleave(group_size, dim=1)", "repeat(1, group_size)")
+    ),
+    "every group of a row gets the scale and zero of its first group.": (
+        right.edit("part.repeat_interleave(group_size, dim=1)", "part[:, :1]")
+    ),
+    "every row gets the scales and zeros of the first row.": right.edit("part.repeat", "part[:1].repeat"),
 }
 
 
@@ -96,7 +98,7 @@ DEQUANTIZE = Exercise(
     reference=dequantize,
     cases=cases,
     outputs=("weight",),
-    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes=MISTAKES,
     # Tolerance 0: 11 bits of a scale times 9 bits of a difference fit into the 24 of a float32 exactly.
     replaces="qtutor.core.quantized.dequantize",
     adapt=adapt,

@@ -1,14 +1,13 @@
 """``rtn.encode``: the nearest code of every weight."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from qtutor.core.grid import IntGrid
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.rtn.inputs import CHAPTER, random, spread, stored
+from qtutor.course.exercises.rtn.inputs import CHAPTER, random, stored
 from qtutor.methods.rtn import encode_groups as packages_own
 
 
@@ -39,61 +38,57 @@ def encode_cases():
     ]
 
 
-def _encode_with(
-    weight,
-    scale,
-    zero,
-    bits,
-    rounding=torch.round,
-    order="zero, clamp",
-    top=0,
-    sign=1,
-    wrap=False,
-    group="right",
-    times=False,
-):
-    scale, zero = spread(scale, weight.shape[1], group), sign * spread(zero, weight.shape[1], group)
-    steps = rounding(weight.double() * scale if times else weight.double() / scale)
-    if order == "clamp, zero":
-        codes = steps.clamp(0, 2**bits - 1) + zero
-    elif order == "signed":
-        codes = steps.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + zero
-    elif order == "no clamp":
-        codes = steps + zero
-    else:
-        codes = (steps + zero).clamp(0, 2**bits - 1 + top)
-    return codes.long() & 255 if wrap else codes
+@solution
+def right(weight, scale, zero, bits):
+    group_size = weight.shape[1] // scale.shape[1]
+    scale, zero = (part.double().repeat_interleave(group_size, dim=1) for part in (scale, zero))
+    steps = (weight.double() / scale).round()
+    return (steps + zero).clamp(0, 2**bits - 1)
 
 
-ENCODE_MISTAKES = {
-    "the number of steps is cut off towards zero (.int(), .trunc()) where it should be rounded to the nearest.": dict(
-        rounding=torch.trunc
+MISTAKES = {
+    "the number of steps is cut off towards zero (.int(), .trunc()) where it should be rounded to the nearest.": (
+        right.edit("round", "trunc")
     ),
-    "the number of steps is rounded down (floor, //) where it should be rounded to the nearest.": dict(
-        rounding=torch.floor
+    "the number of steps is rounded down (floor, //) where it should be rounded to the nearest.": (
+        right.edit("round", "floor")
     ),
-    "you clamp before adding the zero point, so all below 0 is lost. The clamp is on codes: it comes last.": dict(
-        order="clamp, zero"
+    "you clamp before adding the zero point, so all below 0 is lost. The clamp is on codes: it comes last.": (
+        right.edit("(steps + zero).clamp(0, 2**bits - 1)", "steps.clamp(0, 2**bits - 1) + zero")
     ),
-    "you clamp before adding the zero point, and in uint8 the sum then wraps past 255. The clamp comes last.": dict(
-        order="clamp, zero", wrap=True
+    "you clamp before adding the zero point, and in uint8 the sum then wraps past 255. The clamp comes last.": (
+        right.edit("(steps + zero).clamp(0, 2**bits - 1)", "(steps.clamp(0, 2**bits - 1) + zero).long() & 255")
     ),
     "you clamp the steps to the signed range before adding the zero point. Only where zero is the middle code is that "
-    "the same: clamp the codes, 0 to 2**bits - 1, at the end.": dict(order="signed"),
-    "nothing is clamped: weights beyond the range get codes below 0 or above 2**bits - 1, which no byte has room "
-    "for.": dict(order="no clamp"),
-    "nothing is clamped, and as uint8 the codes wrap around: -1 becomes 255. Clamp first, then make them bytes.": dict(
-        order="no clamp", wrap=True
+    "the same: clamp the codes, 0 to 2**bits - 1, at the end.": right.edit(
+        "(steps + zero).clamp(0, 2**bits - 1)", "steps.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + zero"
     ),
-    "you clamp at 2**bits, one too many: counting from 0, the last of 2**bits codes is 2**bits - 1.": dict(top=1),
-    "you clamp at 2**bits - 2, one too few: the last of 2**bits codes is 2**bits - 1.": dict(top=-1),
-    "the zero point is subtracted. weight = scale * (code - zero), so code = weight / scale + zero.": dict(sign=-1),
-    "the zero point is missing: code = weight / scale + zero.": dict(sign=0),
-    "you multiply by the scale. weight = scale * (code - zero), so the weight is divided by it.": dict(times=True),
+    "nothing is clamped: weights beyond the range get codes below 0 or above 2**bits - 1, which no byte has room "
+    "for.": right.edit(".clamp(0, 2**bits - 1)", ""),
+    "nothing is clamped, and as uint8 the codes wrap around: -1 becomes 255. Clamp first, then make them bytes.": (
+        right.edit(".clamp(0, 2**bits - 1)", ".long() & 255")
+    ),
+    "you clamp at 2**bits, one too many: counting from 0, the last of 2**bits codes is 2**bits - 1.": (
+        right.edit("2**bits - 1", "2**bits")
+    ),
+    "you clamp at 2**bits - 2, one too few: the last of 2**bits codes is 2**bits - 1.": (
+        right.edit("2**bits - 1", "2**bits - 2")
+    ),
+    "the zero point is subtracted. weight = scale * (code - zero), so code = weight / scale + zero.": (
+        right.edit("+ zero", "- zero")
+    ),
+    "the zero point is missing: code = weight / scale + zero.": right.edit(" + zero", ""),
+    "you multiply by the scale. weight = scale * (code - zero), so the weight is divided by it.": (
+        right.edit("double() / scale", "double() * scale")
+    ),
     "scale and zero are those of the wrong group: repeat() lays groups out as a b a b, but neighbours share a group, "
-    "a a b b. Use repeat_interleave(), or reshape the weights to [out, groups, group_size].": dict(group="tiled"),
-    "every group of a row is coded with the scale and zero of its first group.": dict(group="first group"),
-    "every row is coded with the scales and zeros of the first row.": dict(group="first row"),
+    "a a b b. Use repeat_interleave(), or reshape the weights to [out, groups, group_size].": (
+        right.edit("repeat_interleave(group_size, dim=1)", "repeat(1, group_size)")
+    ),
+    "every group of a row is coded with the scale and zero of its first group.": (
+        right.edit("part.double().repeat_interleave(group_size, dim=1)", "part.double()[:, :1]")
+    ),
+    "every row is coded with the scales and zeros of the first row.": right.edit("part.double()", "part.double()[:1]"),
 }
 
 
@@ -120,7 +115,7 @@ ENCODE = Exercise(
     reference=encode,
     cases=encode_cases,
     outputs=("codes",),
-    mistakes={text: partial(_encode_with, **slip) for text, slip in ENCODE_MISTAKES.items()},
+    mistakes=MISTAKES,
     properties=(
         (
             "a code is a whole number from 0 to 2**bits - 1.",

@@ -1,12 +1,11 @@
 """``rtn.fit``: the grid of every group."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from qtutor.core.grid import IntGrid
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.rtn.inputs import CHAPTER, random
 from qtutor.errors import QtutorError
@@ -46,90 +45,72 @@ def fit_cases():
     ]
 
 
-def _fit_with(
-    weight,
-    bits,
-    group_size,
-    symmetric,
-    levels=0,
-    widen=True,
-    half=True,
-    cut=False,
-    sign=-1,
-    guard=True,
-    divisor=None,
-    computed=False,
-    grouping="rows",
-    zero_from_exact=False,
-):
-    """Scale and zero with one slip or another; without any it is right."""
-    rows, columns = weight.shape
-    groups = columns // group_size
+@solution
+def right(weight, bits, group_size, symmetric):
+    rows, groups = len(weight), weight.shape[1] // group_size
     grouped = weight.double().reshape(rows, groups, group_size)
-    if grouping == "strided":
-        grouped = weight.double().reshape(rows, group_size, groups).transpose(1, 2)
-    elif grouping == "row":
-        grouped = weight.double().reshape(rows, 1, columns).expand(rows, groups, columns)
-    elif grouping == "tensor":
-        grouped = weight.double().reshape(1, 1, -1).expand(rows, groups, rows * columns)
-    dim = 1 if grouping == "axis" else -1
-    low, high = grouped.amin(dim=dim), grouped.amax(dim=dim)
-    if widen:
-        low, high = low.clamp(max=0), high.clamp(min=0)
-    if symmetric and divisor != "ignored":
-        high = torch.maximum(low.abs(), high.abs())
+    low = grouped.amin(dim=-1).clamp(max=0)
+    high = grouped.amax(dim=-1).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(-low, high)
         low = -high
-    exact = (high - low) / (2**bits - 1 + levels)
-    if symmetric and callable(divisor):
-        exact = high / divisor(bits)
-    scale = exact.half().double() if half else exact
-    if guard:
-        scale = torch.where(scale == 0, 1.0, scale)
-    zero = sign * low / (exact.clamp(min=1e-9) if zero_from_exact else scale)
-    zero = zero.trunc() if cut else zero.round()
-    if widen and sign == -1:
-        zero = zero.clamp(0, 2**bits - 1)
-    if symmetric and divisor != "ignored" and not computed:
-        zero = torch.full_like(scale, 2 ** (bits - 1))
-    return scale, zero
+    exact = (high - low) / (2**bits - 1)
+    scale = exact.half().double()
+    scale = torch.where(scale == 0, 1.0, scale)
+    zero = (-low / scale).round().clamp(0, 2**bits - 1)
+    return scale, torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero
 
 
-FIT_MISTAKES = {
-    "you divided the range by 2**bits. There are 2**bits levels, but one step fewer between them: 2**bits - 1.": dict(
-        levels=1
+MISTAKES = {
+    "you divided the range by 2**bits. There are 2**bits levels, but one step fewer between them: 2**bits - 1.": (
+        right.edit("/ (2**bits - 1)", "/ 2**bits")
     ),
-    "you divided the range by 2**bits - 2, one step too few. 2**bits levels have 2**bits - 1 steps between them.": dict(
-        levels=-1
+    "you divided the range by 2**bits - 2, one step too few. 2**bits levels have 2**bits - 1 steps between them.": (
+        right.edit("/ (2**bits - 1)", "/ (2**bits - 2)")
     ),
     "the range does not contain 0. Take low = min(low, 0) and high = max(high, 0): otherwise a group on one side of 0 "
-    "gets a zero point outside of the codes, and 0 is not met.": dict(widen=False),
-    "the scale is not rounded to 16 bits. It will be stored as float16, so round it (.half().float()) before the zero "
-    "point is computed from it.": dict(half=False),
-    "the zero point is computed from the exact scale. The one that counts is the stored one, of 16 bits.": dict(
-        zero_from_exact=True
+    "gets a zero point outside of the codes, and 0 is not met.": (
+        right.edit((".clamp(max=0)", ""), (".clamp(min=0)", ""), (".clamp(0, 2**bits - 1)", ""))
     ),
-    "the zero point is cut off (.int(), //) where it should be rounded to the nearest whole number.": dict(cut=True),
-    "the zero point has the wrong sign: it is the code that means 0, so zero = round(-low / scale).": dict(sign=1),
-    "a group of nothing but zeros has scale 0, and nothing can be divided by it: give it scale 1.": dict(guard=False),
+    "the scale is not rounded to 16 bits. It will be stored as float16, so round it (.half().float()) before the zero "
+    "point is computed from it.": right.edit("exact.half().double()", "exact"),
+    "the zero point is computed from the exact scale. The one that counts is the stored one, of 16 bits.": (
+        right.edit("-low / scale", "-low / exact.clamp(min=1e-9)")
+    ),
+    "the zero point is cut off (.int(), //) where it should be rounded to the nearest whole number.": (
+        right.edit("round", "trunc")
+    ),
+    "the zero point has the wrong sign: it is the code that means 0, so zero = round(-low / scale).": (
+        right.edit(("-low / scale", "low / scale"), (".clamp(0, 2**bits - 1)", ""))
+    ),
+    "a group of nothing but zeros has scale 0, and nothing can be divided by it: give it scale 1.": (
+        right.edit("torch.where(scale == 0, 1.0, scale)", "scale")
+    ),
     "on the symmetric grid you divided the largest weight by 2**(bits-1) - 1. The lowest level is then never used; "
-    "divide by 2**bits / 2 - 0.5, which is the range from -largest to largest over 2**bits - 1.": dict(
-        divisor=lambda bits: 2 ** (bits - 1) - 1
+    "divide by 2**bits / 2 - 0.5, which is the range from -largest to largest over 2**bits - 1.": (
+        right.edit("exact = ", "exact = high / (2 ** (bits - 1) - 1) if symmetric else ")
     ),
     "on the symmetric grid you divided the largest weight by 2**(bits-1). The last positive level then lies a whole "
-    "step below it; divide by 2**bits / 2 - 0.5.": dict(divisor=lambda bits: 2 ** (bits - 1)),
-    "the symmetric grid is treated like the other one. Make its range symmetric first: from -largest to largest.": dict(
-        divisor="ignored"
+    "step below it; divide by 2**bits / 2 - 0.5.": (
+        right.edit("exact = ", "exact = high / 2 ** (bits - 1) if symmetric else ")
     ),
-    "on the symmetric grid the zero point is not computed: it is always the middle code, 2**(bits-1).": dict(
-        computed=True
+    "the symmetric grid is treated like the other one. Make its range symmetric first: from -largest to largest.": (
+        right.edit(("if symmetric:", "if False:"), ("torch.full_like(zero, 2 ** (bits - 1)) if symmetric else ", ""))
+    ),
+    "on the symmetric grid the zero point is not computed: it is always the middle code, 2**(bits-1).": (
+        right.edit("torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero", "zero")
     ),
     "a group is made of every n-th weight. Neighbours in a row belong together: reshape to [out, groups, group_size], "
-    "in this order.": dict(grouping="strided"),
-    "smallest and largest are taken along the wrong axis. In [out, groups, group_size] it is the last.": dict(
-        grouping="axis"
+    "in this order.": right.edit("groups, group_size)", "group_size, groups).transpose(1, 2)"),
+    "smallest and largest are taken along the wrong axis. In [out, groups, group_size] it is the last.": (
+        right.edit(("amin(dim=-1)", "amin(dim=1)"), ("amax(dim=-1)", "amax(dim=1)"))
     ),
-    "all groups of a row have the same scale: smallest and largest are those of the whole row.": dict(grouping="row"),
-    "all groups have the same scale: smallest and largest are those of the whole matrix.": dict(grouping="tensor"),
+    "all groups of a row have the same scale: smallest and largest are those of the whole row.": (
+        right.edit(".reshape(rows, groups, group_size)", "[:, None].expand(rows, groups, -1)")
+    ),
+    "all groups have the same scale: smallest and largest are those of the whole matrix.": (
+        right.edit(".reshape(rows, groups, group_size)", ".flatten().expand(rows, groups, -1)")
+    ),
 }
 
 
@@ -158,7 +139,7 @@ FIT = Exercise(
     reference=fit,
     cases=fit_cases,
     outputs=("scale", "zero"),
-    mistakes={text: partial(_fit_with, **slip) for text, slip in FIT_MISTAKES.items()},
+    mistakes=MISTAKES,
     properties=(
         (
             "a zero point is itself a code, from 0 to 2**bits - 1.",

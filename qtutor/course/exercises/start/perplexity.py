@@ -5,6 +5,7 @@ import math
 import torch
 
 from qtutor.course.checking.comparing import to_array
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
 
@@ -38,76 +39,52 @@ def cases():
     ]
 
 
-def losses(logits, token_ids):
-    """-log p of every token but the first."""
-    return -logits.double()[:-1].log_softmax(-1).gather(1, token_ids[1:, None])[:, 0]
-
-
-def not_shifted(logits, token_ids):
-    return (-logits.double().log_softmax(-1).gather(1, token_ids[:, None])).mean().exp()
-
-
-def not_shifted_cut(logits, token_ids):
-    return not_shifted(logits[:-1], token_ids[:-1])
-
-
-def shifted_back(logits, token_ids):
-    return (-logits.double()[1:].log_softmax(-1).gather(1, token_ids[:-1, None])).mean().exp()
-
-
-def overflowing(logits, token_ids):
-    powers = logits.float().exp()
-    chances = powers / powers.sum(-1, keepdim=True)
-    return (-chances[:-1].gather(1, token_ids[1:, None]).log().double()).mean().exp()
-
-
-def underflowing(logits, token_ids):
-    return (-logits.float().softmax(-1)[:-1].gather(1, token_ids[1:, None]).log().double()).mean().exp()
-
-
-def over_positions(logits, token_ids):
-    return (-logits.double().log_softmax(0)[:-1].gather(1, token_ids[1:, None])).mean().exp()
-
-
-def without_softmax(logits, token_ids):
-    return (-logits.double()[:-1].gather(1, token_ids[1:, None])).mean().exp()
+@solution
+def right(logits, token_ids):
+    logs = logits.double().log_softmax(-1)
+    losses = -logs[:-1].gather(1, token_ids[1:, None])
+    return losses.mean().exp()
 
 
 MISTAKES = {
     "every row of logits is compared with its own token. Row i predicts the token after it: logits[:-1] go with "
-    "token_ids[1:].": not_shifted,
+    "token_ids[1:].": right.edit(("[:-1]", ""), ("[1:, None]", "[:, None]")),
     "rows of logits are compared with their own tokens (both are cut at the same end). Row i predicts the next token: "
-    "logits[:-1] go with token_ids[1:].": not_shifted_cut,
+    "logits[:-1] go with token_ids[1:].": right.edit("[1:, None]", "[:-1, None]"),
     "the shift goes the wrong way: every row is compared with the token before it. Row i predicts token i + 1.": (
-        shifted_back
+        right.edit(("[:-1]", "[1:]"), ("[1:, None]", "[:-1, None]"))
     ),
     "you averaged the perplexities of single tokens. Average their -log p, and take exp once, at the end.": (
-        lambda logits, token_ids: losses(logits, token_ids).exp().mean()
+        right.edit("mean().exp()", "exp().mean()")
     ),
     "you averaged the probabilities. Average their logarithms: perplexity is a geometric mean.": (
-        lambda logits, token_ids: 1 / (-losses(logits, token_ids)).exp().mean()
+        right.edit("losses.mean().exp()", "1 / (-losses).exp().mean()")
     ),
     "natural logarithms were taken, but 2 to the power of their mean. To log belongs exp.": (
-        lambda logits, token_ids: 2 ** losses(logits, token_ids).mean()
+        right.edit("losses.mean().exp()", "2 ** losses.mean()")
     ),
     "logarithms to base 2 were taken, but exp of their mean. To log2 belongs 2 ** mean.": (
-        lambda logits, token_ids: (losses(logits, token_ids) / math.log(2)).mean().exp()
+        right.edit("losses.mean()", "(losses / math.log(2)).mean()")
     ),
-    "this is the mean of -log p. Perplexity is exp of it.": lambda logits, token_ids: losses(logits, token_ids).mean(),
+    "this is the mean of -log p. Perplexity is exp of it.": right.edit(".exp()", ""),
     "the sign is missing: this is exp of the mean of log p, one divided by the perplexity.": (
-        lambda logits, token_ids: (-losses(logits, token_ids).mean()).exp()
+        right.edit("-logs", "logs")
     ),
-    "-log p is added up and not averaged.": lambda logits, token_ids: losses(logits, token_ids).sum().exp(),
+    "-log p is added up and not averaged.": right.edit("mean", "sum"),
     "the sum is divided by the number of tokens. One fewer is predicted: the first has nothing before it.": (
-        lambda logits, token_ids: (losses(logits, token_ids).sum() / len(token_ids)).exp()
+        right.edit("losses.mean()", "(losses.sum() / len(token_ids))")
     ),
     "logits were taken for log probabilities. The softmax is missing: use log_softmax over the vocabulary.": (
-        without_softmax
+        right.edit(".log_softmax(-1)", "")
     ),
-    "the softmax runs over the positions. It belongs over the vocabulary, the last axis.": over_positions,
-    "exp(logit) overflows where logits are large. Subtract each row's largest first, or use log_softmax.": overflowing,
+    "the softmax runs over the positions. It belongs over the vocabulary, the last axis.": (
+        right.edit("log_softmax(-1)", "log_softmax(0)")
+    ),
+    "exp(logit) overflows where logits are large. Subtract each row's largest first, or use log_softmax.": right.edit(
+        "logits.double().log_softmax(-1)", "(logits.exp() / logits.exp().sum(-1, keepdim=True)).log().double()"
+    ),
     "a tiny probability becomes 0 in float32, and its logarithm infinite. Use log_softmax, which never leaves the "
-    "logarithm.": underflowing,
+    "logarithm.": right.edit("double().log_softmax(-1)", "softmax(-1).log().double()"),
 }
 
 
