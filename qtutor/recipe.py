@@ -169,7 +169,12 @@ class Recipe:
                 f"layers: {pattern!r} is given {change!r}. Give 'float' to leave a layer alone, or a dict of what "
                 f"differs: {', '.join(OF_A_LAYER)}."
             )
-        changed = replace(recipe or replace(self, layers={}), **change)
+        recipe = recipe or replace(self, layers={})
+        codebook = METHODS[recipe.method].codebook
+        if "method" in change and codebook:  # what that method fixed was nobody's choice
+            group_size = Recipe.group_size if codebook is INT8 else recipe.group_size
+            recipe = replace(recipe, method="rtn", bits=Recipe.bits, symmetric=False, group_size=group_size)
+        changed = replace(recipe, **change)
         if changed.transforms != self.transforms:
             raise QtutorError(
                 f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "

@@ -1,0 +1,173 @@
+"""Recipes: what a method's name stands for, exceptions for single layers, and what they refuse."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import qtutor
+from qtutor import Recipe
+from qtutor.methods.rounders import Gptq, Listed, Nearest
+from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
+from qtutor.runtime.int8 import Int8Linear
+from tests.models import some_ids, tiny
+
+NAMES = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")]
+
+
+def quantized(model, recipe: Recipe):
+    made = copy.deepcopy(model)
+    return made, qtutor.quantize(made, recipe, some_ids(16, 32), progress=False)
+
+
+def test_what_the_short_names_stand_for():
+    rounders = {method: Recipe(method).rounder for method in METHODS}
+    assert rounders["rtn"] == Nearest("none") and rounders["awq"] == Nearest("output")
+    assert rounders["gptq"] == rounders["awq+gptq"] == Gptq("output")
+    assert all(rounders[name] == Listed(double=True) for name in ("nf4", "fp4", "int8"))
+    assert [name for name in METHODS if Recipe(name).transforms] == ["awq", "awq+gptq"]
+    assert CALIBRATED == ("awq", "gptq", "awq+gptq")
+    assert all(Recipe(name).needs_calibration == (name in CALIBRATED) for name in METHODS)
+    assert Recipe("gptq", clip="none").rounder.clip == "none" and Recipe(clip="mse").rounder.clip == "mse"
+    assert Recipe("awq", duo=True).transforms[0].duo
+    assert Recipe("gptq", lm_head=True).plain_rounder == Nearest("none")
+    assert Recipe("gptq", lm_head=True, clip="mse").plain_rounder == Nearest("mse")
+    assert Recipe("nf4").plain_rounder == Listed(double=True)
+
+
+def test_exceptions_by_pattern_and_the_last_one_counts():
+    recipe = Recipe(bits=4, layers={"*.down_proj": {"bits": 8}, "model.layers.0.*": {"group_size": 32}})
+    recipes = recipe.of_layers(NAMES)
+    assert {name: (r.bits, r.group_size) for name, r in recipes.items()} == {
+        "model.layers.0.self_attn.q_proj": (4, 32),
+        "model.layers.0.mlp.up_proj": (4, 32),
+        "model.layers.0.mlp.down_proj": (8, 32),
+        "model.layers.1.self_attn.q_proj": (4, 64),
+        "model.layers.1.mlp.up_proj": (4, 64),
+        "model.layers.1.mlp.down_proj": (8, 64),
+    }
+    kept = Recipe(layers={"*.0.*": "float", "*.0.*.up_proj": {"bits": 3}, "*.1.*": {"bits": 2}, "*.1.mlp*": "float"})
+    assert {name: r.bits for name, r in kept.of_layers(NAMES).items()} == {
+        "model.layers.0.mlp.up_proj": 3,  # the later exception brings it back
+        "model.layers.1.self_attn.q_proj": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"*": {"bits": 1}}, "from 2 to 8"),
+        ({"*": {"propagate": True}}, r"'\*' is given \{'propagate': True\}.*dict of what differs: method, bits"),
+        ({"*": 8}, "Give 'float' to leave a layer alone"),
+        ({"*": {"method": "awq"}}, "AWQ scales whole blocks: choose it for all layers or for none"),
+        ({"*.q_proj": {"clip": "output"}}, "clip = 'output' needs inputs"),
+    ],
+)
+def test_exceptions_that_no_layer_can_have(layers, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        Recipe(layers=layers)
+
+
+def test_a_pattern_that_fits_nothing_is_refused_before_any_work():
+    model = tiny()
+    with pytest.raises(qtutor.QtutorError, match=r"no layer is called 'down_proj'.*like model\.layers\.0\.self_attn"):
+        qtutor.quantize(model, Recipe("gptq", group_size=32, layers={"down_proj": "float"}), some_ids(), progress=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_of_their_own_width_and_layers_in_float(method):
+    model = qtutor.add_outliers(tiny("qwen2"))
+    other = {"bits": 8} if METHODS[method].codebook is None else {"method": "rtn", "bits": 8, "group_size": 32}
+    layers = {"*.k_proj": other, "*.0.mlp.down_proj": "float", "*.1.self_attn.v_proj": "float"}
+    group_size = {} if method == "int8" else {"group_size": 32}
+    made, report = quantized(model, Recipe(method, layers=layers, **group_size))
+    assert len(report.rows) == 12
+    assert type(made.model.layers[0].mlp.down_proj) is nn.Linear
+    assert type(made.model.layers[1].self_attn.v_proj) is nn.Linear
+    keys = made.model.layers[1].self_attn.k_proj
+    assert keys.grid == qtutor.IntGrid(8) and made.model.layers[1].self_attn.q_proj.grid != keys.grid
+    errors = {row.name: row.error for row in report.rows}
+    assert errors["model.layers.0.self_attn.k_proj"] < 0.02
+    coarse, _ = quantized(model, Recipe(bits=2, group_size=32))
+    with torch.inference_mode():
+        expected, ours, worse = (decoder(some_ids(8, 32, seed=9)).logits for decoder in (model, made, coarse))
+    assert (ours - expected).norm() < 0.5 * (worse - expected).norm()
+
+
+def test_layers_in_float_are_scaled_all_the_same():
+    """What AWQ multiplies into a layer that stays in float has to be there, or its inputs would be divided alone."""
+    model = qtutor.add_outliers(tiny("qwen2"))
+    layers = {"*.q_proj": "float", "*.up_proj": "float"}  # a reader of a scaled norm; a source that is scaled, too
+    made, _ = quantized(model, Recipe("awq", bits=8, group_size=32, layers=layers))
+    moved = made.model.layers[0].mlp.up_proj.weight != model.model.layers[0].mlp.up_proj.weight
+    assert moved.any() and isinstance(made.model.layers[0].mlp.up_proj, nn.Linear)
+    difference = (made(some_ids()).logits - model(some_ids()).logits).norm() / model(some_ids()).logits.norm()
+    assert difference < 0.01
+
+
+def test_a_group_of_layers_in_float_is_left_alone_by_awq():
+    model = qtutor.add_outliers(tiny())
+    made, _ = quantized(model, Recipe("awq", group_size=32, layers={"*self_attn*": "float"}))
+    for name in ("input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.o_proj.weight"):
+        assert torch.equal(made.model.layers[0].get_parameter(name), model.model.layers[0].get_parameter(name))
+
+
+def test_one_layer_by_gptq_in_a_model_that_is_rounded_to_nearest():
+    recipe = Recipe(bits=3, group_size=32, layers={"*.1.mlp.up_proj": {"method": "gptq"}}, propagate=False)
+    assert recipe.needs_calibration
+    made, report = quantized(tiny(), recipe)
+    nearest, _ = quantized(tiny(), Recipe(bits=3, group_size=32))
+    differ = {
+        row.name for row in report.rows
+        if not torch.equal(made.get_submodule(row.name).packed, nearest.get_submodule(row.name).packed)
+    }  # fmt: skip
+    assert differ == {"model.layers.1.mlp.up_proj"}
+
+
+def test_everything_that_runs_can_be_switched_off():
+    model = qtutor.add_outliers(tiny())
+    off = {"propagate": False, "act_order": "none", "clip": "none", "token_weights": False}
+    plain, _ = quantized(model, Recipe("gptq", 3, 32, **off))
+    for name, value in off.items():
+        one_on, _ = quantized(model, Recipe("gptq", 3, 32, **{k: v for k, v in off.items() if k != name}, **(
+            {"propagate": True} if name == "propagate" else {})))  # fmt: skip
+        packed = [made.model.layers[1].mlp.down_proj.packed for made in (plain, one_on)]
+        assert not torch.equal(*packed), (name, value)
+    # With all of it off, block 0 is what GPTQ makes of plain X^T X.
+    x = []
+    hook = model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(lambda _m, given: x.append(given[0]))
+    with torch.no_grad():
+        model(some_ids(16, 32))
+    hook.remove()
+    inputs = x[0].flatten(0, 1).double()
+    weight = model.model.layers[0].self_attn.q_proj.weight.detach()
+    expected = qtutor.gptq.quantize(weight, inputs.T @ inputs, qtutor.IntGrid(3), 32)
+    same = plain.model.layers[0].self_attn.q_proj.quantized().codes == expected.codes
+    assert same.float().mean() > 0.99  # sums in another order may tip a weight that lies half-way
+
+
+def test_embeddings_and_the_head_are_rounded_to_nearest_whatever_the_method():
+    for method in METHODS:
+        group_size = {} if method == "int8" else {"group_size": 32}
+        made, report = quantized(tiny(), Recipe(method, embeddings=True, lm_head=True, **group_size))
+        assert [row.name for row in report.rows[-2:]] == ["model.embed_tokens", "lm_head"]
+        assert isinstance(made.lm_head, Int8Linear) == (method == "int8")
+        assert not made.config.tie_word_embeddings and torch.isfinite(made(some_ids()).logits).all()
+
+
+def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
+    from qtutor import cli
+
+    recipe = Recipe("gptq", 3, 32, layers={"*.down_proj": {"bits": 8}, "*.0.*.q_proj": "float"})
+    made, _ = quantized(tiny(), recipe)
+    qtutor.export(made, tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "qtutor.json").read_text())
+    assert Recipe(**about["recipe"]) == recipe
+    assert set(about["recipe"]["layers"]["*.down_proj"]) <= set(OF_A_LAYER)
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    qtutor.export(again, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "qtutor.json").read_text())["recipe"] == about["recipe"]
+    assert cli.main(["inspect", str(tmp_path / "out")]) == 0
+    assert "recipe: method = 'gptq', bits = 3, group_size = 32" in capsys.readouterr().out
