@@ -47,7 +47,7 @@ def levels_evenly(offset, negatives, positives):
 
 
 LOWER, UPPER, ZERO = "shares(offset, negatives)", "shares(offset, positives)", (" 0.0,", "")
-WITH_THE_HALF = ((LOWER, f"[*{LOWER}, 0.5]"), (UPPER, f"[*{UPPER}, 0.5]"))
+WITH_THE_HALF = [(side, side.replace("shares(offset,", "np.linspace(offset, 0.5, 1 +")) for side in (LOWER, UPPER)]
 WRONG_LEVELS = [
     (quantiles.edit("[value / found[-1] for value in found]", "found"), "not divided by the largest"),
     (
