@@ -1,4 +1,7 @@
-"""The exercises of chapter 07: wrong answers are told which mistake it is, right ones pass however they are written."""
+"""The exercises of chapter 07: wrong answers are told which mistake it is, right ones pass however they are written.
+
+Wrong answers are edits of right ones that are written otherwise than the course's, or functions where no edit does.
+"""
 
 import struct
 
@@ -10,17 +13,24 @@ import qtutor
 from qtutor import gguf
 from qtutor.course import exercises
 from qtutor.course.checking import comparing
+from qtutor.course.exercises.edits import solution
 from qtutor.course.workspace.replacing import replaced
-from tests.course.answers import assert_right, verdict
+from tests.course.answers import assert_right, assert_told, each
 
-# --- a tensor's info, wrong ---
+# --- a tensor's info ---
 
 
-def shape_as_it_is(name, shape, number, offset):
-    data = len(name.encode()).to_bytes(8, "little") + name.encode() + len(shape).to_bytes(4, "little")
-    for size in shape:
+@solution
+def info(name, shape, number, offset):
+    text = name.encode("utf8")
+    data = bytearray(len(text).to_bytes(8, "little") + text + len(shape).to_bytes(4, "little"))
+    for size in reversed(shape):
         data += size.to_bytes(8, "little")
     return data + number.to_bytes(4, "little") + offset.to_bytes(8, "little")
+
+
+def info_as_array(name, shape, number, offset):
+    return np.frombuffer(info(name, shape, number, offset), np.uint8)
 
 
 def network_order(name, shape, number, offset):
@@ -29,135 +39,37 @@ def network_order(name, shape, number, offset):
     return head + b"".join(struct.pack("!Q", s) for s in shape[::-1]) + struct.pack("!IQ", number, offset)
 
 
-def letters_not_bytes(name, shape, number, offset):
-    head = struct.pack("<Q", len(name)) + name.encode()
-    return head + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1]) + struct.pack("<IQ", number, offset)
-
-
 def native_gaps(name, shape, number, offset):
     text = name.encode()
     return struct.pack(f"Q{len(text)}sI{len(shape)}QIQ", len(text), text, len(shape), *shape[::-1], number, offset)
 
 
-def name_alone(name, shape, number, offset):
-    return name.encode() + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset)
+END = 'number.to_bytes(4, "little") + offset.to_bytes(8, "little")'
+WRONG_INFOS = [
+    (info.edit("reversed(shape)", "shape"), "dimensions stand in torch's order"),
+    (network_order, "written from their high end"),
+    (info.edit("len(text)", "len(name)"), "you counted letters"),
+    (native_gaps, "struct.pack leaves gaps"),
+    (info.edit('len(text).to_bytes(8, "little") + text', "text"), "the name's length is missing"),
+    (info.edit('size.to_bytes(8, "little")', 'struct.pack("<I", size)'), "dimensions take four bytes each"),
+    (info.edit("len(text).to_bytes(8", "len(text).to_bytes(4"), "length of the name takes four bytes"),
+    (info.edit(END, 'struct.pack("IQ", number, offset)'), "Without '<', struct.pack leaves a gap"),
+]
+
+# --- Q4_0 ---
 
 
-def sizes_in_four(name, shape, number, offset):
-    text = name.encode()
-    head = struct.pack("<Q", len(text)) + text + struct.pack(f"<I{len(shape)}I", len(shape), *shape[::-1])
-    return head + struct.pack("<IQ", number, offset)
-
-
-def name_in_four(name, shape, number, offset):
-    text = name.encode()
-    head = struct.pack("<I", len(text)) + text + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
-    return head + struct.pack("<IQ", number, offset)
-
-
-def only_the_end_native(name, shape, number, offset):
-    data = info_in_pieces(name, shape, number, offset)
-    return data[:-12] + struct.pack("IQ", number, offset)
-
-
-# --- a tensor's info, right ---
-
-
-def info_in_pieces(name, shape, number, offset):
-    data = bytearray()
-    for value, size in ((len(name.encode("utf8")), 8), (name, 0), (len(shape), 4)):
-        data += value.encode("utf8") if size == 0 else value.to_bytes(size, "little")
-    for size in reversed(shape):
-        data.extend(size.to_bytes(8, "little"))
-    return data + number.to_bytes(4, "little") + offset.to_bytes(8, "little")
-
-
-def info_as_array(name, shape, number, offset):
-    return np.frombuffer(info_in_pieces(name, shape, number, offset), np.uint8)
-
-
-# --- Q4_0, wrong ---
-
-
-def in_loops(blocks, extreme=None, code=None, pack=None, scale=np.float16, tail=False):
-    """Loops over blocks in float32, as a learner may write them; each argument replaces a step."""
+@solution
+def in_loops(blocks):
     lines = []
     for row in blocks:
-        top = row[np.argmax(np.abs(row))] if extreme is None else extreme(row)
-        d = np.float32(top) / np.float32(-8)
+        extreme = row[np.argmax(np.abs(row))]
+        d = extreme / np.float32(-8)
         steps = row / d if d else np.zeros(32, np.float32)
-        codes = np.minimum((steps + np.float32(8.5)).astype(int), 15) if code is None else code(row, d, steps)
-        packed = [codes[j] | codes[j + 16] << 4 for j in range(16)] if pack is None else pack(codes)
-        first, last = list(np.array([d], scale).tobytes()), [int(byte) & 255 for byte in packed]
-        lines.append(last + first if tail else first + last)
+        codes = [min(int(step + np.float32(8.5)), 15) for step in steps]
+        packed = [codes[j] | codes[j + 16] << 4 for j in range(16)]
+        lines.append([*np.array([d], "<f2").tobytes(), *packed])
     return np.array(lines)
-
-
-def positive_extreme(blocks):
-    return in_loops(blocks, extreme=lambda row: np.abs(row).max())
-
-
-def divided_by_plus_eight(blocks):
-    return in_loops(blocks, extreme=lambda row: -row[np.argmax(np.abs(row))])
-
-
-def pairs_of_neighbours(blocks):
-    return in_loops(blocks, pack=lambda codes: [codes[2 * j] | codes[2 * j + 1] << 4 for j in range(16)])
-
-
-def first_half_high(blocks):
-    return in_loops(blocks, pack=lambda codes: [codes[j] << 4 | codes[j + 16] for j in range(16)])
-
-
-def never_clamped(blocks):
-    return in_loops(blocks, code=lambda row, d, steps: (steps + np.float32(8.5)).astype(int))
-
-
-def scale_rounded_before(blocks):
-    def code(row, d, steps):
-        half = np.float32(np.float16(d))
-        return np.minimum(((row / half if half else 0 * row) + np.float32(8.5)).astype(int), 15)
-
-    return in_loops(blocks, code=code)
-
-
-def eight_added(blocks):
-    return in_loops(blocks, code=lambda row, d, steps: np.minimum((steps + 8).astype(int), 15))
-
-
-def codes_first(blocks):
-    return in_loops(blocks, tail=True)
-
-
-def of_all(blocks):
-    return in_loops(blocks, extreme=lambda row: blocks.ravel()[np.argmax(np.abs(blocks))])
-
-
-def swapped_bytes(blocks):
-    return in_loops(blocks, scale=">f2")
-
-
-def bankers_rounding(blocks):
-    return in_loops(blocks, code=lambda row, d, steps: [int(min(max(round(float(s)) + 8, 0), 15)) for s in steps])
-
-
-def greatest(blocks):
-    return in_loops(blocks, extreme=np.max)
-
-
-def divided_by_minus_seven(blocks):
-    return in_loops(blocks, extreme=lambda row: row[np.argmax(np.abs(row))] * np.float32(8 / 7))
-
-
-def both_low(blocks):
-    return in_loops(blocks, pack=lambda codes: [codes[j] | codes[j + 16] for j in range(16)])
-
-
-def sixteen_of_them(blocks):
-    return in_loops(blocks, pack=lambda codes: codes[:16])
-
-
-# --- Q4_0, right ---
 
 
 def q4_0_in_torch(blocks):
@@ -167,113 +79,90 @@ def q4_0_in_torch(blocks):
     return torch.cat([d.half().view(torch.uint8), codes[:, :16] + 16 * codes[:, 16:]], dim=1)
 
 
-# --- the fit, wrong ---
+EXTREME, CODE, BYTE = (
+    "row[np.argmax(np.abs(row))]",
+    "min(int(step + np.float32(8.5)), 15)",
+    "codes[j] | codes[j + 16] << 4",
+)
+first_half_high = in_loops.edit(BYTE, "codes[j] << 4 | codes[j + 16]")
+WRONG_Q4_0 = [
+    (in_loops.edit(CODE, "min(max(round(float(step)) + 8, 0), 15)"), "halfway between two levels went to the even one"),
+    (in_loops.edit(EXTREME, "row.max()"), "you took the largest weight"),
+    (in_loops.edit("float32(-8)", "float32(-7)"), "divided by -7"),
+    (in_loops.edit(" << 4", ""), "second sixteen codes are not shifted"),
+    (in_loops.edit(BYTE, "codes[j]"), "second sixteen codes are missing"),
+    (in_loops.edit(EXTREME, "np.abs(row).max()"), "Keep its sign"),
+    (in_loops.edit("float32(-8)", "float32(8)"), "d has the wrong sign"),
+    (in_loops.edit(BYTE, "codes[2 * j] | codes[2 * j + 1] << 4"), "neighbours share a byte. Here weight j"),
+    (first_half_high, "halves of the bytes are swapped"),
+    (in_loops.edit((CODE, "int(step + np.float32(8.5))"), ("<< 4", "<< 4 & 255")), "The largest code is 15"),
+    (
+        in_loops.edit("steps = row / d if d", "half = np.float32(np.float16(d))\n        steps = row / half if half"),
+        "divided by d after rounding it",
+    ),
+    (in_loops.edit("8.5", "8"), "add 8.5 before cutting"),
+    (
+        in_loops.edit(('*np.array([d], "<f2").tobytes(), *packed', '*packed, *np.array([d], "<f2").tobytes()')),
+        "d stands behind the codes",
+    ),
+    (in_loops.edit(EXTREME, "blocks.flat[np.argmax(np.abs(blocks))]"), "all blocks have one d"),
+    (in_loops.edit("<f2", ">f2"), "two bytes of d are swapped"),
+]
+
+# --- the fit ---
 
 
-def sums(x, w, codes):
-    return w.sum(), (w * codes).sum(), (w * codes**2).sum(), (w * x).sum(), (w * x * codes).sum()
-
-
-def all_alike(x, w, codes):
-    return polyfit(x, np.ones_like(w), codes)
-
-
-def polyfit_with_squares(x, w, codes):
-    scale, low = np.polyfit(codes, x, 1, w=w)  # numpy multiplies the residuals, so it takes roots
-    return (scale, low) if low <= 0 else ((w * w * x * codes).sum() / (w * w * codes**2).sum(), 0.0)
-
-
-def above_zero(x, w, codes):
-    one, cs, cc, xs, xc = sums(x, w, codes)
-    return (one * xc - xs * cs) / (one * cc - cs * cs), (cc * xs - cs * xc) / (one * cc - cs * cs)
-
-
-def only_clamped(x, w, codes):
-    scale, low = above_zero(x, w, codes)
-    return scale, min(0.0, low)
-
-
-def minimum_as_stored(x, w, codes):
-    scale, low = polyfit(x, w, codes)
-    return scale, -low
-
-
-def low_then_scale(x, w, codes):
-    scale, low = polyfit(x, w, codes)
-    return low, scale
-
-
-def numbers_counted(x, w, codes):
-    one, cs, cc, xs, xc = sums(x, w, codes)
-    one = len(x)
+@solution
+def by_sums(x, w, codes):
+    one, cs, cc, xs, xc = w.sum(), (w * codes).sum(), (w * codes**2).sum(), (w * x).sum(), (w * x * codes).sum()
     scale, low = (one * xc - xs * cs) / (one * cc - cs * cs), (cc * xs - cs * xc) / (one * cc - cs * cs)
     return (scale, low) if low <= 0 else (xc / cc, 0.0)
 
 
-def by_sums_without_codes(x, w, codes):
-    scale, low = above_zero(x, w, codes)
-    return (scale, low) if low <= 0 else ((w * x).sum() / (w * codes).sum(), 0.0)
-
-
-def sign_in_low(x, w, codes):
-    one, cs, cc, xs, xc = sums(x, w, codes)
-    scale, low = (one * xc - xs * cs) / (one * cc - cs * cs), (cs * xc - cc * xs) / (one * cc - cs * cs)
-    return (scale, low) if low <= 0 else (xc / cc, 0.0)
-
-
-# --- the fit, right ---
-
-
+@solution
 def polyfit(x, w, codes):
     scale, low = np.polyfit(codes.astype(float), x.astype(float), 1, w=np.sqrt(w.astype(float)))
     if low > 0:
-        return float((w * x * codes).sum() / (w * codes * codes).sum()), 0
+        scale, low = (w * x * codes).sum() / (w * codes * codes).sum(), 0
     return scale, low
 
 
-def in_float32(x, w, codes):
-    one, cs, cc, xs, xc = sums(*(torch.from_numpy(part) for part in (x, w, codes)))
-    scale = (one * xc - xs * cs) / (one * cc - cs * cs)
-    low = (xs - scale * cs) / one
-    return (scale, low) if low <= 0 else (xc / cc, torch.zeros(()))
+def fit_in_torch(x, w, codes):
+    return tuple(torch.tensor(part) for part in by_sums(x, w, codes))
 
 
-# --- scales, wrong ---
+WRONG_FITS = [
+    (by_sums.edit("one, cs,", "w = np.ones_like(w)\n    one, cs,"), "all errors count alike"),
+    # numpy multiplies the residuals, so it takes roots
+    (
+        polyfit.edit(("np.sqrt(w.astype(float))", "w"), ("(w * x", "(w * w * x"), ("(w * codes", "(w * w * codes")),
+        "squares of w",
+    ),
+    (by_sums.edit(" if low <= 0 else (xc / cc, 0.0)", ""), "low is above 0"),
+    (by_sums.edit("(xc / cc, 0.0)", "(scale, 0.0)"), "scale is still the one that went with the other low"),
+    (polyfit.edit("return scale, low", "return scale, -low"), "low has the wrong sign"),
+    (polyfit.edit("return scale, low", "return low, scale"), "scale and low are swapped"),
+    (by_sums.edit("w.sum()", "len(x)"), "taken for the number of weights"),
+    (by_sums.edit("(xc / cc, 0.0)", "(xs / cs, 0.0)"), "scale comes from the second equation"),
+    (by_sums.edit("(cc * xs - cs * xc)", "(cs * xc - cc * xs)"), "look for a sign that is wrong"),
+]
+
+# --- scales ---
 
 
-def by_hand(packed, keep=63, at=4, minima_high=True):
+@solution
+def by_hand(packed):
     scales, minima = [], []
-    for block in packed.tolist():
-        s, m = [], []
-        for i in range(4):
-            s.append(block[i] & keep)
-            m.append(block[4 + i] & keep)
-        for i in range(4):
-            low, high = block[8 + i] & 15, block[8 + i] >> 4
-            s.append((low if minima_high else high) + (block[i] >> 6 << at))
-            m.append((high if minima_high else low) + (block[4 + i] >> 6 << at))
-        scales.append(s)
-        minima.append(m)
+    for b in packed.tolist():
+        scales.append([b[i] & 63 for i in range(4)] + [b[8 + i] & 15 | b[i] >> 6 << 4 for i in range(4)])
+        minima.append([b[4 + i] & 63 for i in range(4)] + [b[8 + i] >> 4 | b[4 + i] >> 6 << 4 for i in range(4)])
     return scales, minima
 
 
-def unmasked(packed):
-    return by_hand(packed, keep=255)
-
-
-def too_far_up(packed):
-    return by_hand(packed, at=6)
-
-
-def halves_swapped(packed):
-    return by_hand(packed, minima_high=False)
-
-
-def four_bits_only(packed):
-    scales, minima = (np.array(part) for part in by_hand(packed))
-    scales[:, 4:] &= 15
-    minima[:, 4:] &= 15
-    return scales, minima
+def scales_in_torch(packed):
+    p = torch.from_numpy(packed).int()
+    scales = torch.cat([p[:, :4] % 64, p[:, 8:] % 16 + p[:, :4] // 64 * 16], dim=1)
+    return scales, torch.cat([p[:, 4:8] % 64, p[:, 8:] // 16 + p[:, 4:8] // 64 * 16], dim=1)
 
 
 def end_to_end(packed):
@@ -284,106 +173,46 @@ def end_to_end(packed):
     return np.array(numbers)[:, :8], np.array(numbers)[:, 8:]
 
 
-def the_other_way(packed):
-    scales, minima = by_hand(packed)
-    return minima, scales
-
-
 def plus_before_shift(packed):
     scales = np.concatenate([packed[:, :4] & 63, (packed[:, 8:] & 15) + (packed[:, :4] >> 6) << 4], axis=1)
     return scales, np.concatenate([packed[:, 4:8] & 63, (packed[:, 8:] >> 4) + (packed[:, 4:8] >> 6) << 4], axis=1)
 
 
-def at_the_bottom(packed):
-    p, last = packed, packed[:, :8] >> 6
-    low, high = p[:, 8:] & 15 | last[:, :4], p[:, 8:] >> 4 | last[:, 4:]
-    return np.concatenate([p[:, :4] & 63, low], axis=1), np.concatenate([p[:, 4:8] & 63, high], axis=1)
-
-
-def minima_left_high(packed):
-    scales, minima = (np.array(part) for part in by_hand(packed))
-    minima[:, 4:] = packed[:, 8:] & 240 | packed[:, 4:8] >> 6 << 4
-    return scales, minima
-
-
-def last_before_first(packed):
-    return [np.roll(np.array(part), 4, axis=1) for part in by_hand(packed)]
-
-
-# --- scales, right ---
-
-
-def scales_in_torch(packed):
-    p = torch.from_numpy(packed).int()
-    scales = torch.cat([p[:, :4] % 64, p[:, 8:] % 16 + p[:, :4] // 64 * 16], dim=1)
-    return scales, torch.cat([p[:, 4:8] % 64, p[:, 8:] // 16 + p[:, 4:8] // 64 * 16], dim=1)
-
-
-WRONG = [
-    ("gguf.tensor_info", shape_as_it_is, "dimensions stand in torch's order"),
-    ("gguf.tensor_info", network_order, "written from their high end"),
-    ("gguf.tensor_info", letters_not_bytes, "you counted letters"),
-    ("gguf.tensor_info", native_gaps, "struct.pack leaves gaps"),
-    ("gguf.tensor_info", name_alone, "the name's length is missing"),
-    ("gguf.tensor_info", sizes_in_four, "dimensions take four bytes each"),
-    ("gguf.tensor_info", name_in_four, "length of the name takes four bytes"),
-    ("gguf.tensor_info", only_the_end_native, "Without '<', struct.pack leaves a gap"),
-    ("gguf.q4_0", bankers_rounding, "halfway between two levels went to the even one"),
-    ("gguf.q4_0", greatest, "you took the largest weight"),
-    ("gguf.q4_0", divided_by_minus_seven, "divided by -7"),
-    ("gguf.q4_0", both_low, "second sixteen codes are not shifted"),
-    ("gguf.q4_0", sixteen_of_them, "second sixteen codes are missing"),
-    ("gguf.q4_0", positive_extreme, "Keep its sign"),
-    ("gguf.q4_0", divided_by_plus_eight, "d has the wrong sign"),
-    ("gguf.q4_0", pairs_of_neighbours, "neighbours share a byte. Here weight j"),
-    ("gguf.q4_0", first_half_high, "halves of the bytes are swapped"),
-    ("gguf.q4_0", never_clamped, "The largest code is 15"),
-    ("gguf.q4_0", scale_rounded_before, "divided by d after rounding it"),
-    ("gguf.q4_0", eight_added, "add 8.5 before cutting"),
-    ("gguf.q4_0", codes_first, "d stands behind the codes"),
-    ("gguf.q4_0", of_all, "all blocks have one d"),
-    ("gguf.q4_0", swapped_bytes, "two bytes of d are swapped"),
-    ("gguf.fit", all_alike, "all errors count alike"),
-    ("gguf.fit", polyfit_with_squares, "squares of w"),
-    ("gguf.fit", above_zero, "low is above 0"),
-    ("gguf.fit", only_clamped, "scale is still the one that went with the other low"),
-    ("gguf.fit", minimum_as_stored, "low has the wrong sign"),
-    ("gguf.fit", low_then_scale, "scale and low are swapped"),
-    ("gguf.fit", numbers_counted, "taken for the number of weights"),
-    ("gguf.fit", by_sums_without_codes, "scale comes from the second equation"),
-    ("gguf.fit", sign_in_low, "look for a sign that is wrong"),
-    ("gguf.scales", plus_before_shift, "+ is done before <<"),
-    ("gguf.scales", at_the_bottom, "onto the lowest two of the others"),
-    ("gguf.scales", minima_left_high, "still in the upper half of their bytes"),
-    ("gguf.scales", last_before_first, "last four stand before the first four"),
-    ("gguf.scales", unmasked, "Only the lower six of a byte"),
-    ("gguf.scales", too_far_up, "went too far up"),
-    ("gguf.scales", halves_swapped, "It is the other way round"),
-    ("gguf.scales", four_bits_only, "upper bits of the last four are missing"),
-    ("gguf.scales", end_to_end, "six bits after six"),
-    ("gguf.scales", the_other_way, "scales and minima are swapped"),
-]
-RIGHT = [
-    ("gguf.tensor_info", info_in_pieces),
-    ("gguf.tensor_info", info_as_array),
-    ("gguf.q4_0", in_loops),
-    ("gguf.q4_0", q4_0_in_torch),
-    ("gguf.fit", polyfit),
-    ("gguf.fit", in_float32),
-    ("gguf.scales", by_hand),
-    ("gguf.scales", scales_in_torch),
+UPPER, UPPER_OF_MINIMA = "b[i] >> 6 << 4", "b[4 + i] >> 6 << 4"
+halves_swapped = by_hand.edit(("8 + i] & 15", "8 + i] >> 4 & 15"), ("8 + i] >> 4 |", "8 + i] & 15 |"))
+WRONG_SCALES = [
+    (plus_before_shift, "+ is done before <<"),
+    (by_hand.edit((UPPER, "b[i] >> 6"), (UPPER_OF_MINIMA, "b[4 + i] >> 6")), "onto the lowest two of the others"),
+    (by_hand.edit("8 + i] >> 4", "8 + i] & 240"), "still in the upper half of their bytes"),
+    (
+        by_hand.edit("return scales, minima", "return np.roll(scales, 4, 1), np.roll(minima, 4, 1)"),
+        "last four stand before the first four",
+    ),
+    (by_hand.edit(("b[i] & 63", "b[i]"), ("b[4 + i] & 63", "b[4 + i]")), "Only the lower six of a byte"),
+    (by_hand.edit((UPPER, "b[i] >> 6 << 6"), (UPPER_OF_MINIMA, "b[4 + i] >> 6 << 6")), "went too far up"),
+    (halves_swapped, "It is the other way round"),
+    (by_hand.edit((f" | {UPPER}", ""), (f" | {UPPER_OF_MINIMA}", "")), "upper bits of the last four are missing"),
+    (end_to_end, "six bits after six"),
+    (by_hand.edit("return scales, minima", "return minima, scales"), "scales and minima are swapped"),
 ]
 
+WRONG = {"gguf.tensor_info": WRONG_INFOS, "gguf.q4_0": WRONG_Q4_0, "gguf.fit": WRONG_FITS, "gguf.scales": WRONG_SCALES}
+RIGHT = {
+    "gguf.tensor_info": [info, info_as_array],
+    "gguf.q4_0": [in_loops, q4_0_in_torch],
+    "gguf.fit": [by_sums, polyfit, fit_in_torch],
+    "gguf.scales": [by_hand, scales_in_torch],
+}
 
-@pytest.mark.parametrize(("name", "answer", "phrase"), WRONG, ids=[f"{n}-{f.__name__}" for n, f, _ in WRONG])
-def test_wrong_answers_are_told_what_is_wrong(name, answer, phrase):
-    found = verdict(name, answer)
-    assert not found.passed and phrase in found.text.splitlines()[-1], found.text
+
+@each(WRONG)
+def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
+    assert_told(WRONG, name, function, phrase)
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[f"{n}-{f.__name__}" for n, f in RIGHT])
-def test_right_answers_pass_however_they_are_written(name, answer):
-    assert_right(name, answer)
+@each(RIGHT)
+def test_a_right_answer_passes_however_it_is_written(name, function):
+    assert_right(name, function)
 
 
 def test_the_exercise_asks_for_the_bytes_of_the_package():

@@ -1,10 +1,9 @@
 """``awq.cost``: what the rounding errors of a group change in the layer's output, from X^T X."""
 
-from functools import partial
-
 import torch
 
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 
@@ -48,58 +47,50 @@ def cases():
     ]
 
 
-def _with(error, hessian, block="own", form="both sides", root=False, of="sum"):
-    """Costs with one slip or another; without any it is right."""
-    rows, groups, size = error.shape
-    error, hessian = error.double(), hessian.double()
-    result = []
+@solution
+def right(error, hessian):
+    error, hessian, costs = error.double(), hessian.double(), []
+    groups, size = error.shape[1:]
     for group in range(groups):
-        e = error[:, group]
-        first = {"own": group, "first": 0, "last": groups - 1}.get(block, group) * size
+        e, first = error[:, group], group * size
         own = hessian[first : first + size, first : first + size]
-        if block == "strided":
-            own = hessian[group::groups, group::groups]
-        if form == "diagonal":
-            part = e.square() * own.diagonal()
-        elif form == "one side":
-            part = e @ own
-        elif form == "plain":
-            part = e.square()
-        elif form == "row":
-            part = (error.flatten(1) @ hessian)[:, group * size : (group + 1) * size] * e
-        elif form == "squared":
-            part = (e @ own).square()
-        else:
-            part = (e @ own) * e
-        total = part.mean(dim=-1) if of == "mean" else part.abs().sum(dim=-1) if of == "sizes" else part.sum(dim=-1)
-        result.append(total.sqrt() if root else total)
-    costs = torch.stack(result, dim=1)
-    return costs.sum(dim=1, keepdim=True).expand(rows, groups) if of == "row" else costs
+        costs.append(((e @ own) * e).sum(dim=-1))
+    return torch.stack(costs, dim=1)
 
 
 MISTAKES = {
     "only the diagonal of X^T X is used, as if inputs were independent. Errors of two inputs that go up and down "
-    "together add up or cancel: e H e^T takes the whole block.": dict(form="diagonal"),
-    "this is the plain squared error of the weights; the inputs, X^T X, have no say in it.": dict(form="plain"),
-    "the errors of other groups are in it (the whole row of X^T X). A group is judged by its own block alone.": dict(
-        form="row"
+    "together add up or cancel: e H e^T takes the whole block.": (
+        right.edit("(e @ own) * e", "e.square() * own.diagonal()")
+    ),
+    "this is the plain squared error of the weights; the inputs, X^T X, have no say in it.": (
+        right.edit("(e @ own) * e", "e.square()")
+    ),
+    "the errors of other groups are in it (the whole row of X^T X). A group is judged by its own block alone.": (
+        right.edit("(e @ own) * e", "(error.flatten(1) @ hessian)[:, first : first + size] * e")
     ),
     "every group is judged by the first group's block of X^T X; group g has rows and columns g * group_size onwards.": (
-        dict(block="first")
+        right.edit("group * size", "0")
     ),
     "every group is judged by the last group's block of X^T X; group g has rows and columns g * group_size onwards.": (
-        dict(block="last")
+        right.edit("group * size", "(groups - 1) * size")
     ),
-    "the blocks are made of every n-th input. Neighbours share a group: rows and columns g * group_size onwards.": dict(
-        block="strided"
+    "the blocks are made of every n-th input. Neighbours share a group: rows and columns g * group_size onwards.": (
+        right.edit("[first : first + size, first : first + size]", "[group::groups, group::groups]")
     ),
-    "this is e H alone, summed; it has to be multiplied by e once more: ((e @ H) * e).sum(-1).": dict(form="one side"),
-    "this is the squared size of e H; it is e H e^T: ((e @ H) * e).sum(-1).": dict(form="squared"),
-    "this is the root of the cost; leave it squared.": dict(root=True),
-    "the cost is a sum over the group, not a mean.": dict(of="mean"),
-    "all groups of a row have the same cost, the sum; each is to have its own.": dict(of="row"),
-    "signs are lost before the sum: errors may cancel in an output, so their products keep their signs.": dict(
-        of="sizes"
+    "this is e H alone, summed; it has to be multiplied by e once more: ((e @ H) * e).sum(-1).": (
+        right.edit("(e @ own) * e", "e @ own")
+    ),
+    "this is the squared size of e H; it is e H e^T: ((e @ H) * e).sum(-1).": (
+        right.edit("(e @ own) * e", "(e @ own).square()")
+    ),
+    "this is the root of the cost; leave it squared.": right.edit("sum(dim=-1)", "sum(dim=-1).sqrt()"),
+    "the cost is a sum over the group, not a mean.": right.edit("sum(dim=-1)", "mean(dim=-1)"),
+    "all groups of a row have the same cost, the sum; each is to have its own.": (
+        right.edit("torch.stack(costs, dim=1)", "torch.stack([sum(costs)] * groups, dim=1)")
+    ),
+    "signs are lost before the sum: errors may cancel in an output, so their products keep their signs.": (
+        right.edit(".sum(dim=-1)", ".abs().sum(dim=-1)")
     ),
 }
 
@@ -113,7 +104,7 @@ COST = Exercise(
     reference=cost,
     cases=cases,
     outputs=("cost",),
-    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes=MISTAKES,
     # Sums in float32 of products that partly cancel.
     tolerance=1e-4,
 )

@@ -1,12 +1,11 @@
 """``awq.fold``: a norm's gains divided, the columns that read them multiplied, and nothing changed."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 from qtutor.methods.awq import fold as packages_own
@@ -57,51 +56,41 @@ def _norm_and_reader(rows: int, columns: int, seed: int) -> tuple[torch.Tensor, 
     )
 
 
-def _with(gain, weight, scale, dtype, way="right", stored=True, exact=True, rows=False, guard=True, narrow=False):
-    """Gains and weights with one slip or another; without any it is right."""
+@solution
+def right(gain, weight, scale, dtype):
     gain, weight, scale = gain.double(), weight.double(), scale.double()
-    if way == "reversed":
-        scale = 1 / scale
-    new = gain * scale if way == "both multiplied" else gain / scale
-    new = new.to(dtype).double() if stored else new
-    factor = gain / new if exact else scale
-    if way == "both multiplied":
-        factor = scale
-    if way == "both divided":
-        factor = 1 / scale
-    if guard:
-        factor = torch.where(gain == 0, 1.0, factor)
-    weight = weight * (factor[:, None] if rows else factor)
-    if way == "gain only":
-        weight = weight / factor
-    if way == "columns only":
-        new = gain
-    return new, weight.to(dtype) if narrow else weight
+    stored = (gain / scale).to(dtype).double()
+    factor = torch.where(gain == 0, 1, gain / stored)  # a gain of 0 would make it 0 / 0
+    return stored, weight * factor
 
 
 MISTAKES = {
-    "it is the other way round: the columns are to be multiplied by the scale, and the gains divided by it.": dict(
-        way="reversed"
+    "it is the other way round: the columns are to be multiplied by the scale, and the gains divided by it.": (
+        right.edit("gain / scale", "gain * scale")
     ),
     "it is the other way round, and the gains are not rounded: gain / scale, stored in dtype, and the columns times "
-    "what then really applies.": dict(way="reversed", stored=False, guard=False),
-    "gains and columns are both multiplied. One of the two has to undo the other: divide the gains.": dict(
-        way="both multiplied"
+    "what then really applies.": right.edit(
+        ("(gain / scale).to(dtype)", "(gain * scale)"), ("torch.where(gain == 0, 1, gain / stored)", "gain / stored")
     ),
-    "gains and columns are both divided. One of the two has to undo the other: multiply the columns.": dict(
-        way="both divided"
+    "gains and columns are both multiplied. One of the two has to undo the other: divide the gains.": (
+        right.edit(("gain / scale", "gain * scale"), ("gain / stored", "scale"))
     ),
-    "only the gains have changed; the columns that read them have to make up for it.": dict(way="gain only"),
-    "only the columns have changed; the gains have to make up for it.": dict(way="columns only"),
-    "the new gains are not rounded to what they are stored in: (gain / scale).to(dtype).": dict(stored=False),
+    "gains and columns are both divided. One of the two has to undo the other: multiply the columns.": (
+        right.edit("gain / stored", "1 / scale")
+    ),
+    "only the gains have changed; the columns that read them have to make up for it.": right.edit(" * factor", ""),
+    "only the columns have changed; the gains have to make up for it.": right.edit("return stored", "return gain"),
+    "the new gains are not rounded to what they are stored in: (gain / scale).to(dtype).": right.edit(".to(dtype)", ""),
     "the columns are multiplied by the scale that was asked for. The stored gain is a rounded one, so the factor that "
-    "really applies is gain / stored gain; only with that one nothing changes.": dict(exact=False),
+    "really applies is gain / stored gain; only with that one nothing changes.": right.edit("gain / stored", "scale"),
     "rows are scaled. An input channel is a column of weight [out, in]: multiply by factor, not by factor[:, None].": (
-        dict(rows=True)
+        right.edit("* factor", "* factor[:, None]")
     ),
-    "a gain of 0 stays 0, and 0 / 0 is nan: leave such a column as it is, with torch.where.": dict(guard=False),
-    "the weights are rounded to dtype as well. Only the norm is stored in it; they are still to be quantized.": dict(
-        narrow=True
+    "a gain of 0 stays 0, and 0 / 0 is nan: leave such a column as it is, with torch.where.": (
+        right.edit("torch.where(gain == 0, 1, gain / stored)", "gain / stored")
+    ),
+    "the weights are rounded to dtype as well. Only the norm is stored in it; they are still to be quantized.": (
+        right.edit("weight * factor", "(weight * factor).to(dtype)")
     ),
 }
 
@@ -138,7 +127,7 @@ FOLD = Exercise(
     reference=fold,
     cases=cases,
     outputs=("gain", "weight"),
-    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes=MISTAKES,
     properties=(("gain times column is no longer what it was: folding has to change nothing.", _nothing_changes),),
     # Two divisions and a product in float32 are each off by 6e-8 at most.
     tolerance=1e-6,

@@ -1,12 +1,12 @@
 """``awq.scale_of``: from the size of the inputs and a ratio to a scale for every channel."""
 
 import math
-from functools import partial
 
 import torch
 
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 from qtutor.methods.awq import scale_of as packages_own
@@ -33,58 +33,50 @@ def cases():
     ]
 
 
-def _with(mean_abs, ratio, floor="before", power=torch.pow, centre="root"):
-    """Scales with one slip or another; without any it is right."""
-    size = mean_abs.double()
-    scale = power(size.clamp(min=1e-4) if floor == "before" else size, torch.tensor(ratio, dtype=torch.float64))
-    if floor == "after":
-        scale = scale.clamp(min=1e-4)
-    if floor == "instead":
-        scale = torch.where(size < 1e-4, 1.0, scale)
-    largest, smallest = scale.max(), scale.min()
-    by = {
-        "root": (largest * smallest).sqrt(),
-        "none": torch.ones(()),
-        "no root": largest * smallest,
-        "mean": scale.mean(),
-        "largest": largest,
-        "smallest": smallest,
-        "halfway": (largest + smallest) / 2,
-        "geometric": scale.log().mean().exp(),
-    }[centre]
-    return scale * by if centre == "times" else scale / by
+@solution
+def right(mean_abs, ratio):
+    size = mean_abs.double().clamp(min=1e-4)
+    scale = size**ratio
+    middle = (scale.max() * scale.min()).sqrt()
+    return scale / middle
 
+
+NO_FLOOR = (".clamp(min=1e-4)", "")
 
 MISTAKES = {
     "a silent channel has size 0, and 0 to any power is 0: take at least 1e-4 (clamp) before raising to the ratio.": (
-        dict(floor="none")
+        right.edit(NO_FLOOR)
     ),
-    "1e-4 is the least *size* of a channel: clamp before raising to the ratio, not after.": dict(floor="after"),
-    "channels below 1e-4 get the scale 1; they count as 1e-4, and are then raised to the ratio like the others.": dict(
-        floor="instead"
+    "1e-4 is the least *size* of a channel: clamp before raising to the ratio, not after.": (
+        right.edit(NO_FLOOR, ("size**ratio", "(size**ratio).clamp(min=1e-4)"))
     ),
-    "the scales are not centred: divide by the root of the largest times the smallest, sqrt(max * min).": dict(
-        centre="none"
+    "channels below 1e-4 get the scale 1; they count as 1e-4, and are then raised to the ratio like the others.": (
+        right.edit(NO_FLOOR, ("size**ratio", "torch.where(size < 1e-4, 1, size**ratio)"))
+    ),
+    "the scales are not centred: divide by the root of the largest times the smallest, sqrt(max * min).": (
+        right.edit(" / middle", "")
     ),
     "you divide by max * min. It is the root of it, sqrt(max * min), so that the largest times the smallest becomes "
-    "1.": dict(centre="no root"),
-    "the scales are centred on their mean; the middle here is sqrt(max * min).": dict(centre="mean"),
-    "the scales are centred on their geometric mean; here only the two ends count, sqrt(max * min).": dict(
-        centre="geometric"
+    "1.": right.edit(".sqrt()", ""),
+    "the scales are centred on their mean; the middle here is sqrt(max * min).": (
+        right.edit("/ middle", "/ scale.mean()")
     ),
-    "you divide by the largest scale; the middle is sqrt(max * min).": dict(centre="largest"),
-    "you divide by the smallest scale; the middle is sqrt(max * min).": dict(centre="smallest"),
-    "the scales are centred halfway between largest and smallest. In a product the middle is sqrt(max * min).": dict(
-        centre="halfway"
+    "the scales are centred on their geometric mean; here only the two ends count, sqrt(max * min).": (
+        right.edit("/ middle", "/ scale.log().mean().exp()")
     ),
-    "the size is multiplied by the ratio; it is raised to it: mean_abs ** ratio. (With ratio 0 all are then 1.)": dict(
-        power=torch.mul
+    "you divide by the largest scale; the middle is sqrt(max * min).": right.edit("/ middle", "/ scale.max()"),
+    "you divide by the smallest scale; the middle is sqrt(max * min).": right.edit("/ middle", "/ scale.min()"),
+    "the scales are centred halfway between largest and smallest. In a product the middle is sqrt(max * min).": (
+        right.edit("* scale.min()).sqrt()", "+ scale.min()) / 2")
     ),
-    "loud channels get the smallest scales. Their columns are the ones to be multiplied: mean_abs ** ratio.": dict(
-        power=lambda size, ratio: size**-ratio
+    "the size is multiplied by the ratio; it is raised to it: mean_abs ** ratio. (With ratio 0 all are then 1.)": (
+        right.edit("size**ratio", "size * ratio")
     ),
-    "this is mean_abs ** (1 - ratio). Ratio 0 is to leave everything as it is.": dict(
-        power=lambda size, ratio: size ** (1 - ratio)
+    "loud channels get the smallest scales. Their columns are the ones to be multiplied: mean_abs ** ratio.": (
+        right.edit("size**ratio", "size**-ratio")
+    ),
+    "this is mean_abs ** (1 - ratio). Ratio 0 is to leave everything as it is.": (
+        right.edit("size**ratio", "size ** (1 - ratio)")
     ),
 }
 
@@ -109,7 +101,7 @@ SCALE = Exercise(
     reference=scale_of,
     cases=cases,
     outputs=("scale",),
-    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes=MISTAKES,
     # pow() in float32 of numbers from 1e-4 to 100 is off by a few times 1e-7.
     tolerance=3e-6,
     replaces="qtutor.methods.awq.scale_of",

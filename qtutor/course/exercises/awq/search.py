@@ -1,12 +1,11 @@
 """``awq.search``: round with every candidate, look at what the parent hands on, keep the best."""
 
-from functools import partial
-
 import torch
 
 from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
 from qtutor.methods import awq, rtn
@@ -98,62 +97,49 @@ def cases():
     ]
 
 
-def _with(weight, scales, rounded, output, back="right", of=None, rows=False, measure=None, choose=torch.argmin):
-    """A search with one slip or another; without any it is right."""
-    target = output(rounded(weight)) if of == "rounded" else weight if of == "weight" else output(weight)
-    errors = []
+@solution
+def right(weight, scales, rounded, output):
+    target, errors = output(weight), []
     for scale in scales:
-        by = scale[:, None] if rows else scale
-        if back == "unscaled":
-            tried = rounded(weight)
-        elif back == "forgotten":
-            tried = rounded(weight * by)
-        elif back == "reversed":
-            tried = rounded(weight / by) * by
-        elif back == "after":
-            tried = rounded(weight) * by
-        else:
-            tried = rounded(weight * by) / by
-        error = (tried if of == "weight" else output(tried)) - target
-        errors.append(measure(error, target) if measure else error.square().mean())
-    errors = torch.stack(errors).double()
-    return choose(errors), errors
-
-
-def _last_of_equals(errors):
-    return len(errors) - 1 - errors.flip(0).argmin()
-
-
-def _never_the_first(errors):
-    return 1 + errors[1:].argmin()
+        tried = rounded(weight * scale) / scale
+        error = output(tried) - target
+        errors.append(error.square().mean())
+    errors = torch.stack(errors)
+    return errors.argmin(), errors
 
 
 MISTAKES = {
-    "the weights are rounded as they are, without the scale: rounded(weight * scale) / scale.": dict(back="unscaled"),
+    "the weights are rounded as they are, without the scale: rounded(weight * scale) / scale.": (
+        right.edit("rounded(weight * scale) / scale", "rounded(weight)")
+    ),
     "the scale is not taken back after rounding. The inputs are what they were, so divide: rounded(weight * scale) / "
-    "scale.": dict(back="forgotten"),
+    "scale.": right.edit(" / scale", ""),
     "you divide before rounding and multiply after it. It is the columns of loud inputs that are to be larger when "
-    "they are rounded: rounded(weight * scale) / scale.": dict(back="reversed"),
-    "the scale is applied after rounding: the outputs are then those of other weights.": dict(back="after"),
-    "rows are scaled. A scale belongs to an input channel, which is a column of weight [out, in].": dict(rows=True),
-    "this is the error of the weights. What counts is what becomes of the outputs: output(...) of both.": dict(
-        of="weight"
+    "they are rounded: rounded(weight * scale) / scale.": (
+        right.edit("rounded(weight * scale) / scale", "rounded(weight / scale) * scale")
     ),
-    "the target is the output of rounded weights. Compare with output(weight), of the weights as they are.": dict(
-        of="rounded"
+    "the scale is applied after rounding: the outputs are then those of other weights.": (
+        right.edit("rounded(weight * scale) / scale", "rounded(weight) * scale")
     ),
-    "this is the mean absolute error; take squares.": dict(measure=lambda error, target: error.abs().mean()),
-    "this is the sum of the squared errors; take their mean.": dict(measure=lambda error, target: error.square().sum()),
-    "this is the root of the mean squared error; leave it squared.": dict(
-        measure=lambda error, target: error.square().mean().sqrt()
+    "rows are scaled. A scale belongs to an input channel, which is a column of weight [out, in].": (
+        right.edit("scale in scales", "scale in scales[..., None]")
     ),
-    "this is the largest error; take the mean of the squares.": dict(measure=lambda error, target: error.abs().max()),
-    "errors and their signs cancel in a mean: square first.": dict(measure=lambda error, target: error.mean().square()),
-    "best is the candidate with the largest error; the smallest is wanted.": dict(choose=torch.argmax),
+    "this is the error of the weights. What counts is what becomes of the outputs: output(...) of both.": (
+        right.edit("output(tried) - target", "tried - weight")
+    ),
+    "the target is the output of rounded weights. Compare with output(weight), of the weights as they are.": (
+        right.edit("output(weight)", "output(rounded(weight))")
+    ),
+    "this is the mean absolute error; take squares.": right.edit("square()", "abs()"),
+    "this is the sum of the squared errors; take their mean.": right.edit("mean()", "sum()"),
+    "this is the root of the mean squared error; leave it squared.": right.edit("mean()", "mean().sqrt()"),
+    "this is the largest error; take the mean of the squares.": right.edit("square().mean()", "abs().max()"),
+    "errors and their signs cancel in a mean: square first.": right.edit("square().mean()", "mean().square()"),
+    "best is the candidate with the largest error; the smallest is wanted.": right.edit("argmin", "argmax"),
     "of equally good candidates best is to be the first (< where you have <=), so that nothing is scaled for "
-    "nothing.": dict(choose=_last_of_equals),
-    "the first candidate, which scales nothing, is never chosen; it is one like the others.": dict(
-        choose=_never_the_first
+    "nothing.": right.edit("errors.argmin()", "len(errors) - 1 - errors.flip(0).argmin()"),
+    "the first candidate, which scales nothing, is never chosen; it is one like the others.": (
+        right.edit("errors.argmin()", "1 + errors[1:].argmin()")
     ),
 }
 
@@ -197,7 +183,7 @@ SEARCH = Exercise(
     reference=search,
     cases=cases,
     outputs=("best", "errors"),
-    mistakes={text: partial(_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes=MISTAKES,
     # Means of squares of differences, in float32: cancellation leaves about five digits.
     tolerance=1e-4,
     replaces="qtutor.methods.awq.search",

@@ -1,14 +1,12 @@
 """``bnb.encode``: the nearest of listed levels for every weight."""
 
-from functools import partial
-
 import torch
 
 from qtutor.core.codebooks import FP4, NF4, Codebook
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.rtn.inputs import spread
 from qtutor.methods import rtn
 
 
@@ -47,99 +45,80 @@ def cases():
     ]
 
 
-def _nearest(relative, levels):
-    return (relative[..., None] - levels).abs().argmin(dim=-1)
+@solution
+def right(weight, absmax, levels):
+    length = weight.shape[1] // absmax.shape[1]
+    spread = absmax.double().repeat_interleave(length, dim=1)
+    relative = weight.double() / torch.where(spread == 0, 1, spread)  # zeros over 1 are zeros
+    differences = relative[..., None] - levels
+    codes = differences.abs().argmin(dim=-1)
+    return codes
 
 
-def _below(relative, levels):
-    ascending, order = levels.sort()
-    return order[(torch.searchsorted(ascending, relative, right=True) - 1).clamp(min=0)]
+@solution
+def right_by_borders(weight, absmax, levels):
+    spread = absmax.double().repeat_interleave(weight.shape[1] // absmax.shape[1], dim=1)
+    relative = weight.double() / torch.where(spread == 0, 1, spread)
+    ascending, order = levels.double().sort()
+    borders = (ascending[1:] + ascending[:-1]) / 2
+    return order[torch.bucketize(relative, borders)]
 
 
-def _above(relative, levels):
-    ascending, order = levels.sort()
-    return order[torch.searchsorted(ascending, relative).clamp(max=len(levels) - 1)]
-
-
-def _unsorted(relative, levels):
-    return torch.bucketize(relative, (levels[1:] + levels[:-1]) / 2)
-
-
-def _evenly(relative, levels):
-    return ((relative + 1) / 2 * (len(levels) - 1)).round().clamp(0, len(levels) - 1)
-
-
-def _spread(weight, absmax, how):
-    if how == "of the row":
-        return weight.abs().amax(dim=1, keepdim=True).expand_as(weight)
-    if how == "of the matrix":
-        return absmax.double().max().expand_as(weight)
-    return spread(absmax, weight.shape[1], how)
-
-
-def _encode_with(weight, absmax, levels, pick=_nearest, spreading="right", scaled="divided", zeros=None, back=False):
-    weight, levels = weight.double(), levels.double()
-    absmax = _spread(weight, absmax, spreading)
-    empty = absmax == 0
-    relative = {
-        "divided": lambda: weight / torch.where(empty, 1.0, absmax),
-        "not at all": lambda: weight,
-        "multiplied": lambda: weight * absmax,
-    }[scaled]()
-    codes = pick(relative.contiguous(), levels)
-    if back:
-        return absmax * levels[codes]
-    return codes if zeros is None else torch.where(empty, zeros if zeros >= 0 else len(levels) - 1, codes)
-
+AS_THEY_COME = ("levels.double().sort()", "levels.double(), torch.arange(len(levels))")
+OVER_ZERO = ("torch.where(spread == 0, 1, spread)", "spread")
 
 MISTAKES = {
-    "the weights are not divided by the absmax of their block. Levels reach from -1 to 1, weights do not.": dict(
-        scaled="not at all"
+    "the weights are not divided by the absmax of their block. Levels reach from -1 to 1, weights do not.": (
+        right.edit(" / torch.where(spread == 0, 1, spread)", "")
     ),
-    "the weights are multiplied by the absmax; divide by it, and the largest of the block becomes 1 or -1.": dict(
-        scaled="multiplied"
+    "the weights are multiplied by the absmax; divide by it, and the largest of the block becomes 1 or -1.": (
+        right.edit("/ torch.where(spread == 0, 1, spread)", "* spread")
     ),
-    "codes are computed as if the levels were evenly spaced. They are listed: compare with each of them.": dict(
-        pick=_evenly
+    "codes are computed as if the levels were evenly spaced. They are listed: compare with each of them.": right.edit(
+        "differences.abs().argmin(dim=-1)", "((relative + 1) / 2 * (len(levels) - 1)).round().clamp(0, len(levels) - 1)"
     ),
     "each weight gets the level below it; wanted is the nearest (searchsorted finds a neighbour, and the other one may "
-    "be nearer).": dict(pick=_below),
-    "each weight gets the level above it; wanted is the nearest (searchsorted finds a neighbour, and the other one may "
-    "be nearer).": dict(pick=_above),
-    "these are places among the sorted levels. A code is the place in levels as they are given: with FP4 they do not "
-    "ascend.": dict(pick=lambda relative, levels: _nearest(relative, levels.sort().values)),
-    "these are the levels themselves; a code is the place of the level, a whole number.": dict(
-        pick=lambda relative, levels: levels[_nearest(relative, levels)]
+    "be nearer).": right_by_borders.edit(
+        ("(ascending[1:] + ascending[:-1]) / 2", "ascending[1:]"), (", borders)", ", borders, right=True)")
     ),
-    "these are the weights that come back, level times absmax; a code is the place of the level, a whole number.": dict(
-        back=True
+    "each weight gets the level above it; wanted is the nearest (searchsorted finds a neighbour, and the other one may "
+    "be nearer).": right_by_borders.edit("(ascending[1:] + ascending[:-1]) / 2", "ascending[:-1]"),
+    "these are places among the sorted levels. A code is the place in levels as they are given: with FP4 they do not "
+    "ascend.": right.edit("- levels", "- levels.sort().values"),
+    "these are the levels themselves; a code is the place of the level, a whole number.": (
+        right.edit("return codes", "return levels[codes]")
+    ),
+    "these are the weights that come back, level times absmax; a code is the place of the level, a whole number.": (
+        right.edit("return codes", "return spread * levels[codes]")
     ),
     "the smallest difference wins, where it should be the smallest |difference|: without .abs(), the largest level is "
-    "always the one.": dict(pick=lambda relative, levels: (relative[..., None] - levels).argmin(dim=-1)),
-    "the level that is furthest away wins: argmin, not argmax.": dict(
-        pick=lambda relative, levels: (relative[..., None] - levels).abs().argmax(dim=-1)
-    ),
+    "always the one.": right.edit(".abs()", ""),
+    "the level that is furthest away wins: argmin, not argmax.": right.edit("argmin", "argmax"),
     "only the sizes are compared, so that negative weights get levels of the other sign: take the difference first, "
-    "then its absolute value.": dict(pick=lambda relative, levels: _nearest(relative.abs(), levels.abs())),
-    "codes are counted from 1; the first level has code 0.": dict(
-        pick=lambda relative, levels: _nearest(relative, levels) + 1
-    ),
+    "then its absolute value.": right.edit("[..., None] - levels", "[..., None].abs() - levels.abs()"),
+    "codes are counted from 1; the first level has code 0.": right.edit("return codes", "return codes + 1"),
     "in a block of zeros all codes are 0, whatever levels[0] is. Its absmax is 0, and 0 / 0 is nan: put another "
-    "number there, and the code of the level 0 comes out.": dict(zeros=0),
+    "number there, and the code of the level 0 comes out.": right.edit(OVER_ZERO),
     "in a block of zeros all codes are the last one. Its absmax is 0, and 0 / 0 is nan, which searchsorted and "
-    "bucketize put behind everything: put another number there, and the code of the level 0 comes out.": dict(zeros=-1),
+    "bucketize put behind everything: put another number there, and the code of the level 0 comes out.": (
+        right_by_borders.edit(OVER_ZERO)
+    ),
     "bucketize and searchsorted need borders that ascend, and FP4's levels do not: sort them, and look up in the order "
-    "which code stands where.": dict(pick=_unsorted),
+    "which code stands where.": right_by_borders.edit(AS_THEY_COME),
     "two things: bucketize and searchsorted need borders that ascend, and FP4's levels do not; and in a block of zeros "
-    "0 / 0 is nan, which they put behind everything.": dict(pick=_unsorted, zeros=-1),
+    "0 / 0 is nan, which they put behind everything.": right_by_borders.edit(AS_THEY_COME, OVER_ZERO),
     "the blocks are spread the wrong way: neighbours share an absmax, a a b b and not a b a b "
-    "(repeat_interleave).": dict(spreading="tiled"),
-    "all blocks of a row use the absmax of its first block.": dict(spreading="first group"),
-    "all rows use the absmax of the first row.": dict(spreading="first row"),
+    "(repeat_interleave).": right.edit("repeat_interleave(length, dim=1)", "repeat(1, length)"),
+    "all blocks of a row use the absmax of its first block.": (
+        right.edit(".repeat_interleave(length, dim=1)", "[:, :1]")
+    ),
+    "all rows use the absmax of the first row.": right.edit("absmax.double()", "absmax[:1].double()"),
     "the weights are divided by the largest of their row. A row may have several blocks, each with an absmax of its "
-    "own: use the one that is given.": dict(spreading="of the row"),
-    "all weights are divided by one number, the largest absmax. Each block has its own.": dict(
-        spreading="of the matrix"
+    "own: use the one that is given.": right.edit(
+        "absmax.double().repeat_interleave(length, dim=1)", "weight.double().abs().amax(dim=1, keepdim=True)"
+    ),
+    "all weights are divided by one number, the largest absmax. Each block has its own.": (
+        right.edit(".repeat_interleave(length, dim=1)", ".max()")
     ),
 }
 
@@ -169,7 +148,7 @@ ENCODE = Exercise(
     reference=encode,
     cases=cases,
     outputs=("codes",),
-    mistakes={text: partial(_encode_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes=MISTAKES,
     replaces="qtutor.methods.rtn.encode_groups",
     adapt=adapt,
 )

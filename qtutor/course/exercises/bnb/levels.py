@@ -1,11 +1,11 @@
 """``bnb.levels``: the levels of NF4 out of the normal distribution."""
 
-from functools import partial
 from statistics import NormalDist
 
 import torch
 
 from qtutor.course.exercises.bnb.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
 
@@ -29,68 +29,52 @@ def cases():
     ]
 
 
-def _side(offset: float, count: int, ends: str = "last left out", inverse=torch.special.ndtri) -> torch.Tensor:
-    """Quantiles of one side, from the outermost inwards; ``ends`` and ``inverse`` are where it can go wrong."""
-    at = {
-        "last left out": lambda: torch.linspace(offset, 0.5, count + 1, dtype=torch.float64)[:-1],
-        "first left out": lambda: torch.linspace(offset, 0.5, count + 1, dtype=torch.float64)[1:],
-        "both in": lambda: torch.linspace(offset, 0.5, count, dtype=torch.float64),
-        "both out": lambda: torch.linspace(offset, 0.5, count + 2, dtype=torch.float64)[1:-1],
-        "one too many": lambda: torch.linspace(offset, 0.5, count + 1, dtype=torch.float64),
-    }[ends]()
-    return inverse(at)
+@solution
+def right(offset, negatives, positives):
+    def side(count):
+        shares = torch.linspace(offset, 0.5, count + 1, dtype=torch.float64)
+        return torch.special.ndtri(shares[:-1])
 
-
-def _levels_with(offset, negatives, positives, sign=-1, zero=True, divide="largest", order="ascending", **slip):
-    below, above = sign * _side(offset, negatives, **slip), _side(offset, positives, **slip)
-    middle = torch.zeros(int(zero), dtype=torch.float64)
-    found = torch.cat([below, middle, above])
-    if divide:
-        found = found / (found.max() if divide == "largest" else found.max() - found.min())
-    return found.sort().values if order == "ascending" else found
-
-
-def _one_run(offset, negatives, positives):
-    found = torch.special.ndtri(torch.linspace(1 - offset, offset, negatives + 1 + positives, dtype=torch.float64))
-    return found / found.max()
-
-
-def _evenly(offset, negatives, positives):
-    return torch.cat([torch.linspace(-1, 0, negatives + 1)[:-1], torch.linspace(0, 1, positives + 1)])
+    found = torch.cat([-side(negatives), torch.zeros(1), side(positives)])
+    return (found / found.max()).sort().values
 
 
 MISTAKES = {
     "the levels are not divided by the largest of them. The outermost have to be -1 and 1, since weights are divided "
-    "by their block's absmax.": partial(_levels_with, divide=""),
+    "by their block's absmax.": right.edit(" / found.max()", ""),
     "the levels are divided by the distance from the lowest to the highest. Divide by the largest, and the outermost "
-    "are -1 and 1.": partial(_levels_with, divide="range"),
+    "are -1 and 1.": right.edit("found.max()", "(found.max() - found.min())"),
     "the share 0.5 is not left out. Its quantile is 0, which is a level already: take one step more, and leave "
-    "the last one out.": partial(_levels_with, ends="both in"),
+    "the last one out.": right.edit(("count + 1", "count"), ("[:-1]", "")),
     "the wrong end is left out. The first share, offset, gives the outermost level; the last, 0.5, gives another "
-    "0.": partial(_levels_with, ends="first left out"),
-    "both ends are left out. Only 0.5 is to be: offset gives the outermost level.": partial(
-        _levels_with, ends="both out"
+    "0.": right.edit("[:-1]", "[1:]"),
+    "both ends are left out. Only 0.5 is to be: offset gives the outermost level.": (
+        right.edit(("count + 1", "count + 2"), ("[:-1]", "[1:-1]"))
     ),
     "0.5 is still among the shares, so that 0, its quantile, is there more than once: [:-1] leaves it out, on both "
-    "sides.": partial(_levels_with, ends="one too many"),
+    "sides.": right.edit("[:-1]", ""),
     "0.5 is still among the shares, so that 0, its quantile, is there twice: leave 0.5 out on both sides, and put in a "
-    "single 0.": partial(_levels_with, ends="one too many", zero=False),
-    "there is no level 0.": partial(_levels_with, zero=False),
+    "single 0.": right.edit(("[:-1]", ""), ("torch.zeros(1), ", "")),
+    "there is no level 0.": right.edit("torch.zeros(1), ", ""),
     "the two sides are exchanged: the first number counts the levels below zero, the second those above.": (
-        lambda offset, negatives, positives: _levels_with(offset, positives, negatives)
+        right.edit("(offset, negatives, positives)", "(offset, positives, negatives)")
     ),
     "both sides have as many levels as the upper one. The lower has its own number, so its shares lie further "
-    "apart.": lambda offset, negatives, positives: _levels_with(offset, positives, positives),
-    "the lower side is not below zero: its quantiles have to be negated.": partial(_levels_with, sign=1),
+    "apart.": right.edit("side(negatives)", "side(positives)"),
+    "the lower side is not below zero: its quantiles have to be negated.": right.edit("-side", "side"),
     "the levels do not ascend. Quantiles from offset down to 0.5 descend: sort the levels, or turn the upper side "
-    "around.": partial(_levels_with, order="as they come"),
+    "around.": right.edit(".sort().values", ""),
     "the levels are evenly spaced. Evenly spaced are the shares; the levels are their quantiles, "
-    "torch.special.ndtri.": _evenly,
+    "torch.special.ndtri.": right.edit("torch.special.ndtri(shares[:-1])", "shares[:-1] - 0.5"),
     "you took one run of shares from 1 - offset to offset. 0 is then met only by chance: each side has a run of "
-    "its own, and 0 is put in between.": _one_run,
+    "its own, and 0 is put in between.": right.edit(
+        "torch.cat([-side(negatives), torch.zeros(1), side(positives)])",
+        "torch.special.ndtri(torch.linspace(1 - offset, offset, negatives + 1 + positives, dtype=torch.float64))",
+    ),
     "you took the share of the bell below a number (ndtr); needed is its inverse, the number below which a share lies "
-    "(ndtri).": partial(_levels_with, inverse=torch.special.ndtr),
+    "(ndtri).": right.edit("ndtri", "ndtr"),
 }
+
 
 LEVELS = Exercise(
     name="bnb.levels",

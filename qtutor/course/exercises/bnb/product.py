@@ -1,11 +1,10 @@
 """``bnb.product``: a matrix product, most of it in integers, the outlier channels in floating point."""
 
-from functools import partial
-
 import torch
 
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.methods.bnb import mixed_product as packages_own
 from qtutor.methods.bnb import quantize_rows
@@ -47,98 +46,80 @@ def cases():
     ]
 
 
-def _product_with(
-    x,
-    codes,
-    absmax,
-    outliers,
-    weight,
-    weight_absmax,
-    parts="both",
-    token_scale=lambda absmax: absmax / 127,
-    row_scale=lambda absmax: absmax / 127,
-    float_scale="rows",
-    turned=False,
-    wraps=False,
-    exchanged=False,
-    short=False,
-):
-    dtype, x, w = x.dtype, x.double(), weight.double()
-    w = w.T if turned and w.shape[0] == w.shape[1] else w
-    tokens, rows = token_scale(absmax.double()), row_scale(weight_absmax.double())
-    if exchanged and len(tokens) == len(rows):
-        tokens, rows = rows, tokens
-    sums = codes.double() @ w.T
-    if wraps:
-        sums = (sums + 128) % 256 - 128
-    small = sums * tokens[:, None] * rows
-    if parts == "int8":
-        return small
-    chosen = torch.ones_like(outliers) if parts in ("all in float", "no codes") else outliers
-    if parts == "others in float":
-        chosen = ~outliers
-    large = x[:, chosen] @ w[:, chosen].T
-    if short:
-        large = (x[:, chosen].to(dtype) @ w[:, chosen].T.to(dtype)).double()
-    if float_scale in ("rows", "both"):
-        large = large * rows
-    if float_scale == "no 127":
-        large = large * weight_absmax.double()
-    if float_scale == "both":
-        large = large * tokens[:, None]
-    return large if parts in ("float", "no codes") else small + large
+@solution
+def right(x, codes, absmax, outliers, weight, weight_absmax):
+    tokens = absmax.double() / 127
+    rows = weight_absmax.double() / 127
+    w = weight.double()  # sums of int8 need more room than int8
+    integers = (codes.double() @ w.T) * tokens[:, None]
+    floats = x[:, outliers].double() @ w[:, outliers].T
+    return (integers + floats) * rows
 
+
+ALL_CHANNELS = ("x[:, outliers].double() @ w[:, outliers].T", "x.double() @ w.T")
+TOKENS_ABSMAX = ("= absmax.double() / 127", "= absmax.double()")
+ROWS_ABSMAX = ("weight_absmax.double() / 127", "weight_absmax.double()")
+IN_INT8 = ("codes.double() @ w.T", "codes @ weight.T")
+NO_FLOATS = ("integers + floats", "integers")
 
 MISTAKES = {
     "the outlier channels are missing. Their codes are 0, so they need a product of their own: x[:, outliers] times "
-    "those columns of weight.": dict(parts="int8"),
-    "only the outlier channels are left; the product of the codes has to be added.": dict(parts="float"),
+    "those columns of weight.": right.edit(NO_FLOATS),
+    "only the outlier channels are left; the product of the codes has to be added.": (
+        right.edit("integers + floats", "floats")
+    ),
     "the product in floating point runs over all channels, so that those in int8 are counted twice: take "
-    "x[:, outliers].": dict(parts="all in float"),
-    "the wrong channels are multiplied in floating point: True in outliers means this channel.": dict(
-        parts="others in float"
+    "x[:, outliers].": right.edit(ALL_CHANNELS),
+    "the wrong channels are multiplied in floating point: True in outliers means this channel.": (
+        right.edit(("x[:, outliers]", "x[:, ~outliers]"), ("w[:, outliers]", "w[:, ~outliers]"))
     ),
-    "the token's absmax is not divided by 127: code 127 stands for absmax, so one step is absmax / 127.": dict(
-        token_scale=lambda absmax: absmax
+    "the token's absmax is not divided by 127: code 127 stands for absmax, so one step is absmax / 127.": (
+        right.edit(TOKENS_ABSMAX)
     ),
-    "the row's weight_absmax is not divided by 127: code 127 stands for it, so one step is weight_absmax / 127.": dict(
-        row_scale=lambda absmax: absmax
+    "the row's weight_absmax is not divided by 127: code 127 stands for it, so one step is weight_absmax / 127.": (
+        right.edit(ROWS_ABSMAX)
     ),
     "neither absmax nor weight_absmax is divided by 127: code 127 stands for the largest, so one step is a 127th of "
-    "it.": dict(token_scale=lambda absmax: absmax, row_scale=lambda absmax: absmax),
-    "the scales are turned upside down (127 / absmax makes codes; absmax / 127 brings values back).": dict(
-        token_scale=lambda absmax: 127 / absmax.clamp(min=1e-35), row_scale=lambda absmax: 127 / absmax
+    "it.": right.edit(TOKENS_ABSMAX, ROWS_ABSMAX),
+    "the scales are turned upside down (127 / absmax makes codes; absmax / 127 brings values back).": right.edit(
+        ("= absmax.double() / 127", "= 127 / absmax.double().clamp(min=1e-35)"),
+        ("weight_absmax.double() / 127", "127 / weight_absmax.double()"),
     ),
-    "the scale of the tokens is missing: codes @ weight.T has to be multiplied by absmax / 127, row by row.": dict(
-        token_scale=torch.ones_like
+    "the scale of the tokens is missing: codes @ weight.T has to be multiplied by absmax / 127, row by row.": (
+        right.edit(" * tokens[:, None]", "")
     ),
-    "the scale of the weights is missing in both parts: multiply by weight_absmax / 127, column by column.": dict(
-        row_scale=torch.ones_like
+    "the scale of the weights is missing in both parts: multiply by weight_absmax / 127, column by column.": (
+        right.edit(" * rows", "")
     ),
-    "the scale of the weights is missing in the part of the outliers: weight holds codes there as well.": dict(
-        float_scale="none"
+    "the scale of the weights is missing in the part of the outliers: weight holds codes there as well.": (
+        right.edit("(integers + floats) * rows", "integers * rows + floats")
     ),
     "in the part of the outliers weight_absmax is not divided by 127. The weights are codes there too, and code 127 "
-    "stands for weight_absmax.": dict(float_scale="no 127"),
-    "the scales are divided by 128. Code 127 stands for the largest, so one step is a 127th of it.": dict(
-        token_scale=lambda absmax: absmax / 128, row_scale=lambda absmax: absmax / 128
+    "stands for weight_absmax.": (
+        right.edit("(integers + floats) * rows", "integers * rows + floats * weight_absmax.double()")
+    ),
+    "the scales are divided by 128. Code 127 stands for the largest, so one step is a 127th of it.": right.edit(
+        ("= absmax.double() / 127", "= absmax.double() / 128"),
+        ("weight_absmax.double() / 127", "weight_absmax.double() / 128"),
     ),
     "the part of the outliers is rounded to the 16 bits of x. An engine may do that; here convert x and weight first, "
-    "with .float() or .double().": dict(short=True),
+    "with .float() or .double().": right.edit(ALL_CHANNELS[0], "x[:, outliers] @ w[:, outliers].T.to(x.dtype)"),
     "all channels are multiplied in floating point, and the codes are not used: that is near, but not the product that "
-    "an engine computes in integers.": dict(parts="no codes"),
-    "the outlier part is multiplied by the token's scale as well. Its x are no codes, they need none.": dict(
-        float_scale="both"
+    "an engine computes in integers.": right.edit(ALL_CHANNELS, ("integers + floats", "floats")),
+    "the outlier part is multiplied by the token's scale as well. Its x are no codes, they need none.": (
+        right.edit("+ floats", "+ floats * tokens[:, None]")
     ),
     "the sums were made in int8, which wraps around past 127. Convert the codes first (.int() or .double()); "
-    "an engine adds up in int32.": dict(wraps=True),
+    "an engine adds up in int32.": right.edit(IN_INT8),
     "two things: the sums were made in int8, which wraps around past 127 (convert the codes first), and the outlier "
-    "channels have no product of their own.": dict(wraps=True, parts="int8"),
-    "weight is the wrong way round: it is [out, in], so multiply by weight.T. A square one does not tell.": dict(
-        turned=True
+    "channels have no product of their own.": right.edit(IN_INT8, NO_FLOATS),
+    "weight is the wrong way round: it is [out, in], so multiply by weight.T. A square one does not tell.": (
+        right.edit("weight.double()", "(weight.T if len(weight) == weight.shape[1] else weight).double()")
     ),
     "the two scales are exchanged: absmax belongs to the tokens, which are rows of the result, weight_absmax to its "
-    "columns.": dict(exchanged=True),
+    "columns.": right.edit(
+        "w = weight", "tokens, rows = (rows, tokens) if len(tokens) == len(rows) else (tokens, rows)\n    w = weight"
+    ),
 }
 
 
@@ -162,7 +143,7 @@ PRODUCT = Exercise(
     reference=product,
     cases=cases,
     outputs=("y",),
-    mistakes={text: partial(_product_with, **slip) for text, slip in MISTAKES.items()},
+    mistakes=MISTAKES,
     # Sums of 24 products in float32, of which a good part may cancel.
     tolerance=2e-5,
     replaces="qtutor.methods.bnb.mixed_product",

@@ -1,11 +1,10 @@
 """``bnb.quantize_tokens``: inputs in int8, a scale a token, and the channels that are too large for it."""
 
-from functools import partial
-
 import torch
 
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.bnb.inputs import CHAPTER, random
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.methods.bnb import quantize_rows as packages_own
 
@@ -38,122 +37,92 @@ def cases():
     ]
 
 
-def _largest(kept, dim=1):
-    return kept.abs().amax(dim=dim)
-
-
-def _tokens_with(
-    x,
-    threshold,
-    large=lambda x, threshold: x.abs() >= threshold,
-    per="channel",
-    absmax="below threshold",
-    steps=127,
-    rounding=torch.round,
-    masked="channels",
-    guard=True,
-    outliers_as=lambda outliers: outliers,
-    absmax_as=lambda absmax: absmax,
-    offset=0,
-):
+@solution
+def right(x, threshold):
     x = x.double()
-    beyond = large(x, threshold)
-    outliers = beyond.any(dim=0) if per == "channel" else beyond.any(dim=1)
-    spread = outliers if per == "channel" else outliers[:, None]
-    kept = x.masked_fill(beyond, 0.0) if absmax != "cut off" else x.clamp(-threshold, threshold)
-    scale = {
-        "below threshold": lambda: kept.abs().amax(dim=1),
-        "all": lambda: x.abs().amax(dim=1),
-        "other channels": lambda: x.masked_fill(spread.expand_as(x), 0.0).abs().amax(dim=1),
-        "cut off": lambda: kept.abs().amax(dim=1),
-        "one": lambda: kept.abs().max().expand(len(x)),
-        "signed": lambda: kept.amax(dim=1),
-        "zero point": lambda: (kept.amax(dim=1) - kept.amin(dim=1)) / 2,
-    }[absmax]()
-    safe = torch.where(scale == 0, 1.0, scale) if guard else scale
-    codes = rounding(steps * (x if masked == "nothing" else kept) / safe[:, None])
-    if masked == "channels":
-        codes = codes.masked_fill(spread.expand_as(codes), 0.0) if guard else codes.where(~spread, 0.0)
-    return codes + offset, absmax_as(scale), outliers_as(outliers)
-
-
-def _a_scale_a_channel(x, threshold):
     large = x.abs() >= threshold
-    outliers, kept = large.any(dim=0), x.double().masked_fill(large, 0.0)
-    absmax = kept.abs().amax(dim=0)
-    codes = (127 * kept / torch.where(absmax == 0, 1.0, absmax)).round()
-    return codes.masked_fill(outliers, 0.0), absmax, outliers
+    outliers = large.any(dim=0)
+    kept = x.masked_fill(large, 0)
+    absmax = kept.abs().amax(dim=1)
+    safe = torch.where(absmax == 0, 1, absmax)  # a token of zeros
+    codes = (127 * kept / safe[:, None]).round()
+    return codes.masked_fill(outliers, 0), absmax, outliers
 
 
-def _every_input_marked(x, threshold):
-    codes, absmax, _ = _tokens_with(x, threshold, masked="inputs")
-    return codes, absmax, x.abs() >= threshold
-
-
-def _in_another_order(x, threshold):
-    return _tokens_with(x, threshold)[::-1]
-
+NOT_MASKED = ("codes.masked_fill(outliers, 0)", "codes")
+WITH_OUTLIERS = ("127 * kept", "127 * x")
 
 MISTAKES = {
-    "only inputs above +threshold count as large. An input of -8 is as large as one of 8: compare |x|.": dict(
-        large=lambda x, threshold: x >= threshold
+    "only inputs above +threshold count as large. An input of -8 is as large as one of 8: compare |x|.": (
+        right.edit("x.abs() >=", "x >=")
     ),
-    "an input of exactly the threshold is an outlier too: |x| >= threshold.": dict(
-        large=lambda x, threshold: x.abs() > threshold
+    "an input of exactly the threshold is an outlier too: |x| >= threshold.": right.edit(">=", ">"),
+    "outliers are tokens here. A channel is a column of x [tokens, in]: take any(dim=0).": (
+        right.edit(("any(dim=0)", "any(dim=1)"), ("masked_fill(outliers,", "masked_fill(outliers[:, None],"))
     ),
-    "outliers are tokens here. A channel is a column of x [tokens, in]: take any(dim=0).": dict(per="token"),
-    "a channel is an outlier if any one of its inputs is large; here the mean of |x| decides.": dict(
-        large=lambda x, threshold: (x.abs().mean(dim=0) >= threshold).expand_as(x)
+    "a channel is an outlier if any one of its inputs is large; here the mean of |x| decides.": (
+        right.edit("x.abs() >= threshold", "(x.abs().mean(dim=0) >= threshold).expand_as(x)")
     ),
-    "absmax counts the outliers too, so that they still take the range from all others: leave out what is large.": dict(
-        absmax="all"
+    "absmax counts the outliers too, so that they still take the range from all others: leave out what is large.": (
+        right.edit("kept.abs()", "x.abs()")
     ),
     "absmax leaves out whole outlier channels. That is how the paper tells it; bitsandbytes leaves out single inputs, "
-    "and a small input in an outlier channel still counts.": dict(absmax="other channels"),
+    "and a small input in an outlier channel still counts.": (
+        right.edit("kept.abs()", "x.masked_fill(outliers, 0).abs()")
+    ),
     "two things: outlier channels still have codes (they have to be 0), and absmax leaves out whole channels, where "
-    "only the large inputs are to be left out.": dict(absmax="other channels", masked="nothing"),
+    "only the large inputs are to be left out.": (
+        right.edit(("kept.abs()", "x.masked_fill(outliers, 0).abs()"), WITH_OUTLIERS, NOT_MASKED)
+    ),
     "large inputs are cut off at the threshold, so that they still make absmax large. Leave them out: put 0 in their "
-    "place.": dict(absmax="cut off"),
-    "there is one absmax for all tokens. Each token (row) has its own: amax(dim=1).": dict(absmax="one"),
-    "absmax is the largest input, not the largest |x|: a token of negative inputs gets too small a scale.": dict(
-        absmax="signed"
+    "place.": right.edit("x.masked_fill(large, 0)", "x.clamp(-threshold, threshold)"),
+    "there is one absmax for all tokens. Each token (row) has its own: amax(dim=1).": (
+        right.edit("amax(dim=1)", "amax().expand(len(x))")
     ),
-    "absmax is half of the range from smallest to largest. This grid is symmetric: take the largest |x|.": dict(
-        absmax="zero point"
+    "absmax is the largest input, not the largest |x|: a token of negative inputs gets too small a scale.": (
+        right.edit("kept.abs()", "kept")
     ),
-    "the codes reach to 128, which int8 does not hold: its range is -128 to 127, and absmax belongs to 127.": dict(
-        steps=128
+    "absmax is half of the range from smallest to largest. This grid is symmetric: take the largest |x|.": (
+        right.edit("kept.abs().amax(dim=1)", "(kept.amax(dim=1) - kept.amin(dim=1)) / 2")
     ),
-    "the codes reach to 255: that is a byte without a sign. Here they run from -127 to 127.": dict(steps=255),
-    "codes are cut off (.int()) where they should be rounded to the nearest.": dict(rounding=torch.trunc),
-    "codes are not rounded to whole numbers.": dict(rounding=lambda codes: codes),
+    "the codes reach to 128, which int8 does not hold: its range is -128 to 127, and absmax belongs to 127.": (
+        right.edit("127", "128")
+    ),
+    "the codes reach to 255: that is a byte without a sign. Here they run from -127 to 127.": right.edit("127", "255"),
+    "codes are cut off (.int()) where they should be rounded to the nearest.": right.edit("round()", "trunc()"),
+    "codes are not rounded to whole numbers.": right.edit(".round()", ""),
     "only the large inputs have code 0. Their whole channel is multiplied in 16 bits, so all of its codes are 0, or "
-    "its small inputs would be counted twice.": dict(masked="inputs"),
+    "its small inputs would be counted twice.": right.edit(NOT_MASKED),
     "outlier channels still have codes. They are multiplied in 16 bits; their codes have to be 0, or they would be "
-    "counted twice.": dict(masked="nothing"),
-    "absmax is already divided by 127. That is the step; wanted is the largest |x| itself.": dict(
-        absmax_as=lambda absmax: absmax / 127
+    "counted twice.": right.edit(WITH_OUTLIERS, NOT_MASKED),
+    "absmax is already divided by 127. That is the step; wanted is the largest |x| itself.": (
+        right.edit(", absmax, outliers", ", absmax / 127, outliers")
     ),
-    "the absmax of a token of zeros is 0, and stays so. Put 1 in its place only where you divide by it.": dict(
-        absmax_as=lambda absmax: torch.where(absmax == 0, 1.0, absmax)
+    "the absmax of a token of zeros is 0, and stays so. Put 1 in its place only where you divide by it.": (
+        right.edit(", absmax, outliers", ", safe, outliers")
     ),
-    "128 is added to the codes, as if they were stored in a byte without a sign. Here they run from -127 to 127.": dict(
-        offset=128
+    "128 is added to the codes, as if they were stored in a byte without a sign. Here they run from -127 to 127.": (
+        right.edit("fill(outliers, 0)", "fill(outliers, 0) + 128")
     ),
-    "a token of zeros has absmax 0, and 0 / 0 is nan; its codes are 0.": dict(guard=False),
-    "these are the indices of the outlier channels; return a bool for every channel.": dict(
-        outliers_as=lambda outliers: outliers.nonzero().flatten()
+    "a token of zeros has absmax 0, and 0 / 0 is nan; its codes are 0.": (
+        right.edit("torch.where(absmax == 0, 1, absmax)", "absmax")
     ),
-    "outliers is True for the channels that stay in int8; it has to be True for the others.": dict(
-        outliers_as=lambda outliers: ~outliers
+    "these are the indices of the outlier channels; return a bool for every channel.": (
+        right.edit("absmax, outliers", "absmax, outliers.nonzero().flatten()")
     ),
-}
-
-OTHER_MISTAKES = {
+    "outliers is True for the channels that stay in int8; it has to be True for the others.": (
+        right.edit("absmax, outliers", "absmax, ~outliers")
+    ),
     "absmax is a number for every channel here, taken down the columns. A scale may depend on the token, not on the "
-    "channel: amax(dim=1).": _a_scale_a_channel,
-    "outliers tells it of every input; wanted is one bool for every channel: any(dim=0).": _every_input_marked,
-    "the three results come in another order: first codes, then absmax, then outliers.": _in_another_order,
+    "channel: amax(dim=1).": right.edit(("amax(dim=1)", "amax(dim=0)"), ("safe[:, None]", "safe")),
+    "outliers tells it of every input; wanted is one bool for every channel: any(dim=0).": (
+        right.edit(NOT_MASKED, ("absmax, outliers", "absmax, large"))
+    ),
+    "the three results come in another order: first codes, then absmax, then outliers.": (
+        right.edit(
+            "codes.masked_fill(outliers, 0), absmax, outliers", "outliers, absmax, codes.masked_fill(outliers, 0)"
+        )
+    ),
 }
 
 
@@ -182,7 +151,7 @@ TOKENS = Exercise(
     reference=quantize_tokens,
     cases=cases,
     outputs=("codes", "absmax", "outliers"),
-    mistakes={text: partial(_tokens_with, **slip) for text, slip in MISTAKES.items()} | OTHER_MISTAKES,
+    mistakes=MISTAKES,
     # absmax may be computed in float32, of numbers that are float32: exact. What is left is 1 / absmax of some answers.
     tolerance=1e-6,
     replaces="qtutor.methods.bnb.quantize_rows",

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gguf.inputs import CHAPTER, drawn
 
@@ -39,108 +40,57 @@ def cases():
     ]
 
 
-def _solved(x, w, codes, *, free=False):
+@solution
+def right(x, w, codes):
     x, w, codes = (np.asarray(values, np.float64) for values in (x, w, codes))
-    total, sum_l, sum_ll, sum_x, sum_xl = (
-        w.sum(),
-        (w * codes).sum(),
-        (w * codes**2).sum(),
-        (w * x).sum(),
-        (w * x * codes).sum(),
-    )
-    scale = (total * sum_xl - sum_x * sum_l) / (total * sum_ll - sum_l**2)
-    low = (sum_x - scale * sum_l) / total
-    if low > 0 and not free:
-        return sum_xl / sum_ll, 0.0
-    return scale, low
+    sum_w, sum_l, sum_ll = w.sum(), (w * codes).sum(), (w * codes**2).sum()
+    sum_x, sum_xl = (w * x).sum(), (w * x * codes).sum()
+    scale = (sum_w * sum_xl - sum_x * sum_l) / (sum_w * sum_ll - sum_l**2)
+    low = (sum_x - scale * sum_l) / sum_w
+    return (scale, low) if low <= 0 else (sum_xl / sum_ll, 0.0)
 
 
-def unweighted(x, w, codes):
-    return _solved(x, np.ones_like(w), codes)
-
-
-def by_root(x, w, codes):
-    return _solved(x, np.sqrt(w), codes)
-
-
-def by_square(x, w, codes):
-    return _solved(x, w * w, codes)
-
-
-def low_above_zero(x, w, codes):
-    return _solved(x, w, codes, free=True)
-
-
-def low_cut_off(x, w, codes):
-    scale, low = _solved(x, w, codes, free=True)
-    return scale, min(low, 0.0)
-
-
-def from_the_range(x, w, codes):
-    return (x.max() - x.min()) / codes.max(), min(float(x.min()), 0.0)
-
-
-def low_without_sign(x, w, codes):
-    scale, low = _solved(x, w, codes)
-    return scale, -low
-
-
-def swapped(x, w, codes):
-    return _solved(x, w, codes)[::-1]
-
-
-def low_from_the_smallest(x, w, codes):
-    low = min(float(x.min()), 0.0)
-    return (w * (x - low) * codes).sum() / (w * codes * codes).sum(), low
-
-
-def no_low(x, w, codes):
-    return (w * x * codes).sum() / (w * codes * codes).sum(), 0.0
-
-
-def counted(x, w, codes):
-    # sum(w) taken for the number of weights: right as long as they all count 1
-    w, codes = np.asarray(w, np.float64), np.asarray(codes, np.float64)
-    sides = np.array([[(w * codes**2).sum(), (w * codes).sum()], [(w * codes).sum(), len(x)]])
-    scale, low = np.linalg.solve(sides, [(w * x * codes).sum(), (w * x).sum()])
-    return (scale, low) if low <= 0 else ((w * x * codes).sum() / (w * codes**2).sum(), 0.0)
-
-
-def second_equation(x, w, codes):
-    scale, low = _solved(x, w, codes, free=True)
-    return (scale, low) if low <= 0 else ((w * x).sum() / (w * codes).sum(), 0.0)
-
-
-def turned_round(x, w, codes):
-    slope, start = _solved(codes, w, x, free=True)  # codes as a function of x
-    scale, low = 1 / slope, -start / slope
-    return (scale, low) if low <= 0 else _solved(x, w, codes)
-
+FREE, NO_LOW = "(scale, low)", "(sum_xl / sum_ll, 0.0)"
+RESULT = f"{FREE} if low <= 0 else {NO_LOW}"
 
 MISTAKES = {
-    "all errors count alike. Weigh each by w, in every one of the five sums.": unweighted,
-    "errors count by the roots of w. It is the square of the error that w multiplies.": by_root,
+    "all errors count alike. Weigh each by w, in every one of the five sums.": (
+        right.edit("in (x, w, codes)", "in (x, np.ones_like(w), codes)")
+    ),
+    "errors count by the roots of w. It is the square of the error that w multiplies.": (
+        right.edit("in (x, w, codes)", "in (x, np.sqrt(w), codes)")
+    ),
     "errors count by the squares of w. (Weights that go into a row of a least-squares solver are the roots of w.)": (
-        by_square
+        right.edit("in (x, w, codes)", "in (x, w * w, codes)")
     ),
-    "low is above 0 where all weights are positive. The format cannot store that: low is then 0.": low_above_zero,
+    "low is above 0 where all weights are positive. The format cannot store that: low is then 0.": (
+        right.edit(RESULT, FREE)
+    ),
     "low is cut off at 0, but scale is still the one that went with the other low. With low = 0 the best scale is "
-    "sum(w x l) / sum(w l l).": low_cut_off,
+    "sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(scale, 0.0)"),
     "scale and low come from the range. That is where the codes came from; now find the best for these codes.": (
-        from_the_range
+        right.edit(RESULT, "((x.max() - x.min()) / codes.max(), min(x.min(), 0.0))")
     ),
-    "low has the wrong sign: x is scale * code + low, and low is never above 0.": low_without_sign,
-    "scale and low are swapped: return scale, low.": swapped,
-    "low is the smallest weight. Both numbers are free: set both derivatives to zero.": low_from_the_smallest,
+    "low has the wrong sign: x is scale * code + low, and low is never above 0.": right.edit(FREE, "(scale, -low)"),
+    "scale and low are swapped: return scale, low.": (
+        right.edit((FREE, "(low, scale)"), (NO_LOW, "(0.0, sum_xl / sum_ll)"))
+    ),
+    "low is the smallest weight. Both numbers are free: set both derivatives to zero.": right.edit(
+        ("(sum_x - scale * sum_l) / sum_w", "min(x.min(), 0.0)"), (RESULT, "((sum_xl - low * sum_l) / sum_ll, low)")
+    ),
     "low is always 0. It is free as well, as long as it does not come out above 0. (If you did solve for it, it came "
-    "out above 0 everywhere: look for a sign that is wrong in low or in D.)": no_low,
+    "out above 0 everywhere: look for a sign that is wrong in low or in D.)": right.edit(RESULT, NO_LOW),
     "the sum of w was taken for the number of weights. It is w.sum(), which is that only where all of them are 1.": (
-        counted
+        right.edit("w.sum()", "len(x)")
     ),
     "where low is 0, scale comes from the second equation. That one is the derivative with respect to low, which is "
-    "not free there: scale is sum(w x l) / sum(w l l).": second_equation,
-    "you fitted the codes to the weights. It is the weights' error that counts: x is scale * code + low.": turned_round,
+    "not free there: scale is sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(sum_x / sum_l, 0.0)"),
+    "you fitted the codes to the weights. It is the weights' error that counts: x is scale * code + low.": right.edit(
+        ("x, w, codes = (", "codes, w, x = ("),  # so scale and low make codes of weights, and are turned round
+        (RESULT, "(1 / scale, -low / scale) if low >= 0 else (sum_xl / (w * x**2).sum(), 0.0)"),
+    ),
 }
+
 
 FIT = Exercise(
     name="gguf.fit",

@@ -6,9 +6,9 @@ import numpy as np
 
 from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.adapting import WHOLE_BYTES
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gguf.inputs import CHAPTER, drawn
-from qtutor.course.exercises.gguf.q4_0_mistakes import MISTAKES
 from qtutor.gguf import encode
 
 
@@ -45,6 +45,86 @@ def cases():
         ("a block of zeros", (zeros,)),
         ("a block of zeros between two others", (np.concatenate([block(-0.8), zeros, block(0.9)]),)),
     ]
+
+
+@solution
+def right(blocks):
+    blocks = blocks.astype(np.float64)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+    d = extreme / -8
+    steps = blocks / np.where(d == 0, np.inf, d)
+    codes = np.trunc(steps + 8.5).astype(np.int64).clip(max=15)
+    packed = codes[:, :16] | codes[:, 16:] << 4
+    scale = d.astype("<f2").view(np.uint8)
+    return np.concatenate([scale, packed.astype(np.uint8)], axis=1)
+
+
+ROUNDED = "np.trunc(steps + 8.5)"
+LOW, HIGH = "codes[:, :16]", "codes[:, 16:]"
+
+MISTAKES = {
+    "d comes from the size of the largest weight. Keep its sign: d = extreme / -8, and the extreme gets code 0.": (
+        right.edit("extreme / -8", "np.abs(extreme) / -8")
+    ),
+    "d has the wrong sign: it is extreme / -8, so that the extreme falls on the level -8, code 0.": (
+        right.edit("extreme / -8", "extreme / 8")
+    ),
+    "d is the largest size / 7. Here it is extreme / -8, with the sign of the extreme.": (
+        right.edit("extreme / -8", "np.abs(extreme) / 7")
+    ),
+    "d is the largest size / 7.5, as in chapter 02. Here it is extreme / -8, with the sign of the extreme.": (
+        right.edit("extreme / -8", "np.abs(extreme) / 7.5")
+    ),
+    "you took the smallest weight for the extreme. It is the one farthest from zero, on either side.": (
+        right.edit("extreme / -8", "blocks.min(axis=1, keepdims=True) / -8")
+    ),
+    "you took the largest weight for the extreme. It is the one farthest from zero, on either side.": (
+        right.edit("extreme / -8", "blocks.max(axis=1, keepdims=True) / -8")
+    ),
+    "the extreme is divided by -7. There are eight levels below zero: divide by -8.": right.edit("/ -8", "/ -7"),
+    "of weights of equal size you took the last. llama.cpp keeps the first.": (
+        right.edit("np.abs(blocks).argmax", "31 - np.abs(blocks)[:, ::-1].argmax")
+    ),
+    "all blocks have one d. Each block has its own: the maximum is along the last axis.": (
+        right.edit("extreme / -8", "np.full_like(extreme, blocks.flat[np.abs(blocks).argmax()]) / -8")
+    ),
+    "you divided by d after rounding it to 16 bits. llama.cpp computes codes with d as it was, and rounds it only to "
+    "store it.": right.edit("extreme / -8", "(extreme / -8).astype(np.float16).astype(np.float64)"),
+    "weights are cut, not rounded: add 8.5 before cutting, not 8.": right.edit("8.5", "8"),
+    "a weight halfway between two levels went to the even one, as np.rint and np.round have it. Add 8.5 and cut: then "
+    "it goes up.": right.edit(ROUNDED, "np.rint(steps + 8)"),
+    "a code of 16 runs into the other half of its byte. The largest code is 15.": right.edit(".clip(max=15)", ""),
+    "a code of 16 became 0. The largest code is 15: clamp before you pack.": right.edit(".clip(max=15)", " % 16"),
+    "codes have signs. They are whole numbers from 0 to 15, and 8 is the level 0.": (
+        right.edit((ROUNDED, "np.rint(steps)"), (".clip(max=15)", ".clip(max=7) % 16"))
+    ),
+    "where d is 0, codes are 0. There every weight is 0 steps from zero, and that is code 8.": (
+        right.edit(".clip(max=15)", ".clip(max=15) * (d != 0)")
+    ),
+    "neighbours share a byte. Here weight j shares its byte with weight 16 + j.": (
+        right.edit((LOW, "codes[:, ::2]"), (HIGH, "codes[:, 1::2]"))
+    ),
+    "the halves of the bytes are swapped: the first 16 weights belong in the low four bits.": (
+        right.edit(f"{LOW} | {HIGH}", f"{HIGH} | {LOW}")
+    ),
+    "neighbours share a byte, the first in the high bits. Weight j is in the low bits, 16 + j in the high ones.": (
+        right.edit((LOW, "codes[:, 1::2]"), (HIGH, "codes[:, ::2]"))
+    ),
+    "the second sixteen codes are not shifted, so both fall on the low four bits: codes[:, 16:] << 4.": (
+        right.edit(" << 4", "")
+    ),
+    "the second sixteen codes are missing. They are the high four bits of the same bytes.": (
+        right.edit(f" | {HIGH} << 4", "")
+    ),
+    "every code has a byte to itself. Two share one: codes[:, :16] | codes[:, 16:] << 4.": (
+        right.edit(f"{LOW} | {HIGH} << 4", "codes")
+    ),
+    "the two bytes of d are swapped: the low one comes first ('<e', or '<f2' in numpy).": right.edit("<f2", ">f2"),
+    "d takes four bytes. It is stored as a float16, in two.": right.edit("<f2", "<f4"),
+    "d stands behind the codes. It comes first.": (
+        right.edit("[scale, packed.astype(np.uint8)]", "[packed.astype(np.uint8), scale]")
+    ),
+}
 
 
 def adapt(theirs):

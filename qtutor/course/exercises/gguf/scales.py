@@ -3,6 +3,7 @@
 import numpy as np
 
 from qtutor.course.checking.comparing import to_array
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gguf.inputs import CHAPTER
 
@@ -34,74 +35,15 @@ def cases():
     ]
 
 
-def _found(packed, *, mask=63, shift=4, low=True, swapped=False, crossed=False, upper=True):
-    packed = packed.astype(np.int64)
-    first, nibbles = packed[:, :8], [packed[:, 8:] & 15, packed[:, 8:] >> 4]
-    last = np.concatenate(nibbles[::-1] if swapped else nibbles, axis=1) if low else 0
-    above = first >> 6
-    if crossed:
-        above = np.concatenate([above[:, 4:], above[:, :4]], axis=1)
-    last = last + (above << shift if upper else 0)
-    first = first & mask
-    return np.concatenate([first[:, :4], last[:, :4]], axis=1), np.concatenate([first[:, 4:], last[:, 4:]], axis=1)
-
-
-def not_masked(packed):
-    return _found(packed, mask=255)
-
-
-def upper_forgotten(packed):
-    return _found(packed, upper=False)
-
-
-def upper_below(packed):
-    packed = packed.astype(np.int64)
-    scales_, minima = _found(packed, upper=False)
-    scales_[:, 4:] = scales_[:, 4:] << 2 | packed[:, :4] >> 6
-    minima[:, 4:] = minima[:, 4:] << 2 | packed[:, 4:8] >> 6
-    return scales_, minima
-
-
-def upper_at_six(packed):
-    return _found(packed, shift=6)
-
-
-def sum_before_shift(packed):
-    # a + b << 4 is (a + b) << 4, and in uint8 what is above 255 is lost
-    scales_, minima = _found(packed, upper=False)
-    scales_[:, 4:] = scales_[:, 4:] + (packed[:, :4] >> 6) << 4 & 255
-    minima[:, 4:] = minima[:, 4:] + (packed[:, 4:8] >> 6) << 4 & 255
-    return scales_, minima
-
-
-def upper_at_zero(packed):
-    scales_, minima = _found(packed, upper=False)
-    scales_[:, 4:] |= packed[:, :4] >> 6
-    minima[:, 4:] |= packed[:, 4:8] >> 6
-    return scales_, minima
-
-
-def minima_not_shifted(packed):
-    scales_, minima = _found(packed, low=False)
-    scales_[:, 4:] += packed[:, 8:] & 15
-    minima[:, 4:] |= packed[:, 8:] & 240
-    return scales_, minima
-
-
-def last_four_first(packed):
-    return tuple(np.concatenate([part[:, 4:], part[:, :4]], axis=1) for part in _found(packed))
-
-
-def nibbles_swapped(packed):
-    return _found(packed, swapped=True)
-
-
-def upper_crossed(packed):
-    return _found(packed, crossed=True)
-
-
-def minima_first(packed):
-    return _found(packed)[::-1]
+@solution
+def right(packed):
+    p = packed.astype(np.int64)
+    first, upper = p[:, :8] & 63, p[:, :8] >> 6
+    lower = np.concatenate([p[:, 8:] & 15, p[:, 8:] >> 4], axis=1)
+    last = lower | upper << 4
+    scales = np.concatenate([first[:, :4], last[:, :4]], axis=1)
+    minima = np.concatenate([first[:, 4:], last[:, 4:]], axis=1)
+    return scales, minima
 
 
 def in_plain_order(packed):
@@ -110,46 +52,49 @@ def in_plain_order(packed):
     return numbers[:, :8], numbers[:, 8:]
 
 
-def nibbles_as_pairs(packed):
-    packed = packed.astype(np.int64)
-    scales_, minima = _found(packed, low=False)
-    nibbles = np.stack([packed[:, 8:] & 15, packed[:, 8:] >> 4], axis=2).reshape(len(packed), 8)
-    scales_[:, 4:] += nibbles[:, :4]
-    minima[:, 4:] += nibbles[:, 4:]
-    return scales_, minima
-
-
-def lost_in_a_byte(packed):
-    return _found(packed, mask=15)
-
-
-def interleaved(packed):
-    both = np.stack(_found(packed), axis=2).reshape(len(packed), 16)
-    return both[:, :8], both[:, 8:]
-
-
 MISTAKES = {
-    "the first four keep bits that belong to others. Only the lower six of a byte are theirs: & 63.": not_masked,
-    "the upper bits of the last four are missing. They are the upper two of the first eight bytes.": upper_forgotten,
-    "the two bits from the first bytes went below the four others. They are the upper ones: nibble | bits << 4.": (
-        upper_below
+    "the first four keep bits that belong to others. Only the lower six of a byte are theirs: & 63.": (
+        right.edit(" & 63", "")
     ),
-    "the two bits from the first bytes went too far up. They stand above four bits: << 4.": upper_at_six,
+    "the upper bits of the last four are missing. They are the upper two of the first eight bytes.": (
+        right.edit(" | upper << 4", "")
+    ),
+    "the two bits from the first bytes went below the four others. They are the upper ones: nibble | bits << 4.": (
+        right.edit("lower | upper << 4", "lower << 2 | upper")
+    ),
+    "the two bits from the first bytes went too far up. They stand above four bits: << 4.": (
+        right.edit("upper << 4", "upper << 6")
+    ),
     "+ is done before <<, so everything was shifted up by four. Write | in place of +, or put brackets around the "
-    "shift.": sum_before_shift,
+    "shift.": right.edit("lower | upper << 4", "(lower + upper << 4) % 256"),  # in uint8 what is above 255 is lost
     "the two bits from the first bytes went onto the lowest two of the others. They stand above four bits: "
-    "<< 4.": upper_at_zero,
-    "the lower bits of the last four minima are still in the upper half of their bytes: >> 4.": minima_not_shifted,
-    "the last four stand before the first four. Number 0 comes first.": last_four_first,
+    "<< 4.": right.edit("upper << 4", "upper"),
+    "the lower bits of the last four minima are still in the upper half of their bytes: >> 4.": (
+        right.edit("p[:, 8:] >> 4", "p[:, 8:] & 240")
+    ),
+    "the last four stand before the first four. Number 0 comes first.": right.edit(
+        ("[first[:, :4], last[:, :4]]", "[last[:, :4], first[:, :4]]"),
+        ("[first[:, 4:], last[:, 4:]]", "[last[:, 4:], first[:, 4:]]"),
+    ),
     "in the last four bytes you took scales from the upper half and minima from the lower. It is the other way "
-    "round.": nibbles_swapped,
-    "the upper bits are crossed: bytes 0 to 3 have those of the scales, 4 to 7 those of the minima.": upper_crossed,
-    "scales and minima are swapped: return scales, minima.": minima_first,
+    "round.": right.edit("[p[:, 8:] & 15, p[:, 8:] >> 4]", "[p[:, 8:] >> 4, p[:, 8:] & 15]"),
+    "the upper bits are crossed: bytes 0 to 3 have those of the scales, 4 to 7 those of the minima.": (
+        right.edit("upper << 4", "np.roll(upper, 4, axis=1) << 4")
+    ),
+    "scales and minima are swapped: return scales, minima.": right.edit(
+        "return scales, minima", "return minima, scales"
+    ),
     "you read six bits after six, end to end. The order is another: see the table.": in_plain_order,
     "the last bytes were taken for two neighbours each. The low half of byte 8 + s is scale 4 + s, the high half "
-    "minimum 4 + s.": nibbles_as_pairs,
-    "of the first four only four bits are left. They have six: & 63.": lost_in_a_byte,
-    "scales and minima alternate in your result. Return the eight scales, then the eight minima.": interleaved,
+    "minimum 4 + s.": (
+        right.edit(
+            ("lower = np.concatenate", "lower = np.stack"), (">> 4], axis=1)", ">> 4], axis=2).reshape(len(p), 8)")
+        )
+    ),
+    "of the first four only four bits are left. They have six: & 63.": right.edit("& 63", "& 15"),
+    "scales and minima alternate in your result. Return the eight scales, then the eight minima.": right.edit(
+        "return scales, minima", "return np.split(np.stack([scales, minima], axis=2).reshape(len(p), 16), 2, axis=1)"
+    ),
 }
 
 

@@ -1,11 +1,10 @@
 """``gptq.factor``: from the Hessian to U, with dead channels and damping."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian
 from qtutor.methods.gptq import factor as packages_own
@@ -55,64 +54,50 @@ def factor_cases():
     ]
 
 
-def _factor_with(hessian, damping, added="mean", dead="mean", live=True, result="U"):
-    """U with one slip or another; without any it is right."""
-    h = hessian.double().clone()
-    diagonal = h.diagonal().clone()
-    gone = diagonal == 0
-    known = diagonal[~gone] if live else diagonal
-    amount = {
-        "mean": damping * known.mean(),
-        "nothing": 0.0,
-        "as it is": damping,
-        "largest": damping * known.max(),
-        "sum": damping * known.sum(),
-        "own": damping * diagonal,
-    }[added]
-    damped = diagonal + amount
-    fill = {"mean": known.mean(), "one": 1.0, "nothing": 0.0, "damped mean": (1 + damping) * known.mean()}[dead]
-    h.diagonal().copy_(torch.where(gone, fill if dead != "damping" else damped, damped))
-    if result == "H":
-        return h
-    if result == "inverse":
-        return torch.linalg.inv(h)
-    if result == "of H":
-        return torch.linalg.cholesky(h, upper=True)
-    if result == "U U^T":
-        return torch.linalg.inv(torch.linalg.cholesky(h)).T
-    upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
-    return upper.T if result == "lower" else upper
+@solution
+def right(hessian, damping):
+    diagonal, damped = hessian.diagonal(), hessian.clone()
+    dead = diagonal == 0
+    mean = diagonal[~dead].mean()
+    damped.diagonal().copy_(torch.where(dead, mean, diagonal + damping * mean))
+    inverse = torch.linalg.inv(damped)
+    return torch.linalg.cholesky(inverse, upper=True)
 
 
-def _only_damping(hessian, damping):
-    """A dead input treated like all others."""
-    h = hessian.double().clone()
-    diagonal = h.diagonal()
-    diagonal += damping * diagonal[diagonal != 0].mean()
-    return torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+DIAGONAL = "torch.where(dead, mean, diagonal + damping * mean)"
+RESULT = "torch.linalg.cholesky(inverse, upper=True)"
 
-
-FACTOR_MISTAKES = {
-    "nothing was added to the diagonal: damping is missing.": dict(added="nothing"),
+MISTAKES = {
+    "nothing was added to the diagonal: damping is missing.": right.edit(" + damping * mean", ""),
     "damping was added as it is. It is a share of the mean of the diagonal, so that it does not depend on how large "
-    "the inputs are or how many tokens there were.": dict(added="as it is"),
-    "damping is taken as a share of the largest diagonal entry; it is one of their mean.": dict(added="largest"),
-    "damping is taken as a share of the sum of the diagonal; it is one of their mean.": dict(added="sum"),
-    "every input got a share of its own diagonal entry. All get the same amount: damping times the mean.": dict(
-        added="own"
+    "the inputs are or how many tokens there were.": right.edit("damping * mean", "damping"),
+    "damping is taken as a share of the largest diagonal entry; it is one of their mean.": (
+        right.edit("damping * mean", "damping * diagonal.max()")
     ),
-    "the mean was taken over dead inputs too; only those that are not 0 count.": dict(live=False),
+    "damping is taken as a share of the sum of the diagonal; it is one of their mean.": (
+        right.edit("damping * mean", "damping * diagonal.sum()")
+    ),
+    "every input got a share of its own diagonal entry. All get the same amount: damping times the mean.": (
+        right.edit("damping * mean", "damping * diagonal")
+    ),
+    "the mean was taken over dead inputs too; only those that are not 0 count.": right.edit("[~dead]", ""),
     "a dead input got a 1 on the diagonal. Any positive number would do for the others; agreed on is the mean of the "
-    "live ones.": dict(dead="one"),
-    "damping was added to the dead input as well: it gets the mean, and that is all.": dict(dead="damped mean"),
-    "this is the factor of H itself. Invert first: H^-1 = U^T U.": dict(result="of H"),
-    "this is the inverse; its upper triangular factor U is still to come: torch.linalg.cholesky(..., upper=True).": (
-        dict(result="inverse")
+    "live ones.": right.edit("where(dead, mean,", "where(dead, 1,"),
+    "damping was added to the dead input as well: it gets the mean, and that is all.": (
+        right.edit(DIAGONAL, "torch.where(dead, mean, diagonal) + damping * mean")
     ),
-    "this is the damped Hessian; invert it, and take the upper triangular factor of the inverse.": dict(result="H"),
-    "this is the transpose, a lower triangle. U is the upper one.": dict(result="lower"),
+    "this is the factor of H itself. Invert first: H^-1 = U^T U.": right.edit("cholesky(inverse", "cholesky(damped"),
+    "this is the inverse; its upper triangular factor U is still to come: torch.linalg.cholesky(..., upper=True).": (
+        right.edit(RESULT, "inverse")
+    ),
+    "this is the damped Hessian; invert it, and take the upper triangular factor of the inverse.": (
+        right.edit(RESULT, "damped")
+    ),
+    "this is the transpose, a lower triangle. U is the upper one.": right.edit(", upper=True", ""),
     "this has H^-1 = U U^T, the factors the wrong way round: the inverse of the factor of H, transposed. Invert H, "
-    "then factor.": dict(result="U U^T"),
+    "then factor.": right.edit(RESULT, "torch.linalg.inv(torch.linalg.cholesky(damped)).T"),
+    "a dead input got only the damping. Without damping its 0 stays on the diagonal, and nothing can be inverted: "
+    "put the mean of the live ones there.": right.edit(DIAGONAL, "diagonal + damping * mean"),
 }
 
 
@@ -141,11 +126,7 @@ FACTOR = Exercise(
     reference=factor,
     cases=factor_cases,
     outputs=("upper",),
-    mistakes={text: partial(_factor_with, **slip) for text, slip in FACTOR_MISTAKES.items()}
-    | {
-        "a dead input got only the damping. Without damping its 0 stays on the diagonal, and nothing can be inverted: "
-        "put the mean of the live ones there.": _only_damping,
-    },
+    mistakes=MISTAKES,
     tolerance=1e-3,  # an inverse loses digits, and float32 has few
     replaces="qtutor.methods.gptq.factor",
     adapt=adapt_factor,

@@ -1,13 +1,12 @@
 """``gptq.loop``: all columns of a matrix, one after the other, with the rows of U."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
 from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
 from qtutor.methods.gptq import BLOCK_SIZE, Plan
@@ -60,64 +59,58 @@ def loop_cases():
     ]
 
 
-def _loop_with(
-    weight,
-    upper,
-    scale,
-    zero,
-    bits,
-    sign=-1,
-    power=1,
-    row="U",
-    error="corrected",
-    group="right",
-    clamp=True,
-    get="codes",
-):
-    """The loop with one slip or another; without any it is right."""
-    rows, columns = weight.shape
-    length = columns // scale.shape[1]
-    original, work, u = weight.double(), weight.double().clone(), upper.double()
-    whole = u.T @ u
-    codes = torch.zeros(rows, columns, dtype=torch.float64)
-    for j in range(columns):
-        g = 0 if group == "first" else j // length
+@solution
+def right(weight, upper, scale, zero, bits):
+    work, u, codes = weight.double().clone(), upper.double(), torch.zeros(weight.shape, dtype=torch.float64)
+    length = weight.shape[1] // scale.shape[1]
+    for j in range(weight.shape[1]):
+        g = j // length
         s, z = scale[:, g].double(), zero[:, g].double()
-        free = (work[:, j] / s).round() + z
-        codes[:, j] = free.clamp(0, 2**bits - 1) if clamp else free
-        e = (original if error == "original" else work)[:, j] - s * ((free if error == "free" else codes[:, j]) - z)
-        e = e[:1].expand(rows) if error == "first row" else e
-        end = {"next": j + 2, "group": (j // length + 1) * length}.get(row, columns)
-        if row == "inverse":
-            pushed = whole[j, j + 1 :] / whole[j, j]
-        else:
-            pushed = u[j, j + 1 : end] / u[j, j] ** power
-        work[:, j + 1 : end] += sign * torch.outer(e, pushed)
-    levels = scale.double().repeat_interleave(length, 1) * (codes - zero.double().repeat_interleave(length, 1))
-    return {"codes": codes, "weights": levels, "moved": work}[get]
+        codes[:, j] = ((work[:, j] / s).round() + z).clamp(0, 2**bits - 1)
+        e = work[:, j] - s * (codes[:, j] - z)
+        work[:, j + 1 :] -= torch.outer(e, u[j, j + 1 :] / u[j, j])
+    return codes
 
 
-LOOP_MISTAKES = {
+MISTAKES = {
     "these are the codes of rounding to nearest: nothing reaches the columns to the right. They move by row j of U, "
-    "upper[j, j+1:] (column j holds zeros there), and it is the moved weights that get rounded.": dict(sign=0),
-    "columns move the wrong way, so that errors add up: *subtract* e times the row of U.": dict(sign=1),
-    "the error is not divided by U_jj, the diagonal of U, before it is pushed.": dict(power=0),
-    "the error is divided by the square of U_jj. The row of U carries one U_jj already: divide once.": dict(power=2),
-    "you push with the rows of H^-1 = U^T U. These are right for column 0 alone: afterwards the inverse must forget "
-    "the columns that are done, and the row that does is upper[j, j+1:] / upper[j, j].": dict(row="inverse"),
-    "only the next column is moved. Every column to the right takes its part.": dict(row="next"),
-    "columns are moved only up to the end of the group. Scales stop there, but errors do not.": dict(row="group"),
-    "the error is counted from the original weight. By now the column has been moved: the error is what rounding "
-    "changed of *that*.": dict(error="original"),
-    "the error is counted before the code was clamped. A weight beyond the range is off by more, and that has to be "
-    "made up for as well.": dict(error="free"),
-    "every row is moved by the error of row 0. Each row has an error of its own.": dict(error="first row"),
-    "all columns are rounded with the scale and zero of the first group: column j belongs to group j // group_size.": (
-        dict(group="first")
+    "upper[j, j+1:] (column j holds zeros there), and it is the moved weights that get rounded.": (
+        right.edit("u[j, j + 1 :]", "u[j + 1 :, j]")
     ),
-    "codes leave 0 ... 2**bits - 1: clamp them, and do it before the error is computed.": dict(clamp=False),
-    "these are weights; return the codes.": dict(get="weights"),
-    "these are the weights as they were when their turn came; return the codes.": dict(get="moved"),
+    "columns move the wrong way, so that errors add up: *subtract* e times the row of U.": right.edit("-=", "+="),
+    "the error is not divided by U_jj, the diagonal of U, before it is pushed.": right.edit(" / u[j, j]", ""),
+    "the error is divided by the square of U_jj. The row of U carries one U_jj already: divide once.": (
+        right.edit("u[j, j])", "u[j, j].square())")
+    ),
+    "you push with the rows of H^-1 = U^T U. These are right for column 0 alone: afterwards the inverse must forget "
+    "the columns that are done, and the row that does is upper[j, j+1:] / upper[j, j].": (
+        right.edit("upper.double()", "upper.double().T @ upper.double()")
+    ),
+    "only the next column is moved. Every column to the right takes its part.": (
+        right.edit(("work[:, j + 1 :]", "work[:, j + 1 : j + 2]"), ("u[j, j + 1 :]", "u[j, j + 1 : j + 2]"))
+    ),
+    "columns are moved only up to the end of the group. Scales stop there, but errors do not.": right.edit(
+        ("work[:, j + 1 :]", "work[:, j + 1 : (g + 1) * length]"), ("u[j, j + 1 :]", "u[j, j + 1 : (g + 1) * length]")
+    ),
+    "the error is counted from the original weight. By now the column has been moved: the error is what rounding "
+    "changed of *that*.": right.edit("e = work[:, j]", "e = weight[:, j].double()"),
+    "the error is counted before the code was clamped. A weight beyond the range is off by more, and that has to be "
+    "made up for as well.": right.edit("s * (codes[:, j] - z)", "s * (work[:, j] / s).round()"),
+    "every row is moved by the error of row 0. Each row has an error of its own.": (
+        right.edit("outer(e,", "outer(e[:1].expand(len(e)),")
+    ),
+    "all columns are rounded with the scale and zero of the first group: column j belongs to group j // group_size.": (
+        right.edit("j // length", "0")
+    ),
+    "codes leave 0 ... 2**bits - 1: clamp them, and do it before the error is computed.": (
+        right.edit(".clamp(0, 2**bits - 1)", "")
+    ),
+    "these are weights; return the codes.": right.edit(
+        "return codes", "return ((codes.reshape(*scale.shape, -1) - zero[..., None]) * scale[..., None]).flatten(1)"
+    ),
+    "these are the weights as they were when their turn came; return the codes.": (
+        right.edit("return codes", "return work")
+    ),
 }
 
 
@@ -174,7 +167,7 @@ LOOP = Exercise(
     reference=loop,
     cases=loop_cases,
     outputs=("codes",),
-    mistakes={text: partial(_loop_with, **slip) for text, slip in LOOP_MISTAKES.items()},
+    mistakes=MISTAKES,
     properties=(
         (
             "a code is a whole number from 0 to 2**bits - 1.",

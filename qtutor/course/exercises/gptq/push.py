@@ -1,10 +1,9 @@
 """``gptq.push``: one column is rounded, those to its right move."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
+from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
 
@@ -40,58 +39,61 @@ def push_cases():
     ]
 
 
-def _push_with(
-    weight, inverse, rounded, sign=-1, power=1, own=False, first="rounded", error="each", spread=False, result="all"
-):
-    """A column pushed with one slip or another; without any it is right."""
+@solution
+def right(weight, inverse, rounded):
     weight, inverse, rounded = weight.double(), inverse.double(), rounded.double()
-    e = {"each": weight[:, 0] - rounded, "first": (weight[:, 0] - rounded)[:1].expand(len(weight)), "level": rounded}
-    row = torch.ones(len(inverse), dtype=torch.float64) / -max(len(inverse) - 1, 1) if spread else inverse[0]
-    divisor = inverse.diagonal() if own else (1.0 if spread else inverse[0, 0] ** power)
-    moves = sign * torch.outer(e[error], row / divisor)
-    after = weight + moves
-    if first == "rounded":
-        after[:, 0] = rounded
-    elif first == "moved":
-        pass  # column 0 is left to the formula, as the others are
-    elif first == "twice":
-        after[:, 0] = rounded + moves[:, 0]
-    else:
-        after[:, 0] = weight[:, 0]
-    return {"all": after, "rest": after[:, 1:], "moves": after - weight}[result]
+    e = weight[:, 0] - rounded
+    after = weight - torch.outer(e, inverse[0] / inverse[0, 0])
+    after[:, 0] = rounded
+    return after
 
 
-PUSH_MISTAKES = {
+ADDED = ("weight - torch", "weight + torch")
+NOT_DIVIDED = (" / inverse[0, 0]", "")
+LEFT_TO_THE_FORMULA = ("    after[:, 0] = rounded\n", "")  # column 0, as the others are
+
+MISTAKES = {
     "the others moved the wrong way, so that they add to the error. With e = weight - rounded they move by *minus* e "
-    "times the row of the inverse.": dict(sign=1),
-    "nothing was pushed: only column 0 changed. That is rounding to nearest.": dict(sign=0),
+    "times the row of the inverse.": right.edit(ADDED),
+    "nothing was pushed: only column 0 changed. That is rounding to nearest.": (
+        right.edit("weight - torch.outer(e, inverse[0] / inverse[0, 0])", "weight.clone()")
+    ),
     "the sign is wrong: with e = weight - rounded, *subtract* e times the row of the inverse. Column 0 shows it best, "
-    "since it should come out rounded.": dict(sign=1, first="moved"),
-    "the division by [H^-1]_00 is missing.": dict(power=0),
-    "the row of the inverse has to be divided by its first entry, [H^-1]_00; column 0 then comes out rounded.": dict(
-        power=0, first="moved"
+    "since it should come out rounded.": right.edit(ADDED, LEFT_TO_THE_FORMULA),
+    "the division by [H^-1]_00 is missing.": right.edit(NOT_DIVIDED),
+    "the row of the inverse has to be divided by its first entry, [H^-1]_00; column 0 then comes out rounded.": (
+        right.edit(NOT_DIVIDED, LEFT_TO_THE_FORMULA)
     ),
     "you divided by the square root of [H^-1]_00; the formula has it as it is. (The root belongs to U, further "
-    "down.)": dict(power=0.5),
-    "you divided by the square of [H^-1]_00; the formula has it as it is.": dict(power=2),
+    "down.)": right.edit("inverse[0, 0]", "inverse[0, 0].sqrt()"),
+    "you divided by the square of [H^-1]_00; the formula has it as it is.": (
+        right.edit("inverse[0, 0]", "inverse[0, 0].square()")
+    ),
     "every column was divided by its own [H^-1]_jj. The divisor is the one of the column that was rounded, "
-    "[H^-1]_00.": dict(own=True),
-    "column 0 is still what it was: it has to take the rounded values.": dict(first="old"),
-    "column 0 was moved once more after it was rounded. It is done: only those to its right move.": dict(first="twice"),
-    "every row was moved by the error of row 0. Each row has an error of its own: torch.outer(e, ...).": dict(
-        error="first"
+    "[H^-1]_00.": right.edit("inverse[0, 0]", "inverse.diagonal()"),
+    "column 0 is still what it was: it has to take the rounded values.": (
+        right.edit("after[:, 0] = rounded", "after[:, 0] = weight[:, 0]")
     ),
-    "e is the rounded value itself; the error is what rounding changed, weight minus rounded.": dict(error="level"),
-    "the error was shared out evenly. How much each column takes over is in the first row of the inverse.": dict(
-        spread=True
+    "column 0 was moved once more after it was rounded. It is done: only those to its right move.": (
+        right.edit("after[:, 0] = rounded", "after[:, 0] = rounded - e")
     ),
-    "these are the columns that are left; return all of them, with the rounded column in front.": dict(result="rest"),
-    "these are the moves alone; return the weights after them.": dict(result="moves"),
+    "every row was moved by the error of row 0. Each row has an error of its own: torch.outer(e, ...).": (
+        right.edit("outer(e,", "outer(e[:1].expand(len(e)),")
+    ),
+    "e is the rounded value itself; the error is what rounding changed, weight minus rounded.": (
+        right.edit("e = weight[:, 0] - rounded", "e = rounded")
+    ),
+    "the error was shared out evenly. How much each column takes over is in the first row of the inverse.": (
+        right.edit("inverse[0] / inverse[0, 0]", "torch.full_like(inverse[0], -1 / max(len(inverse) - 1, 1))")
+    ),
+    "these are the columns that are left; return all of them, with the rounded column in front.": (
+        right.edit("return after", "return after[:, 1:]")
+    ),
+    "these are the moves alone; return the weights after them.": right.edit("return after", "return after - weight"),
+    "you inverted what you were given. It is H^-1 already: the row that is needed is its first.": (
+        right.edit("inverse.double()", "torch.linalg.inv(inverse.double())")
+    ),
 }
-
-
-def _with_h_itself(weight, inverse, rounded):
-    return _push_with(weight, torch.linalg.inv(inverse.double()), rounded)
 
 
 PUSH = Exercise(
@@ -103,9 +105,6 @@ PUSH = Exercise(
     reference=push,
     cases=push_cases,
     outputs=("weight",),
-    mistakes={text: partial(_push_with, **slip) for text, slip in PUSH_MISTAKES.items()}
-    | {
-        "you inverted what you were given. It is H^-1 already: the row that is needed is its first.": _with_h_itself,
-    },
+    mistakes=MISTAKES,
     tolerance=1e-3,  # float32 is precise enough for weights, and some of these sums nearly cancel
 )
