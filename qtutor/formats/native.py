@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.grid import IntGrid
+from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
 from qtutor.runtime.int8 import Int8Linear
@@ -81,7 +82,7 @@ def _describe(module: QuantWeight) -> dict:
         "bits": module.grid.bits,
         "symmetric": module.grid.symmetric,
         "group_size": module.group_size,
-        "nested": module.nested,
+        "nested": {PlainScales: False, NestedScales: True}[module.scales_as],
         "bias": getattr(module, "bias", None) is not None,
         **({"threshold": module.threshold} if isinstance(module, Int8Linear) else {}),
     }
@@ -143,10 +144,11 @@ def _read_about(folder: Path) -> dict:
 
 def _empty(layer: dict, dtype: torch.dtype) -> QuantWeight:
     grid = CODEBOOKS.get(layer["grid"]) or IntGrid(layer["bits"], layer["symmetric"])
+    scales_as = NestedScales if layer["nested"] else PlainScales
     if layer["kind"] == "embedding":
-        return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype, layer["nested"])
+        return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype, scales_as)
     kind = Int8Linear if layer["kind"] == "int8 linear" else QuantLinear
-    module = kind(*layer["shape"], grid, layer["group_size"], layer["bias"], layer["nested"])
+    module = kind(*layer["shape"], grid, layer["group_size"], layer["bias"], scales_as)
     if "threshold" in layer:  # exports from before it was stored keep the class's own
         module.threshold = layer["threshold"]
     return module
