@@ -46,19 +46,21 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     if folder.exists() and not (folder / "qtutor.json").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        # mkdtemp keeps others out; an export is as readable as any new folder
-        os.chmod(beside, 0o755)
+        # mkdtemp keeps others out; an export is as readable as any new folder.
+        beside = outer / "new"
+        beside.mkdir()
         save_file(_tensors(model), beside / "model.safetensors", metadata={"format": "pt"})
         about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
         (beside / "qtutor.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        shutil.copymode(beside / "qtutor.json", beside / "model.safetensors")  # which save_file keeps from others, too
         model.config.save_pretrained(beside)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         _swap(beside, folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
     return folder
 
 
