@@ -7,7 +7,7 @@ from qtutor.core.grid import Grid
 from qtutor.core.packing import pack, unpack
 from qtutor.core.quantized import QuantizedTensor, dequantize, scales_shape, shapes
 from qtutor.core.scales import PlainScales, Scales, rows_of
-from qtutor.runtime import kernels
+from qtutor.runtime.kernels import reference
 
 
 class QuantWeight(nn.Module):
@@ -20,7 +20,7 @@ class QuantWeight(nn.Module):
         super().__init__()
         self.rows, self.columns, self.grid, self.group_size = rows, columns, grid, group_size
         self.scales_as = scales_as
-        self.groups = scales_shape(rows, columns, group_size)[1]
+        self.scales_shape = scales_shape(rows, columns, group_size)
         for name, (shape, dtype) in shapes(rows, columns, grid, group_size, scales_as).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype))
         if grid.symmetric:
@@ -53,9 +53,9 @@ class QuantWeight(nn.Module):
         """The scales as they are stored; :meth:`~.Scales.decode` makes numbers of them."""
         return self.scales_as.of(self._buffers)
 
-    def unpacked_zeros(self) -> torch.Tensor | None:
-        """Zero points, uint8, shaped like the scales."""
-        return None if self.zeros is None else unpack(self.zeros, self.grid.bits, self.groups)
+    def unpacked_zeros(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
+        """Zero points, uint8, shaped like the scales; those of some rows only."""
+        return None if self.zeros is None else unpack(rows_of(self.zeros, rows), self.grid.bits, self.scales_shape[1])
 
     def quantized(self) -> QuantizedTensor:
         """The unpacked representation, for plots, metrics and exporters."""
@@ -68,7 +68,13 @@ class QuantWeight(nn.Module):
 
 
 class QuantLinear(QuantWeight):
-    """``y = x @ weight.T + bias`` from packed bytes; x ``[..., in]`` in any float dtype."""
+    """``y = x @ weight.T + bias`` from packed bytes; x ``[..., in]`` in any float dtype.
+
+    The product is that of a kernel (:mod:`qtutor.runtime.kernels`), which prepares what it needs once. That is no part
+    of the layer: it is not saved, a copy makes its own.
+    """
+
+    _prepared: tuple | None = None  # kernel, stamp, the buffers that were stamped, the kernel's state
 
     def __init__(
         self,
@@ -93,9 +99,36 @@ class QuantLinear(QuantWeight):
             layer.bias = bias.detach()
         return layer
 
+    def kernel(self, x: torch.Tensor):
+        """What multiplies ``x`` with this layer; where there are several, its device, dtype and batch will tell."""
+        return reference
+
+    def prepared(self, kernel):
+        """The state that ``kernel`` made of this layer: of an earlier call, or a new one if the layer has changed."""
+        if self._prepared is None or self._prepared[:2] != (kernel, self._stamp()):
+            state = kernel.prepare(self)
+            self._prepared = kernel, self._stamp(), tuple(self._buffers.values()), state
+        return self._prepared[-1]
+
+    def _stamp(self) -> tuple:
+        """Another one whenever a buffer was exchanged or, by torch, changed in place.
+
+        An id is of one tensor as long as that lives, so the stamped buffers are kept. Of an inference tensor torch does
+        not count the changes: its stamp is equal to no other, and nothing that was prepared is used twice.
+        """
+        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
+        return tuple((id(b), object() if b.is_inference() else b._version) for b in buffers)
+
+    def _apply(self, fn, recurse=True):
+        self._prepared = None  # or it would keep the old buffers alive, on the old device, until the next call
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_prepared": None}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scales = self.stored_scales.decode()
-        y = kernels.matmul(x, self.packed, scales, self.unpacked_zeros(), self.grid, self.columns)
+        kernel = self.kernel(x)
+        y = kernel.run(x, self.prepared(kernel))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -125,6 +158,5 @@ class QuantEmbedding(QuantWeight):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = ids.flatten()
         codes = unpack(self.packed[rows], self.grid.bits, self.columns)
-        zeros = None if self.zeros is None else unpack(rows_of(self.zeros, rows), self.grid.bits, self.groups)
-        weight = dequantize(codes, self.stored_scales.rows(rows), zeros, self.grid, self.dtype)
+        weight = dequantize(codes, self.stored_scales.rows(rows), self.unpacked_zeros(rows), self.grid, self.dtype)
         return weight.reshape(*ids.shape, self.columns)
