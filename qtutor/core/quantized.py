@@ -3,13 +3,14 @@
 ``weight[o, i]  ≈  scales[o, i // group_size] * (codes[o, i] - zeros[o, i // group_size])``
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 
 from qtutor.core.grid import Grid
 from qtutor.core.packing import packed_width
-from qtutor.core.scales import NestedScales
+from qtutor.core.scales import PlainScales, Scales
 from qtutor.errors import QtutorError
 
 PER_CHANNEL = -1  # one group a row
@@ -32,6 +33,38 @@ def resolve_group_size(group_size: int, columns: int, name: str = "weight") -> i
     return group_size
 
 
+def scales_shape(rows: int, columns: int, group_size: int, name: str = "weight") -> tuple[int, int]:
+    """``(out, groups)``, or ``(1, 1)`` for one scale a tensor. Raises as :func:`resolve_group_size` does."""
+    if group_size == PER_TENSOR:
+        return 1, 1
+    return rows, columns // max(resolve_group_size(group_size, columns, name), 1)
+
+
+def shapes(
+    rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales, name: str = "weight"
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor that a packed matrix ``[rows, columns]`` is stored as, by name.
+
+    scales_as: the way its scales are stored. name: what errors call the matrix.
+
+    >>> shapes(64, 128, IntGrid(4), 32)
+    {'packed': ((64, 64), torch.uint8), 'scales': ((64, 4), torch.float16), 'zeros': ((64, 2), torch.uint8)}
+    """
+    scales = scales_shape(rows, columns, group_size, name)
+    stored = {"packed": ((rows, packed_width(columns, grid.bits)), torch.uint8), **scales_as.shapes(scales, grid)}
+    if not grid.symmetric:
+        stored["zeros"] = (scales[0], packed_width(scales[1], grid.bits)), torch.uint8
+    return stored
+
+
+def nbytes_of(
+    rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales, name: str = "weight"
+) -> int:
+    """True bytes of a packed matrix, from its shape alone; arguments as of :func:`shapes`."""
+    stored = shapes(rows, columns, grid, group_size, scales_as, name)
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
+
+
 def check_weight(weight: torch.Tensor, name: str = "weight") -> None:
     """Raise :class:`QtutorError` unless ``weight`` is a finite floating-point matrix ``[out, in]``."""
     if weight.dim() != 2 or not weight.is_floating_point():
@@ -48,16 +81,16 @@ def check_weight(weight: torch.Tensor, name: str = "weight") -> None:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class QuantizedTensor:
     """A quantized matrix ``[out, in]``.
 
     codes: uint8 ``[out, in]``, one code a byte for ease of work (:attr:`nbytes` counts them packed).
     scales: ``[out, groups]``, or ``[1, 1]`` for one scale a tensor; float16 for an :class:`qtutor.IntGrid`, float32 for
-    a codebook.
+    a codebook. Given :class:`~.scales.Scales` that are stored in another way, it is what these decode to.
     zeros: uint8, shaped like ``scales``; ``None`` for a symmetric grid, whose zero point needs no storing.
     group_size: weights that share a scale: a number, or :data:`PER_CHANNEL`, or :data:`PER_TENSOR`.
-    nested: how ``scales`` are stored where they are quantized themselves; ``scales`` are then what it decodes to.
+    stored_scales: how ``scales`` are stored, as numbers if nothing else was given.
     """
 
     codes: torch.Tensor
@@ -65,7 +98,12 @@ class QuantizedTensor:
     zeros: torch.Tensor | None
     grid: Grid
     group_size: int
-    nested: NestedScales | None = None
+    stored_scales: Scales = field(init=False)
+
+    def __post_init__(self):
+        stored = self.scales if isinstance(self.scales, Scales) else PlainScales(self.scales)
+        object.__setattr__(self, "stored_scales", stored)  # frozen, so that the two cannot come to differ
+        object.__setattr__(self, "scales", stored.decode())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,8 +114,7 @@ class QuantizedTensor:
         """True size in bytes: packed codes, scales, and packed zero points."""
         rows, columns = self.shape
         zeros = 0 if self.zeros is None else self.zeros.shape[0] * packed_width(self.zeros.shape[1], self.grid.bits)
-        scales = (self.nested or self.scales).nbytes
-        return rows * packed_width(columns, self.grid.bits) + scales + zeros
+        return rows * packed_width(columns, self.grid.bits) + self.stored_scales.nbytes + zeros
 
     @property
     def bits_per_weight(self) -> float:
@@ -89,9 +126,9 @@ class QuantizedTensor:
         return dequantize(self.codes, self.scales, self.zeros, self.grid, dtype)
 
     def split(self, rows: list[int]) -> list["QuantizedTensor"]:
-        """Matrices of so many rows each, in turn; not for one scale a tensor or nested scales, which rows share."""
+        """Matrices of so many rows each, in turn. Raises :class:`QtutorError` for scales that rows share."""
         zeros = [None] * len(rows) if self.zeros is None else self.zeros.split(rows)
-        parts = zip(self.codes.split(rows), self.scales.split(rows), zeros)
+        parts = zip(self.codes.split(rows), self.stored_scales.split(rows), zeros)
         return [QuantizedTensor(*part, self.grid, self.group_size) for part in parts]
 
 

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.grid import IntGrid
+from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
 from qtutor.runtime.int8 import Int8Linear
@@ -46,20 +47,22 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     if folder.exists() and not (folder / ABOUT).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        # mkdtemp keeps others out; an export is as readable as any new folder
-        os.chmod(beside, 0o755)
+        # mkdtemp keeps others out; an export is as readable as any new folder.
+        beside = outer / "new"
+        beside.mkdir()
         save_file(_tensors(model), beside / "model.safetensors", metadata={"format": "pt"})
         about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
         about["recipe"] = getattr(model, "qtutor_recipe", None)  # what it was made with, for whoever reads the file
         (beside / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        shutil.copymode(beside / ABOUT, beside / "model.safetensors")  # which save_file keeps from others, too
         model.config.save_pretrained(beside)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         _swap(beside, folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
     return folder
 
 
@@ -83,7 +86,7 @@ def _describe(module: QuantWeight) -> dict:
         "bits": module.grid.bits,
         "symmetric": module.grid.symmetric,
         "group_size": module.group_size,
-        "nested": module.nested,
+        "nested": {PlainScales: False, NestedScales: True}[module.scales_as],
         "bias": getattr(module, "bias", None) is not None,
         **({"threshold": module.threshold} if isinstance(module, Int8Linear) else {}),
     }
@@ -146,10 +149,11 @@ def _read_about(folder: Path) -> dict:
 
 def _empty(layer: dict, dtype: torch.dtype) -> QuantWeight:
     grid = CODEBOOKS.get(layer["grid"]) or IntGrid(layer["bits"], layer["symmetric"])
+    scales_as = NestedScales if layer["nested"] else PlainScales
     if layer["kind"] == "embedding":
-        return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype, layer["nested"])
+        return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype, scales_as)
     kind = Int8Linear if layer["kind"] == "int8 linear" else QuantLinear
-    module = kind(*layer["shape"], grid, layer["group_size"], layer["bias"], layer["nested"])
+    module = kind(*layer["shape"], grid, layer["group_size"], layer["bias"], scales_as)
     if "threshold" in layer:  # exports from before it was stored keep the class's own
         module.threshold = layer["threshold"]
     return module

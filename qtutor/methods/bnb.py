@@ -39,10 +39,9 @@ def quantize(
     if grid == INT8:
         return rtn.quantize(weight, grid, PER_CHANNEL, name=name)
     quantized = rtn.quantize(weight, grid, group_size, name=name)
-    if double and quantized.scales.numel():
-        quantized.nested = nest(quantized.scales)
-        quantized.scales = quantized.nested.decode()
-    return quantized
+    if not double or not quantized.scales.numel():
+        return quantized
+    return QuantizedTensor(quantized.codes, nest(quantized.scales), None, grid, group_size)
 
 
 def nest(scales: torch.Tensor) -> NestedScales:

@@ -1,13 +1,9 @@
-"""A linear layer that multiplies int8 codes of its weights with int8 codes of its inputs: LLM.int8.
-
-The arithmetic is :mod:`qtutor.methods.bnb`'s.
-"""
+"""A linear layer that multiplies int8 codes of its weights with int8 codes of its inputs: LLM.int8."""
 
 import torch
 
-from qtutor.core.packing import unpack
-from qtutor.methods.bnb import THRESHOLD, mixed_product, quantize_rows
-from qtutor.runtime.kernels.reference import BLOCK_ROWS
+from qtutor.methods.bnb import THRESHOLD
+from qtutor.runtime.kernels import int8
 from qtutor.runtime.linear import QuantLinear
 
 
@@ -19,13 +15,8 @@ class Int8Linear(QuantLinear):
 
     threshold: float | None = THRESHOLD
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.reshape(-1, self.columns)
-        inputs = quantize_rows(flat, self.threshold)
-        y = torch.empty(len(flat), self.rows, dtype=x.dtype, device=x.device)
-        for start in range(0, self.rows, BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            weight = unpack(self.packed[rows], self.grid.bits, self.columns).double() - self.grid.middle
-            y[:, rows] = mixed_product(flat, *inputs, weight, self.scales[rows, 0]).to(x.dtype)
-        y = y.reshape(*x.shape[:-1], self.rows)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+    def kernel(self, x: torch.Tensor):
+        return int8
+
+    def _stamp(self) -> tuple:
+        return self.threshold, *super()._stamp()

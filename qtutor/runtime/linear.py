@@ -4,57 +4,43 @@ import torch
 from torch import nn
 
 from qtutor.core.grid import Grid
-from qtutor.core.packing import pack, packed_width, unpack
-from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, dequantize, resolve_group_size
-from qtutor.core.scales import NestedScales
-from qtutor.runtime import kernels
+from qtutor.core.packing import pack, unpack
+from qtutor.core.quantized import QuantizedTensor, dequantize, scales_shape, shapes
+from qtutor.core.scales import PlainScales, Scales, rows_of
+from qtutor.runtime.kernels import reference
 
 
 class QuantWeight(nn.Module):
     """Packed codes, scales and packed zero points of one matrix ``[rows, columns]``, as buffers.
 
-    nested: the scales are stored quantized, in three buffers of their own.
+    scales_as: how the scales are stored; the buffers have its names.
     """
 
-    SCALES = ("scales", "scale_absmax", "scale_offset")  # floating point, but not the model's dtype
-
-    def __init__(self, rows: int, columns: int, grid: Grid, group_size: int, nested: bool = False):
+    def __init__(self, rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales):
         super().__init__()
         self.rows, self.columns, self.grid, self.group_size = rows, columns, grid, group_size
-        length = resolve_group_size(group_size, columns)
-        scales = (1, 1) if group_size == PER_TENSOR else (rows, columns // max(length, 1))
-        self.groups = scales[1]
-        self.register_buffer("packed", torch.empty(rows, packed_width(columns, grid.bits), dtype=torch.uint8))
-        self.register_buffer("scales", None if nested else torch.empty(scales, dtype=grid.scale_dtype))
-        self.nested = nested
-        if nested:
-            self.register_buffer("scale_codes", torch.empty(scales, dtype=torch.uint8))
-            blocks = -(-scales[0] * scales[1] // NestedScales.BLOCK)
-            self.register_buffer("scale_absmax", torch.empty(blocks, dtype=torch.float32))
-            self.register_buffer("scale_offset", torch.empty((), dtype=torch.float32))
-        zeros = None
-        if not grid.symmetric:
-            zeros = torch.empty(scales[0], packed_width(scales[1], grid.bits), dtype=torch.uint8)
-        self.register_buffer("zeros", zeros)
+        self.scales_as = scales_as
+        self.scales_shape = scales_shape(rows, columns, group_size)
+        for name, (shape, dtype) in shapes(rows, columns, grid, group_size, scales_as).items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype))
+        if grid.symmetric:
+            self.register_buffer("zeros", None)
 
     def fill(self, quantized: QuantizedTensor) -> None:
         """Take over the codes of ``quantized``, packed."""
         self.packed = pack(quantized.codes, self.grid.bits)
-        if self.nested:
-            nested = quantized.nested
-            self.scale_codes, self.scale_absmax, self.scale_offset = nested.codes, nested.absmax, nested.offset
-        else:
-            self.scales = quantized.scales
+        for name, tensor in quantized.stored_scales.tensors().items():
+            setattr(self, name, tensor)
         if quantized.zeros is not None:
             self.zeros = pack(quantized.zeros, self.grid.bits)
 
     def _apply(self, fn, recurse=True):
         # model.to(bfloat16) would cast every floating-point buffer, but scales must stay the values that the codes were
         # made for: only the device is followed.
-        kept = {name: self._buffers[name] for name in self.SCALES if self._buffers.get(name) is not None}
+        kept = self.stored_scales.tensors()
         super()._apply(fn, recurse)
-        for name, scales in kept.items():
-            self._buffers[name] = scales.to(self.packed.device)
+        for name, tensor in kept.items():
+            self._buffers[name] = tensor.to(self.packed.device)
         return self
 
     @property
@@ -62,22 +48,19 @@ class QuantWeight(nn.Module):
         """Bytes that these buffers really take."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
-    def unpacked_scales(self) -> torch.Tensor:
-        """Scales, float16 or float32 ``[rows, groups]`` or ``[1, 1]``."""
-        return self._nested_scales().decode() if self.nested else self.scales
+    @property
+    def stored_scales(self) -> Scales:
+        """The scales as they are stored; :meth:`~.Scales.decode` makes numbers of them."""
+        return self.scales_as.of(self._buffers)
 
-    def _nested_scales(self) -> NestedScales | None:
-        return NestedScales(self.scale_codes, self.scale_absmax, self.scale_offset) if self.nested else None
-
-    def unpacked_zeros(self) -> torch.Tensor | None:
-        """Zero points, uint8, shaped like ``scales``."""
-        return None if self.zeros is None else unpack(self.zeros, self.grid.bits, self.groups)
+    def unpacked_zeros(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
+        """Zero points, uint8, shaped like the scales; those of some rows only."""
+        return None if self.zeros is None else unpack(rows_of(self.zeros, rows), self.grid.bits, self.scales_shape[1])
 
     def quantized(self) -> QuantizedTensor:
         """The unpacked representation, for plots, metrics and exporters."""
         codes = unpack(self.packed, self.grid.bits, self.columns)
-        scales, zeros = self.unpacked_scales(), self.unpacked_zeros()
-        return QuantizedTensor(codes, scales, zeros, self.grid, self.group_size, self._nested_scales())
+        return QuantizedTensor(codes, self.stored_scales, self.unpacked_zeros(), self.grid, self.group_size)
 
     def extra_repr(self) -> str:
         kind = getattr(self.grid, "name", "symmetric" if self.grid.symmetric else "asymmetric")
@@ -85,49 +68,95 @@ class QuantWeight(nn.Module):
 
 
 class QuantLinear(QuantWeight):
-    """``y = x @ weight.T + bias`` from packed bytes; x ``[..., in]`` in any float dtype."""
+    """``y = x @ weight.T + bias`` from packed bytes; x ``[..., in]`` in any float dtype.
+
+    The product is that of a kernel (:mod:`qtutor.runtime.kernels`), which prepares what it needs once. That is no part
+    of the layer: it is not saved, a copy makes its own.
+    """
+
+    _prepared: tuple | None = None  # kernel, stamp, the buffers that were stamped, the kernel's state
 
     def __init__(
-        self, out_features: int, in_features: int, grid: Grid, group_size: int, bias: bool = False, nested: bool = False
+        self,
+        out_features: int,
+        in_features: int,
+        grid: Grid,
+        group_size: int,
+        bias: bool = False,
+        scales_as: type[Scales] = PlainScales,
     ):
-        super().__init__(out_features, in_features, grid, group_size, nested)
+        super().__init__(out_features, in_features, grid, group_size, scales_as)
         self.out_features, self.in_features = out_features, in_features
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
 
     @classmethod
     def from_quantized(cls, quantized: QuantizedTensor, bias: torch.Tensor | None = None) -> "QuantLinear":
         """A layer that computes with ``quantized [out, in]``."""
-        nested = quantized.nested is not None
-        layer = cls(*quantized.shape, quantized.grid, quantized.group_size, bias is not None, nested)
+        scales_as = type(quantized.stored_scales)
+        layer = cls(*quantized.shape, quantized.grid, quantized.group_size, bias is not None, scales_as)
         layer.fill(quantized)
         if bias is not None:
             layer.bias = bias.detach()
         return layer
 
+    def kernel(self, x: torch.Tensor):
+        """What multiplies ``x`` with this layer; where there are several, its device, dtype and batch will tell."""
+        return reference
+
+    def prepared(self, kernel):
+        """The state that ``kernel`` made of this layer: of an earlier call, or a new one if the layer has changed."""
+        if self._prepared is None or self._prepared[:2] != (kernel, self._stamp()):
+            state = kernel.prepare(self)
+            self._prepared = kernel, self._stamp(), tuple(self._buffers.values()), state
+        return self._prepared[-1]
+
+    def _stamp(self) -> tuple:
+        """Another one whenever a buffer was exchanged or, by torch, changed in place.
+
+        An id is of one tensor as long as that lives, so the stamped buffers are kept. Of an inference tensor torch does
+        not count the changes: its stamp is equal to no other, and nothing that was prepared is used twice.
+        """
+        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
+        return tuple((id(b), object() if b.is_inference() else b._version) for b in buffers)
+
+    def _apply(self, fn, recurse=True):
+        self._prepared = None  # or it would keep the old buffers alive, on the old device, until the next call
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_prepared": None}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = kernels.matmul(x, self.packed, self.unpacked_scales(), self.unpacked_zeros(), self.grid, self.columns)
+        kernel = self.kernel(x)
+        y = kernel.run(x, self.prepared(kernel))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class QuantEmbedding(QuantWeight):
     """Rows of a packed table, looked up by token id and scaled; ``dtype`` is what the model computes in."""
 
-    def __init__(self, rows: int, columns: int, grid: Grid, group_size: int, dtype: torch.dtype, nested: bool = False):
-        super().__init__(rows, columns, grid, group_size, nested)
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        grid: Grid,
+        group_size: int,
+        dtype: torch.dtype,
+        scales_as: type[Scales] = PlainScales,
+    ):
+        super().__init__(rows, columns, grid, group_size, scales_as)
         self.dtype = dtype
 
     @classmethod
     def from_quantized(cls, quantized: QuantizedTensor, dtype: torch.dtype) -> "QuantEmbedding":
         """A lookup table over ``quantized [vocabulary, width]``."""
-        table = cls(*quantized.shape, quantized.grid, quantized.group_size, dtype, quantized.nested is not None)
+        scales_as = type(quantized.stored_scales)
+        table = cls(*quantized.shape, quantized.grid, quantized.group_size, dtype, scales_as)
         table.fill(quantized)
         return table
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = ids.flatten()
-        scales, zeros = self.unpacked_scales(), self.unpacked_zeros()
-        shared = scales.shape[0] == 1
-        scales = scales if shared else scales[rows]
-        zeros = zeros if shared or zeros is None else zeros[rows]
         codes = unpack(self.packed[rows], self.grid.bits, self.columns)
-        return dequantize(codes, scales, zeros, self.grid, self.dtype).reshape(*ids.shape, self.columns)
+        weight = dequantize(codes, self.stored_scales.rows(rows), self.unpacked_zeros(rows), self.grid, self.dtype)
+        return weight.reshape(*ids.shape, self.columns)

@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import qtutor
 from tests.models import FAMILIES, some_ids, tiny
@@ -58,6 +60,55 @@ def test_dtype_comes_back(tmp_path):
     qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
     qtutor.export(model, tmp_path / "out")
     assert qtutor.load_quantized(tmp_path / "out").dtype == torch.bfloat16
+
+
+DTYPES = {
+    "rtn": {"packed": torch.uint8, "scales": torch.float16, "zeros": torch.uint8},
+    "nf4": {
+        "packed": torch.uint8,
+        "scale_codes": torch.uint8,
+        "scale_absmax": torch.float32,
+        "scale_offset": torch.float32,
+    },
+    "int8": {"packed": torch.uint8, "scales": torch.float32},
+}
+
+
+@pytest.mark.parametrize("method", DTYPES)
+def test_names_and_dtypes_in_the_file(tmp_path, method):
+    model = tiny(dtype=torch.bfloat16)
+    qtutor.quantize(model, qtutor.Recipe(method=method, group_size=32, embeddings=True), progress=False)
+    qtutor.export(model, tmp_path / "out")
+    found = {}
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        kind = name.rpartition(".")[2]
+        found.setdefault(kind, set()).add(tensor.dtype)
+    weights = found.pop("weight")  # of norms and lm_head
+    assert weights == {torch.bfloat16} and found == {name: {dtype} for name, dtype in DTYPES[method].items()}
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    stored = {name: tensor.dtype for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items()}
+    assert {name: tensor.dtype for name, tensor in again.state_dict().items()} == stored
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_an_export_is_as_readable_as_any_new_folder(tmp_path, umask):
+    """It is made where only its owner can look; the second replaces the first."""
+    before = os.umask(umask)
+    try:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "file").touch()
+        for _ in range(2):
+            qtutor.export(quantized(), tmp_path / "out")
+            assert mode(tmp_path / "out") == mode(tmp_path / "folder")
+            modes = {path.name: mode(path) for path in (tmp_path / "out").iterdir()}
+            assert {"model.safetensors", "qtutor.json", "config.json"} <= set(modes)
+            assert set(modes.values()) == {mode(tmp_path / "folder" / "file")}, modes
+    finally:
+        os.umask(before)
+
+
+def mode(path) -> str:
+    return oct(stat.S_IMODE(path.stat().st_mode))
 
 
 def test_an_older_export_is_replaced_and_other_folders_are_not(tmp_path):

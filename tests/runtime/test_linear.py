@@ -41,6 +41,23 @@ def test_bytes_are_the_packed_ones():
     assert sum(buffer.nbytes for buffer in layer.state_dict().values()) == quantized.nbytes
 
 
+@pytest.mark.parametrize(("bits", "symmetric", "group"), CASES)
+def test_dtypes_are_those_of_the_files(bits, symmetric, group):
+    quantized = rtn.quantize(torch.randn(8, 64), qtutor.IntGrid(bits, symmetric), group)
+    layer = QuantLinear.from_quantized(quantized, torch.zeros(8, dtype=torch.bfloat16))
+    dtypes = {"packed": torch.uint8, "scales": torch.float16, "zeros": torch.uint8, "bias": torch.bfloat16}
+    if symmetric:
+        del dtypes["zeros"]
+    for module in (layer, layer.half().bfloat16()):
+        assert {name: buffer.dtype for name, buffer in module.named_buffers()} == dtypes
+    again = layer.quantized()
+    assert again.codes.dtype == torch.uint8 and again.scales.dtype == torch.float16
+    assert again.zeros is None if symmetric else again.zeros.dtype == torch.uint8
+    table = QuantEmbedding.from_quantized(quantized, torch.bfloat16)
+    assert {name: buffer.dtype for name, buffer in table.named_buffers()}.items() <= dtypes.items()
+    assert table(torch.tensor([1])).dtype == torch.bfloat16
+
+
 def test_casting_the_model_leaves_scales_alone():
     quantized = rtn.quantize(torch.randn(8, 64), qtutor.IntGrid(4), 16)
     layer = QuantLinear.from_quantized(quantized).to(torch.bfloat16).float().double()

@@ -4,30 +4,71 @@ Only :data:`BLOCK_ROWS` rows of the matrix exist in floating point at any moment
 than its packed bytes and one block. Fast it is not: a kernel would keep the unpacked weights in registers.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch.nn.functional import linear
 
 from qtutor.core.grid import Grid
 from qtutor.core.packing import unpack
 from qtutor.core.quantized import dequantize
+from qtutor.core.scales import PlainScales, Scales, rows_of
 
 BLOCK_ROWS = 4096
+SMALL = 1 / 16  # of the packed codes: so much may be kept unpacked
 
 
-def matmul(
-    x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, grid: Grid, columns: int
-) -> torch.Tensor:
-    """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype, from packed rows ``[out, bytes]``.
+@dataclass(frozen=True)
+class State:
+    """A packed matrix ``[out, in]``, little of it unpacked.
 
-    scales: ``[out, groups]`` or ``[1, 1]``; zeros: unpacked uint8 of the same shape, or ``None`` if symmetric.
+    packed: uint8 ``[out, bytes]``. scales, zeros: of ``groups`` groups a row, or one for all; zeros uint8, packed or
+    (``unpacked``) one a byte, ``None`` for a symmetric grid.
     """
-    if not packed.shape[0]:
+
+    packed: torch.Tensor
+    columns: int
+    grid: Grid
+    scales: Scales
+    zeros: torch.Tensor | None
+    unpacked: bool
+    groups: int
+
+    def zeros_of(self, rows: slice) -> torch.Tensor | None:
+        """Zero points of some rows, uint8 ``[rows, groups]`` or ``[1, 1]``."""
+        if self.zeros is None:
+            return None
+        zeros = rows_of(self.zeros, rows)
+        return zeros if self.unpacked else unpack(zeros, self.grid.bits, self.groups)
+
+
+def prepare(layer) -> State:
+    """References to the buffers of ``layer`` (a :class:`~.linear.QuantWeight`); small ones are decoded for good.
+
+    With groups of 32 weights or more the zero points of 4 bits are small; the numbers that nested scales of NF4 stand
+    for are so from groups of 128 on, and are decoded block by block in every run otherwise.
+    """
+    small = SMALL * layer.packed.nbytes
+    scales, zeros = layer.stored_scales, layer.zeros
+    count, groups = math.prod(layer.scales_shape), layer.scales_shape[1]
+    if count * layer.grid.scale_dtype.itemsize <= small:
+        scales = PlainScales(scales.decode())
+    unpacked = zeros is not None and count <= small
+    if unpacked:
+        zeros = unpack(zeros, layer.grid.bits, groups)
+    return State(layer.packed, layer.columns, layer.grid, scales, zeros, unpacked, groups)
+
+
+def run(x: torch.Tensor, state: State) -> torch.Tensor:
+    """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
+    count = state.packed.shape[0]
+    if not count:
         return x.new_zeros(*x.shape[:-1], 0)
     parts = []
-    for start in range(0, packed.shape[0], BLOCK_ROWS):
+    for start in range(0, count, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        own = rows if scales.shape[0] > 1 else slice(None)  # one scale for the whole matrix
-        codes = unpack(packed[rows], grid.bits, columns)
-        weight = dequantize(codes, scales[own], None if zeros is None else zeros[own], grid, x.dtype)
+        codes = unpack(state.packed[rows], state.grid.bits, state.columns)
+        weight = dequantize(codes, state.scales.rows(rows), state.zeros_of(rows), state.grid, x.dtype)
         parts.append(linear(x, weight))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

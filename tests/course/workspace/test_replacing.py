@@ -16,6 +16,7 @@ from qtutor.course import exercises, mine
 from qtutor.course.workspace import answers
 from qtutor.errors import QtutorError
 from qtutor.runtime import kernels, linear
+from qtutor.runtime.linear import QuantLinear
 from tests.course import learner
 from tests.models import some_ids, tiny
 
@@ -85,6 +86,20 @@ def test_what_the_learners_function_says_is_what_happens(workspace):
         wider = rtn.quantize(weight, IntGrid(4), 32)
     assert (wider.scales > 1.2 * plain.scales).all()
     assert not torch.equal(logits(qtutor.Recipe()), logits_of_mine(qtutor.Recipe()))
+
+
+def test_a_layer_that_has_computed_before_computes_with_the_learners_functions(workspace):
+    """What a kernel has prepared refers to no function of the package."""
+    learner.keep(*PARTS)
+    layers = [QuantLinear.from_quantized(rtn.quantize(torch.randn(8, 64), IntGrid(4), size)) for size in (64, 16)]
+    x = torch.randn(3, 64)
+    for layer in layers:
+        expected = layer(x)
+        with mine():
+            assert torch.equal(layer(x), expected)
+        assert learner.ran == ["rtn.dequantize"]
+        learner.ran.clear()
+        assert torch.equal(layer(x), expected) and learner.ran == []
 
 
 def logits_of_mine(recipe):
