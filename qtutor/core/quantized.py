@@ -33,35 +33,33 @@ def resolve_group_size(group_size: int, columns: int, name: str = "weight") -> i
     return group_size
 
 
-def scales_shape(rows: int, columns: int, group_size: int, name: str = "weight") -> tuple[int, int]:
+def scales_shape(rows: int, columns: int, group_size: int) -> tuple[int, int]:
     """``(out, groups)``, or ``(1, 1)`` for one scale a tensor. Raises as :func:`resolve_group_size` does."""
     if group_size == PER_TENSOR:
         return 1, 1
-    return rows, columns // max(resolve_group_size(group_size, columns, name), 1)
+    return rows, columns // max(resolve_group_size(group_size, columns), 1)
 
 
 def shapes(
-    rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales, name: str = "weight"
+    rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor that a packed matrix ``[rows, columns]`` is stored as, by name.
 
-    scales_as: the way its scales are stored. name: what errors call the matrix.
+    scales_as: the way its scales are stored. Raises :class:`QtutorError` where the groups do not divide the row.
 
     >>> shapes(64, 128, IntGrid(4), 32)
     {'packed': ((64, 64), torch.uint8), 'scales': ((64, 4), torch.float16), 'zeros': ((64, 2), torch.uint8)}
     """
-    scales = scales_shape(rows, columns, group_size, name)
+    scales = scales_shape(rows, columns, group_size)
     stored = {"packed": ((rows, packed_width(columns, grid.bits)), torch.uint8), **scales_as.shapes(scales, grid)}
     if not grid.symmetric:
         stored["zeros"] = (scales[0], packed_width(scales[1], grid.bits)), torch.uint8
     return stored
 
 
-def nbytes_of(
-    rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales, name: str = "weight"
-) -> int:
+def nbytes_of(rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales) -> int:
     """True bytes of a packed matrix, from its shape alone; arguments as of :func:`shapes`."""
-    stored = shapes(rows, columns, grid, group_size, scales_as, name)
+    stored = shapes(rows, columns, grid, group_size, scales_as)
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
 
 

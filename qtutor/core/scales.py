@@ -6,12 +6,12 @@ them, counts their bytes and names their tensors; whoever holds packed tensors a
     PlainScales    the numbers themselves: "scales", in the dtype of the grid
     NestedScales   quantized once more: "scale_codes", "scale_absmax", "scale_offset"
 
-Two more would fit, each on a codebook of the 16 values of a float with 2 bits of exponent and 1 of mantissa (E2M1):
+Two more would fit, both for codes of a float with 2 bits of exponent and 1 of mantissa (E2M1: 0, 0.5, 1 ... 4, 6):
 
     MXFP4   groups of 32; a scale is a power of two. It would hold "scales", uint8 ``[out, groups]``, the exponent plus
-            127, and decode to ``2.0 ** (scales - 127)``. Rows are its rows; all that is new is ``decode``.
-    NVFP4   groups of 16; it would hold "scales", float8_e4m3fn ``[out, groups]``, and "scale_of_all", float32 ``[]``,
-            and decode to the product of both. Rows take their scales and share the one for all.
+            127, and decode to ``2.0 ** (scales - 127)``. It can be split: no row shares anything with another.
+    NVFP4   groups of 16. It would hold "scales", float8_e4m3fn ``[out, groups]``, and "scale_of_all", float32 ``[]``,
+            and decode to the product of both. It can be split: every part takes the one for all with it.
 """
 
 from abc import ABC, abstractmethod

@@ -14,7 +14,7 @@ _WHERE = {
     "explore": "explorer",
     "levels_over_bell": "bnb",
     "microscope": "numbers",
-    "outlier_threshold": "thresholds",
+    "outlier_threshold": "bnb",
     "same_prompt": "start",
     "scale_search": "awq",
     "weight_histogram": "rtn",

@@ -1,20 +1,25 @@
-"""The first widget of chapter 04: the levels of a format over a layer's weights, and what both cost in true bytes."""
+"""The widgets of chapter 04: the levels of a format over a layer's weights; LLM.int8's threshold over its channels."""
 
+import copy
 import functools
+import math
 from collections.abc import Mapping
 
 import ipywidgets
 import torch
+from torch.nn.functional import linear
 
+from qtutor.calibration.statistics import layer_inputs
 from qtutor.core.codebooks import Codebook
 from qtutor.core.grid import Grid, IntGrid
-from qtutor.core.quantized import QuantizedTensor, resolve_group_size
-from qtutor.core.scales import NestedScales
+from qtutor.core.quantized import QuantizedTensor
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
-from qtutor.course.widgets.sampling import named_layers, sample_rows
+from qtutor.course.widgets.sampling import named_layers, sample_rows, whole_bytes
+from qtutor.decoder.outliers import add_outliers
 from qtutor.errors import QtutorError
+from qtutor.families import decoder_blocks, family_of
 from qtutor.methods import bnb, rtn
-from qtutor.plots.bnb import levels_over_weights
+from qtutor.plots.bnb import levels_over_weights, outlier_channels
 
 SAMPLE = 2**18  # weights that are rounded a picture, as in the other widgets
 FORMATS: dict[str, Grid] = {
@@ -29,6 +34,9 @@ ALT = (
     "the share of the weights that each level gets, and the share if all had the same. The table has the numbers."
 )
 BLOCKS = [("a row", -1), ("256", 256), ("128", 128), ("64", 64), ("32", 32), ("16", 16)]
+
+THRESHOLDS = (1.0, 2.0, 4.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0, 400.0, 1000.0, math.inf)
+THRESHOLD_FRAMES = {"outliers": [False, True], "threshold": [2.0, 6.0, 25.0, 100.0, math.inf]}
 
 
 def levels_over_bell(
@@ -60,7 +68,7 @@ def levels_over_bell(
         quantized = round_to(exact, grid, block, double, layer)
         relative, levels, shares = seen(exact, quantized)
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
-        size, width = whole_bytes(weights[layer].shape, grid, block, double, layer)
+        size, width = whole_bytes(weights[layer].shape, quantized)
         scales = "8 bits and theirs" if double else f"{8 * grid.scale_dtype.itemsize} bits"
         figure = levels_over_weights({f"{layer}, {format}": (relative, levels, shares)})
         return figure, html_table(
@@ -86,24 +94,6 @@ def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool, name: s
     return rtn.quantize(weight, grid, block, name=name)
 
 
-def whole_bytes(shape: tuple[int, int], grid: Grid, block: int, double: bool, name: str) -> tuple[int, float]:
-    """True bytes of a whole layer, and bits a weight, from shapes alone."""
-    rows, columns = shape
-    groups = rows, columns // resolve_group_size(block, columns, name)
-
-    def empty(size: tuple, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")  # a shape and nothing else: nbytes needs no more
-
-    nested = None
-    if double:
-        blocks = -(-groups[0] * groups[1] // NestedScales.BLOCK)
-        nested = NestedScales(empty(groups, torch.uint8), empty((blocks,), torch.float32), empty((), torch.float32))
-    zeros = None if grid.symmetric else empty(groups, torch.uint8)
-    codes, scales = empty((rows, columns), torch.uint8), empty(groups, grid.scale_dtype)
-    whole = QuantizedTensor(codes, scales, zeros, grid, block, nested)
-    return whole.nbytes, whole.bits_per_weight
-
-
 def seen(weight: torch.Tensor, quantized: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What a picture shows of ``weight`` and its :class:`QuantizedTensor`: relative weights, levels, their shares.
 
@@ -124,3 +114,82 @@ def seen(weight: torch.Tensor, quantized: QuantizedTensor) -> tuple[torch.Tensor
     shares = torch.bincount(quantized.codes.flatten().long(), minlength=count) / max(quantized.codes.numel(), 1)
     order = levels.argsort()
     return grouped / absmax, levels[order], shares[order]
+
+
+def outlier_threshold(
+    model: torch.nn.Module, token_ids: torch.Tensor, *, frames: dict[str, list] | None = None
+) -> Explorer:
+    """The channels that a layer of ``model`` (a float decoder) reads, and which of them LLM.int8 leaves out of int8.
+
+    token_ids: int64 ``[1, length]``, read as one batch. Controls: the layer (one for all that read the same), with or
+    without :func:`qtutor.add_outliers`, and the threshold. The error is that of the layer's output, from rounding the
+    inputs and the weights, for these tokens. frames: as in :func:`.explore`; by itself both decoders
+    at five thresholds.
+    """
+    length = token_ids.shape[1]
+    decoders = {False: model, True: add_outliers(copy.deepcopy(model))}
+    inputs = {o: layer_inputs(decoder, token_ids, samples=length) for o, decoder in decoders.items()}
+    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in family_of(model).shared]
+
+    @functools.cache
+    def measured(layer: str, outliers: bool) -> tuple[torch.Tensor, dict[float, tuple[int, float]]]:
+        name = f"model.layers.{layer}"
+        x = inputs[outliers][name].samples
+        found = product_errors(decoders[outliers].get_submodule(name).weight.detach(), x, THRESHOLDS)
+        return x.abs().amax(dim=0), found
+
+    def draw(layer, outliers, threshold):
+        largest, found = measured(layer, outliers)
+        count, error = found[threshold]
+        order = [threshold, *(t for t in THRESHOLDS if t != threshold)]  # this one first, to be marked
+        shares, errors = [found[t][0] / len(largest) for t in order], [found[t][1] for t in order]
+        title = f"inputs of {layer}{', with add_outliers' if outliers else ''}"
+        return outlier_channels(largest, threshold, shares, errors, title), html_table(
+            ["channels in 16 bits", "of all", "error of the output", "with no threshold", "with all inputs in 16 bits"],
+            [f"{count} of {len(largest)}", f"{count / len(largest):.1%}", *(f"{e:.2%}" for e in (error, *ends(found)))],
+        )
+
+    return explore(
+        draw,
+        frames=THRESHOLD_FRAMES if frames is None else frames,
+        alt=_described,
+        layer=ipywidgets.Dropdown(options=layers, value="0.mlp.gate_proj", description="layer"),
+        outliers=ipywidgets.Checkbox(value=True, description="with add_outliers"),
+        threshold=ipywidgets.SelectionSlider(
+            options=[("none", t) if t == math.inf else (f"{t:g}", t) for t in THRESHOLDS],
+            value=bnb.THRESHOLD,
+            description="threshold",
+        ),
+    )
+
+
+def _described(layer: str, outliers: bool, threshold: float) -> str:
+    across = "without a threshold" if threshold == math.inf else f"the threshold {threshold:g} across it"
+    return (
+        f"Left, the largest input of every channel of {layer}{', with add_outliers' if outliers else ''}, on a "
+        f"logarithmic axis, {across}; channels that reach it are marked. Right, the error of the output against the "
+        "share of channels in 16 bits. The numbers are in the table."
+    )
+
+
+def ends(found: dict[float, tuple[int, float]]) -> tuple[float, float]:
+    """The errors with no threshold, and with the threshold at 0: nothing but the rounding of the weights is left."""
+    return found[math.inf][1], found[0.0][1]
+
+
+def product_errors(
+    weight: torch.Tensor, x: torch.Tensor, thresholds: tuple[float, ...]
+) -> dict[float, tuple[int, float]]:
+    """For each threshold, and 0: how many channels stay in 16 bits, and ``|y - x W^T| / |x W^T|``.
+
+    weight ``[out, in]``, x ``[tokens, in]``, read as one batch; y is what LLM.int8 makes of them.
+    """
+    exact = linear(x.double(), weight.double())
+    quantized = bnb.quantize(weight, bnb.INT8)
+    codes, absmax = quantized.codes.double() - quantized.grid.middle, quantized.scales[:, 0]
+    found = {}
+    for threshold in (0.0, *thresholds):
+        rows = bnb.quantize_rows(x, threshold)
+        error = (bnb.mixed_product(x, *rows, codes, absmax) - exact).norm() / exact.norm().clamp(min=1e-30)
+        found[threshold] = int(rows[2].sum()), error.item()
+    return found

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from qtutor import plots
 from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import PER_TENSOR
+from qtutor.core.quantized import PER_TENSOR, QuantizedTensor
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
-from qtutor.course.widgets.sampling import around_the_largest, named_layers, round_rows, sample_rows
+from qtutor.course.widgets.sampling import around_the_largest, named_layers, sample_rows, whole_bytes
 from qtutor.errors import QtutorError
+from qtutor.methods import rtn
 from qtutor.plots.rtn import before_after_error
 
 SAMPLE = 2**18
@@ -44,7 +45,8 @@ def weight_histogram(
 
     def draw(layer, bits, group_size, symmetric, clip):
         weight, rows = weights[layer], sample(layer)
-        quantized, whole = round_rows(weight, rows, IntGrid(bits, symmetric), group_size, clip, layer)
+        quantized = rtn.quantize(weight[rows], IntGrid(bits, symmetric), group_size, clip, layer)
+        size, width = whole_bytes(weight.shape, quantized)
         exact = weight[rows].float()
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
         measured = f"all {len(weight)} rows" if len(rows) == len(weight) else f"{len(rows)} of {len(weight)} rows"
@@ -54,9 +56,9 @@ def weight_histogram(
                 measured,
                 f"{error:.2%}",
                 f"{quantized.scales.float().median():.3g}",
-                f"{whole.nbytes:,}",
-                f"{whole.bits_per_weight:.3f}",
-                f"{whole.bits_per_weight / 16:.1%}",
+                f"{size:,}",
+                f"{width:.3f}",
+                f"{width / 16:.1%}",
             ],
         )
 
@@ -95,8 +97,8 @@ def weights_as_picture(
     def draw(layer, bits, group_size, symmetric, clip):
         shown, columns = crop(layer)
         rows = with_sample(layer) if group_size == PER_TENSOR else shown  # one scale is made by all weights
-        rounding = (IntGrid(bits, symmetric), group_size, clip, layer)
-        return _crop_rounded(weights[layer], rows, shown, columns, rounding)
+        quantized = rtn.quantize(weights[layer][rows], IntGrid(bits, symmetric), group_size, clip, layer)
+        return _crop_rounded(weights[layer], quantized, rows, shown, columns)
 
     alt = (
         "Three pictures of the same weights, a coloured cell each: before rounding, after it, and the error on the "
@@ -107,10 +109,10 @@ def weights_as_picture(
 
 
 def _crop_rounded(
-    weight: torch.Tensor, rows: torch.Tensor, shown: torch.Tensor, columns: slice, rounding: tuple
+    weight: torch.Tensor, quantized: QuantizedTensor, rows: torch.Tensor, shown: torch.Tensor, columns: slice
 ) -> tuple[Figure, str]:
-    """``weight[rows]`` rounded as :func:`round_rows` takes it, and of that the picture of ``[shown, columns]``."""
-    quantized, whole = round_rows(weight, rows, *rounding)
+    """The picture of ``weight[shown, columns]`` and its table; ``quantized`` is ``weight[rows]``, rounded."""
+    size, width = whole_bytes(weight.shape, quantized)
     before = weight[shown, columns].float()
     after = quantized.dequantize()[torch.isin(rows, shown), columns]
     error = (after - before).norm() / before.norm().clamp(min=1e-30)
@@ -121,8 +123,8 @@ def _crop_rounded(
             f"{shown[0]} to {shown[-1]} of {len(weight)}",
             f"{columns.start} to {columns.stop - 1} of {weight.shape[1]}",
             f"{error:.2%}",
-            f"{whole.nbytes:,}",
-            f"{whole.bits_per_weight:.3f}",
+            f"{size:,}",
+            f"{width:.3f}",
         ],
     )
 

@@ -1,18 +1,17 @@
 """Which weights of a layer a widget rounds, and what the whole layer weighs.
 
 Rows are rounded independently of one another (a group never leaves its row), so what is said of a row is exact however
-few are taken; only statements about the whole layer then become estimates.
+few are taken; only statements about the whole layer then become estimates. One scale a tensor (``group_size=0``) is
+that of the whole where the rows hold its smallest and its largest weight.
 """
 
 from collections.abc import Mapping
 
 import torch
 
-from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_size
+from qtutor.core.quantized import QuantizedTensor, nbytes_of
 from qtutor.errors import QtutorError
 from qtutor.families import family_of, linear_layers
-from qtutor.methods import rtn
 
 
 def named_layers(layers: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -51,20 +50,7 @@ def around_the_largest(weight: torch.Tensor, height: int, width: int) -> tuple[t
     return torch.arange(top, min(top + height, len(weight))), slice(left, min(left + width, weight.shape[1]))
 
 
-def round_rows(
-    weight: torch.Tensor, rows: torch.Tensor, grid: IntGrid, group_size: int, clip: str | None, name: str
-) -> tuple[QuantizedTensor, QuantizedTensor]:
-    """``weight[rows]`` rounded to nearest, and the whole layer's representation without its data, for its true bytes.
-
-    One scale a tensor (``group_size=0``) is that of the whole where ``rows`` hold its smallest and its largest weight.
-    """
-    quantized = rtn.quantize(weight[rows], grid, group_size, clip, name)
-    height, width = weight.shape
-    groups = (1, 1) if group_size == PER_TENSOR else (height, width // resolve_group_size(group_size, width, name))
-
-    def empty(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")  # a shape and nothing else: nbytes needs no more
-
-    zeros = None if grid.symmetric else empty(groups, torch.uint8)
-    whole = QuantizedTensor(empty((height, width), torch.uint8), empty(groups, torch.float16), zeros, grid, group_size)
-    return quantized, whole
+def whole_bytes(shape: tuple[int, int], quantized: QuantizedTensor) -> tuple[int, float]:
+    """True bytes of a whole layer ``[out, in]``, of which ``quantized`` holds some rows, and its bits a weight."""
+    size = nbytes_of(*shape, quantized.grid, quantized.group_size, type(quantized.stored_scales))
+    return size, 8 * size / max(shape[0] * shape[1], 1)

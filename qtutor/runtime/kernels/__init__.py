@@ -6,7 +6,7 @@ A kernel is a module, or a small class, with two functions:
     run(x, state) -> y        x ``[..., in]``, any float dtype and batch, to ``[..., out]`` in x's dtype, without bias
 
 A layer prepares once, before its first product, and again where one of its buffers was changed or moved since; state is
-neither copied nor saved with it. ``run`` therefore holds nothing that could be done before x is known.
+neither copied nor saved with it. What can be done before x is known belongs into ``prepare``, as far as memory allows.
 
 :mod:`.reference` is the definition of right: another kernel has to come as close to it as its arithmetic allows, on
 every grid, group size and shape that it takes. Which kernel multiplies is for the layer to say

@@ -1,14 +1,29 @@
-"""The widget of levels over weights: what it draws and says is what the package computes."""
+"""The widgets of chapter 04: what they draw and say is what the package computes, and what a layer in int8 does."""
+
+import math
 
 import pytest
 import torch
+from torch.nn.functional import linear
 
 from qtutor import bnb, rtn
+from qtutor.calibration import statistics
 from qtutor.core.codebooks import Codebook
 from qtutor.core.grid import IntGrid
-from qtutor.course.widgets.bnb import FORMATS, levels_over_bell, round_to, seen, whole_bytes
+from qtutor.course.widgets.bnb import (
+    FORMATS,
+    THRESHOLDS,
+    levels_over_bell,
+    outlier_threshold,
+    product_errors,
+    round_to,
+    seen,
+)
+from qtutor.course.widgets.sampling import whole_bytes
 from qtutor.errors import QtutorError
+from qtutor.runtime.int8 import Int8Linear
 from tests.course.widgets.test_widgets import cells, control, stored
+from tests.models import some_ids, tiny
 
 
 def some_weight(rows: int = 64, columns: int = 256) -> torch.Tensor:
@@ -20,10 +35,9 @@ def test_bytes_from_shapes_are_those_of_the_data(format):
     weight, grid = some_weight(), FORMATS[format]
     for block in (-1, 64, 32):
         for double in (False, True) if isinstance(grid, Codebook) else (False,):
-            quantized = round_to(weight, grid, block, double)
-            expected = quantized.nbytes, quantized.bits_per_weight
-            assert whole_bytes(weight.shape, grid, block, double, "q") == expected
-    assert whole_bytes((3, 192), bnb.NF4, 64, True, "q")[0] == bnb.quantize(some_weight(3, 192)).nbytes  # 9 scales
+            whole, some = round_to(weight, grid, block, double), round_to(weight[:3], grid, block, double)
+            assert whole_bytes(weight.shape, some) == (whole.nbytes, whole.bits_per_weight)
+    assert whole_bytes((3, 192), bnb.quantize(weight))[0] == bnb.quantize(some_weight(3, 192)).nbytes  # 9 scales
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -90,3 +104,42 @@ def test_what_cannot_be_shown_is_said():
     explorer = levels_over_bell({"layer": some_weight(8, 96)}, block=32, frames={})
     control(explorer, "block").value = 64
     assert "groups of 64 do not divide its rows of 96" in explorer.children[-1].value
+
+
+def test_errors_are_those_of_the_layer_in_int8():
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(16, 32, generator=generator), torch.randn(20, 32, generator=generator)
+    x[:, 7] *= 30
+    found = product_errors(weight, x, (6.0, math.inf))
+    layer = Int8Linear.from_quantized(bnb.quantize(weight, bnb.INT8))
+    exact = linear(x.double(), weight.double())
+    for threshold, (count, error) in found.items():
+        layer.threshold = threshold
+        assert error == pytest.approx(((layer(x).double() - exact).norm() / exact.norm()).item(), rel=1e-5)
+        assert count == int((x.abs() >= threshold).any(dim=0).sum())
+    assert list(found) == [0.0, 6.0, math.inf] and [count for count, _ in found.values()] == [32, 1, 0]
+    assert found[0.0][1] <= found[6.0][1] < found[math.inf][1]
+
+
+def test_the_table_says_how_many_channels_stay():
+    model, ids = tiny(), some_ids(rows=1, length=32)
+    explorer = outlier_threshold(model, ids, frames={})
+    control(explorer, "with add_outliers").value = False
+    control(explorer, "layer").value = "1.mlp.down_proj"
+    control(explorer, "threshold").value = 1.0
+    x = statistics.layer_inputs(model, ids, samples=32)["model.layers.1.mlp.down_proj"].samples
+    weight = model.model.layers[1].mlp.down_proj.weight.detach()
+    found = product_errors(weight, x, THRESHOLDS)
+    count, error = found[1.0]
+    expected = [f"{count} of {x.shape[1]}", f"{count / x.shape[1]:.1%}"]
+    assert cells(explorer) == [*expected, *(f"{e:.2%}" for e in (error, found[math.inf][1], found[0.0][1]))]
+    assert len(stored(explorer.still)) == 1
+
+
+def test_every_control_of_the_threshold_changes_what_is_shown():
+    explorer = outlier_threshold(tiny(), some_ids(rows=1, length=32))
+    for name, value in {"layer": "1.self_attn.q_proj", "with add_outliers": False, "threshold": math.inf}.items():
+        before = explorer.children[-1].value
+        control(explorer, name).value = value
+        assert explorer.children[-1].value != before, name
+    assert "without a threshold" in explorer.children[-1].value

@@ -21,7 +21,7 @@ from qtutor.calibration import statistics
 from qtutor.core.grid import IntGrid
 from qtutor.course import widgets
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
-from qtutor.course.widgets.sampling import named_layers, round_rows, sample_rows
+from qtutor.course.widgets.sampling import named_layers, sample_rows, whole_bytes
 from qtutor.errors import QtutorError
 from qtutor.pipeline import Recipe, quantize
 from tests.models import some_ids, tiny
@@ -244,10 +244,10 @@ def test_sampled_rows_are_rounded_as_in_the_whole_layer_and_its_bytes_are_the_pa
     weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
     rows = sample_rows(weight, 64 * 10)
     grid = IntGrid(bits, symmetric)
-    quantized, size = round_rows(weight, rows, grid, group_size, None, "layer")
+    quantized = rtn.quantize(weight[rows], grid, group_size)
     whole = rtn.quantize(weight, grid, group_size)
     assert torch.equal(quantized.dequantize(), whole.dequantize()[rows])
-    assert (size.nbytes, size.bits_per_weight, size.shape) == (whole.nbytes, whole.bits_per_weight, whole.shape)
+    assert whole_bytes(weight.shape, quantized) == (whole.nbytes, whole.bits_per_weight)
 
 
 def control(explorer, name):
