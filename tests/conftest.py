@@ -7,9 +7,12 @@ import os
 import socket
 from pathlib import Path
 
+from tests.capability import without_amx
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 # Before anything imports matplotlib. The cache of another clone may name fonts that are no longer there.
 os.environ["MPLCONFIGDIR"] = str(Path(__file__).parent.parent / "build" / "matplotlib")
+without_amx()  # before anything imports torch
 
 _connect = socket.socket.connect
 

@@ -25,6 +25,10 @@ from itertools import zip_longest
 
 from nbval.plugin import IPyNbCell
 
+from tests.capability import without_amx
+
+without_amx()  # the notebooks' kernels inherit it
+
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.capability import without_amx
 from tests.notebook_numbers import Tolerance, difference, tolerance_of
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +124,16 @@ def test_what_a_cell_asks_for_has_a_reason():
             tolerance_of({"qtutor": wrong})
     with pytest.raises(ValueError, match="tolerance"):
         tolerance_of({"qtutor": {"tolerance": 0.05, "reason": "codes flip"}})
+
+
+def test_amx_is_left_out_where_avx512_is():
+    for capability, expected in {"default": "AVX2", "avx2": "AVX2", "avx512": None, None: None}.items():
+        environment = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+        without_amx(environment)
+        assert environment.get("ONEDNN_MAX_CPU_ISA") == expected
+    chosen = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    without_amx(chosen)
+    assert chosen["ONEDNN_MAX_CPU_ISA"] == "SSE41"
 
 
 def stored(source: str, output: str, **metadata) -> nbformat.NotebookNode:
