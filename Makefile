@@ -59,7 +59,7 @@ notebooks:
 
 # The sums of CPUs without AVX-512, and without AVX2: torch computes them here when it is told to. Chapter 01 is cheap
 # and differs on each of them.
-capabilities:
+capabilities: setup
 	for capability in avx2 default; do \
 	  $(TEST_ENV) ATEN_CPU_CAPABILITY=$$capability $(NBVAL) notebooks/01_numbers.ipynb || exit 1; \
 	done
