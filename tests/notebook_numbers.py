@@ -14,7 +14,8 @@ A cell may ask for more in its metadata, and says why. Each key may be left out,
 
     "qtutor": {"share": 0.05, "units": 3, "whole": 2, "reason": "codes flip, and with them ..."}
 
-share: part of the larger number. units: of the last printed place. whole: by how much whole numbers may differ.
+share: part of the larger number. units: of the last printed place. whole: by how much whole numbers may differ. A cell
+that is tagged nbval-ignore-output has a reason alone.
 The rest is nbval's: which outputs are compared, how many there have to be, what tests/nbval_sanitize.cfg replaces.
 Pictures are not compared; HTML is.
 """
@@ -74,7 +75,8 @@ def tolerance_of(metadata: dict) -> Tolerance:
     asked = dict(metadata["qtutor"])
     if not str(asked.pop("reason", "")).strip():
         raise ValueError(f"a cell asks for a tolerance ({asked}) and gives no reason")
-    if not asked or not set(asked) <= set(Tolerance.__annotations__):
+    ignored = "nbval-ignore-output" in metadata.get("tags", [])  # asks for nothing, but has a reason, too
+    if not (asked or ignored) or not set(asked) <= set(Tolerance.__annotations__):
         raise ValueError(f"a cell's tolerance has share, units and whole, not {sorted(asked)}")
     return Tolerance(**asked)
 

@@ -122,6 +122,7 @@ def test_what_a_cell_asks_for_has_a_reason():
     for wrong in ({"share": 0.05}, {"share": 0.05, "reason": " "}, {"reason": "codes flip"}):
         with pytest.raises(ValueError):
             tolerance_of({"qtutor": wrong})
+    assert tolerance_of({"tags": ["nbval-ignore-output"], "qtutor": {"reason": "it measures time"}}) == Tolerance()
     with pytest.raises(ValueError, match="tolerance"):
         tolerance_of({"qtutor": {"tolerance": 0.05, "reason": "codes flip"}})
 
