@@ -1,9 +1,18 @@
-"""No test may need the network: the hub is switched off, and a connection to any other machine fails at once."""
+"""No test may need the network: the hub is switched off, and a connection to any other machine fails at once.
+
+Nor anything outside the clone: matplotlib keeps its cache of fonts in it.
+"""
 
 import os
 import socket
+from pathlib import Path
+
+from tests.capability import without_amx
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+# Before anything imports matplotlib. The cache of another clone may name fonts that are no longer there.
+os.environ["MPLCONFIGDIR"] = str(Path(__file__).parent.parent / "build" / "matplotlib")
+without_amx()  # before anything imports torch
 
 _connect = socket.socket.connect
 

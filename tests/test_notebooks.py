@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 import qtutor
+from tests.notebook_numbers import tolerance_of
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 METADATA = {
@@ -62,10 +63,17 @@ def test_executed_in_order_without_an_error(notebook):
 
 def test_the_file_is_the_same_wherever_it_was_executed(notebook):
     assert notebook.metadata == METADATA
-    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert all(set(cell.metadata) <= {"tags", "qtutor"} for cell in notebook.cells)
     text = nbformat.writes(notebook)
     assert not re.search(r"(/home/|/root/|/tmp/|/work/|[A-Z]:\\\\Users)", text)
     assert len(text) < 2_000_000
+
+
+def test_a_cell_that_asks_for_tolerance_says_why(notebook):
+    for cell in notebook.cells:
+        tolerance_of(cell.metadata)  # raises where the reason is missing
+        if "qtutor" in cell.metadata or "nbval-ignore-output" in cell.metadata.get("tags", []):
+            assert len(cell.metadata["qtutor"]["reason"].split()) >= 5, cell.source
 
 
 def test_every_picture_is_described(notebook):

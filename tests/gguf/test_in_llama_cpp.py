@@ -52,14 +52,15 @@ def greedy(model, ids: list[int], count: int) -> list[int]:
 
 
 def assert_agree(found: np.ndarray, expected: np.ndarray, prompt: int) -> None:
-    """To 1e-4 in the prompt, and to 1e-4 of the largest logit in what was generated after it.
+    """To 1e-5 of the largest logit in the prompt, and to 1e-4 of it in what was generated after it.
 
-    Rounding errors of float32 add up with the positions: after 64 more tokens transformers' own logits are up to 1e-3
-    away from those that it computes in float64, and llama.cpp's no farther.
+    Both are rounding errors of float32, so they grow with the logits, and they add up with the positions. The decoder's
+    logits reach 28 to 48: in the prompt transformers' own are up to 1.1e-4 away from those that it computes in float64,
+    llama.cpp's up to 2e-5; after 64 more tokens it is up to 1e-3. Which CPU adds them up changes that by half.
     """
-    difference = np.abs(found - expected)
-    assert difference[:prompt].max() < 1e-4
-    assert difference.max() < 1e-4 * np.abs(expected).max()
+    difference, largest = np.abs(found - expected), np.abs(expected).max()
+    assert difference[:prompt].max() < 1e-5 * largest
+    assert difference.max() < 1e-4 * largest
 
 
 def test_the_decoder_in_float(tmp_path, decoder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, get_cachedir
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -188,3 +188,8 @@ def test_equal_texts_have_no_mark_and_the_prompt_is_never_marked():
 )
 def test_verdict(prompt, added, said):
     assert verdict(prompt, prompt + added) == said
+
+
+def test_the_cache_of_fonts_is_the_clones_own():
+    """One of another clone names fonts that are gone once that clone is deleted (tests/conftest.py)."""
+    assert Path(get_cachedir()).is_relative_to(Path(__file__).parent.parent)

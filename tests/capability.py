@@ -1,0 +1,16 @@
+"""Tests with the sums of other CPUs: ``ATEN_CPU_CAPABILITY=default`` or ``avx2`` makes torch compute as those do.
+
+This works on any newer CPU, but for one thing. On a CPU with AMX oneDNN still offers AMX then, which has bfloat16
+products, and torch's attention in bfloat16 takes the offer and raises "pack_vnni2 is only supported when avx512 is
+supported". A CPU without AVX-512 has no AMX either, so oneDNN is told to leave it out as well.
+"""
+
+import os
+
+FORCED = ("default", "avx2")  # what torch can be told to do without AVX-512
+
+
+def without_amx(environment=os.environ) -> None:
+    """Tell oneDNN what torch has been told. Before torch is imported; a choice that was made stays."""
+    if environment.get("ATEN_CPU_CAPABILITY") in FORCED:
+        environment.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")

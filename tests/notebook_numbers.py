@@ -1,0 +1,193 @@
+"""nbval compares text; this plugin makes it compare numbers as numbers: ``pytest -p tests.notebook_numbers --nbval``.
+
+Sums differ between CPUs in the last bit: their vectors have other widths, so they add in another order. Now and then a
+printed number then differs in its last place, and a chapter that is right would fail on the next machine.
+
+- A *measured* number (it has a decimal point, an exponent or a percent sign) may differ by 2 units of its last printed
+  place or by 1 %, whichever is more. So ``-0.00 %`` is near ``+0.00 %``, and ``24.86`` is not near ``26.10``.
+- A *whole* number is exact: bytes, shapes, tokens and counts come out the same everywhere, and one byte more is a bug.
+- All other text is exact, digits inside names too (``layers.3``, ``Q4_K``, ``fp16``, ``0x3f``), and code in ``` fences.
+- Runs of blanks and of dashes count as one, those beside a number and at a line's ends as none: columns shift when a
+  number gets a digit more. The ends of lines count: a row more or less is a difference.
+
+A cell may ask for more in its metadata, and says why. Each key may be left out, but not the reason::
+
+    "qtutor": {"share": 0.05, "units": 3, "whole": 2, "reason": "codes flip, and with them ..."}
+
+share: part of the larger number. units: of the last printed place. whole: by how much whole numbers may differ. A cell
+that is tagged nbval-ignore-output has a reason alone.
+The rest is nbval's: which outputs are compared, how many there have to be, what tests/nbval_sanitize.cfg replaces.
+Pictures are not compared; HTML is.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from nbval.plugin import IPyNbCell
+
+from tests.capability import without_amx
+
+without_amx()  # the notebooks' kernels inherit it
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """By how much numbers may differ: a part of the larger one, units of the last printed place, whole numbers."""
+
+    share: float = 0.01
+    units: float = 2
+    whole: int = 0
+
+
+USUAL = Tolerance()
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it was printed: its value, one unit of its last printed place, whether it was measured or counted."""
+
+    text: str
+    sign: str
+    value: float
+    place: float
+    measured: bool
+
+
+# The exponent's sign is required: Python always prints it, and 3e10 in a hex dump is no number. Neither are digits that
+# touch a letter or another point: layers.3, Q4_K, 2.12.0.
+NUMBER = re.compile(
+    r"""(?<![\w.]) (?P<sign>[-+−]?)
+        (?P<whole>\d{1,3}(?:,\d{3})+(?!\d) | \d+) (?P<fraction>\.\d+)? (?P<exponent>[eE][-+]\d+)?
+        (?P<percent>[ ]?%)? (?! \w | \.\d )""",
+    re.VERBOSE,
+)
+CODE = re.compile(r"(```.*?```)", re.DOTALL)
+# How much of a line is shown on either side of a difference: a widget's HTML has lines of 300,000 characters.
+AROUND = 60
+LINE_END = "\n"
+
+
+def tolerance_of(metadata: dict) -> Tolerance:
+    """What a cell's metadata ask for; ValueError where the reason or the numbers are missing, or a key is unknown."""
+    if "qtutor" not in metadata:
+        return USUAL
+    asked = dict(metadata["qtutor"])
+    if not str(asked.pop("reason", "")).strip():
+        raise ValueError(f"a cell asks for a tolerance ({asked}) and gives no reason")
+    ignored = "nbval-ignore-output" in metadata.get("tags", [])  # asks for nothing, but has a reason, too
+    if not (asked or ignored) or not set(asked) <= set(Tolerance.__annotations__):
+        raise ValueError(f"a cell's tolerance has share, units and whole, not {sorted(asked)}")
+    return Tolerance(**asked)
+
+
+def number_in(match: re.Match) -> Number:
+    """The number that NUMBER matched."""
+    sign, fraction, exponent = match["sign"], match["fraction"] or "", match["exponent"] or ""
+    digits = match["whole"].replace(",", "") + fraction + exponent
+    return Number(
+        text=match[0],
+        sign=sign,
+        value=float(digits) * (-1 if sign in ("-", "−") else 1),
+        place=10.0 ** (int(exponent[1:] or 0) - max(len(fraction) - 1, 0)),
+        measured=bool(fraction or exponent or match["percent"]),
+    )
+
+
+def pieces(text: str) -> list[str | Number]:
+    """Text cut into numbers and what is between them; blanks and dashes that only fill columns are dropped."""
+    found = []
+    for part in CODE.split(text):
+        end = 0
+        for match in () if part.startswith("```") else NUMBER.finditer(part):
+            found += [_levelled(part[end : match.start()]), number_in(match)]
+            end = match.end()
+        found.append(part if part.startswith("```") else _levelled(part[end:]))
+    return [piece for piece in found if piece != ""]
+
+
+def _levelled(text: str) -> str:
+    """Text between two numbers without what only fills a column."""
+    text = re.sub(r"-{3,}", "---", re.sub(r"[ \t]+", " ", text))
+    return re.sub(r" ?\n ?", "\n", text).strip(" ")
+
+
+def near(reference: Number, computed: Number, tolerance: Tolerance) -> bool:
+    """Whether two numbers are the same but for what sums on another CPU change."""
+    if {reference.sign, computed.sign} == {"+", ""}:
+        return False  # printed in another way; + and -, or - and nothing, are two sides of zero and may be near
+    return abs(reference.value - computed.value) <= allowed(reference, computed, tolerance)
+
+
+def allowed(reference: Number, computed: Number, tolerance: Tolerance) -> float:
+    """How far apart two numbers may be."""
+    # %g drops zeros, so that 15 stands for 15.0: then the other number has the last place.
+    measured = [number for number in (reference, computed) if number.measured]
+    if not measured:
+        return tolerance.whole
+    place = max(number.place for number in measured)
+    larger = max(abs(reference.value), abs(computed.value))
+    # The third term is rounding: 0.3 - 0.1 is a little more than 2 units of 0.1.
+    return max(tolerance.units * place, tolerance.share * larger) + 1e-9 * (place + larger)
+
+
+def difference(reference: str, computed: str, tolerance: Tolerance = USUAL) -> str | None:
+    """Where two outputs differ first, in words, or None where they are near."""
+    if str(reference) == str(computed):  # nearly always, and much faster
+        return None
+    before = ""
+    for left, right in zip_longest(pieces(reference), pieces(computed), fillvalue=""):
+        numbers = isinstance(left, Number) and isinstance(right, Number)
+        if not (near(left, right, tolerance) if numbers else left == right):
+            break
+        before += left.text if numbers else left
+    else:
+        return None
+    bound = f"; allowed is {allowed(left, right, tolerance):.3g}" if numbers else ""
+    left, right = (piece.text if isinstance(piece, Number) else piece for piece in (left, right))
+    start = 0 if numbers else _same_words(left, right)
+    before += left[:start]
+    return (
+        f"line {before.count(LINE_END) + 1}, after {before.rpartition(LINE_END)[2][-AROUND:]!r}: "
+        f"{left[start : start + AROUND]!r} was stored, {right[start : start + AROUND]!r} came out{bound}"
+    )
+
+
+def _same_words(left: str, right: str) -> int:
+    """Characters that two texts have in common at their beginning, up to the beginning of a word."""
+    same = next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
+    return max(left.rfind(" ", 0, same), left.rfind("\n", 0, same)) + 1
+
+
+class Output(str):
+    """An output that equals another one when its numbers are near."""
+
+    tolerance = USUAL
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        return difference(self, other, self.tolerance) is None
+
+    def __ne__(self, other):
+        return not self == other
+
+
+class Cell(IPyNbCell):
+    """nbval's cell; what it compares are Outputs, and it reports the first difference."""
+
+    def sanitize(self, s):
+        text = super().sanitize(s)
+        if not isinstance(text, str):
+            return text
+        output = Output(text)
+        output.tolerance = tolerance_of(self.cell.metadata)
+        return output
+
+    def format_output_compare(self, key, left, right):
+        self.comparison_traceback.append(f"{key}: {difference(left, right, left.tolerance)}")
+
+
+def pytest_itemcollected(item):
+    """nbval makes its cells itself and asks nobody for their class, so they get ours afterwards."""
+    if type(item) is IPyNbCell:
+        item.__class__ = Cell
