@@ -5,7 +5,10 @@ printed number then differs in its last place, and a chapter that is right would
 
 - A *measured* number (it has a decimal point, an exponent or a percent sign) may differ by 2 units of its last printed
   place or by 1 %, whichever is more. So ``-0.00 %`` is near ``+0.00 %``, and ``24.86`` is not near ``26.10``.
-- A *whole* number is exact: bytes, shapes, tokens and counts come out the same everywhere, and one byte more is a bug.
+- A *count*, a whole number before "of" and another one (``117 of 150``), has the same 2 units or 1 %: what is counted
+  may lie at a border.
+- Any other *whole* number is exact: bytes, shapes, codes and tokens come out the same everywhere, and one byte more is a
+  bug.
 - All other text is exact, digits inside names too (``layers.3``, ``Q4_K``, ``fp16``, ``0x3f``), and code in ``` fences.
 - Runs of blanks and of dashes count as one, those beside a number and at a line's ends as none: columns shift when a
   number gets a digit more. The ends of lines count: a row more or less is a difference.
@@ -45,13 +48,17 @@ USUAL = Tolerance()
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it was printed: its value, one unit of its last printed place, whether it was measured or counted."""
+    """A number as it was printed: its value, one unit of its last printed place, whether it was measured or counted.
+
+    Neither measured nor counted: exact.
+    """
 
     text: str
     sign: str
     value: float
     place: float
     measured: bool
+    counted: bool
 
 
 # The exponent's sign is required: Python always prints it, and 3e10 in a hex dump is no number. Neither are digits that
@@ -59,7 +66,7 @@ class Number:
 NUMBER = re.compile(
     r"""(?<![\w.]) (?P<sign>[-+−]?)
         (?P<whole>\d{1,3}(?:,\d{3})+(?!\d) | \d+) (?P<fraction>\.\d+)? (?P<exponent>[eE][-+]\d+)?
-        (?P<percent>[ ]?%)? (?! \w | \.\d )""",
+        (?P<percent>[ ]?%)? (?! \w | \.\d ) (?P<count>(?=[ ]of[ ]\d))?""",
     re.VERBOSE,
 )
 CODE = re.compile(r"(```.*?```)", re.DOTALL)
@@ -91,6 +98,7 @@ def number_in(match: re.Match) -> Number:
         value=float(digits) * (-1 if sign in ("-", "−") else 1),
         place=10.0 ** (int(exponent[1:] or 0) - max(len(fraction) - 1, 0)),
         measured=bool(fraction or exponent or match["percent"]),
+        counted=match["count"] is not None,
     )
 
 
@@ -123,8 +131,9 @@ def allowed(reference: Number, computed: Number, tolerance: Tolerance) -> float:
     """How far apart two numbers may be."""
     # %g drops zeros, so that 15 stands for 15.0: then the other number has the last place.
     measured = [number for number in (reference, computed) if number.measured]
-    if not measured:
+    if not measured and not (reference.counted and computed.counted):
         return tolerance.whole
+    measured = measured or [reference]  # counts
     place = max(number.place for number in measured)
     larger = max(abs(reference.value), abs(computed.value))
     # The third term is rounding: 0.3 - 0.1 is a little more than 2 units of 0.1.
