@@ -7,8 +7,8 @@ printed number then differs in its last place, and a chapter that is right would
   place or by 1 %, whichever is more. So ``-0.00 %`` is near ``+0.00 %``, and ``24.86`` is not near ``26.10``.
 - A *count*, a whole number before "of" and another one (``117 of 150``), has the same 2 units or 1 %: what is counted
   may lie at a border.
-- Any other *whole* number is exact: bytes, shapes, codes and tokens come out the same everywhere, and one byte more is a
-  bug.
+- Any other *whole* number is exact: bytes, shapes, codes and tokens come out the same everywhere, and one byte more is
+  a bug.
 - All other text is exact, digits inside names too (``layers.3``, ``Q4_K``, ``fp16``, ``0x3f``), and code in ``` fences.
 - Runs of blanks and of dashes count as one, those beside a number and at a line's ends as none: columns shift when a
   number gets a digit more. The ends of lines count: a row more or less is a difference.
