@@ -223,8 +223,8 @@ def _round(
     if recipe.method == "awq" and recipe.own_clip == "output":
         return awq.quantize(weight, hessian, grid, group_size, name, thorough)
     if recipe.method != "awq" and plan is not None:
-        static = recipe.static_groups or recipe.act_order == "columns"
-        return gptq.round_columns(weight, plan, grid, group_size, static, clip=recipe.own_clip, name=name)
+        static, clip = recipe.static_groups, recipe.own_clip
+        return gptq.round_columns(weight, plan, grid, group_size, static, clip=clip, name=name)
     return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else None, name)
 
 
