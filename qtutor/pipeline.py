@@ -225,7 +225,7 @@ def _round(
     if recipe.method != "awq" and plan is not None:
         static, clip = recipe.static_groups, recipe.own_clip
         return gptq.round_columns(weight, plan, grid, group_size, static, clip=clip, name=name)
-    return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else None, name)
+    return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else "none", name)
 
 
 def _round_together(

@@ -78,11 +78,11 @@ class Recipe:
         return self.method in CALIBRATED
 
     @property
-    def own_clip(self) -> str | None:
-        """``"mse"``, ``"output"``, or ``None`` for whole ranges."""
+    def own_clip(self) -> str:
+        """``"none"`` for whole ranges, ``"mse"`` or ``"output"``."""
         if self.clip is None:
-            return "output" if self.needs_calibration else None
-        return None if self.clip == "none" else self.clip
+            return "output" if self.needs_calibration else "none"
+        return self.clip
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -22,12 +22,13 @@ import torch
 
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import rtn
 from qtutor.methods.clip import search
 
 DAMPING = 0.01
 BLOCK_SIZE = 128
+CLIPS = (*rtn.CLIPS, "output")
 CLIP_SHRINK = 0.6
 ACT_ORDERS = ("none", "columns", "groups")
 
@@ -46,14 +47,14 @@ def quantize(
     static_groups: bool = False,
     damping: float = DAMPING,
     block_size: int = BLOCK_SIZE,
-    clip: str | None = None,
+    clip: str = "none",
     name: str = "weight",
 ) -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype) so that the layer's outputs change least.
 
     hessian: ``X^T X [in, in]`` of the layer's inputs, any constant factor. grid, group_size, name: as in
-    :func:`qtutor.rtn.quantize`. clip: ``None``, ``"mse"``, or ``"output"``: narrow each group's range to where the
-    errors that other columns cannot make up for are least.
+    :func:`qtutor.rtn.quantize`. clip: ``"none"``, ``"mse"``, or ``"output"``: narrow each group's range to where
+    the errors that other columns cannot make up for are least.
     act_order: in which order columns are rounded; those with large inputs are better rounded early, while many others
     can still make up for them. ``"columns"`` sorts all of them (groups are then static), ``"groups"`` sorts whole
     groups, and the columns inside each.
@@ -63,7 +64,7 @@ def quantize(
     Raises :class:`HessianError` where no damping helps, :class:`QtutorError` for other bad input.
     """
     check_weight(weight, name)
-    if not weight.numel():
+    if not weight.numel():  # nothing to make up for: rounding to nearest says what an empty matrix becomes
         return rtn.quantize(weight, grid, group_size, name=name)
     plan = prepare(hessian, group_size, act_order=act_order, damping=damping, name=name)
     return round_columns(weight, plan, grid, group_size, static_groups, block_size, clip, name)
@@ -94,8 +95,7 @@ def prepare(
     name: str = "weight",
 ) -> Plan:
     """Order the columns of ``hessian [in, in]`` and factor its inverse (in float64)."""
-    if act_order not in ACT_ORDERS:
-        raise QtutorError(f"act_order = {act_order!r}: choose one of {', '.join(map(repr, ACT_ORDERS))}.")
+    check_choice("act_order", act_order, ACT_ORDERS)
     if not 0 <= damping <= 1:
         raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, 0 to 1.")
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
@@ -183,10 +183,11 @@ def round_columns(
     group_size: int,
     static_groups: bool = False,
     block_size: int = BLOCK_SIZE,
-    clip: str | None = None,
+    clip: str = "none",
     name: str = "weight",
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` block by block, with what :func:`prepare` made of the Hessian; else as `quantize`."""
+    check_choice("clip", clip, CLIPS)
     check_weight(weight, name)
     rows, columns = weight.shape
     if len(plan.order) != columns:
@@ -255,19 +256,17 @@ def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, in
 
 
 def _fit_all(
-    weight: torch.Tensor, plan: Plan, grid: Grid, group_size: int, clip: str | None
+    weight: torch.Tensor, plan: Plan, grid: Grid, group_size: int, clip: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero, float32 ``[out, groups]`` or ``[1, 1]``, of all groups of ``weight [out, in]`` as it is."""
     if group_size == PER_TENSOR:  # one range for the matrix; "output" would need one U for all rows and columns
-        return _fit(weight.float().reshape(1, 1, -1), None, grid, None if clip == "output" else clip)
+        return _fit(weight.float().reshape(1, 1, -1), None, grid, "none" if clip == "output" else clip)
     length = resolve_group_size(group_size, weight.shape[1])
     counted = plan.upper.diagonal()[plan.order.argsort()].reshape(-1, length)
     return _fit(weight.float().reshape(len(weight), -1, length), counted, grid, clip)
 
 
-def _fit(
-    grouped: torch.Tensor, upper: torch.Tensor | None, grid: Grid, clip: str | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit(grouped: torch.Tensor, upper: torch.Tensor | None, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero, float32 ``[out, groups]``, of every group of ``grouped [out, groups, group_size]``.
 
     upper: U's diagonal ``[groups, group_size]``, for ``clip="output"``: an error e of column q costs ``e^2 / U_qq^2``

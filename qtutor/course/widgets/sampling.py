@@ -56,7 +56,7 @@ def around_the_largest(weight: torch.Tensor, height: int, width: int) -> tuple[t
 
 
 def round_rows(
-    weight: torch.Tensor, rows: torch.Tensor, grid: IntGrid, group_size: int, clip: str | None, name: str
+    weight: torch.Tensor, rows: torch.Tensor, grid: IntGrid, group_size: int, clip: str, name: str
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """``weight[rows]`` rounded to nearest, and the whole layer's representation without its data, for its true bytes.
 
