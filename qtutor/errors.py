@@ -1,6 +1,6 @@
 """The one family of errors that qtutor raises for bad input: one paragraph that says what was found and what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 
@@ -24,3 +24,9 @@ def naming(subject: str) -> Iterator[None]:
         if not text.startswith(f"{subject}: "):
             error.args = (f"{subject}: {text}",)
         raise
+
+
+def check_choice(what: str, value, choices: Collection) -> None:
+    """Raise :class:`QtutorError` unless ``value`` is one of ``choices``; ``what`` is the argument's name."""
+    if value not in choices:
+        raise QtutorError(f"{what} = {value!r}: choose one of {', '.join(map(repr, choices))}.")

@@ -8,12 +8,13 @@ from qtutor.calibration.precision import WIDE
 from qtutor.core.codebooks import FP4, INT8, NF4, Codebook
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_CHANNEL
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, check_choice
+from qtutor.methods import gptq
 from qtutor.methods.gptq import ACT_ORDERS, DAMPING
 from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
 from qtutor.methods.scaling import Scaling
 
-CLIPS = ("auto", "none", "mse", "output")
+CLIPS = ("auto", *gptq.CLIPS)
 KEEP = "float"
 OF_A_LAYER = (
     *("method", "bits", "group_size", "symmetric", "clip"),
@@ -93,12 +94,10 @@ class Recipe:
     def __post_init__(self):
         if self.method not in METHODS:
             raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
-        if self.clip not in CLIPS:
-            raise QtutorError(f"clip = {self.clip!r}: choose one of {', '.join(map(repr, CLIPS))}.")
+        check_choice("clip", self.clip, CLIPS)
         if self.clip == "output" and not self.needs_calibration:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
-        if self.act_order not in ACT_ORDERS:
-            raise QtutorError(f"act_order = {self.act_order!r}: choose one of {', '.join(map(repr, ACT_ORDERS))}.")
+        check_choice("act_order", self.act_order, ACT_ORDERS)
         for pattern, change in self.layers.items():
             self._changed(pattern, change)  # refuses what no layer can have
         codebook = METHODS[self.method].codebook

@@ -91,3 +91,13 @@ class IntGrid:
 
 
 Grid = IntGrid | Codebook
+
+
+def fit_groups(grouped: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero ``[out, groups]`` from the smallest and largest of ``grouped [out, groups, group_size]``."""
+    return grid.fit(grouped.amin(dim=-1), grouped.amax(dim=-1))
+
+
+def encode_groups(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Codes (uint8) shaped like ``grouped``, each with the scale and zero ``[out, groups]`` of its group."""
+    return grid.encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))

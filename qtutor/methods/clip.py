@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from qtutor.calibration.precision import products
-from qtutor.core.grid import Grid
+from qtutor.core.grid import Grid, fit_groups
 
 
 def search(
@@ -29,18 +29,20 @@ def search(
     what its whole range costs. finer: then those around the best, each step in so many parts. ends: then the lower end
     moves alone, then the upper one.
     """
-    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+    # A range reaches 0, so its lower end stays below its upper one however the two are narrowed.
+    low, high = grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
     whole = torch.ones_like(low)
     best = None  # cost, scale, zero, and the shares of the two ends that are kept
 
     def attempt(keep_low: torch.Tensor, keep_high: torch.Tensor) -> None:
         nonlocal best
-        scale, zero = grid.fit(low * keep_low, high * keep_high)
-        tried = cost(_errors(grouped, scale, zero, grid)), scale, zero, keep_low, keep_high
+        # All that a fit looks at: a group of two, its smallest and its largest weight.
+        scale, zero = fit_groups(torch.stack([low * keep_low, high * keep_high], dim=-1), grid)
+        tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero, keep_low, keep_high
         if best is None:
             best = tried
             return
-        better = tried[0] < best[0]
+        better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
         best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
 
     def shares(of: int) -> Iterator[torch.Tensor]:
@@ -82,8 +84,8 @@ def search_together(
     """
     groups, length = grouped.shape[1:]
     hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
-    scale, zero = grid.fit(grouped.amin(dim=-1), grouped.amax(dim=-1))
-    errors = _errors(grouped, scale, zero, grid)
+    scale, zero = fit_groups(grouped, grid)
+    errors = rounding_errors(grouped, scale, zero, grid)
     slopes = errors.flatten(1) @ hessian  # [out, in]
     for group in list(range(groups)) * rounds:
         own = slice(group * length, (group + 1) * length)
@@ -91,7 +93,7 @@ def search_together(
         cost = _cost(block, slopes[:, own] - before @ block)
         with products(len(hessian)):
             found = search(only, grid, cost, steps, shrink, finer, ends=True)
-        after = _errors(only, *found, grid)
+        after = rounding_errors(only, *found, grid)
         # What the round before found is not always among the ranges that are tried now.
         better = cost(after) < cost(before.unsqueeze(1))  # [out, 1]
         for kept, new in ((scale, found[0]), (zero, found[1])):
@@ -101,7 +103,7 @@ def search_together(
     return scale, zero
 
 
-def _errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
+def rounding_errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
     """What rounding adds to every weight, shaped like ``grouped``."""
     return grid.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)).sub_(grouped)
 

@@ -22,12 +22,13 @@ import torch
 
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import rtn
 from qtutor.methods.clip import search
 
 DAMPING = 0.01
 BLOCK_SIZE = 128
+CLIPS = (*rtn.CLIPS, "output")
 CLIP_SHRINK = 0.6
 ACT_ORDERS = ("none", "columns", "groups")
 
@@ -46,14 +47,14 @@ def quantize(
     static_groups: bool = False,
     damping: float = DAMPING,
     block_size: int = BLOCK_SIZE,
-    clip: str | None = None,
+    clip: str = "none",
     name: str = "weight",
 ) -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype) so that the layer's outputs change least.
 
     hessian: ``X^T X [in, in]`` of the layer's inputs, any constant factor. grid, group_size, name: as in
-    :func:`qtutor.rtn.quantize`. clip: ``None``, ``"mse"``, or ``"output"``: narrow each group's range to where the
-    errors that other columns cannot make up for are least.
+    :func:`qtutor.rtn.quantize`. clip: ``"none"``, ``"mse"``, or ``"output"``: narrow each group's range to where
+    the errors that other columns cannot make up for are least.
     act_order: in which order columns are rounded; those with large inputs are better rounded early, while many others
     can still make up for them. ``"columns"`` sorts all of them (groups are then static), ``"groups"`` sorts whole
     groups, and the columns inside each.
@@ -63,11 +64,10 @@ def quantize(
     Raises :class:`HessianError` where no damping helps, :class:`QtutorError` for other bad input.
     """
     check_weight(weight, name)
-    if not weight.numel():
+    if not weight.numel():  # nothing to make up for: rounding to nearest says what an empty matrix becomes
         return rtn.quantize(weight, grid, group_size, name=name)
     plan = prepare(hessian, group_size, act_order=act_order, damping=damping, name=name)
-    static = static_groups or act_order == "columns"
-    return round_columns(weight, plan, grid, group_size, static, block_size, clip, name)
+    return round_columns(weight, plan, grid, group_size, static_groups, block_size, clip, name)
 
 
 @dataclass
@@ -76,11 +76,14 @@ class Plan:
 
     order: int64 ``[in]``, the columns in the order of rounding. upper: float32 ``[in, in]``, upper triangular U with
     ``(H + damping)^-1 = U^T U``, rows and columns in that order. damping: the share of the diagonal it took.
+    scattered: the order mixes the columns of all groups. No group is then reached as a whole, so that all grids have to
+    be fitted beforehand.
     """
 
     order: torch.Tensor
     upper: torch.Tensor
     damping: float
+    scattered: bool = False
 
 
 def prepare(
@@ -92,8 +95,7 @@ def prepare(
     name: str = "weight",
 ) -> Plan:
     """Order the columns of ``hessian [in, in]`` and factor its inverse (in float64)."""
-    if act_order not in ACT_ORDERS:
-        raise QtutorError(f"act_order = {act_order!r}: choose one of {', '.join(map(repr, ACT_ORDERS))}.")
+    check_choice("act_order", act_order, ACT_ORDERS)
     if not 0 <= damping <= 1:
         raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, 0 to 1.")
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
@@ -110,7 +112,7 @@ def prepare(
     length = resolve_group_size(group_size, hessian.shape[0], name)
     order = column_order(hessian.diagonal(), length, act_order)
     upper, damping = factor(hessian, damping, name, order)
-    return Plan(order, upper.float(), damping)
+    return Plan(order, upper.float(), damping, scattered=act_order == "columns")
 
 
 def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.Tensor:
@@ -181,45 +183,66 @@ def round_columns(
     group_size: int,
     static_groups: bool = False,
     block_size: int = BLOCK_SIZE,
-    clip: str | None = None,
+    clip: str = "none",
     name: str = "weight",
 ) -> QuantizedTensor:
-    """The loop of GPTQ over ``weight [out, in]``, with what :func:`prepare` made of the Hessian."""
+    """Round ``weight [out, in]`` block by block, with what :func:`prepare` made of the Hessian; else as `quantize`."""
+    check_choice("clip", clip, CLIPS)
     check_weight(weight, name)
     rows, columns = weight.shape
     if len(plan.order) != columns:
         raise QtutorError(f"{name}: rows of {columns} weights, but a Hessian of {len(plan.order)} inputs.")
     length = resolve_group_size(group_size, columns, name)
-    static = static_groups or group_size == PER_TENSOR
-    counted = plan.upper.diagonal()  # see _fit
-    if group_size == PER_TENSOR:  # one range for the matrix; "output" would need one U for all rows and columns
-        scales, zeros = _fit(weight.float().reshape(1, 1, -1), None, grid, None if clip == "output" else clip)
-    elif static:  # from the weights as they are
-        grouped, upper = weight.float().reshape(rows, -1, length), counted[plan.order.argsort()].reshape(-1, length)
-        scales, zeros = _fit(grouped, upper, grid, clip)
-    else:  # each is found when the loop reaches its group
+    static = static_groups or plan.scattered or group_size == PER_TENSOR
+    if static:
+        scales, zeros = _fit_all(weight, plan, grid, group_size, clip)
+    else:
         scales, zeros = torch.empty(2, rows, columns // length, device=weight.device)
     scales, zeros = scales.T.contiguous(), zeros.T.contiguous()  # [groups, out]
-    steps = counted.tolist()
     work = weight.float().T[plan.order].contiguous()  # [in, out]: a column of weights lies in one piece
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
-    groups = plan.order // length
+    groups = plan.order // length  # of every column, in the order of rounding
+    together = columns if static else length  # a new grid ends what can be rounded in one go
     for begin, end in blocks(columns, length, block_size):
-        errors = torch.empty(end - begin, rows, device=weight.device)
-        for column, group in enumerate(groups[begin:end].tolist(), begin):
-            if not static and column % length == 0:
-                own = slice(column, column + length)
-                scale, zero = _fit(work[own].T.unsqueeze(1), counted[own], grid, clip)
-                scales[group], zeros[group] = scale[:, 0], zero[:, 0]
-            rounded = grid.nearest(work[column], scales[group], zeros[group])
-            error = torch.sub(work[column], rounded, out=errors[column - begin]).div_(steps[column])
-            work[column] = rounded
-            work[column + 1 : end].addr_(plan.upper[column, column + 1 : end], error, alpha=-1)
-        work[end:].addmm_(plan.upper[begin:end, end:].T, errors, alpha=-1)
-        done, own = slice(begin, end), groups[begin:end]
-        codes[plan.order[done]] = grid.encode(work[done], scales[own], zeros[own])
+        errors = []
+        for first in range(begin, end, together):
+            last = min(first + together, end)
+            if not static and first % length == 0:  # only now have all earlier errors reached this group
+                reached = slice(first, first + length)
+                scale, zero = _fit(work[reached].T.unsqueeze(1), plan.upper.diagonal()[reached], grid, clip)
+                scales[groups[first]], zeros[groups[first]] = scale[:, 0], zero[:, 0]
+            own = groups[first:last]
+            inside = plan.upper[first:end, first:end]
+            coded, pushed = round_block(work[first:end], inside, scales[own], zeros[own], grid)
+            codes[plan.order[first:last]] = coded
+            errors.append(pushed)
+        # Columns behind the block are not looked at before it ends: one matrix product for it is much faster than an
+        # outer product a column.
+        work[end:].addmm_(plan.upper[begin:end, end:].T, torch.cat(errors), alpha=-1)
     scales, zeros = scales.T.to(grid.scale_dtype).contiguous(), zeros.T.to(torch.uint8).contiguous()
     return QuantizedTensor(codes.T.contiguous(), scales, None if grid.symmetric else zeros, grid, group_size)
+
+
+def round_block(
+    work: torch.Tensor, upper: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round the first columns of ``work [columns, out]``, one after the other, and push their errors onto the rest.
+
+    upper: U for these columns, ``[columns, columns]``. scale, zero: ``[rounded, out]`` (or ``[rounded, 1]``), for as
+    many columns as are to be rounded. Returns their codes, uint8 ``[rounded, out]``, and their errors over the diagonal
+    of U, float32 ``[rounded, out]``: columns that are not in ``work`` have to move by minus their part of U's rows
+    times these. Changes ``work``: to rounded weights, and to what is to be rounded next.
+    """
+    steps = upper.diagonal().tolist()
+    errors = torch.empty(len(scale), work.shape[1], device=work.device)
+    for column in range(len(scale)):
+        rounded = grid.nearest(work[column], scale[column], zero[column])
+        error = torch.sub(work[column], rounded, out=errors[column]).div_(steps[column])
+        work[column] = rounded
+        # Row q of U is [H^-1]_q: / sqrt([H^-1]_qq), H^-1 being that of the columns that are left. So error times row is
+        # the step of equation 2, and nothing has to be inverted anew.
+        work[column + 1 :].addr_(upper[column, column + 1 :], error, alpha=-1)
+    return grid.encode(work[: len(scale)], scale, zero), errors
 
 
 def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, int]]:
@@ -232,9 +255,18 @@ def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, in
             yield begin, min(begin + block_size, stop)
 
 
-def _fit(
-    grouped: torch.Tensor, upper: torch.Tensor | None, grid: Grid, clip: str | None
+def _fit_all(
+    weight: torch.Tensor, plan: Plan, grid: Grid, group_size: int, clip: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero, float32 ``[out, groups]`` or ``[1, 1]``, of all groups of ``weight [out, in]`` as it is."""
+    if group_size == PER_TENSOR:  # one range for the matrix; "output" would need one U for all rows and columns
+        return _fit(weight.float().reshape(1, 1, -1), None, grid, "none" if clip == "output" else clip)
+    length = resolve_group_size(group_size, weight.shape[1])
+    counted = plan.upper.diagonal()[plan.order.argsort()].reshape(-1, length)
+    return _fit(weight.float().reshape(len(weight), -1, length), counted, grid, clip)
+
+
+def _fit(grouped: torch.Tensor, upper: torch.Tensor | None, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero, float32 ``[out, groups]``, of every group of ``grouped [out, groups, group_size]``.
 
     upper: U's diagonal ``[groups, group_size]``, for ``clip="output"``: an error e of column q costs ``e^2 / U_qq^2``

@@ -40,20 +40,19 @@ def trace(weight: torch.Tensor, hessian: torch.Tensor, bits: int, largest_first:
     plan = gptq.prepare(hessian, PER_CHANNEL, act_order="columns" if largest_first else "none")
     nearest = rtn.quantize(weight, IntGrid(bits), PER_CHANNEL)
     grid, scale, zero = nearest.grid, nearest.scales[:, 0], nearest.zeros[:, 0]
-    before = weight.float()[:, plan.order]
-    work, codes = before.clone(), torch.empty(before.shape, dtype=torch.uint8)
-    states = [before]
-    for column in range(before.shape[1]):
-        codes[:, column] = grid.encode(work[:, column], scale, zero)
-        error = (work[:, column] - grid.decode(codes[:, column], scale, zero)) / plan.upper[column, column]
-        work[:, column:] -= torch.outer(error, plan.upper[column, column:])
-        states.append(work.clone())
-    states = torch.stack(states)
+    work = weight.float().T[plan.order].contiguous()  # [in, out]
+    states, codes = [work.T.clone()], []
+    for column in range(len(work)):
+        # One scale for each row: one column is rounded, and all behind it move.
+        code, _ = gptq.round_block(work[column:], plan.upper[column:, column:], scale[None], zero[None], grid)
+        codes.append(code)
+        states.append(work.T.clone())
+    states, before = torch.stack(states), states[0]
     done = torch.arange(len(states))[:, None, None] > torch.arange(before.shape[1])  # [in + 1, 1, in]
     rounded = torch.where(done, nearest.dequantize()[:, plan.order], before)
     ordered = hessian.double()[plan.order][:, plan.order]
     errors = (_relative_error(states - before, before, ordered), _relative_error(rounded - before, before, ordered))
-    return Trace(plan.order, states, *errors, codes)
+    return Trace(plan.order, states, *errors, torch.cat(codes).T)
 
 
 def _relative_error(difference: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

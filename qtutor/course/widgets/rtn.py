@@ -19,7 +19,7 @@ from qtutor.plots.rtn import before_after_error
 SAMPLE = 2**18
 CROP = (16, 128)  # rows and columns of the picture; 128 columns hold whole groups of up to 128
 GROUP_SIZES = [("one scale a tensor", 0), ("one scale a row", -1), ("128", 128), ("64", 64), ("32", 32), ("16", 16)]
-RANGES = [("smallest to largest", None), ("least squares", "mse")]
+RANGES = [("smallest to largest", "none"), ("least squares", "mse")]
 
 
 def weight_histogram(
@@ -29,7 +29,7 @@ def weight_histogram(
     bits: int = 3,
     group_size: int = 64,
     symmetric: bool = False,
-    clip: str | None = None,
+    clip: str = "none",
     frames: dict[str, list] | None = None,
 ) -> Explorer:
     """A layer's weights as a histogram under its grid, the rounding errors, and what both cost in true bytes.
@@ -77,7 +77,7 @@ def weights_as_picture(
     bits: int = 3,
     group_size: int = 64,
     symmetric: bool = False,
-    clip: str | None = None,
+    clip: str = "none",
     frames: dict[str, list] | None = None,
 ) -> Explorer:
     """The weights around a layer's largest as coloured cells: before, after, and the error. Arguments as above.
@@ -129,7 +129,7 @@ def _crop_rounded(
     )
 
 
-def _controls(weights: dict, layer: str | None, bits: int, group_size: int, symmetric: bool, clip: str | None) -> dict:
+def _controls(weights: dict, layer: str | None, bits: int, group_size: int, symmetric: bool, clip: str) -> dict:
     """The controls of both pictures of a layer, set to where they start."""
     layer = next(iter(weights)) if layer is None else layer
     if layer not in weights:
@@ -143,8 +143,7 @@ def _controls(weights: dict, layer: str | None, bits: int, group_size: int, symm
         "bits": ipywidgets.IntSlider(value=bits, min=2, max=8, description="bits"),
         "group_size": ipywidgets.Dropdown(options=sizes, value=group_size, description="group size"),
         "symmetric": ipywidgets.Checkbox(value=symmetric, description="symmetric"),
-        # by index: a Dropdown takes value=None for nothing chosen
-        "clip": ipywidgets.Dropdown(options=RANGES, index=[c for _, c in RANGES].index(clip), description="range"),
+        "clip": ipywidgets.Dropdown(options=RANGES, value=clip, description="range"),
     }
 
 

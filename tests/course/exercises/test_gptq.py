@@ -208,15 +208,17 @@ def test_the_package_runs_on_a_learners_loop_and_factor(layer, settings):
     grid = IntGrid(settings.pop("bits"), settings.pop("symmetric", False))
     expected = gptq.quantize(*layer, grid, **settings)
     loop, factor = exercises.find("gptq.loop"), exercises.find("gptq.factor")
-    called = []
+    widths = []
 
-    def counted(*arguments):
-        called.append(arguments)
-        return loop_all_at_the_end(*arguments)
+    def counted(weight, upper, scale, zero, bits):
+        widths.append(weight.shape[1])
+        assert len(upper) == weight.shape[1] and scale.shape == zero.shape and len(scale) == len(weight)
+        assert (scale.dtype, zero.dtype) == (torch.float16, torch.uint8)  # as in the exercise
+        return loop_all_at_the_end(weight, upper, scale, zero, bits)
 
     with replaced(loop, counted), replaced(factor, factor_by_qr):
         found = gptq.quantize(*layer, grid, **settings)
-    assert bool(called) == (settings["group_size"] != 0)  # one grid for a whole matrix is the package's own business
+    assert sum(widths) == 64  # every column went through the learner's loop, once
     assert (found.scales.shape, found.codes.shape) == (expected.scales.shape, expected.codes.shape)
     assert (found.zeros is None) == (expected.zeros is None)
     torch.testing.assert_close(found.scales.float(), expected.scales.float(), rtol=2e-3, atol=0)

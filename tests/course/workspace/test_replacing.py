@@ -9,12 +9,13 @@ import torch
 
 import qtutor
 from qtutor import evaluate, pipeline, rtn
-from qtutor.core import packing, quantized
+from qtutor.core import grid, packing, quantized
 from qtutor.core.codebooks import Codebook
 from qtutor.core.grid import IntGrid
 from qtutor.course import exercises, mine
 from qtutor.course.workspace import answers
 from qtutor.errors import QtutorError
+from qtutor.methods import clip
 from qtutor.runtime import kernels, linear
 from qtutor.runtime.linear import QuantLinear
 from tests.course import learner
@@ -22,7 +23,10 @@ from tests.models import some_ids, tiny
 
 PARTS = ("rtn.fit", "rtn.encode", "rtn.pack", "rtn.dequantize")
 HELD = {  # every place of the package that holds a function which gives way
+    "grid.fit_groups": lambda: grid.fit_groups,
     "rtn.fit_groups": lambda: rtn.fit_groups,
+    "clip.fit_groups": lambda: clip.fit_groups,
+    "grid.encode_groups": lambda: grid.encode_groups,
     "rtn.encode_groups": lambda: rtn.encode_groups,
     "packing.pack_rows": lambda: packing.pack_rows,
     "quantized.dequantize": lambda: quantized.dequantize,

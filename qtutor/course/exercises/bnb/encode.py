@@ -129,7 +129,7 @@ def adapt(theirs):
     otherwise = rtn.encode_groups
 
     def encode_groups(grouped, scale, zero, grid):
-        if type(grid) is not Codebook or grid.bits > 4 or not grouped.numel():
+        if type(grid) is not Codebook or grid.bits > 4:
             return otherwise(grouped, scale, zero, grid)
         rows, groups, length = grouped.shape
         levels = torch.tensor(grid.values, device=grouped.device)

@@ -4,13 +4,11 @@ import numpy as np
 import torch
 
 from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
-from qtutor.methods.gptq import BLOCK_SIZE, Plan
-from qtutor.methods.gptq import round_columns as packages_own
+from qtutor.methods.gptq import round_block as packages_own
 
 
 def loop(weight, upper, scale, zero, bits):
@@ -115,47 +113,26 @@ MISTAKES = {
 
 
 def adapt_loop(theirs):
-    """A learner's loop in place of :func:`qtutor.gptq.round_columns`, group by group.
+    """A learner's loop in place of :func:`qtutor.gptq.round_block`: of its columns, a group each.
 
-    The package fits each group's grid (on weights that carry all corrections so far), the learner's loop rounds its
-    columns. What it pushed out of the group is told by its codes: ``weight - rounded = E U``, E being all errors over
+    Its codes tell what it pushed onto the columns behind its own: ``weight - rounded = E U``, E being all errors over
     the diagonal of U.
     """
 
-    def round_columns(
-        weight, plan, grid, group_size, static_groups=False, block_size=BLOCK_SIZE, clip=None, name="weight"
-    ):
-        if not isinstance(grid, IntGrid) or group_size == PER_TENSOR or not weight.numel():
-            return packages_own(weight, plan, grid, group_size, static_groups, block_size, clip, name)
-        rows, columns = weight.shape
-        length = resolve_group_size(group_size, columns, name)
-        span = columns if static_groups else length
-        work, codes = weight.float()[:, plan.order], torch.empty(rows, columns, dtype=torch.uint8)
-        scales, zeros = [], []  # [out, 1] or [out, in] for every span, in the order of rounding
-        for own in (slice(start, start + span) for start in range(0, columns, span)):
-            upper = plan.upper[own, own]
-            if static_groups:
-                fitted = packages_own(weight, plan, grid, group_size, True, block_size, clip, name)
-                group = plan.order // length
-            else:
-                within = Plan(torch.arange(span), upper, plan.damping)
-                fitted = packages_own(work[:, own], within, grid, PER_CHANNEL, False, block_size, clip, name)
-                group = torch.zeros(1, dtype=torch.int64)
-            scale = fitted.scales[:, group]
-            zero = torch.full(scale.shape, grid.middle, dtype=torch.uint8) if grid.symmetric else fitted.zeros[:, group]
-            codes[:, own] = tensor(theirs(work[:, own], upper, scale, zero, grid.bits), torch.uint8, work)
-            error = work[:, own] - grid.decode(codes[:, own], scale, zero)
-            pushed = torch.linalg.solve_triangular(upper, error, upper=True, left=False)
-            work[:, own.stop :] -= pushed @ plan.upper[own, own.stop :]
-            scales.append(scale)
-            zeros.append(zero)
-        per_column = columns // sum(scale.shape[1] for scale in scales)
-        back = plan.order.argsort()
-        scale, zero = (torch.cat(parts, 1).repeat_interleave(per_column, 1)[:, back] for parts in (scales, zeros))
-        scale, zero = scale[:, ::length].contiguous(), zero[:, ::length].contiguous()
-        return QuantizedTensor(codes[:, back].contiguous(), scale, None if grid.symmetric else zero, grid, group_size)
+    def round_block(work, upper, scale, zero, grid):
+        if not isinstance(grid, IntGrid):
+            return packages_own(work, upper, scale, zero, grid)  # levels that are listed are another chapter's
+        count, rows = len(scale), work.shape[1]
+        own, inside, behind = work[:count], upper[:count, :count], upper[:count, count:]
+        stored = scale.expand(count, rows).T.to(grid.scale_dtype), zero.expand(count, rows).T.to(torch.uint8)
+        codes = tensor(theirs(own.T.clone(), inside, *stored, grid.bits), torch.uint8, work).T
+        rounded = grid.decode(codes, scale, zero)
+        errors = torch.linalg.solve_triangular(inside.T, own - rounded, upper=False)
+        own.copy_(rounded)
+        work[count:] -= behind.T @ errors
+        return codes, errors
 
-    return round_columns
+    return round_block
 
 
 LOOP = Exercise(
@@ -174,6 +151,6 @@ LOOP = Exercise(
             lambda arguments, results: bool(np.isin(results[0], range(2 ** arguments[4])).all()),
         ),
     ),
-    replaces="qtutor.methods.gptq.round_columns",
+    replaces="qtutor.methods.gptq.round_block",
     adapt=adapt_loop,
 )

@@ -96,8 +96,6 @@ def adapt_encode(theirs):
     """A learner's ``nearest_codes`` in place of :func:`qtutor.rtn.encode_groups`."""
 
     def encode_groups(grouped, scale, zero, grid):
-        if not grouped.numel():
-            return grouped.to(torch.uint8)  # nothing to code
         if not isinstance(grid, IntGrid):
             return packages_own(grouped, scale, zero, grid)  # levels that are listed are another chapter's
         codes = theirs(grouped.flatten(1), scale, zero, grid.bits)
