@@ -70,9 +70,10 @@ def note_quantized(name: str, quantized) -> None:
     note("scales", name, quantized.scales)
     note("zeros", name, quantized.zeros)
     note("dequantized", name, quantized.dequantize())
-    if quantized.nested is not None:
+    nested = getattr(quantized, "nested", None) or getattr(quantized, "stored_scales", None)  # of old, and today
+    if hasattr(nested, "absmax"):
         for part in ("codes", "absmax", "offset"):
-            note("nested scales", f"{name} {part}", getattr(quantized.nested, part))
+            note("nested scales", f"{name} {part}", getattr(nested, part))
 
 
 # --- models, made here and the same on both sides ---
