@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from qtutor import decoder
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.formats import gguf, load_quantized
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer_back import tokenizer_of
@@ -48,10 +48,8 @@ def gguf_file(source: str) -> Path | None:
 
 def _load_gguf(path: Path):
     model = gguf.load(path)  # first, since it tells files that others wrote
-    try:
+    with naming(str(path)):
         return model, tokenizer_of(read(path).metadata)
-    except QtutorError as error:
-        raise QtutorError(f"{path}: {error}") from error
 
 
 def weight_bytes(source: str, model) -> int:

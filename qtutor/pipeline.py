@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from qtutor.calibration.stream import SHARED
 from qtutor.calibration.walk import CalibratedBlock, walk
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.families import decoder_blocks
 from qtutor.methods import awq, bnb, gptq, rtn
 from qtutor.methods.propagation import ENOUGH, propagated, strength
@@ -59,10 +59,11 @@ def quantize(
     targets = {name: module for name, module in _targets(model, recipe).items() if name not in outcome.packed}
     for name, module in tqdm(targets.items(), desc="quantizing", unit="layer", **_bar(progress)):
         weight = module.weight.detach()
-        if recipe.method in CODEBOOKS:
-            quantized = bnb.quantize(weight, recipe.grid, recipe.group_size, recipe.double, name)
-        else:
-            quantized = rtn.quantize(weight, recipe.grid, recipe.group_size, recipe.own_clip, name)
+        with naming(name):
+            if recipe.method in CODEBOOKS:
+                quantized = bnb.quantize(weight, recipe.grid, recipe.group_size, recipe.double)
+            else:
+                quantized = rtn.quantize(weight, recipe.grid, recipe.group_size, recipe.own_clip)
         outcome.add(name, module, weight, quantized, bias=getattr(module, "bias", None))
     outcome.put_into(model)
     if recipe.embeddings or recipe.lm_head:
@@ -144,8 +145,9 @@ def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, ou
     """AWQ or GPTQ, or one after the other, for the layers of one block, in the order in which the block runs them."""
     for name in (name for names in SHARED for name in names):  # before any search, so that errors name the layer
         weight = block.module.get_submodule(name).weight
-        check_weight(weight, f"{block.name}.{name}")
-        resolve_group_size(recipe.group_size, weight.shape[1], f"{block.name}.{name}")
+        with naming(f"{block.name}.{name}"):
+            check_weight(weight)
+            resolve_group_size(recipe.group_size, weight.shape[1])
     if recipe.method != "gptq":
         scaled = awq.scale_block(block, recipe.grid, recipe.group_size, recipe.duo, _quantizer(recipe))
         for name, value in scaled.items():
@@ -160,7 +162,8 @@ def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, ou
         weights = [layer.weight for layer in layers]
         share = strength(block.tokens, weights[0].shape[1])
         wanted = weights if plan is None else [propagated(weight, moments, plan, share) for weight in weights]
-        quantized = _round_together(wanted, moments.hessian, plan, recipe, f"{block.name}.{names[0]}")
+        with naming(f"{block.name}.{names[0]}"):
+            quantized = _round_together(wanted, moments.hessian, plan, recipe)
         hessian = moments.hessian.float()
         for name, layer, before, after in zip(names, layers, wanted, quantized):
             full_name, back = f"{block.name}.{name}", after.dequantize()
@@ -176,7 +179,7 @@ def _quantize_block(block: CalibratedBlock, model: nn.Module, recipe: Recipe, ou
 def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, str]:
     """The Hessian ordered and factored, or ``None`` where it is of no use; and what the report has to say about it."""
     few = f"{tokens} tokens for a width of {len(hessian)}"
-    plan, error = _factored(hessian, recipe, name)
+    plan, error = _factored(hessian, recipe)
     if plan is None:
         without = "AWQ without propagation" if recipe.method == "awq" else "rounded to nearest"
         note = f"{without}, since its Hessian cannot be used ({few}). {error}"
@@ -190,11 +193,11 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
     return plan, "; ".join(notes)
 
 
-def _factored(hessian: torch.Tensor, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, gptq.HessianError | None]:
+def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[gptq.Plan | None, gptq.HessianError | None]:
     """GPTQ's plan, or why there is none."""
     try:
         act_order, damping = recipe.act_order, recipe.damping
-        return gptq.prepare(hessian, recipe.group_size, act_order=act_order, damping=damping, name=name), None
+        return gptq.prepare(hessian, recipe.group_size, act_order=act_order, damping=damping), None
     except gptq.HessianError as error:
         return None, error
 
@@ -203,10 +206,8 @@ def _quantizer(recipe: Recipe) -> awq.Quantizer:
     """How AWQ's scales are judged in the end: by what will really round the layers."""
 
     def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
-        plan = None if recipe.method == "awq" else _factored(hessian, recipe, "weight")[0]
-        return _round(
-            weight, hessian, plan, recipe, "weight", thorough=False
-        )  # one tells which of two scales is better
+        plan = None if recipe.method == "awq" else _factored(hessian, recipe)[0]
+        return _round(weight, hessian, plan, recipe, thorough=False)  # one tells which of two scales is better
 
     return quantizer
 
@@ -216,25 +217,24 @@ def _round(
     hessian: torch.Tensor,
     plan: gptq.Plan | None,
     recipe: Recipe,
-    name: str,
     thorough: bool = True,
 ) -> QuantizedTensor:
     grid, group_size = recipe.grid, recipe.group_size
     if recipe.method == "awq" and recipe.own_clip == "output":
-        return awq.quantize(weight, hessian, grid, group_size, name, thorough)
+        return awq.quantize(weight, hessian, grid, group_size, thorough)
     if recipe.method != "awq" and plan is not None:
         static, clip = recipe.static_groups, recipe.own_clip
-        return gptq.round_columns(weight, plan, grid, group_size, static, clip=clip, name=name)
-    return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else "none", name)
+        return gptq.round_columns(weight, plan, grid, group_size, static, clip=clip)
+    return rtn.quantize(weight, grid, group_size, "mse" if recipe.clip == "mse" else "none")
 
 
 def _round_together(
-    weights: list[torch.Tensor], hessian: torch.Tensor, plan: gptq.Plan | None, recipe: Recipe, name: str
+    weights: list[torch.Tensor], hessian: torch.Tensor, plan: gptq.Plan | None, recipe: Recipe
 ) -> list[QuantizedTensor]:
     """:func:`_round` of layers that read the same input, as one matrix: rows do not know of each other."""
     if recipe.group_size == PER_TENSOR:  # but here they do
-        return [_round(weight, hessian, plan, recipe, name) for weight in weights]
-    together = _round(torch.cat(weights), hessian, plan, recipe, name)
+        return [_round(weight, hessian, plan, recipe) for weight in weights]
+    together = _round(torch.cat(weights), hessian, plan, recipe)
     return together.split([len(weight) for weight in weights])
 
 

@@ -12,7 +12,7 @@ from qtutor.core.quantized import QuantizedTensor, resolve_group_size
 from qtutor.core.scales import NestedScales
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.course.widgets.sampling import named_layers, sample_rows
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.methods import bnb, rtn
 from qtutor.plots.bnb import levels_over_weights
 
@@ -57,10 +57,11 @@ def levels_over_bell(
     def draw(layer, format, block, double):
         exact, grid = sample(layer), FORMATS[format]
         double = double and isinstance(grid, Codebook)
-        quantized = round_to(exact, grid, block, double, layer)
+        with naming(layer):
+            quantized = round_to(exact, grid, block, double)
         relative, levels, shares = seen(exact, quantized)
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
-        size, width = whole_bytes(weights[layer].shape, grid, block, double, layer)
+        size, width = whole_bytes(weights[layer].shape, grid, block, double)
         scales = "8 bits and theirs" if double else f"{8 * grid.scale_dtype.itemsize} bits"
         figure = levels_over_weights({f"{layer}, {format}": (relative, levels, shares)})
         return figure, html_table(
@@ -79,17 +80,17 @@ def levels_over_bell(
     )
 
 
-def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool, name: str = "weight") -> QuantizedTensor:
+def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool) -> QuantizedTensor:
     """``weight [out, in]`` rounded to the nearest level, on either kind of grid."""
     if isinstance(grid, Codebook):
-        return bnb.quantize(weight, grid, block, double, name)
-    return rtn.quantize(weight, grid, block, name=name)
+        return bnb.quantize(weight, grid, block, double)
+    return rtn.quantize(weight, grid, block)
 
 
-def whole_bytes(shape: tuple[int, int], grid: Grid, block: int, double: bool, name: str) -> tuple[int, float]:
+def whole_bytes(shape: tuple[int, int], grid: Grid, block: int, double: bool) -> tuple[int, float]:
     """True bytes of a whole layer, and bits a weight, from shapes alone."""
     rows, columns = shape
-    groups = rows, columns // resolve_group_size(block, columns, name)
+    groups = rows, columns // resolve_group_size(block, columns)
 
     def empty(size: tuple, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")  # a shape and nothing else: nbytes needs no more

@@ -11,7 +11,7 @@ import torch
 from qtutor import pipeline
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_size
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.methods import rtn
 
 
@@ -56,15 +56,17 @@ def around_the_largest(weight: torch.Tensor, height: int, width: int) -> tuple[t
 
 
 def round_rows(
-    weight: torch.Tensor, rows: torch.Tensor, grid: IntGrid, group_size: int, clip: str, name: str
+    weight: torch.Tensor, rows: torch.Tensor, grid: IntGrid, group_size: int, clip: str, layer: str
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """``weight[rows]`` rounded to nearest, and the whole layer's representation without its data, for its true bytes.
 
-    One scale a tensor (``group_size=0``) is that of the whole where ``rows`` hold its smallest and its largest weight.
+    layer: what an error calls it. One scale a tensor (``group_size=0``) is that of the whole where ``rows`` hold its
+    smallest and its largest weight.
     """
-    quantized = rtn.quantize(weight[rows], grid, group_size, clip, name)
+    with naming(layer):
+        quantized = rtn.quantize(weight[rows], grid, group_size, clip)
     height, width = weight.shape
-    groups = (1, 1) if group_size == PER_TENSOR else (height, width // resolve_group_size(group_size, width, name))
+    groups = (1, 1) if group_size == PER_TENSOR else (height, width // resolve_group_size(group_size, width))
 
     def empty(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")  # a shape and nothing else: nbytes needs no more

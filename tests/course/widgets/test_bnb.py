@@ -22,8 +22,8 @@ def test_bytes_from_shapes_are_those_of_the_data(format):
         for double in (False, True) if isinstance(grid, Codebook) else (False,):
             quantized = round_to(weight, grid, block, double)
             expected = quantized.nbytes, quantized.bits_per_weight
-            assert whole_bytes(weight.shape, grid, block, double, "q") == expected
-    assert whole_bytes((3, 192), bnb.NF4, 64, True, "q")[0] == bnb.quantize(some_weight(3, 192)).nbytes  # 9 scales
+            assert whole_bytes(weight.shape, grid, block, double) == expected
+    assert whole_bytes((3, 192), bnb.NF4, 64, True)[0] == bnb.quantize(some_weight(3, 192)).nbytes  # 9 scales
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -89,4 +89,4 @@ def test_what_cannot_be_shown_is_said():
         levels_over_bell({"layer": some_weight()}, "q")
     explorer = levels_over_bell({"layer": some_weight(8, 96)}, block=32, frames={})
     control(explorer, "block").value = 64
-    assert "groups of 64 do not divide its rows of 96" in explorer.children[-1].value
+    assert "layer: groups of 64 do not divide rows of 96" in explorer.children[-1].value

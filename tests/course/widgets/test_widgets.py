@@ -244,7 +244,7 @@ def test_sampled_rows_are_rounded_as_in_the_whole_layer_and_its_bytes_are_the_pa
     weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
     rows = sample_rows(weight, 64 * 10)
     grid = IntGrid(bits, symmetric)
-    quantized, size = round_rows(weight, rows, grid, group_size, None, "layer")
+    quantized, size = round_rows(weight, rows, grid, group_size, "none", "layer")
     whole = rtn.quantize(weight, grid, group_size)
     assert torch.equal(quantized.dequantize(), whole.dequantize()[rows])
     assert (size.nbytes, size.bits_per_weight, size.shape) == (whole.nbytes, whole.bits_per_weight, whole.shape)
@@ -314,7 +314,7 @@ def test_the_picture_shows_the_largest_weight():
 def test_a_group_size_that_does_not_fit_is_an_alert():
     explorer = widgets.weight_histogram({"wide": torch.randn(8, 64), "odd": torch.randn(8, 48)}, frames={})
     control(explorer, "layer").value = "odd"
-    assert "groups of 64 do not divide its rows of 48" in explorer.children[-1].value
+    assert "odd: groups of 64 do not divide rows of 48" in explorer.children[-1].value
 
 
 def test_a_layer_that_is_not_there_is_refused():
