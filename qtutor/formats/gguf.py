@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.families import family_of
 from qtutor.files import is_gguf
 from qtutor.gguf.architecture import (
@@ -129,10 +129,8 @@ def _encoder(name: str, type: str, values: Callable, heads: int, importance: Cal
         rows = weight.to("cpu", torch.float32).numpy()
         rows = permute(rows, heads) if heads else rows
         rows = np.atleast_2d(rows)
-        try:
+        with naming(f"tensor {name!r} as {type}"):
             return encode(rows, type, importance(name, rows.shape[1]) if type not in ("F32", "F16", "BF16") else None)
-        except QtutorError as error:
-            raise QtutorError(f"tensor {name!r} as {type}: {error}") from error
 
     return encoded
 

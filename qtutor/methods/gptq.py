@@ -48,11 +48,10 @@ def quantize(
     damping: float = DAMPING,
     block_size: int = BLOCK_SIZE,
     clip: str = "none",
-    name: str = "weight",
 ) -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype) so that the layer's outputs change least.
 
-    hessian: ``X^T X [in, in]`` of the layer's inputs, any constant factor. grid, group_size, name: as in
+    hessian: ``X^T X [in, in]`` of the layer's inputs, any constant factor. grid, group_size: as in
     :func:`qtutor.rtn.quantize`. clip: ``"none"``, ``"mse"``, or ``"output"``: narrow each group's range to where
     the errors that other columns cannot make up for are least.
     act_order: in which order columns are rounded; those with large inputs are better rounded early, while many others
@@ -63,11 +62,11 @@ def quantize(
     block_size: columns whose corrections are collected before the rest of the matrix is updated; speed only.
     Raises :class:`HessianError` where no damping helps, :class:`QtutorError` for other bad input.
     """
-    check_weight(weight, name)
+    check_weight(weight)
     if not weight.numel():  # nothing to make up for: rounding to nearest says what an empty matrix becomes
-        return rtn.quantize(weight, grid, group_size, name=name)
-    plan = prepare(hessian, group_size, act_order=act_order, damping=damping, name=name)
-    return round_columns(weight, plan, grid, group_size, static_groups, block_size, clip, name)
+        return rtn.quantize(weight, grid, group_size)
+    plan = prepare(hessian, group_size, act_order=act_order, damping=damping)
+    return round_columns(weight, plan, grid, group_size, static_groups, block_size, clip)
 
 
 @dataclass
@@ -92,7 +91,6 @@ def prepare(
     *,
     act_order: str = "none",
     damping: float = DAMPING,
-    name: str = "weight",
 ) -> Plan:
     """Order the columns of ``hessian [in, in]`` and factor its inverse (in float64)."""
     check_choice("act_order", act_order, ACT_ORDERS)
@@ -100,18 +98,18 @@ def prepare(
         raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, 0 to 1.")
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
         raise QtutorError(
-            f"{name}: its Hessian is {hessian.dtype} of shape {list(hessian.shape)}; X^T X is floating point [in, in]."
+            f"the Hessian is {hessian.dtype} of shape {list(hessian.shape)}; X^T X is floating point [in, in]."
         )
     hessian = hessian.double()
     if not torch.isfinite(hessian.sum()) and not torch.isfinite(hessian).all():  # the sum takes a tenth of the time
         row, column = (~torch.isfinite(hessian)).nonzero()[0].tolist()
         raise HessianError(
-            f"{name}: its Hessian holds {hessian[row, column].item()} at [{row}, {column}]. The layer's inputs were "
+            f"the Hessian holds {hessian[row, column].item()} at [{row}, {column}]. The layer's inputs were "
             "NaN, infinite or too large during calibration: look at the activations, or compute them in float32."
         )
-    length = resolve_group_size(group_size, hessian.shape[0], name)
+    length = resolve_group_size(group_size, hessian.shape[0])
     order = column_order(hessian.diagonal(), length, act_order)
-    upper, damping = factor(hessian, damping, name, order)
+    upper, damping = factor(hessian, damping, order)
     return Plan(order, upper.float(), damping, scattered=act_order == "columns")
 
 
@@ -127,9 +125,7 @@ def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.T
     return (groups[:, None] * length + inside[groups]).flatten()
 
 
-def factor(
-    hessian: torch.Tensor, damping: float, name: str = "weight", order: torch.Tensor | None = None
-) -> tuple[torch.Tensor, float]:
+def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Upper triangular U, float32, with ``(H + d)^-1 = U^T U``, and the damping that it took.
 
     Rows and columns turned around, ``H = L L^T`` gives ``H^-1 = L^-T L^-1``, and L^-1 turned back is U: one Cholesky
@@ -154,7 +150,7 @@ def factor(
                 return upper, damping
         if damping >= 1:
             raise HessianError(
-                f"{name}: its Hessian is not positive definite, even with its mean diagonal ({mean.item():.3g}) added "
+                f"the Hessian is not positive definite, even with its mean diagonal ({mean.item():.3g}) added "
                 f"to the diagonal, which runs from {diagonal.min().item():.3g} to {diagonal.max().item():.3g}. X^T X "
                 "of real inputs always can be mended so: check how it was computed, or round this layer to nearest."
             )
@@ -184,15 +180,14 @@ def round_columns(
     static_groups: bool = False,
     block_size: int = BLOCK_SIZE,
     clip: str = "none",
-    name: str = "weight",
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` block by block, with what :func:`prepare` made of the Hessian; else as `quantize`."""
     check_choice("clip", clip, CLIPS)
-    check_weight(weight, name)
+    check_weight(weight)
     rows, columns = weight.shape
     if len(plan.order) != columns:
-        raise QtutorError(f"{name}: rows of {columns} weights, but a Hessian of {len(plan.order)} inputs.")
-    length = resolve_group_size(group_size, columns, name)
+        raise QtutorError(f"rows of {columns} weights, but a Hessian of {len(plan.order)} inputs.")
+    length = resolve_group_size(group_size, columns)
     static = static_groups or plan.scattered or group_size == PER_TENSOR
     if static:
         scales, zeros = _fit_all(weight, plan, grid, group_size, clip)

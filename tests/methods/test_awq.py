@@ -126,8 +126,8 @@ def test_one_scale_for_the_tensor_and_empty_ones_are_rounded_to_nearest():
     weight, grid = weights(4, 64, seed=1), qtutor.IntGrid(4)
     assert torch.equal(awq.quantize(weight, torch.eye(64), grid, PER_TENSOR).codes, rtn.quantize(weight, grid, 0).codes)
     assert awq.quantize(torch.zeros(0, 8), torch.eye(8), grid, 8).shape == (0, 8)
-    with pytest.raises(qtutor.QtutorError, match="q: groups of 5"):
-        awq.quantize(torch.zeros(2, 8), torch.eye(8), grid, 5, "q")
+    with pytest.raises(qtutor.QtutorError, match=r"^groups of 5"):
+        awq.quantize(torch.zeros(2, 8), torch.eye(8), grid, 5)
 
 
 def test_a_silent_channel_and_silent_inputs_do_no_harm():

@@ -104,15 +104,15 @@ MISTAKES = {
 def adapt_factor(theirs):
     """A learner's factor in place of :func:`qtutor.gptq.factor`, which also raises damping where it has to."""
 
-    def factor(hessian, damping, name="weight", order=None):
+    def factor(hessian, damping, order=None):
         hessian = hessian if order is None else hessian[order[:, None], order]
         if not hessian.diagonal().any():
-            return packages_own(hessian, damping, name)  # there is no mean to take a share of
+            return packages_own(hessian, damping)  # there is no mean to take a share of
         try:
             upper = tensor(theirs(hessian.clone(), damping), torch.float64, hessian)
         except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
-            return packages_own(hessian, damping, name)  # not positive definite: how much damping it takes is its part
-        return (upper, damping) if torch.isfinite(upper).all() else packages_own(hessian, damping, name)
+            return packages_own(hessian, damping)  # not positive definite: how much damping it takes is its part
+        return (upper, damping) if torch.isfinite(upper).all() else packages_own(hessian, damping)
 
     return factor
 
