@@ -27,12 +27,30 @@ from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, res
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import rtn
 from qtutor.methods.clip import search
-from qtutor.methods.hessian import DAMPING, Plan, prepare
+from qtutor.methods.hessian import (
+    ACT_ORDERS,
+    DAMPING,
+    HessianError,
+    Plan,
+    column_order,
+    factor,
+    invert_lower,
+    prepare,
+)
 
 # What GPTQ is made of, under one name: ``qtutor.gptq.factor``.
 __all__ = [
-    *("ACT_ORDERS", "DAMPING", "HessianError", "Plan", "column_order", "factor", "invert_lower", "prepare"),
-    *("quantize", "round_block", "round_columns"),
+    "ACT_ORDERS",
+    "DAMPING",
+    "HessianError",
+    "Plan",
+    "column_order",
+    "factor",
+    "invert_lower",
+    "prepare",
+    "quantize",
+    "round_block",
+    "round_columns",
 ]
 
 BLOCK_SIZE = 128
