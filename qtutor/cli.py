@@ -166,7 +166,7 @@ def quantize(options) -> int:
         bits=options.bits,
         group_size=options.group_size,
         symmetric=options.symmetric,
-        clip=options.clip,
+        clip=options.clip or "auto",
     )
     model, tokenizer = qtutor.load(options.source, dtype="auto")  # what is not quantized is written in its own 16 bits
     calibration = calibration_text(options.calibration, tokenizer) if options.calibration else None
