@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. It imports nothing heavy, so that --help and mistakes are answered at once."""
     parser = _parser(
         argparse.ArgumentParser,
         "Learn how language models are quantized, and quantize them.",
@@ -132,6 +133,7 @@ def _parser(make, description: str, examples: list[str], **arguments) -> argpars
 
 
 def learn(options) -> int:
+    """``qtutor learn``: a workspace with the chapters, and JupyterLab in it."""
     from qtutor.course import workspace
 
     report = workspace.make(options.folder)
@@ -142,6 +144,7 @@ def learn(options) -> int:
 
 
 def progress(options) -> int:
+    """``qtutor progress``: which exercises of each chapter are done."""
     from qtutor.course import progress_table, workspace
 
     here = workspace.find()
@@ -150,6 +153,7 @@ def progress(options) -> int:
 
 
 def quantize(options) -> int:
+    """``qtutor quantize``: a float decoder to a folder of ours or a GGUF file, with the report."""
     import qtutor
     from qtutor.calibration.text import calibration_text
 
@@ -211,6 +215,7 @@ def write_gguf(options) -> int:
 
 
 def generate(options) -> int:
+    """``qtutor generate``: how a model goes on with a prompt."""
     if options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     import qtutor
@@ -221,6 +226,7 @@ def generate(options) -> int:
 
 
 def evaluate(options) -> int:
+    """``qtutor eval``: perplexity, size, and how well a model writes functions and answers questions."""
     import qtutor
     from qtutor.loading import weight_bytes
 
@@ -240,6 +246,7 @@ def evaluate(options) -> int:
 
 
 def inspect(options) -> int:
+    """``qtutor inspect``: what a checkpoint holds."""
     from qtutor import inspection
 
     inspection.show(Path(options.file), options.tensor, options.block)

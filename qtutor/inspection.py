@@ -86,6 +86,7 @@ def described(value) -> tuple[str, str]:
 
 
 def shortened(text: str, count: int, of: str) -> str:
+    """``text``; where it is longer than :data:`LONGEST`, its beginning and how many (``count``) of what there are."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({count:,} {of})"
 
 
@@ -165,6 +166,7 @@ def print_layers(path: Path, sizes: dict[str, int]) -> None:
 
 
 def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print rows under their heads: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, tuple("-" * width for width in widths), *rows]:
         first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))

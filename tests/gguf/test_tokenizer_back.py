@@ -88,6 +88,18 @@ def test_eos_behind_a_text_and_a_token_to_pad_with():
     assert (again.pad_token, again.pad_token_id) == (CALL, tokenizer.pad_token_id)
 
 
+@pytest.mark.parametrize("eos", [False, True])
+def test_the_second_of_two_texts_is_told_apart(eos):
+    """By the types of its tokens, 1; what stands around the texts has type 0."""
+    tokenizer = sentencepiece()
+    again = tokenizer_of(keys_of(tokenizer) | {"tokenizer.ggml.add_eos_token": eos})
+    first, second = (len(tokenizer(text, add_special_tokens=False).input_ids) for text in ("one longer text", "two"))
+    assert first != second
+    assert again("one longer text", return_token_type_ids=True).token_type_ids == [0] * (1 + first + eos)
+    types = [0] + [0] * first + [0] * eos + [0] + [1] * second + [0] * eos
+    assert again("one longer text", "two", return_token_type_ids=True).token_type_ids == types
+
+
 def test_a_space_only_where_none_is_comes_back_as_in_llama_cpp():
     tokenizer = sentencepiece(prefix="first")
     with pytest.warns(UserWarning, match="one more space token"):

@@ -193,6 +193,7 @@ def start(folder: str | Path, browser: bool = True) -> int:
 
 
 def jupyter_command(folder: Path, browser: bool, is_root: bool) -> list[str]:
+    """What runs JupyterLab in ``folder``, on this machine only, with the first chapter open."""
     first = min((chapter.name for chapter in folder.glob("*.ipynb")), default="")
     command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
     command.append(f"--LabApp.default_url=/lab/tree/{first}")

@@ -263,3 +263,20 @@ def test_a_function_under_two_names_is_written_down_once(tmp_path, monkeypatch):
     names: dict = {}
     exec(kept_text, names)
     assert names["answer"](3) == 6
+
+
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_a_function_and_a_value_of_one_name_are_refused(tmp_path, monkeypatch, first):
+    """Whichever comes first: names are looked up in order, and the function is called f wherever it is met."""
+    text = f"def f(x):\n    return 2 * x\n\n\n{first} = f\nf = 3\n\n\ndef g(x):\n    return {first}(x) + f\n"
+    with pytest.raises(standalone.CannotKeep, match="two of its parts are called f; give them different names"):
+        standalone.standalone(module(tmp_path, monkeypatch, f"value_and_function_{first}", text).g, "t")
+
+
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_a_library_and_a_value_of_one_name_are_refused(tmp_path, monkeypatch, first):
+    """What ``f`` is to the function behind another name is not what it is to g."""
+    text = f"import math\n\n\ndef f(x):\n    return 2 * x\n\n\n{first} = f\nf = math\n\n\n"
+    text += f"def g(x):\n    return {first}(x) + f.floor(x)\n"
+    with pytest.raises(standalone.CannotKeep, match="two of its parts are called f; give them different names"):
+        standalone.standalone(module(tmp_path, monkeypatch, f"library_and_function_{first}", text).g, "t")
