@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qtutor.course import exercises
-from qtutor.course.checking import comparing
-from qtutor.course.checking.attempt import Outcome, run, wrong_call
+from qtutor.course.checking import comparing, limits
+from qtutor.course.checking.attempt import Outcome, run, where, wrong_call
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace import answers
 
@@ -52,12 +52,16 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     if problem:
         return Verdict(False, f"{exercise.name}: {problem}")
     got = []
-    for _, arguments in cases:
-        got.append(run(function, names, arguments, exercise.outputs))
-        if got[-1].kind == "todo":
-            return Verdict(
-                False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."
-            )
+    try:
+        with limits.bounded():
+            while len(got) < len(cases) and not (got and got[-1].kind == "todo"):
+                got.append(run(function, names, cases[len(got)][1], exercise.outputs))
+    except limits.TimeUp as up:
+        return Verdict(False, _still_running(exercise, cases[min(len(got), len(cases) - 1)][0], up))
+    if got[-1].kind == "todo":
+        return Verdict(
+            False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."
+        )
     expected = [_right(exercise, exercise.reference, names, arguments) for _, arguments in cases]
     broken = [_broken(exercise, case[1], outcome, right) for case, outcome, right in zip(cases, got, expected)]
     wrong = [
@@ -77,6 +81,13 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     return Verdict(False, "\n".join(lines + [likely] * bool(likely)))
 
 
+def _still_running(exercise: Exercise, kind: str, up: limits.TimeUp) -> str:
+    return (
+        f"{exercise.name}: stopped. Your function was still running after {limits.SECONDS:g} seconds, where all inputs "
+        f"together need far less. It was at this input: {kind}. Does a loop never end?{where(up)}"
+    )
+
+
 def _right(exercise: Exercise, reference: Callable, names: list[str], arguments: tuple) -> Outcome:
     outcome = run(reference, names, arguments, exercise.outputs)
     if outcome.arrays is None:
@@ -93,14 +104,14 @@ def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
 
 def _broken(exercise: Exercise, arguments: tuple, outcome: Outcome, right: Outcome) -> str:
     """The first property that does not hold, or ``""``. Whole numbers may come as floats, and are asked as integers."""
-    if outcome.arrays is None:
-        return ""
+    if outcome.arrays is None or [a.shape for a in outcome.arrays] != [a.shape for a in right.arrays]:
+        return ""  # it can only be asked of results of the right shape
     results = tuple(comparing.of_kind(got, expected) for got, expected in zip(outcome.arrays, right.arrays))
     for text, holds in exercise.properties:
         try:
             if not holds(arguments, results):
                 return text
-        except (ValueError, IndexError, TypeError):  # it cannot even be asked of results of another shape or kind
+        except (ValueError, IndexError, TypeError):  # it cannot even be asked of results of another kind
             return text
     return ""
 
