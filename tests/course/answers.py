@@ -35,6 +35,13 @@ def assert_likely(name: str, function, phrase: str) -> None:
     assert last.startswith("Likely mistake: ") and phrase in last, found.text
 
 
+def assert_named(name: str, function, phrase: str) -> None:
+    """``function`` is refused, and the last line names the mistake in words with ``phrase``."""
+    found = verdict(name, function)
+    assert not found.passed
+    assert phrase in found.text.splitlines()[-1], found.text
+
+
 def assert_right(name: str, function) -> None:
     found = verdict(name, function)
     assert found.passed, found.text
