@@ -19,6 +19,8 @@ from qtutor.course.workspace import answers
 
 # Results are compared with those of a known mistake at least this loosely: the learner may compute in float32.
 SLACK = 3e-6
+# What torch, numpy and Python's lists raise where shapes do not fit, or a matrix cannot be inverted.
+MISFITS = {"RuntimeError", "ValueError", "IndexError", "LinAlgError", "_LinAlgError"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
     return all(difference is not None and not difference.any() for difference in differences)
 
 
+def _like_mistake(got: Outcome, made: Outcome, tolerance: float) -> bool:
+    return _alike(got, made, tolerance) or {got.kind, made.kind} <= MISFITS
+
+
 def _broken(exercise: Exercise, arguments: tuple, outcome: Outcome, right: Outcome) -> str:
     """The first property that does not hold, or ``""``. Whole numbers may come as floats, and are asked as integers."""
     if outcome.arrays is None:
@@ -155,7 +161,9 @@ def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: lis
     for text, mistake in exercise.mistakes.items():
         made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
         telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
-        same = [i for i in telling if i in wrong and _alike(got[i], made[i], max(exercise.tolerance, SLACK))]
+        same = [i for i in telling if i in wrong and _like_mistake(got[i], made[i], max(exercise.tolerance, SLACK))]
+        if not any(got[i].arrays for i in same):
+            continue  # an exception alone tells nothing: there are many ways to one
         if same and len(same) == len(telling) == len(wrong):
             sure.append(text)
         elif 2 * len(same) > len(wrong):
