@@ -19,8 +19,8 @@ from qtutor.course.workspace import answers
 
 # Results are compared with those of a known mistake at least this loosely: the learner may compute in float32.
 SLACK = 3e-6
-# What torch, numpy and Python's lists raise where shapes do not fit, or a matrix cannot be inverted.
-MISFITS = {"RuntimeError", "ValueError", "IndexError", "LinAlgError", "_LinAlgError"}
+# What torch, numpy and Python's lists raise where shapes or dtypes do not fit; there are many ways to these.
+MISFITS = {"RuntimeError", "ValueError", "IndexError", "TypeError"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
 
 
 def _like_mistake(got: Outcome, made: Outcome, tolerance: float) -> bool:
-    return _alike(got, made, tolerance) or {got.kind, made.kind} <= MISFITS
+    kinds = {got.kind.lstrip("_"), made.kind.lstrip("_")}  # torch's _LinAlgError is numpy's LinAlgError
+    return _alike(got, made, tolerance) or kinds <= MISFITS or kinds == {"LinAlgError"}
 
 
 def _broken(exercise: Exercise, arguments: tuple, outcome: Outcome, right: Outcome) -> str:
@@ -162,8 +163,8 @@ def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: lis
         made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
         telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
         same = [i for i in telling if i in wrong and _like_mistake(got[i], made[i], max(exercise.tolerance, SLACK))]
-        if not any(got[i].arrays for i in same):
-            continue  # an exception alone tells nothing: there are many ways to one
+        if all(got[i].kind in MISFITS for i in same):
+            continue  # such an exception alone tells nothing
         if same and len(same) == len(telling) == len(wrong):
             sure.append(text)
         elif 2 * len(same) > len(wrong):
