@@ -55,7 +55,7 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
         return Verdict(False, f"{exercise.name}: {problem}")
     got = []
     for _, arguments in cases:
-        got.append(run(function, names, arguments, exercise.outputs))
+        got.append(run(function, names, arguments, exercise.outputs, exercise.form))
         if got[-1].kind == "todo":
             return Verdict(
                 False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."

@@ -4,10 +4,12 @@ They are written otherwise than the exercise's own solution, so that a diagnosis
 """
 
 import numpy as np
+import pytest
 import torch
 
+from qtutor.course import exercises
 from qtutor.course.exercises.edits import solution
-from tests.course.answers import assert_right, assert_told, each
+from tests.course.answers import assert_mistakes_differ, assert_right, assert_told, each, verdict
 
 # --- fold ---
 
@@ -194,7 +196,7 @@ WRONG_SEARCHES = [
     (tried.edit(CANDIDATE, "rounded(weight)"), "without the scale"),
     (tried.edit(CANDIDATE, "weight * s / s"), "never rounded"),
     (tried.edit(CANDIDATE, "rounded(weight * s / s)"), "without the scale"),
-    (tried.edit(CANDIDATE, "rounded(weight * s.T) / s.T"), "rows are scaled"),
+    (tried.edit(CANDIDATE, "rounded(weight * s.T) / s.T"), "rows are scaled. A"),
     (tried.edit(CANDIDATE, "by_rows(rounded(by_rows(weight, s[0])), 1 / s[0])"), "rows are scaled, as far as"),
     (tried.edit(CANDIDATE, "rounded(weight * s.max()) / s.max()"), "one number scales all columns"),
     (tried.edit("output(weight)", "output(rounded(weight))"), "output of rounded weights"),
@@ -316,3 +318,35 @@ def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
 @each(RIGHT)
 def test_a_right_answer_passes_however_it_is_written(name, function):
     assert_right(name, function)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_mistake_can_be_told_in_the_words_of_another(name):
+    assert_mistakes_differ(name)
+
+
+def test_an_exception_alone_is_no_diagnosis():
+    """Rows that are scaled raise RuntimeError where the matrix is not square; so do many other mistakes."""
+    of_other_dtype = tried.edit(CANDIDATE, "(rounded(weight * s) / s).double() @ weight.T")
+    found = verdict("awq.search", of_other_dtype)
+    assert not found.passed and "RuntimeError" in found.text
+    assert "Likely" not in found.text and "Perhaps" not in found.text
+
+
+def test_mistakes_are_recognised_in_numpy_as_well():
+    """Where torch raises RuntimeError, numpy raises ValueError: it is the same mistake."""
+    in_numpy = columns.edit(
+        "    for i in range(len(gain)):\n",
+        "    return rounded, new.numpy() * (gain.double() / rounded).nan_to_num(nan=1.0).numpy()[:, None]\n"
+        "    for i in range(len(gain)):\n",
+    )
+    found = verdict("awq.fold", in_numpy)
+    assert "ValueError" in found.text and found.text.splitlines()[-1].startswith("Likely mistake: rows are scaled")
+
+
+def test_no_weight_of_the_search_lies_near_the_middle_of_two_steps():
+    """Else float32 and float64 could differ, and a right answer fail."""
+    ((weight, scales, rounded, _),) = [a for label, a in exercises.find("awq.search").cases() if "one grid" in label]
+    for scale in scales.double():
+        up, down = (rounded(weight.double() * scale * factor) for factor in (1 + 1e-5, 1 - 1e-5))
+        assert torch.equal(up, down)

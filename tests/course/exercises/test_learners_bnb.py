@@ -6,10 +6,11 @@ They are written otherwise than the exercise's own solution, so that a diagnosis
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from qtutor.course.exercises.edits import solution
-from tests.course.answers import assert_right, assert_told, each
+from tests.course.answers import assert_mistakes_differ, assert_right, assert_told, each
 
 # --- levels ---
 
@@ -188,10 +189,10 @@ SAFE = "torch.where(step > 0, step, 1.0)[:, None]"
 WRONG_TOKENS = [
     (eight.edit("big.sum(0) > 0", "big.all(0)"), "all of its inputs are large"),
     (eight.edit("big.sum(0) > 0", "big.all(1)"), "outliers are tokens here"),
-    (eight.edit("big.sum(0) > 0", "big.any(1)"), "outliers are tokens here"),
+    (eight.edit("big.sum(0) > 0", "big.any(1)"), "two things: outliers are tokens"),
     (
         eight.edit(("big.sum(0) > 0", "big.any(1)"), ("codes[:, columns]", "codes[columns]")),
-        "outliers are tokens here",
+        "mistake: outliers are tokens here",
     ),
     (eight.edit("big.sum(0) > 0", "big.any().expand(x.shape[1])"), "any() of all inputs"),
     (eight.edit("big.sum(0) > 0", "big[0]"), "only the first token decides"),
@@ -215,7 +216,7 @@ WRONG_TOKENS = [
     (eight.edit("codes[:, columns] = 0", "pass"), "only the large inputs have code 0"),
     (eight.edit("top, columns", "top[:, None], columns"), "is shape"),
     (eight.edit("top, columns", "step, columns"), "already divided by 127"),
-    (eight.edit("top, columns", "columns, top"), "absmax and outliers are exchanged"),
+    (eight.edit("top, columns", "columns, top"), "mistake: absmax and outliers are"),
     (eight.edit("top, columns", "top"), "3 values were expected"),
     (eight.edit("codes.to(torch.int8), top", "codes * step[:, None], top"), "the values that come back"),
 ]
@@ -257,11 +258,14 @@ def product_token_by_token(x, codes, absmax, outliers, weight, weight_absmax):
 TO_END = "whole * t[:, None] * r[None, :] + rest * r[None, :]"
 REST = 'torch.einsum("ti,oi->to", x[:, outliers], w[:, outliers])'
 WRONG_PRODUCTS = [
-    (mixed.edit(TO_END, "whole * t[None, :] * r[:, None] + rest * r[:, None]"), "lie along the wrong axes"),
+    (mixed.edit(TO_END, "whole * t[None, :] * r[:, None] + rest * r[:, None]"), "along the wrong axes: absmax"),
     (mixed.edit(TO_END, "whole * t[None, :] * r[:, None] + rest * r[None, :]"), "wrong axes in the part of the codes"),
     (mixed.edit(TO_END, "whole * t[:, None] * r[:, None] + rest * r"), "rows of the result in the part of the codes"),
     (mixed.edit(TO_END, "whole * t[None, :] * r[None, :] + rest * r[None, :]"), "lies along the columns of the result"),
-    (mixed.edit(TO_END, "whole * t[:, None] * r[:, None] + rest * r[:, None]"), "lies along the rows of the result"),
+    (
+        mixed.edit(TO_END, "whole * t[:, None] * r[:, None] + rest * r[:, None]"),
+        "lies along the rows of the result. It",
+    ),
     (
         mixed.edit(TO_END, "whole * t[:, None] * r[None, :] + rest * r[:, None]"),
         "rows of the result in the part of the outliers",
@@ -325,3 +329,8 @@ def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
 @each(RIGHT)
 def test_a_right_answer_passes_however_it_is_written(name, function):
     assert_right(name, function)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_mistake_can_be_told_in_the_words_of_another(name):
+    assert_mistakes_differ(name)

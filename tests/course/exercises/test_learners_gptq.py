@@ -4,10 +4,11 @@ They are written otherwise than the exercise's own solution, so that a diagnosis
 """
 
 import numpy as np
+import pytest
 import torch
 
 from qtutor.course.exercises.edits import solution
-from tests.course.answers import assert_right, assert_told, each
+from tests.course.answers import assert_mistakes_differ, assert_right, assert_told, each
 
 # --- one column pushed ---
 
@@ -305,3 +306,8 @@ def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
 @each(RIGHT)
 def test_a_right_answer_passes_however_it_is_written(name, function):
     assert_right(name, function)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_mistake_can_be_told_in_the_words_of_another(name):
+    assert_mistakes_differ(name)
