@@ -1,9 +1,12 @@
 """Answers to exercises, right and wrong, tried one by one: what the tests of all topics share."""
 
+import inspect
+
 import pytest
 
 from qtutor.course import exercises
 from qtutor.course.checking import examine
+from qtutor.course.checking.attempt import run
 
 
 def verdict(name: str, function):
@@ -45,3 +48,14 @@ def assert_named(name: str, function, phrase: str) -> None:
 def assert_right(name: str, function) -> None:
     found = verdict(name, function)
     assert found.passed, found.text
+
+
+def assert_mistakes_differ(name: str) -> None:
+    """No two known mistakes have the same results on all inputs: else one would be told in the other's words."""
+    exercise, seen = exercises.find(name), {}
+    names, cases = list(inspect.signature(exercise.reference).parameters), exercise.cases()
+    for text, mistake in exercise.mistakes.items():
+        made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
+        results = tuple((one.kind, *(part.round(9).tobytes() for part in one.arrays or ())) for one in made)
+        assert results not in seen, f"{text}\n{seen[results]}"
+        seen[results] = text

@@ -57,7 +57,7 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     try:
         with limits.bounded():
             while len(got) < len(cases) and not (got and got[-1].kind == "todo"):
-                got.append(run(function, names, cases[len(got)][1], exercise.outputs))
+                got.append(run(function, names, cases[len(got)][1], exercise.outputs, exercise.form))
     except limits.TimeUp as up:
         return Verdict(False, _still_running(exercise, cases[min(len(got), len(cases) - 1)][0], up))
     if got[-1].kind == "todo":

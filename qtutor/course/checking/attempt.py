@@ -40,8 +40,10 @@ class Outcome:
     changed: str = ""
 
 
-def run(function: Callable, names: list[str], arguments: tuple, outputs: tuple[str, ...]) -> Outcome:
-    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages).
+def run(
+    function: Callable, names: list[str], arguments: tuple, outputs: tuple[str, ...], form: Callable | None = None
+) -> Outcome:
+    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages); ``form`` is the exercise's.
 
     What it raises is told in the outcome, but for KeyboardInterrupt and :class:`TimeUp`, which end the check.
     """
@@ -55,6 +57,7 @@ def run(function: Callable, names: list[str], arguments: tuple, outputs: tuple[s
     except BaseException as error:  # whatever a learner's code may raise has to be told, not to end the check
         return Outcome("todo") if _is_stub(error) else Outcome(type(error).__name__, problem=_raised(error))
     parts, problem = _split(returned, outputs)
+    problem = problem or (form(returned) if form else "")
     if problem:
         return Outcome("returned", problem=problem)
     # Copied, since a result may share its memory with an input.
