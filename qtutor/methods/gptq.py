@@ -6,6 +6,10 @@ if the weights still to be rounded move by ``-e [H^-1]_q: / [H^-1]_qq`` (optimal
 that this needs, one for every set of columns still to be rounded, are all rows of one triangular matrix U with
 ``H^-1 = U^T U``, so the whole layer takes one factorisation.
 
+:func:`round_block` is the method; :func:`round_columns` around it gives groups their grids and keeps the memory busy
+with few, large products. The clearest version of all is in the tests, ``tests/reference/gptq.py``: a page that
+inverts the rest of the Hessian anew after every column. What is computed here has to equal it code for code.
+
 Two things differ from the paper's script. A group's grid is fitted when its first column is reached, on weights that
 carry *every* correction made so far, also those of columns in the same block; the script lets these arrive only at the
 block's end, so groups shorter than a block get stale grids. (At 2 bits this needs clip="mse", or static groups:
@@ -99,7 +103,10 @@ def round_columns(
     block_size: int = BLOCK_SIZE,
     clip: str = "none",
 ) -> QuantizedTensor:
-    """Round ``weight [out, in]`` block by block, with what :func:`prepare` made of the Hessian; else as `quantize`."""
+    """Round ``weight [out, in]`` block by block, with what :func:`prepare` made of the Hessian.
+
+    The other arguments and the errors are those of :func:`quantize`.
+    """
     check_choice("clip", clip, CLIPS)
     check_weight(weight)
     rows, columns = weight.shape
@@ -115,7 +122,7 @@ def round_columns(
     work = weight.float().T[plan.order].contiguous()  # [in, out]: a column of weights lies in one piece
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     groups = plan.order // length  # of every column, in the order of rounding
-    together = columns if static else length  # a new grid ends what can be rounded in one go
+    together = columns if static else length  # a grid that is still to be fitted ends what can be rounded in one go
     for begin, end in blocks(columns, length, block_size):
         errors = []
         for first in range(begin, end, together):
@@ -129,8 +136,8 @@ def round_columns(
             coded, pushed = round_block(work[first:end], inside, scales[own], zeros[own], grid)
             codes[plan.order[first:last]] = coded
             errors.append(pushed)
-        # Columns behind the block are not looked at before it ends: one matrix product for it is much faster than an
-        # outer product a column.
+        # Nobody looks at the columns behind a block before it ends, so they get all its errors in one matrix product:
+        # an outer product for every column would mostly wait for memory.
         work[end:].addmm_(plan.upper[begin:end, end:].T, torch.cat(errors), alpha=-1)
     scales, zeros = scales.T.to(grid.scale_dtype).contiguous(), zeros.T.to(torch.uint8).contiguous()
     return QuantizedTensor(codes.T.contiguous(), scales, None if grid.symmetric else zeros, grid, group_size)
@@ -139,28 +146,31 @@ def round_columns(
 def round_block(
     work: torch.Tensor, upper: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round the first columns of ``work [columns, out]``, one after the other, and push their errors onto the rest.
+    """Round the first columns of ``work [columns, out]``, one after the other, and push their errors onto all others.
 
-    upper: U for these columns, ``[columns, columns]``. scale, zero: ``[rounded, out]`` (or ``[rounded, 1]``), for as
-    many columns as are to be rounded. Returns their codes, uint8 ``[rounded, out]``, and their errors over the diagonal
-    of U, float32 ``[rounded, out]``: columns that are not in ``work`` have to move by minus their part of U's rows
-    times these. Changes ``work``: to rounded weights, and to what is to be rounded next.
+    upper: U, the rows and columns of ``work`` alone, ``[columns, columns]``. scale, zero: ``[rounded, out]`` or
+    ``[rounded, 1]``; as many columns are rounded as there are scales. Returns the codes, uint8 ``[rounded, out]``, and
+    the errors over U's diagonal, E, float32 ``[rounded, out]``. Afterwards ``work`` holds the rounded weights and, in
+    its other columns, what is left to be rounded; columns that are not in ``work`` have still to move by ``-U^T E``.
     """
     steps = upper.diagonal().tolist()
     errors = torch.empty(len(scale), work.shape[1], device=work.device)
     for column in range(len(scale)):
         rounded = grid.nearest(work[column], scale[column], zero[column])
+        # Of the columns that are left, row q of U is [H^-1]_q: / [H^-1]_qq^(1/2), and U_qq that root. So e / U_qq times
+        # the row is the step of equation 2, and nothing has to be inverted anew.
         error = torch.sub(work[column], rounded, out=errors[column]).div_(steps[column])
         work[column] = rounded
-        # Row q of U is [H^-1]_q: / sqrt([H^-1]_qq), H^-1 being that of the columns that are left. So error times row is
-        # the step of equation 2, and nothing has to be inverted anew.
         work[column + 1 :].addr_(upper[column, column + 1 :], error, alpha=-1)
     return grid.encode(work[: len(scale)], scale, zero), errors
 
 
 def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the blocks: at most ``block_size`` columns, and no group of ``length`` begins inside one whose
-    other columns still miss corrections."""
+    """(begin, end) of the blocks, of at most ``block_size`` columns each.
+
+    A block ends where a group of ``length`` ends, or lies within one group: a group that begins inside a block and goes
+    on behind it would be fitted on columns that still miss corrections.
+    """
     span = max(block_size // length, 1) * length
     for start in range(0, columns, span):
         stop = min(start + span, columns)

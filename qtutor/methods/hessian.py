@@ -69,6 +69,7 @@ def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.T
         return torch.arange(len(diagonal), device=diagonal.device)
     if act_order == "columns":
         return diagonal.argsort(descending=True, stable=True)
+    # Groups stay whole, so each can still be fitted when it is reached.
     grouped = diagonal.reshape(-1, length)
     inside = grouped.argsort(dim=1, descending=True, stable=True)
     groups = grouped.amax(dim=1).argsort(descending=True, stable=True)

@@ -41,7 +41,10 @@ def quantize(weight: torch.Tensor, grid: Grid, group_size: int, clip: str = "non
 
 
 def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero ``[out, groups]``: those of the whole range of every group, or those of least squared error."""
+    """Scale and zero ``[out, groups]`` of the whole range of every group, or of the range of least squared error.
+
+    Of ranges with equal errors the widest is taken.
+    """
     if clip == "none":
         return fit_groups(grouped, grid)
     return search(grouped, grid, lambda error: error.square_().sum(dim=-1), CLIP_STEPS, CLIP_SHRINK)
