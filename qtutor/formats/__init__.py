@@ -3,13 +3,17 @@
 The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
 """
 
+from __future__ import annotations  # nn.Module below: headers are read without waiting for torch
+
 import importlib
 import inspect
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from qtutor.errors import QtutorError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMATS = {"qtutor": "native", "gguf": "gguf"}  # name -> module
 
