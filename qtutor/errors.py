@@ -48,5 +48,18 @@ def said(error: BaseException, longest: int = 200) -> str:
 
 def one_line(text: str, longest: int) -> str:
     """``text`` with an escape for every character that is not printed as one, cut to ``longest``."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: longest + 1])
+    text = escaped(text[: longest + 1])
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether something went wrong, and nobody asked to stop.
+
+    Where Rust code gives up (tokenizers, safetensors), Python sees a PanicException, which is no ``Exception``.
+    """
+    return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+def escaped(text: str) -> str:
+    """``text`` with an escape for every character that is not printed as one: nothing in it steers a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from qtutor.decoder import EMBEDDED
-from qtutor.errors import QtutorError, naming
+from qtutor.errors import QtutorError, naming, shown
 from qtutor.formats import checkpoint, gguf, hub, load_quantized, native
-from qtutor.formats.tokenizers_files import tokenizer_in
+from qtutor.formats.documents import reading
+from qtutor.formats.tokenizers_files import tokenizer_in, tried
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.measure.losses import model_bytes
@@ -31,13 +32,20 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
     family.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise QtutorError(f"{shown(source)} names no checkpoint: give 'embedded', a folder, a file or a hub id.")
+    with reading(source):
+        return _load(source, dtype, device)
+
+
+def _load(source: Source, dtype: torch.dtype | str | None, device: str | None):
     if source == "embedded":
         return _float_checkpoint(EMBEDDED, dtype or torch.float32, device)
     file = gguf.file_in(source)
     if file is not None:
         model = gguf.load(file, device)  # first, since it tells files that others wrote
         with naming(str(file)):
-            return model, tokenizer_of(read(file).metadata)
+            return model, tried(lambda: tokenizer_of(read(file).metadata), model.config, file)
     if (Path(source) / native.ABOUT).is_file():
         model = load_quantized(source, device)
         return model, tokenizer_in(Path(source), model.config)
@@ -66,4 +74,5 @@ def _float_checkpoint(source: Source, dtype: torch.dtype | str, device: str | No
         )
     with naming(f"{source}: the checkpoint cannot be loaded"):
         model = checkpoint.load(folder, dtype, device)
+        model.config.name_or_path = str(source)  # of a hub id, the folder is a cache's
         return model, tokenizer_in(folder, model.config)

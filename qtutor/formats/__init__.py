@@ -51,10 +51,12 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
     from qtutor.formats import gguf, native
+    from qtutor.formats.documents import reading
 
-    ours = (Path(source) / native.ABOUT).is_file()
-    file = None if ours else gguf.file_in(source, alone=False)
-    return native.load(source, device) if file is None else gguf.load(file, device)
+    with reading(source):
+        ours = (Path(source) / native.ABOUT).is_file()
+        file = None if ours else gguf.file_in(source, alone=False)
+        return native.load(source, device) if file is None else gguf.load(file, device)
 
 
 def _of_format(name: str):

@@ -8,12 +8,11 @@ Only then are weights mapped from their files, each converted where another dtyp
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from qtutor.errors import QtutorError, shown
 from qtutor.families import family_called
-from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, compare
+from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.headers import Stored, read_header
 from qtutor.formats.tokenizers_files import tokenizer_in
@@ -49,7 +48,7 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
     values = {}
     wanted = model.state_dict()
     for path in stored:
-        read = load_file(path)
+        read = tensors_of(path)
         values |= {name: read[own].to(dtype) for name, own in _names(renamed, tensors, path) if name in wanted}
     if len(tied) == 2 and all(name in values for name in tied) and not torch.equal(*(values[name] for name in tied)):
         raise QtutorError(

@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from qtutor.errors import QtutorError, shown
+from qtutor.core.quantized import all_finite
+from qtutor.errors import QtutorError, is_failure, said, shown
+from qtutor.formats.documents import AGAIN
 from qtutor.formats.headers import Stored
 
 NAMES = {
@@ -67,10 +71,20 @@ def _listed(names: list[str], what: str) -> str:
     return f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}: {some}{' ...' * (len(names) > 3)}. "
 
 
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file whose header was read, mapped from it."""
+    try:
+        return load_file(path)
+    except BaseException as error:  # it changed meanwhile, or holds what this version of safetensors does not know
+        if not is_failure(error):
+            raise
+        raise QtutorError(f"{path} cannot be read ({said(error)}). {AGAIN}") from error
+
+
 def check_finite(where: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise :class:`QtutorError` naming the first tensor that holds NaN or an infinity."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise QtutorError(
                 f"{where}: tensor {shown(name)} holds {int((~torch.isfinite(tensor)).sum())} numbers that are NaN or "
                 "infinite. The file is damaged: copy, download or export it again."

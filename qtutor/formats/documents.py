@@ -5,12 +5,24 @@ Each has to lie in its folder, be UTF-8, hold one object, and no key twice: of t
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from qtutor.errors import QtutorError, said, shown
+from qtutor.errors import QtutorError, one_line, said, shown
 
 LARGEST = 64 << 20  # bytes; the largest tokenizers have some 20 million
 AGAIN = "Copy, download or export it again."
+
+
+@contextmanager
+def reading(source) -> Iterator[None]:
+    """What the file system refuses is told as every other fault of a checkpoint is."""
+    try:
+        yield
+    except OSError as error:
+        path, reason = one_line(str(error.filename or source), 400), error.strerror or said(error)
+        raise QtutorError(f"{path} cannot be read: {reason}. Check its name and who may read it.") from error
 
 
 def file_in(folder: Path, name: str) -> Path | None:

@@ -23,8 +23,8 @@ from torch import nn
 from qtutor.errors import QtutorError, shown
 from qtutor.families import family_of
 from qtutor.files import is_gguf
+from qtutor.formats import documents
 from qtutor.formats.comparing import check_finite
-from qtutor.formats.documents import parse_json
 from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.gguf.architecture import (
     architecture,
@@ -94,7 +94,7 @@ def file_in(source: str | Path, alone: bool = True) -> Path | None:
     path = Path(source)
     if path.is_dir():
         others = alone and any((path / name).is_file() for name in ("qtutor.json", "config.json"))
-        return path / NAME if (path / NAME).is_file() and not others else None
+        return None if others else documents.file_in(path, NAME)
     return path if is_gguf(path) else None
 
 
@@ -188,7 +188,7 @@ def _config(file: GGUFFile):
             "transformers loads others: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)."
         )
     where = f"{CONFIG} in {file.path}"
-    values = parse_json(text, where)
+    values = documents.parse_json(text, where)
     blocks = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
     return config_of(values, where, blocks)
 

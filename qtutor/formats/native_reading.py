@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from qtutor.core.codebooks import FP4, INT8, NF4
@@ -19,7 +18,7 @@ from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import family_of, linear_layers
 from qtutor.formats.checkpoint import config_in
-from qtutor.formats.comparing import check_finite, compare
+from qtutor.formats.comparing import check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.headers import read_header
 from qtutor.formats.transformers_files import DTYPES, empty_model, filled
@@ -53,7 +52,7 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
     if config.tie_word_embeddings:
         tied = tuple(f"{name}.weight" for name in (family_of(model).embedding, family_of(model).head))
     compare(str(weights), found, model, tied)
-    tensors = load_file(weights)
+    tensors = tensors_of(weights)
     check_finite(str(weights), tensors)
     model = filled(model, tensors, where, device)
     for name, layer in model.named_modules():

@@ -9,7 +9,7 @@ from pathlib import Path
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qtutor.errors import QtutorError, said, shown
+from qtutor.errors import QtutorError, is_failure, said, shown
 from qtutor.formats.documents import file_in, read_json
 
 CONFIG = "tokenizer_config.json"
@@ -28,20 +28,27 @@ def tokenizer_in(folder: Path, config):
         if path is not None and path.suffix == ".json" and path.name != "tokenizer.json":
             _check(read_json(path), path)
     _check_class(getattr(config, "tokenizer_class", None), folder / "config.json")
+    return tried(lambda: AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False), config, folder)
+
+
+def tried(make, config, where: Path):
+    """The tokenizer that ``make`` returns, after a short text: what cannot be used is refused before long work."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        tokenizer = make()
         ids = tokenizer(PROBE, verbose=False)["input_ids"]
-    except BaseException as error:  # also what tokenizers raises where its Rust code gives up, which is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+    except QtutorError:
+        raise
+    except BaseException as error:
+        if not is_failure(error):
             raise
         raise QtutorError(
-            f"{folder}: its tokenizer cannot be loaded ({said(error)}). Copy tokenizer.json and tokenizer_config.json "
+            f"{where}: its tokenizer cannot be loaded ({said(error)}). Copy tokenizer.json and tokenizer_config.json "
             "of the original model into the folder."
         ) from error
     if not all(type(number) is int and 0 <= number < config.vocab_size for number in ids):
         raise QtutorError(
-            f"{folder}: its tokenizer makes ids up to {max(ids)}, and the decoder knows {config.vocab_size:,} tokens. "
-            "It is another model's: copy tokenizer.json and tokenizer_config.json of the original into the folder."
+            f"{where}: its tokenizer makes ids up to {shown(max(ids))}, and the decoder knows {config.vocab_size:,} "
+            "tokens. It is another model's: copy tokenizer.json and tokenizer_config.json of the original into the folder."
         )
     return tokenizer
 

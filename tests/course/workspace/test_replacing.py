@@ -136,10 +136,12 @@ def test_it_says_what_is_whose(workspace, capsys):
     learner.keep("rtn.pack")
     with mine("rtn"):
         pass
-    assert capsys.readouterr().out == "Yours: rtn.pack. The package's: rtn.fit, rtn.encode, rtn.dequantize.\n"
+    assert capsys.readouterr().out == (
+        f"Yours: rtn.pack. The package's: rtn.fit, rtn.encode, rtn.dequantize. From {workspace}.\n"
+    )
     with mine("rtn.pack"):
         pass
-    assert capsys.readouterr().out == "Yours: rtn.pack.\n"
+    assert capsys.readouterr().out == f"Yours: rtn.pack. From {workspace}.\n"
     with mine("rtn.fit", "start") as own:
         assert packing.pack_rows.__module__ == "qtutor.core.packing"
     assert own == [] and "start.perplexity" in capsys.readouterr().out
