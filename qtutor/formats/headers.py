@@ -54,7 +54,7 @@ def read_header(path: Path) -> Header:
                 f"file. {AGAIN}"
             )
         text = file.read(length)
-    entries = parse_json(text, f"the header of {path}")
+    entries = parse_json(text, f"{path} has no readable safetensors header: it")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "__metadata__", metadata, "texts by name")

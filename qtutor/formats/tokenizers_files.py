@@ -48,7 +48,7 @@ def tried(make, config, where: Path):
     if not all(type(number) is int and 0 <= number < config.vocab_size for number in ids):
         raise QtutorError(
             f"{where}: its tokenizer makes ids up to {shown(max(ids))}, and the decoder knows {config.vocab_size:,} "
-            "tokens. It is another model's: copy tokenizer.json and tokenizer_config.json of the original into the folder."
+            "tokens. It is another model's: copy the original's tokenizer.json and tokenizer_config.json."
         )
     return tokenizer
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qtutor.errors import QtutorError, said, shown
+from qtutor.errors import QtutorError, naming, said, shown
 from qtutor.families import FAMILIES, family_called, family_of
 
 # Keys of a config that would make it another model, or name code: what they ask for, and what to do about it.
@@ -52,7 +52,8 @@ def config_of(values: dict, where: str, blocks: int):
     Raises :class:`QtutorError` for a family that is not known, a key that asks for code or names another tool, and a
     number with which nothing can be computed.
     """
-    family = family_called(values.get("model_type"))
+    with naming(where):
+        family = family_called(values.get("model_type"))
     for key in REFUSED.keys() & values.keys():
         if values[key] is not None:
             by = values[key].get("quant_method") if isinstance(values[key], dict) else None

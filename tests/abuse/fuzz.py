@@ -24,8 +24,8 @@ import shutil
 import signal
 import sys
 import tempfile
-import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -141,23 +141,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", nargs="*", default=["raw", "message", "dead", "other"])
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     counts = Counter()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        originals = whole(options.kind, folder)
-        expected = {path: None if options.kind == "inspect" else logits(path) for path in originals}
-        for seed in range(options.seed, options.seed + options.count):
-            path, original, said = damaged(options.kind, originals, folder, seed)
-            result, words = in_a_process(lambda p=path, o=original: outcome(options.kind, p, expected[o]))
-            shutil.rmtree(folder / "damaged")
-            for stray in folder.glob("*/outside-*"):
-                stray.unlink()
+        seeds = range(options.seed, options.seed + options.count)
+        for seed, (result, said, words) in zip(seeds, results(options.kind, seeds, Path(temporary))):
             counts[result] += 1
             if result in options.show:
-                print(f"{seed} {result}: {original.name}, {said!r}: {words}", flush=True)
+                print(f"{seed} {result}: {said!r}: {words}", flush=True)
     print(f"{options.count} of {options.kind}:", ", ".join(f"{n} {result}" for result, n in counts.most_common()))
+
+
+def results(kind: str, seeds: range, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """For every seed what came out, what was damaged, and the words that were said."""
+    originals = whole(kind, folder)
+    expected = {path: None if kind == "inspect" else logits(path) for path in originals}
+    for seed in seeds:
+        path, original, said = damaged(kind, originals, folder, seed)
+        result, words = in_a_process(lambda p=path, o=original: outcome(kind, p, expected[o]))
+        shutil.rmtree(folder / "damaged")
+        for stray in folder.glob("**/outside-*"):
+            stray.unlink()
+        yield result, f"{original.name}, {said}", words
 
 
 if __name__ == "__main__":
