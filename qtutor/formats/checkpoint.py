@@ -50,11 +50,6 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
     for path in stored:
         read = tensors_of(path)
         values |= {name: read[own].to(dtype) for name, own in _names(renamed, tensors, path) if name in wanted}
-    if len(tied) == 2 and all(name in values for name in tied) and not torch.equal(*(values[name] for name in tied)):
-        raise QtutorError(
-            f"{where} says that {tied[1]} is the same as {tied[0]} (tie_word_embeddings), and the file holds two "
-            "different ones. Set tie_word_embeddings to false if both are meant."
-        )
     model = filled(model, values, where, device)
     generation = file_in(folder, GENERATION)
     if generation is not None:

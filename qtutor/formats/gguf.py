@@ -44,6 +44,7 @@ from qtutor.gguf.writer import Tensor, write
 from qtutor.runtime.linear import QuantWeight
 
 NAME = "model.gguf"  # of the file in a folder
+ROPE = "rope_freqs.weight"  # a tensor without a parameter
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
 Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
 
@@ -79,7 +80,7 @@ def save(
     ]
     factors = rope_factors(config)
     if factors is not None:
-        tensors.append(Tensor("rope_freqs.weight", factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
+        tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ def load(path: str | Path, device: str | None = None) -> nn.Module:
     config = _config(file)
     model = empty_model(config, str(path))  # nothing is allocated before it was found in the file
     wanted = {tensor_name(parameter, config): (parameter, shape) for parameter, (shape, _) in _parameters(model)}
-    found = {name: info.shape for name, info in file.tensors.items() if name != "rope_freqs.weight"}
+    found = {name: info.shape for name, info in file.tensors.items() if name != ROPE}
     for name in wanted | found:
         shape = wanted[name][1] if name in wanted else None
         if shape != found.get(name):
@@ -195,15 +196,30 @@ def _config(file: GGUFFile):
 
 def _compare_keys(file: GGUFFile, config) -> None:
     """llama.cpp's keys and our config say the same, each in its own words."""
-    for key, value in metadata(config).items():
-        found = file.metadata.get(key)
-        same = np.isclose(found, value, rtol=1e-6) if isinstance(value, float) and _number(found) else found == value
-        if key in file.metadata and not same:
+    try:
+        expected, factors = metadata(config), rope_factors(config)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:  # rope_parameters are free in what they hold
+        if isinstance(error, QtutorError):
+            raise
+        raise QtutorError(
+            f"{file.path}: rope_parameters in {CONFIG} are {shown(config.rope_parameters, 160)}, which say "
+            "nothing whole of positions. The file is damaged: fetch or export it again."
+        ) from error
+    if factors is None and ROPE in file.tensors:
+        raise QtutorError(
+            f"{file.path}: tensor {ROPE!r} is there, and {CONFIG} has no use for it. Export the file again."
+        )
+    for key, value in expected.items():
+        found = file.metadata.get(key, value)  # older exports have fewer
+        if not _same(found, value):
             raise QtutorError(
                 f"{file.path}: {key} is {shown(found)}, and by {CONFIG} it is {shown(value)}. The file is damaged: "
                 "fetch or export it again."
             )
 
 
-def _number(value) -> bool:
-    return isinstance(value, int | float | np.number)
+def _same(found, value) -> bool:
+    if isinstance(value, str):
+        return isinstance(found, str) and found == value
+    found = found.item() if isinstance(found, np.number) else found  # whose differences may overflow
+    return isinstance(found, int | float) and abs(found - value) <= 1e-6 * abs(value)

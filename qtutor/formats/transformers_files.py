@@ -43,6 +43,7 @@ SIZES = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 LARGEST = 1 << 31  # of a size
+MOST_BLOCKS = 1000  # the largest decoders have some 130; each takes time to build, also where it has no weights
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -95,6 +96,8 @@ def _check_values(values: dict, where: str, blocks: int) -> None:
     if values.get("num_hidden_layers") not in (None, blocks):
         said_to_be = shown(values["num_hidden_layers"])
         raise QtutorError(f"{where}: there are {blocks} blocks, and its config says {said_to_be}. {MEND}")
+    if blocks > MOST_BLOCKS:
+        raise QtutorError(f"{where}: there are {blocks:,} blocks, and decoders of at most {MOST_BLOCKS:,} are read.")
     window = values.get("sliding_window")
     if window is not None and (type(window) is not int or window < 1):
         raise _wrong(where, "sliding_window", window, "a whole number from 1, or null")
@@ -140,6 +143,11 @@ def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, devic
     config, head = model.config, f"{family_of(model).head}.weight"
     embedding = f"{family_of(model).embedding}.weight"
     tied = config.tie_word_embeddings
+    if tied and {embedding, head} <= tensors.keys() and not torch.equal(tensors[embedding], tensors[head]):
+        raise QtutorError(
+            f"{where} says that {head} is the same as {embedding} (tie_word_embeddings), and the checkpoint holds two "
+            "different ones. Set tie_word_embeddings to false if both are meant."
+        )
     if tied:
         tensors = {embedding: tensors[head]} | tensors if head in tensors else {head: tensors[embedding]} | tensors
     model.load_state_dict(tensors, strict=True, assign=True)

@@ -165,9 +165,11 @@ def stored_tensors(folder: Path, rng: random.Random) -> str:
         dtype = rng.choice([dtype for dtype in dtypes if dtype != tensor.dtype])
         tensors[name], kind = tensor.to(dtype), f"as {dtype}"
     elif kind == "shape":
-        tensors[name] = rng.choice([tensor.flatten(), tensor[None], tensor[:1], tensor[..., :-1].contiguous()]).clone()
+        tensors[name] = rng.choice(
+            [tensor[None], tensor.flatten()[:1], tensor[..., None], tensor.flatten()[1:]]
+        ).clone()
     elif kind == "transposed":
-        tensors[name] = tensor.T.contiguous() if tensor.dim() == 2 else tensor[:0].clone()
+        tensors[name] = tensor.T.contiguous() if tensor.dim() == 2 else tensor.flatten()[:0].clone()
     elif kind == "numbers" and tensor.is_floating_point():
         value = rng.choice([float("nan"), float("inf"), -float("inf"), "negative"])
         if value == "negative":

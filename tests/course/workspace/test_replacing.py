@@ -229,7 +229,7 @@ def test_nothing_of_another_user_is_run(workspace, monkeypatch, capsys, strange)
         monkeypatch.setattr("os.geteuid", lambda: workspace.stat().st_uid + 1)
     else:
         owner, stat = os.geteuid(), Path.stat
-        odd = types.SimpleNamespace(st_uid=owner + 1)
+        odd = types.SimpleNamespace(st_uid=owner + 1, st_mode=kept.stat().st_mode)
         monkeypatch.setattr(Path, "stat", lambda path, **how: odd if path == kept and not how else stat(path, **how))
     (workspace / "below").mkdir()
     monkeypatch.chdir(workspace / "below")
