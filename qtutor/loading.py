@@ -24,7 +24,7 @@ Source = str | os.PathLike
 def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, device: str | None = None):
     """``(model, tokenizer)`` of whatever a person may name.
 
-    source: ``"embedded"``, the decoder that comes with qtutor; a folder or a hub id, as transformers takes it; or what
+    source: ``"embedded"``, the decoder that comes with qtutor; a folder or a hub id, as others ship decoders; or what
     :func:`qtutor.export` wrote: a folder of ours, with its packed layers, or a GGUF file, as the float32 weights that
     it stands for. dtype: of a float checkpoint, ``"auto"`` for its own; by itself float32 for the embedded decoder
     (small models are computed in float32 so that results agree between CPUs), its own for any other. device: by itself

@@ -42,8 +42,11 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
+# What every config of these families says; transformers would put another model's numbers where it is missing.
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
 LARGEST = 1 << 31  # of a size
 MOST_BLOCKS = 1000  # the largest decoders have some 130; each takes time to build, also where it has no weights
+MEND = "The file is damaged: copy, download or export it again."
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -78,9 +81,6 @@ def config_of(values: dict, where: str, blocks: int):
     return config
 
 
-MEND = "The file is damaged: copy, download or export it again."
-
-
 def _detail(error: Exception) -> str:
     """transformers' validation errors say only in their second line what is wrong."""
     lines = [line.strip() for line in str(error)[:2000].splitlines() if line.strip()]
@@ -89,6 +89,9 @@ def _detail(error: Exception) -> str:
 
 def _check_values(values: dict, where: str, blocks: int) -> None:
     """Numbers are numbers, and no size is absurd; whether the tensors have these sizes is found out later."""
+    for key in NEEDED:
+        if values.get(key) is None:
+            raise QtutorError(f"{where}: {key} is missing. {MEND}")
     for key in SIZES:
         size = values.get(key)
         if size is not None and (type(size) is not int or not 1 <= size <= LARGEST):

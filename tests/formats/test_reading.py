@@ -687,3 +687,18 @@ def test_inspect_keeps_names_short_and_quiet(tmp_path, capsys):
     inspection.show(header(tmp_path / "a.safetensors", entries, bytes(4)))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) < 500 and out.replace("\n", "").isprintable()
+
+
+def test_inspect_waits_for_no_torch(folder):
+    code = (
+        "import sys; from pathlib import Path; from qtutor import inspection; inspection.show(Path(sys.argv[1]));"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.stdout.endswith("\n[]\n"), done.stderr
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps"])
+def test_what_is_missing_in_a_config_is_not_taken_from_another_model(folder, key):
+    change(folder / "config.json", **{key: None})
+    refused(folder, f"{key} is missing")
