@@ -10,7 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, escaped
 
 SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or what 'qtutor quantize' wrote"
 
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qtutor inspect FILE | head` is no error
         return 0
     except (QtutorError, OSError) as error:
-        print(textwrap.fill(f"qtutor: {error}", 110, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+        text = escaped(" ".join(f"qtutor: {error}".split()))  # a file's name may hold characters that steer a terminal
+        print(textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nqtutor: stopped.", file=sys.stderr)

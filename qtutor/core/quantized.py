@@ -63,6 +63,11 @@ def nbytes_of(rows: int, columns: int, grid: Grid, group_size: int, scales_as: t
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite; takes no memory of the tensor's size."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
+
+
 def check_weight(weight: torch.Tensor) -> None:
     """Raise :class:`QtutorError` unless ``weight`` is a finite floating-point matrix ``[out, in]``."""
     if weight.dim() != 2 or not weight.is_floating_point():

@@ -3,13 +3,17 @@
 The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
 """
 
+from __future__ import annotations  # nn.Module below: headers are read without waiting for torch
+
 import importlib
 import inspect
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from qtutor.errors import QtutorError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMATS = {"qtutor": "native", "gguf": "gguf"}  # name -> module
 
@@ -47,10 +51,12 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
     from qtutor.formats import gguf, native
+    from qtutor.formats.documents import reading
 
-    ours = (Path(source) / native.ABOUT).is_file()
-    file = None if ours else gguf.file_in(source, alone=False)
-    return native.load(source, device) if file is None else gguf.load(file, device)
+    with reading(source):
+        ours = (Path(source) / native.ABOUT).is_file()
+        file = None if ours else gguf.file_in(source, alone=False)
+        return native.load(source, device) if file is None else gguf.load(file, device)
 
 
 def _of_format(name: str):

@@ -13,18 +13,19 @@ One tensor is in memory at a time, as float32 and encoded: a checkpoint that tra
 transformers does with ``gguf_file=``.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from qtutor.errors import QtutorError, naming
+from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import family_of
 from qtutor.files import is_gguf
+from qtutor.formats import documents
+from qtutor.formats.comparing import check_finite
+from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.gguf.architecture import (
     architecture,
     metadata,
@@ -43,6 +44,7 @@ from qtutor.gguf.writer import Tensor, write
 from qtutor.runtime.linear import QuantWeight
 
 NAME = "model.gguf"  # of the file in a folder
+ROPE = "rope_freqs.weight"  # a tensor without a parameter
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
 Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
 
@@ -78,7 +80,7 @@ def save(
     ]
     factors = rope_factors(config)
     if factors is not None:
-        tensors.append(Tensor("rope_freqs.weight", factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
+        tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ def file_in(source: str | Path, alone: bool = True) -> Path | None:
     path = Path(source)
     if path.is_dir():
         others = alone and any((path / name).is_file() for name in ("qtutor.json", "config.json"))
-        return path / NAME if (path / NAME).is_file() and not others else None
+        return None if others else documents.file_in(path, NAME)
     return path if is_gguf(path) else None
 
 
@@ -156,40 +158,66 @@ def load(path: str | Path, device: str | None = None) -> nn.Module:
     """
     file = read(path)
     config = _config(file)
-    with torch.device("meta"):  # shapes alone: nothing is allocated before they are found in the file
-        wanted = {
-            tensor_name(parameter, config): shape
-            for parameter, (shape, _) in _parameters(AutoModelForCausalLM.from_config(config))
-        }
-    found = {name: info.shape for name, info in file.tensors.items() if name != "rope_freqs.weight"}
+    model = empty_model(config, str(path))  # nothing is allocated before it was found in the file
+    wanted = {tensor_name(parameter, config): (parameter, shape) for parameter, (shape, _) in _parameters(model)}
+    found = {name: info.shape for name, info in file.tensors.items() if name != ROPE}
     for name in wanted | found:
-        if wanted.get(name) != found.get(name):
+        shape = wanted[name][1] if name in wanted else None
+        if shape != found.get(name):
             raise QtutorError(
-                f"{path}: tensor {name!r} is {found.get(name, 'not there')}, and its config says "
-                f"{wanted.get(name, 'that there is none')}. The file is damaged: fetch or export it again."
+                f"{path}: tensor {shown(name)} is {found.get(name, 'not there')}, and its config says "
+                f"{shape or 'that there is none'}. The file is damaged: fetch or export it again."
             )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for parameter, (shape, values) in _parameters(model):
-        name = tensor_name(parameter, config)
+    _compare_keys(file, config)
+    tensors = {}
+    for name, (parameter, shape) in wanted.items():
         rows, heads = file.weight(name).reshape(shape), permuted_heads(name, config)
-        values().copy_(torch.from_numpy(unpermute(rows, heads) if heads else rows))
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        tensors[parameter] = torch.from_numpy(np.ascontiguousarray(unpermute(rows, heads) if heads else rows))
+    check_finite(str(path), tensors)
+    config.dtype = torch.float32
+    return filled(model, tensors, str(path), device)
 
 
 def _config(file: GGUFFile):
     """transformers' config out of a file; the number of blocks is checked, the sizes of tensors are not yet."""
-    try:
-        config = AutoConfig.for_model(**json.loads(file.metadata[CONFIG]))
-    except (KeyError, ValueError, TypeError) as error:
+    text = file.metadata.get(CONFIG)
+    if not isinstance(text, str):
         raise QtutorError(
-            f"{file.path}: {CONFIG} is missing or damaged ({error!r}), so qtutor did not write this file. transformers "
-            "loads others: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)."
-        ) from None
-    architecture(config)
-    blocks = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
-    if config.num_hidden_layers != blocks:
-        raise QtutorError(
-            f"{file.path}: there are {blocks} blocks, and its config says {config.num_hidden_layers}. The file is "
-            "damaged: fetch or export it again."
+            f"{file.path}: {CONFIG} is {'missing' if text is None else 'damaged'}, so qtutor did not write this file. "
+            "transformers loads others: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)."
         )
-    return config
+    where = f"{CONFIG} in {file.path}"
+    values = documents.parse_json(text, where)
+    blocks = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
+    return config_of(values, where, blocks)
+
+
+def _compare_keys(file: GGUFFile, config) -> None:
+    """llama.cpp's keys and our config say the same, each in its own words."""
+    try:
+        expected, factors = metadata(config), rope_factors(config)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:  # rope_parameters are free in what they hold
+        if isinstance(error, QtutorError):
+            raise
+        raise QtutorError(
+            f"{file.path}: rope_parameters in {CONFIG} are {shown(config.rope_parameters, 160)}, which say "
+            "nothing whole of positions. The file is damaged: fetch or export it again."
+        ) from error
+    if factors is None and ROPE in file.tensors:
+        raise QtutorError(
+            f"{file.path}: tensor {ROPE!r} is there, and {CONFIG} has no use for it. Export the file again."
+        )
+    for key, value in expected.items():
+        found = file.metadata.get(key, value)  # older exports have fewer
+        if not _same(found, value):
+            raise QtutorError(
+                f"{file.path}: {key} is {shown(found)}, and by {CONFIG} it is {shown(value)}. The file is damaged: "
+                "fetch or export it again."
+            )
+
+
+def _same(found, value) -> bool:
+    if isinstance(value, str):
+        return isinstance(found, str) and found == value
+    found = found.item() if isinstance(found, np.number) else found  # whose differences may overflow
+    return isinstance(found, int | float) and abs(found - value) <= 1e-6 * abs(value)

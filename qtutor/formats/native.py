@@ -16,22 +16,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from qtutor.core.codebooks import FP4, INT8, NF4
-from qtutor.core.grid import IntGrid
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
-from qtutor.families import decoder_blocks
+from qtutor.formats.native_reading import ABOUT, LAYOUT, load  # noqa: F401 - the other half of the format
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
-
-LAYOUT = 1
-ABOUT = "qtutor.json"
-CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
@@ -101,72 +93,3 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.contiguous()
     return tensors
-
-
-def load(folder: str | Path, device: str | None = None) -> nn.Module:
-    """The model that :func:`save` wrote to ``folder``, on ``device`` (by itself: the GPU if there is one).
-
-    Raises :class:`QtutorError` naming the file that is missing, truncated or does not fit.
-    """
-    folder = Path(folder)
-    about = _read_about(folder)
-    config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, about["dtype"]))
-    decoder_blocks(model)
-    for name, layer in about["layers"].items():
-        model.set_submodule(name, _empty(layer, model.dtype))
-    path = folder / "model.safetensors"
-    tensors = read_tensors(path)
-    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
-    if config.tie_word_embeddings:
-        model.tie_weights()
-        missing = [name for name in missing if name != "lm_head.weight"]
-    if missing or unexpected:
-        raise QtutorError(
-            f"{path}: {len(missing)} tensors are missing ({', '.join(missing[:3])}) and {len(unexpected)} are not "
-            f"expected ({', '.join(unexpected[:3])}). The file does not belong to {folder / ABOUT}: export the "
-            "model again."
-        )
-    model.qtutor_recipe = about.get("recipe")  # exports from before it was stored have none
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-
-
-def _read_about(folder: Path) -> dict:
-    path = folder / ABOUT
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if about["layout"] != LAYOUT:
-            raise QtutorError(f"{path}: layout {about['layout']}, but this version reads {LAYOUT}; update qtutor.")
-        return about
-    except FileNotFoundError:
-        raise QtutorError(
-            f"{path} does not exist: {folder} is not a folder that qtutor.export wrote. For a float checkpoint use "
-            "qtutor.load_decoder."
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise QtutorError(f"{path} is damaged ({error!r}): export the model again.") from None
-
-
-def _empty(layer: dict, dtype: torch.dtype) -> QuantWeight:
-    grid = CODEBOOKS.get(layer["grid"]) or IntGrid(layer["bits"], layer["symmetric"])
-    scales_as = NestedScales if layer["nested"] else PlainScales
-    if layer["kind"] == "embedding":
-        return QuantEmbedding(*layer["shape"], grid, layer["group_size"], dtype, scales_as)
-    kind = Int8Linear if layer["kind"] == "int8 linear" else QuantLinear
-    module = kind(*layer["shape"], grid, layer["group_size"], layer["bias"], scales_as)
-    if "threshold" in layer:  # exports from before it was stored keep the class's own
-        module.threshold = layer["threshold"]
-    return module
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file; :class:`QtutorError` where it is missing or truncated."""
-    if not path.is_file():
-        raise QtutorError(f"{path} does not exist: the checkpoint is incomplete; copy or export it again.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise QtutorError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}. It was "
-            "probably cut off while being copied; fetch or export it again."
-        ) from None

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, is_failure, one_line, said
 from qtutor.gguf.tokenizer import (
     CONTROL,
     NORMAL,
@@ -52,8 +52,10 @@ def tokenizer_of(metadata: dict) -> PreTrainedTokenizerFast:
     }  # fmt: skip
     try:
         backend = Tokenizer.from_str(json.dumps({"version": "1.0", "truncation": None, "padding": None} | data))
-    except Exception as error:  # tokenizers raises plain Exception, for instance for a merge to what is no token
-        raise _damaged("merges", str(error), "pairs of tokens whose joint text is a token") from error
+    except BaseException as error:  # tokenizers raises plain Exception for a merge to what is no token, and panics
+        if not is_failure(error):
+            raise
+        raise _damaged("merges", said(error), "pairs of tokens whose joint text is a token") from error
     # Naming a token makes transformers look for it in texts, which is right for added ones alone.
     named = {f"{name}_token": tokens[number] for name, number in ids.items() if types[number] in ADDED}
     template = metadata.get("tokenizer.chat_template")
@@ -199,4 +201,4 @@ def _damaged(key: str, found, wanted: str, group: str = "tokenizer.ggml") -> Qtu
 
 
 def _shown(found) -> str:
-    return "not there" if found is None else " ".join(str(found)[:100].split())
+    return "not there" if found is None else one_line(" ".join(str(found)[:100].split()), 100)

@@ -120,6 +120,24 @@ def find(start: str | Path | None = None) -> Path | None:
     return None if found and here == chapters_folder().resolve() else found
 
 
+def of_another(*paths: Path) -> str:
+    """Why nothing in a workspace may be run: the first of ``paths`` that another user owns, as a sentence, or ``""``.
+
+    The search for a workspace goes upwards, also into folders where everybody may write: somebody else's record there
+    must not make their code run here. Windows has no such owners.
+    """
+    if not hasattr(os, "geteuid"):
+        return ""
+    for path in paths:
+        owner = path.stat().st_uid
+        if owner != os.geteuid():
+            return (
+                f"{path} belongs to another user (number {owner}, and you are {os.geteuid()}), so nothing in this "
+                "workspace is run or kept. Make one of your own with 'qtutor learn FOLDER' and work there."
+            )
+    return ""
+
+
 def _deliver(name: str, content: bytes, folder: Path, delivered: dict[str, str], report: Report) -> None:
     """Bring one chapter into the folder, and note in `delivered` what the course gave."""
     mine, new = folder / name, _digest(content)
