@@ -1,36 +1,98 @@
-"""Files are written whole or not at all; and which kind a file is."""
+"""Files and folders are written whole or not at all; and which kind a file is.
+
+What is new is made in a :func:`~qtutor.stage.stage` beside its target, goes to disk, and takes the target's place in
+one step. Whatever happens before that, a full disk, an interrupt, a kill, leaves the old one as it was.
+"""
 
 import contextlib
+import ctypes
+import errno
 import os
-import tempfile
+import re
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from qtutor.errors import QtutorError
+from qtutor.stage import SUFFIX, stage
 
 
 @contextlib.contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
-    """A new, empty file in the folder of ``path`` to write to; when the block ends, it takes the place of ``path``.
+    """A new, empty file to write to; when the block ends, it takes the place of ``path``.
 
     Whoever reads ``path`` sees the old file or the whole new one. Where the block raises, or is interrupted, the new
-    file is removed and the old one stays; a kill may leave the new one behind, under a name that begins with a dot.
+    file is removed and the old one stays. It may be read by whom the user's umask lets.
 
         with written_beside(path) as new:
             new.write_bytes(content)
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
-    os.close(handle)
-    new = Path(name)
-    try:
-        os.chmod(new, 0o644)  # mkstemp lets only the owner read
+    with stage(path) as folder:
+        new = folder / "new"
+        new.touch()
+        mode = stat.S_IMODE(new.stat().st_mode)
         yield new
-        with open(new, "rb+") as file:
-            os.fsync(file.fileno())  # the content has to be on disk before the name is
+        _settle(new, mode)
         os.replace(new, path)
+        _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_written_beside(path: str | Path) -> Iterator[Path]:
+    """:func:`written_beside` for a folder with all its files; an old folder ``path`` is removed after the new one is
+    in its place.
+    """
+    path = Path(path)
+    with stage(path) as folder:
+        new = folder / "new"
+        new.mkdir()
+        mode = stat.S_IMODE(new.stat().st_mode)
+        yield new
+        for found in new.rglob("*"):
+            if not found.is_dir():
+                _settle(found, mode & 0o666)
+        for found in (new, *new.rglob("*")):
+            if found.is_dir():
+                _flush_folder(found)
+        _put(new, path, folder / "old")
+        _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def parents_made(path: Path) -> Iterator[None]:
+    """Make the folders above ``path``; those that were missing go again where the block raises."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        with contextlib.suppress(OSError):  # what went wrong first is what has to be told
-            new.unlink(missing_ok=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # somebody else's files may be in it by now
+                parent.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[None]:
+    """What the system refuses while ``path`` is written becomes an ``error`` that names it: a full disk, no permission.
+
+    The libraries in Rust raise exceptions of their own for it, with the system's number in the text.
+    """
+    try:
+        yield
+    except Exception as found:
+        text = re.search(r"os error (\d+)", str(found))
+        if isinstance(found, QtutorError) or not (text or isinstance(found, OSError)):
+            raise
+        reason = os.strerror(int(text[1])) if text else getattr(found, "strerror", None) or str(found)
+        other = str(getattr(found, "filename", None) or "")
+        at = f" ({other})" if other and other != str(path) and SUFFIX not in other else ""
+        raise error(
+            f"{path} cannot be written: {reason}{at}. Whatever was there before is untouched; make room or choose "
+            "another folder."
+        ) from found
 
 
 def is_gguf(path: Path) -> bool:
@@ -39,3 +101,55 @@ def is_gguf(path: Path) -> bool:
         return path.suffix == ".gguf"
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"
+
+
+def _settle(path: Path, mode: int) -> None:
+    """Give a file the mode that any new one has, and have its content on disk before its name is."""
+    if path.is_symlink():
+        return
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        os.chmod(path, mode)  # safetensors lets only the owner read
+
+
+def _flush_folder(path: Path) -> None:
+    """Have the names in a folder on disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _put(new: Path, path: Path, old: Path) -> None:
+    """``new`` takes the place of the folder ``path``, in one step where the system can do that.
+
+    Else the old folder is moved to ``old`` first; whatever happens before the second step, the stage moves it back.
+    """
+    if path.is_dir():
+        if _exchange(new, path):
+            return
+        os.rename(path, old)
+    os.rename(new, path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two names change places in one step; ``False`` where the system or the file system cannot do that."""
+    if sys.platform not in ("linux", "darwin"):
+        return False
+    system = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    exchange = ctypes.c_uint(2)  # RENAME_EXCHANGE, and macOS's RENAME_SWAP
+    if hasattr(system, "renameat2"):
+        here = -100  # AT_FDCWD: as any name, from the current folder
+        failed = system.renameat2(here, names[0], here, names[1], exchange)
+    elif hasattr(system, "renamex_np"):
+        failed = system.renamex_np(*names, exchange)
+    else:
+        return False
+    number = ctypes.get_errno()
+    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+    return not failed
