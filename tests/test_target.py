@@ -16,7 +16,7 @@ from qtutor import target
 from qtutor.errors import QtutorError
 from qtutor.stage import SUFFIX
 from qtutor.target import checked, least_bytes, tensors_in
-from tests.disks import as_nobody, needs_mount, needs_root
+from tests.disks import NOBODY, as_nobody, needs_mount, needs_root
 
 
 def refused(message, out, **options):
@@ -157,11 +157,11 @@ except QtutorError as error: print("refused:", error)
 """
 
 
-def check_elsewhere(path, folder: bool, before=None, mount: str = "") -> str:
+def check_elsewhere(path, folder: bool, mount: str) -> str:
+    """Check in another process, which mounts a disk first."""
     command = [sys.executable, "-c", CHECK, str(path), "folder" if folder else "file"]
-    if mount:
-        command = ["unshare", "-rm", "sh", "-c", f'{mount} && "$@"', "sh", *command]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=before)
+    command = ["unshare", "-rm", "sh", "-c", f'{mount} && "$@"', "sh", *command]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -181,13 +181,12 @@ def test_a_mounted_folder_is_not_replaced(tmp_path, how):
         (tmp_path / name).mkdir()
         told = check_elsewhere(tmp_path / name, True, mount=f"mount {how} '{tmp_path / name}'")
         assert "is where a disk is mounted" in told
-        assert check_elsewhere(
-            tmp_path / name / "in", True, mount=f"mount -t tmpfs tmpfs '{tmp_path / name}'"
-        ).endswith("in\n")
+        told = check_elsewhere(tmp_path / name / "in", True, f"mount -t tmpfs tmpfs '{tmp_path / name}'")
+        assert told == f"{tmp_path / name / 'in'}\n"
 
 
 @pytest.fixture
-def open_to_all(tmp_path_factory):
+def open_to_all():
     """A folder that another user can reach: pytest's own are closed."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
@@ -198,22 +197,21 @@ def open_to_all(tmp_path_factory):
 def test_what_may_not_be_written(open_to_all):
     """Of another user, or protected; root itself may write everywhere."""
     (open_to_all / "closed").mkdir(mode=0o755)
-    assert "out cannot be written: Permission denied" in check_elsewhere(
-        open_to_all / "closed" / "out", True, as_nobody
-    )
+    told = as_nobody(lambda: checked(open_to_all / "closed" / "out", folder=True))
+    assert told.startswith("QtutorError") and "out cannot be written: Permission denied" in told
     open_to_all.chmod(0o1777)  # as /tmp: files of others stay
     (open_to_all / "a.gguf").touch()
     (open_to_all / "a.gguf").chmod(0o666)
     (open_to_all / "out").mkdir()
     (open_to_all / "out").chmod(0o777)
     (open_to_all / "kept").mkdir()
-    os.chown(open_to_all / "kept", 65534, 65534)
+    os.chown(open_to_all / "kept", NOBODY, NOBODY)
     (open_to_all / "kept").chmod(0o555)
     for name in ("a.gguf", "out", "kept"):
-        told = check_elsewhere(open_to_all / name, name != "a.gguf", as_nobody)
+        told = as_nobody(lambda name=name: checked(open_to_all / name, folder=name != "a.gguf"))
         assert "is write-protected, or another user's" in told
     (open_to_all / "kept").chmod(0o755)
-    assert check_elsewhere(open_to_all / "kept", True, as_nobody).endswith("kept\n")
+    assert as_nobody(lambda: checked(open_to_all / "kept", folder=True)) == str(open_to_all / "kept")
 
 
 def test_two_checks_at_once_do_not_disturb_each_other(tmp_path):

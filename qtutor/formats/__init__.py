@@ -1,4 +1,4 @@
-"""Checkpoint formats, a module each, with ``save`` and ``load``: ours (:mod:`.native`) and those of others.
+"""Checkpoint formats, a module each, with ``save``, ``target`` and ``load``: ours (:mod:`.native`) and those of others.
 
 The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
 """
