@@ -329,7 +329,7 @@ def test_what_the_system_refuses_is_one_paragraph(tmp_path, monkeypatch, moment,
     def fails(*_arguments):
         raise OSError(code, os.strerror(code))
 
-    with monkeypatch.context() as patch, pytest.raises(QtutorError, match="a.gguf cannot be written: ") as told:
+    with monkeypatch.context() as patch, pytest.raises(QtutorError, match=r"a\.gguf cannot be written: ") as told:
         patch.setattr(moment, fails)
         export(tiny(seed=1), path)
     assert os.strerror(code) in str(told.value) and "\n" not in str(told.value)
