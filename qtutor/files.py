@@ -87,8 +87,10 @@ def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[N
         if isinstance(found, QtutorError) or not (text or isinstance(found, OSError)):
             raise
         reason = os.strerror(int(text[1])) if text else getattr(found, "strerror", None) or str(found)
-        other = str(getattr(found, "filename", None) or "")
-        at = f" ({other})" if other and other != str(path) and SUFFIX not in other else ""
+        where = str(getattr(found, "filename", None) or path)
+        if SUFFIX in where:  # of our own hidden folder only where it should have been
+            where = str(Path(where.partition(SUFFIX)[0]).parent)
+        at = "" if where == str(path) else f" ({where})"
         raise error(
             f"{path} cannot be written: {reason}{at}. Whatever was there before is untouched; make room or choose "
             "another folder."

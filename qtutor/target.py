@@ -35,7 +35,8 @@ def checked(out: str | Path, folder: bool, sources: Iterable[str | Path] = (), n
     """
     try:
         path = Path(os.path.realpath(out))
-    except (OSError, ValueError) as error:  # the current folder is gone; a zero byte in the name
+        str(path).encode()  # the libraries in Rust take no other names
+    except (OSError, ValueError) as error:  # the current folder is gone; a zero byte in the name; no UTF-8
         raise QtutorError(f"{str(out)!r} is no usable name ({error}): choose another one.") from None
     for source in sources:
         _apart(path, source)
@@ -128,7 +129,7 @@ def _replaceable(path: Path, folder: bool) -> None:
         raise QtutorError(f"{path} is the folder that you are in, and would be replaced: name another, or one in it.")
     holder = path.parent.stat()
     sticky = holder.st_mode & stat.S_ISVTX and os.name == "posix" and os.geteuid() not in (0, holder.st_uid)
-    if not os.access(path, os.W_OK) or (sticky and os.geteuid() != path.stat().st_uid):
+    if not mode & 0o222 or not os.access(path, os.W_OK) or (sticky and os.geteuid() != path.stat().st_uid):
         raise QtutorError(f"{path} is write-protected, or another user's: choose another name, or allow writing to it.")
 
 

@@ -188,7 +188,8 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path):
     ("error", "words"),
     [
         (OSError(28, "No space left on device"), "No space left on device"),
-        (OSError(122, "Disk quota exceeded", "/x/.out.0a1b2c3d.qtutor-partial/new"), "Disk quota exceeded"),
+        (OSError(122, "Disk quota exceeded", "/x/.out.0a1b2c3d.qtutor-partial/new"), "Disk quota exceeded (/x)"),
+        (PermissionError(13, "Permission denied", "/.out.0a1b2c3d.qtutor-partial"), "Permission denied (/)"),
         (FileNotFoundError(2, "No such file or directory", "/x/vocab.txt"), "No such file or directory (/x/vocab.txt)"),
         (Exception("No space left on device (os error 28)"), "No space left on device"),  # tokenizers'
         (RuntimeError("Error while serializing: I/O error: ... (os error 5)"), "Input/output error"),  # safetensors'

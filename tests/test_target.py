@@ -87,6 +87,15 @@ def test_places_that_are_not_replaced(home, tmp_path):
     refused("the root of all folders", "/")
     refused("where a disk is mounted", "/proc")
     refused(r"is no usable name \(embedded null byte\)", "a\0b")
+    refused(r"'a\\udcff' is no usable name .*'utf-8' codec", "a\udcff")
+
+
+def test_what_nobody_may_write_stays(home, tmp_path):
+    """Not even root, to whom the system would allow it."""
+    (tmp_path / "kept.gguf").touch(0o444)
+    (tmp_path / "kept").mkdir(0o555)
+    for name in ("kept", "kept.gguf"):
+        refused("is write-protected", tmp_path / name, folder=name == "kept")
 
 
 def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def _refuse_others(folder: Path) -> None:
         ours = {ABOUT, *json.loads((folder / ABOUT).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = USUAL
-    others = [name for name in found if name not in ours]
+    others = [name for name in found if name not in ours and Path(name).name != ".DS_Store"]  # macOS puts it anywhere
     if others:
         raise QtutorError(
             f"{folder} holds files besides the export that qtutor wrote there ({', '.join(others[:3])}), and the next "

@@ -230,6 +230,8 @@ def test_files_of_the_users_in_an_export_are_not_removed(tmp_path):
     qtutor.export(model, out, tokenizer=letters())
     qtutor.export(model, out, tokenizer=letters())
     assert json.loads((out / "qtutor.json").read_text())["files"] == sorted(os.listdir(out))
+    (out / ".DS_Store").touch()  # macOS's Finder, nobody's
+    qtutor.export(model, out, tokenizer=letters())
     (out / "elsewhere").symlink_to(tmp_path)
     refused("besides the export that qtutor wrote there .elsewhere.", model, out)
     assert os.readlink(out / "elsewhere") == str(tmp_path)

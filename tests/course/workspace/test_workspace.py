@@ -159,6 +159,8 @@ def test_a_file_or_the_course_itself_is_no_workspace(course, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(QtutorError, match="is a file"):
         workspace.make(tmp_path / "file", source)
+    with pytest.raises(QtutorError, match="mine cannot be written: Not a directory"):
+        workspace.make(tmp_path / "file" / "mine", source)
     with pytest.raises(QtutorError, match="the course's own chapters"):
         workspace.make(source, source)
 
