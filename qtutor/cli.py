@@ -1,7 +1,8 @@
 """The command line: `qtutor learn | progress | quantize | generate | eval | inspect`.
 
 torch and transformers are imported inside the commands that need them, so that --help and inspect do not wait for them.
-Bad input ends in one paragraph on stderr and exit status 2.
+Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one line and 130 (Ctrl-C), 143 (SIGTERM) or
+129 (SIGHUP).
 """
 
 import argparse
@@ -11,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 from qtutor.errors import QtutorError, escaped
+from qtutor.files.stopping import signals_raise
 
 SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or what 'qtutor quantize' wrote"
 
@@ -19,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = build_parser().parse_args(argv)
     try:
-        return options.run(options)
+        with signals_raise():
+            return options.run(options)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qtutor inspect FILE | head` is no error
         return 0
@@ -27,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
         text = escaped(" ".join(f"qtutor: {error}".split()))  # a file's name may hold characters that steer a terminal
         print(textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nqtutor: stopped.", file=sys.stderr)
-        return 130
+        return getattr(stopped, "status", 130)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,6 +104,8 @@ def _quantize_command(command) -> None:
     sub.add_argument("--clip", choices=["none", "mse", "output"], help=f"{clip} (default: as the method has it)")
     sub.add_argument("--format", choices=["qtutor", "gguf"], default="qtutor", help=f"the layout of OUT {default}")
     sub.add_argument("--type", help="with --format gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
+    force = "with --format gguf: replace the file OUT even if qtutor did not write it"
+    sub.add_argument("--force", action="store_true", help=force)
     sub.set_defaults(parser=sub)
 
 
@@ -162,6 +167,11 @@ def quantize(options) -> int:
         return write_gguf(options)
     if options.type:
         raise QtutorError(f"--type {options.type} is one of llama.cpp's: it goes with --format gguf.")
+    if options.force:
+        raise QtutorError(
+            "--force replaces a file, and goes with --format gguf. A folder in which files of others lie is never "
+            "replaced: move them elsewhere, or choose another folder."
+        )
     recipe = qtutor.Recipe(
         method=options.method,
         bits=options.bits,
@@ -169,12 +179,33 @@ def quantize(options) -> int:
         symmetric=options.symmetric,
         clip=options.clip or "auto",
     )
+    check_out(options, recipe.grid.bits)
     model, tokenizer = qtutor.load(options.source, dtype="auto")  # what is not quantized is written in its own 16 bits
+    check_out(options, recipe.grid.bits, model)
     calibration = calibration_text(options.calibration, tokenizer) if options.calibration else None
-    print(qtutor.quantize(model, recipe, calibration=calibration))
+    report = qtutor.quantize(model, recipe, calibration=calibration)
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
+    print(report)  # once it is written: whoever reads this may have gone
     print(f"Written to {options.out}. Next: qtutor eval {options.out}")
     return 0
+
+
+def check_out(options, bits: float, model=None) -> None:
+    """Refuse an OUT that could not be written, before SRC is loaded; or, with the sizes of the ``model``, before it is
+    quantized: what a hub id names has no headers here.
+    """
+    from qtutor.decoder import EMBEDDED
+    from qtutor.files.target import least_bytes, tensors_in
+    from qtutor.formats import target
+
+    source = EMBEDDED if options.source == "embedded" else options.source
+    gguf = options.format == "gguf"
+    tensors = tensors_in(source)
+    if model is not None:
+        tensors = ((name, tuple(weight.shape), weight.nbytes) for name, weight in model.named_parameters())
+    read = [source, options.calibration] if options.calibration else [source]
+    need = least_bytes(tensors, bits, everywhere=gguf)
+    target(options.out, options.format, sources=read, need=need, **({"overwrite": options.force} if gguf else {}))
 
 
 def write_gguf(options) -> int:
@@ -182,7 +213,9 @@ def write_gguf(options) -> int:
     import qtutor
     from qtutor.calibration.text import calibration_text
     from qtutor.decoder.text import calibration_tokens
-    from qtutor.gguf import imatrix
+    from qtutor.formats.gguf import DEFAULT
+    from qtutor.gguf import TYPES, imatrix
+    from qtutor.gguf.mixes import find_mix
     from qtutor.methods.scaling import fold_model
 
     awq = options.method == "awq"
@@ -199,7 +232,10 @@ def write_gguf(options) -> int:
             )
     if awq and not options.calibration and options.source != "embedded":
         raise QtutorError("--method awq looks at the layers' inputs and needs text: name a file with --calibration.")
+    bits = TYPES[find_mix(options.type or DEFAULT).base].bits_per_weight
+    check_out(options, bits)
     model, tokenizer = qtutor.load(options.source, dtype="auto")
+    check_out(options, bits, model)
     tokens = importance = None
     if options.calibration:
         tokens = calibration_text(options.calibration, tokenizer)
@@ -209,7 +245,7 @@ def write_gguf(options) -> int:
         fold_model(model, tokens)
     if tokens is not None:
         importance = imatrix.importance(model, tokens, options.calibration or "qtutor.decoder.text")
-    chosen = {"type": options.type, "importance": importance}
+    chosen = {"type": options.type, "importance": importance, "overwrite": options.force}
     path = qtutor.export(model, options.out, format="gguf", tokenizer=tokenizer, **chosen)
     print(f"Written to {path}, {path.stat().st_size:,} bytes. Next: qtutor eval {path}, or llama-cli -m {path}")
     return 0

@@ -274,7 +274,7 @@ def folders(out: Path) -> None:
             for path in sorted((out / "folder").iterdir()):
                 data = path.read_bytes()
                 if path.name == "qtutor.json":  # a recipe may join what is there
-                    about = {key: value for key, value in json.loads(data).items() if key != "recipe"}
+                    about = {key: value for key, value in json.loads(data).items() if key not in ("recipe", "files")}
                     data = json.dumps(about, sort_keys=True).encode()
                 note("export, files", f"{name} {path.name}", data)
             note("export, loaded", name, logits(qtutor.load_quantized(out / "folder", device="cpu")))

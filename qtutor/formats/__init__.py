@@ -1,4 +1,4 @@
-"""Checkpoint formats, a module each, with ``save`` and ``load``: ours (:mod:`.native`) and those of others.
+"""Checkpoint formats, a module each, with ``save``, ``target`` and ``load``: ours (:mod:`.native`) and those of others.
 
 The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
 """
@@ -25,11 +25,11 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
     "qtutor": the packed tensors of a quantized model, as a folder, with the tokenizer's files if there is one
     (:func:`qtutor.formats.native.save`).
     "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``; encodes from float
-    weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance`` and ``pure``).
+    weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance``, ``pure`` and ``overwrite``).
     options: those of the format's ``save``; ``None`` stands for what it does by itself.
 
-    Raises :class:`QtutorError` for an unknown format, for options that another format has, and for what the format
-    cannot hold.
+    Raises :class:`QtutorError` for an unknown format, for options that another format has, for what the format cannot
+    hold, and where ``out`` cannot be written or holds what qtutor did not write.
     """
     save = _of_format(format).save
     options = {name: value for name, value in options.items() if value is not None}
@@ -42,6 +42,14 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
             f"{belongs} Leave it out."
         )
     return save(model, out, tokenizer, **options)
+
+
+def target(out: str | Path, format: str = "qtutor", **options) -> Path:
+    """Where :func:`export` would write, its links followed; refuses before any work what it would refuse after it.
+
+    options: ``sources`` (what is read), ``need`` (bytes), and for "gguf" ``overwrite``; see :mod:`qtutor.files.target`.
+    """
+    return _of_format(format).target(out, **options)
 
 
 def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:

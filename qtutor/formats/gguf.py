@@ -13,7 +13,7 @@ One tensor is in memory at a time, as float32 and encoded: a checkpoint that tra
 transformers does with ``gguf_file=``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch import nn
 
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import family_of
-from qtutor.files import is_gguf
+from qtutor.files import is_gguf, parents_made, told
+from qtutor.files.target import checked
 from qtutor.formats import documents
 from qtutor.formats.comparing import check_finite
 from qtutor.formats.transformers_files import config_of, empty_model, filled
@@ -36,7 +37,8 @@ from qtutor.gguf.architecture import (
     unpermute,
 )
 from qtutor.gguf.coding import encode
-from qtutor.gguf.container import GGUFError
+from qtutor.gguf.container import GGUFError, TensorInfo
+from qtutor.gguf.layout import ALL_TYPES
 from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import GGUFFile, read
 from qtutor.gguf.tokenizer import tokenizer_metadata
@@ -45,24 +47,31 @@ from qtutor.runtime.linear import QuantWeight
 
 NAME = "model.gguf"  # of the file in a folder
 ROPE = "rope_freqs.weight"  # a tensor without a parameter
+DEFAULT = "Q4_K_M"  # the mix
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
 Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
 
 
 def save(
-    model: nn.Module, out: str | Path, tokenizer=None, *, type: str = "Q4_K_M", importance=None, pure: bool = False
+    model: nn.Module,
+    out: str | Path,
+    tokenizer=None,
+    *,
+    type: str = DEFAULT,
+    importance=None,
+    pure: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
 
     type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. importance: an
-    :class:`~qtutor.gguf.imatrix.Imatrix`, or a mapping of GGUF names to float32 ``[in]``. Returns the file's path.
+    :class:`~qtutor.gguf.imatrix.Imatrix`, or a mapping of GGUF names to float32 ``[in]``. overwrite: replace a file
+    that is there even if qtutor did not write it. Returns the file's path.
     Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
     cannot be written; the old one is then untouched.
     """
     family_of(model)
-    config, path = model.config, Path(out)
-    if path.suffix != ".gguf":
-        path = path / NAME
+    config = model.config
     sources = {tensor_name(name, config): source for name, source in _parameters(model)}
     types = tensor_types(
         type,
@@ -82,12 +91,33 @@ def save(
     if factors is not None:
         tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
+    need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
+    place = target(out, need=need, overwrite=overwrite)
+    with told(place), parents_made(place):
+        write(place, keys, tensors)
+    return _path(out)
+
+
+def target(out: str | Path, sources: Iterable[str | Path] = (), need: int = 0, overwrite: bool = False) -> Path:
+    """The file that :func:`save` would write, its links followed, if it may (:func:`qtutor.files.target.checked`)."""
+    place = checked(_path(out), folder=False, sources=sources, need=need)
+    if place.exists() and place.stat().st_size and not overwrite and not _ours(place):
+        raise QtutorError(
+            f"{place} exists, and qtutor did not write it (it is no whole GGUF file with {CONFIG}). Choose another "
+            "name, or replace it with --force (in Python: overwrite=True)."
+        )
+    return place
+
+
+def _path(out: str | Path) -> Path:
+    return Path(out) if Path(out).suffix == ".gguf" else Path(out) / NAME
+
+
+def _ours(path: Path) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GGUFError(f"{path.parent} cannot be made: {error.strerror}. Choose another folder.") from error
-    write(path, keys, tensors)
-    return path
+        return CONFIG in read(path).metadata
+    except GGUFError:  # damaged, or no GGUF file at all
+        return False
 
 
 def file_in(source: str | Path, alone: bool = True) -> Path | None:

@@ -2,7 +2,8 @@
 
     model.safetensors   packed codes, scales, zeros, and every tensor that was not quantized
     qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not,
-                        bias or not; the threshold of an int8 linear (null: none); and the recipe
+                        bias or not; the threshold of an int8 linear (null: none); the recipe; and the names of all
+                        files in the folder, so that others are noticed before the next export replaces it
     config.json         the transformers config; with a tokenizer, its files
 
 Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
@@ -10,9 +11,7 @@ checkpoint.
 """
 
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -21,52 +20,77 @@ from torch import nn
 
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
+from qtutor.files import folder_written_beside, parents_made, told
+from qtutor.files.target import checked
 from qtutor.formats.native_reading import ABOUT, LAYOUT, load  # noqa: F401 - the other half of the format
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+
+# What an export holds that does not tell: one from before the names were stored, or one that is damaged.
+USUAL = {
+    *("model.safetensors", ABOUT, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
+}
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     """Write a quantized ``model`` to ``folder``; with ``tokenizer``, its files too. Returns the folder.
 
     An earlier export in ``folder`` is replaced; a folder that holds anything else is refused. Raises
-    :class:`QtutorError` for that, or a model that is not quantized.
+    :class:`QtutorError` for that, for a model that is not quantized, and where the folder cannot be written; the old
+    one is then untouched.
     """
-    folder = Path(folder)
     layers = {name: _describe(module) for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     if not layers:
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
-    if folder.exists() and not (folder / ABOUT).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        # mkdtemp keeps others out; an export is as readable as any new folder.
-        beside = outer / "new"
-        beside.mkdir()
-        save_file(_tensors(model), beside / "model.safetensors", metadata={"format": "pt"})
+    tensors = _tensors(model)
+    place = target(folder, need=sum(tensor.nbytes for tensor in tensors.values()))
+    with told(place), parents_made(place), folder_written_beside(place) as new:
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(new)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
         about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
         about["recipe"] = getattr(model, "qtutor_recipe", None)  # what it was made with, for whoever reads the file
-        (beside / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        shutil.copymode(beside / ABOUT, beside / "model.safetensors")  # which save_file keeps from others, too
-        model.config.save_pretrained(beside)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(beside)
-        _swap(beside, folder)
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
-    return folder
+        about["files"] = sorted([ABOUT, *_files(new)])
+        (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        _refuse_others(place)  # something may have been put there in the meantime
+    return Path(folder)
 
 
-def _swap(beside: Path, folder: Path) -> None:
-    """Put ``beside`` in the place of ``folder``; a kill between the two renames leaves no folder, never half of one."""
-    if not folder.exists():
-        os.rename(beside, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    os.rename(folder, old / "old")
-    os.rename(beside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+def target(folder: str | Path, sources: Iterable[str | Path] = (), need: int = 0) -> Path:
+    """``folder`` with its links followed, if :func:`save` may write there (:func:`qtutor.files.target.checked`)."""
+    if Path(folder).suffix == ".gguf":
+        raise QtutorError(
+            f"{folder}: the format 'qtutor' is a folder, and this is the name of a GGUF file. Choose another name, or "
+            "the format 'gguf'."
+        )
+    place = checked(folder, folder=True, sources=sources, need=need)
+    _refuse_others(place)
+    return place
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder that holds files of others: an export replaces all of it."""
+    found = _files(folder) if folder.exists() else []
+    if found and not (folder / ABOUT).is_file():
+        raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
+    try:
+        ours = {ABOUT, *json.loads((folder / ABOUT).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ours = USUAL
+    others = [name for name in found if name not in ours and Path(name).name != ".DS_Store"]  # macOS puts it anywhere
+    if others:
+        raise QtutorError(
+            f"{folder} holds files besides the export that qtutor wrote there ({', '.join(others[:3])}), and the next "
+            "one would replace all of it: move them elsewhere, or choose another folder."
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    """The names of all files in a folder and those below it, links included."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _describe(module: QuantWeight) -> dict:

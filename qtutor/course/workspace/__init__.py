@@ -25,7 +25,7 @@ from pathlib import Path
 
 from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
-from qtutor.files import written_beside
+from qtutor.files import told, written_beside
 
 DEFAULT_FOLDER = "qtutor-course"
 RECORD = ".qtutor.json"
@@ -85,7 +85,8 @@ def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) 
         raise QtutorError(f"{folder} holds the course's own chapters; choose another folder for your workspace.")
     if folder.exists() and not folder.is_dir():
         raise QtutorError(f"{folder} is a file, and the workspace has to be a folder: choose another name.")
-    folder.mkdir(parents=True, exist_ok=True)
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
     delivered = _read_record(folder)
     report = Report(folder)
@@ -180,8 +181,8 @@ def _read_record(folder: Path) -> dict[str, str]:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with written_beside(path) as new:
+    """Write a file whole or not at all; :class:`QtutorError` where it cannot be."""
+    with told(path), written_beside(path) as new:
         new.write_bytes(content)
 
 

@@ -12,6 +12,7 @@ from qtutor.course import workspace
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace.standalone import CannotKeep, is_library_code, standalone
 from qtutor.errors import QtutorError
+from qtutor.files import told
 
 FOLDER = "mine"
 
@@ -50,8 +51,12 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
             "Not kept, and so not counted as done: in a file of its own it gives other results. Does it change "
             "something outside of itself?"
         )
-    path.parent.mkdir(exist_ok=True)
-    workspace.write_beside(path, text.encode())
+    try:
+        with told(path):
+            path.parent.mkdir(exist_ok=True)
+        workspace.write_beside(path, text.encode())
+    except QtutorError as error:  # a full disk is no reason to fail what is right
+        return f"Not kept, and so not counted as done: {error}"
     return f"Kept in {FOLDER}/{path.name}."
 
 

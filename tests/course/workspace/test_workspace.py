@@ -135,7 +135,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(QtutorError, match=r"chapter.ipynb cannot be written: No space left on device\. Whatever"):
         workspace.write_beside(target, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["chapter.ipynb"] and target.read_text() == "old"
 
@@ -161,6 +161,8 @@ def test_a_file_or_the_course_itself_is_no_workspace(course, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(QtutorError, match="is a file"):
         workspace.make(tmp_path / "file", source)
+    with pytest.raises(QtutorError, match="mine cannot be written: Not a directory"):
+        workspace.make(tmp_path / "file" / "mine", source)
     with pytest.raises(QtutorError, match="the course's own chapters"):
         workspace.make(source, source)
 
