@@ -73,16 +73,17 @@ def least_bytes(tensors: Iterable[tuple[str, Shape, int]], bits: float, everywhe
 
 def tensors_in(source: str | Path) -> Iterator[tuple[str, Shape, int]]:
     """Name, shape and bytes of the tensors of a checkpoint in a folder, from its headers; none for a hub id."""
-    from qtutor.inspection import read_header
+    from qtutor.formats.headers import read_header
 
     whole = Path(source) / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(Path(source).glob("model-*-of-*.safetensors"))
     try:
-        headers = [about for file in files for about in read_header(file).items() if about[0] != "__metadata__"]
-        for name, about in headers:
-            yield name, tuple(about["shape"]), about["data_offsets"][1] - about["data_offsets"][0]
-    except (QtutorError, OSError, KeyError, TypeError):
+        headers = [read_header(file) for file in files]
+    except (QtutorError, OSError):
         return  # loading says what is wrong with it
+    for header in headers:
+        for name, stored in header.tensors.items():
+            yield name, stored.shape, stored.nbytes
 
 
 def _apart(path: Path, source: str | Path) -> None:
