@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qtutor.errors import QtutorError
 from qtutor.families import family_of
 from qtutor.files import is_gguf
+from qtutor.formats.endings import generation_settings, give_back
 from qtutor.gguf.architecture import (
     architecture,
     metadata,
@@ -43,6 +44,7 @@ from qtutor.gguf.writer import Tensor, write
 from qtutor.runtime.linear import QuantWeight
 
 NAME = "model.gguf"  # of the file in a folder
+GENERATION = "qtutor.generation_config"  # what transformers' config does not say of how texts end, if anything
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
 Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
 
@@ -80,6 +82,8 @@ def save(
     if factors is not None:
         tensors.append(Tensor("rope_freqs.weight", factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
+    if settings := generation_settings(model):
+        keys[GENERATION] = json.dumps(settings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,8 +104,15 @@ def file_in(source: str | Path, alone: bool = True) -> Path | None:
 def _keys(config, tokenizer) -> dict:
     name = Path(str(getattr(config, "_name_or_path", ""))).name or config.model_type
     about = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
-    about[CONFIG] = config.to_json_string(use_diff=True)
+    about[CONFIG] = _config_text(config)
     return metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
+
+
+def _config_text(config) -> str:
+    """transformers' own, but for its version: the same model makes the same file whichever wrote it."""
+    diff = json.loads(config.to_json_string(use_diff=True))
+    diff.pop("transformers_version", None)
+    return json.dumps(diff, indent=2, sort_keys=True) + "\n"
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Source]]:
@@ -175,6 +186,7 @@ def load(path: str | Path, device: str | None = None) -> nn.Module:
         name = tensor_name(parameter, config)
         rows, heads = file.weight(name).reshape(shape), permuted_heads(name, config)
         values().copy_(torch.from_numpy(unpermute(rows, heads) if heads else rows))
+    give_back(model, file.metadata.get(GENERATION), f"{path}: {GENERATION}")
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 

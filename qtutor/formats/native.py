@@ -4,6 +4,7 @@
     qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not,
                         bias or not; the threshold of an int8 linear (null: none); and the recipe
     config.json         the transformers config; with a tokenizer, its files
+    generation_config.json  what the config does not say of how texts end, if anything
 
 Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
 checkpoint.
@@ -26,11 +27,13 @@ from qtutor.core.grid import IntGrid
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
+from qtutor.formats.endings import generation_settings, give_back
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 LAYOUT = 1
 ABOUT = "qtutor.json"
+GENERATION = "generation_config.json"
 CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
 
 
@@ -58,6 +61,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
         (beside / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         shutil.copymode(beside / ABOUT, beside / "model.safetensors")  # which save_file keeps from others, too
         model.config.save_pretrained(beside)
+        if settings := generation_settings(model):
+            (beside / GENERATION).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         _swap(beside, folder)
@@ -127,6 +132,8 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
             f"expected ({', '.join(unexpected[:3])}). The file does not belong to {folder / ABOUT}: export the "
             "model again."
         )
+    settings = folder / GENERATION
+    give_back(model, settings.read_text(encoding="utf-8") if settings.is_file() else None, str(settings))
     model.qtutor_recipe = about.get("recipe")  # exports from before it was stored have none
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 

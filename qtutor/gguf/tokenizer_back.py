@@ -6,7 +6,8 @@ It makes the tokens that llama.cpp makes with the same file. Where the file says
 written from, that may differ: a text is not normalized (Qwen2's NFC), in SentencePiece's manner a space comes in front
 of every text or of none, a tokenizer without bos gets the one that was written for it, of several chat templates one is
 left, and added tokens take no spaces with them. (For the names in :data:`.pre_tokenizers.APPROXIMATE` it makes the
-tokens of the model's own tokenizer, which llama.cpp's nearly are.) Left out: how long a text may be (``model_max_length``).
+tokens of the model's own tokenizer, which llama.cpp's nearly are.) Left out: how long a text may be
+(``model_max_length``).
 """
 
 import json

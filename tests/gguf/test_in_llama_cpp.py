@@ -215,7 +215,7 @@ def vocabulary_only(path, tokenizer, **changes):
 @pytest.mark.parametrize("kind, other", [
     ("gpt-2", "qwen2"), ("gpt-2", "smollm"), ("llama-bpe", "qwen2"), ("llama-bpe", "smaug-bpe"), ("qwen2", "llama-bpe"),
     ("smollm", "gpt-2"), ("qwen2", None), ("deepseek-llm", "deepseek-coder"), ("deepseek-v3", "qwen35"),
-    ("exaone-moe", "qwen2"), ("poro-chat", "viking"), ("minicpm5", "llama-bpe"),
+    ("exaone-moe", "qwen2"), ("poro-chat", "viking"), ("superbpe", "deepseek-llm"),
 ])  # fmt: skip
 def test_a_wrong_pre_tokenizer_or_none_makes_other_tokens(tmp_path, kind, other):
     """What the comparison above is worth: it tells each expression from the others."""

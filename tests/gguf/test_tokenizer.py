@@ -57,7 +57,7 @@ def test_digits_one_by_one_where_no_token_joins_them():
     """llama.cpp takes them together as deepseek-llm, which comes to the same if nothing merges them."""
     apart = with_digits_one_by_one(lambda token: not joins_numbers({token: 0}))
     assert keys(apart, 1300)["pre"] == "deepseek-llm"
-    with pytest.raises(QtutorError, match="pre_tokenizer is .*Known here: gpt-2"):
+    with pytest.raises(QtutorError, match=r"pre_tokenizer is .*Known here: gpt-2"):
         keys(with_digits_one_by_one(lambda token: True), 1300)
 
 
