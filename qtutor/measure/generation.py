@@ -83,9 +83,9 @@ def functions(model, tokenizer, count: int, max_new_tokens: int = 96) -> list[st
 def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 64, streamer=None) -> list[str]:
     """Greedy continuations: each prompt followed by what the model adds. Stops at a token that ends texts.
 
-    Those are the eos tokens of ``model.generation_config``, one or several. streamer: transformers', is told
-    of a single prompt's tokens while they are made. Raises :class:`QtutorError` for a prompt that has no tokens, too many for the model's
-    context, or some that the model does not embed.
+    Those are the eos tokens of ``model.generation_config``, one or several. streamer: transformers', is told of a
+    single prompt's tokens while they are made. Raises :class:`QtutorError` for a prompt that has no tokens, too many
+    for the model's context, or some that the model does not embed.
     """
     encoded = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, encoded))
