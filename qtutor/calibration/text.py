@@ -6,12 +6,12 @@ depend on how many tokens are wanted, not on how long the file is.
 
 import codecs
 import os
-import stat
 from pathlib import Path
 
 import torch
 
 from qtutor.errors import QtutorError
+from qtutor.files import kind_of
 
 LENGTH, SAMPLES = 256, 128
 SMALL = 1 << 20  # bytes: a file of so many is read whole,
@@ -21,8 +21,6 @@ MOST = 16  # as many times that are read where text has few tokens, like a page 
 BORDER = 1024  # bytes in which an excerpt looks for the end of a line to begin after
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
-KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
-         stat.S_ISSOCK: "a socket"}  # fmt: skip
 
 
 def calibration_text(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SAMPLES) -> torch.Tensor:
@@ -48,23 +46,17 @@ def check_text(file: str | Path, length: int = LENGTH) -> None:
     """What can be said of a calibration text before a model is loaded: raises :class:`QtutorError` unless ``file`` is
     a regular file of bytes enough for ``length`` tokens, whose first kilobytes are UTF-8.
     """
+    kind = kind_of(file)
+    if kind != "a file":
+        raise QtutorError(f"{file} is {kind}; calibration reads a text file. Name one, or write the text to one.")
     try:
-        found = os.stat(file)
-        kind = next((name for is_kind, name in KINDS.items() if is_kind(found.st_mode)), None)
-        if kind:
-            raise QtutorError(f"{file} is {kind}; calibration reads a text file. Name one, or write the text to one.")
         with open(file, "rb") as opened:
-            data = opened.read(4096)
-    except (OSError, ValueError) as error:
-        if isinstance(error, QtutorError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise QtutorError(f"the calibration text {file} cannot be read: {reason}. Name a text file.") from None
+            data, size = opened.read(4096), os.fstat(opened.fileno()).st_size
+    except OSError as error:
+        raise QtutorError(f"the calibration text {file} cannot be read: {error.strerror}. Name another.") from None
     _decoded(data, file, 0, final=False)
-    if found.st_size < length:  # a token is a byte at least
-        raise QtutorError(
-            f"{file} has {found.st_size} bytes; calibration takes at least {length} tokens. Name a longer text."
-        )
+    if size + 8 < length:  # a token is a byte at least, and some may come in front
+        raise QtutorError(f"{file} has {size} bytes; calibration takes at least {length} tokens. Name a longer text.")
 
 
 def _excerpts(file: Path, tokenizer, length: int, samples: int) -> torch.Tensor:

@@ -14,12 +14,17 @@ transformers does with ``gguf_file=``.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.errors import QtutorError
@@ -61,7 +66,7 @@ def save(
     """
     family_of(model)
     config, path = model.config, Path(out)
-    if path.suffix != ".gguf":
+    if path.suffix.lower() != ".gguf":
         path = path / NAME
     sources = {tensor_name(name, config): source for name, source in _parameters(model)}
     types = tensor_types(
@@ -88,8 +93,24 @@ def save(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GGUFError(f"{path.parent} cannot be made: {error.strerror}. Choose another folder.") from error
-    write(path, keys, tensors)
+    with _progress(tensors) as counted:
+        write(path, keys, counted)
     return path
+
+
+@contextmanager
+def _progress(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors; where encoding them takes over a second and a person is looking, a bar counts their weights."""
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    looks = {"unit": "weight", "unit_scale": True, "leave": False}
+    with tqdm(total=total, desc="encoding", delay=1, disable=None, **looks) as bar:
+
+        def counted(tensor: Tensor) -> np.ndarray:
+            data = tensor.data()
+            bar.update(math.prod(tensor.shape))
+            return data
+
+        yield [replace(t, data=partial(counted, t)) if callable(t.data) else t for t in tensors]
 
 
 def file_in(source: str | Path, alone: bool = True) -> Path | None:

@@ -10,11 +10,15 @@ from qtutor.errors import QtutorError
 BETWEEN = "\n\n"  # what stands between functions in the text that the embedded decoder learned from
 
 
+class TooShort(QtutorError):
+    """The model's context does not hold what is to be measured."""
+
+
 def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count: int = 100) -> dict[str, float]:
     """Share of interpreter questions answered right, per kind (see :mod:`qtutor.decoder.tasks`).
 
     Right means that greedy decoding prints exactly Python's answer and then ends the line, in whatever tokens. Raises
-    :class:`QtutorError` for a model whose context is too short for question and answer.
+    :class:`TooShort` for a model whose context does not hold question and answer.
     """
     result = {}
     for kind in kinds or tuple(tasks.KINDS):
@@ -22,7 +26,7 @@ def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count:
         prompts = [f"{tasks.PROMPT}{expression}\n" for expression, _ in asked]
         longest = 1 + max(len(answer) for _, answer in asked)  # a token is at least a character long
         if not all(fitting(model, tokenizer, prompts, longest)):
-            raise QtutorError(_too_short(model, f"a question of kind {kind!r} and its answer"))
+            raise TooShort(_too_short(model, f"a question of kind {kind!r} and its answer"))
         texts = generate_batch(model, tokenizer, prompts, longest)
         right = [
             text[len(prompt) :].startswith(f"{answer}\n") for prompt, text, (_, answer) in zip(prompts, texts, asked)
@@ -60,11 +64,11 @@ def ast_validity(model, tokenizer, count: int = 60, max_new_tokens: int = 96) ->
 
     The first ``count`` of :func:`qtutor.decoder.corpus.held_out_functions`, each cut by :func:`first_body`; a
     completion without a body is not accepted. Functions that do not fit into a short context with their completion are
-    left out (:func:`functions` tells them); :class:`QtutorError` where none is left.
+    left out (:func:`functions` tells them); :class:`TooShort` where none is left.
     """
     beginnings = functions(model, tokenizer, count, max_new_tokens)
     if not beginnings:
-        raise QtutorError(_too_short(model, f"a function and {max_new_tokens} tokens of its completion"))
+        raise TooShort(_too_short(model, f"a function and {max_new_tokens} tokens of its completion"))
     texts = generate_batch(model, tokenizer, [BETWEEN + beginning for beginning in beginnings], max_new_tokens)
     valid = 0
     for beginning, text in zip(beginnings, texts, strict=True):

@@ -86,9 +86,9 @@ def test_time_and_memory_do_not_grow_with_the_file(tmp_path, tokenizer):
 
 def test_pages_of_spaces_are_left_out(tmp_path, excerpts):
     file = tmp_path / "text.txt"
-    words = "".join(LINES)
+    words = "".join(LINES).encode()
     by_words = lambda text, **_: {"input_ids": [0] * len(text.split())}  # noqa: E731
-    file.write_text(words + " " * (3 * len(words)))
+    file.write_bytes(words + b" " * (3 * len(words)))
     assert calibration_text(file, by_words, 64, 16).shape == (4, 64)
     file.write_text("\n" + " " * 3_000_000)
     with pytest.raises(QtutorError, match="of 16 places looked at none has 256 tokens"):
