@@ -2,7 +2,6 @@
 
 from qtutor.calibration.text import LENGTH, SAMPLES, calibration_text, check_text
 from qtutor.cli.terminal import paragraph
-from qtutor.decoder.text import calibration_tokens
 from qtutor.errors import QtutorError
 
 
@@ -31,10 +30,16 @@ def calibration_of(options, model, tokenizer, always: bool = False):
     if options.calibration is None:
         if not always and options.samples is None and options.length is None:
             return None
-        length = _cut(options.length or 512, model)
-        return calibration_tokens(samples=options.samples or SAMPLES, length=length)
+        return _of_the_embedded_decoder(options, model)
     length = _cut(options.length or LENGTH, model)
     return calibration_text(options.calibration, tokenizer, length, options.samples or SAMPLES)
+
+
+def _of_the_embedded_decoder(options, model):
+    from qtutor.decoder.text import calibration_tokens
+
+    asked = {"samples": options.samples, "length": options.length and _cut(options.length, model)}
+    return calibration_tokens(**{name: value for name, value in asked.items() if value is not None})
 
 
 def _cut(length: int, model) -> int:

@@ -13,7 +13,6 @@ def add_to(command) -> None:
 
 
 def evaluate(options) -> int:
-    import qtutor
     from qtutor.inspection import print_table
     from qtutor.loading import weight_bytes
 
