@@ -20,10 +20,10 @@ def generate(options) -> int:
     if options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     import qtutor
-    from qtutor.measure.generation import prompt_tokens, text_ends
+    from qtutor.measure.generation import prompt_tokens, room_behind, text_ends
 
     model, tokenizer = load(options)
-    prompt_tokens(model, tokenizer, options.text)  # refuses what cannot be continued before any of it is printed
+    room_behind(model, len(prompt_tokens(model, tokenizer, options.text)))  # refuses before anything is printed
     print(options.text, end="", flush=True)
     streamer = Streamer(tokenizer, text_ends(model), show)
     qtutor.generate(model, tokenizer, options.text, options.max_new_tokens, streamer)

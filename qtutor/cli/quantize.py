@@ -53,7 +53,7 @@ def quantize(options) -> int:
     if options.format is None:
         options.format = "gguf" if Path(options.out).suffix.lower() == ".gguf" else "qtutor"
     for name in ("samples", "length"):
-        if (getattr(options, name) or 1) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
     check_source(options.source)
     check_device(options.device)

@@ -93,9 +93,7 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 6
     """
     encoded = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, encoded))
-    room = getattr(model.config, "max_position_embeddings", longest + max_new_tokens) - longest
-    if room < 1:
-        raise QtutorError(f"a prompt of {longest} tokens leaves no room in the model's context; shorten it.")
+    room = room_behind(model, longest)
     pad = tokenizer.eos_token_id or 0
     ids = torch.tensor([[pad] * (longest - len(e)) + e for e in encoded])  # padded on the left
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in encoded])
@@ -103,7 +101,7 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 6
         written = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=min(max_new_tokens, room),
+            max_new_tokens=max_new_tokens if room is None else min(max_new_tokens, room),
             do_sample=False,
             pad_token_id=pad,
             streamer=streamer,
@@ -144,6 +142,16 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
             "forgotten, or the tokenizer is another model's."
         )
     return ids
+
+
+def room_behind(model, tokens: int) -> int | None:
+    """How many tokens fit behind a prompt of so many, ``None`` where the context has no end; at least one has to."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and tokens >= context:
+        raise QtutorError(
+            f"a prompt of {tokens} tokens leaves no room in the model's context of {context}; shorten it."
+        )
+    return None if context is None else context - tokens
 
 
 def fitting(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[bool]:
