@@ -40,7 +40,7 @@ def add_to(command) -> None:
     sub.add_argument("--keep", metavar="PATTERNS", help="layers that stay in float, like '*.down_proj,*.0.mlp.*'")
     sub.add_argument("--embeddings", action="store_true", help="quantize the embeddings, too")
     sub.add_argument("--lm-head", action="store_true", help="quantize the output matrix, too")
-    order = "the order in which gptq rounds columns: none, groups or weights (default: groups)"
+    order = "the order in which gptq rounds columns: none, columns or groups (default: groups)"
     sub.add_argument("--act-order", type=str.lower, metavar="ORDER", help=order)
     sub.add_argument("--damping", type=float, metavar="X", help="how far gptq trusts the text less (default: 0.01)")
     formats = "the layout of OUT (default: gguf where OUT ends in .gguf, else qtutor)"
