@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from qtutor.errors import QtutorError, shown
-from qtutor.files import is_gguf
+from qtutor.files import is_gguf, kind_of
 from qtutor.formats.documents import read_json
 from qtutor.formats.headers import Header, read_header
+from qtutor.gguf.parts import part_of
 
 LONGEST = 72  # characters of a metadata value
 LONGEST_NAME = 120  # characters of a name or any other cell; those of decoders have 50
@@ -18,6 +19,9 @@ LONGEST_NAME = 120  # characters of a name or any other cell; those of decoders 
 
 def show(path: Path, tensor: str | None = None, block: int | None = None) -> None:
     """Show headers only: no tensor is read. Or, of a GGUF file, one ``block`` (0 where only ``tensor`` is named)."""
+    kind = kind_of(path)
+    if kind not in ("a file", "a folder") and path.exists():
+        raise QtutorError(f"{path} is {kind}: name a .safetensors or .gguf file, or a folder that holds some.")
     if not path.exists():
         raise QtutorError(f"{path} does not exist: name a .safetensors or .gguf file, or a folder that holds some.")
     if tensor is None and block is not None:
@@ -27,8 +31,8 @@ def show(path: Path, tensor: str | None = None, block: int | None = None) -> Non
             raise QtutorError(f"{path} is no GGUF file: --tensor and --block show the blocks of one.")
         show_block(path, tensor, block or 0)
     elif path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        ggufs = sorted(path.glob("*.gguf"))
+        files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".safetensors"]
+        ggufs = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".gguf"]
         if not files and not ggufs:
             raise QtutorError(f"{path} holds no .safetensors or .gguf file, and 'qtutor inspect' reads no other kind.")
         for file in ggufs:
@@ -46,7 +50,9 @@ def show_gguf(path: Path) -> None:
     from qtutor import gguf  # numpy: --help shall not wait for it
 
     file = gguf.read(path)
-    print(f"{path}: {path.stat().st_size:,} bytes, GGUF version {file.version}, alignment {file.alignment}\n")
+    print(f"{path}: {path.stat().st_size:,} bytes, GGUF version {file.version}, alignment {file.alignment}")
+    part = part_of(path, file.metadata)
+    print(f"This is {part}. What follows is in this part alone.\n" if part else "")
     entries = [(printable(key), *described(value)) for key, value in file.metadata.items()]
     widths = [max((len(entry[i]) for entry in entries), default=0) for i in (0, 1)]
     for key, kind, text in entries:
@@ -121,13 +127,20 @@ def show_safetensors(path: Path, files: list[Path]) -> None:
 
 
 def header_of(path: Path) -> Header:
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors" and not _has_header(path):
         raise QtutorError(
             f"{path}: 'qtutor inspect' reads .safetensors and .gguf files and folders with some; this is neither."
         )
     if not path.is_file():
         raise QtutorError(f"{path} is no file, or leads to none: copy, download or export it again.")
     return read_header(path)
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file of any name begins as a safetensors file: a length that fits, then JSON."""
+    with open(path, "rb") as file:
+        length, first = int.from_bytes(file.read(8), "little"), file.read(1)
+    return first == b"{" and 8 + length <= path.stat().st_size
 
 
 def print_layers(path: Path, sizes: dict[str, int]) -> None:

@@ -193,8 +193,8 @@ def test_gguf_files_that_qtutor_cannot_run(gguf_folder, tmp_path, capsys, comman
     assert f"{path} cannot be read: No such file" in told(path)
     of_others = told(rewritten(gguf_folder, path, qtutor__config=None))
     assert "qtutor did not write this file" in of_others and "gguf_file=name" in of_others
-    other_words = told(rewritten(gguf_folder, path, tokenizer__ggml__pre="deepseek-llm"))
-    assert f"{path}: tokenizer.ggml.pre is deepseek-llm" in other_words and "AutoTokenizer" in other_words
+    other_words = told(rewritten(gguf_folder, path, tokenizer__ggml__pre="kimi-k2"))
+    assert f"{path}: tokenizer.ggml.pre is kimi-k2" in other_words and "AutoTokenizer" in other_words
     path.write_bytes((gguf_folder / "model.gguf").read_bytes()[:5000])
     assert f"{path}: " in told(path)
 

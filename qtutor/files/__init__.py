@@ -99,10 +99,21 @@ def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[N
 
 def is_gguf(path: Path) -> bool:
     """By its name or its first bytes: report a damaged .gguf file as a damaged one."""
-    if path.suffix == ".gguf" or not path.is_file():
-        return path.suffix == ".gguf"
+    if path.suffix.lower() == ".gguf" or not path.is_file():
+        return path.suffix.lower() == ".gguf"
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"
+
+
+def kind_of(path: str | Path) -> str:
+    """What lies at ``path``, in words: "a file", "a folder", "a pipe" ...; nothing is opened, nothing waited for."""
+    kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device",
+             stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}  # fmt: skip
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        return f"nothing that can be read ({getattr(error, 'strerror', None) or error})"
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "no ordinary file")
 
 
 def _settle(path: Path, mode: int) -> None:

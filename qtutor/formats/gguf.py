@@ -13,12 +13,18 @@ One tensor is in memory at a time, as float32 and encoded: a checkpoint that tra
 transformers does with ``gguf_file=``.
 """
 
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import family_of
@@ -26,6 +32,7 @@ from qtutor.files import is_gguf, parents_made, told
 from qtutor.files.target import checked
 from qtutor.formats import documents
 from qtutor.formats.comparing import check_finite
+from qtutor.formats.endings import generation_settings, give_back
 from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.gguf.architecture import (
     architecture,
@@ -48,6 +55,7 @@ from qtutor.runtime.linear import QuantWeight
 NAME = "model.gguf"  # of the file in a folder
 ROPE = "rope_freqs.weight"  # a tensor without a parameter
 DEFAULT = "Q4_K_M"  # the mix
+GENERATION = "qtutor.generation_config"  # what transformers' config does not say of how texts end, if anything
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
 Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
 
@@ -91,10 +99,12 @@ def save(
     if factors is not None:
         tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
+    if settings := generation_settings(model):
+        keys[GENERATION] = json.dumps(settings)
     need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
     place = target(out, need=need, overwrite=overwrite)
-    with told(place), parents_made(place):
-        write(place, keys, tensors)
+    with told(place), parents_made(place), _progress(tensors) as counted:
+        write(place, keys, counted)
     return _path(out)
 
 
@@ -110,7 +120,7 @@ def target(out: str | Path, sources: Iterable[str | Path] = (), need: int = 0, o
 
 
 def _path(out: str | Path) -> Path:
-    return Path(out) if Path(out).suffix == ".gguf" else Path(out) / NAME
+    return Path(out) if Path(out).suffix.lower() == ".gguf" else Path(out) / NAME
 
 
 def _ours(path: Path) -> bool:
@@ -118,6 +128,21 @@ def _ours(path: Path) -> bool:
         return CONFIG in read(path).metadata
     except GGUFError:  # damaged, or no GGUF file at all
         return False
+
+
+@contextmanager
+def _progress(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors; where encoding them takes over a second and a person is looking, a bar counts their weights."""
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    looks = {"unit": "weight", "unit_scale": True, "leave": False}
+    with tqdm(total=total, desc="encoding", delay=1, disable=None, **looks) as bar:
+
+        def counted(tensor: Tensor) -> np.ndarray:
+            data = tensor.data()
+            bar.update(math.prod(tensor.shape))
+            return data
+
+        yield [replace(t, data=partial(counted, t)) if callable(t.data) else t for t in tensors]
 
 
 def file_in(source: str | Path, alone: bool = True) -> Path | None:
@@ -132,8 +157,15 @@ def file_in(source: str | Path, alone: bool = True) -> Path | None:
 def _keys(config, tokenizer) -> dict:
     name = Path(str(getattr(config, "_name_or_path", ""))).name or config.model_type
     about = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
-    about[CONFIG] = config.to_json_string(use_diff=True)
+    about[CONFIG] = _config_text(config)
     return metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
+
+
+def _config_text(config) -> str:
+    """transformers' own, but for its version: the same model makes the same file whichever wrote it."""
+    diff = json.loads(config.to_json_string(use_diff=True))
+    diff.pop("transformers_version", None)
+    return json.dumps(diff, indent=2, sort_keys=True) + "\n"
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Source]]:
@@ -205,7 +237,9 @@ def load(path: str | Path, device: str | None = None) -> nn.Module:
         tensors[parameter] = torch.from_numpy(np.ascontiguousarray(unpermute(rows, heads) if heads else rows))
     check_finite(str(path), tensors)
     config.dtype = torch.float32
-    return filled(model, tensors, str(path), device)
+    model = filled(model, tensors, str(path), device)
+    give_back(model, file.metadata.get(GENERATION), f"{path}: {GENERATION}")
+    return model
 
 
 def _config(file: GGUFFile):

@@ -5,6 +5,7 @@
                         bias or not; the threshold of an int8 linear (null: none); the recipe; and the names of all
                         files in the folder, so that others are noticed before the next export replaces it
     config.json         the transformers config; with a tokenizer, its files
+    generation_config.json  what the config does not say of how texts end, if anything
 
 Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
 checkpoint.
@@ -22,14 +23,22 @@ from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
 from qtutor.files import folder_written_beside, parents_made, told
 from qtutor.files.target import checked
-from qtutor.formats.native_reading import ABOUT, LAYOUT, load  # noqa: F401 - the other half of the format
+from qtutor.formats.endings import generation_settings
+from qtutor.formats.native_reading import ABOUT, GENERATION, LAYOUT, load  # noqa: F401 - the other half
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 # What an export holds that does not tell: one from before the names were stored, or one that is damaged.
 USUAL = {
-    *("model.safetensors", ABOUT, "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
+    *("model.safetensors", ABOUT, "config.json", GENERATION, "tokenizer.json", "tokenizer_config.json"),
+    *(
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+    ),
 }
 
 
@@ -52,6 +61,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
             tokenizer.save_pretrained(new)
         about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
         about["recipe"] = getattr(model, "qtutor_recipe", None)  # what it was made with, for whoever reads the file
+        if settings := generation_settings(model):
+            (new / GENERATION).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         about["files"] = sorted([ABOUT, *_files(new)])
         (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         _refuse_others(place)  # something may have been put there in the meantime

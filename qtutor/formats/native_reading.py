@@ -19,6 +19,7 @@ from qtutor.families import family_of, linear_layers
 from qtutor.formats.checkpoint import config_in
 from qtutor.formats.comparing import check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
+from qtutor.formats.endings import give_back
 from qtutor.formats.headers import read_header
 from qtutor.formats.transformers_files import DTYPES, empty_model, filled
 from qtutor.recipe import Recipe
@@ -27,6 +28,7 @@ from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 LAYOUT = 1
 ABOUT = "qtutor.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
@@ -58,6 +60,9 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
     for name, layer in model.named_modules():
         if isinstance(layer, QuantWeight):
             _check_scales(f"{weights}: {name}", layer)
+    if (folder / GENERATION).exists():
+        settings = file_in(folder, GENERATION)
+        give_back(model, settings.read_text(encoding="utf-8", errors="replace"), str(folder / GENERATION))
     model.qtutor_recipe = about["recipe"]
     return model
 

@@ -4,8 +4,10 @@
 
 It makes the tokens that llama.cpp makes with the same file. Where the file says less than the tokenizer did that it was
 written from, that may differ: a text is not normalized (Qwen2's NFC), in SentencePiece's manner a space comes in front
-of every text or of none, a tokenizer without bos gets the one that was written for it, and of several chat templates
-one is left. Left out: how long a text may be (``model_max_length``).
+of every text or of none, a tokenizer without bos gets the one that was written for it, of several chat templates one is
+left, and added tokens take no spaces with them. (For the names in :data:`.pre_tokenizers.APPROXIMATE` it makes the
+tokens of the model's own tokenizer, which llama.cpp's nearly are.) Left out: how long a text may be
+(``model_max_length``).
 """
 
 import json
@@ -15,19 +17,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from qtutor.errors import QtutorError, is_failure, one_line, said
-from qtutor.gguf.tokenizer import (
-    CONTROL,
-    NORMAL,
-    PRE_TOKENIZERS,
-    PREPEND,
-    REPLACE,
-    SPACE,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-)
+from qtutor.gguf.pre_tokenizers import BEGIN_WITH_BOS, cuts_of
+from qtutor.gguf.tokenizer import CONTROL, NORMAL, PREPEND, REPLACE, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 
-CUTS = {name: (expressions, ignore_merges) for (expressions, ignore_merges), name in PRE_TOKENIZERS.items()}
+CUTS = cuts_of()
 ADDED = (CONTROL, UNKNOWN, USER_DEFINED)  # found in a text before anything else is done with it
 ELSEWHERE = "Take the original model's with transformers' AutoTokenizer, or run the file in llama.cpp."
 
@@ -147,7 +140,7 @@ def _special_ids(keys: dict, count: int) -> dict[str, int]:
 
 def _around(keys: dict, tokens: list[str], ids: dict[str, int]) -> dict:
     """bos in front of a text and eos behind it, where the file says so; where it says nothing, as llama.cpp does."""
-    own = {"bos": keys["model"] == "llama", "eos": False}
+    own = {"bos": keys["model"] == "llama" or keys.get("pre") in BEGIN_WITH_BOS, "eos": False}
     wanted = [name for name in own if _flag(keys, f"add_{name}_token", own[name])]
     for name in wanted:
         if name not in ids:
