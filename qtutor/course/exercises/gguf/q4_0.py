@@ -143,7 +143,7 @@ MISTAKES = {
     "weights are rounded up, not to the nearest: add 8.5 and cut.": right.edit(ROUNDED, "np.ceil(steps + 8)"),
     "weights are cut, not rounded: add 8.5 before cutting, not 8.": right.edit("8.5", "8"),
     "a weight halfway between two levels went to the even one, as np.rint and np.round have it. Add 8.5 and cut: then "
-    "it goes up.": right.edit(ROUNDED, "np.rint(steps) + 8"),
+    "it goes up.": right.edit(ROUNDED, "(np.rint(steps) + 8)"),
     "a weight halfway between two levels, or as near to it as float32 can tell, went to the even one, as np.rint and "
     "np.round have it. Add 8.5 and cut: then it goes up.": right.edit(ROUNDED, "np.rint(steps + 8)"),
     "a code of 16 runs into the other half of its byte. The largest code is 15.": right.edit(".clip(max=15)", ""),
