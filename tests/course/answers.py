@@ -30,6 +30,13 @@ def assert_told(answers: dict[str, list], name: str, function, phrase: str) -> N
     assert not any(other in found.text for other in others), found.text
 
 
+def assert_named(name: str, function, phrase: str) -> None:
+    """``function`` is refused, and what is said of it has the words ``phrase``."""
+    found = verdict(name, function)
+    assert not found.passed
+    assert phrase in found.text, found.text
+
+
 def assert_likely(name: str, function, phrase: str) -> None:
     """``function`` is refused, and the last line says for sure which mistake it is, in words with ``phrase``."""
     found = verdict(name, function)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qtutor.course.exercises.edits import solution
-from tests.course.answers import assert_mistakes_differ, assert_right, assert_told, each
+from tests.course.answers import assert_mistakes_differ, assert_named, assert_right, each
 
 # --- levels ---
 
@@ -323,7 +323,7 @@ RIGHT = {
 
 @each(WRONG)
 def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
-    assert_told(WRONG, name, function, phrase)
+    assert_named(name, function, phrase)
 
 
 @each(RIGHT)
