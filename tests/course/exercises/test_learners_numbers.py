@@ -121,7 +121,7 @@ def with_frexp(values):
     mantissa, exponent = np.frexp(values.double().numpy())
     steps = np.maximum(exponent, -125) - 8
     rounded = np.ldexp(np.rint(np.ldexp(mantissa, exponent - steps)), steps)
-    with np.errstate(over="ignore"):
+    with np.errstate(invalid="ignore"):
         return np.where(np.abs(rounded) >= 2.0**128, np.sign(rounded) * np.inf, rounded)
 
 
