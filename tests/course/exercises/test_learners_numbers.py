@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qtutor.course.exercises.edits import solution
-from tests.course.answers import assert_named, assert_right, each
+from tests.course.answers import assert_last_line, assert_right, each
 
 # --- numbers.decode_float ---
 
@@ -314,7 +314,7 @@ RIGHT = {
 
 @each(WRONG)
 def test_a_wrong_answer_is_told_its_mistake(name, function, phrase):
-    assert_named(name, function, phrase)
+    assert_last_line(name, function, phrase)
 
 
 @each(RIGHT)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qtutor.course.exercises.edits import solution
-from tests.course.answers import assert_named, assert_right, each
+from tests.course.answers import assert_last_line, assert_right, each
 
 # --- rtn.fit ---
 
@@ -407,7 +407,7 @@ RIGHT = {
 
 @each(WRONG)
 def test_a_wrong_answer_is_told_its_mistake(name, function, phrase):
-    assert_named(name, function, phrase)
+    assert_last_line(name, function, phrase)
 
 
 @each(RIGHT)
