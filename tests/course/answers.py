@@ -45,7 +45,7 @@ def assert_likely(name: str, function, phrase: str) -> None:
     assert last.startswith("Likely mistake: ") and phrase in last, found.text
 
 
-def assert_named(name: str, function, phrase: str) -> None:
+def assert_last_line(name: str, function, phrase: str) -> None:
     """``function`` is refused, and the last line names the mistake in words with ``phrase``."""
     found = verdict(name, function)
     assert not found.passed

@@ -17,10 +17,10 @@ from qtutor.course.checking.attempt import Outcome, run, where, wrong_call
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace import answers
 
-# What torch, numpy and Python's lists raise where shapes or dtypes do not fit; there are many ways to each.
-MISFITS = {"RuntimeError", "ValueError", "IndexError", "TypeError"}
 # Results are compared with those of a known mistake at least this loosely: the learner may compute in float32.
 SLACK = 3e-6
+# What torch, numpy and Python's lists raise where shapes or dtypes do not fit; there are many ways to these.
+MISFITS = {"RuntimeError", "ValueError", "IndexError", "TypeError"}
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,13 @@ def salient_in_loops(x, share):
 @solution
 def salient_in_numpy(x, share):
     size = np.abs(x.double().numpy()).mean(axis=0)
-    return np.flatnonzero(size >= np.sort(size)[-max(1, round(share * len(size)))])
+    return np.sort(np.argsort(-size, kind="stable")[: max(1, round(share * len(size)))])
 
 
 @solution
-def salient_by_topk(x, share):
+def salient_by_sort(x, share):
     size = x.float().abs().mean(0)
-    return sorted(size.topk(max(1, round(len(size) * share))).indices.tolist())
+    return sorted(size.sort(descending=True, stable=True).indices[: max(1, round(len(size) * share))].tolist())
 
 
 def mask(x, share):
@@ -114,36 +114,31 @@ def mask(x, share):
 
 
 SALIENT_WRONG = [
-    (salient_by_topk.edit(".abs()", ""), "take |x| first"),
-    (salient_by_topk.edit("abs().mean(0)", "mean(0).abs()"), "after the mean"),
+    (salient_by_sort.edit(".abs()", ""), "take |x| first"),
+    (salient_by_sort.edit("abs().mean(0)", "mean(0).abs()"), "after the mean"),
     (salient_in_numpy.edit("mean(axis", "max(axis"), "ranked by their largest input"),
     (
-        salient_by_topk.edit(
+        salient_by_sort.edit(
             ("mean(0)", "mean(1)"),
             ("max(1, round(len(size) * share))", "min(len(x), max(1, round(x.shape[1] * share)))"),
         ),
         "these are tokens:",
     ),
-    (salient_by_topk.edit("mean(0)", "sum(dim=-1)"), "a share of the tokens"),
+    (salient_by_sort.edit("mean(0)", "sum(dim=-1)"), "a share of the tokens"),
+    (salient_in_numpy.edit("-size", "size"), "smallest inputs"),
     (
-        salient_in_numpy.edit(
-            ("size >= np.sort(size)[-", "size <= np.sort(size)["), ("* len(size)))])", "* len(size))) - 1])")
-        ),
-        "smallest inputs",
-    ),
-    (
-        salient_by_topk.edit("max(1, round(len(size) * share))", "int(len(size) * share)"),
+        salient_by_sort.edit("max(1, round(len(size) * share))", "int(len(size) * share)"),
         "1 % of a few channels is none",
     ),
     (
-        salient_by_topk.edit("max(1, round(len(size) * share))", "int(len(size) * share) or 1"),
+        salient_by_sort.edit("max(1, round(len(size) * share))", "int(len(size) * share) or 1"),
         "2.56, which rounds to 3",
     ),
-    (salient_by_topk.edit("max(1, round(len(size) * share))", "-int(-len(size) * share // 1)"), "rounded up"),
-    (salient_by_topk.edit("sorted(size.", "(size."), "sort the indices ascending"),
+    (salient_by_sort.edit("max(1, round(len(size) * share))", "-int(-len(size) * share // 1)"), "rounded up"),
+    (salient_by_sort.edit("sorted(size.", "(size."), "sort the indices ascending"),
     (mask, "this is a mask"),
     (
-        salient_by_topk.edit(("sorted(", "size[sorted("), (".tolist())", ".tolist())]")),
+        salient_by_sort.edit(("sorted(", "size[sorted("), (".tolist())", ".tolist())]")),
         "return the indices of the channels",
     ),
 ]
@@ -207,7 +202,7 @@ WRONG = {
 }
 RIGHT = {
     "distributions.kurtosis": [kurtosis_in_loops, kurtosis_in_numpy_float32, kurtosis_in_torch_float32, kurtosis_of_z],
-    "distributions.salient_channels": [salient_in_loops, salient_in_numpy, salient_by_topk],
+    "distributions.salient_channels": [salient_in_loops, salient_in_numpy, salient_by_sort],
     "distributions.keep_columns": [columns_by_where, columns_in_loops, columns_one_by_one],
 }
 

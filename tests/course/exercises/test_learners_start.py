@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy, nll_loss
 
 from qtutor.course.exercises.edits import solution
-from tests.course.answers import assert_named, assert_right, each
+from tests.course.answers import assert_last_line, assert_right, each
 
 # --- start.true_bytes ---
 
@@ -209,7 +209,7 @@ RIGHT = {
 
 @each(WRONG)
 def test_a_wrong_answer_is_told_its_mistake(name, function, phrase):
-    assert_named(name, function, phrase)
+    assert_last_line(name, function, phrase)
 
 
 @each(RIGHT)

@@ -45,7 +45,10 @@ DECODE_WRONG = [
     (from_integers.edit("max(exponent, 1)", "exponent"), "exponent of E = 1"),
     (with_numpy.edit("1 + exponent_bits :]", ": exponent_bits : -1]"), "wrong end"),
     (
-        with_numpy.edit("mantissa_bits + 1)", "mantissa_bits + 1) / (1 - 0.5**mantissa_bits)"),
+        with_numpy.edit(
+            ("digits[1 + exponent_bits :] @", "float(digits[1 + exponent_bits :] @"),
+            ("mantissa_bits + 1)", "mantissa_bits + 1)) / (1 - 0.5**mantissa_bits)"),
+        ),
         "divided by 2**mantissa_bits - 1",
     ),
 ]
@@ -111,6 +114,7 @@ BFLOAT_WRONG = [
 
 
 def with_norms(signal, rounded):
+    signal, rounded = signal.float(), rounded.float()
     return 20 * (torch.linalg.vector_norm(signal) / torch.linalg.vector_norm(rounded - signal)).log10()
 
 
@@ -123,7 +127,7 @@ def power(numbers):
     return numbers.square().mean()
 
 
-SQNR_WRONG = [
+WRONG_OF_DOUBLES = [
     (lambda s, r: 10 * math.log10(power(r - s) / power(s)), "upside down"),
     (lambda s, r: 20 * torch.log10(power(s) / power(s - r)), "20 · log10 belongs to a ratio of amplitudes"),
     (lambda s, r: 10 * torch.log10(s.norm() / (s - r).norm()), "of amplitudes (square roots, norms) take 20"),
@@ -134,12 +138,14 @@ SQNR_WRONG = [
     (lambda s, r: 10 * np.log10(np.var(s.numpy()) / power(s - r).item()), "mean was subtracted from the signal"),
     (lambda s, r: 20 * torch.log10(s.abs().max() / power(s - r).sqrt()), "the peak of the signal"),
     (
-        lambda s, r: 10 * (power(s.double()) / (power(s.double()) - power(r.double())).abs()).log10(),
+        lambda s, r: 10 * (power(s) / (power(s) - power(r)).abs()).log10(),
         "subtract first, then square",
     ),
     (lambda s, r: 10 * torch.log10(s.abs().mean() / (s - r).abs().mean()), "in place of squares"),
     (lambda s, r: 10 * torch.log10((r**2).sum() / ((s - r) ** 2).sum()), "taken after rounding"),
 ]
+# Converted first, since numbers in float16 are a mistake of their own.
+SQNR_WRONG = [(lambda s, r, of=of: of(s.double(), r.double()), phrase) for of, phrase in WRONG_OF_DOUBLES]
 
 
 WRONG = {"numbers.decode_float": DECODE_WRONG, "numbers.to_bfloat16": BFLOAT_WRONG, "numbers.sqnr": SQNR_WRONG}

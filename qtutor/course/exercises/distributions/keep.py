@@ -37,7 +37,51 @@ def right(weight, rounded, channels):
     return mixed
 
 
+KEPT, OTHERS = "weight[:, channels]", "[i for i in range(weight.shape[1]) if i not in channels]"
+
 MISTAKES = {
+    "rows were kept, and there are not as many rows as channels. Input channels are the columns of weight [out, in]: "
+    "index the second dim, as in mixed[:, channels].": right.edit(
+        "mixed[:, channels] = weight[:, channels]", "mixed[channels] = weight[channels]"
+    ),
+    "channels were counted from 1; they are indices, which begin at 0.": right.edit(
+        "mixed[:, channels] = weight[:, channels]", "mixed[:, channels - 1] = weight[:, channels - 1]"
+    ),
+    "only the first of the channels was kept; all of them are to be.": right.edit(
+        "mixed[:", "channels = channels[:1]; mixed[:"
+    ),
+    "only the last of the channels was kept; all of them are to be.": right.edit(
+        "mixed[:", "channels = channels[-1:]; mixed[:"
+    ),
+    "channels were kept only in the first row; they are whole columns: mixed[:, channels].": right.edit(
+        "mixed[:, channels] = weight[:, channels]", "mixed[0, channels] = weight[0, channels]"
+    ),
+    "the kept columns are half-way between the original and the rounded ones; they are the original ones.": (
+        right.edit(f"= {KEPT}", f"= ({KEPT} + mixed[:, channels]) / 2")
+    ),
+    "the kept columns were rounded to 16 bits (float16); they are to stay exactly as they are in weight.": (
+        right.edit(f"= {KEPT}", f"= {KEPT}.half().to(weight.dtype)")
+    ),
+    "the kept columns were rounded to 16 bits (bfloat16); they are to stay exactly as they are in weight.": (
+        right.edit(f"= {KEPT}", f"= {KEPT}.bfloat16().to(weight.dtype)")
+    ),
+    "nothing was rounded: these are the weights themselves.": right.edit("rounded.clone()", "weight.clone()"),
+    "the originals were subtracted from the rounded columns; they take their place.": right.edit(
+        "= weight", "-= weight"
+    ),
+    "this is the error, the difference from weight; return the matrix itself.": (
+        right.edit("return mixed", "return mixed - weight")
+    ),
+    "the result is transposed: it is [out, in], like the weights.": right.edit("return mixed", "return mixed.T"),
+    "the kept columns are missing; return the whole matrix with them in their places.": (
+        right.edit("return mixed", f"return mixed[:, {OTHERS}]")
+    ),
+    "the kept columns are moved to the front. They stay in their places.": (
+        right.edit("return mixed", f"return torch.cat([{KEPT}, rounded[:, {OTHERS}]], dim=1)")
+    ),
+    "the kept columns are moved to the end. They stay in their places.": (
+        right.edit("return mixed", f"return torch.cat([rounded[:, {OTHERS}], {KEPT}], dim=1)")
+    ),
     "rows were kept. Input channels are the columns of weight [out, in]: index the second dim, as in "
     "mixed[:, channels].": right.edit(
         "mixed[:, channels] = weight[:, channels]",

@@ -46,12 +46,57 @@ def right(weight):
     return torch.where(variance > 0, fourth / variance**2 - 3, 0.0)
 
 
+MEAN, FOURTH = "x.mean(dim=-1, keepdim=True)", "deviation.pow(4).mean(dim=-1)"
+SQUARES, EXCESS = "deviation.square().mean(dim=-1)", "fourth / variance**2 - 3"
+GUARDED = f"torch.where(variance > 0, {EXCESS}, 0.0)"
+
 MISTAKES = {
+    "the mean of the whole matrix was subtracted. Each row has a mean of its own: mean(dim=-1, keepdim=True).": (
+        right.edit(MEAN, "x.mean()")
+    ),
+    "the variance of the whole matrix was taken. Each row has a variance of its own: mean(dim=-1).": right.edit(
+        (SQUARES, "deviation.square().mean()"), ("variance > 0", "x.amax(dim=-1) > x.amin(dim=-1)")
+    ),
+    "the excess of a row of equal numbers is 0, not -3. A clamp, or a small number added to the variance, avoids nan, "
+    "but then 3 is subtracted from 0.": right.edit(GUARDED, "fourth / variance.clamp(min=1e-12) ** 2 - 3"),
+    "fourth powers are added up, squares averaged. Both moments are plain means over the numbers of the row.": (
+        right.edit(FOURTH, "deviation.pow(4).sum(dim=-1)")
+    ),
+    "these are sums of both powers, which grow with the row. Both moments are plain means over its numbers.": (
+        right.edit((FOURTH, "deviation.pow(4).sum(dim=-1)"), (SQUARES, "deviation.square().sum(dim=-1)"))
+    ),
+    "the square of the mean of squares was taken; asked for is the mean of the fourth powers.": (
+        right.edit(FOURTH, "variance**2")
+    ),
+    "the third power of |deviation| was taken; the fourth is asked for.": right.edit("pow(4)", "abs().pow(3)"),
+    "this is the crest factor, the largest deviation over the standard deviation.": (
+        right.edit(EXCESS, "deviation.abs().amax(dim=-1) / variance.sqrt()")
+    ),
+    "from the fourth powers the mean was not subtracted: both moments are those of row - mean.": (
+        right.edit("deviation.pow(4)", "x.pow(4)")
+    ),
+    "from the squares the mean was not subtracted: both moments are those of row - mean.": (
+        right.edit(("deviation.square()", "x.square()"), ("variance > 0", "x.amax(dim=-1) > x.amin(dim=-1)"))
+    ),
+    "the ratio is upside down: the fourth moment is divided by the square of the variance.": (
+        right.edit(EXCESS, "variance**2 / fourth - 3")
+    ),
+    "3 is added; a bell has kurtosis 3, so the excess is what is left after subtracting 3.": right.edit("- 3", "+ 3"),
+    "3 is subtracted from the divisor. Divide first: fourth / variance**2 - 3, without brackets.": (
+        right.edit(EXCESS, "fourth / (variance**2 - 3)")
+    ),
+    "the result has a dim too many: return one number for each row, of shape [out] (keepdim only for the mean).": (
+        right.edit(GUARDED, f"{GUARDED}[:, None]")
+    ),
+    "this is the mean over the rows; one kurtosis of each row is asked for.": right.edit(GUARDED, f"{GUARDED}.mean()"),
     "this is the kurtosis itself; the excess is what is left after subtracting 3, so that a bell has 0.": (
         right.edit(" - 3", "")
     ),
     "the mean of each row has to be subtracted first; it hardly shows where a row is centred on zero.": (
         right.edit("x - x.mean(dim=-1, keepdim=True)", "x")
+    ),
+    "the median was subtracted (of two in the middle the lower, as torch.median takes it) where the mean belongs.": (
+        right.edit(MEAN, "x.median(dim=-1, keepdim=True).values")
     ),
     "the median was subtracted where the mean belongs.": right.edit("x.mean(", "x.quantile(0.5, "),
     "the variance was divided by n - 1, as torch.std and torch.var do unless told correction=0. Both moments are "
@@ -80,6 +125,14 @@ MISTAKES = {
     "weight.float() or weight.double().": right.edit(".double()", ""),
 }
 
+
+def _not_minus_three(arguments, results) -> bool:
+    """A row of equal numbers does not come out as 0 / something - 3."""
+    (weight,) = arguments
+    equal = (weight.amax(dim=-1) == weight.amin(dim=-1)).numpy()
+    return not (equal & (results[0] == -3)).any()
+
+
 KURTOSIS = Exercise(
     name="distributions.kurtosis",
     chapter="03_distributions",
@@ -90,6 +143,13 @@ KURTOSIS = Exercise(
     cases=_kurtosis_cases,
     outputs=("kurtosis",),
     mistakes=MISTAKES,
+    properties=(
+        (
+            "the excess of a row of equal numbers is 0, not -3. A clamp, or a small number added to the variance, "
+            "avoids nan, but then 3 is subtracted from 0 (and small weights come out wrong).",
+            _not_minus_three,
+        ),
+    ),
     # Means in float32 are off by about 1e-7 of numbers around 3, of which 0.1 may be left after subtracting 3.
     tolerance=1e-4,
     replaces="qtutor.measure.distributions.excess_kurtosis",

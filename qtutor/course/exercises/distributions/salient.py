@@ -30,6 +30,13 @@ def _salient_cases():
     square[:, 4] += 1.5
     wide = 0.3 * noise(4, 256, seed=3)
     wide[:, [200, 17, 90]] = torch.tensor([2.0, -5.0, 3.0])
+    mixed = 0.1 + 0.02 * noise(10, 6, seed=7).abs()
+    mixed[:, 0] = 2  # the largest median
+    mixed[3, 2] = -12  # the largest input
+    mixed[:2, 3] = 9  # the largest mean of squares
+    mixed[2:6, 5] = torch.tensor([6.0, -6, 6, -6])  # the largest mean of |x|
+    near = torch.tensor([[0.5, 2.0, -1.0, 0.25, 2.0004, 1.0]] * 4)  # in float16 and bfloat16 both are 2
+    equal = torch.tensor([[1.0, -4, 0, 2, 1], [1, 4, 2, 0, -1]])
     return [
         ("a channel whose inputs swing between -3 and 3", (swinging, 0.125)),
         ("a channel with a single large input", (spike, 0.125)),
@@ -39,6 +46,12 @@ def _salient_cases():
         ("half of the channels, in ascending order", (noise(7, 10, seed=4) * torch.arange(10, 0, -1), 0.5)),
         ("30 % of 8 channels, which rounds down to two", (noise(5, 8, seed=6), 0.3)),
         ("all of them", (noise(3, 4, seed=5), 1.0)),
+        ("one large input, two, four, or all of them middling", (mixed, 0.17)),
+        ("two channels that differ by a five-thousandth", (near, 0.17)),
+        ("80 % of 256 channels", (wide, 0.8)),
+        ("four channels of equal size, of which the lower indices count", (equal, 0.4)),
+        ("four channels of equal size, and two of them", (equal, 0.6)),
+        ("64 channels of equal size, and half of them", (torch.ones(2, 64), 0.5)),
         ("inputs in bfloat16", (swinging.bfloat16(), 0.25)),
     ]
 
@@ -51,7 +64,48 @@ def right(x, share):
     return chosen.sort().values
 
 
+COUNT, STABLE, SORTED = "max(1, round(share * x.shape[1]))", "descending=True, stable=True", "chosen.sort().values"
+CHOSEN = f"size.argsort({STABLE})[:count]"
+
 MISTAKES = {
+    "channels were ranked by the mean of x squared (or the norm), in which large inputs count more; asked for is the "
+    "mean of |x|.": right.edit("abs()", "square()"),
+    "channels were ranked by how far they spread (std, var), without their mean; asked for is the mean of |x|.": (
+        right.edit("abs().mean(dim=0)", "var(dim=0, correction=0)")
+    ),
+    "channels were ranked by the median of |x|, to which a few large inputs do not matter; asked for is the mean.": (
+        right.edit("mean(dim=0)", "median(dim=0).values")
+    ),
+    "channels were ranked by their largest input, without |x|; asked for is the mean of |x|.": (
+        right.edit("abs().mean(", "amax(")
+    ),
+    "topk promises no order of equals, of which the lower index counts. Take sort(descending=True, stable=True).": (
+        right.edit(CHOSEN, "size.topk(count).indices")
+    ),
+    "of channels of equal size the higher index was taken; the lower one counts: sort(descending=True, stable=True).": (
+        right.edit(f"size.argsort({STABLE})", "(len(size) - 1 - size.flip(0).argsort(descending=True, stable=True))")
+    ),
+    "more than asked for are chosen where channels are of equal size (>=). Of equals, take those of lower index.": (
+        right.edit(CHOSEN, "(size >= size.sort(descending=True).values[count - 1]).nonzero()[:, 0]")
+    ),
+    "the means were taken in 16 bits (float16), in which near ones become equal. Convert first, x.float().": (
+        right.edit("x.double().abs().mean(dim=0)", "x.half().abs().mean(dim=0)")
+    ),
+    "channels above a quantile are chosen, which may be more or fewer than asked for: take `count` of them.": (
+        right.edit(CHOSEN, "(size >= size.quantile(1 - share)).nonzero()[:, 0]")
+    ),
+    "share is a part, not a percentage: 0.01 is 1 %. Do not divide it by 100.": (
+        right.edit("share * x", "share / 100 * x")
+    ),
+    "one channel too many is chosen: round(share * in), nothing is added.": right.edit(COUNT, f"{COUNT} + 1"),
+    "only one channel is chosen, whatever the share is: take round(share * in) of them.": right.edit(COUNT, "1"),
+    "how many is a share of the tokens; it is one of the channels, x.shape[1].": right.edit("x.shape[1]", "x.shape[0]"),
+    "the indices are in descending order; ascending is asked for.": (
+        right.edit(SORTED, "chosen.sort(descending=True).values")
+    ),
+    "these are all others; return the channels with the largest inputs.": right.edit("[:count]", "[count:]"),
+    "this is the number of channels; return their indices.": right.edit(SORTED, "len(chosen)"),
+    "channels are counted from 1; indices begin at 0.": right.edit(SORTED, f"{SORTED} + 1"),
     "channels were ranked by the mean of x, in which positive and negative inputs cancel; take |x| first.": (
         right.edit(".abs()", "")
     ),

@@ -47,6 +47,7 @@ def _bfloat_cases() -> list[tuple[str, tuple]]:
             1 + tie + near,
             -1 - tie - near,
         ],
+        "numbers just under the middle, the neighbour below odd": [1 + step + tie - near, -1 - step - tie + near],
         "ties: exactly in the middle, the even neighbour below": [1 + tie, -1 - tie, 257.0],
         "ties: exactly in the middle, the even neighbour above": [1 + step + tie, -1 - step - tie, 259.0],
         "numbers that round up to the next power of two": [1.999, -0.49999, 255.9],
@@ -63,7 +64,65 @@ def right(values):
     return (bits >> 16 << 16).view(torch.float32)
 
 
+ADDED, VIEWED = "0x7FFF + (bits >> 16 & 1)", "(bits >> 16 << 16).view(torch.float32)"
+
+
+def in_steps(change):
+    """A mistake that rounds values, where the right solution rounds their bits: in steps of 2**-7 of the power of 2."""
+
+    def rounded(values):
+        exact = values.double()
+        step = 2.0 ** (torch.frexp(exact).exponent.clamp(min=-125) - 8).double()
+        return torch.where(exact.isfinite(), change(exact / step) * step, exact).float()
+
+    return rounded
+
+
 MISTAKES = {
+    ".to(torch.int32) and .int() change the numbers into whole ones, so that 3.14 becomes 3. To read the same bits as "
+    "a whole number, take .view(torch.int32).": right.edit("view(torch.int32)", "to(torch.int32)"),
+    ".int() changes the numbers into whole ones, so that 3.14 becomes 3, and .float() changes them back. To read the "
+    "same bits, take .view(torch.int32) and .view(torch.float32).": right.edit(
+        ("view(torch.int32)", "int()"), ("view(torch.float32)", "float()")
+    ),
+    "0x8000 and one more where the last kept bit is 1 are added. That sends numbers just under the middle up: add "
+    "0x7FFF and one more.": right.edit("0x7FFF", "0x8000"),
+    "these are the bits that are kept, as whole numbers. Move them up again (<< 16), and read them as a float32, "
+    ".view(torch.float32).": right.edit(VIEWED, "bits >> 16"),
+    "these are the bits that are kept, as whole numbers without a sign. Move them up again (<< 16), and read them as a "
+    "float32, .view(torch.float32).": right.edit(VIEWED, "bits >> 16 & 0xFFFF"),
+    "the lower half of the bits was kept. bf16 is the upper one, with sign and exponent.": (
+        right.edit((VIEWED, "(bits & 0xFFFF).view(torch.float32)"), (f" + {ADDED}", ""))
+    ),
+    "the carry is lost where all mantissa bits are 1: these round up to the next power of two, which changes the "
+    "exponent. Add to the whole of the bits.": right.edit(
+        f"bits + {ADDED}", f"torch.where(bits >> 16 & 127 == 127, bits, bits + {ADDED})"
+    ),
+    "the carry out of the mantissa is lost: where all its bits are 1, rounding up makes them 0 and the exponent one "
+    "larger. Add to the whole of the bits.": right.edit(
+        f"bits + {ADDED}", f"(bits >> 23 << 23) + (bits + {ADDED} & 0x7FFFFF)"
+    ),
+    "what is beyond the largest number of bf16 is kept at it. To the nearest, it becomes infinity.": (
+        right.edit(VIEWED, f"{VIEWED}.clamp(-3.3895314e38, 3.3895314e38)")
+    ),
+    "subnormal numbers (below 2**-126) become 0. bf16 has them too, as it has the exponent of float32.": (
+        right.edit(VIEWED, f"{VIEWED} * (values.abs() >= 2.0**-126)")
+    ),
+    "you rounded with the same step everywhere. The steps of a float grow with its exponent: round its bits.": (
+        lambda values: (values * 128).round() / 128
+    ),
+    "everything is rounded down, towards minus infinity, not to the nearest.": in_steps(torch.floor),
+    "everything is rounded up, towards infinity, not to the nearest.": in_steps(torch.ceil),
+    "ties are rounded up, towards infinity. From the middle it goes to the neighbour whose last bit is 0.": (
+        in_steps(lambda steps: (steps + 0.5).floor())
+    ),
+    "nothing was rounded: these are the numbers as they came.": right.edit(VIEWED, "values"),
+    "10 mantissa bits are kept (13 are cut off); bf16 has 7.": right.edit(
+        ("0x7FFF", "0xFFF"), (">> 16 & 1", ">> 13 & 1"), (">> 16 << 16", ">> 13 << 13")
+    ),
+    "this went through fp16 first, which has only 5 exponent bits; bf16 has 8.": (
+        lambda values: values.half().bfloat16()
+    ),
     "the low 16 bits are cut off, which rounds everything towards zero. Round to the nearest: what was cut off may "
     "be more than a half.": right.edit(" + 0x7FFF + (bits >> 16 & 1)", ""),
     "ties are rounded away from zero (0x8000 is added before the cut). A number exactly in the middle goes to the "

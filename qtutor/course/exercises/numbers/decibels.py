@@ -21,6 +21,7 @@ def _sqnr_cases() -> list[tuple[str, tuple]]:
     bell = torch.randn(64, generator=generator)
     matrix = torch.randn(4, 16, generator=generator)
     shifted = 3 + torch.rand(64, generator=generator)
+    large = (20_000 + 1600 * torch.arange(16)).half()  # steps of 16, and more
     return [
         ("two numbers, each off by a tenth", (torch.tensor([3.0, -4.0]), torch.tensor([3.3, -4.4]))),
         ("bell-shaped numbers, rounded to quarters", (bell, (4 * bell).round() / 4)),
@@ -28,6 +29,7 @@ def _sqnr_cases() -> list[tuple[str, tuple]]:
         ("numbers whose mean is not zero", (shifted, shifted.round())),
         ("numbers that came back doubled: more error than signal is possible", (bell, 3 * bell)),
         ("numbers that all came back a little too large", (bell, bell + 0.05)),
+        ("numbers in float16, whose squares are too large for float16", (large, large + 32 * (-1) ** torch.arange(16))),
     ]
 
 
@@ -39,7 +41,65 @@ def right(signal, rounded):
     return 10 * torch.log10(ratio)
 
 
+CONVERTED, POWER, NOISE = (
+    "signal, rounded = signal.double(), rounded.double()",
+    "signal.square().mean()",
+    "error.square().mean()",
+)
+DECIBELS = "10 * torch.log10(ratio)"
+OF_ROWS = (POWER, "signal.square().mean(-1)"), (NOISE, "error.square().mean(-1)")
+
 MISTAKES = {
+    "this was computed in the float16 of the numbers, whose squares it cannot hold. Convert first: .float() or "
+    ".double().": right.edit(CONVERTED, "pass"),
+    "this is the mean of the decibels of the rows. Add up the squares of the whole tensor, and take one ratio.": (
+        right.edit(*OF_ROWS, (DECIBELS, f"({DECIBELS}).mean()"))
+    ),
+    "this is the mean of the ratios of the rows. Add up the squares of the whole tensor, and take one ratio.": (
+        right.edit(*OF_ROWS, ("log10(ratio", "log10(ratio.mean()"))
+    ),
+    "these are decibels, one for each row; the whole tensor has one number: add up over all dims.": (
+        right.edit(*OF_ROWS)
+    ),
+    "these are decibels, one for each column; the whole tensor has one number: add up over all dims.": (
+        right.edit((POWER, "signal.square().mean(0)"), (NOISE, "error.square().mean(0)"))
+    ),
+    "the result is rounded to whole decibels.": right.edit(DECIBELS, f"({DECIBELS}).round()"),
+    "the signal's power is missing: this is 10 · log10 of 1 / mean squared error.": right.edit(POWER, "1"),
+    "the signal's power is missing: this is 10 · log10 of 1 / sum of squared errors.": (
+        right.edit((POWER, "1"), (NOISE, "error.square().sum()"))
+    ),
+    "the signal's squares are added up, but the mean is taken of the error's: take the sum of both, or the mean of "
+    "both, not the sum of one, and the mean of the other.": right.edit(POWER, "signal.square().sum()"),
+    "you took the mean of the signal's squares, and the sum of the error's: take the sum, or the mean, of both.": (
+        right.edit(NOISE, "error.square().sum()")
+    ),
+    "each error is divided by its own number, and small numbers decide. Divide the sums of squares.": right.edit(
+        f"{POWER} / {NOISE}", "1 / (error / signal).square().mean()"
+    ),
+    "the errors are added before they are squared, so that those of both signs cancel. Square first.": (
+        right.edit((NOISE, "error.sum().square()"), (POWER, "signal.square().sum()"))
+    ),
+    "the rounded numbers were taken for the noise. It is what rounding added: rounded - signal.": (
+        right.edit("rounded - signal", "rounded")
+    ),
+    "absolute values were added up in place of squares, and 20 · log10 taken of their ratio.": right.edit(
+        ("signal.square()", "signal.abs()"), ("error.square()", "error.abs()"), ("10 *", "20 *")
+    ),
+    "these are the largest number and the largest error. Powers are means of squares.": (
+        right.edit((POWER, "signal.square().max()"), (NOISE, "error.square().max()"))
+    ),
+    "only the largest error counts here. The power of the noise is the mean of all squared errors.": (
+        right.edit(NOISE, "error.square().max()")
+    ),
+    "only the largest error counts here, beside the sum of the signal's squares. Take the sum of both.": (
+        right.edit((POWER, "signal.square().sum()"), (NOISE, "error.square().max()"))
+    ),
+    "one was added to the ratio before the logarithm.": right.edit("log10(ratio", "log10(1 + ratio"),
+    "two logarithms are divided. The logarithm of a ratio is their difference.": right.edit(
+        ("ratio = ", "power, noise = signal.square().sum(), error.square().sum(); ratio = "),
+        ("torch.log10(ratio)", "torch.log10(power) / torch.log10(noise)"),
+    ),
     "the ratio is upside down: the signal is divided by the error, so that more is better.": (
         right.edit("log10(ratio", "log10(1 / ratio")
     ),

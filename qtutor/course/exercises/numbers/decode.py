@@ -1,5 +1,7 @@
 """``numbers.decode_float``: bits as text, two widths -> a number. Every exponent is an ordinary one, as in FP4."""
 
+import math  # noqa: F401 - the mistakes use it
+
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
@@ -29,6 +31,10 @@ def _decode_cases() -> list[tuple[str, tuple]]:
         ("a negative subnormal number", ("1001", 2, 1)),
         ("zero", ("00000000", 4, 3)),
         ("the smallest normal number", ("00001000", 4, 3)),
+        ("no mantissa bits at all", ("0101", 3, 0)),
+        ("a negative number without mantissa bits", ("11000", 4, 0)),
+        ("all bits 1 but the sign, an ordinary number here", ("01111111", 4, 3)),
+        ("the largest exponent and a mantissa of 0", ("0110", 2, 1)),
         ("a format of no course: six exponent bits, five of mantissa", ("101011010110", 6, 5)),
     ]
 
@@ -36,7 +42,7 @@ def _decode_cases() -> list[tuple[str, tuple]]:
 @solution
 def right(bits, exponent_bits, mantissa_bits):
     exponent = int(bits[1 : 1 + exponent_bits], 2)
-    fraction = int(bits[1 + exponent_bits :], 2) / 2**mantissa_bits
+    fraction = int(bits[1 + exponent_bits :] or "0", 2) / 2**mantissa_bits
     bias = 2 ** (exponent_bits - 1) - 1
     if exponent > 0:
         value = (1 + fraction) * 2.0 ** (exponent - bias)
@@ -45,7 +51,78 @@ def right(bits, exponent_bits, mantissa_bits):
     return -value if bits[0] == "1" else value
 
 
+EXPONENT, MANTISSA = "bits[1 : 1 + exponent_bits]", "bits[1 + exponent_bits :]"
+BIAS, FRACTION = "2 ** (exponent_bits - 1) - 1", f'int({MANTISSA} or "0", 2) / 2**mantissa_bits'
+FIRST = "exponent = int"
+
+
+def at_largest(value: str, also: str = "True"):
+    """The mistake of a special meaning of the largest exponent, where ``also`` holds."""
+    special = f"if exponent == 2**exponent_bits - 1 and {also}:\n        value = {value}\n    elif exponent > 0:"
+    return right.edit("if exponent > 0:", special)
+
+
 MISTAKES = {
+    "with no mantissa bits at all the text of the mantissa is empty, and int() fails. Take 0 for it, as in "
+    'int(text or "0", 2).': right.edit(' or "0"', ""),
+    "127 belongs to 8 exponent bits; for any other number of them the bias is 2**(exponent_bits - 1) - 1.": (
+        right.edit(BIAS, "127")
+    ),
+    "the bias is about twice too large: it is 2**(exponent_bits - 1) - 1, not 2**exponent_bits - 1.": (
+        right.edit(BIAS, "2**exponent_bits - 1")
+    ),
+    "the bias is one too small: it is 2**(exponent_bits - 1) - 1.": right.edit(BIAS, "2 ** (exponent_bits - 1) - 2"),
+    "the bias is added to the exponent. It is subtracted: E - bias.": right.edit(BIAS, "1 - 2 ** (exponent_bits - 1)"),
+    "the mantissa is divided by 2**(mantissa_bits - 1), so that its first bit is worth 1. It is worth a half: divide "
+    "by 2**mantissa_bits.": right.edit("2**mantissa_bits", "2.0 ** (mantissa_bits - 1)"),
+    "the mantissa is divided by 2**(mantissa_bits + 1). Its first bit is worth a half: divide by 2**mantissa_bits.": (
+        right.edit("2**mantissa_bits", "2 ** (mantissa_bits + 1)")
+    ),
+    "the mantissa is never divided: as a fraction it is the whole number in it / 2**mantissa_bits.": (
+        right.edit(" / 2**mantissa_bits", "")
+    ),
+    "the hidden 1 is added to the whole number in the mantissa. Divide that by 2**mantissa_bits first, then add 1.": (
+        right.edit("(1 + fraction)", "(1 / 2**mantissa_bits + fraction)")
+    ),
+    "the power of two is multiplied with the fraction only: put brackets around 1 + fraction.": (
+        right.edit("(1 + fraction) *", "1 + fraction *")
+    ),
+    "the largest exponent is taken for infinity and nan, as IEEE does. In this exercise it is like any other.": (
+        at_largest("math.nan if fraction else math.inf")
+    ),
+    "the largest exponent is taken for infinity. In this exercise it is like any other.": at_largest("math.inf"),
+    "the largest exponent is taken for nan. In this exercise it is like any other.": at_largest("math.nan"),
+    "all ones are taken for nan. In this exercise they are an ordinary number, the largest.": (
+        at_largest("math.nan", "fraction == 1 - 0.5**mantissa_bits")
+    ),
+    "you read the mantissa before the exponent. The order is sign, exponent, mantissa.": right.edit(
+        (EXPONENT, "bits[1 + mantissa_bits :]"), (MANTISSA, "bits[1 : 1 + mantissa_bits]")
+    ),
+    "the bits are read from the last bit to the first. The sign is the first.": (
+        right.edit(FIRST, "bits = bits[::-1]; exponent = int")
+    ),
+    "the sign is taken from the last bit. It is the first.": (
+        right.edit(FIRST, "bits = bits[-1] + bits[:-1]; exponent = int")
+    ),
+    "the sign bit is taken for a part of the exponent, and all is cut one place too early: E is "
+    "bits[1 : 1 + exponent_bits].": right.edit((EXPONENT, "bits[:exponent_bits]"), (MANTISSA, "bits[exponent_bits:]")),
+    "the bits of the exponent are read from the wrong end: the first is worth most.": (
+        right.edit(EXPONENT, "bits[1 : 1 + exponent_bits][::-1]")
+    ),
+    "the exponent is read as a decimal number: int(text, 2) reads a binary one.": (
+        right.edit(f"int({EXPONENT}, 2)", f"int({EXPONENT})")
+    ),
+    "the mantissa is read as a decimal number: int(text, 2) reads a binary one.": right.edit(' or "0", 2', ' or "0"'),
+    "exponent and mantissa are read as decimal numbers: int(text, 2) reads a binary one.": (
+        right.edit((f"int({EXPONENT}, 2)", f"int({EXPONENT})"), (' or "0", 2', ' or "0"'))
+    ),
+    "the sign is turned round: a number is negative where the sign bit is 1.": right.edit('== "1"', '== "0"'),
+    "subnormal numbers (E = 0) are flushed to zero. Their value is fraction * 2.0 ** (1 - bias).": (
+        right.edit("fraction * 2.0 ** (1 - bias)", "0.0")
+    ),
+    "only zero itself is a special case here. All numbers with E = 0 have no hidden 1, and the exponent 1 - bias.": (
+        right.edit("exponent > 0", "exponent > 0 or fraction > 0")
+    ),
     "the sign bit is ignored: where it is 1 the number is negative.": right.edit('-value if bits[0] == "1" else ', ""),
     "the bias is one too large: it is 2**(exponent_bits - 1) - 1.": right.edit("- 1) - 1", "- 1)"),
     "the bias is not subtracted from the exponent.": right.edit("2 ** (exponent_bits - 1) - 1", "0"),

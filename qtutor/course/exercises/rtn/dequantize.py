@@ -41,7 +41,59 @@ def right(codes, scale, zero):
     return scale.double() * (codes.double() - zero.double())
 
 
+WEIGHT = "scale.double() * (codes.double() - zero.double())"
+SIGNED = "codes.to(torch.int8).double()"
+
 MISTAKES = {
+    "the scale is missing: weight = scale * (code - zero).": right.edit("scale.double() * ", ""),
+    "only the zero point is multiplied by the scale: weight = scale * (code - zero), with brackets.": (
+        right.edit(WEIGHT, "codes.double() - zero.double() * scale.double()")
+    ),
+    "the zero point is added again after scaling. It is a code: weight = scale * (code - zero).": (
+        right.edit(WEIGHT, f"{WEIGHT} + zero.double()")
+    ),
+    "negative weights are lost: codes below the zero point are kept from falling below 0.": (
+        right.edit(WEIGHT, f"({WEIGHT}).clamp(min=0)")
+    ),
+    "signs are lost: code - zero may be negative, and so may the weight.": right.edit(WEIGHT, f"({WEIGHT}).abs()"),
+    "the result is rounded to bfloat16, which has 7 mantissa bits. Return float32.": (
+        right.edit(WEIGHT, f"({WEIGHT}).bfloat16()")
+    ),
+    "the result is cut to whole numbers: put the weights into a float tensor.": right.edit(
+        WEIGHT, f"({WEIGHT}).trunc()"
+    ),
+    "a zero point of 8 is taken everywhere. Each group has its own.": right.edit("zero.double()", "8"),
+    "as int8 codes above 127 become negative. They are uint8: take .float() or .int().": (
+        right.edit("codes.double()", SIGNED)
+    ),
+    "as int8 codes and zero points above 127 become negative. They are uint8: take .float() or .int().": (
+        right.edit(("codes.double()", SIGNED), ("zero.double()", "zero.to(torch.int8).double()"))
+    ),
+    "all weights are one step too low: weight = scale * (code - zero).": right.edit(
+        "zero.double()", "zero.double() - 1"
+    ),
+    "all weights are half a step too high. A code stands for its level, not for the middle of two.": (
+        right.edit("zero.double()", "zero.double() + 0.5")
+    ),
+    "the result has a shape of groups. Bring it back to [out, in] at the end: reshape(codes.shape).": (
+        right.edit(WEIGHT, f"({WEIGHT}).reshape(len(codes), -1, group_size)")
+    ),
+    "the result is transposed: it is [out, in], like the codes.": right.edit(WEIGHT, f"({WEIGHT}).T"),
+    "scales and zero points of the groups are taken from the last to the first.": (
+        right.edit("part.repeat", "part.flip(1).repeat")
+    ),
+    "every group of a row gets the scale of its first group; its zero point is right.": (
+        right.edit("scale.double()", "scale[:, :1].double()")
+    ),
+    "every group of a row gets its own scale, but the zero points of the first group.": (
+        right.edit("zero.double()", "zero[:, :1].double()")
+    ),
+    "every row gets the scales of the first row; its zero points are right.": (
+        right.edit("scale.double()", "scale[:1].double()")
+    ),
+    "every row gets its own scales, but the zero points of the first row.": (
+        right.edit("zero.double()", "zero[:1].double()")
+    ),
     "codes and zero points are uint8, which holds no negative numbers: 3 - 8 wraps around to 251. Turn both into float "
     "(or int) before you subtract.": right.edit("codes.double() - zero.double()", "codes - zero"),
     "you computed in float16: a 16-bit scale times whole numbers stays in 16 bits and is rounded again. Turn the scale "

@@ -26,6 +26,8 @@ def encode(weight, scale, zero, bits):
 def encode_cases():
     ten = torch.tensor([[0.44, -0.13, 0.05, -0.38, 0.20, 0.0, -0.29, 0.10, 0.31, -0.07]])
     coarse = torch.tensor([[0.9, -0.9, 1.3, 0.4], [0.05, -0.07, 0.21, -0.02]])
+    # Between two codes, and nearer to one of them by so little that float16 cannot tell.
+    between = torch.tensor([[100.48, -99.48, 80.52, -70.52, 120.49, -120.51]]) * torch.tensor(0.0123).half()
     return [
         ("one group, zero in the middle", (ten, *stored([[0.06]], [[8]]), 4)),
         ("one group, zero point 2", (torch.tensor([[-0.1, 0.8, 0.34, 0.0]]), *stored([[0.06]], [[2]]), 4)),
@@ -33,6 +35,7 @@ def encode_cases():
         ("two groups in each row", (random(6, 2, 8), *stored([[0.2, 0.05], [0.11, 0.4]], [[7, 3], [9, 6]]), 4)),
         ("weights beyond both ends of the range", (torch.tensor([[-9.0, 9.0, 0.7, -0.7]]), *stored([[0.5]], [[4]]), 3)),
         ("8 bits", (random(7, 2, 6), *stored([[0.0123], [0.0171]], [[128], [100]]), 8)),
+        ("8 bits, weights just beside the middle of two codes", (between, *stored([[0.0123]], [[128]]), 8)),
         ("2 bits, zero point 0", (random(8, 1, 8).abs(), *stored([[0.3, 0.7]], [[0, 0]]), 2)),
         ("three groups of two", (random(9, 2, 6), *stored([[0.1, 0.2, 0.4], [0.3, 0.15, 0.6]], [[8] * 3] * 2), 4)),
     ]
@@ -46,7 +49,69 @@ def right(weight, scale, zero, bits):
     return (steps + zero).clamp(0, 2**bits - 1)
 
 
+SPREAD, CLAMP = "repeat_interleave(group_size, dim=1)", ".clamp(0, 2**bits - 1)"
+CODES = f"(steps + zero){CLAMP}"
+
 MISTAKES = {
+    "the number of steps is computed in float16, as the scales come, which is too coarse for codes of 8 bits. Leave "
+    "the weights in float32, and take scale.float().": right.edit(
+        "weight.double() / scale", "weight.half() / scale.half()"
+    ),
+    "the steps are made uint8 before the zero point is added, and those below 0 wrap around: -1 becomes 255. Add and "
+    "clamp first.": right.edit(CODES, "((steps.long() & 255) + zero.long() & 255).clamp(0, 2**bits - 1)"),
+    "codes beyond the range wrap around (% 2**bits, & in bits). Clamp them: the nearest code is the last one.": (
+        right.edit(CLAMP, ".long() % 2**bits")
+    ),
+    "codes are clamped at the top only. Those below 0 have to become 0.": right.edit(CLAMP, ".clamp(max=2**bits - 1)"),
+    "codes are clamped at 0 only. Those above 2**bits - 1 have to become that.": right.edit(CLAMP, ".clamp(min=0)"),
+    "codes are clamped at 2**(bits-1) - 1, and the upper half of the codes is never used.": (
+        right.edit(CLAMP, ".clamp(0, 2 ** (bits - 1) - 1)")
+    ),
+    "codes are clamped at 15, whatever the bits are. 15 belongs to 4 bits: clamp at 2**bits - 1.": (
+        right.edit(CLAMP, ".clamp(0, 15)")
+    ),
+    "codes are clamped as signed codes, from -2**(bits-1) on. Here they begin at 0 and end at 2**bits - 1.": (
+        right.edit(CLAMP, ".clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)")
+    ),
+    "the middle was subtracted at the end, as for signed codes. Here codes begin at 0.": (
+        right.edit(CLAMP, f"{CLAMP} - 2 ** (bits - 1)")
+    ),
+    "as int8 codes above 127 become negative. They are uint8.": right.edit(CLAMP, f"{CLAMP}.long().to(torch.int8)"),
+    "all codes are one too large: code = round(weight / scale) + zero, from 0 to 2**bits - 1.": (
+        right.edit(CODES, "(steps + zero + 1).clamp(1, 2**bits)")
+    ),
+    "the number of steps is not rounded. A code is a whole number.": right.edit(".round()", ""),
+    "the number of steps is rounded up (ceil) where it should be rounded to the nearest.": right.edit("round", "ceil"),
+    "the zero point is added to the weight, before dividing. It is a code: divide first, then add it.": right.edit(
+        ("(weight.double() / scale)", "((weight.double() + zero) / scale)"), ("steps + zero", "steps")
+    ),
+    "the zero point is subtracted from the weight, before dividing. It is a code: divide first, then add it.": (
+        right.edit(("(weight.double() / scale)", "((weight.double() - zero) / scale)"), ("steps + zero", "steps"))
+    ),
+    "the codes were multiplied by the scale at the end. Return the codes themselves.": right.edit(
+        CODES, f"{CODES} * scale"
+    ),
+    "these are the weights again, rounded. Return the codes that stand for them.": (
+        right.edit(CODES, f"({CODES} - zero) * scale")
+    ),
+    "the result has a shape of groups. Bring it back to the shape of weight at the end: reshape(weight.shape).": (
+        right.edit(CODES, f"{CODES}.reshape(len(weight), -1, group_size)")
+    ),
+    "scales and zero points of the groups are taken from the last to the first.": (
+        right.edit("part.double()", "part.double().flip(1)")
+    ),
+    "every group of a row is coded with the scale of its first group; its zero point is right.": (
+        right.edit("/ scale)", "/ scale[:, :1])")
+    ),
+    "every group of a row is coded with its own scale, but the zero points of the first group.": (
+        right.edit("steps + zero", "steps + zero[:, :1]")
+    ),
+    "every row is coded with the scales of the first row; its zero points are right.": (
+        right.edit("/ scale)", "/ scale[:1])")
+    ),
+    "every row is coded with its own scales, but the zero points of the first row.": (
+        right.edit("steps + zero", "steps + zero[:1]")
+    ),
     "the number of steps is cut off towards zero (.int(), .trunc()) where it should be rounded to the nearest.": (
         right.edit("round", "trunc")
     ),

@@ -61,6 +61,10 @@ def right(weight, bits, group_size, symmetric):
     return scale, torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero
 
 
+GROUPED, ZERO = ".reshape(rows, groups, group_size)", "(-low / scale).round().clamp(0, 2**bits - 1)"
+LOW, HIGH, SYMMETRIC = ".clamp(max=0)", ".clamp(min=0)", "torch.maximum(-low, high)"
+CHOSEN = "torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero"
+
 MISTAKES = {
     "you divided the range by 2**bits. There are 2**bits levels, but one step fewer between them: 2**bits - 1.": (
         right.edit("/ (2**bits - 1)", "/ 2**bits")
@@ -72,6 +76,19 @@ MISTAKES = {
     "gets a zero point outside of the codes, and 0 is not met.": (
         right.edit((".clamp(max=0)", ""), (".clamp(min=0)", ""), (".clamp(0, 2**bits - 1)", ""))
     ),
+    "the range does not contain 0, and its zero point is then clamped to a code that stands for another number. Take "
+    "low = min(low, 0) and high = max(high, 0).": right.edit((LOW, ""), (HIGH, "")),
+    "the range of weights that are all positive does not contain 0. Take low = min(low, 0).": right.edit(LOW, ""),
+    "the range of weights that are all negative does not contain 0. Take high = max(high, 0).": right.edit(HIGH, ""),
+    "you divided the range by 15. 15 belongs to 4 bits: the steps are 2**bits - 1.": (
+        right.edit("/ (2**bits - 1)", "/ 15")
+    ),
+    "the range is rounded to 16 bits, and then divided. What is stored is the scale: divide first.": (
+        right.edit(("(high - low)", "(high - low).half().double()"), ("exact.half().double()", "exact"))
+    ),
+    "the scale is rounded to bfloat16, which has 7 mantissa bits. It is stored as float16, which has 10.": (
+        right.edit("exact.half()", "exact.bfloat16()")
+    ),
     "the scale is not rounded to 16 bits. It will be stored as float16, so round it (.half().float()) before the zero "
     "point is computed from it.": right.edit("exact.half().double()", "exact"),
     "the zero point is computed from the exact scale. The one that counts is the stored one, of 16 bits.": (
@@ -79,6 +96,25 @@ MISTAKES = {
     ),
     "the zero point is cut off (.int(), //) where it should be rounded to the nearest whole number.": (
         right.edit("round", "trunc")
+    ),
+    "the zero point is rounded up where it should be rounded to the nearest whole number.": right.edit("round", "ceil"),
+    "the zero point is not rounded to a whole number. It is a code.": right.edit(".round()", ""),
+    "the zero point is one too large: zero = round(-low / scale), nothing is added.": (
+        right.edit(".round()", ".round().add(1)")
+    ),
+    "the zero point is one too small: zero = round(-low / scale), nothing is subtracted.": (
+        right.edit(".round()", ".round().sub(1)")
+    ),
+    "the zero point is not clamped. It is a code, from 0 to 2**bits - 1, and a scale that was rounded down may lead "
+    "beyond.": right.edit(".round().clamp(0, 2**bits - 1)", ".round()"),
+    "this is the smallest weight itself. The zero point is the code of 0: round(-low / scale).": right.edit(
+        ZERO, "low"
+    ),
+    "scale and zero are swapped: return scale first.": (
+        right.edit(f"return scale, {CHOSEN}", f"return {CHOSEN}, scale")
+    ),
+    "both results are transposed: they are [out, groups].": (
+        right.edit(f"return scale, {CHOSEN}", f"return scale.T, ({CHOSEN}).T")
     ),
     "the zero point has the wrong sign: it is the code that means 0, so zero = round(-low / scale).": (
         right.edit(("-low / scale", "low / scale"), (".clamp(0, 2**bits - 1)", ""))
@@ -100,6 +136,32 @@ MISTAKES = {
     "on the symmetric grid the zero point is not computed: it is always the middle code, 2**(bits-1).": (
         right.edit("torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero", "zero")
     ),
+    "symmetric is taken the wrong way round.": right.edit(
+        "rows, groups =", "symmetric = not symmetric; rows, groups ="
+    ),
+    "the zero point is 0 on the symmetric grid, as for codes with a sign. Here codes begin at 0, and the one in the "
+    "middle, 2**(bits-1), stands for 0.": right.edit("2 ** (bits - 1)", "0"),
+    "the zero point of the symmetric grid is one below the middle: it is 2**(bits-1).": (
+        right.edit("2 ** (bits - 1)", "2 ** (bits - 1) - 1")
+    ),
+    "on the symmetric grid you took half of the range. It goes from -largest to largest.": (
+        right.edit("low = -high", "low = 0 * high")
+    ),
+    "on the symmetric grid only the largest positive weight counts. Take the largest of |weight|.": (
+        right.edit(SYMMETRIC, "high")
+    ),
+    "on the symmetric grid the smallest weight only decides. Take the largest of |weight|.": right.edit(
+        SYMMETRIC, "-low"
+    ),
+    "number and size of groups are swapped: reshape to [out, groups, group_size].": (
+        right.edit("groups, group_size)", "group_size, groups)")
+    ),
+    "smallest and largest are taken along dim 0, over the rows. In [out, groups, group_size] it is the last.": (
+        right.edit(("amin(dim=-1)", "amin(dim=0)"), ("amax(dim=-1)", "amax(dim=0)"))
+    ),
+    "weights are taken down the columns (.T before the reshape). A group is made of neighbours in a row.": (
+        right.edit("weight.double()", "weight.double().T")
+    ),
     "a group is made of every n-th weight. Neighbours in a row belong together: reshape to [out, groups, group_size], "
     "in this order.": right.edit("groups, group_size)", "group_size, groups).transpose(1, 2)"),
     "smallest and largest are taken along the wrong axis. In [out, groups, group_size] it is the last.": (
@@ -112,6 +174,12 @@ MISTAKES = {
         right.edit(".reshape(rows, groups, group_size)", ".flatten().expand(rows, groups, -1)")
     ),
 }
+
+
+def _zeros_have_scale_1(arguments, results) -> bool:
+    weight, _, group_size, _ = arguments
+    dead = (weight.reshape(len(weight), -1, group_size) == 0).all(dim=-1).numpy()
+    return bool((results[0][dead] == 1).all())
 
 
 def adapt_fit(theirs):
@@ -141,6 +209,7 @@ FIT = Exercise(
     outputs=("scale", "zero"),
     mistakes=MISTAKES,
     properties=(
+        ("a group of nothing but zeros has scale 1, and no other small number: give it scale 1.", _zeros_have_scale_1),
         (
             "a zero point is itself a code, from 0 to 2**bits - 1.",
             lambda arguments, results: bool(((results[1] >= 0) & (results[1] < 2 ** arguments[1])).all()),

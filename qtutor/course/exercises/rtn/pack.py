@@ -36,6 +36,7 @@ def cases():
         ("3 bits, two rows of 16 codes", (codes_of(3, 2, 16), 3, 6)),
         ("3 bits, a row that ends within a byte", (codes_of(3, 2, 5), 3, 3)),
         ("5 bits", (codes_of(5, 2, 8), 5, 5)),
+        ("4 bits, 20 codes: 80 bits in a row", (codes_of(4, 2, 20), 4, 10)),
         ("2 bits, three rows that do not fill their last byte", (codes_of(2, 3, 5), 2, 2)),
     ]
 
@@ -54,9 +55,72 @@ def one_stream(codes, bits, width):
     return [stream[start : start + width] for start in range(0, len(stream), width)]
 
 
+@solution
+def by_columns(codes, bits, width):
+    data = torch.zeros(len(codes), width, dtype=torch.int64)
+    for i in range(codes.shape[1]):
+        byte, shift = divmod(i * bits, 8)
+        code = codes[:, i].long() << shift
+        data[:, byte] |= code & 255
+        if shift + bits > 8:
+            data[:, byte + 1] |= code >> 8
+    return data
+
+
+LOWER, UPPER, SUM = "data[:, byte] |= code & 255", "data[:, byte + 1] |= code >> 8", "code << (i * bits)"
 FITTING = ("number.to_bytes", "(number % 256**width).to_bytes")  # what is too long for the row is cut off
 
 MISTAKES = {
+    "a code overwrites what is in its byte already (=). Put its bits beside the others: |=.": (
+        by_columns.edit(LOWER, "data[:, byte] = code & 255")
+    ),
+    "& leaves only bits that both have, and all bytes begin as 0, so that only 0 is left. Put codes together with |.": (
+        by_columns.edit((LOWER, "data[:, byte] &= code & 255"), (UPPER, "data[:, byte + 1] &= code >> 8"))
+    ),
+    "the high bits of a code that crosses the border are written into the same byte. They belong into the next one, "
+    "byte + 1.": by_columns.edit(UPPER, "data[:, byte] |= code >> 8"),
+    "where a code crosses the border, its low part is written a second time. There belongs its high part, >> 8.": (
+        by_columns.edit(UPPER, "data[:, byte + 1] |= code & 255")
+    ),
+    "a code that just fills its byte is taken for one that crosses the border, which leads beyond the row: ask for "
+    "shift + bits > 8.": by_columns.edit("bits > 8", "bits >= 8"),
+    "code number i is shifted by i % 8 within its byte. It begins at bit i * bits: shift by i * bits % 8.": (
+        by_columns.edit("code = ", "shift = i % 8; code = ")
+    ),
+    "bytes are not cut to 8 bits: leave only & 255 of what is shifted.": by_columns.edit(" & 255", ""),
+    "as int8 bytes above 127 become negative. They are uint8.": by_columns.edit(
+        "return data", "return data.to(torch.int8)"
+    ),
+    "bytes of a row are laid out from the last to the first. The first codes are in the first byte.": (
+        right.edit("little", "big")
+    ),
+    "codes of a row are taken from the last to the first.": right.edit("enumerate(row)", "enumerate(row[::-1])"),
+    "the bits of every code are mirrored: its lowest bit comes first, in the lower place.": (
+        right.edit(SUM, 'int(f"{code:0{bits}b}"[::-1], 2) << (i * bits)')
+    ),
+    "every code gets 4 bits, whatever `bits` is. Code number i begins at bit i * bits.": (
+        by_columns.edit("i * bits", "i * 4")
+    ),
+    "codes are put together without being shifted. Code number i begins at bit i * bits: code << (i * bits % 8).": (
+        by_columns.edit(".long() << shift", ".long()")
+    ),
+    "the last byte of a row is missing where codes do not fill it. A row has `width` bytes.": (
+        by_columns.edit("return data", "return data[:, : codes.shape[1] * bits // 8]")
+    ),
+    "the first half of a row is in the low bits of the bytes, and the second half in the high ones. Neighbours share a "
+    "byte: code number i begins at bit i * bits.": right.edit(
+        "i * bits", "(i % width * 8 + i // width * bits if 8 % bits == 0 else i * bits)"
+    ),
+    "the bits of a row do not fit into an int64, which has 64 of them; the rest is lost. Go byte by byte.": (
+        right.edit("number.to_bytes", "(number % 2**64).to_bytes")
+    ),
+    "the bits of a row do not fit into an int64, which has 64 of them. The last one, the sign, fills the bytes "
+    "behind. Go byte by byte.": right.edit(
+        ("number.to_bytes", "((number + 2**63) % 2**64 - 2**63).to_bytes"), ('"little"', '"little", signed=True')
+    ),
+    "nothing is packed: these are the first codes, each in a byte of its own.": (
+        right.edit('list(number.to_bytes(width, "little"))', "(row + [0] * width)[:width]")
+    ),
     "the first code is in the high bits of the byte. It belongs in the low ones: 1 and 2 make 1 | 2 << 4.": (
         # Where codes cross the borders of bytes, nobody lays them out so.
         right.edit("i * bits", "i * bits // 8 * 8 + 8 - bits - i * bits % 8 if 8 % bits == 0 else i * bits")
