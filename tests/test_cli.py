@@ -320,7 +320,7 @@ def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypa
     assert "inside" in told("embedded", qtutor.decoder.EMBEDDED / "out")
     assert "(MY_NOTES.txt)" in told("embedded", "OUT")
     assert "b.gguf exists, and qtutor did not write it" in told("embedded", "b.gguf", *to_gguf)
-    assert "this is the name of a GGUF file" in told("embedded", "c.gguf")
+    assert "named like a file" in told("embedded", "c.gguf", "--format", "qtutor")
     assert "the folder that you are in" in told("SRC", "")
     assert "bytes, and" in told("embedded", "n" * 300)
     assert "--force replaces a file" in told("embedded", "OUT", "--force")
