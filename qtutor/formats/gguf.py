@@ -14,7 +14,8 @@ transformers does with ``gguf_file=``.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qtutor.errors import QtutorError
 from qtutor.families import family_of
 from qtutor.files import is_gguf
+from qtutor.formats.readback import check_gguf
+from qtutor.gguf import imatrix
 from qtutor.gguf.architecture import (
     architecture,
     metadata,
@@ -40,6 +43,7 @@ from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import GGUFFile, read
 from qtutor.gguf.tokenizer import tokenizer_metadata
 from qtutor.gguf.writer import Tensor, write
+from qtutor.guards.promises import config_of, is_tied
 from qtutor.runtime.linear import QuantWeight
 
 NAME = "model.gguf"  # of the file in a folder
@@ -53,12 +57,13 @@ def save(
     """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
 
     type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. importance: an
-    :class:`~qtutor.gguf.imatrix.Imatrix`, or a mapping of GGUF names to float32 ``[in]``. Returns the file's path.
+    :class:`~qtutor.gguf.imatrix.Imatrix`, a file that holds one, or a mapping of GGUF names to float32 ``[in]``.
+    Returns the file's path.
     Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
     cannot be written; the old one is then untouched.
     """
     family_of(model)
-    config, path = model.config, Path(out)
+    config, path = config_of(model), Path(out)
     if path.suffix != ".gguf":
         path = path / NAME
     sources = {tensor_name(name, config): source for name, source in _parameters(model)}
@@ -76,6 +81,7 @@ def save(
         Tensor(name, shape, types[name], _encoder(name, types[name], values, permuted_heads(name, config), of_column))
         for name, (shape, values) in sources.items()
     ]
+    _say_of_window(config)
     factors = rope_factors(config)
     if factors is not None:
         tensors.append(Tensor("rope_freqs.weight", factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
@@ -84,7 +90,7 @@ def save(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GGUFError(f"{path.parent} cannot be made: {error.strerror}. Choose another folder.") from error
-    write(path, keys, tensors)
+    write(path, keys, tensors, lambda new: check_gguf(new, tensors))
     return path
 
 
@@ -101,22 +107,45 @@ def _keys(config, tokenizer) -> dict:
     name = Path(str(getattr(config, "_name_or_path", ""))).name or config.model_type
     about = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
     about[CONFIG] = config.to_json_string(use_diff=True)
+    _check_special_ids(config, tokenizer)
     return metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
+
+
+def _say_of_window(config) -> None:
+    window = getattr(config, "sliding_window", None)
+    if window and window < config.max_position_embeddings:
+        warnings.warn(
+            f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
+            f"is {window} tokens, where both compute the same, not {config.max_position_embeddings}.",
+            stacklevel=4,
+        )
+
+
+def _check_special_ids(config, tokenizer) -> None:
+    """bos and eos of the config are those of the file where the tokenizer has none: they have to be tokens."""
+    for name in ("bos_token_id", "eos_token_id"):
+        found = getattr(config, name, None)
+        for number in found if isinstance(found, list) else [found]:
+            if getattr(tokenizer, name, None) is None and number is not None and not 0 <= number < config.vocab_size:
+                raise QtutorError(
+                    f"config.{name} = {found}: the vocabulary has {config.vocab_size} tokens, 0 to "
+                    f"{config.vocab_size - 1}. Set model.config.{name} to one of them, or to None."
+                )
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Source]]:
     """Every parameter once, under transformers' name; a tied output is the embedding and not there a second time."""
-    seen = set()
-    for path, module in model.named_modules():
+    tied = family_of(model).head if is_tied(model) else None
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path == tied:
+            continue
         if isinstance(module, QuantWeight):
             yield f"{path}.weight", ((module.rows, module.columns), lambda m=module: m.quantized().dequantize())
             if getattr(module, "bias", None) is not None:
                 yield f"{path}.bias", (tuple(module.bias.shape), lambda m=module: m.bias)
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield f"{path}.{name}", (tuple(parameter.shape), lambda p=parameter: p)
+            yield f"{path}.{name}", (tuple(parameter.shape), lambda p=parameter: p)
 
 
 def _encoder(name: str, type: str, values: Callable, heads: int, importance: Callable) -> Callable[[], np.ndarray]:
@@ -140,8 +169,15 @@ def _encoder(name: str, type: str, values: Callable, heads: int, importance: Cal
 def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], np.ndarray | None]:
     if importance is None:
         return lambda name, columns: None
+    if isinstance(importance, str | Path):
+        importance = imatrix.read(importance)
     if hasattr(importance, "importance_of"):
         return importance.importance_of
+    if not isinstance(importance, Mapping):
+        raise QtutorError(
+            f"importance is a {type(importance).__name__}; an Imatrix (qtutor.gguf.imatrix.importance makes one, read "
+            "loads one), the name of its file, or a mapping of GGUF names to float32 [in] is needed."
+        )
     if not importance.keys() & sources.keys():
         raise QtutorError(
             f"importance has entries for {', '.join(map(repr, list(importance)[:3]))}, none of which is a tensor of "

@@ -25,7 +25,9 @@ from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.grid import IntGrid
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
-from qtutor.families import decoder_blocks
+from qtutor.families import decoder_blocks, family_of
+from qtutor.formats.readback import check_native
+from qtutor.guards.promises import check_finite, config_of, is_tied
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
@@ -46,6 +48,10 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
     if folder.exists() and not (folder / ABOUT).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
+    config = config_of(model)
+    if config.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise QtutorError(f"the model is in {config.dtype}, which no checkpoint holds: call model.float() first.")
+    check_finite(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
@@ -53,11 +59,12 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
         beside = outer / "new"
         beside.mkdir()
         save_file(_tensors(model), beside / "model.safetensors", metadata={"format": "pt"})
+        check_native(beside / "model.safetensors", model, config)
         about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
         about["recipe"] = getattr(model, "qtutor_recipe", None)  # what it was made with, for whoever reads the file
         (beside / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         shutil.copymode(beside / ABOUT, beside / "model.safetensors")  # which save_file keeps from others, too
-        model.config.save_pretrained(beside)
+        config.save_pretrained(beside)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         _swap(beside, folder)
@@ -93,13 +100,15 @@ def _describe(module: QuantWeight) -> dict:
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict, each stored tensor once: safetensors refuses two names for one tensor."""
-    tensors, seen = {}, set()
+    """The state dict without a tied output matrix; what else shares memory is copied, since safetensors refuses it."""
+    tensors, seen, tied = {}, set(), f"{family_of(model).head}.weight" if is_tied(model) else None
     for name, tensor in model.state_dict().items():
-        if tensor.numel() and tensor.data_ptr() in seen:
+        if name == tied:
             continue
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor.contiguous()
+        tensor = tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if tensor.numel() and storage in seen else tensor
+        seen.add(storage)
     return tensors
 
 
