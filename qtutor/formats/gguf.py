@@ -37,7 +37,7 @@ from qtutor.gguf.architecture import (
     tensor_name,
     unpermute,
 )
-from qtutor.gguf.coding import encode
+from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError
 from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import GGUFFile, read
@@ -47,6 +47,7 @@ from qtutor.guards.promises import config_of, is_tied
 from qtutor.runtime.linear import QuantWeight
 
 NAME = "model.gguf"  # of the file in a folder
+SMALL = 1e-3  # weights that no format's scales lose are larger
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
 Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
 
@@ -159,11 +160,29 @@ def _encoder(name: str, type: str, values: Callable, heads: int, importance: Cal
         rows = permute(rows, heads) if heads else rows
         rows = np.atleast_2d(rows)
         try:
-            return encode(rows, type, importance(name, rows.shape[1]) if type not in ("F32", "F16", "BF16") else None)
+            data = encode(rows, type, importance(name, rows.shape[1]) if type not in ("F32", "F16", "BF16") else None)
         except QtutorError as error:
             raise QtutorError(f"tensor {name!r} as {type}: {error}") from error
+        _say_what_is_lost(name, type, rows, data)
+        return data
 
     return encoded
+
+
+def _say_what_is_lost(name: str, type: str, rows: np.ndarray, data: np.ndarray) -> None:
+    """Blocks of small weights may become zero without a word, since the format's scales have 16 bits."""
+    kind = find_type(type)
+    blocks = rows.reshape(-1, kind.values)
+    largest = np.maximum(blocks.max(axis=1, initial=0), -blocks.min(axis=1, initial=0))
+    small = np.flatnonzero((largest > 0) & (largest < SMALL))
+    if type != "F32" and small.size:
+        gone = small[~decode(data.reshape(-1, kind.nbytes)[small], type).any(axis=1)]
+        if gone.size:
+            warnings.warn(
+                f"tensor {name!r} as {type}: {gone.size} of {len(blocks)} blocks became zero. Their weights, "
+                f"{largest[gone].max():.2g} at most, are too small for the format's scales.",
+                stacklevel=2,
+            )
 
 
 def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], np.ndarray | None]:

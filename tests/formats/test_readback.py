@@ -38,12 +38,12 @@ def same_memory(model):
 
 
 HEADS = {
-    "tied, and says so": (lambda: tiny(), True),
-    "own, and says so": (lambda: tiny(tied=False), False),
-    "own, and says that it is tied": (lambda: own_head(tiny()), False),
-    "tied, and says that it is not": (lambda: shared_head(tiny(tied=False)), True),
-    "of one memory": (lambda: same_memory(tiny(tied=False)), True),
-    "equal": (lambda: own_head(own_head(tiny())), False),
+    "tied, and says so": (lambda family: tiny(family), True),
+    "own, and says so": (lambda family: tiny(family, tied=False), False),
+    "own, and says that it is tied": (lambda family: own_head(tiny(family)), False),
+    "tied, and says that it is not": (lambda family: shared_head(tiny(family, tied=False)), True),
+    "of one memory": (lambda family: same_memory(tiny(family, tied=False)), True),
+    "equal": (lambda family: own_head(own_head(tiny(family))), False),
 }
 
 
@@ -51,11 +51,11 @@ HEADS = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tied_is_what_the_tensors_are(tmp_path, label, family):
     make, tied = HEADS[label]
-    model = make()
+    model = make(family)
     exact = model(some_ids()).logits
     path = qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=letters())
     again = gguf.load(path, device="cpu")
-    assert torch.equal(again(some_ids()).logits, exact)
+    assert torch.equal(again(some_ids()).logits, exact), (again(some_ids()).logits - exact).abs().max()
     assert again.config.tie_word_embeddings is tied and ("output.weight" in read(path).tensors) is not tied
     qtutor.quantize(model, RECIPE, progress=False)
     before = model.config.tie_word_embeddings
@@ -188,6 +188,21 @@ def test_a_sliding_window_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"sliding_window = 48: .*the file's context is 48 tokens.*not 64"):
         path = qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=letters())
     assert int(read(path).metadata["llama.context_length"]) == 48
+
+
+@pytest.mark.parametrize("type", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "F16"])
+def test_blocks_that_became_zero_are_told(tmp_path, type):
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = tiny().config.__class__(**tiny().config.to_dict() | sizes | {"num_key_value_heads": 4, "head_dim": 64})
+    model = tiny().__class__(config)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[7] = 1e-9  # a row of blocks
+        model.model.layers[0].mlp.up_proj.weight[8] = 0
+    blocks = 256 * 256 // qtutor.gguf.TYPES[type].values
+    row = blocks // 256
+    with pytest.warns(UserWarning, match=rf"'blk.0.ffn_up.weight' as {type}: {row} of {blocks} blocks became") as told:
+        qtutor.export(model, tmp_path / "a.gguf", format="gguf", type=type, pure=True, tokenizer=letters())
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("load_in", ["load_in_4bit", "load_in_8bit"])

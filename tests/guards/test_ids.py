@@ -6,7 +6,9 @@ import torch
 from transformers import BatchEncoding
 
 import qtutor
+from qtutor.gguf import imatrix
 from qtutor.guards.ids import ids_of, samples_of
+from qtutor.methods import scaling
 from tests.models import some_ids, tiny
 
 IDS = some_ids(16, 32)
@@ -116,3 +118,24 @@ def test_texts_that_are_too_short_and_tokenizers_that_are_none():
 
 def test_methods_that_look_at_no_inputs_ignore_it():
     qtutor.quantize(tiny(), qtutor.Recipe(group_size=32), "anything", progress=False)
+
+
+def test_folding_and_importance_have_the_same_doors():
+    for given in (tiny().model, (tiny(), None), tiny().to("meta")):
+        with pytest.raises(qtutor.QtutorError, match=r"model|meta"):
+            scaling.fold_model(given, IDS)
+        with pytest.raises(qtutor.QtutorError, match=r"model|meta"):
+            imatrix.importance(given, IDS)
+    with pytest.raises(qtutor.QtutorError, match="texts need the model"):
+        scaling.fold_model(tiny(), ["text"])
+    with pytest.raises(qtutor.QtutorError, match="texts need the model"):
+        imatrix.importance(tiny(), ["text"])
+    expected, model = imatrix.importance(tiny(), IDS), tiny().train()
+    model.config.attention_dropout = 0.5
+    for block in model.model.layers:
+        block.self_attn.attention_dropout = 0.5
+    found = imatrix.importance(model, IDS.tolist())
+    assert all(np.array_equal(found.entries[name].sums, entry.sums) for name, entry in expected.entries.items())
+    folded = scaling.fold_model(model, IDS.tolist())
+    assert folded is model and model.training
+    assert torch.allclose(tiny()(IDS).logits, folded.eval()(IDS).logits, atol=1e-4)
