@@ -49,7 +49,7 @@ def quantize(
         raise QtutorError(f"recipe is a {type(recipe).__name__}: pass a qtutor.Recipe, as Recipe(method='gptq').")
     if any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is quantized already; load the float checkpoint again to quantize it differently.")
-    check_replaceable(model, recipe.needs_calibration)
+    check_replaceable(model, recipe.needs_calibration, _outside(model, recipe))
     if recipe.needs_calibration and calibration is not None:
         calibration = samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
     sink = IntoModel(model)

@@ -1,6 +1,6 @@
 """One door for models: the decoder that was meant, whole and as its config promises, or an error with the remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,10 +30,10 @@ def decoder_of(given) -> nn.Module:
     return model
 
 
-def check_replaceable(model: nn.Module, calibrated: bool) -> None:
-    """Raise :class:`QtutorError` where quantizing the blocks of ``model`` would lose something without a word.
+def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str] = ()) -> None:
+    """Raise :class:`QtutorError` where quantizing ``model`` would lose something without a word.
 
-    calibrated: the blocks are run, half by half, on one device.
+    calibrated: its blocks are run, half by half, on one device. outside: what is replaced beside their layers.
     """
     family = family_of(model)
     known = {name for names in family.shared for name in names}
@@ -47,17 +47,39 @@ def check_replaceable(model: nn.Module, calibrated: bool) -> None:
                     "an adapter's, call model = model.merge_and_unload() first; if the family is new, describe it in "
                     "qtutor/families.py."
                 )
-            patched = linear and "forward" in vars(module) and not hasattr(module, "_hf_hook")  # not accelerate's
-            if patched or ((linear or calibrated) and (module._forward_hooks or module._forward_pre_hooks)):
-                raise QtutorError(
-                    f"{full} has a {'forward of its own' if patched else 'forward hook'}, which would not be heeded: "
-                    "remove it first (handle.remove()), and put it there again afterwards."
-                )
+            if linear or calibrated:
+                _check_hooks(full, module, replaced=linear)
+    for name in outside:
+        _check_hooks(name, model.get_submodule(name), replaced=True)
     devices = {parameter.device for parameter in model.parameters()}
     if calibrated and len(devices) > 1:
         raise QtutorError(
             f"the model lies on {', '.join(sorted(map(str, devices)))}, and calibration runs on one device: load it "
             "without a device_map, or choose method 'rtn', which looks at no inputs."
+        )
+
+
+def _check_hooks(name: str, module: nn.Module, replaced: bool) -> None:
+    """What others have hung onto ``module`` is not called where it is replaced, or run without its block."""
+    patched = replaced and "forward" in vars(module) and not hasattr(module, "_hf_hook")  # not accelerate's
+    if patched or module._forward_hooks or module._forward_pre_hooks:
+        raise QtutorError(
+            f"{name} has a {'forward of its own' if patched else 'forward hook'}, which would not be heeded: remove it "
+            "first (handle.remove()), and put it there again afterwards."
+        )
+
+
+def check_measurable(model) -> None:
+    """Raise :class:`QtutorError` unless ``model`` may predict tokens; any that transformers loads for that will do."""
+    if not isinstance(model, nn.Module) or getattr(getattr(model, "config", None), "vocab_size", None) is None:
+        raise QtutorError(
+            f"model is a {type(model).__name__}; a model of transformers is needed. qtutor.load(name) returns it "
+            "together with its tokenizer: model, tokenizer = qtutor.load(name)."
+        )
+    if getattr(model, "base_model", None) is model:
+        raise QtutorError(
+            f"the model is a {type(model).__name__}, which has no output matrix and predicts no tokens: pass the whole "
+            "model (model, not model.model)."
         )
 
 
@@ -114,7 +136,7 @@ def _check_quantizer(model: nn.Module) -> None:
 
 
 def _check_values(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if parameter.is_meta:
             raise QtutorError(
                 f"{name} has a shape and no values (device 'meta'): a device_map, or offloading, keeps them elsewhere. "

@@ -17,6 +17,7 @@ from qtutor.families import decoder_blocks, family_of
 from qtutor.runtime.linear import QuantWeight
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NOT_COMPUTED = ("training", "layer_idx", "attention_dropout", "gradient_checkpointing")  # numbers that change no logits
 REMEDIES = {  # what a tensor's name tells of who made it
     "lora": "It is an adapter's, not merged into its layer: call model = model.merge_and_unload() first.",
     "_orig_mod": "torch.compile wraps a part of the model: quantize the model as it was, and compile it afterwards.",
@@ -41,9 +42,11 @@ def check_promised(model: nn.Module) -> None:
             "blocks were added or removed on purpose."
         )
     try:
+        model.config.validate()
         own = promised(model.config)
     except Exception as error:  # a config can be wrong in many ways, and transformers raises as many errors
-        raise QtutorError(f"no model can be made of the model's own config ({error}): restore its values.") from error
+        said = " ".join(str(error).split())
+        raise QtutorError(f"no model can be made of the model's own config ({said}): restore its values.") from error
     _check_kinds(model, own)
     ours, theirs = shapes(model), shapes(own)
     extra = [name for name in ours if name not in theirs]
@@ -61,6 +64,8 @@ def check_promised(model: nn.Module) -> None:
                 f"{name} is {tensor.dtype}; float16, bfloat16, float32 or float64 is needed. Such weights are mostly "
                 "packed, with scales of their own: load the float checkpoint, or convert it with its own tool."
             )
+    _check_numbers(model, own)
+    _check_angles(model, own)
 
 
 def _check_kinds(model: nn.Module, own: nn.Module) -> None:
@@ -81,6 +86,40 @@ def _check_kinds(model: nn.Module, own: nn.Module) -> None:
                 f"{name} is a {found.__module__}.{found.__name__}; a plain torch.nn.{type(expected).__name__} is "
                 f"needed. {why or 'Another tool has put it there: load the float checkpoint.'}"
             )
+
+
+def _check_numbers(model: nn.Module, own: nn.Module) -> None:
+    """What modules took from the config when they were made (an epsilon, an activation) is what it says now."""
+    family = family_of(model)
+    for name, expected in own.named_modules():
+        if not name.startswith((f"{family.blocks}.", family.norm)) or isinstance(expected, nn.Linear):
+            continue
+        module = model.get_submodule(name)
+        if not list(expected.parameters()) and type(module) is not type(expected):
+            raise _changed(model, name, type(module).__name__, type(expected).__name__)
+        for key, value in vars(expected).items():
+            found = getattr(module, key, value)
+            if isinstance(value, float | int) and key not in NOT_COMPUTED and found != value:
+                raise _changed(model, f"{name}.{key}", found, value)
+
+
+def _check_angles(model: nn.Module, own: nn.Module) -> None:
+    """Angles of positions are made of the config, too. A model cast to 16 bits has rounded ones, by up to 0.4 %."""
+    for name, kind in own.named_modules():
+        if hasattr(kind, "inv_freq"):
+            module, expected = model.get_submodule(name), type(kind)(model.config).inv_freq
+            angles = getattr(module, "original_inv_freq", module.inv_freq).float().cpu()
+            if angles.shape != expected.shape or not torch.allclose(angles, expected, rtol=1e-2):
+                found, wanted = (", ".join(f"{x:.4g}" for x in part.tolist()[:4]) for part in (angles, expected))
+                raise _changed(model, f"{name}.inv_freq", f"{found} ...", f"{wanted} ...")
+
+
+def _changed(model: nn.Module, name: str, found, value) -> QtutorError:
+    return QtutorError(
+        f"{name} is {found}, and by the model's config ({type(model.config).__name__}) it would be {value}: one of "
+        "them was changed after the other was made, and a file would compute something else. Load the model again with "
+        "the config that is meant: from_pretrained(folder, config=config)."
+    )
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from qtutor.errors import QtutorError
 from qtutor.guards.ids import ids_of
-from qtutor.guards.model import in_eval
+from qtutor.guards.model import check_measurable, in_eval
 
 WINDOW = 512
 BATCH = 8
@@ -77,6 +77,7 @@ def perplexity(model, token_ids: torch.Tensor, window: int = WINDOW) -> float:
     context: where one would be, it is cut, with a warning.
     """
     total, count = 0.0, 0
+    check_measurable(model)
     with in_eval(model):
         for ids in batches((model,), token_ids, window):
             ids = ids.to(model.device)
@@ -104,6 +105,8 @@ class Comparison:
 @torch.inference_mode()
 def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> Comparison:
     """Run both models over ``token_ids`` (as :func:`perplexity` does) and compare their next-token distributions."""
+    for one in (model, reference):
+        check_measurable(one)
     if model.config.vocab_size != reference.config.vocab_size:
         raise QtutorError(
             f"the model's vocabulary has {model.config.vocab_size} tokens, the reference's "

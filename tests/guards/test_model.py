@@ -169,6 +169,21 @@ REFUSED = {
     "vocabulary": (lambda: edited(set_config(vocab_size=300)), r"embed_tokens\.weight is \[256, 64\], .* \[300, 64\]"),
     "width": (lambda: edited(set_config(intermediate_size=96)), r"gate_proj\.weight is \[128, 64\].*\[96, 64\]"),
     "heads": (lambda: edited(set_config(num_key_value_heads=1)), r"k_proj\.weight is \[32, 64\].*\[16, 64\]"),
+    "layer types": (
+        lambda: edited(lambda m: (leave_out_a_block(m), set_config(num_hidden_layers=1)(m)), family="qwen3"),
+        "no model can be made of the model's own config .*layer_types",
+    ),
+    "an epsilon": (
+        lambda: edited(set_config(rms_norm_eps=1e-3)),
+        r"layers\.0\.input_layernorm\.variance_epsilon is 1e-06, and by .*0\.001: one of them was changed",
+    ),
+    "an activation": (lambda: edited(set_config(hidden_act="gelu")), "mlp.act_fn is SiLU.* it would be GELU"),
+    "angles": (
+        lambda: edited(set_config(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+        r"rotary_emb\.inv_freq is 1, 0\.3162, 0\.1, .* would be 1, 0\.1939",
+    ),
+    "angles without values": (lambda: edited(lambda m: m.model.rotary_emb.to("meta")), "inv_freq has a shape and no"),
+    "a head of values": (lambda: edited(lambda m: setattr(m, "head", nn.Linear(4, 1))), r"head\.weight is \[1, 4\]"),
     "nonsense": (lambda: edited(set_config(hidden_act="magic")), "no model can be made of the model's own config"),
     "a bias": (
         lambda: edited(set_parameter(lambda w: w.new_zeros(len(w)), kind="bias")),
@@ -445,3 +460,38 @@ def test_errors_of_extreme_weights_are_computed_all_the_same(size):
     recipe = qtutor.Recipe("nf4", group_size=32, double=False)
     errors = [qtutor.quantize(model, recipe, progress=False).rows[-2].error for model in (usual, extreme)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3) and errors[0] > 0.05
+
+
+@pytest.mark.parametrize("layer", ["model.embed_tokens", "lm_head"])
+def test_hooks_outside_of_the_blocks_are_named_where_they_would_be_lost(layer):
+    model = tiny(tied=False)
+    model.get_submodule(layer).register_forward_hook(lambda module, given, made: None)
+    qtutor.quantize(copy.deepcopy(model), RECIPE, progress=False)
+    with pytest.raises(qtutor.QtutorError, match=f"{layer} has a forward hook"):
+        qtutor.quantize(model, qtutor.Recipe(group_size=32, embeddings=True, lm_head=True), progress=False)
+
+
+def test_blocks_may_be_left_out_and_copied_where_the_config_says_so(tmp_path):
+    model = tiny()
+    model.model.layers.append(copy.deepcopy(model.model.layers[0]))
+    model.model.layers[2].self_attn.layer_idx = model.config.num_hidden_layers = 2
+    model.config.num_hidden_layers = 3
+    comes_back(model, tmp_path, method="gptq")
+    model = edited(lambda m: (leave_out_a_block(m), set_config(num_hidden_layers=1)(m)))
+    comes_back(model, tmp_path, method="gptq")
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn", "linear", "dynamic"])
+def test_scaled_positions_are_as_the_config_says(kind):
+    config = tiny().config
+    options = {"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}.get(kind, {})
+    config.rope_parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0} | options
+    if kind in ("llama3", "yarn"):
+        config.rope_parameters["original_max_position_embeddings"] = 16
+    model = type(tiny())(config).eval()
+    model(some_ids(1, 100))  # "dynamic" changes its angles for long texts
+    assert decoder_of(model) is model
+    assert decoder_of(model.bfloat16()) is model
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 2e4}
+    with pytest.raises(qtutor.QtutorError, match="inv_freq is"):
+        decoder_of(model)

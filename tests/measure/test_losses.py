@@ -156,6 +156,11 @@ def test_bad_windows_and_references():
     for window, ids in [(1, some_ids()[0]), (0, some_ids()[0]), (512, some_ids(3, 1)), (512, some_ids()[None])]:
         with pytest.raises(qtutor.QtutorError, match=r"token ids of shape .* in windows of"):
             evaluate.perplexity(model, ids, window=window)
+    for wrong in (None, (model, None), model.model, torch.nn.Linear(2, 2)):
+        with pytest.raises(qtutor.QtutorError, match=r"model is a \w+.*model of transformers|has no output matrix"):
+            evaluate.perplexity(wrong, some_ids())
+        with pytest.raises(qtutor.QtutorError, match=r"model is a \w+.*model of transformers|has no output matrix"):
+            evaluate.compare(model, wrong, some_ids())
     other = tiny()
     other.resize_token_embeddings(272, mean_resizing=False)
     with pytest.raises(qtutor.QtutorError, match="vocabulary has 272 tokens, the reference's 256"):
