@@ -67,7 +67,7 @@ capabilities: setup
 # Skipped tests are shown: with the engines there, none of the comparisons with them may be among these.
 engines:
 	@$(call SETUP,learn$(comma)test$(comma)engines-prebuilt)
-	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest tests/gguf tests/test_bnb.py
+	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest tests/gguf tests/formats tests/methods/test_bnb.py
 
 book:
 	@$(call SETUP,learn$(comma)book)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, shown
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,14 @@ FAMILIES = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN
 
 def family_of(model: nn.Module) -> Family:
     """The family of a decoder, by its config; :class:`QtutorError` for one that is not known here."""
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if model_type not in FAMILIES:
+    return family_called(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+
+
+def family_called(model_type) -> Family:
+    """The family of a ``model_type``, which may be anything: it can come out of a file."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise QtutorError(
-            f"the model family {model_type!r} is not known here. Decoders of these families can be quantized: "
+            f"the model family {shown(model_type)} is not known here. Decoders of these families can be quantized: "
             f"{', '.join(FAMILIES)}. For another one, describe its blocks in qtutor/families.py."
         )
     return FAMILIES[model_type]

@@ -3,19 +3,25 @@
 Of a GGUF file it also shows any one block, byte by byte.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
 
-from qtutor.errors import QtutorError
-from qtutor.files import is_gguf
+from qtutor.errors import QtutorError, shown
+from qtutor.files import is_gguf, kind_of
+from qtutor.formats.documents import read_json
+from qtutor.formats.headers import Header, read_header
+from qtutor.gguf.parts import part_of
 
 LONGEST = 72  # characters of a metadata value
+LONGEST_NAME = 120  # characters of a name or any other cell; those of decoders have 50
 
 
 def show(path: Path, tensor: str | None = None, block: int | None = None) -> None:
     """Show headers only: no tensor is read. Or, of a GGUF file, one ``block`` (0 where only ``tensor`` is named)."""
+    kind = kind_of(path)
+    if kind not in ("a file", "a folder") and path.exists():
+        raise QtutorError(f"{path} is {kind}: name a .safetensors or .gguf file, or a folder that holds some.")
     if not path.exists():
         raise QtutorError(f"{path} does not exist: name a .safetensors or .gguf file, or a folder that holds some.")
     if tensor is None and block is not None:
@@ -25,8 +31,8 @@ def show(path: Path, tensor: str | None = None, block: int | None = None) -> Non
             raise QtutorError(f"{path} is no GGUF file: --tensor and --block show the blocks of one.")
         show_block(path, tensor, block or 0)
     elif path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        ggufs = sorted(path.glob("*.gguf"))
+        files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".safetensors"]
+        ggufs = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".gguf"]
         if not files and not ggufs:
             raise QtutorError(f"{path} holds no .safetensors or .gguf file, and 'qtutor inspect' reads no other kind.")
         for file in ggufs:
@@ -44,7 +50,9 @@ def show_gguf(path: Path) -> None:
     from qtutor import gguf  # numpy: --help shall not wait for it
 
     file = gguf.read(path)
-    print(f"{path}: {path.stat().st_size:,} bytes, GGUF version {file.version}, alignment {file.alignment}\n")
+    print(f"{path}: {path.stat().st_size:,} bytes, GGUF version {file.version}, alignment {file.alignment}")
+    part = part_of(path, file.metadata)
+    print(f"This is {part}. What follows is in this part alone.\n" if part else "")
     entries = [(printable(key), *described(value)) for key, value in file.metadata.items()]
     widths = [max((len(entry[i]) for entry in entries), default=0) for i in (0, 1)]
     for key, kind, text in entries:
@@ -68,8 +76,8 @@ def show_gguf(path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """The name itself, or quoted where it holds characters that would make a terminal do things."""
-    return name if name.isprintable() else repr(name)
+    """The name itself; quoted where it holds characters that would make a terminal do things, cut where it is long."""
+    return name if name.isprintable() and len(name) <= LONGEST_NAME else shown(name, LONGEST_NAME)
 
 
 def described(value) -> tuple[str, str]:
@@ -86,6 +94,7 @@ def described(value) -> tuple[str, str]:
 
 
 def shortened(text: str, count: int, of: str) -> str:
+    """``text``; where it is longer than :data:`LONGEST`, its beginning and how many (``count``) of what there are."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({count:,} {of})"
 
 
@@ -102,69 +111,63 @@ def show_safetensors(path: Path, files: list[Path]) -> None:
     """The tensors of all ``files``, and how qtutor quantized them where ``path`` is a folder that says so."""
     tensors = {}
     for file in files:
-        header = read_header(file)
-        metadata = header.pop("__metadata__", {})
-        print(f"{file}: {file.stat().st_size:,} bytes" + (f", metadata {metadata}" if metadata else ""))
-        tensors.update(header)
-    sizes = {name: about["data_offsets"][1] - about["data_offsets"][0] for name, about in tensors.items()}
+        header = header_of(file)
+        about = f", metadata {shown(header.metadata, LONGEST)}" if header.metadata else ""
+        print(f"{file}: {file.stat().st_size:,} bytes{about}")
+        tensors.update(header.tensors)
     rows = [
-        (name, about["dtype"], " x ".join(map(str, about["shape"])), f"{sizes[name]:,}")
-        for name, about in sorted(tensors.items())
+        (printable(name), stored.dtype, printable(" x ".join(map(str, stored.shape))), f"{stored.nbytes:,}")
+        for name, stored in sorted(tensors.items())
     ]
+    sizes = {name: stored.nbytes for name, stored in tensors.items()}
     print_table(("tensor", "dtype", "shape", "bytes"), [*rows, ("total", "", "", f"{sum(sizes.values()):,}")])
     if path.is_dir() and (path / "qtutor.json").is_file():
         print()
         print_layers(path / "qtutor.json", sizes)
 
 
-def read_header(path: Path) -> dict:
-    """The header of a safetensors file: 8 bytes of length, then JSON; checked against the file's true size."""
-    if path.suffix != ".safetensors":
+def header_of(path: Path) -> Header:
+    if path.suffix.lower() != ".safetensors" and not _has_header(path):
         raise QtutorError(
             f"{path}: 'qtutor inspect' reads .safetensors and .gguf files and folders with some; this is neither."
         )
-    size = path.stat().st_size
+    if not path.is_file():
+        raise QtutorError(f"{path} is no file, or leads to none: copy, download or export it again.")
+    return read_header(path)
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file of any name begins as a safetensors file: a length that fits, then JSON."""
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if 8 + length <= size else b""
-    try:
-        header = json.loads(text)
-        spans = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
-        expected = 8 + length + max(spans, default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise QtutorError(
-            f"{path} has {size:,} bytes and no readable safetensors header: it was cut off, or is another kind of "
-            "file. Copy, download or export it again."
-        ) from None
-    if size != expected:
-        raise QtutorError(
-            f"{path} has {size:,} bytes, but its header speaks of {expected:,}: it is "
-            f"{'truncated' if size < expected else 'longer than it should be'}. Copy, download or export it again."
-        )
-    return header
+        length, first = int.from_bytes(file.read(8), "little"), file.read(1)
+    return first == b"{" and 8 + length <= path.stat().st_size
 
 
 def print_layers(path: Path, sizes: dict[str, int]) -> None:
     """How each layer of a folder that qtutor wrote is quantized; bits per weight counts its scales and zero points."""
+    about = read_json(path)
     rows, weights, total = [], 0, 0
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
         recipe = about.get("recipe") or {}
         for name, layer in about["layers"].items():
-            count = layer["shape"][0] * layer["shape"][1]
+            rows_of_layer, columns = layer["shape"]
+            count = rows_of_layer * columns
             size = sum(sizes[key] for key in sizes if key.startswith(f"{name}.") and key != f"{name}.bias")
             grid = "symmetric" if layer["symmetric"] else "asymmetric"
-            rows.append((name, str(layer["bits"]), str(layer["group_size"]), grid, f"{8 * size / count:.3f}"))
+            cells = (printable(str(layer[key])) for key in ("bits", "group_size"))
+            rows.append((printable(name), *cells, grid, f"{8 * size / count:.3f}"))
             weights, total = weights + count, total + size
         rows.append(("total", "", "", "", f"{8 * total / weights:.3f}"))
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise QtutorError(f"{path} is damaged ({error!r}): quantize the model again.") from None
+        options = ", ".join(f"{printable(name)} = {shown(value, LONGEST)}" for name, value in recipe.items())
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise QtutorError(f"{path} is damaged ({shown(error)}): quantize the model again.") from None
     print_table(("quantized layer", "bits", "group size", "grid", "bits per weight"), rows)
-    if recipe:
-        print(f"\nrecipe: {', '.join(f'{name} = {value!r}' for name, value in recipe.items())}")
+    if options:
+        print(f"\nrecipe: {options}")
 
 
 def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print rows under their heads: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, tuple("-" * width for width in widths), *rows]:
         first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from qtutor.decoder import EMBEDDED
-from qtutor.errors import QtutorError, naming
-from qtutor.families import family_of
-from qtutor.formats import gguf, load_quantized, native
+from qtutor.errors import QtutorError, naming, shown
+from qtutor.formats import checkpoint, gguf, hub, load_quantized, native
+from qtutor.formats.documents import reading
+from qtutor.formats.tokenizers_files import tokenizer_in, tried
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.measure.losses import model_bytes
@@ -25,7 +24,7 @@ Source = str | os.PathLike
 def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, device: str | None = None):
     """``(model, tokenizer)`` of whatever a person may name.
 
-    source: ``"embedded"``, the decoder that comes with qtutor; a folder or a hub id, as transformers takes it; or what
+    source: ``"embedded"``, the decoder that comes with qtutor; a folder or a hub id, as others ship decoders; or what
     :func:`qtutor.export` wrote: a folder of ours, with its packed layers, or a GGUF file, as the float32 weights that
     it stands for. dtype: of a float checkpoint, ``"auto"`` for its own; by itself float32 for the embedded decoder
     (small models are computed in float32 so that results agree between CPUs), its own for any other. device: by itself
@@ -33,15 +32,23 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
     family.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise QtutorError(f"{shown(source)} names no checkpoint: give 'embedded', a folder, a file or a hub id.")
+    with reading(source):
+        return _load(source, dtype, device)
+
+
+def _load(source: Source, dtype: torch.dtype | str | None, device: str | None):
     if source == "embedded":
         return _float_checkpoint(EMBEDDED, dtype or torch.float32, device)
     file = gguf.file_in(source)
     if file is not None:
         model = gguf.load(file, device)  # first, since it tells files that others wrote
         with naming(str(file)):
-            return model, tokenizer_of(read(file).metadata)
+            return model, tried(lambda: tokenizer_of(read(file).metadata), model.config, file)
     if (Path(source) / native.ABOUT).is_file():
-        return load_quantized(source, device), _tokenizer_beside(source)
+        model = load_quantized(source, device)
+        return model, tokenizer_in(Path(source), model.config)
     return _float_checkpoint(source, dtype or "auto", device)
 
 
@@ -57,46 +64,15 @@ def weight_bytes(source: Source, model: nn.Module) -> int:
 
 
 def _float_checkpoint(source: Source, dtype: torch.dtype | str, device: str | None):
-    """A checkpoint that transformers loads. dtype: float32 takes twice the memory of 16 bits."""
-    shown = logging.is_progress_bar_enabled()
-    if source == EMBEDDED:
-        logging.disable_progress_bar()  # the embedded decoder loads in a fraction of a second
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-    except Exception as error:  # transformers raises OSError, ValueError, SafetensorError and more for bad checkpoints
-        raise QtutorError(_explain(source, error)) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    family_of(model)  # refuse a family that quantize() would refuse later
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
-
-
-def _tokenizer_beside(folder: Source):
-    """The tokenizer in a folder of ours."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for a tokenizer that is missing or damaged
+    """A checkpoint as others ship it. dtype: float32 takes twice the memory of 16 bits."""
+    folder = Path(source)
+    if not folder.exists():
+        folder = hub.folder_of(str(source))
+    if not folder.is_dir():
         raise QtutorError(
-            f"{folder} holds a quantized model, but its tokenizer cannot be loaded ({_first_line(error)}). Copy "
-            "tokenizer.json and tokenizer_config.json of the original model into the folder, or quantize it again with "
-            "'qtutor quantize'."
-        ) from error
-
-
-def _explain(source: Source, error: Exception) -> str:
-    if not Path(source).exists():
-        return (
-            f"{source}: no such folder here, and it could not be had as a hub id ({_first_line(error)}). Check the "
-            "spelling; without network, pass a folder with config.json, tokenizer.json and *.safetensors."
+            f"{source} is a file, and a checkpoint is a folder with config.json and *.safetensors: name that."
         )
-    have = sorted(p.name for p in Path(source).iterdir()) if Path(source).is_dir() else ["a file, not a folder"]
-    return (
-        f"{source}: the checkpoint cannot be loaded ({_first_line(error)}). Found {', '.join(have[:12])}; needed are "
-        "config.json, tokenizer.json and whole *.safetensors files. Copy or download it again."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    with naming(f"{source}: the checkpoint cannot be loaded"):
+        model = checkpoint.load(folder, dtype, device)
+        model.config.name_or_path = str(source)  # of a hub id, the folder is a cache's
+        return model, tokenizer_in(folder, model.config)

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from qtutor.calibration.walk import walk
 from qtutor.core.codebooks import INT8
+from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError, naming
 from qtutor.families import decoder_blocks, family_of, linear_layers
 from qtutor.guards.ids import samples_of
@@ -50,6 +51,7 @@ def quantize(
     if any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is quantized already; load the float checkpoint again to quantize it differently.")
     check_replaceable(model, recipe.needs_calibration, _outside(model, recipe))
+    _check_rest(model)
     if recipe.needs_calibration and calibration is not None:
         calibration = samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
     sink = IntoModel(model)
@@ -118,6 +120,14 @@ def finished(
             quantized = rounder.round(weight, own.grid, own.group_size)
         bias = getattr(module, "bias", None)
         yield _packed(Rounded(name, weight, quantized, quantized.dequantize(), bias), module)
+
+
+def _check_rest(model: nn.Module) -> None:
+    """Refuse NaN and Inf in norms, biases, embeddings and lm_head; layers to be rounded are looked at one by one."""
+    rounded = {f"{name}.weight" for name in linear_layers(model)}
+    for name, parameter in model.named_parameters():
+        if name not in rounded and not parameter.is_meta and not all_finite(parameter):
+            raise QtutorError(f"{name}: it holds numbers that are NaN or infinite: repair the checkpoint first.")
 
 
 def _outside(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_CHANNEL
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
-from qtutor.methods.gptq import ACT_ORDERS, DAMPING
+from qtutor.methods.hessian import ACT_ORDERS, DAMPING
 from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
 from qtutor.methods.scaling import Scaling
 

@@ -1,11 +1,15 @@
 """What :func:`qtutor.quantize` did: a :class:`Report` with a row for each layer."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from qtutor.recipe import Recipe
 
+MOST_ROWS = 30  # a longer table is folded: a line for each kind of layer, and the worst
+WORST = 5
 LOST = 0.9  # a relative error from which on next to nothing of a layer is left
 
 
@@ -30,7 +34,9 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`qtutor.quantize` did: the recipe and a row per layer. ``print(report)`` shows a table."""
+    """What :func:`qtutor.quantize` did: the recipe and a row per layer. ``print(report)`` shows a table, of many layers
+    a folded one; :meth:`table` always has them all.
+    """
 
     recipe: Recipe
     rows: tuple[LayerReport, ...]
@@ -49,12 +55,39 @@ class Report:
         return [f"{row.name}: {row.note}" for row in self.rows if row.note]
 
     def __str__(self) -> str:
-        width = max([len(row.name) for row in self.rows] + [5])
-        output = any(row.output_error is not None for row in self.rows)
-        head = f"{'layer':{width}}  {'shape':>13}  {'error':>7}" + (f"  {'output':>7}" if output else "")
+        if len(self.rows) <= MOST_ROWS:
+            return self.table()
+        worst = sorted(self.rows, key=lambda row: -(row.error if row.output_error is None else row.output_error))
+        by = "output" if worst[0].output_error is not None else "error"
+        lines = [f"{len(self.rows)} layers by kind, the means of their errors and the sums of their bytes", ""]
+        lines += [self._table(self._kinds(), "kind of layer"), "", f"The {WORST} with the largest {by}:", ""]
+        lines += self._table(worst[:WORST]).splitlines()[:-1]  # a total of five would be none
+        return self._with_notes(lines)
+
+    def table(self) -> str:
+        """A line for every layer, however many there are."""
+        return self._with_notes([self._table(self.rows)])
+
+    def _kinds(self) -> list[LayerReport]:
+        """The layers of one name in all blocks, of the same shape and the same bits, as one row."""
+        kinds = {}
+        for row in self.rows:
+            name = re.sub(r"(?<=\.)\d+(?=\.)", "*", row.name)
+            kinds.setdefault((name, row.shape, round(row.bits_per_weight, 3)), []).append(row)
+        return [_together(f"{len(rows):3} {name}", rows) for (name, *_), rows in kinds.items()]
+
+    def _with_notes(self, lines: list[str]) -> str:
+        notes = self.notes
+        more = [f"and {len(notes) - MOST_ROWS} notes more, in report.notes"] if len(notes) > MOST_ROWS else []
+        return "\n".join(lines + [f"ATTENTION, {note}" for note in notes[:MOST_ROWS] + more])
+
+    def _table(self, rows: Sequence[LayerReport], what: str = "layer") -> str:
+        width = max([len(row.name) for row in rows] + [5, len(what)])
+        output = any(row.output_error is not None for row in rows)
+        head = f"{what:{width}}  {'shape':>13}  {'error':>7}" + (f"  {'output':>7}" if output else "")
         head += f"  {'bits':>6}  {'before':>11}  {'after':>11}"
         lines = [head, "-" * len(head)]
-        for row in self.rows:
+        for row in rows:
             shape = f"{row.shape[0]} x {row.shape[1]}"
             known = "" if row.output_error is None else f"{row.output_error:.4f}"
             lines.append(
@@ -67,7 +100,21 @@ class Report:
         lines.append(
             f"{'total':{width}}  {'':13}  {'':7}{gap}  {share:>6}  {self.bytes_before:11,}  {self.bytes_after:11,}"
         )
-        return "\n".join(lines + [f"ATTENTION, {note}" for note in self.notes])
+        return "\n".join(lines)
+
+
+def _together(name: str, rows: list[LayerReport]) -> LayerReport:
+    """One row for several: means of errors, sums of bytes."""
+    outputs = [row.output_error for row in rows if row.output_error is not None]
+    return LayerReport(
+        name,
+        rows[0].shape,
+        sum(row.error for row in rows) / len(rows),
+        sum(row.bits_per_weight for row in rows) / len(rows),
+        sum(row.bytes_before for row in rows),
+        sum(row.bytes_after for row in rows),
+        sum(outputs) / len(outputs) if outputs else None,
+    )
 
 
 def relative_error(back: torch.Tensor, exact: torch.Tensor) -> float:

@@ -70,9 +70,10 @@ def note_quantized(name: str, quantized) -> None:
     note("scales", name, quantized.scales)
     note("zeros", name, quantized.zeros)
     note("dequantized", name, quantized.dequantize())
-    if quantized.nested is not None:
+    nested = getattr(quantized, "nested", None) or getattr(quantized, "stored_scales", None)  # of old, and today
+    if hasattr(nested, "absmax"):
         for part in ("codes", "absmax", "offset"):
-            note("nested scales", f"{name} {part}", getattr(quantized.nested, part))
+            note("nested scales", f"{name} {part}", getattr(nested, part))
 
 
 # --- models, made here and the same on both sides ---
@@ -273,7 +274,7 @@ def folders(out: Path) -> None:
             for path in sorted((out / "folder").iterdir()):
                 data = path.read_bytes()
                 if path.name == "qtutor.json":  # a recipe may join what is there
-                    about = {key: value for key, value in json.loads(data).items() if key != "recipe"}
+                    about = {key: value for key, value in json.loads(data).items() if key not in ("recipe", "files")}
                     data = json.dumps(about, sort_keys=True).encode()
                 note("export, files", f"{name} {path.name}", data)
             note("export, loaded", name, logits(qtutor.load_quantized(out / "folder", device="cpu")))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,8 +193,8 @@ def test_gguf_files_that_qtutor_cannot_run(gguf_folder, tmp_path, capsys, comman
     assert f"{path} cannot be read: No such file" in told(path)
     of_others = told(rewritten(gguf_folder, path, qtutor__config=None))
     assert "qtutor did not write this file" in of_others and "gguf_file=name" in of_others
-    other_words = told(rewritten(gguf_folder, path, tokenizer__ggml__pre="deepseek-llm"))
-    assert f"{path}: tokenizer.ggml.pre is deepseek-llm" in other_words and "AutoTokenizer" in other_words
+    other_words = told(rewritten(gguf_folder, path, tokenizer__ggml__pre="kimi-k2"))
+    assert f"{path}: tokenizer.ggml.pre is kimi-k2" in other_words and "AutoTokenizer" in other_words
     path.write_bytes((gguf_folder / "model.gguf").read_bytes()[:5000])
     assert f"{path}: " in told(path)
 
@@ -283,6 +284,82 @@ def test_bad_arguments_are_one_paragraph(tmp_path, capsys):
         cli.main(["quantize", "embedded", str(tmp_path / "out"), "--format", "zip"])
     assert "'zip'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """What is refused has to be refused before the model is loaded."""
+
+    def load(*_arguments, **_keywords):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(qtutor, "load", load)
+
+
+def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypatch, nothing_is_loaded):
+    to_gguf = ["--format", "gguf"]
+    for name in ("SRC", "OUT"):
+        shutil.copytree(quantized, tmp_path / name)
+    shutil.copy(gguf_folder / "model.gguf", tmp_path)
+    (tmp_path / "OUT" / "MY_NOTES.txt").write_text("mine")
+    (tmp_path / "b.gguf").write_text("mine")
+    (tmp_path / "link").symlink_to("SRC")
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+    def told(source, out, *options):
+        return refused(["quantize", source, out, *options], capsys)
+
+    for out in ("SRC", "SRC/", "SRC/out", "link", "link/out/", tmp_path / "SRC" / ".." / "SRC"):
+        for source in ("SRC", "./SRC/", "link"):
+            assert "which is read" in told(source, out) and "which is read" in told(source, out, *to_gguf)
+    assert "the same as model.gguf, which is read" in told("model.gguf", "./model.gguf", *to_gguf, "--force")
+    assert "the same as b.gguf, which is read" in told(
+        "embedded", "b.gguf", *to_gguf, "--force", "--calibration", "b.gguf"
+    )
+    assert "inside" in told("embedded", qtutor.decoder.EMBEDDED / "out")
+    assert "(MY_NOTES.txt)" in told("embedded", "OUT")
+    assert "b.gguf exists, and qtutor did not write it" in told("embedded", "b.gguf", *to_gguf)
+    assert "this is the name of a GGUF file" in told("embedded", "c.gguf")
+    assert "the folder that you are in" in told("SRC", "")
+    assert "bytes, and" in told("embedded", "n" * 300)
+    assert "--force replaces a file" in told("embedded", "OUT", "--force")
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("options", [["--bits", "3"], ["--format", "gguf", "--type", "Q4_K_M"]])
+def test_room_is_looked_for_before_anything_is_loaded(tmp_path, capsys, monkeypatch, nothing_is_loaded, options):
+    """What it asks for is less than it takes, and not much less."""
+    monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=0))
+    told = refused(["quantize", "embedded", tmp_path / "out", *options], capsys)
+    least = int(told.split("at least ")[1].split()[0].replace(",", ""))
+    monkeypatch.undo()
+    assert cli.main(["quantize", "embedded", str(tmp_path / "out"), *options]) == 0
+    made = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert 0.7 * made < least < made
+
+
+def test_a_hub_id_is_measured_once_it_is_loaded(tmp_path, capsys, monkeypatch):
+    model, tokenizer = qtutor.load("embedded")
+    monkeypatch.setattr(qtutor, "load", lambda *_arguments, **_keywords: (model, tokenizer))
+    monkeypatch.setattr(qtutor, "quantize", None)
+    monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=10**5))
+    assert "at least" in refused(["quantize", "somebody/model", tmp_path / "out"], capsys)
+
+
+def test_force_replaces_a_file_of_others(tmp_path, capsys):
+    (tmp_path / "a.gguf").write_text("theirs")
+    arguments = ["quantize", "embedded", str(tmp_path / "a.gguf"), "--format", "gguf", "--type", "Q4_0"]
+    assert cli.main([*arguments, "--force"]) == 0 == cli.main(arguments)
+    assert "qtutor.config" in gguf.read(tmp_path / "a.gguf").metadata
+
+
+def test_it_is_written_even_if_nobody_reads_the_report(tmp_path):
+    command = [sys.executable, "-u", "-m", "qtutor.cli", "quantize", "embedded", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 0 and (tmp_path / "out" / "qtutor.json").is_file()
 
 
 def test_a_quantized_folder_without_tokenizer_says_so(quantized, tmp_path, capsys):

@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
+from qtutor.families import linear_layers
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear
-from tests.models import FAMILIES, some_ids, tiny
+from tests.live_bytes import LiveBytes
+from tests.models import FAMILIES, VOCABULARY, some_ids, tiny
 
 LAYERS_A_BLOCK = 7  # q, k, v, o, gate, up, down
 
@@ -27,9 +30,11 @@ def test_equals_a_float_model_with_rounded_weights(family, dtype):
     assert len(report.rows) == 2 * LAYERS_A_BLOCK
     with torch.inference_mode():
         ours, theirs = model(some_ids()).logits, simulated(some_ids()).logits
-    # The layers are equal to the bit; bias is added in one fused step there, in two here.
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}[dtype]
-    assert (ours - theirs).abs().max() <= tolerance
+    # The layers are equal to the bit, but for one thing: qwen2's bias is added in one fused step there, in two here.
+    # One rounding more of numbers up to 1, in two blocks, is 4e-3 in bfloat16; rounding to 4 bits itself moves logits
+    # by 7e-2.
+    two_steps = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    assert (ours - theirs).abs().max() <= (two_steps if family == "qwen2" else 0)
 
 
 def test_what_is_left_alone_and_what_is_asked_for():
@@ -88,17 +93,21 @@ def test_bad_input():
         qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
 
 
-def test_memory_never_holds_a_second_float_model(monkeypatch):
-    """The float weights alive at any moment of the loop are the model's own and one layer's working copy."""
-    model, seen = tiny(), []
-    original = qtutor.rtn.quantize
-
-    def spy(weight, *arguments):
-        assert weight.untyped_storage().data_ptr() in {p.untyped_storage().data_ptr() for p in model.parameters()}
-        result = original(weight, *arguments)
-        seen.append(result.codes.dtype)
-        return result
-
-    monkeypatch.setattr("qtutor.methods.rtn.quantize", spy)
-    qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
-    assert seen == [torch.uint8] * 2 * LAYERS_A_BLOCK
+def test_memory_never_holds_a_second_float_model():
+    """Beside the model there are the packed layers and the working copies of one layer, of the largest at most."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config)
+    floats = sum(layer.weight.nbytes for layer in linear_layers(model).values())
+    largest = max(layer.weight.nbytes for layer in linear_layers(model).values())
+    with LiveBytes(model) as live:
+        report = qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
+    assert report.bytes_after <= live.now < report.bytes_after + largest
+    working = live.peak - report.bytes_after
+    assert working < 5 * largest < floats / 10

@@ -17,7 +17,7 @@ PER_CHANNEL = -1  # one group a row
 PER_TENSOR = 0  # one group for the whole matrix
 
 
-def resolve_group_size(group_size: int, columns: int, name: str = "weight") -> int:
+def resolve_group_size(group_size: int, columns: int) -> int:
     """The group length that ``group_size`` means for rows of ``columns`` weights (see :data:`PER_CHANNEL`).
 
     Raises :class:`QtutorError` where the groups do not divide the row.
@@ -27,7 +27,7 @@ def resolve_group_size(group_size: int, columns: int, name: str = "weight") -> i
     if group_size < 1 or columns % group_size:
         fits = [g for g in (16, 32, 64, 128, 256) if columns % g == 0]
         raise QtutorError(
-            f"{name}: groups of {group_size} do not divide its rows of {columns} weights. Choose "
+            f"groups of {group_size} do not divide rows of {columns} weights. Choose "
             f"{', '.join(map(str, fits)) + ' or ' if fits else ''}-1 (one group a row)."
         )
     return group_size
@@ -63,17 +63,22 @@ def nbytes_of(rows: int, columns: int, grid: Grid, group_size: int, scales_as: t
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
 
 
-def check_weight(weight: torch.Tensor, name: str = "weight") -> None:
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite; takes no memory of the tensor's size."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
+
+
+def check_weight(weight: torch.Tensor) -> None:
     """Raise :class:`QtutorError` unless ``weight`` is a finite floating-point matrix ``[out, in]``."""
     if weight.dim() != 2 or not weight.is_floating_point():
         raise QtutorError(
-            f"{name}: {weight.dtype} of shape {list(weight.shape)}; a floating-point matrix [out, in] is needed."
+            f"a weight is {weight.dtype} of shape {list(weight.shape)}; a floating-point matrix [out, in] is needed."
         )
     finite = torch.isfinite(weight)
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()
         raise QtutorError(
-            f"{name}: {int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first at "
+            f"{int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first at "
             f"[{row}, {column}] ({weight[row, column].item()}). Quantizing would spread it over its whole group: "
             "repair the checkpoint first."
         )

@@ -3,9 +3,9 @@
 import random
 
 import torch
-from transformers import AutoTokenizer
 
 from qtutor.decoder import EMBEDDED, corpus
+from qtutor.formats import checkpoint
 
 # More than in training (9 in 16): what is measured is code, and sessions are so much alike that a few stand for all.
 CODE_SHARE = 7 / 8
@@ -16,7 +16,7 @@ def calibration_tokens(samples: int = 128, length: int = 512, seed: int = 0) -> 
 
     Every excerpt comes from a random place of a random module. The same arguments give the same tokens.
     """
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    tokenizer = checkpoint.tokenizer(EMBEDDED)
     rng = random.Random(f"calibration {seed}")
     long_enough = [text for text in corpus.training_modules() if len(text) > 8 * length]
     sessions = iter(corpus.training_sessions(samples, seed + 1, examples=length // 8))

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qtutor.decoder import corpus
 from qtutor.files import written_beside
-from qtutor.gguf.tokenizer import QWEN2_SPLIT
+from qtutor.gguf.pre_tokenizers import QWEN2_SPLIT
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 1024
@@ -70,6 +70,7 @@ def new_model(seed: int) -> LlamaForCausalLM:
             tie_word_embeddings=True,
             bos_token_id=0,
             eos_token_id=0,
+            prompts_begin_with_bos=True,  # the tokenizer adds none: qtutor.measure.generation asks for this
         )
     )
 

@@ -1,15 +1,19 @@
-"""Checkpoint formats, a module each, with ``save`` and ``load``: ours (:mod:`.native`) and those of others.
+"""Checkpoint formats, a module each, with ``save``, ``target`` and ``load``: ours (:mod:`.native`) and those of others.
 
 The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
 """
 
+from __future__ import annotations  # nn.Module below: headers are read without waiting for torch
+
 import importlib
 import inspect
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from qtutor.errors import QtutorError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMATS = {"qtutor": "native", "gguf": "gguf"}  # name -> module
 
@@ -21,11 +25,12 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
     "qtutor": the packed tensors of a quantized model, as a folder, with the tokenizer's files if there is one
     (:func:`qtutor.formats.native.save`).
     "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``; encodes from float
-    weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance`` and ``pure``).
+    weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance``, ``pure`` and ``overwrite``).
     options: those of the format's ``save``; ``None`` stands for what it does by itself.
 
-    Raises :class:`QtutorError` for an unknown format, for options that another format has, and for what the format
-    cannot hold; and for a model that is not as its config says (:mod:`qtutor.guards.model`).
+    Raises :class:`QtutorError` for an unknown format, for options that another format has, for what the format cannot
+    hold, where ``out`` cannot be written or holds what qtutor did not write, and for a model that is not as its config
+    says (:mod:`qtutor.guards.model`).
     """
     from qtutor.guards.model import decoder_of
 
@@ -42,6 +47,14 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
     return save(decoder_of(model), out, tokenizer, **options)
 
 
+def target(out: str | Path, format: str = "qtutor", **options) -> Path:
+    """Where :func:`export` would write, its links followed; refuses before any work what it would refuse after it.
+
+    options: ``sources`` (what is read), ``need`` (bytes), and for "gguf" ``overwrite``; see :mod:`qtutor.files.target`.
+    """
+    return _of_format(format).target(out, **options)
+
+
 def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     """What :func:`export` wrote comes back, on ``device`` (by itself: the GPU if there is one).
 
@@ -49,10 +62,12 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
     from qtutor.formats import gguf, native
+    from qtutor.formats.documents import reading
 
-    ours = (Path(source) / native.ABOUT).is_file()
-    file = None if ours else gguf.file_in(source, alone=False)
-    return native.load(source, device) if file is None else gguf.load(file, device)
+    with reading(source):
+        ours = (Path(source) / native.ABOUT).is_file()
+        file = None if ours else gguf.file_in(source, alone=False)
+        return native.load(source, device) if file is None else gguf.load(file, device)
 
 
 def _of_format(name: str):

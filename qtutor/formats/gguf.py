@@ -14,60 +14,65 @@ transformers does with ``gguf_file=``.
 """
 
 import json
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from tqdm.auto import tqdm
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.families import family_of
-from qtutor.files import is_gguf
-from qtutor.formats.readback import check_gguf
+from qtutor.files import is_gguf, parents_made, told
+from qtutor.files.target import checked
+from qtutor.formats import documents
+from qtutor.formats.endings import generation_settings
+from qtutor.formats.gguf_reading import CONFIG, GENERATION, ROPE, Source, load, opened, parameters  # noqa: F401 - the other half
+from qtutor.formats.readback import read_back
 from qtutor.gguf import imatrix
-from qtutor.gguf.architecture import (
-    architecture,
-    metadata,
-    permute,
-    permuted_heads,
-    rope_factors,
-    tensor_name,
-    unpermute,
-)
+from qtutor.gguf.architecture import architecture, metadata, permute, permuted_heads, rope_factors, tensor_name
 from qtutor.gguf.coding import decode, encode, find_type
-from qtutor.gguf.container import GGUFError
+from qtutor.gguf.container import GGUFError, TensorInfo
+from qtutor.gguf.layout import ALL_TYPES
 from qtutor.gguf.mixes import file_type, tensor_types
-from qtutor.gguf.reader import GGUFFile, read
+from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer import tokenizer_metadata
+from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.gguf.writer import Tensor, write
-from qtutor.guards.promises import config_of, is_tied
-from qtutor.runtime.linear import QuantWeight
+from qtutor.guards.promises import config_to_write
 
 NAME = "model.gguf"  # of the file in a folder
+DEFAULT = "Q4_K_M"  # the mix
 SMALL = 1e-3  # weights that no format's scales lose are larger
-CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
-Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
 
 
 def save(
-    model: nn.Module, out: str | Path, tokenizer=None, *, type: str = "Q4_K_M", importance=None, pure: bool = False
+    model: nn.Module,
+    out: str | Path,
+    tokenizer=None,
+    *,
+    type: str = DEFAULT,
+    importance=None,
+    pure: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
 
     type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. importance: an
     :class:`~qtutor.gguf.imatrix.Imatrix`, a file that holds one, or a mapping of GGUF names to float32 ``[in]``.
-    Returns the file's path.
+    overwrite: replace a file that is there even if qtutor did not write it. Returns the file's path.
     Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
     cannot be written; the old one is then untouched.
     """
     family_of(model)
-    config, path = config_of(model), Path(out)
-    if path.suffix != ".gguf":
-        path = path / NAME
-    sources = {tensor_name(name, config): source for name, source in _parameters(model)}
+    config = config_to_write(model)
+    sources = {tensor_name(name, config): source for name, source in parameters(model)}
     types = tensor_types(
         type,
         {name: shape for name, (shape, _) in sources.items()},
@@ -85,14 +90,52 @@ def save(
     _say_of_window(config)
     factors = rope_factors(config)
     if factors is not None:
-        tensors.append(Tensor("rope_freqs.weight", factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
+        tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
+    if settings := generation_settings(model):
+        keys[GENERATION] = json.dumps(settings)
+    need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
+    place = target(out, need=need, overwrite=overwrite)
+    with told(place), parents_made(place), _progress(tensors) as counted:
+        write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new)[0].metadata)))
+    return _path(out)
+
+
+def target(out: str | Path, sources: Iterable[str | Path] = (), need: int = 0, overwrite: bool = False) -> Path:
+    """The file that :func:`save` would write, its links followed, if it may (:func:`qtutor.files.target.checked`)."""
+    place = checked(_path(out), folder=False, sources=sources, need=need)
+    if place.exists() and place.stat().st_size and not overwrite and not _ours(place):
+        raise QtutorError(
+            f"{place} exists, and qtutor did not write it (it is no whole GGUF file with {CONFIG}). Choose another "
+            "name, or replace it with --force (in Python: overwrite=True)."
+        )
+    return place
+
+
+def _path(out: str | Path) -> Path:
+    return Path(out) if Path(out).suffix.lower() == ".gguf" else Path(out) / NAME
+
+
+def _ours(path: Path) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GGUFError(f"{path.parent} cannot be made: {error.strerror}. Choose another folder.") from error
-    write(path, keys, tensors, lambda new: check_gguf(new, tensors))
-    return path
+        return CONFIG in read(path).metadata
+    except GGUFError:  # damaged, or no GGUF file at all
+        return False
+
+
+@contextmanager
+def _progress(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors; where encoding them takes over a second and a person is looking, a bar counts their weights."""
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    looks = {"unit": "weight", "unit_scale": True, "leave": False}
+    with tqdm(total=total, desc="encoding", delay=1, disable=None, **looks) as bar:
+
+        def counted(tensor: Tensor) -> np.ndarray:
+            data = tensor.data()
+            bar.update(math.prod(tensor.shape))
+            return data
+
+        yield [replace(t, data=partial(counted, t)) if callable(t.data) else t for t in tensors]
 
 
 def file_in(source: str | Path, alone: bool = True) -> Path | None:
@@ -100,14 +143,14 @@ def file_in(source: str | Path, alone: bool = True) -> Path | None:
     path = Path(source)
     if path.is_dir():
         others = alone and any((path / name).is_file() for name in ("qtutor.json", "config.json"))
-        return path / NAME if (path / NAME).is_file() and not others else None
+        return None if others else documents.file_in(path, NAME)
     return path if is_gguf(path) else None
 
 
 def _keys(config, tokenizer) -> dict:
     name = Path(str(getattr(config, "_name_or_path", ""))).name or config.model_type
     about = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
-    about[CONFIG] = config.to_json_string(use_diff=True)
+    about[CONFIG] = _config_text(config)
     _check_special_ids(config, tokenizer)
     return metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
 
@@ -134,19 +177,11 @@ def _check_special_ids(config, tokenizer) -> None:
                 )
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[str, Source]]:
-    """Every parameter once, under transformers' name; a tied output is the embedding and not there a second time."""
-    tied = family_of(model).head if is_tied(model) else None
-    for path, module in model.named_modules(remove_duplicate=False):
-        if path == tied:
-            continue
-        if isinstance(module, QuantWeight):
-            yield f"{path}.weight", ((module.rows, module.columns), lambda m=module: m.quantized().dequantize())
-            if getattr(module, "bias", None) is not None:
-                yield f"{path}.bias", (tuple(module.bias.shape), lambda m=module: m.bias)
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            yield f"{path}.{name}", (tuple(parameter.shape), lambda p=parameter: p)
+def _config_text(config) -> str:
+    """transformers' own, but for its version: the same model makes the same file whichever wrote it."""
+    diff = json.loads(config.to_json_string(use_diff=True))
+    diff.pop("transformers_version", None)
+    return json.dumps(diff, indent=2, sort_keys=True) + "\n"
 
 
 def _encoder(name: str, type: str, values: Callable, heads: int, importance: Callable) -> Callable[[], np.ndarray]:
@@ -159,10 +194,8 @@ def _encoder(name: str, type: str, values: Callable, heads: int, importance: Cal
         rows = weight.to("cpu", torch.float32).numpy()
         rows = permute(rows, heads) if heads else rows
         rows = np.atleast_2d(rows)
-        try:
+        with naming(f"tensor {name!r} as {type}"):
             data = encode(rows, type, importance(name, rows.shape[1]) if type not in ("F32", "F16", "BF16") else None)
-        except QtutorError as error:
-            raise QtutorError(f"tensor {name!r} as {type}: {error}") from error
         _say_what_is_lost(name, type, rows, data)
         return data
 
@@ -203,50 +236,3 @@ def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], 
             "this model. The names are those of the file: 'blk.0.attn_q.weight'."
         )
     return lambda name, columns: importance.get(name)
-
-
-@torch.no_grad()
-def load(path: str | Path, device: str | None = None) -> nn.Module:
-    """The decoder in a file that :func:`save` wrote, its blocks decoded to float32.
-
-    Raises :class:`QtutorError` for a file that is damaged, that others wrote, or whose tensors do not fit its config.
-    """
-    file = read(path)
-    config = _config(file)
-    with torch.device("meta"):  # shapes alone: nothing is allocated before they are found in the file
-        wanted = {
-            tensor_name(parameter, config): shape
-            for parameter, (shape, _) in _parameters(AutoModelForCausalLM.from_config(config))
-        }
-    found = {name: info.shape for name, info in file.tensors.items() if name != "rope_freqs.weight"}
-    for name in wanted | found:
-        if wanted.get(name) != found.get(name):
-            raise QtutorError(
-                f"{path}: tensor {name!r} is {found.get(name, 'not there')}, and its config says "
-                f"{wanted.get(name, 'that there is none')}. The file is damaged: fetch or export it again."
-            )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for parameter, (shape, values) in _parameters(model):
-        name = tensor_name(parameter, config)
-        rows, heads = file.weight(name).reshape(shape), permuted_heads(name, config)
-        values().copy_(torch.from_numpy(unpermute(rows, heads) if heads else rows))
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-
-
-def _config(file: GGUFFile):
-    """transformers' config out of a file; the number of blocks is checked, the sizes of tensors are not yet."""
-    try:
-        config = AutoConfig.for_model(**json.loads(file.metadata[CONFIG]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise QtutorError(
-            f"{file.path}: {CONFIG} is missing or damaged ({error!r}), so qtutor did not write this file. transformers "
-            "loads others: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)."
-        ) from None
-    architecture(config)
-    blocks = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
-    if config.num_hidden_layers != blocks:
-        raise QtutorError(
-            f"{file.path}: there are {blocks} blocks, and its config says {config.num_hidden_layers}. The file is "
-            "damaged: fetch or export it again."
-        )
-    return config

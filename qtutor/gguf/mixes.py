@@ -33,14 +33,17 @@ class Place:
 
 
 def always(place: Place) -> bool:
+    """Every layer."""
     return True
 
 
 def in_grouped(place: Place) -> bool:
+    """The layers of models whose query heads share keys and values in groups."""
     return place.grouped
 
 
 def in_first_eighth(place: Place) -> bool:
+    """The first eighth of the layers."""
     return place.layer < place.layers // 8
 
 

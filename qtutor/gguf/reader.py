@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qtutor.errors import one_line, shown
 from qtutor.gguf.coding import decode
 from qtutor.gguf.container import (
     ALIGNMENT,
@@ -102,7 +103,8 @@ class GGUFFile:
     def data(self, name: str) -> np.ndarray:
         """The bytes of a tensor as they lie in the file: read-only uint8 ``[rows, bytes of a row]``, mapped."""
         if name not in self.tensors:
-            raise GGUFError(f"{self.path}: no tensor is called {name!r}. It has {', '.join(self.tensors) or 'none'}.")
+            some = one_line(", ".join(self.tensors), 2000)
+            raise GGUFError(f"{self.path}: no tensor is called {shown(name)}. It has {some or 'none'}.")
         info = self.tensors[name]
         flat = np.frombuffer(self._data, np.uint8, info.nbytes, info.offset)
         return flat.reshape(info.rows, info.row_bytes)
@@ -162,9 +164,10 @@ class _Cursor:
 
     def fail(self, field: str, found: str, expected: str, at: int | None = None) -> None:
         at = self.at if at is None else at
+        field, found = one_line(field, 160), one_line(found, 200)
         raise GGUFError(
-            f"{self.path}: {field} at byte {at} is {found[:200]}, expected {expected}. The file is damaged, cut off or "
-            "no GGUF file: fetch or write it again."
+            f"{self.path}: {field} at byte {at} is {found}, expected {expected}. The file is damaged, cut off or no "
+            "GGUF file: fetch or write it again."
         )
 
     def take(self, size: int, field: str) -> bytes:

@@ -1,16 +1,15 @@
 """A tokenizer as GGUF metadata, so that llama.cpp makes the same tokens of a text as transformers does.
 
 Two kinds are known. Byte-level BPE (``tokenizer.ggml.model = "gpt2"``) keeps its merges; how it cuts a text into words
-before merging is only *named* in the file (``tokenizer.ggml.pre``), and llama.cpp has the expression that belongs to
-the name built in. :data:`PRE_TOKENIZERS` recognises it by the expression itself: a wrong name still gives the same
-tokens for simple words, and other ones for digits, contractions and indented code. BPE in SentencePiece's manner
-(``"llama"``) has scores in place of merges, and bytes for what is not in the vocabulary.
+before merging is only *named* in the file (``tokenizer.ggml.pre``, see :mod:`.pre_tokenizers`). BPE in SentencePiece's
+manner (``"llama"``) has scores in place of merges, and bytes for what is not in the vocabulary.
 
 Both defaults for what is missing are traps in llama.cpp: without bos or eos it takes token 11 (1 and 2 in
 SentencePiece's manner) for them, without ``pre`` an expression of its own. So all are always written.
 
-Left out: normalization (Qwen2's NFC: llama.cpp takes a text as it is), and what added tokens may say about spaces
-around them (lstrip, rstrip, single_word). Source: llama.cpp's ``src/llama-vocab.cpp``; tokenizers' JSON.
+Left out: normalization (Qwen2's NFC: llama.cpp takes a text as it is). What added tokens say about spaces around them
+(lstrip, rstrip, single_word) has no place in the file, and is warned about. Source: llama.cpp's
+``src/llama-vocab.cpp``; tokenizers' JSON.
 """
 
 import json
@@ -20,22 +19,7 @@ from collections import Counter
 import numpy as np
 
 from qtutor.errors import QtutorError
-
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_WITH_DIGITS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_SPLIT = _WITH_DIGITS % r"\p{N}"
-LLAMA3_SPLIT = _WITH_DIGITS % r"\p{N}{1,3}"
-
-# (expressions one after the other, ignore_merges) -> what llama.cpp calls it
-PRE_TOKENIZERS = {
-    ((GPT2_SPLIT,), False): "gpt-2",
-    ((LLAMA3_SPLIT,), True): "llama-bpe",
-    ((LLAMA3_SPLIT,), False): "smaug-bpe",
-    ((QWEN2_SPLIT,), False): "qwen2",
-    ((r"\p{N}", GPT2_SPLIT), False): "smollm",
-}
+from qtutor.gguf.pre_tokenizers import APPROXIMATE, GPT2_SPLIT, PRE_TOKENIZERS, name_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "▁"
@@ -66,8 +50,8 @@ def tokenizer_metadata(tokenizer, vocabulary: int, config=None) -> dict:
     keys = _sentencepiece(data, tokens, types) if model.get("byte_fallback") else _byte_level(data)
     keys |= {"tokens": tokens, "token_type": np.array(types, np.int32)} | _special(tokenizer, config)
     entries = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    template = tokenizer.chat_template
-    template = template.get("default") if isinstance(template, dict) else template
+    template = _chat_template(tokenizer)
+    _warn_of_spaces(data["added_tokens"])
     return entries | ({"tokenizer.chat_template": template} if template else {})
 
 
@@ -98,13 +82,20 @@ def _byte_level(data: dict) -> dict:
     if normalizer is not None and normalizer["type"] != "NFC":
         raise _unknown("normalizer", normalizer, "none, or NFC")
     *expressions, last = _steps(data["pre_tokenizer"]) or [None]
-    key = (tuple(expressions), bool(data["model"].get("ignore_merges")))
+    ignore_merges = bool(data["model"].get("ignore_merges"))
     if last != BYTES:
         raise _unknown("pre_tokenizer", data["pre_tokenizer"], "those that end in ByteLevel")
-    if key not in PRE_TOKENIZERS:
-        raise _unknown("pre_tokenizer", {"split": key[0], "ignore_merges": key[1]}, ", ".join(PRE_TOKENIZERS.values()))
+    pre = name_of(tuple(expressions), ignore_merges, data["model"]["vocab"])
+    if pre is None:
+        found = {"split": tuple(expressions), "ignore_merges": ignore_merges}
+        raise _unknown("pre_tokenizer", found, ", ".join(PRE_TOKENIZERS.values()))
+    if pre in APPROXIMATE:
+        _warn(
+            f"llama.cpp cuts words as {pre} does in ASCII, and elsewhere nearly so: a word with capitals outside of "
+            "ASCII in its middle, or with accents that are characters of their own, may become other tokens there."
+        )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
-    return {"model": "gpt2", "pre": PRE_TOKENIZERS[key], "merges": merges}
+    return {"model": "gpt2", "pre": pre, "merges": merges}
 
 
 def _steps(step: dict | None) -> list[str]:
@@ -114,11 +105,11 @@ def _steps(step: dict | None) -> list[str]:
             return [found for inner in steps for found in _steps(inner)]
         case {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}:
             return [expression]
-        case {"type": "Digits", "individual_digits": True}:
-            return [r"\p{N}"]
+        case {"type": "Digits", "individual_digits": alone}:
+            return [r"\p{N}" if alone else r"\p{N}+"]
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": own}:
             return [GPT2_SPLIT, BYTES] if own else [BYTES]
-    known = "a Sequence of Split (by a Regex, isolated), Digits (one by one) and ByteLevel (without a space in front)"
+    known = "a Sequence of Split (by a Regex, isolated), Digits and ByteLevel (without a space in front)"
     raise _unknown("pre_tokenizer", step, known)
 
 
@@ -126,10 +117,9 @@ def _sentencepiece(data: dict, tokens: list[str], types: list[int]) -> dict:
     """Scores in place of merges: llama.cpp joins the pair whose joint token has the highest. Sets types of bytes."""
     prefix, always = _space_in_front(data["normalizer"], data["pre_tokenizer"])
     if prefix and not always:
-        warnings.warn(
-            "tokenizer: llama.cpp puts a space in front of every text. This one does not where a text begins with a "
-            "space, or goes on after a special token: such texts get one more space token in llama.cpp.",
-            stacklevel=2,
+        _warn(
+            "llama.cpp puts a space in front of every text. This one does not where a text begins with a space, or "
+            "goes on after a special token: such texts get one more space token in llama.cpp."
         )
     vocab = data["model"]["vocab"]
     scores = np.full(len(tokens), -1e6, np.float32)
@@ -204,6 +194,39 @@ def _id_of(name: str, tokenizer, config) -> int | None:
     found = getattr(tokenizer, name)
     found = getattr(config, name, None) if found is None else found
     return found[0] if isinstance(found, list) else found
+
+
+def _chat_template(tokenizer) -> str | None:
+    """The one that a file holds: of several, the one that is called "default"."""
+    template = tokenizer.chat_template
+    if not isinstance(template, dict):
+        return template
+    if "default" not in template and template:
+        _warn(
+            f'it has chat templates called {", ".join(map(repr, template))}, and a GGUF file holds one, "default": '
+            "none is written. Choose one with tokenizer.chat_template = tokenizer.chat_template[name]."
+        )
+    return template.get("default")
+
+
+def _warn_of_spaces(added: list[dict]) -> None:
+    """A file cannot say that a token takes spaces with it, or is none inside of a word."""
+    for rule, effect in (
+        ("lstrip", "the spaces in front of it"),
+        ("rstrip", "the spaces behind it"),
+        ("single_word", "whole words alone"),
+    ):
+        names = [token["content"] for token in added if token[rule]]
+        if names:
+            more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+            _warn(
+                f"the added token {', '.join(map(repr, names[:3]))}{more} takes {effect} ({rule}), which a GGUF file "
+                "cannot say: next to it llama.cpp makes other tokens of spaces and letters."
+            )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"tokenizer: {text}", stacklevel=3)
 
 
 def _unknown(part: str, found, known: str) -> QtutorError:

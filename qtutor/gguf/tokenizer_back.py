@@ -4,8 +4,10 @@
 
 It makes the tokens that llama.cpp makes with the same file. Where the file says less than the tokenizer did that it was
 written from, that may differ: a text is not normalized (Qwen2's NFC), in SentencePiece's manner a space comes in front
-of every text or of none, a tokenizer without bos gets the one that was written for it, and of several chat templates
-one is left. Left out: how long a text may be (``model_max_length``).
+of every text or of none, a tokenizer without bos gets the one that was written for it, of several chat templates one is
+left, and added tokens take no spaces with them. (For the names in :data:`.pre_tokenizers.APPROXIMATE` it makes the
+tokens of the model's own tokenizer, which llama.cpp's nearly are.) Left out: how long a text may be
+(``model_max_length``).
 """
 
 import json
@@ -14,20 +16,11 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from qtutor.errors import QtutorError
-from qtutor.gguf.tokenizer import (
-    CONTROL,
-    NORMAL,
-    PRE_TOKENIZERS,
-    PREPEND,
-    REPLACE,
-    SPACE,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-)
+from qtutor.errors import QtutorError, is_failure, one_line, said
+from qtutor.gguf.pre_tokenizers import BEGIN_WITH_BOS, cuts_of
+from qtutor.gguf.tokenizer import CONTROL, NORMAL, PREPEND, REPLACE, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 
-CUTS = {name: (expressions, ignore_merges) for (expressions, ignore_merges), name in PRE_TOKENIZERS.items()}
+CUTS = cuts_of()
 ADDED = (CONTROL, UNKNOWN, USER_DEFINED)  # found in a text before anything else is done with it
 ELSEWHERE = "Take the original model's with transformers' AutoTokenizer, or run the file in llama.cpp."
 
@@ -52,8 +45,10 @@ def tokenizer_of(metadata: dict) -> PreTrainedTokenizerFast:
     }  # fmt: skip
     try:
         backend = Tokenizer.from_str(json.dumps({"version": "1.0", "truncation": None, "padding": None} | data))
-    except Exception as error:  # tokenizers raises plain Exception, for instance for a merge to what is no token
-        raise _damaged("merges", str(error), "pairs of tokens whose joint text is a token") from error
+    except BaseException as error:  # tokenizers raises plain Exception for a merge to what is no token, and panics
+        if not is_failure(error):
+            raise
+        raise _damaged("merges", said(error), "pairs of tokens whose joint text is a token") from error
     # Naming a token makes transformers look for it in texts, which is right for added ones alone.
     named = {f"{name}_token": tokens[number] for name, number in ids.items() if types[number] in ADDED}
     template = metadata.get("tokenizer.chat_template")
@@ -145,7 +140,7 @@ def _special_ids(keys: dict, count: int) -> dict[str, int]:
 
 def _around(keys: dict, tokens: list[str], ids: dict[str, int]) -> dict:
     """bos in front of a text and eos behind it, where the file says so; where it says nothing, as llama.cpp does."""
-    own = {"bos": keys["model"] == "llama", "eos": False}
+    own = {"bos": keys["model"] == "llama" or keys.get("pre") in BEGIN_WITH_BOS, "eos": False}
     wanted = [name for name in own if _flag(keys, f"add_{name}_token", own[name])]
     for name in wanted:
         if name not in ids:
@@ -199,4 +194,4 @@ def _damaged(key: str, found, wanted: str, group: str = "tokenizer.ggml") -> Qtu
 
 
 def _shown(found) -> str:
-    return "not there" if found is None else " ".join(str(found)[:100].split())
+    return "not there" if found is None else one_line(" ".join(str(found)[:100].split()), 100)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtutor.files import written_beside
+from qtutor.files import told, written_beside
 from qtutor.gguf.container import (
     ALIGNMENT,
     ARRAY,
@@ -52,7 +52,7 @@ def write(
     path: str | Path,
     metadata: dict,
     tensors: Iterable[Tensor] = (),
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> int:
     """Write a GGUF file and return its size; a file that is there already stays as it is until the new one is complete.
 
@@ -64,21 +64,15 @@ def write(
     alignment = _alignment(metadata)
     infos = _place(tensors, alignment)
     head = _head(metadata, infos)
-    try:
-        with written_beside(path) as new, open(new, "wb") as file:
-            file.write(head + bytes(padded(len(head), alignment) - len(head)))
-            for tensor, info in zip(tensors, infos):
-                file.write(_bytes_of(tensor, info))
-                file.write(bytes(padded(info.nbytes, alignment) - info.nbytes))
-            size = file.tell()
-            file.flush()
-            if check is not None:
-                check(new)
-    except OSError as error:
-        raise GGUFError(
-            f"{path} cannot be written: {error.strerror or error}. Whatever was there before is untouched; make room "
-            "or choose another folder."
-        ) from error
+    with told(path, GGUFError), written_beside(path) as new, open(new, "wb") as file:
+        file.write(head + bytes(padded(len(head), alignment) - len(head)))
+        for tensor, info in zip(tensors, infos):
+            file.write(_bytes_of(tensor, info))
+            file.write(bytes(padded(info.nbytes, alignment) - info.nbytes))
+        size = file.tell()
+        file.flush()
+        if check is not None:
+            check(new)
     return size
 
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from qtutor.calibration.text import LENGTH, SAMPLES
 from qtutor.errors import QtutorError
-
-LENGTH, SAMPLES = 256, 128  # of samples that are cut out of texts: as qtutor quantize --calibration cuts a file
 
 
 def samples_of(given, tokenizer=None, context: int | None = None) -> torch.Tensor:
@@ -59,7 +58,9 @@ def _cut(texts: list[str], tokenizer, length: int) -> torch.Tensor:
         )
     if not callable(tokenizer):
         raise QtutorError(f"tokenizer is {_told(tokenizer)}: pass the one that qtutor.load or AutoTokenizer loads.")
-    ids = torch.tensor([number for text in texts for number in tokenizer(text, verbose=False)["input_ids"]])
+    ids = torch.tensor(
+        [number for text in texts for number in tokenizer(text, verbose=False)["input_ids"]], dtype=torch.int64
+    )
     whole = len(ids) // length
     if not whole:
         raise QtutorError(

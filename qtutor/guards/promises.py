@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, one_line
 from qtutor.families import decoder_blocks, family_of
 from qtutor.runtime.linear import QuantWeight
 
@@ -45,8 +45,8 @@ def check_promised(model: nn.Module) -> None:
         model.config.validate()
         own = promised(model.config)
     except Exception as error:  # a config can be wrong in many ways, and transformers raises as many errors
-        said = " ".join(str(error).split())
-        raise QtutorError(f"no model can be made of the model's own config ({said}): restore its values.") from error
+        detail = one_line(" ".join(str(error).split()), 300)  # transformers says in a second line what is wrong
+        raise QtutorError(f"no model can be made of the model's own config ({detail}): restore its values.") from error
     _check_kinds(model, own)
     ours, theirs = shapes(model), shapes(own)
     extra = [name for name in ours if name not in theirs]
@@ -151,7 +151,7 @@ def is_tied(model: nn.Module) -> bool:
     return bool(head is embedding or (same and head.shape == embedding.shape))
 
 
-def config_of(model: nn.Module):
+def config_to_write(model: nn.Module):
     """The config to write for ``model``: its own, but tied and of the dtype that the tensors are."""
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = is_tied(model)

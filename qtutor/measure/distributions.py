@@ -12,10 +12,10 @@ Left out: keeping single weights (SpQR, SqueezeLLM), and a kernel that multiplie
 import torch
 
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 
 
-def excess_kurtosis(x: torch.Tensor, dim: int | None = -1, name: str = "x") -> torch.Tensor:
+def excess_kurtosis(x: torch.Tensor, dim: int | None = -1) -> torch.Tensor:
     """Mean of the fourth power of ``(x - mean) / std`` along ``dim`` (``None``: of all), minus 3; float64.
 
     0 for a normal distribution, -1.2 for a uniform one, -2 at the least (half the values -1, half 1), and at most about
@@ -26,7 +26,7 @@ def excess_kurtosis(x: torch.Tensor, dim: int | None = -1, name: str = "x") -> t
     >>> excess_kurtosis(torch.tensor([1.0, -1.0, 1.0, -1.0]))
     tensor(-2., dtype=torch.float64)
     """
-    x, dim = _checked(x, dim, name)
+    x, dim = _checked(x, dim)
     square = (x - x.mean(dim=dim, keepdim=True)).square()
     variance = square.mean(dim=dim)
     constant = x.amax(dim=dim) == x.amin(dim=dim)  # the mean of equal values may be rounded, and the variance so not 0
@@ -34,13 +34,13 @@ def excess_kurtosis(x: torch.Tensor, dim: int | None = -1, name: str = "x") -> t
     return torch.where(constant, torch.zeros_like(kurtosis), kurtosis - 3)
 
 
-def outlier_ratio(x: torch.Tensor, dim: int | None = -1, name: str = "x") -> torch.Tensor:
+def outlier_ratio(x: torch.Tensor, dim: int | None = -1) -> torch.Tensor:
     """Largest over median ``|x|`` along ``dim`` (``None``: of all), float64: how far the largest sticks out.
 
     At least 1. Where the median is 0, infinite; where all are 0, 1. Of an even number of values the median is the mean
     of the middle two. Raises :class:`QtutorError` for no values at all, NaN or Inf.
     """
-    x, dim = _checked(x, dim, name)
+    x, dim = _checked(x, dim)
     ordered = x.abs().sort(dim=dim).values
     count = x.shape[dim]
     median = (ordered.select(dim, count // 2) + ordered.select(dim, (count - 1) // 2)) / 2
@@ -48,18 +48,18 @@ def outlier_ratio(x: torch.Tensor, dim: int | None = -1, name: str = "x") -> tor
     return torch.where(largest == 0, torch.ones_like(largest), largest / median)
 
 
-def crest_factor(weight: torch.Tensor, group_size: int, name: str = "weight") -> torch.Tensor:
+def crest_factor(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     """Largest ``|w|`` over root mean square of every group of ``weight [out, in]``: float64 ``[out, groups]``.
 
     From 1 (all of one size) to the root of the group size (one weight, and zeros). A group of zeros has 1. group_size:
     as in :func:`qtutor.rtn.quantize`; 0, one group for the whole matrix, gives ``[1, 1]``. Raises :class:`QtutorError`
     for an empty matrix, NaN, Inf, or groups that do not divide a row.
     """
-    check_weight(weight, name)
+    check_weight(weight)
     rows, columns = weight.shape
-    length = max(resolve_group_size(group_size, columns, name), 1)
+    length = max(resolve_group_size(group_size, columns), 1)
     shape = (1, 1, rows * columns) if group_size == PER_TENSOR else (rows, columns // length, length)
-    weight, _ = _checked(weight, None, name)
+    weight, _ = _checked(weight, None)
     size = weight.abs().reshape(shape)  # [out, groups, group_size]
     largest, rms = size.amax(dim=-1), size.square().mean(dim=-1).sqrt()
     return torch.where(largest == 0, torch.ones_like(largest), largest / rms)
@@ -79,7 +79,8 @@ def top_channels(importance: torch.Tensor, share: float) -> torch.Tensor:
 
     Of equals the lower index is taken. Raises :class:`QtutorError` for NaN or a share that is not within 0 to 1.
     """
-    importance, _ = _checked(importance, 0, "importance")
+    with naming("importance"):
+        importance, _ = _checked(importance, 0)
     if not 0 < share <= 1:
         raise QtutorError(f"share = {share!r}: the part of the channels to choose, above 0 and up to 1 (0.01 is 1 %).")
     count = max(1, round(share * len(importance)))
@@ -116,15 +117,15 @@ def mixed_bytes(quantized: QuantizedTensor, kept: int) -> int:
     return quantized.nbytes + kept * (2 * rows + 2)
 
 
-def _checked(x: torch.Tensor, dim: int | None, name: str) -> tuple[torch.Tensor, int]:
+def _checked(x: torch.Tensor, dim: int | None) -> tuple[torch.Tensor, int]:
     """``x`` in float64, flattened where ``dim`` is None, and the dim to go along; refuses nothing, NaN and Inf."""
     if x.numel() == 0:
-        raise QtutorError(f"{name}: a tensor of shape {list(x.shape)} holds no values, so nothing can be said of them.")
+        raise QtutorError(f"a tensor of shape {list(x.shape)} holds no values, so nothing can be said of them.")
     bad = ~torch.isfinite(x)
     if bad.any():
         where = bad.nonzero()[0].tolist()
         raise QtutorError(
-            f"{name}: {int(bad.sum())} of {x.numel()} values are NaN or infinite, the first at {where} "
+            f"{int(bad.sum())} of {x.numel()} values are NaN or infinite, the first at {where} "
             f"({x[tuple(where)].item()}). One of them spoils the whole statistic: find where it comes from first."
         )
     return (x.flatten().double(), 0) if dim is None else (x.double(), dim)

@@ -7,17 +7,26 @@ import torch
 from qtutor.decoder import corpus, tasks
 from qtutor.errors import QtutorError
 
+BETWEEN = "\n\n"  # what stands between functions in the text that the embedded decoder learned from
+
+
+class TooShort(QtutorError):
+    """The model's context does not hold what is to be measured."""
+
 
 def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count: int = 100) -> dict[str, float]:
     """Share of interpreter questions answered right, per kind (see :mod:`qtutor.decoder.tasks`).
 
-    Right means that greedy decoding prints exactly Python's answer and then ends the line, in whatever tokens.
+    Right means that greedy decoding prints exactly Python's answer and then ends the line, in whatever tokens. Raises
+    :class:`TooShort` for a model whose context does not hold question and answer.
     """
     result = {}
     for kind in kinds or tuple(tasks.KINDS):
         asked = tasks.questions(kind, count)
         prompts = [f"{tasks.PROMPT}{expression}\n" for expression, _ in asked]
         longest = 1 + max(len(answer) for _, answer in asked)  # a token is at least a character long
+        if not all(fitting(model, tokenizer, prompts, longest)):
+            raise TooShort(_too_short(model, f"a question of kind {kind!r} and its answer"))
         texts = generate_batch(model, tokenizer, prompts, longest)
         right = [
             text[len(prompt) :].startswith(f"{answer}\n") for prompt, text, (_, answer) in zip(prompts, texts, asked)
@@ -54,40 +63,115 @@ def ast_validity(model, tokenizer, count: int = 60, max_new_tokens: int = 96) ->
     """Share of held-out functions, given signature and docstring, whose greedy completion ``ast.parse`` accepts.
 
     The first ``count`` of :func:`qtutor.decoder.corpus.held_out_functions`, each cut by :func:`first_body`; a
-    completion without a body is not accepted.
+    completion without a body is not accepted. Functions that do not fit into a short context with their completion are
+    left out (:func:`functions` tells them); :class:`TooShort` where none is left.
     """
-    beginnings = corpus.held_out_functions()[:count]
-    # The two line ends stand between functions in the text that the decoder learned from.
-    texts = generate_batch(model, tokenizer, ["\n\n" + beginning for beginning in beginnings], max_new_tokens)
+    beginnings = functions(model, tokenizer, count, max_new_tokens)
+    if not beginnings:
+        raise TooShort(_too_short(model, f"a function and {max_new_tokens} tokens of its completion"))
+    texts = generate_batch(model, tokenizer, [BETWEEN + beginning for beginning in beginnings], max_new_tokens)
     valid = 0
     for beginning, text in zip(beginnings, texts, strict=True):
-        function = first_body(beginning, text[2 + len(beginning) :])
+        function = first_body(beginning, text[len(BETWEEN + beginning) :])
         valid += function.strip() != beginning.strip() and is_python(function)
     return valid / len(beginnings)
 
 
-@torch.inference_mode()
-def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 64) -> list[str]:
-    """Greedy continuations: each prompt followed by what the model adds. Stops at the end-of-text token."""
-    encoded = [tokenizer((tokenizer.bos_token or "") + prompt)["input_ids"] for prompt in prompts]
+def functions(model, tokenizer, count: int, max_new_tokens: int = 96) -> list[str]:
+    """The held-out functions that :func:`ast_validity` looks at: of the first ``count`` those that fit the context."""
+    beginnings = corpus.held_out_functions()[:count]
+    fit = fitting(model, tokenizer, [BETWEEN + beginning for beginning in beginnings], max_new_tokens)
+    return [beginning for beginning, fits in zip(beginnings, fit, strict=True) if fits]
+
+
+def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 64, streamer=None) -> list[str]:
+    """Greedy continuations: each prompt followed by what the model adds. Stops at a token that ends texts.
+
+    Those are the eos tokens of ``model.generation_config``, one or several. streamer: transformers', is told of a
+    single prompt's tokens while they are made. Raises :class:`QtutorError` for a prompt that has no tokens, too many
+    for the model's context, or some that the model does not embed.
+    """
+    encoded = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, encoded))
-    room = getattr(model.config, "max_position_embeddings", longest + max_new_tokens) - longest
-    if room < 1:
-        raise QtutorError(f"a prompt of {longest} tokens leaves no room in the model's context; shorten it.")
+    room = room_behind(model, longest)
     pad = tokenizer.eos_token_id or 0
     ids = torch.tensor([[pad] * (longest - len(e)) + e for e in encoded])  # padded on the left
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in encoded])
-    written = model.generate(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=min(max_new_tokens, room),
-        do_sample=False,
-        pad_token_id=pad,
-    )
-    added = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+    with torch.inference_mode():
+        written = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens if room is None else min(max_new_tokens, room),
+            do_sample=False,
+            pad_token_id=pad,
+            streamer=streamer,
+        )
+    rows = [before(text_ends(model), row) for row in written[:, longest:].tolist()]
+    added = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [prompt + text for prompt, text in zip(prompts, added, strict=True)]
 
 
-def generate(model, tokenizer, prompt: str, max_new_tokens: int = 64) -> str:
+def generate(model, tokenizer, prompt: str, max_new_tokens: int = 64, streamer=None) -> str:
     """``prompt`` and its greedy continuation, as text."""
-    return generate_batch(model, tokenizer, [prompt], max_new_tokens)[0]
+    return generate_batch(model, tokenizer, [prompt], max_new_tokens, streamer)[0]
+
+
+def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
+    """Token ids of a prompt. The tokenizer alone says whether it begins with bos; of a model that has learned from
+    texts with bos, and whose tokenizer puts none there, ``prompts_begin_with_bos`` in the config says it (as the
+    embedded decoder's, whose excerpts begin anywhere and whose prompts do not).
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # of a command line in another encoding
+        raise QtutorError(f"the prompt {prompt[:60]!r} is no text that can be written as UTF-8: {error}.") from None
+    ids = tokenizer(prompt)["input_ids"]
+    bos = model.config.bos_token_id
+    if getattr(model.config, "prompts_begin_with_bos", False) and bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    if not ids:
+        raise QtutorError(
+            f"the prompt {prompt!r} has no tokens, and the tokenizer puts none in front: there is nothing to continue. "
+            "Give a text of at least one character."
+        )
+    embedded = model.config.vocab_size
+    if max(ids) >= embedded:
+        raise QtutorError(
+            f"the prompt has the token {tokenizer.convert_ids_to_tokens(max(ids))!r}, number {max(ids)}, and the model "
+            f"embeds {embedded}: 0 to {embedded - 1}. Tokens were added and model.resize_token_embeddings was "
+            "forgotten, or the tokenizer is another model's."
+        )
+    return ids
+
+
+def room_behind(model, tokens: int) -> int | None:
+    """How many tokens fit behind a prompt of so many, ``None`` where the context has no end; at least one has to."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and tokens >= context:
+        raise QtutorError(
+            f"a prompt of {tokens} tokens leaves no room in the model's context of {context}; shorten it."
+        )
+    return None if context is None else context - tokens
+
+
+def fitting(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[bool]:
+    """Which prompts leave room for ``max_new_tokens`` in the model's context; all, where it has no end."""
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if context is None:
+        return [True] * len(prompts)
+    return [len(prompt_tokens(model, tokenizer, prompt)) + max_new_tokens <= context for prompt in prompts]
+
+
+def _too_short(model, what: str) -> str:
+    return f"the model's context of {model.config.max_position_embeddings} tokens is too short for {what}."
+
+
+def text_ends(model) -> list[int]:
+    """The tokens that end a text, one or several."""
+    eos = model.generation_config.eos_token_id
+    return eos if isinstance(eos, list) else [eos]
+
+
+def before(ends: list[int], ids: list[int]) -> list[int]:
+    """``ids`` up to the first that is one of ``ends``: what follows pads the row."""
+    return ids[: next((at for at, number in enumerate(ids) if number in ends), len(ids))]

@@ -143,7 +143,6 @@ def quantize(
     hessian: torch.Tensor,
     grid: Grid,
     group_size: int,
-    name: str = "weight",
     thorough: bool = True,
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
@@ -152,11 +151,11 @@ def quantize(
     steps; one coarse look is enough to tell which of two scales is better. Others: as in :func:`qtutor.rtn.quantize`.
     A group_size of 0 (one scale for the tensor) is rounded without clipping.
     """
-    check_weight(weight, name)
+    check_weight(weight)
     rows, columns = weight.shape
     if group_size == PER_TENSOR or not weight.numel():
-        return rtn.quantize(weight, grid, group_size, name=name)
-    length = resolve_group_size(group_size, columns, name)
+        return rtn.quantize(weight, grid, group_size)
+    length = resolve_group_size(group_size, columns)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
     rounds, finer = (CLIP_ROUNDS, CLIP_FINER) if thorough else (1, 1)
     scale, zero = clip.search_together(grouped, hessian, grid, rounds, CLIP_STEPS, CLIP_SHRINK, finer)

@@ -16,7 +16,7 @@ from qtutor.calibration.block import CalibratedBlock, Reading
 from qtutor.calibration.moments import Moments
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.errors import naming
-from qtutor.methods import gptq
+from qtutor.methods.hessian import HessianError, Plan, prepare
 from qtutor.methods.propagation import propagated, strength
 from qtutor.methods.rounders import LayerInputs
 from qtutor.methods.scaling import Quantizer, Rounding
@@ -119,7 +119,7 @@ def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, re
         yield Rounded(f"{block.name}.{name}", layer.weight, after, back, layer.bias, error, note)
 
 
-def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[gptq.Plan | None, str]:
+def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[Plan | None, str]:
     """The Hessian ordered and factored, or ``None`` where it is of no use; and what the report has to say about it."""
     few = f"{tokens} tokens for a width of {len(hessian)}"
     plan, error = _factored(hessian, recipe)
@@ -136,11 +136,11 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
     return plan, "; ".join(notes)
 
 
-def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[gptq.Plan | None, gptq.HessianError | None]:
+def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[Plan | None, HessianError | None]:
     """GPTQ's plan, or why there is none."""
     try:
-        return gptq.prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping), None
-    except gptq.HessianError as error:
+        return prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping), None
+    except HessianError as error:
         return None, error
 
 

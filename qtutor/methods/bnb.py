@@ -26,9 +26,7 @@ __all__ = ["FP4", "INT8", "NF4", "THRESHOLD", "mixed_product", "nest", "quantize
 THRESHOLD = 6.0  # an input of at least this size makes its channel an outlier
 
 
-def quantize(
-    weight: torch.Tensor, grid: Codebook = NF4, group_size: int = 64, double: bool = True, name: str = "weight"
-) -> QuantizedTensor:
+def quantize(weight: torch.Tensor, grid: Codebook = NF4, group_size: int = 64, double: bool = True) -> QuantizedTensor:
     """Round ``weight [out, in]`` (any float dtype) to the nearest level of :data:`NF4`, FP4 or :data:`INT8`.
 
     group_size: weights of a row that share a scale (bitsandbytes: 64; it goes on into the next row where a row ends,
@@ -37,8 +35,8 @@ def quantize(
     or a group size that does not divide the row.
     """
     if grid == INT8:
-        return rtn.quantize(weight, grid, PER_CHANNEL, name=name)
-    quantized = rtn.quantize(weight, grid, group_size, name=name)
+        return rtn.quantize(weight, grid, PER_CHANNEL)
+    quantized = rtn.quantize(weight, grid, group_size)
     if not double or not quantized.scales.numel():
         return quantized
     return QuantizedTensor(quantized.codes, nest(quantized.scales), None, grid, group_size)

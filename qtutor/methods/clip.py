@@ -52,11 +52,11 @@ def search(
         centre = best[of]
         for part in range(1, finer):
             for side in (-part, part):
-                yield (centre + side * shrink / steps / finer).clamp(max=1.0)
+                yield (centre + side * shrink / steps / finer).clamp(max=1.0)  # no weight lies beyond the whole range
 
     for share in shares(3):
         attempt(share, share)
-    if ends and not grid.symmetric:
+    if ends and not grid.symmetric:  # a symmetric grid reaches as far down as up: moving one end does nothing
         upper = best[4]
         for share in shares(3):
             attempt(share, upper)
@@ -83,14 +83,15 @@ def search_together(
     itself, once. steps, shrink, finer: see :func:`search`, whose ``ends`` are moved, too.
     """
     groups, length = grouped.shape[1:]
+    # Costs are only compared; a mean diagonal of 1 keeps them in float32, however many tokens there were.
     hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
     scale, zero = fit_groups(grouped, grid)
     errors = rounding_errors(grouped, scale, zero, grid)
-    slopes = errors.flatten(1) @ hessian  # [out, in]
+    slopes = errors.flatten(1) @ hessian  # [out, in]: what all errors together add to the price of each one
     for group in list(range(groups)) * rounds:
         own = slice(group * length, (group + 1) * length)
         only, block, before = grouped[:, group, None], hessian[own, own], errors[:, group].clone()
-        cost = _cost(block, slopes[:, own] - before @ block)
+        cost = _cost(block, slopes[:, own] - before @ block)  # the price that the other groups make, without its own
         with products(len(hessian)):
             found = search(only, grid, cost, steps, shrink, finer, ends=True)
         after = rounding_errors(only, *found, grid)
@@ -99,6 +100,7 @@ def search_together(
         for kept, new in ((scale, found[0]), (zero, found[1])):
             kept[:, group] = torch.where(better, new, kept[:, group, None])[:, 0]
         errors[:, group] = torch.where(better, after[:, 0], before)
+        # Only this group's errors have changed, so its rows of the Hessian are enough.
         slopes += (errors[:, group] - before) @ hessian[own]
     return scale, zero
 

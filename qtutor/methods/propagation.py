@@ -19,7 +19,7 @@ chosen by hand, and without the stream; GPTAQ (Li et al. 2025, arXiv 2504.02692)
 import torch
 
 from qtutor.calibration.moments import Moments
-from qtutor.methods.gptq import Plan
+from qtutor.methods.hessian import Plan
 
 NOISE = 12
 ENOUGH = 8  # tokens for every input of the widest layer; below, propagation gains next to nothing

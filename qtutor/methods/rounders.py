@@ -11,6 +11,7 @@ import torch
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.methods import awq, bnb, gptq, rtn
+from qtutor.methods.hessian import Plan
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class LayerInputs:
     """
 
     hessian: torch.Tensor
-    plan: gptq.Plan | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,18 @@ CLIP_STEPS = 80
 CLIP_SHRINK = 0.8  # the smallest range tried is 1 - 0.8 of the full one
 
 
-def quantize(
-    weight: torch.Tensor, grid: Grid, group_size: int, clip: str = "none", name: str = "weight"
-) -> QuantizedTensor:
+def quantize(weight: torch.Tensor, grid: Grid, group_size: int, clip: str = "none") -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype) by rounding to nearest.
 
     group_size: weights of a row that share a scale; -1 one scale a row (per channel), 0 one for the tensor.
     clip: ``"none"`` takes the range from smallest to largest; ``"mse"`` searches each group's range for the least
     squared error.
-    name: what errors call the tensor. Raises :class:`QtutorError` for NaN, Inf, a group size that does not divide the
-    row, or an unknown clip.
+    Raises :class:`QtutorError` for NaN, Inf, a group size that does not divide the row, or an unknown clip.
     """
     check_choice("clip", clip, CLIPS)
-    check_weight(weight, name)
+    check_weight(weight)
     rows, columns = weight.shape
-    length = resolve_group_size(group_size, columns, name)
+    length = resolve_group_size(group_size, columns)
     if not weight.numel():
         return _without_weights(weight, grid, group_size)
     if group_size == PER_TENSOR:
@@ -44,7 +41,10 @@ def quantize(
 
 
 def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero ``[out, groups]``: those of the whole range of every group, or those of least squared error."""
+    """Scale and zero ``[out, groups]`` of the whole range of every group, or of the range of least squared error.
+
+    Of ranges with equal errors the widest is taken.
+    """
     if clip == "none":
         return fit_groups(grouped, grid)
     return search(grouped, grid, lambda error: error.square_().sum(dim=-1), CLIP_STEPS, CLIP_SHRINK)

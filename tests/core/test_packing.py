@@ -14,11 +14,12 @@ from qtutor.errors import QtutorError
 def test_equals_a_big_integer_and_comes_back(bits, rows, count, seed):
     codes = torch.randint(0, 2**bits, (rows, count), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
     data = pack(codes, bits)
-    assert data.shape == (rows, packed_width(count, bits))
+    assert data.shape == (rows, packed_width(count, bits)) and data.dtype == torch.uint8
     for row, line in zip(codes.tolist(), data.tolist(), strict=True):
         number = sum(code << (bits * i) for i, code in enumerate(row))
         assert bytes(line) == number.to_bytes(len(line), "little")
-    assert torch.equal(unpack(data, bits, count), codes)
+    back = unpack(data, bits, count)
+    assert torch.equal(back, codes) and back.dtype == torch.uint8  # equal() alone takes any dtype
 
 
 def test_three_bits_are_packed_as_gptq_checkpoints_do():

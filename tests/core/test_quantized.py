@@ -54,7 +54,7 @@ def test_shapes_by_hand():
 
 def test_a_group_size_that_does_not_fit_is_refused():
     for refuse in (shapes, nbytes_of):
-        with pytest.raises(QtutorError, match="groups of 64 do not divide its rows of 96"):
+        with pytest.raises(QtutorError, match="groups of 64 do not divide rows of 96"):
             refuse(4, 96, IntGrid(4), 64)
 
 

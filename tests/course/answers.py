@@ -1,9 +1,12 @@
 """Answers to exercises, right and wrong, tried one by one: what the tests of all topics share."""
 
+import inspect
+
 import pytest
 
 from qtutor.course import exercises
 from qtutor.course.checking import examine
+from qtutor.course.checking.attempt import run
 
 
 def verdict(name: str, function):
@@ -27,6 +30,13 @@ def assert_told(answers: dict[str, list], name: str, function, phrase: str) -> N
     assert not any(other in found.text for other in others), found.text
 
 
+def assert_named(name: str, function, phrase: str) -> None:
+    """``function`` is refused, and what is said of it has the words ``phrase``."""
+    found = verdict(name, function)
+    assert not found.passed
+    assert phrase in found.text, found.text
+
+
 def assert_likely(name: str, function, phrase: str) -> None:
     """``function`` is refused, and the last line says for sure which mistake it is, in words with ``phrase``."""
     found = verdict(name, function)
@@ -35,6 +45,24 @@ def assert_likely(name: str, function, phrase: str) -> None:
     assert last.startswith("Likely mistake: ") and phrase in last, found.text
 
 
+def assert_named(name: str, function, phrase: str) -> None:
+    """``function`` is refused, and the last line names the mistake in words with ``phrase``."""
+    found = verdict(name, function)
+    assert not found.passed
+    assert phrase in found.text.splitlines()[-1], found.text
+
+
 def assert_right(name: str, function) -> None:
     found = verdict(name, function)
     assert found.passed, found.text
+
+
+def assert_mistakes_differ(name: str) -> None:
+    """No two known mistakes have the same results on all inputs: else one would be told in the other's words."""
+    exercise, seen = exercises.find(name), {}
+    names, cases = list(inspect.signature(exercise.reference).parameters), exercise.cases()
+    for text, mistake in exercise.mistakes.items():
+        made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
+        results = tuple((one.kind, *(part.round(9).tobytes() for part in one.arrays or ())) for one in made)
+        assert results not in seen, f"{text}\n{seen[results]}"
+        seen[results] = text

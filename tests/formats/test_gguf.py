@@ -1,13 +1,14 @@
 """Export to GGUF: names, sizes, order of rows, types, and what cannot be written; llama.cpp itself is not needed."""
 
 import copy
+import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from qtutor.gguf import Tensor, encode, read, write
 from qtutor.gguf.architecture import head_dim, permute, rope_factors, tensor_name, unpermute
 from qtutor.gguf.imatrix import importance
 from qtutor.methods.scaling import fold_model
+from tests.disks import needs_mount
 from tests.gguf.small_tokenizers import letters
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -255,7 +257,7 @@ def test_what_cannot_be_written_is_named(tmp_path, label):
     make, message = REFUSED[label]
     (tmp_path / "a.gguf").write_bytes(b"old")
     with pytest.raises(QtutorError, match=message):
-        export(make(), tmp_path / "a.gguf", type="Q4_0", pure=True)
+        export(make(), tmp_path / "a.gguf", type="Q4_0", pure=True, overwrite=True)
     assert os.listdir(tmp_path) == ["a.gguf"] and (tmp_path / "a.gguf").read_bytes() == b"old"
 
 
@@ -318,13 +320,78 @@ def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert len(encoded) == 9 and path.read_bytes() == before and os.listdir(tmp_path) == ["a.gguf"]
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("moment", ["qtutor.gguf.writer._bytes_of", "os.fsync", "os.replace"])
+def test_what_the_system_refuses_is_one_paragraph(tmp_path, monkeypatch, moment, code):
+    path = export(tiny(), tmp_path / "a.gguf")
+    before = path.read_bytes()
+
+    def fails(*_arguments):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch, pytest.raises(QtutorError, match=r"a\.gguf cannot be written: ") as told:
+        patch.setattr(moment, fails)
+        export(tiny(seed=1), path)
+    assert os.strerror(code) in str(told.value) and "\n" not in str(told.value)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.gguf"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(QtutorError, match=r"file cannot be made: File exists\. Choose another folder"):
-        export(tiny(), tmp_path / "file")
-    with pytest.raises(QtutorError, match="deep cannot be made: Not a directory"):
-        export(tiny(), tmp_path / "file" / "deep")
-    assert (tmp_path / "file").read_text() == "in the way"
+    for out in ("file", "file/deep", "file/a.gguf", "file/deep/a.gguf"):
+        with pytest.raises(QtutorError, match=r"file is a file, and .*gguf needs a folder there: choose another"):
+            export(tiny(), tmp_path / out)
+    assert (tmp_path / "file").read_text() == "in the way" and os.listdir(tmp_path) == ["file"]
+
+
+def of_others(path):
+    """What a user may have under that name, and what each is."""
+    write(path, {"general.architecture": "llama"}, [Tensor("a", (4,), "F32", np.zeros(16, np.uint8))])
+    theirs = path.read_bytes()
+    export(tiny(), path, overwrite=True)
+    ours = path.read_bytes()
+    return {"another's GGUF file": theirs, "a text": b"my notes", "half of ours": ours[: len(ours) // 2]}
+
+
+@pytest.mark.parametrize("name", ["another's GGUF file", "a text", "half of ours"])
+@pytest.mark.parametrize("out", ["a.gguf", "folder"])
+def test_a_file_that_qtutor_did_not_write_is_replaced_only_when_that_is_asked_for(tmp_path, name, out):
+    path = tmp_path / "a.gguf" if out == "a.gguf" else tmp_path / "folder" / "model.gguf"
+    path.parent.mkdir(exist_ok=True)
+    before = of_others(path)[name]
+    path.write_bytes(before)
+    with pytest.raises(QtutorError, match=r"gguf exists, and qtutor did not write it .*--force .*overwrite=True"):
+        export(tiny(), tmp_path / out)
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+    assert export(tiny(), tmp_path / out, overwrite=True) == path
+    assert "qtutor.config" in read(path).metadata
+    export(tiny(seed=1), tmp_path / out)  # now it is ours
+
+
+def test_an_empty_file_is_nobodys(tmp_path):
+    (tmp_path / "a.gguf").touch()  # as tempfile makes them
+    assert "qtutor.config" in read(export(tiny(), tmp_path / "a.gguf")).metadata
+
+
+def test_files_beside_it_stay(tmp_path):
+    (tmp_path / "MY_NOTES.txt").write_text("mine")
+    for _ in range(2):
+        export(tiny(), tmp_path)
+    assert (tmp_path / "MY_NOTES.txt").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["MY_NOTES.txt", "model.gguf"]
+
+
+def test_a_disk_without_room_is_told_before_a_weight_is_encoded(tmp_path, monkeypatch):
+    size = sum(info.nbytes for info in read(export(tiny(), tmp_path / "a.gguf")).tensors.values())
+    monkeypatch.setattr(
+        "qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=size - 1)
+    )
+    monkeypatch.setattr("qtutor.formats.gguf.encode", None)
+    with pytest.raises(QtutorError, match=f"b.gguf will take at least {size:,} bytes, and {size - 1:,} are free"):
+        export(tiny(), tmp_path / "b.gguf")
+    with pytest.raises(QtutorError, match="at least"):
+        export(tiny(), tmp_path / "not" / "yet")
+    assert os.listdir(tmp_path) == ["a.gguf"]
 
 
 PROGRAM = """
@@ -357,16 +424,6 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     assert all(name.startswith(".a.gguf.") for name in os.listdir(tmp_path) if name != "a.gguf")
 
 
-def may_mount() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    return subprocess.run(command, capture_output=True).returncode == 0
-
-
-needs_mount = pytest.mark.skipif(not may_mount(), reason="a small disk takes a user who may mount one in a namespace")
-
-
 @needs_mount
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     mount = f"mount -t tmpfs -o size=160k tmpfs {tmp_path} && printf 'the old file' > {tmp_path}/a.gguf"
@@ -384,7 +441,7 @@ def test_a_read_only_folder_is_told(tmp_path):
     done = write_elsewhere(tmp_path / "a.gguf", mount=mount)
     assert done.returncode == 0, done.stderr
     message, *rest = done.stdout.splitlines()
-    assert "cannot be written: Read-only file system. Whatever was there before is untouched" in message
+    assert "cannot be written: Read-only file system" in message
     assert rest == ["a.gguf", "the old file"]
 
 

@@ -1,5 +1,6 @@
 """What export wrote comes back, and nothing half-written is ever taken for whole."""
 
+import errno
 import json
 import os
 import signal
@@ -7,12 +8,16 @@ import stat
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import qtutor
+from qtutor.formats import native
+from tests.disks import needs_mount
+from tests.gguf.small_tokenizers import letters
 from tests.models import FAMILIES, some_ids, tiny
 
 
@@ -153,37 +158,162 @@ def test_damaged_files_are_named(tmp_path, damage):
         qtutor.load_quantized(tmp_path / "out")
 
 
-def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("moment", ["native.save_file", "tokenizer", "native.json.dumps", "os.fsync", "os.rename"])
+def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch, moment, code):
+    model, tokenizer = quantized(bits=2), letters()
     qtutor.export(quantized(bits=4), tmp_path / "out")
 
-    def full(*_arguments, **_keywords):
-        raise OSError(28, "No space left on device")
+    def fails(*_arguments, **_keywords):
+        if moment in ("native.save_file", "tokenizer"):  # as what is written in Rust has it
+            raise Exception(f"Error while serializing: {os.strerror(code)} (os error {code})")
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("qtutor.formats.native.save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        qtutor.export(quantized(bits=2), tmp_path / "out")
+    if moment == "tokenizer":
+        monkeypatch.setattr(tokenizer, "save_pretrained", fails)
+    else:
+        monkeypatch.setattr(moment.replace("native", "qtutor.formats.native"), fails)
+        monkeypatch.setattr("qtutor.files._exchange", lambda one, other: False)  # then it takes os.rename
+    with pytest.raises(qtutor.QtutorError, match=rf"out cannot be written: {os.strerror(code)}\. Whatever") as told:
+        qtutor.export(model, tmp_path / "out", tokenizer=tokenizer)
+    assert "\n" not in str(told.value)
     monkeypatch.undo()
-    assert qtutor.load_quantized(tmp_path / "out").model.layers[0].mlp.up_proj.grid.bits == 4
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert bits_in(tmp_path / "out") == 4 and os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_swap"])
+@pytest.mark.parametrize("moment", ["native.save_file", "files._put"])
 def test_kill_9_during_export_leaves_the_old_one(tmp_path, moment):
     qtutor.export(quantized(bits=4), tmp_path / "out")
     program = f"""
         import os, signal
         from pathlib import Path
-        import qtutor, qtutor.formats.native as storage
+        import qtutor
+        from qtutor import files
+        from qtutor.formats import native
         from tests.formats.test_native import quantized
-        original = storage.{moment}
+        original = {moment}
         def killed(*arguments, **keywords):
-            if {moment == "save_file"}:  # half of the file is there
+            if {moment == "native.save_file"}:  # half of the file is there
                 original(*arguments, **keywords)
                 os.truncate(arguments[1], 1000)
             os.kill(os.getpid(), signal.SIGKILL)
-        storage.{moment} = killed
+        {moment} = killed
         qtutor.export(quantized(bits=2), {str(tmp_path / "out")!r})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert qtutor.load_quantized(tmp_path / "out").model.layers[0].mlp.up_proj.grid.bits == 4
+    assert bits_in(tmp_path / "out") == 4 and len(os.listdir(tmp_path)) == 2
+    qtutor.export(quantized(bits=2), tmp_path / "out")
+    assert bits_in(tmp_path / "out") == 2 and os.listdir(tmp_path) == ["out"]  # what the kill left has gone
+
+
+def bits_in(folder) -> int:
+    return qtutor.load_quantized(folder, device="cpu").model.layers[0].mlp.up_proj.grid.bits
+
+
+def refused(message, model, out):
+    """The refusal matches, and nothing is written, removed or changed."""
+    before = {path: path.is_dir() or path.read_bytes() for path in sorted(out.parent.rglob("*"))}
+    with pytest.raises(qtutor.QtutorError, match=message):
+        qtutor.export(model, out)
+    assert {path: path.is_dir() or path.read_bytes() for path in sorted(out.parent.rglob("*"))} == before
+
+
+def test_files_of_the_users_in_an_export_are_not_removed(tmp_path):
+    model, out = quantized(), tmp_path / "out"
+    for name in ("MY_NOTES.txt", ".git/config", "tokenizer.json", "generation_config.json", "deep/er/config.json"):
+        qtutor.export(model, out)  # without a tokenizer: whoever adds one, it is theirs
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+        refused(f"holds files besides the export that qtutor wrote there .{name}.", model, out)
+        (out / name).unlink()
+    qtutor.export(model, out, tokenizer=letters())
+    qtutor.export(model, out, tokenizer=letters())
+    assert json.loads((out / "qtutor.json").read_text())["files"] == sorted(os.listdir(out))
+    (out / ".DS_Store").touch()  # macOS's Finder, nobody's
+    qtutor.export(model, out, tokenizer=letters())
+    (out / "elsewhere").symlink_to(tmp_path)
+    refused("besides the export that qtutor wrote there .elsewhere.", model, out)
+    assert os.readlink(out / "elsewhere") == str(tmp_path)
+
+
+def test_files_that_come_while_it_is_written_are_not_removed(tmp_path, monkeypatch):
+    qtutor.export(quantized(bits=4), tmp_path / "out")
+    save_file = native.save_file
+
+    def slow(*arguments, **keywords):
+        (tmp_path / "out" / "MY_NOTES.txt").write_text("mine")
+        save_file(*arguments, **keywords)
+
+    monkeypatch.setattr(native, "save_file", slow)
+    with pytest.raises(qtutor.QtutorError, match="MY_NOTES"):
+        qtutor.export(quantized(bits=2), tmp_path / "out")
+    assert (tmp_path / "out" / "MY_NOTES.txt").read_text() == "mine" and bits_in(tmp_path / "out") == 4
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("about", ["{", "[]", '{"files": 3}', '{"layout": 1}', '{"files": [[]]}', "[" * 10_000])
+def test_a_damaged_export_is_replaced_and_what_else_lies_there_is_not(tmp_path, about):
+    """Whoever reads one is told to export it again. One from before the names were stored is treated the same way."""
+    model, out = quantized(), tmp_path / "out"
+    qtutor.export(model, out, tokenizer=letters())
+    (out / "qtutor.json").write_text(about)
+    qtutor.export(model, out)
+    (out / "qtutor.json").write_text(about)
+    (out / "MY_NOTES.txt").write_text("mine")
+    refused("besides the export that qtutor wrote there .MY_NOTES.txt.", model, out)
+
+
+def test_float_checkpoints_and_files_are_not_replaced(tmp_path):
+    tiny().save_pretrained(tmp_path / "float")
+    refused("float exists and is not an export of qtutor", quantized(), tmp_path / "float")
+    (tmp_path / "file").write_text("mine")
+    refused("file is a file, and a folder is to be written", quantized(), tmp_path / "file")
+    refused("file is a file, and .* needs a folder there", quantized(), tmp_path / "file" / "out")
+    refused("a.gguf: the format 'qtutor' is a folder, and this is the name of a GGUF", quantized(), tmp_path / "a.gguf")
+    (tmp_path / "empty").mkdir()
+    qtutor.export(quantized(bits=3), tmp_path / "empty")
+    assert bits_in(tmp_path / "empty") == 3
+
+
+def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    qtutor.export(quantized(bits=4), tmp_path / "disk" / "out")
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    assert qtutor.export(quantized(bits=2), tmp_path / "out") == tmp_path / "out"
+    assert (tmp_path / "out").is_symlink() and bits_in(tmp_path / "disk" / "out") == 2
+    assert os.listdir(tmp_path / "disk") == ["out"] and sorted(os.listdir(tmp_path)) == ["disk", "out"]
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    size = qtutor.evaluate.model_bytes(quantized())
+    monkeypatch.setattr(
+        "qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=size - 1)
+    )
+    refused(f"at least {size:,} bytes, and {size - 1:,} are free", quantized(), tmp_path / "out")
+    refused(f"at least {size:,} bytes", quantized(), tmp_path / "not" / "yet" / "out")
+
+
+SMALL = """
+import shutil, sys, types
+import qtutor
+shutil.disk_usage = lambda base: types.SimpleNamespace(total=10**12, free=10**12)
+from tests.formats.test_native import letters, quantized
+try: qtutor.export(quantized(bits=2), sys.argv[1], tokenizer=letters())
+except qtutor.QtutorError as error: print(error)
+"""
+
+
+@needs_mount
+@pytest.mark.parametrize("size", [4, 60, 80])
+def test_a_full_disk_leaves_the_old_export(tmp_path, size):
+    """A size in kB, of a disk that tells of more room than there is: more and more of the files fit."""
+    about = f"{tmp_path}/out/qtutor.json"
+    mount = f"mount -t tmpfs -o size={size}k tmpfs {tmp_path} && mkdir {tmp_path}/out && printf 'old' > {about}"
+    script = f'{mount} && "$@" && ls -A {tmp_path} {tmp_path}/out && cat {about}'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", SMALL, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    message, *rest = done.stdout.splitlines()
+    assert f"{tmp_path}/out cannot be written: No space left on device. Whatever was there before" in message
+    assert rest == [f"{tmp_path}:", "out", "", f"{tmp_path}/out:", "qtutor.json", "old"]

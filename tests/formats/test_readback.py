@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import qtutor
-from qtutor.formats import gguf, native
+from qtutor.formats import gguf, gguf_reading, native
 from qtutor.gguf import imatrix
 from qtutor.gguf.reader import read
 from tests.gguf.small_tokenizers import letters
@@ -111,19 +111,25 @@ def test_a_writer_that_loses_a_tensor_is_found_before_the_old_export_is_replaced
     qtutor.export(model, tmp_path / "out")
     qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=letters())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    whole, named = native._tensors, gguf.tensor_name
+    whole = native._tensors
     monkeypatch.setattr(native, "_tensors", lambda model: dict(list(whole(model).items())[1:]))
-    with pytest.raises(qtutor.QtutorError, match=r"tensor 'model\.embed_tokens\.weight' is written as none"):
+    lost = "out was not written, since it could not be read back.*1 tensor is missing: model.embed_tokens.weight"
+    with pytest.raises(qtutor.QtutorError, match=lost):
         qtutor.export(model, tmp_path / "out")
-    cast = lambda model: {n: t.half() if "norm" in n else t for n, t in whole(model).items()}  # noqa: E731
-    monkeypatch.setattr(native, "_tensors", cast)
-    with pytest.raises(qtutor.QtutorError, match=r"norm\.weight' is written as .*float16.*float32"):
+    called = lambda model: {name.replace("mlp.", "ffn."): tensor for name, tensor in whole(model).items()}  # noqa: E731
+    monkeypatch.setattr(native, "_tensors", called)
+    with pytest.raises(qtutor.QtutorError, match=r"not expected: model\.layers\.0\.ffn"):
         qtutor.export(model, tmp_path / "out")
+    monkeypatch.setattr(gguf, "parameters", lambda model: list(gguf_reading.parameters(model))[:-1])
+    with pytest.raises(
+        qtutor.QtutorError, match=r"a\.gguf was not written, since .*tensor 'output_norm\.weight' is not"
+    ):
+        qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=letters())
+    monkeypatch.undo()
     monkeypatch.setattr(gguf, "tokenizer_metadata", lambda *_: {"tokenizer.ggml.model": "gpt2"})
-    with pytest.raises(qtutor.QtutorError, match="token"):
+    with pytest.raises(qtutor.QtutorError, match=r"a\.gguf was not written, since .*token"):
         qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=letters())
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert named is gguf.tensor_name
 
 
 @pytest.mark.parametrize(

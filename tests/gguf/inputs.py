@@ -76,5 +76,7 @@ def importances(columns: int) -> dict[str, np.ndarray | None]:
         "uneven": (u**4).astype(f4),
         "outliers": np.where(u > 0.98, 1e4, u).astype(f4),
         "sparse": np.where(uniform(columns, 78) > 0.9, u, 0).astype(f4),
+        # So few that least squares gives scales below zero, to sub-blocks whose bytes hold bits of another, too.
+        "few": np.where(uniform(columns, 61) > 0.95, uniform(columns, 1061), 0).astype(f4),
         "zeros": np.zeros(columns, f4),
     }

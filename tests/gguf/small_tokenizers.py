@@ -9,11 +9,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 import qtutor
-from qtutor.gguf.tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
+from qtutor.gguf.pre_tokenizers import OTHER_SPELLINGS, PRE_TOKENIZERS
 
 BOS, EOS, CALL = "<|begin|>", "<|endoftext|>", "<tool_call>"
 
-# Thirty texts: what wrong pre-tokenizers, lost spaces and lost bytes show on.
+# Forty texts: what wrong pre-tokenizers, lost spaces and lost bytes show on.
 STRINGS = (
     "Hello, world!",
     "a",
@@ -47,32 +47,46 @@ STRINGS = (
     "!!! ... ??? --- === ///*** <<>> @@ ~~ ``` '''",
     "snake_case camelCase PascalCase SCREAMING_CASE __dunder__",
     "mixed1digits2in3words and words4",
+    "กินข้าว ที่นี่, עברית שָׁלוֹם",
+    "a 漢字かな交じりA文 12345 1,234,567.89 ㄅㄆ 한국어",
+    "ab\n\n  // x\n/\n and/or\r\n/",
+    "a  \n  b   c     d         e                 f",
+    "x?!\n\n(y)...\nz: $5+€6=7^8",
+    "!abc ?Def .ghi-jkl",
 )
+# Where llama.cpp's expressions for some names are only nearly those of the tokenizers.
+CASED_STRINGS = ("ÉCOLE École éCOLE ДомДОМ ÄÖüß", "दिल्ली किताब का", "e\u0301cole nin\u0303o")
 SPECIAL_STRINGS = (f"{EOS}one{EOS}{BOS}two", f"call {CALL} it{CALL}", f"{EOS}", f"a {EOS} b\n{EOS}\n")
 
 
 @cache
 def _text() -> tuple[str, ...]:
     sources = sorted(Path(qtutor.__file__).parent.glob("*.py"))[:12]
-    return (*STRINGS * 5, *[line for path in sources for line in path.read_text().splitlines(keepends=True)])
+    lines = [line for path in sources for line in path.read_text().splitlines(keepends=True)]
+    return (*(STRINGS + CASED_STRINGS) * 5, *lines)
 
 
-def _split(expression: str) -> pre_tokenizers.PreTokenizer:
+def _split(*expressions: str) -> pre_tokenizers.PreTokenizer:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), "isolated"), byte_level])
+    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions]
+    return pre_tokenizers.Sequence([*splits, byte_level])
 
 
+def _in_its_own_words(kind: str) -> pre_tokenizers.PreTokenizer | None:
+    """Two of them have names for what they do in a tokenizer.json."""
+    steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if kind == "smollm":
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    return pre_tokenizers.Sequence(steps) if kind in ("gpt-2", "smollm") else None
+
+
+# Kind -> (pre-tokenizer, ignore_merges, what llama.cpp calls it)
 BYTE_LEVEL = {
-    "gpt-2": (lambda: pre_tokenizers.ByteLevel(add_prefix_space=False), False),
-    "llama-bpe": (lambda: _split(LLAMA3_SPLIT), True),
-    "smaug-bpe": (lambda: _split(LLAMA3_SPLIT), False),
-    "qwen2": (lambda: _split(QWEN2_SPLIT), False),
-    "smollm": (
-        lambda: pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        ),
-        False,
-    ),
+    name: (_in_its_own_words(name) or _split(*expressions), ignore_merges, name)
+    for (expressions, ignore_merges), name in PRE_TOKENIZERS.items()
+} | {
+    f"{name}, other spelling": (_split(*expressions), ignore_merges, name)
+    for (expressions, ignore_merges), name in OTHER_SPELLINGS.items()
 }
 
 
@@ -81,7 +95,7 @@ def byte_level(kind: str = "qwen2", vocabulary: int = 1200, bos: bool = False) -
 
     Trained without cutting, so that there are merges across every cut: one in another place changes the tokens.
     """
-    make, ignore_merges = BYTE_LEVEL[kind]
+    cut, ignore_merges, _ = BYTE_LEVEL[kind]
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -94,7 +108,7 @@ def byte_level(kind: str = "qwen2", vocabulary: int = 1200, bos: bool = False) -
         model = json.loads(tokenizer.to_str())["model"]
         merges = [tuple(merge) for number, merge in enumerate(model["merges"]) if number % 3]
         tokenizer.model = models.BPE(model["vocab"], merges, ignore_merges=True)
-    tokenizer.pre_tokenizer = make()
+    tokenizer.pre_tokenizer = cut
     tokenizer.add_special_tokens([BOS, EOS])
     tokenizer.add_tokens([AddedToken(CALL, normalized=False)])
     return _wrapped(tokenizer, bos)

@@ -1,5 +1,6 @@
 """Which tokenizers are recognised, what is written of them, and that no other one is guessed at."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -9,7 +10,8 @@ from transformers import GPT2Tokenizer, LlamaConfig, LlamaTokenizer, PreTrainedT
 
 import qtutor
 from qtutor.errors import QtutorError
-from qtutor.gguf.tokenizer import QWEN2_SPLIT, tokenizer_metadata
+from qtutor.gguf.pre_tokenizers import APPROXIMATE, DIGITS_APART, QWEN2_SPLIT, joins_numbers
+from qtutor.gguf.tokenizer import tokenizer_metadata
 from tests.gguf.small_tokenizers import BOS, BYTE_LEVEL, CALL, EOS, byte_level, letters, sentencepiece
 
 
@@ -20,9 +22,10 @@ def keys(tokenizer, vocabulary: int | None = None, config=None) -> dict:
 
 @pytest.mark.parametrize("kind", BYTE_LEVEL)
 def test_byte_level(kind):
-    tokenizer = byte_level(kind)
-    found = keys(tokenizer, len(tokenizer) + 2)
-    assert (found["model"], found["pre"]) == ("gpt2", kind)
+    tokenizer, name = byte_level(kind), BYTE_LEVEL[kind][2]
+    with pytest.warns(UserWarning, match="nearly so") if name in APPROXIMATE else contextlib.nullcontext():
+        found = keys(tokenizer, len(tokenizer) + 2)
+    assert (found["model"], found["pre"]) == ("gpt2", name)
     assert found["tokens"] == [*tokenizer.convert_ids_to_tokens(range(1200)), "[PAD1200]", "[PAD1201]"]
     types = dict(zip(found["tokens"], found["token_type"].tolist(), strict=True))
     assert [types[name] for name in ("a", BOS, EOS, CALL, "[PAD1200]")] == [1, 3, 3, 4, 5]
@@ -31,6 +34,37 @@ def test_byte_level(kind):
     assert [merge.split(" ") for merge in found["merges"]] == [list(merge) for merge in model["merges"]]
     assert (found["bos_token_id"], found["eos_token_id"]) == (1197, 1198)
     assert (found["add_bos_token"], found["add_eos_token"]) == (False, False)
+
+
+def with_digits_one_by_one(kept) -> PreTrainedTokenizerFast:
+    """Cut as DeepSeek LLM's, and with the merges that ``kept`` says yes to."""
+    ((expressions, _),) = DIGITS_APART
+    tokenizer = byte_level("deepseek-llm")
+    steps = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions[:-1]]
+    steps += [pre_tokenizers.Digits(individual_digits=True)]
+    steps += [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"] if kept("".join(merge))]
+    joined = {left + right for left, right in merges}
+    vocab = [token for token in model["vocab"] if len(token) == 1 or token in joined]
+    merges = [pair for pair in merges if set(pair) <= set(vocab)]
+    tokenizer.backend_tokenizer.model = models.BPE({token: at for at, token in enumerate(vocab)}, merges)
+    return tokenizer
+
+
+def test_digits_one_by_one_where_no_token_joins_them():
+    """llama.cpp takes them together as deepseek-llm, which comes to the same if nothing merges them."""
+    apart = with_digits_one_by_one(lambda token: not joins_numbers({token: 0}))
+    assert keys(apart, 1300)["pre"] == "deepseek-llm"
+    with pytest.raises(QtutorError, match=r"pre_tokenizer is .*Known here: gpt-2"):
+        keys(with_digits_one_by_one(lambda token: True), 1300)
+
+
+def test_which_tokens_join_numbers():
+    for token in ("12", "a12", "Â½", "a1b", "Ġ1", "é", "ä¸Ģ", "1"):
+        assert joins_numbers({token: 0}) == ("12" in token), token
+    assert joins_numbers({"1Â": 0}) and joins_numbers({"½2": 0})  # a part of ½ beside a digit
 
 
 def test_sentencepiece():
@@ -94,6 +128,25 @@ def test_chat_template():
     for template in ("{{ messages }}", {"default": "{{ messages }}", "tools": "{{ tools }}"}):
         tokenizer.chat_template = template
         assert tokenizer_metadata(tokenizer, 1200)["tokenizer.chat_template"] == "{{ messages }}"
+    tokenizer.chat_template = {"rag": "{{ documents }}", "tools": "{{ tools }}"}
+    with pytest.warns(UserWarning, match=r"chat templates called 'rag', 'tools', and .* none is written. Choose one"):
+        assert "tokenizer.chat_template" not in tokenizer_metadata(tokenizer, 1200)
+
+
+@pytest.mark.parametrize("rule, effect", [
+    ("lstrip", "the spaces in front of it"), ("rstrip", "the spaces behind it"), ("single_word", "whole words alone"),
+])  # fmt: skip
+def test_what_added_tokens_do_with_spaces_is_warned_about(rule, effect):
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<mask>", normalized=False, **{rule: True})])
+    with pytest.warns(UserWarning, match=rf"added token '<mask>' takes {effect} \({rule}\)"):
+        keys(tokenizer)
+
+
+def test_a_plain_tokenizer_is_written_without_a_warning(recwarn):
+    keys(byte_level())
+    keys(qtutor.load_decoder()[1])
+    assert not recwarn
 
 
 def changed(part: str, value, base=byte_level):

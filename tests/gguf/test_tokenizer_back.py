@@ -47,6 +47,7 @@ def keys_of(tokenizer) -> dict:
     return tokenizer_metadata(tokenizer, len(tokenizer) + PADDED)
 
 
+@pytest.mark.filterwarnings("ignore:.*nearly so:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_written_comes_back(tmp_path, kind):
     tokenizer = KINDS[kind]()
@@ -88,6 +89,18 @@ def test_eos_behind_a_text_and_a_token_to_pad_with():
     assert (again.pad_token, again.pad_token_id) == (CALL, tokenizer.pad_token_id)
 
 
+@pytest.mark.parametrize("eos", [False, True])
+def test_the_second_of_two_texts_is_told_apart(eos):
+    """By the types of its tokens, 1; what stands around the texts has type 0."""
+    tokenizer = sentencepiece()
+    again = tokenizer_of(keys_of(tokenizer) | {"tokenizer.ggml.add_eos_token": eos})
+    first, second = (len(tokenizer(text, add_special_tokens=False).input_ids) for text in ("one longer text", "two"))
+    assert first != second
+    assert again("one longer text", return_token_type_ids=True).token_type_ids == [0] * (1 + first + eos)
+    types = [0] + [0] * first + [0] * eos + [0] + [1] * second + [0] * eos
+    assert again("one longer text", "two", return_token_type_ids=True).token_type_ids == types
+
+
 def test_a_space_only_where_none_is_comes_back_as_in_llama_cpp():
     tokenizer = sentencepiece(prefix="first")
     with pytest.warns(UserWarning, match="one more space token"):
@@ -121,9 +134,23 @@ def test_what_a_file_does_not_say_is_as_in_llama_cpp(model, bos):
     assert tokenizer_of(keys)("a b").input_ids == ([tokenizer.bos_token_id] if bos else []) + ids
 
 
+@pytest.mark.filterwarnings("ignore:.*nearly so:UserWarning")
+@pytest.mark.parametrize("pre, bos", [("llama3", True), ("tekken", True), ("glm4", False), ("stablelm2", False)])
+def test_other_names_of_llama_cpp_are_read(pre, bos):
+    """Some of them begin every text with bos where the file does not say."""
+    kind = {"llama3": "llama-bpe", "glm4": "llama-bpe", "stablelm2": "qwen2"}.get(pre, pre)
+    tokenizer = byte_level(kind)
+    keys = keys_of(tokenizer) | {"tokenizer.ggml.pre": pre}
+    del keys["tokenizer.ggml.add_bos_token"]
+    again = tokenizer_of(keys)
+    for text in STRINGS:
+        expected = tokenizer(text, add_special_tokens=False).input_ids
+        assert again(text).input_ids == [tokenizer.bos_token_id] * bos + expected, text
+
+
 ELSEWHERE = ".*AutoTokenizer, or run the file in llama.cpp"
 REFUSED = {
-    "a name that is not known": (byte_level, {"pre": "deepseek-llm"}, "pre is deepseek-llm, .*it knows gpt-2, llama-b"),
+    "a name that is not known": (byte_level, {"pre": "kimi-k2"}, "pre is kimi-k2, .*it knows gpt-2, llama-b"),
     "no name": (byte_level, {"pre": None}, "pre is not there, .*it knows gpt-2"),
     "another model": (byte_level, {"model": "bert"}, "model is bert, .*it knows gpt2, llama"),
     "no model": (byte_level, {"model": None}, "model is not there, "),

@@ -103,10 +103,10 @@ def test_small_weights_in_16_bits_are_computed_in_64():
 def test_broken_input_is_named(function):
     broken = seeded(3, 8)
     broken[2, 5] = torch.nan
-    with pytest.raises(QtutorError, match=r"layers\.0\.up_proj: 1 of 24 values are NaN.*first at \[2, 5\]"):
-        function(broken, name="layers.0.up_proj")
-    with pytest.raises(QtutorError, match=r"up_proj: a tensor of shape \[3, 0\] holds no values"):
-        function(torch.empty(3, 0), name="up_proj")
+    with pytest.raises(QtutorError, match=r"^1 of 24 values are NaN.*first at \[2, 5\]"):
+        function(broken)
+    with pytest.raises(QtutorError, match=r"^a tensor of shape \[3, 0\] holds no values"):
+        function(torch.empty(3, 0))
 
 
 # --- outlier ratio, crest factor ---
@@ -152,14 +152,14 @@ def test_crest_factor_of_a_lone_weight_and_of_the_whole_matrix():
 
 
 def test_crest_factor_refuses_what_it_cannot_measure():
-    with pytest.raises(QtutorError, match="groups of 5 do not divide"):
-        distributions.crest_factor(torch.ones(2, 16), 5, "q_proj")
-    with pytest.raises(QtutorError, match=r"q_proj: .* holds no values"):
-        distributions.crest_factor(torch.ones(2, 0), -1, "q_proj")
+    with pytest.raises(QtutorError, match=r"^groups of 5 do not divide"):
+        distributions.crest_factor(torch.ones(2, 16), 5)
+    with pytest.raises(QtutorError, match=r"^a tensor .* holds no values"):
+        distributions.crest_factor(torch.ones(2, 0), -1)
     broken = torch.ones(2, 16)
     broken[1, 3] = torch.inf
-    with pytest.raises(QtutorError, match="q_proj: 1 of 32 weights are NaN or infinite"):
-        distributions.crest_factor(broken, 16, "q_proj")
+    with pytest.raises(QtutorError, match=r"^1 of 32 weights are NaN or infinite"):
+        distributions.crest_factor(broken, 16)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])

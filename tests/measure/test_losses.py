@@ -10,6 +10,7 @@ import torch
 import qtutor
 from qtutor import evaluate
 from qtutor.decoder import corpus, tasks
+from qtutor.measure import generation
 from tests.models import VOCABULARY, some_ids, tiny
 
 
@@ -99,7 +100,7 @@ def test_validity_counts_bodies_that_parse(monkeypatch):
     beginnings = ('def f():\n    """F."""\n', 'def g():\n    """G."""\n', 'def h():\n    """H."""\n')
     bodies = ("    return 1\nx", "    return (\nx", "x = 1\n")  # right, wrong, no body at all
     monkeypatch.setattr(corpus, "held_out_functions", lambda: beginnings)
-    monkeypatch.setattr(evaluate, "generate_batch", lambda _m, _t, texts, _n: [a + b for a, b in zip(texts, bodies)])
+    monkeypatch.setattr(generation, "generate_batch", lambda _m, _t, texts, _n: [a + b for a, b in zip(texts, bodies)])
     assert evaluate.ast_validity(None, None) == 1 / 3
 
 

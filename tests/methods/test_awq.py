@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,8 +127,8 @@ def test_one_scale_for_the_tensor_and_empty_ones_are_rounded_to_nearest():
     weight, grid = weights(4, 64, seed=1), qtutor.IntGrid(4)
     assert torch.equal(awq.quantize(weight, torch.eye(64), grid, PER_TENSOR).codes, rtn.quantize(weight, grid, 0).codes)
     assert awq.quantize(torch.zeros(0, 8), torch.eye(8), grid, 8).shape == (0, 8)
-    with pytest.raises(qtutor.QtutorError, match="q: groups of 5"):
-        awq.quantize(torch.zeros(2, 8), torch.eye(8), grid, 5, "q")
+    with pytest.raises(qtutor.QtutorError, match=r"^groups of 5"):
+        awq.quantize(torch.zeros(2, 8), torch.eye(8), grid, 5)
 
 
 def test_a_silent_channel_and_silent_inputs_do_no_harm():
@@ -161,6 +162,64 @@ def test_folding_leaves_the_float_models_logits(family, dtype, heads):
     assert {"mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight"} <= moved
     assert ("self_attn.o_proj.weight" in moved) == (heads == "equal")
     assert torch.allclose(model(some_ids()).logits, expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_twin_is_scaled_as_well_and_nothing_seems_to_have_drifted():
+    model = qtutor.add_outliers(tiny())
+    block = next(walk.walk(model, some_ids(8), twin=True))
+    before = {name: tensor.clone() for name, tensor in block.module.state_dict().items()}
+    changed = scaling.scale_block(block, qtutor.IntGrid(3), 32)
+    ours, twins = block.module.state_dict(), block.twin.module.state_dict()
+    assert all(torch.equal(twins[name], tensor) for name, tensor in ours.items())
+    assert all(not torch.equal(ours[name], before[name]) for name in changed)
+    for reading in block.readings():  # nothing is rounded yet
+        assert reading.moments().drift.abs().max() == 0
+        assert reading.moments().stream_drift is None or reading.moments().stream_drift.abs().max() == 0
+
+
+class Judge:
+    """A quantizer that gives weights back with an error: of another size where they come scaled."""
+
+    def __init__(self, block, as_they_are: float, scaled: float):
+        # As long as ones are kept, what does not come scaled is what was there at the start.
+        self.known = {tuple(m.weight.flatten()[:9].tolist()) for m in block.module.modules() if hasattr(m, "weight")}
+        self.as_they_are, self.scaled, self.hessians = as_they_are, scaled, []
+
+    def __call__(self, weight, hessian):
+        known = tuple(weight.flatten()[:9].tolist()) in self.known
+        self.hessians.append((known, hessian))
+        error = self.as_they_are if known else self.scaled
+        return SimpleNamespace(dequantize=lambda: weight * (1 + error))
+
+
+@pytest.mark.parametrize("errors", [(0.1, 0.2), (-1, -1), (0.2, 0.1), (0, 0)])
+def test_scales_that_the_final_quantizer_rounds_no_better_with_are_dropped(errors):
+    """Worse, or as bad: with an error of -1 all weights are 0, scaled or not. The search itself rounds to nearest."""
+    block = next(walk.walk(qtutor.add_outliers(tiny()), some_ids(8)))
+    before = {name: tensor.clone() for name, tensor in block.module.state_dict().items()}
+    judge = Judge(block, *errors)
+    scaling.scale_block(block, qtutor.IntGrid(3), 32, quantizer=judge)
+    moved = {name for name, tensor in block.module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {known for known, _ in judge.hessians} == {True, False}  # both were tried
+    assert bool(moved) == (errors == (0.2, 0.1))
+
+
+def test_the_final_quantizer_is_given_the_hessian_of_scaled_inputs():
+    block = next(walk.walk(qtutor.add_outliers(tiny()), some_ids(8)))
+    expected = block.hessian("mlp.down_proj", True)
+    weight, seen = block.module.mlp.down_proj.weight.clone(), []
+
+    def quantizer(given, hessian):
+        if given.shape == weight.shape:
+            seen.append((given, hessian))
+        return SimpleNamespace(dequantize=lambda: given)
+
+    scaling.scale_block(block, qtutor.IntGrid(3), 32, quantizer=quantizer)
+    (plain, first), (scaled, second) = seen
+    assert torch.equal(plain, weight) and torch.allclose(first, expected, atol=1e-4 * expected.abs().max())
+    scale = (scaled / weight)[0].double()
+    assert (scale.max() / scale.min()) > 1.5
+    assert torch.allclose(second * scale[:, None] * scale, first, rtol=1e-4)
 
 
 def test_a_norm_of_another_kind_is_refused(monkeypatch):

@@ -22,6 +22,21 @@ def test_the_search_is_the_slow_one(bits, group):
     assert found.ratio == ratios[expected.index(min(expected))]
 
 
+@pytest.mark.parametrize("group", [4, 16, 32])
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 0.95])
+def test_duo_scales_are_the_slow_ones(ratio, group):
+    weights, x = [layer(rows, 32, seed=rows).weight.data for rows in (6, 5)], with_outliers(20, 32, seed=1, count=3)
+    weights[0][2, :group] = 0  # a group of zeros
+    for tensor in weights:
+        tensor[:, 9] = 0  # a column of zeros, the inputs of another
+    x[:, 5] = 0
+    found = awq.scale_of(x.abs().mean(dim=0), ratio, weights, group)
+    rows = [row for tensor in weights for row in tensor.tolist()]
+    expected = torch.tensor(slow.duo_scales(x.tolist(), rows, ratio, group))
+    assert torch.allclose(found, expected, rtol=1e-4)
+    assert not torch.allclose(found, awq.scale_of(x.abs().mean(dim=0), ratio), rtol=1e-2)
+
+
 @pytest.mark.parametrize("bits", [2, 3])
 def test_ranges_judged_group_by_group_are_the_cheapest_by_tokens(bits):
     """llm-awq's clipping: each group by itself."""

@@ -110,10 +110,10 @@ def test_empty_and_one_row(shape):
 
 
 def test_bad_input():
-    with pytest.raises(qtutor.QtutorError, match="q: groups of 64 do not divide its rows of 96"):
-        bnb.quantize(torch.zeros(2, 96), name="q")
-    with pytest.raises(qtutor.QtutorError, match="q: 1 of 64 weights are NaN"):
-        bnb.quantize(torch.full((1, 64), 1.0).index_fill(1, torch.tensor([3]), float("nan")), name="q")
+    with pytest.raises(qtutor.QtutorError, match=r"^groups of 64 do not divide rows of 96"):
+        bnb.quantize(torch.zeros(2, 96))
+    with pytest.raises(qtutor.QtutorError, match=r"^1 of 64 weights are NaN"):
+        bnb.quantize(torch.full((1, 64), 1.0).index_fill(1, torch.tensor([3]), float("nan")))
     with pytest.raises(qtutor.QtutorError, match="bits = 3: method 'nf4' has 4 bits"):
         qtutor.Recipe(method="nf4", bits=3)
     with pytest.raises(qtutor.QtutorError, match="clip = 'mse': method 'int8' takes every group's whole range"):

@@ -1,5 +1,7 @@
 """GPTQ against a brute-force optimal brain surgeon, against rounding to nearest, and on crafted input."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -215,33 +217,82 @@ def test_damping_is_raised_until_the_hessian_can_be_inverted():
     assert gptq.prepare(x.T @ x, 16).damping == gptq.DAMPING
 
 
+def test_a_hessian_is_factored_in_float64():
+    """Eigenvalues from 1 to 1e-9: positive definite in float64, not in float32. It takes no damping, and U is right."""
+    generator = torch.Generator().manual_seed(14)
+    turn = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64, generator=generator))[0]
+    hessian = turn @ torch.logspace(0, -9, 64, dtype=torch.float64).diag() @ turn.T
+    assert torch.linalg.cholesky_ex(hessian.float()).info > 0
+    plan = gptq.prepare(hessian, 16, damping=0)
+    exact = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    assert plan.damping == 0
+    assert (plan.upper - exact).norm() < 1e-3 * exact.norm()  # the triangle is inverted in float32
+
+
+def test_damping_is_raised_where_the_inverse_leaves_float32():
+    """An input of next to nothing: H can be factored in float64, but one number of U, 1e50, is infinite in float32."""
+    hessian = torch.tensor([1.0, 1e-100, 2.0], dtype=torch.float64).diag()
+    plan = gptq.prepare(hessian, 3, damping=0)
+    assert plan.damping == gptq.DAMPING and torch.isfinite(plan.upper).all()
+
+
+def test_an_order_that_mixes_groups_has_static_grids():
+    weight, x = weights(6, 64, seed=15), correlated(256, 64, seed=16) * torch.linspace(0.2, 3, 64).roll(9)
+    plan, grid = gptq.prepare(x.T @ x, 16, act_order="columns"), qtutor.IntGrid(3)
+    assert plan.scattered and not gptq.prepare(x.T @ x, 16, act_order="groups").scattered
+    ours, static = (gptq.round_columns(weight, plan, grid, 16, static) for static in (False, True))
+    assert torch.equal(ours.codes, static.codes) and torch.equal(ours.scales, static.scales)
+    assert torch.equal(ours.scales, rtn.quantize(weight, grid, 16).scales)  # fitted on the weights as they are
+
+
+@pytest.mark.parametrize("rounded", [0, 1, 5, 12])
+def test_a_block_moves_what_it_does_not_round(rounded):
+    """``before - after = E U``: for the columns that are rounded, and for those that only take their part."""
+    grid, x = qtutor.IntGrid(3), correlated(64, 12, seed=17)
+    before, upper = weights(12, 7, seed=18), gptq.prepare(x.T @ x, 12).upper  # [columns, out]
+    scale, zero = rtn.fit_groups(before.T[:, None], grid)  # [out, 1]
+    scale, zero = (part.T.expand(rounded, -1) for part in (scale, zero))
+    work = before.clone()
+    codes, errors = gptq.round_block(work, upper, scale, zero, grid)
+    assert codes.shape == errors.shape == (rounded, 7) and codes.dtype == torch.uint8
+    assert torch.equal(grid.decode(codes, scale, zero), work[:rounded])
+    assert torch.allclose(before - work, upper[:rounded].T @ errors, atol=1e-5)
+    assert rounded in (0, 12) or (work[rounded:] != before[rounded:]).all()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_broken_hessian_is_named(bad):
     hessian = torch.eye(16)
     hessian[3, 4] = bad
-    with pytest.raises(gptq.HessianError, match=rf"layers\.0\.q: its Hessian holds {bad} at \[3, 4\]"):
-        gptq.quantize(torch.ones(2, 16), hessian, qtutor.IntGrid(4), 8, name="layers.0.q")
+    with pytest.raises(gptq.HessianError, match=rf"^the Hessian holds {bad} at \[3, 4\]"):
+        gptq.quantize(torch.ones(2, 16), hessian, qtutor.IntGrid(4), 8)
 
 
 def test_other_bad_input():
     weight, hessian, grid = torch.ones(2, 16), torch.eye(16), qtutor.IntGrid(4)
-    with pytest.raises(gptq.HessianError, match=r"w: its Hessian is not positive definite, .* runs from -5 to -5"):
-        gptq.quantize(weight, -5 * hessian, grid, 8, name="w")
-    with pytest.raises(qtutor.QtutorError, match=r"weight: groups of 5 do not divide"):
+    with pytest.raises(gptq.HessianError, match=r"^the Hessian is not positive definite, .* runs from -5 to -5"):
+        gptq.quantize(weight, -5 * hessian, grid, 8)
+    with pytest.raises(qtutor.QtutorError, match=r"^groups of 5 do not divide rows of 16 weights"):
         gptq.quantize(weight, hessian, grid, 5)
-    with pytest.raises(qtutor.QtutorError, match=r"rows of 16 weights, but a Hessian of 8 inputs"):
+    with pytest.raises(qtutor.QtutorError, match=r"^rows of 16 weights, but a Hessian of 8 inputs"):
         gptq.quantize(weight, torch.eye(8), grid, 8)
-    with pytest.raises(qtutor.QtutorError, match=r"its Hessian is torch.float32 of shape \[2, 16\]"):
+    with pytest.raises(qtutor.QtutorError, match=r"^the Hessian is torch.float32 of shape \[2, 16\]"):
         gptq.quantize(weight, weight, grid, 8)
+    for shape in ([16], [16, 16, 16]):
+        with pytest.raises(
+            qtutor.QtutorError, match=rf"^the Hessian is torch.float32 of shape {re.escape(str(shape))}"
+        ):
+            gptq.quantize(weight, torch.ones(shape), grid, 8)
     with pytest.raises(qtutor.QtutorError, match="act_order = 'best': choose one of 'none', 'columns', 'groups'"):
         gptq.quantize(weight, hessian, grid, 8, act_order="best")
     with pytest.raises(qtutor.QtutorError, match="damping = 2"):
         gptq.quantize(weight, hessian, grid, 8, damping=2)
-    with pytest.raises(qtutor.QtutorError, match="clip = 'best'"):
-        gptq.quantize(weight, hessian, grid, 8, clip="best")
+    for wrong in ("best", None):
+        with pytest.raises(qtutor.QtutorError, match=f"clip = {wrong!r}: choose one of 'none', 'mse', 'output'"):
+            gptq.quantize(weight, hessian, grid, 8, clip=wrong)
     broken = weight.clone()
     broken[1, 2] = float("nan")
-    with pytest.raises(qtutor.QtutorError, match=r"weight: 1 of 32 weights are NaN"):
+    with pytest.raises(qtutor.QtutorError, match=r"^1 of 32 weights are NaN"):
         gptq.quantize(broken, hessian, grid, 8)
 
 

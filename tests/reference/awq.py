@@ -36,6 +36,19 @@ def scales(x: list[list[float]], ratio: float) -> list[float]:
     return [power / middle for power in powers]
 
 
+def duo_scales(x: list[list[float]], weight: list[list[float]], ratio: float, size: int) -> list[float]:
+    """The powers of mean |x|, divided by what a column's weights are of their groups' largest, on average, to the power
+    of ``1 - ratio``; largest times smallest 1."""
+    powers = []
+    for i in range(len(x[0])):
+        mean_abs = max(sum(abs(token[i]) for token in x) / len(x), 1e-4)
+        start = i // size * size
+        parts = [abs(row[i]) / max(*(abs(w) for w in row[start : start + size]), 1e-8) for row in weight]
+        powers.append(mean_abs**ratio / max(sum(parts) / len(parts), 1e-4) ** (1 - ratio))
+    middle = (max(powers) * min(powers)) ** 0.5
+    return [power / middle for power in powers]
+
+
 def errors(weight: list[list[float]], x: list[list[float]], ratios: list[float], bits: int, size: int) -> list[float]:
     """Mean squared change of the layer's output for every ratio."""
     target, found = output(weight, x), []

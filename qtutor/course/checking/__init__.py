@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from qtutor.course import exercises
-from qtutor.course.checking import comparing
-from qtutor.course.checking.attempt import Outcome, run, wrong_call
+from qtutor.course.checking import comparing, limits
+from qtutor.course.checking.attempt import Outcome, run, where, wrong_call
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace import answers
 
+# What torch, numpy and Python's lists raise where shapes or dtypes do not fit; there are many ways to each.
+MISFITS = {"RuntimeError", "ValueError", "IndexError", "TypeError"}
 # Results are compared with those of a known mistake at least this loosely: the learner may compute in float32.
 SLACK = 3e-6
 
@@ -52,12 +54,16 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     if problem:
         return Verdict(False, f"{exercise.name}: {problem}")
     got = []
-    for _, arguments in cases:
-        got.append(run(function, names, arguments, exercise.outputs))
-        if got[-1].kind == "todo":
-            return Verdict(
-                False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."
-            )
+    try:
+        with limits.bounded():
+            while len(got) < len(cases) and not (got and got[-1].kind == "todo"):
+                got.append(run(function, names, cases[len(got)][1], exercise.outputs, exercise.form))
+    except limits.TimeUp as up:
+        return Verdict(False, _still_running(exercise, cases[min(len(got), len(cases) - 1)][0], up))
+    if got[-1].kind == "todo":
+        return Verdict(
+            False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."
+        )
     expected = [_right(exercise, exercise.reference, names, arguments) for _, arguments in cases]
     broken = [_broken(exercise, case[1], outcome, right) for case, outcome, right in zip(cases, got, expected)]
     wrong = [
@@ -70,11 +76,18 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     first = wrong[0]
     lines = [f"{exercise.name}: not right yet, on {len(wrong)} of {len(cases)} inputs. The first is {cases[first][0]}:"]
     lines += [f"  {_argument(name, value)}" for name, value in zip(names, cases[first][1])]
-    lines += _difference(exercise, got[first], expected[first])
     likely = diagnose(exercise, names, cases, got, expected, wrong)
+    lines += _difference(exercise, got[first], expected[first], asking=not likely)
     if not likely and broken[first]:
         likely = f"What must hold and does not: {broken[first]}"
     return Verdict(False, "\n".join(lines + [likely] * bool(likely)))
+
+
+def _still_running(exercise: Exercise, kind: str, up: limits.TimeUp) -> str:
+    return (
+        f"{exercise.name}: stopped. Your function was still running after {limits.SECONDS:g} seconds, where all inputs "
+        f"together need far less. It was at this input: {kind}. Does a loop never end?{where(up)}"
+    )
 
 
 def _right(exercise: Exercise, reference: Callable, names: list[str], arguments: tuple) -> Outcome:
@@ -91,16 +104,25 @@ def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
     return all(difference is not None and not difference.any() for difference in differences)
 
 
+def _like_mistake(got: Outcome, made: Outcome, tolerance: float) -> bool:
+    kinds = {got.kind.lstrip("_"), made.kind.lstrip("_")}  # torch's _LinAlgError is numpy's LinAlgError
+    return _alike(got, made, tolerance) or kinds <= MISFITS or kinds == {"LinAlgError"}
+
+
+def _said(outcome: Outcome) -> str:
+    return outcome.problem.partition("\n")[0]  # without the line of the code
+
+
 def _broken(exercise: Exercise, arguments: tuple, outcome: Outcome, right: Outcome) -> str:
     """The first property that does not hold, or ``""``. Whole numbers may come as floats, and are asked as integers."""
-    if outcome.arrays is None:
-        return ""
+    if outcome.arrays is None or [a.shape for a in outcome.arrays] != [a.shape for a in right.arrays]:
+        return ""  # it can only be asked of results of the right shape
     results = tuple(comparing.of_kind(got, expected) for got, expected in zip(outcome.arrays, right.arrays))
     for text, holds in exercise.properties:
         try:
             if not holds(arguments, results):
                 return text
-        except (ValueError, IndexError, TypeError):  # it cannot even be asked of results of another shape or kind
+        except (ValueError, IndexError, TypeError):  # it cannot even be asked of results of another kind
             return text
     return ""
 
@@ -111,8 +133,8 @@ def _argument(name: str, value) -> str:
     return f"{name} = {text.replace(chr(10), chr(10) + ' ' * (len(name) + 5))}{dtype}"
 
 
-def _difference(exercise: Exercise, got: Outcome, expected: Outcome) -> list[str]:
-    """Expected and got, and the first place where they differ."""
+def _difference(exercise: Exercise, got: Outcome, expected: Outcome, asking: bool) -> list[str]:
+    """Expected and got, and the first place where they differ; ``asking`` whether inf and nan come from a zero."""
     if got.arrays is None:
         return [got.problem]
     lines = []
@@ -124,7 +146,7 @@ def _difference(exercise: Exercise, got: Outcome, expected: Outcome) -> list[str
             head = f"expected {name}: "
             for label, array in ((head, right), (f"got {name}: ".ljust(len(head)), mine)):
                 lines.append(label + comparing.show(array).replace("\n", "\n" + " " * len(head)))
-            lines.append(_first_place(name, mine, right, difference))
+            lines.append(_first_place(name, mine, right, difference, asking))
     if not lines and got.changed:
         lines.append(
             f"The result is right, but your function wrote into its argument {got.changed}, which belongs to the "
@@ -133,14 +155,15 @@ def _difference(exercise: Exercise, got: Outcome, expected: Outcome) -> list[str
     return lines
 
 
-def _first_place(name: str, got: np.ndarray, expected: np.ndarray, difference: np.ndarray) -> str:
+def _first_place(name: str, got: np.ndarray, expected: np.ndarray, difference: np.ndarray, asking: bool) -> str:
     undefined = difference & ~np.isfinite(got) if got.dtype.kind == "f" else np.zeros_like(difference)
     place = tuple(int(i) for i in np.argwhere(undefined if undefined.any() else difference)[0])
     where = f"{name}{list(place)}" if place else name
     mine, right = comparing.apart(got[place], expected[place])
     share = f"{int(difference.sum())} of {difference.size} differ; " if difference.size > 1 else ""
     if undefined.any():
-        return f"{share}{where} is {mine}, expected {right}. Was something divided by zero, or a logarithm taken of it?"
+        question = " Was something divided by zero, or a logarithm taken of it?" if asking else ""
+        return f"{share}{where} is {mine}, expected {right}.{question}"
     whole = expected.dtype.kind == "i" and got.dtype.kind == "f" and got[place] != np.round(got[place])
     return f"{share}the first is {where}: {mine}, expected {right}{' (a whole number)' if whole else ''}."
 
@@ -155,7 +178,9 @@ def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: lis
     for text, mistake in exercise.mistakes.items():
         made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
         telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
-        same = [i for i in telling if i in wrong and _alike(got[i], made[i], max(exercise.tolerance, SLACK))]
+        same = [i for i in telling if i in wrong and _like_mistake(got[i], made[i], max(exercise.tolerance, SLACK))]
+        if all(got[i].kind in MISFITS and _said(got[i]) != _said(made[i]) for i in same):
+            continue  # such an exception alone tells nothing, unless it says the same
         if same and len(same) == len(telling) == len(wrong):
             sure.append(text)
         elif 2 * len(same) > len(wrong):

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from qtutor.course.checking import comparing
+from qtutor.course.checking.limits import TimeUp
 from qtutor.course.exercises.exercise import TURN
+
+LARGEST = 10**5  # numbers in a result; those of the exercises have at most some thousands
 
 # Lines in these files are not the learner's.
 LIBRARIES = (
@@ -37,23 +40,35 @@ class Outcome:
     changed: str = ""
 
 
-def run(function: Callable, names: list[str], arguments: tuple, outputs: tuple[str, ...]) -> Outcome:
-    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages)."""
-    given = copy.deepcopy(arguments)
+def run(
+    function: Callable, names: list[str], arguments: tuple, outputs: tuple[str, ...], form: Callable | None = None
+) -> Outcome:
+    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages); ``form`` is the exercise's.
+
+    What it raises is told in the outcome, but for KeyboardInterrupt and :class:`TimeUp`, which end the check.
+    """
     try:
+        given = copy.deepcopy(arguments)
         returned = function(*given)
-    except NotImplementedError as error:
-        if error.args in ((), (TURN,)):
-            return Outcome("todo")
-        return Outcome("NotImplementedError", problem=_raised(error))
-    except Exception as error:  # whatever a learner's code may raise has to be told, not to end the check
-        return Outcome(type(error).__name__, problem=_raised(error))
+    except (KeyboardInterrupt, TimeUp):
+        raise
+    except SystemExit:
+        return Outcome("SystemExit", problem="Your function ended the program (exit, quit or sys.exit). Let it return.")
+    except BaseException as error:  # whatever a learner's code may raise has to be told, not to end the check
+        return Outcome("todo") if _is_stub(error) else Outcome(type(error).__name__, problem=_raised(error))
     parts, problem = _split(returned, outputs)
+    problem = problem or (form(returned) if form else "")
     if problem:
         return Outcome("returned", problem=problem)
     # Copied, since a result may share its memory with an input.
     arrays = tuple(np.array(part) for part in parts)
     return Outcome("values", arrays, changed=_changed(names, arguments, given))
+
+
+def _is_stub(error: BaseException) -> bool:
+    if not isinstance(error, NotImplementedError):
+        return False
+    return error.args == () or (len(error.args) == 1 and isinstance(error.args[0], str) and error.args[0] == TURN)
 
 
 def _split(returned, outputs: tuple[str, ...]) -> tuple[list[np.ndarray], str]:
@@ -69,9 +84,14 @@ def _split(returned, outputs: tuple[str, ...]) -> tuple[list[np.ndarray], str]:
     arrays = []
     for name, part in zip(outputs, returned if len(outputs) > 1 else [returned]):
         try:
-            arrays.append(comparing.to_array(part))
+            arrays.append(comparing.to_array(part, LARGEST))
         except comparing.NotNumbers as error:
             return [], f"{name} is {error}. A number, lists of numbers, a numpy array or a torch tensor was expected."
+        except Exception as error:  # an object of the learner's own, or a kind of tensor that torch cannot read
+            return (
+                [],
+                f"{name} is a {type(part).__name__}, and reading it raised {type(error).__name__}: {_text(error)}",
+            )
     return arrays, ""
 
 
@@ -79,23 +99,40 @@ def _changed(names: list[str], before: tuple, after: tuple) -> str:
     """The name of the first argument that is not what it was."""
     for name, old, new in zip(names, before, after):
         try:
-            old, new = comparing.to_array(old), comparing.to_array(new)
+            old = comparing.to_array(old)
         except comparing.NotNumbers:
             continue  # a grid, a function: nothing that is written into
-        difference = comparing.differs(new, old, 0.0)
+        try:
+            difference = comparing.differs(comparing.to_array(new, LARGEST), old, 0.0)
+        except comparing.NotNumbers:
+            return name  # its memory was freed, or it was made something else
         if difference is None or difference.any():
             return name
     return ""
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """``Your function raised IndexError: ... (line 7: total += row[i])``; the line of the learner's own code."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
-    said = f"Your function raised {type(error).__name__}" + (f": {text[:300]}" if text else "")
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", _text(error))
+    said = f"Your function raised {type(error).__name__}" + (f": {text}" if text else "")
+    if isinstance(error, MemoryError):
+        said += ": it asked for more memory than a check gives"
+    return said + (where(error) or ".")
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says, in one line of at most 300 characters that can be printed."""
+    try:
+        text = " ".join(str(error)[:2000].split())[:300]
+    except Exception:
+        return "(its text cannot be shown: str() of it raises an exception itself)"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def where(error: BaseException) -> str:
+    """The line of the learner's own code that ``error`` comes from, on a line of its own; ``""`` if there is none."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(LIBRARIES)]
-    if not own:
-        return f"{said}."
-    return f"{said}\n  in {own[-1].name}, line {own[-1].lineno} of its cell: {own[-1].line}"
+    return f"\n  in {own[-1].name}, line {own[-1].lineno} of its cell: {own[-1].line}" if own else ""
 
 
 def wrong_call(function, names: list[str], arguments: tuple) -> str:
@@ -104,8 +141,8 @@ def wrong_call(function, names: list[str], arguments: tuple) -> str:
         return f"check needs the function itself, without parentheses behind it; it got a {type(function).__name__}."
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return ""  # some built-in functions have none to look at
+    except Exception:
+        return ""  # some built-in functions have none to look at, an object of the learner's may raise anything
     try:
         signature.bind(*arguments)
     except TypeError:

@@ -1,46 +1,110 @@
 """What a learner's function returned, made comparable: numbers of any library as numpy arrays, told in few words."""
 
+import math
 import numbers
 
 import numpy as np
 import torch
 
 SHOWN = 48  # numbers that a message shows in full
+LONGEST = 200  # characters of a text that a message shows
+DEEPEST = 16  # lists in lists
 
 
 class NotNumbers(TypeError):
     """A value that holds no numbers, or rows of different length; the text says what was found."""
 
 
-def to_array(value) -> np.ndarray:
+def to_array(value, room: float = math.inf, depth: int = 0) -> np.ndarray:
     """int64, float64 or text array of a tensor of any dtype, a numpy array, a number, bytes, or lists of them.
 
+    room: the numbers that it may hold at most; it is asked before anything is copied. depth: lists around ``value``.
     Raises :class:`NotNumbers` for everything else.
     """
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        if value.is_complex() or value.is_sparse or value.is_quantized:
-            raise NotNumbers(f"a tensor of {value.dtype}")
-        return value.double().numpy() if value.is_floating_point() else value.long().numpy()
-    if isinstance(value, list | tuple):
-        parts = [to_array(part) for part in value]
-        if len({part.shape for part in parts}) > 1:
-            raise NotNumbers(f"a {type(value).__name__} whose parts differ in shape")
-        return np.stack(parts) if parts else np.zeros(0)
-    if isinstance(value, str):
-        return np.array(value)
-    if isinstance(value, bytes | bytearray):
+        return _of_tensor(value, room)
+    if isinstance(value, list | tuple | range):
+        return _of_list(value, room, depth)
+    if isinstance(value, str | bytes | bytearray):
+        _fits(len(value), room, f"{type(value).__name__} of length {len(value)}")
+        if isinstance(value, str):
+            return np.array(str(value))
         return np.frombuffer(value, np.uint8).astype(np.int64)
-    if isinstance(value, np.ndarray | np.generic | numbers.Number):
-        array = np.asarray(value)
-        if array.dtype.kind in "biu":
-            return array.astype(np.int64)
-        if array.dtype.kind == "f":
-            return array.astype(np.float64)
-        if array.dtype.kind in "US":
-            return array
-        raise NotNumbers(f"{type(value).__name__} of {array.dtype}")
-    raise NotNumbers("None" if value is None else f"a {type(value).__name__}")
+    if isinstance(value, np.ndarray | np.generic):
+        return _of_numpy(np.asarray(value), room)
+    if isinstance(value, numbers.Number):
+        return _of_number(value)
+    raise NotNumbers("None" if value is None else f"a {type(value).__name__}{HINTS.get(type(value).__name__, '')}")
+
+
+HINTS = {
+    "generator": " (yield makes one, and so does (... for ...) in round brackets)",
+    "coroutine": " (async def makes one; a plain def is wanted)",
+}
+
+
+def _of_tensor(value: torch.Tensor, room: float) -> np.ndarray:
+    if value.is_nested:
+        raise NotNumbers("a nested tensor, whose rows may differ in length")
+    if value.layout != torch.strided:
+        raise NotNumbers(f"a tensor of layout {value.layout}; to_dense() makes it an ordinary one")
+    if value.is_meta:
+        raise NotNumbers('a tensor on the device "meta", which has a shape and no numbers')
+    if value.is_complex() or value.is_quantized:
+        raise NotNumbers(f"a tensor of {value.dtype}")
+    _fits(value.numel(), room, f"a tensor of shape {list(value.shape)}")
+    last = value.storage_offset() + sum((size - 1) * step for size, step in zip(value.shape, value.stride()))
+    if value.numel() and (last + 1) * value.element_size() > value.untyped_storage().nbytes():
+        raise NotNumbers("a tensor whose memory was freed")  # to read it would end the process
+    value = value.detach().cpu().resolve_neg()
+    if value.is_floating_point():
+        return value.double().numpy()
+    return _of_numpy(value.numpy(), room) if value.dtype == torch.uint64 else value.long().numpy()
+
+
+def _of_list(value, room: float, depth: int) -> np.ndarray:
+    if depth == DEEPEST:
+        raise NotNumbers(f"made of lists in lists, more than {DEEPEST} deep. Does one contain itself?")
+    parts, taken = [], 0
+    for part in value:
+        parts.append(to_array(part, room - taken, depth + 1))
+        taken += math.prod(max(1, length) for length in parts[-1].shape)  # empty parts take room as well
+        _fits(taken, room, f"a {type(value).__name__}")
+    if len({part.shape for part in parts}) > 1:
+        raise NotNumbers(f"a {type(value).__name__} whose parts differ in shape")
+    return np.stack(parts) if parts else np.zeros(0)
+
+
+def _of_numpy(array: np.ndarray, room: float) -> np.ndarray:
+    _fits(array.size, room, f"an array of shape {list(array.shape)}")
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        return array.astype(np.float64)  # in int64 it would be negative
+    if array.dtype.kind in "biu":
+        return array.astype(np.int64)
+    if array.dtype.kind == "f":
+        return array.astype(np.float64)
+    if array.dtype.kind in "US":
+        return array
+    raise NotNumbers(f"a numpy array of {array.dtype}" if array.ndim else f"one {array.dtype} of numpy")
+
+
+def _of_number(value: numbers.Number) -> np.ndarray:
+    """A number of Python: int, float, Fraction, Decimal."""
+    if isinstance(value, numbers.Integral):
+        if not -(2**63) <= value < 2**63:
+            raise NotNumbers(f"a whole number of {int(value).bit_length()} bits")
+        return np.array(int(value))
+    if isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real):
+        raise NotNumbers("a complex number")
+    try:
+        return np.array(float(value))
+    except (OverflowError, ValueError, TypeError):
+        raise NotNumbers(f"a {type(value).__name__} that no float64 holds") from None
+
+
+def _fits(count: float, room: float, what: str) -> None:
+    if count > room:
+        raise NotNumbers(f"{what}, far more numbers than the answer has")
 
 
 def differs(got: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray | None:
@@ -69,7 +133,8 @@ def of_kind(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
 def number(value, digits: int = 4) -> str:
     """One number (or text) in a message: ``-0.12``, ``3``, ``'0101'``."""
     if isinstance(value, np.str_ | str | bytes):
-        return repr(str(value))
+        text = str(value)
+        return repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r}... ({len(text)} characters)"
     if isinstance(value, np.integer | int):
         return str(int(value))
     return f"{float(value) + 0.0:.{digits}g}"  # + 0.0: no minus zero

@@ -24,6 +24,8 @@ class Exercise:
     arrays (int64 or float64), one for each of ``outputs``.
     tolerance: relative to the expected number, or to a thousandth of the largest one beside it where that is more
     (sums that nearly cancel). Where it is not 0, the exercise says why.
+    form: what is wrong with the kind of a returned value, in words, or ``""``; ``None`` where numbers may come in any
+    form, as lists, arrays or tensors.
     replaces: the package's function that :func:`qtutor.course.mine` puts the learner's in place of, or ``None``.
     adapt: learner's function -> a function that takes and returns what the replaced one does; ``None`` where the two
     agree already.
@@ -40,6 +42,7 @@ class Exercise:
     mistakes: dict[str, Callable] = field(default_factory=dict)
     properties: tuple[tuple[str, Callable], ...] = ()
     tolerance: float = 0.0
+    form: Callable[[object], str] | None = None
     replaces: str | None = None
     adapt: Callable[[Callable], Callable] | None = None
 

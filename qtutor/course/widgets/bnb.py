@@ -16,7 +16,7 @@ from qtutor.core.quantized import QuantizedTensor
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.course.widgets.sampling import named_layers, sample_rows, whole_bytes
 from qtutor.decoder.outliers import add_outliers
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.families import decoder_blocks, family_of
 from qtutor.methods import bnb, rtn
 from qtutor.plots.bnb import levels_over_weights, outlier_channels
@@ -65,7 +65,8 @@ def levels_over_bell(
     def draw(layer, format, block, double):
         exact, grid = sample(layer), FORMATS[format]
         double = double and isinstance(grid, Codebook)
-        quantized = round_to(exact, grid, block, double, layer)
+        with naming(layer):
+            quantized = round_to(exact, grid, block, double)
         relative, levels, shares = seen(exact, quantized)
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
         size, width = whole_bytes(weights[layer].shape, quantized)
@@ -87,11 +88,11 @@ def levels_over_bell(
     )
 
 
-def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool, name: str = "weight") -> QuantizedTensor:
+def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool) -> QuantizedTensor:
     """``weight [out, in]`` rounded to the nearest level, on either kind of grid."""
     if isinstance(grid, Codebook):
-        return bnb.quantize(weight, grid, block, double, name)
-    return rtn.quantize(weight, grid, block, name=name)
+        return bnb.quantize(weight, grid, block, double)
+    return rtn.quantize(weight, grid, block)
 
 
 def seen(weight: torch.Tensor, quantized: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

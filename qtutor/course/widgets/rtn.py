@@ -12,7 +12,7 @@ from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.course.widgets.sampling import around_the_largest, named_layers, sample_rows, whole_bytes
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.methods import rtn
 from qtutor.plots.rtn import before_after_error
 
@@ -45,7 +45,8 @@ def weight_histogram(
 
     def draw(layer, bits, group_size, symmetric, clip):
         weight, rows = weights[layer], sample(layer)
-        quantized = rtn.quantize(weight[rows], IntGrid(bits, symmetric), group_size, clip, layer)
+        with naming(layer):
+            quantized = rtn.quantize(weight[rows], IntGrid(bits, symmetric), group_size, clip)
         size, width = whole_bytes(weight.shape, quantized)
         exact = weight[rows].float()
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
@@ -97,7 +98,8 @@ def weights_as_picture(
     def draw(layer, bits, group_size, symmetric, clip):
         shown, columns = crop(layer)
         rows = with_sample(layer) if group_size == PER_TENSOR else shown  # one scale is made by all weights
-        quantized = rtn.quantize(weights[layer][rows], IntGrid(bits, symmetric), group_size, clip, layer)
+        with naming(layer):
+            quantized = rtn.quantize(weights[layer][rows], IntGrid(bits, symmetric), group_size, clip)
         return _crop_rounded(weights[layer], quantized, rows, shown, columns)
 
     alt = (

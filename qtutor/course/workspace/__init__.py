@@ -25,7 +25,7 @@ from pathlib import Path
 
 from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
-from qtutor.files import written_beside
+from qtutor.files import told, written_beside
 
 DEFAULT_FOLDER = "qtutor-course"
 RECORD = ".qtutor.json"
@@ -85,7 +85,8 @@ def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) 
         raise QtutorError(f"{folder} holds the course's own chapters; choose another folder for your workspace.")
     if folder.exists() and not folder.is_dir():
         raise QtutorError(f"{folder} is a file, and the workspace has to be a folder: choose another name.")
-    folder.mkdir(parents=True, exist_ok=True)
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
     delivered = _read_record(folder)
     report = Report(folder)
@@ -118,6 +119,24 @@ def find(start: str | Path | None = None) -> Path | None:
     here = Path(start or Path.cwd()).expanduser().resolve()
     found = next((folder for folder in (here, *here.parents) if (folder / RECORD).is_file()), None)
     return None if found and here == chapters_folder().resolve() else found
+
+
+def of_another(*paths: Path) -> str:
+    """Why nothing in a workspace may be run: the first of ``paths`` that another user owns, as a sentence, or ``""``.
+
+    The search for a workspace goes upwards, also into folders where everybody may write: somebody else's record there
+    must not make their code run here. Windows has no such owners.
+    """
+    if not hasattr(os, "geteuid"):
+        return ""
+    for path in paths:
+        owner = path.stat().st_uid
+        if owner != os.geteuid():
+            return (
+                f"{path} belongs to another user (number {owner}, and you are {os.geteuid()}), so nothing in this "
+                "workspace is run or kept. Make one of your own with 'qtutor learn FOLDER' and work there."
+            )
+    return ""
 
 
 def _deliver(name: str, content: bytes, folder: Path, delivered: dict[str, str], report: Report) -> None:
@@ -162,8 +181,8 @@ def _read_record(folder: Path) -> dict[str, str]:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with written_beside(path) as new:
+    """Write a file whole or not at all; :class:`QtutorError` where it cannot be."""
+    with told(path), written_beside(path) as new:
         new.write_bytes(content)
 
 
@@ -193,6 +212,7 @@ def start(folder: str | Path, browser: bool = True) -> int:
 
 
 def jupyter_command(folder: Path, browser: bool, is_root: bool) -> list[str]:
+    """What runs JupyterLab in ``folder``, on this machine only, with the first chapter open."""
     first = min((chapter.name for chapter in folder.glob("*.ipynb")), default="")
     command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
     command.append(f"--LabApp.default_url=/lab/tree/{first}")

@@ -12,6 +12,7 @@ from qtutor.course import workspace
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace.standalone import CannotKeep, is_library_code, standalone
 from qtutor.errors import QtutorError
+from qtutor.files import told
 
 FOLDER = "mine"
 
@@ -36,6 +37,11 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
     except CannotKeep as why:
         return f"Not kept, and so not counted as done: {why}."
     path = path_of(exercise, folder)
+    strange = workspace.of_another(
+        folder, folder / workspace.RECORD, *(part for part in (path.parent, path) if part.exists())
+    )
+    if strange:
+        return f"Not kept: {strange}"
     try:
         works = right(_execute(text, path))
     except Exception as error:  # the learner's own lines may raise anything
@@ -45,21 +51,29 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
             "Not kept, and so not counted as done: in a file of its own it gives other results. Does it change "
             "something outside of itself?"
         )
-    path.parent.mkdir(exist_ok=True)
-    workspace.write_beside(path, text.encode())
+    try:
+        with told(path):
+            path.parent.mkdir(exist_ok=True)
+        workspace.write_beside(path, text.encode())
+    except QtutorError as error:  # a full disk is no reason to fail what is right
+        return f"Not kept, and so not counted as done: {error}"
     return f"Kept in {FOLDER}/{path.name}."
 
 
 def load(exercise: Exercise, folder: Path) -> Callable | None:
     """The learner's answer to ``exercise``, or ``None`` if none is kept in the workspace ``folder``.
 
-    Raises :class:`QtutorError` for a file that leads out of the workspace, or does not run any more.
+    Raises :class:`QtutorError` for a file that leads out of the workspace, that is another user's, or that does not run
+    any more.
     """
     path = path_of(exercise, folder)
     if not path.is_file():
         return None
     if not path.resolve().is_relative_to(folder.resolve()):
         raise QtutorError(f"{path} leads out of your workspace, so it is not loaded. Pass {exercise.name} again.")
+    strange = workspace.of_another(folder, folder / workspace.RECORD, path.parent, path)
+    if strange:
+        raise QtutorError(strange)
     try:
         return _execute(path.read_text(encoding="utf-8"), path)
     except Exception as error:  # it may have been edited into anything

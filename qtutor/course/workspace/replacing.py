@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from qtutor.course import exercises, workspace
 from qtutor.course.exercises.exercise import Exercise
@@ -24,10 +25,15 @@ def mine(*names: str) -> Iterator[list[str]]:
     """Put the learner's kept functions in place of the package's until the block ends, however it ends.
 
     names: topics (``"rtn"``) or exercises (``"rtn.pack"``) to choose from; without any, all.
-    Prints which parts are the learner's; yields their names. A kept file that does not run any more is named, and the
-    package's function stays. Outside of a workspace all stay. Raises :class:`QtutorError` for an unknown name.
+    Prints which parts are the learner's, and from which workspace; yields their names. A kept file that does not run
+    any more is named, and the package's function stays. Outside of a workspace, and in another user's, all stay. Raises
+    :class:`QtutorError` for an unknown name.
     """
     folder = workspace.find()
+    strange = workspace.of_another(folder, folder / workspace.RECORD) if folder else ""
+    if strange:
+        print(strange)
+        folder = None
     own: dict[str, Callable] = {}
     parts = _parts(names)
     for exercise in parts:
@@ -38,7 +44,7 @@ def mine(*names: str) -> Iterator[list[str]]:
             continue
         if function is not None:
             own[exercise.name] = function
-    print(_said([exercise.name for exercise in parts], own))
+    print(_said([exercise.name for exercise in parts], own, folder))
     with ExitStack() as stack:
         for exercise in parts:
             if exercise.name in own:
@@ -55,11 +61,12 @@ def _parts(names: tuple[str, ...]) -> list[Exercise]:
     return [e for e in known if not names or e.name in names or e.name.partition(".")[0] in names]
 
 
-def _said(parts: list[str], own: dict[str, Callable]) -> str:
+def _said(parts: list[str], own: dict[str, Callable], folder: Path | None) -> str:
     others = [name for name in parts if name not in own]
     if not own:
         return f"Nothing of yours yet. The package's: {', '.join(others)}."
-    return f"Yours: {', '.join(own)}." + (f" The package's: {', '.join(others)}." if others else "")
+    rest = f" The package's: {', '.join(others)}." if others else ""
+    return f"Yours: {', '.join(own)}.{rest} From {folder}."
 
 
 @contextmanager

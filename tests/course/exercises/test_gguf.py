@@ -65,7 +65,7 @@ def in_loops(blocks):
     for row in blocks:
         extreme = row[np.argmax(np.abs(row))]
         d = extreme / np.float32(-8)
-        steps = row / d if d else np.zeros(32, np.float32)
+        steps = row * (1 / d) if d else np.zeros(32, np.float32)
         codes = [min(int(step + np.float32(8.5)), 15) for step in steps]
         packed = [codes[j] | codes[j + 16] << 4 for j in range(16)]
         lines.append([*np.array([d], "<f2").tobytes(), *packed])
@@ -75,7 +75,7 @@ def in_loops(blocks):
 def q4_0_in_torch(blocks):
     rows = torch.from_numpy(blocks)
     d = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) / -8
-    codes = torch.where(d == 0, 8.5, rows / d + 8.5).clamp(max=15).to(torch.uint8)
+    codes = torch.where(d == 0, 8.5, rows * (1 / d) + 8.5).clamp(max=15).to(torch.uint8)
     return torch.cat([d.half().view(torch.uint8), codes[:, :16] + 16 * codes[:, 16:]], dim=1)
 
 
@@ -97,7 +97,7 @@ WRONG_Q4_0 = [
     (first_half_high, "halves of the bytes are swapped"),
     (in_loops.edit((CODE, "int(step + np.float32(8.5))"), ("<< 4", "<< 4 & 255")), "The largest code is 15"),
     (
-        in_loops.edit("steps = row / d if d", "half = np.float32(np.float16(d))\n        steps = row / half if half"),
+        in_loops.edit("row * (1 / d) if d", "row * (1 / np.float32(np.float16(d))) if np.float16(d)"),
         "divided by d after rounding it",
     ),
     (in_loops.edit("8.5", "8"), "add 8.5 before cutting"),
@@ -144,7 +144,7 @@ WRONG_FITS = [
     (polyfit.edit("return scale, low", "return low, scale"), "scale and low are swapped"),
     (by_sums.edit("w.sum()", "len(x)"), "taken for the number of weights"),
     (by_sums.edit("(xc / cc, 0.0)", "(xs / cs, 0.0)"), "scale comes from the second equation"),
-    (by_sums.edit("(cc * xs - cs * xc)", "(cs * xc - cc * xs)"), "look for a sign that is wrong"),
+    (by_sums.edit("(cc * xs - cs * xc)", "(cs * xc - cc * xs)"), "low's numerator has the wrong sign"),
 ]
 
 # --- scales ---

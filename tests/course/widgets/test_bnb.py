@@ -103,7 +103,7 @@ def test_what_cannot_be_shown_is_said():
         levels_over_bell({"layer": some_weight()}, "q")
     explorer = levels_over_bell({"layer": some_weight(8, 96)}, block=32, frames={})
     control(explorer, "block").value = 64
-    assert "groups of 64 do not divide its rows of 96" in explorer.children[-1].value
+    assert "layer: groups of 64 do not divide rows of 96" in explorer.children[-1].value
 
 
 def test_errors_are_those_of_the_layer_in_int8():

@@ -314,7 +314,7 @@ def test_the_picture_shows_the_largest_weight():
 def test_a_group_size_that_does_not_fit_is_an_alert():
     explorer = widgets.weight_histogram({"wide": torch.randn(8, 64), "odd": torch.randn(8, 48)}, frames={})
     control(explorer, "layer").value = "odd"
-    assert "groups of 64 do not divide its rows of 48" in explorer.children[-1].value
+    assert "odd: groups of 64 do not divide rows of 48" in explorer.children[-1].value
 
 
 def test_a_layer_that_is_not_there_is_refused():

@@ -1,8 +1,10 @@
 """What passes is kept as plain Python that works by itself; what cannot be kept is refused in words."""
 
+import errno
 import importlib
 import math
 import math as m
+import os
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,32 @@ def test_what_passes_is_kept_and_works_by_itself(workspace, capsys, function):
     assert names["answer"](torch.ones(1)).item() == 2
     again = answers.load(EXERCISE, workspace)
     assert again is not function and again(torch.ones(1)).item() == 2
+
+
+@pytest.mark.parametrize("call", ["os.replace", "os.fsync"])
+def test_a_full_disk_is_told_and_the_earlier_answer_stays(workspace, capsys, monkeypatch, call):
+    course.check("test.double", plain)
+    earlier = (workspace / "mine" / "test_double.py").read_text()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call, full)
+        course.check("test.double", with_everything)
+    told = capsys.readouterr().out
+    assert told.count("right on all 2 inputs.") == 2
+    assert "Not kept, and so not counted as done: " in told
+    assert "test_double.py cannot be written: No space left on device. Whatever was there before is untouched" in told
+    assert os.listdir(workspace / "mine") == ["test_double.py"]
+    assert (workspace / "mine" / "test_double.py").read_text() == earlier
+
+
+def test_a_file_where_the_answers_should_be_is_told(workspace, capsys):
+    (workspace / "mine").write_text("a file of the learner's")
+    course.check("test.double", plain)
+    assert "Not kept, and so not counted as done: " in (told := capsys.readouterr().out) and "cannot be written" in told
+    assert (workspace / "mine").read_text() == "a file of the learner's"
 
 
 def test_the_file_is_readable(workspace):
@@ -263,3 +291,20 @@ def test_a_function_under_two_names_is_written_down_once(tmp_path, monkeypatch):
     names: dict = {}
     exec(kept_text, names)
     assert names["answer"](3) == 6
+
+
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_a_function_and_a_value_of_one_name_are_refused(tmp_path, monkeypatch, first):
+    """Whichever comes first: names are looked up in order, and the function is called f wherever it is met."""
+    text = f"def f(x):\n    return 2 * x\n\n\n{first} = f\nf = 3\n\n\ndef g(x):\n    return {first}(x) + f\n"
+    with pytest.raises(standalone.CannotKeep, match="two of its parts are called f; give them different names"):
+        standalone.standalone(module(tmp_path, monkeypatch, f"value_and_function_{first}", text).g, "t")
+
+
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_a_library_and_a_value_of_one_name_are_refused(tmp_path, monkeypatch, first):
+    """What ``f`` is to the function behind another name is not what it is to g."""
+    text = f"import math\n\n\ndef f(x):\n    return 2 * x\n\n\n{first} = f\nf = math\n\n\n"
+    text += f"def g(x):\n    return {first}(x) + f.floor(x)\n"
+    with pytest.raises(standalone.CannotKeep, match="two of its parts are called f; give them different names"):
+        standalone.standalone(module(tmp_path, monkeypatch, f"library_and_function_{first}", text).g, "t")

@@ -1,8 +1,10 @@
 """with mine(): the package computes with what the learner wrote, and with its own again afterwards."""
 
 import importlib
+import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,10 +142,12 @@ def test_it_says_what_is_whose(workspace, capsys):
     learner.keep("rtn.pack")
     with mine("rtn"):
         pass
-    assert capsys.readouterr().out == "Yours: rtn.pack. The package's: rtn.fit, rtn.encode, rtn.dequantize.\n"
+    assert capsys.readouterr().out == (
+        f"Yours: rtn.pack. The package's: rtn.fit, rtn.encode, rtn.dequantize. From {workspace}.\n"
+    )
     with mine("rtn.pack"):
         pass
-    assert capsys.readouterr().out == "Yours: rtn.pack.\n"
+    assert capsys.readouterr().out == f"Yours: rtn.pack. From {workspace}.\n"
     with mine("rtn.fit", "start") as own:
         assert packing.pack_rows.__module__ == "qtutor.core.packing"
     assert own == [] and "start.perplexity" in capsys.readouterr().out
@@ -216,3 +220,31 @@ def test_every_exercise_names_something_that_can_give_way():
         if exercise.replaces:
             module, _, name = exercise.replaces.rpartition(".")
             assert callable(getattr(importlib.import_module(module), name)), exercise.name
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such owners")
+@pytest.mark.parametrize("strange", ["all of it", "mine/"])
+def test_nothing_of_another_user_is_run(workspace, monkeypatch, capsys, strange):
+    """Whoever may write into a folder above ours could put a workspace there, with functions of theirs."""
+    kept = answers.path_of(exercises.find("rtn.pack"), workspace)
+    kept.parent.mkdir()
+    kept.write_text("open('ran', 'w')\n\ndef answer(codes, bits, width):\n    raise SystemExit\n")
+    if strange == "all of it":
+        monkeypatch.setattr("os.geteuid", lambda: workspace.stat().st_uid + 1)
+    else:
+        owner, stat = os.geteuid(), Path.stat
+        odd = types.SimpleNamespace(st_uid=owner + 1, st_mode=kept.stat().st_mode)
+        monkeypatch.setattr(Path, "stat", lambda path, **how: odd if path == kept and not how else stat(path, **how))
+    (workspace / "below").mkdir()
+    monkeypatch.chdir(workspace / "below")
+    with mine() as names:
+        assert names == []
+    out = capsys.readouterr().out
+    assert str(workspace if strange == "all of it" else kept) in out and "belongs to another user" in out
+    note = answers.keep(exercises.find("rtn.pack"), learner_pack, lambda function: True)
+    assert note.startswith("Not kept: ") and "another user" in note
+    assert not list(workspace.rglob("ran")) and "raise SystemExit" in kept.read_text()
+
+
+def learner_pack(codes, bits, width):
+    return codes

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import sys
+import webbrowser
 from pathlib import Path
 
 import pytest
@@ -133,7 +135,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(QtutorError, match=r"chapter.ipynb cannot be written: No space left on device\. Whatever"):
         workspace.write_beside(target, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["chapter.ipynb"] and target.read_text() == "old"
 
@@ -159,6 +161,8 @@ def test_a_file_or_the_course_itself_is_no_workspace(course, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(QtutorError, match="is a file"):
         workspace.make(tmp_path / "file", source)
+    with pytest.raises(QtutorError, match="mine cannot be written: Not a directory"):
+        workspace.make(tmp_path / "file" / "mine", source)
     with pytest.raises(QtutorError, match="the course's own chapters"):
         workspace.make(source, source)
 
@@ -172,6 +176,28 @@ def test_jupyterlab_opens_the_first_chapter_on_this_machine_only(course):
     assert not any("token" in argument.lower() for argument in command)  # the token stays as JupyterLab makes it
     plain = workspace.jupyter_command(mine, browser=True, is_root=False)
     assert "--no-browser" not in plain and "--allow-root" not in plain
+
+
+@pytest.mark.parametrize("graphical", [True, False])
+@pytest.mark.parametrize(
+    ("platform", "display", "expected"),
+    [("linux", {}, False), ("linux", {"DISPLAY": ":0"}, True), ("linux", {"WAYLAND_DISPLAY": "wayland-0"}, True),
+     ("darwin", {}, True), ("win32", {}, True)],
+)  # fmt: skip
+def test_a_browser_is_opened_where_there_is_one(monkeypatch, platform, display, expected, graphical):
+    """On Linux a text browser could be found without a display; elsewhere there is always one."""
+
+    def get():
+        if not graphical:
+            raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(webbrowser, "get", get)
+    monkeypatch.setattr(sys, "platform", platform)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in display.items():
+        monkeypatch.setenv(name, value)
+    assert workspace.has_browser() is (expected and graphical)
 
 
 def test_a_learner_gets_stubs_and_no_outputs(course):

@@ -30,9 +30,9 @@ def cases():
         x = noise(3 * groups * size, groups * size, seed=seed)
         for channel in range(1, x.shape[1]):
             x[:, channel] += mix * x[:, channel - 1]
-        return 0.1 * noise(rows, groups, size, seed=seed + 40), x.T @ x
+        return 0.1 * noise(rows, groups, size, seed=seed + 40), (x.T @ x).double()
 
-    one = (torch.tensor([[[1.0, -1.0]]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
+    one = (torch.tensor([[[1.0, -1.0]]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]).double())
     silent = pair(3, 2, 3, 5)
     silent[1][:, 4] = silent[1][4] = 0
     return [
@@ -43,7 +43,8 @@ def cases():
         ("groups of one", pair(2, 3, 1, 4)),
         ("a silent input", silent),
         ("no errors at all", (torch.zeros(2, 2, 3), pair(2, 2, 3, 6)[1])),
-        ("X^T X in float64", (noise(2, 2, 4, seed=7), pair(2, 2, 4, 8)[1].double())),
+        ("errors as large as weights", (noise(2, 2, 4, seed=7), pair(2, 2, 4, 8)[1])),
+        ("inputs that go against each other", pair(2, 2, 3, 9, mix=-0.8)),
     ]
 
 
@@ -83,6 +84,46 @@ MISTAKES = {
     ),
     "this is the squared size of e H; it is e H e^T: ((e @ H) * e).sum(-1).": (
         right.edit("(e @ own) * e", "(e @ own).square()")
+    ),
+    "this is half of the cost: e H e^T has no factor before it.": right.edit("sum(dim=-1)", "sum(dim=-1) / 2"),
+    "this is twice the cost: e H e^T has no factor before it.": right.edit("sum(dim=-1)", "sum(dim=-1) * 2"),
+    "the costs are summed over the rows. Each row has its own: [out, groups].": (
+        right.edit("torch.stack(costs, dim=1)", "torch.stack(costs, dim=1).sum(dim=0)")
+    ),
+    "the costs are summed over the groups. Each group has its own: [out, groups].": (
+        right.edit("torch.stack(costs, dim=1)", "torch.stack(costs, dim=1).sum(dim=1)")
+    ),
+    "the costs are averaged over the rows. Each row has its own: [out, groups].": (
+        right.edit("torch.stack(costs, dim=1)", "torch.stack(costs, dim=1).mean(dim=0)")
+    ),
+    "this is one number, the sum of all costs. Each group of each row has its own: [out, groups].": (
+        right.edit("torch.stack(costs, dim=1)", "sum(costs).sum()")
+    ),
+    "every row has the cost of all rows together; each is to have its own.": (
+        right.edit("sum(dim=-1)", "sum().expand(len(e))")
+    ),
+    "the result is transposed: it is [out, groups]. Stack along dim=1.": (
+        right.edit("torch.stack(costs, dim=1)", "torch.stack(costs, dim=0)")
+    ),
+    "the cost is divided by the size of the inputs (the trace of H_g); leave it as e H e^T.": (
+        right.edit("sum(dim=-1)", "sum(dim=-1) / own.trace()")
+    ),
+    "signs of the errors are lost before they meet H: errors of different sign may cancel in an output.": (
+        right.edit("error.double()", "error.double().abs()")
+    ),
+    "signs of X^T X are lost: inputs that go against each other let errors cancel.": (
+        right.edit("hessian.double()", "hessian.double().abs()")
+    ),
+    "only half of X^T X is used, its upper triangle. Each pair of inputs counts twice: take the whole block.": (
+        right.edit("e @ own", "e @ own.triu()")
+    ),
+    "the inverse of X^T X is used. Here it is X^T X itself.": (right.edit("e @ own", "e @ torch.linalg.pinv(own)")),
+    "the blocks of X^T X begin at g; they begin at g * group_size.": right.edit("group * size", "group"),
+    "the blocks of X^T X are taken from the last to the first; group g has rows and columns g * group_size onwards.": (
+        right.edit("group * size", "(groups - 1 - group) * size")
+    ),
+    "every row has the errors of the first row. Each row has its own.": (
+        right.edit("error[:, group]", "error[:1, group].expand(len(error), -1)")
     ),
     "this is the root of the cost; leave it squared.": right.edit("sum(dim=-1)", "sum(dim=-1).sqrt()"),
     "the cost is a sum over the group, not a mean.": right.edit("sum(dim=-1)", "mean(dim=-1)"),

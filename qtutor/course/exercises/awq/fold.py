@@ -78,6 +78,53 @@ MISTAKES = {
     "gains and columns are both divided. One of the two has to undo the other: multiply the columns.": (
         right.edit("gain / stored", "1 / scale")
     ),
+    "gain and scale are rounded before they are divided. Divide first, then round once: (gain / scale).to(dtype).": (
+        right.edit("(gain / scale).to(dtype)", "(gain.to(dtype) / scale.to(dtype))")
+    ),
+    "the gain is rounded before it is divided, too. Divide the gain as it is, then round: (gain / scale).to(dtype).": (
+        right.edit("(gain / scale).to(dtype)", "(gain.to(dtype).double() / scale).to(dtype)")
+    ),
+    "the factor comes from a rounded gain. It is the old gain as it was, over the stored one: gain / stored.": (
+        right.edit("gain / stored", "gain.to(dtype) / stored")
+    ),
+    "two things: the old gain is rounded, before it is divided and in the factor. Only what is stored is rounded: "
+    "stored = (gain / scale).to(dtype), factor = gain / stored.": right.edit(
+        ("(gain / scale).to(dtype)", "(gain.to(dtype).double() / scale).to(dtype)"),
+        ("gain / stored", "gain.to(dtype) / stored"),
+    ),
+    "the columns are multiplied by the scale, rounded to dtype. Not the scale is stored but the gain: the factor that "
+    "really applies is gain / stored gain.": right.edit("gain / stored", "scale.to(dtype).double()"),
+    "the factor is rounded to dtype. Nothing stores it: give each column gain / stored as it is.": (
+        right.edit("gain / stored", "(gain / stored).to(dtype).double()")
+    ),
+    "the factor is upside down: it is old gain over stored gain, and makes up for what the gain lost.": (
+        right.edit("gain / stored", "stored / gain")
+    ),
+    "the new gain is upside down: it is gain / scale, not scale / gain.": right.edit("gain / scale", "scale / gain"),
+    "the two results are exchanged: return the gains, then the weights.": (
+        right.edit("stored, weight * factor", "weight * factor, stored")
+    ),
+    "the weights are rounded to dtype before they are multiplied. Only the norm is stored in it.": (
+        right.edit("weight * factor", "weight.to(dtype).double() * factor")
+    ),
+    "a gain of 0 became 1. That channel is silent and has to stay so: leave the gain 0, and the column as it is.": (
+        right.edit("return stored", "return torch.where(gain == 0, 1, stored)")
+    ),
+    "where a gain is 0, the column became 0 as well. Leave it as it is: its factor is 1.": (
+        right.edit("torch.where(gain == 0, 1,", "torch.where(gain == 0, 0,")
+    ),
+    "where a gain is 0, the column is still multiplied by the scale. Leave it as it is: its factor is 1.": (
+        right.edit("torch.where(gain == 0, 1,", "torch.where(gain == 0, scale,")
+    ),
+    "gains are divided by the root of the scale. All of it goes from the gain to the column.": (
+        right.edit("gain / scale", "gain / scale.sqrt()")
+    ),
+    "gains are rounded to float16, whatever dtype is. Round to the dtype that is given.": (
+        right.edit("to(dtype)", "half()")
+    ),
+    "gains are rounded to bfloat16, whatever dtype is. Round to the dtype that is given.": (
+        right.edit("to(dtype)", "bfloat16()")
+    ),
     "only the gains have changed; the columns that read them have to make up for it.": right.edit(" * factor", ""),
     "only the columns have changed; the gains have to make up for it.": right.edit("return stored", "return gain"),
     "the new gains are not rounded to what they are stored in: (gain / scale).to(dtype).": right.edit(".to(dtype)", ""),
@@ -101,13 +148,19 @@ def _nothing_changes(arguments, results) -> bool:
     return np.allclose(results[0] * results[1], gain * weight, rtol=1e-5, atol=1e-12)
 
 
+def _stored(arguments, results) -> bool:
+    """Every gain is a number of dtype; in float32 they may come in float64."""
+    gain, dtype = torch.from_numpy(results[0]).double(), arguments[3]
+    return dtype == torch.float32 or torch.equal(gain.to(dtype).double(), gain)
+
+
 def adapt(theirs):
     """A learner's ``fold_scale`` in place of :func:`qtutor.awq.fold`, for norms; linear layers are the package's."""
 
     @torch.no_grad()
-    def fold(source, layers, scale, dtype=torch.float32):
-        if source.weight.dim() != 1 or getattr(source, "bias", None) is not None:
-            return packages_own(source, layers, scale, dtype)
+    def fold(source, layers, scale, dtype=torch.float32, norm_offset=0.0):
+        if source.weight.dim() != 1 or getattr(source, "bias", None) is not None or norm_offset:
+            return packages_own(source, layers, scale, dtype, norm_offset)
         readers = torch.cat([layer.weight for layer in layers])
         gain, columns = theirs(source.weight.clone(), readers, scale.to(readers.device), dtype)
         columns = tensor(columns, torch.float32, readers).split([len(layer.weight) for layer in layers])
@@ -128,7 +181,10 @@ FOLD = Exercise(
     cases=cases,
     outputs=("gain", "weight"),
     mistakes=MISTAKES,
-    properties=(("gain times column is no longer what it was: folding has to change nothing.", _nothing_changes),),
+    properties=(
+        ("the new gains are numbers that dtype can store: (gain / scale).to(dtype).", _stored),
+        ("gain times column is no longer what it was: folding has to change nothing.", _nothing_changes),
+    ),
     # Two divisions and a product in float32 are each off by 6e-8 at most.
     tolerance=1e-6,
     replaces="qtutor.methods.awq.fold",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from qtutor.course.exercises.adapting import tensor
@@ -53,6 +54,48 @@ MISTAKES = {
     "channels below 1e-4 get the scale 1; they count as 1e-4, and are then raised to the ratio like the others.": (
         right.edit(NO_FLOOR, ("size**ratio", "torch.where(size < 1e-4, 1, size**ratio)"))
     ),
+    "1e-4 is added to every channel. Only those below count as 1e-4: clamp(min=1e-4).": (
+        right.edit("mean_abs.double().clamp(min=1e-4)", "mean_abs.double() + 1e-4")
+    ),
+    "channels are clamped from above, so that all but the silent ones are alike. Clamp from below: min=1e-4.": (
+        right.edit("min=1e-4", "max=1e-4")
+    ),
+    "only a channel of exactly 0 counts as 1e-4. Every channel below 1e-4 does: clamp(min=1e-4).": (
+        right.edit((".clamp(min=1e-4)", ""), ("size**ratio", "torch.where(size == 0, 1e-4, size) ** ratio"))
+    ),
+    "the scales are multiplied by the middle; divide by it.": right.edit("/ middle", "* middle"),
+    "the middle is the root of a sum. It is that of a product, sqrt(max * min).": right.edit(
+        "* scale.min()", "+ scale.min()"
+    ),
+    "the middle is sqrt(max / min). It is sqrt(max * min), so that the largest times the smallest becomes 1.": (
+        right.edit("* scale.min()", "/ scale.min()")
+    ),
+    "you divide by the root of the largest alone; the middle is sqrt(max * min).": right.edit(" * scale.min()", ""),
+    "you divide by the root of the product of all scales; only the largest and the smallest count.": (
+        right.edit("scale.max() * scale.min()", "scale.prod()")
+    ),
+    "the scales are centred on their median; the middle is sqrt(max * min).": (
+        right.edit("/ middle", "/ scale.median()")
+    ),
+    "the middle is that of the sizes, before they were raised to the ratio. Take it of the scales.": (
+        right.edit("scale.max() * scale.min()", "size.max() * size.min()")
+    ),
+    "these are logarithms times the ratio; exp() is missing, or take size ** ratio at once.": (
+        right.edit("size**ratio", "size.log() * ratio")
+    ),
+    "the ratio is raised to the size; it is the size that is raised: mean_abs ** ratio.": (
+        right.edit("size**ratio", "ratio**size")
+    ),
+    "sizes are raised to 1 / ratio; it is mean_abs ** ratio.": right.edit(
+        "size**ratio", "size ** (1 / max(ratio, 1e-9))"
+    ),
+    "the ratio is not used: raise the sizes to it. (With ratio 0 all scales are 1.)": right.edit("size**ratio", "size"),
+    "sizes are raised to half of the ratio: the root is for the middle alone.": (
+        right.edit("size**ratio", "size ** (ratio / 2)")
+    ),
+    "the scales are rounded to 16 bits. Leave them in float32 or float64.": (
+        right.edit("return scale / middle", "return (scale / middle).half()")
+    ),
     "the scales are not centred: divide by the root of the largest times the smallest, sqrt(max * min).": (
         right.edit(" / middle", "")
     ),
@@ -81,6 +124,14 @@ MISTAKES = {
 }
 
 
+def _floor_holds(arguments, results) -> bool:
+    """Beside the loudest channel, those up to 1e-4 have the scale of a channel of 1e-4."""
+    size, (scale,) = arguments[0].double().numpy(), results
+    loudest = size.argmax()
+    expected = scale[loudest] * (1e-4 / size[loudest]) ** arguments[1]
+    return np.allclose(scale[size <= 1e-4], expected, rtol=1e-4)
+
+
 def adapt(theirs):
     """A learner's ``scales_of`` in place of :func:`qtutor.awq.scale_of`, where weights have no say."""
 
@@ -102,6 +153,13 @@ SCALE = Exercise(
     cases=cases,
     outputs=("scale",),
     mistakes=MISTAKES,
+    properties=(
+        ("channels up to 1e-4 count as 1e-4: take that for them before you raise to the ratio.", _floor_holds),
+        (
+            "the largest times the smallest is 1: divide by sqrt(max * min).",
+            lambda arguments, results: bool(abs(results[0].max() * results[0].min() - 1) < 1e-4),
+        ),
+    ),
     # pow() in float32 of numbers from 1e-4 to 100 is off by a few times 1e-7.
     tolerance=3e-6,
     replaces="qtutor.methods.awq.scale_of",

@@ -37,6 +37,15 @@ def rounding(bits: int, group_size: int):
     return rounded
 
 
+def steps_of(step: float):
+    """A function that rounds to whole steps, the same for all rows: there it matters whether a row was scaled."""
+
+    def rounded(weight):
+        return (weight / step).round() * step
+
+    return rounded
+
+
 def layer(x: torch.Tensor):
     """The layer by itself: its inputs times its weights."""
 
@@ -66,6 +75,11 @@ def cases():
         size = x.abs().mean(dim=0).clamp(min=1e-4)
         return torch.stack([s / (s.max() * s.min()).sqrt() for s in (size**ratio for ratio in ratios)])
 
+    def random(rows, width):
+        """Weights that no candidate puts near the middle of two steps."""
+        return 1.3 * noise(rows, width, seed=12)
+
+    tall = inputs(14, 6, 13, [4])
     x, many, wide = inputs(12, 8, 1, [2]), inputs(16, 8, 3, [1, 6]), inputs(10, 4, 5, [0])
     bad = torch.stack([torch.ones(8), torch.tensor([40.0, 1, 1, 1, 1, 1, 1, 1]), torch.tensor([1.0] * 7 + [0.01])])
     return [
@@ -78,6 +92,10 @@ def cases():
             (noise(8, 8, seed=4), candidates(many, 0, 0.3, 0.6, 0.9), rounding(3, 4), gated(many)),
         ),
         ("a square matrix", (noise(4, 4, seed=6), candidates(wide, 0, 0.4, 0.8), rounding(2, 4), layer(wide))),
+        (
+            "one grid for the whole matrix",
+            (random(4, 6), candidates(tall, 0, 0.3, 0.7), steps_of(0.375), layer(tall)),
+        ),
         (
             "candidates that are all worse than leaving it as it is",
             (noise(5, 8, seed=7), bad, rounding(4, 8), layer(noise(9, 8, seed=8))),
@@ -121,6 +139,23 @@ MISTAKES = {
     "the scale is applied after rounding: the outputs are then those of other weights.": (
         right.edit("rounded(weight * scale) / scale", "rounded(weight) * scale")
     ),
+    "rows are scaled, as far as there are scales. A scale belongs to an input channel, which is a column of weight "
+    "[out, in]: weight * scale.": right.edit("scale in scales", "scale in scales[:, : len(weight), None]"),
+    "the scale is multiplied once more after rounding; take it back: rounded(weight * scale) / scale.": (
+        right.edit("/ scale", "* scale")
+    ),
+    "the weights are never rounded, so that nothing differs: rounded(weight * scale) / scale.": (
+        right.edit("rounded(weight * scale)", "weight * scale")
+    ),
+    "one number scales all columns. Each has its own: weight * scale.": (
+        right.edit("scale in scales", "scale in scales.amax(dim=1)")
+    ),
+    "the target is the output of weights that are scaled. Compare with output(weight), of the weights as they are.": (
+        right.edit("output(tried) - target", "output(tried) - output(weight * scale)")
+    ),
+    "this is the output of the difference of the weights. Where the network is not linear, that is another thing: take "
+    "the difference of the outputs.": right.edit("output(tried) - target", "output(tried - weight)"),
+    "nothing is compared: subtract output(weight) first.": right.edit("output(tried) - target", "output(tried)"),
     "rows are scaled. A scale belongs to an input channel, which is a column of weight [out, in].": (
         right.edit("scale in scales", "scale in scales[..., None]")
     ),
@@ -133,6 +168,36 @@ MISTAKES = {
     "this is the mean absolute error; take squares.": right.edit("square()", "abs()"),
     "this is the sum of the squared errors; take their mean.": right.edit("mean()", "sum()"),
     "this is the root of the mean squared error; leave it squared.": right.edit("mean()", "mean().sqrt()"),
+    "this is the length of the difference, the root of the sum of squares; take the mean of the squares.": (
+        right.edit("mean()", "sum().sqrt()")
+    ),
+    "the errors are relative to the size of the outputs; take the mean of the squares as it is.": (
+        right.edit("error.square().mean()", "error.square().mean() / target.square().mean().clamp(min=1e-30)")
+    ),
+    "the sum of squares is divided by the number of tokens; divide by the number of all outputs, mean().": (
+        right.edit("mean()", "sum() / len(error)")
+    ),
+    "this is the largest squared error; take the mean of the squares.": right.edit("mean()", "amax()"),
+    "this is the variance of the errors, which leaves out their mean: square them and take the mean.": (
+        right.edit("square().mean()", "var()")
+    ),
+    "this is the variance of the errors (divided by n), which leaves out their mean: square them and take the mean.": (
+        right.edit("square().mean()", "var(correction=0)")
+    ),
+    "this is half of the mean squared error.": right.edit("square().mean()", "square().mean() / 2"),
+    "best is the ratio, or a share; the index of the candidate is wanted.": (
+        right.edit("errors.argmin()", "errors.argmin() / len(errors)")
+    ),
+    "best is the second best.": right.edit("errors.argmin()", "errors.argsort(stable=True)[1]"),
+    "best is counted from 1; the first candidate has index 0.": right.edit("errors.argmin()", "errors.argmin() + 1"),
+    "best is the smallest error itself; its index is wanted.": right.edit("errors.argmin()", "errors.min()"),
+    "best is the scale itself; its index is wanted.": right.edit("errors.argmin()", "scales[errors.argmin()]"),
+    "the errors are sorted. Leave them in the order of the candidates.": (
+        right.edit("argmin(), errors", "argmin(), errors.sort().values")
+    ),
+    "this is the error of the best candidate alone; return the errors of all.": (
+        right.edit("argmin(), errors", "argmin(), errors.min()")
+    ),
     "this is the largest error; take the mean of the squares.": right.edit("square().mean()", "abs().max()"),
     "errors and their signs cancel in a mean: square first.": right.edit("square().mean()", "mean().square()"),
     "best is the candidate with the largest error; the smallest is wanted.": right.edit("argmin", "argmax"),
@@ -184,6 +249,12 @@ SEARCH = Exercise(
     cases=cases,
     outputs=("best", "errors"),
     mistakes=MISTAKES,
+    properties=(
+        (
+            "best is the place of the smallest of the errors, counted from 0; of equals it is the first.",
+            lambda arguments, results: int(results[0]) == int(results[1].argmin()),
+        ),
+    ),
     # Means of squares of differences, in float32: cancellation leaves about five digits.
     tolerance=1e-4,
     replaces="qtutor.methods.awq.search",

@@ -26,6 +26,11 @@ def cases():
     five, nf4, fp4 = (torch.tensor(values) for values in ([-1.0, -0.45, 0.0, 0.2, 1.0], NF4.values, FP4.values))
     zeros = torch.tensor([[0.3, -0.2, 0.1, -0.05, 0.0, 0.0, 0.0, 0.0]])
 
+    # Far below whatever is added against 0 / 0, and far above the smallest float32, also when squared.
+    tiny = torch.tensor([1.0] * 4 + [1e-15] * 4)
+    # More than 5e-4 from a border: bfloat16 does not tell the sides apart.
+    near = torch.tensor([[-0.8471, -0.6079, -0.4591, 0.9]])
+
     def blocks(weight: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         return weight, weight.float().reshape(len(weight), -1, length).abs().amax(dim=-1)
 
@@ -41,6 +46,8 @@ def cases():
             "weights beyond their absmax, which double quantization rounds a little",
             (torch.tensor([[0.52, -0.3, 0.05, -0.51]]), torch.tensor([[0.5]]), nf4),
         ),
+        ("a block of very small weights beside another", (*blocks(random(26, 2, 8) * tiny, 4), nf4)),
+        ("weights not far from the middle of two levels", (near, torch.ones(1, 1), nf4)),
         ("weights in bfloat16", (*blocks(random(25, 3, 8).bfloat16(), 4), nf4)),
     ]
 
@@ -90,6 +97,26 @@ MISTAKES = {
     ),
     "these are the weights that come back, level times absmax; a code is the place of the level, a whole number.": (
         right.edit("return codes", "return spread * levels[codes]")
+    ),
+    "something small is added to absmax, or it is kept above something small: in a block of very small weights that is "
+    "the larger part. Only where absmax is 0 another number belongs there: torch.where(absmax == 0, 1, absmax).": (
+        right.edit(OVER_ZERO[0], "(spread + 1e-8)")
+    ),
+    "weights or levels are compared in bfloat16, which has too few digits to tell near the middle of two levels. Stay "
+    "in float32.": right.edit("relative[..., None] - levels", "relative.bfloat16()[..., None] - levels.bfloat16()"),
+    "the levels are added where they should be subtracted: the nearest has the smallest |weight - level|.": (
+        right.edit("[..., None] - levels", "[..., None] + levels")
+    ),
+    "you lost the signs of the weights, so that all get levels above zero: .abs() belongs around the difference.": (
+        right.edit("[..., None] - levels", "[..., None].abs() - levels")
+    ),
+    "these are the differences to the nearest levels; a code is the level's place: .argmin(), or .indices of "
+    ".min().": right.edit("argmin(dim=-1)", "amin(dim=-1)"),
+    "codes are counted from the middle of the levels; they are places, and the first level has code 0.": (
+        right.edit("return codes", "return codes - len(levels) // 2")
+    ),
+    "all blocks of a row use the largest absmax of the row. Each block has its own: repeat_interleave.": right.edit(
+        "absmax.double().repeat_interleave(length, dim=1)", "absmax.double().amax(dim=1, keepdim=True)"
     ),
     "the smallest difference wins, where it should be the smallest |difference|: without .abs(), the largest level is "
     "always the one.": right.edit(".abs()", ""),

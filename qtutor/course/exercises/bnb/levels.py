@@ -71,6 +71,41 @@ MISTAKES = {
         "torch.cat([-side(negatives), torch.zeros(1), side(positives)])",
         "torch.special.ndtri(torch.linspace(1 - offset, offset, negatives + 1 + positives, dtype=torch.float64))",
     ),
+    "the levels are divided by offset. Divide by the largest of them, so that the outermost are -1 and 1.": (
+        right.edit("found.max()", "offset")
+    ),
+    "erfinv is not the quantile: that is sqrt(2) * erfinv(2 * share - 1). torch.special.ndtri gives it at once.": (
+        right.edit("torch.special.ndtri(", "torch.erfinv(")
+    ),
+    "erf is the share of a bell between two numbers; needed is the number below which a share lies, "
+    "torch.special.ndtri.": right.edit("torch.special.ndtri(", "torch.erf("),
+    "these are quantiles of another curve than the bell (torch.logit is the logistic curve's): "
+    "torch.special.ndtri.": right.edit("torch.special.ndtri(", "torch.logit("),
+    "the shares are the middles of the steps. The first is offset itself, and one step of (offset - 0.5) / count leads "
+    "to the next.": right.edit("shares[:-1]", "(shares[:-1] + shares[1:]) / 2"),
+    "offset is not used: the shares begin at 1. Its quantile is infinite, which is why they begin at offset.": (
+        right.edit(("linspace(offset, 0.5, count + 1", "linspace(1, 0.5, count + 2"), ("[:-1]", "[1:-1]"))
+    ),
+    "both sides have as many levels as the lower one. The upper has its own number, so its shares lie closer "
+    "together.": right.edit("side(positives)", "side(negatives)"),
+    "the levels descend; return them from -1 up to 1.": right.edit("sort().values", "sort(descending=True).values"),
+    "the sign of every level is turned: those below zero stand where those above belong.": (
+        right.edit("return (found / found.max()).sort().values", "return -(found / found.max()).sort().values")
+    ),
+    "the sides are exchanged in sign: the quantiles of the lower side are to be negated, not those of the upper.": (
+        right.edit(
+            ("-side(negatives)", "side(negatives)"),
+            (", side(positives)", ", -side(positives)"),
+            ("found.max()", "found.abs().max()"),
+        )
+    ),
+    "0 is there twice. Neither side has it, and one 0 is put in between.": right.edit("zeros(1)", "zeros(2)"),
+    "the levels are rounded to 16 bits. Leave them in float32 or float64.": (
+        right.edit("(found / found.max())", "(found / found.max()).half()")
+    ),
+    "the levels are rounded to a few digits (here four behind the point). Leave them as they are.": (
+        right.edit("(found / found.max())", "(found / found.max()).round(decimals=4)")
+    ),
     "you took the share of the bell below a number (ndtr); needed is its inverse, the number below which a share lies "
     "(ndtri).": right.edit("ndtri", "ndtr"),
 }
@@ -94,6 +129,10 @@ LEVELS = Exercise(
         (
             "one of the levels is exactly 0.",
             lambda arguments, results: bool((results[0] == 0).any()),
+        ),
+        (
+            "the largest level is 1: divide all of them by the largest.",
+            lambda arguments, results: bool(abs(results[0].max() - 1) < 1e-5),
         ),
     ),
     # A probability in float32 is off by up to 6e-8, and the quantile next to 0 by about three times that: 2e-6 of 0.08.

@@ -85,6 +85,54 @@ MISTAKES = {
         ("= absmax.double() / 127", "= 127 / absmax.double().clamp(min=1e-35)"),
         ("weight_absmax.double() / 127", "127 / weight_absmax.double()"),
     ),
+    "the two scales lie along the wrong axes: absmax / 127 belongs to the rows of the result, [:, None], and "
+    "weight_absmax / 127 to its columns, as it is.": right.edit(
+        (" * tokens[:, None]", " * tokens"), ("(integers + floats) * rows", "(integers + floats) * rows[:, None]")
+    ),
+    "the two scales lie along the wrong axes in the part of the codes: absmax / 127 belongs to the rows of the result, "
+    "[:, None], and weight_absmax / 127 to its columns, as it is.": right.edit(
+        (" * tokens[:, None]", " * tokens"),
+        ("(integers + floats) * rows", "integers * rows[:, None] + floats * rows"),
+    ),
+    "absmax lies along the columns of the result. It is of the tokens, which are its rows: [:, None].": (
+        right.edit(" * tokens[:, None]", " * tokens")
+    ),
+    "weight_absmax lies along the rows of the result. It is of the rows of weight, which are its columns: no [:, "
+    "None].": right.edit("* rows", "* rows[:, None]"),
+    "weight_absmax lies along the rows of the result in the part of the codes. It belongs to the columns.": (
+        right.edit("(integers + floats) * rows", "integers * rows[:, None] + floats * rows")
+    ),
+    "weight_absmax lies along the rows of the result in the part of the outliers. It belongs to the columns.": (
+        right.edit("(integers + floats) * rows", "integers * rows + floats * rows[:, None]")
+    ),
+    "the part of the outliers is subtracted; the result is the sum of both.": (
+        right.edit("integers + floats", "integers - floats")
+    ),
+    "the scale of the weights is missing in the part of the codes: it belongs to both parts.": (
+        right.edit("(integers + floats) * rows", "integers + floats * rows")
+    ),
+    "neither scale is applied to the product of the codes: it needs absmax / 127 and weight_absmax / 127.": right.edit(
+        (" * tokens[:, None]", ""), ("(integers + floats) * rows", "integers + floats * rows")
+    ),
+    "neither scale is applied, in either part: codes become values by absmax / 127 and weight_absmax / 127.": (
+        right.edit((" * tokens[:, None]", ""), ("(integers + floats) * rows", "integers + floats"))
+    ),
+    "the scale of the weights is applied twice in the part of the outliers.": (
+        right.edit("(integers + floats) * rows", "(integers + floats * rows) * rows")
+    ),
+    "the outlier channels' x is rounded. It is there as it is, and that is the point of taking these channels out.": (
+        right.edit("x[:, outliers].double()", "x[:, outliers].double().round()")
+    ),
+    "the result is transposed: y is [tokens, out].": (
+        right.edit("(integers + floats) * rows", "((integers + floats) * rows).T")
+    ),
+    "the result is rounded to whole numbers. Only codes are; y is not.": (
+        right.edit("(integers + floats) * rows", "((integers + floats) * rows).round()")
+    ),
+    "the scales are divided by 255. Code 127 stands for the largest, so one step is a 127th of it.": right.edit(
+        ("= absmax.double() / 127", "= absmax.double() / 255"),
+        ("weight_absmax.double() / 127", "weight_absmax.double() / 255"),
+    ),
     "the scale of the tokens is missing: codes @ weight.T has to be multiplied by absmax / 127, row by row.": (
         right.edit(" * tokens[:, None]", "")
     ),

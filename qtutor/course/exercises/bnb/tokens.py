@@ -1,5 +1,6 @@
 """``bnb.quantize_tokens``: inputs in int8, a scale a token, and the channels that are too large for it."""
 
+import numpy as np
 import torch
 
 from qtutor.course.exercises.adapting import tensor
@@ -24,6 +25,9 @@ def cases():
     hand = torch.tensor([[1.1, -2.0, 0.3, 8.0], [0.5, 0.21, -0.47, 3.0]])
     quiet = random(33, 3, 6)
     quiet[1] = 0
+    tiny = random(34, 3, 6) * torch.tensor([[1.0], [1e-15], [3.0]])  # far below what is added against 0 / 0
+    late = random(35, 3, 5)
+    late[2, 1] = 7.5
     return [
         ("two tokens, no channel beyond the threshold", (torch.tensor([[1.1, -2.0, 0.3], [0.5, 0.21, -0.47]]), 6.0)),
         ("an outlier at the first token, a smaller input in the same channel at the second", (hand, 6.0)),
@@ -33,6 +37,8 @@ def cases():
         ("outliers in different channels at different tokens", (random(32, 5, 8) * 3, 6.0)),
         ("a token of nothing but zeros", (quiet, 6.0)),
         ("a token in which every input is an outlier", (torch.tensor([[9.0, -7.5], [0.3, 0.4]]), 6.0)),
+        ("a token of very small inputs", (tiny, 6.0)),
+        ("an outlier at the last token alone", (late, 6.0)),
         ("no threshold: infinity", (hand, float("inf"))),
     ]
 
@@ -60,6 +66,17 @@ MISTAKES = {
     "outliers are tokens here. A channel is a column of x [tokens, in]: take any(dim=0).": (
         right.edit(("any(dim=0)", "any(dim=1)"), ("masked_fill(outliers,", "masked_fill(outliers[:, None],"))
     ),
+    "two things: outliers are tokens here (a channel is a column of x [tokens, in]: any(dim=0)), and so the mask does "
+    "not fit where channels are set to 0.": right.edit("any(dim=0)", "any(dim=1)"),
+    "a channel is an outlier only if all of its inputs are large. One is enough: any(dim=0).": (
+        right.edit("any(dim=0)", "all(dim=0)")
+    ),
+    "one large input anywhere makes all channels outliers: any() of all inputs. Ask channel by channel, any(dim=0).": (
+        right.edit("large.any(dim=0)", "large.any().expand(x.shape[1])")
+    ),
+    "only the first token decides which channels are outliers. Any token may: any(dim=0).": (
+        right.edit("large.any(dim=0)", "large[0]")
+    ),
     "a channel is an outlier if any one of its inputs is large; here the mean of |x| decides.": (
         right.edit("x.abs() >= threshold", "(x.abs().mean(dim=0) >= threshold).expand_as(x)")
     ),
@@ -82,11 +99,27 @@ MISTAKES = {
     "absmax is the largest input, not the largest |x|: a token of negative inputs gets too small a scale.": (
         right.edit("kept.abs()", "kept")
     ),
+    "absmax is the mean of |x|. It is the largest, so that no code goes beyond 127.": (
+        right.edit("kept.abs().amax(dim=1)", "kept.abs().mean(dim=1)")
+    ),
     "absmax is half of the range from smallest to largest. This grid is symmetric: take the largest |x|.": (
         right.edit("kept.abs().amax(dim=1)", "(kept.amax(dim=1) - kept.amin(dim=1)) / 2")
     ),
     "the codes reach to 128, which int8 does not hold: its range is -128 to 127, and absmax belongs to 127.": (
         right.edit("127", "128")
+    ),
+    "two things: the codes reach to 128 (absmax belongs to 127), and int8 does not hold it: 128 came out as -128.": (
+        right.edit(("127", "128"), ("codes.masked_fill(outliers, 0)", "codes.masked_fill(outliers, 0).to(torch.int8)"))
+    ),
+    "one step is absmax / 127.5. Here the largest has code 127: absmax / 127.": right.edit("127", "127.5"),
+    "codes are rounded down (floor) where they should be rounded to the nearest.": right.edit("round()", "floor()"),
+    "codes are rounded up (ceil) where they should be rounded to the nearest.": right.edit("round()", "ceil()"),
+    "these are the values that come back, code times absmax / 127; wanted are the codes, whole numbers.": (
+        right.edit("codes.masked_fill(outliers, 0)", "codes.masked_fill(outliers, 0) * absmax[:, None] / 127")
+    ),
+    "something small is added to absmax before you divide, or it is kept above something small. Inputs that are "
+    "smaller still then all get code 0: only where absmax is 0 another number belongs there.": (
+        right.edit("torch.where(absmax == 0, 1, absmax)", "absmax + 1e-8")
     ),
     "the codes reach to 255: that is a byte without a sign. Here they run from -127 to 127.": right.edit("127", "255"),
     "codes are cut off (.int()) where they should be rounded to the nearest.": right.edit("round()", "trunc()"),
@@ -104,6 +137,8 @@ MISTAKES = {
     "128 is added to the codes, as if they were stored in a byte without a sign. Here they run from -127 to 127.": (
         right.edit("fill(outliers, 0)", "fill(outliers, 0) + 128")
     ),
+    "128 is added to the codes, as if they were in a byte without a sign, before those of outlier channels are "
+    "set to 0. Here they run from -127 to 127.": right.edit("round()", "round() + 128"),
     "a token of zeros has absmax 0, and 0 / 0 is nan; its codes are 0.": (
         right.edit("torch.where(absmax == 0, 1, absmax)", "absmax")
     ),
@@ -115,6 +150,11 @@ MISTAKES = {
     ),
     "absmax is a number for every channel here, taken down the columns. A scale may depend on the token, not on the "
     "channel: amax(dim=1).": right.edit(("amax(dim=1)", "amax(dim=0)"), ("safe[:, None]", "safe")),
+    "absmax is taken down the columns, a number for every channel, and does not fit where tokens are divided by it. "
+    "Each token has its own: amax(dim=1).": right.edit("amax(dim=1)", "amax(dim=0)"),
+    "absmax and outliers are exchanged: return codes, absmax, outliers.": (
+        right.edit(", absmax, outliers", ", outliers, absmax")
+    ),
     "outliers tells it of every input; wanted is one bool for every channel: any(dim=0).": (
         right.edit(NOT_MASKED, ("absmax, outliers", "absmax, large"))
     ),
@@ -124,6 +164,12 @@ MISTAKES = {
         )
     ),
 }
+
+
+def _zeros_stay(arguments, results) -> bool:
+    x, threshold = arguments
+    nothing = (x.masked_fill(x.abs() >= threshold, 0) == 0).all(dim=1).numpy()
+    return not results[1][nothing].any()
 
 
 def adapt(theirs):
@@ -152,6 +198,17 @@ TOKENS = Exercise(
     cases=cases,
     outputs=("codes", "absmax", "outliers"),
     mistakes=MISTAKES,
+    properties=(
+        (
+            "codes are whole numbers from -127 to 127.",
+            lambda arguments, results: bool(np.isin(results[0], range(-127, 128)).all()),
+        ),
+        (
+            "the absmax of a token without any input but zeros and outliers is 0. Put another number in its place only "
+            "where you divide by it.",
+            _zeros_stay,
+        ),
+    ),
     # absmax may be computed in float32, of numbers that are float32: exact. What is left is 1 / absmax of some answers.
     tolerance=1e-6,
     replaces="qtutor.methods.bnb.quantize_rows",

@@ -93,7 +93,7 @@ KURTOSIS = Exercise(
     # Means in float32 are off by about 1e-7 of numbers around 3, of which 0.1 may be left after subtracting 3.
     tolerance=1e-4,
     replaces="qtutor.measure.distributions.excess_kurtosis",
-    adapt=lambda mine: lambda x, dim=-1, name="x": _along_any_dim(mine, x, dim),
+    adapt=lambda mine: lambda x, dim=-1: _along_any_dim(mine, x, dim),
 )
 
 

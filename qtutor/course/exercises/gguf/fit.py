@@ -50,6 +50,17 @@ def right(x, w, codes):
     return (scale, low) if low <= 0 else (sum_xl / sum_ll, 0.0)
 
 
+@solution
+def by_hint(x, w, codes):
+    x, w, codes = (np.asarray(values, np.float64) for values in (x, w, codes))
+    sum_w, sum_l, sum_ll = w.sum(), (w * codes).sum(), (w * codes**2).sum()
+    sum_x, sum_xl = (w * x).sum(), (w * x * codes).sum()
+    determinant = sum_w * sum_ll - sum_l**2
+    scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+    low = (sum_ll * sum_x - sum_l * sum_xl) / determinant
+    return (scale, low) if low <= 0 else (sum_xl / sum_ll, 0.0)
+
+
 FREE, NO_LOW = "(scale, low)", "(sum_xl / sum_ll, 0.0)"
 RESULT = f"{FREE} if low <= 0 else {NO_LOW}"
 
@@ -70,6 +81,48 @@ MISTAKES = {
     "sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(scale, 0.0)"),
     "scale and low come from the range. That is where the codes came from; now find the best for these codes.": (
         right.edit(RESULT, "((x.max() - x.min()) / codes.max(), min(x.min(), 0.0))")
+    ),
+    "scale and low come from the largest and the smallest weight alone. Now find the best for these codes, and let low "
+    "not be above 0.": right.edit(RESULT, "((x.max() - x.min()) / (codes.max() - codes.min()), x.min())"),
+    "scale and low come from the range with 0 in it. That is where codes come from; now find the best for these "
+    "codes.": right.edit(RESULT, "((x.max() - min(x.min(), 0.0)) / codes.max(), min(x.min(), 0.0))"),
+    "the codes count for nothing in scale: it is the range over 15. The codes are given, so find the best for them.": (
+        right.edit(RESULT, "((x.max() - x.min()) / 15, min(x.min(), 0.0))")
+    ),
+    "low is the weighted mean of the weights. Both numbers are free: set both derivatives to zero.": (
+        right.edit("(sum_x - scale * sum_l) / sum_w", "sum_x / sum_w")
+    ),
+    "scale is the best one for low = 0, and low the best for that. They depend on each other: solve both equations at "
+    "once.": right.edit("(sum_w * sum_xl - sum_x * sum_l) / (sum_w * sum_ll - sum_l**2)", "sum_xl / sum_ll"),
+    "scale has the wrong sign: its numerator is sum(w) sum(w x l) - sum(w x) sum(w l).": (
+        by_hint.edit("sum_w * sum_xl - sum_x * sum_l", "sum_x * sum_l - sum_w * sum_xl")
+    ),
+    "the determinant adds where it should subtract: sum(w) sum(w l l) - sum(w l)^2.": (
+        by_hint.edit("sum_w * sum_ll - sum_l**2", "sum_w * sum_ll + sum_l**2")
+    ),
+    "the determinant is missing: divide by sum(w) sum(w l l) - sum(w l)^2.": (
+        by_hint.edit("sum_w * sum_ll - sum_l**2", "1.0")
+    ),
+    "sum(w l l) is not sum(w l)^2: square each l before you add up.": (
+        by_hint.edit("(w * codes**2).sum()", "(w * codes).sum() ** 2")
+    ),
+    "w is squared in sum(w l l): the square belongs to l alone.": by_hint.edit("w * codes**2", "(w * codes) ** 2"),
+    "w is missing in sum(w l l).": by_hint.edit("(w * codes**2)", "(codes**2)"),
+    "w is missing in sum(w x l).": by_hint.edit("(w * x * codes)", "(x * codes)"),
+    "w is missing in sum(w l).": by_hint.edit("(w * codes).sum()", "codes.sum()"),
+    "w is missing in sum(w x).": by_hint.edit("(w * x).sum()", "x.sum()"),
+    "the determinant has the wrong sign: it is sum(w) sum(w l l) - sum(w l)^2.": (
+        by_hint.edit("sum_w * sum_ll - sum_l**2", "sum_l**2 - sum_w * sum_ll")
+    ),
+    "low's numerator has the wrong sign: it is sum(w l l) sum(w x) - sum(w l) sum(w x l).": (
+        by_hint.edit("sum_ll * sum_x - sum_l * sum_xl", "sum_l * sum_xl - sum_ll * sum_x")
+    ),
+    "the two cases are exchanged. Where low comes out above 0 it becomes 0; elsewhere it stays.": (
+        right.edit("if low <= 0", "if low >= 0")
+    ),
+    "low is in steps: it is a weight, not a code. x is scale * code + low.": right.edit(FREE, "(scale, low / scale)"),
+    "scale is upside down: x is scale * code + low.": (
+        right.edit((FREE, "(1 / scale, low)"), (NO_LOW, "(sum_ll / sum_xl, 0.0)"))
     ),
     "low has the wrong sign: x is scale * code + low, and low is never above 0.": right.edit(FREE, "(scale, -low)"),
     "scale and low are swapped: return scale, low.": (

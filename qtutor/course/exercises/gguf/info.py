@@ -64,6 +64,40 @@ MISTAKES = {
     "'<'.": right.edit("<Q{", ">Q{"),
     "without '<' at the beginning struct.pack leaves gaps, as a C compiler would, so that numbers begin at multiples "
     "of their size. Begin the format with '<'.": right.edit("<Q{", "Q{"),
+    "without '<' struct.pack leaves gaps of four before a 'Q': behind the number of dimensions and behind the type. "
+    "Begin every format with '<'.": right.edit("sI{len(shape)}QIQ", "sQ{len(shape)}QQQ"),
+    "the name is UTF-16, two bytes a letter. It is UTF-8: name.encode().": (
+        right.edit("name.encode()", 'name.encode("utf-16-le")')
+    ),
+    "the name is filled up to 64 bytes. It takes as many as it has.": (
+        right.edit("letters = name.encode()", "letters = name.encode().ljust(64, bytes(1))")
+    ),
+    "the offset is missing: eight bytes, behind the type.": right.edit(
+        ("}QIQ", "}QI"), ("(shape), number, offset", "(shape), number")
+    ),
+    "the type is missing: four bytes, before the offset.": right.edit(
+        ("}QIQ", "}QQ"), ("(shape), number, offset", "(shape), offset")
+    ),
+    "the dimensions are multiplied to one number. Each is written, the length of a row first.": right.edit(
+        ("{len(shape)}Q", "Q"), ("*reversed(shape)", "__import__('math').prod(shape)")
+    ),
+    "the length of the name is one too large: nothing closes the name.": (
+        right.edit("len(letters), letters", "len(letters) + 1, letters")
+    ),
+    "the number of dimensions is always 4. It is how many there are, len(shape).": right.edit("len(shape), *", "4, *"),
+    "the number of dimensions is always 2. It is how many there are, len(shape).": right.edit("len(shape), *", "2, *"),
+    "the type stands before the dimensions. It comes behind them, before the offset.": right.edit(
+        ("sI{len(shape)}QIQ", "sII{len(shape)}QQ"),
+        ("len(shape), *reversed(shape), number", "len(shape), number, *reversed(shape)"),
+    ),
+    "type and offset stand before the dimensions. They come behind them.": right.edit(
+        ("sI{len(shape)}QIQ", "sIIQ{len(shape)}Q"),
+        ("len(shape), *reversed(shape), number, offset", "len(shape), number, offset, *reversed(shape)"),
+    ),
+    "type and offset stand before the number of dimensions. They come last.": right.edit(
+        ("sI{len(shape)}QIQ", "sIQI{len(shape)}Q"),
+        ("len(shape), *reversed(shape), number, offset", "number, offset, len(shape), *reversed(shape)"),
+    ),
     "the offset stands before the type. The type comes first.": (
         right.edit(("}QIQ", "}QQI"), ("*reversed(shape), number, offset", "*reversed(shape), offset, number"))
     ),
@@ -71,6 +105,16 @@ MISTAKES = {
         right.edit("letters = name.encode()", "letters, shape = name.encode(), (1,) * (4 - len(shape)) + shape")
     ),
 }
+
+
+def form(returned) -> str:
+    """What is wrong with something that cannot be written into a file, byte by byte, as it is."""
+    try:
+        single = memoryview(returned).itemsize == 1
+    except TypeError:
+        single = False
+    kind = type(returned).__name__
+    return "" if single else f"Your function returned a {kind}; what goes into a file is bytes. Join the parts with +."
 
 
 INFO = Exercise(
@@ -83,4 +127,5 @@ INFO = Exercise(
     cases=cases,
     outputs=("bytes",),
     mistakes=MISTAKES,
+    form=form,
 )

@@ -13,14 +13,15 @@ from qtutor.gguf import encode
 
 
 def q4_0(blocks):
-    data = []
+    data, f32 = [], np.float32  # every step is rounded to float32, as in C
     for block in blocks.tolist():
         extreme = 0.0
         for x in block:
             if abs(x) > abs(extreme):  # so of several it is the first
                 extreme = x
-        d = extreme / -8
-        codes = [8 if d == 0 else min(int(x / d + 8.5), 15) for x in block]
+        d = f32(extreme) / f32(-8)
+        inverse = f32(0) if d == 0 else f32(1) / d
+        codes = [min(int(f32(x) * inverse + f32(8.5)), 15) for x in block]
         data.append([*struct.pack("<e", d), *(codes[j] + 16 * codes[16 + j] for j in range(16))])
     return data
 
@@ -40,6 +41,10 @@ def cases():
         ("the largest size twice, first with minus", (block(0.3, -0.88, 0.2, 0.88),)),
         ("three blocks of bell-shaped weights", (drawn(7, 3, 32),)),
         ("a weight nearly halfway between two levels", (block(-1.0003, 0.812619, 0.3),)),
+        # Found by trying: in each of these blocks the second weight gets another code by one of the other ways.
+        ("a weight so near halfway that it matters to compute in float32", (block(0.96, 0.3),)),
+        ("a weight so near halfway that it matters to multiply by 1 / d", (block(0.768, 0.624),)),
+        ("a weight so near halfway that 1 / d in float64 misses it", (block(0.816, 0.663),)),
         ("weights halfway between two levels", (halves,)),
         ("weights so small that their scale is 0 in 16 bits", (drawn(9, 1, 32) * np.float32(1e-8),)),
         ("a block of zeros", (zeros,)),
@@ -49,50 +54,98 @@ def cases():
 
 @solution
 def right(blocks):
-    blocks = blocks.astype(np.float64)
+    blocks = blocks.astype(np.float32)
     extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
-    d = extreme / -8
-    steps = blocks / np.where(d == 0, np.inf, d)
-    codes = np.trunc(steps + 8.5).astype(np.int64).clip(max=15)
+    d = extreme / np.float32(-8)
+    inverse = 1 / np.where(d == 0, np.float32(np.inf), d)
+    steps = blocks * inverse
+    codes = np.trunc(steps + np.float32(8.5)).astype(np.int64).clip(max=15)
     packed = codes[:, :16] | codes[:, 16:] << 4
     scale = d.astype("<f2").view(np.uint8)
     return np.concatenate([scale, packed.astype(np.uint8)], axis=1)
 
 
-ROUNDED = "np.trunc(steps + 8.5)"
+D, ROUNDED = "extreme / np.float32(-8)", "np.trunc(steps + np.float32(8.5))"
+RESULT = "np.concatenate([scale, packed.astype(np.uint8)], axis=1)"
 LOW, HIGH = "codes[:, :16]", "codes[:, 16:]"
 
 MISTAKES = {
     "d comes from the size of the largest weight. Keep its sign: d = extreme / -8, and the extreme gets code 0.": (
-        right.edit("extreme / -8", "np.abs(extreme) / -8")
+        right.edit(D, "np.abs(extreme) / np.float32(-8)")
     ),
     "d has the wrong sign: it is extreme / -8, so that the extreme falls on the level -8, code 0.": (
-        right.edit("extreme / -8", "extreme / 8")
+        right.edit(D, "extreme / np.float32(8)")
     ),
     "d is the largest size / 7. Here it is extreme / -8, with the sign of the extreme.": (
-        right.edit("extreme / -8", "np.abs(extreme) / 7")
+        right.edit(D, "np.abs(extreme) / np.float32(7)")
     ),
     "d is the largest size / 7.5, as in chapter 02. Here it is extreme / -8, with the sign of the extreme.": (
-        right.edit("extreme / -8", "np.abs(extreme) / 7.5")
+        right.edit(D, "np.abs(extreme) / np.float32(7.5)")
     ),
     "you took the smallest weight for the extreme. It is the one farthest from zero, on either side.": (
-        right.edit("extreme / -8", "blocks.min(axis=1, keepdims=True) / -8")
+        right.edit(D, "blocks.min(axis=1, keepdims=True) / np.float32(-8)")
     ),
     "you took the largest weight for the extreme. It is the one farthest from zero, on either side.": (
-        right.edit("extreme / -8", "blocks.max(axis=1, keepdims=True) / -8")
+        right.edit(D, "blocks.max(axis=1, keepdims=True) / np.float32(-8)")
     ),
-    "the extreme is divided by -7. There are eight levels below zero: divide by -8.": right.edit("/ -8", "/ -7"),
+    "the extreme is divided by -7. There are eight levels below zero: divide by -8.": right.edit(
+        D, "extreme / np.float32(-7)"
+    ),
     "of weights of equal size you took the last. llama.cpp keeps the first.": (
         right.edit("np.abs(blocks).argmax", "31 - np.abs(blocks)[:, ::-1].argmax")
     ),
     "all blocks have one d. Each block has its own: the maximum is along the last axis.": (
-        right.edit("extreme / -8", "np.full_like(extreme, blocks.flat[np.abs(blocks).argmax()]) / -8")
+        right.edit(D, "np.full_like(extreme, blocks.flat[np.abs(blocks).argmax()]) / np.float32(-8)")
     ),
     "you divided by d after rounding it to 16 bits. llama.cpp computes codes with d as it was, and rounds it only to "
-    "store it.": right.edit("extreme / -8", "(extreme / -8).astype(np.float16).astype(np.float64)"),
+    "store it.": right.edit(D, f"({D}).astype(np.float16).astype(np.float32)"),
+    "the weights are divided by d. llama.cpp multiplies them by 1 / d, which is rounded once more: a weight within a "
+    "rounding error of halfway may get another code.": right.edit(
+        "blocks * inverse", "blocks / np.where(d == 0, np.inf, d)"
+    ),
+    "codes are computed in float64. llama.cpp has float32, also for 1 / d, and for a weight within a rounding error of "
+    "halfway that decides.": right.edit("blocks.astype(np.float32)", "blocks.astype(np.float64)"),
+    "weights are divided by d in float64. llama.cpp multiplies them by 1 / d, both in float32; for a weight within a "
+    "rounding error of halfway that decides.": (
+        right.edit("blocks * inverse", "blocks.astype(np.float64) / np.where(d == 0, np.inf, d)")
+    ),
+    "d is the largest size / 8, without its sign. Here it is extreme / -8, and the extreme gets code 0.": (
+        right.edit(D, "np.abs(extreme) / np.float32(8)")
+    ),
+    "the extreme is divided by 7. There are eight levels below zero, and it falls on the lowest: divide by -8.": (
+        right.edit(D, "extreme / np.float32(7)")
+    ),
+    "the extreme is divided by -7.5. There are eight levels below zero, and it falls on the lowest: divide by -8.": (
+        right.edit(D, "extreme / np.float32(-7.5)")
+    ),
+    "the extreme is divided by -16. It falls on the level -8: divide by -8.": right.edit(
+        D, "extreme / np.float32(-16)"
+    ),
+    "d is the range over 15. Here it is extreme / -8, with the sign of the extreme.": right.edit(
+        D, "(blocks.max(axis=1, keepdims=True) - blocks.min(axis=1, keepdims=True)) / np.float32(15)"
+    ),
+    "a block of zeros became nothing but zero bytes. Its d is 0 / -8, which is -0, and its weights are 0 steps from "
+    "zero: code 8, which makes bytes of 136.": (
+        right.edit(RESULT, f"{RESULT} * (blocks != 0).any(axis=1, keepdims=True)")
+    ),
+    "a block whose d rounds to 0 in 16 bits became nothing but zero bytes. Codes come from d as it was; and those of a "
+    "block of zeros are 8.": right.edit(RESULT, f"{RESULT} * (d.astype(np.float16) != 0)"),
+    "the d of a block of zeros is 0 / -8, which is -0: its sign bit is set, and llama.cpp writes it.": (
+        right.edit("= d.astype", "= (d + 0).astype")
+    ),
+    "codes are put together with & where | belongs: & keeps only bits that both have.": right.edit(
+        f"{LOW} | ", f"{LOW} & "
+    ),
+    "a block whose d rounds to 0 in 16 bits got the codes of zeros. Codes come from d as it was.": (
+        right.edit("np.where(d == 0,", "np.where(d.astype(np.float16) == 0,")
+    ),
+    "steps are shifted by 7.5, so that all codes are one too small: add 8.5 before cutting.": right.edit("8.5", "7.5"),
+    "weights are rounded up, not to the nearest: add 8.5 and cut.": right.edit(ROUNDED, "np.ceil(steps + 8)"),
     "weights are cut, not rounded: add 8.5 before cutting, not 8.": right.edit("8.5", "8"),
     "a weight halfway between two levels went to the even one, as np.rint and np.round have it. Add 8.5 and cut: then "
-    "it goes up.": right.edit(ROUNDED, "np.rint(steps + 8)"),
+    "it goes up.": right.edit(ROUNDED, "(np.rint(steps) + 8)"),
+    "a weight halfway between two levels, or as near to it as float32 can tell, went to the even one, as np.rint and "
+    "np.round have it. Add 8.5 and cut: then it goes up.": right.edit(ROUNDED, "np.rint(steps + 8)"),
     "a code of 16 runs into the other half of its byte. The largest code is 15.": right.edit(".clip(max=15)", ""),
     "a code of 16 became 0. The largest code is 15: clamp before you pack.": right.edit(".clip(max=15)", " % 16"),
     "codes have signs. They are whole numbers from 0 to 15, and 8 is the level 0.": (

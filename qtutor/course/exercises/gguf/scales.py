@@ -56,9 +56,8 @@ MISTAKES = {
     "the first four keep bits that belong to others. Only the lower six of a byte are theirs: & 63.": (
         right.edit(" & 63", "")
     ),
-    "the upper bits of the last four are missing. They are the upper two of the first eight bytes.": (
-        right.edit(" | upper << 4", "")
-    ),
+    "the upper bits of the last four are missing (or an & 15 around all of it took them away again). They are the "
+    "upper two of the first eight bytes.": (right.edit(" | upper << 4", "")),
     "the two bits from the first bytes went below the four others. They are the upper ones: nibble | bits << 4.": (
         right.edit("lower | upper << 4", "lower << 2 | upper")
     ),
@@ -69,6 +68,43 @@ MISTAKES = {
     "shift.": right.edit("lower | upper << 4", "(lower + upper << 4) % 256"),  # in uint8 what is above 255 is lost
     "the two bits from the first bytes went onto the lowest two of the others. They stand above four bits: "
     "<< 4.": right.edit("upper << 4", "upper"),
+    "+ is done before &, so that & takes the sum apart. Write | in place of +, or put brackets around "
+    "the &.": right.edit(
+        ("p[:, 8:] & 15,", "p[:, 8:] & (15 + (p[:, :4] >> 6 << 4)),"),
+        ("p[:, 8:] >> 4]", "p[:, 8:] >> 4 | p[:, 4:8] >> 6 << 4]"),
+        ("last = lower | upper << 4", "last = lower"),
+    ),
+    "+ is done before & and >>, so that these take the sum apart. Write | in place of +, or put brackets around & and "
+    ">>.": right.edit(
+        ("p[:, 8:] & 15,", "p[:, 8:] & (15 + (p[:, :4] >> 6 << 4)),"),
+        ("p[:, 8:] >> 4]", "p[:, 8:] >> (4 + (p[:, 4:8] >> 6 << 4))]"),
+        ("last = lower | upper << 4", "last = lower"),
+    ),
+    "the upper two bits stand one place too high. They are worth 16 and 32: << 4.": (
+        right.edit("upper << 4", "upper << 5")
+    ),
+    "of the upper two bits only one is left: they are bytes >> 6.": right.edit("p[:, :8] >> 6", "p[:, :8] >> 7"),
+    "you took the lower two bits of the first bytes for the last four. They are the upper two: >> 6.": (
+        right.edit("p[:, :8] >> 6", "p[:, :8] & 3")
+    ),
+    "the first four scales and the first four minima are exchanged: bytes 0 to 3 hold scales, 4 to 7 "
+    "minima.": right.edit(
+        ("[first[:, :4], last[:, :4]]", "[first[:, 4:], last[:, :4]]"),
+        ("[first[:, 4:], last[:, 4:]]", "[first[:, :4], last[:, 4:]]"),
+    ),
+    "the last four scales and the last four minima are exchanged.": right.edit(
+        ("[first[:, :4], last[:, :4]]", "[first[:, :4], last[:, 4:]]"),
+        ("[first[:, 4:], last[:, 4:]]", "[first[:, 4:], last[:, :4]]"),
+    ),
+    "the first four lost their lowest bits: they are bytes & 63, not bytes >> 2.": right.edit(
+        "p[:, :8] & 63", "p[:, :8] >> 2"
+    ),
+    "the numbers are divided by 63. Wanted are whole numbers from 0 to 63.": (
+        right.edit("return scales, minima", "return scales / 63, minima / 63")
+    ),
+    "the minima are negative. Here they are whole numbers from 0 to 63; that they are subtracted comes later.": (
+        right.edit("return scales, minima", "return scales, -minima")
+    ),
     "the lower bits of the last four minima are still in the upper half of their bytes: >> 4.": (
         right.edit("p[:, 8:] >> 4", "p[:, 8:] & 240")
     ),

@@ -40,6 +40,9 @@ def _inverse(matrix: list) -> list:
 def factor_cases():
     dead = hessian(3, 5)
     dead[2, :] = dead[:, 2] = 0
+    # In float32 all four entries are the same number, so that nothing can be inverted.
+    alike = 2.0**26 + torch.eye(2, dtype=torch.float64)
+    faint = torch.outer(*[torch.tensor([1.0, 1e-6, 0.0, 2.0], dtype=torch.float64)] * 2) * hessian(7, 4)
     sizes = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
     return [
         ("the two inputs of the chapter, no damping", (torch.tensor([[14.0, 13.0], [13.0, 14.0]]).double(), 0.0)),
@@ -50,6 +53,8 @@ def factor_cases():
         ("inputs of different size, damping 0.05", (hessian(4, 4) * torch.outer(sizes, sizes), 0.05)),
         ("fewer tokens than inputs: singular without damping", (hessian(5, 6, tokens=4), 0.2)),
         ("inputs that are very much alike", (hessian(6, 5, shared=3.0), 0.01)),
+        ("two inputs that float32 cannot tell apart, no damping", (alike, 0.0)),
+        ("an input that is faint, not dead, beside one that is dead", (faint, 0.02)),
         ("a single input", (torch.tensor([[5.0]]).double(), 0.5)),
     ]
 
@@ -86,6 +91,54 @@ MISTAKES = {
     "damping was added to the dead input as well: it gets the mean, and that is all.": (
         right.edit(DIAGONAL, "torch.where(dead, mean, diagonal) + damping * mean")
     ),
+    "you left float64. Inputs that are very much alike differ in digits that float32 does not have: invert and factor "
+    "in float64, as hessian comes.": right.edit("hessian.clone()", "hessian.float()"),
+    "damping was added to the whole matrix. It belongs on the diagonal alone.": right.edit(
+        "inv(damped)", "inv(damped + damping * mean * (1 - torch.eye(len(damped), dtype=damped.dtype)))"
+    ),
+    "damping was added to the whole matrix, the dead inputs' entries too. It belongs on the diagonal alone, and there "
+    "only to live inputs.": right.edit(
+        "inv(damped)", "inv(damped + damping * mean * (1 - torch.diag(1.0 - 1.0 * dead)))"
+    ),
+    "the mean is that of the whole matrix. Take it of the diagonal, of the inputs that are not dead.": (
+        right.edit("damping * mean", "damping * hessian.mean()")
+    ),
+    "damping is taken as a share of the median of the diagonal; it is one of their mean.": (
+        right.edit("damping * mean", "damping * diagonal[~dead].median()")
+    ),
+    "all of the mean was added to the diagonal; it is damping times the mean.": right.edit("damping * mean", "mean"),
+    "damping was subtracted; add it, so that the diagonal outweighs the rest.": right.edit("+ damping", "- damping"),
+    "the diagonal was mixed with its mean. It stays what it is, and damping * mean is added.": (
+        right.edit("diagonal + damping", "diagonal * (1 - damping) + damping")
+    ),
+    "a dead input got the largest entry of the diagonal; agreed on is the mean of the live ones.": (
+        right.edit("where(dead, mean,", "where(dead, diagonal.max() + damping * mean,")
+    ),
+    "a dead input got the largest entry of the diagonal, before damping; agreed on is the mean of the live ones.": (
+        right.edit("where(dead, mean,", "where(dead, diagonal.max(),")
+    ),
+    "a faint input was taken for dead. Only an entry of exactly 0 is one: diagonal == 0.": (
+        right.edit("diagonal == 0", "diagonal < 1e-8")
+    ),
+    "this is the inverse of the lower factor of H, a lower triangle. Invert H, then take the upper factor of that.": (
+        right.edit(RESULT, "torch.linalg.inv(torch.linalg.cholesky(damped))")
+    ),
+    "this is the lower factor of H itself. Invert first, then take the upper factor: H^-1 = U^T U.": (
+        right.edit(RESULT, "torch.linalg.cholesky(damped)")
+    ),
+    "the factor was inverted once more. With H^-1 = U^T U the factor of the inverse is U already.": (
+        right.edit(RESULT, "torch.linalg.inv(torch.linalg.cholesky(inverse)).T")
+    ),
+    "this is R of a QR decomposition of the inverse. Needed is its Cholesky factor, with H^-1 = U^T U.": (
+        right.edit(RESULT, "torch.linalg.qr(inverse)[1]")
+    ),
+    "this is the upper triangle of the inverse, cut out. Needed is its factor U, with H^-1 = U^T U.": (
+        right.edit(RESULT, "inverse.triu()")
+    ),
+    "the rows of U are divided by their diagonal entry, which makes that 1. Leave U as it is: U^T U is the inverse.": (
+        right.edit(RESULT, f"(lambda u: u / u.diagonal()[:, None])({RESULT})")
+    ),
+    "the diagonal of U is negative; take the U with a positive one.": right.edit("return ", "return -"),
     "this is the factor of H itself. Invert first: H^-1 = U^T U.": right.edit("cholesky(inverse", "cholesky(damped"),
     "this is the inverse; its upper triangular factor U is still to come: torch.linalg.cholesky(..., upper=True).": (
         right.edit(RESULT, "inverse")
@@ -101,18 +154,24 @@ MISTAKES = {
 }
 
 
+def _upper(arguments, results) -> bool:
+    """What rounding leaves below the diagonal, where it was not made by Cholesky, is no lower triangle."""
+    rest = 1e-6 * np.abs(results[0]).max()
+    return bool((np.abs(np.tril(results[0], -1)) <= rest).all() and (np.diag(results[0]) > 0).all())
+
+
 def adapt_factor(theirs):
     """A learner's factor in place of :func:`qtutor.gptq.factor`, which also raises damping where it has to."""
 
-    def factor(hessian, damping, name="weight", order=None):
+    def factor(hessian, damping, order=None):
         hessian = hessian if order is None else hessian[order[:, None], order]
         if not hessian.diagonal().any():
-            return packages_own(hessian, damping, name)  # there is no mean to take a share of
+            return packages_own(hessian, damping)  # there is no mean to take a share of
         try:
             upper = tensor(theirs(hessian.clone(), damping), torch.float64, hessian)
         except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
-            return packages_own(hessian, damping, name)  # not positive definite: how much damping it takes is its part
-        return (upper, damping) if torch.isfinite(upper).all() else packages_own(hessian, damping, name)
+            return packages_own(hessian, damping)  # not positive definite: how much damping it takes is its part
+        return (upper, damping) if torch.isfinite(upper).all() else packages_own(hessian, damping)
 
     return factor
 
@@ -127,7 +186,13 @@ FACTOR = Exercise(
     cases=factor_cases,
     outputs=("upper",),
     mistakes=MISTAKES,
-    tolerance=1e-3,  # an inverse loses digits, and float32 has few
+    properties=(
+        (
+            "U is an upper triangle with a positive diagonal.",
+            _upper,
+        ),
+    ),
+    tolerance=1e-3,  # an inverse loses digits: eight of float64's sixteen where inputs are nearly the same
     replaces="qtutor.methods.gptq.factor",
     adapt=adapt_factor,
 )

@@ -71,10 +71,9 @@ def right(weight, upper, scale, zero, bits):
 
 
 MISTAKES = {
-    "these are the codes of rounding to nearest: nothing reaches the columns to the right. They move by row j of U, "
-    "upper[j, j+1:] (column j holds zeros there), and it is the moved weights that get rounded.": (
-        right.edit("u[j, j + 1 :]", "u[j + 1 :, j]")
-    ),
+    "these are the codes of rounding to nearest: nothing reaches a column before its turn. Go from left to right; the "
+    "columns to the right move by row j of U, upper[j, j+1:] (column j holds zeros there), and it is the moved weights "
+    "that get rounded.": (right.edit("u[j, j + 1 :]", "u[j + 1 :, j]")),
     "columns move the wrong way, so that errors add up: *subtract* e times the row of U.": right.edit("-=", "+="),
     "the error is not divided by U_jj, the diagonal of U, before it is pushed.": right.edit(" / u[j, j]", ""),
     "the error is divided by the square of U_jj. The row of U carries one U_jj already: divide once.": (
@@ -99,6 +98,80 @@ MISTAKES = {
     ),
     "all columns are rounded with the scale and zero of the first group: column j belongs to group j // group_size.": (
         right.edit("j // length", "0")
+    ),
+    "column j was given group j % groups. Neighbours share a group: j // group_size, with group_size = in // groups.": (
+        right.edit("j // length", "j % scale.shape[1]")
+    ),
+    "all columns are rounded with the scale and zero of the last group: column j belongs to group j // group_size.": (
+        right.edit("j // length", "-1")
+    ),
+    "the first columns were given a group each, and all others the last: column j belongs to group j // group_size.": (
+        right.edit("j // length", "min(j, scale.shape[1] - 1)")
+    ),
+    "the next group begins one column too early: column j belongs to group j // group_size, counted from 0.": (
+        right.edit("j // length", "min((j + 1) // length, scale.shape[1] - 1)")
+    ),
+    "the next group begins one column too early, and the last column has the first group: column j belongs to group "
+    "j // group_size, counted from 0.": right.edit("j // length", "(j + 1) // length % scale.shape[1]"),
+    "the error is in steps. Multiply the code minus zero by the scale, and subtract that from the weight.": (
+        right.edit("s * (codes[:, j] - z)", "(codes[:, j] - z)")
+    ),
+    "the error is in steps: weights over their scale, minus codes. Weights are not in steps, so multiply by the "
+    "scale.": right.edit("work[:, j] - s * (codes[:, j] - z)", "work[:, j] / s - (codes[:, j] - z)"),
+    "the zero point is missing where codes become weights: a code stands for scale * (code - zero).": (
+        right.edit("s * (codes[:, j] - z)", "s * codes[:, j]")
+    ),
+    "zero is subtracted after the scale (are brackets missing?): a code stands for scale * (code - zero).": (
+        right.edit("s * (codes[:, j] - z)", "(s * codes[:, j] - z)")
+    ),
+    "zero is added where codes become weights: a code stands for scale * (code - zero).": (
+        right.edit("s * (codes[:, j] - z)", "s * (codes[:, j] + z)")
+    ),
+    "zero is subtracted where weights become codes; there it is added: (column / scale).round() + zero.": (
+        right.edit("+ z)", "- z)")
+    ),
+    "zero is missing where weights become codes: (column / scale).round() + zero.": right.edit("+ z)", ")"),
+    "codes are rounded down (floor). Take the nearest.": right.edit(".round()", ".floor()"),
+    "codes are cut off (trunc, int). Take the nearest.": right.edit(".round()", ".trunc()"),
+    "codes are rounded up (ceil). Take the nearest.": right.edit(".round()", ".ceil()"),
+    "codes are clamped one too high: the largest is 2**bits - 1.": right.edit("2**bits - 1", "2**bits"),
+    "only half of the codes are used: they run from 0 to 2**bits - 1.": right.edit(
+        "2**bits - 1", "2 ** (bits - 1) - 1"
+    ),
+    "codes run from minus 2**(bits-1) up, and zero is still added. Here they run from 0 to 2**bits - 1.": (
+        right.edit("clamp(0, 2**bits - 1)", "clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)")
+    ),
+    "code 0 is never used: codes run from 0.": right.edit("clamp(0,", "clamp(1,"),
+    "the error is multiplied by U_jj; divide by it.": right.edit(" / u[j, j]", " * u[j, j]"),
+    "the error is divided by the root of U_jj; divide by U_jj. (U is a factor, so it carries the root already.)": (
+        right.edit("u[j, j])", "u[j, j].sqrt())")
+    ),
+    "the error is divided by U_00 in every column; divide by U_jj.": right.edit("u[j, j])", "u[0, 0])"),
+    "every row is moved by the mean of the errors of all rows. Each row has an error of its own.": (
+        right.edit("outer(e,", "outer(e.mean().expand(len(e)),")
+    ),
+    "every row is moved by the sum of the errors of all rows. Each row has an error of its own.": (
+        right.edit("outer(e,", "outer(e.sum().expand(len(e)),")
+    ),
+    "row 0 of U moves the others in every step; take row j, upper[j, j+1:].": right.edit(
+        "u[j, j + 1 :]", "u[0, j + 1 :]"
+    ),
+    "the row of U is shifted: column k moves by upper[j, k], so begin at j + 1 in both.": (
+        right.edit("u[j, j + 1 :]", "u[j, 1 : weight.shape[1] - j]")
+    ),
+    "the next column is left out: begin at j + 1, not j + 2.": (
+        right.edit(("work[:, j + 1 :]", "work[:, j + 2 :]"), ("u[j, j + 1 :]", "u[j, j + 2 :]"))
+    ),
+    "U was inverted. Use it as it is: row j of upper.": right.edit(
+        "upper.double()", "torch.linalg.inv(upper.double())"
+    ),
+    "the error is squared. Push it as it is.": right.edit("outer(e,", "outer(e**2,"),
+    "the error lost its sign (abs). Push it as it is.": right.edit("outer(e,", "outer(e.abs(),"),
+    "codes have signs here. They are whole numbers from 0 to 2**bits - 1.": (
+        right.edit("return codes", "return codes - 2 ** (bits - 1)")
+    ),
+    "the zero point is taken off the codes again; return them as they are, from 0 to 2**bits - 1.": (
+        right.edit("return codes", "return codes - zero.repeat_interleave(length, dim=1)")
     ),
     "codes leave 0 ... 2**bits - 1: clamp them, and do it before the error is computed.": (
         right.edit(".clamp(0, 2**bits - 1)", "")

@@ -26,6 +26,7 @@ def push_cases():
         return weight, torch.linalg.inv(hessian(seed, width, shared=shared)).float(), weight[:, 0].round()
 
     chapter = torch.tensor([[0.40, 0.45]]), torch.tensor([[14.0, -13.0], [-13.0, 14.0]]) / 27, torch.tensor([0.0])
+    quarters, inverse, _ = of(8, 3, 4)
     opposed = torch.tensor([[14.0, 13.0], [13.0, 14.0]]) / 27
     return [
         ("the two weights of the chapter", chapter),
@@ -34,6 +35,7 @@ def push_cases():
         ("a square matrix", of(3, 4, 4, 2.0)),
         ("inputs that move against each other", (torch.tensor([[0.40, 0.45]]), opposed, torch.tensor([0.0]))),
         ("inputs that have nothing to do with each other", (random(4, 2, 3), torch.eye(3) / 5, torch.tensor([1.0, 0]))),
+        ("steps of a quarter, down from the weights", (quarters, inverse, (quarters[:, 0] * 4).floor() / 4)),
         ("a single column, the last one", (random(5, 3, 1), torch.tensor([[0.2]]), torch.tensor([1.0, -1.0, 0.0]))),
         ("a weight that lies on a level already", (torch.tensor([[1.0, 0.3, -0.7]]), of(6, 1, 3)[1], torch.ones(1))),
     ]
@@ -60,6 +62,75 @@ MISTAKES = {
     ),
     "the sign is wrong: with e = weight - rounded, *subtract* e times the row of the inverse. Column 0 shows it best, "
     "since it should come out rounded.": right.edit(ADDED, LEFT_TO_THE_FORMULA),
+    "you multiplied by [H^-1]_00; divide by it, so that column 0 comes out rounded.": (
+        right.edit("/ inverse[0, 0]", "* inverse[0, 0]")
+    ),
+    "you took the last row of the inverse. Column 0 was rounded: its row is the first.": (
+        right.edit("inverse[0] / inverse[0, 0]", "inverse[-1] / inverse[-1, -1]")
+    ),
+    "you took the diagonal of the inverse. How column 0 and the others hang together is in its first row.": (
+        right.edit("inverse[0] / inverse[0, 0]", "inverse.diagonal() / inverse[0, 0]")
+    ),
+    "you divided by the sum of the row; divide by its first entry, [H^-1]_00.": (
+        right.edit("/ inverse[0, 0]", "/ inverse[0].sum()")
+    ),
+    "you divided by the length of the row; divide by its first entry, [H^-1]_00.": (
+        right.edit("/ inverse[0, 0]", "/ inverse[0].norm()")
+    ),
+    "you divided by the trace of the inverse; divide by [H^-1]_00.": right.edit("/ inverse[0, 0]", "/ inverse.trace()"),
+    "the signs of the row of the inverse are lost: some columns move up where column 0 moved down, others along.": (
+        right.edit("inverse[0] / inverse[0, 0]", "inverse[0].abs() / inverse[0, 0]")
+    ),
+    "all rows of the inverse are added. Column 0 was rounded: its row alone is needed, the first.": (
+        right.edit("inverse[0] / inverse[0, 0]", "inverse.sum(dim=0) / inverse[0, 0]")
+    ),
+    "you took the mean over the rows of the inverse. Column 0 was rounded: its row alone is needed, the first.": (
+        right.edit("inverse[0] / inverse[0, 0]", "inverse.mean(dim=0) / inverse[0, 0]")
+    ),
+    "you took the mean over the rows of the inverse, over the mean of all of it. It is the first row over "
+    "[H^-1]_00.": right.edit("inverse[0] / inverse[0, 0]", "inverse.mean(dim=0) / inverse.mean()"),
+    "every row was moved by the mean of the errors of all rows. Each row has an error of its own.": (
+        right.edit("outer(e,", "outer(e.mean().expand(len(e)),")
+    ),
+    "every row was moved by the sum of the errors of all rows. Each row has an error of its own.": (
+        right.edit("outer(e,", "outer(e.sum().expand(len(e)),")
+    ),
+    "the error lost its sign (abs): a weight that was rounded up pushes the other way.": (
+        right.edit("outer(e,", "outer(e.abs(),")
+    ),
+    "the squared error is pushed. It is the error itself, weight minus rounded.": right.edit("outer(e,", "outer(e**2,"),
+    "half of the error is pushed. The others take over all of it.": right.edit("outer(e,", "outer(e / 2,"),
+    "column 0 was rounded anew, to whole numbers. What becomes of it is given: rounded.": right.edit(
+        "weight.double(), inverse.double(), rounded.double()",
+        "weight.double(), inverse.double(), weight[:, 0].double().round()",
+    ),
+    "the error was counted from weights that were rounded anew, to whole numbers. It is weight minus rounded, which is "
+    "given.": right.edit("weight[:, 0] - rounded", "weight[:, 0] - weight[:, 0].round()"),
+    "column 0 was rounded anew, to whole numbers, after the others had moved. It takes the values of rounded.": (
+        right.edit("after[:, 0] = rounded", "after[:, 0] = weight[:, 0].round()")
+    ),
+    "e is the weight itself; the error is what rounding changed, weight minus rounded.": (
+        right.edit("e = weight[:, 0] - rounded", "e = weight[:, 0]")
+    ),
+    "column 1 was left out. All columns but column 0 move.": (
+        right.edit("after[:, 0] = rounded", "after[:, 0], after[:, 1:2] = rounded, weight[:, 1:2]")
+    ),
+    "only the next column moved. All columns to the right do.": (
+        right.edit("after[:, 0] = rounded", "after[:, 0], after[:, 2:] = rounded, weight[:, 2:]")
+    ),
+    "the last column was left out. All columns but column 0 move.": (
+        right.edit("after[:, 0] = rounded", "after[:, -1], after[:, 0] = weight[:, -1], rounded")
+    ),
+    "the other columns were replaced by their moves. Add them to the weights.": (
+        right.edit("after = weight - torch", "after = -torch")
+    ),
+    "column 0 is 0. It takes the rounded values, whatever they are.": (
+        right.edit("after[:, 0] = rounded", "after[:, 0] = 0")
+    ),
+    "the result is transposed: it is [out, left], as weight is.": right.edit("return after", "return after.T"),
+    "all columns were rounded. Only column 0 is; the others wait for their turn.": (
+        right.edit("return after", "return after.round()")
+    ),
     "the division by [H^-1]_00 is missing.": right.edit(NOT_DIVIDED),
     "the row of the inverse has to be divided by its first entry, [H^-1]_00; column 0 then comes out rounded.": (
         right.edit(NOT_DIVIDED, LEFT_TO_THE_FORMULA)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from qtutor.course.checking.comparing import to_array
@@ -46,6 +47,8 @@ def right(logits, token_ids):
     return losses.mean().exp()
 
 
+LOG_P, MEAN = "logits.double().log_softmax(-1)", "losses.mean().exp()"
+
 MISTAKES = {
     "every row of logits is compared with its own token. Row i predicts the token after it: logits[:-1] go with "
     "token_ids[1:].": right.edit(("[:-1]", ""), ("[1:, None]", "[:, None]")),
@@ -53,6 +56,13 @@ MISTAKES = {
     "logits[:-1] go with token_ids[1:].": right.edit("[1:, None]", "[:-1, None]"),
     "the shift goes the wrong way: every row is compared with the token before it. Row i predicts token i + 1.": (
         right.edit(("[:-1]", "[1:]"), ("[1:, None]", "[:-1, None]"))
+    ),
+    "rows of logits are compared with their own tokens (both are cut at the beginning). Row i predicts the next token: "
+    "logits[:-1] go with token_ids[1:].": right.edit("[:-1]", "[1:]"),
+    "the last row is compared with the first token again. Nothing comes after the last token: leave its row out, "
+    "logits[:-1].": right.edit(("[:-1]", ""), ("token_ids[1:, None]", "token_ids.roll(-1)[:, None]")),
+    "the last prediction is left out: with n tokens, n - 1 are predicted.": right.edit(
+        ("[:-1]", "[:-2]"), ("[1:, None]", "[1:-1, None]")
     ),
     "you averaged the perplexities of single tokens. Average their -log p, and take exp once, at the end.": (
         right.edit("mean().exp()", "exp().mean()")
@@ -65,6 +75,37 @@ MISTAKES = {
     ),
     "logarithms to base 2 were taken, but exp of their mean. To log2 belongs 2 ** mean.": (
         right.edit("losses.mean()", "(losses / math.log(2)).mean()")
+    ),
+    "logarithms to base 10 were taken, but exp of their mean. To log10 belongs 10 ** mean.": (
+        right.edit("losses.mean()", "(losses / math.log(10)).mean()")
+    ),
+    "natural logarithms were taken, but 10 to the power of their mean. To log belongs exp.": (
+        right.edit(MEAN, "10 ** losses.mean()")
+    ),
+    "this is the median of -log p. Perplexity is exp of its mean.": right.edit("losses.mean()", "losses.median()"),
+    "only the worst token counts here. Perplexity is exp of the mean of -log p over all tokens.": (
+        right.edit("losses.mean()", "losses.max()")
+    ),
+    "these are perplexities, one for each token. Average their -log p, and take exp once.": (
+        right.edit(".mean()", "[:, 0]")
+    ),
+    "this is the mean over the whole vocabulary. Only p of the token that really came counts.": (
+        right.edit("-logs[:-1].gather(1, token_ids[1:, None])", "-logs[:-1]")
+    ),
+    "this is the entropy of the probabilities. Only p of the token that really came counts.": right.edit(
+        "-logs[:-1].gather(1, token_ids[1:, None])", "-(logs.exp() * logs)[:-1].sum(1)"
+    ),
+    "you took p of the token that the model expected most. It is the token that really came whose p counts.": (
+        right.edit("logs[:-1].gather(1, token_ids[1:, None])", "logs[:-1].amax(1)")
+    ),
+    "the logarithm is missing: this is exp of minus the mean of p. Average -log p.": (
+        right.edit("log_softmax", "softmax")
+    ),
+    "the sum is divided by the size of the vocabulary, not by the number of predicted tokens.": (
+        right.edit("losses.mean()", "(losses.sum() / logits.shape[1])")
+    ),
+    "the sum is divided by one less than there are predictions. With n tokens, n - 1 are predicted.": (
+        right.edit("losses.mean()", "(losses.sum() / (len(losses) - 1 or 1))")
     ),
     "this is the mean of -log p. Perplexity is exp of it.": right.edit(".exp()", ""),
     "the sign is missing: this is exp of the mean of log p, one divided by the perplexity.": (
@@ -80,12 +121,28 @@ MISTAKES = {
     "the softmax runs over the positions. It belongs over the vocabulary, the last axis.": (
         right.edit("log_softmax(-1)", "log_softmax(0)")
     ),
+    "the softmax runs over the positions (without the last row). It belongs over the vocabulary, the last axis.": (
+        right.edit(
+            ("log_softmax(-1)", "log()"), ("logits.double()", "logits.double()[:-1].softmax(0)"), ("logs[:-1]", "logs")
+        )
+    ),
+    "softmax is taken twice: cross_entropy and log_softmax want logits, not probabilities.": (
+        right.edit("log_softmax(-1)", "softmax(-1).log_softmax(-1)")
+    ),
+    "exp(logit) overflows, in float64 as well, where logits are large. Subtract each row's largest first, or use "
+    "log_softmax.": right.edit(LOG_P, "(logits.double().exp() / logits.double().exp().sum(-1, keepdim=True)).log()"),
     "exp(logit) overflows where logits are large. Subtract each row's largest first, or use log_softmax.": right.edit(
         "logits.double().log_softmax(-1)", "(logits.exp() / logits.exp().sum(-1, keepdim=True)).log().double()"
     ),
     "a tiny probability becomes 0 in float32, and its logarithm infinite. Use log_softmax, which never leaves the "
     "logarithm.": right.edit("double().log_softmax(-1)", "softmax(-1).log().double()"),
 }
+
+
+def _tells_the_impossible(arguments, results) -> bool:
+    """Nothing keeps the perplexity small where a token comes that the model thought next to impossible."""
+    expected = perplexity(*arguments)
+    return expected < 1e6 or not np.isfinite(results[0]) or bool(results[0] > expected / 2)
 
 
 def adapt(theirs):
@@ -115,6 +172,13 @@ PERPLEXITY = Exercise(
     cases=cases,
     outputs=("perplexity",),
     mistakes=MISTAKES,
+    properties=(
+        (
+            "a token that is next to impossible surprises without bounds: nothing is added to p, and p is not clamped "
+            "(log_softmax needs neither).",
+            _tells_the_impossible,
+        ),
+    ),
     # The softmax may be taken in float32, and exp turns its absolute error of a few 1e-6 into a relative one. Logits of
     # 1000 have steps of 6e-5 there.
     tolerance=1e-4,

@@ -22,6 +22,8 @@ def cases():
         ("a data-centre GPU, 512 sequences", (70_000_000_000, 8, 3.35e12, 9.9e14, 512)),
         ("fast memory, slow arithmetic", (7_000_000_000, 8, 1e12, 1e11, 4)),
         ("a tiny model", (1_000, 8, 1e3, 1e6, 1)),
+        ("two sequences, where reading still takes longer", (7_000_000_000, 4, 50e9, 1e12, 2)),
+        ("one sequence, and arithmetic that is slower still", (1_000, 4, 1e6, 1e3, 1)),
     ]
 
 
@@ -31,6 +33,8 @@ def right(parameters, bits, bandwidth, operations, batch):
     computing = 2 * parameters * batch / operations
     return max(reading, computing)
 
+
+LONGER = "max(reading, computing)"
 
 MISTAKES = {
     "bits are divided by bytes a second: 8 bits make one byte.": right.edit(" / 8", ""),
@@ -50,6 +54,45 @@ MISTAKES = {
     "the batch is forgotten: every sequence needs its own two operations for each weight.": right.edit(" * batch", ""),
     "the weights are read once for every sequence. They are read once, and used for all.": (
         right.edit("/ bandwidth", "/ bandwidth * batch")
+    ),
+    "the bits are multiplied by 8. 8 bits make one byte, so divide.": right.edit("bits / 8", "bits * 8"),
+    "bits // 8 cuts off: 4 bits would be no byte at all. Divide with /, which keeps the half byte.": (
+        right.edit("bits / 8", "(bits // 8)")
+    ),
+    "16 bits are counted for every weight. It has `bits` of them.": right.edit("bits / 8", "2"),
+    "a byte is counted for every weight. It has `bits` bits.": right.edit(" * bits / 8", ""),
+    "computing is divided by the batch. Every sequence needs operations of its own: multiply by it.": (
+        right.edit("batch / operations", "1 / operations / batch")
+    ),
+    "operations are counted for each bit. A weight costs two, whatever its bits are.": (
+        right.edit("batch / operations", "bits * batch / operations")
+    ),
+    "operations are counted for each byte. A weight costs two, whatever its bits are.": (
+        right.edit("batch / operations", "bits / 8 * batch / operations")
+    ),
+    "a weight is counted as four operations for each sequence; it is two operations, a multiplication and an "
+    "addition.": right.edit("2 * ", "4 * "),
+    "bandwidth and operations are swapped: bytes are divided by bandwidth, operations by operations a second.": (
+        right.edit(("/ bandwidth", "/ operations"), ("batch / operations", "batch / bandwidth"))
+    ),
+    "these are milliseconds; seconds are asked for.": right.edit(LONGER, f"1000 * {LONGER}"),
+    "the time is divided by the batch at the end. The step takes this long for all sequences together.": (
+        right.edit(LONGER, f"{LONGER} / batch")
+    ),
+    "these are tokens a second of all sequences; the time of one step is asked for.": (
+        right.edit(LONGER, f"batch / {LONGER}")
+    ),
+    "this is the mean of the two times. Reading and computing go on side by side, so the longer one counts.": (
+        right.edit(LONGER, "(reading + computing) / 2")
+    ),
+    "the two times are multiplied. They go on side by side, so the longer one counts.": (
+        right.edit(LONGER, "reading * computing")
+    ),
+    "this is the difference of the two times. They go on side by side, so the longer one counts.": (
+        right.edit(LONGER, "abs(reading - computing)")
+    ),
+    "the batch alone decides which time counts. Take the longer of the two, whatever the batch is.": (
+        right.edit(LONGER, "reading if batch == 1 else computing")
     ),
     "these are tokens a second of one sequence; the time is asked for, which is one divided by it.": (
         right.edit("max(", "1 / max(")

@@ -1,0 +1,75 @@
+"""The command line: `qtutor learn | progress | quantize | generate | eval | inspect`, a module for each group of them.
+
+torch and transformers are imported inside the commands that need them, so that --help and inspect do not wait for them.
+Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one line and 130 (Ctrl-C), 143 (SIGTERM) or
+129 (SIGHUP). What nobody foresaw ends in one paragraph, too, with status 1; QTUTOR_TRACEBACK=1 shows where it happened.
+"""
+
+import os
+import sys
+import traceback
+
+from qtutor.cli import course, evaluate, generate, inspect, quantize
+from qtutor.cli.parsing import Parser, parser_with_examples
+from qtutor.cli.terminal import paragraph, plain_output, warnings_in_words
+from qtutor.errors import QtutorError
+from qtutor.files.stopping import signals_raise
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    plain_output()
+    options = build_parser().parse_args(argv)
+    try:
+        with warnings_in_words(), signals_raise():
+            status = options.run(options)
+        sys.stdout.flush()  # a full disk is told here, not by the interpreter when all is over
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qtutor inspect FILE | head` is no error
+        return 0
+    except (QtutorError, OSError) as error:
+        paragraph(f"qtutor: {error}")
+        return 2
+    except KeyboardInterrupt as stopped:
+        print("\nqtutor: stopped.", file=sys.stderr)
+        return getattr(stopped, "status", 130)
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # where Rust code gives up, Python sees a PanicException, which is no Exception
+        if os.environ.get("QTUTOR_TRACEBACK"):
+            raise
+        paragraph(f"qtutor: {_unforeseen(error)}")
+        return 1
+
+
+def build_parser() -> Parser:
+    parser = parser_with_examples(
+        Parser,
+        "Learn how language models are quantized, and quantize them.",
+        ["learn", "quantize embedded out --bits 3", "eval out", "generate out 'def mean(values):'", "inspect out"],
+        prog="qtutor",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(run, name, description, examples):
+        sub = parser_with_examples(commands.add_parser, description, examples, name=name, help=description)
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    for module in (course, quantize, generate, evaluate, inspect):
+        module.add_to(command)
+    return parser
+
+
+def _unforeseen(error: BaseException) -> str:
+    """One sentence for an exception that is no :class:`QtutorError`: what it says, and where it came from."""
+    said = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or "out of memory" in said.lower() or "can't allocate memory" in said:
+        return f"there is not enough memory ({said or 'MemoryError'}). Choose a smaller model, or fewer --samples."
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    at = f"{os.path.basename(place.filename)}, line {place.lineno}"
+    return (
+        f"{type(error).__name__}: {said or 'no message'} ({at}). That was not foreseen, so it is a mistake in qtutor: "
+        "please report it. QTUTOR_TRACEBACK=1 shows where it happened."
+    )

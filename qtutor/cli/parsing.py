@@ -1,0 +1,66 @@
+"""argparse, with messages of one paragraph that suggest what may have been meant."""
+
+import argparse
+import difflib
+import re
+import sys
+
+from qtutor.cli.terminal import paragraph
+
+SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or what 'qtutor quantize' wrote"
+DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Unknown options are refused by the command that they were given to, which knows what is near."""
+
+    given: tuple[str, ...] = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = tuple(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            parser = getattr(options, "parser", self)
+            parser.error(
+                parser.unknown(rest) or f"{' '.join(rest)!r} is too much: there is nothing it could stand for."
+            )
+        return options
+
+    def error(self, message: str):
+        unknown = self.unknown(self.given) if message.startswith("the following arguments are required") else None
+        message = unknown or message.rstrip(".") + "."
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            message += _near(choice[1], re.findall(r"'([^']*)'", choice[2]))
+        paragraph(f"qtutor: {message} '{self.prog} --help' shows what there is.")
+        sys.exit(2)
+
+    def unknown(self, given) -> str | None:
+        """What to say of the first option in ``given`` that is none, nor the beginning of one."""
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        before = given[: given.index("--")] if "--" in given else given
+        for option in before:
+            name = option.split("=")[0]
+            if name.startswith("--") and not any(other.startswith(name) for other in known):
+                behind = " A text that begins with - goes behind --." if "text" in self.format_usage().split() else ""
+                return f"there is no option {name}.{_near(name, known)}{behind}"
+        return None
+
+
+def parser_with_examples(make, description: str, examples: list[str], **arguments) -> Parser:
+    epilog = "examples:\n" + "\n".join(f"  qtutor {example}" for example in examples)
+    formatter = argparse.RawDescriptionHelpFormatter
+    return make(description=description, epilog=epilog.replace("%", "%%"), formatter_class=formatter, **arguments)
+
+
+def add_source(sub: Parser) -> None:
+    sub.add_argument("source", metavar="SRC", help=SOURCE)
+    sub.add_argument("--device", help=DEVICE)
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, 1)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,137 @@
+"""`qtutor quantize`: a recipe out of options, a text to calibrate with, and a folder or a GGUF file that is written."""
+
+from pathlib import Path
+
+from qtutor.cli.parsing import add_source
+from qtutor.cli.source import check_device, check_source, load
+from qtutor.errors import QtutorError
+
+EXAMPLES = [
+    "quantize embedded out --bits 4 --group-size 64",
+    "quantize embedded out --bits 3 --symmetric --clip mse",
+    "quantize path/to/llama out --method gptq --calibration text.txt",
+    "quantize path/to/llama out --bits 8 --group-size -1 --keep '*.down_proj,model.layers.0.*'",
+    "quantize embedded out.gguf --type Q4_K_M",
+    "quantize path/to/llama out.gguf --method awq --calibration text.txt",
+    "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
+]
+# Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
+OF_A_RECIPE = ("bits", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head", "act_order", "damping")
+
+
+def add_to(command) -> None:
+    sub = command(quantize, "quantize", "Quantize a decoder and write it to a folder, or to a GGUF file.", EXAMPLES)
+    default = "(default: %(default)s)"
+    add_source(sub)
+    sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
+    methods = "rtn, awq, gptq, awq+gptq, nf4, fp4 or int8; with gguf: awq scales weights before they are rounded"
+    sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
+    text = "a text file for awq and gptq to read (the embedded decoder has its own); with gguf also for importance"
+    sub.add_argument("--calibration", metavar="FILE", help=text)
+    sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
+    sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
+    sub.add_argument("--bits", type=int, default=4, help=f"bits of a weight, 2 to 8 {default}")
+    groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
+    sub.add_argument("--group-size", type=int, default=64, metavar="N", help=f"{groups} {default}")
+    sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
+    clip = "narrow each group's range to the least error of its weights (mse) or of the layer's output; none: never"
+    clips = ["none", "mse", "output"]
+    sub.add_argument("--clip", type=str.lower, choices=clips, help=f"{clip} (default: as the method has it)")
+    sub.add_argument("--keep", metavar="PATTERNS", help="layers that stay in float, like '*.down_proj,*.0.mlp.*'")
+    sub.add_argument("--embeddings", action="store_true", help="quantize the embeddings, too")
+    sub.add_argument("--lm-head", action="store_true", help="quantize the output matrix, too")
+    order = "the order in which gptq rounds columns: none, columns or groups (default: groups)"
+    sub.add_argument("--act-order", type=str.lower, metavar="ORDER", help=order)
+    sub.add_argument("--damping", type=float, metavar="X", help="how far gptq trusts the text less (default: 0.01)")
+    formats = "the layout of OUT (default: gguf where OUT ends in .gguf, else qtutor)"
+    sub.add_argument("--format", type=str.lower, choices=["qtutor", "gguf"], help=formats)
+    sub.add_argument("--type", help="with gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
+    force = "with gguf: replace the file OUT even if qtutor did not write it"
+    sub.add_argument("--force", action="store_true", help=force)
+    sub.add_argument("--imatrix", metavar="FILE", help="with gguf: an importance matrix, as llama-imatrix writes it")
+
+
+def quantize(options) -> int:
+    if options.format is None:
+        options.format = "gguf" if Path(options.out).suffix.lower() == ".gguf" else "qtutor"
+    for name in ("samples", "length"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
+    check_source(options.source)
+    check_device(options.device)
+    if options.format == "gguf":
+        from qtutor.cli.quantize_gguf import write
+
+        return write(options)
+    return write_folder(options)
+
+
+def write_folder(options) -> int:
+    import qtutor
+    from qtutor.cli.calibrating import calibration_of, check_calibration
+
+    for name in ("type", "imatrix"):
+        if getattr(options, name):
+            raise QtutorError(
+                f"--{name} {getattr(options, name)} is for llama.cpp's files: it goes with --format gguf, or an OUT "
+                "that ends in .gguf."
+            )
+    if Path(options.out).suffix.lower() == ".gguf":
+        raise QtutorError(f"--format qtutor writes a folder, and {options.out} is named like a file: leave it out.")
+    if options.force:
+        raise QtutorError(
+            "--force replaces a file, and goes with --format gguf. A folder in which files of others lie is never "
+            "replaced: move them elsewhere, or choose another folder."
+        )
+    recipe = recipe_of(options)
+    check_calibration(options, recipe.needs_calibration, f"--method {options.method}")
+    check_out(options, recipe.grid.bits)
+    model, tokenizer = load(options, dtype="auto")  # what is not quantized is written in its own 16 bits
+    check_out(options, recipe.grid.bits, model)
+    calibration = calibration_of(options, model, tokenizer)
+    report = qtutor.quantize(model, recipe, calibration=calibration)
+    qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
+    print(report)  # once it is written: whoever reads this may have gone
+    print(f"Written to {options.out}. Next: qtutor eval {options.out}")
+    return 0
+
+
+def check_out(options, bits: float, model=None) -> None:
+    """Refuse an OUT that could not be written, before SRC is loaded; or, with the sizes of the ``model``, before it is
+    quantized: what a hub id names has no headers here.
+    """
+    from qtutor.decoder import EMBEDDED
+    from qtutor.files.target import least_bytes, tensors_in
+    from qtutor.formats import target
+
+    source = EMBEDDED if options.source == "embedded" else options.source
+    gguf = options.format == "gguf"
+    tensors = tensors_in(source)
+    if model is not None:
+        tensors = ((name, tuple(weight.shape), weight.nbytes) for name, weight in model.named_parameters())
+    read = [name for name in (source, options.calibration, options.imatrix) if name]
+    need = least_bytes(tensors, bits, everywhere=gguf)
+    target(options.out, options.format, sources=read, need=need, **({"overwrite": options.force} if gguf else {}))
+
+
+def recipe_of(options):
+    """The :class:`qtutor.Recipe` that the options describe; a method's own options are refused with another one."""
+    import qtutor
+
+    if options.keep is not None and not _patterns(options.keep):
+        raise QtutorError("--keep names no layer: give patterns with commas between them, like '*.down_proj,*.o_proj'.")
+    chosen = {name: getattr(options, name) for name in OF_A_RECIPE if name != "keep"} | {"method": options.method}
+    chosen["layers"] = {pattern: "float" for pattern in _patterns(options.keep or "")}
+    recipe = qtutor.Recipe(**{name: value for name, value in chosen.items() if value is not None})
+    if "gptq" not in options.method:
+        for name in ("act_order", "damping"):
+            if getattr(options, name) is not None:
+                raise QtutorError(
+                    f"--{name.replace('_', '-')} says how gptq rounds, and --method {options.method} does otherwise: "
+                    "leave it out, or choose gptq or awq+gptq."
+                )
+    return recipe
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]

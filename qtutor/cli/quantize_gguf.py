@@ -1,0 +1,75 @@
+"""`qtutor quantize SRC OUT.gguf`: a file for llama.cpp.
+
+GGUF's types say how to round; what a recipe would say is refused, not ignored. But AWQ can come before it, and an
+importance matrix, measured or read, can guide it.
+"""
+
+from qtutor.cli.calibrating import calibration_of, check_calibration
+from qtutor.cli.quantize import OF_A_RECIPE, check_out
+from qtutor.cli.source import check_file, load
+from qtutor.cli.terminal import passes
+from qtutor.errors import QtutorError
+from qtutor.formats.gguf import DEFAULT
+from qtutor.gguf import TYPES, imatrix
+from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
+
+
+def write(options) -> int:
+    import qtutor
+    from qtutor.methods.scaling import fold_model
+
+    awq = options.method == "awq"
+    mix = type_of(options)
+    _refuse(options)
+    given = _imatrix(options)
+    check_calibration(options, awq or options.calibration is not None, "--format gguf without --method awq")
+    bits = TYPES[find_mix(mix or DEFAULT).base].bits_per_weight
+    check_out(options, bits)
+    model, tokenizer = load(options, dtype="auto")
+    check_out(options, bits, model)
+    tokens = calibration_of(options, model, tokenizer, always=True) if awq or options.calibration else None
+    if awq:
+        fold_model(model, tokens)
+    if tokens is not None:
+        with passes(model.base_model, "measuring importance", -(-len(tokens) // 8)):
+            given = imatrix.importance(model, tokens, options.calibration or "qtutor.decoder.text")
+    chosen = {"type": mix, "importance": given, "overwrite": options.force}
+    path = qtutor.export(model, options.out, format="gguf", tokenizer=tokenizer, **chosen)
+    print(f"Written to {path}, {path.stat().st_size:,} bytes. Next: qtutor eval {path}, or llama-cli -m {path}")
+    return 0
+
+
+def type_of(options) -> str | None:
+    """--type as llama.cpp spells it, whatever the case."""
+    if options.type is None:
+        return None
+    spelled = {name.lower(): name for name in (*ALIASES, *MIXES)}.get(options.type.lower(), options.type)
+    find_mix(spelled)  # refuses what is none
+    return spelled
+
+
+def _refuse(options) -> None:
+    """What only a recipe has, and two sources of importance."""
+    if options.method not in ("rtn", "awq"):
+        raise QtutorError(
+            f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "
+            "leave it out, or choose awq, which scales weights before they are."
+        )
+    for name in OF_A_RECIPE:
+        if getattr(options, name) != options.parser.get_default(name):
+            raise QtutorError(
+                f"--{name.replace('_', '-')} does not go with --format gguf, whose --type says how weights are "
+                "rounded: leave it out."
+            )
+    other = "--method awq" if options.method == "awq" else "--calibration" if options.calibration else None
+    if options.imatrix is not None and other:
+        raise QtutorError(
+            f"--imatrix does not go with {other}, which measures an importance matrix of its own: leave one out."
+        )
+
+
+def _imatrix(options) -> imatrix.Imatrix | None:
+    if options.imatrix is None:
+        return None
+    check_file(options.imatrix, "--imatrix")
+    return imatrix.read(options.imatrix)

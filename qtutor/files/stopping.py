@@ -1,0 +1,37 @@
+"""Requests to stop end the work as Ctrl-C does: what is half-written is removed, and the exit status tells of it."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks to stop. ``status``: 128 and its number, as shells count: 143 for SIGTERM, 129 for SIGHUP."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """SIGTERM (kill, timeout, a shutdown) and SIGHUP (a closed terminal) raise :class:`Stopped` inside the block.
+
+    One that is ignored (nohup) or has a handler already stays as it is. In other threads than the first nothing can be
+    set.
+    """
+    names = ["SIGTERM", "SIGHUP"] if threading.current_thread() is threading.main_thread() else []
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    usual = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def stop(number, frame):
+        raise Stopped(number)
+
+    try:
+        for number in usual:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)

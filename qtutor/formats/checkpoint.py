@@ -1,0 +1,160 @@
+"""A float checkpoint: a folder with config.json and *.safetensors, as nearly everybody ships decoders.
+
+All is decided from config.json and the headers of the weights: which tensors there are, of which shapes and dtypes.
+Only then are weights mapped from their files, each converted where another dtype is wanted. transformers'
+``from_pretrained`` would fill what is missing with random numbers.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qtutor.errors import QtutorError, shown
+from qtutor.families import family_called
+from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, compare, tensors_of
+from qtutor.formats.documents import AGAIN, file_in, read_json
+from qtutor.formats.headers import Stored, read_header
+from qtutor.formats.tokenizers_files import tokenizer_in
+from qtutor.formats.transformers_files import DTYPES, config_of, empty_model, filled, take_generation
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+STORED = (*FLOATS, "F64")  # dtypes of weights that are floats
+OURS = ("packed", "scales", "zeros", "scale_codes", "scale_absmax", "scale_offset")  # names in our own folders
+
+
+def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Module:
+    """The decoder in ``folder``. dtype: ``"auto"`` for the config's, without one the first tensor's.
+
+    Raises :class:`QtutorError` naming the file for anything that is missing, damaged, not expected, or not safetensors.
+    """
+    stored = weights_in(folder)
+    tensors = {name: (path, found) for path, header in stored.items() for name, found in header.items()}
+    config, where = config_in(folder, tensors)
+    model = empty_model(config, where)
+    family = family_called(config.model_type)
+    renamed = _with_prefix(tensors, family.blocks.partition(".")[0])
+    tied = (f"{family.embedding}.weight", f"{family.head}.weight") if config.tie_word_embeddings else ()
+    compare(str(folder), {name: found for name, (_, found) in renamed.items()}, model, tied, STORED)
+    if dtype == "auto":
+        first = next(found.dtype for _, found in renamed.values() if found.dtype in STORED)
+        dtype = config.dtype or {name: dtype for dtype, name in NAMES.items()}[first]
+    dtype = _dtype(dtype)
+    config.dtype = dtype
+    values = {}
+    wanted = model.state_dict()
+    for path in stored:
+        read = tensors_of(path)
+        values |= {name: read[own].to(dtype) for name, own in _names(renamed, tensors, path) if name in wanted}
+    model = filled(model, values, where, device)
+    generation = file_in(folder, GENERATION)
+    if generation is not None:
+        take_generation(model, read_json(generation), str(generation))
+    return model
+
+
+def tokenizer(folder: Path):
+    """The tokenizer of a checkpoint without its weights."""
+    names = [name for header in weights_in(folder).values() for name in header]
+    return tokenizer_in(folder, config_in(folder, names)[0])
+
+
+def config_in(folder: Path, names) -> tuple:
+    """transformers' config of config.json, and the file's name for messages. names: of the checkpoint's tensors."""
+    path = file_in(folder, CONFIG)
+    if path is None:
+        raise QtutorError(f"{folder / CONFIG} does not exist: the checkpoint is incomplete. {AGAIN}")
+    names = list(names)
+    blocks = blocks_in(names) or blocks_in(names, "layers")
+    config = config_of(read_json(path), str(path), blocks)
+    config.name_or_path = str(folder)
+    return config, str(path)
+
+
+def weights_in(folder: Path) -> dict[Path, dict[str, Stored]]:
+    """The headers of the files that hold a checkpoint's weights, by file. Raises as :func:`load` does."""
+    if file_in(folder, "adapter_config.json"):
+        raise QtutorError(
+            f"{folder} holds an adapter (adapter_config.json), which changes the weights of a model. Merge the two "
+            "first (peft: merge_and_unload, save_pretrained), or remove the adapter's files to load the model without."
+        )
+    single, index = file_in(folder, WEIGHTS), file_in(folder, INDEX)
+    if single is not None:
+        found = {single: read_header(single).tensors}
+    elif index is not None:
+        found = _sharded(folder, index)
+    else:
+        raise QtutorError(_no_weights(folder))
+    for path, header in found.items():
+        packed = [name for name in header if name.rpartition(".")[2] in OURS]
+        if packed:
+            raise QtutorError(
+                f"{path} holds packed layers ({shown(packed[0])}): {folder} is an export of qtutor whose qtutor.json "
+                "is missing, and without it nobody knows how they are packed. Copy the whole folder again."
+            )
+    return found
+
+
+def _sharded(folder: Path, index: Path) -> dict[Path, dict[str, Stored]]:
+    """The headers of all files that an index names; it and they have to agree on what is where."""
+    mapped = read_json(index).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped or not all(isinstance(file, str) for file in mapped.values()):
+        raise QtutorError(f"{index} is damaged: weight_map is {shown(mapped)}, expected files by tensor. {AGAIN}")
+    found, where = {}, {}
+    for name in sorted(set(mapped.values())):
+        plain = name.endswith(".safetensors") and "/" not in name and "\\" not in name
+        if not plain:
+            raise QtutorError(
+                f"{index} names {shown(name)}; expected .safetensors files in the same folder. Nothing outside of it, "
+                "and no pickle, is read. Copy the files into the folder and correct their names."
+            )
+        path = file_in(folder, name)
+        if path is None:
+            raise QtutorError(f"{index} names {shown(name)}, which is not in the folder. {AGAIN}")
+        found[path] = read_header(path).tensors
+        for tensor in found[path]:
+            if where.setdefault(tensor, name) != name:
+                raise QtutorError(f"{folder}: tensor {shown(tensor)} is in {where[tensor]} and in {name}. {AGAIN}")
+    for tensor, name in mapped.items():
+        if where.get(tensor) != name:
+            raise QtutorError(f"{index} says that {shown(tensor)} is in {shown(name)}, and it is not. {AGAIN}")
+    return found
+
+
+def _no_weights(folder: Path) -> str:
+    """What to do in a folder without a file of weights that is read."""
+    files = sorted(path.name for path in folder.iterdir())
+    pickles = [path.name for kind in PICKLES for path in folder.glob(kind)]
+    if pickles:
+        return (
+            f"{folder} holds its weights as pickles ({shown(pickles[0])}), which can run code when they are read, so "
+            "qtutor reads none. Take a version with .safetensors files, or convert it where you trust it "
+            "(transformers: save_pretrained)."
+        )
+    return (
+        f"{folder / WEIGHTS} does not exist, nor {INDEX}: there are no weights to read. Found "
+        f"{', '.join(shown(name) for name in files[:12]) or 'nothing'}. {AGAIN}"
+    )
+
+
+def _with_prefix(tensors: dict, prefix: str) -> dict:
+    """Names as in the whole model: a decoder that was saved without its head has them without ``model.``."""
+    if any(name.startswith(f"{prefix}.") for name in tensors):
+        return tensors
+    return {name if name.startswith("lm_head.") else f"{prefix}.{name}": found for name, found in tensors.items()}
+
+
+def _names(renamed: dict, tensors: dict, path: Path) -> list[tuple[str, str]]:
+    """The names in the model and in the file of the tensors that ``path`` holds."""
+    return [(name, own) for (name, (file, _)), own in zip(renamed.items(), tensors) if file == path]
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found not in (*DTYPES.values(), torch.float64):
+        raise QtutorError(f"dtype = {shown(dtype)}: choose 'auto', or one of {', '.join(DTYPES)}.")
+    return found

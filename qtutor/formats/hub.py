@@ -1,0 +1,36 @@
+"""A checkpoint on the hub becomes a folder: the files that qtutor reads are downloaded, and no others.
+
+No pickles, no code, no second copy of the weights in another format. What was downloaded once is there without network.
+"""
+
+import re
+from pathlib import Path
+
+from qtutor.errors import QtutorError, said, shown
+from qtutor.formats.checkpoint import CONFIG, INDEX, WEIGHTS
+
+IDS = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+ABOUT = (CONFIG, INDEX, "generation_config.json", "qtutor.json")
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
+)
+
+
+def folder_of(source: str) -> Path:
+    """The local folder of a hub id. Raises :class:`QtutorError` where it cannot be had."""
+    from huggingface_hub import snapshot_download  # takes a while to import; who loads a folder need not wait
+
+    if not IDS.fullmatch(source):
+        raise QtutorError(
+            f"{shown(source, 200)}: no such folder here, and no hub id, which is like 'owner/name'. Check the spelling."
+        )
+    try:
+        small = Path(snapshot_download(source, allow_patterns=[*ABOUT, *TOKENIZER]))
+        weights = ["model-*-of-*.safetensors"] if (small / INDEX).is_file() else [WEIGHTS]
+        return Path(snapshot_download(source, revision=small.name, allow_patterns=weights))
+    except Exception as error:  # huggingface_hub and the network fail in many ways
+        raise QtutorError(
+            f"{source}: no such folder here, and it could not be had as a hub id ({said(error)}). Check the spelling; "
+            "without network, pass a folder with config.json, tokenizer.json and *.safetensors."
+        ) from error

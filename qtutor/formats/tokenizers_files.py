@@ -1,0 +1,82 @@
+"""The tokenizer in a checkpoint's folder, read by transformers after its files were looked at.
+
+What a tokenizer_config.json may not do: name code, name a class that is no tokenizer (``AutoModel`` would be asked to
+read the folder once more, by its own rules), or name files elsewhere.
+"""
+
+from pathlib import Path
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from qtutor.errors import QtutorError, is_failure, said, shown
+from qtutor.formats.documents import file_in, read_json
+
+CONFIG = "tokenizer_config.json"
+READ = (
+    *("tokenizer.json", "tokenizer.model", CONFIG, "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "tekken.json", "vocab.txt", "spiece.model"),
+)
+REFUSED = ("auto_map", "init_inputs", "fast_tokenizer_files", "gguf_file", "tokenizer_object", "mistral_format")
+PROBE = "def f(x):\n    return 1 + x  # é\n"
+
+
+def tokenizer_in(folder: Path, config):
+    """The tokenizer in ``folder``, for the decoder of ``config``. Raises :class:`QtutorError` naming what is wrong."""
+    for name in READ:
+        path = file_in(folder, name)  # refuses links that lead elsewhere
+        if path is not None and path.suffix == ".json" and path.name != "tokenizer.json":
+            _check(read_json(path), path)
+    _check_class(getattr(config, "tokenizer_class", None), folder / "config.json")
+    return tried(lambda: AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False), config, folder)
+
+
+def tried(make, config, where: Path):
+    """The tokenizer that ``make`` returns, after a short text: what cannot be used is refused before long work."""
+    try:
+        tokenizer = make()
+        ids = tokenizer(PROBE, verbose=False)["input_ids"]
+    except QtutorError:
+        raise
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise QtutorError(
+            f"{where}: its tokenizer cannot be loaded ({said(error)}). Copy tokenizer.json and tokenizer_config.json "
+            "of the original model into the folder."
+        ) from error
+    if not all(type(number) is int and 0 <= number < config.vocab_size for number in ids):
+        raise QtutorError(
+            f"{where}: its tokenizer makes ids up to {shown(max(ids))}, and the decoder knows {config.vocab_size:,} "
+            "tokens. It is another model's: copy the original's tokenizer.json and tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def _check(values: dict, path: Path) -> None:
+    for key in REFUSED:
+        if values.get(key):
+            raise QtutorError(
+                f"{path} has {key} = {shown(values[key])}, which names code or files that a tokenizer is made by. No "
+                "code from a checkpoint is ever run: remove the key if the tokenizer needs none."
+            )
+    _check_class(values.get("tokenizer_class"), path)
+
+
+def _check_class(name, path: Path) -> None:
+    """A class of transformers that is no tokenizer would read the folder by rules of its own."""
+    if name is None:
+        return
+    found = []
+    if isinstance(name, str):
+        found = [getattr(transformers, own, None) for own in (name, name.removesuffix("Fast"))]
+    wrong = [
+        own
+        for own in found
+        if own is not None and not (isinstance(own, type) and issubclass(own, PreTrainedTokenizerBase))
+    ]
+    if not isinstance(name, str) or wrong:
+        raise QtutorError(
+            f"{path} has tokenizer_class = {shown(name)}, which is no tokenizer. Copy the original model's "
+            f"tokenizer files again, or remove the key."
+        )

@@ -1,0 +1,198 @@
+"""The one place where transformers is given what a checkpoint's files say. No code from a checkpoint is ever run.
+
+transformers by itself asks whether to run code that a folder brings along (``auto_map``), fetches kernels that a config
+names (``_attn_implementation: "owner/kernel"``), adds adapters, reads pickles, and hands weights that are quantized to
+the library of another tool. Here a config is made of the keys that say what a decoder of a known family computes, and
+of no others; a key that asks for more is refused and named. Models are built from shapes alone, on torch's device
+"meta", and get the tensors that were compared with them (:func:`filled`). What is left for transformers to read itself
+is a tokenizer's files.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qtutor.errors import QtutorError, naming, said, shown
+from qtutor.families import FAMILIES, family_called, family_of
+
+# Keys of a config that would make it another model, or name code: what they ask for, and what to do about it.
+REFUSED = {
+    "auto_map": "asks for code of its own, and no code from a checkpoint is ever run. If its decoder is a plain "
+    "{family}, remove the key",
+    "quantization_config": "is quantized already, by {by}, and qtutor reads float checkpoints and its own. Take the "
+    "float checkpoint that it was made of",
+    "compression_config": "is quantized already, by {by}, and qtutor reads float checkpoints and its own. Take the "
+    "float checkpoint that it was made of",
+    "transformers_weights": "names another file of weights. Call that file model.safetensors and remove the key",
+    "configuration_files": "names other configs. Put the one that is meant in its place",
+    "per_layer_config": "has layers that differ from each other, which is not known here. Choose another checkpoint",
+    "fusion_config": "changes how layers are joined, which is not known here. Remove the key",
+}
+# Keys that transformers reads though a family's config does not list them.
+OLDER = ("torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings")
+BESIDE = ("head_dim", "tokenizer_class")
+# Keys that every config has, and that change what a model returns or say nothing of a decoder.
+NOT_READ = (
+    *("output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder", "chunk_size_feed_forward"),
+    *("id2label", "label2id", "problem_type", "_name_or_path"),
+)
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+# What every config of these families says; transformers would put another model's numbers where it is missing.
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
+LARGEST = 1 << 31  # of a size
+MOST_BLOCKS = 1000  # the largest decoders have some 130; each takes time to build, also where it has no weights
+MEND = "The file is damaged: copy, download or export it again."
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def config_of(values: dict, where: str, blocks: int):
+    """transformers' config of what a file says. where: the file. blocks: so many have tensors in the checkpoint.
+
+    Raises :class:`QtutorError` for a family that is not known, a key that asks for code or names another tool, and a
+    number with which nothing can be computed.
+    """
+    with naming(where):
+        family = family_called(values.get("model_type"))
+    for key in REFUSED.keys() & values.keys():
+        if values[key] is not None:
+            by = values[key].get("quant_method") if isinstance(values[key], dict) else None
+            what = REFUSED[key].format(family=family.model_type, by=shown(by) if by else "another tool")
+            raise QtutorError(f"{where} {what}. (Found {key}: {shown(values[key], 120)}.)")
+    if family.model_type == "mistral" and values.get("layer_types") is not None:
+        raise QtutorError(
+            f"{where} has layer_types, with which transformers takes it for a 'ministral'. Known here are: "
+            f"{', '.join(FAMILIES)}."
+        )
+    _check_values(values, where, blocks)
+    try:
+        usual = AutoConfig.for_model(family.model_type)
+        known = (set(usual.to_dict()) | {*OLDER, *BESIDE}) - {*NOT_READ, "transformers_version"}
+        config = type(usual).from_dict({key: value for key, value in values.items() if key in known})
+        _check_config(config, where)
+    except QtutorError:
+        raise
+    except Exception as error:  # its own checks raise errors of many kinds
+        raise QtutorError(f"{where} is no config that transformers understands ({_detail(error)}). {MEND}") from error
+    return config
+
+
+def _detail(error: Exception) -> str:
+    """transformers' validation errors say only in their second line what is wrong."""
+    lines = [line.strip() for line in str(error)[:2000].splitlines() if line.strip()]
+    return said(ValueError(" ".join(lines[:2]))) if lines else type(error).__name__
+
+
+def _check_values(values: dict, where: str, blocks: int) -> None:
+    """Numbers are numbers, and no size is absurd; whether the tensors have these sizes is found out later."""
+    for key in NEEDED:
+        if values.get(key) is None:
+            raise QtutorError(f"{where}: {key} is missing. {MEND}")
+    for key in SIZES:
+        size = values.get(key)
+        if size is not None and (type(size) is not int or not 1 <= size <= LARGEST):
+            raise _wrong(where, key, size, f"a whole number from 1 to {LARGEST:,}")
+    if values.get("num_hidden_layers") not in (None, blocks):
+        said_to_be = shown(values["num_hidden_layers"])
+        raise QtutorError(f"{where}: there are {blocks} blocks, and its config says {said_to_be}. {MEND}")
+    if blocks > MOST_BLOCKS:
+        raise QtutorError(f"{where}: there are {blocks:,} blocks, and decoders of at most {MOST_BLOCKS:,} are read.")
+    window = values.get("sliding_window")
+    if window is not None and (type(window) is not int or window < 1):
+        raise _wrong(where, "sliding_window", window, "a whole number from 1, or null")
+    for key in ("dtype", "torch_dtype"):
+        if values.get(key) is not None and values[key] not in list(DTYPES):
+            raise _wrong(where, key, values[key], f"one of {', '.join(DTYPES)}")
+    epsilon = values.get("rms_norm_eps", 1e-6)
+    if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
+        raise _wrong(where, "rms_norm_eps", epsilon, "a number from 0 to 1")
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+        if type(values.get(key, False)) is not bool:
+            raise _wrong(where, key, values[key], "true or false")
+
+
+def _check_config(config, where: str) -> None:
+    """What follows from several values together, and from what a config has by itself where a file says nothing."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if heads % kv_heads:
+        raise _wrong(where, "num_key_value_heads", kv_heads, f"a divisor of the {heads} heads")
+    if dim % 2 or not dim:
+        raise _wrong(where, "head_dim (or hidden_size / num_attention_heads)", dim, "an even number")
+
+
+def _wrong(where: str, key: str, found, wanted: str) -> QtutorError:
+    return QtutorError(f"{where}: {key} is {shown(found)}, expected {wanted}. {MEND}")
+
+
+def empty_model(config, where: str) -> nn.Module:
+    """The decoder of a config, of shapes alone: nothing is allocated. where: the file that the config is from."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+    except Exception as error:  # KeyError for an unknown hidden_act, RuntimeError for a size beyond 2^63, and more
+        raise QtutorError(f"{where}: no decoder can be made of this config ({_detail(error)}). {MEND}") from error
+
+
+def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, device: str | None) -> nn.Module:
+    """An empty model with ``tensors`` in place of its shapes, which they have, on ``device`` (by itself: the GPU).
+
+    Of tied matrices one may be missing. Position angles, which no file holds, are computed from the config.
+    """
+    config, head = model.config, f"{family_of(model).head}.weight"
+    embedding = f"{family_of(model).embedding}.weight"
+    tied = config.tie_word_embeddings
+    if tied and {embedding, head} <= tensors.keys() and not torch.equal(tensors[embedding], tensors[head]):
+        raise QtutorError(
+            f"{where} says that {head} is the same as {embedding} (tie_word_embeddings), and the checkpoint holds two "
+            "different ones. Set tie_word_embeddings to false if both are meant."
+        )
+    if tied:
+        tensors = {embedding: tensors[head]} | tensors if head in tensors else {head: tensors[embedding]} | tensors
+    model.load_state_dict(tensors, strict=True, assign=True)
+    if tied:
+        model.tie_weights()
+    model.model.rotary_emb = _angles(model, where)
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if left:
+        raise QtutorError(
+            f"{where}: this version of transformers wants {', '.join(left[:3])}, which no checkpoint holds."
+        )
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def take_generation(model: nn.Module, values: dict, where: str) -> None:
+    """What greedy text depends on, out of a generation_config.json: where it ends, and a penalty for repeating.
+
+    Nothing else in it is read: it can ask for other ways to search, some of which transformers fetches from the hub.
+    """
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = values.get(key)
+        if ids is not None:
+            several = ids if isinstance(ids, list) and ids and key == "eos_token_id" else [ids]
+            if not all(type(number) is int and number >= 0 for number in several):
+                raise _wrong(where, key, ids, "the number of a token")
+            setattr(model.generation_config, key, ids)
+    penalty = values.get("repetition_penalty")
+    if penalty is not None:
+        if type(penalty) not in (int, float) or not 0 < penalty < 100:
+            raise _wrong(where, "repetition_penalty", penalty, "a number above 0")
+        model.generation_config.repetition_penalty = float(penalty)
+
+
+def _angles(model: nn.Module, where: str) -> nn.Module:
+    """The module that turns positions into angles, with values. Raises :class:`QtutorError` for useless ones."""
+    rope = shown(model.config.rope_parameters, 160)
+    try:
+        rotary = type(model.model.rotary_emb)(model.config)
+        useful = bool((rotary.inv_freq > 0).all() and rotary.inv_freq.isfinite().all())
+        useful = useful and math.isfinite(rotary.attention_scaling)
+    except Exception as error:  # a kind of scaling that is not known, a parameter that is missing or no number
+        raise QtutorError(f"{where}: rope_parameters = {rope} give no angles ({_detail(error)}). {MEND}") from error
+    if not useful:
+        raise QtutorError(f"{where}: rope_parameters = {rope} give angles that are zero or infinite. {MEND}")
+    return rotary

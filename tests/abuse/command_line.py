@@ -1,0 +1,180 @@
+"""Misuses of the command line: each has to end in one paragraph that helps, soon, and with a status that says so.
+
+    python -m tests.abuse.command_line            # tries all of them, prints how many end so
+
+What each has to mention stands beside it. tests/abuse/test_command_line.py runs them, too.
+"""
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from qtutor import cli
+
+# (arguments, what the message has to mention); {here} is a folder that prepare() fills.
+MISUSES = [
+    # --- the line itself ---
+    ("", "required: COMMAND"),
+    ("quantise embedded {here}/o", "Did you mean quantize?"),
+    ("evaluate embedded", "Did you mean eval?"),
+    ("quantize", "required: SRC, OUT"),
+    ("quantize embedded", "required: OUT"),
+    ("quantize embedded {here}/o --bitz 4", "no option --bitz. Did you mean --bits?"),
+    ("quantize --groupsize 32", "no option --groupsize. Did you mean --group-size?"),
+    ("quantize embedded {here}/o --callibration x", "Did you mean --calibration?"),
+    ("quantize embedded {here}/o --bits four", "invalid int value: 'four'"),
+    ("quantize embedded {here}/o --damping much", "invalid float value: 'much'"),
+    ("quantize embedded {here}/o --format zip", "'zip' (choose from"),
+    ("quantize embedded {here}/o --format guff", "Did you mean gguf?"),
+    ("quantize embedded {here}/o extra", "'extra' is too much"),
+    ("generate embedded", "required: text"),
+    ("generate embedded --not-an-option-but-text", "goes behind --"),
+    ("inspect", "required: FILE"),
+    # --- SRC ---
+    ("generate embeded x", "did you mean embedded"),
+    ("generate '' x", "SRC is ''"),
+    ("generate {here}/nothing x", "nothing"),
+    ("generate {here}/our x", "did you mean {here}/ours?"),
+    ("generate {here}/ours/model.safetensors x", "name the folder, {here}/ours"),
+    ("eval {here}/pickles", "qtutor reads none"),
+    ("eval {here}/pickles/pytorch_model.bin", "qtutor reads none"),
+    ("eval {here}/text.txt", "no GGUF file"),
+    ("eval {here}/pipe", "is a pipe"),
+    ("eval /dev/null", "is a device"),
+    ("eval {here}/other_names", "name the file itself"),
+    ("eval {here}/part-00001-of-00003.gguf", "part 1 of 3"),
+    ("eval {here}/empty.gguf", "empty.gguf"),
+    ("generate embedded x --device gpu", "--device gpu"),
+    ("generate embedded x --device meta", "no values"),
+    # --- what is asked for ---
+    ("generate embedded x --max-new-tokens 0", "at least 1"),
+    ("generate embedded {long}", "no room in the model's context"),
+    ("generate embedded {surrogate}", "no text that can be written as UTF-8"),
+    ("quantize embedded {here}/o --bits 9", "bits"),
+    ("quantize embedded {here}/o --group-size 7", "group"),
+    ("quantize embedded {here}/o --method magic", "'magic' is not known"),
+    ("quantize embedded {here}/o --method rtn --clip output", "clip = 'output' needs inputs"),
+    ("quantize embedded {here}/o --method nf4 --bits 3", "'nf4' has 4 bits"),
+    ("quantize embedded {here}/o --keep ''", "--keep names no layer"),
+    ("quantize embedded {here}/o --keep '*.nothing'", "no layer is called '*.nothing'"),
+    ("quantize embedded {here}/o --act-order groups", "says how gptq rounds"),
+    ("quantize embedded {here}/o --method gptq --act-order sideways", "act_order = 'sideways'"),
+    ("quantize embedded {here}/o --method gptq --damping -1", "damping"),
+    ("quantize embedded {here}/o --method gptq --damping nan", "damping"),
+    ("quantize embedded {here}/o --method gptq --samples 0", "--samples is 0"),
+    ("quantize embedded {here}/o --method gptq --length -5", "--length is -5"),
+    ("quantize embedded {here}/o --samples 5", "reads no text"),
+    # --- the text to calibrate with ---
+    ("quantize embedded {here}/o --method gptq --calibration {here}/nosuch", "No such file"),
+    ("quantize embedded {here}/o --calibration {here}/text.txt", "reads no text"),
+    ("quantize embedded {here}/o --method awq --calibration {here}", "is a folder"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/pipe", "is a pipe"),
+    ("quantize embedded {here}/o --method awq --calibration /dev/zero", "is a device"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/latin.txt", "no UTF-8 text: at byte 5"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/utf16.txt", "UTF-16"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/short.txt", "at least 256"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/empty.gguf", "0 bytes"),
+    ("quantize {here}/ours {here}/o --method gptq", "name a file with --calibration"),
+    # --- GGUF ---
+    ("quantize embedded {here}/o.gguf --type Q4_K_XL", "Q4_K_XL"),
+    ("quantize embedded {here}/o --type q4_k_m", "goes with --format gguf"),
+    ("quantize embedded {here}/o.GGUF --bits 4 --method gptq", "--method gptq does not go with"),
+    ("quantize embedded {here}/o.gguf --bits 3", "--bits does not go with"),
+    ("quantize embedded {here}/o.gguf --keep '*.o_proj'", "--keep does not go with"),
+    ("quantize embedded {here}/o.gguf --lm-head", "--lm-head does not go with"),
+    ("quantize embedded {here}/o.gguf --length 64", "reads no text"),
+    ("quantize embedded {here}/o.gguf --imatrix {here}/nosuch", "No such file"),
+    ("quantize embedded {here}/o.gguf --imatrix {here}/text.txt", "no imatrix file"),
+    ("quantize embedded {here}/o.gguf --imatrix {here}/pipe", "a pipe"),
+    ("quantize embedded {here}/o.gguf --imatrix {here}/text.txt --method awq", "leave one out"),
+    ("quantize embedded {here}/o --imatrix {here}/text.txt", "goes with --format gguf"),
+    ("quantize embedded {here}/o.gguf --format qtutor", "named like a file"),
+    ("quantize {here}/ours {here}/o", "quantized already"),
+    # --- inspect ---
+    ("inspect {here}/nothing", "does not exist"),
+    ("inspect {here}/pipe", "is a pipe"),
+    ("inspect /dev/zero", "is a device"),
+    ("inspect {here}/text.txt", "reads .safetensors and .gguf files"),
+    ("inspect {here}/pickles", "holds no .safetensors"),
+    ("inspect {here}/empty.gguf", "empty.gguf"),
+    ("inspect {here}/ours --block 3", "--block 3 of which tensor?"),
+    ("inspect {here}/ours/model.safetensors --tensor x", "no GGUF file"),
+    ("inspect {here}/whole.gguf --tensor nothing", "nothing"),
+    ("inspect {here}/whole.gguf --tensor blk.0.attn_q.weight --block 99999999", "99999999"),
+    ("inspect 'a\0b'", "does not exist"),
+    ("progress {here}/pickles", "no workspace"),
+]
+
+
+def prepare(here: Path) -> None:
+    """Models, texts that are none, and things that are no files."""
+    quietly(["quantize", "embedded", str(here / "ours")])
+    quietly(["quantize", "embedded", str(here / "whole.gguf"), "--type", "q8_0"])
+    (here / "text.txt").write_text("def mean(values):\n    return sum(values) / len(values)\n" * 200)
+    (here / "latin.txt").write_bytes("naïve café\n".encode("latin-1").replace(b"na", b"xyzna") * 200)
+    (here / "utf16.txt").write_text("x = 1\n" * 500, encoding="utf-16")
+    (here / "short.txt").write_text("x = 1\n" * 30)
+    (here / "empty.gguf").write_bytes(b"")
+    os.mkfifo(here / "pipe")
+    (here / "pickles").mkdir()
+    (here / "pickles" / "config.json").write_text("{}")
+    (here / "pickles" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    (here / "other_names").mkdir()
+    (here / "other_names" / "llama.gguf").write_bytes((here / "whole.gguf").read_bytes())
+    (here / "part-00001-of-00003.gguf").write_bytes((here / "whole.gguf").read_bytes())
+    save_file({"a": np.zeros(3, np.float32)}, here / "other.safetensors")
+
+
+def quietly(arguments: list[str]) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a command, run in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            status = cli.main(arguments)
+        except SystemExit as stopped:
+            status = stopped.code
+    return status, out.getvalue(), error.getvalue()
+
+
+def wrong_with(line: str, mention: str, here: Path) -> str | None:
+    """What is wrong with how a misuse ends, or ``None``."""
+    names = {"here": here, "long": "'" + "x = 1\n" * 400 + "'", "surrogate": "'a \udcff b'"}
+    begin = time.monotonic()
+    status, out, error = quietly(shlex.split(line.format(**names)))
+    seconds, said = time.monotonic() - begin, " ".join(error.split())
+    problems = {
+        f"status {status}": status != 2,
+        "something was printed": bool(out),
+        "no paragraph": not error.startswith("qtutor: ") or "\n\n" in error or error.count("qtutor: ") > 1,
+        "a traceback": "Traceback" in error,
+        f"no {mention!r}": mention.format(**names) not in said,
+        f"{seconds:.0f} seconds": seconds > 20,
+        "something was written": (here / "o").exists() or any(here.glob("o.*gguf")) or any(here.glob("o.GGUF")),
+    }
+    found = [name for name, is_so in problems.items() if is_so]
+    return f"{', '.join(found)}: {said or out}" if found else None
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        prepare(here)
+        wrong = {line: wrong_with(line, mention, here) for line, mention in MISUSES}
+    for line, problem in wrong.items():
+        if problem:
+            print(f"qtutor {line}\n    {problem}")
+    good = sum(problem is None for problem in wrong.values())
+    print(f"{good} of {len(MISUSES)} misuses end in one paragraph that helps.")
+    return int(good < len(MISUSES))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

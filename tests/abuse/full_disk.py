@@ -1,0 +1,98 @@
+"""Run `qtutor quantize` on disks of every size that is too small, and find the old export as it was.
+
+    python -m tests.abuse.full_disk
+    python -m tests.abuse.full_disk --step 4 --seed 3
+
+A disk in memory is mounted, in a namespace of this process alone, with an older export on it and some kB of room. The
+system tells how much there is, and so the run is refused before its work; or it tells nothing (as some do), and the run
+finds out while it writes. Either way there has to be one paragraph, exit status 2, the old export byte for byte, and
+nothing else.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from tests.abuse.kills import KINDS, NEW, OLD, arguments, content
+
+UNKNOWN = SimpleNamespace(total=0, free=0)
+
+
+def mount(folder: Path, kilobytes: int, again: bool) -> None:
+    options = f"size={kilobytes}k" + (",remount" if again else "")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+
+
+def main_of(argv: list[str]) -> tuple[int, str]:
+    from qtutor import cli
+
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        status = cli.main(argv)
+    return status, errors.getvalue()
+
+
+def used(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return -(-(disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024)
+
+
+def trial(folder: Path, name: str, told: bool, kilobytes: int) -> str:
+    """One run with so many kB of room; what was wrong, or how it ended."""
+    mount(folder, used(folder) + kilobytes, again=True)
+    before = content(folder / name)
+    telling = contextlib.nullcontext() if told else mock.patch("shutil.disk_usage", lambda base: UNKNOWN)
+    with telling:
+        status, message = main_of(arguments(folder, name, NEW[name]))
+    if status == 0:
+        return "there was room"
+    said = message.rpartition("qtutor: ")[2]
+    if os.listdir(folder) != [name] or content(folder / name) != before:
+        return "LOST, or something left behind"
+    if status != 2 or "\n\n" in said or str(folder) not in " ".join(said.split()):
+        return f"BADLY TOLD: {message[-300:]!r}"
+    return "refused before the work" if "at least" in said else "told while it was written"
+
+
+def run(step: int, seed: int) -> Counter:
+    chance, found = random.Random(seed), Counter()
+    for name in KINDS:
+        with tempfile.TemporaryDirectory(prefix="full-disk-") as root:
+            folder = Path(root)
+            mount(folder, 100_000, again=False)
+            status, message = main_of(arguments(folder, name, OLD[name]))
+            assert status == 0, message
+            for told in (True, False):
+                for kilobytes in range(0, 2000, step):
+                    result = trial(folder, name, told, kilobytes + chance.randrange(step))
+                    found[f"{name}, {'told' if told else 'untold'}: {result}"] += 1
+                    if result == "there was room":
+                        mount(folder, 100_000, again=True)
+                        main_of(arguments(folder, name, OLD[name]))
+                        break
+            subprocess.run(["umount", str(folder)], check=True)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--step", type=int, default=25, help="kB between one size and the next (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.inside:
+        command = ["unshare", "-rm", sys.executable, "-m", "tests.abuse.full_disk", *sys.argv[1:], "--inside"]
+        sys.exit(subprocess.call(command))
+    found = run(options.step, options.seed)
+    for what, times in sorted(found.items()):
+        print(f"{times:6}  {what}")
+    sys.exit(any("LOST" in what or "BADLY" in what for what in found))

@@ -1,0 +1,202 @@
+"""Kill `qtutor quantize` at random moments: nothing that was there may be lost, nothing half-written taken for whole.
+
+    python -m tests.abuse.kills 200
+    python -m tests.abuse.kills 2000 --fork --seed 7
+
+A run writes a folder or a GGUF file, to a new place or over an older export, and is ended by SIGKILL, SIGTERM or
+SIGINT: at any moment of its life, or (every second one) soon after its hidden folder has appeared. Afterwards
+
+    lost         OUT is neither the old export nor the whole new one, or a file beside it has changed
+    left behind  something half-written is still there, though the signal let the run clean up
+    stubborn     something half-written is still there after the next whole run for the same OUT
+    traceback    the run ended in a traceback (at the very beginning and end, this is Python's own)
+
+--fork: processes that have imported everything already, ten times as many in the same time.
+"""
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from qtutor.files.staging import SUFFIX
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+KINDS = {"out": ("--bits",), "out.gguf": ("--format", "gguf", "--type")}
+OLD, NEW = {"out": "2", "out.gguf": "Q4_0"}, {"out": "3", "out.gguf": "Q8_0"}
+
+
+def arguments(folder: Path, name: str, setting: str) -> list[str]:
+    return ["quantize", "embedded", str(folder / name), *KINDS[name], setting]
+
+
+class Run:
+    """A process that runs the command line; ``forked``: out of this one."""
+
+    def __init__(self, argv: list[str], errors: Path, forked: bool):
+        self.errors, self.status = errors, None
+        if not forked:
+            with open(errors, "wb") as file:
+                command = [sys.executable, "-m", "qtutor.cli", *argv]
+                self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+                self.pid = self.process.pid
+            return
+        self.process, self.pid = None, os.fork()
+        if self.pid == 0:
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            from qtutor import cli
+
+            os._exit(cli.main(argv))
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; ``None`` while it runs."""
+        if self.process:
+            self.status = self.process.poll()
+        elif self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status
+
+    def wait(self) -> int:
+        while (status := self.poll()) is None:
+            time.sleep(0.0005)
+        return status
+
+
+def content(path: Path) -> str | None:
+    """A digest of a file, or of a folder with the names and bytes of its files; ``None`` where there is none."""
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        data = file.read_bytes()
+        digest.update(f"{file.relative_to(path)} {len(data)} ".encode() + data)
+    return digest.hexdigest()
+
+
+def stages(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(SUFFIX)]
+
+
+def writing(folder: Path) -> bool:
+    """Whether the new file or folder has been begun."""
+    return any((folder / name / "new").exists() for name in stages(folder))
+
+
+class Trial:
+    """Runs that end early, for one OUT, in a folder with a file of the user's beside it."""
+
+    def __init__(self, root: Path, name: str, forked: bool, random: random.Random):
+        self.name, self.forked, self.random, self.errors = name, forked, random, root / "errors.txt"
+        self.folder = root / f"trial-{name}"
+        self.folder.mkdir()
+        self.notes = self.folder / "NOTES.txt"
+        self.notes.write_text("mine")
+        self.kept, self.whole = root / f"old-{name}", {}
+        self.out = self.folder / name
+        for setting in (OLD[name], NEW[name]):
+            start = time.monotonic()
+            self.finish(setting)
+            self.seconds = time.monotonic() - start
+            self.whole[setting] = content(self.out)
+            if setting == OLD[name]:
+                self.copy(self.out, self.kept)
+        self.found = collections.Counter()
+
+    def copy(self, what: Path, where: Path) -> None:
+        (shutil.copytree if what.is_dir() else shutil.copy)(what, where)
+
+    def finish(self, setting: str) -> None:
+        """A run that nobody disturbs; afterwards nothing of earlier ones is there."""
+        status = Run(arguments(self.folder, self.name, setting), self.errors, self.forked).wait()
+        assert status == 0, self.errors.read_text()
+
+    def prepare(self, replaced: bool) -> None:
+        if self.out.exists():
+            shutil.rmtree(self.out) if self.out.is_dir() else self.out.unlink()
+        if replaced:
+            self.copy(self.kept, self.out)
+
+    def kill(self, number: signal.Signals, replaced: bool, late: bool) -> None:
+        """One run, ended by a signal; ``late``: while it writes, as far as that can be hit."""
+        self.prepare(replaced)
+        before = len(stages(self.folder))
+        run = Run(arguments(self.folder, self.name, NEW[self.name]), self.errors, self.forked)
+        if late:
+            while run.poll() is None and not writing(self.folder):
+                time.sleep(0.0002)
+            time.sleep(self.random.uniform(0, 0.03))
+        else:
+            time.sleep(self.random.uniform(0, 1.1 * self.seconds))
+        if run.poll() is None:
+            os.kill(run.pid, number)
+        self.judge(number, replaced, run.wait(), before)
+
+    def judge(self, number: signal.Signals, replaced: bool, status: int, before: int) -> None:
+        is_now, old, new = content(self.out), self.whole[OLD[self.name]], self.whole[NEW[self.name]]
+        allowed = {old if replaced else None: "nothing changed", new: "all done"}
+        outcome = allowed.get(is_now, "lost")
+        if self.notes.read_text() != "mine":
+            outcome = "lost"
+        self.found[outcome] += 1
+        self.found[f"{number.name}: exit status {status}"] += 1
+        if number != signal.SIGKILL and len(stages(self.folder)) > before:
+            self.found["left behind"] += 1
+        if number != signal.SIGKILL and b"Traceback" in self.errors.read_bytes():
+            self.found["traceback"] += 1
+        names = set(os.listdir(self.folder)) - set(stages(self.folder)) - {self.name, "NOTES.txt"}
+        assert not names, f"unknown files: {names}"
+
+    def end(self) -> None:
+        """The next whole run removes what the killed ones left."""
+        self.finish(NEW[self.name])
+        self.found["stubborn"] += len(stages(self.folder))
+        self.found["lost"] += content(self.out) != self.whole[NEW[self.name]]
+
+
+def run(count: int, seed: int, forked: bool) -> collections.Counter:
+    """``count`` kills, spread evenly over kinds, signals, new places and old ones."""
+    chance, found = random.Random(seed), collections.Counter()
+    with tempfile.TemporaryDirectory(prefix="kills-") as root:
+        trials = [Trial(Path(root), name, forked, chance) for name in KINDS]
+        cases = [
+            (trial, s, replaced, late) for late in (1, 0) for replaced in (1, 0) for s in SIGNALS for trial in trials
+        ]
+        for index in range(count):
+            trial, number, replaced, late = cases[index % len(cases)]
+            trial.kill(number, bool(replaced), bool(late))
+        for trial in trials:
+            trial.end()
+            found += trial.found
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fork", action="store_true", help="processes that have imported everything already")
+    options = parser.parse_args()
+    if options.fork:
+        from qtutor import cli
+
+        with tempfile.TemporaryDirectory(prefix="warm-") as folder:  # imports, and compiled encoders
+            for name in KINDS:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    assert cli.main(arguments(Path(folder), name, NEW[name])) == 0
+    found = run(options.count, options.seed, options.fork)
+    for what, times in sorted(found.items()):
+        print(f"{times:6}  {what}")
+    print(f"{found['lost']} of {options.count} lost something")
+    sys.exit(bool(found["lost"] or found["left behind"] or found["stubborn"]))

@@ -1,0 +1,64 @@
+"""What every method promises of its result: dtypes, shapes, memory in one piece. (equal() compares values alone.)"""
+
+import pytest
+import torch
+
+from qtutor import awq, bnb, gptq, rtn
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
+
+GRIDS = [IntGrid(3), IntGrid(4, symmetric=True), bnb.NF4, bnb.INT8]
+METHODS = {
+    "rtn": lambda weight, hessian, grid, size: rtn.quantize(weight, grid, size),
+    "rtn clipped": lambda weight, hessian, grid, size: rtn.quantize(weight, grid, size, clip="mse"),
+    "gptq": gptq.quantize,
+    "gptq static": lambda *arguments: gptq.quantize(*arguments, act_order="columns", clip="output"),
+    "awq": awq.quantize,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("shape", "size", "groups"),
+    [
+        ((6, 64), 16, (6, 4)),
+        ((6, 64), PER_CHANNEL, (6, 1)),
+        ((6, 64), PER_TENSOR, (1, 1)),
+        ((1, 64), 64, (1, 1)),
+        ((0, 64), 16, (0, 4)),
+        ((6, 0), PER_CHANNEL, (6, 0)),
+        ((6, 0), 16, (6, 0)),
+        ((0, 64), PER_TENSOR, (1, 1)),
+    ],
+    ids=str,
+)
+def test_of_every_method(method, grid, dtype, shape, size, groups):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(128, shape[1], generator=torch.Generator().manual_seed(1))
+    promised(METHODS[method](weight, x.T @ x, grid, size), shape, groups, grid)
+
+
+@pytest.mark.parametrize("grid", [bnb.NF4, bnb.FP4, bnb.INT8], ids=str)
+@pytest.mark.parametrize("shape", [(6, 128), (0, 128), (6, 0)], ids=str)
+def test_of_bitsandbytes(grid, shape):
+    quantized = bnb.quantize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), grid)
+    per_row = shape[1] and (1 if grid == bnb.INT8 else 2)
+    promised(quantized, shape, (shape[0], per_row), grid)
+    if quantized.nested:
+        nested = quantized.nested
+        assert (nested.codes.dtype, nested.absmax.dtype, nested.offset.dtype) == (torch.uint8, *[torch.float32] * 2)
+
+
+def promised(quantized, shape, groups, grid) -> None:
+    assert quantized.codes.dtype == torch.uint8 and quantized.codes.shape == shape
+    assert quantized.scales.dtype == grid.scale_dtype and quantized.scales.shape == groups
+    assert (quantized.zeros is None) == grid.symmetric
+    parts = [quantized.codes, quantized.scales]
+    if quantized.zeros is not None:
+        assert quantized.zeros.dtype == torch.uint8 and quantized.zeros.shape == groups
+        parts.append(quantized.zeros)
+    assert all(part.is_contiguous() for part in parts)
+    back = quantized.dequantize()
+    assert back.dtype == torch.float32 and back.shape == shape and torch.isfinite(back).all()
