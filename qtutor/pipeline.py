@@ -9,6 +9,7 @@ Methods that look at inputs work on float32 copies of one block at a time (:mod:
 what memory that takes); rounding to nearest reads the model's own weights.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,29 +22,38 @@ from qtutor.core.codebooks import INT8
 from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError, naming
 from qtutor.families import decoder_blocks, family_of, linear_layers
+from qtutor.guards.ids import samples_of
+from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
 from qtutor.methods.propagation import ENOUGH
 from qtutor.recipe import Recipe
-from qtutor.report import LayerReport, Report
+from qtutor.report import LayerReport, Report, relative_error, what_is_lost
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 
 def quantize(
-    model: nn.Module, recipe: Recipe, calibration: torch.Tensor | None = None, progress: bool = True
+    model: nn.Module, recipe: Recipe, calibration: torch.Tensor | None = None, progress: bool = True, tokenizer=None
 ) -> Report:
     """Quantize ``model`` (a transformers decoder, any float dtype, any device) in place by ``recipe``.
 
-    calibration: token ids, int64 ``[samples, length]``, text like what the model will read; for the embedded decoder it
-    may be left out. Methods that look at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
+    calibration: token ids, int64 ``[samples, length]``, text like what the model will read, or with the model's
+    ``tokenizer`` the texts themselves (:mod:`qtutor.guards.ids`); for the embedded decoder it may be left out. Methods
+    that look at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
     progress: show a bar with an estimate where the work takes longer than a second.
     Raises :class:`QtutorError` (naming the layer) for NaN, Inf, a width that no group divides, a family that is not
-    known, unusable calibration text, or a model that is quantized already; the model is then unchanged.
+    known, a model that is not as its config says (:mod:`qtutor.guards.model`), unusable calibration text, or a model
+    that is quantized already; the model is then unchanged.
     """
-    family_of(model)  # refuse an unknown family before any work
+    model = decoder_of(model)  # refuses what cannot be quantized before any work
+    if not isinstance(recipe, Recipe):
+        raise QtutorError(f"recipe is a {type(recipe).__name__}: pass a qtutor.Recipe, as Recipe(method='gptq').")
     if any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is quantized already; load the float checkpoint again to quantize it differently.")
+    check_replaceable(model, recipe.needs_calibration, _outside(model, recipe))
     _check_rest(model)
+    if recipe.needs_calibration and calibration is not None:
+        calibration = samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
     sink = IntoModel(model)
     rows = []
     for item in finished(model, recipe, calibration, progress):
@@ -149,7 +159,11 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
         bias = None if bias is None else bias.to(original.bias.dtype)
         module = (Int8Linear if quantized.grid == INT8 else QuantLinear).from_quantized(quantized, bias)
     exact = rounded.weight.float()
-    error = (rounded.back - exact).norm() / exact.norm().clamp(min=torch.finfo(torch.float32).tiny)
+    error = relative_error(rounded.back, exact)
+    lost = what_is_lost(rounded.back, exact, quantized.scales, error)
+    if lost:
+        warnings.warn(f"{rounded.name}: {lost}", stacklevel=2)
     sizes = quantized.bits_per_weight, original.weight.nbytes, quantized.nbytes
-    row = LayerReport(rounded.name, quantized.shape, error.item(), *sizes, rounded.output_error, rounded.note)
+    note = "; ".join(filter(None, [rounded.note, lost]))
+    row = LayerReport(rounded.name, quantized.shape, error, *sizes, rounded.output_error, note)
     return Packed(rounded.name, module, row)

@@ -4,10 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from qtutor.recipe import Recipe
 
 MOST_ROWS = 30  # a longer table is folded: a line for each kind of layer, and the worst
 WORST = 5
+LOST = 0.9  # a relative error from which on next to nothing of a layer is left
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,32 @@ def _together(name: str, rows: list[LayerReport]) -> LayerReport:
         sum(row.bytes_after for row in rows),
         sum(outputs) / len(outputs) if outputs else None,
     )
+
+
+def relative_error(back: torch.Tensor, exact: torch.Tensor) -> float:
+    """``|W - Q| / |W|`` of float32 matrices ``[out, in]``, W being ``exact``; 0 for a matrix of zeros."""
+    largest = exact.abs().amax().item() if exact.numel() else 0.0
+    if largest and not 1e-15 < largest < 1e15:  # the squares of such numbers leave float32
+        back, exact = back.double(), exact.double()
+    return ((back - exact).norm() / exact.norm().clamp(min=torch.finfo(exact.dtype).tiny)).item()
+
+
+def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, error: float) -> str:
+    """What the report says of a layer of which groups, or nearly all, came back as zero; "" for all others.
+
+    back, exact: float32 ``[out, in]``; scales: ``[out, groups]`` or ``[1, 1]``. Scales have 16 bits, as in the formats
+    of all engines, and those of groups whose largest weight is less than about 4e-7 (at 4 bits) round to zero there.
+    Scales in 32 bits would keep them, in files that no longer are what those engines read.
+    """
+    if not exact.numel():
+        return ""
+    grouped, came = (matrix.reshape(*scales.shape, -1) for matrix in (exact, back))
+    gone = (came == 0).all(-1) & (grouped != 0).any(-1)
+    if gone.any():
+        return (
+            f"{int(gone.sum())} of {gone.numel()} groups became zero: their weights, {grouped[gone].abs().max():.2g} "
+            f"at most, are too small for {8 * scales.dtype.itemsize}-bit scales. Leave the layer in float"
+        )
+    if error > LOST:
+        return f"next to nothing of its weights is left (error {error:.2f}): take more bits, or smaller groups"
+    return ""

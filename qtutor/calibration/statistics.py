@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qtutor.errors import QtutorError
+from qtutor.guards.model import in_eval
 
 BATCH = 8
 
@@ -100,8 +101,9 @@ def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) ->
 
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
     try:
-        for ids in token_ids.split(BATCH):
-            model.base_model(ids.to(model.device), use_cache=False)
+        with in_eval(model):
+            for ids in token_ids.split(BATCH):
+                model.base_model(ids.to(model.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

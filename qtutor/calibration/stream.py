@@ -122,12 +122,15 @@ class Stream:
         """What the last layer of ``half`` is given by its parent (attention, MLP), checked."""
         x = self._read(half, residual)
         parent, last = self.module.get_submodule(half.parent), self.module.get_submodule(half.last)
+        own = vars(last).get("forward")  # accelerate puts one of its own into a module
         last.forward = lambda given: given  # so that the parent returns what it would multiply with the last weights
         try:
             # Attention wants positions and a mask, and returns its weights besides.
             x = parent(x, **self.arguments)[0] if half is self.family.halves[0] else parent(x)
         finally:
             del last.forward
+            if own is not None:
+                last.forward = own
         check_finite(x, f"{self.name}.{half.last}: its input")
         return x
 

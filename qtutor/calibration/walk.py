@@ -36,6 +36,7 @@ from qtutor.calibration.statistics import check_token_ids
 from qtutor.calibration.stream import Stream, check_finite
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks, family_of
+from qtutor.guards.model import in_eval
 
 
 def walk(
@@ -99,17 +100,21 @@ def first_states(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tenso
         return hidden_states
 
     states = torch.empty(*token_ids.shape, model.config.hidden_size, device=model.device)
+    own = [vars(block).get("forward") for block in blocks]  # accelerate puts one of its own into a module
     try:
         for block in blocks:
             block.forward = note
         for number, ids in enumerate(token_ids.split(1)):
             noted.clear()
-            model.base_model(ids.to(model.device), use_cache=False)
+            with in_eval(model):
+                model.base_model(ids.to(model.device), use_cache=False)
             check_finite(noted[0][0], "model.embed_tokens: its output")
             states[number] = noted[0][0][0]
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own):
             vars(block).pop("forward", None)
+            if forward is not None:
+                block.forward = forward
     return states, [_in_float32(arguments) for _, arguments in noted]
 
 

@@ -29,8 +29,11 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
     options: those of the format's ``save``; ``None`` stands for what it does by itself.
 
     Raises :class:`QtutorError` for an unknown format, for options that another format has, for what the format cannot
-    hold, and where ``out`` cannot be written or holds what qtutor did not write.
+    hold, where ``out`` cannot be written or holds what qtutor did not write, and for a model that is not as its config
+    says (:mod:`qtutor.guards.model`).
     """
+    from qtutor.guards.model import decoder_of
+
     save = _of_format(format).save
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - _options(save):
@@ -41,7 +44,7 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
             f"{name} = {str(options[name])[:60]!r}: the format {format!r} has no such option (it has {known})."
             f"{belongs} Leave it out."
         )
-    return save(model, out, tokenizer, **options)
+    return save(decoder_of(model), out, tokenizer, **options)
 
 
 def target(out: str | Path, format: str = "qtutor", **options) -> Path:

@@ -15,7 +15,8 @@ transformers does with ``gguf_file=``.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,38 +27,29 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from qtutor.errors import QtutorError, naming, shown
+from qtutor.errors import QtutorError, naming
 from qtutor.families import family_of
 from qtutor.files import is_gguf, parents_made, told
 from qtutor.files.target import checked
 from qtutor.formats import documents
-from qtutor.formats.comparing import check_finite
-from qtutor.formats.endings import generation_settings, give_back
-from qtutor.formats.transformers_files import config_of, empty_model, filled
-from qtutor.gguf.architecture import (
-    architecture,
-    metadata,
-    permute,
-    permuted_heads,
-    rope_factors,
-    tensor_name,
-    unpermute,
-)
-from qtutor.gguf.coding import encode
+from qtutor.formats.endings import generation_settings
+from qtutor.formats.gguf_reading import CONFIG, GENERATION, ROPE, Source, load, opened, parameters  # noqa: F401 - the other half
+from qtutor.formats.readback import read_back
+from qtutor.gguf import imatrix
+from qtutor.gguf.architecture import architecture, metadata, permute, permuted_heads, rope_factors, tensor_name
+from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
 from qtutor.gguf.layout import ALL_TYPES
 from qtutor.gguf.mixes import file_type, tensor_types
-from qtutor.gguf.reader import GGUFFile, read
+from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer import tokenizer_metadata
+from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.gguf.writer import Tensor, write
-from qtutor.runtime.linear import QuantWeight
+from qtutor.guards.promises import config_to_write
 
 NAME = "model.gguf"  # of the file in a folder
-ROPE = "rope_freqs.weight"  # a tensor without a parameter
 DEFAULT = "Q4_K_M"  # the mix
-GENERATION = "qtutor.generation_config"  # what transformers' config does not say of how texts end, if anything
-CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
-Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
+SMALL = 1e-3  # weights that no format's scales lose are larger
 
 
 def save(
@@ -73,14 +65,14 @@ def save(
     """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
 
     type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. importance: an
-    :class:`~qtutor.gguf.imatrix.Imatrix`, or a mapping of GGUF names to float32 ``[in]``. overwrite: replace a file
-    that is there even if qtutor did not write it. Returns the file's path.
+    :class:`~qtutor.gguf.imatrix.Imatrix`, a file that holds one, or a mapping of GGUF names to float32 ``[in]``.
+    overwrite: replace a file that is there even if qtutor did not write it. Returns the file's path.
     Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
     cannot be written; the old one is then untouched.
     """
     family_of(model)
-    config = model.config
-    sources = {tensor_name(name, config): source for name, source in _parameters(model)}
+    config = config_to_write(model)
+    sources = {tensor_name(name, config): source for name, source in parameters(model)}
     types = tensor_types(
         type,
         {name: shape for name, (shape, _) in sources.items()},
@@ -95,6 +87,7 @@ def save(
         Tensor(name, shape, types[name], _encoder(name, types[name], values, permuted_heads(name, config), of_column))
         for name, (shape, values) in sources.items()
     ]
+    _say_of_window(config)
     factors = rope_factors(config)
     if factors is not None:
         tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
@@ -104,7 +97,7 @@ def save(
     need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
     place = target(out, need=need, overwrite=overwrite)
     with told(place), parents_made(place), _progress(tensors) as counted:
-        write(place, keys, counted)
+        write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new)[0].metadata)))
     return _path(out)
 
 
@@ -158,7 +151,30 @@ def _keys(config, tokenizer) -> dict:
     name = Path(str(getattr(config, "_name_or_path", ""))).name or config.model_type
     about = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
     about[CONFIG] = _config_text(config)
+    _check_special_ids(config, tokenizer)
     return metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
+
+
+def _say_of_window(config) -> None:
+    window = getattr(config, "sliding_window", None)
+    if window and window < config.max_position_embeddings:
+        warnings.warn(
+            f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
+            f"is {window} tokens, where both compute the same, not {config.max_position_embeddings}.",
+            stacklevel=4,
+        )
+
+
+def _check_special_ids(config, tokenizer) -> None:
+    """bos and eos of the config are those of the file where the tokenizer has none: they have to be tokens."""
+    for name in ("bos_token_id", "eos_token_id"):
+        found = getattr(config, name, None)
+        for number in found if isinstance(found, list) else [found]:
+            if getattr(tokenizer, name, None) is None and number is not None and not 0 <= number < config.vocab_size:
+                raise QtutorError(
+                    f"config.{name} = {found}: the vocabulary has {config.vocab_size} tokens, 0 to "
+                    f"{config.vocab_size - 1}. Set model.config.{name} to one of them, or to None."
+                )
 
 
 def _config_text(config) -> str:
@@ -166,21 +182,6 @@ def _config_text(config) -> str:
     diff = json.loads(config.to_json_string(use_diff=True))
     diff.pop("transformers_version", None)
     return json.dumps(diff, indent=2, sort_keys=True) + "\n"
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[str, Source]]:
-    """Every parameter once, under transformers' name; a tied output is the embedding and not there a second time."""
-    seen = set()
-    for path, module in model.named_modules():
-        if isinstance(module, QuantWeight):
-            yield f"{path}.weight", ((module.rows, module.columns), lambda m=module: m.quantized().dequantize())
-            if getattr(module, "bias", None) is not None:
-                yield f"{path}.bias", (tuple(module.bias.shape), lambda m=module: m.bias)
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield f"{path}.{name}", (tuple(parameter.shape), lambda p=parameter: p)
 
 
 def _encoder(name: str, type: str, values: Callable, heads: int, importance: Callable) -> Callable[[], np.ndarray]:
@@ -194,94 +195,44 @@ def _encoder(name: str, type: str, values: Callable, heads: int, importance: Cal
         rows = permute(rows, heads) if heads else rows
         rows = np.atleast_2d(rows)
         with naming(f"tensor {name!r} as {type}"):
-            return encode(rows, type, importance(name, rows.shape[1]) if type not in ("F32", "F16", "BF16") else None)
+            data = encode(rows, type, importance(name, rows.shape[1]) if type not in ("F32", "F16", "BF16") else None)
+        _say_what_is_lost(name, type, rows, data)
+        return data
 
     return encoded
+
+
+def _say_what_is_lost(name: str, type: str, rows: np.ndarray, data: np.ndarray) -> None:
+    """Blocks of small weights may become zero without a word, since the format's scales have 16 bits."""
+    kind = find_type(type)
+    blocks = rows.reshape(-1, kind.values)
+    largest = np.maximum(blocks.max(axis=1, initial=0), -blocks.min(axis=1, initial=0))
+    small = np.flatnonzero((largest > 0) & (largest < SMALL))
+    if type != "F32" and small.size:
+        gone = small[~decode(data.reshape(-1, kind.nbytes)[small], type).any(axis=1)]
+        if gone.size:
+            warnings.warn(
+                f"tensor {name!r} as {type}: {gone.size} of {len(blocks)} blocks became zero. Their weights, "
+                f"{largest[gone].max():.2g} at most, are too small for the format's scales.",
+                stacklevel=2,
+            )
 
 
 def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], np.ndarray | None]:
     if importance is None:
         return lambda name, columns: None
+    if isinstance(importance, str | Path):
+        importance = imatrix.read(importance)
     if hasattr(importance, "importance_of"):
         return importance.importance_of
+    if not isinstance(importance, Mapping):
+        raise QtutorError(
+            f"importance is a {type(importance).__name__}; an Imatrix (qtutor.gguf.imatrix.importance makes one, read "
+            "loads one), the name of its file, or a mapping of GGUF names to float32 [in] is needed."
+        )
     if not importance.keys() & sources.keys():
         raise QtutorError(
             f"importance has entries for {', '.join(map(repr, list(importance)[:3]))}, none of which is a tensor of "
             "this model. The names are those of the file: 'blk.0.attn_q.weight'."
         )
     return lambda name, columns: importance.get(name)
-
-
-@torch.no_grad()
-def load(path: str | Path, device: str | None = None) -> nn.Module:
-    """The decoder in a file that :func:`save` wrote, its blocks decoded to float32.
-
-    Raises :class:`QtutorError` for a file that is damaged, that others wrote, or whose tensors do not fit its config.
-    """
-    file = read(path)
-    config = _config(file)
-    model = empty_model(config, str(path))  # nothing is allocated before it was found in the file
-    wanted = {tensor_name(parameter, config): (parameter, shape) for parameter, (shape, _) in _parameters(model)}
-    found = {name: info.shape for name, info in file.tensors.items() if name != ROPE}
-    for name in wanted | found:
-        shape = wanted[name][1] if name in wanted else None
-        if shape != found.get(name):
-            raise QtutorError(
-                f"{path}: tensor {shown(name)} is {found.get(name, 'not there')}, and its config says "
-                f"{shape or 'that there is none'}. The file is damaged: fetch or export it again."
-            )
-    _compare_keys(file, config)
-    tensors = {}
-    for name, (parameter, shape) in wanted.items():
-        rows, heads = file.weight(name).reshape(shape), permuted_heads(name, config)
-        tensors[parameter] = torch.from_numpy(np.ascontiguousarray(unpermute(rows, heads) if heads else rows))
-    check_finite(str(path), tensors)
-    config.dtype = torch.float32
-    model = filled(model, tensors, str(path), device)
-    give_back(model, file.metadata.get(GENERATION), f"{path}: {GENERATION}")
-    return model
-
-
-def _config(file: GGUFFile):
-    """transformers' config out of a file; the number of blocks is checked, the sizes of tensors are not yet."""
-    text = file.metadata.get(CONFIG)
-    if not isinstance(text, str):
-        raise QtutorError(
-            f"{file.path}: {CONFIG} is {'missing' if text is None else 'damaged'}, so qtutor did not write this file. "
-            "transformers loads others: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)."
-        )
-    where = f"{CONFIG} in {file.path}"
-    values = documents.parse_json(text, where)
-    blocks = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
-    return config_of(values, where, blocks)
-
-
-def _compare_keys(file: GGUFFile, config) -> None:
-    """llama.cpp's keys and our config say the same, each in its own words."""
-    try:
-        expected, factors = metadata(config), rope_factors(config)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:  # rope_parameters are free in what they hold
-        if isinstance(error, QtutorError):
-            raise
-        raise QtutorError(
-            f"{file.path}: rope_parameters in {CONFIG} are {shown(config.rope_parameters, 160)}, which say "
-            "nothing whole of positions. The file is damaged: fetch or export it again."
-        ) from error
-    if factors is None and ROPE in file.tensors:
-        raise QtutorError(
-            f"{file.path}: tensor {ROPE!r} is there, and {CONFIG} has no use for it. Export the file again."
-        )
-    for key, value in expected.items():
-        found = file.metadata.get(key, value)  # older exports have fewer
-        if not _same(found, value):
-            raise QtutorError(
-                f"{file.path}: {key} is {shown(found)}, and by {CONFIG} it is {shown(value)}. The file is damaged: "
-                "fetch or export it again."
-            )
-
-
-def _same(found, value) -> bool:
-    if isinstance(value, str):
-        return isinstance(found, str) and found == value
-    found = found.item() if isinstance(found, np.number) else found  # whose differences may overflow
-    return isinstance(found, int | float) and abs(found - value) <= 1e-6 * abs(value)

@@ -21,10 +21,13 @@ from torch import nn
 
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
+from qtutor.families import family_of
 from qtutor.files import folder_written_beside, parents_made, told
 from qtutor.files.target import checked
 from qtutor.formats.endings import generation_settings
-from qtutor.formats.native_reading import ABOUT, GENERATION, LAYOUT, load  # noqa: F401 - the other half
+from qtutor.formats.native_reading import ABOUT, GENERATION, LAYOUT, load, opened  # noqa: F401 - the other half
+from qtutor.formats.readback import read_back
+from qtutor.guards.promises import check_finite, config_to_write, is_tied
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
@@ -52,11 +55,15 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     layers = {name: _describe(module) for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     if not layers:
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
+    config = config_to_write(model)
+    if config.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise QtutorError(f"the model is in {config.dtype}, which no checkpoint holds: call model.float() first.")
+    check_finite(model)
     tensors = _tensors(model)
     place = target(folder, need=sum(tensor.nbytes for tensor in tensors.values()))
     with told(place), parents_made(place), folder_written_beside(place) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        model.config.save_pretrained(new)
+        config.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
@@ -65,6 +72,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
             (new / GENERATION).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         about["files"] = sorted([ABOUT, *_files(new)])
         (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        read_back(place, lambda: opened(new))
         _refuse_others(place)  # something may have been put there in the meantime
     return Path(folder)
 
@@ -120,11 +128,13 @@ def _describe(module: QuantWeight) -> dict:
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict, each stored tensor once: safetensors refuses two names for one tensor."""
-    tensors, seen = {}, set()
+    """The state dict without a tied output matrix; what else shares memory is copied, since safetensors refuses it."""
+    tensors, seen, tied = {}, set(), f"{family_of(model).head}.weight" if is_tied(model) else None
     for name, tensor in model.state_dict().items():
-        if tensor.numel() and tensor.data_ptr() in seen:
+        if name == tied:
             continue
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor.contiguous()
+        tensor = tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if tensor.numel() and storage in seen else tensor
+        seen.add(storage)
     return tensors

@@ -41,6 +41,24 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
     Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit the others.
     """
     folder = Path(folder)
+    model, about, weights, where = opened(folder)
+    tensors = tensors_of(weights)
+    check_finite(str(weights), tensors)
+    model = filled(model, tensors, where, device)
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantWeight):
+            _check_scales(f"{weights}: {name}", layer)
+    if (folder / GENERATION).exists():
+        settings = file_in(folder, GENERATION)
+        give_back(model, settings.read_text(encoding="utf-8", errors="replace"), str(folder / GENERATION))
+    model.qtutor_recipe = about["recipe"]
+    return model
+
+
+def opened(folder: Path) -> tuple[nn.Module, dict, Path, str]:
+    """What can be said without reading a tensor: the model of shapes alone, qtutor.json, the file with the tensors, and
+    where the config is from. Raises as :func:`load` does.
+    """
     about = _read_about(folder)
     path, weights = folder / ABOUT, file_in(folder, WEIGHTS)
     if weights is None:
@@ -54,17 +72,7 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
     if config.tie_word_embeddings:
         tied = tuple(f"{name}.weight" for name in (family_of(model).embedding, family_of(model).head))
     compare(str(weights), found, model, tied)
-    tensors = tensors_of(weights)
-    check_finite(str(weights), tensors)
-    model = filled(model, tensors, where, device)
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantWeight):
-            _check_scales(f"{weights}: {name}", layer)
-    if (folder / GENERATION).exists():
-        settings = file_in(folder, GENERATION)
-        give_back(model, settings.read_text(encoding="utf-8", errors="replace"), str(folder / GENERATION))
-    model.qtutor_recipe = about["recipe"]
-    return model
+    return model, about, weights, where
 
 
 def _read_about(folder: Path) -> dict:

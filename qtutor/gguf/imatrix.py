@@ -106,9 +106,10 @@ def importance(model, token_ids, dataset: str = "") -> Imatrix:
     where :func:`qtutor.calibration.statistics.layer_inputs` does.
     """
     from qtutor.calibration.statistics import layer_inputs  # torch: reading a file shall not wait for it
-    from qtutor.families import decoder_blocks
+    from qtutor.guards.ids import samples_of
+    from qtutor.guards.model import decoder_of
 
-    decoder_blocks(model)  # refuses an unknown family
+    model, token_ids = decoder_of(model), samples_of(token_ids)
     entries = {}
     for name, inputs in layer_inputs(model, token_ids).items():
         sums = (inputs.mean_square * inputs.tokens).numpy().astype(np.float32)

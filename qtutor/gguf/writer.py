@@ -48,9 +48,15 @@ class Tensor:
     data: np.ndarray | Callable[[], np.ndarray]  # uint8, rows * bytes of a row in all
 
 
-def write(path: str | Path, metadata: dict, tensors: Iterable[Tensor] = ()) -> int:
+def write(
+    path: str | Path,
+    metadata: dict,
+    tensors: Iterable[Tensor] = (),
+    check: Callable[[Path], object] | None = None,
+) -> int:
     """Write a GGUF file and return its size; a file that is there already stays as it is until the new one is complete.
 
+    check: looks at the new file, whatever it is called then, before it gets its name, and raises where it must not.
     Raises :class:`GGUFError` for a key, value, name, shape or byte count that the format does not allow, and where the
     file cannot be written (no space, no permission).
     """
@@ -64,6 +70,9 @@ def write(path: str | Path, metadata: dict, tensors: Iterable[Tensor] = ()) -> i
             file.write(_bytes_of(tensor, info))
             file.write(bytes(padded(info.nbytes, alignment) - info.nbytes))
         size = file.tell()
+        file.flush()
+        if check is not None:
+            check(new)
     return size
 
 

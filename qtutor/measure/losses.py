@@ -5,6 +5,7 @@ share of flipped top-1 tokens look at the whole distribution and notice what per
 2024, "Accuracy is Not All You Need", arXiv 2407.09141).
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from qtutor.errors import QtutorError
+from qtutor.guards.ids import ids_of
+from qtutor.guards.model import check_measurable, in_eval
 
 WINDOW = 512
 BATCH = 8
@@ -38,18 +41,49 @@ def windows(token_ids: torch.Tensor, window: int, vocabulary: int) -> Iterator[t
         yield token_ids[None, whole:]
 
 
+def batches(models: tuple, token_ids: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
+    """:func:`windows` that all ``models`` can read: no longer than their contexts, which a warning says, once.
+
+    token_ids: what :func:`qtutor.guards.ids.ids_of` takes, ``[count]`` or ``[samples, length]``.
+    """
+    token_ids = ids_of(token_ids)
+    if window < 2 or token_ids.dim() not in (1, 2) or (token_ids.dim() == 2 and token_ids.shape[1] < 2):
+        raise QtutorError(
+            f"token ids of shape {list(token_ids.shape)} in windows of {window}: [count] or [samples, length] is "
+            "needed, and at least 2 tokens in each, one to read and one to predict."
+        )
+    contexts = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    context = min(filter(None, contexts), default=window)
+    longest = token_ids.shape[1] if token_ids.dim() == 2 else min(window, len(token_ids))
+    parts = [token_ids]
+    if longest > context:
+        warnings.warn(
+            f"the model reads {context} tokens at most (max_position_embeddings): windows have {context} tokens, not "
+            f"{longest}.",
+            stacklevel=4,
+        )
+        window = min(window, context)
+        parts = token_ids.split(context, dim=1) if token_ids.dim() == 2 else parts
+    for part in parts:
+        if part.dim() == 1 or part.shape[1] >= 2:  # the last token of a sample may be left alone
+            yield from windows(part, window, min(model.config.vocab_size for model in models))
+
+
 @torch.inference_mode()
 def perplexity(model, token_ids: torch.Tensor, window: int = WINDOW) -> float:
     """Perplexity of ``token_ids`` (int64, ``[count]`` cut into windows, or ``[samples, length]`` as they are).
 
-    Every window starts with nothing before it; its first token is read, not predicted.
+    Every window starts with nothing before it; its first token is read, not predicted. None is longer than the model's
+    context: where one would be, it is cut, with a warning.
     """
     total, count = 0.0, 0
-    for ids in windows(token_ids, window, model.config.vocab_size):
-        ids = ids.to(model.device)
-        logits = model(ids, use_cache=False).logits[:, :-1].float()
-        total += cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
-        count += ids[:, 1:].numel()
+    check_measurable(model)
+    with in_eval(model):
+        for ids in batches((model,), token_ids, window):
+            ids = ids.to(model.device)
+            logits = model(ids, use_cache=False).logits[:, :-1].float()
+            total += cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+            count += ids[:, 1:].numel()
     return float(torch.tensor(total / count, dtype=torch.float64).exp())
 
 
@@ -71,20 +105,28 @@ class Comparison:
 @torch.inference_mode()
 def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> Comparison:
     """Run both models over ``token_ids`` (as :func:`perplexity` does) and compare their next-token distributions."""
+    for one in (model, reference):
+        check_measurable(one)
+    if model.config.vocab_size != reference.config.vocab_size:
+        raise QtutorError(
+            f"the model's vocabulary has {model.config.vocab_size} tokens, the reference's "
+            f"{reference.config.vocab_size}: compare a model with the one that it was made of."
+        )
     sums = torch.zeros(4, dtype=torch.float64)
     count = 0
-    for ids in windows(token_ids, window, model.config.vocab_size):
-        ids = ids.to(model.device)
-        ours, theirs = (
-            log_softmax(m(ids, use_cache=False).logits[:, :-1].float(), dim=-1).flatten(0, 1)
-            for m in (model, reference)
-        )
-        following = ids[:, 1:].flatten()
-        sums[0] -= ours.gather(1, following[:, None]).sum().double().cpu()
-        sums[1] -= theirs.gather(1, following[:, None]).sum().double().cpu()
-        sums[2] += kl_div(ours, theirs, log_target=True, reduction="sum").double().cpu()
-        sums[3] += (ours.argmax(-1) != theirs.argmax(-1)).sum().double().cpu()
-        count += following.numel()
+    with in_eval(model), in_eval(reference):
+        for ids in batches((model, reference), token_ids, window):
+            ids = ids.to(model.device)
+            ours, theirs = (
+                log_softmax(m(ids, use_cache=False).logits[:, :-1].float(), dim=-1).flatten(0, 1)
+                for m in (model, reference)
+            )
+            following = ids[:, 1:].flatten()
+            sums[0] -= ours.gather(1, following[:, None]).sum().double().cpu()
+            sums[1] -= theirs.gather(1, following[:, None]).sum().double().cpu()
+            sums[2] += kl_div(ours, theirs, log_target=True, reduction="sum").double().cpu()
+            sums[3] += (ours.argmax(-1) != theirs.argmax(-1)).sum().double().cpu()
+            count += following.numel()
     nll, reference_nll, kl, flips = sums / count
     return Comparison(nll.exp().item(), reference_nll.exp().item(), kl.item(), flips.item())
 

@@ -17,6 +17,8 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.errors import QtutorError
 from qtutor.families import Pair
+from qtutor.guards.ids import samples_of
+from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.methods import awq
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
@@ -153,6 +155,9 @@ def fold_model(
     clipping is left out, since encoders find ranges themselves. Raises :class:`QtutorError` as :func:`scale_block` and
     :func:`~qtutor.calibration.walk.walk` do; blocks before the one at fault are then folded, and compute what they did.
     """
+    model = decoder_of(model)
+    check_replaceable(model, calibrated=True)
+    calibration = samples_of(calibration)
     model.float()  # 16 bits would round the products of weights and scales
     for block in walk(model, calibration):
         scale_block(block, grid or IntGrid(bits=4, symmetric=False), group_size)

@@ -135,3 +135,34 @@ def test_held_out_functions_begin_functions_of_held_out_modules():
         (node,) = ast.parse(beginning).body  # signature and docstring are a whole function
         assert len(node.body) == 1 and ast.get_docstring(node)
         assert node.name in corpus.held_out_code()
+
+
+@pytest.mark.filterwarnings("always")
+def test_windows_end_where_the_context_does():
+    model, other, ids = tiny(), tiny(seed=1), some_ids(1, 200)[0]  # both read 64 tokens
+    expected = evaluate.perplexity(model, ids, window=64)
+    with pytest.warns(UserWarning, match=r"reads 64 tokens at most .*windows have 64 tokens, not 200") as told:
+        assert evaluate.perplexity(model, ids) == expected
+    assert len(told) == 1 and told[0].filename == __file__
+    with pytest.warns(UserWarning, match="not 200"):
+        assert evaluate.compare(other, model, ids).reference_perplexity == pytest.approx(expected, rel=1e-5)
+    rows = some_ids(3, 129)  # each sample ends where it ended: two windows, and a token that is alone
+    pieces = torch.cat([rows[:, :64], rows[:, 64:128]])
+    with pytest.warns(UserWarning, match="not 129"):
+        assert evaluate.perplexity(model, rows) == pytest.approx(evaluate.perplexity(model, pieces), rel=1e-5)
+
+
+def test_bad_windows_and_references():
+    model = tiny()
+    for window, ids in [(1, some_ids()[0]), (0, some_ids()[0]), (512, some_ids(3, 1)), (512, some_ids()[None])]:
+        with pytest.raises(qtutor.QtutorError, match=r"token ids of shape .* in windows of"):
+            evaluate.perplexity(model, ids, window=window)
+    for wrong in (None, (model, None), model.model, torch.nn.Linear(2, 2)):
+        with pytest.raises(qtutor.QtutorError, match=r"model is a \w+.*model of transformers|has no output matrix"):
+            evaluate.perplexity(wrong, some_ids())
+        with pytest.raises(qtutor.QtutorError, match=r"model is a \w+.*model of transformers|has no output matrix"):
+            evaluate.compare(model, wrong, some_ids())
+    other = tiny()
+    other.resize_token_embeddings(272, mean_resizing=False)
+    with pytest.raises(qtutor.QtutorError, match="vocabulary has 272 tokens, the reference's 256"):
+        evaluate.compare(other, model, some_ids())

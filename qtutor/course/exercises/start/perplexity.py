@@ -152,7 +152,7 @@ def adapt(theirs):
     @torch.inference_mode()
     def perplexity(model, token_ids, window=losses.WINDOW):
         total, count = 0.0, 0
-        for batch in losses.windows(token_ids, window, model.config.vocab_size):
+        for batch in losses.batches((model,), token_ids, window):
             for ids in batch:
                 logits = model(ids[None].to(model.device), use_cache=False).logits[0].float().cpu()
                 total += (len(ids) - 1) * math.log(float(to_array(theirs(logits, ids.cpu()))))

@@ -1,0 +1,103 @@
+"""One door for token ids: whatever can be meant as a text to read becomes int64 ``[samples, length]`` (or ``[count]``).
+
+Tensors, arrays, lists of ids, what a tokenizer returns, lists of those, and with ``tokenizer`` the texts themselves.
+What the ids are (in the vocabulary, not all alike, no longer than the context) is checked where they are read.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from qtutor.calibration.text import LENGTH, SAMPLES
+from qtutor.errors import QtutorError
+
+
+def samples_of(given, tokenizer=None, context: int | None = None) -> torch.Tensor:
+    """Token ids to calibrate with, int64 ``[samples, length]``.
+
+    Texts (one, or a list) are joined, with the tokens that ``tokenizer`` puts around each, and cut into at most
+    :data:`SAMPLES` samples of :data:`LENGTH` tokens, or ``context`` if that is less, evenly spread. Raises
+    :class:`QtutorError` for texts without a tokenizer, texts that are too short for one sample, padded samples, samples
+    of different lengths, and what holds no ids.
+    """
+    texts = [given] if isinstance(given, str) else given
+    if isinstance(texts, np.ndarray) and texts.dtype.kind in "UO":
+        texts = texts.ravel().tolist()
+    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
+        return _cut(texts, tokenizer, min(LENGTH, context or LENGTH))
+    return ids_of(given)
+
+
+def ids_of(given) -> torch.Tensor:
+    """Token ids as a tensor, one dimension or two; a tensor stays as it is, and its dtype is not looked at."""
+    if isinstance(given, torch.Tensor):
+        return given
+    if isinstance(given, np.ndarray | np.integer) and given.dtype.kind in "iu":
+        return torch.from_numpy(np.array(given, np.int64))
+    if isinstance(given, Mapping):
+        return _unpadded(given)
+    if isinstance(given, list | tuple) and given:
+        if all(isinstance(item, int | np.integer) and abs(int(item)) < 2**63 for item in given):
+            return torch.tensor([int(item) for item in given])
+        if not any(isinstance(item, str | int | np.integer) for item in given):
+            return _stacked([ids_of(item) for item in given])
+    raise QtutorError(
+        f"token ids: {_told(given)}. Needed are whole numbers, int64 [samples, length]: a tensor, an array, lists of "
+        "ids, or what the model's tokenizer returns for texts of one length. quantize() takes texts, too, with "
+        "tokenizer=."
+    )
+
+
+def _cut(texts: list[str], tokenizer, length: int) -> torch.Tensor:
+    """Samples of ``length`` tokens, evenly spread over all ``texts``."""
+    if tokenizer is None:
+        raise QtutorError(
+            f"calibration is {_told(texts[0] if len(texts) == 1 else texts)}: texts need the model's tokenizer, "
+            "quantize(model, recipe, texts, tokenizer=tokenizer). A file's text is Path(name).read_text()."
+        )
+    if not callable(tokenizer):
+        raise QtutorError(f"tokenizer is {_told(tokenizer)}: pass the one that qtutor.load or AutoTokenizer loads.")
+    ids = torch.tensor(
+        [number for text in texts for number in tokenizer(text, verbose=False)["input_ids"]], dtype=torch.int64
+    )
+    whole = len(ids) // length
+    if not whole:
+        raise QtutorError(
+            f"calibration: {len(texts)} texts with {len(ids)} tokens in all; a sample takes {length}. Give more text, "
+            "some ten thousand tokens (the content of a file, not its name)."
+        )
+    chosen = torch.arange(min(whole, SAMPLES)) * whole // min(whole, SAMPLES)
+    return ids[: whole * length].reshape(whole, length)[chosen]
+
+
+def _unpadded(given: Mapping) -> torch.Tensor:
+    """The ids of what a tokenizer returned."""
+    if "input_ids" not in given:
+        raise QtutorError(f"token ids: a mapping of {', '.join(map(repr, list(given)[:5]))}; 'input_ids' is needed.")
+    mask = given.get("attention_mask")
+    if mask is not None and not bool((ids_of(mask) != 0).all()):
+        raise QtutorError(
+            "token ids: attention_mask has zeros, so the texts are padded to one length. Padding would be read as "
+            "text: join the texts and cut them into samples of one length (quantize() does with tokenizer=)."
+        )
+    return ids_of(given["input_ids"])
+
+
+def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Samples, each ``[length]`` or ``[some, length]``, as one matrix."""
+    rows = [row if row.dim() == 2 else row.reshape(1, -1) for row in rows]
+    lengths = {row.shape[1] for row in rows}
+    if len(lengths) > 1:
+        raise QtutorError(
+            f"token ids: samples of {min(lengths)} to {max(lengths)} tokens. All need one length: join them and cut "
+            "that by ids[: samples * length].reshape(samples, length)."
+        )
+    return torch.cat(rows)
+
+
+def _told(given) -> str:
+    if isinstance(given, list | tuple | set):
+        inside = f" of {type(next(iter(given))).__name__}" if given else ""
+        return f"a {type(given).__name__}{inside} with {len(given)} entries"
+    return f"a {type(given).__name__} ({str(given)[:60]!r})"

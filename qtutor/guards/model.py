@@ -1,0 +1,164 @@
+"""One door for models: the decoder that was meant, whole and as its config promises, or an error with the remedy."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from qtutor.errors import QtutorError
+from qtutor.families import Family, decoder_blocks, family_of
+from qtutor.guards.promises import check_promised
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def decoder_of(given) -> nn.Module:
+    """The transformers decoder that ``given`` is, or that torch.compile or DataParallel wraps.
+
+    Raises :class:`QtutorError` for anything else: a tuple of model and tokenizer, a path, adapters, a model without its
+    output matrix, tensors without values, layers of another tool's quantizer, weights that two layers share, and
+    tensors that are not those that the config promises.
+    """
+    model = _unwrapped(given)
+    family = family_of(model)
+    _check_whole(model, family)
+    _check_quantizer(model)
+    _check_values(model)
+    check_promised(model)
+    _check_shared(model, family)
+    return model
+
+
+def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str] = ()) -> None:
+    """Raise :class:`QtutorError` where quantizing ``model`` would lose something without a word.
+
+    calibrated: its blocks are run, half by half, on one device. outside: what is replaced beside their layers.
+    """
+    family = family_of(model)
+    known = {name for names in family.shared for name in names}
+    for index, block in enumerate(decoder_blocks(model)):
+        for name, module in block.named_modules():
+            full = f"{family.blocks}.{index}.{name}".rstrip(".")
+            linear = isinstance(module, nn.Linear)
+            if linear and name not in known:
+                raise QtutorError(
+                    f"{full} is a linear layer that blocks of the family {family.model_type!r} do not have. If it is "
+                    "an adapter's, call model = model.merge_and_unload() first; if the family is new, describe it in "
+                    "qtutor/families.py."
+                )
+            if linear or calibrated:
+                _check_hooks(full, module, replaced=linear)
+    for name in outside:
+        _check_hooks(name, model.get_submodule(name), replaced=True)
+    devices = {parameter.device for parameter in model.parameters()}
+    if calibrated and len(devices) > 1:
+        raise QtutorError(
+            f"the model lies on {', '.join(sorted(map(str, devices)))}, and calibration runs on one device: load it "
+            "without a device_map, or choose method 'rtn', which looks at no inputs."
+        )
+
+
+def _check_hooks(name: str, module: nn.Module, replaced: bool) -> None:
+    """What others have hung onto ``module`` is not called where it is replaced, or run without its block."""
+    patched = replaced and "forward" in vars(module) and not hasattr(module, "_hf_hook")  # not accelerate's
+    if patched or module._forward_hooks or module._forward_pre_hooks:
+        raise QtutorError(
+            f"{name} has a {'forward of its own' if patched else 'forward hook'}, which would not be heeded: remove it "
+            "first (handle.remove()), and put it there again afterwards."
+        )
+
+
+def check_measurable(model) -> None:
+    """Raise :class:`QtutorError` unless ``model`` may predict tokens; any that transformers loads for that will do."""
+    if not isinstance(model, nn.Module) or getattr(getattr(model, "config", None), "vocab_size", None) is None:
+        raise QtutorError(
+            f"model is a {type(model).__name__}; a model of transformers is needed. qtutor.load(name) returns it "
+            "together with its tokenizer: model, tokenizer = qtutor.load(name)."
+        )
+    if getattr(model, "base_model", None) is model:
+        raise QtutorError(
+            f"the model is a {type(model).__name__}, which has no output matrix and predicts no tokens: pass the whole "
+            "model (model, not model.model)."
+        )
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _unwrapped(given) -> nn.Module:
+    if isinstance(given, tuple | list) and given and isinstance(given[0], nn.Module):
+        raise QtutorError(f"model is a {type(given).__name__} of {len(given)}: the model is its first part, model[0].")
+    if not isinstance(given, nn.Module):
+        raise QtutorError(
+            f"model is a {type(given).__name__} ({str(given)[:60]!r}); a decoder of transformers is needed. "
+            "model, tokenizer = qtutor.load(name) loads one from a folder or a hub id."
+        )
+    if type(given).__module__.partition(".")[0] == "peft" or hasattr(given, "merge_and_unload"):
+        raise QtutorError(
+            f"the model is a {type(given).__name__}: its adapters are not merged into its layers. Call "
+            "model = model.merge_and_unload() first."
+        )
+    inside = given.module if isinstance(given, WRAPPERS) else given._modules.get("_orig_mod")  # of torch.compile
+    return given if inside is None else _unwrapped(inside)
+
+
+def _check_whole(model: nn.Module, family: Family) -> None:
+    for name in (family.blocks, family.embedding, family.norm, family.head):
+        try:
+            model.get_submodule(name)
+        except AttributeError:
+            raise QtutorError(
+                f"the model is a {type(model).__name__}, which has no {name!r}: hand over the whole decoder with its "
+                "output matrix (model, not model.model), as AutoModelForCausalLM or qtutor.load loads it."
+            ) from None
+
+
+def _check_quantizer(model: nn.Module) -> None:
+    found = getattr(model.config, "quantization_config", None)
+    if found is None and getattr(model, "hf_quantizer", None) is None:
+        return
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    name = getattr(method, "value", method) or "another tool"
+    raise QtutorError(
+        f"the model is quantized already, by {name} (config.quantization_config): its weights are packed or rounded. "
+        "Load the float checkpoint without that (or call model.dequantize(), if rounding twice is meant)."
+    )
+
+
+def _check_values(model: nn.Module) -> None:
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if parameter.is_meta:
+            raise QtutorError(
+                f"{name} has a shape and no values (device 'meta'): a device_map, or offloading, keeps them elsewhere. "
+                "Load the model whole: from_pretrained(..., device_map=None)."
+            )
+        if type(parameter.data) is not torch.Tensor:
+            raise QtutorError(
+                f"{name} is a {type(parameter.data).__name__}, not a plain tensor: another tool packed or split it. "
+                "Load the float checkpoint."
+            )
+
+
+def _check_shared(model: nn.Module, family: Family) -> None:
+    """Two layers that are one cannot become different, as methods that look at inputs make them."""
+    may_share = {f"{family.embedding}.weight", f"{family.head}.weight"}
+    seen = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = seen.setdefault(id(parameter), name)
+        if first != name and {first, name} != may_share:
+            block = ".".join(name.split(".")[:3])
+            raise QtutorError(
+                f"{name} and {first} are one tensor (a layer or block that is there twice): each has to have its own. "
+                f"Copy it first, for instance model.set_submodule({block!r}, copy.deepcopy(model.get_submodule("
+                f"{block!r})))."
+            )

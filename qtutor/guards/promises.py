@@ -1,0 +1,179 @@
+"""What a config promises of a decoder, and whether a model keeps it.
+
+The config's own decoder is built on the meta device, where it costs no memory, and compared: every tensor's name and
+shape, the kind of every layer. So adapters that were not merged, layers that another tool packed, parametrizations and
+a config that was changed by hand are found by what they do to the tensors, whoever did it. Without this each of them is
+quantized without a word, and written to a file that cannot be read.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from qtutor.errors import QtutorError, one_line
+from qtutor.families import decoder_blocks, family_of
+from qtutor.runtime.linear import QuantWeight
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NOT_COMPUTED = ("training", "layer_idx", "attention_dropout", "gradient_checkpointing")  # numbers that change no logits
+REMEDIES = {  # what a tensor's name tells of who made it
+    "lora": "It is an adapter's, not merged into its layer: call model = model.merge_and_unload() first.",
+    "_orig_mod": "torch.compile wraps a part of the model: quantize the model as it was, and compile it afterwards.",
+    "parametrizations": "Call torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') first.",
+    "weight_g": "Call torch.nn.utils.remove_weight_norm(module) first.",
+    "weight_orig": "Call torch.nn.utils.prune.remove(module, 'weight') or remove_spectral_norm(module) first.",
+    "scale": "Another tool quantized the model: load the float checkpoint.",
+}
+BY_HAND = (
+    "Weights or config were changed by hand: set the config to what the weights are (config.vocab_size, "
+    "config.intermediate_size ...), remove what the family does not have, or load the checkpoint again."
+)
+
+
+def check_promised(model: nn.Module) -> None:
+    """Raise :class:`QtutorError` where blocks, layers or tensors are not those of the config's own decoder."""
+    family = family_of(model)
+    blocks, wanted = len(decoder_blocks(model)), model.config.num_hidden_layers
+    if blocks != wanted:
+        raise QtutorError(
+            f"{family.blocks} has {blocks} blocks, and config.num_hidden_layers is {wanted}: set it to {blocks} if "
+            "blocks were added or removed on purpose."
+        )
+    try:
+        model.config.validate()
+        own = promised(model.config)
+    except Exception as error:  # a config can be wrong in many ways, and transformers raises as many errors
+        detail = one_line(" ".join(str(error).split()), 300)  # transformers says in a second line what is wrong
+        raise QtutorError(f"no model can be made of the model's own config ({detail}): restore its values.") from error
+    _check_kinds(model, own)
+    ours, theirs = shapes(model), shapes(own)
+    extra = [name for name in ours if name not in theirs]
+    why = next((remedy for remedy in map(_why, extra) if remedy), "")
+    for name in (*extra, *theirs):  # what is too much tells best who made it
+        found, expected = ours.get(name), theirs.get(name)
+        if found != expected:
+            raise QtutorError(
+                f"{name} is {_said(found)}, and the model's config ({type(model.config).__name__}) says "
+                f"{_said(expected)}. {why or BY_HAND}"
+            )
+    for name, tensor in model.state_dict().items():
+        if name in theirs and tensor.dtype not in FLOATS:
+            raise QtutorError(
+                f"{name} is {tensor.dtype}; float16, bfloat16, float32 or float64 is needed. Such weights are mostly "
+                "packed, with scales of their own: load the float checkpoint, or convert it with its own tool."
+            )
+    _check_numbers(model, own)
+    _check_angles(model, own)
+
+
+def _check_kinds(model: nn.Module, own: nn.Module) -> None:
+    """A linear layer or an embedding is exactly that, or one that we packed."""
+    for name, expected in own.named_modules():
+        if type(expected) not in (nn.Linear, nn.Embedding):
+            continue
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            continue  # the names of its tensors say more
+        if isinstance(module, QuantWeight):
+            continue
+        found = type(module)
+        if found is not type(expected):
+            why = next((remedy for key, _ in module.named_parameters() if (remedy := _why(key))), "")
+            raise QtutorError(
+                f"{name} is a {found.__module__}.{found.__name__}; a plain torch.nn.{type(expected).__name__} is "
+                f"needed. {why or 'Another tool has put it there: load the float checkpoint.'}"
+            )
+
+
+def _check_numbers(model: nn.Module, own: nn.Module) -> None:
+    """What modules took from the config when they were made (an epsilon, an activation) is what it says now."""
+    family = family_of(model)
+    for name, expected in own.named_modules():
+        if not name.startswith((f"{family.blocks}.", family.norm)) or isinstance(expected, nn.Linear):
+            continue
+        module = model.get_submodule(name)
+        if not list(expected.parameters()) and type(module) is not type(expected):
+            raise _changed(model, name, type(module).__name__, type(expected).__name__)
+        for key, value in vars(expected).items():
+            found = getattr(module, key, value)
+            if isinstance(value, float | int) and key not in NOT_COMPUTED and found != value:
+                raise _changed(model, f"{name}.{key}", found, value)
+
+
+def _check_angles(model: nn.Module, own: nn.Module) -> None:
+    """Angles of positions are made of the config, too. A model cast to 16 bits has rounded ones, by up to 0.4 %."""
+    for name, kind in own.named_modules():
+        if hasattr(kind, "inv_freq"):
+            module, expected = model.get_submodule(name), type(kind)(model.config).inv_freq
+            angles = getattr(module, "original_inv_freq", module.inv_freq).float().cpu()
+            if angles.shape != expected.shape or not torch.allclose(angles, expected, rtol=1e-2):
+                found, wanted = (", ".join(f"{x:.4g}" for x in part.tolist()[:4]) for part in (angles, expected))
+                raise _changed(model, f"{name}.inv_freq", f"{found} ...", f"{wanted} ...")
+
+
+def _changed(model: nn.Module, name: str, found, value) -> QtutorError:
+    return QtutorError(
+        f"{name} is {found}, and by the model's config ({type(model.config).__name__}) it would be {value}: one of "
+        "them was changed after the other was made, and a file would compute something else. Load the model again with "
+        "the config that is meant: from_pretrained(folder, config=config)."
+    )
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of everything that a checkpoint of ``model`` holds, by name; of packed layers as they are in float."""
+    packed = {
+        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, QuantWeight)
+    }
+    found = {f"{name}.weight": (module.rows, module.columns) for name, module in packed.items()}
+    found |= {f"{n}.bias": tuple(m.bias.shape) for n, m in packed.items() if getattr(m, "bias", None) is not None}
+    for name, tensor in model.state_dict().items():
+        if name.rpartition(".")[0] not in packed:
+            found[name] = tuple(tensor.shape)
+    return found
+
+
+def promised(config) -> nn.Module:
+    """The decoder of ``config`` on the meta device: names, shapes and kinds of layers, no values."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether the output matrix is the embedding itself: the tensors tell, whatever the config says."""
+    family = family_of(model)
+    embedding, head = (getattr(model.get_submodule(name), "weight", None) for name in (family.embedding, family.head))
+    if embedding is None or head is None:  # packed
+        return False
+    same = head.data_ptr() == embedding.data_ptr() != 0 and head.stride() == embedding.stride()
+    return bool(head is embedding or (same and head.shape == embedding.shape))
+
+
+def config_to_write(model: nn.Module):
+    """The config to write for ``model``: its own, but tied and of the dtype that the tensors are."""
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = is_tied(model)
+    config.dtype = model.get_submodule(family_of(model).norm).weight.dtype
+    return config
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise :class:`QtutorError` naming a tensor of ``model`` that holds NaN or an infinity."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor)  # both are NaN if any number is, and no copy is made
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise QtutorError(
+                    f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} numbers are NaN or infinite. "
+                    "The model would write nonsense: repair the checkpoint, or load it again."
+                )
+
+
+def _why(name: str) -> str:
+    return next((remedy for part, remedy in REMEDIES.items() if part in name), "")
+
+
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "not there" if shape is None else f"{list(shape)}"

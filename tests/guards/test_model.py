@@ -1,0 +1,497 @@
+"""Models that are not what they seem: each is quantized right, or refused by name before any work."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.utils.prune
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+import qtutor
+from qtutor.guards.model import decoder_of, in_eval
+from qtutor.runtime.linear import QuantLinear
+from tests.models import FAMILIES, some_ids, tiny
+
+RECIPE = qtutor.Recipe(group_size=32)
+
+
+class Lora(nn.Module):
+    """What peft puts in the place of a layer."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(layer.in_features, 4, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(4, layer.out_features, bias=False)})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+class PeftModel(nn.Module):
+    """What peft puts around a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model, self.config = model, model.config
+
+    def merge_and_unload(self):
+        return self.base_model
+
+
+class Linear4bit(nn.Linear):
+    """A layer that another tool packed: what bitsandbytes' looks like from outside."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, bias=False)
+        packed = torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def edited(edit, **options):
+    """A small decoder, changed by ``edit``."""
+    model = tiny(**options)
+    with torch.no_grad():
+        edit(model)
+    return model
+
+
+def set_layer(make, name="model.layers.1.mlp.up_proj"):
+    return lambda model: model.set_submodule(name, make(model.get_submodule(name)))
+
+
+def set_parameter(make, name="model.layers.1.mlp.up_proj", kind="weight"):
+    def edit(model):
+        module = model.get_submodule(name)
+        setattr(module, kind, nn.Parameter(make(module.weight), requires_grad=False))
+
+    return edit
+
+
+def share(*names):
+    """The modules ``names`` become the first of them."""
+
+    def edit(model):
+        for name in names[1:]:
+            model.set_submodule(name, model.get_submodule(names[0]))
+
+    return edit
+
+
+def share_weight(first, second):
+    return lambda model: setattr(model.get_submodule(second), "weight", model.get_submodule(first).weight)
+
+
+def set_config(**values):
+    return lambda model: [setattr(model.config, name, value) for name, value in values.items()]
+
+
+def compile_a_block(model):
+    model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+
+
+def leave_out_a_block(model):
+    model.model.layers = model.model.layers[:1]
+
+
+def add_a_buffer(model):
+    model.model.layers[0].mlp.up_proj.register_buffer("weight_scale", torch.ones(1))
+
+
+def twice_the_first_block(model):
+    model.model.layers = nn.ModuleList([model.model.layers[0], model.model.layers[0]])
+
+
+Q0, Q1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
+PARAMETRIZE = nn.utils.parametrize.register_parametrization
+# label -> a function that makes the model, what the error says
+REFUSED = {
+    "a tuple": (lambda: (tiny(), None), r"a tuple of 2: the model is its first part, model\[0\]"),
+    "a path": (lambda: "path/to/llama", r"model is a str \('path/to/llama'\).*qtutor.load"),
+    "nothing": (lambda: None, "model is a NoneType"),
+    "a recipe": (lambda: RECIPE, "model is a Recipe"),
+    "the base model": (lambda: tiny().model, r"LlamaModel, which has no 'model.layers'.*model, not model.model"),
+    "a classifier": (
+        lambda: AutoModelForSequenceClassification.from_config(tiny().config),
+        "LlamaForSequenceClassification, which has no 'lm_head'",
+    ),
+    "a PeftModel": (lambda: PeftModel(tiny()), r"PeftModel: its adapters.*merge_and_unload\(\) first"),
+    "a LoRA layer": (
+        lambda: edited(set_layer(Lora)),
+        r"layers\.1\.mlp\.up_proj is a .*Lora; .*merge_and_unload\(\) first",
+    ),
+    "an adapter beside": (
+        lambda: edited(lambda m: setattr(m.model.layers[0].mlp, "adapter", nn.Linear(4, 4, bias=False))),
+        r"model\.layers\.0\.mlp\.adapter\.weight is \[4, 4\], and the model's config \(LlamaConfig\) says not there",
+    ),
+    "a packed layer": (lambda: edited(set_layer(Linear4bit)), r"up_proj is a .*Linear4bit; a plain torch.nn.Linear"),
+    "scales of another tool": (lambda: edited(add_a_buffer), "weight_scale is .*Another tool quantized the model"),
+    "another tool's config": (
+        lambda: edited(set_config(quantization_config={"quant_method": "gptq"})),
+        "quantized already, by gptq",
+    ),
+    "float8": (lambda: edited(set_parameter(lambda w: w.to(torch.float8_e4m3fn))), "up_proj.weight is torch.float8"),
+    "integers": (lambda: edited(set_parameter(lambda w: w.to(torch.int8))), "up_proj.weight is torch.int8"),
+    "complex": (lambda: edited(set_parameter(lambda w: w.to(torch.complex64))), "up_proj.weight is torch.complex64"),
+    "float8 norm": (
+        lambda: edited(set_parameter(lambda w: w.to(torch.float8_e4m3fn), "model.norm")),
+        "model.norm.weight is torch.float8",
+    ),
+    "no values": (lambda: tiny().to("meta"), "model.embed_tokens.weight has a shape and no values"),
+    "one without values": (
+        lambda: edited(set_parameter(lambda w: w.to("meta"))),
+        r"layers\.1\.mlp\.up_proj\.weight has a shape and no values .*Load the model whole",
+    ),
+    "a compiled block": (lambda: edited(compile_a_block), "_orig_mod.*compile it afterwards"),
+    "parametrization": (
+        lambda: edited(lambda m: PARAMETRIZE(m.model.layers[0].mlp.up_proj, "weight", nn.Identity())),
+        r"layers\.0\.mlp\.up_proj is a .*ParametrizedLinear; .*remove_parametrizations",
+    ),
+    "weight norm": (
+        lambda: edited(lambda m: nn.utils.parametrizations.weight_norm(m.model.layers[0].mlp.up_proj)),
+        "ParametrizedLinear",
+    ),
+    "pruned": (
+        lambda: edited(lambda m: nn.utils.prune.l1_unstructured(m.model.layers[0].mlp.up_proj, "weight", 0.5)),
+        r"up_proj\.weight_(orig|mask) is .*prune.remove",
+    ),
+    "a block twice": (lambda: edited(twice_the_first_block), r"layers\.1\..* and model\.layers\.0\..* are one tensor"),
+    "a layer twice": (lambda: edited(share(Q0, Q1)), r"layers\.1\.self_attn\.q_proj\.weight and model.layers.0.self"),
+    "a norm twice": (
+        lambda: edited(share("model.layers.0.input_layernorm", "model.layers.1.input_layernorm")),
+        r"input_layernorm\.weight and .*copy\.deepcopy",
+    ),
+    "tied weights": (lambda: edited(share_weight(Q0, Q1)), "are one tensor"),
+    "tied q and o": (lambda: edited(share_weight(Q0, Q0.replace("q_", "o_"))), "are one tensor"),
+    "fewer blocks": (lambda: edited(leave_out_a_block), "model.layers has 1 blocks, and config.num_hidden_layers is 2"),
+    "more blocks": (lambda: edited(set_config(num_hidden_layers=1)), "has 2 blocks, and config.num_hidden_layers is 1"),
+    "vocabulary": (lambda: edited(set_config(vocab_size=300)), r"embed_tokens\.weight is \[256, 64\], .* \[300, 64\]"),
+    "width": (lambda: edited(set_config(intermediate_size=96)), r"gate_proj\.weight is \[128, 64\].*\[96, 64\]"),
+    "heads": (lambda: edited(set_config(num_key_value_heads=1)), r"k_proj\.weight is \[32, 64\].*\[16, 64\]"),
+    "layer types": (
+        lambda: edited(lambda m: (leave_out_a_block(m), set_config(num_hidden_layers=1)(m)), family="qwen3"),
+        "no model can be made of the model's own config .*layer_types",
+    ),
+    "an epsilon": (
+        lambda: edited(set_config(rms_norm_eps=1e-3)),
+        r"layers\.0\.input_layernorm\.variance_epsilon is 1e-06, and by .*0\.001: one of them was changed",
+    ),
+    "an activation": (lambda: edited(set_config(hidden_act="gelu")), "mlp.act_fn is SiLU.* it would be GELU"),
+    "angles": (
+        lambda: edited(set_config(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+        r"rotary_emb\.inv_freq is 1, 0\.3162, 0\.1, .* would be 1, 0\.1939",
+    ),
+    "angles without values": (lambda: edited(lambda m: m.model.rotary_emb.to("meta")), "inv_freq has a shape and no"),
+    "a head of values": (lambda: edited(lambda m: setattr(m, "head", nn.Linear(4, 1))), r"head\.weight is \[1, 4\]"),
+    "nonsense": (lambda: edited(set_config(hidden_act="magic")), "no model can be made of the model's own config"),
+    "a bias": (
+        lambda: edited(set_parameter(lambda w: w.new_zeros(len(w)), kind="bias")),
+        r"up_proj\.bias is \[128\], and the model's config \(LlamaConfig\) says not there",
+    ),
+    "no layer": (lambda: edited(set_layer(lambda _: nn.Identity())), "up_proj is a .*Identity"),
+    "a buffer as weight": (
+        lambda: edited(set_parameter(lambda w: w.as_subclass(Split))),
+        "up_proj.weight is a Split, not a plain tensor",
+    ),
+}
+
+
+class Split(torch.Tensor):
+    """What tools that pack or split tensors make of them."""
+
+
+@pytest.mark.parametrize("label", REFUSED)
+@pytest.mark.parametrize("then", ["quantize", "gguf"])
+def test_what_cannot_be_meant_is_refused_by_name(tmp_path, label, then):
+    make, message = REFUSED[label]
+    model = make()
+    with pytest.raises(qtutor.QtutorError, match=message) as told:
+        if then == "quantize":
+            qtutor.quantize(model, RECIPE, progress=False)
+        else:
+            qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32")
+    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+    if isinstance(model, nn.Module):
+        assert not any(isinstance(module, QuantLinear) for module in model.modules())
+
+
+def comes_back(model, tmp_path, **recipe):
+    """Quantize, export, load: the logits stay."""
+    qtutor.quantize(model, qtutor.Recipe(**{"group_size": 32} | recipe), some_ids(16, 32), progress=False)
+    expected = model(some_ids()).logits
+    qtutor.export(model, tmp_path / "out")
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    assert torch.equal(again(some_ids()).logits, expected)
+    return again
+
+
+def as_view(weight):
+    return torch.cat([weight, weight])[: len(weight)]
+
+
+def transposed_in_memory(weight):
+    return weight.t().contiguous().t()
+
+
+def expanded(weight):
+    return weight[:1].expand(*weight.shape)
+
+
+def train(model):
+    model.train()
+    model.config.attention_dropout = 0.5
+    for block in model.model.layers:
+        block.self_attn.attention_dropout = 0.5
+
+
+def checkpointing(model):
+    model.gradient_checkpointing_enable()
+    model.train()
+
+
+def optimize(model):
+    with torch.enable_grad():
+        optimizer = torch.optim.Adam(model.parameters())
+        model(some_ids(), labels=some_ids()).loss.backward()
+        optimizer.step()
+
+
+def accelerate_hooks(model):
+    hooks = pytest.importorskip("accelerate.hooks")
+    for module in model.modules():
+        if list(module.parameters()):
+            hooks.add_hook_to_module(module, hooks.AlignDevicesHook(execution_device="cpu", io_same_device=True))
+
+
+def one_storage(model):
+    """q, k and v as parts of one matrix, as tools that join layers leave them."""
+    for block in model.model.layers:
+        layers = [getattr(block.self_attn, f"{name}_proj") for name in "qkv"]
+        joined = torch.cat([layer.weight for layer in layers])
+        for layer, part in zip(layers, joined.split([len(layer.weight) for layer in layers])):
+            layer.weight = nn.Parameter(part)
+
+
+def overlapping(model):
+    """Two tensors that begin at the same place in memory, one longer than the other."""
+    first, second = (block.mlp.up_proj for block in model.model.layers)
+    first.weight = nn.Parameter(second.weight.data)
+
+
+def hook_on_a_norm(model):
+    model.model.norm.register_forward_hook(lambda module, given, made: None)
+
+
+KEPT = {
+    "views": set_parameter(as_view),
+    "transposed in memory": set_parameter(transposed_in_memory),
+    "expanded": set_parameter(expanded),
+    "a view as norm": set_parameter(as_view, "model.norm"),
+    "q, k and v of one storage": one_storage,
+    "overlapping weights": overlapping,
+    "train mode": train,
+    "gradient checkpointing": checkpointing,
+    "after training": optimize,
+    "hooks of accelerate": accelerate_hooks,
+    "a hook that stays": hook_on_a_norm,
+}
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq+gptq"])
+@pytest.mark.parametrize("label", KEPT)
+def test_unusual_models_are_quantized_as_the_usual_ones_are(tmp_path, label, method):
+    model = edited(KEPT[label])
+    plain = tiny()
+    plain.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    training = {name for name, module in model.named_modules() if module.training}
+    with in_eval(model):
+        again = comes_back(model, tmp_path, method=method)
+    comes_back(plain, tmp_path, method=method)
+    assert torch.equal(again(some_ids()).logits, plain(some_ids()).logits)
+    assert training <= {name for name, module in model.named_modules() if module.training}
+
+
+def test_a_model_in_train_mode_is_calibrated_and_measured_without_dropout():
+    model = edited(train)
+    usual = tiny()
+    assert qtutor.perplexity(model, some_ids()) == qtutor.perplexity(usual, some_ids())
+    for one in (model, usual):
+        one.report = qtutor.quantize(one, qtutor.Recipe("gptq", group_size=32), some_ids(16, 32), progress=False)
+    assert [row.error for row in model.report.rows] == [row.error for row in usual.report.rows]
+    assert model.training and model.model.layers[0].training and not usual.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "nf4", "int8"])
+def test_dtypes(tmp_path, dtype, method):
+    model = tiny(dtype=dtype)
+    model.model.rotary_emb = type(model.model.rotary_emb)(
+        model.config
+    )  # tiny() casts its angles, a checkpoint does not
+    if dtype is not torch.float64:
+        comes_back(model, tmp_path, method=method)
+        return
+    exact = model(some_ids()).logits
+    qtutor.quantize(model, qtutor.Recipe(method, group_size=32), some_ids(16, 32), progress=False)
+    assert (model(some_ids()).logits - exact).norm() < 0.3 * exact.norm()
+    with pytest.raises(qtutor.QtutorError, match=r"float64, which no checkpoint holds: call model\.float\(\) first"):
+        qtutor.export(model, tmp_path / "out")
+    qtutor.export(model.float(), tmp_path / "out")
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+    assert again.config.dtype == torch.float32
+
+
+def test_mixed_dtypes_come_back(tmp_path):
+    model = tiny(dtype=torch.bfloat16)
+    model.lm_head = copy.deepcopy(model.lm_head).float()
+    model.model.norm.float()
+    qtutor.quantize(model, RECIPE, progress=False)
+    qtutor.export(model, tmp_path / "out")
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]) and tensor.dtype == again.state_dict()[name].dtype
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_compiled_model_is_quantized_and_written_under_its_own_names(tmp_path, method):
+    model = tiny()
+    compiled = torch.compile(model, backend="eager")
+    compiled(some_ids())
+    qtutor.quantize(compiled, qtutor.Recipe(method, group_size=32), some_ids(16, 32), progress=False)
+    assert isinstance(model.model.layers[0].mlp.up_proj, QuantLinear)
+    assert torch.allclose(compiled(some_ids()).logits, model(some_ids()).logits, atol=1e-5)
+    qtutor.export(compiled, tmp_path / "out")
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+    assert decoder_of(nn.DataParallel(model)) is model
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("place", ["model.layers.1.mlp.up_proj", "model.layers.1.mlp"])
+def test_hooks_that_would_be_lost_are_named(place, calibrated):
+    model = tiny()
+    handle = model.get_submodule(place).register_forward_hook(lambda module, given, made: 2 * made)
+    recipe = qtutor.Recipe("gptq" if calibrated else "rtn", group_size=32)
+    if calibrated or place.endswith("proj"):
+        with pytest.raises(qtutor.QtutorError, match=rf"{place} has a forward hook.*handle\.remove"):
+            qtutor.quantize(model, recipe, some_ids(16, 32), progress=False)
+        handle.remove()
+    qtutor.quantize(model, recipe, some_ids(16, 32), progress=False)
+
+
+def test_a_forward_of_ones_own_is_named():
+    model = tiny()
+    layer = model.model.layers[1].mlp.up_proj
+    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight)
+    with pytest.raises(qtutor.QtutorError, match=r"layers\.1\.mlp\.up_proj has a forward of its own"):
+        qtutor.quantize(model, RECIPE, progress=False)
+
+
+def test_a_layer_that_the_family_does_not_have_is_named(monkeypatch):
+    """Even where the config promises it, as for a family that was described in part."""
+    from dataclasses import replace
+
+    from qtutor import families
+
+    attention, mlp = families.LLAMA.halves
+    part = replace(families.LLAMA, halves=(attention, replace(mlp, readers=("mlp.up_proj",))))
+    monkeypatch.setitem(families.FAMILIES, "llama", part)
+    with pytest.raises(qtutor.QtutorError, match=r"layers\.0\.mlp\.gate_proj is a linear layer that blocks of .*llama"):
+        qtutor.quantize(tiny(), RECIPE, progress=False)
+
+
+def test_the_recipe_is_a_recipe():
+    with pytest.raises(qtutor.QtutorError, match=r"recipe is a str: pass a qtutor\.Recipe"):
+        qtutor.quantize(tiny(), "gptq", progress=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_biases_and_resized_vocabularies_come_back(tmp_path, family):
+    model = tiny(family)
+    model.resize_token_embeddings(272, mean_resizing=False)
+    comes_back(model, tmp_path, method="gptq")
+    if family == "llama":
+        config = copy.deepcopy(tiny().config)
+        config.attention_bias = config.mlp_bias = True
+        model = type(model)(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        comes_back(model, tmp_path, method="awq+gptq")
+
+
+def test_large_weights_name_their_layer():
+    model = edited(set_parameter(lambda w: w * 1e9))
+    with pytest.raises(qtutor.QtutorError, match=r"model\.layers\.1\.mlp\.up_proj: a range of .* more than float16"):
+        qtutor.quantize(model, RECIPE, progress=False)
+    with pytest.raises(qtutor.QtutorError, match=r"model\.layers\.1\.mlp\.\w+: (a range|1|.*finite)"):
+        qtutor.quantize(model, qtutor.Recipe("gptq", group_size=32), some_ids(16, 32), progress=False)
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("size", [1e-8, 1e-20])
+def test_weights_that_are_too_small_for_their_scales_are_told(method, size):
+    model = edited(set_parameter(lambda w: w * size / w.abs().max()))
+    with pytest.warns(UserWarning, match=r"layers\.1\.mlp\.up_proj: .*256 of 256 groups became zero"):
+        report = qtutor.quantize(model, qtutor.Recipe(method, group_size=32), some_ids(16, 32), progress=False)
+    (row,) = [row for row in report.rows if "became zero" in row.note]
+    assert row.name == "model.layers.1.mlp.up_proj" and row.error == pytest.approx(1)
+    assert "ATTENTION, model.layers.1.mlp.up_proj" in str(report)
+
+
+def test_a_few_small_groups_are_told_and_zeros_are_not():
+    def edit(model):
+        weight = model.model.layers[1].mlp.up_proj.weight
+        weight[3, :32] = 1e-9  # one group
+        weight[4] = 0
+
+    with pytest.warns(UserWarning, match="1 of 256 groups became zero"):
+        report = qtutor.quantize(edited(edit), RECIPE, progress=False)
+    assert len(report.notes) == 1
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_errors_of_extreme_weights_are_computed_all_the_same(size):
+    """NF4's scales have 32 bits and hold them; the squares of such weights do not fit float32."""
+    usual, extreme = tiny(), edited(set_parameter(lambda w: w * size))
+    recipe = qtutor.Recipe("nf4", group_size=32, double=False)
+    errors = [qtutor.quantize(model, recipe, progress=False).rows[-2].error for model in (usual, extreme)]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3) and errors[0] > 0.05
+
+
+@pytest.mark.parametrize("layer", ["model.embed_tokens", "lm_head"])
+def test_hooks_outside_of_the_blocks_are_named_where_they_would_be_lost(layer):
+    model = tiny(tied=False)
+    model.get_submodule(layer).register_forward_hook(lambda module, given, made: None)
+    qtutor.quantize(copy.deepcopy(model), RECIPE, progress=False)
+    with pytest.raises(qtutor.QtutorError, match=f"{layer} has a forward hook"):
+        qtutor.quantize(model, qtutor.Recipe(group_size=32, embeddings=True, lm_head=True), progress=False)
+
+
+def test_blocks_may_be_left_out_and_copied_where_the_config_says_so(tmp_path):
+    model = tiny()
+    model.model.layers.append(copy.deepcopy(model.model.layers[0]))
+    model.model.layers[2].self_attn.layer_idx = model.config.num_hidden_layers = 2
+    model.config.num_hidden_layers = 3
+    comes_back(model, tmp_path, method="gptq")
+    model = edited(lambda m: (leave_out_a_block(m), set_config(num_hidden_layers=1)(m)))
+    comes_back(model, tmp_path, method="gptq")
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn", "linear", "dynamic"])
+def test_scaled_positions_are_as_the_config_says(kind):
+    config = tiny().config
+    options = {"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}.get(kind, {})
+    config.rope_parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0} | options
+    if kind in ("llama3", "yarn"):
+        config.rope_parameters["original_max_position_embeddings"] = 16
+    model = type(tiny())(config).eval()
+    model(some_ids(1, 100))  # "dynamic" changes its angles for long texts
+    assert decoder_of(model) is model
+    assert decoder_of(model.bfloat16()) is model
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 2e4}
+    with pytest.raises(qtutor.QtutorError, match="inv_freq is"):
+        decoder_of(model)
