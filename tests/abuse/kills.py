@@ -155,8 +155,11 @@ class Trial:
             outcome = "lost"
         self.found[outcome] += 1
         self.found[f"{number.name}: exit status {status}"] += 1
-        if number != signal.SIGKILL and len(stages(self.folder)) > before:
+        left = stages(self.folder)
+        if number != signal.SIGKILL and len(left) > before:
+            held = sorted({file.name for name in left for file in (self.folder / name).iterdir()})
             self.found["left behind"] += 1
+            self.found[f"(there: {held} after {number.name} and status {status})"] += 1
         if number != signal.SIGKILL and b"Traceback" in self.errors.read_bytes():
             self.found["traceback"] += 1
         names = set(os.listdir(self.folder)) - set(stages(self.folder)) - {self.name, "NOTES.txt"}
