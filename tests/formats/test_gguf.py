@@ -439,7 +439,7 @@ def test_a_read_only_folder_is_told(tmp_path):
     done = write_elsewhere(tmp_path / "a.gguf", mount=mount)
     assert done.returncode == 0, done.stderr
     message, *rest = done.stdout.splitlines()
-    assert "cannot be written: Read-only file system. Whatever was there before is untouched" in message
+    assert f"cannot be written: Read-only file system ({tmp_path}). Whatever was there before is untouched" in message
     assert rest == ["a.gguf", "the old file"]
 
 
