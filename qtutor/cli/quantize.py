@@ -68,10 +68,10 @@ def write_folder(options) -> int:
     import qtutor
     from qtutor.cli.calibrating import calibration_of, check_calibration
 
-    for name in ("type", "imatrix"):
+    for name, what in (("type", "one"), ("imatrix", "an importance matrix")):
         if getattr(options, name):
             raise QtutorError(
-                f"--{name} {getattr(options, name)} is for llama.cpp's files: it goes with --format gguf, or an OUT "
+                f"--{name} {getattr(options, name)} is {what} of llama.cpp's: it goes with --format gguf, or an OUT "
                 "that ends in .gguf."
             )
     if Path(options.out).suffix.lower() == ".gguf":
@@ -80,7 +80,10 @@ def write_folder(options) -> int:
     check_calibration(options, recipe.needs_calibration, f"--method {options.method}")
     model, tokenizer = load(options, dtype="auto")  # what is not quantized is written in its own 16 bits
     calibration = calibration_of(options, model, tokenizer)
-    print(qtutor.quantize(model, recipe, calibration=calibration))
+    report = qtutor.quantize(model, recipe, calibration=calibration)
+    if not report.rows:
+        raise QtutorError(f"--keep {options.keep} leaves no layer to be quantized: keep fewer.")
+    print(report)
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
     print(f"Written to {options.out}. Next: qtutor eval {options.out}")
     return 0

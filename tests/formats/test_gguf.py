@@ -400,8 +400,8 @@ def test_on_the_command_line(tmp_path, capsys):
     assert not np.array_equal(read(out).data(name), read(plain).data(name))  # the text has had its say
     assert np.array_equal(read(out).data("token_embd.weight"), read(plain).data("token_embd.weight"))
     for options, message in (
-        (["--format", "gguf", "--bits", "3"], "--bits does not go with --format gguf"),
-        (["--type", "Q4_0"], "--type Q4_0 is one of llama.cpp's: it goes with --format gguf"),
+        ([out, "--bits", "3"], "--bits does not go with --format gguf"),
+        ([f"{out}-folder", "--type", "Q4_0"], "--type Q4_0 is one of llama.cpp's: it goes with --format gguf"),
     ):
-        assert main(["quantize", "embedded", out, *options]) == 2
+        assert main(["quantize", "embedded", *options]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
