@@ -16,10 +16,10 @@ from collections import Counter
 from pathlib import Path
 from unittest import mock
 
-from qtutor import files, stage
-from qtutor.files import folder_written_beside, written_beside
+from qtutor import files
+from qtutor.files import folder_written_beside, staging, written_beside
 
-TRACED = {module.__file__ for module in (files, stage, shutil, pathlib, contextlib)}
+TRACED = {module.__file__ for module in (files, staging, shutil, pathlib, contextlib)}
 BETWEEN = {"yield _new_stage(path, made, held)", "try:"}
 KINDS = ("file", "folder", "folder in two steps")
 
@@ -71,7 +71,7 @@ def run(kind: str, step: int = 1) -> Counter:
             return found
         name, _, line = where.rpartition(":")
         text = Path(name).read_text(encoding="utf-8").splitlines()[int(line) - 1].strip() if where else ""
-        if result == "left behind" and name == stage.__file__ and text in BETWEEN:
+        if result == "left behind" and name == staging.__file__ and text in BETWEEN:
             result = "between two calls"
         found[result] += 1
         if result in ("lost", "left behind"):
