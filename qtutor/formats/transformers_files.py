@@ -129,11 +129,16 @@ def _wrong(where: str, key: str, found, wanted: str) -> QtutorError:
     return QtutorError(f"{where}: {key} is {shown(found)}, expected {wanted}. {MEND}")
 
 
+def shapes_alone(config) -> nn.Module:
+    """The decoder of a config, of shapes alone; transformers raises errors of many kinds where there is none."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+
+
 def empty_model(config, where: str) -> nn.Module:
     """The decoder of a config, of shapes alone: nothing is allocated. where: the file that the config is from."""
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+        return shapes_alone(config)
     except Exception as error:  # KeyError for an unknown hidden_act, RuntimeError for a size beyond 2^63, and more
         raise QtutorError(f"{where}: no decoder can be made of this config ({_detail(error)}). {MEND}") from error
 

@@ -10,10 +10,10 @@ import copy
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from qtutor.errors import QtutorError, one_line
 from qtutor.families import decoder_blocks, family_of
+from qtutor.formats.transformers_files import shapes_alone
 from qtutor.runtime.linear import QuantWeight
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -43,7 +43,7 @@ def check_promised(model: nn.Module) -> None:
         )
     try:
         model.config.validate()
-        own = promised(model.config)
+        own = shapes_alone(model.config)
     except Exception as error:  # a config can be wrong in many ways, and transformers raises as many errors
         detail = one_line(" ".join(str(error).split()), 300)  # transformers says in a second line what is wrong
         raise QtutorError(f"no model can be made of the model's own config ({detail}): restore its values.") from error
@@ -133,12 +133,6 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
         if name.rpartition(".")[0] not in packed:
             found[name] = tuple(tensor.shape)
     return found
-
-
-def promised(config) -> nn.Module:
-    """The decoder of ``config`` on the meta device: names, shapes and kinds of layers, no values."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def is_tied(model: nn.Module) -> bool:
