@@ -98,6 +98,23 @@ def test_the_walk_computes_what_the_model_computes(other):
         assert torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max())
 
 
+def test_each_block_is_called_as_the_model_calls_it(monkeypatch):
+    """Every other block of Gemma 2 sees a window only: its mask is another."""
+    monkeypatch.setitem(families.FAMILIES, "gemma2", GEMMA2)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = Gemma2Config(vocab_size=VOCABULARY, num_key_value_heads=2, head_dim=16, sliding_window=3, **sizes)
+    torch.manual_seed(0)
+    model, ids = Gemma2ForCausalLM(config).eval(), some_ids(5)
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True).hidden_states
+    masks = []
+    for states, block in zip(expected, walk(model, ids, twin=True)):
+        assert torch.allclose(block.states, states, atol=1e-4 * states.abs().max())
+        assert torch.allclose(block.twin.states, states, atol=1e-4 * states.abs().max())
+        masks.append(block.arguments["attention_mask"])
+    assert [mask is None or torch.equal(mask, masks[1]) for mask in masks] == [False, True, False]
+
+
 def test_outliers_and_folded_scales_leave_the_logits(other):
     expected = other(some_ids()).logits
     harder = qtutor.add_outliers(copy.deepcopy(other), share=0.3)

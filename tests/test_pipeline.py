@@ -48,6 +48,23 @@ def test_what_is_left_alone_and_what_is_asked_for():
     assert [row.name for row in report.rows[-2:]] == ["model.embed_tokens", "lm_head"]
 
 
+@pytest.mark.parametrize("method", ["rtn", "nf4", "gptq", "awq"])
+def test_rows_of_the_report_are_about_the_models_own_layers(method):
+    """Their bytes in the model's dtype, and the error of the weights, in part of their size."""
+    model = tiny("qwen2", dtype=torch.bfloat16)
+    weights = {name: layer.weight.detach().float() for name, layer in linear_layers(model).items()}
+    recipe = qtutor.Recipe(method, bits=4, group_size=32, propagate=False)
+    report = qtutor.quantize(model, recipe, some_ids(16, 32), progress=False)
+    assert [row.name for row in report.rows] and {row.name for row in report.rows} == set(weights)
+    for row in report.rows:
+        layer, weight = model.get_submodule(row.name), weights[row.name]
+        assert row.shape == tuple(weight.shape) and row.bytes_before == 2 * weight.numel()
+        assert row.bytes_after == layer.quantized().nbytes
+        if method != "awq":  # whose errors are those of scaled weights
+            error = (layer.quantized().dequantize() - weight).norm() / weight.norm()
+            assert row.error == pytest.approx(error.item(), rel=1e-5)
+
+
 def test_report_counts_true_bytes_and_errors():
     model = tiny(dtype=torch.bfloat16)
     before = qtutor.evaluate.model_bytes(model)

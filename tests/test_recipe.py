@@ -55,6 +55,19 @@ def test_exceptions_by_pattern_and_the_last_one_counts():
     }
 
 
+def test_the_recipe_of_a_layer_is_its_own():
+    """Exceptions for others are not in it, nor what only they need."""
+    recipe = Recipe(layers={"*.1.mlp.up_proj": {"method": "gptq"}})
+    recipes = recipe.of_layers(NAMES)
+    assert all(own.layers == {} for own in recipes.values())
+    assert [name for name, own in recipes.items() if own.needs_calibration] == ["model.layers.1.mlp.up_proj"]
+    for method, group_size, expected in (("int8", 64, 64), ("nf4", 32, 32), ("fp4", 128, 128), ("rtn", 16, 16)):
+        other = Recipe(method, group_size=group_size, layers={"*.down_proj": {"method": "gptq"}}).of_layers(NAMES)
+        layer = other["model.layers.0.mlp.down_proj"]
+        # Bits, symmetry and int8's whole rows are that method's; only the group size may have been someone's choice.
+        assert (layer.bits, layer.symmetric, layer.group_size) == (4, False, expected)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -124,6 +137,8 @@ def test_one_layer_by_gptq_in_a_model_that_is_rounded_to_nearest():
         if not torch.equal(made.get_submodule(row.name).packed, nearest.get_submodule(row.name).packed)
     }  # fmt: skip
     assert differ == {"model.layers.1.mlp.up_proj"}
+    told = [row.name for row in report.rows if row.output_error is not None]  # gate_proj reads the same input
+    assert told == ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]
 
 
 def test_everything_that_runs_can_be_switched_off():

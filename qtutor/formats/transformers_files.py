@@ -38,6 +38,7 @@ NOT_READ = (
     *("output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder", "chunk_size_feed_forward"),
     *("id2label", "label2id", "problem_type", "_name_or_path"),
 )
+OURS = "prompts_begin_with_bos"  # a key of ours: see qtutor.measure.generation
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
@@ -71,7 +72,7 @@ def config_of(values: dict, where: str, blocks: int):
     _check_values(values, where, blocks)
     try:
         usual = AutoConfig.for_model(family.model_type)
-        known = (set(usual.to_dict()) | {*OLDER, *BESIDE}) - {*NOT_READ, "transformers_version"}
+        known = (set(usual.to_dict()) | {*OLDER, *BESIDE, OURS}) - {*NOT_READ, "transformers_version"}
         config = type(usual).from_dict({key: value for key, value in values.items() if key in known})
         _check_config(config, where)
     except QtutorError:
@@ -110,7 +111,7 @@ def _check_values(values: dict, where: str, blocks: int) -> None:
     epsilon = values.get("rms_norm_eps", 1e-6)
     if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
         raise _wrong(where, "rms_norm_eps", epsilon, "a number from 0 to 1")
-    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", OURS):
         if type(values.get(key, False)) is not bool:
             raise _wrong(where, key, values[key], "true or false")
 

@@ -132,6 +132,98 @@ def test_some_tokens_are_whole_samples_always_the_same():
     assert len(torch.cat(list(block.inputs("mlp.down_proj", tokens=10**6)))) == 12
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_the_same_wherever_the_states_are(family):
+    """Before anything, with inputs kept, behind attention, and there with inputs kept again."""
+    model, ids, some = tiny(family), some_ids(7), torch.tensor([1, 5])
+    block = next(walk.walk(model, ids))
+    layers = [names[0] for names in LLAMA.shared]
+    inputs = {layer: block.reach(layer, slice(None)) for layer in layers}
+    outputs, sizes = block.run(slice(None)), [block.sizes(half) for half in (0, 1)]
+    assert torch.allclose(outputs, float_states(model, ids)[1], atol=1e-5)
+    assert torch.allclose(sizes[1], outputs.square().mean(-1), rtol=1e-5)
+
+    def check(left: list[str], halves: list[int]):
+        for layer in left:
+            for index in (slice(None), slice(2, 4), some):
+                assert torch.allclose(block.reach(layer, index), inputs[layer][index], atol=1e-6)
+        assert torch.allclose(block.run(some), outputs[some], atol=1e-5)
+        assert all(torch.allclose(block.sizes(half), sizes[half], rtol=1e-5) for half in halves)
+
+    block.keep()
+    check(layers, [0, 1])
+    block.pass_half()
+    block.kept = None
+    check(layers[2:], [1])
+    with pytest.raises(ValueError, match="still before"):
+        block.reach(layers[1], slice(None))
+    block.keep()
+    check(layers[2:], [1])
+    block.advance()
+    assert torch.allclose(block.states, outputs, atol=1e-5) and (block.passed, block.kept) == (0, None)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_block_that_is_read_to_its_end_runs_each_layer_once(ahead):
+    block, ran = next(walk.walk(tiny(), some_ids(3), twin=True, token_weights=False)), []
+    for stream_of in (block, block.twin):
+        for name, module in stream_of.module.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                # A half's last layer is called once more, where its inputs are kept; it multiplies nothing then.
+                module.register_forward_pre_hook(
+                    lambda module, _x, name=name: ran.append(name) if "forward" not in vars(module) else None
+                )
+    for reading in block.readings(ahead):
+        reading.moments()
+    block.advance()
+    assert sorted(ran) == sorted(2 * [name for names in LLAMA.shared for name in names])
+
+
+def test_samples_of_a_block_have_states_and_weights_of_their_own():
+    block = next(walk.walk(tiny(), some_ids(12, 24), twin=True))
+    chosen = block.chosen(4 * 24)
+    assert chosen.tolist() == sorted(chosen.tolist())
+    sample, before = block.sample(4 * 24), block.states.clone()
+    for layer in LAST:
+        weights = sample.weights(layer)
+        assert weights.shape == (4, 24) and weights.mean() == pytest.approx(1, rel=1e-5)
+        assert block.weights(layer).shape == (12, 24)
+        part = block.weights(layer)[chosen]
+        assert torch.allclose(weights, part / part.mean(), rtol=1e-4)
+    for reading in sample.readings():
+        list(reading.block.inputs(reading.names[0]))
+    sample.advance()
+    assert sample.twin is None and torch.equal(block.states, before) and block.passed == 0
+
+
+@pytest.mark.parametrize("tokens", [None, 4 * 24])
+@pytest.mark.parametrize("layer", [names[0] for names in LLAMA.shared])
+def test_inputs_come_with_the_weights_of_their_own_tokens(layer, tokens, monkeypatch):
+    monkeypatch.setattr(stream, "PASS", 60)  # two samples at a time
+    block = next(walk.walk(tiny(), some_ids(12, 24)))
+    x, w = (torch.cat(parts) for parts in zip(*block.weighted_inputs(layer, tokens)))
+    every = block.weights(layer)
+    every = torch.ones(12, 24) if every is None else every
+    chosen = block.chosen(tokens)
+    assert torch.allclose(x, block.reach(layer, chosen), atol=1e-6) and torch.equal(w, every[chosen][..., None])
+    assert (every.std() > 0) == (layer not in LLAMA.halves[0].readers)
+    weighted = (w.double() * x.double()).flatten(0, 1).T @ x.double().flatten(0, 1)
+    assert torch.allclose(block.hessian(layer, True, tokens), weighted, atol=1e-4 * weighted.abs().max())
+
+
+def test_tokens_count_alike_where_nobody_asked_for_weights():
+    block = next(walk.walk(tiny(), some_ids(3), token_weights=False))
+    assert all(block.weights(names[0]) is None for names in LLAMA.shared)
+    assert torch.equal(block.hessian("mlp.down_proj", weighted=True), block.hessian("mlp.down_proj"))
+
+
+def test_samples_longer_than_a_pass_run_one_by_one(monkeypatch):
+    monkeypatch.setattr(stream, "PASS", 20)
+    block = next(walk.walk(tiny(), some_ids(3, 24)))
+    assert [len(x) for x in block.inputs("mlp.down_proj")] == [1, 1, 1]
+    assert list(block.batches()) == [slice(0, 1), slice(1, 2), slice(2, 3)] and block.step(50) == 2
+
+
 def test_what_a_method_changes_reaches_the_next_block_and_not_the_model():
     model, ids = tiny(), some_ids(5)
     changed = copy.deepcopy(model)
@@ -162,6 +254,26 @@ def test_a_pass_runs_no_further_than_its_layer():
     assert "self_attn.o_proj" in ran and ran[-1] == "post_attention_layernorm"
 
 
+def test_a_model_that_is_being_trained_is_calibrated_without_dropout():
+    model, ids = tiny(), some_ids(5)
+    expected = float_states(model, ids)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    for i, block in enumerate(walk.walk(model, ids, twin=True)):
+        assert torch.allclose(block.states, expected[i], atol=1e-5)
+        assert torch.equal(block.twin.states, block.states) and block.twin.states is not block.states
+    assert model.training and all(module.training for module in model.modules())
+
+
+def test_every_block_leaves_memory_once_it_is_copied(monkeypatch):
+    """Where it is mapped from a file: what page_out does is in test_mapped."""
+    model, paged = tiny(), []
+    monkeypatch.setattr(walk, "page_out", paged.append)
+    for number, _ in enumerate(walk.walk(model, some_ids(3)), 1):
+        assert len(paged) == number and paged[-1] is model.model.layers[number - 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_are_calibrated_in_float32(dtype):
     model = tiny("qwen3", dtype=dtype)
@@ -170,6 +282,8 @@ def test_half_precision_models_are_calibrated_in_float32(dtype):
     expected = float_states(exact, some_ids(3))
     for i, block in enumerate(walk.walk(model, some_ids(3))):
         assert block.dtype == dtype and block.states.dtype == torch.float32
+        floats = [value for value in block.arguments["position_embeddings"] if value.is_floating_point()]
+        assert len(floats) == 2 and {value.dtype for value in floats} == {torch.float32}
         assert torch.allclose(block.states, expected[i], atol=3e-2)  # positions come rounded to the model's dtype
     assert all(parameter.dtype == dtype for parameter in model.parameters())
 
@@ -281,6 +395,20 @@ def test_nan_is_named_where_it_first_appears(where, message):
         for block in walk.walk(model, some_ids(3)):
             for names in LLAMA.shared:
                 block.hessian(names[0])
+
+
+def test_the_first_number_that_is_not_finite_is_named():
+    x = torch.zeros(2, 3, 4)
+    stream.check_finite(x, "x")
+    x[0, 2, 1] = x[1, 0, 3] = x[1, 1, 0] = float("nan")
+    with pytest.raises(qtutor.QtutorError, match=r"x is nan \(token 2 of a sample, channel 1\)"):
+        stream.check_finite(x, "x")
+    stream.check_finite(torch.full((1, 2, 2), 3e38), "x")  # finite, though their sum is not
+
+
+def test_text_that_is_just_usable():
+    assert next(walk.walk(tiny(), some_ids(2, 64))).tokens == 128  # as long as the model reads
+    assert next(walk.walk(tiny(), torch.tensor([[7]]))).tokens == 1
 
 
 @pytest.mark.parametrize(

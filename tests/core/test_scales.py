@@ -70,6 +70,8 @@ def test_only_scales_of_their_own_can_be_split():
     assert torch.equal(parts[0].decode(), scales[:2]) and torch.equal(parts[1].decode(), scales[2:])
     with pytest.raises(QtutorError, match="5 rows cannot be split: they share 1 row of scales"):
         PlainScales(scales[:1]).split([2, 3])
+    with pytest.raises(QtutorError, match="4 rows cannot be split"):
+        PlainScales(scales).split([2, 2])
     with pytest.raises(QtutorError, match="nested scales cannot be split"):
         bnb.nest(scales).split([2, 3])
     with pytest.raises(QtutorError, match="nested scales cannot be split"):

@@ -165,3 +165,10 @@ def test_batches_repeat_and_the_schedule_ends_at_zero():
     assert batches.at(0).shape == (training.BATCH, training.CONTEXT + 1)
     assert training.learning_rate(training.WARMUP_STEPS - 1, 1000) == training.LEARNING_RATE
     assert training.learning_rate(999, 1000) == pytest.approx(training.LEARNING_RATE / 800)
+
+
+def test_the_embedded_decoder_answers_as_it_was_trained_to():
+    """Its sessions begin with a bos that its tokenizer does not add; without it two answers in five are wrong."""
+    model, tokenizer = qtutor.load_decoder()
+    right = evaluate.task_accuracy(model, tokenizer, ("product", "logic"), count=20)
+    assert right["product"] >= 0.9 and right["logic"] >= 0.9, right

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import textwrap
 from types import SimpleNamespace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import qtutor
 from qtutor.formats import native
@@ -29,7 +28,16 @@ def quantized(family="llama", **recipe):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("recipe", [{}, {"bits": 3, "symmetric": True}, {"embeddings": True, "lm_head": True}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"bits": 3, "symmetric": True},
+        {"embeddings": True, "lm_head": True},
+        {"embeddings": True},
+        {"lm_head": True},
+    ],
+)
 def test_comes_back_with_equal_logits(tmp_path, family, recipe):
     model = quantized(family, **recipe)
     qtutor.export(model, tmp_path / "out")
@@ -128,6 +136,65 @@ def test_an_older_export_is_replaced_and_other_folders_are_not(tmp_path):
         qtutor.export(quantized(), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not touch"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]  # nothing left beside
+
+
+def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path):
+    (tmp_path / "deep" / "empty").mkdir(parents=True)
+    for out in (tmp_path / "deep" / "empty", tmp_path / "not" / "there" / "yet"):
+        assert qtutor.export(quantized(), out) == out and (out / "model.safetensors").is_file()
+    (tmp_path / "file").write_text("do not touch")
+    with pytest.raises(qtutor.QtutorError, match="file exists and is not an export"):
+        qtutor.export(quantized(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "do not touch"
+
+
+def test_the_tokenizer_comes_along_if_there_is_one(tmp_path):
+    qtutor.export(quantized(), tmp_path / "with", tokenizer=letters())
+    model, tokenizer = qtutor.load(tmp_path / "with", device="cpu")
+    assert tokenizer("mean").input_ids == letters()("mean").input_ids and not model.training
+    qtutor.export(quantized(), tmp_path / "without")
+    assert not [path for path in (tmp_path / "without").iterdir() if "token" in path.name]
+    with pytest.raises(qtutor.QtutorError, match="its tokenizer cannot be loaded"):
+        qtutor.load(tmp_path / "without", device="cpu")
+
+
+def test_tied_tensors_are_stored_once_and_empty_ones_under_every_name():
+    model = torch.nn.Module()
+    for name in ("a", "b"):
+        model.register_buffer(f"empty_{name}", torch.empty(0, 3))
+    model.one = model.two = torch.nn.Linear(2, 3, bias=False)
+    model.register_buffer("turned", torch.ones(2, 3).T)
+    stored = native._tensors(model)
+    assert set(stored) == {"empty_a", "empty_b", "one.weight", "turned"}
+    assert all(tensor.is_contiguous() for tensor in stored.values())  # as safetensors wants them
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), r"1 tensors are missing \(model\.norm\.weight\) and 0"),
+        (
+            lambda tensors: tensors.update(more=torch.ones(1)),
+            r"0 tensors are missing \(\) and 1 are not expected \(more\)",
+        ),
+    ],
+)
+def test_a_tensor_too_few_or_too_many_is_named(tmp_path, change, message):
+    qtutor.export(quantized(), tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(qtutor.QtutorError, match=message):
+        qtutor.load_quantized(tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", [0, 2, None])
+def test_another_layout_is_refused(tmp_path, layout):
+    qtutor.export(quantized(), tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "qtutor.json").read_text())
+    (tmp_path / "out" / "qtutor.json").write_text(json.dumps(about | {"layout": layout}))
+    with pytest.raises(qtutor.QtutorError, match=f"layout {layout}, but this version reads 1"):
+        qtutor.load_quantized(tmp_path / "out")
 
 
 def test_bad_calls(tmp_path):

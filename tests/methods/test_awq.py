@@ -177,6 +177,70 @@ def test_a_twin_is_scaled_as_well_and_nothing_seems_to_have_drifted():
         assert reading.moments().stream_drift is None or reading.moments().stream_drift.abs().max() == 0
 
 
+@pytest.mark.parametrize("heads", [2, 4])
+def test_every_search_sees_what_the_float_block_reads_and_makes(heads, monkeypatch):
+    """Also behind pairs that are scaled by then, and each token with the weight of its error."""
+    config = copy.deepcopy(tiny().config)
+    config.num_key_value_heads = heads  # with 4 of 4, v -> o is scaled too
+    torch.manual_seed(1)
+    model, ids = qtutor.add_outliers(type(tiny())(config).eval()), some_ids(8)
+    plain, block = (next(walk.walk(model, ids)) for _ in range(2))
+    search, searched = awq.search, []
+
+    def spy(layers, inputs, mean_abs, parent, *rest):
+        names = [name for name, module in block.module.named_modules() if module in layers]
+        expected = torch.cat(list(plain.inputs(names[0])))
+        assert torch.allclose(mean_abs, plain.statistics(names[0]).mean_abs, rtol=1e-3)
+        assert torch.allclose(torch.cat([x for x, _ in inputs]), expected, atol=1e-4 * expected.abs().max())
+        weights = plain.weights(names[0])
+        roots = torch.ones(ids.shape) if weights is None else weights.sqrt()
+        assert torch.allclose(torch.cat([root for _, root in inputs])[..., 0], roots, rtol=1e-3)
+        x, root = inputs[0]
+        makes = {"self_attn.q_proj": lambda x: block.module.self_attn(x, **block.arguments)[0],
+                 "self_attn.o_proj": block.module.self_attn.o_proj,
+                 "mlp.gate_proj": block.module.mlp, "mlp.down_proj": block.module.mlp.down_proj}[names[0]]  # fmt: skip
+        assert torch.allclose(parent((x, root)), makes(x) * root, atol=1e-6)
+        searched.append(names[0])
+        return search(layers, inputs, mean_abs, parent, *rest)
+
+    monkeypatch.setattr(awq, "search", spy)
+    scaling.scale_block(block, qtutor.IntGrid(3), 32)
+    pairs = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
+    assert searched == [name for name in pairs if heads == 4 or "o_proj" not in name]
+
+
+def test_a_search_looks_at_few_tokens_and_statistics_at_more(monkeypatch):
+    model, tokens = tiny(), []
+    original = scaling.CalibratedBlock.statistics
+    monkeypatch.setattr(scaling.CalibratedBlock, "statistics", lambda block, layer: (
+        tokens.append(block.tokens), original(block, layer))[1])  # fmt: skip
+    search = awq.search
+
+    def spy(layers, inputs, *rest):
+        tokens.append(sum(len(x.flatten(0, 1)) for x, _ in inputs))
+        return search(layers, [inputs[0]], *rest)
+
+    monkeypatch.setattr(awq, "search", spy)
+    scaling.scale_block(next(walk.walk(model, some_ids(270, 64))), qtutor.IntGrid(3), 32)
+    assert tokens == 3 * [16384, 2048]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_folded_in_float32_for_the_grid_that_was_named(dtype):
+    plain = qtutor.add_outliers(tiny(dtype=dtype))
+    expected = copy.deepcopy(plain).float()(some_ids()).logits
+    grids = {"default": (), "same": (qtutor.IntGrid(4), 32), "2 bits": (qtutor.IntGrid(2), 32),
+             "groups": (qtutor.IntGrid(4), 64)}  # fmt: skip
+    folded = {}
+    for name, grid in grids.items():
+        model = copy.deepcopy(plain)
+        assert scaling.fold_model(model, some_ids(8), *grid) is model and model.dtype == torch.float32
+        assert torch.allclose(model(some_ids()).logits, expected, atol=1e-4 * expected.abs().max().item())
+        folded[name] = model.model.layers[1].mlp.down_proj.weight
+    assert torch.equal(folded["default"], folded["same"])
+    assert not torch.equal(folded["default"], folded["2 bits"]) and not torch.equal(folded["default"], folded["groups"])
+
+
 class Judge:
     """A quantizer that gives weights back with an error: of another size where they come scaled."""
 

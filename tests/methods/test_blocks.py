@@ -1,13 +1,17 @@
 """What the report says of a layer: the error of its output against the outputs themselves, and what went wrong."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 import qtutor
-from qtutor import rtn
+from qtutor import Recipe, rtn
+from qtutor.calibration.walk import walk
+from qtutor.families import LLAMA, linear_layers
 from qtutor.methods import blocks
+from qtutor.methods.propagation import strength
 from tests.models import some_ids, tiny
 
 
@@ -68,3 +72,108 @@ def test_damping_that_had_to_be_raised_is_reported(damping):
     few = "48 tokens for a width of 128: too few to tell all inputs apart, damping decides; calibrate with more text"
     raised = f"; damping raised from {damping:g} to 0.01 to make the Hessian invertible" if damping == 0 else ""
     assert f"model.layers.1.mlp.down_proj: {few}{raised}" in report.notes
+
+
+def rounded_first_block(recipe: Recipe, model=None):
+    """The first block after its layers were rounded, what was rounded and what else changed, by names in the block."""
+    model = model or qtutor.add_outliers(tiny("qwen2"))
+    block = next(walk(model, some_ids(16, 32), bool(recipe.propagate)))
+    rounded, changed = {}, {}
+    for item in blocks.round_block(block, recipe, recipe.of_layers(linear_layers(model))):
+        name = item.name.removeprefix("model.layers.0.")
+        if isinstance(item, blocks.Changed):
+            changed[name] = item.value
+        else:  # as it is when it is handed out: the block goes on changing its layers
+            rounded[name] = replace(item, weight=item.weight.clone())
+    return block, rounded, changed
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+@pytest.mark.parametrize("method", ["awq", "gptq", "awq+gptq"])
+def test_what_lies_behind_a_layer_reads_what_it_makes_when_rounded(method, propagate):
+    """But for AWQ alone, whose layers are all rounded for the inputs that the float model has."""
+    block, rounded, _ = rounded_first_block(Recipe(method, 3, 32, propagate=propagate))
+    assert list(rounded) == [name for names in block.family.shared for name in names]
+    for name, item in rounded.items():
+        now = block.module.get_submodule(name).weight
+        assert torch.equal(item.back, item.quantized.dequantize())
+        assert torch.equal(now, item.back) == (propagate or "gptq" in method)
+        bias = block.module.get_submodule(name).bias  # qwen2 has them in q, k and v
+        assert item.bias is None if bias is None else torch.equal(item.bias, bias)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_what_is_rounded_makes_up_for_drift_as_far_as_the_text_allows(method, monkeypatch):
+    calls = []
+
+    def spy(weight, moments, plan, share):
+        calls.append((weight.clone(), moments.hessian, share, propagated(weight, moments, plan, share)))
+        return calls[-1][-1]
+
+    propagated = blocks.propagated
+    monkeypatch.setattr(blocks, "propagated", spy)
+    _, rounded, _ = rounded_first_block(Recipe(method, 3, 32, clip="none", propagate=True))
+    assert len(calls) == len(rounded) == 7
+    for (weight, hessian, share, wanted), (name, item) in zip(calls, rounded.items(), strict=True):
+        assert share == strength(16 * 32, weight.shape[1])
+        assert torch.equal(wanted, weight) == (name in LLAMA.halves[0].readers)  # nothing is rounded before these
+        assert torch.equal(item.weight, weight)
+        if method == "awq":
+            assert torch.equal(item.quantized.codes, rtn.quantize(wanted, qtutor.IntGrid(3), 32).codes)
+        difference = (item.back - wanted).double()  # the layer's output should be that of `wanted` by then
+        squares = [((matrix @ hessian) * matrix).sum() for matrix in (difference, wanted.double())]
+        assert item.output_error == pytest.approx((squares[0] / squares[1]).sqrt().item(), rel=1e-3)
+
+
+def test_a_layer_that_is_rounded_to_nearest_beside_others_is_rounded_as_it_is():
+    """Whatever has drifted: only methods that look at inputs make up for that."""
+    recipe = Recipe(bits=3, group_size=32, layers={"*.up_proj": {"method": "gptq"}}, propagate=True)
+    model = tiny()
+    _, rounded, _ = rounded_first_block(recipe, model)
+    for name, item in rounded.items():
+        nearest = rtn.quantize(model.model.layers[0].get_submodule(name).weight.detach(), qtutor.IntGrid(3), 32)
+        assert torch.equal(item.quantized.codes, nearest.codes) == (name != "mlp.up_proj")
+
+
+@pytest.mark.parametrize("method", ["awq", "awq+gptq", "gptq"])
+def test_norms_are_changed_by_scales_and_by_nothing_else(method):
+    _, _, changed = rounded_first_block(Recipe(method, 3, 32))
+    norms = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    assert sorted(changed) == (norms if "awq" in method else [])
+    _, rounded, changed = rounded_first_block(Recipe(method, 3, 32, layers={"*.q_proj": "float"}))
+    kept = ["self_attn.q_proj.bias", "self_attn.q_proj.weight"]
+    assert sorted(changed) == (norms + kept if "awq" in method else []) and len(rounded) == 6
+
+
+@pytest.mark.parametrize("group_size", [-1, 0, 32])
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_layers_that_read_the_same_are_rounded_as_if_each_were_alone(method, group_size, monkeypatch):
+    """As one matrix, where rows do not know of each other; one scale a tensor is each layer's own."""
+    model = tiny()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.k_proj.weight.mul_(9)  # a scale that they shared would be that of k
+    recipe = Recipe(method, 3, group_size)
+    _, together, _ = rounded_first_block(recipe, model)
+
+    def one_by_one(weights, inputs, recipe):
+        return [recipe.rounder.round(weight, recipe.grid, recipe.group_size, inputs) for weight in weights]
+
+    monkeypatch.setattr(blocks, "_round_together", one_by_one)
+    _, alone, _ = rounded_first_block(recipe, model)
+    for name, item in together.items():
+        same = item.quantized.codes == alone[name].quantized.codes
+        assert same.float().mean() > 0.99  # sums in another order may tip a weight that lies half-way
+        assert item.quantized.shape == tuple(item.weight.shape)
+
+
+@pytest.mark.parametrize("what", ["nan", "width"])
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_what_cannot_be_rounded_is_refused_before_any_search(method, what, monkeypatch):
+    model = tiny()
+    recipe = Recipe(method, group_size=32, layers={"*.down_proj": {"group_size": 48}} if what == "width" else {})
+    if what == "nan":
+        model.model.layers[0].mlp.down_proj.weight.data[3, 4] = float("nan")
+    monkeypatch.setattr(qtutor.awq, "search", None)
+    monkeypatch.setattr(blocks, "_reading", None)
+    with pytest.raises(qtutor.QtutorError, match=r"model\.layers\.0\.mlp\.down_proj: .*(groups of 48|NaN)"):
+        rounded_first_block(recipe, model)

@@ -114,6 +114,8 @@ def test_what_is_small_is_unpacked_beforehand_and_nothing_else():
     assert not large.unpacked and large.zeros.shape == (24, 6)  # it would be a byte for 6; 16 of 3 bits are packed in 6
     assert isinstance(states["NF4, nested, large groups"].scales, PlainScales)  # 4 bytes for 64
     assert isinstance(states["NF4, nested"].scales, NestedScales)
+    between = QuantLinear.from_quantized(bnb.quantize(weight_of(0), group_size=64))  # 16 bytes of scales for 128
+    assert isinstance(reference.prepare(between).scales, NestedScales)
 
 
 def exchange(layer, other):

@@ -1,0 +1,130 @@
+"""qtutor.load: what a source names, and in which dtype, on which device and with which messages it comes."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+import qtutor
+from qtutor import loading
+from qtutor.decoder import EMBEDDED
+from qtutor.gguf.reader import read
+from tests.gguf.small_tokenizers import letters
+from tests.models import some_ids, tiny
+
+
+def saved(folder, kind: str):
+    """A tiny bf16 decoder with its tokenizer as a checkpoint of ``kind``: what names it, and the model itself."""
+    model, tokenizer = tiny(dtype=torch.bfloat16), letters()
+    if kind == "float":
+        model.save_pretrained(folder / "float")
+        tokenizer.save_pretrained(folder / "float")
+        return folder / "float", model
+    if kind == "ours":
+        qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
+        return qtutor.export(model, folder / "ours", tokenizer=tokenizer), model
+    options = {"format": "gguf", "type": "F32", "tokenizer": tokenizer}
+    return qtutor.export(model, folder / "model.gguf", **options), model
+
+
+KINDS = ("float", "ours", "gguf")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_names_a_decoder_loads_it_with_its_tokenizer(tmp_path, kind):
+    source, model = saved(tmp_path, kind)
+    for given in (source, str(source)):
+        loaded, tokenizer = qtutor.load(given, device="cpu")
+        assert not loaded.training and tokenizer("mean").input_ids == letters()("mean").input_ids
+        expected = model.float()(some_ids()).logits
+        assert torch.allclose(loaded.float()(some_ids()).logits, expected, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_comes_on_the_device_that_was_asked_for(tmp_path, kind):
+    source, _ = saved(tmp_path, kind)
+    loaded = [qtutor.load(source, device="meta")[0]]
+    loaded += [] if kind == "float" else [qtutor.load_quantized(source, device="meta")]
+    for model in loaded:
+        assert all(parameter.is_meta for parameter in [*model.parameters(), *model.buffers()])
+
+
+def test_dtypes(tmp_path):
+    """The embedded decoder is computed in float32, another float checkpoint in its own dtype, if nobody says more."""
+    source, _ = saved(tmp_path, "float")
+    assert qtutor.load("embedded", device="cpu")[0].dtype == qtutor.load(device="cpu")[0].dtype == torch.float32
+    assert qtutor.load("embedded", torch.bfloat16, "cpu")[0].dtype == torch.bfloat16
+    assert qtutor.load("embedded", "auto", "cpu")[0].dtype == torch.bfloat16
+    assert qtutor.load(source, device="cpu")[0].dtype == torch.bfloat16
+    assert qtutor.load(source, torch.float16, "cpu")[0].dtype == torch.float16
+    assert qtutor.load_decoder(source, device="cpu")[0].dtype == torch.float32
+    assert qtutor.load_decoder(source, torch.float16, "cpu")[0].dtype == torch.float16
+
+
+def test_weights_take_what_they_take_in_memory_or_in_their_file(tmp_path):
+    source, model = saved(tmp_path, "ours")
+    assert loading.weight_bytes(source, model) == qtutor.evaluate.model_bytes(model)
+    path, _ = saved(tmp_path, "gguf")
+    loaded, _ = qtutor.load(path, device="cpu")
+    infos = read(path).tensors.values()
+    assert len(infos) > 10 and loading.weight_bytes(path, loaded) == sum(4 * info.shape[0] * (info.shape[1:] or (1,))[0]
+                                                                         for info in infos)  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_bar_is_shown_for_what_may_take_long_and_left_as_it_was(tmp_path, monkeypatch, shown):
+    original, seen = AutoModelForCausalLM.from_pretrained, []
+
+    def spy(*arguments, **options):
+        seen.append(logging.is_progress_bar_enabled())
+        return original(*arguments, **options)
+
+    source, _ = saved(tmp_path, "float")
+    before = logging.is_progress_bar_enabled()
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", spy)
+    try:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        for name in ("embedded", source):
+            qtutor.load(name, device="cpu")
+            assert logging.is_progress_bar_enabled() == shown
+        with pytest.raises(qtutor.QtutorError):
+            qtutor.load(tmp_path, device="cpu")
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+    assert seen == [False, shown]
+
+
+def test_a_folder_that_is_no_checkpoint_is_told_with_what_is_in_it(tmp_path):
+    for number in range(20):
+        (tmp_path / f"file_{number:02}.txt").touch()
+    with pytest.raises(qtutor.QtutorError, match=r"Found file_00\.txt, .*, file_11\.txt; needed are config\.json"):
+        qtutor.load(tmp_path)
+    with pytest.raises(qtutor.QtutorError, match="Found a file, not a folder; needed are"):
+        qtutor.load(tmp_path / "file_00.txt")
+
+
+def test_a_gguf_file_is_named_where_its_tokenizer_cannot_be_had(tmp_path, monkeypatch):
+    path, _ = saved(tmp_path, "gguf")
+
+    def refuse(_metadata):
+        raise qtutor.QtutorError("no such tokenizer.")
+
+    monkeypatch.setattr(loading, "tokenizer_of", refuse)
+    with pytest.raises(qtutor.QtutorError, match=rf"^{path}: no such tokenizer\."):
+        qtutor.load(path)
+
+
+def test_a_folder_of_ours_comes_before_other_checkpoints_in_it(tmp_path):
+    """Copied into the folder of the float checkpoint, for instance."""
+    shutil.copytree(EMBEDDED, tmp_path / "both")
+    source, _ = saved(tmp_path, "gguf")
+    shutil.copy(source, tmp_path / "both" / "model.gguf")
+    assert qtutor.load(tmp_path / "both", device="cpu")[0].config.hidden_size == 256  # the float checkpoint
+    assert qtutor.load_quantized(tmp_path / "both", device="cpu").config.hidden_size == 64  # what export wrote
+    ours, _ = saved(tmp_path, "ours")
+    shutil.copy(source, ours / "model.gguf")
+    for loaded in (qtutor.load(ours, device="cpu")[0], qtutor.load_quantized(ours, device="cpu")):
+        assert type(loaded.model.layers[0].mlp.up_proj).__name__ == "QuantLinear"
