@@ -197,6 +197,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fork", action="store_true", help="processes that have imported everything already")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and their children
     if options.fork:
         from qtutor import cli
 
