@@ -197,6 +197,13 @@ def test_another_layout_is_refused(tmp_path, layout):
         qtutor.load_quantized(tmp_path / "out")
 
 
+def test_an_option_that_is_none_is_left_to_the_format_and_no_other(tmp_path):
+    qtutor.export(quantized(), tmp_path / "out", type=None, importance=None)
+    for empty in ("", {}, False):
+        with pytest.raises(qtutor.QtutorError, match=f"type = {str(empty)!r}: the format 'qtutor' has no such option"):
+            qtutor.export(quantized(), tmp_path / "out", type=empty)
+
+
 def test_bad_calls(tmp_path):
     with pytest.raises(qtutor.QtutorError, match="format = 'zip' is not known"):
         qtutor.export(quantized(), tmp_path / "out", format="zip")
