@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from types import SimpleNamespace
-from types import SimpleNamespace
 
 import pytest
 import torch
