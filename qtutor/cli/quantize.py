@@ -70,10 +70,10 @@ def write_folder(options) -> int:
     import qtutor
     from qtutor.cli.calibrating import calibration_of, check_calibration
 
-    for name in ("type", "imatrix"):
+    for name, what in (("type", "one"), ("imatrix", "an importance matrix")):
         if getattr(options, name):
             raise QtutorError(
-                f"--{name} {getattr(options, name)} is for llama.cpp's files: it goes with --format gguf, or an OUT "
+                f"--{name} {getattr(options, name)} is {what} of llama.cpp's: it goes with --format gguf, or an OUT "
                 "that ends in .gguf."
             )
     if Path(options.out).suffix.lower() == ".gguf":
@@ -90,6 +90,8 @@ def write_folder(options) -> int:
     check_out(options, recipe.grid.bits, model)
     calibration = calibration_of(options, model, tokenizer)
     report = qtutor.quantize(model, recipe, calibration=calibration)
+    if not report.rows:
+        raise QtutorError(f"--keep {options.keep} leaves no layer to be quantized: keep fewer.")
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
     print(report)  # once it is written: whoever reads this may have gone
     print(f"Written to {options.out}. Next: qtutor eval {options.out}")

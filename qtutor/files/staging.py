@@ -34,15 +34,15 @@ LONGEST_MARK = 100  # bytes of a target's name that its stage repeats; eCryptfs,
 def stage(path: Path) -> Iterator[Path]:
     """A hidden folder beside ``path``, with a lock; it is removed at the end, as are those that killed runs left."""
     remove_leftovers(path)
-    folder, lock = _new_stage(path)
-    with lock:
+    made: list[Path] = []  # a folder's name is here before the folder is: an interrupt may come at any moment
+    with contextlib.ExitStack() as held:
         try:
-            yield folder
+            yield _new_stage(path, made, held)
         finally:
             try:
-                _clear(folder, path)
-            except KeyboardInterrupt:  # one that came while all else was done
-                _clear(folder, path)
+                _clear_all(made, path)
+            except BaseException:  # an interrupt that came now, when all else was done
+                _clear_all(made, path)
                 raise
 
 
@@ -74,18 +74,19 @@ def _mark(path: Path) -> str:
     return path.name if len(name) <= LONGEST_MARK else hashlib.sha256(name).hexdigest()[:32]
 
 
-def _new_stage(path: Path) -> tuple[Path, contextlib.AbstractContextManager]:
-    """A new folder into which only its owner may look, and the lock in it."""
+def _new_stage(path: Path, made: list[Path], held: contextlib.ExitStack) -> Path:
+    """A new folder into which only its owner may look, also noted in ``made``; ``held`` gets the lock in it."""
     for _ in range(100):
         folder = path.parent / f".{_mark(path)}.{secrets.token_hex(4)}{SUFFIX}"
+        if folder.exists():
+            continue
+        made.append(folder)
         folder.mkdir(mode=0o700)
         try:
-            return folder, _locked(folder, needed=False)
+            held.enter_context(_locked(folder, needed=False))
+            return folder
         except (BlockingIOError, FileNotFoundError):  # another run took it for a left-over before it had its lock
             continue
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
     raise QtutorError(f"{path}: other runs remove what this one begins to write there. Let one finish first.")
 
 
@@ -111,6 +112,11 @@ def _locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextMana
             raise BlockingIOError(errno.EAGAIN, "taken by another run", str(folder))
         closing.pop_all()
         return file
+
+
+def _clear_all(folders: list[Path], path: Path) -> None:
+    for folder in folders:
+        _clear(folder, path)
 
 
 def _clear(folder: Path, path: Path) -> None:

@@ -64,6 +64,7 @@ MISUSES = [
     ("quantize embedded {here}/o --method rtn --clip output", "clip = 'output' needs inputs"),
     ("quantize embedded {here}/o --method nf4 --bits 3", "'nf4' has 4 bits"),
     ("quantize embedded {here}/o --keep ''", "--keep names no layer"),
+    ("quantize embedded {here}/o --keep '*'", "leaves no layer to be quantized"),
     ("quantize embedded {here}/o --keep '*.nothing'", "no layer is called '*.nothing'"),
     ("quantize embedded {here}/o --act-order groups", "says how gptq rounds"),
     ("quantize embedded {here}/o --method gptq --act-order sideways", "act_order = 'sideways'"),

@@ -53,11 +53,15 @@ class Run:
             return
         self.process, self.pid = None, os.fork()
         if self.pid == 0:
-            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            from qtutor import cli
+            status = 130
+            try:
+                os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                from qtutor import cli
 
-            os._exit(cli.main(argv))
+                status = cli.main(argv)
+            finally:  # an interrupt outside of main must not run what this script has to clean up
+                os._exit(status)
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; ``None`` while it runs."""
@@ -136,7 +140,7 @@ class Trial:
         if late:
             while run.poll() is None and not writing(self.folder):
                 time.sleep(0.0002)
-            time.sleep(self.random.uniform(0, 0.03))
+            time.sleep(self.random.uniform(0, 0.02 + 0.05 * self.seconds))
         else:
             time.sleep(self.random.uniform(0, 1.1 * self.seconds))
         if run.poll() is None:
@@ -151,8 +155,11 @@ class Trial:
             outcome = "lost"
         self.found[outcome] += 1
         self.found[f"{number.name}: exit status {status}"] += 1
-        if number != signal.SIGKILL and len(stages(self.folder)) > before:
+        left = stages(self.folder)
+        if number != signal.SIGKILL and len(left) > before:
+            held = sorted({file.name for name in left for file in (self.folder / name).iterdir()})
             self.found["left behind"] += 1
+            self.found[f"(there: {held} after {number.name} and status {status})"] += 1
         if number != signal.SIGKILL and b"Traceback" in self.errors.read_bytes():
             self.found["traceback"] += 1
         names = set(os.listdir(self.folder)) - set(stages(self.folder)) - {self.name, "NOTES.txt"}
@@ -174,6 +181,8 @@ def run(count: int, seed: int, forked: bool) -> collections.Counter:
             (trial, s, replaced, late) for late in (1, 0) for replaced in (1, 0) for s in SIGNALS for trial in trials
         ]
         for index in range(count):
+            if index % 24 == 0:
+                print(f"{index} of {count}", file=sys.stderr, flush=True)
             trial, number, replaced, late = cases[index % len(cases)]
             trial.kill(number, bool(replaced), bool(late))
         for trial in trials:

@@ -1,8 +1,12 @@
-"""A few of the kills that tests/abuse/kills.py deals by the hundred."""
+"""A few of the kills and interrupts that tests/abuse deals by the hundred."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from tests.abuse import interrupts
 
 
 def test_a_kill_loses_nothing():
@@ -12,3 +16,10 @@ def test_a_kill_loses_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 of 12 lost something" in done.stdout
     assert "left behind" not in done.stdout and "stubborn" not in done.stdout
+
+
+@pytest.mark.parametrize("kind", interrupts.KINDS)
+def test_an_interrupt_at_any_line_loses_nothing(kind):
+    """At every 11th moment; ``python -m tests.abuse.interrupts`` takes all of them."""
+    found = interrupts.run(kind, step=11)
+    assert found["fine"] > 80 and not found["lost"] and not found["left behind"], found

@@ -458,7 +458,7 @@ def test_on_the_command_line(tmp_path, capsys):
     assert np.array_equal(read(out).data("token_embd.weight"), read(plain).data("token_embd.weight"))
     for options, message in (
         ([out, "--format", "gguf", "--bits", "3"], "--bits does not go with --format gguf"),
-        ([str(tmp_path / "folder"), "--type", "Q4_0"], "--type Q4_0 is for llama.cpp's files"),
+        ([str(tmp_path / "folder"), "--type", "Q4_0"], "--type Q4_0 is one of llama.cpp's: it goes with --format gguf"),
     ):
         assert main(["quantize", "embedded", *options]) == 2
         assert message in " ".join(capsys.readouterr().err.split())

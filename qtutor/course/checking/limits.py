@@ -148,7 +148,8 @@ def settings_kept():
         sys.setrecursionlimit(depth)
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
-            torch.set_default_device(device)
+            # None is the CPU too, without the detour that a device that was set takes at every call.
+            torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_grad_enabled(gradients)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

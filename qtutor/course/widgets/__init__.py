@@ -8,6 +8,7 @@ always those of the whole layer. The embedded decoder's layers are small enough 
 import importlib
 
 _WHERE = {
+    "PROMPTS": "start",
     "activation_outliers": "distributions",
     "block_view": "gguf",
     "column_stepper": "gptq",

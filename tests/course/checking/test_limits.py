@@ -391,6 +391,7 @@ def test_settings_are_put_back():
     before = settings()
     said(changes_everything)
     assert settings() == before
+    assert torch.overrides._get_current_function_mode() is None  # a default device that is set is a mode, and slow
 
 
 @pytest.mark.parametrize(
