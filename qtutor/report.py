@@ -141,6 +141,6 @@ def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, 
             f"{int(gone.sum())} of {gone.numel()} groups became zero: their weights, {grouped[gone].abs().max():.2g} "
             f"at most, are too small for {8 * scales.dtype.itemsize}-bit scales. Leave the layer in float"
         )
-    if error > LOST:
+    if error > LOST and back.norm() < exact.norm() / 2:  # with propagation, a layer may differ from what it was by more
         return f"next to nothing of its weights is left (error {error:.2f}): take more bits, or smaller groups"
     return ""

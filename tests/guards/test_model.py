@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 import qtutor
 from qtutor.guards.model import decoder_of, in_eval
+from qtutor.report import what_is_lost
 from qtutor.runtime.linear import QuantLinear
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -495,3 +496,10 @@ def test_scaled_positions_are_as_the_config_says(kind):
     model.config.rope_parameters = {"rope_type": "default", "rope_theta": 2e4}
     with pytest.raises(qtutor.QtutorError, match="inv_freq is"):
         decoder_of(model)
+
+
+def test_a_layer_that_makes_up_for_others_is_not_said_to_be_lost():
+    """With propagation a layer may come to differ from what it was by more than its size; that is no loss."""
+    weight, scales = torch.ones(2, 32), torch.ones(2, 1)
+    assert what_is_lost(3 * weight, weight, scales, error=2.0) == ""
+    assert "next to nothing of its weights is left" in what_is_lost(0.01 * weight, weight, scales, error=0.99)
