@@ -56,9 +56,7 @@ def test_a_group_size_that_does_not_fit_is_refused():
     for refuse in (shapes, nbytes_of):
         with pytest.raises(QtutorError, match="groups of 64 do not divide rows of 96"):
             refuse(4, 96, IntGrid(4), 64)
-        with pytest.raises(
-            QtutorError, match=r"groups of -2 do not divide its rows of 96 weights\. Choose 16, 32 or -1"
-        ):
+        with pytest.raises(QtutorError, match=r"groups of -2 do not divide rows of 96 weights\. Choose 16, 32 or -1"):
             refuse(4, 96, IntGrid(4), -2)
 
 
