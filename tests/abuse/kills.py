@@ -181,8 +181,9 @@ def run(count: int, seed: int, forked: bool) -> collections.Counter:
             (trial, s, replaced, late) for late in (1, 0) for replaced in (1, 0) for s in SIGNALS for trial in trials
         ]
         for index in range(count):
-            if index % 24 == 0:
-                print(f"{index} of {count}", file=sys.stderr, flush=True)
+            if index % 12 == 0:
+                lost = sum(trial.found["lost"] for trial in trials)
+                print(f"{index} of {count}: {lost} lost", file=sys.stderr, flush=True)
             trial, number, replaced, late = cases[index % len(cases)]
             trial.kill(number, bool(replaced), bool(late))
         for trial in trials:
