@@ -6,6 +6,7 @@ import torch
 from qtutor import awq, bnb, gptq, rtn
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
+from qtutor.core.scales import NestedScales
 
 GRIDS = [IntGrid(3), IntGrid(4, symmetric=True), bnb.NF4, bnb.INT8]
 METHODS = {
@@ -46,8 +47,9 @@ def test_of_bitsandbytes(grid, shape):
     quantized = bnb.quantize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), grid)
     per_row = shape[1] and (1 if grid == bnb.INT8 else 2)
     promised(quantized, shape, (shape[0], per_row), grid)
-    if quantized.nested:
-        nested = quantized.nested
+    nested = quantized.stored_scales
+    assert isinstance(nested, NestedScales) == (grid != bnb.INT8 and quantized.scales.numel() > 0)
+    if isinstance(nested, NestedScales):
         assert (nested.codes.dtype, nested.absmax.dtype, nested.offset.dtype) == (torch.uint8, *[torch.float32] * 2)
 
 

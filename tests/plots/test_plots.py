@@ -192,4 +192,4 @@ def test_verdict(prompt, added, said):
 
 def test_the_cache_of_fonts_is_the_clones_own():
     """One of another clone names fonts that are gone once that clone is deleted (tests/conftest.py)."""
-    assert Path(get_cachedir()).is_relative_to(Path(__file__).parent.parent)
+    assert Path(get_cachedir()).is_relative_to(Path(__file__).parents[2])
