@@ -127,6 +127,7 @@ def show_safetensors(path: Path, files: list[Path]) -> None:
 
 
 def header_of(path: Path) -> Header:
+    """The header of a safetensors file, whatever the file is called; anything else is refused by name."""
     if path.suffix.lower() != ".safetensors" and not _has_header(path):
         raise QtutorError(
             f"{path}: 'qtutor inspect' reads .safetensors and .gguf files and folders with some; this is neither."

@@ -27,7 +27,7 @@ from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
 from qtutor.methods.propagation import ENOUGH
 from qtutor.recipe import Recipe
-from qtutor.report import LayerReport, Report, relative_error, what_is_lost
+from qtutor.report import LayerReport, Report, weight_error, what_is_lost
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
@@ -159,7 +159,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
         bias = None if bias is None else bias.to(original.bias.dtype)
         module = (Int8Linear if quantized.grid == INT8 else QuantLinear).from_quantized(quantized, bias)
     exact = rounded.weight.float()
-    error = relative_error(rounded.back, exact)
+    error = weight_error(rounded.back, exact)
     lost = what_is_lost(rounded.back, exact, quantized.scales, error)
     if lost:
         warnings.warn(f"{rounded.name}: {lost}", stacklevel=2)

@@ -117,7 +117,7 @@ def _together(name: str, rows: list[LayerReport]) -> LayerReport:
     )
 
 
-def relative_error(back: torch.Tensor, exact: torch.Tensor) -> float:
+def weight_error(back: torch.Tensor, exact: torch.Tensor) -> float:
     """``|W - Q| / |W|`` of float32 matrices ``[out, in]``, W being ``exact``; 0 for a matrix of zeros."""
     largest = exact.abs().amax().item() if exact.numel() else 0.0
     if largest and not 1e-15 < largest < 1e15:  # the squares of such numbers leave float32

@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
+    """The parser of all commands. It imports nothing heavy, so that --help and mistakes are answered at once."""
     parser = parser_with_examples(
         Parser,
         "Learn how language models are quantized, and quantize them.",

@@ -2,6 +2,7 @@
 
 
 def add_to(command) -> None:
+    """Add ``learn`` and ``progress`` to the commands; ``command`` makes one."""
     sub = command(
         learn,
         "learn",
@@ -18,6 +19,7 @@ def add_to(command) -> None:
 
 
 def learn(options) -> int:
+    """``qtutor learn``: a workspace with the chapters, and JupyterLab in it."""
     from qtutor.course import workspace
 
     report = workspace.make(options.folder)
@@ -28,6 +30,7 @@ def learn(options) -> int:
 
 
 def progress(options) -> int:
+    """``qtutor progress``: which exercises of each chapter are done."""
     from qtutor.course import progress_table, workspace
 
     here = workspace.find()

@@ -8,11 +8,13 @@ FUNCTIONS, QUESTIONS = 40, 50
 
 
 def add_to(command) -> None:
+    """Add ``eval`` to the commands; ``command`` makes one."""
     description = "Measure a decoder: perplexity, bytes, valid Python, right answers."
     add_source(command(evaluate, "eval", description, ["eval embedded", "eval out", "eval out.gguf"]))
 
 
 def evaluate(options) -> int:
+    """``qtutor eval``: perplexity, size, and how well a model writes functions and answers questions."""
     from qtutor.inspection import print_table
     from qtutor.loading import weight_bytes
 

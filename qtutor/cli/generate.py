@@ -9,6 +9,7 @@ from qtutor.errors import QtutorError
 
 
 def add_to(command) -> None:
+    """Add ``generate`` to the commands; ``command`` makes one."""
     examples = ["generate embedded 'def mean(values):'", "generate out '>>> 37 + 48' --max-new-tokens 8"]
     sub = command(generate, "generate", "Let a decoder continue a text.", examples)
     add_source(sub)
@@ -17,6 +18,7 @@ def add_to(command) -> None:
 
 
 def generate(options) -> int:
+    """``qtutor generate``: how a model goes on with a prompt."""
     if options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     import qtutor
@@ -32,6 +34,7 @@ def generate(options) -> int:
 
 
 def show(text: str) -> None:
+    """Print text as it comes."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

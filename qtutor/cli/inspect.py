@@ -4,6 +4,7 @@ from pathlib import Path
 
 
 def add_to(command) -> None:
+    """Add ``inspect`` to the commands; ``command`` makes one."""
     description = "Show what a file or folder holds: tensors, their bytes, the recipe; or a block of a GGUF file."
     block = "inspect model.gguf --tensor blk.0.attn_q.weight --block 3"
     sub = command(inspect, "inspect", description, ["inspect out", "inspect out/model.safetensors", block])
@@ -13,6 +14,7 @@ def add_to(command) -> None:
 
 
 def inspect(options) -> int:
+    """``qtutor inspect``: what a checkpoint holds."""
     from qtutor import inspection
 
     inspection.show(Path(options.file), options.tensor, options.block)

@@ -51,12 +51,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser_with_examples(make, description: str, examples: list[str], **arguments) -> Parser:
+    """A parser made by ``make``, whose help ends with examples."""
     epilog = "examples:\n" + "\n".join(f"  qtutor {example}" for example in examples)
     formatter = argparse.RawDescriptionHelpFormatter
     return make(description=description, epilog=epilog.replace("%", "%%"), formatter_class=formatter, **arguments)
 
 
 def add_source(sub: Parser) -> None:
+    """Add SRC and --device, which every command that loads a decoder has."""
     sub.add_argument("source", metavar="SRC", help=SOURCE)
     sub.add_argument("--device", help=DEVICE)
 

@@ -20,6 +20,7 @@ OF_A_RECIPE = ("bits", "group_size", "symmetric", "clip", "keep", "embeddings", 
 
 
 def add_to(command) -> None:
+    """Add ``quantize`` to the commands; ``command`` makes one."""
     sub = command(quantize, "quantize", "Quantize a decoder and write it to a folder, or to a GGUF file.", EXAMPLES)
     default = "(default: %(default)s)"
     add_source(sub)
@@ -52,6 +53,7 @@ def add_to(command) -> None:
 
 
 def quantize(options) -> int:
+    """``qtutor quantize``: what can be said before anything is loaded, then a folder or a GGUF file."""
     if options.format is None:
         options.format = "gguf" if Path(options.out).suffix.lower() == ".gguf" else "qtutor"
     for name in ("samples", "length"):
@@ -67,6 +69,7 @@ def quantize(options) -> int:
 
 
 def write_folder(options) -> int:
+    """Quantize by the recipe that the options describe, and write a folder of ours."""
     import qtutor
     from qtutor.cli.calibrating import calibration_of, check_calibration
 

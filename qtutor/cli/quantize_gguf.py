@@ -15,6 +15,7 @@ from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
 
 
 def write(options) -> int:
+    """Encode the decoder as a GGUF file, with AWQ's scales or importance if the options ask for them."""
     import qtutor
     from qtutor.methods.scaling import fold_model
 
