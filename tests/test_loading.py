@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_checkpoint_is_told_with_what_is_in_it(tmp_path):
         (tmp_path / f"file_{number:02}.txt").touch()
     with pytest.raises(qtutor.QtutorError, match=r"the checkpoint cannot be loaded: .*model\.safetensors"):
         qtutor.load(tmp_path)
-    with pytest.raises(qtutor.QtutorError, match="is a file, and a checkpoint is a folder with config.json"):
+    with pytest.raises(qtutor.QtutorError, match=r"is a file, and a checkpoint is a folder with config\.json"):
         qtutor.load(tmp_path / "file_00.txt")
 
 
