@@ -9,6 +9,8 @@ from torch import nn
 
 import qtutor
 from qtutor import Recipe
+from qtutor.calibration import stream
+from qtutor.methods import scaling
 from qtutor.methods.rounders import Gptq, Listed, Nearest
 from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
 from qtutor.runtime.int8 import Int8Linear
@@ -161,6 +163,22 @@ def test_everything_that_runs_can_be_switched_off():
     expected = qtutor.gptq.quantize(weight, inputs.T @ inputs, qtutor.IntGrid(3), 32)
     same = plain.model.layers[0].self_attn.q_proj.quantized().codes == expected.codes
     assert same.float().mean() > 0.99  # sums in another order may tip a weight that lies half-way
+
+
+@pytest.mark.parametrize("wide", [32, 1024, None])
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_how_exactly_a_model_is_multiplied_is_for_the_recipe_to_say(method, wide, monkeypatch):
+    seen = set()
+
+    def spy(width, threshold):
+        seen.add((width, threshold))
+        return products(width, threshold)
+
+    products = stream.products
+    monkeypatch.setattr(stream, "products", spy)
+    monkeypatch.setattr(scaling, "products", spy)
+    quantized(tiny(), Recipe(method, group_size=32, wide=wide))
+    assert seen == {(64, wide)}
 
 
 def test_embeddings_and_the_head_are_rounded_to_nearest_whatever_the_method():
