@@ -37,6 +37,7 @@ def test_what_the_short_names_stand_for():
     assert Recipe("gptq", lm_head=True).plain_rounder == Nearest("none")
     assert Recipe("gptq", lm_head=True, clip="mse").plain_rounder == Nearest("mse")
     assert Recipe("nf4").plain_rounder == Listed(double=True)
+    assert Recipe("nf4", double=False).rounder == Recipe("nf4", double=False).plain_rounder == Listed(double=False)
 
 
 def test_exceptions_by_pattern_and_the_last_one_counts():
