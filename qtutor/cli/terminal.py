@@ -7,6 +7,8 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
+from qtutor.errors import escaped
+
 WIDTH = 110
 
 
@@ -22,8 +24,10 @@ def plain_output() -> None:
 
 def paragraph(text: str) -> None:
     """``text`` on stderr as one paragraph; a name in it may hold characters that steer a terminal, or ends of lines."""
-    text = " ".join("".join(c if c.isprintable() or c.isspace() else repr(c)[1:-1] for c in text).split())
-    print(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+    print(
+        textwrap.fill(escaped(" ".join(text.split())), WIDTH, break_long_words=False, break_on_hyphens=False),
+        file=sys.stderr,
+    )
 
 
 @contextlib.contextmanager

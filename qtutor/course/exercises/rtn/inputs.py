@@ -17,16 +17,3 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 def stored(scale: list, zero: list) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zero points as they are stored: float16 and uint8."""
     return torch.tensor(scale, dtype=torch.float16), torch.tensor(zero, dtype=torch.uint8)
-
-
-def spread(values: torch.Tensor, columns: int, how: str = "right") -> torch.Tensor:
-    """Scales or zeros ``[out, groups]`` for every weight, ``[out, columns]`` in float64; ``how`` names a slip."""
-    rows, groups = values.shape
-    values = values.double()
-    if how == "tiled":
-        return values.repeat(1, columns // groups)
-    if how == "first group":
-        return values[:, :1].expand(rows, columns)
-    if how == "first row":
-        values = values[:1].expand(rows, groups)
-    return values.repeat_interleave(columns // groups, dim=1)
