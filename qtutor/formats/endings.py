@@ -3,12 +3,12 @@
 transformers makes it out of the config where there is none, so only what differs has to be kept.
 """
 
-import json
-
 from torch import nn
 from transformers import GenerationConfig
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, one_line
+from qtutor.formats.documents import parse_json
+from qtutor.formats.transformers_files import take_generation
 
 VERSION = "transformers_version"
 
@@ -24,26 +24,22 @@ def generation_settings(model: nn.Module) -> dict:
 
 
 def give_back(model: nn.Module, text: str | None, where: str) -> None:
-    """Put settings, JSON as it was written, into ``model``. where: names the file in :class:`QtutorError`."""
+    """Put settings, JSON as it was written, into ``model``. where: names the file in :class:`QtutorError`.
+
+    Only what :func:`~.transformers_files.take_generation` takes of any checkpoint: the rest could ask for code.
+    """
     if text is None:
         return
-    try:
-        settings = json.loads(text)
-        if not isinstance(settings, dict):
-            raise TypeError(f"{type(settings).__name__}, not settings by name")
-        usual = GenerationConfig.from_model_config(model.config).to_dict()
-        model.generation_config = GenerationConfig.from_dict(usual | settings)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise QtutorError(f"{where} is damaged ({error}): export the model again.") from None
-    _check_ends(model, where)
+    settings = parse_json(text, where)
+    _check_ends(settings.get("eos_token_id"), model.config.vocab_size, where)
+    take_generation(model, settings, where)
 
 
-def _check_ends(model: nn.Module, where: str) -> None:
+def _check_ends(ends, vocabulary: int, where: str) -> None:
     """Ends of a text have to be tokens, or it would not end, or fail after it was written."""
-    ends = model.generation_config.eos_token_id
     for number in ends if isinstance(ends, list) else [] if ends is None else [ends]:
-        if type(number) is not int or not 0 <= number < model.config.vocab_size:
+        if type(number) is not int or not 0 <= number < vocabulary:
             raise QtutorError(
-                f"{where}: eos_token_id is {ends}; expected token ids, 0 to {model.config.vocab_size - 1}. The file is "
-                "damaged: export the model again."
+                f"{where}: eos_token_id is {one_line(str(ends), 80)}; expected token ids, 0 to {vocabulary - 1}. The "
+                "file is damaged: export the model again."
             )

@@ -130,3 +130,18 @@ def test_the_embedded_decoders_config_is_what_training_writes():
 
     written = json.loads((EMBEDDED / "config.json").read_text())
     assert written["prompts_begin_with_bos"] is training.new_model(0).config.prompts_begin_with_bos is True
+
+
+@pytest.mark.parametrize("source", ["ours", "a.gguf"])
+def test_of_stored_settings_only_ends_and_a_penalty_are_taken(tmp_path, source):
+    """The rest could ask for other ways to search, some of which are fetched from a hub."""
+    model, tokenizer = qtutor.load()
+    model.generation_config.eos_token_id, model.generation_config.repetition_penalty = [0, 5], 1.25
+    model.generation_config.penalty_alpha = 0.6
+    if source == "ours":
+        qtutor.quantize(model, qtutor.Recipe(), progress=False)
+        qtutor.export(model, tmp_path / source, tokenizer=tokenizer)
+    else:
+        qtutor.export(model, tmp_path / source, format="gguf", type="Q8_0", tokenizer=tokenizer)
+    found = qtutor.load(tmp_path / source)[0].generation_config
+    assert (found.eos_token_id, found.repetition_penalty) == ([0, 5], 1.25) and found.penalty_alpha is None
