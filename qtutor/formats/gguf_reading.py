@@ -113,9 +113,9 @@ def _check_types(file: GGUFFile | Whole) -> None:
     if unknown:
         types = ", ".join(sorted({info.type.name for info in unknown}))
         raise QtutorError(
-            f"{file.path}: {len(unknown)} tensors are {types}, the first of them {shown(unknown[0].name)}, which "
-            f"qtutor does not decode. It knows {', '.join(TYPES)}. Take the same model in one of these, or run it in "
-            "llama.cpp."
+            f"{file.path}: {len(unknown)} of its tensors are {types}, the first of them {shown(unknown[0].name)}, "
+            f"which qtutor does not decode. It knows {', '.join(TYPES)}. Take the same model in one of these, or run "
+            "it in llama.cpp."
         )
 
 

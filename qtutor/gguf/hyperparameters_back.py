@@ -91,7 +91,9 @@ class Keys:
         return self.file.metadata.get(f"{self.name}.{key}")
 
     def wrong(self, key: str, wanted: str, mend: str = MEND) -> QtutorError:
-        found = shown(self.found(key)) if self.has(key) else "not there"
+        value = self.found(key)
+        value = value[:9].tolist() if isinstance(value, np.ndarray) else getattr(value, "item", lambda: value)()
+        found = shown(value) if self.has(key) else "not there"
         return QtutorError(f"{self.file.path}: {self.name}.{key} is {found}, expected {wanted}. {mend}")
 
     def size(self, key: str, default=NEEDED, least: int = 1) -> int:
@@ -124,10 +126,15 @@ class Keys:
 
 
 def _vocabulary(file: GGUFFile) -> int:
-    """How many tokens there are, which the tensor says that embeds them."""
-    info = file.tensors.get("token_embd.weight")
+    """How many tokens there are, by the tensor that embeds them and by the tokenizer."""
+    info, tokens = file.tensors.get("token_embd.weight"), file.metadata.get("tokenizer.ggml.tokens")
     if info is None:
         raise QtutorError(f"{file.path}: tensor 'token_embd.weight' is not there. {MEND}")
+    if isinstance(tokens, list) and len(tokens) != info.shape[0]:
+        raise QtutorError(
+            f"{file.path}: tokenizer.ggml.tokens has {len(tokens)} tokens, and the tensor 'token_embd.weight' embeds "
+            f"{info.shape[0]}. {MEND}"
+        )
     return info.shape[0]
 
 
@@ -178,7 +185,7 @@ def _factors(file: GGUFFile, dim: int) -> np.ndarray:
     factors = file.weight(ROPE).astype(np.float64).ravel()
     if factors.shape != (dim // 2,) or not np.isfinite(factors).all() or factors.min() <= 0:
         raise QtutorError(
-            f"{file.path}: tensor {ROPE!r} is {shown(factors)}, expected {dim // 2} numbers above 0. {MEND}"
+            f"{file.path}: tensor {ROPE!r} is {shown(factors[:9].tolist())}, expected {dim // 2} numbers above 0. {MEND}"
         )
     return factors
 
@@ -201,7 +208,7 @@ def llama3_of(factors: np.ndarray, base: float, dim: int, where: str) -> dict:
         if low < high and np.allclose(llama3_factors(found | {"rope_theta": base}, dim), factors, rtol=1e-5):
             return found
     raise QtutorError(
-        f"{where}: tensor {ROPE!r} divides frequencies by {shown(factors, 120)}, which is no scaling of Llama 3's, and "
+        f"{where}: tensor {ROPE!r} divides frequencies by {shown(factors[:9].tolist(), 120)}, which is no scaling of Llama 3's, and "
         f"no other one is known here. {ELSEWHERE}"
     )
 
