@@ -21,9 +21,10 @@ from qtutor.formats.comparing import blocks_in, check_finite, listed
 from qtutor.formats.endings import give_back
 from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.gguf.architecture import QKV, architecture_of, from_file, place_of
-from qtutor.gguf.hyperparameters import ROPE, metadata, rope_factors
+from qtutor.gguf.hyperparameters import metadata, rope_factors
 from qtutor.gguf.hyperparameters_back import config_values
 from qtutor.gguf.layout import TYPES
+from qtutor.gguf.llama3_rope import ROPE
 from qtutor.gguf.parts import Whole, read_whole
 from qtutor.gguf.reader import GGUFFile
 from qtutor.gguf.tokenizer_back import text_ends

@@ -11,7 +11,7 @@ import torch
 import qtutor
 from qtutor.errors import QtutorError
 from qtutor.gguf import read
-from qtutor.gguf.hyperparameters import llama3_factors
+from qtutor.gguf.llama3_rope import factors_of
 from qtutor.gguf.parts import read_whole
 from qtutor.gguf.tokenizer import SPACE
 from tests.gguf import llama_cpp, small_tokenizers
@@ -25,7 +25,7 @@ if llama_cpp.library() is None:
 IDS = some_ids(1, 60)[0].tolist()
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
-FACTORS = llama3_factors(LLAMA3, 16)
+FACTORS = factors_of(LLAMA3, 16)
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 
 

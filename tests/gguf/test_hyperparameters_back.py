@@ -12,8 +12,8 @@ import torch
 import qtutor
 from qtutor.errors import QtutorError
 from qtutor.gguf import Tensor, read, write
-from qtutor.gguf.hyperparameters import llama3_factors
-from qtutor.gguf.hyperparameters_back import config_values, llama3_of
+from qtutor.gguf.hyperparameters_back import config_values
+from qtutor.gguf.llama3_rope import factors_of, rope_of
 from tests.gguf.small_tokenizers import letters
 from tests.gguf.test_in_llama_cpp import MODELS, changed
 from tests.models import some_ids, tiny
@@ -63,9 +63,9 @@ def test_float32_numbers_are_the_shortest_that_stand_for_them(tmp_path):
 )
 def test_llama_3s_parameters_come_out_of_its_factors(dim, base, factor, low, high, context):
     told = {"factor": float(factor), "low_freq_factor": low, "high_freq_factor": high, "rope_theta": base}
-    factors = llama3_factors(told | {"original_max_position_embeddings": context}, dim)
-    found = llama3_of(factors.astype(np.float64), base, dim, "a.gguf")
-    np.testing.assert_allclose(llama3_factors(found | {"rope_theta": base}, dim), factors, rtol=1e-5)
+    factors = factors_of(told | {"original_max_position_embeddings": context}, dim)
+    found = rope_of(factors.astype(np.float64), base, dim, "a.gguf")
+    np.testing.assert_allclose(factors_of(found | {"rope_theta": base}, dim), factors, rtol=1e-5)
     between = ((factors > 1.001) & (factors < 0.999 * factor)).sum()
     if between >= 2:
         scale = 8192 / context
@@ -79,13 +79,13 @@ def test_llama_3s_parameters_come_out_of_its_factors(dim, base, factor, low, hig
 ], ids=["all alike", "another curve", "backwards", "faster", "up and down"])  # fmt: skip
 def test_factors_of_another_kind_are_refused(factors):
     with pytest.raises(QtutorError, match=r"^a.gguf: tensor 'rope_freqs.weight' divides .* no scaling of Llama 3's"):
-        llama3_of(factors, 1e4, 64, "a.gguf")
+        rope_of(factors, 1e4, 64, "a.gguf")
 
 
 @pytest.mark.parametrize("key, value, words", [
     ("block_count", None, "block_count is not there, expected a whole number from 1"),
     ("block_count", np.float32(2), "block_count is 2.0, expected a whole number"),
-    ("attention__head_count_kv", np.array([2, 1], np.int32), r"head_count_kv is \[2, 1\], expected the same for all blocks"),
+    ("attention__head_count_kv", np.array([2, 1], np.int32), r"head_count_kv is \[2, 1\], expected the same for all"),
     ("attention__head_count_kv", np.array([], np.int32), r"head_count_kv is \[\], expected a whole number"),
     ("attention__value_length", np.uint32(8), "value_length is 8, expected 16"),
     ("attention__layer_norm_rms_epsilon", np.float32(np.nan), "rms_epsilon is nan, expected a number"),
