@@ -21,7 +21,7 @@ from qtutor.calibration.walk import walk
 from qtutor.core.codebooks import INT8
 from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError, naming
-from qtutor.families import decoder_blocks, family_of, linear_layers
+from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.guards.ids import samples_of
 from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
@@ -154,7 +154,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
     """The module that takes the place of ``original``, the model's own."""
     quantized, bias = rounded.quantized, rounded.bias
     if isinstance(original, nn.Embedding):
-        module = QuantEmbedding.from_quantized(quantized, original.weight.dtype)
+        module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))
     else:
         bias = None if bias is None else bias.to(original.bias.dtype)
         module = (Int8Linear if quantized.grid == INT8 else QuantLinear).from_quantized(quantized, bias)

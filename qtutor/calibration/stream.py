@@ -38,6 +38,11 @@ class Stream:
     passed: int = 0
     kept: tuple[str, torch.Tensor] | None = None
 
+    @property
+    def multiplier(self) -> float:
+        """By what the block multiplies what a half adds to the stream."""
+        return 1.0 if self.family.multiplier is None else getattr(self.module, self.family.multiplier)
+
     def step(self, tokens: int | None = None) -> int:
         """How many samples hold about ``tokens`` tokens (:data:`PASS` if ``None``), at least one."""
         return max((tokens or PASS) // self.states.shape[1], 1)
@@ -141,7 +146,7 @@ class Stream:
         x = self.module.get_submodule(half.last)(x)
         if half.after is not None:
             x = self.module.get_submodule(half.after)(x)
-        return residual + x
+        return residual + x if self.family.multiplier is None else residual + x * self.multiplier
 
 
 def check_finite(x: torch.Tensor, what: str) -> None:
