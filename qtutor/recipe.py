@@ -54,8 +54,9 @@ class Recipe:
 
     method: ``"rtn"``, ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes'
     ``"nf4"``, ``"fp4"``, ``"int8"`` (which come with bits, a grid and, for int8, one scale a row of their own).
-    bits: 2 to 8. group_size: weights that share a scale; -1 one scale a row, 0 one a tensor. symmetric: zero point
-    fixed in the middle.
+    bits: 2 to 8; a fraction like 3.5 is a mean: each layer gets bits of its own, by how much it matters on the
+    calibration text (:mod:`qtutor.budget`). group_size: weights that share a scale; -1 one scale a row, 0 one a tensor.
+    symmetric: zero point fixed in the middle.
     clip: how far the range of a group is narrowed: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"``
     (least error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"``
     for the others.
@@ -75,7 +76,7 @@ class Recipe:
     """
 
     method: str = "rtn"
-    bits: int = 4
+    bits: float = 4
     group_size: int = 64
     symmetric: bool = False
     clip: str = "auto"
@@ -102,7 +103,9 @@ class Recipe:
             self._changed(pattern, change)  # refuses what no layer can have
         codebook = METHODS[self.method].codebook
         if codebook is None:
-            IntGrid(self.bits, self.symmetric)  # refuses bits outside 2 ... 8
+            if not self.is_mixed:
+                IntGrid(self.bits, self.symmetric)  # refuses bits outside 2 ... 8
+                object.__setattr__(self, "bits", int(self.bits))
             return
         if self.bits not in (4, codebook.bits):  # 4 is what nobody asked for
             raise QtutorError(f"bits = {self.bits}: method {self.method!r} has {codebook.bits} bits.")
@@ -111,6 +114,11 @@ class Recipe:
         own = {"bits": codebook.bits, "symmetric": True}
         for name, value in (own | {"group_size": PER_CHANNEL} if codebook is INT8 else own).items():
             object.__setattr__(self, name, value)  # a frozen dataclass that tells what will be done
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether ``bits`` is a mean, so that every layer has still to be given its own."""
+        return isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
 
     @property
     def grid(self) -> Grid:
@@ -140,6 +148,8 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether text is needed, for some layer at least."""
+        if self.is_mixed:
+            return True
         changes = [change for change in self.layers.values() if change != KEEP]
         methods = [self.method, *(change["method"] for change in changes if "method" in change)]
         return any(METHODS[method].calibrated for method in methods)
