@@ -54,6 +54,11 @@ def quantize(
     _check_rest(model)
     if recipe.needs_calibration and calibration is not None:
         calibration = samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
+    if recipe.is_mixed:
+        from qtutor.budget import choose
+
+        token_ids = _calibration(model, recipe) if calibration is None else calibration
+        recipe = choose(model, recipe, token_ids, bits=recipe.bits)
     sink = IntoModel(model)
     rows = []
     for item in finished(model, recipe, calibration, progress):
@@ -143,9 +148,10 @@ def _calibration(model: nn.Module, recipe: Recipe) -> torch.Tensor:
     from qtutor.decoder.text import calibration_tokens
 
     if str(model.config._name_or_path) != str(EMBEDDED):
+        what = f"bits = {recipe.bits}" if recipe.is_mixed else f"method {recipe.method!r}"
         raise QtutorError(
-            f"method {recipe.method!r} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
-            "[samples, length], for instance 128 samples of 512 tokens of what the model will read."
+            f"{what} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 [samples, length], "
+            "for instance 128 samples of 512 tokens of what the model will read."
         )
     return calibration_tokens()
 
