@@ -43,8 +43,8 @@ def progress_table(folder: str | Path | None = None) -> Progress:
     found = workspace.find(folder)
     if folder is not None and found is None:
         raise QtutorError(
-            f"{folder} is not a workspace, and not inside one. Name a folder that 'qtutor learn FOLDER' made, or make a "
-            "workspace there with that command."
+            f"{folder} is not a workspace, and not inside one. Name a folder that 'qtutor learn FOLDER' made, or make "
+            "a workspace there with that command."
         )
     rows = []
     for exercise in exercises.every():
