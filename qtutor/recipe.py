@@ -178,7 +178,7 @@ class Recipe:
         if changed.transforms != self.transforms:
             raise QtutorError(
                 f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "
-                "blocks: choose it for all layers or for none."
+                "decoder blocks: choose it for all layers or for none."
             )
         return changed
 

@@ -33,13 +33,13 @@ BY_HAND = (
 
 
 def check_promised(model: nn.Module) -> None:
-    """Raise :class:`QtutorError` if blocks, layers or tensors differ from those of the config's own decoder."""
+    """Raise :class:`QtutorError` if decoder blocks, layers or tensors differ from those of the config's own decoder."""
     family = family_of(model)
     blocks, wanted = len(decoder_blocks(model)), model.config.num_hidden_layers
     if blocks != wanted:
         raise QtutorError(
-            f"{family.blocks} has {blocks} blocks, and config.num_hidden_layers is {wanted}: set it to {blocks} if "
-            "blocks were added or removed on purpose."
+            f"{family.blocks} has {blocks} decoder blocks, and config.num_hidden_layers is {wanted}: set it to "
+            f"{blocks} if blocks were added or removed on purpose."
         )
     try:
         model.config.validate()

@@ -1,4 +1,7 @@
-"""Pictures of chapter 04: levels over weights, error against true bits, scales under their map, outlier channels."""
+"""Pictures of chapter 04: levels over weights, error against true bits, scales under their map, outlier channels.
+
+A block here is what bitsandbytes calls so: a group of weights that share a scale.
+"""
 
 from itertools import pairwise
 

@@ -1,4 +1,7 @@
-"""The widgets of chapter 04: the levels of a format over a layer's weights; LLM.int8's threshold over its channels."""
+"""The widgets of chapter 04: the levels of a format over a layer's weights; LLM.int8's threshold over its channels.
+
+A block here is what bitsandbytes calls so: a group of weights that share a scale.
+"""
 
 import copy
 import functools

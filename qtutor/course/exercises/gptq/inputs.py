@@ -15,7 +15,7 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 
 
 def hessian(seed: int, width: int, tokens: int = 40, shared: float = 1.0) -> torch.Tensor:
-    """X^T X, float64 ``[width, width]``, of whole-number inputs; ``shared``: the size of a part common to all inputs."""
+    """X^T X, float64 ``[width, width]``, of whole-number inputs; ``shared`` is the size of the part common to all."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, width, generator=generator) + shared * torch.randn(tokens, 1, generator=generator)
     x = (2 * x).round().double()
