@@ -53,13 +53,14 @@ class Recipe:
     """How to quantize.
 
     method: ``"rtn"``, ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes'
-    ``"nf4"``, ``"fp4"``, ``"int8"``, which fix their bits and grid, and for int8 one scale a row.
-    bits: 2 to 8. group_size: the number of weights that share a scale; -1: one scale a row, 0: one a tensor.
-    symmetric: the zero point is always the middle code.
-    clip: how to narrow the range of a group: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"`` (least
-    error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"`` for
-    the others.
-    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales depend on the weights, too.
+    ``"nf4"``, ``"fp4"``, ``"int8"`` (which come with bits, a grid and, for int8, one scale a row of their own).
+    bits: 2 to 8; a fraction like 3.5 is a mean: each layer gets bits of its own, by how much it matters on the
+    calibration text (:mod:`qtutor.budget`). group_size: weights that share a scale; -1 one scale a row, 0 one a tensor.
+    symmetric: zero point fixed in the middle.
+    clip: how far the range of a group is narrowed: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"``
+    (least error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"``
+    for the others.
+    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
     propagate: AWQ and GPTQ let each layer compensate for the errors of earlier layers
     (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: do so if there is enough text, eight tokens
     for every input of the widest layer.
@@ -76,7 +77,7 @@ class Recipe:
     """
 
     method: str = "rtn"
-    bits: int = 4
+    bits: float = 4
     group_size: int = 64
     symmetric: bool = False
     clip: str = "auto"
@@ -103,7 +104,9 @@ class Recipe:
             self._changed(pattern, change)  # raises for an exception that fits no layer at all
         codebook = METHODS[self.method].codebook
         if codebook is None:
-            IntGrid(self.bits, self.symmetric)  # raises for bits outside 2 ... 8
+            if not self.is_mixed:
+                IntGrid(self.bits, self.symmetric)  # raises for bits outside 2 ... 8
+                object.__setattr__(self, "bits", int(self.bits))
             return
         if self.bits not in (4, codebook.bits):  # 4 is the default, so perhaps nobody asked for it
             raise QtutorError(f"bits = {self.bits}: method {self.method!r} has {codebook.bits} bits.")
@@ -112,6 +115,11 @@ class Recipe:
         own = {"bits": codebook.bits, "symmetric": True}
         for name, value in (own | {"group_size": PER_CHANNEL} if codebook is INT8 else own).items():
             object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether ``bits`` is a mean, so that every layer has still to be given its own."""
+        return isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
 
     @property
     def grid(self) -> Grid:
@@ -141,6 +149,8 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether at least one layer needs calibration text."""
+        if self.is_mixed:
+            return True
         changes = [change for change in self.layers.values() if change != KEEP]
         methods = [self.method, *(change["method"] for change in changes if "method" in change)]
         return any(METHODS[method].calibrated for method in methods)

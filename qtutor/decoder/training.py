@@ -38,7 +38,7 @@ SESSIONS = 80_000
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A byte-level BPE of :data:`VOCABULARY` entries. llama.cpp's pre-tokenizer ``qwen2`` splits text like it."""
+    """A byte-level BPE with :data:`VOCABULARY` entries. llama.cpp's ``qwen2`` splits text the same way."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -133,7 +133,12 @@ class QuantLinear(QuantWeight):
 
 
 class QuantEmbedding(QuantWeight):
-    """A packed table whose rows are looked up by token id and decoded; ``dtype`` is the one the model computes in."""
+    """A packed table whose rows are looked up by token id and decoded; ``dtype`` is the one the model computes in.
+
+    multiplier: what the model's own embedding multiplies its rows by (:func:`qtutor.families.embedding_scale`).
+    """
+
+    multiplier = 1.0
 
     def __init__(
         self,
@@ -148,15 +153,20 @@ class QuantEmbedding(QuantWeight):
         self.dtype = dtype
 
     @classmethod
-    def from_quantized(cls, quantized: QuantizedTensor, dtype: torch.dtype) -> "QuantEmbedding":
+    def from_quantized(
+        cls, quantized: QuantizedTensor, dtype: torch.dtype, multiplier: float = 1.0
+    ) -> "QuantEmbedding":
         """A lookup table over ``quantized [vocabulary, width]``."""
         scales_as = type(quantized.stored_scales)
         table = cls(*quantized.shape, quantized.grid, quantized.group_size, dtype, scales_as)
         table.fill(quantized)
+        table.multiplier = multiplier
         return table
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = ids.flatten()
         codes = unpack(self.packed[rows], self.grid.bits, self.columns)
         weight = dequantize(codes, self.stored_scales.rows(rows), self.unpacked_zeros(rows), self.grid, self.dtype)
-        return weight.reshape(*ids.shape, self.columns)
+        rows = weight.reshape(*ids.shape, self.columns)
+        # Rounded to the model's dtype first, as its own embedding does it.
+        return rows if self.multiplier == 1 else rows * torch.tensor(self.multiplier, dtype=self.dtype)
