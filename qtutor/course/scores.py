@@ -1,7 +1,7 @@
 """The table at the end of every chapter on a method: what it costs the real decoder, beside rounding to nearest.
 
-The measures are those of chapter 02: perplexity, KL divergence, flips, right answers. The text and the questions are
-new to the decoder.
+The measures are those of chapter 02: perplexity, KL divergence, flips, right answers. They use text and questions that
+the decoder never saw.
 """
 
 import copy

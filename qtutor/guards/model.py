@@ -86,7 +86,7 @@ def check_measurable(model) -> None:
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout inside; afterwards every module is in its former mode again."""
+    """Put ``model`` into eval mode (no dropout) inside; afterwards every module has its former mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

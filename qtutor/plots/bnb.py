@@ -1,6 +1,6 @@
 """Pictures of chapter 04: levels over weights, error against true bits, scales under their map, outlier channels.
 
-A block here is what bitsandbytes calls so: a group of weights that share a scale.
+A block is a group of weights that share a scale, as bitsandbytes calls it.
 """
 
 from itertools import pairwise

@@ -138,7 +138,7 @@ def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> 
     return figure
 
 
-def kept(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
+def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
     """Several ways to choose the columns kept in 16 bits, against the share of these columns; two panels in a line.
 
     panels: title -> (choices, float, none). choices: label -> (values, lowest, highest), each as long as ``shares``;

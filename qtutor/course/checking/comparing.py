@@ -18,7 +18,7 @@ class NotNumbers(TypeError):
 def to_array(value, room: float = math.inf, depth: int = 0) -> np.ndarray:
     """A tensor of any dtype, numpy array, number, text, bytes, or lists of them, as an int64, float64 or text array.
 
-    room: the greatest allowed number of numbers, checked before anything is copied. depth: how many lists are around
+    room: how many numbers it may hold at most, checked before anything is copied. depth: how many lists are around
     ``value``. Raises :class:`NotNumbers` for everything else.
     """
     if isinstance(value, torch.Tensor):

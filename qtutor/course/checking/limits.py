@@ -84,14 +84,14 @@ def time_limit(seconds: float):
 
 @contextlib.contextmanager
 def memory_limit(extra: int):
-    """Raise :class:`MemoryError` in a ``with`` block that takes more than ``extra`` bytes; the system would kill us.
+    """Raise :class:`MemoryError` in a ``with`` block that takes more than ``extra`` bytes, before the system kills us.
 
     The limit is on writable memory (RLIMIT_DATA), not on the address space, because CUDA reserves much of that.
     """
     if not Path("/proc/self/statm").exists():
         yield
         return
-    import resource  # not on Windows
+    import resource  # Windows does not have it
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()

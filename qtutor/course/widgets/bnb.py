@@ -1,6 +1,6 @@
 """The widgets of chapter 04: the levels of a format over a layer's weights; LLM.int8's threshold over its channels.
 
-A block here is what bitsandbytes calls so: a group of weights that share a scale.
+A block is a group of weights that share a scale, as bitsandbytes calls it.
 """
 
 import copy
@@ -150,7 +150,11 @@ def outlier_threshold(
         title = f"inputs of {layer}{', with add_outliers' if outliers else ''}"
         return outlier_channels(largest, threshold, shares, errors, title), html_table(
             ["channels in 16 bits", "of all", "error of the output", "with no threshold", "with all inputs in 16 bits"],
-            [f"{count} of {len(largest)}", f"{count / len(largest):.1%}", *(f"{e:.2%}" for e in (error, *ends(found)))],
+            [
+                f"{count} of {len(largest)}",
+                f"{count / len(largest):.1%}",
+                *(f"{e:.2%}" for e in (error, *errors_at_the_ends(found))),
+            ],
         )
 
     return explore(
@@ -176,7 +180,7 @@ def _described(layer: str, outliers: bool, threshold: float) -> str:
     )
 
 
-def ends(found: dict[float, tuple[int, float]]) -> tuple[float, float]:
+def errors_at_the_ends(found: dict[float, tuple[int, float]]) -> tuple[float, float]:
     """The errors with no threshold, and with threshold 0, where only the rounding of the weights is left."""
     return found[math.inf][1], found[0.0][1]
 
