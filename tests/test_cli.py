@@ -83,7 +83,7 @@ def test_progress_shows_what_is_done(tmp_path, monkeypatch, capsys):
     assert cli.main(["progress"]) == 0
     assert capsys.readouterr().out == by_name
     monkeypatch.chdir(tmp_path.parent)
-    assert "qtutor-course is no workspace" in refused(["progress"], capsys)
+    assert "qtutor-course is not a workspace" in refused(["progress"], capsys)
 
 
 def test_quantize_prints_its_report(quantized, tmp_path, capsys):
