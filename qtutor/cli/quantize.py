@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from qtutor.cli.parsing import add_source
-from qtutor.cli.source import check_device, check_source, load
+from qtutor.cli.source import check_device, check_source, load, say_if_rounded
 from qtutor.errors import QtutorError
 
 EXAMPLES = [
@@ -60,6 +60,7 @@ def quantize(options) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
     check_source(options.source)
+    say_if_rounded(options.source)
     check_device(options.device)
     if options.format == "gguf":
         from qtutor.cli.quantize_gguf import write
@@ -108,8 +109,9 @@ def check_out(options, bits: float, model=None) -> None:
     from qtutor.decoder import EMBEDDED
     from qtutor.files.target import least_bytes, tensors_in
     from qtutor.formats import target
+    from qtutor.formats.gguf_files import located
 
-    source = EMBEDDED if options.source == "embedded" else options.source
+    source = EMBEDDED if options.source == "embedded" else located(options.source)
     gguf = options.format == "gguf"
     tensors = tensors_in(source)
     if model is not None:

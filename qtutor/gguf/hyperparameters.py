@@ -16,6 +16,8 @@ from qtutor.errors import QtutorError
 from qtutor.gguf.architecture import Architecture, architecture_of
 
 SAME = {"swish": "silu"}  # two names of one activation
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # llama.cpp computes these, and reads no others
+ROPE = "rope_freqs.weight"  # a tensor without a parameter: :func:`rope_factors`
 
 
 def metadata(config) -> dict:
@@ -81,6 +83,9 @@ def _rope(architecture: Architecture, config) -> dict:
             "written as GGUF, and 'llama3' for Llama and Mistral, all for whole heads. With another one llama.cpp "
             "would compute other positions."
         )
+    for key, value in YARN.items() if kind == "yarn" else ():
+        if rope.get(key, value) != value:
+            raise _other(architecture, f"{key} in rope_parameters", rope[key], value)
     keys = {"dimension_count": int(head_dim(config) * part), "freq_base": float(rope["rope_theta"])}
     if kind in ("linear", "yarn"):
         keys |= {"scaling.type": kind, "scaling.factor": float(rope["factor"])}
@@ -92,16 +97,18 @@ def _rope(architecture: Architecture, config) -> dict:
 
 
 def rope_factors(config) -> np.ndarray | None:
-    """What llama.cpp divides each frequency by, float32 ``[head_dim / 2]``, for Llama 3's scaling; ``None`` for others.
+    """What a file holds of Llama 3's scaling, float32 ``[head_dim / 2]``; ``None`` for other ways to scale."""
+    rope = config.rope_parameters
+    return llama3_factors(rope, head_dim(config)) if rope.get("rope_type") == "llama3" else None
+
+
+def llama3_factors(rope: dict, dim: int) -> np.ndarray:
+    """Llama 3's scaling: what it divides each of the ``dim / 2`` frequencies of a head by, float32.
 
     Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are slowed by ``factor``;
     fast ones (``high_freq_factor`` times) stay; between, the two are mixed.
     """
-    rope = config.rope_parameters
-    if rope.get("rope_type") != "llama3":
-        return None
-    dim, factor = head_dim(config), rope["factor"]
-    frequency = rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
+    factor, frequency = rope["factor"], rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
     turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     fast = ((turns - low) / (high - low)).clip(0, 1)
