@@ -21,7 +21,7 @@ from qtutor.calibration.walk import walk
 from qtutor.core.codebooks import INT8
 from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError, naming
-from qtutor.families import decoder_blocks, family_of, linear_layers
+from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.guards.ids import samples_of
 from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
@@ -54,6 +54,11 @@ def quantize(
     _check_rest(model)
     if recipe.needs_calibration and calibration is not None:
         calibration = samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
+    if recipe.is_mixed:
+        from qtutor.budget import choose
+
+        token_ids = _calibration(model, recipe) if calibration is None else calibration
+        recipe = choose(model, recipe, token_ids, bits=recipe.bits)
     sink = IntoModel(model)
     rows = []
     for item in finished(model, recipe, calibration, progress):
@@ -143,9 +148,10 @@ def _calibration(model: nn.Module, recipe: Recipe) -> torch.Tensor:
     from qtutor.decoder.text import calibration_tokens
 
     if str(model.config._name_or_path) != str(EMBEDDED):
+        what = f"bits = {recipe.bits}" if recipe.is_mixed else f"method {recipe.method!r}"
         raise QtutorError(
-            f"method {recipe.method!r} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
-            "[samples, length], for instance 128 samples of 512 tokens of what the model will read."
+            f"{what} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 [samples, length], "
+            "for instance 128 samples of 512 tokens of what the model will read."
         )
     return calibration_tokens()
 
@@ -154,7 +160,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
     """The module that takes the place of ``original``, the model's own."""
     quantized, bias = rounded.quantized, rounded.bias
     if isinstance(original, nn.Embedding):
-        module = QuantEmbedding.from_quantized(quantized, original.weight.dtype)
+        module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))
     else:
         bias = None if bias is None else bias.to(original.bias.dtype)
         module = (Int8Linear if quantized.grid == INT8 else QuantLinear).from_quantized(quantized, bias)

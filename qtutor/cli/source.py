@@ -99,6 +99,9 @@ def _check_folder(path: Path) -> None:
     pickles = [name for name, end in zip(names, ends, strict=True) if end in PICKLES]
     ggufs = [name for name, end in zip(names, ends, strict=True) if end == ".gguf"]
     if pickles:
+        from qtutor.formats.checkpoint import check_family
+
+        check_family(path)  # a family that is not known would be refused all the same
         raise QtutorError(f"{path} holds the weights as pickles ({', '.join(pickles[:3])}). {SAFE}")
     if ggufs:
         raise QtutorError(f"{path} holds {', '.join(ggufs[:5])}: name the file itself, {path / ggufs[0]}.")

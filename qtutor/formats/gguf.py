@@ -36,9 +36,10 @@ from qtutor.formats.endings import generation_settings
 from qtutor.formats.gguf_reading import CONFIG, GENERATION, ROPE, Source, load, opened, parameters  # noqa: F401 - the other half
 from qtutor.formats.readback import read_back
 from qtutor.gguf import imatrix
-from qtutor.gguf.architecture import architecture, metadata, permute, permuted_heads, rope_factors, tensor_name
+from qtutor.gguf.architecture import architecture_of, tensor_name, to_file
 from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
+from qtutor.gguf.hyperparameters import metadata, rope_factors
 from qtutor.gguf.layout import ALL_TYPES
 from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import read
@@ -78,13 +79,13 @@ def save(
         {name: shape for name, (shape, _) in sources.items()},
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        architecture=architecture(config),
+        architecture=architecture_of(config).name,
         importance=importance is not None,
         pure=pure,
     )
     of_column = _importance(importance, sources)
     tensors = [
-        Tensor(name, shape, types[name], _encoder(name, types[name], values, permuted_heads(name, config), of_column))
+        Tensor(name, shape, types[name], _encoder(name, types[name], values, config, of_column))
         for name, (shape, values) in sources.items()
     ]
     _say_of_window(config)
@@ -157,7 +158,7 @@ def _keys(config, tokenizer) -> dict:
 
 def _say_of_window(config) -> None:
     window = getattr(config, "sliding_window", None)
-    if window and window < config.max_position_embeddings:
+    if window and window < config.max_position_embeddings and not architecture_of(config).window:
         warnings.warn(
             f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
             f"is {window} tokens, where both compute the same, not {config.max_position_embeddings}.",
@@ -184,16 +185,14 @@ def _config_text(config) -> str:
     return json.dumps(diff, indent=2, sort_keys=True) + "\n"
 
 
-def _encoder(name: str, type: str, values: Callable, heads: int, importance: Callable) -> Callable[[], np.ndarray]:
+def _encoder(name: str, type: str, values: Callable, config, importance: Callable) -> Callable[[], np.ndarray]:
     """A function that makes the tensor's bytes when its turn to be written comes."""
 
     def encoded() -> np.ndarray:
         weight = values().detach()
         if weight.is_meta:
             raise QtutorError(f"tensor {name!r} has a shape and no values: load the model whole, without a device_map.")
-        rows = weight.to("cpu", torch.float32).numpy()
-        rows = permute(rows, heads) if heads else rows
-        rows = np.atleast_2d(rows)
+        rows = np.atleast_2d(to_file(name, weight.to("cpu", torch.float32).numpy(), config))
         with naming(f"tensor {name!r} as {type}"):
             data = encode(rows, type, importance(name, rows.shape[1]) if type not in ("F32", "F16", "BF16") else None)
         _say_what_is_lost(name, type, rows, data)

@@ -14,7 +14,8 @@ from qtutor.formats import documents
 from qtutor.formats.comparing import check_finite
 from qtutor.formats.endings import give_back
 from qtutor.formats.transformers_files import config_of, empty_model, filled
-from qtutor.gguf.architecture import metadata, permuted_heads, rope_factors, tensor_name, unpermute
+from qtutor.gguf.architecture import from_file, tensor_name
+from qtutor.gguf.hyperparameters import metadata, rope_factors
 from qtutor.gguf.reader import GGUFFile, read
 from qtutor.guards.promises import is_tied
 from qtutor.runtime.linear import QuantWeight
@@ -34,8 +35,8 @@ def load(path: str | Path, device: str | None = None) -> nn.Module:
     file, config, model, wanted = opened(path)
     tensors = {}
     for name, (parameter, shape) in wanted.items():
-        rows, heads = file.weight(name).reshape(shape), permuted_heads(name, config)
-        tensors[parameter] = torch.from_numpy(np.ascontiguousarray(unpermute(rows, heads) if heads else rows))
+        rows = from_file(name, file.weight(name).reshape(shape), config)
+        tensors[parameter] = torch.from_numpy(np.ascontiguousarray(rows))
     check_finite(str(path), tensors)
     config.dtype = torch.float32
     model = filled(model, tensors, str(path), device)

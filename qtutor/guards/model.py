@@ -45,7 +45,7 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
                 raise QtutorError(
                     f"{full} is a linear layer that blocks of the family {family.model_type!r} do not have. If it is "
                     "an adapter's, call model = model.merge_and_unload() first; if the family is new, describe it in "
-                    "qtutor/families.py."
+                    "qtutor/families/known.py."
                 )
             if linear or calibrated:
                 _check_hooks(full, module, replaced=linear)

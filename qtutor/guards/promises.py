@@ -13,11 +13,12 @@ from torch import nn
 
 from qtutor.errors import QtutorError, one_line
 from qtutor.families import decoder_blocks, family_of
-from qtutor.formats.transformers_files import shapes_alone
+from qtutor.formats.transformers_files import angles_in, shapes_alone
 from qtutor.runtime.linear import QuantWeight
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NOT_COMPUTED = ("training", "layer_idx", "attention_dropout", "gradient_checkpointing")  # numbers that change no logits
+OF_EMBEDDINGS = ("scalar_embed_scale", "embedding_multiplier")  # what they are multiplied by, in Gemma and Granite
 REMEDIES = {  # what a tensor's name tells of who made it
     "lora": "It is an adapter's, not merged into its layer: call model = model.merge_and_unload() first.",
     "_orig_mod": "torch.compile wraps a part of the model: quantize the model as it was, and compile it afterwards.",
@@ -92,26 +93,37 @@ def _check_numbers(model: nn.Module, own: nn.Module) -> None:
     """What modules took from the config when they were made (an epsilon, an activation) is what it says now."""
     family = family_of(model)
     for name, expected in own.named_modules():
-        if not name.startswith((f"{family.blocks}.", family.norm)) or isinstance(expected, nn.Linear):
+        inside = name.startswith((f"{family.blocks}.", family.norm)) and not isinstance(expected, nn.Linear)
+        taken = [key for key in vars(expected) if key in OF_EMBEDDINGS or (inside and _is_taken(expected, key))]
+        if not inside and not taken:
             continue
         module = model.get_submodule(name)
-        if not list(expected.parameters()) and type(module) is not type(expected):
+        if inside and not list(expected.parameters()) and type(module) is not type(expected):
             raise _changed(model, name, type(module).__name__, type(expected).__name__)
-        for key, value in vars(expected).items():
+        for key in taken:
+            value = getattr(expected, key)
             found = getattr(module, key, value)
-            if isinstance(value, float | int) and key not in NOT_COMPUTED and found != value:
+            if found != value:
                 raise _changed(model, f"{name}.{key}", found, value)
+
+
+def _is_taken(module: nn.Module, key: str) -> bool:
+    """Whether what ``module`` has under ``key`` is a value that it took from the config and computes with."""
+    return isinstance(getattr(module, key), float | int | str | None) and key not in NOT_COMPUTED and key[0] != "_"
 
 
 def _check_angles(model: nn.Module, own: nn.Module) -> None:
     """Angles of positions are made of the config, too. A model cast to 16 bits has rounded ones, by up to 0.4 %."""
     for name, kind in own.named_modules():
-        if hasattr(kind, "inv_freq"):
-            module, expected = model.get_submodule(name), type(kind)(model.config).inv_freq
-            angles = getattr(module, "original_inv_freq", module.inv_freq).float().cpu()
+        if not angles_in(kind):
+            continue
+        ours = angles_in(model.get_submodule(name))
+        for key, expected in angles_in(type(kind)(model.config)).items():
+            angles = ours[key].float().cpu()
             if angles.shape != expected.shape or not torch.allclose(angles, expected, rtol=1e-2):
                 found, wanted = (", ".join(f"{x:.4g}" for x in part.tolist()[:4]) for part in (angles, expected))
-                raise _changed(model, f"{name}.inv_freq", f"{found} ...", f"{wanted} ...")
+                key = key.replace("original_", "")
+                raise _changed(model, f"{name}.{key}", f"{found} ...", f"{wanted} ...")
 
 
 def _changed(model: nn.Module, name: str, found, value) -> QtutorError:

@@ -106,7 +106,7 @@ MISUSES = [
     ("inspect {here}/text.txt", "reads .safetensors and .gguf files"),
     ("inspect {here}/pickles", "holds no .safetensors"),
     ("inspect {here}/empty.gguf", "empty.gguf"),
-    ("inspect {here}/ours --block 3", "--block 3 of which tensor?"),
+    ("inspect {here}/ours --block 3", "--block 3 needs a tensor"),
     ("inspect {here}/ours/model.safetensors --tensor x", "no GGUF file"),
     ("inspect {here}/whole.gguf --tensor nothing", "nothing"),
     ("inspect {here}/whole.gguf --tensor blk.0.attn_q.weight --block 99999999", "99999999"),

@@ -18,7 +18,8 @@ import qtutor
 from qtutor.cli import main
 from qtutor.errors import QtutorError
 from qtutor.gguf import Tensor, encode, read, write
-from qtutor.gguf.architecture import head_dim, permute, rope_factors, tensor_name, unpermute
+from qtutor.gguf.architecture import permute, tensor_name, unpermute
+from qtutor.gguf.hyperparameters import head_dim, rope_factors
 from qtutor.gguf.imatrix import importance
 from qtutor.methods.scaling import fold_model
 from tests.disks import needs_mount
@@ -227,7 +228,10 @@ REFUSED = {
     ),
     "Llama 3's rope": (lambda: changed(tiny("qwen3"), rope_parameters=LLAMA3), "'llama3' for Llama and Mistral"),
     "a bias more": (lambda: changed(tiny("qwen3"), attention_bias=True), r"o_proj\.bias: llama.cpp has no such tensor"),
-    "heads that do not fill qwen2": (lambda: changed(tiny("qwen2"), head_dim=32), "head_dim = 32 with 4 heads"),
+    "heads that do not fill qwen2": (
+        lambda: changed(tiny("qwen2"), head_dim=32),
+        "head_dim = 32: llama.cpp computes 16",
+    ),
     "a module more": (lambda: with_adapter(), r"mlp\.adapter\.weight is \[4, 4\], and the model's config"),
     "no values": (lambda: tiny().to("meta"), r"model\.embed_tokens\.weight has a shape and no values .*Load the"),
     "a broken weight": (lambda: with_nan(), r"'blk.1.attn_v.weight' as Q4_0: the weight in row 3, column 4 is nan"),
