@@ -1,7 +1,7 @@
 """The text that is taken where none is named: English and Python, half and half, for any model.
 
-English: ``english.txt`` beside this module, 58 short pieces that were written for this package, general ones (a story, a
-recipe, minutes of a meeting, a conversation with an assistant ...) and prose of the course; a form feed is between two.
+English: ``english.txt`` beside this module, 58 short pieces that were written for this package, general ones (a story,
+a recipe, minutes of a meeting, a conversation with an assistant ...) and prose of the course, form feeds between them.
 Python: the running interpreter's standard library, which nobody has to ship (:mod:`qtutor.decoder.corpus`).
 
 Two parts share nothing: every third piece of English, and ten modules, are for measuring; the others calibrate. The

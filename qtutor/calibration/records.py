@@ -155,7 +155,7 @@ def _lines_before(file: Path, begin: int) -> int:
 def _refuse(file: str | Path, bad: list, good: int) -> None:
     """Raise :class:`QtutorError` for bad lines, and for a file without records."""
     if not bad and not good:
-        raise QtutorError(f"{file} holds no records: a .jsonl file has an object on each line, like {{\"text\": ...}}.")
+        raise QtutorError(f'{file} holds no records: a .jsonl file has an object on each line, like {{"text": ...}}.')
     if not bad:
         return
     (first, error), *others = bad

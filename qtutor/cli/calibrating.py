@@ -28,10 +28,11 @@ def calibration_of(options, model, tokenizer, always: bool = False):
     always: of the embedded decoder its own text, where no other is named. Of any other model that is the built-in text.
     Samples are cut to the model's context. How many tokens of what were taken is printed.
     """
+    from qtutor.decoder import is_embedded
     from qtutor.measure.generation import check_embedded
-    from qtutor.pipeline import is_the_embedded_decoder
 
-    if options.calibration is None and is_the_embedded_decoder(model):
+    _check_float(model)
+    if options.calibration is None and is_embedded(model.config):
         if not always and options.samples is None and options.length is None:
             return None
         return _of_the_embedded_decoder(options, model)
@@ -39,6 +40,14 @@ def calibration_of(options, model, tokenizer, always: bool = False):
     check_embedded(model, tokenizer, [int(text.token_ids.max())], "the calibration text")
     print(f"Calibration: {text.told}." + (f" {MATCHED}" if options.calibration is None else ""), flush=True)
     return text.token_ids
+
+
+def _check_float(model) -> None:
+    """Refuse what is quantized already before a text is read for it."""
+    from qtutor.runtime.linear import QuantWeight
+
+    if any(isinstance(module, QuantWeight) for module in model.modules()):
+        raise QtutorError("the model is quantized already: name the float checkpoint that it was made of.")
 
 
 def _text(options, model, tokenizer) -> Text:

@@ -1,4 +1,4 @@
-"""`qtutor generate`: a decoder continues a text, or answers in a chat; what it writes is printed while it is written."""
+"""`qtutor generate`: a decoder continues a text, or answers in a chat; its tokens are printed as they come."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -34,7 +34,9 @@ def generate(options) -> int:
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     if options.text is None and not options.chat:
-        raise QtutorError("the text is missing that SRC shall continue: give it behind SRC, or --chat for a conversation.")
+        raise QtutorError(
+            "the text is missing that SRC shall continue: give it behind SRC, or --chat for a conversation."
+        )
     model, tokenizer = load(options)
     if options.chat:
         return _chat(options, model, tokenizer)
