@@ -1,4 +1,4 @@
-"""The command line: `qtutor learn | progress | quantize | generate | eval | compare | inspect`, a module for each group.
+"""The command line: `qtutor learn | progress | quantize | generate | eval | compare | inspect`, a module each.
 
 torch and transformers are imported inside the commands that need them, so that --help and inspect do not wait for them.
 Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one line and 130 (Ctrl-C), 143 (SIGTERM) or

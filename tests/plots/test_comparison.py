@@ -8,8 +8,13 @@ from qtutor.plots import base
 from qtutor.plots.comparison import Point, best, bytes_against_kl, image
 from tests.plots.test_plots import PALETTE, VISION, difference
 
-SPREAD = [Point("Q2_K", 60_000_000, 1.9, 0.05), Point("out3", 70_000_000, 0.4, 0.02), Point("Q4_K_M", 90_000_000, 0.08, 0.004),
-          Point("rtn4", 91_000_000, 0.2, 0.01), Point("Q8_0", 150_000_000, 0.004, None)]  # fmt: skip
+SPREAD = [
+    Point("Q2_K", 60_000_000, 1.9, 0.05),
+    Point("out3", 70_000_000, 0.4, 0.02),
+    Point("Q4_K_M", 90_000_000, 0.08, 0.004),
+    Point("rtn4", 91_000_000, 0.2, 0.01),
+    Point("Q8_0", 150_000_000, 0.004, None),
+]
 CLOSE = [
     Point(f"a rather long name {number}", 90_000_000 + 100_000 * number, 0.1 + 0.0004 * number, 0.001)
     for number in range(6)
