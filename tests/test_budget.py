@@ -12,7 +12,8 @@ import qtutor
 from qtutor import Recipe, budget
 from qtutor.decoder.text import calibration_tokens
 from qtutor.families import linear_layers
-from qtutor.measure.losses import compare, model_bytes
+from qtutor.measure.against import compare
+from qtutor.measure.losses import model_bytes
 from tests.models import some_ids, tiny
 
 CHOICES = (2, 3, 4)

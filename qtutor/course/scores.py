@@ -14,8 +14,8 @@ from IPython.display import Markdown, display
 import qtutor
 from qtutor.decoder import tasks
 from qtutor.decoder.text import held_out_tokens
+from qtutor.measure.against import Comparison, compare
 from qtutor.measure.generation import task_accuracy
-from qtutor.measure.losses import Comparison, compare
 from qtutor.recipe import Recipe
 from qtutor.report import Report
 
