@@ -48,7 +48,11 @@ class Parser(argparse.ArgumentParser):
         for option in before:
             name = option.split("=")[0]
             if name.startswith("--") and not any(other.startswith(name) for other in known):
-                behind = " A text that begins with - goes behind --." if "text" in self.format_usage().split() else ""
+                behind = (
+                    " A text that begins with - goes behind --."
+                    if {"text", "[text]"} & set(self.format_usage().split())
+                    else ""
+                )
                 return f"there is no option {name}.{_near(name, known)}{behind}"
         return None
 

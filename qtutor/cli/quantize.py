@@ -27,7 +27,10 @@ def add_to(command) -> None:
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
     methods = "rtn, awq, gptq, awq+gptq, nf4, fp4 or int8; with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
-    text = "a text file for awq and gptq to read (the embedded decoder has its own); with gguf also for importance"
+    text = (
+        "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: English and Python of "
+    )
+    text += "ours; the embedded decoder has its own); with gguf also for importance"
     sub.add_argument("--calibration", metavar="FILE", help=text)
     sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
     sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
@@ -72,7 +75,9 @@ def quantize(options) -> int:
 def write_folder(options) -> int:
     """Quantize by the recipe that the options describe, and write a folder of ours."""
     import qtutor
+    from qtutor.calibration.chat import has_template
     from qtutor.cli.calibrating import calibration_of, check_calibration
+    from qtutor.report import next_steps
 
     for name, what in (("type", "one"), ("imatrix", "an importance matrix")):
         if getattr(options, name):
@@ -92,13 +97,13 @@ def write_folder(options) -> int:
     check_out(options, recipe.grid.bits)
     model, tokenizer = load(options, dtype="auto")  # what is not quantized is written in its own 16 bits
     check_out(options, recipe.grid.bits, model)
-    calibration = calibration_of(options, model, tokenizer)
+    calibration = calibration_of(options, model, tokenizer) if recipe.needs_calibration else None
     report = qtutor.quantize(model, recipe, calibration=calibration)
     if not report.rows:
         raise QtutorError(f"--keep {options.keep} leaves no layer to be quantized: keep fewer.")
     qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
     print(report)  # once it is written: whoever reads this may have gone
-    print(f"Written to {options.out}. Next: qtutor eval {options.out}")
+    print(f"Written to {options.out}.\n\n{next_steps(options.out, options.source, has_template(tokenizer))}")
     return 0
 
 

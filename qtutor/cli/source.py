@@ -19,10 +19,15 @@ SAFE = (
 
 def load(options, dtype=None):
     """``(model, tokenizer)`` of SRC, on --device."""
+    return load_source(options.source, options.device, dtype)
+
+
+def load_source(source: str, device: str | None, dtype=None):
+    """``(model, tokenizer)`` of what a command calls a decoder."""
     import qtutor
 
-    check_source(options.source)
-    return qtutor.load(options.source, dtype=dtype, device=check_device(options.device))
+    check_source(source)
+    return qtutor.load(source, dtype=dtype, device=check_device(device))
 
 
 def check_source(source: str) -> None:
@@ -113,6 +118,9 @@ def _check_folder(path: Path) -> None:
         return _check_file(file)
     pickles = [name for name, end in zip(names, ends, strict=True) if end in PICKLES]
     if pickles:
+        from qtutor.formats.checkpoint import check_family
+
+        check_family(path)  # a family that is not known would be refused all the same
         raise QtutorError(f"{path} holds the weights as pickles ({', '.join(pickles[:3])}). {SAFE}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import family_called
 from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
@@ -32,6 +32,7 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
 
     Raises :class:`QtutorError` naming the file for anything that is missing, damaged, not expected, or not safetensors.
     """
+    check_family(folder)
     stored = weights_in(folder)
     tensors = {name: (path, found) for path, header in stored.items() for name, found in header.items()}
     config, where = config_in(folder, tensors)
@@ -61,6 +62,15 @@ def tokenizer(folder: Path):
     """The tokenizer of a checkpoint without its weights."""
     names = [name for header in weights_in(folder).values() for name in header]
     return tokenizer_in(folder, config_in(folder, names)[0])
+
+
+def check_family(folder: Path) -> None:
+    """Refuse a family that is not known by its config alone, before weights are looked at, or fetched."""
+    path = file_in(folder, CONFIG)
+    if path is not None:
+        values = read_json(path)
+        with naming(str(path)):
+            family_called(values.get("model_type"), values)
 
 
 def config_in(folder: Path, names) -> tuple:
