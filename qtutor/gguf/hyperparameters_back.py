@@ -166,7 +166,7 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
     if ROPE in keys.file.tensors and "llama3" in keys.architecture.scalings:
         if kind not in ("none", "linear") or (kind == "linear" and factor != 1):
             raise keys.wrong("rope.scaling.type", f"none, since there is the tensor {ROPE!r}")
-        return rope | rope_of(_factors(keys.file, rotated), base, rotated, str(keys.file.path))
+        return rope | rope_of(_factors(keys.file, rotated), base, rotated, context, str(keys.file.path))
     if kind == "none" or (factor == 1 and kind in ("linear", "yarn") and more == 1):
         return rope
     if kind not in keys.architecture.scalings or (kind != "yarn" and more != 1):

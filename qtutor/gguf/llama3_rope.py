@@ -1,7 +1,9 @@
 """Llama 3's scaling of positions: a few parameters in transformers' config, in a GGUF file a tensor of factors.
 
-factors_of(rope_parameters, 128)     # float32 [64], what each frequency of a head is divided by
-rope_of(factors, 5e5, 128, "a.gguf") # and back
+    factors_of(rope_parameters, 128)  # float32 [64], what each frequency of a head is divided by
+    rope_of(factors, 5e5, 128, 131_072, "a.gguf")  # and back
+
+Source: llama.cpp's ``conversion/llama.py``; transformers' ``modeling_rope_utils.py``.
 """
 
 import math
@@ -27,16 +29,17 @@ def factors_of(rope: dict, dim: int) -> np.ndarray:
     return (1 / ((1 - fast) / factor + fast)).astype(np.float32)
 
 
-def rope_of(factors: np.ndarray, base: float, dim: int, where: str) -> dict:
+def rope_of(factors: np.ndarray, base: float, dim: int, longest: int, where: str) -> dict:
     """The parameters of Llama 3's scaling with which :func:`.hyperparameters.llama3_factors` gives ``factors``.
 
     factors: float64 ``[dim / 2]``, what each frequency is divided by: 1 for fast frequencies, the largest for slow
     ones, and between them along a line in the turns that a frequency takes in the original context. Where the context
-    and both ends of the line are doubled, all factors stay the same; so the context is always Llama 3's, 8192 tokens.
+    and both ends of the line are doubled, all factors stay the same; so the context is Llama 3's, 8192 tokens, where
+    the model's own (``longest``) is longer, as transformers wants it.
     """
     if np.allclose(factors, 1, rtol=1e-6):
         return {}
-    largest, context = float(str(np.float32(factors.max()))), 8192
+    largest, context = float(str(np.float32(factors.max()))), min(8192, max(1, longest // 2))
     turns = context * base ** -(np.arange(0, dim, 2) / dim) / (2 * math.pi)
     with np.errstate(all="ignore"):
         low, high = _ends_of_line(turns, (1 / factors - 1 / largest) / (1 - 1 / largest))

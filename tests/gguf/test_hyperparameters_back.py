@@ -64,7 +64,7 @@ def test_float32_numbers_are_the_shortest_that_stand_for_them(tmp_path):
 def test_llama_3s_parameters_come_out_of_its_factors(dim, base, factor, low, high, context):
     told = {"factor": float(factor), "low_freq_factor": low, "high_freq_factor": high, "rope_theta": base}
     factors = factors_of(told | {"original_max_position_embeddings": context}, dim)
-    found = rope_of(factors.astype(np.float64), base, dim, "a.gguf")
+    found = rope_of(factors.astype(np.float64), base, dim, 131_072, "a.gguf")
     np.testing.assert_allclose(factors_of(found | {"rope_theta": base}, dim), factors, rtol=1e-5)
     between = ((factors > 1.001) & (factors < 0.999 * factor)).sum()
     if between >= 2:
@@ -79,7 +79,7 @@ def test_llama_3s_parameters_come_out_of_its_factors(dim, base, factor, low, hig
 ], ids=["all alike", "another curve", "backwards", "faster", "up and down"])  # fmt: skip
 def test_factors_of_another_kind_are_refused(factors):
     with pytest.raises(QtutorError, match=r"^a.gguf: tensor 'rope_freqs.weight' divides .* no scaling of Llama 3's"):
-        rope_of(factors, 1e4, 64, "a.gguf")
+        rope_of(factors, 1e4, 64, 131_072, "a.gguf")
 
 
 @pytest.mark.parametrize("key, value, words", [
