@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, one_line, shown
 from qtutor.families import family_of
 from qtutor.formats import documents
 from qtutor.formats.comparing import blocks_in, check_finite, listed
@@ -73,9 +73,16 @@ def decoded(opened: Opened, device: str | None = None, dtype: torch.dtype = torc
     if CONFIG in file.metadata:
         give_back(model, file.metadata.get(GENERATION), f"{where}: {GENERATION}")
     else:
+        model.config.name_or_path = _name(file)
         ends = text_ends(file.metadata)
         model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     return model
+
+
+def _name(file: GGUFFile | Whole) -> str:
+    """What the model is called, for whoever writes it again: llama.cpp knows Phi-3's tokens by it."""
+    name = file.metadata.get("general.name")
+    return one_line(name.replace("/", "-"), 120) if isinstance(name, str) else ""
 
 
 def opened(path: str | Path) -> Opened:
