@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor.errors import QtutorError
+from qtutor.files.stopping import interrupt_behind
 
 try:
     import fcntl
@@ -27,6 +28,7 @@ except ImportError:  # Windows: nobody can tell there what is left over, so it s
     fcntl = None
 
 SUFFIX = ".qtutor-partial"
+UNFINISHED = ".qtutor-unfinished"  # of the folder of a long run, which is another thing: see .unfinished
 LONGEST_MARK = 100  # bytes of a target's name that its stage repeats; eCryptfs, the narrowest, allows 143 in all
 
 
@@ -41,15 +43,15 @@ def stage(path: Path) -> Iterator[Path]:
         finally:
             try:
                 _clear_all(made, path)
-            except BaseException:  # an interrupt that came now, when all else was done
+            except BaseException as error:  # an interrupt that came now, when all else was done
                 _clear_all(made, path)
-                raise
+                raise interrupt_behind(error) or error from None
 
 
 def remove_leftovers(path: str | Path) -> None:
     """Remove the stages that killed runs for ``path`` left; those of runs that are alive stay."""
     path = Path(path)
-    mine = re.compile(re.escape(f".{_mark(path)}.") + "[0-9a-f]{8}" + re.escape(SUFFIX))
+    mine = re.compile(re.escape(f".{mark_of(path)}.") + "[0-9a-f]{8}" + re.escape(SUFFIX))
     try:
         names = [name for name in os.listdir(path.parent) if mine.fullmatch(name)]
     except OSError:  # no such folder, or one that may not be listed: then whoever writes will hear of it
@@ -58,7 +60,7 @@ def remove_leftovers(path: str | Path) -> None:
         if folder.is_symlink():  # nothing that qtutor makes
             continue
         try:
-            lock = _locked(folder)
+            lock = locked(folder)
         except (BlockingIOError, FileNotFoundError):  # a run that is alive, or has just ended
             continue
         except OSError as why:
@@ -68,7 +70,7 @@ def remove_leftovers(path: str | Path) -> None:
             _clear(folder, path)
 
 
-def _mark(path: Path) -> str:
+def mark_of(path: Path) -> str:
     """The target's name in that of its stage; of a long one a digest, since names end at 255 bytes or earlier."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= LONGEST_MARK else hashlib.sha256(name).hexdigest()[:32]
@@ -77,20 +79,20 @@ def _mark(path: Path) -> str:
 def _new_stage(path: Path, made: list[Path], held: contextlib.ExitStack) -> Path:
     """A new folder into which only its owner may look, also noted in ``made``; ``held`` gets the lock in it."""
     for _ in range(100):
-        folder = path.parent / f".{_mark(path)}.{secrets.token_hex(4)}{SUFFIX}"
+        folder = path.parent / f".{mark_of(path)}.{secrets.token_hex(4)}{SUFFIX}"
         if folder.exists():
             continue
         made.append(folder)
         folder.mkdir(mode=0o700)
         try:
-            held.enter_context(_locked(folder, needed=False))
+            held.enter_context(locked(folder, needed=False))
             return folder
         except (BlockingIOError, FileNotFoundError):  # another run took it for a left-over before it had its lock
             continue
     raise QtutorError(f"{path}: other runs remove what this one begins to write there. Let one finish first.")
 
 
-def _locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextManager:
+def locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextManager:
     """A lock on ``folder``, until it is closed or this process ends. needed: raise where there are no locks.
 
     Raises :class:`BlockingIOError` where another process has it.
