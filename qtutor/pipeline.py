@@ -86,7 +86,7 @@ def quantize_to(
     """
     weights, tokenizer, token_ids = _ready(source, recipe, calibration, tokenizer, device)
     made = plan_of(weights, recipe, token_ids, tokenizer)
-    place = native.target(out, sources=_read(source, weights), need=made.nbytes - bytes_kept(out))
+    place = native.target(out, sources=weights.places, need=made.nbytes - bytes_kept(out))
     tell(made)
     with told(place), parents_made(place), unfinished(place, fingerprint(weights, recipe, token_ids)) as run:
         if run.differs:
@@ -121,15 +121,6 @@ def _ready(source: Source, recipe: Recipe, calibration, tokenizer, device: str |
     tokenizer = own if tokenizer is None else tokenizer
     _check(weights, recipe)
     return weights, tokenizer, _token_ids(weights.model, recipe, calibration, tokenizer)
-
-
-def _read(source: Source, weights: Weights) -> list:
-    """The files and folders that are read."""
-    return [
-        *weights.files,
-        *(file.parent for file in weights.files),
-        *([] if isinstance(source, Weights) else [source]),
-    ]
 
 
 def _check(weights: Weights, recipe: Recipe) -> None:

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from qtutor.families import Family, family_of, linear_layers
 from qtutor.guards.promises import is_tied
-from qtutor.recipe import KEEP, Recipe
+from qtutor.recipe import KEEP, METHODS, Recipe
 from qtutor.runtime.linear import QuantWeight
 
 
@@ -22,7 +23,7 @@ class Row:
     shape: tuple[int, ...]
     nbytes: int
     bytes_before: int
-    bits: float = 16.0
+    bits: float = 0.0
     method: str = ""
     group_size: int | None = None
     why: str = ""
@@ -30,7 +31,7 @@ class Row:
 
 def rounded_rows(model: nn.Module, packed: nn.Module, recipes: dict[str, Recipe]) -> Iterator[Row]:
     """The layers that will be quantized, those of one kind together."""
-    kinds: dict[tuple, list[str]] = {}
+    in_blocks, kinds = linear_layers(model), {}
     for name, own in recipes.items():
         kinds.setdefault((_pattern(name), packed.get_submodule(name).rows, own), []).append(name)
     for (pattern, _, own), names in kinds.items():
@@ -39,7 +40,7 @@ def rounded_rows(model: nn.Module, packed: nn.Module, recipes: dict[str, Recipe]
         weights = sum(layer.rows * layer.columns for layer in layers)
         before = sum(model.get_submodule(name).weight.nbytes for name in names)
         shape = layers[0].rows, layers[0].columns
-        method = own.method if names[0] in linear_layers(model) or own.method in ("nf4", "fp4", "int8") else "rtn"
+        method = own.method if names[0] in in_blocks or METHODS[own.method].codebook else "rtn"
         yield Row(pattern, len(names), shape, nbytes, before, 8 * nbytes / weights, method, own.group_size)
 
 
@@ -56,21 +57,23 @@ def kept_rows(packed: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recip
             kinds.setdefault((_pattern(owner), tuple(tensor.shape)), []).append((owner, tensor))
     for (pattern, shape), found in kinds.items():
         nbytes = sum(tensor.nbytes for _, tensor in found)
-        why = _why(found[0][0], family, recipe, tied=is_tied(packed))
+        why = _why([owner for owner, _ in found], family, recipe, tied=is_tied(packed))
         yield Row(pattern, len(found), shape, nbytes, nbytes, why=why)
     if small:
         nbytes = sum(tensor.nbytes for tensor in small)
         yield Row("norms, biases", len(small), (), nbytes, nbytes, why="one number a channel: nothing to win")
 
 
-def _why(name: str, family: Family, recipe: Recipe, tied: bool) -> str:
-    if name == family.embedding:
+def _why(names: list[str], family: Family, recipe: Recipe, tied: bool) -> str:
+    """Why the matrices ``names``, of one kind, stay in float."""
+    if names == [family.embedding] and not recipe.embeddings:
         both = ", which is the output matrix as well" if tied else ""
         return f"the embedding{both}: --embeddings quantizes it (Recipe(embeddings=True))"
-    if name == family.head:
+    if names == [family.head] and not recipe.lm_head:
         return "the output matrix: --lm-head quantizes it (Recipe(lm_head=True))"
     patterns = [pattern for pattern, change in recipe.layers.items() if change == KEEP]
-    return f"kept, as {', '.join(patterns)} says"
+    fitting = [pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in names)]
+    return f"kept, as {', '.join(fitting)} says"
 
 
 def _bias_bytes(layer: QuantWeight) -> int:

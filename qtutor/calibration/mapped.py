@@ -24,11 +24,13 @@ MADV_PAGEOUT = 21  # of madvise(2), since Linux 5.4
 class Weights:
     """The weights of ``model``, a transformers decoder, which is only read.
 
-    files: what they were loaded from, for whoever wants to know later whether they are the same; maybe none.
+    files: what they were loaded from, for whoever wants to know later whether they are the same; maybe none. places:
+    what must not be written to while they are read: the files, or the folder of a checkpoint.
     """
 
     def __init__(self, model: nn.Module, files: Iterable[Path] = ()):
         self.model, self.files = model, tuple(files)
+        self.places = self.files
 
     def tensor(self, name: str) -> torch.Tensor:
         """The parameter ``name`` in the model's dtype, to be read and not to be changed."""

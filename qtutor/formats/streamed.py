@@ -27,6 +27,7 @@ class FileWeights(Weights):
 
     def __init__(self, model: nn.Module, tensors: Mapping[str, torch.Tensor], device: str, files: Iterable[Path]):
         super().__init__(model, files)
+        self.places = tuple({file.parent for file in self.files})
         self.tensors, self.device = tensors, device
         self.dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
