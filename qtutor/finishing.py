@@ -15,7 +15,7 @@ from qtutor.calibration.mapped import Weights
 from qtutor.calibration.walk import Start, walk
 from qtutor.core.codebooks import INT8
 from qtutor.errors import naming
-from qtutor.families import decoder_blocks, family_of, linear_layers
+from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.methods.blocks import Changed, Rounded, round_block
 from qtutor.planning import float_parts, outside_layers, propagates
 from qtutor.recipe import Recipe
@@ -98,7 +98,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
     """The module that takes the place of ``original``, the model's own."""
     quantized, bias = rounded.quantized, rounded.bias
     if isinstance(original, nn.Embedding):
-        module = QuantEmbedding.from_quantized(quantized, original.weight.dtype)
+        module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))
     else:
         bias = None if bias is None else bias.to(original.bias.dtype)
         module = (Int8Linear if quantized.grid == INT8 else QuantLinear).from_quantized(quantized, bias)

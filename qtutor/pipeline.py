@@ -8,6 +8,7 @@ norms and lm_head stay as they are unless the recipe says so (AWQ moves its scal
 """
 
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from qtutor.calibration.mapped import Weights
 from qtutor.core.quantized import all_finite
+from qtutor.decoder import is_embedded
 from qtutor.errors import QtutorError
 from qtutor.families import linear_layers
 from qtutor.files import parents_made, told
@@ -41,8 +43,9 @@ def quantize(
     """Quantize ``model`` (a transformers decoder, any float dtype, any device) in place by ``recipe``.
 
     calibration: token ids, int64 ``[samples, length]``, text like what the model will read, or with the model's
-    ``tokenizer`` the texts themselves (:mod:`qtutor.guards.ids`); for the embedded decoder it may be left out. Methods
-    that look at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
+    ``tokenizer`` the texts themselves (:mod:`qtutor.guards.ids`). It may be left out for the embedded decoder, and with
+    the ``tokenizer`` for any: then :mod:`qtutor.calibration.builtin` is taken, and a warning says so. Methods that look
+    at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
     progress: show a bar with an estimate where the work takes longer than a second.
     Raises :class:`QtutorError` (naming the layer) for NaN, Inf, a width that no group divides, a family that is not
     known, a model that is not as its config says (:mod:`qtutor.guards.model`), unusable calibration text, or a model
@@ -52,6 +55,7 @@ def quantize(
     weights = Weights(model)
     _check(weights, recipe)
     token_ids = _token_ids(model, recipe, calibration, tokenizer)
+    recipe = _with_bits(weights, recipe, token_ids)
     sink = IntoModel(model)
     for item in finished(weights, recipe, token_ids, progress):
         sink.take(item)
@@ -84,7 +88,7 @@ def quantize_to(
     same recipe, checkpoint and text, the run goes on there; otherwise it starts anew. Nothing is at ``out`` before all
     is finished, and an earlier export there stays until then. Raises as :func:`quantize` and :func:`qtutor.export` do.
     """
-    weights, tokenizer, token_ids = _ready(source, recipe, calibration, tokenizer, device)
+    weights, tokenizer, recipe, token_ids = _ready(source, recipe, calibration, tokenizer, device)
     made = plan_of(weights, recipe, token_ids, tokenizer)
     place = native.target(out, sources=weights.places, need=made.nbytes - bytes_kept(out))
     tell(made)
@@ -109,18 +113,19 @@ def quantize_to(
 
 def plan(source: Source, recipe: Recipe, calibration=None, tokenizer=None, device: str | None = None) -> Plan:
     """What :func:`quantize_to` would do with the same arguments; ``print`` shows it. Nothing is written."""
-    weights, tokenizer, token_ids = _ready(source, recipe, calibration, tokenizer, device)
+    weights, tokenizer, recipe, token_ids = _ready(source, recipe, calibration, tokenizer, device)
     return plan_of(weights, recipe, token_ids, tokenizer)
 
 
 def _ready(source: Source, recipe: Recipe, calibration, tokenizer, device: str | None):
-    """Weights, tokenizer and token ids, once they are found fit for the recipe."""
+    """Weights, tokenizer, recipe and token ids, once they are found fit for each other."""
     from qtutor.formats.streamed import opened  # which asks for decoders of all kinds: whoever has one need not wait
 
     weights, own = (source, None) if isinstance(source, Weights) else opened(source, device)
     tokenizer = own if tokenizer is None else tokenizer
     _check(weights, recipe)
-    return weights, tokenizer, _token_ids(weights.model, recipe, calibration, tokenizer)
+    token_ids = _token_ids(weights.model, recipe, calibration, tokenizer)
+    return weights, tokenizer, _with_bits(weights, recipe, token_ids), token_ids
 
 
 def _check(weights: Weights, recipe: Recipe) -> None:
@@ -144,18 +149,46 @@ def _check(weights: Weights, recipe: Recipe) -> None:
 def _token_ids(model: nn.Module, recipe: Recipe, calibration, tokenizer) -> torch.Tensor | None:
     """What the layers shall read, int64 ``[samples, length]``; ``None`` where the recipe looks at no inputs.
 
-    Without ``calibration`` it is training text for the embedded decoder, and an error for any other model.
+    Without ``calibration`` it is training text for the embedded decoder, with the ``tokenizer`` the built-in text for
+    any other model, and else an error.
     """
-    from qtutor.decoder import EMBEDDED
     from qtutor.decoder.text import calibration_tokens
 
     if not recipe.needs_calibration:
         return None
+    if calibration is None and tokenizer is not None:
+        calibration = _builtin(model, tokenizer)
     if calibration is not None:
         return samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
-    if str(model.config._name_or_path) != str(EMBEDDED):
+    if not is_embedded(model.config):
         raise QtutorError(
             f"method {recipe.method!r} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
-            "[samples, length], for instance 128 samples of 512 tokens of what the model will read."
+            "[samples, length], for instance 128 samples of 512 tokens of what the model will read. With tokenizer= "
+            "alone the built-in text is taken."
         )
     return calibration_tokens()
+
+
+def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
+    """The built-in text, with a word on what it is; ``None`` for the embedded decoder, which has its own."""
+    if is_embedded(model.config):
+        return None
+    from qtutor.calibration.builtin import builtin_calibration
+    from qtutor.calibration.text import LENGTH
+
+    text = builtin_calibration(tokenizer, min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH))
+    warnings.warn(
+        f"no calibration text was given, so {text.told} are taken. Text like what the model will read does better.",
+        stacklevel=4,
+    )
+    return text.token_ids
+
+
+def _with_bits(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None) -> Recipe:
+    """``recipe`` with bits for every layer, where it gives a mean."""
+    if not recipe.is_mixed:
+        return recipe
+    from qtutor.budget import choose
+
+    with weights.whole():
+        return choose(weights.model, recipe, token_ids, bits=recipe.bits)

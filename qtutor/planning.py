@@ -18,7 +18,7 @@ from qtutor.calibration.mapped import Weights
 from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming
-from qtutor.families import Family, decoder_blocks, family_of, linear_layers
+from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.formats import native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
@@ -105,7 +105,7 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = N
     tensors = native.stored_tensors(packed)
     files = tuple(laid_out(native.kinds(tensors)))
     propagate, states_shape = False, ()
-    if token_ids is not None:
+    if token_ids is not None and recipe.needs_calibration:
         propagate = propagates(model, recipe, token_ids.numel())
         states_shape = 1 + propagate, *token_ids.shape, model.config.hidden_size
     rows = (*rounded_rows(model, packed, recipes), *kept_rows(packed, tensors, recipe))
@@ -157,7 +157,9 @@ def _empty_layer(place: nn.Module, recipe: Recipe) -> QuantWeight:
     rows, columns = place.weight.shape
     scales = NestedScales if recipe.grid in (NF4, FP4) and recipe.double else PlainScales
     if isinstance(place, nn.Embedding):
-        return QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
+        table = QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
+        table.multiplier = embedding_scale(place)
+        return table
     kind = Int8Linear if recipe.grid == INT8 else QuantLinear
     layer = kind(rows, columns, recipe.grid, recipe.group_size, place.bias is not None, scales)
     if place.bias is not None:

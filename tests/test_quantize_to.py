@@ -18,7 +18,9 @@ IDS = some_ids(16, 32)
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
+    }
 
 
 def checkpoint(folder, family="llama", tied=True, dtype=torch.bfloat16, **sizes) -> Path:
@@ -97,7 +99,9 @@ def test_the_same_bytes_from_a_checkpoint_in_several_files_and_dtypes(tmp_path):
     in_memory(split, tmp_path / "memory", recipe)
     assert contents(tmp_path / "streamed") == contents(tmp_path / "memory")
     (split / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(qtutor.QtutorError, match="names 'model-00002-of-00003.safetensors', which is not in the fold"):
+    with pytest.raises(
+        qtutor.QtutorError, match=r"names 'model-00002-of-00003\.safetensors', which is not in the fold"
+    ):
         streamed(split, tmp_path / "again", recipe)
     assert not (tmp_path / "again").exists()
 
@@ -126,14 +130,15 @@ def test_several_files_of_weights_come_back(tmp_path, monkeypatch):
     streamed(source, tmp_path / "streamed", recipe)  # a damaged one is replaced as well
 
 
-def test_a_gguf_file_is_a_source_as_well(tmp_path):
-    model, tokenizer = qtutor.load("embedded", device="cpu")
-    qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="Q8_0", tokenizer=tokenizer)
-    recipe = qtutor.Recipe(bits=4)
-    assert streamed(tmp_path / "a.gguf", tmp_path / "out", recipe) == in_memory(
-        tmp_path / "a.gguf", tmp_path / "memory", recipe
-    )
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_file_is_a_source_as_well(tmp_path, tied):
+    file, recipe = tmp_path / "a.gguf", qtutor.Recipe("gptq", group_size=32)
+    qtutor.export(tiny("qwen2", tied=tied), file, format="gguf", type="Q8_0", tokenizer=letters())
+    assert streamed(file, tmp_path / "out", recipe) == in_memory(file, tmp_path / "memory", recipe)
     assert contents(tmp_path / "out") == contents(tmp_path / "memory")
+    weights = opened(file, "cpu")[0]
+    assert all(parameter.is_meta for parameter in weights.model.parameters())
+    assert set(weights.tensors) == set(weights.model.state_dict()) and len(weights.tensors) == len(set(weights.tensors))
     with pytest.raises(qtutor.QtutorError, match="quantized already"):
         streamed(tmp_path / "out", tmp_path / "again", recipe)
 
@@ -142,7 +147,7 @@ def test_the_embedded_decoder_brings_its_own_text(tmp_path):
     report = streamed("embedded", tmp_path / "out", qtutor.Recipe("rtn", layers={"*.0.*": {"bits": 3}}), None)
     assert len(report.rows) == 14 and qtutor.load(tmp_path / "out")[1]("x")
     source = checkpoint(tmp_path / "float")
-    with pytest.raises(qtutor.QtutorError, match="needs text"):
+    with pytest.warns(UserWarning, match="of the built-in text"):  # which is that of any other model
         streamed(source, tmp_path / "other", qtutor.Recipe("gptq", group_size=32), None)
 
 
@@ -174,7 +179,7 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     assert "--embeddings quantizes it" in lines["model.embed_tokens"]
     assert "--lm-head quantizes it" in lines["lm_head"]
     assert "one number a channel" in lines["norms"]
-    assert [line.split()[-3] for line in text.splitlines() if "mlp.down_proj" in line][0] == "8.750"
+    assert next(line.split()[-3] for line in text.splitlines() if "mlp.down_proj" in line) == "8.750"
     with_head = qtutor.Recipe(group_size=32, lm_head=True, layers={"lm_head": "float"})
     assert "kept, as lm_head says" in str(qtutor.plan(source, with_head, device="cpu"))
     assert "which is the output matrix as well" in str(
@@ -210,7 +215,9 @@ def test_out_must_not_be_inside_of_the_source(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("place", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+@pytest.mark.parametrize(
+    "place", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"]
+)
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_broken_weights_are_named(tmp_path, place, method):
     model = tiny(dtype=torch.bfloat16)
@@ -224,6 +231,18 @@ def test_broken_weights_are_named(tmp_path, place, method):
     kept = [path.name for path in tmp_path.iterdir() if path.name != "float"]
     assert kept == ([".out.qtutor-unfinished"] if "layers.1" in place else [])
     assert any("what is finished is kept" in str(line) for line in said) == bool(kept)
+
+
+def test_a_mean_of_bits_is_shared_out_before(tmp_path):
+    source, recipe = checkpoint(tmp_path / "float"), qtutor.Recipe("rtn", bits=3.5, group_size=32)
+    made = qtutor.plan(source, recipe, IDS, device="cpu")
+    assert streamed(source, tmp_path / "streamed", recipe) == in_memory(source, tmp_path / "memory", recipe)
+    assert contents(tmp_path / "streamed") == contents(tmp_path / "memory")
+    rounded = [row for row in made.rows if not row.why]
+    assert len({own.bits for own in made.recipes.values()}) > 1 and len({row.bits for row in rounded}) > 1
+    weights = sum(row.bytes_before / 2 for row in rounded)
+    assert sum(own.bits * made.packed.get_submodule(n).rows * made.packed.get_submodule(n).columns
+               for n, own in made.recipes.items()) <= 3.5 * weights  # fmt: skip
 
 
 def test_nothing_of_a_model_is_read_into_memory_at_once(tmp_path):

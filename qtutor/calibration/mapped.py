@@ -48,6 +48,11 @@ class Weights:
         """Inside, the model can be run as far as everything but its blocks is concerned."""
         yield
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the model can be run."""
+        yield
+
     def release(self, tensors: Iterable[torch.Tensor]) -> None:
         """Nobody needs these ``tensors`` soon; those of a model in memory stay there."""
 

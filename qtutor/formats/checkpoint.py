@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import family_called
 from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
@@ -65,6 +65,7 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
 
 def described(folder: Path, dtype: torch.dtype | str) -> Described:
     """Everything about the decoder in ``folder`` but its weights. Arguments and errors are those of :func:`load`."""
+    check_family(folder)
     stored = weights_in(folder)
     tensors = {name: (path, found) for path, header in stored.items() for name, found in header.items()}
     config, where = config_in(folder, tensors)
@@ -76,7 +77,7 @@ def described(folder: Path, dtype: torch.dtype | str) -> Described:
     if dtype == "auto":
         first = next(found.dtype for _, found in renamed.values() if found.dtype in STORED)
         dtype = config.dtype or {name: dtype for dtype, name in NAMES.items()}[first]
-    config.dtype = _dtype(dtype)
+    config.dtype = dtype_of(dtype)
     wanted = model.state_dict().keys()
     places = zip(renamed, tensors, (path for path, _ in tensors.values()))
     names = {name: (path, own) for name, own, path in places if name in wanted}
@@ -94,6 +95,15 @@ def tokenizer(folder: Path):
     """The tokenizer of a checkpoint without its weights."""
     names = [name for header in weights_in(folder).values() for name in header]
     return tokenizer_in(folder, config_in(folder, names)[0])
+
+
+def check_family(folder: Path) -> None:
+    """Refuse a family that is not known by its config alone, before weights are looked at, or fetched."""
+    path = file_in(folder, CONFIG)
+    if path is not None:
+        values = read_json(path)
+        with naming(str(path)):
+            family_called(values.get("model_type"), values)
 
 
 def config_in(folder: Path, names) -> tuple:
@@ -181,7 +191,8 @@ def _with_prefix(tensors: dict, prefix: str) -> dict:
     return {name if name.startswith("lm_head.") else f"{prefix}.{name}": found for name, found in tensors.items()}
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """torch's dtype of a name."""
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in (*DTYPES.values(), torch.float64):
         raise QtutorError(f"dtype = {shown(dtype)}: choose 'auto', or one of {', '.join(DTYPES)}.")

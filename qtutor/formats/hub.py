@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from qtutor.errors import QtutorError, said, shown
-from qtutor.formats.checkpoint import CONFIG, INDEX, WEIGHTS
+from qtutor.formats.checkpoint import CONFIG, INDEX, WEIGHTS, check_family
 
 IDS = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 ABOUT = (CONFIG, INDEX, "generation_config.json", "qtutor.json")
@@ -27,8 +27,11 @@ def folder_of(source: str) -> Path:
         )
     try:
         small = Path(snapshot_download(source, allow_patterns=[*ABOUT, *TOKENIZER]))
+        check_family(small)  # before gigabytes are fetched
         weights = ["model-*-of-*.safetensors"] if (small / INDEX).is_file() else [WEIGHTS]
         return Path(snapshot_download(source, revision=small.name, allow_patterns=weights))
+    except QtutorError:
+        raise
     except Exception as error:  # huggingface_hub and the network fail in many ways
         raise QtutorError(
             f"{source}: no such folder here, and it could not be had as a hub id ({said(error)}). Check the spelling; "

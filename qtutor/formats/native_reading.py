@@ -15,7 +15,7 @@ from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming, shown
-from qtutor.families import family_of, linear_layers
+from qtutor.families import embedding_scale, family_of, linear_layers
 from qtutor.formats.checkpoint import config_in, sharded
 from qtutor.formats.comparing import check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
@@ -149,7 +149,9 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
     scales_as = NestedScales if layer["nested"] else PlainScales
     with naming(where):
         if kind == "embedding":
-            return QuantEmbedding(rows, columns, grid, layer["group_size"], dtype, scales_as)
+            table = QuantEmbedding(rows, columns, grid, layer["group_size"], dtype, scales_as)
+            table.multiplier = embedding_scale(place)
+            return table
         made = Int8Linear if kind == "int8 linear" else QuantLinear
         module = made(rows, columns, grid, layer["group_size"], has_bias, scales_as)
     if "threshold" in layer:  # exports from before it was stored keep the class's own

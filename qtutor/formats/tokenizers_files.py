@@ -4,6 +4,7 @@ What a tokenizer_config.json may not do: name code, name a class that is no toke
 read the folder once more, by its own rules), or name files elsewhere.
 """
 
+import warnings
 from pathlib import Path
 
 import transformers
@@ -50,7 +51,23 @@ def tried(make, config, where: Path):
             f"{where}: its tokenizer makes ids up to {shown(max(ids))}, and the decoder knows {config.vocab_size:,} "
             "tokens. It is another model's: copy the original's tokenizer.json and tokenizer_config.json."
         )
+    _say_what_is_beyond(tokenizer, config.vocab_size, where)
     return tokenizer
+
+
+def _say_what_is_beyond(tokenizer, embedded: int, where: Path) -> None:
+    """Warn of tokens that the decoder does not embed: whoever added them forgot the embedding. Others work as ever."""
+    if len(tokenizer) <= embedded and max(tokenizer.get_added_vocab().values(), default=0) < embedded:
+        return
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= embedded)
+    if beyond:
+        some = ", ".join(f"{shown(token)} ({number})" for number, token in beyond[:5])
+        warnings.warn(
+            f"{where}: the decoder embeds {embedded:,} tokens, 0 to {embedded - 1}, and its tokenizer has "
+            f"{len(beyond)} beyond: {some}{', ...' if len(beyond) > 5 else ''}. A text that holds one of them cannot "
+            "be read. Take the checkpoint whose embedding has them, or remove them from tokenizer.json.",
+            stacklevel=2,
+        )
 
 
 def _check(values: dict, path: Path) -> None:

@@ -9,13 +9,14 @@ is a tokenizer's files.
 """
 
 import math
+import warnings
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.errors import QtutorError, naming, said, shown
-from qtutor.families import FAMILIES, family_called, family_of
+from qtutor.families import FAMILIES, embedding_scale, family_called, family_of
 
 # Keys of a config that would make it another model, or name code: what they ask for, and what to do about it.
 REFUSED = {
@@ -33,6 +34,9 @@ REFUSED = {
 # Keys that transformers reads though a family's config does not list them.
 OLDER = ("torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings")
 BESIDE = ("head_dim", "tokenizer_class")
+OLDER_OF_FAMILY = {"gemma3_text": ("rope_local_base_freq", "sliding_window_pattern")}
+# Classes that checkpoints of a family bring along though transformers has them, under the same names.
+COPIES = {"phi3": ("Phi3Config", "Phi3ForCausalLM")}
 # Keys that every config has, and that change what a model returns or say nothing of a decoder.
 NOT_READ = (
     *("output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder", "chunk_size_feed_forward"),
@@ -42,6 +46,12 @@ OURS = "prompts_begin_with_bos"  # a key of ours: see qtutor.measure.generation
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+# Numbers by which something is multiplied or divided; where there may be none, a config says null.
+FACTORS = (
+    *("residual_multiplier", "embedding_multiplier", "attention_multiplier", "logits_scaling"),  # Granite
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),  # Gemma
+    *("rope_theta", "rope_local_base_freq", "partial_rotary_factor"),
 )
 # What every config of these families says; transformers would put another model's numbers where it is missing.
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
@@ -58,9 +68,9 @@ def config_of(values: dict, where: str, blocks: int):
     number with which nothing can be computed.
     """
     with naming(where):
-        family = family_called(values.get("model_type"))
+        family = family_called(values.get("model_type"), values)
     for key in REFUSED.keys() & values.keys():
-        if values[key] is not None:
+        if values[key] is not None and not (key == "auto_map" and _is_copy(values[key], family.model_type, where)):
             by = values[key].get("quant_method") if isinstance(values[key], dict) else None
             what = REFUSED[key].format(family=family.model_type, by=shown(by) if by else "another tool")
             raise QtutorError(f"{where} {what}. (Found {key}: {shown(values[key], 120)}.)")
@@ -72,7 +82,8 @@ def config_of(values: dict, where: str, blocks: int):
     _check_values(values, where, blocks)
     try:
         usual = AutoConfig.for_model(family.model_type)
-        known = (set(usual.to_dict()) | {*OLDER, *BESIDE, OURS}) - {*NOT_READ, "transformers_version"}
+        known = set(usual.to_dict()) | {*OLDER, *BESIDE, OURS, *OLDER_OF_FAMILY.get(family.model_type, ())}
+        known -= {*NOT_READ, "transformers_version"}
         config = type(usual).from_dict({key: value for key, value in values.items() if key in known})
         _check_config(config, where)
     except QtutorError:
@@ -80,6 +91,21 @@ def config_of(values: dict, where: str, blocks: int):
     except Exception as error:  # its own checks raise errors of many kinds
         raise QtutorError(f"{where} is no config that transformers understands ({_detail(error)}). {MEND}") from error
     return config
+
+
+def _is_copy(auto_map, family: str, where: str) -> bool:
+    """Whether the code that ``auto_map`` names is a copy of what transformers has, as Phi-3's is: said, and not run."""
+    own = COPIES.get(family, ())
+    # A tokenizer is read from its own files, whatever is named here.
+    named = [n for key, n in auto_map.items() if key != "AutoTokenizer"] if isinstance(auto_map, dict) else []
+    if not named or not all(isinstance(name, str) and name.rpartition(".")[2] in own for name in named):
+        return False
+    warnings.warn(
+        f"{where} has auto_map, which names code of its own ({shown(named[0])}). It is not run: transformers has "
+        f"{' and '.join(own)} itself, and these are taken.",
+        stacklevel=2,
+    )
+    return True
 
 
 def _detail(error: Exception) -> str:
@@ -111,6 +137,15 @@ def _check_values(values: dict, where: str, blocks: int) -> None:
     epsilon = values.get("rms_norm_eps", 1e-6)
     if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
         raise _wrong(where, "rms_norm_eps", epsilon, "a number from 0 to 1")
+    for key in FACTORS:
+        factor = values.get(key, 1)
+        if factor is not None and (type(factor) not in (int, float) or not 0 < factor < math.inf):
+            raise _wrong(where, key, factor, "a number above 0")
+    ropes = values.get("no_rope_layers")
+    if ropes is not None and not (
+        isinstance(ropes, list) and len(ropes) >= blocks and set(map(str, ropes)) <= {"0", "1"}
+    ):
+        raise _wrong(where, "no_rope_layers", ropes, f"0 or 1 for each of the {blocks} blocks")
     for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", OURS):
         if type(values.get(key, False)) is not bool:
             raise _wrong(where, key, values[key], "true or false")
@@ -152,7 +187,7 @@ def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, devic
     model.load_state_dict(with_tied(model, tensors, where), strict=True, assign=True)
     if model.config.tie_word_embeddings:
         model.tie_weights()
-    model.model.rotary_emb = _angles(model, where)
+    _compute(model, where)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise QtutorError(
@@ -167,8 +202,17 @@ def outlined(model: nn.Module, dtype: torch.dtype, where: str, device: str | Non
     Everything but the blocks can be run once its weights are there (:mod:`qtutor.formats.streamed`).
     """
     model = model.to(dtype).requires_grad_(False).eval()  # shapes alone: costs nothing, and tied ones stay tied
-    model.model.rotary_emb = _angles(model, where).to(usual_device(device))
+    _compute(model, where)
+    model.model.rotary_emb.to(usual_device(device))
     return model
+
+
+def _compute(model: nn.Module, where: str) -> None:
+    """Put what no file holds into an empty model: angles of positions, and what Gemma multiplies embeddings by."""
+    model.model.rotary_emb = _angles(model, where)
+    embedding = model.get_submodule(family_of(model).embedding)
+    if hasattr(embedding, "embed_scale"):
+        embedding.embed_scale = torch.tensor(embedding_scale(embedding))
 
 
 def usual_device(device: str | None) -> str:
@@ -212,13 +256,23 @@ def take_generation(model: nn.Module, values: dict, where: str) -> None:
         model.generation_config.repetition_penalty = float(penalty)
 
 
+def angles_in(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The angles a position that ``module`` itself holds, by name; a decoder with two kinds of rope has two.
+
+    As they were made of the config: where scaling depends on the length of a text, they change while it is read.
+    """
+    held = dict(module.named_buffers(recurse=False))
+    return {name: angles for name, angles in held.items() if name.endswith("original_inv_freq")}
+
+
 def _angles(model: nn.Module, where: str) -> nn.Module:
     """The module that turns positions into angles, with values. Raises :class:`QtutorError` for useless ones."""
     rope = shown(model.config.rope_parameters, 160)
     try:
         rotary = type(model.model.rotary_emb)(model.config)
-        useful = bool((rotary.inv_freq > 0).all() and rotary.inv_freq.isfinite().all())
-        useful = useful and math.isfinite(rotary.attention_scaling)
+        useful = all(bool(((angles > 0) & angles.isfinite()).all()) for angles in angles_in(rotary).values())
+        scalings = [value for key, value in vars(rotary).items() if key.endswith("attention_scaling")]
+        useful = useful and bool(scalings) and all(map(math.isfinite, scalings))
     except Exception as error:  # a kind of scaling that is not known, a parameter that is missing or no number
         raise QtutorError(f"{where}: rope_parameters = {rope} give no angles ({_detail(error)}). {MEND}") from error
     if not useful:

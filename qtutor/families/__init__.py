@@ -1,0 +1,70 @@
+"""Families of decoders: where the blocks of one are, and what is in a block.
+
+Everything that has to know a layer by its name asks a :class:`Family`: the walk over blocks, AWQ's pairs, the embedded
+decoder's outliers, GGUF's names. A new family is a new instance in :mod:`.known`; :mod:`.refused` says of others what
+they would need.
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from qtutor.errors import QtutorError, shown
+from qtutor.families.family import Family, Half, Pair, embedding_scale  # noqa: F401 - asked for here
+from qtutor.families.known import (  # noqa: F401
+    FAMILIES,
+    GEMMA2,
+    GEMMA3,
+    GRANITE,
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+)
+from qtutor.families.refused import why_not
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a decoder, by its config; :class:`QtutorError` for one that is not known here."""
+    config = getattr(model, "config", None)
+    return family_called(getattr(config, "model_type", type(model).__name__), config)
+
+
+def family_called(model_type, config=None) -> Family:
+    """The family of a ``model_type``, which may be anything: it can come out of a file.
+
+    config: transformers', or the values of a config.json; it may tell of an unknown family what kind it is of.
+    """
+    look = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        if look("use_bidirectional_attention"):
+            raise QtutorError(
+                f"the model is a {model_type} that reads in both directions (use_bidirectional_attention): it sees the "
+                "whole text at once and predicts no next token, so nothing here can measure it. Choose a decoder."
+            )
+        return FAMILIES[model_type]
+    why = why_not(model_type, look) if isinstance(model_type, str) else ""
+    raise QtutorError(
+        f"the model family {shown(model_type)} is not known here. {why}Decoders of these families can be quantized: "
+        f"{', '.join(FAMILIES)}."
+        f"{'' if why else ' For another one, describe its blocks in qtutor/families/known.py.'}"
+    )
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks of a model; :class:`QtutorError` for a family that is not known here."""
+    return model.get_submodule(family_of(model).blocks)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every ``nn.Linear`` inside the decoder blocks, by its full name, in the order in which the model holds them."""
+    blocks = family_of(model).blocks
+    return {
+        f"{blocks}.{index}.{name}": module
+        for index, block in enumerate(decoder_blocks(model))
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    }

@@ -1,0 +1,85 @@
+"""What cannot be quantized here, by kind: what it is, and what would be needed.
+
+A kind is told by the ``model_type`` alone, or by what else a config says: whoever names a model after themselves still
+writes down that it has experts. Only the words of an error depend on this; whatever is not in
+:data:`~qtutor.families.known.FAMILIES` is refused.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """what: completes "is ...". needed: a sentence. names: of families. parts: of such names. keys: of a config."""
+
+    what: str
+    needed: str
+    names: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    def fits(self, model_type: str, value: Callable[[str], object]) -> bool:
+        """Whether a config is of this kind; ``value`` looks up what it has under a key."""
+        by_name = model_type in self.names or any(part in model_type for part in self.parts)
+        return by_name or any(value(key) for key in self.keys)
+
+
+# In this order: Qwen3-VL-MoE sees first of all, and has experts besides.
+KINDS = (
+    Kind(
+        "a model that reads images or sound besides text",
+        "Needed would be calibration with images, and a path to blocks that lie deeper in the model. Its language part "
+        "alone can be quantized where that is of a known family: save it by itself, as a ...ForCausalLM with a "
+        "config.json of its own.",
+        names=("gemma3", "gemma3n", "gemma4", "llama4", "mistral3", "mllama", "fuyu", "florence2", "blip_2", "blip-2"),
+        parts=(
+            *("llava", "_vl", "vision", "idefics", "smolvlm", "pixtral", "multimodal", "omni", "audio", "internvl"),
+            *("kosmos", "paligemma", "glm4v", "ovis"),
+        ),
+        keys=("vision_config", "audio_config"),
+    ),
+    Kind(
+        "an encoder with a decoder",
+        "Needed would be a third part in a block, the attention to what was encoded, and pairs of texts to calibrate "
+        "with.",
+        names=("whisper", "marian", "led", "m2m_100", "prophetnet", "encoder-decoder", "nllb-moe"),
+        parts=("t5", "bart", "pegasus", "blenderbot", "switch_transformers"),
+        keys=("is_encoder_decoder",),
+    ),
+    Kind(
+        "a state space model, or has blocks of one",
+        "Needed would be blocks whose parts are scans and convolutions, and what calibrates their projections.",
+        names=("recurrent_gemma", "jamba", "bamba", "nemotron_h", "falcon_h1", "granitemoehybrid", "xlstm", "lfm2"),
+        parts=("mamba", "rwkv", "zamba", "qwen3_next"),
+        keys=("mamba_d_state", "ssm_state_size", "state_size"),
+    ),
+    Kind(
+        "a mixture of experts",
+        "Needed would be inputs collected for each expert alone, of which a token reads but a few, and layers made of "
+        "the tensors that hold all experts at once.",
+        names=("mixtral", "gpt_oss", "dbrx", "llama4_text", "deepseek_v2", "deepseek_v3", "jetmoe", "minimax"),
+        parts=("moe", "deepseek"),
+        keys=("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+    ),
+    Kind(
+        "an encoder",
+        "It predicts tokens in the middle of a text, not the next one. Needed would be other measures than the next "
+        "token's, and a walk over blocks that see the whole text.",
+        names=("electra", "mpnet", "xlm", "longformer", "big_bird", "funnel", "nystromformer", "t5_encoder"),
+        parts=("bert", "roberta"),
+        keys=("use_bidirectional_attention",),
+    ),
+    Kind(
+        "a decoder with matrices of the kind Conv1D",
+        "Needed would be nn.Linear in their place (they are stored as [in, out]), and norms that subtract the mean.",
+        names=("gpt2", "openai-gpt", "gpt-sw3", "imagegpt", "ctrl"),
+    ),
+)
+
+
+def why_not(model_type: str, value: Callable[[str], object]) -> str:
+    """One or two sentences on a ``model_type`` that is not known, ``""`` where nothing is known of it at all."""
+    name = model_type.lower()
+    kind = next((kind for kind in KINDS if kind.fits(name, value)), None)
+    return f"It is {kind.what}. {kind.needed} " if kind else ""

@@ -1,0 +1,13 @@
+"""One trained decoder of each family for all tests of a run: tests copy it before they change it."""
+
+from functools import cache
+
+import pytest
+
+from tests.families import small
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A function that gives the trained decoder of a family."""
+    return cache(small.trained)

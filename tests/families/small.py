@@ -1,0 +1,101 @@
+"""Small decoders of every family, each with what makes its family different: random ones, and some that have learned.
+
+A random net hides mistakes: its attention looks everywhere alike, its norms are all one, and what one block adds hardly
+changes what the next reads. So each family is trained for a few seconds on the embedded decoder's text as well.
+"""
+
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qtutor.decoder.text import calibration_tokens
+
+VOCABULARY = 1024  # of the embedded decoder's tokenizer
+WINDOW = 12  # shorter than any text here, so that it shows
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+# What a config of each has besides the sizes. Gemma's heads are wider than hidden / heads, as in all but one of them.
+FAMILIES = {
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW},
+    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": {"head_dim": 32},
+    "gemma2": {
+        **{"head_dim": 32, "sliding_window": WINDOW, "num_hidden_layers": 3, "pad_token_id": 0},
+        **{"query_pre_attn_scalar": 24, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 12.0},
+    },
+    "gemma3_text": {
+        **{"head_dim": 32, "sliding_window": WINDOW, "num_hidden_layers": 3, "pad_token_id": 0},
+        **{"query_pre_attn_scalar": 24, "layer_types": [SLIDING, SLIDING, FULL]},
+        "rope_parameters": {
+            SLIDING: {"rope_type": "default", "rope_theta": 1e3},
+            FULL: {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0},
+        },
+    },
+    "phi3": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        **{"sliding_window": WINDOW, "pad_token_id": 0, "tie_word_embeddings": True},
+    },
+    "olmo2": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "granite": {
+        **{"residual_multiplier": 0.4, "attention_multiplier": 0.4, "embedding_multiplier": 6.0},
+        **{"logits_scaling": 3.0, "tie_word_embeddings": True},
+    },
+    "smollm3": {
+        **{"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": 0},
+        **{"use_sliding_window": True, "sliding_window": WINDOW},
+    },
+}
+
+
+def new(family: str, seed: int = 0, **changes) -> nn.Module:
+    """A decoder as it is drawn, hidden 64, 2 or 3 blocks, grouped-query attention unless ``changes`` say otherwise."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | FAMILIES[family] | changes)).eval()
+
+
+@torch.no_grad()
+def random(family: str, seed: int = 0, **changes) -> nn.Module:
+    """One in which nothing is left at zero or one, and whose attention looks somewhere."""
+    model = new(family, seed, **changes)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        elif "qkv" in name or "q_proj" in name or "k_proj" in name:
+            parameter.mul_(8)
+    return model
+
+
+@cache
+def text(samples: int = 256, length: int = 128, seed: int = 0) -> torch.Tensor:
+    """Token ids of Python code and interpreter sessions, int64 ``[samples, length]``."""
+    return calibration_tokens(samples, length, seed)
+
+
+def trained(family: str, steps: int = 60, batch: int = 8, **changes) -> nn.Module:
+    """One that has read ``steps * batch`` samples of :func:`text`."""
+    model = new(family, **changes).train()
+    rate = 1e-2
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    rows = text(steps * batch)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 10, (steps - step) / (steps / 2))
+        ids = rows[step * batch : (step + 1) * batch]
+        logits = model(ids[:, :-1], use_cache=False).logits
+        cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval().requires_grad_(True)
+
+
+def unseen(samples: int = 16, length: int = 64) -> torch.Tensor:
+    """Text that :func:`trained` has not read; part of its sessions may be alike."""
+    return text(samples, length, seed=77)

@@ -1,0 +1,163 @@
+"""Every family on small random decoders: the walk is the model, scales fold, and checkpoints come back."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import qtutor
+from qtutor import families
+from qtutor.calibration.walk import walk
+from qtutor.families import FAMILIES, LLAMA, Pair
+from qtutor.methods import scaling
+from tests.families import small
+from tests.models import some_ids, tiny
+
+LONGROPE = {
+    **{"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+    **{"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]},
+}
+# What checkpoints of the families have besides: heads without groups, so that v is scaled through o, and biases.
+VARIANTS = {
+    **{family: (family, {}) for family in small.FAMILIES},
+    "phi3, no groups": ("phi3", {"num_key_value_heads": 4}),
+    "phi3, long texts": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
+    "olmo2, no groups": ("olmo2", {"num_key_value_heads": 4, "attention_bias": True}),
+    "gemma2, no groups": ("gemma2", {"num_key_value_heads": 4, "attention_bias": True}),
+    "granite, biases": ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    "smollm3, biases": ("smollm3", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request):
+    family, changes = VARIANTS[request.param]
+    return small.random(family, **changes)
+
+
+def test_the_walk_computes_what_the_model_computes(model):
+    ids = some_ids(5)
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True).hidden_states
+    states = []
+    for block in walk(model, ids, twin=True):
+        assert torch.equal(block.states, block.twin.states)
+        states.append(block.states.clone())
+        for reading in block.readings():
+            assert torch.isfinite(reading.moments().hessian).all()
+    with torch.no_grad():
+        states.append(model.model.norm(block.states))
+    assert len(states) == len(expected)
+    for ours, theirs in zip(states, expected):
+        assert torch.allclose(ours, theirs, atol=2e-5 * theirs.abs().max())
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_what_makes_a_family_different_shows(family):
+    """What the comparison above is worth: with any number of the config changed, the model computes something else."""
+    told = [key for key in small.FAMILIES[family] if not key.startswith(("num_hidden", "pad_", "tie_", "head_dim"))]
+    told = [key for key in told if key not in ("use_sliding_window", "max_window_layers")]
+    changed = {
+        **{"sliding_window": 5, "query_pre_attn_scalar": 100, "attn_logit_softcapping": 1.0, "no_rope_layers": [1] * 3},
+        **{"final_logit_softcapping": 2.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0},
+        **{"embedding_multiplier": 1.0, "logits_scaling": 1.0, "layer_types": [small.FULL] * 3},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    }
+    if family == "gemma3_text":
+        changed["rope_parameters"] = small.FAMILIES[family]["rope_parameters"] | {
+            small.SLIDING: {"rope_type": "default", "rope_theta": 100.0}
+        }
+    ids = some_ids()
+    with torch.no_grad():
+        expected = small.random(family)(ids).logits
+        for key in told:
+            other = small.random(family, **{key: changed[key]})(ids).logits
+            assert not torch.allclose(other, expected, atol=0.01 * expected.abs().max()), key
+
+
+def test_each_block_is_called_as_the_model_calls_it():
+    """Every other block of Gemma 2 sees a window only: its mask is another. Gemma 3's also turn by other angles."""
+    masks = [block.arguments["attention_mask"] for block in walk(small.random("gemma2"), some_ids(5))]
+    assert [mask is None or torch.equal(mask, masks[1]) for mask in masks] == [False, True, False]
+    turns = [block.arguments["position_embeddings"][0] for block in walk(small.random("gemma3_text"), some_ids(5))]
+    assert [torch.equal(turn, turns[0]) for turn in turns] == [True, True, False]
+
+
+def test_outliers_and_folded_scales_leave_the_logits(model):
+    expected = model(some_ids()).logits
+    within = {"atol": 1e-4 * expected.abs().max(), "rtol": 0}
+    harder = qtutor.add_outliers(copy.deepcopy(model), share=0.3)
+    assert torch.allclose(harder(some_ids()).logits, expected, **within)
+    before = copy.deepcopy(harder.state_dict())
+    folded = scaling.fold_model(harder, some_ids(16, 32), qtutor.IntGrid(3), 32)
+    assert torch.allclose(folded(some_ids()).logits, expected, **within)
+    family, block = FAMILIES[model.config.model_type], model.model.layers[0]
+    pairs = list(family.pairs_of(block))
+    grouped = model.config.num_key_value_heads < model.config.num_attention_heads
+    assert len(pairs) == len(family.pairs) - grouped
+    for name in {name for pair in pairs for name in pair.readers}:
+        name = f"model.layers.0.{name}.weight"
+        assert not torch.equal(folded.state_dict()[name], before[name]), name
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "olmo2", "granite"])
+def test_methods_lower_the_error_of_logits_against_rounding_to_nearest(family, method):
+    model, errors = qtutor.add_outliers(small.random(family)), {}
+    for tried in ("rtn", method):
+        candidate = copy.deepcopy(model)
+        report = qtutor.quantize(candidate, qtutor.Recipe(tried, 3, 32), some_ids(16, 32), progress=False)
+        assert len(report.rows) == len(model.model.layers) * sum(map(len, FAMILIES[family].shared))
+        with torch.inference_mode():
+            ids = some_ids(8, 32, seed=9)
+            errors[tried] = (candidate(ids).logits - model(ids).logits).square().sum().item()
+    assert errors[method] < 0.9 * errors["rtn"]
+
+
+def test_an_embedding_in_codes_is_scaled_as_the_float_one_is(tmp_path, model):
+    """Gemma multiplies what it looks up by the square root of the width: 8 bits would not hide the lack of it."""
+    quantized, ids = copy.deepcopy(model), some_ids()
+    recipe = qtutor.Recipe("rtn", 8, 32, embeddings=True, lm_head=True)
+    qtutor.quantize(quantized, recipe, progress=False)
+    with torch.inference_mode():
+        expected, found = model(ids).logits, quantized(ids).logits
+        assert (found - expected).norm() < 0.1 * expected.norm()
+        assert torch.allclose(quantized.model.embed_tokens(ids), model.model.embed_tokens(ids), rtol=0.02, atol=0.01)
+        qtutor.export(quantized, tmp_path / "out")
+        assert torch.equal(qtutor.load_quantized(tmp_path / "out", device="cpu")(ids).logits, found)
+
+
+def test_an_embedding_in_codes_rounds_its_scale_as_the_float_one_does():
+    model = small.random("gemma2", hidden_size=96).bfloat16()  # whose square root is no number of 16 bits
+    table, ids = model.model.embed_tokens, some_ids()
+    qtutor.quantize(model, qtutor.Recipe("rtn", 8, 32, embeddings=True), progress=False)
+    rows = model.model.embed_tokens.quantized().dequantize().to(torch.bfloat16)
+    table.weight.data = rows
+    assert torch.equal(model.model.embed_tokens(ids), table(ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_float_checkpoint_is_read_as_transformers_reads_it(tmp_path, model, dtype):
+    model.to(dtype).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    (tmp_path / "tokenizer.json").write_bytes((qtutor.decoder.EMBEDDED / "tokenizer.json").read_bytes())
+    ours = qtutor.load(tmp_path, device="cpu")[0]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert ours.dtype == dtype and ours.config.to_dict() == theirs.config.to_dict()
+    with torch.inference_mode():
+        assert torch.equal(ours(some_ids()).logits, theirs(some_ids()).logits)
+
+
+def test_what_a_family_says():
+    q, k, v, o = (f"self_attn.{name}_proj" for name in "qkvo")
+    gate, up, down = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+    assert LLAMA.shared == ((q, k, v), (o,), (gate, up), (down,))
+    grouped = tiny().model.layers[0]
+    assert [pair.readers for pair in LLAMA.pairs_of(grouped)] == [(q, k, v), (gate, up), (down,)]
+    equal = replace(LLAMA, pairs=LLAMA.pairs[1:2])
+    assert not list(equal.pairs_of(grouped))
+    assert families.PHI3.pairs[1] == Pair("self_attn.qkv_proj", (o,), o, parts=3)
+    assert list(families.linear_layers(tiny()))[:2] == [f"model.layers.0.{name}" for name in (q, k)]
+    assert len(families.linear_layers(tiny())) == 14

@@ -1,0 +1,75 @@
+"""Every family on a decoder that has learned something: the walk, AWQ's scales, each method, export and back."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import qtutor
+from qtutor.calibration.walk import walk
+from qtutor.families import FAMILIES
+from qtutor.measure.against import compare
+from qtutor.methods import scaling
+from tests.families import small
+
+CALIBRATION = small.text(48, 64, seed=3)
+
+
+def test_all_families_are_tried():
+    assert small.FAMILIES.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_it_has_learned_from_the_text(trained, family):
+    """A guess among all tokens has a perplexity of 1024."""
+    assert qtutor.perplexity(trained(family), small.unseen()) < 250
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_the_walk_computes_what_the_model_computes(trained, family):
+    model, ids = trained(family), CALIBRATION[:20]
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True).hidden_states
+    last = len(model.model.layers) - 1
+    for index, block in enumerate(walk(model, ids, twin=True)):
+        size = expected[index].abs().max()
+        assert torch.allclose(block.states, expected[index], atol=1e-5 * size)
+        if index < last:  # behind the last block transformers says what the norm made of it
+            assert torch.allclose(
+                block.run(slice(None)), expected[index + 1], atol=1e-5 * expected[index + 1].abs().max()
+            )
+    block.advance()
+    assert index == last
+    with torch.no_grad():
+        assert torch.allclose(model.model.norm(block.states), expected[-1], atol=1e-5 * expected[-1].abs().max())
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_folded_scales_leave_the_logits(trained, family):
+    model, ids = copy.deepcopy(trained(family)), small.unseen()
+    with torch.no_grad():
+        expected = model(ids).logits
+        scaling.fold_model(model, CALIBRATION[:16], qtutor.IntGrid(3), 32)
+        assert torch.allclose(model(ids).logits, expected, atol=1e-4 * expected.abs().max())
+    pairs = [pair for pair in FAMILIES[family].pairs_of(model.model.layers[0])]
+    before, after = trained(family).model.layers[0], model.model.layers[0]
+    for name in {name for pair in pairs for name in pair.readers}:
+        assert not torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight), name
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_methods_lose_less_than_rounding_to_nearest_and_come_back_from_disk(tmp_path, trained, family):
+    original, losses, ids = trained(family), {}, small.unseen(32)
+    for method in ("rtn", "awq", "gptq"):
+        model = copy.deepcopy(original)
+        report = qtutor.quantize(model, qtutor.Recipe(method, 3, 32), CALIBRATION, progress=False)
+        assert len(report.rows) == len(model.model.layers) * sum(map(len, FAMILIES[family].shared))
+        found = compare(model, original, ids)
+        assert math.isfinite(found.perplexity)
+        losses[method] = found.kl
+        qtutor.export(model, tmp_path / method)
+        again = qtutor.load_quantized(tmp_path / method, device="cpu")
+        with torch.inference_mode():
+            assert torch.equal(again(ids).logits, model(ids).logits)
+    assert losses["gptq"] < 0.9 * losses["rtn"] and losses["awq"] < 0.9 * losses["rtn"], losses
