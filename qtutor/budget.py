@@ -34,6 +34,7 @@ from qtutor.families import family_of, linear_layers
 from qtutor.guards.model import in_eval
 from qtutor.guards.promises import is_tied
 from qtutor.methods import rtn
+from qtutor.planning import float_parts, outside_layers
 from qtutor.recipe import METHODS, Recipe
 
 CHOICES = (2, 3, 4, 5, 6, 8)
@@ -105,9 +106,7 @@ def fixed_bytes(model: nn.Module, recipe: Recipe, free: Mapping[str, Recipe]) ->
 
 def _recipes(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
     """The recipe of every layer that is quantized, by name."""
-    family = family_of(model)
-    outside = [family.embedding] * recipe.embeddings + [family.head] * recipe.lm_head
-    return recipe.of_layers([*linear_layers(model), *outside])
+    return recipe.of_layers([*linear_layers(model), *outside_layers(model, recipe)], float_parts(model))
 
 
 def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Recipe], seed: int = 0) -> Table:
