@@ -112,7 +112,7 @@ def test_sixteen_bits_with_norms_in_thirty_two(tmp_path, family):
     """The config says which dtype is computed in; norms in another become that, as transformers makes them."""
     model = small.random(family).bfloat16()
     model.save_pretrained(tmp_path)
-    shutil.copy(EMBEDDED / "tokenizer.json", tmp_path)
+    small.put_tokenizer(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     for name in tensors:
@@ -134,7 +134,7 @@ def test_tied_matrices_with_a_stray_output_matrix(tmp_path, family):
     """Trainers write the output matrix though it is the embedding: the same is taken, another one is told."""
     model = small.random(family)
     model.save_pretrained(tmp_path)
-    shutil.copy(EMBEDDED / "tokenizer.json", tmp_path)
+    small.put_tokenizer(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     assert "lm_head.weight" not in tensors

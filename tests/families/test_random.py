@@ -85,9 +85,13 @@ def test_each_block_is_called_as_the_model_calls_it():
     assert [torch.equal(turn, turns[0]) for turn in turns] == [True, True, False]
 
 
-def test_outliers_and_folded_scales_leave_the_logits(model):
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in small.FAMILIES])
+def test_outliers_and_folded_scales_leave_the_logits(variant):
+    """Of the families themselves, those that are trained are tried."""
+    family, changes = VARIANTS[variant]
+    model = small.random(family, **changes)
     expected = model(some_ids()).logits
-    within = {"atol": 1e-4 * expected.abs().max(), "rtol": 0}
+    within = {"atol": 1e-4 * expected.abs().max().item(), "rtol": 0}
     harder = qtutor.add_outliers(copy.deepcopy(model), share=0.3)
     assert torch.allclose(harder(some_ids()).logits, expected, **within)
     before = copy.deepcopy(harder.state_dict())
@@ -100,20 +104,6 @@ def test_outliers_and_folded_scales_leave_the_logits(model):
     for name in {name for pair in pairs for name in pair.readers}:
         name = f"model.layers.0.{name}.weight"
         assert not torch.equal(folded.state_dict()[name], before[name]), name
-
-
-@pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
-@pytest.mark.parametrize("family", ["gemma2", "phi3", "olmo2", "granite"])
-def test_methods_lower_the_error_of_logits_against_rounding_to_nearest(family, method):
-    model, errors = qtutor.add_outliers(small.random(family)), {}
-    for tried in ("rtn", method):
-        candidate = copy.deepcopy(model)
-        report = qtutor.quantize(candidate, qtutor.Recipe(tried, 3, 32), some_ids(16, 32), progress=False)
-        assert len(report.rows) == len(model.model.layers) * sum(map(len, FAMILIES[family].shared))
-        with torch.inference_mode():
-            ids = some_ids(8, 32, seed=9)
-            errors[tried] = (candidate(ids).logits - model(ids).logits).square().sum().item()
-    assert errors[method] < 0.9 * errors["rtn"]
 
 
 def test_an_embedding_in_codes_is_scaled_as_the_float_one_is(tmp_path, model):
@@ -142,7 +132,7 @@ def test_an_embedding_in_codes_rounds_its_scale_as_the_float_one_does():
 def test_a_float_checkpoint_is_read_as_transformers_reads_it(tmp_path, model, dtype):
     model.to(dtype).save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    (tmp_path / "tokenizer.json").write_bytes((qtutor.decoder.EMBEDDED / "tokenizer.json").read_bytes())
+    small.put_tokenizer(tmp_path)
     ours = qtutor.load(tmp_path, device="cpu")[0]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert ours.dtype == dtype and ours.config.to_dict() == theirs.config.to_dict()
