@@ -1,4 +1,4 @@
-"""The one family of errors that qtutor raises for bad input: one paragraph that says what was found and what to do."""
+"""The error that qtutor raises for bad input: one paragraph that says what was found and what to do."""
 
 import reprlib
 from collections.abc import Collection, Iterator
@@ -6,21 +6,21 @@ from contextlib import contextmanager
 
 
 class QtutorError(ValueError):
-    """Bad input: the message names the tensor or file, what was found, what was expected, and what to do."""
+    """Bad input. The message names the tensor or file, and says what was found, what was expected and what to do."""
 
 
 def check_choice(what: str, value, choices: Collection) -> None:
-    """Raise :class:`QtutorError` unless ``value`` is one of ``choices``; ``what`` is the argument's name."""
+    """Raise :class:`QtutorError` unless ``value`` is one of ``choices``; ``what`` is the name of the argument."""
     if value not in choices:
         raise QtutorError(f"{what} = {value!r}: choose one of {', '.join(map(repr, choices))}.")
 
 
 @contextmanager
 def naming(subject: str) -> Iterator[None]:
-    """Put ``subject`` (a layer's name, a file's) in front of the message of every :class:`QtutorError` raised inside.
+    """Put ``subject`` (the name of a layer or file) in front of the message of a :class:`QtutorError` raised inside.
 
-    So what computes need not know what its input is called. The error stays the same object, of the same type; a
-    message that begins with this subject already is left as it is.
+    So numeric code need not know the name of its input. The error stays the same object, of the same type. A message
+    that already begins with this subject does not change.
 
     >>> with naming("layers.0.q_proj"):
     ...     raise QtutorError("1 of 64 weights are NaN.")
@@ -36,9 +36,9 @@ def naming(subject: str) -> Iterator[None]:
 
 
 def shown(value, longest: int = 80) -> str:
-    """A name or a value that stands in a file, for a message: as Python writes it, cut to ``longest`` characters.
+    """A name or value from a file, for a message: as Python writes it, cut to ``longest`` characters.
 
-    Files hold what others wrote: texts of 65 kB, characters that make a terminal do things. None of it comes out.
+    Files may hold texts of 65 kB, and characters that control a terminal. This lets neither through.
 
     >>> shown("\x1b[31mred"), shown("x" * 70_000, 10)
     ("'\\\\x1b[31mred'", "'xx...xxx'")
@@ -49,25 +49,25 @@ def shown(value, longest: int = 80) -> str:
 
 
 def said(error: BaseException, longest: int = 200) -> str:
-    """What another library said of a failure, as part of a sentence: its first line, cut; its name if it said none."""
+    """The first line of another library's error, cut, to be part of a sentence; the error's class if it has no text."""
     text = str(error).strip()[: 10 * longest]
     return one_line((text.splitlines() or [""])[0].strip(" .:"), longest) or type(error).__name__
 
 
 def one_line(text: str, longest: int) -> str:
-    """``text`` with an escape for every character that is not printed as one, cut to ``longest``."""
+    """``text`` on one line: unprintable characters become escapes, and it is cut to ``longest`` characters."""
     text = escaped(text[: longest + 1])
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether something went wrong, and nobody asked to stop.
+    """Whether ``error`` is a failure, and not a request to stop.
 
-    Where Rust code gives up (tokenizers, safetensors), Python sees a PanicException, which is no ``Exception``.
+    When Rust code panics (tokenizers, safetensors), Python sees a PanicException, which is not an ``Exception``.
     """
     return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
 
 
 def escaped(text: str) -> str:
-    """``text`` with an escape for every character that is not printed as one: nothing in it steers a terminal."""
+    """``text`` with an escape for every unprintable character, so that nothing in it controls a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,6 +1,6 @@
-"""`qtutor inspect`: what a file or folder holds, told from headers alone, so that it is quick for files of any size.
+"""`qtutor inspect`: show what a file or folder holds. It reads headers alone, so it is quick for files of any size.
 
-Of a GGUF file it also shows any one block, byte by byte.
+It also shows any one block of a GGUF file, byte by byte.
 """
 
 import os
@@ -10,31 +10,32 @@ from pathlib import Path
 from qtutor.errors import QtutorError, shown
 from qtutor.files import is_gguf, kind_of
 from qtutor.formats.documents import read_json
+from qtutor.formats.gguf_files import file_in, files_in
 from qtutor.formats.headers import Header, read_header
-from qtutor.gguf.parts import part_of
 
 LONGEST = 72  # characters of a metadata value
-LONGEST_NAME = 120  # characters of a name or any other cell; those of decoders have 50
+LONGEST_NAME = 120  # characters of a name or of any other cell; names of decoders' tensors have about 50
 
 
 def show(path: Path, tensor: str | None = None, block: int | None = None) -> None:
-    """Show headers only: no tensor is read. Or, of a GGUF file, one ``block`` (0 where only ``tensor`` is named)."""
+    """Show the headers of ``path``, or one ``block`` of a ``tensor`` in a GGUF file (block 0 if none is given)."""
     kind = kind_of(path)
     if kind not in ("a file", "a folder") and path.exists():
         raise QtutorError(f"{path} is {kind}: name a .safetensors or .gguf file, or a folder that holds some.")
     if not path.exists():
         raise QtutorError(f"{path} does not exist: name a .safetensors or .gguf file, or a folder that holds some.")
     if tensor is None and block is not None:
-        raise QtutorError(f"--block {block} of which tensor? Name it with --tensor; 'qtutor inspect {path}' lists all.")
+        raise QtutorError(f"--block {block} needs a tensor: name it with --tensor; 'qtutor inspect {path}' lists all.")
     if tensor is not None:
-        if not is_gguf(path):
-            raise QtutorError(f"{path} is no GGUF file: --tensor and --block show the blocks of one.")
-        show_block(path, tensor, block or 0)
+        file = file_in(path, alone=False)
+        if file is None:
+            raise QtutorError(f"{path} is not a GGUF file: --tensor and --block show the blocks of such a file.")
+        show_block(file, tensor, block or 0)
     elif path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".safetensors"]
-        ggufs = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".gguf"]
+        ggufs = files_in(path)
         if not files and not ggufs:
-            raise QtutorError(f"{path} holds no .safetensors or .gguf file, and 'qtutor inspect' reads no other kind.")
+            raise QtutorError(f"{path} holds no .safetensors or .gguf file; 'qtutor inspect' reads no other kinds.")
         for file in ggufs:
             show_gguf(file)
         if files:
@@ -46,13 +47,16 @@ def show(path: Path, tensor: str | None = None, block: int | None = None) -> Non
 
 
 def show_gguf(path: Path) -> None:
-    """Metadata, tensors, and what the types of block take."""
-    from qtutor import gguf  # numpy: --help shall not wait for it
+    """Print the metadata, the tensors, and how many bytes each block type takes."""
+    from qtutor.gguf.parts import part_of, read_here  # imports numpy, for which --help should not wait
 
-    file = gguf.read(path)
-    print(f"{path}: {path.stat().st_size:,} bytes, GGUF version {file.version}, alignment {file.alignment}")
-    part = part_of(path, file.metadata)
-    print(f"This is {part}. What follows is in this part alone.\n" if part else "")
+    file = read_here(path)
+    parts = getattr(file, "parts", [file])
+    for part in parts:
+        size = part.path.stat().st_size
+        print(f"{part.path}: {size:,} bytes, GGUF version {part.version}, alignment {part.alignment}")
+    alone = part_of(path, file.metadata) if len(parts) == 1 else None
+    print(f"This is {alone}. What follows is in this part alone.\n" if alone else "")
     entries = [(printable(key), *described(value)) for key, value in file.metadata.items()]
     widths = [max((len(entry[i]) for entry in entries), default=0) for i in (0, 1)]
     for key, kind, text in entries:
@@ -76,12 +80,12 @@ def show_gguf(path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """The name itself; quoted where it holds characters that would make a terminal do things, cut where it is long."""
+    """The name itself; quoted if it holds characters that control a terminal, and cut if it is long."""
     return name if name.isprintable() and len(name) <= LONGEST_NAME else shown(name, LONGEST_NAME)
 
 
 def described(value) -> tuple[str, str]:
-    """A metadata value's type and its text, shortened; strings are quoted."""
+    """The type of a metadata value and its text, shortened; strings are quoted."""
     if isinstance(value, str):
         return "string", shortened(repr(value[: 2 * LONGEST]), len(value), "characters")
     if isinstance(value, bool):
@@ -94,21 +98,23 @@ def described(value) -> tuple[str, str]:
 
 
 def shortened(text: str, count: int, of: str) -> str:
-    """``text``; where it is longer than :data:`LONGEST`, its beginning and how many (``count``) of what there are."""
+    """``text``; if it is longer than :data:`LONGEST`, its beginning and its whole length, ``count`` and ``of`` what."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({count:,} {of})"
 
 
 def show_block(path: Path, tensor: str, number: int) -> None:
-    """One block of a GGUF file, byte by byte; in colour where a terminal shows it and nobody asked for none."""
-    from qtutor import gguf
+    """Print one block of a GGUF file, byte by byte; in colour if the terminal can, unless NO_COLOR is set."""
     from qtutor.gguf.hexview import as_text, block_of
+    from qtutor.gguf.parts import read_here
 
+    file = read_here(path)
+    file = getattr(file, "part_of", {}).get(tensor, file)  # the part of a split file in which it is
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    print(as_text(block_of(gguf.read(path), tensor, number), colour))
+    print(as_text(block_of(file, tensor, number), colour))
 
 
 def show_safetensors(path: Path, files: list[Path]) -> None:
-    """The tensors of all ``files``, and how qtutor quantized them where ``path`` is a folder that says so."""
+    """Print the tensors of all ``files``, and how qtutor quantized them if ``path`` is a folder that it wrote."""
     tensors = {}
     for file in files:
         header = header_of(file)
@@ -127,25 +133,25 @@ def show_safetensors(path: Path, files: list[Path]) -> None:
 
 
 def header_of(path: Path) -> Header:
-    """The header of a safetensors file, whatever the file is called; anything else is refused by name."""
+    """The header of a safetensors file with any name. Raises :class:`QtutorError`, naming the file, for other files."""
     if path.suffix.lower() != ".safetensors" and not _has_header(path):
         raise QtutorError(
-            f"{path}: 'qtutor inspect' reads .safetensors and .gguf files and folders with some; this is neither."
+            f"{path}: 'qtutor inspect' reads .safetensors and .gguf files, and folders that hold some; this is neither."
         )
     if not path.is_file():
-        raise QtutorError(f"{path} is no file, or leads to none: copy, download or export it again.")
+        raise QtutorError(f"{path} is not a file, or a link to no file: copy, download or export it again.")
     return read_header(path)
 
 
 def _has_header(path: Path) -> bool:
-    """Whether a file of any name begins as a safetensors file: a length that fits, then JSON."""
+    """Whether a file of any name begins like a safetensors file: with a length that fits, then JSON."""
     with open(path, "rb") as file:
         length, first = int.from_bytes(file.read(8), "little"), file.read(1)
     return first == b"{" and 8 + length <= path.stat().st_size
 
 
 def print_layers(path: Path, sizes: dict[str, int]) -> None:
-    """How each layer of a folder that qtutor wrote is quantized; bits per weight counts its scales and zero points."""
+    """Print how each layer of a qtutor folder is quantized; bits per weight include its scales and zero points."""
     about = read_json(path)
     rows, weights, total = [], 0, 0
     try:
@@ -168,7 +174,7 @@ def print_layers(path: Path, sizes: dict[str, int]) -> None:
 
 
 def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print rows under their heads: the first column to the left, the others to the right."""
+    """Print rows under their heads: the first column is aligned to the left, the others to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, tuple("-" * width for width in widths), *rows]:
         first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from qtutor.calibration.walk import walk
 from qtutor.core.codebooks import INT8
 from qtutor.core.quantized import all_finite
+from qtutor.decoder import is_embedded
 from qtutor.errors import QtutorError, naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.guards.ids import samples_of
@@ -38,8 +39,9 @@ def quantize(
     """Quantize ``model`` (a transformers decoder, any float dtype, any device) in place by ``recipe``.
 
     calibration: token ids, int64 ``[samples, length]``, text like what the model will read, or with the model's
-    ``tokenizer`` the texts themselves (:mod:`qtutor.guards.ids`); for the embedded decoder it may be left out. Methods
-    that look at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
+    ``tokenizer`` the texts themselves (:mod:`qtutor.guards.ids`). It may be left out for the embedded decoder, and with
+    the ``tokenizer`` for any: then :mod:`qtutor.calibration.builtin` is taken, and a warning says so. Methods that look
+    at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
     progress: show a bar with an estimate where the work takes longer than a second.
     Raises :class:`QtutorError` (naming the layer) for NaN, Inf, a width that no group divides, a family that is not
     known, a model that is not as its config says (:mod:`qtutor.guards.model`), unusable calibration text, or a model
@@ -52,8 +54,15 @@ def quantize(
         raise QtutorError("the model is quantized already; load the float checkpoint again to quantize it differently.")
     check_replaceable(model, recipe.needs_calibration, _outside(model, recipe))
     _check_rest(model)
+    if recipe.needs_calibration and calibration is None and tokenizer is not None:
+        calibration = _builtin(model, tokenizer)
     if recipe.needs_calibration and calibration is not None:
         calibration = samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
+    if recipe.is_mixed:
+        from qtutor.budget import choose
+
+        token_ids = _calibration(model, recipe) if calibration is None else calibration
+        recipe = choose(model, recipe, token_ids, bits=recipe.bits)
     sink = IntoModel(model)
     rows = []
     for item in finished(model, recipe, calibration, progress):
@@ -137,15 +146,30 @@ def _outside(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in wanted}
 
 
+def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
+    """The built-in text, with a word on what it is; ``None`` for the embedded decoder, which has its own."""
+    if is_embedded(model.config):
+        return None
+    from qtutor.calibration.builtin import builtin_calibration
+    from qtutor.calibration.text import LENGTH
+
+    text = builtin_calibration(tokenizer, min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH))
+    warnings.warn(
+        f"no calibration text was given, so {text.told} are taken. Text like what the model will read does better.",
+        stacklevel=3,
+    )
+    return text.token_ids
+
+
 def _calibration(model: nn.Module, recipe: Recipe) -> torch.Tensor:
     """Training text for the embedded decoder, an error for any other model."""
-    from qtutor.decoder import EMBEDDED
     from qtutor.decoder.text import calibration_tokens
 
-    if str(model.config._name_or_path) != str(EMBEDDED):
+    if not is_embedded(model.config):
         raise QtutorError(
             f"method {recipe.method!r} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
-            "[samples, length], for instance 128 samples of 512 tokens of what the model will read."
+            "[samples, length], for instance 128 samples of 512 tokens of what the model will read. With tokenizer= "
+            "alone the built-in text is taken."
         )
     return calibration_tokens()
 

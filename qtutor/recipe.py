@@ -1,4 +1,4 @@
-"""What to do with a model: a :class:`Recipe` is transforms, one rounder and a grid, with exceptions for layers."""
+"""What to do with a model: a :class:`Recipe` is transforms, one rounder and a grid, with exceptions for some layers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +24,7 @@ OF_A_LAYER = (
 
 @dataclass(frozen=True)
 class Method:
-    """What the short name of a method stands for. scaled: AWQ's scales come first. clip: what ``"auto"`` means."""
+    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it."""
 
     rounder: type[Rounder]
     scaled: bool = False
@@ -53,29 +53,32 @@ class Recipe:
     """How to quantize.
 
     method: ``"rtn"``, ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes'
-    ``"nf4"``, ``"fp4"``, ``"int8"`` (which come with bits, a grid and, for int8, one scale a row of their own).
-    bits: 2 to 8. group_size: weights that share a scale; -1 one scale a row, 0 one a tensor. symmetric: zero point
-    fixed in the middle.
-    clip: how far the range of a group is narrowed: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"``
-    (least error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"``
-    for the others.
-    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
+    ``"nf4"``, ``"fp4"``, ``"int8"``, which fix their bits and grid, and for int8 one scale a row.
+    bits: 2 to 8. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it matters on the
+    calibration text (:mod:`qtutor.budget`).
+    group_size: the number of weights that share a scale; -1: one scale a row, 0: one a tensor. symmetric: the zero
+    point is always the middle code.
+    clip: how to narrow the range of a group: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"`` (least
+    error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"`` for
+    the others.
+    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales depend on the weights, too.
     propagate: AWQ and GPTQ let each layer compensate for the errors of earlier layers
-    (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: where there is text enough for it to be worth
-    that, eight tokens for every input of the widest layer.
+    (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: do so if there is enough text, eight tokens
+    for every input of the widest layer.
     token_weights: an error counts less at a token whose residual stream is large
-    (:meth:`qtutor.calibration.block.CalibratedBlock.weights`). wide: hidden sizes from this on multiply in bfloat16
-    during calibration, ``None``: none do (:func:`qtutor.calibration.precision.products`).
-    double: NF4's and FP4's scales are quantized too.
-    embeddings, lm_head: quantize these too, always to nearest (lm_head of a model with tied embeddings becomes a matrix
-    of its own).
-    layers: exceptions, by patterns of names: ``{"*.down_proj": {"bits": 8}, "model.layers.0.*": "float"}``. Each
-    gives what differs (of :data:`OF_A_LAYER`), or ``"float"`` to leave the layer alone; later ones count more.
-    Raises :class:`QtutorError` for a value outside these.
+    (:meth:`qtutor.calibration.block.CalibratedBlock.weights`). wide: models of at least this hidden size multiply in
+    bfloat16 during calibration; ``None``: no model does (:func:`qtutor.calibration.precision.products`).
+    double: quantize the scales of NF4 and FP4, too.
+    embeddings, lm_head: quantize these, too, always to nearest. With tied embeddings, lm_head becomes a matrix of its
+    own.
+    layers: exceptions, by patterns of names: ``{"*.down_proj": {"bits": 8}, "model.layers.0.*": "float"}``. Each gives
+    the options that differ (of :data:`OF_A_LAYER`), or ``"float"`` to leave the layer alone. Several may fit a layer;
+    for the same option, the last one decides.
+    Raises :class:`QtutorError` for any other value.
     """
 
     method: str = "rtn"
-    bits: int = 4
+    bits: float = 4
     group_size: int = 64
     symmetric: bool = False
     clip: str = "auto"
@@ -99,18 +102,25 @@ class Recipe:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
         check_choice("act_order", self.act_order, ACT_ORDERS)
         for pattern, change in self.layers.items():
-            self._changed(pattern, change)  # refuses what no layer can have
+            self._changed(pattern, change)  # raises for an exception that fits no layer at all
         codebook = METHODS[self.method].codebook
         if codebook is None:
-            IntGrid(self.bits, self.symmetric)  # refuses bits outside 2 ... 8
+            if not self.is_mixed:
+                IntGrid(self.bits, self.symmetric)  # raises for bits outside 2 ... 8
+                object.__setattr__(self, "bits", int(self.bits))
             return
-        if self.bits not in (4, codebook.bits):  # 4 is what nobody asked for
+        if self.bits not in (4, codebook.bits):  # 4 is the default, so perhaps nobody asked for it
             raise QtutorError(f"bits = {self.bits}: method {self.method!r} has {codebook.bits} bits.")
         if self.clip not in ("auto", "none"):
             raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
         own = {"bits": codebook.bits, "symmetric": True}
         for name, value in (own | {"group_size": PER_CHANNEL} if codebook is INT8 else own).items():
-            object.__setattr__(self, name, value)  # a frozen dataclass that tells what will be done
+            object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether ``bits`` is a mean, so that every layer still has to get its own."""
+        return isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
 
     @property
     def grid(self) -> Grid:
@@ -118,12 +128,12 @@ class Recipe:
 
     @property
     def transforms(self) -> tuple[Scaling, ...]:
-        """What changes a block before it is rounded, and leaves what it computes as it is."""
+        """What changes a decoder block before it is rounded, without changing what the block computes."""
         return (Scaling(self.duo),) if METHODS[self.method].scaled else ()
 
     @property
     def rounder(self) -> Rounder:
-        """What rounds the layers of the blocks."""
+        """What rounds the layers of the decoder blocks."""
         kind = METHODS[self.method].rounder
         if kind is Listed:
             return Listed(self.double)
@@ -132,20 +142,22 @@ class Recipe:
 
     @property
     def plain_rounder(self) -> Rounder:
-        """What rounds embeddings and lm_head, whose inputs are not looked at."""
+        """What rounds embeddings and lm_head, without regard to their inputs."""
         if METHODS[self.method].rounder is Listed:
             return self.rounder
         return Nearest("mse" if self.clip == "mse" else "none")
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether text is needed, for some layer at least."""
+        """Whether at least one layer needs calibration text."""
+        if self.is_mixed:
+            return True
         changes = [change for change in self.layers.values() if change != KEEP]
         methods = [self.method, *(change["method"] for change in changes if "method" in change)]
         return any(METHODS[method].calibrated for method in methods)
 
     def of_layers(self, names: Iterable[str]) -> dict[str, "Recipe"]:
-        """The recipe of every layer, by its full name; layers that stay in float are not in it.
+        """The recipe of every layer, by its full name; layers that stay in float are left out.
 
         Raises :class:`QtutorError` for a pattern that fits none of the ``names``.
         """
@@ -160,7 +172,7 @@ class Recipe:
         return {name: recipe for name, recipe in recipes.items() if recipe is not None}
 
     def _changed(self, pattern: str, change: Mapping | str, recipe: "Recipe | None" = None) -> "Recipe | None":
-        """``recipe`` (of a layer that ``pattern`` fits; by itself the whole one) with what the exception says."""
+        """``recipe`` with an exception applied; ``None`` if the layer stays in float. The default is this recipe."""
         if change == KEEP:
             return None
         if not isinstance(change, Mapping) or not set(change) <= set(OF_A_LAYER):
@@ -170,17 +182,17 @@ class Recipe:
             )
         recipe = recipe or replace(self, layers={})
         codebook = METHODS[recipe.method].codebook
-        if "method" in change and codebook:  # what that method fixed was nobody's choice
+        if "method" in change and codebook:  # the codebook's method fixed these options, so nobody chose them
             group_size = Recipe.group_size if codebook is INT8 else recipe.group_size
             recipe = replace(recipe, method="rtn", bits=Recipe.bits, symmetric=False, group_size=group_size)
         changed = replace(recipe, **change)
         if changed.transforms != self.transforms:
             raise QtutorError(
                 f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "
-                "blocks: choose it for all layers or for none."
+                "decoder blocks: choose it for all layers or for none."
             )
         return changed
 
     def as_dict(self) -> dict:
-        """All options by name, as JSON holds them."""
+        """All options by name, in types that JSON can hold."""
         return asdict(self)

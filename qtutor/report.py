@@ -1,25 +1,28 @@
 """What :func:`qtutor.quantize` did: a :class:`Report` with a row for each layer."""
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from qtutor.recipe import Recipe
 
-MOST_ROWS = 30  # a longer table is folded: a line for each kind of layer, and the worst
+MOST_ROWS = 30  # a longer table is folded to one line for each kind of layer, and the worst layers
 WORST = 5
-LOST = 0.9  # a relative error from which on next to nothing of a layer is left
+LOST = 0.9  # at a larger relative error, next to nothing of a layer is left
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """One quantized layer: its name, shape ``[out, in]``, relative error ``|W - Q| / |W|``, sizes in bytes.
 
-    output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text, where there was one, W being what was to be
-    rounded there (with propagation no longer the original weights). note: what went otherwise
-    than asked for.
+    W are the weights and Q the quantized ones. output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text; here
+    W are the weights just before rounding, which propagation may have changed. ``None`` without calibration.
+    note: what did not happen as asked.
     """
 
     name: str
@@ -34,8 +37,9 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`qtutor.quantize` did: the recipe and a row per layer. ``print(report)`` shows a table, of many layers
-    a folded one; :meth:`table` always has them all.
+    """What :func:`qtutor.quantize` did: the recipe and a row per layer.
+
+    ``print(report)`` shows a table, folded if there are many layers; :meth:`table` always shows all of them.
     """
 
     recipe: Recipe
@@ -51,7 +55,7 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """Layers that did not go as asked for, each with the reason."""
+        """The layers for which something did not happen as asked, each with the reason."""
         return [f"{row.name}: {row.note}" for row in self.rows if row.note]
 
     def __str__(self) -> str:
@@ -61,15 +65,15 @@ class Report:
         by = "output" if worst[0].output_error is not None else "error"
         lines = [f"{len(self.rows)} layers by kind, the means of their errors and the sums of their bytes", ""]
         lines += [self._table(self._kinds(), "kind of layer"), "", f"The {WORST} with the largest {by}:", ""]
-        lines += self._table(worst[:WORST]).splitlines()[:-1]  # a total of five would be none
+        lines += self._table(worst[:WORST]).splitlines()[:-1]  # without the last line: the total of five says nothing
         return self._with_notes(lines)
 
     def table(self) -> str:
-        """A line for every layer, however many there are."""
+        """The table with a line for every layer, even if there are many."""
         return self._with_notes([self._table(self.rows)])
 
     def _kinds(self) -> list[LayerReport]:
-        """The layers of one name in all blocks, of the same shape and the same bits, as one row."""
+        """One row for all layers that have the same name in their decoder blocks, the same shape and the same bits."""
         kinds = {}
         for row in self.rows:
             name = re.sub(r"(?<=\.)\d+(?=\.)", "*", row.name)
@@ -104,7 +108,7 @@ class Report:
 
 
 def _together(name: str, rows: list[LayerReport]) -> LayerReport:
-    """One row for several: means of errors, sums of bytes."""
+    """One row for several ``rows``: the means of their errors and the sums of their bytes."""
     outputs = [row.output_error for row in rows if row.output_error is not None]
     return LayerReport(
         name,
@@ -118,19 +122,19 @@ def _together(name: str, rows: list[LayerReport]) -> LayerReport:
 
 
 def weight_error(back: torch.Tensor, exact: torch.Tensor) -> float:
-    """``|W - Q| / |W|`` of float32 matrices ``[out, in]``, W being ``exact``; 0 for a matrix of zeros."""
+    """``|W - Q| / |W|`` of float32 matrices ``[out, in]``, with Q = ``back`` and W = ``exact``; 0 if W is all zeros."""
     largest = exact.abs().amax().item() if exact.numel() else 0.0
-    if largest and not 1e-15 < largest < 1e15:  # the squares of such numbers leave float32
+    if largest and not 1e-15 < largest < 1e15:  # float32 does not hold the squares of such numbers
         back, exact = back.double(), exact.double()
     return ((back - exact).norm() / exact.norm().clamp(min=torch.finfo(exact.dtype).tiny)).item()
 
 
 def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, error: float) -> str:
-    """What the report says of a layer of which groups, or nearly all, came back as zero; "" for all others.
+    """The report's note on a layer that lost whole groups, or nearly all of its weights; "" for all other layers.
 
     back, exact: float32 ``[out, in]``; scales: ``[out, groups]`` or ``[1, 1]``. Scales have 16 bits, as in the formats
-    of all engines, and those of groups whose largest weight is less than about 4e-7 (at 4 bits) round to zero there.
-    Scales in 32 bits would keep them, in files that no longer are what those engines read.
+    of all engines. The scale of a group whose largest weight is below about 4e-7 (at 4 bits) then rounds to zero, and
+    so do its weights. Scales of 32 bits would keep them, but those engines could not read the files.
     """
     if not exact.numel():
         return ""
@@ -141,6 +145,28 @@ def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, 
             f"{int(gone.sum())} of {gone.numel()} groups became zero: their weights, {grouped[gone].abs().max():.2g} "
             f"at most, are too small for {8 * scales.dtype.itemsize}-bit scales. Leave the layer in float"
         )
-    if error > LOST and back.norm() < exact.norm() / 2:  # with propagation, a layer may differ from what it was by more
+    # Propagation may change a layer by more than its own size; only a layer that became small has lost its weights.
+    if error > LOST and back.norm() < exact.norm() / 2:
         return f"next to nothing of its weights is left (error {error:.2f}): take more bits, or smaller groups"
     return ""
+
+
+def next_steps(out: str, source: str, chats: bool, ollama: bool = True) -> str:
+    """The commands that load what was written to ``out``, a line each under the engine that runs them.
+
+    A folder of ours is read by qtutor alone; a .gguf file by llama.cpp and what is built on it. source: what it was
+    made of, to measure against. chats: whether its tokenizer has a chat template. ollama: whether Ollama takes it.
+    """
+    quoted = shlex.quote(out)
+    talk = "--chat" if chats else "'some text'"
+    engines = {"qtutor": [f"qtutor generate {quoted} {talk}", f"qtutor eval {quoted} --against {shlex.quote(source)}"]}
+    if Path(out).suffix.lower() == ".gguf":
+        engines["llama.cpp"] = [f"llama-cli -m {quoted}", f"llama-server -m {quoted}"]
+        name, place = shlex.quote(Path(out).stem.lower()), shlex.quote(os.path.abspath(out))
+        if ollama:
+            engines["Ollama"] = [f"echo FROM {place} > Modelfile", f"ollama create {name}", f"ollama run {name}"]
+        engines["Python"] = [f"from llama_cpp import Llama; llm = Llama({out!r})"]
+    else:
+        engines["Python"] = [f"import qtutor; model, tokenizer = qtutor.load({out!r})"]
+    lines = [(engine if not at else "", line) for engine, ours in engines.items() for at, line in enumerate(ours)]
+    return "\n".join(["To load it:"] + [f"  {engine:10}  {line}" for engine, line in lines])

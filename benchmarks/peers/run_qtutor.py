@@ -1,11 +1,22 @@
-"""qtutor's side of the comparison, started and measured like the peers': load, quantize, export."""
+"""qtutor's side of the comparison, started and measured like the peers': load, quantize, export.
+
+Method ``gguf`` writes a file for llama.cpp instead: ``--set '{"type": "Q4_K_M", "importance": true}'``.
+"""
 
 import argparse
 import json
 
+import torch
 from safetensors.torch import load_file
 
 import qtutor
+from qtutor.gguf import imatrix
+
+
+def to_gguf(model, tokenizer, tokens: torch.Tensor, out: str, type: str, importance: bool = False) -> None:
+    """A file ``out/model.gguf``; importance: measured on the calibration tokens, as llama-imatrix does."""
+    measured = imatrix.importance(model, tokens) if importance else None
+    qtutor.export(model, out, format="gguf", type=type, tokenizer=tokenizer, importance=measured)
 
 
 def main() -> None:
@@ -13,14 +24,17 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("tokens")
     parser.add_argument("out")
-    parser.add_argument("--method", choices=["gptq", "awq"], required=True)
+    parser.add_argument("--method", choices=["rtn", "gptq", "awq", "awq+gptq", "gguf"], required=True)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--set", default="{}", help="more of the recipe, as JSON")
     options = parser.parse_args()
-    recipe = qtutor.Recipe(options.method, options.bits, options.group_size, **json.loads(options.set))
+    more, tokens = json.loads(options.set), load_file(options.tokens)["token_ids"]
     model, tokenizer = qtutor.load_decoder(options.checkpoint, device="cpu")
-    qtutor.quantize(model, recipe, load_file(options.tokens)["token_ids"])
+    if options.method == "gguf":
+        to_gguf(model, tokenizer, tokens, options.out, **more)
+        return
+    qtutor.quantize(model, qtutor.Recipe(options.method, options.bits, options.group_size, **more), tokens)
     qtutor.export(model, options.out, tokenizer=tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""A block with the calibration states that arrive at it: what its layers read, and the sums that methods need of it."""
+"""A block with the calibration states that arrive at it: what its layers read, and the sums that methods need."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ TOGETHER = 2048  # tokens whose products are summed in float32 before they join 
 class CalibratedBlock(Stream):
     """A decoder block and the calibration states that arrive at it.
 
-    module: the float32 copy, free to be changed. dtype: what the model stores the block in. twin: the block and its
+    module: a float32 copy that methods may change. dtype: the model stores the block in this. twin: the block and its
     inputs as they are in the float decoder, or ``None``. token_weights: whether tokens count by :meth:`weights`.
     """
 
@@ -27,31 +27,31 @@ class CalibratedBlock(Stream):
     _sizes: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def readings(self, ahead: bool = False) -> Iterator["Reading"]:
-        """The layers of the block in the order in which it runs them, those that share an input together.
+        """The layers of the block in the order in which it runs them; those that share an input come together.
 
-        When the next one is asked for, the states move on behind the last, through its layers as they are by then.
-        ahead: move them on before a half's last layer is handed out. That is for changes that leave what the block
-        computes as it is, but change what the last layer reads (AWQ's scales).
+        When the caller asks for the next reading, the states move on behind the last one, through its layers as they
+        are by then. ahead: move the states before the caller gets a half's last layer. That is for changes that leave
+        what the block computes as it is, but change what the last layer reads (AWQ's scales).
         """
         streams = [self] if self.twin is None else [self, self.twin]
         for half in self.family.halves:
             yield Reading(self, half.readers)
-            for stream in streams:
+            for stream in streams:  # the readers are final now, so what the last layer reads is final, too
                 stream.keep()
             if ahead:
                 self._pass_half(streams)
             yield Reading(self, (half.last,))
             if not ahead:
                 self._pass_half(streams)
-            for stream in streams:
+            for stream in streams:  # the widest activations of the half: nobody needs them any more
                 stream.kept = None
 
     def _pass_half(self, streams: list[Stream]) -> None:
-        for stream in streams:
+        for stream in streams:  # the twin too: the two are compared at the same layer
             stream.pass_half()
 
     def sample(self, tokens: int) -> "CalibratedBlock":
-        """The same block with states of its own, of samples that hold about so many tokens; without a twin."""
+        """The same block with its own copy of some states: samples that hold about so many tokens; without a twin."""
         return replace(self, states=self.states[self.chosen(tokens)], twin=None, kept=None, _sizes={})
 
     def chosen(self, tokens: int | None = None) -> torch.Tensor:
@@ -64,10 +64,10 @@ class CalibratedBlock(Stream):
     def inputs(self, layer: str, tokens: int | None = None) -> Iterator[torch.Tensor]:
         """The inputs of ``layer`` (``"mlp.up_proj"``), batch by batch, float32 ``[batch, length, in]``.
 
-        tokens: about so many are enough; whole samples are taken, at random.
+        tokens: about so many are enough. Samples are chosen at random and stay whole.
         Raises :class:`QtutorError` for NaN or infinite ones, naming the layer.
         """
-        for some in self.chosen(tokens).split(self.step()):
+        for some in self.chosen(tokens).split(self.step()):  # few at a time, as in Stream.batches
             yield self.reach(layer, some)
 
     def weighted_inputs(self, layer: str, tokens: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -80,9 +80,10 @@ class CalibratedBlock(Stream):
     def hessian(self, layer: str, weighted: bool = False, tokens: int | None = None) -> torch.Tensor:
         """X^T X, float64 ``[in, in]``: products of a batch in float32, summed in float64.
 
-        weighted: every token by :meth:`weights`. tokens: of about so many, as in :meth:`inputs`; of all if ``None``.
+        weighted: each token counts by :meth:`weights`. tokens: about so many, as in :meth:`inputs`; all if ``None``.
         """
         gram, weights = Gram(), self.weights(layer) if weighted else None
+        # Larger batches than elsewhere: every sum in float64 walks through the whole matrix.
         for some in self.chosen(tokens).split(self.step(TOGETHER)):
             x = self.reach(layer, some)
             gram.add(x, _weighted(x, weights, some))
@@ -91,7 +92,7 @@ class CalibratedBlock(Stream):
     def statistics(self, layer: str, tokens: int | None = None) -> InputStatistics:
         """Mean and largest |x| and mean square, per input channel of ``layer``; tokens: as in :meth:`inputs`."""
         running = None
-        for x in self.inputs(layer, tokens):
+        for x in self.inputs(layer, tokens):  # sums alone are kept, so memory does not grow with the text
             running = running or RunningStatistics(x.shape[-1], device=x.device)
             running.add(x, f"{self.name}.{layer}")
         return running.result()
@@ -99,10 +100,10 @@ class CalibratedBlock(Stream):
     def weights(self, layer: str) -> torch.Tensor | None:
         """How much an error in what ``layer`` makes of a token counts, float32 ``[samples, length]``, 1 on average.
 
-        What attention and MLP make is added to the residual stream, and whatever reads the stream divides it by its
-        size first (RMSNorm). So an error at a token whose stream is ten times as large counts a hundredth. Without
-        this, a few tokens with large activations decide alone. The size is taken behind attention, for ``down_proj``
-        behind the MLP. q, k and v add nothing to the stream: ``None``, all count the same.
+        Attention and MLP add to the residual stream, and every reader of the stream first divides it by its size
+        (RMSNorm). So an error at a token whose stream is ten times as large counts a hundredth. Without this, a few
+        tokens with large activations decide alone. The size is that behind attention, for ``down_proj`` that behind
+        the MLP. q, k and v add nothing to the stream: the result is ``None``, all tokens count the same.
         """
         attention, mlp = self.family.halves
         if not self.token_weights or layer in attention.readers:
@@ -126,7 +127,7 @@ class CalibratedBlock(Stream):
 
 @dataclass(frozen=True)
 class Reading:
-    """Layers of a block that read the same tensor, when the walk has come to them.
+    """Layers of a block that read the same tensor, once the walk has come to them.
 
     names: in the block, ``("mlp.gate_proj", "mlp.up_proj")``.
     """
@@ -151,7 +152,7 @@ class Reading:
         twin, weights = block.twin, block.weights(layer)
         joins_stream = any(layer == half.last for half in block.family.halves)
         hessian, drift, stream_drift = Gram(), Gram(symmetric=False), Gram(symmetric=False)
-        for some in block.batches(TOGETHER):
+        for some in block.batches(TOGETHER):  # one pass for all three sums: to reach x costs more than to multiply it
             x = block.reach(layer, some)
             weighted = _weighted(x, weights, some)
             hessian.add(x, weighted)
@@ -163,5 +164,5 @@ class Reading:
 
 
 def _weighted(x: torch.Tensor, weights: torch.Tensor | None, some: slice | torch.Tensor) -> torch.Tensor:
-    """``x``, the inputs in ``some`` of the samples, each token by its weight; ``None``: all count the same."""
+    """``x``, the inputs in ``some`` of the samples, each token times its weight; ``None``: all count the same."""
     return x if weights is None else x * weights[some].unsqueeze(-1)

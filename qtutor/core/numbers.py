@@ -1,7 +1,7 @@
-"""Numbers as bits: what the codes of a float or integer format stand for, and rounding to them.
+"""Numbers as bits: the values of the codes of a float or integer format, and rounding to these values.
 
-A float has a sign S, an exponent E and a mantissa M. It stands for ``(-1)^S * 1.M * 2^(E - bias)``, and where E = 0 for
-the subnormal ``(-1)^S * 0.M * 2^(1 - bias)`` (IEEE 754-2019, section 3.4). What the largest exponent means differs:
+A float has a sign S, an exponent E and a mantissa M. Its value is ``(-1)^S * 1.M * 2^(E - bias)``; if E = 0, it is the
+subnormal number ``(-1)^S * 0.M * 2^(1 - bias)`` (IEEE 754-2019, section 3.4). The largest exponent has three meanings:
 
     "ieee"   infinity (M = 0) and NaN          fp32, bf16, fp16, fp8 E5M2
     "nan"    a number, but M = all ones is NaN fp8 E4M3 (Micikevicius et al. 2022, arXiv 2209.05433, section 3)
@@ -22,9 +22,9 @@ SPECIALS = ("ieee", "nan", "none")
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """A float of ``1 + exponent_bits + mantissa_bits`` bits; ``specials`` as at the top of this file.
+    """A float of ``1 + exponent_bits + mantissa_bits`` bits; the top of this file explains ``specials``.
 
-    Raises :class:`QtutorError` for widths that make no format, or over 32 bits.
+    Raises :class:`QtutorError` for widths that make no format, and for more than 32 bits.
     """
 
     name: str
@@ -35,11 +35,11 @@ class FloatFormat:
     def __post_init__(self):
         if self.specials not in SPECIALS:
             raise QtutorError(f"{self.name}: specials = {self.specials!r}; choose one of {', '.join(SPECIALS)}.")
-        needed = {"ieee": 1, "nan": 1, "none": 0}[self.specials]  # infinity and NaN are told apart by the mantissa
+        needed = {"ieee": 1, "nan": 1, "none": 0}[self.specials]  # the mantissa distinguishes infinity from NaN
         if self.exponent_bits < 1 or self.mantissa_bits < needed or self.bits > 32:
             raise QtutorError(
-                f"{self.name}: {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits; at least 1 and "
-                f"{needed}, and with the sign at most 32 are needed."
+                f"{self.name}: {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits. Give at least 1 "
+                f"and {needed} of them, and at most 32 bits together with the sign."
             )
 
     @property
@@ -52,7 +52,7 @@ class FloatFormat:
 
     @property
     def layout(self) -> str:
-        """A letter for every bit, the highest first: ``"SEEEEMMM"``."""
+        """A letter for every bit, the highest bit first: ``"SEEEEMMM"``."""
         return "S" + "E" * self.exponent_bits + "M" * self.mantissa_bits
 
     @property
@@ -75,15 +75,15 @@ class FloatFormat:
         return 2.0 ** (1 - self.bias - self.mantissa_bits)
 
     def fields(self, codes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sign, exponent and mantissa of ``codes`` as they stand in the bits (int64; the exponent still biased)."""
+        """The fields sign, exponent and mantissa of ``codes``, int64; the exponent includes its bias."""
         codes = _check_codes(codes, self)
         exponent = (codes >> self.mantissa_bits) & (2**self.exponent_bits - 1)
         return codes >> (self.bits - 1), exponent, codes & (2**self.mantissa_bits - 1)
 
     def decode(self, codes) -> torch.Tensor:
-        """The values (float64, exact) that ``codes`` (whole numbers, any shape) stand for."""
+        """The values of ``codes`` (whole numbers, any shape), exact in float64."""
         sign, exponent, mantissa = self.fields(codes)
-        significand = mantissa.double() / 2**self.mantissa_bits + (exponent > 0)  # the hidden 1, or a subnormal's 0
+        significand = mantissa.double() / 2**self.mantissa_bits + (exponent > 0)  # the hidden 1; 0 if subnormal
         value = significand * _power_of_two(exponent.clamp(min=1) - self.bias)
         past = (exponent << self.mantissa_bits) + mantissa > self.largest_code
         value = torch.where(past & (mantissa == 0), torch.inf, value)
@@ -93,9 +93,9 @@ class FloatFormat:
     def encode(self, values) -> torch.Tensor:
         """The codes (int64) of the values nearest to ``values`` (numbers or a tensor of any dtype); ties to even.
 
-        Beyond :attr:`largest` by half a step or more: infinity where the format has it, else the largest value
-        (infinities too), as torch casts to fp8 since 2.12; before, such values became NaN. Raises
-        :class:`QtutorError` for NaN where the format has none.
+        A value beyond :attr:`largest` by half a step or more becomes infinity. In a format without infinity it becomes
+        the largest value, and so does infinity itself, as in torch's casts to fp8 since 2.12 (before, they gave NaN).
+        Raises :class:`QtutorError` for NaN if the format has none.
         """
         values = torch.as_tensor(values, dtype=torch.float64)
         broken = torch.isnan(values)
@@ -107,8 +107,8 @@ class FloatFormat:
         exponent = (torch.frexp(magnitude).exponent.long() - 1).clamp(min=lowest)
         exponent = torch.where(magnitude == 0, lowest, exponent)
         steps = torch.round(magnitude / _power_of_two(exponent - self.mantissa_bits)).long()
-        # Steps of a normal number include its hidden 1, so a mantissa that rounds up to the next power of two carries
-        # into the exponent by itself: the codes of positive floats are in the order of their values.
+        # The steps of a normal number include its hidden 1. So a mantissa that rounds up to the next power of two
+        # carries into the exponent without further work: codes of positive floats have the same order as their values.
         code = ((exponent - lowest) << self.mantissa_bits) + steps
         past = self.largest_code + (self.specials == "ieee")
         code = torch.where(infinite, past, code.clamp(max=past))
@@ -120,22 +120,22 @@ class FloatFormat:
         return self.decode(self.encode(values))
 
     def levels(self, low: float, high: float, limit: int = 65536) -> torch.Tensor | None:
-        """The finite values from ``low`` to ``high`` (float64, ascending), ``None`` where they are over ``limit``."""
+        """The finite values from ``low`` to ``high`` (float64, ascending); ``None`` for more than ``limit`` of them."""
         first, last = self._rank(low), self._rank(high)
         if last - first >= limit:
             return None
         ranks = torch.arange(first, last + 1)
         values = torch.where(ranks < 0, -1.0, 1.0) * self.decode(ranks.abs())
-        return values[(values >= low) & (values <= high)]  # the ends were rounded, perhaps outwards
+        return values[(values >= low) & (values <= high)]  # the ends were rounded, perhaps to values outside
 
     def _rank(self, value: float) -> int:
-        """The place of ``value``'s code among the finite ones in the order of their values; zero has place 0."""
+        """The place of ``value``'s code when all finite codes are sorted by value; zero has place 0."""
         code = int(self.encode(min(max(value, -self.largest), self.largest)))
         magnitude = code & (2 ** (self.bits - 1) - 1)
         return magnitude if code == magnitude else -magnitude
 
     def values(self) -> torch.Tensor:
-        """All finite values, ascending, float64; zero once. Formats of up to 16 bits: 32 would be billions."""
+        """All finite values, ascending, float64; zero once. For formats of up to 16 bits: 32 bits have billions."""
         if self.bits > 16:
             raise QtutorError(f"{self.name} has 2**{self.bits} codes; ask for a part of its values with levels().")
         return self.levels(-self.largest, self.largest)
@@ -145,8 +145,8 @@ class FloatFormat:
 class IntFormat:
     """A signed integer in two's complement, times ``scale``: the highest bit counts ``-2**(bits - 1)``.
 
-    The same methods as :class:`FloatFormat`. Raises :class:`QtutorError` for bits outside 2 ... 32 or a scale that is
-    not positive.
+    It has the methods of :class:`FloatFormat`. Raises :class:`QtutorError` for bits outside 2 ... 32 and for a scale
+    that is not positive.
     """
 
     bits: int
@@ -169,12 +169,12 @@ class IntFormat:
         return (2 ** (self.bits - 1) - 1) * self.scale
 
     def decode(self, codes) -> torch.Tensor:
-        """The values (float64) that ``codes`` (bits read as an unsigned number) stand for."""
+        """The values (float64) of ``codes`` (bits read as an unsigned number)."""
         codes = _check_codes(codes, self)
         return torch.where(codes >= 2 ** (self.bits - 1), codes - 2**self.bits, codes).double() * self.scale
 
     def encode(self, values) -> torch.Tensor:
-        """The codes (int64) nearest to ``values``; what lies outside the range gets its end, NaN is refused."""
+        """The codes (int64) nearest to ``values``; values outside the range get its end, and NaN is refused."""
         values = torch.as_tensor(values, dtype=torch.float64)
         if torch.isnan(values).any():
             raise QtutorError(_no_nan(self.name, torch.isnan(values)))
@@ -215,14 +215,14 @@ def _check_codes(codes, fmt) -> torch.Tensor:
 
 
 def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
-    """``2.0**exponent`` for int64 from -1022 to 1023, exact: float64's own exponent field is written."""
+    """``2.0**exponent`` for int64 from -1022 to 1023, exact: it writes the exponent field of a float64."""
     return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def sqnr_db(signal: torch.Tensor, noisy: torch.Tensor) -> float:
-    """Signal-to-quantization-noise ratio in decibels: the power of ``signal`` over that of the error, in ``log10``.
+    """Signal-to-quantization-noise ratio in decibels: ``10 * log10`` of the power of ``signal`` over that of the error.
 
-    Infinite where nothing was lost. Raises :class:`QtutorError` for shapes that differ.
+    It is infinite if nothing was lost. Raises :class:`QtutorError` for shapes that differ.
     """
     signal, noisy = torch.as_tensor(signal).double(), torch.as_tensor(noisy).double()
     if signal.shape != noisy.shape:

@@ -1,9 +1,9 @@
 """Packing: codes of ``bits`` bits laid end to end in bytes, low bits first.
 
-Eight codes of ``bits`` bits always fill exactly ``bits`` bytes, whatever ``bits`` is, so one word of eight codes is the
-unit: ``word = code0 | code1 << bits | code2 << 2*bits ...``, written as its lowest ``bits`` bytes. For 2, 4 and 8 bits
-that is the familiar several-codes-a-byte; for 3 bits it is the layout GPTQ checkpoints use (32 codes over 3 int32).
-A row whose length is no multiple of eight is filled up with zeros.
+Eight codes of ``bits`` bits fill exactly ``bits`` bytes, for every number of bits. So the unit is a word of eight
+codes: ``word = code0 | code1 << bits | code2 << 2*bits ...``, written as its lowest ``bits`` bytes. For 2, 4 and 8 bits
+a byte then holds 4, 2 and 1 whole codes; for 3 bits this is the layout of GPTQ checkpoints (32 codes over 3 int32). A
+row whose length is not a multiple of eight is padded with zeros.
 """
 
 import torch
@@ -32,7 +32,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def pack_rows(codes: torch.Tensor, bits: int, width: int) -> torch.Tensor:
-    """Codes ``[rows, count]`` that fit, laid end to end in ``width`` bytes a row; bits left over are 0."""
+    """Lay codes ``[rows, count]`` below ``2**bits`` end to end in ``width`` bytes a row; spare bits are 0."""
     rows, count = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -count % 8)).reshape(rows, (count + 7) // 8, 8)
     word = torch.zeros(padded.shape[:2], dtype=torch.int64, device=codes.device)
@@ -51,7 +51,7 @@ def unpack(data: torch.Tensor, bits: int, count: int) -> torch.Tensor:
         )
     if bits == 8:
         return data
-    if bits in (2, 4):  # whole codes in every byte: a shorter way to the same codes
+    if bits in (2, 4):  # every byte holds whole codes, which is a shorter way to the same result
         shifts = torch.arange(0, 8, bits, device=data.device, dtype=torch.uint8)
         codes = (data.unsqueeze(-1) >> shifts) & (2**bits - 1)
         return codes.reshape(rows, width * (8 // bits))[:, :count]

@@ -1,4 +1,4 @@
-"""The one representation in the middle: every method makes a :class:`QuantizedTensor`, everything else starts from one.
+"""The one representation in the middle: every method makes a :class:`QuantizedTensor`, all other parts start from it.
 
 ``weight[o, i]  ≈  scales[o, i // group_size] * (codes[o, i] - zeros[o, i // group_size])``
 """
@@ -18,9 +18,9 @@ PER_TENSOR = 0  # one group for the whole matrix
 
 
 def resolve_group_size(group_size: int, columns: int) -> int:
-    """The group length that ``group_size`` means for rows of ``columns`` weights (see :data:`PER_CHANNEL`).
+    """The length of a group in rows of ``columns`` weights; the whole row for :data:`PER_CHANNEL`, :data:`PER_TENSOR`.
 
-    Raises :class:`QtutorError` where the groups do not divide the row.
+    Raises :class:`QtutorError` if the groups do not divide the row.
     """
     if group_size in (PER_CHANNEL, PER_TENSOR):
         return columns
@@ -43,9 +43,9 @@ def scales_shape(rows: int, columns: int, group_size: int) -> tuple[int, int]:
 def shapes(
     rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every tensor that a packed matrix ``[rows, columns]`` is stored as, by name.
+    """Shape and dtype of every tensor that stores a packed matrix ``[rows, columns]``, by name.
 
-    scales_as: the way its scales are stored. Raises :class:`QtutorError` where the groups do not divide the row.
+    scales_as: the way in which scales are stored. Raises :class:`QtutorError` if the groups do not divide the row.
 
     >>> shapes(64, 128, IntGrid(4), 32)
     {'packed': ((64, 64), torch.uint8), 'scales': ((64, 4), torch.float16), 'zeros': ((64, 2), torch.uint8)}
@@ -58,13 +58,13 @@ def shapes(
 
 
 def nbytes_of(rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales) -> int:
-    """True bytes of a packed matrix, from its shape alone; arguments as of :func:`shapes`."""
+    """True bytes of a packed matrix, from its shape alone. The arguments are those of :func:`shapes`."""
     stored = shapes(rows, columns, grid, group_size, scales_as)
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite; takes no memory of the tensor's size."""
+    """Whether no number is NaN or infinite. It needs no memory of the tensor's size."""
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
 
 
@@ -72,15 +72,15 @@ def check_weight(weight: torch.Tensor) -> None:
     """Raise :class:`QtutorError` unless ``weight`` is a finite floating-point matrix ``[out, in]``."""
     if weight.dim() != 2 or not weight.is_floating_point():
         raise QtutorError(
-            f"a weight is {weight.dtype} of shape {list(weight.shape)}; a floating-point matrix [out, in] is needed."
+            f"the weight is {weight.dtype} of shape {list(weight.shape)}; a floating-point matrix [out, in] is needed."
         )
     finite = torch.isfinite(weight)
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()
         raise QtutorError(
             f"{int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first at "
-            f"[{row}, {column}] ({weight[row, column].item()}). Quantizing would spread it over its whole group: "
-            "repair the checkpoint first."
+            f"[{row}, {column}] ({weight[row, column].item()}). Quantizing would spread it over its whole group. "
+            "Repair the checkpoint first."
         )
 
 
@@ -88,12 +88,12 @@ def check_weight(weight: torch.Tensor) -> None:
 class QuantizedTensor:
     """A quantized matrix ``[out, in]``.
 
-    codes: uint8 ``[out, in]``, one code a byte for ease of work (:attr:`nbytes` counts them packed).
+    codes: uint8 ``[out, in]``, one code a byte, which is easier to work with (:attr:`nbytes` counts packed codes).
     scales: ``[out, groups]``, or ``[1, 1]`` for one scale a tensor; float16 for an :class:`qtutor.IntGrid`, float32 for
-    a codebook. Given :class:`~.scales.Scales` that are stored in another way, it is what these decode to.
-    zeros: uint8, shaped like ``scales``; ``None`` for a symmetric grid, whose zero point needs no storing.
-    group_size: weights that share a scale: a number, or :data:`PER_CHANNEL`, or :data:`PER_TENSOR`.
-    stored_scales: how ``scales`` are stored, as numbers if nothing else was given.
+    a codebook. The constructor also takes :class:`~.scales.Scales` that are stored in another way, and decodes them.
+    zeros: uint8, shaped like ``scales``; ``None`` for a symmetric grid, which does not store its zero point.
+    group_size: the number of weights that share a scale, or :data:`PER_CHANNEL`, or :data:`PER_TENSOR`.
+    stored_scales: ``scales`` in the form in which they are stored; by default the numbers themselves.
     """
 
     codes: torch.Tensor
@@ -105,7 +105,7 @@ class QuantizedTensor:
 
     def __post_init__(self):
         stored = self.scales if isinstance(self.scales, Scales) else PlainScales(self.scales)
-        object.__setattr__(self, "stored_scales", stored)  # frozen, so that the two cannot come to differ
+        object.__setattr__(self, "stored_scales", stored)  # the class is frozen, so the two always agree
         object.__setattr__(self, "scales", stored.decode())
 
     @property
@@ -121,15 +121,15 @@ class QuantizedTensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """True bits a weight, scales and zero points counted."""
+        """True bits a weight, including scales and zero points."""
         return 8 * self.nbytes / max(self.codes.numel(), 1)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weights that the codes stand for, ``[out, in]``."""
+        """The weights of the codes, ``[out, in]``."""
         return dequantize(self.codes, self.scales, self.zeros, self.grid, dtype)
 
     def split(self, rows: list[int]) -> list["QuantizedTensor"]:
-        """Matrices of so many rows each, in turn. Raises :class:`QtutorError` for scales that rows share."""
+        """Split by rows: part ``i`` has ``rows[i]`` rows. Raises :class:`QtutorError` for scales that rows share."""
         zeros = [None] * len(rows) if self.zeros is None else self.zeros.split(rows)
         parts = zip(self.codes.split(rows), self.stored_scales.split(rows), zeros)
         return [QuantizedTensor(*part, self.grid, self.group_size) for part in parts]

@@ -1,7 +1,7 @@
 """Scales, and the ways to store them.
 
-A matrix has scales ``[out, groups]``, or ``[1, 1]`` for the whole of it. Each way to store them is a class that decodes
-them, counts their bytes and names their tensors; whoever holds packed tensors asks it and needs to know no more. Here:
+A matrix has scales ``[out, groups]``, or one scale ``[1, 1]``. Each way to store them is a class that decodes them,
+counts their bytes and names their tensors. Layers and file formats ask this class, and need to know no more. Here:
 
     PlainScales    the numbers themselves: "scales", in the dtype of the grid
     NestedScales   quantized once more: "scale_codes", "scale_absmax", "scale_offset"
@@ -9,9 +9,9 @@ them, counts their bytes and names their tensors; whoever holds packed tensors a
 Two more would fit, both for codes of a float with 2 bits of exponent and 1 of mantissa (E2M1: 0, 0.5, 1 ... 4, 6):
 
     MXFP4   groups of 32; a scale is a power of two. It would hold "scales", uint8 ``[out, groups]``, the exponent plus
-            127, and decode to ``2.0 ** (scales - 127)``. It can be split: no row shares anything with another.
+            127, and decode to ``2.0 ** (scales - 127)``. It can be split, because rows share nothing.
     NVFP4   groups of 16. It would hold "scales", float8_e4m3fn ``[out, groups]``, and "scale_of_all", float32 ``[]``,
-            and decode to the product of both. It can be split: every part takes the one for all with it.
+            and decode to their product. It can be split: every part gets a copy of "scale_of_all".
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ from qtutor.errors import QtutorError
 class Scales(ABC):
     """One way to store scales ``[out, groups]`` or ``[1, 1]``; the fields of an instance are its tensors.
 
-    NAMES: what the tensors are called in a layer and in a file, in the order of the fields.
+    NAMES: the names of the tensors in a layer and in a file, in the order of the fields.
     """
 
     NAMES: ClassVar[tuple[str, ...]]
@@ -40,24 +40,24 @@ class Scales(ABC):
 
     @abstractmethod
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """``decode()[index]`` and no other row decoded; a scale for the whole matrix (``[1, 1]``) is every row's."""
+        """``decode()[index]``, without decoding the other rows; one scale ``[1, 1]`` serves every row."""
 
     @abstractmethod
     def split(self, rows: list[int]) -> list[Self]:
-        """Scales of so many rows each, in turn. Raises :class:`QtutorError` where rows share what is stored."""
+        """Split by rows: part ``i`` has ``rows[i]`` rows. Raises :class:`QtutorError` if rows share stored numbers."""
 
     @classmethod
     @abstractmethod
     def shapes(cls, shape: tuple[int, int], grid: Grid) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of what is stored, by name, where the scales are ``shape`` and the weights on ``grid``."""
+        """Shape and dtype of every stored tensor, by name, for scales of this ``shape`` and weights on ``grid``."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What is stored, by name."""
+        """The stored tensors by name."""
         return {name: getattr(self, field.name) for name, field in zip(self.NAMES, fields(self))}
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
-        """The way back from :meth:`tensors`; there may be others among them."""
+        """The inverse of :meth:`tensors`; other tensors in the mapping are ignored."""
         return cls(*(tensors[name] for name in cls.NAMES))
 
     @property
@@ -66,13 +66,13 @@ class Scales(ABC):
 
 
 def rows_of(tensor: torch.Tensor, index: slice | torch.Tensor) -> torch.Tensor:
-    """Rows of a tensor that has one for every row of the matrix, or a single one that all of them share."""
+    """Rows of ``tensor``, which has a row for every row of the matrix, or a single row for all of them."""
     return tensor if len(tensor) == 1 else tensor[index]
 
 
 @dataclass(frozen=True)
 class PlainScales(Scales):
-    """Scales stored as they are: ``[out, groups]`` or ``[1, 1]``, float16 or float32 as the grid says."""
+    """Scales stored as plain numbers: ``[out, groups]`` or ``[1, 1]``, float16 or float32 as the grid says."""
 
     scales: torch.Tensor
 
@@ -98,8 +98,8 @@ class PlainScales(Scales):
 class NestedScales(Scales):
     """Scales that are quantized themselves ("double quantization", QLoRA, arXiv 2305.14314, section 3).
 
-    codes: uint8 ``[out, groups]``, of a fixed 8-bit map; absmax: float32, one for :attr:`BLOCK` scales, row after row;
-    offset: float32 ``[]``, the mean of all scales, from which the codes count.
+    codes: uint8 ``[out, groups]``, codes of a fixed 8-bit map. absmax: float32, the largest magnitude of each run of
+    :attr:`BLOCK` scales, row after row. offset: float32 ``[]``, the mean of all scales, subtracted before coding.
     """
 
     codes: torch.Tensor
@@ -117,16 +117,16 @@ class NestedScales(Scales):
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         count, groups = self.codes.shape
         row = rows_of(torch.arange(count, device=self.codes.device), index)
-        # Blocks run on from row to row, so that a row may begin in the middle of one.
+        # Runs of scales continue from row to row, so a row may begin in the middle of a run.
         block = (row[:, None] * groups + torch.arange(groups, device=row.device)) // self.BLOCK
         return self.GRID.decode(rows_of(self.codes, index), self.absmax[block]) + self.offset
 
     def split(self, rows: list[int]) -> list["NestedScales"]:
-        raise QtutorError("nested scales cannot be split by rows: rows share their largest values and their mean.")
+        raise QtutorError("nested scales cannot be split by rows: their rows share largest values and the mean.")
 
     @classmethod
     def shapes(cls, shape: tuple[int, int], grid: Grid) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """The dtypes are its own, whatever the grid."""
+        """The same for every grid, which has no influence on the dtypes."""
         blocks = -(-shape[0] * shape[1] // cls.BLOCK)
         stored = (shape, torch.uint8), ((blocks,), torch.float32), ((), torch.float32)
         return dict(zip(cls.NAMES, stored))

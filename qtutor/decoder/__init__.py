@@ -1,9 +1,14 @@
-"""The embedded decoder: a small Llama that writes Python, the text it learned from, and what it is asked.
+"""The embedded decoder: a small Llama that writes Python, the text it learned from, and its questions.
 
 Corpus and questions: :mod:`.corpus`, :mod:`.tasks`; text as tokens: :mod:`.text`; training: :mod:`.training`; the
-outliers of a large model: :mod:`.outliers`; what it is and is not: ``weights/README.md``.
+outliers of a large model: :mod:`.outliers`; what the decoder can do and cannot do: ``weights/README.md``.
 """
 
 from pathlib import Path
 
 EMBEDDED = Path(__file__).parent / "weights"
+
+
+def is_embedded(config) -> bool:
+    """Whether a decoder's transformers config says that it was loaded from :data:`EMBEDDED`."""
+    return str(config._name_or_path) == str(EMBEDDED)

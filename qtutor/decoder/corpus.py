@@ -1,9 +1,9 @@
-"""What the decoder learns from and is measured on: text that every machine with Python already has.
+"""The text on which the decoder is trained and measured. Every machine with Python already has it.
 
-Two sources, no download, nothing copied into the repository: the standard library's own source (read from the running
-interpreter), and generated interpreter sessions (:mod:`qtutor.decoder.tasks`). Ten modules are held out of training;
-they were chosen because their source is the same in Python 3.11, 3.12 and 3.13, so that measured numbers agree between
-machines. Left out of training: tests, character tables, and the vendored pip.
+It has two sources: the standard library (read from the running interpreter), and generated interpreter sessions
+(:mod:`qtutor.decoder.tasks`). Nothing is downloaded or copied into the repository. Ten modules are held out of
+training. Their source is the same in Python 3.11, 3.12 and 3.13, so measured numbers agree between machines. Left out
+of training: tests, character tables, and the vendored pip.
 """
 
 import ast
@@ -31,12 +31,12 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "encodings", "pydoc_da
 
 
 def standard_library() -> Path:
-    """The folder of the running interpreter's own Python source."""
+    """The folder with the Python source of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def training_modules() -> list[str]:
-    """The source of every module the decoder is trained on, in a fixed order."""
+    """The source of every module on which the decoder is trained, in a fixed order."""
     root = standard_library()
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     texts = []
@@ -52,21 +52,22 @@ def training_modules() -> list[str]:
 
 @functools.cache
 def held_out_code() -> str:
-    """The held-out modules, one after another: what perplexity is measured on."""
+    """The held-out modules, one after another. Perplexity is measured on this text."""
     root = standard_library()
     missing = [name for name in HELD_OUT_MODULES if not (root / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{root}: the held-out modules {', '.join(missing)} are not there. The decoder is measured on the standard "
-            "library's own source; install the interpreter with its .py files."
+            f"{root}: the held-out modules {', '.join(missing)} are missing. The decoder is measured on the source of "
+            "the standard library; install the interpreter with its .py files."
         )
     return "\n\n".join((root / name).read_text(encoding="utf-8") for name in HELD_OUT_MODULES)
 
 
 @functools.cache
 def held_out_functions(longest: int = 400) -> tuple[str, ...]:
-    """Beginnings of the functions in the held-out modules, dedented: signature and docstring, what a programmer would
-    give before asking for the body. Those without a docstring, or with more than ``longest`` characters, are left out.
+    """Signatures and docstrings of the functions in the held-out modules, dedented: prompts that ask for the body.
+
+    Left out: functions without a docstring, and beginnings of more than ``longest`` characters.
     """
     root = standard_library()
     beginnings = {}

@@ -1,4 +1,4 @@
-"""The activation outliers of a large model, for a small one: a change of its weights that computes the same."""
+"""Give a small model the activation outliers of a large one, by a change of weights that keeps its outputs."""
 
 import torch
 from torch import nn
@@ -10,11 +10,11 @@ from qtutor.families import decoder_blocks, family_of
 def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, seed: int = 0) -> nn.Module:
     """Give ``model`` the activation outliers of a large model, without changing the function it computes.
 
-    An exact reparametrisation: some channels of every norm's gain, and rows of every ``up_proj``, are multiplied by
-    a power of two up to ``largest``, and the matching columns of the layers that read them divided by it. Powers of
-    two only touch exponents, so the float model's logits stay what they were, in bf16 too. Quantized weights do change:
-    a few columns now matter far more than the rest, as in models of billions of parameters (Dettmers et al. 2022,
-    arXiv 2208.07339, section 4). In place; returns the model.
+    Some channels of every norm's gain, and some rows of every ``up_proj``, are multiplied by a power of two up to
+    ``largest``. The matching columns of the layers that read them are divided by it. Powers of two change exponents
+    only, so the logits of the float model stay the same, in bf16 too. But quantized weights change: a few columns now
+    matter far more than the rest, as in models of billions of parameters (Dettmers et al. 2022, arXiv 2208.07339,
+    section 4). Changes ``model`` in place, and returns it.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -27,7 +27,7 @@ def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, s
     for block in decoder_blocks(model):
         for pair in family.pairs:
             if pair.source in family.halves[0].readers:
-                continue  # v -> o: under grouped-query attention one channel of v feeds several of o
+                continue  # v -> o: with grouped-query attention, one channel of v feeds several columns of o
             readers = [block.get_submodule(name) for name in pair.readers]
             module = block.get_submodule(pair.source)
             source, bias = module.weight, getattr(module, "bias", None)

@@ -1,11 +1,11 @@
 """Interpreter sessions: questions whose answers Python itself computes.
 
-``>>> 37 + 48`` is followed by ``85`` because ``eval`` says so. Each *kind* of question is a small generator, so
-that accuracy can be measured per kind: exact tasks such as arithmetic are the first to suffer when weights lose bits.
+``>>> 37 + 48`` is followed by ``85``, because ``eval`` returns that. Each *kind* of question is a small generator, so
+accuracy can be measured per kind: exact tasks such as arithmetic suffer first when weights lose bits.
 
-A tenth of the expressions of every large kind (:data:`HELD_OUT_KINDS`) never occurs in training, chosen by a hash of
-the expression's text; accuracy is measured on those only. Products and boolean logic have too few expressions for that
-(the times tables *are* memory), so there the questions asked were seen in training.
+A tenth of the expressions of every large kind (:data:`HELD_OUT_KINDS`) never occurs in training; a hash of the
+expression chooses them, and accuracy is measured on these alone. Products and boolean logic have too few expressions to
+hold any out (times tables *are* memory), so training has seen the questions of these kinds.
 """
 
 import random
@@ -52,7 +52,7 @@ def _logic(rng: random.Random) -> str:
 
 
 def _number(rng: random.Random) -> int:
-    return rng.randint(0, rng.choice([9, 99, 99, 99]))  # a quarter of the operands small
+    return rng.randint(0, rng.choice([9, 99, 99, 99]))  # a quarter of the operands are from 0 to 9
 
 
 KINDS: dict[str, Callable[[random.Random], str]] = {
@@ -67,7 +67,7 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
 }
 ARITHMETIC = ("sum", "difference", "product")
 HELD_OUT_KINDS = ("sum", "difference", "compare", "max", "sorted", "reversed")
-# Sums and differences need the most practice; comparison and logic are learned within minutes.
+# Sums and differences need the most practice. Comparison and logic are learned within minutes.
 TRAINING_SHARE = {
     "sum": 4,
     "difference": 4,
@@ -93,8 +93,8 @@ def answer(expression: str) -> str:
 def questions(kind: str, count: int, seed: int = 0) -> list[tuple[str, str]]:
     """``count`` distinct questions of one kind for evaluation, as ``(expression, answer)``.
 
-    Of the kinds in :data:`HELD_OUT_KINDS` only expressions that training never saw. Raises ``KeyError`` for an unknown
-    kind and ``ValueError`` where the kind has fewer than ``count`` expressions.
+    For a kind in :data:`HELD_OUT_KINDS`, training has seen none of them. Raises ``KeyError`` for an unknown kind, and
+    ``ValueError`` if the kind has fewer than ``count`` expressions.
     """
     rng = random.Random(f"{kind} {seed}")
     found: dict[str, None] = {}
@@ -108,7 +108,7 @@ def questions(kind: str, count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def session(rng: random.Random, examples: int) -> str:
-    """One training session: ``examples`` questions of mixed kinds, each followed by its answer, none held out."""
+    """A training session: ``examples`` questions of mixed kinds with their answers; no question is a held-out one."""
     lines = []
     while len(lines) < examples:
         (kind,) = rng.choices(list(TRAINING_SHARE), weights=TRAINING_SHARE.values())

@@ -1,4 +1,4 @@
-"""Text for the embedded decoder: to calibrate with, some of what it learned from; to measure on, what it never saw."""
+"""Text for the embedded decoder: calibration uses text from its training, measures use text that it never saw."""
 
 import random
 
@@ -7,14 +7,14 @@ import torch
 from qtutor.decoder import EMBEDDED, corpus
 from qtutor.formats import checkpoint
 
-# More than in training (9 in 16): what is measured is code, and sessions are so much alike that a few stand for all.
+# More than in training (9 of 16), because measures use code, and a few of the sessions, which are much alike, suffice.
 CODE_SHARE = 7 / 8
 
 
 def calibration_tokens(samples: int = 128, length: int = 512, seed: int = 0) -> torch.Tensor:
-    """Token ids, int64 ``[samples, length]``: excerpts of training modules, and interpreter sessions from their start.
+    """Token ids, int64 ``[samples, length]``: excerpts of training modules, and beginnings of interpreter sessions.
 
-    Every excerpt comes from a random place of a random module. The same arguments give the same tokens.
+    Every excerpt is from a random place of a random module. The same arguments give the same tokens.
     """
     tokenizer = checkpoint.tokenizer(EMBEDDED)
     rng = random.Random(f"calibration {seed}")
@@ -22,14 +22,14 @@ def calibration_tokens(samples: int = 128, length: int = 512, seed: int = 0) -> 
     sessions = iter(corpus.training_sessions(samples, seed + 1, examples=length // 8))
     rows = []
     for number in range(samples):
-        if (number + 1) * CODE_SHARE % 1 < CODE_SHARE:  # spread evenly, whatever is cut off
+        if (number + 1) * CODE_SHARE % 1 < CODE_SHARE:  # spread evenly, so the first samples have the same share
             text = rng.choice(long_enough)
             start = rng.randrange(len(text) - 8 * length)
             text = text[start : start + 8 * length]
         else:
             text = tokenizer.eos_token + next(sessions)
         ids = tokenizer(text, verbose=False)["input_ids"]
-        while len(ids) < length:  # an excerpt of little more than spaces
+        while len(ids) < length:  # the excerpt is little more than spaces
             ids = ids + ids
         rows.append(ids[:length])
     return torch.tensor(rows)

@@ -1,12 +1,12 @@
 """Train the embedded decoder: ``python -m qtutor.decoder.training FOLDER``.
 
-A Llama-architecture model small enough for two CPU cores and trained long for its size, because sensitivity to
-quantization grows with training tokens per parameter (Kumar et al. 2024, "Scaling Laws for Precision", arXiv
-2411.04330). The text is :mod:`qtutor.decoder.corpus`; the tokenizer is a byte-level BPE with Qwen2's split expression,
-which keeps digits apart, as arithmetic needs.
+The model has Llama's architecture and is small enough for two CPU cores. It is trained long for its size, because
+sensitivity to quantization grows with the training tokens per parameter (Kumar et al. 2024, "Scaling Laws for
+Precision", arXiv 2411.04330). The text is :mod:`qtutor.decoder.corpus`. The tokenizer is a byte-level BPE with Qwen2's
+split expression, which separates digits, as arithmetic needs.
 
-Everything is seeded and every step draws its own batch from ``[seed, step]``, so a run that was stopped goes on from
-its checkpoint as if nothing had happened. Left out: evaluation while training (see
+All random numbers are seeded, and every step draws its own batch from ``[seed, step]``. So a run that was stopped can
+go on from its checkpoint and give the same result. Left out: evaluation while training (see
 ``benchmarks/decoder_sensitivity.py``) and more than one device.
 """
 
@@ -38,7 +38,7 @@ SESSIONS = 80_000
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A byte-level BPE of :data:`VOCABULARY` entries; llama.cpp's pre-tokenizer ``qwen2`` splits text the same way."""
+    """A byte-level BPE with :data:`VOCABULARY` entries. llama.cpp's ``qwen2`` splits text the same way."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -56,7 +56,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """The untrained decoder. All widths are divisible by 256, so that every GGUF block type fits."""
+    """The untrained decoder. All widths are multiples of 256, so every GGUF block type fits."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -70,13 +70,13 @@ def new_model(seed: int) -> LlamaForCausalLM:
             tie_word_embeddings=True,
             bos_token_id=0,
             eos_token_id=0,
-            prompts_begin_with_bos=True,  # the tokenizer adds none: qtutor.measure.generation asks for this
+            prompts_begin_with_bos=True,  # the tokenizer adds no BOS: qtutor.measure.generation reads this option
         )
     )
 
 
 class Batches:
-    """Windows of :data:`CONTEXT` + 1 tokens: code from anywhere, interpreter sessions from their first line."""
+    """Windows of :data:`CONTEXT` + 1 tokens: code from any place, interpreter sessions from their first line."""
 
     def __init__(self, tokenizer: Tokenizer, modules: list[str], seed: int, sessions: int = SESSIONS):
         self.seed = seed
@@ -90,7 +90,7 @@ class Batches:
         return np.concatenate([np.array(e.ids, dtype=np.int64) for e in encoded])
 
     def at(self, step: int) -> torch.Tensor:
-        """The batch of one step, ``[BATCH, CONTEXT + 1]``; the same for the same seed and step."""
+        """The batch of one step, ``[BATCH, CONTEXT + 1]``; the same seed and step give the same batch."""
         rng = np.random.default_rng([self.seed, step])
         rows = []
         for _ in range(BATCH):
@@ -104,12 +104,12 @@ class Batches:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then linearly to zero."""
+    """It rises linearly during warm-up, then falls linearly to zero."""
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
 
 
 def save_checkpoint(path: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Weights and AdamW's moments in one safetensors file (no pickle), written beside and renamed."""
+    """Write weights and AdamW's moments to one safetensors file (no pickle), beside ``path`` first, then renamed."""
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach().contiguous()
@@ -120,7 +120,7 @@ def save_checkpoint(path: Path, step: int, model: torch.nn.Module, optimizer: to
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what :func:`save_checkpoint` wrote; returns the number of steps done."""
+    """Restore what :func:`save_checkpoint` wrote; return the number of finished steps."""
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"weight.{name}"))
@@ -131,7 +131,7 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
 
 
 def train(folder: Path, tokens_per_parameter: float, seed: int = 0, every: int = 500, compiled: bool = True) -> None:
-    """Train, or go on training, in ``folder``; ends with the finished model in bf16 beside the checkpoint."""
+    """Train in ``folder``, or go on training; at the end, write the finished model in bf16 beside the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     modules = corpus.training_modules()
@@ -171,7 +171,7 @@ def train(folder: Path, tokens_per_parameter: float, seed: int = 0, every: int =
 
 
 def finish(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, **card: int) -> None:
-    """Write what ships: the model in bf16, its tokenizer, and the facts of the run in ``training.json``."""
+    """Write the files that ship: the model in bf16, its tokenizer, and the facts of the run in ``training.json``."""
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
     fast.model_max_length = CONTEXT
     model.to(torch.bfloat16).save_pretrained(folder / "finished")
@@ -181,7 +181,7 @@ def finish(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, **card: 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where checkpoints and the finished model go")
+    parser.add_argument("folder", type=Path, help="folder for the checkpoints and the finished model")
     parser.add_argument("--tokens-per-parameter", type=float, default=90)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

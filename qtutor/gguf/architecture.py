@@ -1,51 +1,111 @@
-"""What llama.cpp calls a decoder: the metadata that stand for its config, the names and the order of its tensors.
+"""What llama.cpp calls the decoders that it knows, as a table: names of tensors, order of rows, what is built in.
 
-    metadata(config)                                          # {"general.architecture": "llama", ...}
+    architecture_of(config).name                              # "llama"
     tensor_name("model.layers.3.self_attn.q_proj.weight")     # "blk.3.attn_q.weight"
 
-Llama and Mistral are llama.cpp's architecture "llama", Qwen2 and Qwen3 have their own. For "llama" it rotates
-neighbours (rows 0 and 1 of a head, 2 and 3 ...), where transformers rotates the halves (rows 0 and d/2, 1 and
-d/2 + 1 ...), so the rows of q and k change places: :func:`permute`. Source: llama.cpp's
-``src/models/{llama,qwen2,qwen3}.cpp`` for what is read, its ``conversion/llama.py`` for the permutation and Llama 3's
-factors.
+A new one is a row in :data:`TABLE`; its metadata are in :mod:`.hyperparameters`, the way back from them in
+:mod:`.hyperparameters_back`, which block types its matrices get in :mod:`.mixes`.
 
-Left out: mixtures of experts, and sliding windows. llama.cpp has none in these architectures, so a model with one is
-given a context that ends where the window does: there both compute the same.
+Some architectures rotate neighbours (rows 0 and 1 of a head, 2 and 3 ...), where transformers rotates the halves (rows
+0 and d/2, 1 and d/2 + 1 ...), so the rows of q and k change places: :func:`permute`. All of them multiply by a norm's
+weight as it is, where Gemma multiplies by ``1 + weight``, so that a file holds these norms with 1 added.
+
+Source: llama.cpp's ``src/models/*.cpp`` for what is read, ``llama_model_rope_type`` for the rotation, its
+``conversion/`` for what is done to weights. Left out: mixtures of experts.
 """
 
-import math
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from qtutor.errors import QtutorError
 from qtutor.families import FAMILIES, QWEN3, Family
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type -> llama.cpp's
 
-# llama.cpp's names for the parts of a family's halves, in the order in which the family lists them.
-_HALVES = (
-    ("attn_norm", ("attn_q", "attn_k", "attn_v"), "attn_output"),
-    ("ffn_norm", ("ffn_gate", "ffn_up"), "ffn_down"),
-)
-_EXTRA_NORMS = ("attn_q_norm", "attn_k_norm")
-# Biases that llama.cpp adds; another one would be ignored in silence.
-_BIASES = {
-    "llama": ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
-    "qwen2": ("attn_q", "attn_k", "attn_v"),
-    "qwen3": ("attn_q", "attn_k", "attn_v"),
-}
+@dataclass(frozen=True)
+class Names:
+    """llama.cpp's names for the parts of a :class:`~qtutor.families.Half`; of those that a family lacks, no tensor."""
+
+    norm: str
+    readers: tuple[str, ...]
+    last: str
+    after: str
 
 
-def architecture(config) -> str:
-    """llama.cpp's name for the family of ``config``; :class:`QtutorError` for a family that is not known here."""
+ATTENTION = Names("attn_norm", ("attn_q", "attn_k", "attn_v"), "attn_output", "post_attention_norm")
+MLP = Names("ffn_norm", ("ffn_gate", "ffn_up"), "ffn_down", "post_ffw_norm")
+QKV, OUTPUT = ATTENTION.readers, (ATTENTION.last,)
+
+
+def _silu(values: Mapping) -> dict:
+    return {"hidden_act": "silu"}
+
+
+def _full_heads(values: Mapping) -> dict:
+    return _silu(values) | {"head_dim": values["hidden_size"] // values["num_attention_heads"]}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of llama.cpp's architectures; what is called a config's is a key of transformers' config.
+
+    name: in the file, ``general.architecture``. model_types: the families that are written as this one. halves: names
+    in a block, attention and MLP. extra_norms: names of a family's extra norms, in its order. biases: the layers whose
+    bias is added; another one would be ignored in silence. neighbours: whether it rotates neighbours. scalings: the
+    ways to scale positions that it computes, by the config's ``rope_type``. partial: whether it can leave a part of
+    each head as it is (the config's ``partial_rotary_factor``). window: whether it has a sliding window; without one,
+    the context of a file ends where the window does. output: "own" or "tied" where only one of the two is read, a
+    matrix of its own behind the last norm, or the embedding. keys: what more of a config is told, key of the file ->
+    key of the config, numbers all. built_in: what it computes whatever the file says: of the config's sizes (hidden
+    size, blocks, heads ...), the config's keys and values.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    halves: tuple[Names, Names] = (ATTENTION, MLP)
+    extra_norms: tuple[str, ...] = ("attn_q_norm", "attn_k_norm")
+    biases: tuple[str, ...] = QKV
+    neighbours: bool = False
+    scalings: tuple[str, ...] = ("default", "linear", "yarn")
+    partial: bool = False
+    window: bool = False
+    output: str = "either"
+    keys: Mapping[str, str] = field(default_factory=dict)
+    built_in: Callable[[Mapping], dict] = _silu
+
+    def names_in_block(self, family: Family) -> dict[str, str]:
+        """llama.cpp's names of the modules of a block, by the family's."""
+        names = dict(zip(family.extra_norms, self.extra_norms))
+        for half, ours in zip(family.halves, self.halves):
+            parts = {half.norm: ours.norm, half.last: ours.last, half.after: ours.after}
+            names |= parts | dict(zip(half.readers, ours.readers, strict=True))
+        names.pop(None, None)  # a norm that the family lacks
+        return names
+
+
+TABLE = (
+    Architecture(
+        "llama", ("llama", "mistral"), neighbours=True, biases=(*QKV, *OUTPUT, *MLP.readers, MLP.last),
+        scalings=("default", "linear", "yarn", "llama3"),
+    ),
+    Architecture("qwen2", ("qwen2",), built_in=_full_heads),
+    Architecture("qwen3", ("qwen3",)),
+)  # fmt: skip
+ARCHITECTURES = {row.name: row for row in TABLE}
+OF_FAMILY = {model_type: row for row in TABLE for model_type in row.model_types}
+
+
+def architecture_of(config) -> Architecture:
+    """The architecture of the family of ``config``; :class:`QtutorError` for a family that is not known here."""
     family = getattr(config, "model_type", type(config).__name__)
-    if family not in ARCHITECTURES:
+    if family not in OF_FAMILY:
         raise QtutorError(
-            f"the model family {family!r} has no GGUF architecture here. Known: {', '.join(ARCHITECTURES)}. "
+            f"the model family {family!r} has no GGUF architecture here. Known: {', '.join(OF_FAMILY)}. "
             "llama.cpp's own convert_hf_to_gguf.py knows more."
         )
-    return ARCHITECTURES[family]
+    return OF_FAMILY[family]
 
 
 def tensor_name(parameter: str, config=None) -> str:
@@ -56,28 +116,47 @@ def tensor_name(parameter: str, config=None) -> str:
     >>> tensor_name("model.layers.3.self_attn.q_proj.weight"), tensor_name("lm_head.weight")
     ('blk.3.attn_q.weight', 'output.weight')
     """
+    found = place_of(parameter, config)
+    if found is None:
+        raise QtutorError(
+            f"{parameter}: llama.cpp has no such tensor in this architecture, and would compute something else without "
+            "it. This decoder cannot be written as GGUF."
+        )
+    return found
+
+
+def place_of(parameter: str, config=None) -> str | None:
+    """:func:`tensor_name`, or ``None`` for a parameter that has no place in a file."""
     family = QWEN3 if config is None else FAMILIES[config.model_type]  # Qwen3 has all parts that a name can be asked of
+    architecture = OF_FAMILY[family.model_type] if config is None else architecture_of(config)
     layer, _, kind = parameter.rpartition(".")
     in_block = re.fullmatch(rf"{re.escape(family.blocks)}\.(\d+)\.(.+)", layer)
-    if in_block and in_block[2] in _in_block(family) and kind in ("weight", "bias"):
-        name = _in_block(family)[in_block[2]]
-        if kind == "weight" or config is None or name in _BIASES[architecture(config)]:
+    names = architecture.names_in_block(family)
+    if in_block and in_block[2] in names and kind in ("weight", "bias"):
+        name = names[in_block[2]]
+        if kind == "weight" or config is None or name in architecture.biases:
             return f"blk.{in_block[1]}.{name}.{kind}"
     outside = {family.embedding: "token_embd", family.norm: "output_norm", family.head: "output"}
-    if layer in outside and kind == "weight":
-        return f"{outside[layer]}.weight"
-    raise QtutorError(
-        f"{parameter}: llama.cpp has no such tensor in this architecture, and would compute something else without it. "
-        "This decoder cannot be written as GGUF."
-    )
+    return f"{outside[layer]}.weight" if layer in outside and kind == "weight" else None
 
 
-def _in_block(family: Family) -> dict[str, str]:
-    """llama.cpp's names for the modules of a block."""
-    names = dict(zip(family.extra_norms, _EXTRA_NORMS))
-    for half, (norm, readers, last) in zip(family.halves, _HALVES):
-        names |= {half.norm: norm, half.last: last, **dict(zip(half.readers, readers))}
-    return names
+def to_file(name: str, values: np.ndarray, config) -> np.ndarray:
+    """What a file holds for a tensor: rows in llama.cpp's order, the norms as what is multiplied by.
+
+    name: the GGUF name. values: the parameter, ``[out, in]`` or ``[out]``, float32; returned in the same shape.
+    """
+    heads, offset = permuted_heads(name, config), norm_offset(name, config)
+    if heads:
+        return permute(values, heads)
+    return values + np.float32(offset) if offset else values
+
+
+def from_file(name: str, values: np.ndarray, config) -> np.ndarray:
+    """The inverse of :func:`to_file`."""
+    heads, offset = permuted_heads(name, config), norm_offset(name, config)
+    if heads:
+        return unpermute(values, heads)
+    return values - np.float32(offset) if offset else values
 
 
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -98,79 +177,11 @@ def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def permuted_heads(name: str, config) -> int:
     """How many heads the tensor's rows are to be permuted in; 0 for all that stay as they are."""
-    if architecture(config) != "llama":
+    if not architecture_of(config).neighbours:
         return 0
     return {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2], 0)
 
 
-def metadata(config) -> dict:
-    """The keys that tell llama.cpp the sizes, in its order; :class:`QtutorError` for what it cannot compute."""
-    arch, dim = architecture(config), head_dim(config)
-    if config.hidden_act not in ("silu", "swish"):
-        raise QtutorError(f"hidden_act = {config.hidden_act!r}: llama.cpp computes silu in {arch} models.")
-    if arch == "qwen2" and dim * config.num_attention_heads != config.hidden_size:
-        raise QtutorError(
-            f"head_dim = {dim} with {config.num_attention_heads} heads and hidden_size = {config.hidden_size}: "
-            "llama.cpp's qwen2 has heads that fill the hidden size exactly."
-        )
-    window = getattr(config, "sliding_window", None)
-    keys = {
-        "vocab_size": config.vocab_size,
-        "context_length": min(config.max_position_embeddings, window or config.max_position_embeddings),
-        "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": dim,
-        "attention.value_length": dim,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": dim,
-        **_rope(config),
-    }
-    if window and window < config.max_position_embeddings:
-        keys["attention.sliding_window"] = window
-    return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in keys.items()}
-
-
-def head_dim(config) -> int:
-    """Rows of a head; most configs leave it to be the hidden size over the heads."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def _rope(config) -> dict:
-    rope = {key: value for key, value in config.rope_parameters.items() if value is not None}
-    kind, own = rope.get("rope_type", "default"), {"mscale", "mscale_all_dim", "attention_factor"} & rope.keys()
-    # Llama 3's scaling is not told by a key, but by a tensor that only the architecture "llama" reads.
-    known = kind in ("default", "linear") or (kind, architecture(config)) == ("llama3", "llama")
-    if not (known or (kind == "yarn" and not own)) or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise QtutorError(
-            f"rope_parameters = {rope}: of the ways to scale positions, 'default', 'linear' and plain 'yarn' can be "
-            "written as GGUF, and 'llama3' for Llama and Mistral, all for whole heads. With another one llama.cpp "
-            "would compute other positions."
-        )
-    keys = {"freq_base": float(rope["rope_theta"])}
-    if kind in ("linear", "yarn"):
-        keys |= {"scaling.type": kind, "scaling.factor": float(rope["factor"])}
-    if kind == "yarn":
-        original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
-        betas = {f"scaling.yarn_{key}": float(rope[key]) for key in ("beta_fast", "beta_slow") if key in rope}
-        keys |= {"scaling.original_context_length": original, **betas}
-    return {f"rope.{key}": value for key, value in keys.items()}
-
-
-def rope_factors(config) -> np.ndarray | None:
-    """What llama.cpp divides each frequency by, float32 ``[head_dim / 2]``, for Llama 3's scaling; ``None`` for others.
-
-    Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are slowed by ``factor``;
-    fast ones (``high_freq_factor`` times) stay; between, the two are mixed.
-    """
-    rope = config.rope_parameters
-    if rope.get("rope_type") != "llama3":
-        return None
-    dim, factor = head_dim(config), rope["factor"]
-    frequency = rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
-    turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    fast = ((turns - low) / (high - low)).clip(0, 1)
-    return (1 / ((1 - fast) / factor + fast)).astype(np.float32)
+def norm_offset(name: str, config) -> float:
+    """What is added to a norm's weight in the file; 0 for all other tensors."""
+    return FAMILIES[config.model_type].norm_offset if name.endswith("_norm.weight") else 0.0

@@ -1,4 +1,4 @@
-"""``encode`` and ``decode``: checks, threads and the way from a name to the function that knows the type."""
+"""``encode`` and ``decode``: check the input, find the function for the type, share the rows among threads."""
 
 import importlib
 
@@ -18,25 +18,25 @@ _MODULES = {
     "mxfp4": ("MXFP4",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_DECODED_AT_ONCE = 1 << 18  # weights: numpy's temporaries then stay in the cache
-_HALF_LIMIT = 65520  # from here on a number rounds to float16's infinity
+_DECODED_AT_ONCE = 1 << 18  # weights; numpy's temporary arrays then fit into the cache
+_HALF_LIMIT = 65520  # float16 rounds this number, and every larger one, to infinity
 
 
 def find_type(name: str) -> BlockType:
-    """The type called ``name``; raises :class:`QtutorError` that lists the known ones."""
+    """The type called ``name``. Raises :class:`QtutorError`, which lists the known types, for any other name."""
     if name not in TYPES:
-        raise QtutorError(f"type = {name!r} is no GGUF block type that qtutor encodes. Choose from {', '.join(TYPES)}.")
+        raise QtutorError(f"type = {name!r}: qtutor encodes no GGUF type of this name. Choose from {', '.join(TYPES)}.")
     return TYPES[name]
 
 
 def encode(rows: np.ndarray, type: str, importance: np.ndarray | None = None) -> np.ndarray:
     """Quantize ``rows [rows, columns]`` (float32) to the bytes that llama.cpp writes: uint8 ``[rows, bytes of a row]``.
 
-    importance: mean square of each input column, float32 ``[columns]`` (an importance matrix's row), which weighs the
-    errors; types without a search ignore it, as in llama.cpp. F32 has nothing to encode: the bytes are a view of
-    ``rows``, read only. Raises :class:`QtutorError` for NaN and infinities, a
-    width that the block size does not divide, a weight whose scale would leave float16, an unknown type, and an
-    importance of the wrong length or with NaN, infinite or negative entries.
+    importance: the mean square of each input column, float32 ``[columns]`` (a row of an importance matrix). It weighs
+    the errors; types without a search ignore it, as in llama.cpp. F32 encodes nothing: the result is a read-only view
+    of ``rows``. Raises :class:`QtutorError` for NaN and infinities, for a width that the block size does not divide,
+    for a weight whose scale does not fit into float16, for an unknown type, and for an importance that has the wrong
+    length or NaN, infinite or negative entries.
 
     >>> encode(np.zeros((2, 64), np.float32), "Q4_0").shape
     (2, 36)
@@ -56,10 +56,10 @@ def encode(rows: np.ndarray, type: str, importance: np.ndarray | None = None) ->
 
 
 def decode(data: np.ndarray, type: str) -> np.ndarray:
-    """The weights that ``data`` (uint8 ``[rows, bytes of a row]``) stands for: float32 ``[rows, columns]``.
+    """Decode ``data`` (uint8 ``[rows, bytes of a row]``) to weights, float32 ``[rows, columns]``.
 
-    Equal, bit for bit, to llama.cpp's. Raises :class:`QtutorError` for an unknown type and a width that is no whole
-    number of blocks.
+    The weights equal llama.cpp's bit for bit. Raises :class:`QtutorError` for an unknown type and for rows that do not
+    consist of whole blocks.
 
     >>> decode(encode(np.ones((1, 32), np.float32), "Q8_0"), "Q8_0")[0, :3]
     array([0.999876, 0.999876, 0.999876], dtype=float32)
@@ -72,21 +72,21 @@ def decode(data: np.ndarray, type: str) -> np.ndarray:
         )
     if data.shape[1] % block_type.nbytes:
         raise QtutorError(
-            f"rows of {data.shape[1]} bytes are no whole number of {type} blocks, which take {block_type.nbytes} bytes "
-            f"for {block_type.values} weights."
+            f"rows of {data.shape[1]} bytes do not consist of whole {type} blocks, which take {block_type.nbytes} "
+            f"bytes for {block_type.values} weights."
         )
     columns = data.shape[1] // block_type.nbytes * block_type.values
     weights = np.empty((len(data), columns), np.float32)
     function, step = getattr(decoding, type.lower()), max(1, _DECODED_AT_ONCE // max(columns, 1))
     for first in range(0, len(data) if columns else 0, step):
         blocks = np.ascontiguousarray(data[first : first + step]).reshape(-1, block_type.nbytes)
-        with np.errstate(all="ignore"):  # a damaged file may hold infinite scales: they are shown as they are
+        with np.errstate(all="ignore"):  # a damaged file may hold infinite scales; show them without a warning
             weights[first : first + step] = function(blocks).reshape(-1, columns)
     return weights
 
 
 def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: BlockType, data: np.ndarray) -> None:
-    """Encode ``rows`` into ``data``, every thread a piece of the rows at a time."""
+    """Encode ``rows`` into ``data``; each thread takes one piece of the rows at a time."""
     lanes = _import("lanes")
     kernel = getattr(_import(_MODULE_OF[block_type.name]), block_type.name.lower())
     if importance is None or not block_type.importance:
@@ -100,7 +100,7 @@ def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: 
         blocks = rows[first:last].reshape(-1, block_type.values)
         target = data[first:last].reshape(-1, block_type.nbytes)
         missing = -len(blocks) % lanes.LANES
-        if missing:  # the searches take 16 blocks at a time: fill up with zeros
+        if missing:  # the searches take 16 blocks at a time, so add blocks of zeros
             padded = np.zeros((len(blocks) + missing, block_type.nbytes), np.uint8)
             kernel(_read_only(np.pad(blocks, ((0, missing), (0, 0)))), weights, padded)
             target[:] = padded[: len(blocks)]
@@ -112,9 +112,9 @@ def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: 
 
 
 def _look_through(rows: np.ndarray, first: int, block_type: BlockType) -> None:
-    """Refuse broken values."""
-    # One NaN or infinity spoils the sum. Finite ones may overflow it, too; then a closer look finds nothing.
-    # einsum rather than sum: it needs one pass and no temporary array.
+    """Refuse NaN and infinities."""
+    # One NaN or infinity makes the sum NaN or infinite. Finite values may overflow the sum, too; then the closer check
+    # finds nothing. einsum reads the rows once and needs no temporary array.
     if not np.isfinite(np.einsum("rc->", rows)):
         _check_finite(rows, first, block_type, np.inf)
 
@@ -132,7 +132,7 @@ def _import(module: str):
 
 
 def _limit(block_type: BlockType) -> np.float32:
-    """The largest weight worth trying; a search may shorten a range a little, so :func:`_check_scales` decides."""
+    """The largest weight worth trying. A search may shorten the range a little, so :func:`_check_scales` decides."""
     if block_type.name == "BF16":
         return np.int32(0x7F7F7FFF).view(np.float32)
     if block_type.largest:
@@ -154,7 +154,7 @@ def _check_rows(rows: np.ndarray, block_type: BlockType) -> np.ndarray:
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    """A view that cannot be written to: another type to numba, and the one that weights mapped from a file have."""
+    """A read-only view. numba compiles for its type; weights that are mapped from a file have the same type."""
     view = array.view()
     view.flags.writeable = False
     return view
@@ -170,7 +170,7 @@ def _check_importance(importance: np.ndarray, columns: int) -> np.ndarray:
     if bad.size:
         raise QtutorError(
             f"importance of column {bad[0]} is {importance[bad[0]]}: it has to be a finite number that is not negative "
-            f"(a mean square); {bad.size} of {columns} are not. Calibrate again, or leave importance out."
+            f"(a mean square). {bad.size} of {columns} columns have none. Calibrate again, or leave importance out."
         )
     return importance
 
@@ -194,7 +194,7 @@ def _check_finite(rows: np.ndarray, first: int, block_type: BlockType, limit: fl
 def _check_scales(
     target: np.ndarray, blocks: np.ndarray, start: int, columns: int, block_type: BlockType, weighted: bool
 ) -> None:
-    """Refuse blocks in which a float16 became infinite; the first weight of ``blocks`` is number ``start`` of all."""
+    """Refuse blocks in which a float16 became infinite; ``start`` is the number of the first weight in ``blocks``."""
     for at in block_type.offsets("f16"):
         bad = np.flatnonzero(target[:, at + 1] & 0x7C == 0x7C)
         if bad.size:
@@ -207,6 +207,6 @@ def _check_scales(
 def _too_large(value: float, row: int, column: int, block_type: BlockType, weighted: bool = False) -> QtutorError:
     return QtutorError(
         f"the weight {value:.6g} in row {row}, column {column} is too large for {block_type.name}: its scale would "
-        "leave float16 (65504). Check the checkpoint for broken values, or store this tensor as F32."
-        + (" Or is it the importance? Where few columns of a block have any, the search can lose its way." * weighted)
+        "be larger than float16 holds (65504). Check the checkpoint for broken values, or store this tensor as F32."
+        + (" The importance may be the cause, too: if few columns of a block have any, the search can fail." * weighted)
     )

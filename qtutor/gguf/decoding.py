@@ -1,7 +1,7 @@
 """Decoders: the bytes of blocks to float32 weights, in plain numpy.
 
-One function a type, ``data [blocks, nbytes]`` -> ``[blocks, values]``, each the formula of its format; the products are
-taken in the order llama.cpp's ``dequantize_row_*`` take them, so that the floats are the same bit for bit.
+There is one function for each type, ``data [blocks, nbytes]`` -> ``[blocks, values]``, and it is the formula of its
+format. It multiplies in the same order as llama.cpp's ``dequantize_row_*``, so the floats are the same bit for bit.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def _half(data: np.ndarray, at: int) -> np.ndarray:
 
 
 def _spread(scales: np.ndarray, size: int) -> np.ndarray:
-    """One scale a sub-block ``[blocks, n]`` to one a weight ``[blocks, n * size]``."""
+    """Repeat the scale of each sub-block, ``[blocks, n]``, for each of its weights: ``[blocks, n * size]``."""
     return np.repeat(scales, size, axis=1)
 
 
@@ -70,7 +70,7 @@ def q3_k(data):
 
 
 def _six_bits(data):
-    """Scales and minima ``[blocks, 8]`` out of the 12 bytes in which Q4_K and Q5_K keep them."""
+    """The scales and the minima, ``[blocks, 8]`` each, from the 12 bytes of Q4_K and Q5_K that hold them."""
     first, last = data[:, :8], unfold(data[:, 8:12], 4, 4)  # last: the low nibbles of 4 scales, then of 4 minima
     both = np.concatenate([first & 63, last | (first >> 6) << 4], axis=1).astype(f4)
     return both[:, [0, 1, 2, 3, 8, 9, 10, 11]], both[:, [4, 5, 6, 7, 12, 13, 14, 15]]
@@ -105,7 +105,7 @@ def iq4_xs(data):
 
 
 def _trits(data, count, stride):
-    """Trits off the top of every byte: multiply by 3 and look at what runs over, ``count`` times."""
+    """The ``count`` trits of every byte: multiply it by 3, take what goes beyond 8 bits, go on with the rest."""
     runs = data.reshape(len(data), -1, 1, stride)
     powers = (3 ** np.arange(count)).astype(np.uint8)[:, None]
     return ((runs * powers).astype(np.uint16) * 3 >> 8).reshape(len(data), -1)

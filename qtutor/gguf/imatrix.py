@@ -113,7 +113,7 @@ def importance(model, token_ids, dataset: str = "") -> Imatrix:
     entries = {}
     for name, inputs in layer_inputs(model, token_ids).items():
         sums = (inputs.mean_square * inputs.tokens).numpy().astype(np.float32)
-        entries[tensor_name(f"{name}.weight")] = Entry(sums[None], np.array([inputs.tokens], np.float32))
+        entries[tensor_name(f"{name}.weight", model.config)] = Entry(sums[None], np.array([inputs.tokens], np.float32))
     samples, length = token_ids.shape
     return Imatrix(entries, [dataset] if dataset else [], samples, length)
 

@@ -1,11 +1,12 @@
-"""IQ4_NL and IQ4_XS: four bits that pick one of 16 unevenly spaced values.
+"""IQ4_NL and IQ4_XS: a code of four bits picks one of 16 unevenly spaced values.
 
     IQ4_NL  weight = d * VALUES[code]                      blocks of 32
     IQ4_XS  weight = d * (scale_code - 32) * VALUES[code]  super-blocks of 256 with a 6-bit scale for every 32
 
-The values are llama.cpp's (``kvalues_iq4nl``), closer together near zero where most weights are. The search is
-:func:`~qtutor.gguf.search.signed`'s with another rounding: put the value of largest magnitude on a level near -127, try
-15 levels, and keep the scale that takes most off the error. Follows ``quantize_row_iq4_nl_impl``.
+The values are llama.cpp's (``kvalues_iq4nl``). They lie closer together near zero, where most weights are. The search
+works as in :func:`~qtutor.gguf.search.signed`, with another rounding: it puts the weight of largest magnitude on 15
+places near -127, one after the other, and keeps the scale that reduces the error most. Follows
+``quantize_row_iq4_nl_impl``.
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ from qtutor.gguf.layout import IQ4_VALUES, SUPER
 from qtutor.gguf.search import TINY
 
 SIZE = 32
-TRIES = 7  # on either side of -127
+TRIES = 7  # places on either side of -127
 VALUES = IQ4_VALUES.astype(f4)
 STEPS = np.diff(VALUES)
 MIDDLES = (VALUES[1:] + VALUES[:-1]) / f4(2)  # exact: multiples of one half
@@ -24,7 +25,7 @@ MIDDLES = (VALUES[1:] + VALUES[:-1]) / f4(2)  # exact: multiples of one half
 
 @jit
 def nearest_value(x):
-    """The value closest to ``x``, the upper one of two that are equally close: climb a stair of 15 steps."""
+    """The value closest to ``x``; the upper one where two are equally close. Each middle below ``x`` adds a step."""
     value = VALUES[0]
     for step in range(15):
         value += STEPS[step] if x >= MIDDLES[step] else f4(0)
@@ -33,7 +34,7 @@ def nearest_value(x):
 
 @jit
 def nearest_code(x):
-    """Where that value stands in the list."""
+    """The code of that value: its index in the list."""
     code = 0
     for step in range(15):
         code += 1 if x >= MIDDLES[step] else 0
@@ -54,24 +55,26 @@ def _projection(x, w, inv, sum_xv, sum_vv):
 
 @jit
 def search(x, w, scale):
-    """``x ~ scale * value``: the best scale of 16 blocks, from ``x``, ``w`` ``[32, LANES]``."""
+    """Find the scales of 16 blocks that make ``scale * value`` closest to ``x``; ``x``, ``w`` ``[32, LANES]``."""
     room = np.zeros((6, LANES), f4)
     top, largest, best, inv, sum_xv, sum_vv = room[0], room[1], room[2], room[3], room[4], room[5]
     for i in range(len(x)):
         for lane in range(LANES):
             if abs(x[i, lane]) > largest[lane]:
                 largest[lane], top[lane] = abs(x[i, lane]), x[i, lane]
+    # The first try puts the largest magnitude on +127; it is then rounded to the last value, 113.
     for lane in range(LANES):
         inv[lane] = f4(1) / (-top[lane] / VALUES[0])
     _projection(x, w, inv, sum_xv, sum_vv)
     for lane in range(LANES):
         scale[lane] = sum_xv[lane] / sum_vv[lane] if sum_vv[lane] > 0 else f4(0)
         best[lane] = scale[lane] * sum_xv[lane]
-    for t in range(-TRIES, TRIES + 1):
+    for t in range(-TRIES, TRIES + 1):  # then on -127 + t
         for lane in range(LANES):
             inv[lane] = (f4(t) + VALUES[0]) / top[lane]
         _projection(x, w, inv, sum_xv, sum_vv)
         for lane in range(LANES):
+            # sum_xv**2 / sum_vv is what the best scale for these values takes off the error
             if sum_vv[lane] > 0 and sum_xv[lane] * sum_xv[lane] > best[lane] * sum_vv[lane]:
                 scale[lane] = sum_xv[lane] / sum_vv[lane]
                 best[lane] = scale[lane] * sum_xv[lane]
@@ -82,7 +85,7 @@ def search(x, w, scale):
 
 @jit
 def search_16(blocks, first, importance, per_mean, spread, scale):
-    """Scales of the 16 blocks of 32 from ``first`` on; ``spread``: mean squares, one for ``per_mean`` blocks."""
+    """Scales of the 16 blocks of 32 from ``first`` on; ``spread``: mean squares, each for ``per_mean`` of them."""
     room = np.empty((2, SIZE, LANES), f4)
     xs, w = room[0], room[1]
     means = np.empty(LANES, f4)
@@ -109,7 +112,7 @@ def iq4_nl(x, importance, data):
         search_16(x, first, importance, 1, spread, scales)
         for lane in range(LANES):
             row = data[first + lane]
-            inv = f4(1) / scales[lane] if scales[lane] != 0 else f4(0)  # the scale before it is rounded to float16
+            inv = f4(1) / scales[lane] if scales[lane] != 0 else f4(0)  # llama.cpp codes with the unrounded scale
             for i in range(SIZE):
                 codes[i] = nearest_code(inv * x[first + lane, i])
             store_half(scales[lane], row, 0)
@@ -134,7 +137,7 @@ def iq4_xs(x, importance, data):
         for s in range(8):
             scale = level(inv * by_block[b, s], i4(-32), i4(31))
             scale_codes[s] = np.uint8(scale + f4(32))
-            step = d * scale  # d before it is rounded, too
+            step = d * scale  # here, too, d is not rounded yet
             inv_step = f4(1) / step if step != 0 else f4(0)
             for i in range(SIZE):
                 codes[s * SIZE + i] = nearest_code(inv_step * x[b, s * SIZE + i])

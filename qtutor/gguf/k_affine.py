@@ -1,11 +1,11 @@
-"""Q2_K, Q4_K and Q5_K: a scale and a lowest value for every sub-block, themselves quantized within a super-block.
+"""Q2_K, Q4_K and Q5_K: every sub-block has a scale and a lowest value, and both are quantized in their super-block.
 
     weight = (d * scale_code) * code - (dmin * min_code)
 
-256 weights make a super-block. Each of its 16 (Q2_K) or 8 sub-blocks has a scale and a minimum, found by
-:func:`qtutor.gguf.search.affine`; those are rounded to 4 (Q2_K) or 6 bits against two float16 numbers, ``d`` and
-``dmin``, that the whole super-block shares. In the end the weights are coded against what was *stored*, not against
-what the search found. Follows llama.cpp's ``quantize_row_q{2,4,5}_K_ref`` (no importance) and ``..._impl`` (with it).
+A super-block is 256 weights; a sub-block is 16 (Q2_K) or 32 of them. Each sub-block has a scale and a minimum, found by
+:func:`qtutor.gguf.search.affine`. They are rounded to 4 (Q2_K) or 6 bits, in units of ``d`` and ``dmin``, two float16
+numbers that the whole super-block shares. At the end the weights are coded with the scale and minimum as *stored*, not
+as found. Follows llama.cpp's ``quantize_row_q{2,4,5}_K_ref`` (without importance) and ``..._impl`` (with it).
 """
 
 import numpy as np
@@ -31,14 +31,15 @@ from qtutor.gguf.search import affine
 
 @jit
 def weigh(x, importance, first, means, absolute, w):
-    """How much each weight's error counts, ``w [size, LANES]`` for the 16 sub-blocks from ``first`` on.
+    """How much the error of each weight counts: fills ``w [size, LANES]`` for the 16 sub-blocks from ``first`` on.
 
-    Without importance large weights count more: ``|x|`` (Q2_K), or ``rms + |x|``. With importance (mean square of each
-    input column) ``importance * sqrt(means + x**2)``; ``means [LANES]`` is the spread of each lane's super-block.
+    Without importance large weights count more: ``|x|`` for Q2_K, ``rms + |x|`` for the others. With importance (the
+    mean square of each input column): ``importance * sqrt(means + x**2)``, where ``means [LANES]`` is the mean square
+    of the weights in the same super-block or row, for some types doubled.
     """
     size = len(x)
     spread = np.zeros(LANES, f4)
-    if not len(importance) and not absolute:
+    if not len(importance) and not absolute:  # the root mean square of the sub-block; it stays 0 for Q2_K
         for i in range(size):
             for lane in range(LANES):
                 spread[lane] += x[i, lane] * x[i, lane]
@@ -49,10 +50,11 @@ def weigh(x, importance, first, means, absolute, w):
             for lane in range(LANES):
                 w[i, lane] = spread[lane] + abs(x[i, lane])
         return
-    for lane in range(LANES):
+    for lane in range(LANES):  # sub-blocks lie row after row, and every row has the same columns
         column = importance[(first + lane) % len(importance)]
         for i in range(size):
             w[i, lane] = column[i]
+    # The error of a large weight counts more. The mean under the root keeps the others from counting nothing.
     for i in range(size):
         for lane in range(LANES):
             w[i, lane] *= np.sqrt(means[lane] + x[i, lane] * x[i, lane])
@@ -60,54 +62,59 @@ def weigh(x, importance, first, means, absolute, w):
 
 @jit
 def share(values, weights, weighted, top, codes, shared):
-    """The second level: ``values [sub-block, LANES]`` to codes 0 ... top and one ``shared`` scale a super-block."""
-    if weighted:
+    """Quantize the scales, or the minima, of sub-blocks: ``values [sub-block, LANES]``, a super-block in each lane.
+
+    Writes codes 0 ... top, and the one scale of these codes, ``shared [LANES]`` (``d`` or ``dmin``).
+    """
+    if weighted:  # with importance a search decides, in which a sub-block counts by the sum of its w
         positive(values, weights, top, shared, codes)
         return
-    for lane in range(LANES):
+    for lane in range(LANES):  # without importance: the greatest value gets the code top, the others are rounded
         greatest = f4(0)
         for s in range(len(values)):
             greatest = max(greatest, values[s, lane])
-        inv = top / greatest if greatest > 0 else f4(0)
+        inv = top / greatest if greatest > 0 else f4(0)  # all values are 0 where the greatest is
         for s in range(len(values)):
+            # & 255: llama.cpp keeps these codes in a byte
             codes[s, lane] = min(nearest(inv * values[s, lane]) & 255, i4(top))
         shared[lane] = greatest / top
 
 
 @jit
 def settle(scales, mins, top):
-    """What becomes of the scales' codes when they are packed.
+    """Change the codes of scales and minima as llama.cpp's packing changes them when they do not fit.
 
     Where few columns have importance, least squares can give a scale just below zero. llama.cpp keeps codes in bytes,
-    so that -1 is 255, whose upper bits run into the code that shares the byte; only Q5_K clips first.
+    so -1 becomes 255, and its upper bits run into the code that shares the byte. Only Q5_K clips the codes first.
     """
-    if top == 3:  # Q2_K: the minimum stands above the scale
+    if top == 3:  # Q2_K: the upper four bits of the byte are the minimum
         mins[:] = (mins | scales >> 4) & 15
         scales[:] &= 15
-    elif top == 15:  # Q4_K: two bits of code 4 + s stand above code s
+    elif top == 15:  # Q4_K: the upper two bits of the byte belong to code 4 + s
         for codes in (scales, mins):
             codes[4:] = (codes[4:] | codes[:4] >> 6 << 4) & 63
             codes[:4] &= 63
-    else:
+    else:  # Q5_K
         scales[:], mins[:] = np.minimum(scales, 63), np.minimum(mins, 63)
 
 
 @jit
 def code_sub_block(x, step, low, found, top, codes):
-    """The codes of one sub-block against the scale and minimum that are stored; ``found``: the search's grid."""
+    """Code one sub-block with its stored scale and minimum; ``found``: ``inv`` and ``origin`` of the search's grid."""
     for i in range(len(x)):
         if step != 0:
             codes[i] = np.uint8(level((x[i] + low) / step, i4(0), top))
-        else:  # the scale was rounded to nothing; llama.cpp leaves the search's codes there
+        else:  # the scale was rounded to zero; llama.cpp keeps the codes of the search in this case
             codes[i] = np.uint8(level(found[0] * (x[i] - found[1]), i4(0), top))
 
 
 @jit
 def encode_16(x, importance, first, size, top, scale_top, grids, codes, scale_codes, min_codes, d, dmin):
-    """The 16 super-blocks ``x[first : first + 16]``: codes ``[LANES, 256]``, codes of scales and minima ``[n, LANES]``.
+    """Encode the 16 super-blocks ``x[first : first + 16]``.
 
-    size, top: values and largest code of a sub-block; scale_top: largest code of a scale. grids: start, step and number
-    of the grids to try. ``d``, ``dmin`` ``[LANES]`` come back as the float16 that will be stored.
+    Writes codes ``[LANES, 256]``, codes of scales and minima ``[n, LANES]`` (n sub-blocks in each super-block), and
+    ``d``, ``dmin`` ``[LANES]``, already rounded to float16. size: weights in a sub-block. top: the largest code of a
+    weight; scale_top: of a scale. grids: start, step and number of the grids that the search tries.
     """
     n = SUPER // size
     subs = x.reshape(-1, size)
@@ -124,23 +131,26 @@ def encode_16(x, importance, first, size, top, scale_top, grids, codes, scale_co
     spread = np.zeros(LANES, f4)
     if weighted:
         mean_squares(x[first : first + LANES], spread)
+    # Step 1: the scale and minimum of every sub-block. 16 super-blocks have n times 16 sub-blocks: n searches of 16.
     for g in range(n):
         start = g * LANES
         to_lanes(subs, first * n + start, xs)
-        for lane in range(LANES):
+        for lane in range(LANES):  # llama.cpp doubles the mean square, except for Q2_K
             means[lane] = spread[(start + lane) // n] * (f4(1) if n == 16 else f4(2))
         weigh(xs, importance, first * n + start, means, n == 16, w)
         absolute = n == 16 and not weighted
         affine(xs, w, top, grids[0], grids[1], i4(grids[2]), absolute, scale, low, inv[g], origin[g])
-        for lane in range(LANES):
+        for lane in range(LANES):  # sort by super-block b and sub-block s, as step 2 needs them
             b, s = (start + lane) // n, (start + lane) % n
             scales[s, b], mins[s, b] = scale[lane], -low[lane]
             for i in range(size):
                 sums[s, b] += w[i, lane]
+    # Step 2: quantize the scales and the minima of each super-block.
     share(scales, sums, weighted, scale_top, scale_codes, d)
     share(mins, sums, weighted, scale_top, min_codes, dmin)
     if weighted:
         settle(scale_codes, min_codes, top)
+    # Step 3: code the weights with the scales that a decoder will read. So the codes compensate for their rounding.
     for b in range(LANES):
         d[b], dmin[b] = from_half(to_half(d[b])), from_half(to_half(dmin[b]))
         for s in range(n):
@@ -152,10 +162,11 @@ def encode_16(x, importance, first, size, top, scale_top, grids, codes, scale_co
 
 @jit
 def store_scales(scales, mins, data, at):
-    """Eight scales and eight minima of 6 bits in 12 bytes.
+    """Write eight scales and eight minima of 6 bits into 12 bytes.
 
-    Bytes 0-3 and 4-7 hold the first four scales and minima; the last four have their low nibbles in bytes 8-11 (minimum
-    high) and their upper two bits on top of the first eight bytes.
+    Bytes 0-3 hold the first four scales, bytes 4-7 the first four minima. Bytes 8-11 hold the lower four bits of the
+    other four scales (low nibble) and minima (high nibble). The upper two bits of these are the upper two bits of bytes
+    0-7.
     """
     for s in range(4):
         data[at + s] = scales[s] | (scales[s + 4] >> 4) << 6

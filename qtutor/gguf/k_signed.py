@@ -1,10 +1,10 @@
-"""Q3_K and Q6_K: a scale without a minimum for each of 16 sub-blocks, quantized within a super-block of 256.
+"""Q3_K and Q6_K: every sub-block of 16 weights has a scale and no minimum, quantized within a super-block of 256.
 
     weight = d * (scale_code - half) * (code - half')
 
-Codes and scales are signed numbers: the searches (:func:`~qtutor.gguf.search.signed`, for Q3_K without importance
-:func:`~qtutor.gguf.descent.descent`) may give a negative scale, because they put the value of largest magnitude on the
-one level that has no counterpart of the other sign. Follows llama.cpp's ``quantize_row_q{3,6}_K_ref`` and ``..._impl``.
+Codes and scales are signed. The searches (:func:`~qtutor.gguf.search.signed`; for Q3_K without importance
+:func:`~qtutor.gguf.descent.descent`) may give a negative scale: they put the value of largest magnitude on the lowest
+level, -half, which has no positive counterpart. Follows llama.cpp's ``quantize_row_q{3,6}_K_ref`` and ``..._impl``.
 """
 
 import numpy as np
@@ -27,12 +27,12 @@ from qtutor.gguf.lanes import (
 from qtutor.gguf.layout import SUPER
 from qtutor.gguf.search import TINY, signed
 
-SIZE = 16  # values of a sub-block; there are as many sub-blocks as lanes, so 16 lanes are one super-block
+SIZE = 16  # values of a sub-block. A super-block has as many sub-blocks as there are lanes: 16 lanes hold one of them.
 
 
 @jit
 def code_block(x, steps, levels, half, codes):
-    """Codes ``nearest(x / step) + half`` of a super-block; where a step is nothing, the search's ``levels``."""
+    """Codes ``nearest(x / step) + half`` of a super-block; where a step is 0, the ``levels`` that the search found."""
     for s in range(SIZE):
         at, step = s * SIZE, steps[s]
         for i in range(SIZE):
@@ -44,7 +44,7 @@ def code_block(x, steps, levels, half, codes):
 
 @jit
 def levels_of(x, inv, origin, half, levels):
-    """The levels that :func:`~qtutor.gguf.search.signed` found its scales with."""
+    """The levels with which :func:`~qtutor.gguf.search.signed` found its scales."""
     for i in range(len(x)):
         for lane in range(LANES):
             levels[i, lane] = level(inv[lane] * (x[i, lane] - origin[lane]), i4(-half), i4(half - f4(1)))
@@ -67,7 +67,7 @@ def q3_k(x, importance, data):
         _share_scales(scales, sums, len(weights) > 0, scale_codes, d)
         for b in range(LANES):
             row = data[first + b]
-            d[b] = store_half(d[b], row, 108)
+            d[b] = store_half(d[b], row, 108)  # from here on d is what a decoder will read
             for s in range(SIZE):
                 steps[s] = d[b] * (f4(scale_codes[b, s]) - f4(32))
             code_block(x[first + b], steps, levels[b], i4(4), codes)
@@ -79,11 +79,11 @@ def q3_k(x, importance, data):
 
 @jit
 def _search(subs, first, scales, levels):
-    """Q3_K's scales ``[super-block, sub-block]`` and levels of 16 super-blocks, without importance."""
+    """Without importance: scales ``[super-block, sub-block]`` and levels of the 16 super-blocks from ``first`` on."""
     room = np.empty((2, SIZE, WIDE), f4)
     xs, wide_levels = room[0], room[1]
     wide_scales = scales.reshape(-1, WIDE)
-    for pair in range(LANES // 2):
+    for pair in range(LANES // 2):  # descent takes two super-blocks at a time
         to_lanes(subs, (first + 2 * pair) * SIZE, xs)
         descent(xs, f4(4), wide_scales[pair], wide_levels)
         for i in range(SIZE):
@@ -94,7 +94,7 @@ def _search(subs, first, scales, levels):
 
 @jit
 def _search_weighted(x, subs, weights, first, scales, sums, levels):
-    """The same with importance; ``sums``: the weights of every sub-block added up."""
+    """The same with importance; ``sums``: for every sub-block the sum of ``w``, by which its scale will count."""
     room = np.empty((2, SIZE, LANES), f4)
     xs, w = room[0], room[1]
     room = np.empty((4, LANES), f4)
@@ -115,7 +115,7 @@ def _search_weighted(x, subs, weights, first, scales, sums, levels):
 
 @jit
 def _share_scales(scales, sums, weighted, codes, d):
-    """Scales ``[super-block, sub-block]`` to codes 0 ... 63 (level + 32) and one ``d`` a super-block."""
+    """Quantize scales ``[super-block, sub-block]``: codes 0 ... 63 (level + 32), and one ``d`` for each super-block."""
     half = f4(32)
     if weighted:
         room = np.empty((3, SIZE, LANES), f4)
@@ -130,7 +130,7 @@ def _share_scales(scales, sums, weighted, codes, d):
             for s in range(SIZE):
                 codes[b, s] = np.uint8(levels[s, b] + half)
         return
-    for b in range(LANES):
+    for b in range(LANES):  # without importance: the largest scale takes the lowest level, the others are rounded
         largest = first_largest(scales[b])
         inv_scale = -half / largest
         d[b] = f4(1) / inv_scale if largest != 0 else f4(0)
@@ -151,7 +151,7 @@ def q6_k(x, importance, data):
     for block in range(len(x)):
         row = data[block]
         to_lanes(subs, block * SIZE, xs)
-        if len(weights):  # the importance itself; every other type multiplies it with the weights' size
+        if len(weights):  # the importance itself; every other type multiplies it by the size of the weights
             to_lanes(weights, block * SIZE % len(weights), w)
         else:
             for i in range(SIZE):
@@ -163,7 +163,7 @@ def q6_k(x, importance, data):
             row[:] = 0
             continue
         levels_of(xs, inv, origin, f4(32), levels)
-        inv_scale = f4(-128) / largest
+        inv_scale = f4(-128) / largest  # the largest scale gets the code -128, the lowest of an int8
         d = store_half(f4(1) / inv_scale, row, 208)
         for s in range(SIZE):
             code = min(nearest(inv_scale * scales[s]), i4(127))

@@ -1,20 +1,19 @@
 """How the encoders are made fast without changing a single byte.
 
-llama.cpp's encoders add up floats one after the other, so a compiler may not reorder them: the same numbers added in
-another order round differently, and one different bit in a sum can choose another scale. But the sub-blocks of a row
-know nothing of each other. So :data:`LANES` of them are laid side by side, ``x [value, lane]``, and every step of a
-search is written as ::
+llama.cpp's encoders add floats one after the other. The order matters: in another order the sums are rounded
+differently, and one different bit in a sum can choose another scale. But the sub-blocks of a row are independent. So
+:data:`LANES` of them are laid side by side, ``x [value, lane]``, and every step of a search is written as ::
 
     for i in range(len(x)):
         for lane in range(LANES):
             total[lane] += x[i, lane]
 
-Each lane still adds its values in order, with C's rounding (no ``fastmath``: no reordering, no fused multiply-add),
-while the inner loop has no dependence in it and becomes one vector instruction. Everything else in the encoders is
-their algorithm; :mod:`qtutor.gguf.pieces` shares the rows out among threads.
+Each lane still adds its values in order, with C's rounding (no ``fastmath``: no reordering, no fused multiply-add). The
+iterations of the inner loop are independent, so it becomes one vector instruction. Everything else in the encoders is
+the algorithm itself; :mod:`qtutor.gguf.pieces` shares the rows among threads.
 
-Scratch arrays are rows of one array, picked by index (``room[0], room[1]``): unpacking would do the same, but numba
-would no longer know that each of them is contiguous, and there would be no vector instructions.
+Scratch arrays are rows of one array, picked by index (``room[0], room[1]``). Unpacking would give the same arrays, but
+numba would not know that each of them is contiguous, and would write no vector instructions.
 """
 
 import hashlib
@@ -30,10 +29,10 @@ f4, i4 = np.float32, np.int32
 
 
 def _cache_folder() -> str | None:
-    """A folder for compiled code that is named after this package's sources; ``None`` where none can be made.
+    """A folder for compiled code, named by a hash of this package's sources; ``None`` if it cannot be made.
 
-    numba looks only at the file that a function stands in to see whether its cached code is stale. Our functions call
-    each other across files, so code compiled from an older :mod:`~qtutor.gguf.search` would go on being used.
+    numba looks only at the function's own file to see whether its cached code is out of date. Our functions call each
+    other across files, so numba would go on using code compiled from an older :mod:`~qtutor.gguf.search`.
     """
     modules = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     sources = b"".join(source for source in modules if b"jit" in source)
@@ -41,7 +40,7 @@ def _cache_folder() -> str | None:
     folder = Path(home).expanduser() / "qtutor" / f"gguf-{hashlib.sha256(sources).hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a read-only or unknown home: compile anew in every process
+    except (OSError, RuntimeError):  # a read-only or unknown home: every process compiles again
         return None
     return str(folder) if os.access(folder, os.W_OK) else None
 
@@ -52,7 +51,7 @@ _CACHE = _cache_folder()
 def jit(function, inline: str = "never"):
     """Compile ``function`` when it is first called, and keep the result on disk; ``x / 0`` is inf or NaN, as in C.
 
-    inline: "always" puts its body into the callers, where its arguments may be constants.
+    inline: "always" copies the function's body into its callers, where its arguments may be constants.
     """
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE or numba.config.CACHE_DIR
     try:
@@ -66,10 +65,10 @@ ROUNDER = f4(3 << 22)  # 1.5 * 2**23: floats of this size are whole numbers
 
 @jit
 def nearest(value):
-    """The nearest whole number (int32), halves to even, as llama.cpp finds it for every K type.
+    """The nearest whole number (int32), halves to even, computed as llama.cpp does for every K type.
 
-    Adding 1.5 * 2**23 leaves no bits behind the point, and the sum's low 23 bits are the whole number. Beyond 2**22
-    that wraps round, in C as here; infinities and NaN give -2**22 and 0.
+    Floats of the size of 1.5 * 2**23 have no fraction, so adding it rounds; the low 23 bits of the sum hold the whole
+    number. Beyond 2**22 the result wraps round, here as in C; infinities and NaN give -2**22 and 0.
     """
     bits = f4(value + ROUNDER).view(np.int32)
     return i4(i4(bits & i4(0x7FFFFF)) - i4(0x400000))
@@ -83,20 +82,20 @@ def level(value, lowest, highest):
 
 @jit
 def to_half(value):
-    """float32 to the bits of the nearest float16, ties to even; what is too large becomes infinity."""
+    """The bits of the float16 nearest to a float32, ties to even; too large values become infinity."""
     word = f4(value).view(np.int32)
     bits, sign = word & 0x7FFFFFFF, (word >> 16) & 0x8000
     if bits > 0x7F800000:
         return np.uint16(0x7E00)  # NaN
     if abs(value) < f4(2.0**-14):  # subnormal: a whole multiple of 2**-24
         return np.uint16(sign | nearest(abs(value) * f4(2.0**24)))
-    bits += 0xFFF + ((bits >> 13) & 1)  # round the 13 bits that go, then move the exponent's bias from 127 to 15
+    bits += 0xFFF + ((bits >> 13) & 1)  # round away the lowest 13 bits, then change the exponent's bias from 127 to 15
     return np.uint16(sign | min((bits - (112 << 23)) >> 13, 0x7C00))
 
 
 @jit
 def from_half(half):
-    """The bits of a finite float16 to float32, exactly."""
+    """The float32 that equals the finite float16 with the bits ``half``."""
     exponent, mantissa = (half >> 10) & 31, half & 0x3FF
     if exponent == 0:
         value = f4(mantissa) * f4(2.0**-24)
@@ -107,7 +106,7 @@ def from_half(half):
 
 @jit
 def store_half(value, data, at):
-    """Write ``value`` as float16 into two bytes of ``data``; returns what was written, as float32."""
+    """Write ``value`` as float16 into two bytes of ``data``; return the written value as float32."""
     half = to_half(value)
     data[at] = half & 255
     data[at + 1] = half >> 8
@@ -116,7 +115,7 @@ def store_half(value, data, at):
 
 @jit
 def to_lanes(blocks, first, lanes):
-    """``blocks [count, size]`` from ``first`` on, side by side: ``lanes [size, LANES]`` (or more than LANES)."""
+    """Lay ``blocks [count, size]`` from ``first`` on side by side: ``lanes [size, LANES]``, or a multiple of LANES."""
     for start in range(0, lanes.shape[1], LANES):
         for i in range(lanes.shape[0]):
             for lane in range(LANES):
@@ -124,11 +123,11 @@ def to_lanes(blocks, first, lanes):
 
 
 def fold(codes, shift, bits, stride, data, at):
-    """Lay codes into bytes as every GGUF block does: ``stride`` bytes take ``8 / bits`` runs of ``stride`` codes.
+    """Write codes to bytes as every GGUF block does: ``stride`` bytes hold ``8 / bits`` runs of ``stride`` codes.
 
     Code ``k * stride + j`` (its bits from ``shift`` on) goes to byte ``at + j``, bits ``k * bits`` and up. With 4 bits
-    and stride 16 the first 16 codes are the low nibbles of 16 bytes and the next 16 the high ones; stride 1 packs codes
-    in plain order. :func:`qtutor.gguf.layout.unfold` is the inverse.
+    and stride 16, the first 16 codes are the low nibbles of 16 bytes, and the next 16 codes are the high nibbles.
+    Stride 1 packs codes in plain order. :func:`qtutor.gguf.layout.unfold` is the inverse.
     """
     for first in range(0, len(codes), stride * (8 // bits)):
         for j in range(stride):
@@ -143,7 +142,7 @@ fold = jit(fold, inline="always")  # six times as fast, because bits and stride 
 
 @jit
 def extremes(values):
-    """The smallest and the largest value; of zeros with different signs the first."""
+    """The smallest and the largest value; where 0.0 and -0.0 tie, the first of them."""
     low, high = f4(np.inf), f4(-np.inf)
     for i in range(len(values)):
         value = values[i]
@@ -154,7 +153,7 @@ def extremes(values):
 
 @jit
 def first_largest(values):
-    """The value of largest magnitude, with its sign; of several the first."""
+    """The value of largest magnitude, with its sign; the first one where several tie."""
     low, high = extremes(values)
     if high > -low:
         return high
@@ -168,7 +167,7 @@ def first_largest(values):
 
 @jit
 def mean_squares(rows, means):
-    """Mean of the squares of every row, added up in order, 16 rows side by side."""
+    """The mean of the squares of every row, added in order, with 16 rows side by side."""
     count, size = rows.shape
     for first in range(0, count, LANES):
         last = min(first + LANES, count)
@@ -182,7 +181,7 @@ def mean_squares(rows, means):
 
 @jit
 def largest_bits(rows):
-    """The largest magnitude as the bits of a float32: magnitudes sort like whole numbers, infinity and NaN on top."""
+    """The largest magnitude as the bits of a float32. They sort like whole numbers; infinity and NaN come last."""
     largest = i4(0)
     for row in range(rows.shape[0]):
         bits = rows[row].view(np.int32)

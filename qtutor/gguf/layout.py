@@ -1,8 +1,9 @@
-"""What the bytes of every block type are: sizes, fields, and how codes lie in them.
+"""The block types of GGUF: how many bytes a block has, which fields these form, and how the fields hold the codes.
 
-Sources: the block structs in llama.cpp's ``ggml-common.h``, the type numbers in ``ggml.h``; ``docs/gguf.md`` of ggml
-for the file around them. All numbers are little-endian. Left out: encoders and decoders of the types that need a table
-of lattice points (IQ1, IQ2, IQ3), and NVFP4; their sizes are here so that files with them can be read and checked.
+A GGUF block is a fixed number of weights in a row, encoded together. Sources: the block structs in llama.cpp's
+``ggml-common.h``, the type numbers in ``ggml.h``; for the file around them, ggml's ``docs/gguf.md``. All numbers are
+little-endian. Left out: encoders and decoders of the types that need a table of lattice points (IQ1, IQ2, IQ3), and of
+NVFP4; their sizes are here, so that files with them can be read and checked.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ import numpy as np
 
 SUPER = 256  # values of a super-block
 
-# The values that the four-bit codes of IQ4_NL and IQ4_XS, and of MXFP4 (twice E2M1), stand for.
+# The values of the four-bit codes: of IQ4_NL and IQ4_XS, and of MXFP4 (twice those of E2M1).
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
 @dataclass(frozen=True)
 class Field:
-    """Bytes of a block that belong together. ``kind``: "f16", or "bits" for packed codes."""
+    """Bytes of a block that belong together. kind: "bits" for packed codes, or the type of one number ("f16" ...)."""
 
     name: str
     size: int
@@ -30,7 +31,7 @@ class Field:
 class BlockType:
     """One storage type of GGUF: ``values`` weights in ``nbytes`` bytes.
 
-    ``largest``: how many times its float16 scale the largest weight can be, 0 where there is none to overflow.
+    ``largest``: the largest weight that a block can hold, over its float16 scale; 0 if it has no such scale.
     """
 
     name: str
@@ -46,7 +47,7 @@ class BlockType:
         return 8 * self.nbytes / self.values
 
     def offsets(self, kind: str) -> list[int]:
-        """Where the fields of a kind begin."""
+        """The first bytes of all fields of this kind."""
         ends = np.cumsum([0] + [field.size for field in self.fields])
         return [int(at) for at, field in zip(ends, self.fields) if field.kind == kind]
 

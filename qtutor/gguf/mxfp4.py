@@ -2,8 +2,8 @@
 
     weight = 2**(e - 128) * VALUES[code]        VALUES: 0 1 2 3 4 6 8 12 and the same negative, twice what E2M1 holds
 
-OCP Microscaling Formats 1.0, sections 5.2 and 5.4 (MXFP4, E8M0 scales). The exponent is chosen as there in 6.3: that of
-the largest magnitude, less 2, the largest exponent of E2M1. Importance makes no difference. Follows llama.cpp's
+OCP Microscaling Formats 1.0, sections 5.2 and 5.4 (MXFP4, E8M0 scales). Section 6.3 chooses the exponent: that of the
+largest magnitude, minus 2, which is the largest exponent of E2M1. Importance makes no difference. Follows llama.cpp's
 ``quantize_row_mxfp4_ref``.
 """
 
@@ -18,10 +18,10 @@ MIDDLES = ((MXFP4_VALUES[1:8].astype(f4)) + MXFP4_VALUES[:7]) / f4(2)
 
 @jit
 def exponent_of(largest):
-    """E8M0 code of the block's power of two; 0 where the block is zero."""
+    """The E8M0 code of the block's power of two; 0 for a block of zeros."""
     if largest == 0:
         return i4(0)
-    # llama.cpp takes the logarithm in single precision, which just below a large power of two rounds up to it.
+    # llama.cpp takes the logarithm in single precision, which rounds a value just below a large power of two up to it.
     return i4(np.floor(f4(np.log2(np.float64(largest)))) - f4(2) + f4(127)) & i4(255)
 
 
@@ -42,7 +42,7 @@ def mxfp4(x, importance, data):
         for i in range(SIZE):
             size = abs(x[b, i])
             code = i4(0)
-            for k in range(7):  # of two values equally close the smaller magnitude
+            for k in range(7):  # where two values are equally close, the smaller magnitude wins
                 code += i4(1) if size > MIDDLES[k] * scale else i4(0)
             codes[i] = code | (i4(8) if x[b, i] < 0 and code > 0 else i4(0))
         data[b, 0] = exponent

@@ -1,10 +1,10 @@
-"""TQ1_0 and TQ2_0: weights that are -1, 0 or 1 times one scale a block of 256 (BitNet b1.58, TriLMs).
+"""TQ1_0 and TQ2_0: weights of -1, 0 or 1 times the scale of their block of 256 weights (BitNet b1.58, TriLMs).
 
     weight = d * (trit - 1)        d: the largest magnitude; trits 0, 1, 2
 
-TQ2_0 spends two bits on a trit. TQ1_0 puts five into a byte (3**5 = 243 < 256), as a fraction: the byte is
-``ceil(number * 256 / 243)``, so that a decoder takes the trits off the top by multiplying with 3, no division needed.
-Importance makes no difference. Follows llama.cpp's ``quantize_row_tq{1,2}_0_ref``.
+A trit is a digit 0, 1 or 2. TQ2_0 spends two bits on each. TQ1_0 puts five into a byte (3**5 = 243 < 256) as a
+fraction: the byte is ``ceil(number * 256 / 243)``. A decoder multiplies by 3 to get one trit after the other, and needs
+no division. Importance makes no difference. Follows llama.cpp's ``quantize_row_tq{1,2}_0_ref``.
 """
 
 import numpy as np
@@ -17,19 +17,19 @@ BYTES = ((np.arange(243) * 256 + 242) // 243).astype(np.uint8)
 
 @jit
 def to_trits(x, trits):
-    """Round ``x / d`` to -1, 0 or 1, halves away from zero, and add one; returns ``d``."""
+    """Round ``x / d`` to -1, 0 or 1, halves away from zero, and add 1; return ``d``."""
     d = abs(first_largest(x))
     inv = f4(1) / d if d != 0 else f4(0)
     for i in range(len(x)):
         value = x[i] * inv
-        # Beyond 2 only where 1 / d overflows; C's conversion gives 0 there.
+        # The value is beyond 2 only if 1 / d overflows, and then C's conversion gives 0.
         trits[i] = i4(1) + (f4(0.5) <= value < f4(2)) - (f4(-2) < value <= f4(-0.5))
     return d
 
 
 @jit
 def pack_trits(trits, first, stride, count, data, at):
-    """``count`` (4 or 5) trits from places ``stride`` apart in each of ``stride`` bytes, the first on top."""
+    """Write ``stride`` bytes, each of ``count`` (4 or 5) trits that lie ``stride`` apart, the first one on top."""
     for j in range(stride):
         number = i4(0)
         for n in range(count):

@@ -1,23 +1,24 @@
 """GPTQ: round one column of weights at a time, and let the columns to its right make up for the error.
 
-Frantar et al. 2022 (arXiv 2210.17323, algorithm 1). A layer's inputs X ``[tokens, in]`` enter only as H = X^T X, since
-an error D of its weights costs ``|X D^T|^2 = trace(D H D^T)``. Rounding weight q of a row with an error e costs least
-if the weights still to be rounded move by ``-e [H^-1]_q: / [H^-1]_qq`` (optimal brain surgeon, eq. 2). The inverses
-that this needs, one for every set of columns still to be rounded, are all rows of one triangular matrix U with
-``H^-1 = U^T U``, so the whole layer takes one factorisation.
+Frantar et al. 2022 (arXiv 2210.17323, algorithm 1). An error D of a layer's weights costs
+``|X D^T|^2 = trace(D H D^T)``, so the inputs X ``[tokens, in]`` enter only as H = X^T X. Say that rounding changes
+weight q of a row by e. The other weights make up for that best if those still to be rounded move by
+``-e [H^-1]_q: / [H^-1]_qq`` (optimal brain surgeon, eq. 2). This needs an inverse for every set of columns still to be
+rounded. All of them are rows of one triangular matrix U with ``H^-1 = U^T U``, so a layer takes one factorisation.
 
-:func:`round_block` is the method; :func:`round_columns` around it gives groups their grids and keeps the memory busy
-with few, large products. The clearest version of all is in the tests, ``tests/reference/gptq.py``: a page that
-inverts the rest of the Hessian anew after every column. What is computed here has to equal it code for code.
+:func:`round_block` is the method. :func:`round_columns` around it gives groups their grids, and turns many small
+updates into few large products. The order of columns and U come from :mod:`.hessian`. The clearest version of all is
+in the tests, ``tests/reference/gptq.py``: a page that inverts the rest of the Hessian anew after every column. This
+module has to give the same codes.
 
-Two things differ from the paper's script. A group's grid is fitted when its first column is reached, on weights that
-carry *every* correction made so far, also those of columns in the same block; the script lets these arrive only at the
-block's end, so groups shorter than a block get stale grids. (At 2 bits this needs clip="mse", or static groups:
-corrections stretch a few weights, and every step of a grid with them.) And a column that no token ever used keeps its
-weight, rounded to nearest; the script sets it to zero, although calibration is only a sample.
+Two things differ from the paper's script:
 
-The order of columns and U come from :mod:`.hessian`. The clearest version of all is tests/reference/gptq.py, which
-inverts anew for every column.
+* A group gets its grid when the loop reaches its first column. Its weights then carry *every* correction made so far,
+  also those of columns in the same block. The script lets these arrive only at the block's end, so groups shorter than
+  a block get stale grids. (At 2 bits this needs clip="mse", or static groups: corrections stretch a few weights, and
+  every step of a grid with them.)
+* A column that no token ever used keeps its weight, rounded to nearest. The script sets it to zero, although
+  calibration is only a sample.
 
 Left out: orders that need an index per column at run time (``g_idx``). Groups are always neighbours in the stored row.
 """
@@ -76,15 +77,15 @@ def quantize(
 ) -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype) so that the layer's outputs change least.
 
-    hessian: ``X^T X [in, in]`` of the layer's inputs, any constant factor. grid, group_size: as in
-    :func:`qtutor.rtn.quantize`. clip: ``"none"``, ``"mse"``, or ``"output"``: narrow each group's range to where
-    the errors that other columns cannot make up for are least.
-    act_order: in which order columns are rounded; those with large inputs are better rounded early, while many others
-    can still make up for them. ``"columns"`` sorts all of them (groups are then static), ``"groups"`` sorts whole
-    groups, and the columns inside each.
+    hessian: ``X^T X [in, in]`` of the layer's inputs, times any constant. grid, group_size: as in
+    :func:`qtutor.rtn.quantize`. clip: ``"none"``, ``"mse"``, or ``"output"``, which narrows each group's range to
+    where the errors are least that other columns cannot make up for.
+    act_order: the order in which columns are rounded. Columns with large inputs are better rounded early, while many
+    others can still make up for them. ``"columns"`` sorts all of them (groups are then static), ``"groups"`` sorts
+    whole groups, and the columns inside each.
     static_groups: fit all grids on the original weights instead of the corrected ones.
-    damping: share of H's mean diagonal that is added to the diagonal; raised up to 1 where H is still not invertible.
-    block_size: columns whose corrections are collected before the rest of the matrix is updated; speed only.
+    damping: this share of H's mean diagonal is added to the diagonal. It is raised, up to 1, while H is not invertible.
+    block_size: so many columns collect their corrections before the rest of the matrix gets them; speed only.
     Raises :class:`HessianError` where no damping helps, :class:`QtutorError` for other bad input.
     """
     check_weight(weight)
@@ -117,22 +118,22 @@ def round_columns(
     if static:
         scales, zeros = _fit_all(weight, plan, grid, group_size, clip)
     else:
-        scales, zeros = torch.empty(2, rows, columns // length, device=weight.device)
+        scales, zeros = torch.empty(2, rows, columns // length, device=weight.device)  # filled group by group
     scales, zeros = scales.T.contiguous(), zeros.T.contiguous()  # [groups, out]
     work = weight.float().T[plan.order].contiguous()  # [in, out]: a column of weights lies in one piece
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     groups = plan.order // length  # of every column, in the order of rounding
     together = columns if static else length  # a grid that is still to be fitted ends what can be rounded in one go
-    for begin, end in blocks(columns, length, block_size):
+    for begin, end in blocks(columns, length, block_size):  # a block's corrections stay in the processor's cache
         errors = []
-        for first in range(begin, end, together):
+        for first in range(begin, end, together):  # group by group, since a grid needs all corrections before it
             last = min(first + together, end)
             if not static and first % length == 0:  # only now have all earlier errors reached this group
                 reached = slice(first, first + length)
                 scale, zero = _fit(work[reached].T.unsqueeze(1), plan.upper.diagonal()[reached], grid, clip)
                 scales[groups[first]], zeros[groups[first]] = scale[:, 0], zero[:, 0]
             own = groups[first:last]
-            inside = plan.upper[first:end, first:end]
+            inside = plan.upper[first:end, first:end]  # columns behind the block wait, see below
             coded, pushed = round_block(work[first:end], inside, scales[own], zeros[own], grid)
             codes[plan.order[first:last]] = coded
             errors.append(pushed)
@@ -148,14 +149,14 @@ def round_block(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Round the first columns of ``work [columns, out]``, one after the other, and push their errors onto all others.
 
-    upper: U, the rows and columns of ``work`` alone, ``[columns, columns]``. scale, zero: ``[rounded, out]`` or
+    upper: U ``[columns, columns]``, only the rows and columns of ``work``. scale, zero: ``[rounded, out]`` or
     ``[rounded, 1]``; as many columns are rounded as there are scales. Returns the codes, uint8 ``[rounded, out]``, and
-    the errors over U's diagonal, E, float32 ``[rounded, out]``. Afterwards ``work`` holds the rounded weights and, in
-    its other columns, what is left to be rounded; columns that are not in ``work`` have still to move by ``-U^T E``.
+    E, the errors over U's diagonal, float32 ``[rounded, out]``. Afterwards ``work`` holds the rounded weights, and in
+    its other columns the corrected ones. Columns that are not in ``work`` still have to move by ``-U^T E``.
     """
-    steps = upper.diagonal().tolist()
+    steps = upper.diagonal().tolist()  # all at once: to ask a tensor for one number costs as much as a column
     errors = torch.empty(len(scale), work.shape[1], device=work.device)
-    for column in range(len(scale)):
+    for column in range(len(scale)):  # in turn: each column is rounded with the corrections of all before it
         rounded = grid.nearest(work[column], scale[column], zero[column])
         # Of the columns that are left, row q of U is [H^-1]_q: / [H^-1]_qq^(1/2), and U_qq that root. So e / U_qq times
         # the row is the step of equation 2, and nothing has to be inverted anew.
@@ -172,9 +173,9 @@ def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, in
     on behind it would be fitted on columns that still miss corrections.
     """
     span = max(block_size // length, 1) * length
-    for start in range(0, columns, span):
+    for start in range(0, columns, span):  # whole groups, as many as fit into a block
         stop = min(start + span, columns)
-        for begin in range(start, stop, block_size):
+        for begin in range(start, stop, block_size):  # more than one only where a group is longer than a block
             yield begin, min(begin + block_size, stop)
 
 
@@ -192,8 +193,8 @@ def _fit_all(
 def _fit(grouped: torch.Tensor, upper: torch.Tensor | None, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero, float32 ``[out, groups]``, of every group of ``grouped [out, groups, group_size]``.
 
-    upper: U's diagonal ``[groups, group_size]``, for ``clip="output"``: an error e of column q costs ``e^2 / U_qq^2``
-    once all later columns have made up for it.
+    upper: U's diagonal ``[groups, group_size]``, for ``clip="output"``. Once all later columns have made up for an
+    error e of column q, it still costs ``e^2 / U_qq^2``.
     """
     if clip == "output":
         scale, zero = search(grouped, grid, lambda error: error.div_(upper).square_().sum(dim=-1), shrink=CLIP_SHRINK)

@@ -1,1 +1,1 @@
-"""Modules that hold packed bytes and compute from them."""
+"""Layers that store packed bytes and compute with them."""

@@ -1,4 +1,4 @@
-"""A linear layer that multiplies int8 codes of its weights with int8 codes of its inputs: LLM.int8."""
+"""A linear layer that multiplies int8 codes of its weights by int8 codes of its inputs: LLM.int8."""
 
 import torch
 
@@ -8,9 +8,9 @@ from qtutor.runtime.linear import QuantLinear
 
 
 class Int8Linear(QuantLinear):
-    """A :class:`QuantLinear` on the grid :data:`INT8` that quantizes its inputs too: LLM.int8.
+    """A :class:`QuantLinear` on the grid :data:`INT8` that quantizes its inputs, too: LLM.int8.
 
-    threshold: inputs of at least this size make their channel an outlier; ``None``: there are none.
+    threshold: a channel with an input of at least this size is an outlier; ``None``: no channel is.
     """
 
     threshold: float | None = THRESHOLD

@@ -1,4 +1,4 @@
-"""Modules that hold packed bytes and compute from them; they take the place of ``nn.Linear`` and ``nn.Embedding``."""
+"""Layers that store packed bytes and compute with them; they replace ``nn.Linear`` and ``nn.Embedding``."""
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from qtutor.runtime.kernels import reference
 
 
 class QuantWeight(nn.Module):
-    """Packed codes, scales and packed zero points of one matrix ``[rows, columns]``, as buffers.
+    """One matrix ``[rows, columns]`` as buffers: packed codes, scales and packed zero points.
 
-    scales_as: how the scales are stored; the buffers have its names.
+    scales_as: the way in which scales are stored; it names their buffers.
     """
 
     def __init__(self, rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales):
@@ -27,7 +27,7 @@ class QuantWeight(nn.Module):
             self.register_buffer("zeros", None)
 
     def fill(self, quantized: QuantizedTensor) -> None:
-        """Take over the codes of ``quantized``, packed."""
+        """Pack the codes and zero points of ``quantized`` into the buffers, and take over its scales."""
         self.packed = pack(quantized.codes, self.grid.bits)
         for name, tensor in quantized.stored_scales.tensors().items():
             setattr(self, name, tensor)
@@ -35,8 +35,8 @@ class QuantWeight(nn.Module):
             self.zeros = pack(quantized.zeros, self.grid.bits)
 
     def _apply(self, fn, recurse=True):
-        # model.to(bfloat16) would cast every floating-point buffer, but scales must stay the values that the codes were
-        # made for: only the device is followed.
+        # model.to(bfloat16) would cast every floating-point buffer. But the codes were made for these very scales, so
+        # only the device changes.
         kept = self.stored_scales.tensors()
         super()._apply(fn, recurse)
         for name, tensor in kept.items():
@@ -45,16 +45,16 @@ class QuantWeight(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that these buffers really take."""
+        """The bytes that these buffers really take."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
     @property
     def stored_scales(self) -> Scales:
-        """The scales as they are stored; :meth:`~.Scales.decode` makes numbers of them."""
+        """The scales in their stored form; :meth:`~.Scales.decode` turns them into numbers."""
         return self.scales_as.of(self._buffers)
 
     def unpacked_zeros(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor | None:
-        """Zero points, uint8, shaped like the scales; those of some rows only."""
+        """The zero points of these ``rows``, uint8 ``[rows, groups]``; ``None`` for a symmetric grid."""
         return None if self.zeros is None else unpack(rows_of(self.zeros, rows), self.grid.bits, self.scales_shape[1])
 
     def quantized(self) -> QuantizedTensor:
@@ -70,8 +70,8 @@ class QuantWeight(nn.Module):
 class QuantLinear(QuantWeight):
     """``y = x @ weight.T + bias`` from packed bytes; x ``[..., in]`` in any float dtype.
 
-    The product is that of a kernel (:mod:`qtutor.runtime.kernels`), which prepares what it needs once. That is no part
-    of the layer: it is not saved, a copy makes its own.
+    A kernel (:mod:`qtutor.runtime.kernels`) multiplies, and prepares what it needs once. What it prepared does not
+    belong to the layer: it is not saved, and a copy of the layer prepares again.
     """
 
     _prepared: tuple | None = None  # kernel, stamp, the buffers that were stamped, the kernel's state
@@ -100,27 +100,27 @@ class QuantLinear(QuantWeight):
         return layer
 
     def kernel(self, x: torch.Tensor):
-        """What multiplies ``x`` with this layer; where there are several, its device, dtype and batch will tell."""
+        """The kernel that multiplies ``x``. With several kernels, the device, dtype and batch of ``x`` will choose."""
         return reference
 
     def prepared(self, kernel):
-        """The state that ``kernel`` made of this layer: of an earlier call, or a new one if the layer has changed."""
+        """The state that ``kernel`` prepares from this layer; it is prepared again only if the layer has changed."""
         if self._prepared is None or self._prepared[:2] != (kernel, self._stamp()):
             state = kernel.prepare(self)
             self._prepared = kernel, self._stamp(), tuple(self._buffers.values()), state
         return self._prepared[-1]
 
     def _stamp(self) -> tuple:
-        """Another one whenever a buffer was exchanged or, by torch, changed in place.
+        """A value that differs after a buffer was exchanged, or changed in place by torch.
 
-        An id is of one tensor as long as that lives, so the stamped buffers are kept. Of an inference tensor torch does
-        not count the changes: its stamp is equal to no other, and nothing that was prepared is used twice.
+        An id belongs to one tensor only as long as the tensor lives, so ``_prepared`` keeps the stamped buffers. Torch
+        does not count the changes of inference tensors: their stamp never equals another, so every call prepares again.
         """
         buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
         return tuple((id(b), object() if b.is_inference() else b._version) for b in buffers)
 
     def _apply(self, fn, recurse=True):
-        self._prepared = None  # or it would keep the old buffers alive, on the old device, until the next call
+        self._prepared = None  # otherwise it would keep the old buffers alive, on the old device, until the next call
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict:
@@ -133,7 +133,7 @@ class QuantLinear(QuantWeight):
 
 
 class QuantEmbedding(QuantWeight):
-    """Rows of a packed table, looked up by token id and scaled; ``dtype`` is what the model computes in.
+    """A packed table whose rows are looked up by token id and decoded; ``dtype`` is the one the model computes in.
 
     multiplier: what the model's own embedding multiplies its rows by (:func:`qtutor.families.embedding_scale`).
     """

@@ -9,7 +9,7 @@ import torch
 import qtutor
 from qtutor.calibration.walk import walk
 from qtutor.families import FAMILIES
-from qtutor.measure.losses import compare
+from qtutor.measure.against import compare
 from qtutor.methods import scaling
 from tests.families import small
 

@@ -229,7 +229,7 @@ def test_bad_arguments():
         importance[[9, 10]] = bad
         with pytest.raises(QtutorError, match=rf"importance of column 9 is {bad}.*2 of 256"):
             encode(rows, "Q4_K", importance)
-    with pytest.raises(QtutorError, match="rows of 143 bytes are no whole number of Q4_K blocks"):
+    with pytest.raises(QtutorError, match="rows of 143 bytes do not consist of whole Q4_K blocks"):
         decode(np.zeros((1, 143), np.uint8), "Q4_K")
     with pytest.raises(QtutorError, match=r"float32 of shape \[1, 144\]"):
         decode(np.zeros((1, 144), np.float32), "Q4_K")

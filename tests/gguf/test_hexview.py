@@ -240,7 +240,7 @@ def test_inspect_shows_a_block(path, capsys, monkeypatch):
         (["--tensor", "zzzzzz"], "lists all"),
         (["--tensor", "blk.0.Q4_K.weight", "--block", "4"], "blk.0.Q4_K.weight has no block 4: it has 4, 0 to 3"),
         (["--tensor", "blk.0.Q4_K.weight", "--block", "-1"], "has no block -1"),
-        (["--block", "1"], "of which tensor"),
+        (["--block", "1"], "--block 1 needs a tensor"),
     ],
 )
 def test_what_is_not_there_is_said(path, capsys, arguments, said):
@@ -258,8 +258,8 @@ def test_files_that_are_no_gguf(path, tmp_path, capsys):
     (tmp_path / "cut.bin").write_bytes(path.read_bytes()[:1000])  # told by its first bytes
     assert "cut.bin" in refused(tmp_path / "cut.bin")
     (tmp_path / "text").write_bytes(b"text")
-    assert "is no GGUF file: --tensor and --block" in refused(tmp_path / "text", "--tensor", "a")
-    assert "is no GGUF file: --tensor and --block" in refused(tmp_path, "--tensor", "a")
+    assert "is not a GGUF file: --tensor and --block" in refused(tmp_path / "text", "--tensor", "a")
+    assert "is not a GGUF file: --tensor and --block" in refused(tmp_path, "--tensor", "a")
     with pytest.raises(QtutorError, match="has no tensor"):
         block_of(read(path), "a")
 

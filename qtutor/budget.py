@@ -1,0 +1,225 @@
+"""Which layer gets how many bits: the least loss that a given number of bits, or of bytes, allows.
+
+A layer that matters little can be stored in 2 or 3 bits, and what it saves gives another one 5 or 6. Two numbers are
+needed for that, for every layer and every choice of bits: what it takes, and what it costs.
+
+**What it costs** (:func:`losses`). Rounding a layer moves its outputs by ``d = X (W - Q)^T``. The KL divergence between
+the model and the rounded one is, to second order, half the expectation of ``(g . d)^2``, where ``g`` is the gradient of
+``-log p(token)`` by these outputs, for a token drawn from what the model itself predicts (the Fisher information; Amari
+and Nagaoka 2000, section 2.2). Outputs and tokens are taken as independent, so each counts with its own ``g^2 d^2``:
+errors of v, which attention adds up, come out too cheap, those of k too dear, both within a factor of 5. One pass
+forward and one backward give it for all layers; benchmarks/budget.py compares it with other predictions.
+
+**Who gets what** (:func:`allocate`). For a price ``p`` of a byte, every layer alone chooses what costs least in all,
+``loss + p * bytes``. A higher price makes all of it smaller, so bisection finds the price whose choices just fit
+(a Lagrange multiplier; Everett 1963, "Generalized Lagrange Multiplier Method").
+
+Left out: what one rounded layer changes for the loss of another.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import nbytes_of
+from qtutor.errors import QtutorError, naming
+from qtutor.families import family_of, linear_layers
+from qtutor.guards.model import in_eval
+from qtutor.guards.promises import is_tied
+from qtutor.methods import rtn
+from qtutor.recipe import METHODS, Recipe
+
+CHOICES = (2, 3, 4, 5, 6, 8)
+TOKENS = 2048  # read for the losses; more do not change the choice
+Table = Mapping[str, Mapping[int, float]]  # layer -> bits -> a number
+
+
+def choose(
+    model: nn.Module, recipe: Recipe, token_ids: torch.Tensor, bits: float | None = None, nbytes: float | None = None
+) -> Recipe:
+    """``recipe`` with bits of its own for every layer: the least loss within a budget.
+
+    bits: the mean of the codes' bits over all weights that ``recipe`` quantizes, like 3.5. nbytes: of the whole model
+    as it is stored, with what stays in float. Exactly one of the two. token_ids: int64 ``[samples, length]``.
+    Layers that ``recipe.layers`` names keep what they are given there.
+    Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest, and for methods that have no choice
+    of bits.
+    """
+    if METHODS[recipe.method].codebook:
+        raise QtutorError(f"method {recipe.method!r} has a fixed number of bits: choose rtn, gptq, awq or awq+gptq.")
+    if (bits is None) == (nbytes is None):
+        raise QtutorError("a budget is either bits or nbytes: give one of them.")
+    recipe = replace(recipe, bits=Recipe.bits)
+    free = free_layers(model, recipe)
+    if not free:
+        raise QtutorError("the recipe leaves no layer whose bits could be chosen: keep fewer, or name bits for fewer.")
+    layers = {name: model.get_submodule(name) for name in free}
+    table = losses(model, token_ids, free)
+    if bits is not None:
+        sizes = {name: {b: b * layer.weight.numel() for b in CHOICES} for name, layer in layers.items()}
+        chosen = allocate(sizes, table, bits * sum(layer.weight.numel() for layer in layers.values()), "bits")
+    else:
+        sizes = {name: {b: packed_bytes(layers[name], own, b) for b in CHOICES} for name, own in free.items()}
+        chosen = allocate(sizes, table, nbytes - fixed_bytes(model, recipe, free), "bytes")
+    return replace(recipe, layers={**recipe.layers, **{name: {"bits": b} for name, b in chosen.items()}})
+
+
+def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
+    """The layers whose bits nothing fixes, by name, each with its own recipe."""
+
+    def fixed(name: str) -> bool:
+        changes = [change for pattern, change in recipe.layers.items() if fnmatchcase(name, pattern)]
+        return any("bits" in change or "method" in change for change in changes)
+
+    return {name: own for name, own in _recipes(model, recipe).items() if not fixed(name)}
+
+
+def packed_bytes(layer: nn.Module, recipe: Recipe, bits: int | None = None) -> int:
+    """What the codes, scales and zero points of ``layer`` take, at so many bits or at those of ``recipe``."""
+    grid = recipe.grid if bits is None else IntGrid(bits, recipe.symmetric)
+    return nbytes_of(*layer.weight.shape, grid, recipe.group_size)
+
+
+def fixed_bytes(model: nn.Module, recipe: Recipe, free: Mapping[str, Recipe]) -> int:
+    """What all that is no free layer takes: norms, biases, what stays in float, layers whose bits are fixed."""
+    family, recipes = family_of(model), _recipes(model, recipe)
+    tied = family.head if is_tied(model) and not recipe.lm_head else None
+    total = 0
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer in recipes:
+            total += 0 if layer in free else packed_bytes(model.get_submodule(layer), recipes[layer])
+        elif layer != tied:
+            total += parameter.nbytes
+    return total
+
+
+def _recipes(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of every layer that is quantized, by name."""
+    family = family_of(model)
+    outside = [family.embedding] * recipe.embeddings + [family.head] * recipe.lm_head
+    return recipe.of_layers([*linear_layers(model), *outside])
+
+
+def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Recipe], seed: int = 0) -> Table:
+    """What each layer of ``recipes`` costs at every number of bits, in nats a token of KL divergence.
+
+    token_ids: int64 ``[samples, length]``; about :data:`TOKENS` of them are read. Layers are rounded to nearest in the
+    groups of its recipe: how much more one layer suffers than another hardly depends on the method. Tokens are drawn
+    with ``seed``, so the same call gives the same table. Raises :class:`QtutorError` (naming the layer) for a width
+    that no group divides.
+    """
+    count = max(TOKENS // token_ids.shape[1], 1)
+    ids = token_ids[:count].to(model.device)
+    table = {name: {} for name in recipes}
+    generator = torch.Generator().manual_seed(seed)
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad = False  # gradients are wanted by outputs alone
+        with torch.enable_grad(), in_eval(model), _watched(model, recipes, table):
+            logits = model(ids, use_cache=False).logits.flatten(0, 1).float()
+            predicted = logits.detach().softmax(-1).cpu()
+            tokens = torch.multinomial(predicted, 1, generator=generator)[:, 0].to(logits.device)
+            cross_entropy(logits, tokens, reduction="sum").backward()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad = True
+    return {name: {bits: loss / ids.numel() for bits, loss in row.items()} for name, row in table.items()}
+
+
+@contextmanager
+def _watched(model: nn.Module, recipes: Mapping[str, Recipe], table: dict) -> Iterator[None]:
+    """While a backward pass runs inside, fill ``table`` with the loss of every layer."""
+
+    def begin(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        output.requires_grad_()  # no parameter wants a gradient, so the graph begins behind the embedding
+
+    def watch(name: str, layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        output.register_hook(
+            lambda gradient: table[name].update(_costs(name, layer, inputs[0], gradient, recipes[name]))
+        )
+
+    hooks = [model.get_input_embeddings().register_forward_hook(begin)]
+    hooks += [model.get_submodule(name).register_forward_hook(partial(watch, name)) for name in recipes]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def _costs(
+    name: str, layer: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor, recipe: Recipe
+) -> dict[int, float]:
+    """``sum of g^2 d^2 / 2`` over tokens and outputs, for every choice of bits."""
+    weight, costs = layer.weight.detach().float(), {}
+    importance = gradient.float().square()
+    for bits in CHOICES:
+        with naming(name):
+            back = rtn.quantize(weight, IntGrid(bits, recipe.symmetric), recipe.group_size).dequantize()
+        error = weight - back
+        moved = error[inputs] if isinstance(layer, nn.Embedding) else inputs.float() @ error.T
+        costs[bits] = (importance * moved.square()).sum().item() / 2
+    return costs
+
+
+def allocate(sizes: Table, costs: Table, budget: float, unit: str = "bytes") -> dict[str, int]:
+    """The bits of every layer: the least sum of ``costs`` among those whose ``sizes`` sum to ``budget`` at most.
+
+    Choices that no price leads to are not found (those above the convex hull of size and cost), so what is left of the
+    budget is spent afterwards, step by step where it helps most. Raises :class:`QtutorError` where nothing fits.
+    """
+    smallest = sum(min(row.values()) for row in sizes.values())
+    if smallest > budget:
+        raise QtutorError(
+            f"the budget leaves {max(budget, 0):,.0f} {unit} to the layers, and at {min(CHOICES)} bits they take "
+            f"{smallest:,.0f}. Allow more, use larger groups, or quantize embeddings and lm_head, too."
+        )
+
+    def cheapest(price: float) -> dict[str, int]:
+        return {
+            name: min(row, key=lambda bits: (costs[name][bits] + price * row[bits], bits))
+            for name, row in sizes.items()
+        }
+
+    low, high = (
+        0.0,
+        max(max(row.values()) for row in costs.values()) + 1e-30,
+    )  # at that price, a byte outweighs any loss
+    for _ in range(200):
+        middle = (low + high) / 2
+        if _total(sizes, cheapest(middle)) <= budget:
+            high = middle
+        else:
+            low = middle
+    return _spend_the_rest(sizes, costs, budget, cheapest(high))
+
+
+def _spend_the_rest(sizes: Table, costs: Table, budget: float, chosen: dict[str, int]) -> dict[str, int]:
+    """One layer after the other gets more, the one first where a byte gains most, as long as there is room."""
+    while True:
+        left = budget - _total(sizes, chosen)
+        gains = [
+            ((costs[name][now] - costs[name][bits]) / (row[bits] - row[now]), name, bits)
+            for name, row in sizes.items()
+            for now in [chosen[name]]
+            for bits in row
+            if 0 < row[bits] - row[now] <= left and costs[name][bits] < costs[name][now]
+        ]
+        if not gains:
+            return chosen
+        _, name, bits = max(gains)
+        chosen = chosen | {name: bits}
+
+
+def _total(sizes: Table, chosen: Mapping[str, int]) -> float:
+    return sum(sizes[name][bits] for name, bits in chosen.items())

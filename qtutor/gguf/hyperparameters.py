@@ -1,0 +1,115 @@
+"""The metadata that stand for a decoder's config, so that llama.cpp computes what transformers does.
+
+    metadata(config)       # {"general.architecture": "llama", ...}
+
+Left out: ways to scale positions that llama.cpp has none for. Where an architecture has no sliding window, a model with
+one is given a context that ends where the window does: there both compute the same. Source: llama.cpp's
+``llama_model_base::load_hparams`` and ``src/models/*.cpp`` for what is read, its ``conversion/llama.py`` for Llama 3's
+factors.
+"""
+
+import math
+
+import numpy as np
+
+from qtutor.errors import QtutorError
+from qtutor.gguf.architecture import Architecture, architecture_of
+
+SAME = {"swish": "silu"}  # two names of one activation
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # llama.cpp computes these, and reads no others
+ROPE = "rope_freqs.weight"  # a tensor without a parameter: :func:`rope_factors`
+
+
+def metadata(config) -> dict:
+    """The keys that tell llama.cpp the sizes, in its order; :class:`QtutorError` for what it cannot compute."""
+    architecture, dim = architecture_of(config), head_dim(config)
+    _check_built_in(architecture, config)
+    window = getattr(config, "sliding_window", None)
+    shorter = window if window and not architecture.window else config.max_position_embeddings
+    keys = {
+        "vocab_size": config.vocab_size,
+        "context_length": min(config.max_position_embeddings, shorter),
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": dim,
+        "attention.value_length": dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        **_rope(architecture, config),
+    }
+    if window and (architecture.window or window < config.max_position_embeddings):
+        keys["attention.sliding_window"] = window
+    told = {key: getattr(config, ours, None) for key, ours in architecture.keys.items()}
+    keys |= {key: float(value) for key, value in told.items() if value is not None}
+    return {"general.architecture": architecture.name} | {f"{architecture.name}.{k}": v for k, v in keys.items()}
+
+
+def head_dim(config) -> int:
+    """Rows of a head; most configs leave it to be the hidden size over the heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _check_built_in(architecture: Architecture, config) -> None:
+    """What llama.cpp computes without being told is what the config says."""
+    if architecture.output == "tied" and not config.tie_word_embeddings:
+        raise _other(architecture, "tie_word_embeddings", False, True)
+    if architecture.output == "own" and config.tie_word_embeddings:
+        raise _other(architecture, "tie_word_embeddings", True, False)
+    sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_attention_heads}
+    sizes |= {"head_dim": head_dim(config), "num_hidden_layers": config.num_hidden_layers}
+    for key, value in architecture.built_in(sizes).items():
+        found = head_dim(config) if key == "head_dim" else getattr(config, key, value)
+        if (SAME.get(found, found) if isinstance(found, str) else found) != value:
+            raise _other(architecture, key, found, value)
+
+
+def _other(architecture: Architecture, key: str, found, value) -> QtutorError:
+    return QtutorError(
+        f"{key} = {found!r}: llama.cpp computes {value} in {architecture.name} models, whatever a file says. This "
+        "decoder cannot be written as GGUF."
+    )
+
+
+def _rope(architecture: Architecture, config) -> dict:
+    rope = {key: value for key, value in config.rope_parameters.items() if value is not None}
+    kind, own = rope.get("rope_type", "default"), {"mscale", "mscale_all_dim", "attention_factor"} & rope.keys()
+    part = rope.get("partial_rotary_factor", 1.0)
+    # Llama 3's scaling is not told by a key, but by a tensor that not all architectures read.
+    if kind not in architecture.scalings or (kind == "yarn" and own) or (part != 1.0 and not architecture.partial):
+        raise QtutorError(
+            f"rope_parameters = {rope}: of the ways to scale positions, 'default', 'linear' and plain 'yarn' can be "
+            "written as GGUF, and 'llama3' for Llama and Mistral, all for whole heads. With another one llama.cpp "
+            "would compute other positions."
+        )
+    for key, value in YARN.items() if kind == "yarn" else ():
+        if rope.get(key, value) != value:
+            raise _other(architecture, f"{key} in rope_parameters", rope[key], value)
+    keys = {"dimension_count": int(head_dim(config) * part), "freq_base": float(rope["rope_theta"])}
+    if kind in ("linear", "yarn"):
+        keys |= {"scaling.type": kind, "scaling.factor": float(rope["factor"])}
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+        betas = {f"scaling.yarn_{key}": float(rope[key]) for key in ("beta_fast", "beta_slow") if key in rope}
+        keys |= {"scaling.original_context_length": original, **betas}
+    return {f"rope.{key}": value for key, value in keys.items()}
+
+
+def rope_factors(config) -> np.ndarray | None:
+    """What a file holds of Llama 3's scaling, float32 ``[head_dim / 2]``; ``None`` for other ways to scale."""
+    rope = config.rope_parameters
+    return llama3_factors(rope, head_dim(config)) if rope.get("rope_type") == "llama3" else None
+
+
+def llama3_factors(rope: dict, dim: int) -> np.ndarray:
+    """Llama 3's scaling: what it divides each of the ``dim / 2`` frequencies of a head by, float32.
+
+    Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are slowed by ``factor``;
+    fast ones (``high_freq_factor`` times) stay; between, the two are mixed.
+    """
+    factor, frequency = rope["factor"], rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
+    turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    fast = ((turns - low) / (high - low)).clip(0, 1)
+    return (1 / ((1 - fast) / factor + fast)).astype(np.float32)
