@@ -75,6 +75,11 @@ def random(family: str, seed: int = 0, **changes) -> nn.Module:
     return model
 
 
+def near(found: torch.Tensor, expected: torch.Tensor, within: float) -> bool:
+    """Whether no number is further off than ``within`` of the largest that is expected."""
+    return bool((found - expected).abs().max() <= within * expected.abs().max())
+
+
 def put_tokenizer(folder: Path) -> None:
     """The embedded decoder's, for a checkpoint in ``folder``."""
     for name in ("tokenizer.json", "tokenizer_config.json"):

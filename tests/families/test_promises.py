@@ -62,8 +62,8 @@ def test_angles_are_still_the_config_s_after_a_long_text():
     model(some_ids(1, 24))
     before = model(some_ids(1, 12)).logits
     model(some_ids(1, 24))
-    qtutor.quantize(model, qtutor.Recipe("gptq", 8, 32), some_ids(8, 24), progress=False)
-    assert (model(some_ids(1, 12)).logits - before).norm() < 0.1 * before.norm()
+    qtutor.quantize(model, qtutor.Recipe("rtn", 8, 32), progress=False)
+    assert (model(some_ids(1, 12)).logits - before).norm() < 0.05 * before.norm()
 
 
 SIZES = {
