@@ -30,7 +30,7 @@ help:
 	@echo "make test     set up, lint, run the unit tests, then run every notebook and compare its outputs"
 	@echo "make capabilities"
 	@echo "              run a chapter with the sums of older CPUs (those with AVX2, and without) and compare its outputs"
-	@echo "make engines  set up with llama.cpp, gguf and bitsandbytes, and compare with what they compute"
+	@echo "make engines  set up with llama.cpp, gguf, bitsandbytes and a real model (94 MB), and compare with what they compute"
 	@echo "make book     set up, and build the chapters as a static site in book/_build/html"
 	@echo "make browser  set up, build the book, and try it and the chapters in JupyterLab in a real browser"
 	@echo "make format   format code and notebooks, and mend what the linter can mend"

@@ -53,8 +53,10 @@ class Keyboard(io.StringIO):
 
 
 def test_an_answer_is_printed_without_the_question(asked, capsys):
-    assert cli.main(["generate", "x/y", "How many?", "--chat"]) == 0
-    assert capsys.readouterr().out == "answer 1\n" and asked == [[("user", "How many?")]]
+    for arguments in (["How many?", "--chat"], ["--chat", "How many?"], ["--chat", "--", "How many?"]):
+        assert cli.main(["generate", "x/y", *arguments]) == 0
+        assert capsys.readouterr().out == "answer 1\n" and asked.pop() == [("user", "How many?")]
+    assert cli.main(["generate", "x/y", "--chat", "--", "--why"]) == 0 and asked == [[("user", "--why")]]
 
 
 def test_a_conversation_goes_on_until_ctrl_d(asked, monkeypatch, capsys):

@@ -129,8 +129,8 @@ def _lines(opened, begin: int, end: int) -> Iterator[Line]:
     if begin:
         _skip(opened, opened.readline(LONGEST))  # a line that begins before; of one that ends here only its end
     number = 0
-    while opened.tell() < end:
-        data, number = opened.readline(LONGEST), number + 1
+    while opened.tell() < end and (data := opened.readline(LONGEST)):
+        number += 1
         _skip(opened, data)
         if data.strip(b" \t\r\n\xef\xbb\xbf"):
             yield Line(number, data)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def check_measuring(options, sources: list[str]) -> None:
         raise QtutorError(f"--tokens is {options.tokens or TOKENS}, and one window takes {window}: measure on more.")
     for source in sources:
         check_source(source)
+        if not os.path.lexists(source) and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+            raise QtutorError(f"{source} does not exist. Name 'embedded', a folder, a file or a hub id (owner/name).")
     if options.text is not None:
         check_text(options.text, 2)
     sizes = {source: size for source in sources if (size := vocabulary_of(source)) is not None}

@@ -25,6 +25,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         options, rest = self.parse_known_args(args, namespace)
+        if rest and getattr(options, "text", "") is None:  # argparse has given up on a text that comes behind an option
+            behind = rest[0] == "--"
+            if len(rest) == 1 + behind and (behind or not rest[0].startswith("-")):
+                options.text, rest = rest[-1], []
         if rest:
             parser = getattr(options, "parser", self)
             parser.error(

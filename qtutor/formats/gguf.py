@@ -38,8 +38,9 @@ from qtutor.gguf import imatrix
 from qtutor.gguf.architecture import architecture_of, tensor_name, to_file
 from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
-from qtutor.gguf.hyperparameters import ROPE, metadata, rope_factors
+from qtutor.gguf.hyperparameters import metadata, rope_factors
 from qtutor.gguf.layout import ALL_TYPES
+from qtutor.gguf.llama3_rope import ROPE
 from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer import tokenizer_metadata

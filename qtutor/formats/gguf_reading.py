@@ -21,9 +21,10 @@ from qtutor.formats.comparing import blocks_in, check_finite, listed
 from qtutor.formats.endings import give_back
 from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.gguf.architecture import QKV, architecture_of, from_file, place_of
-from qtutor.gguf.hyperparameters import ROPE, metadata, rope_factors
+from qtutor.gguf.hyperparameters import metadata, rope_factors
 from qtutor.gguf.hyperparameters_back import config_values
 from qtutor.gguf.layout import TYPES
+from qtutor.gguf.llama3_rope import ROPE
 from qtutor.gguf.parts import Whole, read_whole
 from qtutor.gguf.reader import GGUFFile
 from qtutor.gguf.tokenizer_back import text_ends
@@ -113,9 +114,9 @@ def _check_types(file: GGUFFile | Whole) -> None:
     if unknown:
         types = ", ".join(sorted({info.type.name for info in unknown}))
         raise QtutorError(
-            f"{file.path}: {len(unknown)} tensors are {types}, the first of them {shown(unknown[0].name)}, which "
-            f"qtutor does not decode. It knows {', '.join(TYPES)}. Take the same model in one of these, or run it in "
-            "llama.cpp."
+            f"{file.path}: {len(unknown)} of its tensors are {types}, the first of them {shown(unknown[0].name)}, "
+            f"which qtutor does not decode. It knows {', '.join(TYPES)}. Take the same model in one of these, or run "
+            "it in llama.cpp."
         )
 
 

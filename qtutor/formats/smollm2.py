@@ -10,8 +10,9 @@ would build.
 **Its "float" weights are those that a 4-bit file stands for**: matrices in Q4_1, the embedding in Q8_0. Of the weights
 that were trained, these are what is left, and every loss measured here is counted from them on. What follows from it:
 each 32 weights in a row of a matrix are at most 16 different numbers, a step apart. A grid of 4 bits and groups of 32
-that lies on these numbers loses nothing at all (Q4_1 gives the same bytes again), and one that lies between them loses
-what it loses on any model. So compare grids that are not the file's own.
+that lies on these numbers loses nothing at all: Q4_1 gives the same bytes again. One that lies between them loses as on
+any model, and the course's asymmetric grid is such a one, since its zero points are whole numbers and the file's are
+not. So compare grids that are not the file's own.
 """
 
 import importlib.util

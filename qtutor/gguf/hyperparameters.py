@@ -8,16 +8,14 @@ one is given a context that ends where the window does: there both compute the s
 factors.
 """
 
-import math
-
 import numpy as np
 
 from qtutor.errors import QtutorError
+from qtutor.gguf import llama3_rope
 from qtutor.gguf.architecture import Architecture, architecture_of
 
 SAME = {"swish": "silu"}  # two names of one activation
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # llama.cpp computes these, and reads no others
-ROPE = "rope_freqs.weight"  # a tensor without a parameter: :func:`rope_factors`
 
 
 def metadata(config) -> dict:
@@ -99,17 +97,4 @@ def _rope(architecture: Architecture, config) -> dict:
 def rope_factors(config) -> np.ndarray | None:
     """What a file holds of Llama 3's scaling, float32 ``[head_dim / 2]``; ``None`` for other ways to scale."""
     rope = config.rope_parameters
-    return llama3_factors(rope, head_dim(config)) if rope.get("rope_type") == "llama3" else None
-
-
-def llama3_factors(rope: dict, dim: int) -> np.ndarray:
-    """Llama 3's scaling: what it divides each of the ``dim / 2`` frequencies of a head by, float32.
-
-    Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are slowed by ``factor``;
-    fast ones (``high_freq_factor`` times) stay; between, the two are mixed.
-    """
-    factor, frequency = rope["factor"], rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
-    turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    fast = ((turns - low) / (high - low)).clip(0, 1)
-    return (1 / ((1 - fast) / factor + fast)).astype(np.float32)
+    return llama3_rope.factors_of(rope, head_dim(config)) if rope.get("rope_type") == "llama3" else None

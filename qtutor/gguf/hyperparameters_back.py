@@ -4,20 +4,19 @@
 
 What a file does not say is as in llama.cpp: its defaults, and what an architecture has built in. What a file says and
 llama.cpp does not read (of this architecture) is not read here either. Two things are told otherwise, and computed
-alike: Llama 3's positions, which a file holds as a tensor of factors (:func:`llama3_of`); and a sliding window in
+alike: Llama 3's positions, which a file holds as a tensor of factors (:mod:`.llama3_rope`); and a sliding window in
 an architecture where llama.cpp has none, which makes Llama a Mistral: as long as the window, both compute the same.
 
 Left out: mixtures of experts, encoders, and what differs from block to block.
 """
 
 import math
-from itertools import pairwise
 
 import numpy as np
 
 from qtutor.errors import QtutorError, shown
 from qtutor.gguf.architecture import ARCHITECTURES, Architecture
-from qtutor.gguf.hyperparameters import ROPE, llama3_factors
+from qtutor.gguf.llama3_rope import ROPE, rope_of
 from qtutor.gguf.reader import GGUFFile
 
 LARGEST = 1 << 31  # of a size
@@ -91,7 +90,9 @@ class Keys:
         return self.file.metadata.get(f"{self.name}.{key}")
 
     def wrong(self, key: str, wanted: str, mend: str = MEND) -> QtutorError:
-        found = shown(self.found(key)) if self.has(key) else "not there"
+        value = self.found(key)
+        value = value[:9].tolist() if isinstance(value, np.ndarray) else getattr(value, "item", lambda: value)()
+        found = shown(value) if self.has(key) else "not there"
         return QtutorError(f"{self.file.path}: {self.name}.{key} is {found}, expected {wanted}. {mend}")
 
     def size(self, key: str, default=NEEDED, least: int = 1) -> int:
@@ -124,10 +125,15 @@ class Keys:
 
 
 def _vocabulary(file: GGUFFile) -> int:
-    """How many tokens there are, which the tensor says that embeds them."""
-    info = file.tensors.get("token_embd.weight")
+    """How many tokens there are, by the tensor that embeds them and by the tokenizer."""
+    info, tokens = file.tensors.get("token_embd.weight"), file.metadata.get("tokenizer.ggml.tokens")
     if info is None:
         raise QtutorError(f"{file.path}: tensor 'token_embd.weight' is not there. {MEND}")
+    if isinstance(tokens, list) and len(tokens) != info.shape[0]:
+        raise QtutorError(
+            f"{file.path}: tokenizer.ggml.tokens has {len(tokens)} tokens, and the tensor 'token_embd.weight' embeds "
+            f"{info.shape[0]}. {MEND}"
+        )
     return info.shape[0]
 
 
@@ -160,7 +166,7 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
     if ROPE in keys.file.tensors and "llama3" in keys.architecture.scalings:
         if kind not in ("none", "linear") or (kind == "linear" and factor != 1):
             raise keys.wrong("rope.scaling.type", f"none, since there is the tensor {ROPE!r}")
-        return rope | llama3_of(_factors(keys.file, rotated), base, rotated, str(keys.file.path))
+        return rope | rope_of(_factors(keys.file, rotated), base, rotated, context, str(keys.file.path))
     if kind == "none" or (factor == 1 and kind in ("linear", "yarn") and more == 1):
         return rope
     if kind not in keys.architecture.scalings or (kind != "yarn" and more != 1):
@@ -178,46 +184,7 @@ def _factors(file: GGUFFile, dim: int) -> np.ndarray:
     factors = file.weight(ROPE).astype(np.float64).ravel()
     if factors.shape != (dim // 2,) or not np.isfinite(factors).all() or factors.min() <= 0:
         raise QtutorError(
-            f"{file.path}: tensor {ROPE!r} is {shown(factors)}, expected {dim // 2} numbers above 0. {MEND}"
+            f"{file.path}: tensor {ROPE!r} is {shown(factors[:9].tolist())}, expected {dim // 2} numbers above 0. "
+            f"{MEND}"
         )
     return factors
-
-
-def llama3_of(factors: np.ndarray, base: float, dim: int, where: str) -> dict:
-    """The parameters of Llama 3's scaling with which :func:`.hyperparameters.llama3_factors` gives ``factors``.
-
-    factors: float64 ``[dim / 2]``, what each frequency is divided by: 1 for fast frequencies, the largest for slow
-    ones, and between them along a line in the turns that a frequency takes in the original context. Where the context
-    and both ends of the line are doubled, all factors stay the same; so the context is always Llama 3's, 8192 tokens.
-    """
-    if np.allclose(factors, 1, rtol=1e-6):
-        return {}
-    largest, context = float(str(np.float32(factors.max()))), 8192
-    turns = context * base ** -(np.arange(0, dim, 2) / dim) / (2 * math.pi)
-    with np.errstate(all="ignore"):
-        low, high = _ends_of_line(turns, (1 / factors - 1 / largest) / (1 - 1 / largest))
-        found = {"factor": largest, "low_freq_factor": low, "high_freq_factor": high}
-        found |= {"rope_type": "llama3", "original_max_position_embeddings": context}
-        if low < high and np.allclose(llama3_factors(found | {"rope_theta": base}, dim), factors, rtol=1e-5):
-            return found
-    raise QtutorError(
-        f"{where}: tensor {ROPE!r} divides frequencies by {shown(factors, 120)}, which is no scaling of Llama 3's, and "
-        f"no other one is known here. {ELSEWHERE}"
-    )
-
-
-def _ends_of_line(turns: np.ndarray, fast: np.ndarray) -> tuple[float, float]:
-    """Where the line reaches 0 and 1 that ``fast`` follows between its ends; NaN where there is none.
-
-    Millionths are rounded off: what comes of 1 and 4 shall be 1 and 4.
-    """
-    between = np.flatnonzero((fast > 1e-6) & (fast < 1 - 1e-6))
-    if len(between) >= 2:
-        slope, at_zero = np.polyfit(turns[between], fast[between], 1)
-    else:  # of the lines to the nearest point of each end the steepest, which leaves both ends as they are
-        points = [*np.flatnonzero(fast >= 1 - 1e-6)[-1:], *between, *np.flatnonzero(fast <= 1e-6)[:1]]
-        slopes = [(fast[a] - fast[b]) / (turns[a] - turns[b]) for a, b in pairwise(points)]
-        steepest = int(np.argmax(slopes)) if slopes else 0
-        slope = slopes[steepest] if slopes else math.nan
-        at_zero = fast[points[steepest]] - slope * turns[points[steepest]] if slopes else math.nan
-    return round(float(-at_zero / slope), 6), round(float((1 - at_zero) / slope), 6)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -69,8 +70,8 @@ def image(figure: Figure, kind: str = "png") -> bytes:
 
 def _label(figure: Figure, ax, points: Sequence[Point]) -> None:
     """A name beside each mark, where it covers neither a mark nor another name."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # now the axes have their size, and places in pixels are known
-    renderer = figure.canvas.get_renderer()
     marks = [ax.transData.transform((point.nbytes / 1e6, point.kl)) for point in points]
     taken = [Bbox.from_extents(x - NEAR, y - NEAR, x + NEAR, y + NEAR) for x, y in marks]
     for point in points:
@@ -83,6 +84,7 @@ def _label(figure: Figure, ax, points: Sequence[Point]) -> None:
                 ha="left" if side > 0 else "right",
                 va="center",
                 fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},  # legible over error bars
             )
             text.set_in_layout(False)
             box = text.get_window_extent(renderer)

@@ -47,7 +47,8 @@ def test_a_window_is_cut_into_rows_without_a_trace(monkeypatch):
     whole = evaluate.compare(model, reference, rows)
     monkeypatch.setattr(against, "ROWS", 256 * 5)  # five positions at a time, the last three alone
     cut = evaluate.compare(model, reference, rows)
-    assert (cut.kl, cut.kl_error, cut.flips) == pytest.approx((whole.kl, whole.kl_error, whole.flips), rel=1e-6)
+    # Sums in another order differ in the last bits of float32, and errors are small differences of them.
+    assert (cut.kl, cut.kl_error, cut.flips) == pytest.approx((whole.kl, whole.kl_error, whole.flips), rel=1e-4)
 
 
 def test_the_same_model_loses_nothing_with_certainty():
