@@ -10,6 +10,8 @@ from qtutor.errors import QtutorError
 from qtutor.families import Family, decoder_blocks, family_of
 from qtutor.guards.promises import check_promised
 
+# transformers' own hooks stay behind after output_hidden_states=True; outside of such a call they do nothing.
+CAPTURING = "transformers.utils.output_capturing"
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -63,7 +65,8 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
 def _check_hooks(name: str, module: nn.Module, replaced: bool) -> None:
     """Refuse hooks and patches on ``module``: they are not called if it is replaced, or run outside its block."""
     patched = replaced and "forward" in vars(module) and not hasattr(module, "_hf_hook")  # not accelerate's
-    if patched or module._forward_hooks or module._forward_pre_hooks:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if patched or any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
         raise QtutorError(
             f"{name} has a {'forward of its own' if patched else 'forward hook'}, which would not be called: remove it "
             "first (handle.remove()), and add it again afterwards."

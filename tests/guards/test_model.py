@@ -284,6 +284,12 @@ def hook_on_a_norm(model):
     model.model.norm.register_forward_hook(lambda module, given, made: None)
 
 
+def hidden_states_were_asked_for(model):
+    """transformers then puts hooks of its own on every block, and leaves them there."""
+    model(some_ids(), output_hidden_states=True)
+    assert model.model.layers[0]._forward_hooks
+
+
 KEPT = {
     "views": set_parameter(as_view),
     "transposed in memory": set_parameter(transposed_in_memory),
@@ -296,6 +302,7 @@ KEPT = {
     "after training": optimize,
     "hooks of accelerate": accelerate_hooks,
     "a hook that stays": hook_on_a_norm,
+    "hooks of transformers": hidden_states_were_asked_for,
 }
 
 
