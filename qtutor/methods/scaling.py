@@ -23,8 +23,10 @@ from qtutor.methods import awq
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
-SEARCH_TOKENS = 2048  # the search runs the parent module 20 times; more tokens than this change its choice little
-STATISTICS_TOKENS = 16384  # for mean |x| and the Hessian behind that choice
+RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)  # the curve of the error is smooth, so a coarse look finds where to look closer
+CLOSER = 0.1  # on both sides of the best of these
+SEARCH_TOKENS = 1024  # each ratio runs the parent module; more tokens than this change the choice little
+STATISTICS_TOKENS = 2048  # for mean |x| and the Hessian behind that choice
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Rounding:
 
     grid: Grid
     group_size: int
-    quantizer: Quantizer | None = None
+    narrowed: bool = False
+    judge: Quantizer | None = None
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,22 @@ class Scaling:
 
 
 def scale_block(
-    block: CalibratedBlock, grid: Grid, group_size: int, duo: bool = False, quantizer: Quantizer | None = None
+    block: CalibratedBlock,
+    grid: Grid,
+    group_size: int,
+    duo: bool = False,
+    narrowed: bool = False,
+    judge: Quantizer | None = None,
 ) -> dict[str, torch.Tensor]:
     """Search scales for all pairs of ``block`` and fold them into its module (and its twin).
 
-    quantizer: what will round the layers in the end. The search itself rounds to nearest, twenty times; with a
-    quantizer, the scale it finds is kept only if it lowers the error with that, too.
+    narrowed: the ranges of groups will be narrowed, so the search narrows them, too (:func:`.awq.narrowed`): wide
+    ranges make larger scales look better than they will be. judge: what will round the layers, where that is more than
+    rounding to nearest. A scale stays only if it lowers the error of that, too.
     Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` where folding changes what
     the block computes.
     """
-    return scale_pairs(block, lambda layers: Rounding(grid, group_size, quantizer), duo)
+    return scale_pairs(block, lambda layers: Rounding(grid, group_size, narrowed, judge), duo)
 
 
 def scale_pairs(
@@ -96,25 +105,37 @@ def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) 
     """The best scale ``[in]`` for the layers of ``reading``, on some tokens; ones where none lowers the error."""
     block, layers, first = reading.block, reading.layers, reading.names[0]
     mean_abs = block.statistics(first).mean_abs.to(layers[0].weight.device)
-    inputs = [(x, weights.sqrt()) for x, weights in block.weighted_inputs(first, SEARCH_TOKENS)]
+    # Attention mixes tokens, so it gets whole samples. The others look at each token by itself: every second will do.
+    some = slice(None, None, 1 if pair.parent == block.family.halves[0].parent else 2)
+    inputs = [(x[:, some], weights[:, some].sqrt()) for x, weights in block.weighted_inputs(first, SEARCH_TOKENS)]
     parent = _weighted(parent_of(block, pair.parent), block.states.shape[-1], block.wide)
-    found = awq.search(layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo)
-    if rounding.quantizer is None or found.ratio == 0:
-        return found.scale
-    return _confirmed(layers, inputs, found.scale, parent, block.hessian(first, True), rounding.quantizer)
+    given = layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo
+    squares = sum((x * root).square().flatten(0, -2).sum(dim=0) for x, root in inputs)
+    rounded = awq.narrowed(squares, rounding.grid, rounding.group_size) if rounding.narrowed else None
+    found = awq.search(*given, RATIOS, rounded)
+    near = [ratio for ratio in (found.ratio - CLOSER, found.ratio + CLOSER) if 0 < ratio < 1]
+    closer = awq.search(*given, near, rounded)
+    best = min(found, closer, key=lambda search: min(search.errors))  # of equals the first, which scales less
+    if rounding.judge is None or best.ratio == 0:
+        return best.scale
+    return _confirmed(layers, inputs, best.scale, parent, _rounded(rounding.judge, block.hessian(first, True)))
+
+
+def _rounded(quantizer: Quantizer, hessian: torch.Tensor) -> awq.Rounded:
+    """What ``quantizer`` makes of weights that are scaled, while the inputs behind ``hessian`` are divided."""
+    return lambda weight, scale: quantizer(weight, hessian / torch.outer(scale, scale)).dequantize()
 
 
 @torch.no_grad()
 def _confirmed(
-    layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, hessian: torch.Tensor, quantizer
+    layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, rounded: awq.Rounded
 ) -> torch.Tensor:
-    """``scale [in]`` or ones, whichever changes ``parent``'s output less once ``quantizer`` has rounded the layers."""
+    """``scale [in]`` or ones, whichever changes ``parent``'s output less once the layers are ``rounded``."""
     targets = [parent(x) for x in inputs]
     errors = {}
     for tried in (torch.ones_like(scale), scale):
-        tried_hessian = hessian / torch.outer(tried, tried)
-        rounded = [quantizer(layer.weight.data * tried, tried_hessian).dequantize() / tried for layer in layers]
-        error = awq.squared_error(layers, rounded, inputs, targets, parent)
+        weights = [rounded(layer.weight.data * tried, tried) / tried for layer in layers]
+        error = awq.squared_error(layers, weights, inputs, targets, parent)
         errors.setdefault(error, tried)  # of equals the first stays: ones
     return errors[min(errors)]
 

@@ -40,7 +40,8 @@ def test_one_coarse_look_tells_which_of_two_scales_is_better():
     coarse = awq.quantize(weight, given.hessian, GRID, GROUP, thorough=False)
     assert same(quick.round(weight, GRID, GROUP, given), coarse) and quick.clip == "output"
     assert not same(Nearest("output").round(weight, GRID, GROUP, given), coarse)
-    assert Gptq("mse", True).quick() == Gptq("mse", True) and Listed(False).quick() == Listed(False)
+    assert Gptq("mse", True).quick() == Nearest("mse", thorough=False)  # its loop takes too long for a search
+    assert Listed(False).quick() == Listed(False)
 
 
 @pytest.mark.parametrize("static", [False, True])
