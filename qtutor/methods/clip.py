@@ -14,11 +14,10 @@ import torch
 
 from qtutor.core.grid import Grid, fit_groups
 
-ROWS = 256  # rows that are searched together: what is computed of so many stays in a processor's cache
-SHARES = (0.93, 0.86, 0.79, 0.72, 0.64, 0.55)  # of the whole range, tried in the first round
-UNITS = (0.5, 0.4, 0.6)  # of the rounds after it; each its own, so that none repeats what another tried
-ALONE_STEPS, ALONE_SHRINK = 5, 0.5  # for ranges that are soon thrown away
-STEPS = (0, -3, -2, -1, 1, 2, 3)
+ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
+SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
+STEPS = (-4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
+UNITS = (0.4, 0.5, 0.3)  # one for each round, so that none repeats what another tried
 FOLLOWED = 1
 TINY = 2.0**-24  # the smallest scale in float16
 
@@ -49,22 +48,6 @@ def search(
         better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
         best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
     return best[1], best[2]
-
-
-def search_alone(grouped: torch.Tensor, squares: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero ``[out, groups]`` with which each weight by itself changes the output least.
-
-    squares ``[in]``: sums of the inputs' squares. As if inputs were independent, an error e of weight i costs
-    ``squares_i e^2``. That is near enough to compare scales, and takes a tenth of :func:`search_together`'s time.
-    """
-    counted = (squares / squares.mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
-    counted = counted.reshape(grouped.shape[1:])
-    found = [
-        search(rows, grid, lambda error: error.square_().mul_(counted).sum(dim=-1), ALONE_STEPS, ALONE_SHRINK)
-        for rows in grouped.split(ROWS)
-    ]
-    scale, zero = (torch.cat(parts) for parts in zip(*found))
-    return scale, zero
 
 
 def search_together(
@@ -108,12 +91,13 @@ def _in_turns(
 
 def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What each group tries in round ``turn``: factors of its scale and shifts of its zero, both ``[tries, 1]``."""
+    tried = [(1.0, 0)]  # what it has comes first: of equals the first stays
     if turn == 0:
-        tried = [(1.0, 0)] + [(share, 0) for share in SHARES]
+        tried += [(share, 0) for share in SHARES]
     else:
         # This factor moves the outermost level by part of a step: about so little makes other codes.
         unit = UNITS[(turn - 1) % len(UNITS)] / (2**grid.bits - 1)
-        tried = [(1 + steps * unit, 0) for steps in STEPS] + [(1.0, shift) for shift in (-1, 1) if not grid.symmetric]
+        tried += [(1 + steps * unit, 0) for steps in STEPS] + [(1.0, shift) for shift in (-1, 1) if not grid.symmetric]
     factors, shifts = zip(*tried)
     return torch.tensor(factors)[:, None], torch.tensor(shifts)[:, None]
 

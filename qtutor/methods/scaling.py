@@ -105,20 +105,22 @@ def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) 
     """The best scale ``[in]`` for the layers of ``reading``, on some tokens; ones where none lowers the error."""
     block, layers, first = reading.block, reading.layers, reading.names[0]
     mean_abs = block.statistics(first).mean_abs.to(layers[0].weight.device)
-    # Attention mixes tokens, so it gets whole samples. The others look at each token by itself: every second will do.
-    some = slice(None, None, 1 if pair.parent == block.family.halves[0].parent else 2)
-    inputs = [(x[:, some], weights[:, some].sqrt()) for x, weights in block.weighted_inputs(first, SEARCH_TOKENS)]
+    if pair.parent == block.family.halves[0].parent:
+        tokens, step = SEARCH_TOKENS, 1  # attention mixes tokens, so it gets whole samples
+    else:
+        tokens, step = None, 2 * STATISTICS_TOKENS // SEARCH_TOKENS  # the others look at each token by itself
+    inputs = [(x[:, ::step], weights[:, ::step].sqrt()) for x, weights in block.weighted_inputs(first, tokens)]
     parent = _weighted(parent_of(block, pair.parent), block.states.shape[-1], block.wide)
     given = layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo
-    squares = sum((x * root).square().flatten(0, -2).sum(dim=0) for x, root in inputs)
-    rounded = awq.narrowed(squares, rounding.grid, rounding.group_size) if rounding.narrowed else None
+    hessian = block.hessian(first, True).float() if rounding.narrowed or rounding.judge else None
+    rounded = awq.narrowed(hessian, rounding.grid, rounding.group_size) if rounding.narrowed else None
     found = awq.search(*given, RATIOS, rounded)
     near = [ratio for ratio in (found.ratio - CLOSER, found.ratio + CLOSER) if 0 < ratio < 1]
     closer = awq.search(*given, near, rounded)
     best = min(found, closer, key=lambda search: min(search.errors))  # of equals the first, which scales less
     if rounding.judge is None or best.ratio == 0:
         return best.scale
-    return _confirmed(layers, inputs, best.scale, parent, _rounded(rounding.judge, block.hessian(first, True)))
+    return _confirmed(layers, inputs, best.scale, parent, _rounded(rounding.judge, hessian))
 
 
 def _rounded(quantizer: Quantizer, hessian: torch.Tensor) -> awq.Rounded:
