@@ -53,14 +53,15 @@ class Recipe:
     """How to quantize.
 
     method: ``"rtn"``, ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes'
-    ``"nf4"``, ``"fp4"``, ``"int8"`` (which come with bits, a grid and, for int8, one scale a row of their own).
-    bits: 2 to 8; a fraction like 3.5 is a mean: each layer gets bits of its own, by how much it matters on the
-    calibration text (:mod:`qtutor.budget`). group_size: weights that share a scale; -1 one scale a row, 0 one a tensor.
-    symmetric: zero point fixed in the middle.
-    clip: how far the range of a group is narrowed: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"``
-    (least error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"``
-    for the others.
-    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
+    ``"nf4"``, ``"fp4"``, ``"int8"``, which fix their bits and grid, and for int8 one scale a row.
+    bits: 2 to 8. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it matters on the
+    calibration text (:mod:`qtutor.budget`).
+    group_size: the number of weights that share a scale; -1: one scale a row, 0: one a tensor. symmetric: the zero
+    point is always the middle code.
+    clip: how to narrow the range of a group: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"`` (least
+    error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"`` for
+    the others.
+    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales depend on the weights, too.
     propagate: AWQ and GPTQ let each layer compensate for the errors of earlier layers
     (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: do so if there is enough text, eight tokens
     for every input of the widest layer.
@@ -118,7 +119,7 @@ class Recipe:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether ``bits`` is a mean, so that every layer has still to be given its own."""
+        """Whether ``bits`` is a mean, so that every layer still has to get its own."""
         return isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
 
     @property
@@ -155,15 +156,17 @@ class Recipe:
         methods = [self.method, *(change["method"] for change in changes if "method" in change)]
         return any(METHODS[method].calibrated for method in methods)
 
-    def of_layers(self, names: Iterable[str]) -> dict[str, "Recipe"]:
+    def of_layers(self, names: Iterable[str], floats: Iterable[str] = ()) -> dict[str, "Recipe"]:
         """The recipe of every layer, by its full name; layers that stay in float are left out.
 
-        Raises :class:`QtutorError` for a pattern that fits none of the ``names``.
+        floats: names of what stays in float by itself; a pattern may keep these as well. Raises :class:`QtutorError`
+        for a pattern that fits none of the ``names``.
         """
+        floats = list(floats)
         recipes = dict.fromkeys(names, replace(self, layers={}))
         for pattern, change in self.layers.items():
             fitting = [name for name in recipes if fnmatchcase(name, pattern)]
-            if not fitting:
+            if not fitting and not (change == KEEP and any(fnmatchcase(name, pattern) for name in floats)):
                 some = ", ".join(list(recipes)[:3])
                 raise QtutorError(f"layers: no layer is called {pattern!r}. Patterns fit whole names, like {some}.")
             for name in fitting:
@@ -188,7 +191,7 @@ class Recipe:
         if changed.transforms != self.transforms:
             raise QtutorError(
                 f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "
-                "blocks: choose it for all layers or for none."
+                "decoder blocks: choose it for all layers or for none."
             )
         return changed
 

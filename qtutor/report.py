@@ -21,7 +21,7 @@ class LayerReport:
     """One quantized layer: its name, shape ``[out, in]``, relative error ``|W - Q| / |W|``, sizes in bytes.
 
     W are the weights and Q the quantized ones. output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text; here
-    W are the weights that were rounded, which propagation has changed before. ``None`` without calibration.
+    W are the weights just before rounding, which propagation may have changed. ``None`` without calibration.
     note: what did not happen as asked.
     """
 

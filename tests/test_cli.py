@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import qtutor
 from qtutor import cli, gguf
 from qtutor.decoder import text
-from qtutor.formats.gguf import file_in
+from qtutor.formats.gguf_files import file_in
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "compare", "inspect")
@@ -84,7 +84,7 @@ def test_progress_shows_what_is_done(tmp_path, monkeypatch, capsys):
     assert cli.main(["progress"]) == 0
     assert capsys.readouterr().out == by_name
     monkeypatch.chdir(tmp_path.parent)
-    assert "qtutor-course is no workspace" in refused(["progress"], capsys)
+    assert "qtutor-course is not a workspace" in refused(["progress"], capsys)
 
 
 def test_quantize_prints_its_report(quantized, tmp_path, capsys):
@@ -167,11 +167,19 @@ def test_generate_from_a_gguf_file(gguf_folder, capsys):
 
 def test_which_file_a_folder_stands_for(gguf_folder, tmp_path):
     assert file_in(str(gguf_folder)) == gguf_folder / "model.gguf"
-    for other in ("config.json", "qtutor.json"):  # a checkpoint, beside which a file was written
+    shutil.copy(gguf_folder / "model.gguf", tmp_path / "Theirs.GGUF")
+    (tmp_path / "config.json").write_text("{}")  # as it lies beside GGUF files on the hub
+    assert file_in(str(tmp_path)) == tmp_path / "Theirs.GGUF"
+    for other in ("model-00001-of-00002.safetensors", "qtutor.json"):  # a checkpoint, beside which a file was written
         (tmp_path / other).write_text("{}")
-        shutil.copy(gguf_folder / "model.gguf", tmp_path)
         assert file_in(str(tmp_path)) is None
+        assert file_in(str(tmp_path), alone=False) == tmp_path / "Theirs.GGUF"
         (tmp_path / other).unlink()
+    shutil.copy(gguf_folder / "model.gguf", tmp_path / "b.gguf")
+    with pytest.raises(qtutor.QtutorError, match=r"2 GGUF files \('Theirs.GGUF', 'b.gguf'\): name the one that is"):
+        file_in(str(tmp_path))
+    shutil.copy(gguf_folder / "model.gguf", tmp_path)
+    assert file_in(str(tmp_path)) == tmp_path / "model.gguf"
     assert file_in("embedded") is None and file_in("somebody/model-GGUF") is None
 
 
@@ -191,8 +199,8 @@ def test_gguf_files_that_qtutor_cannot_run(gguf_folder, tmp_path, capsys, comman
 
     path = tmp_path / "a.gguf"
     assert f"{path} cannot be read: No such file" in told(path)
-    of_others = told(rewritten(gguf_folder, path, qtutor__config=None))
-    assert "qtutor did not write this file" in of_others and "gguf_file=name" in of_others
+    other = told(rewritten(gguf_folder, path, qtutor__config=None, general__architecture="gpt2"))
+    assert f"{path}: general.architecture is 'gpt2', and of llama.cpp's architectures qtutor runs llama, qwen2" in other
     other_words = told(rewritten(gguf_folder, path, tokenizer__ggml__pre="kimi-k2"))
     assert f"{path}: tokenizer.ggml.pre is kimi-k2" in other_words and "AutoTokenizer" in other_words
     path.write_bytes((gguf_folder / "model.gguf").read_bytes()[:5000])
@@ -292,6 +300,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(qtutor, "load", load)
+    monkeypatch.setattr("qtutor.formats.streamed.opened", load)
 
 
 def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypatch, nothing_is_loaded):
@@ -338,9 +347,9 @@ def test_room_is_looked_for_before_anything_is_loaded(tmp_path, capsys, monkeypa
 
 
 def test_a_hub_id_is_measured_once_it_is_loaded(tmp_path, capsys, monkeypatch):
-    model, tokenizer = qtutor.load("embedded")
-    monkeypatch.setattr(qtutor, "load", lambda *_arguments, **_keywords: (model, tokenizer))
-    monkeypatch.setattr(qtutor, "quantize", None)
+    """What a hub id names has no headers here before it is downloaded."""
+    monkeypatch.setattr("qtutor.formats.hub.folder_of", lambda source: qtutor.decoder.EMBEDDED)
+    monkeypatch.setattr("qtutor.pipeline.finished", None)
     monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=10**5))
     assert "at least" in refused(["quantize", "somebody/model", tmp_path / "out"], capsys)
 

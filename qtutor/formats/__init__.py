@@ -63,10 +63,11 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     """
     from qtutor.formats import gguf, native
     from qtutor.formats.documents import reading
+    from qtutor.formats.gguf_files import file_in
 
     with reading(source):
         ours = (Path(source) / native.ABOUT).is_file()
-        file = None if ours else gguf.file_in(source, alone=False)
+        file = None if ours else file_in(source, alone=False)
         return native.load(source, device) if file is None else gguf.load(file, device)
 
 

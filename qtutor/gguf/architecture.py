@@ -116,6 +116,17 @@ def tensor_name(parameter: str, config=None) -> str:
     >>> tensor_name("model.layers.3.self_attn.q_proj.weight"), tensor_name("lm_head.weight")
     ('blk.3.attn_q.weight', 'output.weight')
     """
+    found = place_of(parameter, config)
+    if found is None:
+        raise QtutorError(
+            f"{parameter}: llama.cpp has no such tensor in this architecture, and would compute something else without "
+            "it. This decoder cannot be written as GGUF."
+        )
+    return found
+
+
+def place_of(parameter: str, config=None) -> str | None:
+    """:func:`tensor_name`, or ``None`` for a parameter that has no place in a file."""
     family = QWEN3 if config is None else FAMILIES[config.model_type]  # Qwen3 has all parts that a name can be asked of
     architecture = OF_FAMILY[family.model_type] if config is None else architecture_of(config)
     layer, _, kind = parameter.rpartition(".")
@@ -126,12 +137,7 @@ def tensor_name(parameter: str, config=None) -> str:
         if kind == "weight" or config is None or name in architecture.biases:
             return f"blk.{in_block[1]}.{name}.{kind}"
     outside = {family.embedding: "token_embd", family.norm: "output_norm", family.head: "output"}
-    if layer in outside and kind == "weight":
-        return f"{outside[layer]}.weight"
-    raise QtutorError(
-        f"{parameter}: llama.cpp has no such tensor in this architecture, and would compute something else without it. "
-        "This decoder cannot be written as GGUF."
-    )
+    return f"{outside[layer]}.weight" if layer in outside and kind == "weight" else None
 
 
 def to_file(name: str, values: np.ndarray, config) -> np.ndarray:

@@ -8,14 +8,14 @@ one is given a context that ends where the window does: there both compute the s
 factors.
 """
 
-import math
-
 import numpy as np
 
 from qtutor.errors import QtutorError
+from qtutor.gguf import llama3_rope
 from qtutor.gguf.architecture import Architecture, architecture_of
 
 SAME = {"swish": "silu"}  # two names of one activation
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # llama.cpp computes these, and reads no others
 
 
 def metadata(config) -> dict:
@@ -81,6 +81,9 @@ def _rope(architecture: Architecture, config) -> dict:
             "written as GGUF, and 'llama3' for Llama and Mistral, all for whole heads. With another one llama.cpp "
             "would compute other positions."
         )
+    for key, value in YARN.items() if kind == "yarn" else ():
+        if rope.get(key, value) != value:
+            raise _other(architecture, f"{key} in rope_parameters", rope[key], value)
     keys = {"dimension_count": int(head_dim(config) * part), "freq_base": float(rope["rope_theta"])}
     if kind in ("linear", "yarn"):
         keys |= {"scaling.type": kind, "scaling.factor": float(rope["factor"])}
@@ -92,17 +95,6 @@ def _rope(architecture: Architecture, config) -> dict:
 
 
 def rope_factors(config) -> np.ndarray | None:
-    """What llama.cpp divides each frequency by, float32 ``[head_dim / 2]``, for Llama 3's scaling; ``None`` for others.
-
-    Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are slowed by ``factor``;
-    fast ones (``high_freq_factor`` times) stay; between, the two are mixed.
-    """
+    """What a file holds of Llama 3's scaling, float32 ``[head_dim / 2]``; ``None`` for other ways to scale."""
     rope = config.rope_parameters
-    if rope.get("rope_type") != "llama3":
-        return None
-    dim, factor = head_dim(config), rope["factor"]
-    frequency = rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
-    turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    fast = ((turns - low) / (high - low)).clip(0, 1)
-    return (1 / ((1 - fast) / factor + fast)).astype(np.float32)
+    return llama3_rope.factors_of(rope, head_dim(config)) if rope.get("rope_type") == "llama3" else None
