@@ -34,10 +34,8 @@ def add_to(command) -> None:
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
     methods = "rtn, awq, gptq, awq+gptq, nf4, fp4 or int8; with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
-    text = (
-        "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: English and Python of "
-    )
-    text += "ours; the embedded decoder has its own); with gguf also for importance"
+    text = "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: our English and "
+    text += "Python; the embedded decoder has its own); with gguf also for importance"
     sub.add_argument("--calibration", metavar="FILE", help=text)
     sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
     sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
