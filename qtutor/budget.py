@@ -28,16 +28,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import nbytes_of
+from qtutor.core.quantized import PER_TENSOR, nbytes_of
 from qtutor.errors import QtutorError, naming
 from qtutor.families import family_of, linear_layers
 from qtutor.guards.model import in_eval
 from qtutor.guards.promises import is_tied
 from qtutor.methods import rtn
+from qtutor.planning import float_parts, outside_layers
 from qtutor.recipe import METHODS, Recipe
 
 CHOICES = (2, 3, 4, 5, 6, 8)
-TOKENS = 2048  # read for the losses; more do not change the choice
+TOKENS = 2048  # read for the losses; more hardly change the choice
+LENGTH = 256  # of a sample
+ROWS = 128  # of a layer's outputs
 Table = Mapping[str, Mapping[int, float]]  # layer -> bits -> a number
 
 
@@ -103,21 +106,18 @@ def fixed_bytes(model: nn.Module, recipe: Recipe, free: Mapping[str, Recipe]) ->
 
 def _recipes(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
     """The recipe of every layer that is quantized, by name."""
-    family = family_of(model)
-    outside = [family.embedding] * recipe.embeddings + [family.head] * recipe.lm_head
-    return recipe.of_layers([*linear_layers(model), *outside])
+    return recipe.of_layers([*linear_layers(model), *outside_layers(model, recipe)], float_parts(model))
 
 
 def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Recipe], seed: int = 0) -> Table:
     """What each layer of ``recipes`` costs at every number of bits, in nats a token of KL divergence.
 
-    token_ids: int64 ``[samples, length]``; about :data:`TOKENS` of them are read. Layers are rounded to nearest in the
-    groups of its recipe: how much more one layer suffers than another hardly depends on the method. Tokens are drawn
+    token_ids: int64 ``[samples, length]``; about :data:`TOKENS` of them are read, from samples all over it. Layers are
+    rounded to nearest in the groups of their recipes: how much more one layer suffers than another hardly depends on the method. Tokens are drawn
     with ``seed``, so the same call gives the same table. Raises :class:`QtutorError` (naming the layer) for a width
     that no group divides.
     """
-    count = max(TOKENS // token_ids.shape[1], 1)
-    ids = token_ids[:count].to(model.device)
+    ids = _some(token_ids).to(model.device)
     table = {name: {} for name in recipes}
     generator = torch.Generator().manual_seed(seed)
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -133,6 +133,12 @@ def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Reci
         for parameter in frozen:
             parameter.requires_grad = True
     return {name: {bits: loss / ids.numel() for bits, loss in row.items()} for name, row in table.items()}
+
+
+def _some(token_ids: torch.Tensor) -> torch.Tensor:
+    """Beginnings of samples, evenly spread: a calibration text often has one kind of text after the other."""
+    length = min(token_ids.shape[1], LENGTH)
+    return token_ids[:: max(token_ids.shape[0] * length // TOKENS, 1), :length]
 
 
 @contextmanager
@@ -160,15 +166,25 @@ def _watched(model: nn.Module, recipes: Mapping[str, Recipe], table: dict) -> It
 def _costs(
     name: str, layer: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor, recipe: Recipe
 ) -> dict[int, float]:
-    """``sum of g^2 d^2 / 2`` over tokens and outputs, for every choice of bits."""
-    weight, costs = layer.weight.detach().float(), {}
-    importance = gradient.float().square()
+    """``sum of g^2 d^2 / 2`` over tokens and outputs, for every choice of bits.
+
+    Rows are rounded by themselves and count by themselves, so :data:`ROWS` of them, drawn at random, stand for all.
+    """
+    weight, importance = layer.weight, gradient.float().square()
+    share, costs = 1.0, {}
+    if isinstance(layer, nn.Embedding):
+        used, inputs = inputs.unique(return_inverse=True)  # of a vocabulary, only the tokens that occur
+        weight = weight[used]
+    elif recipe.group_size != PER_TENSOR:
+        rows = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:ROWS].to(weight.device)
+        share = len(rows) / max(len(weight), 1)
+        weight, importance = weight[rows], importance[..., rows]
     for bits in CHOICES:
         with naming(name):
             back = rtn.quantize(weight, IntGrid(bits, recipe.symmetric), recipe.group_size).dequantize()
-        error = weight - back
+        error = weight.float() - back
         moved = error[inputs] if isinstance(layer, nn.Embedding) else inputs.float() @ error.T
-        costs[bits] = (importance * moved.square()).sum().item() / 2
+        costs[bits] = (importance * moved.square()).sum().item() / 2 / share
     return costs
 
 

@@ -156,15 +156,17 @@ class Recipe:
         methods = [self.method, *(change["method"] for change in changes if "method" in change)]
         return any(METHODS[method].calibrated for method in methods)
 
-    def of_layers(self, names: Iterable[str]) -> dict[str, "Recipe"]:
+    def of_layers(self, names: Iterable[str], floats: Iterable[str] = ()) -> dict[str, "Recipe"]:
         """The recipe of every layer, by its full name; layers that stay in float are left out.
 
-        Raises :class:`QtutorError` for a pattern that fits none of the ``names``.
+        floats: names of what stays in float by itself; a pattern may keep these as well. Raises :class:`QtutorError`
+        for a pattern that fits none of the ``names``.
         """
+        floats = list(floats)
         recipes = dict.fromkeys(names, replace(self, layers={}))
         for pattern, change in self.layers.items():
             fitting = [name for name in recipes if fnmatchcase(name, pattern)]
-            if not fitting:
+            if not fitting and not (change == KEEP and any(fnmatchcase(name, pattern) for name in floats)):
                 some = ", ".join(list(recipes)[:3])
                 raise QtutorError(f"layers: no layer is called {pattern!r}. Patterns fit whole names, like {some}.")
             for name in fitting:

@@ -299,6 +299,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(qtutor, "load", load)
+    monkeypatch.setattr("qtutor.formats.streamed.opened", load)
 
 
 def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypatch, nothing_is_loaded):
@@ -345,9 +346,9 @@ def test_room_is_looked_for_before_anything_is_loaded(tmp_path, capsys, monkeypa
 
 
 def test_a_hub_id_is_measured_once_it_is_loaded(tmp_path, capsys, monkeypatch):
-    model, tokenizer = qtutor.load("embedded")
-    monkeypatch.setattr(qtutor, "load", lambda *_arguments, **_keywords: (model, tokenizer))
-    monkeypatch.setattr(qtutor, "quantize", None)
+    """What a hub id names has no headers here before it is downloaded."""
+    monkeypatch.setattr("qtutor.formats.hub.folder_of", lambda source: qtutor.decoder.EMBEDDED)
+    monkeypatch.setattr("qtutor.pipeline.finished", None)
     monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=10**5))
     assert "at least" in refused(["quantize", "somebody/model", tmp_path / "out"], capsys)
 

@@ -76,9 +76,11 @@ def test_options_of_a_recipe(tmp_path, capsys):
 
 def test_how_much_text_is_read(tmp_path, monkeypatch):
     seen = []
-    own = qtutor.quantize
+    own = qtutor.quantize_to
     monkeypatch.setattr(
-        qtutor, "quantize", lambda m, r, calibration: seen.append(calibration) or own(m, qtutor.Recipe())
+        qtutor,
+        "quantize_to",
+        lambda w, out, r, calibration, *_, tell: seen.append(calibration) or own(w, out, qtutor.Recipe(), tell=tell),
     )
     text = tmp_path / "text.txt"
     text.write_text("def mean(values):\n    return sum(values) / len(values)\n" * 60)

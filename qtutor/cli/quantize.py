@@ -1,15 +1,18 @@
 """`qtutor quantize`: a recipe out of options, a text to calibrate with, and a folder or a GGUF file that is written."""
 
+import sys
 from pathlib import Path
 
 from qtutor.cli.parsing import add_source
-from qtutor.cli.source import check_device, check_source, load, say_if_rounded
+from qtutor.cli.source import check_device, check_source, say_if_rounded
+from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
 
 EXAMPLES = [
     "quantize embedded out --bits 4 --group-size 64",
     "quantize embedded out --bits 3 --symmetric --clip mse",
     "quantize path/to/llama out --method gptq --calibration text.txt",
+    "quantize path/to/llama out --method gptq --calibration text.txt --plan",
     "quantize path/to/llama out --bits 8 --group-size -1 --keep '*.down_proj,model.layers.0.*'",
     "quantize embedded out.gguf --type Q4_K_M",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
@@ -52,6 +55,8 @@ def add_to(command) -> None:
     sub.add_argument("--type", help="with gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
     force = "with gguf: replace the file OUT even if qtutor did not write it"
     sub.add_argument("--force", action="store_true", help=force)
+    plan = "say what would be done and how many bytes it takes, and stop there"
+    sub.add_argument("--plan", action="store_true", help=plan)
     sub.add_argument("--imatrix", metavar="FILE", help="with gguf: an importance matrix, as llama-imatrix writes it")
 
 
@@ -66,6 +71,10 @@ def quantize(options) -> int:
     say_if_rounded(options.source)
     check_device(options.device)
     if options.format == "gguf":
+        if options.plan:
+            raise QtutorError(
+                "--plan tells what will be written to a folder of qtutor's: it goes with --format qtutor."
+            )
         from qtutor.cli.quantize_gguf import write
 
         return write(options)
@@ -77,6 +86,7 @@ def write_folder(options) -> int:
     import qtutor
     from qtutor.calibration.chat import has_template
     from qtutor.cli.calibrating import calibration_of, check_calibration
+    from qtutor.formats.streamed import opened
     from qtutor.report import next_steps
 
     for name, what in (("type", "one"), ("imatrix", "an importance matrix")):
@@ -95,16 +105,23 @@ def write_folder(options) -> int:
     recipe = recipe_of(options)
     check_calibration(options, recipe.needs_calibration, f"--method {options.method}")
     check_out(options, recipe.grid.bits)
-    model, tokenizer = load(options, dtype="auto")  # what is not quantized is written in its own 16 bits
-    check_out(options, recipe.grid.bits, model)
-    calibration = calibration_of(options, model, tokenizer) if recipe.needs_calibration else None
-    report = qtutor.quantize(model, recipe, calibration=calibration)
-    if not report.rows:
-        raise QtutorError(f"--keep {options.keep} leaves no layer to be quantized: keep fewer.")
-    qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
+    weights, tokenizer = opened(options.source, check_device(options.device))
+    calibration = calibration_of(options, weights.model, tokenizer) if recipe.needs_calibration else None
+    if options.plan:
+        print(qtutor.plan(weights, recipe, calibration, tokenizer))
+        return 0
+    report = qtutor.quantize_to(weights, options.out, recipe, calibration, tokenizer, tell=_tell)
     print(report)  # once it is written: whoever reads this may have gone
     print(f"Written to {options.out}.\n\n{next_steps(options.out, options.source, has_template(tokenizer))}")
     return 0
+
+
+def _tell(what) -> None:
+    """The plan as it is, a sentence as a paragraph; on stderr, where the bar is."""
+    if isinstance(what, str):
+        paragraph(f"qtutor: {what}")
+    else:
+        print(what, file=sys.stderr, flush=True)
 
 
 def check_out(options, bits: float, model=None) -> None:
@@ -113,6 +130,7 @@ def check_out(options, bits: float, model=None) -> None:
     """
     from qtutor.decoder import EMBEDDED
     from qtutor.files.target import least_bytes, tensors_in
+    from qtutor.files.unfinished import bytes_kept
     from qtutor.formats import target
     from qtutor.formats.gguf_files import located
 
@@ -122,7 +140,7 @@ def check_out(options, bits: float, model=None) -> None:
     if model is not None:
         tensors = ((name, tuple(weight.shape), weight.nbytes) for name, weight in model.named_parameters())
     read = [name for name in (source, options.calibration, options.imatrix) if name]
-    need = least_bytes(tensors, bits, everywhere=gguf)
+    need = least_bytes(tensors, bits, everywhere=gguf) - (0 if gguf else bytes_kept(options.out))
     target(options.out, options.format, sources=read, need=need, **({"overwrite": options.force} if gguf else {}))
 
 

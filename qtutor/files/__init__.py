@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor.errors import QtutorError
-from qtutor.files.staging import SUFFIX, stage
+from qtutor.files.staging import SUFFIX, UNFINISHED, stage
 
 
 @contextlib.contextmanager
@@ -48,14 +48,22 @@ def folder_written_beside(path: str | Path) -> Iterator[Path]:
         new.mkdir()
         mode = stat.S_IMODE(new.stat().st_mode)
         yield new
-        for found in new.rglob("*"):
-            if not found.is_dir():
-                _settle(found, mode & 0o666)
-        for found in (new, *new.rglob("*")):
-            if found.is_dir():
-                _flush_folder(found)
-        _put(new, path, folder / "old")
-        _flush_folder(path.parent)
+        put_folder(new, path, mode, folder / "old")
+
+
+def put_folder(new: Path, path: Path, mode: int, old: Path) -> None:
+    """The folder ``new`` takes the place of ``path`` once all of it is on disk, readable as ``mode`` has it.
+
+    Afterwards a folder that was at ``path`` is at ``new``, or at ``old`` where the system cannot exchange two names.
+    """
+    for found in new.rglob("*"):
+        if not found.is_dir():
+            _settle(found, mode & 0o666)
+    for found in (new, *new.rglob("*")):
+        if found.is_dir():
+            _flush_folder(found)
+    _put(new, path, old)
+    _flush_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -86,8 +94,9 @@ def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[N
             raise
         reason = os.strerror(int(text[1])) if text else getattr(found, "strerror", None) or str(found)
         where = str(getattr(found, "filename", None) or path)
-        if SUFFIX in where:  # do not show our own hidden folder, but the folder that holds it
-            where = str(Path(where.partition(SUFFIX)[0]).parent)
+        for suffix in (SUFFIX, UNFINISHED):  # do not show our own hidden folder, but the folder that holds it
+            if suffix in where:
+                where = str(Path(where.partition(suffix)[0]).parent)
         at = "" if where == str(path) else f" ({where})"
         raise error(
             f"{path} cannot be written: {reason}{at}. Whatever was there before is untouched; make room or choose "

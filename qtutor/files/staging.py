@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor.errors import QtutorError
+from qtutor.files.stopping import interrupt_behind
 
 try:
     import fcntl
@@ -27,6 +28,7 @@ except ImportError:  # Windows: without locks nothing shows which stages are lef
     fcntl = None
 
 SUFFIX = ".qtutor-partial"
+UNFINISHED = ".qtutor-unfinished"  # of the folder of a long run, which stays: see .unfinished
 LONGEST_MARK = 100  # bytes of the longest name that a stage repeats; eCryptfs allows the shortest names, of 143 bytes
 
 
@@ -41,15 +43,15 @@ def stage(path: Path) -> Iterator[Path]:
         finally:
             try:
                 _clear_all(made, path)
-            except BaseException:  # an interrupt during the removal: finish it, then stop
+            except BaseException as error:  # an interrupt during the removal: finish it, then stop
                 _clear_all(made, path)
-                raise
+                raise interrupt_behind(error) or error from None
 
 
 def remove_leftovers(path: str | Path) -> None:
     """Remove the stages that killed runs for ``path`` left behind; stages of living runs stay."""
     path = Path(path)
-    mine = re.compile(re.escape(f".{_mark(path)}.") + "[0-9a-f]{8}" + re.escape(SUFFIX))
+    mine = re.compile(re.escape(f".{mark_of(path)}.") + "[0-9a-f]{8}" + re.escape(SUFFIX))
     try:
         names = [name for name in os.listdir(path.parent) if mine.fullmatch(name)]
     except OSError:  # the folder is missing or may not be listed: writing to it will report that
@@ -58,7 +60,7 @@ def remove_leftovers(path: str | Path) -> None:
         if folder.is_symlink():  # qtutor makes no links
             continue
         try:
-            lock = _locked(folder)
+            lock = locked(folder)
         except (BlockingIOError, FileNotFoundError):  # its run is alive, or has just ended
             continue
         except OSError as why:
@@ -68,7 +70,7 @@ def remove_leftovers(path: str | Path) -> None:
             _clear(folder, path)
 
 
-def _mark(path: Path) -> str:
+def mark_of(path: Path) -> str:
     """The part of a stage's name that stands for its target: the target's name, or a digest of it if it is long."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= LONGEST_MARK else hashlib.sha256(name).hexdigest()[:32]
@@ -77,20 +79,20 @@ def _mark(path: Path) -> str:
 def _new_stage(path: Path, made: list[Path], held: contextlib.ExitStack) -> Path:
     """A new folder that only its owner may read. Its name is added to ``made``, and its lock to ``held``."""
     for _ in range(100):
-        folder = path.parent / f".{_mark(path)}.{secrets.token_hex(4)}{SUFFIX}"
+        folder = path.parent / f".{mark_of(path)}.{secrets.token_hex(4)}{SUFFIX}"
         if folder.exists():
             continue
         made.append(folder)
         folder.mkdir(mode=0o700)
         try:
-            held.enter_context(_locked(folder, needed=False))
+            held.enter_context(locked(folder, needed=False))
             return folder
         except (BlockingIOError, FileNotFoundError):  # another run removed it as a left-over before it had its lock
             continue
     raise QtutorError(f"{path}: other runs remove what this run begins to write there. Wait until they have finished.")
 
 
-def _locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextManager:
+def locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextManager:
     """Lock ``folder`` until the result is closed or this process ends. needed: raise if the system has no locks.
 
     Raises :class:`BlockingIOError` if another process has the lock.

@@ -35,3 +35,14 @@ def signals_raise() -> Iterator[None]:
     finally:
         for number in usual:
             signal.signal(number, signal.SIG_DFL)
+
+
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt in whose wake ``error`` was raised, or ``None``.
+
+    An interrupt inside of shutil.rmtree can make it close a folder a second time; that fails, and the failure would
+    hide the interrupt.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error

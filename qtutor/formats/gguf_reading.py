@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, one_line, shown
 from qtutor.families import family_of
 from qtutor.formats import documents
 from qtutor.formats.comparing import blocks_in, check_finite, listed
@@ -63,19 +63,35 @@ class Opened:
 def decoded(opened: Opened, device: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The second half of :func:`load`."""
     file, model, where = opened.file, opened.model, str(opened.file.path)
-    tensors = {}
-    for parameter, (name, shape, values) in opened.wanted.items():
-        rows = from_file(name, values().reshape(shape), model.config)
-        tensors[parameter] = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
+    tensors = {parameter: decoded_one(opened, parameter).to(dtype) for parameter in opened.wanted}
     check_finite(where, tensors)
     model.config.dtype = dtype
     model = filled(model, tensors, where, device)
+    take_ends(model, file)
+    return model
+
+
+def decoded_one(opened: Opened, parameter: str) -> torch.Tensor:
+    """A parameter of the model, float32, decoded from the file."""
+    name, shape, values = opened.wanted[parameter]
+    return torch.from_numpy(np.ascontiguousarray(from_file(name, values().reshape(shape), opened.model.config)))
+
+
+def take_ends(model: nn.Module, file: GGUFFile | Whole) -> None:
+    """How texts end, as the file says it."""
+    where = str(file.path)
     if CONFIG in file.metadata:
         give_back(model, file.metadata.get(GENERATION), f"{where}: {GENERATION}")
     else:
+        model.config.name_or_path = _name(file)
         ends = text_ends(file.metadata)
         model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
-    return model
+
+
+def _name(file: GGUFFile | Whole) -> str:
+    """What the model is called, for whoever writes it again: llama.cpp knows Phi-3's tokens by it."""
+    name = file.metadata.get("general.name")
+    return one_line(name.replace("/", "-"), 120) if isinstance(name, str) else ""
 
 
 def opened(path: str | Path) -> Opened:

@@ -145,6 +145,17 @@ def test_block_types(tmp_path):
     assert half.dtype == torch.bfloat16 and torch.equal(half.model.layers[1].mlp.up_proj.weight, up.bfloat16())
 
 
+def test_written_again_it_keeps_its_name_and_its_ends(tmp_path):
+    model = changed("llama", True)
+    path = others.write(tmp_path / "theirs.gguf", model, general={"general.name": "Phi-3 of ours"}, split=0)
+    found, tokenizer = qtutor.load(path, device="cpu")
+    again = qtutor.export(found, tmp_path / "ours.gguf", format="gguf", type="F32", tokenizer=tokenizer)
+    assert read(again).metadata["general.name"] == "Phi-3 of ours"
+    loaded, _ = qtutor.load(again, device="cpu")
+    assert loaded.generation_config.eos_token_id == found.generation_config.eos_token_id == 0
+    assert np.array_equal(logits(loaded, IDS), logits(model, IDS))
+
+
 def test_split_files(tmp_path):
     model = changed()
     first = others.write(tmp_path / "theirs.gguf", model, split=7)
@@ -240,6 +251,26 @@ def test_byte_level(tmp_path, changes):
         ends = [number for number in range(len(found)) if engine.ends(number)]
     assert sorted(np.atleast_1d(model.generation_config.eos_token_id).tolist()) == ends
     assert 300 in ends or "eot_token_id" not in changes
+
+
+def test_phi_3_is_known_by_its_name(tmp_path):
+    """There added tokens take the spaces behind them, but for three."""
+    tokenizer = small_tokenizers.sentencepiece()
+    keys = small_vocabulary(tokenizer, "llama")
+    called = {small_tokenizers.BOS: "<s>", keys["tokenizer.ggml.tokens"][-1]: "</s>"}
+    keys["tokenizer.ggml.tokens"] = [called.get(token, token) for token in keys["tokenizer.ggml.tokens"]]
+    keys["tokenizer.ggml.token_type"][-1] = 3
+    texts = [f"a{token}{space}b{token}" for token in ("<s>", "</s>", "<|endoftext|>", "<tool_call>")
+             for space in ("", " ", "  ", "\n", " \n\t ")]  # fmt: skip
+    different = 0
+    for name in ("Phi-3 mini", "another"):
+        path = with_tokenizer(tmp_path, tokenizer, keys | {"general.name": name})
+        _, found = qtutor.load(path, device="cpu")
+        with llama_cpp.Model(path) as engine:
+            assert [text for text in texts if engine.tokenize(text) != found(text).input_ids] == []
+            tokens = [found(text).input_ids for text in texts]
+        different += sum(map(len, tokens)) * (1 if name == "another" else -1)
+    assert different >= 8
 
 
 def with_tokenizer(tmp_path, tokenizer, keys: dict):
