@@ -38,7 +38,7 @@ from qtutor.gguf import imatrix
 from qtutor.gguf.architecture import architecture_of, tensor_name, to_file
 from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
-from qtutor.gguf.hyperparameters import metadata, rope_factors
+from qtutor.gguf.hyperparameters import metadata, rope_factors, window_of
 from qtutor.gguf.layout import ALL_TYPES
 from qtutor.gguf.llama3_rope import ROPE
 from qtutor.gguf.mixes import file_type, tensor_types
@@ -147,7 +147,7 @@ def _keys(config, tokenizer) -> dict:
 
 
 def _say_of_window(config) -> None:
-    window = getattr(config, "sliding_window", None)
+    window = window_of(config)
     if window and window < config.max_position_embeddings and not architecture_of(config).window:
         warnings.warn(
             f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
