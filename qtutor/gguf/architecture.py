@@ -65,7 +65,7 @@ def _gemma2(values: Mapping) -> dict:
 
 
 def _gemma3(values: Mapping) -> dict:
-    return _gemma(values, period=6, widest=62) | {"final_logit_softcapping": None}
+    return _gemma(values, period=6, widest=62)
 
 
 def _smollm3(values: Mapping) -> dict:
@@ -131,7 +131,7 @@ TABLE = (
     ),
     Architecture(
         "gemma3", ("gemma3_text",), biases=(), scalings=("default", "linear"), window=6, local_rope=True,
-        needed=("sliding_window",), built_in=_gemma3,
+        keys={"final_logit_softcapping": "final_logit_softcapping"}, needed=("sliding_window",), built_in=_gemma3,
     ),
     Architecture(
         "phi3", ("phi3",), (replace(ATTENTION, readers=("attn_qkv",)), replace(MLP, readers=("ffn_up",))), biases=(),
@@ -145,7 +145,7 @@ TABLE = (
             "embedding_scale": "embedding_multiplier", "attention.scale": "attention_multiplier",
         },
     ),
-    Architecture("smollm3", ("smollm3",), neighbours=True, biases=ALL, built_in=_smollm3),
+    Architecture("smollm3", ("smollm3",), neighbours=True, built_in=_smollm3),
 )  # fmt: skip
 ARCHITECTURES = {row.name: row for row in TABLE}
 OF_FAMILY = {model_type: row for row in TABLE for model_type in row.model_types}
