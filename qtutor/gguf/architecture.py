@@ -83,13 +83,13 @@ class Architecture:
     in a block, attention and MLP. extra_norms: names of a family's extra norms, in its order. biases: the layers whose
     bias is added; another one would be ignored in silence. neighbours: whether it rotates neighbours. scalings: the
     ways to scale positions that it computes, by the config's ``rope_type``. partial: whether it can leave a part of
-    each head as it is (the config's ``partial_rotary_factor``). window: every so many blocks, one sees all of the
-    text, and the others a sliding window; 0 where there are no windows: the context of a file ends where the window does. local_rope: whether blocks with a window have positions of their
-    own. output: "own" or "tied" where only one of the two is read, a
-    matrix of its own behind the last norm, or the embedding. keys: what more of a config is told, key of the file ->
-    key of the config, numbers all. needed: those of the config that have to be numbers, since llama.cpp computes with
-    numbers of its own where a file has none. built_in: what it computes whatever the file says: of the config's sizes (hidden
-    size, blocks, heads ...), the config's keys and values.
+    each head as it is (the config's ``partial_rotary_factor``). window: one block in so many sees all of the text, and
+    the others a sliding window; 0 where there are no windows: the context of a file then ends where the window does.
+    local_rope: whether blocks with a window have positions of their own. output: "own" or "tied" where only one of the
+    two is read, a matrix of its own behind the last norm, or the embedding. keys: what more of a config is told, key of
+    the file -> key of the config, numbers all. needed: what has to be a number in the config, since llama.cpp has
+    numbers of its own for where a file has none. built_in: what it computes whatever the file says: of the config's
+    sizes (hidden size, blocks, heads ...), the config's keys and values.
     """
 
     name: str
