@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import qtutor
 from qtutor import cli, gguf
+from qtutor.decoder import text
 from qtutor.formats.gguf_files import file_in
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,8 +117,8 @@ def test_generate_continues_the_text(quantized, capsys):
 @pytest.fixture
 def measured(monkeypatch, capsys):
     """A function that gives what `qtutor eval --json` says, with the slow measures replaced, without the speed."""
-    some = qtutor.decoder.text.held_out_tokens
-    monkeypatch.setattr(qtutor.decoder.text, "held_out_tokens", lambda tokenizer, limit: some(tokenizer)[:2048])
+    some = text.held_out_tokens
+    monkeypatch.setattr(text, "held_out_tokens", lambda tokenizer, limit: some(tokenizer)[:2048])
     monkeypatch.setattr(qtutor.evaluate, "ast_validity", lambda model, tokenizer, count: 0.5, raising=False)
     monkeypatch.setattr(qtutor.evaluate, "task_accuracy", lambda model, tokenizer, count: {"sum": 0.25}, raising=False)
 

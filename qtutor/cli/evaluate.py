@@ -87,14 +87,14 @@ def _losses(options, model, tokenizer, text, window: int, found: dict) -> list[t
 def _sizes(source: str, model, text, found: dict, notes: list[str]) -> list[tuple[str, str, str]]:
     """Bytes, bits a weight and speed: rows of the table, and numbers in ``found``."""
     import qtutor
-    from qtutor.formats import gguf
+    from qtutor.formats.gguf_files import file_in
     from qtutor.loading import weight_bytes
 
     nbytes = weight_bytes(source, model)
     bits = qtutor.evaluate.bits_per_weight(model, nbytes)
     speed = qtutor.evaluate.tokens_per_second(model, text.token_ids.flatten()[:32])
     found |= {"bytes": nbytes, "bits_per_weight": bits, "tokens_per_second": speed}
-    if gguf.file_in(source) is not None:
+    if file_in(source) is not None:
         notes.append("A GGUF file is run as the float32 weights that it stands for: llama.cpp has another speed.")
     return [
         ("bytes of the weights", f"{nbytes:,}", ""),

@@ -55,13 +55,13 @@ def vocabulary_of(source: str) -> int | None:
     What cannot be read is told when it is loaded.
     """
     from qtutor.decoder import EMBEDDED
-    from qtutor.formats import gguf
     from qtutor.formats.documents import read_json
-    from qtutor.gguf.reader import read
+    from qtutor.formats.gguf_files import file_in
+    from qtutor.gguf.parts import read_whole
 
-    file = gguf.file_in(source)
+    file = None if source == "embedded" else file_in(source)
     if file is not None:
-        tokens = read(file).metadata.get("tokenizer.ggml.tokens")
+        tokens = read_whole(file).metadata.get("tokenizer.ggml.tokens")
         return len(tokens) if isinstance(tokens, list) else None
     config = (EMBEDDED if source == "embedded" else Path(source)) / "config.json"
     size = read_json(config).get("vocab_size") if config.is_file() else None
