@@ -26,9 +26,10 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
 
     source: ``"embedded"``, the decoder that comes with qtutor; a folder or a hub id, as others ship decoders; or what
     :func:`qtutor.export` wrote: a folder of ours, with its packed layers, or a GGUF file, as the float32 weights that
-    it stands for; or a folder that another tool quantized (:data:`qtutor.formats.FOREIGN`), with its packed layers. dtype: of a float checkpoint, ``"auto"`` for its own; by itself float32 for the embedded decoder
-    (small models are computed in float32 so that results agree between CPUs), its own for any other. device: by itself
-    the GPU if there is one. No code from a checkpoint is run and no pickle is read.
+    it stands for; or a folder or hub id that another tool quantized (:data:`qtutor.formats.FOREIGN`), with its packed
+    layers. dtype: of a float checkpoint, and of what is not packed, ``"auto"`` for its own; by itself float32 for the
+    embedded decoder (small models are computed in float32 so that results agree between CPUs), its own for any other.
+    device: by itself the GPU if there is one. No code from a checkpoint is run and no pickle is read.
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
     family.
     """

@@ -1,4 +1,4 @@
-"""AWQ checkpoints in the layout "gemm", as AutoAWQ began them and vLLM, SGLang and transformers (by gptqmodel) read them.
+"""AWQ checkpoints in the layout "gemm": AutoAWQ's, which vLLM, SGLang and (by gptqmodel) transformers read.
 
 It replaces awq/utils/packing_utils.py and WQLinear_GEMM of AutoAWQ, now in gptqmodel/quantization/awq and
 gptqmodel/nn_modules/qlinear/gemm_awq.py. A layer ``[out, in]`` of 4 bits lies on its side:
@@ -8,7 +8,8 @@ gptqmodel/nn_modules/qlinear/gemm_awq.py. A layer ``[out, in]`` of 4 bits lies o
     scales   float16 [groups, out]
 
 Nibble i of a word, from the lowest, is output 8 c + (0, 2, 4, 6, 1, 3, 5, 7)[i]: a GPU takes the even and the odd
-nibbles of a word apart with two masks, and has them in pairs. Word of codes 1, 2, 3 ... 8 of outputs 0 to 7: 0x86427531.
+nibbles of a word apart with two masks, and has them in pairs. Word of the codes 1, 2 ... 8 of outputs 0 to 7:
+0x86427531.
 
 The format has no symmetric grid: one is written with the zero point 8 everywhere, and comes back with it.
 
@@ -20,16 +21,25 @@ takes them).
 
 import torch
 
-from qtutor.core.codebooks import Codebook
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, shown
-from qtutor.formats import foreign
-from qtutor.formats.foreign import Format, Layout, Wanted, refused, resolved_zeros, stored_scales
-from qtutor.formats.foreign_reading import expect, load  # noqa: F401 - every format has load
+from qtutor.formats import foreign_writing
+from qtutor.formats.foreign import (
+    Format,
+    Layout,
+    Wanted,
+    check_integers,
+    expect,
+    one_group_size,
+    refused,
+    resolved_zeros,
+    stored_scales,
+)
+from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words
 
-target = foreign.target  # where save may write
+target = foreign_writing.target  # where save may write
 METHOD = "awq"
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output of each nibble, from the lowest
@@ -37,46 +47,27 @@ BACK = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of each output
 
 
 def save(model, folder, tokenizer=None):
-    """Write a quantized ``model`` to ``folder``; see :func:`.foreign.save`."""
-    return foreign.save(FORMAT, model, folder, tokenizer)
+    """Write a quantized ``model`` to ``folder``; see :func:`.foreign_writing.save`."""
+    return foreign_writing.save(FORMAT, model, folder, tokenizer)
 
 
 def settings(layers: dict, left: list[str]) -> dict:
     """quantization_config: one for all layers."""
-    sizes = {}
     for name, layer in layers.items():
-        _check_holds(name, layer)
-        sizes.setdefault(layer.group_size, name)
-    if len(sizes) > 1:
-        (one, first), (other, second) = list(sizes.items())[:2]
-        raise refused(
-            second,
-            METHOD,
-            f"groups of {other} and {first} of {one}",
-            "holds one size for all: take 'compressed-tensors'.",
-        )
+        check_integers(name, METHOD, layer, (BITS,))
+        if name == "lm_head":
+            raise refused(name, METHOD, "packed weights", "keeps the head in float: quantize with lm_head=False.")
+        if layer.rows % len(ORDER):
+            raise refused(name, METHOD, f"{layer.rows} outputs", "packs eight in a word: leave the layer in float.")
+    size = one_group_size(METHOD, layers)
     return {
         "quant_method": METHOD,
         "bits": BITS,
-        "group_size": next(iter(sizes)),
+        "group_size": size,
         "zero_point": True,
         "version": "gemm",
         "modules_to_not_convert": left,
     }
-
-
-def _check_holds(name: str, layer) -> None:
-    grid = layer.grid
-    if isinstance(grid, Codebook):
-        raise refused(name, METHOD, f"the levels of {grid.name}", "holds evenly spaced ones: take 'bitsandbytes'.")
-    if grid.bits != BITS:
-        raise refused(name, METHOD, f"{grid.bits} bits", "holds 4: take 'compressed-tensors'.")
-    if layer.scales.dtype != torch.float16:
-        raise refused(name, METHOD, f"{layer.scales.dtype} scales", "holds float16: take 'compressed-tensors'.")
-    if name == "lm_head":
-        raise refused(name, METHOD, "packed weights", "keeps the head in float: quantize with lm_head=False.")
-    if layer.rows % len(ORDER):
-        raise refused(name, METHOD, f"{layer.rows} outputs", "packs eight in a word: leave the layer in float.")
 
 
 def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:

@@ -31,13 +31,13 @@ from qtutor.core.codebooks import FP4, INT8, NF4, Codebook
 from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor, resolve_group_size
 from qtutor.core.scales import NestedScales
 from qtutor.errors import QtutorError, shown
-from qtutor.formats import foreign
+from qtutor.formats import foreign_writing
 from qtutor.formats.documents import parse_json
-from qtutor.formats.foreign import Format, Layout, Wanted, refused
-from qtutor.formats.foreign_reading import expect, load  # noqa: F401 - every format has load
+from qtutor.formats.foreign import Format, Layout, Wanted, expect, refused
+from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.runtime.int8 import Int8Linear
 
-target = foreign.target  # where save may write
+target = foreign_writing.target  # where save may write
 METHOD = "bitsandbytes"
 FOUR = {"nf4": NF4, "fp4": FP4}
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -46,8 +46,8 @@ USUAL = 64  # weights in a block; a config does not say it, each layer does
 
 
 def save(model, folder, tokenizer=None):
-    """Write a quantized ``model`` to ``folder``; see :func:`.foreign.save`."""
-    return foreign.save(FORMAT, model, folder, tokenizer)
+    """Write a quantized ``model`` to ``folder``; see :func:`.foreign_writing.save`."""
+    return foreign_writing.save(FORMAT, model, folder, tokenizer)
 
 
 def settings(layers: dict, left: list[str]) -> dict:

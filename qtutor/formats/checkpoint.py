@@ -44,7 +44,7 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
     if dtype == "auto":
         first = next(found.dtype for _, found in renamed.values() if found.dtype in STORED)
         dtype = config.dtype or {name: dtype for dtype, name in NAMES.items()}[first]
-    dtype = _dtype(dtype)
+    dtype = dtype_called(dtype)
     config.dtype = dtype
     values = {}
     wanted = model.state_dict()
@@ -169,7 +169,8 @@ def _names(renamed: dict, tensors: dict, path: Path) -> list[tuple[str, str]]:
     return [(name, own) for (name, (file, _)), own in zip(renamed.items(), tensors) if file == path]
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+def dtype_called(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype of that name. Raises :class:`QtutorError` for one that no model is in."""
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in (*DTYPES.values(), torch.float64):
         raise QtutorError(f"dtype = {shown(dtype)}: choose 'auto', or one of {', '.join(DTYPES)}.")

@@ -30,16 +30,16 @@ import warnings
 
 import torch
 
-from qtutor.core.codebooks import INT8, Codebook
+from qtutor.core.codebooks import INT8
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor
 from qtutor.errors import QtutorError, shown
-from qtutor.formats import foreign
-from qtutor.formats.foreign import Format, Layout, Wanted, refused, stored_scales
-from qtutor.formats.foreign_reading import expect, load, pattern  # noqa: F401 - every format has load
+from qtutor.formats import foreign_writing
+from qtutor.formats.foreign import Format, Layout, Wanted, check_integers, expect, pattern, stored_scales
+from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
 
-target = foreign.target  # where save may write
+target = foreign_writing.target  # where save may write
 METHOD = "compressed-tensors"
 PACKED, INTEGERS, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 SCALES = ("F16", "BF16", "F32")
@@ -49,8 +49,8 @@ UNREAD = ("sparsity_config", "transform_config", "kv_cache_scheme")
 
 
 def save(model, folder, tokenizer=None):
-    """Write a quantized ``model`` to ``folder``; see :func:`.foreign.save`."""
-    return foreign.save(FORMAT, model, folder, tokenizer)
+    """Write a quantized ``model`` to ``folder``; see :func:`.foreign_writing.save`."""
+    return foreign_writing.save(FORMAT, model, folder, tokenizer)
 
 
 def settings(layers: dict, left: list[str]) -> dict:
@@ -80,10 +80,7 @@ def settings(layers: dict, left: list[str]) -> dict:
 def _layout_of(name: str, layer) -> Layout:
     if layer.grid == INT8:
         return Layout(INT8, PER_CHANNEL, INTEGERS)
-    if isinstance(layer.grid, Codebook):
-        raise refused(
-            name, METHOD, f"the levels of {layer.grid.name}", "holds evenly spaced ones: take 'bitsandbytes'."
-        )
+    check_integers(name, METHOD, layer, range(2, 9), halves=False)
     return Layout(layer.grid, layer.group_size, PACKED)
 
 
@@ -166,10 +163,11 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
     usual = "group" if size is not None and size > 0 else "channel" if size == PER_CHANNEL else "tensor"
     strategy = weights.get("strategy") or usual
     fits = (strategy == "group" and usual == "group") or (strategy == "channel" and usual != "group")
-    if not fits or weights.get("actorder") in (True, "group", "dynamic"):
+    order = weights.get("actorder")
+    if not fits or order in (True, "group", "dynamic"):
         raise QtutorError(
-            f"{where}: strategy {shown(strategy)}, group_size {shown(size)}, actorder {shown(weights.get('actorder'))}; "
-            "read are scales by group or by channel, of neighbours in a row."
+            f"{where}: strategy {shown(strategy)}, group_size {shown(size)}, actorder {shown(order)}; read are scales "
+            "by group or by channel, of neighbours in a row."
         )
     kind = group.get("format") or form
     inputs = group.get("input_activations")

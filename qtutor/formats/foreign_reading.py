@@ -10,7 +10,6 @@ engines. Left out: an order of columns that an engine looks up while it multipli
 """
 
 import importlib
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,20 +24,18 @@ from qtutor.core.quantized import QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, is_failure, naming, said, shown
 from qtutor.families import family_called, family_of, linear_layers
 from qtutor.formats import FOREIGN
-from qtutor.formats.checkpoint import CONFIG, GENERATION, STORED, headers_in
+from qtutor.formats.checkpoint import CONFIG, GENERATION, STORED, dtype_called, headers_in
 from qtutor.formats.comparing import NAMES, blocks_in, check_finite, compare
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.foreign import Format, Layout, Wanted
 from qtutor.formats.headers import Stored
-from qtutor.formats.transformers_files import DTYPES, config_of, empty_model, filled, take_generation
+from qtutor.formats.transformers_files import config_of, empty_model, filled, take_generation
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantLinear
 
 IN_CONFIG = ("quantization_config", "compression_config")  # the second is what compressed-tensors had before 0.4
 # Files that had the settings before config.json did, or still have: and what quant_method is where they do not say it.
 BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
-LONGEST_PATTERN = 300  # characters
-MOST_REPEATS = 4
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def load(folder: str | Path, device: str | None = None, dtype: torch.dtype | str
     folder = Path(folder)
     found = opened(folder)
     model = found.model
-    dtype = _dtype(found) if dtype == "auto" else DTYPES.get(dtype, dtype)
+    dtype = _dtype(found) if dtype == "auto" else dtype_called(dtype)
     model.config.dtype = dtype
     tensors = {}
     plain = [
@@ -191,30 +188,6 @@ def opened(folder: Path) -> Opened:
     tied = (f"{family_of(model).embedding}.weight", f"{head}.weight") if config.tie_word_embeddings else ()
     compare(str(folder), rest, model, tied, STORED)
     return Opened(folder, form, settings, model, str(path), packed, files)
-
-
-def pattern(text, where: str) -> re.Pattern:
-    """A regular expression out of a checkpoint; some would take longer than anybody waits, and these are refused."""
-    try:
-        if not isinstance(text, str) or len(text) > LONGEST_PATTERN:
-            raise ValueError("it is too long")
-        bare = re.sub(
-            r"\\.|\[[^]]*\]|\(\?", "", text
-        )  # escapes, classes of characters and kinds of groups repeat nothing
-        if re.search(r"\)[*+{]", bare) or len(re.findall(r"[*+{]", bare)) > MOST_REPEATS or bare.count("?") > 8:
-            raise ValueError("it repeats too much")
-        return re.compile(text)
-    except (ValueError, re.error, RecursionError, OverflowError) as error:
-        raise QtutorError(f"{where}: the pattern {shown(text)} is not read ({said(error)}). Name the layers.") from None
-
-
-def expect(where: str, settings: dict, key: str, fits: Callable[[object], bool], wanted: str, default=None):
-    """``settings[key]``, checked. Raises :class:`QtutorError` that says what was found and expected."""
-    value = settings.get(key, default)
-    if not fits(value):
-        found = shown(value) if key in settings else "missing"
-        raise QtutorError(f"{where}: {key} is {found}; expected {wanted}. {AGAIN}")
-    return value
 
 
 def _is_packed(name: str, wanted: dict[str, Wanted], rest: dict[str, Stored]) -> bool:

@@ -25,16 +25,25 @@ import re
 
 import torch
 
-from qtutor.core.codebooks import Codebook
 from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor, resolve_group_size
+from qtutor.core.quantized import QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, check_choice, shown
-from qtutor.formats import foreign
-from qtutor.formats.foreign import Format, Layout, Wanted, refused, resolved_zeros, stored_scales
-from qtutor.formats.foreign_reading import expect, load, pattern  # noqa: F401 - every format has load
+from qtutor.formats import foreign_writing
+from qtutor.formats.foreign import (
+    Format,
+    Layout,
+    Wanted,
+    check_integers,
+    expect,
+    pattern,
+    refused,
+    resolved_zeros,
+    stored_scales,
+)
+from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import WORD, from_words, to_words, words_in
 
-target = foreign.target  # where save may write
+target = foreign_writing.target  # where save may write
 METHOD = "gptq"
 FIRST, SECOND = "gptq", "gptq_v2"  # checkpoint_format
 VERSIONS = {1: FIRST, 2: SECOND}
@@ -42,17 +51,18 @@ BITS = (2, 3, 4, 8)
 
 
 def save(model, folder, tokenizer=None, *, version: int | None = None):
-    """Write a quantized ``model`` to ``folder``; see :func:`.foreign.save`. version: 1 or 2, see the top of the file."""
+    """Write a quantized ``model`` to ``folder`` (:func:`.foreign_writing.save`). version: 1, 2, or what fits best."""
     check_choice("version", version, (None, *VERSIONS))
     # Older readers look for the settings in a file of their own.
     beside = lambda settings: {"quantize_config.json": settings}  # noqa: E731
-    return foreign.save(FORMAT, model, folder, tokenizer, beside, version=version)
+    return foreign_writing.save(FORMAT, model, folder, tokenizer, beside, version=version)
 
 
 def settings(layers: dict, left: list[str], version: int | None = None) -> dict:
     """quantization_config: what most layers have, and ``dynamic`` for the others and for those left in float."""
     for name, layer in layers.items():
-        _check_holds(name, layer)
+        check_integers(name, METHOD, layer, BITS)
+        _check_words(name, layer.grid.bits, layer.rows, layer.columns)
     kinds = [(layer.grid.bits, layer.group_size, layer.grid.symmetric) for layer in layers.values()]
     bits, group_size, symmetric = usual = max(set(kinds), key=kinds.count)
     head = "lm_head" in layers
@@ -77,24 +87,11 @@ def settings(layers: dict, left: list[str], version: int | None = None) -> dict:
     return found | ({"dynamic": dynamic} if dynamic else {})
 
 
-def _check_holds(name: str, layer) -> None:
-    grid = layer.grid
-    if isinstance(grid, Codebook):
-        raise refused(name, METHOD, f"the levels of {grid.name}", "holds evenly spaced ones: take 'bitsandbytes'.")
-    if grid.bits not in BITS:
-        raise refused(name, METHOD, f"{grid.bits} bits", "holds 2, 3, 4 and 8: take 'compressed-tensors'.")
-    if layer.scales.dtype != torch.float16:
-        raise refused(name, METHOD, f"{layer.scales.dtype} scales", "holds float16: take 'compressed-tensors'.")
-    _check_words(name, grid.bits, layer.rows, layer.columns)
-
-
 def _check_words(name: str, bits: int, rows: int, columns: int) -> None:
     for what, count in (("inputs", columns), ("outputs", rows)):
         if count * bits % WORD:
-            raise refused(
-                name, METHOD, f"{count} {what}", f"packs {bits}-bit codes of both in whole words of {WORD} bits: leave "
-                "the layer in float, or take 'compressed-tensors'."
-            )  # fmt: skip
+            fits = f"packs {bits}-bit codes of both ways in whole words of {WORD} bits: take 'compressed-tensors'."
+            raise refused(name, METHOD, f"{count} {what}", fits)
 
 
 def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
@@ -188,8 +185,8 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     if wrong.any():
         raise QtutorError(
             f"it is symmetric by its settings, so all zero points are {grid.middle}, and {int(wrong.sum())} of "
-            f"{wrong.numel()} are not: the first is {int(zeros[wrong][0])}. One too much or too little everywhere means "
-            f"that checkpoint_format, {layout.kind!r}, is the other one of {FIRST!r} and {SECOND!r}."
+            f"{wrong.numel()} are not: the first is {int(zeros[wrong][0])}. One too much or too little everywhere "
+            f"means that checkpoint_format, {layout.kind!r}, is the other one of {FIRST!r} and {SECOND!r}."
         )
     return QuantizedTensor(codes, scales, None, grid, layout.group_size)
 

@@ -3,11 +3,11 @@
 It replaces pack_int4_in_uint8 in modelopt/torch/export/quant_utils.py (nvidia-modelopt 0.47), and its export of a whole
 folder. A symmetric layer ``[out, in]`` of 4 bits:
 
-    weight           uint8 [out / 2, in]   output 2 r in the low nibble, 2 r + 1 in the high one; two's complement, -8..7
+    weight           uint8 [out / 2, in]   output 2 r in the low nibble, 2 r + 1 in the high one, signed
     weight_scale     float16 [out, groups]
     pre_quant_scale  float16 [in]          by which the engine multiplies the layer's input
 
-Byte of codes -1 (output 0) and 3 (output 1) of one input: 0x3f.
+A signed nibble is -8 to 7 in two's complement. Byte of -1 (output 0) and 3 (output 1) of one input: 0x3f.
 
 hf_quant_config.json says the rest: quant_algo, group_size, and exclude_modules, the layers in float.
 
@@ -21,15 +21,23 @@ Left out: FP8 and NVFP4 (no such grid yet), asymmetric grids, one scale a row, m
 
 import torch
 
-from qtutor.core.codebooks import Codebook
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, shown
-from qtutor.formats import foreign
-from qtutor.formats.foreign import Format, Layout, Wanted, refused, stored_scales
-from qtutor.formats.foreign_reading import expect, load  # noqa: F401 - every format has load
+from qtutor.formats import foreign_writing
+from qtutor.formats.foreign import (
+    Format,
+    Layout,
+    Wanted,
+    check_integers,
+    expect,
+    one_group_size,
+    refused,
+    stored_scales,
+)
+from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 
-target = foreign.target  # where save may write
+target = foreign_writing.target  # where save may write
 METHOD = "modelopt"
 ALGORITHM = "W4A16_AWQ"
 BITS = 4
@@ -38,28 +46,19 @@ SCALES = ("F16", "BF16", "F32")
 
 
 def save(model, folder, tokenizer=None):
-    """Write a quantized ``model`` to ``folder``; see :func:`.foreign.save`."""
-    return foreign.save(FORMAT, model, folder, tokenizer, _beside)
+    """Write a quantized ``model`` to ``folder``; see :func:`.foreign_writing.save`."""
+    return foreign_writing.save(FORMAT, model, folder, tokenizer, _beside)
 
 
 def settings(layers: dict, left: list[str]) -> dict:
     """quantization_config: what ModelOpt itself writes there, and what it writes into hf_quant_config.json."""
-    sizes = {}
     for name, layer in layers.items():
         _check_holds(name, layer)
-        sizes.setdefault(layer.group_size, name)
-    if len(sizes) > 1:
-        (one, first), (other, second) = list(sizes.items())[:2]
-        raise refused(
-            second,
-            METHOD,
-            f"groups of {other} and {first} of {one}",
-            "holds one size for all: take 'compressed-tensors'.",
-        )
+    size = one_group_size(METHOD, layers)
     return {
         "quant_method": METHOD,
         "quant_algo": ALGORITHM,
-        "group_size": next(iter(sizes)),
+        "group_size": size,
         "has_zero_point": False,
         "pre_quant_scale": True,
         "ignore": left,
@@ -75,16 +74,13 @@ def _beside(settings: dict) -> dict[str, dict]:
 
 
 def _check_holds(name: str, layer) -> None:
-    grid, elsewhere = layer.grid, "take 'compressed-tensors'."
-    if isinstance(grid, Codebook) or grid.bits != BITS or not grid.symmetric:
-        found = grid.name if isinstance(grid, Codebook) else f"{grid.bits} bits, {'a' * (not grid.symmetric)}symmetric"
-        raise refused(name, METHOD, found, f"holds 4 bits, symmetric: quantize like that, or {elsewhere}")
+    check_integers(name, METHOD, layer, (BITS,))
+    if not layer.grid.symmetric:
+        raise refused(name, METHOD, "zero points", "holds none: quantize with symmetric=True.")
     if layer.group_size == PER_CHANNEL:
-        raise refused(name, METHOD, "one scale a row", f"holds groups: quantize with group_size=128, or {elsewhere}")
+        raise refused(name, METHOD, "one scale a row", "holds groups: quantize with group_size=128.")
     if layer.rows % 2:
         raise refused(name, METHOD, f"{layer.rows} outputs", "packs two in a byte: leave the layer in float.")
-    if layer.scales.dtype != torch.float16:
-        raise refused(name, METHOD, f"{layer.scales.dtype} scales", f"holds 16-bit scales: {elsewhere}")
 
 
 def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
