@@ -21,6 +21,10 @@ inputs in float, which no engine does for these files: it says so in a warning, 
 
 Scales are written with all their 16 or 32 bits; an engine that computes in bfloat16 rounds them to 8 as it loads.
 
+transformers 5.23 with compressed-tensors 0.19 or 0.20 makes room for zero points that are not packed, and so refuses
+asymmetric files, except where it decodes all weights as it loads. ``dequantize: true`` in the settings has it do that;
+it then decodes every layer by the first group, so it reads asymmetric files with one group only. Others ignore the key.
+
 Left out: FP8, FP4 and their scales (no such grid yet), static scales of inputs, sparsity, rotations
 (transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19, which packed other bytes.
 """
@@ -68,13 +72,15 @@ def settings(layers: dict, left: list[str]) -> dict:
     for number, (layout, names) in enumerate(groups.items()):
         group = {"targets": ["Linear"] if len(groups) == 1 else names, **_scheme(layout)}
         written[f"group_{number}"] = group | ({"format": layout.kind} if len(kinds) > 1 else {})
-    return {
+    found = {
         "quant_method": METHOD,
         "format": kinds.pop() if len(kinds) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": written,
         "ignore": left,
     }
+    # For transformers alone, see the top of this file.
+    return found | ({} if all(layout.grid.symmetric for layout in groups) else {"dequantize": True})
 
 
 def _layout_of(name: str, layer) -> Layout:
