@@ -101,6 +101,10 @@ def test_gptqmodel_agrees_nearly_everywhere(tmp_path, form, recipe):
     assert agreeing(in_float(model).half(), theirs) >= 0.99
 
 
+# Of next tokens; the embedded decoder was given outliers, so 8-bit inputs cost it much, and each rounding its own share.
+LEAST = 0.95
+
+
 def test_int8_of_bitsandbytes_agrees_nearly_everywhere(tmp_path):
     """Teacher-forced: its int8 kernel rounds 16-bit inputs, ours float32 ones."""
     pytest.importorskip("bitsandbytes")
@@ -110,7 +114,9 @@ def test_int8_of_bitsandbytes_agrees_nearly_everywhere(tmp_path):
     qtutor.quantize(model, qtutor.Recipe("int8"), progress=False)
     qtutor.export(model, tmp_path / "out", format="bitsandbytes", tokenizer=tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
-    assert agreeing(model, theirs) >= 0.99
+    assert agreeing(model, theirs) >= LEAST
+    layer = theirs.model.layers[0].mlp.up_proj
+    assert apart(layer, model.model.layers[0].mlp.up_proj) < 2e-3
 
 
 def test_int8_of_compressed_tensors_agrees_nearly_everywhere(tmp_path):
@@ -125,7 +131,17 @@ def test_int8_of_compressed_tensors_agrees_nearly_everywhere(tmp_path):
             layer.threshold = None
     qtutor.export(model, tmp_path / "out", format="compressed-tensors", tokenizer=tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
-    assert agreeing(model, theirs) >= 0.99
+    assert agreeing(model, theirs) >= LEAST
+    layer = theirs.model.layers[0].mlp.up_proj
+    assert apart(layer, model.model.layers[0].mlp.up_proj) < 2e-2  # half a step of the inputs, now this way, now that
+
+
+def apart(theirs, ours) -> float:
+    """How far the outputs of two layers are from each other, as a share, on inputs without outliers."""
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        y = ours(x)
+        return ((theirs(x) - y).norm() / y.norm()).item()
 
 
 def agreeing(one, other) -> float:
