@@ -15,6 +15,9 @@ SETUP = sh -c 'for p in "$$@"; do \
 # matplotlib's cache of fonts stays in the clone: one of another clone may name fonts that are no longer there.
 TEST_ENV = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLCONFIGDIR="$(CURDIR)/build/matplotlib"
 
+# Two at a time, a file on one core each: every test computes on one thread (OMP_NUM_THREADS above).
+BOTH_CORES = -n 2 --dist loadfile
+
 # Runs notebooks and compares their outputs; numbers may differ a little (tests/notebook_numbers.py).
 NBVAL = $(BIN)/python -m pytest -p tests.notebook_numbers --nbval --nbval-current-env \
   --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120
@@ -27,7 +30,7 @@ help:
 	@echo "make test     set up, lint, run the unit tests, then run every notebook and compare its outputs"
 	@echo "make capabilities"
 	@echo "              run a chapter with the sums of older CPUs (those with AVX2, and without) and compare its outputs"
-	@echo "make engines  set up with llama.cpp, gguf and bitsandbytes, and compare with what they compute"
+	@echo "make engines  set up with llama.cpp, gguf, bitsandbytes and a real model (94 MB), and compare with what they compute"
 	@echo "make book     set up, and build the chapters as a static site in book/_build/html"
 	@echo "make browser  set up, build the book, and try it and the chapters in JupyterLab in a real browser"
 	@echo "make format   format code and notebooks, and mend what the linter can mend"
@@ -41,7 +44,7 @@ learn:
 setup:
 	@$(call SETUP,learn$(comma)test)
 
-# One after the other even under make -j: two cores are not enough for both.
+# One after the other even under make -j: each of the two keeps both cores busy.
 test: setup
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
@@ -52,10 +55,10 @@ lint:
 	$(BIN)/ruff format --check .
 
 unit:
-	$(TEST_ENV) $(BIN)/python -m pytest tests
+	$(TEST_ENV) $(BIN)/python -m pytest $(BOTH_CORES) tests
 
 notebooks:
-	$(TEST_ENV) $(NBVAL) notebooks
+	$(TEST_ENV) $(NBVAL) $(BOTH_CORES) notebooks
 
 # The sums of CPUs without AVX-512, and without AVX2: torch computes them here when it is told to. Chapter 01 is cheap
 # and differs on each of them.

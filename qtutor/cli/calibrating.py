@@ -1,12 +1,14 @@
 """The text that a method reads: which file, how much of it, and whether the method reads any."""
 
-from qtutor.calibration.text import LENGTH, SAMPLES, calibration_text, check_text
+from qtutor.calibration.text import LENGTH, SAMPLES, Text, check_text, text_in
 from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
 
+MATCHED = "Text like what the model will read does better: name some with --calibration."
+
 
 def check_calibration(options, needed: bool, what: str) -> None:
-    """Refuse before a model is loaded: a file that is no text, none where one is needed, and one that nothing reads.
+    """Refuse before a model is loaded: a file that is no text, and one that nothing reads.
 
     what: the option that decides whether text is read.
     """
@@ -18,21 +20,43 @@ def check_calibration(options, needed: bool, what: str) -> None:
             )
     if options.calibration is not None:
         check_text(options.calibration, 1)
-    elif needed and options.source != "embedded":
-        raise QtutorError(f"{what} looks at the layers' inputs and needs text: name a file with --calibration.")
 
 
 def calibration_of(options, model, tokenizer, always: bool = False):
     """Token ids int64 ``[samples, length]`` that the options ask for, or ``None`` for what a method takes by itself.
 
-    always: of the embedded decoder its own text, where no other is named. Samples are cut to the model's context.
+    always: of the embedded decoder its own text, where no other is named. Of any other model that is the built-in text.
+    Samples are cut to the model's context. How many tokens of what were taken is printed.
     """
-    if options.calibration is None:
+    from qtutor.decoder import is_embedded
+    from qtutor.measure.generation import check_embedded
+
+    _check_float(model)
+    if options.calibration is None and is_embedded(model.config):
         if not always and options.samples is None and options.length is None:
             return None
         return _of_the_embedded_decoder(options, model)
-    length = _cut(options.length or LENGTH, model)
-    return calibration_text(options.calibration, tokenizer, length, options.samples or SAMPLES)
+    text = _text(options, model, tokenizer)
+    check_embedded(model, tokenizer, [int(text.token_ids.max())], "the calibration text")
+    print(f"Calibration: {text.told}." + (f" {MATCHED}" if options.calibration is None else ""), flush=True)
+    return text.token_ids
+
+
+def _check_float(model) -> None:
+    """Refuse what is quantized already before a text is read for it."""
+    from qtutor.runtime.linear import QuantWeight
+
+    if any(isinstance(module, QuantWeight) for module in model.modules()):
+        raise QtutorError("the model is quantized already: name the float checkpoint that it was made of.")
+
+
+def _text(options, model, tokenizer) -> Text:
+    length, samples = _cut(options.length or LENGTH, model), options.samples or SAMPLES
+    if options.calibration is not None:
+        return text_in(options.calibration, tokenizer, length, samples)
+    from qtutor.calibration.builtin import builtin_calibration
+
+    return builtin_calibration(tokenizer, length, samples)
 
 
 def _of_the_embedded_decoder(options, model):

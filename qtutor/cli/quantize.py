@@ -1,22 +1,29 @@
 """`qtutor quantize`: a recipe out of options, a text to calibrate with, and a folder or a GGUF file that is written."""
 
+import sys
 from pathlib import Path
 
-from qtutor.cli.parsing import add_source
-from qtutor.cli.source import check_device, check_source, load
+from qtutor.cli.parsing import add_source, nbytes, number
+from qtutor.cli.source import check_device, check_source, say_if_rounded
+from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
 
 EXAMPLES = [
     "quantize embedded out --bits 4 --group-size 64",
     "quantize embedded out --bits 3 --symmetric --clip mse",
     "quantize path/to/llama out --method gptq --calibration text.txt",
+    "quantize path/to/llama out --method gptq --calibration text.txt --plan",
+    "quantize path/to/llama out --method gptq --target-size 90MB",
     "quantize path/to/llama out --bits 8 --group-size -1 --keep '*.down_proj,model.layers.0.*'",
     "quantize embedded out.gguf --type Q4_K_M",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
 # Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
-OF_A_RECIPE = ("bits", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head", "act_order", "damping")
+OF_A_RECIPE = (
+    *("bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
+    *("act_order", "damping"),
+)
 
 
 def add_to(command) -> None:
@@ -27,11 +34,15 @@ def add_to(command) -> None:
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
     methods = "rtn, awq, gptq, awq+gptq, nf4, fp4 or int8; with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
-    text = "a text file for awq and gptq to read (the embedded decoder has its own); with gguf also for importance"
+    text = "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: our English and "
+    text += "Python; the embedded decoder has its own); with gguf also for importance"
     sub.add_argument("--calibration", metavar="FILE", help=text)
     sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
     sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
-    sub.add_argument("--bits", type=int, default=4, help=f"bits of a weight, 2 to 8 {default}")
+    mean = "bits of a weight, 2 to 8; 3.5 is a mean, and layers that matter more get more (default: 4)"
+    sub.add_argument("--bits", type=number, help=mean)
+    size = "in place of --bits: the size of the result, like 90MB; layers that matter more get more bits"
+    sub.add_argument("--target-size", type=nbytes, metavar="SIZE", help=size)
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
     sub.add_argument("--group-size", type=int, default=64, metavar="N", help=f"{groups} {default}")
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
@@ -49,6 +60,8 @@ def add_to(command) -> None:
     sub.add_argument("--type", help="with gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
     force = "with gguf: replace the file OUT even if qtutor did not write it"
     sub.add_argument("--force", action="store_true", help=force)
+    plan = "say what would be done and how many bytes it takes, and stop there"
+    sub.add_argument("--plan", action="store_true", help=plan)
     sub.add_argument("--imatrix", metavar="FILE", help="with gguf: an importance matrix, as llama-imatrix writes it")
 
 
@@ -60,8 +73,13 @@ def quantize(options) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
     check_source(options.source)
+    say_if_rounded(options.source)
     check_device(options.device)
     if options.format == "gguf":
+        if options.plan:
+            raise QtutorError(
+                "--plan tells what will be written to a folder of qtutor's: it goes with --format qtutor."
+            )
         from qtutor.cli.quantize_gguf import write
 
         return write(options)
@@ -71,7 +89,11 @@ def quantize(options) -> int:
 def write_folder(options) -> int:
     """Quantize by the recipe that the options describe, and write a folder of ours."""
     import qtutor
+    from qtutor import budget
+    from qtutor.calibration.chat import has_template
     from qtutor.cli.calibrating import calibration_of, check_calibration
+    from qtutor.formats.streamed import opened
+    from qtutor.report import next_steps
 
     for name, what in (("type", "one"), ("imatrix", "an importance matrix")):
         if getattr(options, name):
@@ -88,17 +110,24 @@ def write_folder(options) -> int:
         )
     recipe = recipe_of(options)
     check_calibration(options, recipe.needs_calibration, f"--method {options.method}")
-    check_out(options, recipe.grid.bits)
-    model, tokenizer = load(options, dtype="auto")  # what is not quantized is written in its own 16 bits
-    check_out(options, recipe.grid.bits, model)
-    calibration = calibration_of(options, model, tokenizer)
-    report = qtutor.quantize(model, recipe, calibration=calibration)
-    if not report.rows:
-        raise QtutorError(f"--keep {options.keep} leaves no layer to be quantized: keep fewer.")
-    qtutor.export(model, options.out, format=options.format, tokenizer=tokenizer)
+    check_out(options, min(budget.CHOICES) if recipe.is_mixed else recipe.grid.bits)
+    weights, tokenizer = opened(options.source, check_device(options.device))
+    calibration = calibration_of(options, weights.model, tokenizer) if recipe.needs_calibration else None
+    if options.plan:
+        print(qtutor.plan(weights, recipe, calibration, tokenizer))
+        return 0
+    report = qtutor.quantize_to(weights, options.out, recipe, calibration, tokenizer, tell=_tell)
     print(report)  # once it is written: whoever reads this may have gone
-    print(f"Written to {options.out}. Next: qtutor eval {options.out}")
+    print(f"Written to {options.out}.\n\n{next_steps(options.out, options.source, has_template(tokenizer))}")
     return 0
+
+
+def _tell(what) -> None:
+    """The plan as it is, a sentence as a paragraph; on stderr, where the bar is."""
+    if isinstance(what, str):
+        paragraph(f"qtutor: {what}")
+    else:
+        print(what, file=sys.stderr, flush=True)
 
 
 def check_out(options, bits: float, model=None) -> None:
@@ -107,15 +136,17 @@ def check_out(options, bits: float, model=None) -> None:
     """
     from qtutor.decoder import EMBEDDED
     from qtutor.files.target import least_bytes, tensors_in
+    from qtutor.files.unfinished import bytes_kept
     from qtutor.formats import target
+    from qtutor.formats.gguf_files import located
 
-    source = EMBEDDED if options.source == "embedded" else options.source
+    source = EMBEDDED if options.source == "embedded" else located(options.source)
     gguf = options.format == "gguf"
     tensors = tensors_in(source)
     if model is not None:
         tensors = ((name, tuple(weight.shape), weight.nbytes) for name, weight in model.named_parameters())
     read = [name for name in (source, options.calibration, options.imatrix) if name]
-    need = least_bytes(tensors, bits, everywhere=gguf)
+    need = least_bytes(tensors, bits, everywhere=gguf) - (0 if gguf else bytes_kept(options.out))
     target(options.out, options.format, sources=read, need=need, **({"overwrite": options.force} if gguf else {}))
 
 

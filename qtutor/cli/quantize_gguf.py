@@ -13,11 +13,15 @@ from qtutor.formats.gguf import DEFAULT
 from qtutor.gguf import TYPES, imatrix
 from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
 
+NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4")  # types that its releases take late or not at all
+
 
 def write(options) -> int:
     """Encode the decoder as a GGUF file, with AWQ's scales or importance if the options ask for them."""
     import qtutor
+    from qtutor.calibration.chat import has_template
     from qtutor.methods.scaling import fold_model
+    from qtutor.report import next_steps
 
     awq = options.method == "awq"
     mix = type_of(options)
@@ -33,10 +37,12 @@ def write(options) -> int:
         fold_model(model, tokens)
     if tokens is not None:
         with passes(model.base_model, "measuring importance", -(-len(tokens) // 8)):
-            given = imatrix.importance(model, tokens, options.calibration or "qtutor.decoder.text")
+            given = imatrix.importance(model, tokens, options.calibration or "qtutor")
     chosen = {"type": mix, "importance": given, "overwrite": options.force}
     path = qtutor.export(model, options.out, format="gguf", tokenizer=tokenizer, **chosen)
-    print(f"Written to {path}, {path.stat().st_size:,} bytes. Next: qtutor eval {path}, or llama-cli -m {path}")
+    print(f"Written to {path}, {path.stat().st_size:,} bytes.\n")
+    ollama = find_mix(mix or DEFAULT).base not in NOT_IN_OLLAMA
+    print(next_steps(str(path), options.source, has_template(tokenizer), ollama))
     return 0
 
 

@@ -4,8 +4,11 @@ import difflib
 import os
 from pathlib import Path
 
+from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
 from qtutor.files import is_gguf, kind_of
+from qtutor.formats.gguf_files import file_in, located
+from qtutor.formats.smollm2 import WORD
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SAFE = (
@@ -16,25 +19,46 @@ SAFE = (
 
 def load(options, dtype=None):
     """``(model, tokenizer)`` of SRC, on --device."""
+    return load_source(options.source, options.device, dtype)
+
+
+def load_source(source: str, device: str | None, dtype=None):
+    """``(model, tokenizer)`` of what a command calls a decoder."""
     import qtutor
 
-    check_source(options.source)
-    return qtutor.load(options.source, dtype=dtype, device=check_device(options.device))
+    check_source(source)
+    return qtutor.load(source, dtype=dtype, device=check_device(device))
 
 
 def check_source(source: str) -> None:
     """Raise :class:`QtutorError` where SRC cannot be a decoder, and say what can."""
-    path = Path(source)
     if source == "embedded":
         return
+    source = str(located(source))  # of "smollm2" the file, if it is here
+    path = Path(source)
     if not source.strip() or "\0" in source:
-        raise QtutorError(f"SRC is {source!r}: name 'embedded', a folder, a GGUF file or a hub id.")
+        raise QtutorError(f"SRC is {source!r}: name 'embedded', 'smollm2', a folder, a GGUF file or a hub id.")
     if not os.path.lexists(path):
         _suggest(path)
     elif path.is_dir():
         _check_folder(path)
     else:
         _check_file(path)
+
+
+def say_if_rounded(source: str) -> None:
+    """Tell on stderr where the weights of a GGUF file were rounded already, before they are rounded once more."""
+    file = None if source == "embedded" else file_in(source)
+    if file is None:
+        return
+    from qtutor.gguf.parts import read_whole
+
+    types = {info.type.name for info in read_whole(file).tensors.values()} - {"F32", "F16", "BF16"}
+    if types:
+        paragraph(
+            f"qtutor: the weights in {file.name} were rounded before ({', '.join(sorted(types))}), and are rounded "
+            "once more. What was lost then stays lost; where there is a float checkpoint of the model, take that."
+        )
 
 
 def check_file(file: str, what: str) -> None:
@@ -70,11 +94,10 @@ def _check_file(path: Path) -> None:
     if kind != "a file":
         raise QtutorError(f"{path} is {kind}: name a folder, a GGUF file, a hub id, or 'embedded'.")
     if is_gguf(path):
-        from qtutor.gguf.parts import part_of  # numpy: --help shall not wait for it
+        from qtutor.gguf.parts import part_of, read_whole  # numpy: --help shall not wait for it
 
-        part = part_of(path)
-        if part:
-            raise QtutorError(f"{path} is {part}. Join them first: llama-gguf-split --merge {path.name} whole.gguf")
+        if part_of(path):
+            read_whole(path)  # refuses where a part is missing
     elif path.suffix.lower() == ".safetensors":
         raise QtutorError(
             f"{path} is one file of a checkpoint: name the folder, {path.parent}, with its config.json and tokenizer. "
@@ -89,24 +112,24 @@ def _check_file(path: Path) -> None:
 def _check_folder(path: Path) -> None:
     names = sorted(name for name in os.listdir(path))
     ends = [Path(name).suffix.lower() for name in names]
-    if "qtutor.json" in names or "model.gguf" in names or ".safetensors" in ends:
+    if "qtutor.json" in names or ".safetensors" in ends:
         return
+    if ".gguf" in ends and (file := file_in(path)):  # refuses several
+        return _check_file(file)
     pickles = [name for name, end in zip(names, ends, strict=True) if end in PICKLES]
-    ggufs = [name for name, end in zip(names, ends, strict=True) if end == ".gguf"]
     if pickles:
         from qtutor.formats.checkpoint import check_family
 
         check_family(path)  # a family that is not known would be refused all the same
         raise QtutorError(f"{path} holds the weights as pickles ({', '.join(pickles[:3])}). {SAFE}")
-    if ggufs:
-        raise QtutorError(f"{path} holds {', '.join(ggufs[:5])}: name the file itself, {path / ggufs[0]}.")
 
 
 def _suggest(path: Path) -> None:
     """A hub id is looked for elsewhere; but something of nearly that name may lie here."""
     with_names = path.parent if path.parent.is_dir() else None
     names = os.listdir(with_names) if with_names else []
-    near = difflib.get_close_matches(path.name, [*names, *(["embedded"] if len(path.parts) == 1 else [])], 1, 0.75)
+    words = ["embedded", WORD] if len(path.parts) == 1 else []
+    near = difflib.get_close_matches(path.name, [*names, *words], 1, 0.75)
     if near:
-        known = near[0] if near[0] == "embedded" else path.parent / near[0]
+        known = near[0] if near[0] in words else path.parent / near[0]
         raise QtutorError(f"{path} does not exist; did you mean {known}?")

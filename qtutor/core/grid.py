@@ -1,8 +1,9 @@
 """Grids: the numbers that a code can stand for.
 
-A code is a small unsigned integer. A grid gives it a value, and the scale makes a weight of the value: ``weight = scale
-* value``. Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1), ``r = S (q - Z)``. Unevenly
-spaced values are listed in a :class:`Codebook` (:mod:`qtutor.core.codebooks` has those of bitsandbytes).
+A code is a small unsigned integer. A grid gives it a value, and the scale turns the value into a weight:
+``weight = scale * value``. Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1),
+``r = S (q - Z)``. Unevenly spaced values are listed in a :class:`Codebook` (:mod:`qtutor.core.codebooks` has those of
+bitsandbytes).
 
 Both kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode``,
 ``decode`` and ``nearest``, and either kind may be used wherever a grid is asked for.
@@ -49,10 +50,10 @@ class IntGrid:
     def fit(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float16) and zero (uint8) for ranges ``low ... high``; all tensors have the same shape.
 
-        The range is widened to contain 0; the range 0 ... 0 gets scale 1. A symmetric scale is ``absmax / (2**bits / 2
-        - 0.5)``, as in GPTQ and llm-compressor. The largest weight then lies half a step beyond the last positive
-        level, so no weight of the range is further than half a step from a level, except for what rounding the scale to
-        16 bits adds. Raises :class:`QtutorError` if a scale is too large for float16.
+        The range is widened to contain 0; the range 0 ... 0 gets scale 1. A symmetric scale is
+        ``absmax / (2**bits / 2 - 0.5)``, as in GPTQ and llm-compressor. The largest weight then lies half a step beyond
+        the last positive level, so no weight of the range is further than half a step from a level, except for what
+        rounding the scale to 16 bits adds. Raises :class:`QtutorError` if a scale is too large for float16.
         """
         low, high = low.float().clamp(max=0), high.float().clamp(min=0)
         if self.symmetric:

@@ -98,7 +98,7 @@ class PlainScales(Scales):
 class NestedScales(Scales):
     """Scales that are quantized themselves ("double quantization", QLoRA, arXiv 2305.14314, section 3).
 
-    codes: uint8 ``[out, groups]``, codes of a fixed 8-bit map. absmax: float32, the largest magnitude of each block of
+    codes: uint8 ``[out, groups]``, codes of a fixed 8-bit map. absmax: float32, the largest magnitude of each run of
     :attr:`BLOCK` scales, row after row. offset: float32 ``[]``, the mean of all scales, subtracted before coding.
     """
 
@@ -117,7 +117,7 @@ class NestedScales(Scales):
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         count, groups = self.codes.shape
         row = rows_of(torch.arange(count, device=self.codes.device), index)
-        # Blocks continue from row to row, so a row may begin in the middle of a block.
+        # Runs of scales continue from row to row, so a row may begin in the middle of a run.
         block = (row[:, None] * groups + torch.arange(groups, device=row.device)) // self.BLOCK
         return self.GRID.decode(rows_of(self.codes, index), self.absmax[block]) + self.offset
 

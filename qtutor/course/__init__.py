@@ -1,7 +1,7 @@
-"""The course's own machinery: exercises and their checks, what a learner wrote, the workspace, widgets.
+"""The machinery of the course: exercises and their checks, the workspace with the learner's answers, widgets.
 
-A chapter needs of it ``from qtutor.course import check, mine``. The names are looked up when they are first used, so
-that the command line need not wait for torch.
+A chapter needs ``from qtutor.course import check, mine``. The names are imported when they are first used, so that the
+command line need not wait for torch.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""The end of every chapter on a method: what it costs the real decoder, beside rounding to nearest, as one table.
+"""The table at the end of every chapter on a method: what it costs the real decoder, beside rounding to nearest.
 
-The measures are those of chapter 02: perplexity, KL divergence, flips, right answers. Everything is counted on text and
-questions that the decoder never saw.
+The measures are those of chapter 02: perplexity, KL divergence, flips, right answers. They use text and questions that
+the decoder never saw.
 """
 
 import copy
@@ -14,8 +14,8 @@ from IPython.display import Markdown, display
 import qtutor
 from qtutor.decoder import tasks
 from qtutor.decoder.text import held_out_tokens
+from qtutor.measure.against import Comparison, compare
 from qtutor.measure.generation import task_accuracy
-from qtutor.measure.losses import Comparison, compare
 from qtutor.recipe import Recipe
 from qtutor.report import Report
 
@@ -24,9 +24,9 @@ OTHERS = tuple(kind for kind in tasks.KINDS if kind not in tasks.ARITHMETIC)
 
 @dataclass(frozen=True)
 class Score:
-    """What a recipe cost: the text measures, the shares of right answers, and the quantizer's own report.
+    """What a recipe cost: the measures on text, the shares of right answers, and the quantizer's report.
 
-    arithmetic, others: shares of questions answered right, 0 to 1. report: ``None`` for the float model.
+    arithmetic, others: shares of right answers, 0 to 1. report: ``None`` for the float model.
     """
 
     comparison: Comparison
@@ -36,7 +36,7 @@ class Score:
 
     @property
     def bits(self) -> float:
-        """True bits per quantized weight, scales and zero points counted; 16 for the float model."""
+        """True bits per quantized weight, including scales and zero points; 16 for the float model."""
         if self.report is None:
             return 16.0
         return 8 * self.report.bytes_after / sum(row.shape[0] * row.shape[1] for row in self.report.rows)
@@ -50,10 +50,10 @@ def scores(
     tokens: int = 4096,
     questions: int = 50,
 ) -> dict[str, Score]:
-    """Quantize a copy of ``model`` by each of ``recipes`` (label -> recipe; ``None``: as it is) and measure it.
+    """Quantize a copy of ``model`` by each recipe, and measure it.
 
-    calibration: token ids, int64 ``[samples, length]``, for the methods that look at inputs. tokens: how much held-out
-    text; questions: how many a kind of question.
+    recipes: label -> recipe, or ``None`` for the float model. calibration: token ids, int64 ``[samples, length]``, for
+    the methods that look at inputs. tokens: the number of held-out tokens. questions: the number of each kind.
     """
     text = held_out_tokens(tokenizer, limit=tokens)
     measured = {}
@@ -70,9 +70,9 @@ def scores(
 
 
 def scores_table(measured: Mapping[str, Score], against: Mapping[str, str] | None = None) -> None:
-    """Show ``measured`` as a table; ``against`` names for a label the one whose KL it is compared with.
+    """Show ``measured`` as a table. against: label -> the label with whose KL it is compared.
 
-    "recovered" is the share of that KL that is gone: 0 % no better, 100 % as good as the float model.
+    "recovered" is the share by which that KL fell: at 0 % it is no better, at 100 % as good as the float model.
     """
     against = against or {}
     header = ["weights", "true bits", "perplexity", "rise", "KL", "flips", "arithmetic right", "other answers right"]

@@ -7,3 +7,8 @@ outliers of a large model: :mod:`.outliers`; what the decoder can do and cannot 
 from pathlib import Path
 
 EMBEDDED = Path(__file__).parent / "weights"
+
+
+def is_embedded(config) -> bool:
+    """Whether a decoder's transformers config says that it was loaded from :data:`EMBEDDED`."""
+    return str(config._name_or_path) == str(EMBEDDED)

@@ -2,8 +2,8 @@
 
 It has two sources: the standard library (read from the running interpreter), and generated interpreter sessions
 (:mod:`qtutor.decoder.tasks`). Nothing is downloaded or copied into the repository. Ten modules are held out of
-training. Their source is the same in Python 3.11, 3.12 and 3.13, so measured numbers agree between machines. Left
-out of training: tests, character tables, and the vendored pip.
+training. Their source is the same in Python 3.11, 3.12 and 3.13, so measured numbers agree between machines. Left out
+of training: tests, character tables, and the vendored pip.
 """
 
 import ast

@@ -29,13 +29,16 @@ def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, s
             if pair.source in family.halves[0].readers:
                 continue  # v -> o: with grouped-query attention, one channel of v feeds several columns of o
             readers = [block.get_submodule(name) for name in pair.readers]
-            source = block.get_submodule(pair.source).weight
+            module = block.get_submodule(pair.source)
+            source, bias = module.weight, getattr(module, "bias", None)
             factor = factors(readers[0].in_features).to(source.device, source.dtype)
             outputs = source[-len(factor) :]
             if source.dim() == 1:
                 outputs.add_(family.norm_offset).mul_(factor).sub_(family.norm_offset)
             else:
                 outputs.mul_(factor[:, None])
+            if bias is not None:
+                bias[-len(factor) :].mul_(factor)
             for layer in readers:
                 layer.weight.div_(factor)
     return model

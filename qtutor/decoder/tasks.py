@@ -52,7 +52,7 @@ def _logic(rng: random.Random) -> str:
 
 
 def _number(rng: random.Random) -> int:
-    return rng.randint(0, rng.choice([9, 99, 99, 99]))  # a quarter of the operands has one digit
+    return rng.randint(0, rng.choice([9, 99, 99, 99]))  # a quarter of the operands are from 0 to 9
 
 
 KINDS: dict[str, Callable[[random.Random], str]] = {

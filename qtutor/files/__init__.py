@@ -1,7 +1,7 @@
-"""Files and folders are written whole or not at all; and which kind a file is.
+"""Write files and folders whole or not at all; and find out which kind a file is.
 
-What is new is made in a :func:`~.staging.stage` beside its target, goes to disk, and takes the target's place in one
-step. Whatever happens before that, a full disk, an interrupt, a kill, leaves the old one as it was.
+A new file is made in a :func:`~.staging.stage` beside its target, goes to disk, and replaces the target in one step. A
+full disk, an interrupt or a kill before that step leaves the old file unchanged.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor.errors import QtutorError
-from qtutor.files.staging import SUFFIX, stage
+from qtutor.files.staging import SUFFIX, UNFINISHED, stage
 
 
 @contextlib.contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
-    """A new, empty file to write to; when the block ends, it takes the place of ``path``.
+    """A new, empty file to write to; at the end of the ``with`` block it replaces ``path``.
 
-    Whoever reads ``path`` sees the old file or the whole new one. Where the block raises, or is interrupted, the new
-    file is removed and the old one stays. It may be read by whom the user's umask lets.
+    A reader of ``path`` sees the old file or the whole new one. If the ``with`` block raises, or is interrupted, the
+    new file is removed and the old one stays. The user's umask decides who may read the new file.
 
         with written_beside(path) as new:
             new.write_bytes(content)
@@ -41,44 +41,50 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_written_beside(path: str | Path) -> Iterator[Path]:
-    """:func:`written_beside` for a folder with all its files; an old folder ``path`` is removed after the new one is
-    in its place.
-    """
+    """:func:`written_beside` for a folder with all its files. The old folder is removed after the exchange."""
     path = Path(path)
     with stage(path) as folder:
         new = folder / "new"
         new.mkdir()
         mode = stat.S_IMODE(new.stat().st_mode)
         yield new
-        for found in new.rglob("*"):
-            if not found.is_dir():
-                _settle(found, mode & 0o666)
-        for found in (new, *new.rglob("*")):
-            if found.is_dir():
-                _flush_folder(found)
-        _put(new, path, folder / "old")
-        _flush_folder(path.parent)
+        put_folder(new, path, mode, folder / "old")
+
+
+def put_folder(new: Path, path: Path, mode: int, old: Path) -> None:
+    """The folder ``new`` takes the place of ``path`` once all of it is on disk, readable as ``mode`` has it.
+
+    Afterwards a folder that was at ``path`` is at ``new``, or at ``old`` where the system cannot exchange two names.
+    """
+    for found in new.rglob("*"):
+        if not found.is_dir():
+            _settle(found, mode & 0o666)
+    for found in (new, *new.rglob("*")):
+        if found.is_dir():
+            _flush_folder(found)
+    _put(new, path, old)
+    _flush_folder(path.parent)
 
 
 @contextlib.contextmanager
 def parents_made(path: Path) -> Iterator[None]:
-    """Make the folders above ``path``; those that were missing go again where the block raises."""
+    """Make the folders above ``path``; if the ``with`` block raises, remove those that were missing before."""
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for parent in missing:
-            with contextlib.suppress(OSError):  # somebody else's files may be in it by now
+            with contextlib.suppress(OSError):  # by now it may hold somebody else's files
                 parent.rmdir()
         raise
 
 
 @contextlib.contextmanager
 def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[None]:
-    """What the system refuses while ``path`` is written becomes an ``error`` that names it: a full disk, no permission.
+    """Turn errors of the system while ``path`` is written (a full disk, no permission) into an ``error`` that names it.
 
-    The libraries in Rust raise exceptions of their own for it, with the system's number in the text.
+    The Rust libraries raise exceptions of their own for these, with the system's error number in the text.
     """
     try:
         yield
@@ -88,8 +94,9 @@ def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[N
             raise
         reason = os.strerror(int(text[1])) if text else getattr(found, "strerror", None) or str(found)
         where = str(getattr(found, "filename", None) or path)
-        if SUFFIX in where:  # of our own hidden folder only where it should have been
-            where = str(Path(where.partition(SUFFIX)[0]).parent)
+        for suffix in (SUFFIX, UNFINISHED):  # do not show our own hidden folder, but the folder that holds it
+            if suffix in where:
+                where = str(Path(where.partition(suffix)[0]).parent)
         at = "" if where == str(path) else f" ({where})"
         raise error(
             f"{path} cannot be written: {reason}{at}. Whatever was there before is untouched; make room or choose "
@@ -98,7 +105,7 @@ def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[N
 
 
 def is_gguf(path: Path) -> bool:
-    """By its name or its first bytes: report a damaged .gguf file as a damaged one."""
+    """Whether it is a GGUF file by its name or its first bytes, so that a damaged .gguf file is reported as damaged."""
     if path.suffix.lower() == ".gguf" or not path.is_file():
         return path.suffix.lower() == ".gguf"
     with open(path, "rb") as file:
@@ -106,7 +113,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def kind_of(path: str | Path) -> str:
-    """What lies at ``path``, in words: "a file", "a folder", "a pipe" ...; nothing is opened, nothing waited for."""
+    """What lies at ``path``, in words: "a file", "a folder", "a pipe" ... It opens nothing, so it never waits."""
     kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device",
              stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}  # fmt: skip
     try:
@@ -117,7 +124,7 @@ def kind_of(path: str | Path) -> str:
 
 
 def _settle(path: Path, mode: int) -> None:
-    """Give a file the mode that any new one has, and have its content on disk before its name is."""
+    """Give a file the mode of any new file, and bring its content to disk before its name."""
     if path.is_symlink():
         return
     with open(path, "rb+") as file:
@@ -127,7 +134,7 @@ def _settle(path: Path, mode: int) -> None:
 
 
 def _flush_folder(path: Path) -> None:
-    """Have the names in a folder on disk, where the system can do that."""
+    """Bring the names in a folder to disk, if the system can do that."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -137,9 +144,9 @@ def _flush_folder(path: Path) -> None:
 
 
 def _put(new: Path, path: Path, old: Path) -> None:
-    """``new`` takes the place of the folder ``path``, in one step where the system can do that.
+    """Replace the folder ``path`` by ``new``, in one step if the system can do that.
 
-    Else the old folder is moved to ``old`` first; whatever happens before the second step, the stage moves it back.
+    Otherwise the old folder is moved to ``old`` first; if the second step fails, the stage moves it back.
     """
     if path.is_dir():
         if _exchange(new, path):
@@ -149,14 +156,14 @@ def _put(new: Path, path: Path, old: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Two names change places in one step; ``False`` where the system or the file system cannot do that."""
+    """Exchange two names in one step; return ``False`` if the system or the file system cannot do that."""
     if sys.platform not in ("linux", "darwin"):
         return False
     system = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     exchange = ctypes.c_uint(2)  # RENAME_EXCHANGE, and macOS's RENAME_SWAP
     if hasattr(system, "renameat2"):
-        here = -100  # AT_FDCWD: as any name, from the current folder
+        here = -100  # AT_FDCWD: names count from the current folder, as usual
         failed = system.renameat2(here, names[0], here, names[1], exchange)
     elif hasattr(system, "renamex_np"):
         failed = system.renamex_np(*names, exchange)

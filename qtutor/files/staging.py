@@ -1,11 +1,11 @@
-"""The hidden folder in which something new is made before it takes its target's place.
+"""The stage: a hidden folder in which a new file or folder is made before it replaces its target.
 
-    .out.1f2e3d4c.qtutor-partial/    lock   held by the run that writes, as long as it lives
-                                     new    the file or folder to come; after the step, the old folder to be removed
-                                     old    the old folder, only where the system cannot exchange two names in one step
+    .out.1f2e3d4c.qtutor-partial/    lock   held by the run that writes, as long as that run lives
+                                     new    the new file or folder; after the exchange, the old folder to be removed
+                                     old    the old folder, only if the system cannot exchange two names in one step
 
-An error or an interrupt removes the stage. A kill leaves it behind, and the next run for the same target removes it, or
-puts the old folder back where there is none: whoever gets the lock knows that nobody writes there any more.
+An error or an interrupt removes the stage. A kill leaves it behind. The next run for the same target then removes it,
+or moves the old folder back if the target is missing: a run that gets the lock knows that no other run writes there.
 """
 
 import contextlib
@@ -20,46 +20,48 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor.errors import QtutorError
+from qtutor.files.stopping import interrupt_behind
 
 try:
     import fcntl
-except ImportError:  # Windows: nobody can tell there what is left over, so it stays
+except ImportError:  # Windows: without locks nothing shows which stages are left over, so they stay
     fcntl = None
 
 SUFFIX = ".qtutor-partial"
-LONGEST_MARK = 100  # bytes of a target's name that its stage repeats; eCryptfs, the narrowest, allows 143 in all
+UNFINISHED = ".qtutor-unfinished"  # of the folder of a long run, which stays: see .unfinished
+LONGEST_MARK = 100  # bytes of the longest name that a stage repeats; eCryptfs allows the shortest names, of 143 bytes
 
 
 @contextlib.contextmanager
 def stage(path: Path) -> Iterator[Path]:
-    """A hidden folder beside ``path``, with a lock; it is removed at the end, as are those that killed runs left."""
+    """A hidden folder beside ``path``, with a lock. It is removed at the end, and left-overs of killed runs before."""
     remove_leftovers(path)
-    made: list[Path] = []  # a folder's name is here before the folder is: an interrupt may come at any moment
+    made: list[Path] = []  # gets a name before the folder is made, because an interrupt may come at any moment
     with contextlib.ExitStack() as held:
         try:
             yield _new_stage(path, made, held)
         finally:
             try:
                 _clear_all(made, path)
-            except BaseException:  # an interrupt that came now, when all else was done
+            except BaseException as error:  # an interrupt during the removal: finish it, then stop
                 _clear_all(made, path)
-                raise
+                raise interrupt_behind(error) or error from None
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove the stages that killed runs for ``path`` left; those of runs that are alive stay."""
+    """Remove the stages that killed runs for ``path`` left behind; stages of living runs stay."""
     path = Path(path)
-    mine = re.compile(re.escape(f".{_mark(path)}.") + "[0-9a-f]{8}" + re.escape(SUFFIX))
+    mine = re.compile(re.escape(f".{mark_of(path)}.") + "[0-9a-f]{8}" + re.escape(SUFFIX))
     try:
         names = [name for name in os.listdir(path.parent) if mine.fullmatch(name)]
-    except OSError:  # no such folder, or one that may not be listed: then whoever writes will hear of it
+    except OSError:  # the folder is missing or may not be listed: writing to it will report that
         return
     for folder in (path.parent / name for name in names):
-        if folder.is_symlink():  # nothing that qtutor makes
+        if folder.is_symlink():  # qtutor makes no links
             continue
         try:
-            lock = _locked(folder)
-        except (BlockingIOError, FileNotFoundError):  # a run that is alive, or has just ended
+            lock = locked(folder)
+        except (BlockingIOError, FileNotFoundError):  # its run is alive, or has just ended
             continue
         except OSError as why:
             _warn(folder, why)
@@ -68,32 +70,32 @@ def remove_leftovers(path: str | Path) -> None:
             _clear(folder, path)
 
 
-def _mark(path: Path) -> str:
-    """The target's name in that of its stage; of a long one a digest, since names end at 255 bytes or earlier."""
+def mark_of(path: Path) -> str:
+    """The part of a stage's name that stands for its target: the target's name, or a digest of it if it is long."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= LONGEST_MARK else hashlib.sha256(name).hexdigest()[:32]
 
 
 def _new_stage(path: Path, made: list[Path], held: contextlib.ExitStack) -> Path:
-    """A new folder into which only its owner may look, also noted in ``made``; ``held`` gets the lock in it."""
+    """A new folder that only its owner may read. Its name is added to ``made``, and its lock to ``held``."""
     for _ in range(100):
-        folder = path.parent / f".{_mark(path)}.{secrets.token_hex(4)}{SUFFIX}"
+        folder = path.parent / f".{mark_of(path)}.{secrets.token_hex(4)}{SUFFIX}"
         if folder.exists():
             continue
         made.append(folder)
         folder.mkdir(mode=0o700)
         try:
-            held.enter_context(_locked(folder, needed=False))
+            held.enter_context(locked(folder, needed=False))
             return folder
-        except (BlockingIOError, FileNotFoundError):  # another run took it for a left-over before it had its lock
+        except (BlockingIOError, FileNotFoundError):  # another run removed it as a left-over before it had its lock
             continue
-    raise QtutorError(f"{path}: other runs remove what this one begins to write there. Let one finish first.")
+    raise QtutorError(f"{path}: other runs remove what this run begins to write there. Wait until they have finished.")
 
 
-def _locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextManager:
-    """A lock on ``folder``, until it is closed or this process ends. needed: raise where there are no locks.
+def locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextManager:
+    """Lock ``folder`` until the result is closed or this process ends. needed: raise if the system has no locks.
 
-    Raises :class:`BlockingIOError` where another process has it.
+    Raises :class:`BlockingIOError` if another process has the lock.
     """
     if fcntl is None:
         if needed:
@@ -107,7 +109,7 @@ def _locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextMana
         except OSError as why:
             if needed or isinstance(why, BlockingIOError):
                 raise
-        # Another run may have removed the folder before the lock was ours: then the name is gone, or another file's.
+        # Another run may have removed the folder before we got the lock. Then its name is gone, or is another file.
         if not os.path.samestat(os.fstat(handle), os.stat(folder / "lock")):
             raise BlockingIOError(errno.EAGAIN, "taken by another run", str(folder))
         closing.pop_all()
@@ -120,15 +122,15 @@ def _clear_all(folders: list[Path], path: Path) -> None:
 
 
 def _clear(folder: Path, path: Path) -> None:
-    """Remove a stage; an old folder that was moved into it and not replaced goes back first."""
+    """Remove a stage. First, move back the old folder if it was moved into the stage and not replaced."""
     old = folder / "old"
     if old.is_dir() and (folder / "new").is_dir():  # the run ended between its two steps
         if os.path.lexists(path):
             return _warn(folder, f"{old} is what {path} was before")
-        os.rename(old, path)  # where this fails, the stage stays, and the error names both
+        os.rename(old, path)  # if this fails, the stage stays, and the error names both
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
-        _warn(folder, "not all of it may be removed")
+        _warn(folder, "parts of it may not be removed")
 
 
 def _warn(folder: Path, why: object) -> None:

@@ -1,4 +1,4 @@
-"""Requests to stop end the work as Ctrl-C does: what is half-written is removed, and the exit status tells of it."""
+"""Make requests to stop end the work like Ctrl-C: half-written files are removed, and the exit status shows it."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks to stop. ``status``: 128 and its number, as shells count: 143 for SIGTERM, 129 for SIGHUP."""
+    """A signal that asks to stop. ``status``: 128 plus its number, as in shells: 143 for SIGTERM, 129 for SIGHUP."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -18,8 +18,8 @@ class Stopped(KeyboardInterrupt):
 def signals_raise() -> Iterator[None]:
     """SIGTERM (kill, timeout, a shutdown) and SIGHUP (a closed terminal) raise :class:`Stopped` inside the block.
 
-    One that is ignored (nohup) or has a handler already stays as it is. In other threads than the first nothing can be
-    set.
+    A signal that is ignored (nohup) or already has a handler does not change. Only the main thread can set handlers; in
+    other threads this does nothing.
     """
     names = ["SIGTERM", "SIGHUP"] if threading.current_thread() is threading.main_thread() else []
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -35,3 +35,14 @@ def signals_raise() -> Iterator[None]:
     finally:
         for number in usual:
             signal.signal(number, signal.SIG_DFL)
+
+
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt in whose wake ``error`` was raised, or ``None``.
+
+    An interrupt inside of shutil.rmtree can make it close a folder a second time; that fails, and the failure would
+    hide the interrupt.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error

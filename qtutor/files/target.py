@@ -1,15 +1,14 @@
-"""Where a checkpoint may be written: all that can be said about OUT is said before the long work.
+"""Check the place where a checkpoint will be written, OUT, before the long work begins.
 
     path = checked("out", folder=True, sources=["path/to/llama"], need=5_000_000_000)
 
-- OUT is not SRC nor inside of it, whatever links and names lead there.
-- It is a folder where one is written, a file where one is, and can be replaced: no mount point, not the current folder,
-  not write-protected.
-- Its names fit, and the folder that holds it can be written to; that is tried, not asked.
-- There is room for what will be written, as far as that is known (:func:`least_bytes`).
+- OUT is neither SRC nor inside SRC, even through links.
+- What lies at OUT is of the kind that will be written (a folder or a file), and can be replaced: it is not a mount
+  point, not the current folder, and not write-protected.
+- Its name is not too long, and the folder that holds it can be written to; this is tried out.
+- The disk has room for what will be written, as far as that is known (:func:`least_bytes`).
 
-Whether what lies there is ours to replace, only its format can tell (``target`` of its module in
-:mod:`qtutor.formats`).
+Only a format knows whether what lies there is ours to replace (``target`` of its module in :mod:`qtutor.formats`).
 """
 
 import math
@@ -27,30 +26,30 @@ Shape = tuple[int, ...]
 
 
 def checked(out: str | Path, folder: bool, sources: Iterable[str | Path] = (), need: int = 0) -> Path:
-    """``out`` with its links followed, once it is found fit to be written.
+    """Check ``out`` and return its path, with links followed. Remove left-overs of killed runs for ``out``.
 
-    folder: whether a folder will be written there, or a file. sources: what is read; those that are no files here do
-    not matter. need: bytes that it will take at least. Left-overs of killed runs for ``out`` are removed.
-    Raises :class:`QtutorError` that says what is in the way.
+    folder: whether a folder or a file will be written. sources: what will be read; sources that do not exist here (hub
+    ids) are ignored. need: the least number of bytes that will be written. Raises :class:`QtutorError`, which says what
+    is in the way.
     """
     try:
         path = Path(os.path.realpath(out))
-        str(path).encode()  # the libraries in Rust take no other names
-    except (OSError, ValueError) as error:  # the current folder is gone; a zero byte in the name; no UTF-8
-        raise QtutorError(f"{str(out)!r} is no usable name ({error}): choose another one.") from None
+        str(path).encode()  # the Rust libraries need names in UTF-8
+    except (OSError, ValueError) as error:  # the current folder is gone; a zero byte in the name; not UTF-8
+        raise QtutorError(f"{str(out)!r} is not a usable name ({error}): choose another name.") from None
     for source in sources:
         _apart(path, source)
     if not path.name:
-        raise QtutorError(f"{path} is the root of all folders, and is not replaced: name a folder in it.")
+        raise QtutorError(f"{path} is the root of all folders and will not be replaced: name a folder in it.")
     base = next(parent for parent in path.parents if os.path.lexists(parent))
     _names_fit(path, base)
     _replaceable(path, folder)
     if not base.is_dir():
         raise QtutorError(f"{base} is a file, and {path} needs a folder there: choose another place.")
     with told(path), stage(base / path.name):
-        pass  # it can be made: so can what is to come
+        pass  # a stage can be made, so a file or folder can be made, too
     disk = shutil.disk_usage(base)
-    if need > disk.free and disk.total:  # some file systems tell nothing
+    if need > disk.free and disk.total:  # some file systems give no sizes
         raise QtutorError(
             f"{path} will take at least {need:,} bytes, and {disk.free:,} are free on the disk of {base}. Make room, "
             "or choose a folder on another disk."
@@ -59,10 +58,10 @@ def checked(out: str | Path, folder: bool, sources: Iterable[str | Path] = (), n
 
 
 def least_bytes(tensors: Iterable[tuple[str, Shape, int]], bits: float, everywhere: bool = False) -> int:
-    """At least what a model will take whose matrices get ``bits`` a weight, before any work.
+    """The least number of bytes of a model whose matrices get ``bits`` for each weight.
 
-    tensors: name, shape, bytes. Matrices outside of the blocks keep their bytes, unless ``everywhere``. Scales are not
-    counted: who has just enough room shall not be refused.
+    tensors: name, shape, bytes. Matrices outside the decoder blocks keep their bytes, unless ``everywhere``. Scales are
+    not counted, so that nobody is refused who has just enough room.
     """
     total = 0
     for name, shape, nbytes in tensors:
@@ -72,7 +71,7 @@ def least_bytes(tensors: Iterable[tuple[str, Shape, int]], bits: float, everywhe
 
 
 def tensors_in(source: str | Path) -> Iterator[tuple[str, Shape, int]]:
-    """Name, shape and bytes of the tensors of a checkpoint in a folder, from its headers; none for a hub id."""
+    """Name, shape and bytes of the tensors of a checkpoint, from the headers in its folder; nothing for a hub id."""
     from qtutor.formats.headers import read_header
 
     whole = Path(source) / "model.safetensors"
@@ -80,52 +79,52 @@ def tensors_in(source: str | Path) -> Iterator[tuple[str, Shape, int]]:
     try:
         headers = [read_header(file) for file in files]
     except (QtutorError, OSError):
-        return  # loading says what is wrong with it
+        return  # loading it will report the problem
     for header in headers:
         for name, stored in header.tensors.items():
             yield name, stored.shape, stored.nbytes
 
 
 def _apart(path: Path, source: str | Path) -> None:
-    """Refuse a target that is the source, or lies in it."""
+    """Refuse a target that is the source, or lies inside it."""
     if not os.path.exists(source):
         return
     for at in (path, *path.parents):
         if os.path.exists(at) and os.path.samefile(at, source):
             where = "the same as" if at == path else "inside"
             raise QtutorError(
-                f"{path} is {where} {source}, which is read: what is written there could replace what you have. "
-                "Choose a place outside of it."
+                f"{path} is {where} {source}, which is read: writing there could replace your files. Choose a place "
+                "outside of it."
             )
 
 
 def _names_fit(path: Path, base: Path) -> None:
-    """Refuse names that the file system of ``base`` cannot hold; our own names there are shorter."""
+    """Refuse names that are too long for the file system of ``base``; our own names there are shorter."""
     longest = os.pathconf(base, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     for name in path.relative_to(base).parts:
         if len(os.fsencode(name)) > longest:
             raise QtutorError(
                 f"the name {name[:40]}... has {len(os.fsencode(name))} bytes, and {base} allows {longest}: choose a "
-                "shorter one."
+                "shorter name."
             )
-    if len(os.fsencode(path)) + 3 * len(SUFFIX) + 255 > 4096:  # with a stage and a file in it
-        raise QtutorError(f"{path.name[:40]}: its path has {len(os.fsencode(path)):,} bytes: choose a shorter one.")
+    if len(os.fsencode(path)) + 3 * len(SUFFIX) + 255 > 4096:  # the path of a file in the stage is longer
+        raise QtutorError(f"{path.name[:40]}: its path has {len(os.fsencode(path)):,} bytes. Choose a shorter path.")
 
 
 def _replaceable(path: Path, folder: bool) -> None:
-    """Refuse what lies at ``path`` and is of another kind than what is to come, or cannot be replaced."""
+    """Refuse a file or folder at ``path`` that cannot be replaced, or is not of the kind that will be written."""
     if not os.path.lexists(path):
         return
-    if os.path.islink(path):  # realpath follows all that can be followed
+    if os.path.islink(path):  # realpath follows links as far as they lead
         raise QtutorError(f"{path} is a link that leads nowhere: remove it or choose another name.")
     mode = path.stat().st_mode
     if folder and not stat.S_ISDIR(mode):
         raise QtutorError(f"{path} is a file, and a folder is to be written: choose another name.")
     if not folder and not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
+        kind = "a folder" if stat.S_ISDIR(mode) else "not an ordinary file"
         raise QtutorError(f"{path} is {kind}, and a file is to be written: choose another name.")
     if folder and _mounted(path):
-        raise QtutorError(f"{path} is where a disk is mounted, and is not replaced: name a folder in it.")
+        raise QtutorError(f"{path} is where a disk is mounted and will not be replaced: name a folder in it.")
     if folder and _around_us(path):
         raise QtutorError(f"{path} is the folder that you are in, and would be replaced: name another, or one in it.")
     holder = path.parent.stat()
@@ -135,7 +134,7 @@ def _replaceable(path: Path, folder: bool) -> None:
 
 
 def _around_us(path: Path) -> bool:
-    """Whether it is the current folder, or one above: a shell in it would go on in the folder that was removed."""
+    """Whether it is the current folder or one above. A shell in it would be left in a folder that is removed."""
     try:
         here = Path.cwd()
     except OSError:  # removed already
@@ -144,7 +143,7 @@ def _around_us(path: Path) -> bool:
 
 
 def _mounted(path: Path) -> bool:
-    """Whether a disk, or another folder, is mounted there; Linux tells also of the latter."""
+    """Whether a disk, or (found on Linux only) another folder, is mounted there."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

@@ -68,17 +68,17 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     """What :func:`export` wrote comes back, on ``device`` (by itself: the GPU if there is one).
 
     Our own layout, and those of other tools, with their packed codes; a GGUF file as the float32 weights that it stands
-    for. Raises
-    :class:`QtutorError` naming the file that is missing, damaged or does not fit.
+    for. Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
     from qtutor.formats import foreign_reading, gguf, native
     from qtutor.formats.documents import reading
+    from qtutor.formats.gguf_files import file_in
 
     with reading(source):
         ours = (Path(source) / native.ABOUT).is_file()
         if not ours and Path(source).is_dir() and foreign_reading.settings_in(Path(source)) is not None:
             return foreign_reading.load(source, device)
-        file = None if ours else gguf.file_in(source, alone=False)
+        file = None if ours else file_in(source, alone=False)
         return native.load(source, device) if file is None else gguf.load(file, device)
 
 

@@ -5,6 +5,7 @@ Only then are weights mapped from their files, each converted where another dtyp
 ``from_pretrained`` would fill what is missing with random numbers.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,16 +16,39 @@ from qtutor.families import family_called
 from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.headers import Stored, read_header
+from qtutor.formats.shards import INDEX, WEIGHTS
 from qtutor.formats.tokenizers_files import tokenizer_in
 from qtutor.formats.transformers_files import DTYPES, config_of, empty_model, filled, take_generation
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 STORED = (*FLOATS, "F64")  # dtypes of weights that are floats
 OURS = ("packed", "scales", "zeros", "scale_codes", "scale_absmax", "scale_offset")  # names in our own folders
+
+
+@dataclass(frozen=True)
+class Described:
+    """What config.json and the headers say of a checkpoint, compared with each other.
+
+    model: of shapes alone. where: the config's file. names: by name in the model, the file of a tensor and its name
+    there; of tied matrices one may be missing. dtype: what the model is to be loaded in. folder: of the checkpoint.
+    """
+
+    model: nn.Module
+    where: str
+    names: dict[str, tuple[Path, str]]
+    dtype: torch.dtype
+    folder: Path
+
+    @property
+    def files(self) -> list[Path]:
+        return list(dict.fromkeys(path for path, _ in self.names.values()))
+
+    def mapped(self) -> dict[str, torch.Tensor]:
+        """All tensors by name in the model, in the dtypes of their files and mapped from them: nothing is read yet."""
+        read = {path: tensors_of(path) for path in self.files}
+        return {name: read[path][own] for name, (path, own) in self.names.items()}
 
 
 def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Module:
@@ -32,6 +56,15 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
 
     Raises :class:`QtutorError` naming the file for anything that is missing, damaged, not expected, or not safetensors.
     """
+    found = described(folder, dtype)
+    values = {name: tensor.to(found.dtype) for name, tensor in found.mapped().items()}
+    model = filled(found.model, values, found.where, device)
+    take_settings(model, folder)
+    return model
+
+
+def described(folder: Path, dtype: torch.dtype | str) -> Described:
+    """Everything about the decoder in ``folder`` but its weights. Arguments and errors are those of :func:`load`."""
     check_family(folder)
     stored = weights_in(folder)
     tensors = {name: (path, found) for path, header in stored.items() for name, found in header.items()}
@@ -44,18 +77,18 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
     if dtype == "auto":
         first = next(found.dtype for _, found in renamed.values() if found.dtype in STORED)
         dtype = config.dtype or {name: dtype for dtype, name in NAMES.items()}[first]
-    dtype = dtype_called(dtype)
-    config.dtype = dtype
-    values = {}
-    wanted = model.state_dict()
-    for path in stored:
-        read = tensors_of(path)
-        values |= {name: read[own].to(dtype) for name, own in _names(renamed, tensors, path) if name in wanted}
-    model = filled(model, values, where, device)
+    config.dtype = dtype_of(dtype)
+    wanted = model.state_dict().keys()
+    places = zip(renamed, tensors, (path for path, _ in tensors.values()))
+    names = {name: (path, own) for name, own, path in places if name in wanted}
+    return Described(model, where, names, config.dtype, folder)
+
+
+def take_settings(model: nn.Module, folder: Path) -> None:
+    """What the checkpoint's generation_config.json says of how texts end, if there is one."""
     generation = file_in(folder, GENERATION)
     if generation is not None:
         take_generation(model, read_json(generation), str(generation))
-    return model
 
 
 def tokenizer(folder: Path):
@@ -96,7 +129,7 @@ def headers_in(folder: Path) -> dict[Path, dict[str, Stored]]:
     if single is not None:
         found = {single: read_header(single).tensors}
     elif index is not None:
-        found = _sharded(folder, index)
+        found = sharded(folder, index)
     else:
         raise QtutorError(_no_weights(folder))
     return found
@@ -115,7 +148,7 @@ def weights_in(folder: Path) -> dict[Path, dict[str, Stored]]:
     return found
 
 
-def _sharded(folder: Path, index: Path) -> dict[Path, dict[str, Stored]]:
+def sharded(folder: Path, index: Path) -> dict[Path, dict[str, Stored]]:
     """The headers of all files that an index names; it and they have to agree on what is where."""
     mapped = read_json(index).get("weight_map")
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(file, str) for file in mapped.values()):
@@ -164,13 +197,8 @@ def _with_prefix(tensors: dict, prefix: str) -> dict:
     return {name if name.startswith("lm_head.") else f"{prefix}.{name}": found for name, found in tensors.items()}
 
 
-def _names(renamed: dict, tensors: dict, path: Path) -> list[tuple[str, str]]:
-    """The names in the model and in the file of the tensors that ``path`` holds."""
-    return [(name, own) for (name, (file, _)), own in zip(renamed.items(), tensors) if file == path]
-
-
-def dtype_called(dtype: torch.dtype | str) -> torch.dtype:
-    """The dtype of that name. Raises :class:`QtutorError` for one that no model is in."""
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """torch's dtype of a name."""
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in (*DTYPES.values(), torch.float64):
         raise QtutorError(f"dtype = {shown(dtype)}: choose 'auto', or one of {', '.join(DTYPES)}.")

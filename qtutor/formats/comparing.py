@@ -58,13 +58,14 @@ def compare(
             misfits.append(f"{name} ({found[name]}, expected {' or '.join(dtypes)} {list(shape)})")
     if missing or unexpected or misfits:
         raise QtutorError(
-            f"{where}: {_listed(missing, 'missing')}{_listed(unexpected, 'not expected')}"
-            f"{_listed(sorted(misfits), 'of another shape or dtype')}The file is damaged, or belongs to another "
+            f"{where}: {listed(missing, 'missing')}{listed(unexpected, 'not expected')}"
+            f"{listed(sorted(misfits), 'of another shape or dtype')}The file is damaged, or belongs to another "
             "config: copy, download or export the checkpoint again."
         )
 
 
-def _listed(names: list[str], what: str) -> str:
+def listed(names: list[str], what: str) -> str:
+    """A sentence that counts ``names`` and shows the first three; empty where there are none."""
     if not names:
         return ""
     some = ", ".join(shown(name, 160)[1:-1] for name in names[:3])

@@ -24,12 +24,12 @@ from qtutor.core.quantized import QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, is_failure, naming, said, shown
 from qtutor.families import family_called, family_of, linear_layers
 from qtutor.formats import FOREIGN
-from qtutor.formats.checkpoint import CONFIG, GENERATION, STORED, dtype_called, headers_in
+from qtutor.formats.checkpoint import CONFIG, STORED, dtype_of, headers_in, take_settings
 from qtutor.formats.comparing import NAMES, blocks_in, check_finite, compare
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.foreign import Format, Layout, Wanted
 from qtutor.formats.headers import Stored
-from qtutor.formats.transformers_files import config_of, empty_model, filled, take_generation
+from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantLinear
 
@@ -126,7 +126,7 @@ def load(folder: str | Path, device: str | None = None, dtype: torch.dtype | str
     folder = Path(folder)
     found = opened(folder)
     model = found.model
-    dtype = _dtype(found) if dtype == "auto" else dtype_called(dtype)
+    dtype = _dtype(found) if dtype == "auto" else dtype_of(dtype)
     model.config.dtype = dtype
     tensors = {}
     plain = [
@@ -141,9 +141,7 @@ def load(folder: str | Path, device: str | None = None, dtype: torch.dtype | str
         tensors |= {name: read(name).to(dtype) for name in plain}
         _check_spare_biases(found, read)
     model = filled(model, tensors, found.where, device)
-    generation = file_in(folder, GENERATION)
-    if generation is not None:
-        take_generation(model, read_json(generation), str(generation))
+    take_settings(model, folder)
     return model
 
 

@@ -1,7 +1,7 @@
 """A decoder as one GGUF file for llama.cpp, and back.
 
     qtutor.export(model, "out.gguf", format="gguf", type="Q4_K_M", tokenizer=tokenizer)
-    model = qtutor.formats.gguf.load("out.gguf")    # float32, with the weights that the file stands for
+    model = qtutor.formats.gguf.load("out.gguf")    # float32, with the weights that the file stands for; any file
 
 The grids of GGUF's block types are part of the format, so weights are encoded from their float values, whatever a
 recipe would have made of them. Two ways bring better rounding along: ``importance``, and AWQ's scales
@@ -9,8 +9,7 @@ recipe would have made of them. Two ways bring better rounding along: ``importan
 so rounded a second time.
 
 One tensor is in memory at a time, as float32 and encoded: a checkpoint that transformers maps from its file
-(``dtype="auto"``) is never there whole. Left out: files split into several, and reading those that others wrote, which
-transformers does with ``gguf_file=``.
+(``dtype="auto"``) is never there whole. Left out: writing a file in several parts.
 """
 
 import json
@@ -29,18 +28,19 @@ from tqdm.auto import tqdm
 
 from qtutor.errors import QtutorError, naming
 from qtutor.families import family_of
-from qtutor.files import is_gguf, parents_made, told
+from qtutor.files import parents_made, told
 from qtutor.files.target import checked
-from qtutor.formats import documents
 from qtutor.formats.endings import generation_settings
-from qtutor.formats.gguf_reading import CONFIG, GENERATION, ROPE, Source, load, opened, parameters  # noqa: F401 - the other half
+from qtutor.formats.gguf_files import NAME
+from qtutor.formats.gguf_reading import CONFIG, GENERATION, Source, decoded, load, opened, parameters  # noqa: F401 - the other half
 from qtutor.formats.readback import read_back
 from qtutor.gguf import imatrix
 from qtutor.gguf.architecture import architecture_of, tensor_name, to_file
 from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
-from qtutor.gguf.hyperparameters import metadata, rope_factors
+from qtutor.gguf.hyperparameters import metadata, rope_factors, window_of
 from qtutor.gguf.layout import ALL_TYPES
+from qtutor.gguf.llama3_rope import ROPE
 from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer import tokenizer_metadata
@@ -48,7 +48,6 @@ from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.gguf.writer import Tensor, write
 from qtutor.guards.promises import config_to_write
 
-NAME = "model.gguf"  # of the file in a folder
 DEFAULT = "Q4_K_M"  # the mix
 SMALL = 1e-3  # weights that no format's scales lose are larger
 
@@ -98,7 +97,7 @@ def save(
     need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
     place = target(out, need=need, overwrite=overwrite)
     with told(place), parents_made(place), _progress(tensors) as counted:
-        write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new)[0].metadata)))
+        write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new).file.metadata)))
     return _path(out)
 
 
@@ -139,15 +138,6 @@ def _progress(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         yield [replace(t, data=partial(counted, t)) if callable(t.data) else t for t in tensors]
 
 
-def file_in(source: str | Path, alone: bool = True) -> Path | None:
-    """The GGUF file that ``source`` names: itself, or the one in a folder; alone: if no other checkpoint is there."""
-    path = Path(source)
-    if path.is_dir():
-        others = alone and any((path / name).is_file() for name in ("qtutor.json", "config.json"))
-        return None if others else documents.file_in(path, NAME)
-    return path if is_gguf(path) else None
-
-
 def _keys(config, tokenizer) -> dict:
     name = Path(str(getattr(config, "_name_or_path", ""))).name or config.model_type
     about = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
@@ -157,7 +147,7 @@ def _keys(config, tokenizer) -> dict:
 
 
 def _say_of_window(config) -> None:
-    window = getattr(config, "sliding_window", None)
+    window = window_of(config)
     if window and window < config.max_position_embeddings and not architecture_of(config).window:
         warnings.warn(
             f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "

@@ -1,84 +1,184 @@
-"""Reading the GGUF files that :mod:`.gguf` wrote: its header and its config are compared before a tensor is decoded."""
+"""Reading GGUF files, by whomever they were written: header and config are compared before a tensor is decoded.
+
+A file of ours says what its config was (:data:`CONFIG`), and llama.cpp's keys have to say the same. Of any other file
+the config is made of these keys (:mod:`qtutor.gguf.hyperparameters_back`). From there on both go the same way: the
+decoder is built of shapes alone, each of its tensors has to be in the file in that shape, and no others.
+"""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PretrainedConfig
 
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, one_line, shown
 from qtutor.families import family_of
 from qtutor.formats import documents
-from qtutor.formats.comparing import check_finite
+from qtutor.formats.comparing import blocks_in, check_finite, listed
 from qtutor.formats.endings import give_back
 from qtutor.formats.transformers_files import config_of, empty_model, filled
-from qtutor.gguf.architecture import from_file, tensor_name
+from qtutor.gguf.architecture import QKV, architecture_of, from_file, place_of
 from qtutor.gguf.hyperparameters import metadata, rope_factors
-from qtutor.gguf.reader import GGUFFile, read
+from qtutor.gguf.hyperparameters_back import config_values
+from qtutor.gguf.layout import TYPES
+from qtutor.gguf.llama3_rope import ROPE
+from qtutor.gguf.parts import Whole, read_whole
+from qtutor.gguf.reader import GGUFFile
+from qtutor.gguf.tokenizer_back import text_ends
 from qtutor.guards.promises import is_tied
 from qtutor.runtime.linear import QuantWeight
 
-ROPE = "rope_freqs.weight"  # a tensor without a parameter
 GENERATION = "qtutor.generation_config"  # what transformers' config does not say of how texts end, if anything
 CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
 Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
+Stored = tuple[tuple[int, ...], Callable[[], np.ndarray]]  # the same in a file: float32
+
+
+def load(path: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The decoder in a GGUF file, its blocks decoded to float32, and each tensor then stored as ``dtype``.
+
+    Raises :class:`QtutorError` for a file that is damaged, whose architecture or block types are not known here, a part
+    of which is missing, or whose tensors do not fit its config.
+    """
+    return decoded(opened(path), device, dtype)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What can be said of a file without decoding a tensor.
+
+    file: its header. model: of shapes alone, with its config. wanted: of each parameter its tensor's name, its shape,
+    and a function that decodes it.
+    """
+
+    file: GGUFFile | Whole
+    model: nn.Module
+    wanted: dict[str, tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]
 
 
 @torch.no_grad()
-def load(path: str | Path, device: str | None = None) -> nn.Module:
-    """The decoder in a file that :func:`save` wrote, its blocks decoded to float32.
-
-    Raises :class:`QtutorError` for a file that is damaged, that others wrote, or whose tensors do not fit its config.
-    """
-    file, config, model, wanted = opened(path)
-    tensors = {}
-    for name, (parameter, shape) in wanted.items():
-        rows = from_file(name, file.weight(name).reshape(shape), config)
-        tensors[parameter] = torch.from_numpy(np.ascontiguousarray(rows))
-    check_finite(str(path), tensors)
-    config.dtype = torch.float32
-    model = filled(model, tensors, str(path), device)
-    give_back(model, file.metadata.get(GENERATION), f"{path}: {GENERATION}")
+def decoded(opened: Opened, device: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The second half of :func:`load`."""
+    file, model, where = opened.file, opened.model, str(opened.file.path)
+    tensors = {parameter: decoded_one(opened, parameter).to(dtype) for parameter in opened.wanted}
+    check_finite(where, tensors)
+    model.config.dtype = dtype
+    model = filled(model, tensors, where, device)
+    take_ends(model, file)
     return model
 
 
-def opened(path: str | Path) -> tuple[GGUFFile, PretrainedConfig, nn.Module, dict]:
-    """What can be said without decoding a tensor: the file's header, its config, the model of shapes alone, and of each
-    tensor's name the parameter and its shape. Raises as :func:`load` does.
-    """
-    file = read(path)
-    config = _config(file)
-    model = empty_model(config, str(path))  # nothing is allocated before it was found in the file
-    wanted = {tensor_name(parameter, config): (parameter, shape) for parameter, (shape, _) in parameters(model)}
-    found = {name: info.shape for name, info in file.tensors.items() if name != ROPE}
-    for name in wanted | found:
-        shape = wanted[name][1] if name in wanted else None
-        if shape != found.get(name):
-            raise QtutorError(
-                f"{path}: tensor {shown(name)} is {found.get(name, 'not there')}, and its config says "
-                f"{shape or 'that there is none'}. The file is damaged: fetch or export it again."
-            )
-    _compare_keys(file, config)
-    return file, config, model, wanted
+def decoded_one(opened: Opened, parameter: str) -> torch.Tensor:
+    """A parameter of the model, float32, decoded from the file."""
+    name, shape, values = opened.wanted[parameter]
+    return torch.from_numpy(np.ascontiguousarray(from_file(name, values().reshape(shape), opened.model.config)))
 
 
-def _config(file: GGUFFile):
-    """transformers' config out of a file; the number of blocks is checked, the sizes of tensors are not yet."""
-    text = file.metadata.get(CONFIG)
+def take_ends(model: nn.Module, file: GGUFFile | Whole) -> None:
+    """How texts end, as the file says it."""
+    where = str(file.path)
+    if CONFIG in file.metadata:
+        give_back(model, file.metadata.get(GENERATION), f"{where}: {GENERATION}")
+    else:
+        model.config.name_or_path = _name(file)
+        ends = text_ends(file.metadata)
+        model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+
+
+def _name(file: GGUFFile | Whole) -> str:
+    """What the model is called, for whoever writes it again: llama.cpp knows Phi-3's tokens by it."""
+    name = file.metadata.get("general.name")
+    return one_line(name.replace("/", "-"), 120) if isinstance(name, str) else ""
+
+
+def opened(path: str | Path) -> Opened:
+    """The first half of :func:`load`: nothing is allocated before it was found in the file. Raises as that does."""
+    file = read_whole(path)
+    _check_types(file)
+    ours = CONFIG in file.metadata
+    config = _config(file) if ours else config_of(config_values(file), str(path), blocks_in(file.tensors, "blk"))
+    model = empty_model(config, str(path))
+    stored = _tensors_in(file, config)
+    wanted = {}
+    for parameter, (shape, _) in parameters(model):
+        name = place_of(parameter, config) or parameter
+        if (
+            parameter.endswith(".bias") and name not in stored and not ours
+        ):  # which llama.cpp leaves out where it is not
+            stored[name] = (shape, partial(np.zeros, shape, np.float32))
+        wanted[parameter] = (name, shape, stored.get(name, (None, None))[1])
+    _compare(str(path), {name: shape for name, shape, _ in wanted.values()}, stored)
+    if ours:
+        _compare_keys(file, config)
+    return Opened(file, model, wanted)
+
+
+def _config(file: GGUFFile | Whole):
+    """transformers' config as a file of ours says it; the number of blocks is checked, the sizes of tensors are not."""
+    text = file.metadata[CONFIG]
     if not isinstance(text, str):
-        raise QtutorError(
-            f"{file.path}: {CONFIG} is {'missing' if text is None else 'damaged'}, so qtutor did not write this file. "
-            "transformers loads others: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)."
-        )
+        raise QtutorError(f"{file.path}: {CONFIG} is damaged: it is {shown(text)}, expected a text. Export it again.")
     where = f"{CONFIG} in {file.path}"
-    values = documents.parse_json(text, where)
-    blocks = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
-    return config_of(values, where, blocks)
+    return config_of(documents.parse_json(text, where), where, blocks_in(file.tensors, "blk"))
 
 
-def _compare_keys(file: GGUFFile, config) -> None:
+def _check_types(file: GGUFFile | Whole) -> None:
+    unknown = [info for info in file.tensors.values() if info.type.name not in TYPES]
+    if unknown:
+        types = ", ".join(sorted({info.type.name for info in unknown}))
+        raise QtutorError(
+            f"{file.path}: {len(unknown)} of its tensors are {types}, the first of them {shown(unknown[0].name)}, "
+            f"which qtutor does not decode. It knows {', '.join(TYPES)}. Take the same model in one of these, or run "
+            "it in llama.cpp."
+        )
+
+
+def _tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
+    """The tensors of a file by name. One matrix for q, k and v is taken as three where the family has three."""
+    stored = {name: (info.shape, partial(file.weight, name)) for name, info in file.tensors.items()}
+    architecture = architecture_of(config)
+    if "llama3" in architecture.scalings:
+        stored.pop(ROPE, None)  # the config says the same
+    if architecture.halves[0].readers == QKV:
+        for name in [name for name in stored if name.split(".")[-2:-1] == ["attn_qkv"]]:
+            stored |= _three(name, *stored.pop(name), config)
+    return stored
+
+
+def _three(name: str, shape: tuple[int, ...], values: Callable, config) -> dict[str, Stored]:
+    """The rows of q, k and v in one tensor, by the names that they have where they are three."""
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv = config.num_key_value_heads * dim
+    ends = np.cumsum([0, config.num_attention_heads * dim, kv, kv]).tolist()
+    if shape[0] != ends[-1]:
+        return {name: (shape, values)}
+    return {
+        name.replace("attn_qkv", part): ((end - begin, *shape[1:]), lambda b=begin, e=end: values()[b:e])
+        for part, begin, end in zip(QKV, ends, ends[1:])
+    }
+
+
+def _compare(where: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, Stored]) -> None:
+    """Raise :class:`QtutorError` listing the tensors that are missing, not expected, or of another shape."""
+    missing = [name for name in wanted if name not in stored]
+    unexpected = [name for name in stored if name not in wanted]
+    misfits = [
+        f"{name} ({list(stored[name][0])}, expected {list(shape)})"
+        for name, shape in wanted.items()
+        if name in stored and stored[name][0] != shape
+    ]
+    if missing or unexpected or misfits:
+        raise QtutorError(
+            f"{where}: {listed(missing, 'missing')}{listed(unexpected, 'not expected')}"
+            f"{listed(misfits, 'of another shape')}By its config there are others. The file is damaged: fetch, convert "
+            "or export it again."
+        )
+
+
+def _compare_keys(file: GGUFFile | Whole, config) -> None:
     """llama.cpp's keys and our config say the same, each in its own words."""
     try:
         expected, factors = metadata(config), rope_factors(config)

@@ -1,6 +1,7 @@
 """Our own layout on disk: a folder with the packed tensors as they are in memory.
 
-    model.safetensors   packed codes, scales, zeros, and every tensor that was not quantized
+    model.safetensors   packed codes, scales, zeros, and every tensor that was not quantized; beyond 5 GB several files
+                        model-00001-of-00003.safetensors ... and an index, as transformers has them
     qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not,
                         bias or not; the threshold of an int8 linear (null: none); the recipe; and the names of all
                         files in the folder, so that others are noticed before the next export replaces it
@@ -12,11 +13,11 @@ checkpoint.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from qtutor.core.scales import NestedScales, PlainScales
@@ -27,13 +28,14 @@ from qtutor.files.target import checked
 from qtutor.formats.endings import generation_settings
 from qtutor.formats.native_reading import ABOUT, GENERATION, LAYOUT, load, opened  # noqa: F401 - the other half
 from qtutor.formats.readback import read_back
+from qtutor.formats.shards import INDEX, WEIGHTS, Kind, index_text, laid_out, save_file
 from qtutor.guards.promises import check_finite, config_to_write, is_tied
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 # What an export holds that does not tell: one from before the names were stored, or one that is damaged.
 USUAL = {
-    *("model.safetensors", ABOUT, "config.json", GENERATION, "tokenizer.json", "tokenizer_config.json"),
+    *(WEIGHTS, INDEX, ABOUT, "config.json", GENERATION, "tokenizer.json", "tokenizer_config.json"),
     *(
         "special_tokens_map.json",
         "added_tokens.json",
@@ -43,6 +45,7 @@ USUAL = {
         "tokenizer.model",
     ),
 }
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
@@ -52,29 +55,51 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     :class:`QtutorError` for that, for a model that is not quantized, and where the folder cannot be written; the old
     one is then untouched.
     """
-    layers = {name: _describe(module) for name, module in model.named_modules() if isinstance(module, QuantWeight)}
-    if not layers:
+    if not any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
-    config = config_to_write(model)
-    if config.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise QtutorError(f"the model is in {config.dtype}, which no checkpoint holds: call model.float() first.")
+    check_dtype(config_to_write(model).dtype)
     check_finite(model)
-    tensors = _tensors(model)
-    place = target(folder, need=sum(tensor.nbytes for tensor in tensors.values()))
+    tensors = stored_tensors(model)
+    files = laid_out(kinds(tensors))
+    place = target(folder, need=sum(file.size for file in files))
     with told(place), parents_made(place), folder_written_beside(place) as new:
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(new)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
-        about = {"layout": LAYOUT, "dtype": str(model.dtype).removeprefix("torch."), "layers": layers}
-        about["recipe"] = getattr(model, "qtutor_recipe", None)  # what it was made with, for whoever reads the file
-        if settings := generation_settings(model):
-            (new / GENERATION).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        about["files"] = sorted([ABOUT, *_files(new)])
-        (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        for file in files:
+            save_file({name: tensors[name] for name in file.places}, new / file.name)
+        write_others(new, model, tokenizer, getattr(model, "qtutor_recipe", None), files)
         read_back(place, lambda: opened(new))
-        _refuse_others(place)  # something may have been put there in the meantime
+        refuse_others(place)  # something may have been put there in the meantime
     return Path(folder)
+
+
+def write_others(new: Path, model: nn.Module, tokenizer, recipe: dict | None, files: Iterable) -> None:
+    """Everything in the folder ``new`` but the tensors: settings, tokenizer, and what says how layers are packed.
+
+    model: with packed layers; shapes are enough. recipe: what it was made with, for whoever reads the files. files: the
+    :class:`~.shards.ShardFile` with the tensors.
+    """
+    config, files = config_to_write(model), list(files)
+    config.save_pretrained(new)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(new)
+    layers = {name: _describe(module) for name, module in model.named_modules() if isinstance(module, QuantWeight)}
+    about = {"layout": LAYOUT, "dtype": str(config.dtype).removeprefix("torch."), "layers": layers, "recipe": recipe}
+    if settings := generation_settings(model):
+        (new / GENERATION).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    if (index := index_text(files)) is not None:
+        (new / INDEX).write_text(index, encoding="utf-8")
+    about["files"] = sorted({ABOUT, *(file.name for file in files), *_files(new)})
+    (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, Kind]:
+    """Dtype and shape of each of ``tensors``."""
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise :class:`QtutorError` for a model in a dtype that checkpoints do not have."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise QtutorError(f"the model is in {dtype}, which no checkpoint holds: call model.float() first.")
 
 
 def target(folder: str | Path, sources: Iterable[str | Path] = (), need: int = 0) -> Path:
@@ -85,11 +110,11 @@ def target(folder: str | Path, sources: Iterable[str | Path] = (), need: int = 0
             "the format 'gguf'."
         )
     place = checked(folder, folder=True, sources=sources, need=need)
-    _refuse_others(place)
+    refuse_others(place)
     return place
 
 
-def _refuse_others(folder: Path) -> None:
+def refuse_others(folder: Path) -> None:
     """Refuse a folder that holds files of others: an export replaces all of it."""
     found = _files(folder) if folder.exists() else []
     if found and not (folder / ABOUT).is_file():
@@ -99,6 +124,8 @@ def _refuse_others(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = USUAL
     others = [name for name in found if name not in ours and Path(name).name != ".DS_Store"]  # macOS puts it anywhere
+    if ours is USUAL:
+        others = [name for name in others if not SHARD.fullmatch(name)]
     if others:
         raise QtutorError(
             f"{folder} holds files besides the export that qtutor wrote there ({', '.join(others[:3])}), and the next "
@@ -127,7 +154,7 @@ def _describe(module: QuantWeight) -> dict:
     }
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict without a tied output matrix; what else shares memory is copied, since safetensors refuses it."""
     tensors, seen, tied = {}, set(), f"{family_of(model).head}.weight" if is_tied(model) else None
     for name, tensor in model.state_dict().items():

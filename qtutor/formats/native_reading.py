@@ -16,11 +16,12 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import embedding_scale, family_of, linear_layers
-from qtutor.formats.checkpoint import config_in
+from qtutor.formats.checkpoint import config_in, sharded
 from qtutor.formats.comparing import check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.endings import give_back
-from qtutor.formats.headers import read_header
+from qtutor.formats.headers import Stored, read_header
+from qtutor.formats.shards import INDEX, WEIGHTS
 from qtutor.formats.transformers_files import DTYPES, empty_model, filled
 from qtutor.recipe import Recipe
 from qtutor.runtime.int8 import Int8Linear
@@ -29,7 +30,6 @@ from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 LAYOUT = 1
 ABOUT = "qtutor.json"
 GENERATION = "generation_config.json"
-WEIGHTS = "model.safetensors"
 CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
 KINDS = {"linear": nn.Linear, "int8 linear": nn.Linear, "embedding": nn.Embedding}  # and what each takes the place of
@@ -41,13 +41,16 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
     Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit the others.
     """
     folder = Path(folder)
-    model, about, weights, where = opened(folder)
-    tensors = tensors_of(weights)
-    check_finite(str(weights), tensors)
+    model, about, files, where = opened(folder)
+    tensors = {}
+    for file in files:
+        read = tensors_of(file)
+        check_finite(str(file), read)
+        tensors |= read
     model = filled(model, tensors, where, device)
     for name, layer in model.named_modules():
         if isinstance(layer, QuantWeight):
-            _check_scales(f"{weights}: {name}", layer)
+            _check_scales(f"{files[0] if len(files) == 1 else folder}: {name}", layer)
     if (folder / GENERATION).exists():
         settings = file_in(folder, GENERATION)
         give_back(model, settings.read_text(encoding="utf-8", errors="replace"), str(folder / GENERATION))
@@ -55,15 +58,13 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
     return model
 
 
-def opened(folder: Path) -> tuple[nn.Module, dict, Path, str]:
-    """What can be said without reading a tensor: the model of shapes alone, qtutor.json, the file with the tensors, and
-    where the config is from. Raises as :func:`load` does.
+def opened(folder: Path) -> tuple[nn.Module, dict, list[Path], str]:
+    """What can be said without reading a tensor: the model of shapes alone, qtutor.json, the files with the tensors,
+    and where the config is from. Raises as :func:`load` does.
     """
     about = _read_about(folder)
-    path, weights = folder / ABOUT, file_in(folder, WEIGHTS)
-    if weights is None:
-        raise QtutorError(f"{folder / WEIGHTS} does not exist: the checkpoint is incomplete. {AGAIN}")
-    found = read_header(weights).tensors
+    path, headers = folder / ABOUT, _headers(folder)
+    found = {name: stored for tensors in headers.values() for name, stored in tensors.items()}
     config, where = config_in(folder, found)
     model = empty_model(config, where)
     _put_layers(model, about, str(path))
@@ -71,8 +72,18 @@ def opened(folder: Path) -> tuple[nn.Module, dict, Path, str]:
     tied = ()
     if config.tie_word_embeddings:
         tied = tuple(f"{name}.weight" for name in (family_of(model).embedding, family_of(model).head))
-    compare(str(weights), found, model, tied)
-    return model, about, weights, where
+    compare(str(next(iter(headers)) if len(headers) == 1 else folder), found, model, tied)
+    return model, about, list(headers), where
+
+
+def _headers(folder: Path) -> dict[Path, dict[str, Stored]]:
+    """The headers of the files with the tensors: of the one, or of all that an index names."""
+    single, index = file_in(folder, WEIGHTS), file_in(folder, INDEX)
+    if single is None and index is not None:
+        return sharded(folder, index)
+    if single is None:
+        raise QtutorError(f"{folder / WEIGHTS} does not exist: the checkpoint is incomplete. {AGAIN}")
+    return {single: read_header(single).tensors}
 
 
 def _read_about(folder: Path) -> dict:
@@ -175,8 +186,9 @@ def _compare_with_recipe(model: nn.Module, recipe: dict | None, where: str) -> N
     if recipe is None:
         return
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantWeight)}
+    floats = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     try:
-        made = Recipe(**recipe).of_layers(list(_places(model)))
+        made = Recipe(**recipe).of_layers(list(_places(model)), floats)
     except (TypeError, ValueError, KeyError, AttributeError) as error:  # every option has its own ways to be wrong
         raise QtutorError(
             f"{where} is damaged: its recipe cannot be followed ({shown(error, 200)}). Export the model again."

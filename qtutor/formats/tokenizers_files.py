@@ -57,8 +57,6 @@ def tried(make, config, where: Path):
 
 def _say_what_is_beyond(tokenizer, embedded: int, where: Path) -> None:
     """Warn of tokens that the decoder does not embed: whoever added them forgot the embedding. Others work as ever."""
-    if len(tokenizer) <= embedded and max(tokenizer.get_added_vocab().values(), default=0) < embedded:
-        return
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= embedded)
     if beyond:
         some = ", ".join(f"{shown(token)} ({number})" for number, token in beyond[:5])

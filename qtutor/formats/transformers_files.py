@@ -184,29 +184,57 @@ def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, devic
 
     Of tied matrices one may be missing. Position angles, which no file holds, are computed from the config.
     """
-    config, head = model.config, f"{family_of(model).head}.weight"
-    embedding = f"{family_of(model).embedding}.weight"
-    tied = config.tie_word_embeddings
-    if tied and {embedding, head} <= tensors.keys() and not torch.equal(tensors[embedding], tensors[head]):
-        raise QtutorError(
-            f"{where} says that {head} is the same as {embedding} (tie_word_embeddings), and the checkpoint holds two "
-            "different ones. Set tie_word_embeddings to false if both are meant."
-        )
-    if tied:
-        tensors = {embedding: tensors[head]} | tensors if head in tensors else {head: tensors[embedding]} | tensors
-    model.load_state_dict(tensors, strict=True, assign=True)
-    if tied:
+    model.load_state_dict(with_tied(model, tensors, where), strict=True, assign=True)
+    if model.config.tie_word_embeddings:
         model.tie_weights()
-    model.model.rotary_emb = _angles(model, where)
-    embedding = model.get_submodule(family_of(model).embedding)
-    if hasattr(embedding, "embed_scale"):  # Gemma's
-        embedding.embed_scale = torch.tensor(embedding_scale(embedding))
+    _compute(model, where)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise QtutorError(
             f"{where}: this version of transformers wants {', '.join(left[:3])}, which no checkpoint holds."
         )
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return model.to(usual_device(device)).eval()
+
+
+def outlined(model: nn.Module, dtype: torch.dtype, where: str, device: str | None) -> nn.Module:
+    """An empty model of ``dtype`` that stays empty, for whoever brings its blocks in one by one; with position angles.
+
+    Everything but the blocks can be run once its weights are there (:mod:`qtutor.formats.streamed`).
+    """
+    model = model.to(dtype).requires_grad_(False).eval()  # shapes alone: costs nothing, and tied ones stay tied
+    _compute(model, where)
+    model.model.rotary_emb.to(usual_device(device))
+    return model
+
+
+def _compute(model: nn.Module, where: str) -> None:
+    """Put what no file holds into an empty model: angles of positions, and what Gemma multiplies embeddings by."""
+    model.model.rotary_emb = _angles(model, where)
+    embedding = model.get_submodule(family_of(model).embedding)
+    if hasattr(embedding, "embed_scale"):
+        embedding.embed_scale = torch.tensor(embedding_scale(embedding))
+
+
+def usual_device(device: str | None) -> str:
+    """``device``, or where models go by themselves: the GPU if there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def with_tied(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    """``tensors`` with both names of a tied matrix, where the config says that it is one.
+
+    Raises :class:`QtutorError` where there are two that differ.
+    """
+    family = family_of(model)
+    embedding, head = f"{family.embedding}.weight", f"{family.head}.weight"
+    if not model.config.tie_word_embeddings:
+        return tensors
+    if {embedding, head} <= tensors.keys() and not torch.equal(tensors[embedding], tensors[head]):
+        raise QtutorError(
+            f"{where} says that {head} is the same as {embedding} (tie_word_embeddings), and the checkpoint holds two "
+            "different ones. Set tie_word_embeddings to false if both are meant."
+        )
+    return {embedding: tensors[head]} | tensors if head in tensors else {head: tensors[embedding]} | tensors
 
 
 def take_generation(model: nn.Module, values: dict, where: str) -> None:

@@ -35,7 +35,7 @@ def weigh(x, importance, first, means, absolute, w):
 
     Without importance large weights count more: ``|x|`` for Q2_K, ``rms + |x|`` for the others. With importance (the
     mean square of each input column): ``importance * sqrt(means + x**2)``, where ``means [LANES]`` is the mean square
-    of the weights in the same super-block or row, for most types doubled.
+    of the weights in the same super-block or row, for some types doubled.
     """
     size = len(x)
     spread = np.zeros(LANES, f4)
@@ -150,7 +150,7 @@ def encode_16(x, importance, first, size, top, scale_top, grids, codes, scale_co
     share(mins, sums, weighted, scale_top, min_codes, dmin)
     if weighted:
         settle(scale_codes, min_codes, top)
-    # Step 3: code the weights with the scales that a decoder will read, so that rounding those is made up for.
+    # Step 3: code the weights with the scales that a decoder will read. So the codes compensate for their rounding.
     for b in range(LANES):
         d[b], dmin[b] = from_half(to_half(d[b])), from_half(to_half(dmin[b]))
         for s in range(n):

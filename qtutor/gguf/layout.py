@@ -3,7 +3,7 @@
 A GGUF block is a fixed number of weights in a row, encoded together. Sources: the block structs in llama.cpp's
 ``ggml-common.h``, the type numbers in ``ggml.h``; for the file around them, ggml's ``docs/gguf.md``. All numbers are
 little-endian. Left out: encoders and decoders of the types that need a table of lattice points (IQ1, IQ2, IQ3), and of
-NVFP4; their sizes are here, so that files with them can be read and checked.
+NVFP4, Q1_0 and Q2_0; their sizes are here, so that files with them can be read and checked.
 """
 
 from dataclasses import dataclass
@@ -131,8 +131,13 @@ _TYPES = (
     BlockType("TQ2_0", 35, SUPER, 66, (_PAIRS, _D), 1),
     BlockType("MXFP4", 39, 32, 17, (Field("e", 1, "power of two, plus 128"), _NIBBLES)),
     BlockType("NVFP4", 40, 64, 36),
+    BlockType("Q1_0", 41, 128, 18),
+    BlockType("Q2_0", 42, 64, 18),
 )  # fmt: skip
 
+# Numbers of types that files of older versions hold, and that llama.cpp does not read any more.
+REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
+           38: "IQ4_NL_8_8"}  # fmt: skip
 ALL_TYPES = {block_type.name: block_type for block_type in _TYPES}
 BY_NUMBER = {block_type.number: block_type for block_type in _TYPES}
 TYPES = {name: block_type for name, block_type in ALL_TYPES.items() if block_type.fields}  # those with a codec

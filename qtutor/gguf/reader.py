@@ -30,7 +30,7 @@ from qtutor.gguf.container import (
     TensorInfo,
     padded,
 )
-from qtutor.gguf.layout import BY_NUMBER, TYPES
+from qtutor.gguf.layout import BY_NUMBER, REMOVED, TYPES
 
 SMALLEST_ENTRY = 8 + 1 + 4 + 1  # a key of one letter, its type, a value of one byte
 SMALLEST_INFO = 8 + 1 + 4 + 8 + 4 + 8  # a name of one letter, one dimension
@@ -136,6 +136,11 @@ def _read_info(cursor: "_Cursor", number: int) -> tuple[TensorInfo, int]:
     at = cursor.at
     sizes = [cursor.number("<Q", f"dimension {i} of {name!r}") for i in range(dimensions)]
     kind = cursor.number("<I", f"type of tensor {name!r}")
+    if kind in REMOVED:
+        raise GGUFError(
+            f"{cursor.path}: tensor {shown(name)} is {REMOVED[kind]}, a type that llama.cpp gave up. Convert the model "
+            "again, to Q4_0 for instance, which computes as fast today."
+        )
     if kind not in BY_NUMBER:
         cursor.fail(f"type of tensor {name!r}", str(kind), f"one of {', '.join(map(str, BY_NUMBER))}", cursor.at - 4)
     block_type = BY_NUMBER[kind]

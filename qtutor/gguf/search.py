@@ -61,7 +61,7 @@ def affine(x, w, top, start, step, tries, absolute, scale, low, inv, origin):
                 # The next grids start from the new lowest value, as in llama.cpp.
                 scale[lane], low[lane] = new_scale[lane], new_low[lane]
     for lane in range(LANES):
-        if flat[lane]:  # all values are equal: code 0 everywhere, and low is that value
+        if flat[lane]:  # all values are equal and not positive: code 0 everywhere, and low is that value
             scale[lane], low[lane], inv[lane], origin[lane] = 0, high[lane], 0, 0
 
 

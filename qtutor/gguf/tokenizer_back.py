@@ -2,12 +2,13 @@
 
     tokenizer = tokenizer_of(qtutor.gguf.read("out.gguf").metadata)
 
-It makes the tokens that llama.cpp makes with the same file. Where the file says less than the tokenizer did that it was
-written from, that may differ: a text is not normalized (Qwen2's NFC), in SentencePiece's manner a space comes in front
-of every text or of none, a tokenizer without bos gets the one that was written for it, of several chat templates one is
-left, and added tokens take no spaces with them. (For the names in :data:`.pre_tokenizers.APPROXIMATE` it makes the
-tokens of the model's own tokenizer, which llama.cpp's nearly are.) Left out: how long a text may be
-(``model_max_length``).
+It makes the tokens that llama.cpp makes with the same file, whoever wrote it. Where the file says less than the
+tokenizer did that it was written from, that may differ: a text is not normalized (Qwen2's NFC), in SentencePiece's
+manner a space comes in front of every text or of none, a tokenizer without bos gets the one that was written for it, of
+several chat templates one is left, and added tokens take no spaces with them (but for Phi-3's, which llama.cpp knows by
+the model's name). (For the names in :data:`.pre_tokenizers.APPROXIMATE` it makes the tokens of the model's own
+tokenizer, which llama.cpp's nearly are.) Left out: how long a text may be (``model_max_length``). Source: llama.cpp's
+``src/llama-vocab.cpp``.
 """
 
 import json
@@ -22,6 +23,13 @@ from qtutor.gguf.tokenizer import CONTROL, NORMAL, PREPEND, REPLACE, SPACE, UNKN
 
 CUTS = cuts_of()
 ADDED = (CONTROL, UNKNOWN, USER_DEFINED)  # found in a text before anything else is done with it
+# Tokens that end a text or a turn, whatever type a file gives them.
+ENDS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+    *("<end_of_utterance>", "<｜end▁of▁sentence｜>"),
+)
+NO_SPACES_BEHIND = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")  # models, and tokens of theirs that take none
 ELSEWHERE = "Take the original model's with transformers' AutoTokenizer, or run the file in llama.cpp."
 
 
@@ -36,10 +44,11 @@ def tokenizer_of(metadata: dict) -> PreTrainedTokenizerFast:
     kinds = {"gpt2": _byte_level, "llama": _sentencepiece}
     model = kinds[_one_of(kinds, keys, "model")]
     tokens, types = _tokens(keys)
+    rstrip = _takes_spaces(metadata)
     vocab = {token: number for number, token in enumerate(tokens) if types[number] != UNUSED}
     ids = _special_ids(keys, len(tokens))
     data = model(keys, vocab, types) | {
-        "added_tokens": [_added(token, number, types[number]) for token, number in vocab.items()
+        "added_tokens": [_added(token, number, types[number], rstrip) for token, number in vocab.items()
                          if types[number] in ADDED],
         "post_processor": _around(keys, tokens, ids),
     }  # fmt: skip
@@ -57,14 +66,40 @@ def tokenizer_of(metadata: dict) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **named)
 
 
+def text_ends(metadata: dict) -> list[int]:
+    """The tokens at which llama.cpp ends a text: eos, the ends of a turn and of a message, and :data:`ENDS`."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not _texts(tokens):
+        return []
+    named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = [int(number) for number in named if isinstance(number, np.integer) and 0 <= number < len(tokens)]
+    known = set(ENDS)
+    ends += [number for number, token in enumerate(tokens) if token in known]
+    found = {tokens[number] for number in ends}
+    if found & {"<|call|>", "<|calls|>"} and found & {"<|return|>", "<|flush|>"}:
+        ends = [number for number in ends if tokens[number] != "<|end|>"]  # there it ends a message among several
+    return list(dict.fromkeys(ends))
+
+
+def _takes_spaces(metadata: dict) -> bool:
+    """Whether added tokens take the spaces behind them, which llama.cpp tells by the model's name."""
+    name = metadata.get("general.name")
+    return isinstance(name, str) and any(model in name.lower() for model in NO_SPACES_BEHIND[0])
+
+
 def _tokens(keys: dict) -> tuple[list[str], list[int]]:
-    """Texts and types by id."""
+    """Texts and types by id. Without types all are ordinary ones; those that end texts never are."""
     tokens, types = keys.get("tokens"), keys.get("token_type")
     if not _texts(tokens) or len(set(tokens)) < len(tokens):
         raise _damaged("tokens", tokens, "a list of different texts")
+    if types is None:
+        types = np.full(len(tokens), NORMAL)  # as in files of 2023
     if not _numbers(types, len(tokens)):
         raise _damaged("token_type", types, f"{len(tokens)} numbers, as there are tokens")
-    return tokens, types.tolist()
+    tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
+    ends, types = set(ENDS), types.tolist()
+    types = [CONTROL if kind == NORMAL and token in ends else kind for token, kind in zip(tokens, types)]
+    return tokens, types
 
 
 def _byte_level(keys: dict, vocab: dict[str, int], types: list[int]) -> dict:
@@ -121,9 +156,15 @@ def _bpe(vocab: dict[str, int], merges: list, **options) -> dict:
     return {"type": "BPE", "vocab": vocab, "merges": merges} | options
 
 
-def _added(token: str, number: int, kind: int) -> dict:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": number, "content": token, "special": kind != USER_DEFINED} | plain
+def _added(token: str, number: int, kind: int, rstrip: bool) -> dict:
+    spaces = {"lstrip": False, "rstrip": rstrip and token not in NO_SPACES_BEHIND[1]}
+    return {
+        "id": number,
+        "content": token,
+        "special": kind != USER_DEFINED,
+        "single_word": False,
+        "normalized": False,
+    } | spaces
 
 
 def _special_ids(keys: dict, count: int) -> dict[str, int]:
@@ -167,7 +208,7 @@ def _texts(value) -> bool:
 
 
 def _numbers(value, count: int) -> bool:
-    return isinstance(value, np.ndarray) and value.shape == (count,) and value.dtype.kind in "iuf"
+    return isinstance(value, np.ndarray) and value.ndim == 1 and len(value) >= count and value.dtype.kind in "iuf"
 
 
 def _flag(keys: dict, key: str, default: bool) -> bool:

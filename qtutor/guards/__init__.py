@@ -1,4 +1,4 @@
-"""What is handed over from Python: models (:mod:`.model`) and token ids (:mod:`.ids`).
+"""Checks of what Python callers pass in: models (:mod:`.model`) and token ids (:mod:`.ids`).
 
-Each is taken for what can be meant by it, or refused before any work with a word on what to do.
+A check returns what the caller must have meant. Otherwise it raises, before any work, and says what to do.
 """

@@ -1,7 +1,8 @@
-"""One door for token ids: whatever can be meant as a text to read becomes int64 ``[samples, length]`` (or ``[count]``).
+"""One entrance for token ids: all usual forms of them become a tensor, int64 ``[samples, length]`` (or ``[count]``).
 
-Tensors, arrays, lists of ids, what a tokenizer returns, lists of those, and with ``tokenizer`` the texts themselves.
-What the ids are (in the vocabulary, not all alike, no longer than the context) is checked where they are read.
+These forms are tensors, arrays, lists of ids, what a tokenizer returns, lists of those, and with ``tokenizer`` the
+texts themselves. The code that reads the ids checks their values (in the vocabulary, not all alike, no longer than the
+context).
 """
 
 from collections.abc import Mapping
@@ -16,10 +17,10 @@ from qtutor.errors import QtutorError
 def samples_of(given, tokenizer=None, context: int | None = None) -> torch.Tensor:
     """Token ids to calibrate with, int64 ``[samples, length]``.
 
-    Texts (one, or a list) are joined, with the tokens that ``tokenizer`` puts around each, and cut into at most
-    :data:`SAMPLES` samples of :data:`LENGTH` tokens, or ``context`` if that is less, evenly spread. Raises
-    :class:`QtutorError` for texts without a tokenizer, texts that are too short for one sample, padded samples, samples
-    of different lengths, and what holds no ids.
+    Texts (one, or a list) are joined, with the tokens that ``tokenizer`` puts around each. They are cut into samples of
+    :data:`LENGTH` tokens, or of ``context`` if that is less, and at most :data:`SAMPLES` evenly spread ones are taken.
+    Raises :class:`QtutorError` for texts without a tokenizer, texts that are too short for one sample, padded samples,
+    samples of different lengths, and anything that holds no ids.
     """
     texts = [given] if isinstance(given, str) else given
     if isinstance(texts, np.ndarray) and texts.dtype.kind in "UO":
@@ -30,7 +31,7 @@ def samples_of(given, tokenizer=None, context: int | None = None) -> torch.Tenso
 
 
 def ids_of(given) -> torch.Tensor:
-    """Token ids as a tensor, one dimension or two; a tensor stays as it is, and its dtype is not looked at."""
+    """Token ids as a tensor of one or two dimensions. A tensor is returned unchanged, and its dtype is not checked."""
     if isinstance(given, torch.Tensor):
         return given
     if isinstance(given, np.ndarray | np.integer) and given.dtype.kind in "iu":
@@ -43,21 +44,23 @@ def ids_of(given) -> torch.Tensor:
         if not any(isinstance(item, str | int | np.integer) for item in given):
             return _stacked([ids_of(item) for item in given])
     raise QtutorError(
-        f"token ids: {_told(given)}. Needed are whole numbers, int64 [samples, length]: a tensor, an array, lists of "
-        "ids, or what the model's tokenizer returns for texts of one length. quantize() takes texts, too, with "
+        f"token ids: {_described(given)}. Pass whole numbers, int64 [samples, length]: a tensor, an array, lists of "
+        "ids, or what the model's tokenizer returns for texts of one length. quantize() also takes texts, with "
         "tokenizer=."
     )
 
 
 def _cut(texts: list[str], tokenizer, length: int) -> torch.Tensor:
-    """Samples of ``length`` tokens, evenly spread over all ``texts``."""
+    """Samples of ``length`` tokens, spread evenly over all ``texts``."""
     if tokenizer is None:
         raise QtutorError(
-            f"calibration is {_told(texts[0] if len(texts) == 1 else texts)}: texts need the model's tokenizer, "
+            f"calibration is {_described(texts[0] if len(texts) == 1 else texts)}: texts need the model's tokenizer, "
             "quantize(model, recipe, texts, tokenizer=tokenizer). A file's text is Path(name).read_text()."
         )
     if not callable(tokenizer):
-        raise QtutorError(f"tokenizer is {_told(tokenizer)}: pass the one that qtutor.load or AutoTokenizer loads.")
+        raise QtutorError(
+            f"tokenizer is {_described(tokenizer)}: pass the one that qtutor.load or AutoTokenizer loads."
+        )
     ids = torch.tensor(
         [number for text in texts for number in tokenizer(text, verbose=False)["input_ids"]], dtype=torch.int64
     )
@@ -65,21 +68,21 @@ def _cut(texts: list[str], tokenizer, length: int) -> torch.Tensor:
     if not whole:
         raise QtutorError(
             f"calibration: {len(texts)} texts with {len(ids)} tokens in all; a sample takes {length}. Give more text, "
-            "some ten thousand tokens (the content of a file, not its name)."
+            "about ten thousand tokens (the content of a file, not its name)."
         )
     chosen = torch.arange(min(whole, SAMPLES)) * whole // min(whole, SAMPLES)
     return ids[: whole * length].reshape(whole, length)[chosen]
 
 
 def _unpadded(given: Mapping) -> torch.Tensor:
-    """The ids of what a tokenizer returned."""
+    """The ids in the mapping that a tokenizer returned."""
     if "input_ids" not in given:
         raise QtutorError(f"token ids: a mapping of {', '.join(map(repr, list(given)[:5]))}; 'input_ids' is needed.")
     mask = given.get("attention_mask")
     if mask is not None and not bool((ids_of(mask) != 0).all()):
         raise QtutorError(
             "token ids: attention_mask has zeros, so the texts are padded to one length. Padding would be read as "
-            "text: join the texts and cut them into samples of one length (quantize() does with tokenizer=)."
+            "text: join the texts and cut them into samples of one length (quantize() does so, given tokenizer=)."
         )
     return ids_of(given["input_ids"])
 
@@ -91,12 +94,12 @@ def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:
     if len(lengths) > 1:
         raise QtutorError(
             f"token ids: samples of {min(lengths)} to {max(lengths)} tokens. All need one length: join them and cut "
-            "that by ids[: samples * length].reshape(samples, length)."
+            "the result with ids[: samples * length].reshape(samples, length)."
         )
     return torch.cat(rows)
 
 
-def _told(given) -> str:
+def _described(given) -> str:
     if isinstance(given, list | tuple | set):
         inside = f" of {type(next(iter(given))).__name__}" if given else ""
         return f"a {type(given).__name__}{inside} with {len(given)} entries"

@@ -1,4 +1,4 @@
-"""One door for models: the decoder that was meant, whole and as its config promises, or an error with the remedy."""
+"""One entrance for models: return the decoder that was meant, if it is whole and fits its config, or say what to do."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,15 +10,17 @@ from qtutor.errors import QtutorError
 from qtutor.families import Family, decoder_blocks, family_of
 from qtutor.guards.promises import check_promised
 
+# transformers' own hooks stay behind after output_hidden_states=True; outside of such a call they do nothing.
+CAPTURING = "transformers.utils.output_capturing"
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def decoder_of(given) -> nn.Module:
-    """The transformers decoder that ``given`` is, or that torch.compile or DataParallel wraps.
+    """The transformers decoder ``given``, unwrapped if torch.compile or DataParallel wraps it.
 
     Raises :class:`QtutorError` for anything else: a tuple of model and tokenizer, a path, adapters, a model without its
-    output matrix, tensors without values, layers of another tool's quantizer, weights that two layers share, and
-    tensors that are not those that the config promises.
+    output matrix, tensors without values, layers that another tool quantized, weights that two layers share, and
+    tensors that do not fit the config.
     """
     model = _unwrapped(given)
     family = family_of(model)
@@ -31,9 +33,10 @@ def decoder_of(given) -> nn.Module:
 
 
 def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str] = ()) -> None:
-    """Raise :class:`QtutorError` where quantizing ``model`` would lose something without a word.
+    """Raise :class:`QtutorError` if quantizing ``model`` would silently lose something.
 
-    calibrated: its blocks are run, half by half, on one device. outside: what is replaced beside their layers.
+    calibrated: the decoder blocks will be run, half by half, on one device. outside: names of the modules outside the
+    blocks that will be replaced, too.
     """
     family = family_of(model)
     known = {name for names in family.shared for name in names}
@@ -55,22 +58,23 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
     if calibrated and len(devices) > 1:
         raise QtutorError(
             f"the model lies on {', '.join(sorted(map(str, devices)))}, and calibration runs on one device: load it "
-            "without a device_map, or choose method 'rtn', which looks at no inputs."
+            "without a device_map, or choose method 'rtn', which needs no inputs."
         )
 
 
 def _check_hooks(name: str, module: nn.Module, replaced: bool) -> None:
-    """What others have hung onto ``module`` is not called where it is replaced, or run without its block."""
+    """Refuse hooks and patches on ``module``: they are not called if it is replaced, or run outside its block."""
     patched = replaced and "forward" in vars(module) and not hasattr(module, "_hf_hook")  # not accelerate's
-    if patched or module._forward_hooks or module._forward_pre_hooks:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if patched or any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
         raise QtutorError(
-            f"{name} has a {'forward of its own' if patched else 'forward hook'}, which would not be heeded: remove it "
-            "first (handle.remove()), and put it there again afterwards."
+            f"{name} has a {'forward of its own' if patched else 'forward hook'}, which would not be called: remove it "
+            "first (handle.remove()), and add it again afterwards."
         )
 
 
 def check_measurable(model) -> None:
-    """Raise :class:`QtutorError` unless ``model`` may predict tokens; any that transformers loads for that will do."""
+    """Raise :class:`QtutorError` unless ``model`` is any transformers model that predicts tokens."""
     if not isinstance(model, nn.Module) or getattr(getattr(model, "config", None), "vocab_size", None) is None:
         raise QtutorError(
             f"model is a {type(model).__name__}; a model of transformers is needed. qtutor.load(name) returns it "
@@ -85,7 +89,7 @@ def check_measurable(model) -> None:
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
-    """Without dropout inside; afterwards every module is in the mode that it was in."""
+    """Put ``model`` into eval mode (no dropout) inside; afterwards every module has its former mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -118,7 +122,7 @@ def _check_whole(model: nn.Module, family: Family) -> None:
             model.get_submodule(name)
         except AttributeError:
             raise QtutorError(
-                f"the model is a {type(model).__name__}, which has no {name!r}: hand over the whole decoder with its "
+                f"the model is a {type(model).__name__}, which has no {name!r}: pass the whole decoder with its "
                 "output matrix (model, not model.model), as AutoModelForCausalLM or qtutor.load loads it."
             ) from None
 
@@ -131,7 +135,7 @@ def _check_quantizer(model: nn.Module) -> None:
     name = getattr(method, "value", method) or "another tool"
     raise QtutorError(
         f"the model is quantized already, by {name} (config.quantization_config): its weights are packed or rounded. "
-        "Load the float checkpoint without that (or call model.dequantize(), if rounding twice is meant)."
+        "Load the float checkpoint instead (or call model.dequantize(), if you want to round twice)."
     )
 
 
@@ -150,7 +154,7 @@ def _check_values(model: nn.Module) -> None:
 
 
 def _check_shared(model: nn.Module, family: Family) -> None:
-    """Two layers that are one cannot become different, as methods that look at inputs make them."""
+    """Refuse two layers that share a tensor: methods that look at inputs would make different weights of it."""
     may_share = {f"{family.embedding}.weight", f"{family.head}.weight"}
     seen = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -158,7 +162,7 @@ def _check_shared(model: nn.Module, family: Family) -> None:
         if first != name and {first, name} != may_share:
             block = ".".join(name.split(".")[:3])
             raise QtutorError(
-                f"{name} and {first} are one tensor (a layer or block that is there twice): each has to have its own. "
+                f"{name} and {first} are one tensor (a layer or block that is used twice): each has to have its own. "
                 f"Copy it first, for instance model.set_submodule({block!r}, copy.deepcopy(model.get_submodule("
                 f"{block!r})))."
             )

@@ -1,9 +1,9 @@
-"""What a config promises of a decoder, and whether a model keeps it.
+"""Check that a model is the decoder that its config promises.
 
-The config's own decoder is built on the meta device, where it costs no memory, and compared: every tensor's name and
-shape, the kind of every layer. So adapters that were not merged, layers that another tool packed, parametrizations and
-a config that was changed by hand are found by what they do to the tensors, whoever did it. Without this each of them is
-quantized without a word, and written to a file that cannot be read.
+The config's own decoder is built on the meta device, where it costs no memory. Then the two are compared: the name and
+shape of every tensor, and the kind of every layer. The comparison finds adapters that were not merged, layers that
+another tool packed, parametrizations, and a config that was changed by hand: each of them changes the tensors.
+Unchecked, such a model would be quantized silently, and written to a file that nobody can read.
 """
 
 import copy
@@ -18,8 +18,8 @@ from qtutor.runtime.linear import QuantWeight
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NOT_COMPUTED = ("training", "layer_idx", "attention_dropout", "gradient_checkpointing")  # numbers that change no logits
-OF_EMBEDDINGS = ("scalar_embed_scale", "embedding_multiplier")  # what they are multiplied by, in Gemma and Granite
-REMEDIES = {  # what a tensor's name tells of who made it
+OF_EMBEDDINGS = ("scalar_embed_scale", "embedding_multiplier")  # factors of embeddings, in Gemma and Granite
+REMEDIES = {  # part of a tensor's name -> the tool that uses it, and what to do
     "lora": "It is an adapter's, not merged into its layer: call model = model.merge_and_unload() first.",
     "_orig_mod": "torch.compile wraps a part of the model: quantize the model as it was, and compile it afterwards.",
     "parametrizations": "Call torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') first.",
@@ -28,31 +28,31 @@ REMEDIES = {  # what a tensor's name tells of who made it
     "scale": "Another tool quantized the model: load the float checkpoint.",
 }
 BY_HAND = (
-    "Weights or config were changed by hand: set the config to what the weights are (config.vocab_size, "
+    "Weights or config were changed by hand: make the config fit the weights (config.vocab_size, "
     "config.intermediate_size ...), remove what the family does not have, or load the checkpoint again."
 )
 
 
 def check_promised(model: nn.Module) -> None:
-    """Raise :class:`QtutorError` where blocks, layers or tensors are not those of the config's own decoder."""
+    """Raise :class:`QtutorError` if decoder blocks, layers or tensors differ from those of the config's own decoder."""
     family = family_of(model)
     blocks, wanted = len(decoder_blocks(model)), model.config.num_hidden_layers
     if blocks != wanted:
         raise QtutorError(
-            f"{family.blocks} has {blocks} blocks, and config.num_hidden_layers is {wanted}: set it to {blocks} if "
-            "blocks were added or removed on purpose."
+            f"{family.blocks} has {blocks} decoder blocks, and config.num_hidden_layers is {wanted}: set it to "
+            f"{blocks} if blocks were added or removed on purpose."
         )
     try:
         model.config.validate()
         own = shapes_alone(model.config)
     except Exception as error:  # a config can be wrong in many ways, and transformers raises as many errors
-        detail = one_line(" ".join(str(error).split()), 300)  # transformers says in a second line what is wrong
+        detail = one_line(" ".join(str(error).split()), 300)  # transformers names the problem in its second line
         raise QtutorError(f"no model can be made of the model's own config ({detail}): restore its values.") from error
     _check_kinds(model, own)
     ours, theirs = shapes(model), shapes(own)
     extra = [name for name in ours if name not in theirs]
     why = next((remedy for remedy in map(_why, extra) if remedy), "")
-    for name in (*extra, *theirs):  # what is too much tells best who made it
+    for name in (*extra, *theirs):  # unexpected tensors first: their names say best where they come from
         found, expected = ours.get(name), theirs.get(name)
         if found != expected:
             raise QtutorError(
@@ -62,7 +62,7 @@ def check_promised(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if name in theirs and tensor.dtype not in FLOATS:
             raise QtutorError(
-                f"{name} is {tensor.dtype}; float16, bfloat16, float32 or float64 is needed. Such weights are mostly "
+                f"{name} is {tensor.dtype}; float16, bfloat16, float32 or float64 is needed. Such weights are usually "
                 "packed, with scales of their own: load the float checkpoint, or convert it with its own tool."
             )
     _check_numbers(model, own)
@@ -70,14 +70,14 @@ def check_promised(model: nn.Module) -> None:
 
 
 def _check_kinds(model: nn.Module, own: nn.Module) -> None:
-    """A linear layer or an embedding is exactly that, or one that we packed."""
+    """Refuse a linear layer or embedding whose class is neither torch's own nor our packed one."""
     for name, expected in own.named_modules():
         if type(expected) not in (nn.Linear, nn.Embedding):
             continue
         try:
             module = model.get_submodule(name)
         except AttributeError:
-            continue  # the names of its tensors say more
+            continue  # the check of tensors gives a better message
         if isinstance(module, QuantWeight):
             continue
         found = type(module)
@@ -90,7 +90,7 @@ def _check_kinds(model: nn.Module, own: nn.Module) -> None:
 
 
 def _check_numbers(model: nn.Module, own: nn.Module) -> None:
-    """What modules took from the config when they were made (an epsilon, an activation) is what it says now."""
+    """Refuse modules whose numbers from the config (an epsilon, an activation) are not those of the config now."""
     family = family_of(model)
     for name, expected in own.named_modules():
         inside = name.startswith((f"{family.blocks}.", family.norm)) and not isinstance(expected, nn.Linear)
@@ -108,12 +108,12 @@ def _check_numbers(model: nn.Module, own: nn.Module) -> None:
 
 
 def _is_taken(module: nn.Module, key: str) -> bool:
-    """Whether what ``module`` has under ``key`` is a value that it took from the config and computes with."""
+    """Whether the attribute ``key`` of ``module`` is a value from the config with which the module computes."""
     return isinstance(getattr(module, key), float | int | str | None) and key not in NOT_COMPUTED and key[0] != "_"
 
 
 def _check_angles(model: nn.Module, own: nn.Module) -> None:
-    """Angles of positions are made of the config, too. A model cast to 16 bits has rounded ones, by up to 0.4 %."""
+    """Refuse angles of positions that do not fit the config. In a model cast to 16 bits they are off by up to 0.4 %."""
     for name, kind in own.named_modules():
         if not angles_in(kind):
             continue
@@ -129,13 +129,13 @@ def _check_angles(model: nn.Module, own: nn.Module) -> None:
 def _changed(model: nn.Module, name: str, found, value) -> QtutorError:
     return QtutorError(
         f"{name} is {found}, and by the model's config ({type(model.config).__name__}) it would be {value}: one of "
-        "them was changed after the other was made, and a file would compute something else. Load the model again with "
-        "the config that is meant: from_pretrained(folder, config=config)."
+        "them was changed after the model was made, and a saved model would compute something else. Load the model "
+        "again with the right config: from_pretrained(folder, config=config)."
     )
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of everything that a checkpoint of ``model`` holds, by name; of packed layers as they are in float."""
+    """Shapes of all tensors in a checkpoint of ``model``, by name; packed layers have the shapes of float layers."""
     packed = {
         name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, QuantWeight)
     }
@@ -148,7 +148,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def is_tied(model: nn.Module) -> bool:
-    """Whether the output matrix is the embedding itself: the tensors tell, whatever the config says."""
+    """Whether the output matrix is the embedding itself. The tensors decide, not the config."""
     family = family_of(model)
     embedding, head = (getattr(model.get_submodule(name), "weight", None) for name in (family.embedding, family.head))
     if embedding is None or head is None:  # packed
@@ -158,7 +158,7 @@ def is_tied(model: nn.Module) -> bool:
 
 
 def config_to_write(model: nn.Module):
-    """The config to write for ``model``: its own, but tied and of the dtype that the tensors are."""
+    """The config to write for ``model``: its own, with the tensors' dtype, and tied only if the tensors are."""
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = is_tied(model)
     config.dtype = model.get_submodule(family_of(model).norm).weight.dtype
@@ -166,7 +166,7 @@ def config_to_write(model: nn.Module):
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise :class:`QtutorError` naming a tensor of ``model`` that holds NaN or an infinity."""
+    """Raise :class:`QtutorError` if a tensor of ``model`` holds NaN or an infinity, and name the tensor."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.numel():
             low, high = torch.aminmax(tensor)  # both are NaN if any number is, and no copy is made

@@ -1,24 +1,32 @@
 """Measures of a decoder: ``qtutor.evaluate.perplexity(model, token_ids)`` and its like.
 
-:mod:`.losses` compares distributions of next tokens, :mod:`.generation` looks at written text, :mod:`.distributions` at
-weights and inputs. The names of the first two are looked up here when they are first used, so that a perplexity does
-not wait for the questions and the corpus of the embedded decoder.
+:mod:`.losses` is perplexity and bytes, :mod:`.against` compares distributions of next tokens with the float model's,
+:mod:`.texts` is what both are measured on, :mod:`.generation`, :mod:`.chat` and :mod:`.speed` look at written text,
+:mod:`.distributions` at weights and inputs. The names of all but the last are looked up here when they are first used,
+so that a perplexity does not wait for the questions and the corpus of the embedded decoder.
 """
 
 import importlib
 
 _WHERE = {
-    "Comparison": "measure.losses",
+    "Comparison": "measure.against",
+    "Measured": "measure.losses",
+    "answer": "measure.chat",
     "ast_validity": "measure.generation",
-    "compare": "measure.losses",
+    "bits_per_weight": "measure.losses",
+    "compare": "measure.against",
     "first_body": "measure.generation",
     "generate": "measure.generation",
     "generate_batch": "measure.generation",
     "held_out_tokens": "decoder.text",
     "is_python": "measure.generation",
+    "measure": "measure.losses",
     "model_bytes": "measure.losses",
+    "model_weights": "measure.losses",
     "perplexity": "measure.losses",
     "task_accuracy": "measure.generation",
+    "text_of": "measure.texts",
+    "tokens_per_second": "measure.speed",
 }
 
 __all__ = sorted(_WHERE)

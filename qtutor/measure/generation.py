@@ -134,14 +134,19 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
             f"the prompt {prompt!r} has no tokens, and the tokenizer puts none in front: there is nothing to continue. "
             "Give a text of at least one character."
         )
-    embedded = model.config.vocab_size
-    if max(ids) >= embedded:
+    check_embedded(model, tokenizer, ids, "the prompt")
+    return ids
+
+
+def check_embedded(model, tokenizer, ids: list[int], what: str) -> None:
+    """Raise :class:`QtutorError` for a token that the model has no embedding of; what: the text that it stands in."""
+    embedded, largest = model.config.vocab_size, max(ids, default=0)
+    if largest >= embedded:
         raise QtutorError(
-            f"the prompt has the token {tokenizer.convert_ids_to_tokens(max(ids))!r}, number {max(ids)}, and the model "
+            f"{what} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and the model "
             f"embeds {embedded}: 0 to {embedded - 1}. Tokens were added and model.resize_token_embeddings was "
             "forgotten, or the tokenizer is another model's."
         )
-    return ids
 
 
 def room_behind(model, tokens: int) -> int | None:

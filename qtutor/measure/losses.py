@@ -1,8 +1,8 @@
-"""What quantization costs in numbers: perplexity, KL divergence, flips, true bytes.
+"""What quantization costs in numbers: perplexity, true bytes, bits a weight; :mod:`.against` compares with the float
+model.
 
-Perplexity is ``exp`` of the mean negative log-likelihood of the next token. KL divergence to the float model and the
-share of flipped top-1 tokens look at the whole distribution and notice what perplexity averages away (Dutta et al.
-2024, "Accuracy is Not All You Need", arXiv 2407.09141).
+Perplexity is ``exp`` of the mean negative log-likelihood of the next token. How exactly a text of finite length tells
+it is the standard error over windows (:func:`mean_and_error`).
 """
 
 import warnings
@@ -10,18 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy
 
 from qtutor.errors import QtutorError
 from qtutor.guards.ids import ids_of
 from qtutor.guards.model import check_measurable, in_eval
+from qtutor.runtime.linear import QuantWeight
 
 WINDOW = 512
-BATCH = 8
+BATCH = 8  # windows that are read together,
+LOGITS = 1 << 25  # or fewer, where their logits would be more numbers than that (128 MB in float32)
 
 
 def windows(token_ids: torch.Tensor, window: int, vocabulary: int) -> Iterator[torch.Tensor]:
-    """Batches ``[batch, window]`` of consecutive windows; the tokens left over come last, as one row."""
+    """Batches ``[batch, window]`` of consecutive windows; the tokens left over come last, as one row.
+
+    So many windows are in a batch that their logits fit into memory: :data:`BATCH`, fewer of a large vocabulary.
+    """
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise QtutorError(f"token ids have dtype {token_ids.dtype}; whole numbers (int64) are needed.")
     if token_ids.numel() < 2:
@@ -31,12 +36,14 @@ def windows(token_ids: torch.Tensor, window: int, vocabulary: int) -> Iterator[t
             f"token ids run from {int(token_ids.min())} to {int(token_ids.max())}, but the model's vocabulary has "
             f"{vocabulary}: 0 to {vocabulary - 1}. Was the text tokenized with another model's tokenizer?"
         )
+    longest = token_ids.shape[1] if token_ids.dim() == 2 else window
+    batch = min(BATCH, max(1, LOGITS // (longest * vocabulary)))
     if token_ids.dim() == 2:
-        yield from token_ids.split(BATCH)
+        yield from token_ids.split(batch)
         return
     whole = len(token_ids) // window * window
     if whole:
-        yield from token_ids[:whole].reshape(-1, window).split(BATCH)
+        yield from token_ids[:whole].reshape(-1, window).split(batch)
     if len(token_ids) - whole >= 2:
         yield token_ids[None, whole:]
 
@@ -88,47 +95,52 @@ def perplexity(model, token_ids: torch.Tensor, window: int = WINDOW) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A model against its float original on the same tokens."""
+class Measured:
+    """Perplexity on a text. error: its standard error, ``None`` of a single window. tokens: how many were predicted."""
 
     perplexity: float
-    reference_perplexity: float
-    kl: float  # mean KL(reference || model) a token, in nats
-    flips: float  # share of positions where the most likely next token differs
-
-    @property
-    def loss_percent(self) -> float:
-        """By how many per cent perplexity rose."""
-        return 100 * (self.perplexity / self.reference_perplexity - 1)
+    error: float | None
+    tokens: int
+    windows: int
 
 
 @torch.inference_mode()
-def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> Comparison:
-    """Run both models over ``token_ids`` (as :func:`perplexity` does) and compare their next-token distributions."""
-    for one in (model, reference):
-        check_measurable(one)
-    if model.config.vocab_size != reference.config.vocab_size:
-        raise QtutorError(
-            f"the model's vocabulary has {model.config.vocab_size} tokens, the reference's "
-            f"{reference.config.vocab_size}: compare a model with the one that it was made of."
-        )
-    sums = torch.zeros(4, dtype=torch.float64)
-    count = 0
-    with in_eval(model), in_eval(reference):
-        for ids in batches((model, reference), token_ids, window):
+def measure(model, token_ids: torch.Tensor, window: int = WINDOW) -> Measured:
+    """:func:`perplexity` with its standard error; arguments and errors are the same."""
+    check_measurable(model)
+    sums, counts = [], []
+    with in_eval(model):
+        for ids in batches((model,), token_ids, window):
             ids = ids.to(model.device)
-            ours, theirs = (
-                log_softmax(m(ids, use_cache=False).logits[:, :-1].float(), dim=-1).flatten(0, 1)
-                for m in (model, reference)
-            )
-            following = ids[:, 1:].flatten()
-            sums[0] -= ours.gather(1, following[:, None]).sum().double().cpu()
-            sums[1] -= theirs.gather(1, following[:, None]).sum().double().cpu()
-            sums[2] += kl_div(ours, theirs, log_target=True, reduction="sum").double().cpu()
-            sums[3] += (ours.argmax(-1) != theirs.argmax(-1)).sum().double().cpu()
-            count += following.numel()
-    nll, reference_nll, kl, flips = sums / count
-    return Comparison(nll.exp().item(), reference_nll.exp().item(), kl.item(), flips.item())
+            logits = model(ids, use_cache=False).logits[:, :-1].float()
+            losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            sums += losses.reshape(len(ids), -1).double().sum(1).tolist()
+            counts += [ids.shape[1] - 1] * len(ids)
+    mean, error = mean_and_error(torch.tensor(sums, dtype=torch.float64), torch.tensor(counts))
+    value = float(torch.tensor(mean, dtype=torch.float64).exp())
+    return Measured(value, None if error is None else value * error, sum(counts), len(counts))
+
+
+def mean_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:
+    """The mean a token and its standard error, out of what each window sums up over its tokens.
+
+    sums: float64 ``[windows]``. counts: tokens in each, ``[windows]``. Neighbouring tokens depend on each other, so
+    an error that counts every token as an observation of its own would come out too small. Windows hardly do: their
+    deviations from the mean, ``sums - mean * counts``, are the observations. The error of a mean of ``n`` windows of
+    one length is so the standard deviation of their means over the root of ``n`` (with windows of several lengths, that
+    of a ratio: Cochran 1977, "Sampling Techniques", section 2.11). ``None`` for one window. Left out: what windows of
+    one document have in common, and how the text was chosen.
+
+    >>> mean_and_error(torch.tensor([2.0, 4.0], dtype=torch.float64), torch.tensor([2, 2]))
+    (1.5, 0.5)
+    """
+    mean = (sums.sum() / counts.sum()).item()
+    windows = len(sums)
+    if windows < 2:
+        return mean, None
+    off = sums - mean * counts
+    variance = off.square().sum() * windows / (windows - 1)
+    return mean, (variance.sqrt() / counts.sum()).item()
 
 
 def model_bytes(model) -> int:
@@ -137,3 +149,23 @@ def model_bytes(model) -> int:
     for tensor in model.state_dict(keep_vars=True).values():
         seen[(tensor.data_ptr(), tensor.nbytes)] = tensor.nbytes
     return sum(seen.values())
+
+
+def model_weights(model) -> int:
+    """How many weights a model has, packed or not: parameters and persistent buffers, tied ones counted once."""
+    packed = [module for module in model.modules() if isinstance(module, QuantWeight)]
+    stored = {buffer.data_ptr() for module in packed for name, buffer in module.named_buffers() if name != "bias"}
+    rest = {
+        (tensor.data_ptr(), tensor.nbytes): tensor.numel()
+        for tensor in model.state_dict(keep_vars=True).values()
+        if tensor.data_ptr() not in stored
+    }
+    return sum(module.rows * module.columns for module in packed) + sum(rest.values())
+
+
+def bits_per_weight(model, nbytes: int | None = None) -> float:
+    """True bits of a weight, scales, zero points and what stays in float counted in.
+
+    nbytes: what the weights take elsewhere, as in a file; by itself :func:`model_bytes`.
+    """
+    return 8 * (model_bytes(model) if nbytes is None else nbytes) / model_weights(model)

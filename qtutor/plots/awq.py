@@ -11,10 +11,10 @@ COLOURS = (BLUE, RED, GREEN, PURPLE)
 
 
 def scaled_columns(panels: dict[str, tuple], loud: int, reach: float) -> Figure:
-    """Weights of one group over the levels of their grid, and under each what its rounding changes in the output.
+    """Weights of one group on the levels of their grid; below, how much the rounding of each changes the output.
 
-    panels: title -> (weights, levels, changes). loud: which column is read by the large input. reach: the axis of the
-    weights runs from minus to plus this.
+    panels: title -> (weights, levels, changes). loud: the column that multiplies the large input. reach: the axis of
+    the weights runs from -reach to reach.
     """
     figure = Figure(figsize=(3.1 * len(panels), 4.2), layout="constrained")
     above, below = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=(1.7, 1))
@@ -36,7 +36,7 @@ def scaled_columns(panels: dict[str, tuple], loud: int, reach: float) -> Figure:
 
 
 def _on_levels(ax, weights: np.ndarray, levels: np.ndarray, loud: np.ndarray, errors: bool = True) -> None:
-    """Levels as lines across, weights as dots (``loud`` ones as diamonds), and how far each is moved as a bar."""
+    """Draw levels as horizontal lines, weights as dots (``loud`` ones as diamonds), and their errors as bars."""
     columns = np.arange(len(weights))
     nearest = levels[abs(weights[:, None] - levels).argmin(axis=1)]
     ax.hlines(levels, -0.7, len(weights) - 0.3, color=BLACK, linewidth=0.5, alpha=0.45, label="level of the grid")
@@ -50,9 +50,9 @@ def _on_levels(ax, weights: np.ndarray, levels: np.ndarray, loud: np.ndarray, er
 
 
 def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int = 3) -> Figure:
-    """Errors against the ratio, as a share of the error at ratio 0: per title a dict from label to errors.
+    """Errors against the ratio, as shares of the error at ratio 0; ``panels``: title -> a dict from label to errors.
 
-    The smallest of each is ringed, and what leaving all as it is would cost is a dotted line. across: panels a line.
+    A ring marks the smallest error of each curve; a dotted line is the error without scaling. across: panels in a line.
     """
     lines = -(-len(panels) // across)
     figure = Figure(figsize=(3.2 * across, 2.6 * lines + 0.3), layout="constrained")
@@ -75,7 +75,7 @@ def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int
 
 
 def _curve(ax, ratios: list, errors, label: str, colour: str, marker: str, line: str) -> None:
-    """Errors over their first, with the smallest ringed."""
+    """Draw errors as shares of the first error, with a ring around the smallest."""
     share = np.asarray(errors, dtype=np.float64) / max(errors[0], 1e-30)
     best = int(share.argmin())
     ax.plot(ratios, share, color=colour, marker=marker, markersize=3.5, linestyle=line, linewidth=1.2, label=label)
@@ -85,11 +85,11 @@ def _curve(ax, ratios: list, errors, label: str, colour: str, marker: str, line:
 def search_and_group(
     ratios: list, errors: list, ratio: float, weights: torch.Tensor, levels: torch.Tensor, loud: torch.Tensor
 ) -> Figure:
-    """The curve of a search with ``ratio`` marked on it, and beside it one group as that ratio has it rounded.
+    """The curve of a search with ``ratio`` marked on it; beside it one group, scaled by that ratio, on its grid.
 
-    weights ``[columns]``: scaled. levels: of its grid. loud: which columns, as booleans.
+    weights ``[columns]``: scaled. levels: those of the group's grid. loud: booleans, true for columns of loud inputs.
     """
-    figure = Figure(figsize=(9.0, 3.3))  # laid out by hand, because a slider stands over it and measuring takes time
+    figure = Figure(figsize=(9.0, 3.3))  # fixed margins: an automatic layout is too slow for a picture under a slider
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     figure.subplots_adjust(left=0.07, right=0.99, bottom=0.15, top=0.9, wspace=0.2)
     _curve(left, ratios, errors, "", BLUE, "o", "-")

@@ -1,6 +1,6 @@
 """What all pictures share: colours, an empty figure, PNG bytes, lines over a common axis.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; no picture relies on colour alone.
+Colour-blind readers can distinguish the colours, which are Okabe and Ito's; no picture relies on colour alone.
 """
 
 import io
@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tuple[Figure, list]:
-    """A figure in the course's style and its axes, side by side. Not registered with pyplot: nothing to close."""
+    """A figure in the course's style, and its axes side by side. pyplot does not know it, so it need not be closed."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for ax in axes:
@@ -32,26 +32,26 @@ def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tupl
 
 
 def png(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as PNG bytes, without a date, so that equal figures are equal bytes."""
+    """The figure as PNG bytes, without the software's version, so that equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Put ``figure`` on the page; ``alt`` says in a sentence or two what a reader who cannot see it would miss."""
+    """Put ``figure`` on the page; ``alt`` describes it in a sentence or two for readers who cannot see it."""
     display(Image(data=png(figure), alt=alt))
 
 
 def numpy(values: torch.Tensor):
-    """A tensor of any float dtype as a float32 numpy array, which matplotlib takes."""
+    """A tensor of any float dtype as a float32 numpy array, which matplotlib accepts."""
     return values.detach().float().cpu().numpy()
 
 
 def curves(panels: dict[str, dict], x: list, xlabel: str, log: tuple = (), lowest: dict | None = None) -> Figure:
-    """Lines with markers over a common ``x``: per panel title a dict from label to values.
+    """Lines with markers over a common ``x``; ``panels``: title -> a dict from label to values.
 
-    log: titles of the panels with a logarithmic axis. lowest: titles whose axis starts at that number.
+    log: titles of the panels with a logarithmic axis. lowest: title -> the number at which that panel's axis starts.
     """
     figure, axes = new_figure(3.6 * len(panels) + 1, 3.0, panels=len(panels))
     places = range(len(x)) if any(isinstance(value, str) for value in x) else x

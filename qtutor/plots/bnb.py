@@ -1,4 +1,7 @@
-"""Pictures of chapter 04: levels over weights, error against true bits, scales under their map, outlier channels."""
+"""Pictures of chapter 04: levels over weights, error against true bits, scales under their map, outlier channels.
+
+A block is a group of weights that share a scale, as bitsandbytes calls it.
+"""
 
 from itertools import pairwise
 
@@ -11,19 +14,19 @@ from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, 
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1)))
 COLOURS = (BLUE, SKY, RED, PURPLE, GREEN)
-# Where the text of a point stands, line by line: lines that cross would cover texts on the same side.
+# For each line, the place of the text beside its points. Where lines cross, texts on the same side would overlap.
 BESIDE = (((-5, -3), "right"), ((4, 4), "left"), ((0, -11), "center"), ((4, 4), "left"), ((4, 4), "left"))
 
 
 def levels_over_weights(panels: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Figure:
-    """A row per format: weights under its levels, and beside it the share of the weights that each level gets.
+    """A row per format: a histogram of the weights with its levels, and the share of the weights that each level gets.
 
-    panels: title -> (weights over their block's absmax, any shape; levels on that axis, ascending; shares of them).
+    panels: title -> (weights over the absmax of their block, any shape; levels on that axis, ascending; their shares).
     """
     high = 2.2 * len(panels) + 0.6
     figure = Figure(figsize=(8.0, high))
     axes = figure.subplots(len(panels), 2, squeeze=False)
-    # Fixed margins: laying out anew would take half of a widget's time, and move the axes from setting to setting.
+    # Fixed margins: an automatic layout would take half of a widget's time, and the axes would jump between settings.
     figure.subplots_adjust(left=0.09, right=0.985, bottom=0.5 / high, top=1 - 0.3 / high, wspace=0.2, hspace=0.34)
     for (left, right), (title, (weights, levels, shares)) in zip(axes, panels.items()):
         _histogram(left, numpy(weights).ravel(), numpy(levels))
@@ -42,7 +45,7 @@ def _histogram(ax, values: np.ndarray, levels: np.ndarray) -> None:
     counts, edges = np.histogram(values, bins=121, range=(-1, 1))
     share = 100 * counts / max(len(values), 1)
     ax.stairs(share, edges, fill=True, color=SKY, label="weights")
-    # The two spikes at the ends are the largest weight of every block: the axis is cut there.
+    # The largest weight of every block lies at an end. These two spikes would flatten the rest, so the axis cuts them.
     top = 1.35 * share[3:-3].max()
     ax.vlines(levels, 0, 0.75 * top, color=RED, linewidth=0.9, linestyle="--", label="levels")
     ax.set(ylabel="% of the weights", ylim=(0, top))
@@ -58,9 +61,9 @@ def _shares(ax, levels: np.ndarray, shares: np.ndarray) -> None:
 
 
 def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
-    """The bell with slices of equal area on each side, and the levels that they give.
+    """The bell curve cut into slices of equal area on each side, and the levels at their borders.
 
-    levels: ascending, from -1 to 1, 0 among them. edge: where level 1 lies, in standard deviations.
+    levels: ascending, from -1 to 1, with 0 among them. edge: the place of level 1, in standard deviations.
     """
     figure, (ax,) = new_figure(8.0, 2.9)
     x = np.linspace(-3.2, 3.2, 641)
@@ -82,7 +85,7 @@ def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
 
 
 def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel: str) -> Figure:
-    """A line per format through points (true bits a weight, error, text); the text stands at each point."""
+    """A line per format through points (true bits a weight, error, text); the text is written at its point."""
     figure, (ax,) = new_figure(8.0, 3.9)
     for (label, points), marker, colour, line, (beside, side) in zip(series.items(), MARKERS, COLOURS, LINES, BESIDE):
         bits, errors, texts = zip(*sorted(points))
@@ -97,7 +100,7 @@ def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel
 
 
 def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: torch.Tensor) -> Figure:
-    """Scales of a layer as a histogram; and less ``offset``, over ``absmax``, on the levels ``values`` of a map."""
+    """Histograms of a layer's scales; and of (scales - offset) / absmax, with the levels ``values`` of a map below."""
     figure, (left, right) = new_figure(8.0, 2.8, panels=2)
     scales = numpy(scales).ravel()
     counts, edges = np.histogram(scales, bins=60, range=(0, scales.max()))
@@ -118,9 +121,9 @@ def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: t
 def outlier_channels(
     largest: torch.Tensor, threshold: float, shares: list[float], errors: list[float], title: str = ""
 ) -> Figure:
-    """The largest |x| of every channel with a threshold across it; and errors against shares of channels left out.
+    """The largest |x| of every channel with a threshold across; and errors against the shares of outlier channels.
 
-    largest: ``[in]``. shares, errors: a point for every threshold; the one of this threshold first, marked.
+    largest: ``[in]``. shares, errors: a point for every threshold; the first is that of ``threshold``, and is marked.
     """
     figure = Figure(figsize=(8.0, 3.0))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -133,7 +136,7 @@ def outlier_channels(
     if np.isfinite(threshold):
         left.axhline(threshold, color=ORANGE, linestyle="--", linewidth=1.3, label="threshold")
     left.set(yscale="log", xlabel="input channel", ylabel="largest |x|")
-    left.yaxis.set_minor_locator(NullLocator())  # its many ticks would take half of the time to draw
+    left.yaxis.set_minor_locator(NullLocator())  # its many ticks would take half of the drawing time
     low, high = floor, max(sizes.max(), 10.0)
     left.set_ylim(low, high * (high / low) ** 0.3)  # room for the legend
     left.set_title(title, size=10)

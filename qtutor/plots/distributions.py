@@ -1,4 +1,4 @@
-"""Pictures of chapter 03, distributions: tails, channels, and what a rounding error depends on."""
+"""Pictures of chapter 03, distributions: tails, channels, and causes of the rounding error."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ COLOURS = (BLUE, RED, GREEN, PURPLE)
 
 
 def shapes(samples: dict[str, torch.Tensor], reach: float = 10.0, bins: int = 128) -> Figure:
-    """Outlines of several samples in units of their standard deviation: linear, and with a logarithmic count."""
+    """Outlines of histograms of several samples, in units of their standard deviations; on a linear and a log axis."""
     figure, axes = new_figure(8.0, 3.0, panels=2)
     for (label, sample), line, colour in zip(samples.items(), LINES, COLOURS):
         values = numpy(sample).ravel().astype(np.float64)
@@ -31,8 +31,8 @@ def shapes(samples: dict[str, torch.Tensor], reach: float = 10.0, bins: int = 12
 
 
 def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Figure:
-    """Values as a histogram, linear and logarithmic, beside a normal distribution of the same mean and variance; and
-    their quantiles against its quantiles, where a normal distribution would lie on the straight line.
+    """A histogram of the values, linear and logarithmic, with the normal distribution of the same mean and variance;
+    and their quantiles against its quantiles, where a normal distribution would lie on the straight line.
     """
     figure, (left, middle, right) = new_figure(10.5, 3.0, panels=3)
     values = np.sort(numpy(values).ravel().astype(np.float64))
@@ -75,7 +75,7 @@ def quantile_pairs(ordered: np.ndarray, points: int = 200) -> tuple[np.ndarray, 
 
 
 def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: str, log: bool = False) -> Figure:
-    """A number per channel as outlines, one panel a title; unless logarithmic, panels share their vertical axis."""
+    """A number per channel as outlines, with a panel per title; panels with linear axes share their vertical axis."""
     figure = Figure(figsize=(9.0, 2.1 * len(panels) + 0.4), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharey=not log)[:, 0]
     for ax, (title, series) in zip(axes, panels.items()):
@@ -97,7 +97,7 @@ def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: st
 
 
 def predicted_and_measured(panels: dict[str, tuple], xlabel: str, ylabel: str) -> Figure:
-    """Dots ``(x, measured)`` under the line of what was predicted: per title ``(x, measured, predicted)``."""
+    """Measured points as dots, predicted ones as a line; ``panels``: title -> ``(x, measured, predicted)``."""
     figure, axes = new_figure(4.0 * len(panels), 3.1, panels=len(panels))
     for ax, (title, (x, measured, predicted)) in zip(axes, panels.items()):
         x, measured, predicted = (numpy(torch.as_tensor(values)).ravel() for values in (x, measured, predicted))
@@ -111,9 +111,9 @@ def predicted_and_measured(panels: dict[str, tuple], xlabel: str, ylabel: str) -
 
 
 def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> Figure:
-    """Inputs ``|x| [tokens, in]`` as a picture, a column a channel, under the largest of each channel."""
+    """Inputs ``|x| [tokens, in]`` as a picture with a column for each channel; above it, the channels' largest."""
     size = np.abs(numpy(x))
-    figure = Figure(figsize=(9.0, 4.0))  # laid out by hand, because a slider stands over it and measuring takes time
+    figure = Figure(figsize=(9.0, 4.0))  # fixed margins: an automatic layout is too slow for a picture under a slider
     margins = {"left": 0.08, "right": 0.9, "bottom": 0.12, "top": 0.93, "hspace": 0.12}
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.3), gridspec_kw=margins)
     largest = size.max(axis=0)
@@ -126,7 +126,7 @@ def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> 
         above.set_ylim(bottom=0)
     above.title.set_size(10)
     above.spines[["top", "right"]].set_visible(False)
-    for ax in (above, below):  # or the axis would hide the first channel
+    for ax in (above, below):  # otherwise the axis would hide the first channel
         ax.spines["left"].set_position(("outward", 4))
     above.legend(frameon=False, fontsize=8, loc="upper right")
     shown = np.log10(np.maximum(size, max(size.max() / 1e4, 1e-30))) if log else size  # four decades
@@ -138,11 +138,11 @@ def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> 
     return figure
 
 
-def kept(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
-    """Ways to choose what is kept, against how much; two panels a line.
+def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
+    """Several ways to choose the columns kept in 16 bits, against the share of these columns; two panels in a line.
 
     panels: title -> (choices, float, none). choices: label -> (values, lowest, highest), each as long as ``shares``;
-    the last two are drawn as a bar, or ``None``. float, none: the two levels between which the values should lie.
+    lowest and highest are the ends of a bar, or ``None``. float, none: the values for all and for no columns kept.
     """
     lines = (len(panels) + 1) // 2
     figure = Figure(figsize=(9.0, 2.9 * lines), layout="constrained")

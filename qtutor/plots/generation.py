@@ -1,4 +1,4 @@
-"""Generated texts side by side, with the places where they part: HTML, since text is best shown as text."""
+"""Generated texts side by side, with their differences marked: HTML, because text is best shown as text."""
 
 import difflib
 import re
@@ -10,10 +10,10 @@ from qtutor.measure.generation import first_body, is_python
 def texts_side_by_side(
     before: str, after: str, titles: tuple[str, str], verdicts: tuple[str, str], prompt: int = 0
 ) -> str:
-    """Two texts in two columns; what only one of them has is marked, by underline and weight as well as by colour.
+    """Two texts in two columns. Differences are marked by underline and weight, too, not by colour alone.
 
-    titles, verdicts: what stands above and beneath each. prompt: the length of the beginning that both were given,
-    which is set in grey.
+    titles, verdicts: the lines above and below each text. prompt: the length of their common beginning, which is shown
+    in grey.
     """
     marked = _marked(before[prompt:], after[prompt:])
     given = f'<span style="opacity:0.65">{escape(before[:prompt])}</span>'
@@ -27,7 +27,7 @@ def texts_side_by_side(
 
 
 def _marked(before: str, after: str) -> tuple[str, str]:
-    """Both texts as HTML, with ``<mark>`` around every word, gap or sign that the other does not have there."""
+    """Both texts as HTML, with ``<mark>`` around every word, gap or sign in which it differs from the other text."""
     pieces = [re.findall(r"\w+|\s+|[^\w\s]", text) for text in (before, after)]
     sides = ([], [])
     for kind, *spans in difflib.SequenceMatcher(None, *pieces, autojunk=False).get_opcodes():
@@ -40,7 +40,7 @@ def _marked(before: str, after: str) -> tuple[str, str]:
 
 
 def verdict(prompt: str, text: str) -> str:
-    """Whether ``ast.parse`` accepts what ``text`` made of a function or class that ``prompt`` begins."""
+    """Say whether ``ast.parse`` accepts the function or class that ``prompt`` begins and ``text`` completes."""
     if not prompt.lstrip().startswith(("def ", "class ", "async def ", "@")):
         return "no function: nothing to parse"
     accepted = is_python(first_body(prompt, text[len(prompt) :]))

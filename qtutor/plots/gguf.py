@@ -10,10 +10,10 @@ FILLS = (ORANGE, SKY, GREEN, YELLOW, PURPLE, RED)
 
 
 def file_bytes(data: bytes, parts: list[tuple[str, int]], text: int, row: int = 32) -> Figure:
-    """Every byte of a small file as a cell, coloured by the part that it belongs to.
+    """Every byte of a small file as a cell with the colour of its part.
 
     parts: name and number of bytes, in the order of the file. Parts of one name share a colour; "padding" is white.
-    text: among so many first bytes, those that are letters are shown as letters.
+    text: among the first ``text`` bytes, letters are shown as letters.
     """
     names = [name for name, size in parts for _ in range(size)]
     kinds = [name for name in dict.fromkeys(names) if name != "padding"]
@@ -39,7 +39,7 @@ def file_bytes(data: bytes, parts: list[tuple[str, int]], text: int, row: int = 
 
 
 def super_block(weights: np.ndarray, panels: dict[str, tuple[np.ndarray, np.ndarray]], top: int = 15) -> Figure:
-    """Weights as dots over their sub-blocks' grids: a band from the lowest level to the highest, levels as lines.
+    """Weights as dots on the grids of their sub-blocks: a band from the lowest to the highest level, levels as lines.
 
     panels: title -> (step, low), each ``[sub-blocks]``.
     """
@@ -67,7 +67,7 @@ def super_block(weights: np.ndarray, panels: dict[str, tuple[np.ndarray, np.ndar
 
 
 def tries(stretch: np.ndarray, as_laid: np.ndarray, fitted: np.ndarray, kept: int) -> Figure:
-    """Error against how far a grid is stretched: of the grid as it was laid, and refitted to the codes it gave."""
+    """Errors against the stretch of a grid: of the grid itself, and of the grid fitted to the codes that it gave."""
     figure, (ax,) = new_figure(7.0, 3.0)
     ax.plot(stretch, as_laid, "s--", color=RED, markersize=4, label="the grid that gave the codes")
     ax.plot(stretch, fitted, "o-", color=BLUE, markersize=4, label="scale and low fitted to these codes")
@@ -83,10 +83,10 @@ def bits_against(
     through: str | None = None,
     unnamed: tuple[str, ...] = (),
 ) -> Figure:
-    """Points with names, true bits a weight against something on a logarithmic axis; per series label -> (bits, y).
+    """Named points on a logarithmic axis, against true bits a weight; ``series``: label -> a dict name -> (bits, y).
 
-    through: the name of a point through which a line is drawn that falls by half with every bit. unnamed: series whose
-    points have no names beside them.
+    through: the name of a point; a line through it falls by half with every bit. unnamed: series whose points have no
+    names beside them.
     """
     figure, (ax,) = new_figure(8.0, 4.2)
     for (label, points), marker, colour in zip(series.items(), MARKERS, (BLUE, ORANGE, GREEN, RED, PURPLE, BLACK)):
@@ -106,8 +106,8 @@ def bits_against(
 
 
 def _name(ax, points: dict[str, tuple[float, float]]) -> None:
-    """Names beside points: right, left, below, above or aslant, the first place that no earlier name or point has."""
-    ax.figure.draw_without_rendering()  # only then do the axes know where they are
+    """Write names beside points: right, left, below, above or diagonal, whichever place is free first."""
+    ax.figure.draw_without_rendering()  # the axes do not know their places before
     places = {name: ax.transData.transform(point) for name, point in points.items()}
     taken = [(x - 4, y, 8.0) for x, y in places.values()]  # left, middle, width: the points themselves
     for name, (x, y) in sorted(places.items(), key=lambda place: -place[1][1]):  # from top to bottom

@@ -8,14 +8,14 @@ from matplotlib.patches import Rectangle
 
 from qtutor.plots.base import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_figure, numpy
 
-COLOURS = colormaps["PuOr"].resampled(33)  # steps that the eye can tell, and smaller files
+COLOURS = colormaps["PuOr"].resampled(33)  # as many steps as the eye can distinguish, and smaller files
 
 
 def plane(panels: dict[str, tuple], weight: torch.Tensor, reach: tuple[float, float] = (-0.7, 1.7)) -> Figure:
     """Two weights as a point, whole numbers as the grid, and ellipses of equal output error around the point.
 
-    panels: title -> (hessian ``[2, 2]``, rtn, slid, gptq), the last three points ``[2]``: the nearest grid point, where
-    the second weight went when the first was rounded, and the grid point next to that.
+    panels: title -> (hessian ``[2, 2]``, rtn, slid, gptq). The last three are points ``[2]``. rtn: the nearest grid
+    point. slid: the first weight is rounded, the second has moved to compensate. gptq: the grid point nearest to that.
     """
     figure, axes = new_figure(4.1 * len(panels), 4.8, panels=len(panels))
     along = np.linspace(*reach, 201)
@@ -57,8 +57,9 @@ def plane(panels: dict[str, tuple], weight: torch.Tensor, reach: tuple[float, fl
 
 
 def staircase(steps: torch.Tensor, title: str = "") -> Figure:
-    """One row of weights after every step, from top to bottom: ``steps [in + 1, in]``, of which line k has k weights
-    rounded. Rounded ones stand in a frame; colours say how far a weight has moved since the beginning.
+    """One row of weights after every step, from top to bottom: ``steps [in + 1, in]``; k of them are rounded in line k.
+
+    Rounded weights have a frame; the colour shows how far a weight has moved since the beginning.
     """
     values = numpy(steps)
     moved = values - values[:1]
@@ -87,9 +88,10 @@ def _frame(column: int, line: int) -> Rectangle:
 
 
 def hessian(matrix: torch.Tensor, title: str = "", limit: float = 0.5) -> Figure:
-    """H ``[in, in]`` taken apart: how large each input is (its diagonal), and how alike any two are (correlations).
+    """The two parts of H ``[in, in]``: the size of each input (the diagonal), and the correlations between inputs.
 
-    Correlations saturate at ``±limit``; the diagonal is shown as the root mean square relative to the median input.
+    Colours saturate at correlations of ``±limit``. The diagonal is shown as root mean squares over those of the median
+    input.
     """
     h = matrix.double().cpu().numpy()
     size = np.sqrt(np.maximum(np.diag(h), 1e-300))
@@ -111,9 +113,9 @@ def hessian(matrix: torch.Tensor, title: str = "", limit: float = 0.5) -> Figure
 
 
 def orders(panels: dict[str, torch.Tensor], diagonal: torch.Tensor, group_size: int) -> Figure:
-    """Which column is rounded when: per title the columns in the order of rounding, int64 ``[in]``, as dots.
+    """When each column is rounded; ``panels``: title -> the columns in the order of rounding, int64 ``[in]``.
 
-    Darker dots are larger inputs (``diagonal [in]`` of H); lines part the groups.
+    Darker dots are larger inputs (``diagonal [in]`` of H); lines separate the groups.
     """
     figure, axes = new_figure(3.3 * len(panels), 3.2, panels=len(panels))
     size = np.log10(np.maximum(diagonal.double().cpu().numpy(), 1e-300))
@@ -134,9 +136,9 @@ def column_step(
 ) -> Figure:
     """One step of GPTQ over a few rows: the weights, how far they have moved, what this step moved, the error so far.
 
-    before, after, pushed: ``[rows, columns]`` in the order of rounding; after ``step`` of them. errors: label ->
-    relative output error after 0, 1 ... steps ``[columns + 1]``. Orange is below zero, purple above. A slider stands
-    over it, so it is laid out by hand, and a scale of colours is told in words: an axis takes longer than a picture.
+    before, after, pushed: ``[rows, columns]``, columns in the order of rounding; ``step`` of them are rounded. errors:
+    label -> relative output error after 0, 1 ... steps ``[columns + 1]``. Orange is below zero, purple above. Under a
+    slider the picture has to be quick: margins are fixed, and words give the scale of the colours, not a colour bar.
     """
     before, after, pushed = numpy(before), numpy(after), numpy(pushed)
     columns = before.shape[1]

@@ -8,13 +8,13 @@ from matplotlib.patches import Rectangle
 
 from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure
 
-# By letter of a format's layout. The letters stand beside the colours, which are not the only sign.
+# By letter of a format's layout. The letters are shown, too, so that colour is not the only sign.
 FIELDS = {"S": ("sign", PURPLE), "E": ("exponent", ORANGE), "M": ("mantissa", SKY), "I": ("integer", GREEN)}
 DENSE = 300  # more levels than this in the window are drawn as a bar
 
 
 def bit_boxes(rows: dict[str, tuple]) -> Figure:
-    """Numbers as coloured bits: per label ``(format, code)``, aligned at the left, each bit with its field's letter."""
+    """Numbers as coloured bits, aligned at the left, each with the letter of its field; label -> ``(format, code)``."""
     longest = max(fmt.bits for fmt, _ in rows.values())
     figure = Figure(figsize=(0.235 * longest + 2.4, 0.62 * len(rows) + 0.2), layout="constrained")
     ax = figure.subplots()
@@ -33,10 +33,10 @@ def bit_boxes(rows: dict[str, tuple]) -> Figure:
 
 
 def grids(formats: list, low: float, high: float, value: float | None = None) -> Figure:
-    """The levels of each format between ``low`` and ``high`` as ticks on a line; too many to tell apart are a bar.
+    """The levels of each format between ``low`` and ``high`` as ticks on a line, or as a bar if they are too many.
 
-    value: a number above the lines, with an arrow to the level that each format gives it (a triangle at the border
-    where that lies outside the window).
+    value: a number above the lines, with an arrow to its level in each format (or a triangle at the border, if the
+    level lies outside the window).
     """
     figure = Figure(figsize=(7.5, 0.52 * len(formats) + 0.5), layout="constrained")
     ax = figure.subplots()
@@ -58,13 +58,13 @@ def grids(formats: list, low: float, high: float, value: float | None = None) ->
 
 
 def label(fmt) -> str:
-    """The format's name, for an integer with its scale."""
+    """The format's name; for an integer with a scale, also the scale."""
     scale = getattr(fmt, "scale", 1)
     return fmt.name if scale == 1 else f"{fmt.name} × {scale:g}"
 
 
 def _arrow(ax, value: float, level: float, low: float, high: float, row: float) -> None:
-    """From the number down to its level; a triangle at the border where the level is beyond it."""
+    """Draw an arrow from the number down to its level, or a triangle at the border if the level is outside."""
     ax.plot([value], [row + 0.55], "o", color=BLUE, markersize=4.5)
     if low <= level <= high:
         ax.annotate("", (level, row), (value, row + 0.5), arrowprops={"arrowstyle": "->", "color": BLUE})
@@ -75,7 +75,7 @@ def _arrow(ax, value: float, level: float, low: float, high: float, row: float) 
 
 
 def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: str, log: bool = False) -> Figure:
-    """Lines over sizes ``2**powers``, the legend beside them; NaN leaves a gap. log: a logarithmic y axis."""
+    """Lines over sizes ``2**powers``, with the legend beside them; NaN leaves a gap. log: a logarithmic y axis."""
     figure, (ax,) = new_figure(7.5, 3.2)
     for (label, values), marker, colour in zip(series.items(), MARKERS, (BLUE, RED, GREEN, PURPLE, BLACK)):
         ax.plot(powers, values, marker=marker, color=colour, label=label)
@@ -87,8 +87,10 @@ def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: 
 
 
 def pictures(panels: dict[str, np.ndarray], columns: int = 3, zoom: int = 1) -> Figure:
-    """Pictures ``[height, width, 3]`` or ``[height, width]`` with titles, every pixel drawn as exactly ``zoom`` pixels
-    (where the figure is saved at 100 dots an inch), so that nothing but the data is seen."""
+    """Pictures ``[height, width, 3]`` or ``[height, width]`` with titles, each pixel as exactly ``zoom`` by ``zoom``.
+
+    This holds for figures saved at 100 dots an inch, and shows the data without any smoothing.
+    """
     height, width = (zoom * side for side in next(iter(panels.values())).shape[:2])
     gap, title = 8, 22
     rows = math.ceil(len(panels) / columns)

@@ -9,9 +9,9 @@ from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, SKY, numpy
 
 
 def number_line(lines: dict[str, tuple]) -> Figure:
-    """Numbers falling onto grids: per title ``(values, levels)``, an arrow from every value to its nearest level.
+    """Numbers above grids, with an arrow from every number to its nearest level; title -> ``(values, levels)``.
 
-    A grid is drawn as ticks on a line; values that it moves further than half a step get a red triangle.
+    A grid is drawn as ticks on a line. A red triangle marks numbers that move further than half a step.
     """
     figure = Figure(figsize=(7.5, 1.5 * len(lines) + 0.4), layout="constrained")
     axes = figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0]
@@ -35,7 +35,7 @@ def number_line(lines: dict[str, tuple]) -> Figure:
 
 
 def matrices(panels: dict[str, torch.Tensor], limit: float, digits: int = 2) -> Figure:
-    """Small matrices under one another as coloured cells with their numbers; colours saturate at ``±limit``."""
+    """Small matrices, one below the other, as coloured cells with numbers; colours saturate at ``±limit``."""
     figure = Figure(figsize=(7.0, 1.75 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, (title, matrix) in zip(axes, panels.items()):
@@ -53,11 +53,11 @@ def matrices(panels: dict[str, torch.Tensor], limit: float, digits: int = 2) -> 
 
 
 def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int = 201) -> Figure:
-    """A layer's weights as a histogram under the grid of its group of median scale; beside it the rounding errors.
+    """Histograms of a layer's weights, with the grid of the group of median scale, and of its rounding errors.
 
-    ``quantized`` is the :class:`~qtutor.core.quantized.QuantizedTensor` of ``weight``. Counting with numpy and drawing
-    outlines is many times faster than bars, which matters under a slider; so does a layout with fixed margins, which
-    also keeps the axes where they are from one setting to the next.
+    ``quantized`` is the :class:`~qtutor.core.quantized.QuantizedTensor` of ``weight``. Under a slider the picture has
+    to be quick: numpy counts and outlines are many times faster than bars. Fixed margins save time, too, and keep the
+    axes at their places from one setting to the next.
     """
     figure = Figure(figsize=(8.0, 3.0))
     left, right = figure.subplots(1, 2)
@@ -74,7 +74,7 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
     top = counts.max() * 1.05
     if len(levels) <= 64:
         left.vlines(levels, 0, top, color=RED, linewidth=0.8, linestyle="--", label="levels of one group")
-    else:  # that many lines would be a wall
+    else:  # so many lines would cover the picture
         left.plot(levels[[0, 0, -1, -1]], [0, top, top, 0], RED, linewidth=1.2, linestyle="--")
         left.lines[0].set_label(f"{len(levels)} levels of one group")
     left.set(title=title, xlabel="weight", ylabel="how many", xlim=(-1.05 * reach, 1.05 * reach))
@@ -95,12 +95,12 @@ def before_after_error(
 ) -> Figure:
     """Weights ``[rows, columns]`` as pictures: before rounding, after it, and the error on the same scale of colours.
 
-    corner: the row and column, in their layer, of the first weight. group_size: thin lines part the groups; 0, none.
-    Orange is below zero, purple above, and the darker the further from it; the largest fiftieth saturate.
+    corner: the row and column of the first weight in its layer. group_size: thin lines separate groups; 0: no lines.
+    Orange is below zero, purple above; darker cells are further from zero, and the largest 2 % saturate.
     """
     before, after = numpy(before), numpy(after)
     rows, columns = before.shape
-    colours = colormaps["PuOr"].resampled(33)  # steps that the eye can tell, and a smaller file
+    colours = colormaps["PuOr"].resampled(33)  # as many steps as the eye can distinguish, and a smaller file
     limit = max(float(np.quantile(abs(before), 0.98)), 1e-12)
     figure = Figure(figsize=(7.5, 4.2))
     axes = figure.subplots(3, 1, sharex=True)

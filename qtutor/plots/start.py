@@ -1,4 +1,4 @@
-"""Pictures of chapter 00: where a decoder's bytes are, and what a product costs as more tokens share it."""
+"""Pictures of chapter 00: the bytes of a decoder's parts, and the time of a product as more tokens share it."""
 
 from matplotlib.figure import Figure
 
@@ -8,7 +8,7 @@ HATCHES = ("", "///", "...", "xxx")
 
 
 def stacked_bytes(rows: dict[str, dict[str, int]]) -> Figure:
-    """One horizontal bar a model, cut into its parts: per label a dict from part to bytes, drawn in megabytes."""
+    """A horizontal bar for each model, cut into its parts, in megabytes; ``rows``: label -> a dict part -> bytes."""
     figure, (ax,) = new_figure(7.5, 0.55 * len(rows) + 1.1)
     parts = list(next(iter(rows.values())))
     left = [0.0] * len(rows)
@@ -25,9 +25,9 @@ def stacked_bytes(rows: dict[str, dict[str, int]]) -> Figure:
 
 
 def product_times(tokens: list[int], milliseconds: list[float], floor: float, ceiling: list[float]) -> Figure:
-    """Measured time of one product against the tokens that share it, with its two lower bounds, on log axes.
+    """The measured time of one product against the number of tokens that share it, with two lower bounds, on log axes.
 
-    floor: milliseconds to read the weights once. ceiling: per entry of ``tokens``, milliseconds to do the arithmetic.
+    floor: milliseconds to read the weights once. ceiling: for each entry of ``tokens``, milliseconds of arithmetic.
     """
     figure, (ax,) = new_figure(6.5, 3.4)
     ax.plot(tokens, milliseconds, marker=MARKERS[0], color=BLUE, label="measured")
@@ -43,7 +43,7 @@ def product_times(tokens: list[int], milliseconds: list[float], floor: float, ce
 
 
 def bars(values: dict[str, float], title: str, xlabel: str, log: bool = False) -> Figure:
-    """A horizontal bar a label, with its number beside it."""
+    """A horizontal bar for each label, with its number beside it."""
     figure, (ax,) = new_figure(7.0, 0.4 * len(values) + 0.9)
     ax.barh(list(values), list(values.values()), color=BLUE)
     if log:

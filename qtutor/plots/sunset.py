@@ -1,4 +1,4 @@
-"""A picture to quantize, computed: a sunset with what photographs have (gradients, edges, fine texture, noise)."""
+"""A computed picture to quantize: a sunset that has gradients, edges, fine texture and noise, as photographs do."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ SUNLIGHT = (1.0, 0.8, 0.5)
 
 
 def sunset(height: int = 200, width: int = 300, seed: int = 0) -> np.ndarray:
-    """Float64 ``[height, width, 3]``, red, green and blue from 0 to 1. The same numbers for the same arguments."""
+    """Float64 ``[height, width, 3]``, red, green and blue from 0 to 1. The same arguments give the same numbers."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : width / height : width * 1j]
     rng = np.random.default_rng(seed)
     picture = _sky(x, y)
@@ -31,7 +31,7 @@ def _blend(first, second, share: np.ndarray) -> np.ndarray:
 
 
 def _over(below: np.ndarray, above: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """``above`` laid over ``below`` where ``coverage [height, width]`` is 1 or more, with a soft edge of a pixel."""
+    """Put ``above`` over ``below`` where ``coverage [height, width]`` is 1 or more, with a soft edge of one pixel."""
     return _blend(below, above, coverage)
 
 
@@ -53,6 +53,6 @@ def _sky(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _water(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     depth = np.clip((y - HORIZON) / (1 - HORIZON), 0, 1)
     waves = np.sin(2 * np.pi * 60 * np.sqrt(depth + 0.04) + 3 * np.sin(6 * x + 9 * depth) + 1.5 * np.sin(31 * x))
-    path = np.exp(-(((x - SUN[0]) / (0.05 + 0.25 * depth)) ** 2))  # of light, from the sun towards us
+    path = np.exp(-(((x - SUN[0]) / (0.05 + 0.25 * depth)) ** 2))  # the path of light from the sun towards us
     glitter = 0.05 * waves + 0.45 * path * np.clip(waves, 0, 1) * (1 - 0.4 * depth)
     return _blend((0.92, 0.62, 0.42), (0.10, 0.14, 0.28), depth**0.7) + glitter[..., None] * np.array(SUNLIGHT)

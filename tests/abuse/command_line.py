@@ -7,8 +7,10 @@ What each has to mention stands beside it. tests/abuse/test_command_line.py runs
 
 import contextlib
 import io
+import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -17,7 +19,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+import qtutor
 from qtutor import cli
+from qtutor.decoder import EMBEDDED
 
 # (arguments, what the message has to mention); {here} is a folder that prepare() fills.
 MISUSES = [
@@ -35,7 +39,7 @@ MISUSES = [
     ("quantize embedded {here}/o --format zip", "'zip' (choose from"),
     ("quantize embedded {here}/o --format guff", "Did you mean gguf?"),
     ("quantize embedded {here}/o extra", "'extra' is too much"),
-    ("generate embedded", "required: text"),
+    ("generate embedded", "the text is missing"),
     ("generate embedded --not-an-option-but-text", "goes behind --"),
     ("inspect", "required: FILE"),
     # --- SRC ---
@@ -81,9 +85,33 @@ MISUSES = [
     ("quantize embedded {here}/o --method awq --calibration /dev/zero", "is a device"),
     ("quantize embedded {here}/o --method awq --calibration {here}/latin.txt", "no UTF-8 text: at byte 5"),
     ("quantize embedded {here}/o --method awq --calibration {here}/utf16.txt", "UTF-16"),
-    ("quantize embedded {here}/o --method awq --calibration {here}/short.txt", "at least 256"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/short.txt", "one sample takes 256"),
     ("quantize embedded {here}/o --method awq --calibration {here}/empty.gguf", "0 bytes"),
-    ("quantize {here}/ours {here}/o --method gptq", "name a file with --calibration"),
+    ("quantize {here}/ours {here}/o --method gptq", "quantized already"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/bad.jsonl", "bad.jsonl, line 2: it is no JSON"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/keys.jsonl", "line 1: it has the keys 'prompt'"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/chat.jsonl", "line 1: the tokenizer has no chat"),
+    ("quantize embedded {here}/o --method awq --calibration {here}/list.json", "is one JSON document"),
+    # --- measured on a text ---
+    ("eval embedded --text {here}/nosuch", "No such file"),
+    ("eval embedded --text {here}/empty.gguf", "0 bytes"),
+    ("eval embedded --text {here}/utf16.txt", "UTF-16"),
+    ("eval embedded --text {here}/whole.gguf", "no UTF-8 text"),
+    ("eval embedded --text {here}/short.txt", "one sample takes 512. Name a longer text"),
+    ("eval embedded --text {here}/bad.jsonl", "bad.jsonl, line 2: it is no JSON"),
+    ("eval embedded --window 1", "--window is 1"),
+    ("eval embedded --tokens 100", "--tokens is 100, and one window takes 512"),
+    ("eval embedded --against {here}/nosuch", "nosuch"),
+    ("eval embedded --against {here}/larger", "different sizes (embedded 1,024, {here}/larger 1,032)"),
+    ("compare embedded --against {here}/larger", "different sizes"),
+    ("compare {here}/shuffled --against embedded", "do not speak of the same tokens"),
+    ("compare embedded", "--against"),
+    ("compare --against embedded", "SRC"),
+    ("compare embedded --against embedded --picture {here}/a.jpg", "ends in .png or .svg"),
+    ("compare embedded --against embedded --picture {here}/nosuch/a.png", "does not exist"),
+    # --- chat ---
+    ("generate embedded --chat 'x'", "no chat template"),
+    ("generate embedded --chat", "no chat template"),
     # --- GGUF ---
     ("quantize embedded {here}/o.gguf --type Q4_K_XL", "Q4_K_XL"),
     ("quantize embedded {here}/o --type q4_k_m", "goes with --format gguf"),
@@ -123,6 +151,11 @@ def prepare(here: Path) -> None:
     (here / "latin.txt").write_bytes("naïve café\n".encode("latin-1").replace(b"na", b"xyzna") * 200)
     (here / "utf16.txt").write_text("x = 1\n" * 500, encoding="utf-16")
     (here / "short.txt").write_text("x = 1\n" * 30)
+    (here / "bad.jsonl").write_text('{"text": "good"}\n{"text": \n')
+    (here / "keys.jsonl").write_text('{"prompt": "a"}\n')
+    (here / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n' * 300)
+    (here / "list.json").write_text('[{"text": "a"}]')
+    others(here)
     (here / "empty.gguf").write_bytes(b"")
     os.mkfifo(here / "pipe")
     (here / "pickles").mkdir()
@@ -132,6 +165,19 @@ def prepare(here: Path) -> None:
     (here / "other_names" / "llama.gguf").write_bytes((here / "whole.gguf").read_bytes())
     (here / "part-00001-of-00003.gguf").write_bytes((here / "whole.gguf").read_bytes())
     save_file({"a": np.zeros(3, np.float32)}, here / "other.safetensors")
+
+
+def others(here: Path) -> None:
+    """Decoders that nothing can be compared with: of a larger vocabulary, and of the same tokens in another order."""
+    model, tokenizer = qtutor.load()
+    shutil.copytree(EMBEDDED, here / "shuffled")
+    words = json.loads((here / "shuffled" / "tokenizer.json").read_text())
+    ids = words["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (here / "shuffled" / "tokenizer.json").write_text(json.dumps(words))
+    model.resize_token_embeddings(1032, mean_resizing=False)
+    model.save_pretrained(here / "larger")
+    tokenizer.save_pretrained(here / "larger")
 
 
 def quietly(arguments: list[str]) -> tuple[int, str, str]:

@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 import qtutor
-from tests.abuse import damage
+from tests.abuse import damage, gguf_damage
 
 MEMORY = 3 << 30  # bytes more than what the process has already
 SECONDS = 30
@@ -44,13 +44,15 @@ RECIPES = (
 
 
 def whole(kind: str, folder: Path) -> list[Path]:
-    """Checkpoints without damage: our folders, one a recipe; a float folder; a GGUF file."""
+    """Checkpoints without damage: our folders, one a recipe; a float folder; GGUF files, ours and others'."""
     if kind in ("float", "inspect"):
         shutil.copytree(qtutor.decoder.EMBEDDED, folder / "float")
         (folder / "float" / "training.json").unlink()
         (folder / "float" / "README.md").unlink()
     if kind == "float":
         return [folder / "float"]
+    if kind == "others":
+        return gguf_damage.whole(folder)
     if kind == "gguf":
         model, tokenizer = qtutor.load(device="cpu")
         return [qtutor.export(model, folder / "a.gguf", format="gguf", type="Q8_0", pure=True, tokenizer=tokenizer)]
@@ -63,6 +65,7 @@ def whole(kind: str, folder: Path) -> list[Path]:
 
 
 KINDS = {"ours": damage.OURS, "float": damage.FLOAT, "gguf": damage.GGUF, "inspect": damage.OURS}
+KINDS["others"] = gguf_damage.OTHERS  # GGUF files without our config
 
 
 def damaged(kind: str, originals: list[Path], folder: Path, seed: int) -> tuple[Path, Path, str]:

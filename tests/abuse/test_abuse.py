@@ -7,7 +7,20 @@ import pytest
 from tests.abuse import fuzz
 
 # Where a file says something else and nothing contradicts it, something else is right: these edits may show in logits.
-MEANT = ("threshold", "rms_norm_eps", "rope_", "hidden_act", "sliding_window", "layer_types", "numbers", "transposed")
+MEANT = (
+    "tokenizer.",
+    "attention.",
+    "bytes of",
+    "order",
+    "threshold",
+    "rms_norm_eps",
+    "rope_",
+    "hidden_act",
+    "sliding_window",
+    "layer_types",
+    "numbers",
+    "transposed",
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of forked processes through /proc")

@@ -24,7 +24,7 @@ def test_pages_of_a_file_are_handed_back_and_read_again(tmp_path):
     layer.weight.data[0, 0] = -1.0  # changed in memory only: that must not be lost
     total = layer.weight.double().sum()
     before = resident("RssFile")
-    page_out(layer)
+    page_out([layer.weight])
     assert before - resident("RssFile") > 3 * size
     assert layer.weight.double().sum() == total and layer.weight[0, 0] == -1 and layer.weight[0, -1] == size - 1
 
@@ -32,6 +32,6 @@ def test_pages_of_a_file_are_handed_back_and_read_again(tmp_path):
 def test_other_weights_are_left_alone():
     model = torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.Linear(200, 1))
     before = [parameter.clone() for parameter in model.parameters()]
-    page_out(model)
+    page_out(model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    page_out(torch.nn.Linear(3, 3, device="meta"))
+    page_out(torch.nn.Linear(3, 3, device="meta").parameters())

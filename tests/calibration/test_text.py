@@ -142,9 +142,9 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, tokenizer):
 def test_too_little_text(tmp_path, tokenizer):
     file = tmp_path / "text.txt"
     file.write_text("")
-    with pytest.raises(QtutorError, match="0 bytes; calibration takes at least 256 tokens"):
+    with pytest.raises(QtutorError, match="0 bytes; one sample takes 256 tokens"):
         check_text(file)
     file.write_text("x = 1\n" * 50)
-    with pytest.raises(QtutorError, match=r"tokens; calibration takes at least 256\. Name a longer"):
+    with pytest.raises(QtutorError, match=r"tokens; one sample takes 256\. Name a longer"):
         calibration_text(file, tokenizer)
     assert calibration.LENGTH == 256

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import qtutor
 from qtutor import gptq
 from qtutor.calibration import block as block_module
-from qtutor.calibration import precision, stream, walk
+from qtutor.calibration import mapped, precision, stream, walk
 from qtutor.calibration.moments import Gram
 from qtutor.families import LLAMA
 from tests.live_bytes import LiveBytes
@@ -269,9 +269,9 @@ def test_a_model_that_is_being_trained_is_calibrated_without_dropout():
 def test_every_block_leaves_memory_once_it_is_copied(monkeypatch):
     """Where it is mapped from a file: what page_out does is in test_mapped."""
     model, paged = tiny(), []
-    monkeypatch.setattr(walk, "page_out", paged.append)
+    monkeypatch.setattr(mapped, "page_out", lambda tensors: paged.append(list(tensors)))
     for number, _ in enumerate(walk.walk(model, some_ids(3)), 1):
-        assert len(paged) == number and paged[-1] is model.model.layers[number - 1]
+        assert len(paged) == number and paged[-1][0] is next(model.model.layers[number - 1].parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

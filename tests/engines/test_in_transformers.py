@@ -116,7 +116,7 @@ def test_int8_of_bitsandbytes_agrees_nearly_everywhere(tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
     assert agreeing(model, theirs) >= LEAST
     layer = theirs.model.layers[0].mlp.up_proj
-    assert apart(layer, model.model.layers[0].mlp.up_proj) < 2e-3
+    assert apart(layer, model.model.layers[0].mlp.up_proj) < 5e-3  # its inputs have 16 bits
 
 
 def test_int8_of_compressed_tensors_agrees_nearly_everywhere(tmp_path):

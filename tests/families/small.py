@@ -4,13 +4,16 @@ A random net hides mistakes: its attention looks everywhere alike, its norms are
 changes what the next reads. So each family is trained for a few seconds on the embedded decoder's text as well.
 """
 
+import shutil
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from qtutor.decoder import EMBEDDED
 from qtutor.decoder.text import calibration_tokens
 
 VOCABULARY = 1024  # of the embedded decoder's tokenizer
@@ -55,7 +58,7 @@ def new(family: str, seed: int = 0, **changes) -> nn.Module:
     """A decoder as it is drawn, hidden 64, 2 or 3 blocks, grouped-query attention unless ``changes`` say otherwise."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1}
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | FAMILIES[family] | changes)).eval()
 
@@ -72,30 +75,49 @@ def random(family: str, seed: int = 0, **changes) -> nn.Module:
     return model
 
 
+def near(found: torch.Tensor, expected: torch.Tensor, within: float) -> bool:
+    """Whether no number is further off than ``within`` of the largest that is expected."""
+    return bool((found - expected).abs().max() <= within * expected.abs().max())
+
+
+def put_tokenizer(folder: Path) -> None:
+    """The embedded decoder's, for a checkpoint in ``folder``."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EMBEDDED / name, folder)
+
+
 @cache
-def text(samples: int = 256, length: int = 128, seed: int = 0) -> torch.Tensor:
-    """Token ids of Python code and interpreter sessions, int64 ``[samples, length]``."""
-    return calibration_tokens(samples, length, seed)
+def _tokens() -> torch.Tensor:
+    return calibration_tokens(376, 64)
 
 
-def trained(family: str, steps: int = 60, batch: int = 8, **changes) -> nn.Module:
-    """One that has read ``steps * batch`` samples of :func:`text`."""
+def text() -> torch.Tensor:
+    """What :func:`trained` reads, several times: Python code and interpreter sessions, int64 ``[samples, length]``."""
+    return _tokens()[:280]
+
+
+def calibration() -> torch.Tensor:
+    """More text of that kind, 64 samples."""
+    return _tokens()[280:344]
+
+
+def unseen() -> torch.Tensor:
+    """What to measure on, 32 samples."""
+    return _tokens()[344:]
+
+
+def trained(family: str, steps: int = 60, **changes) -> nn.Module:
+    """One that has read ``steps`` batches of 8 samples."""
     model = new(family, **changes).train()
-    rate = 1e-2
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    rows = text(steps * batch)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    rows = text()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 10, (steps - step) / (steps / 2))
-        ids = rows[step * batch : (step + 1) * batch]
+            group["lr"] = 1e-2 * min(1.0, (step + 1) / 10, 2 * (steps - step) / steps)
+        ids = rows.roll(-8 * step, 0)[:8]
         logits = model(ids[:, :-1], use_cache=False).logits
         cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return model.eval().requires_grad_(True)
-
-
-def unseen(samples: int = 16, length: int = 64) -> torch.Tensor:
-    """Text that :func:`trained` has not read; part of its sessions may be alike."""
-    return text(samples, length, seed=77)
+    return model.eval()

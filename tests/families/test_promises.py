@@ -49,7 +49,9 @@ def test_each_of_two_ropes_is_compared(kind):
     model = small.random("gemma3_text")
     model.config = copy.deepcopy(model.config)
     model.config.rope_parameters[kind]["rope_theta"] = 123.0
-    with pytest.raises(QtutorError, match=rf"rotary_emb\.{kind}_inv_freq is 1, .* and by the model's config"):
+    with pytest.raises(
+        QtutorError, match=rf"rotary_emb\.{kind}_inv_freq is [0-9., ]+ \.\.\., and by the model's config"
+    ):
         qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
 
 
@@ -60,8 +62,8 @@ def test_angles_are_still_the_config_s_after_a_long_text():
     model(some_ids(1, 24))
     before = model(some_ids(1, 12)).logits
     model(some_ids(1, 24))
-    qtutor.quantize(model, qtutor.Recipe("gptq", 8, 32), some_ids(8, 24), progress=False)
-    assert (model(some_ids(1, 12)).logits - before).norm() < 0.1 * before.norm()
+    qtutor.quantize(model, qtutor.Recipe("rtn", 8, 32), progress=False)
+    assert (model(some_ids(1, 12)).logits - before).norm() < 0.05 * before.norm()
 
 
 SIZES = {
@@ -120,7 +122,7 @@ def test_no_key_that_computes_is_lost(tmp_path, family):
     ignored = {"architectures", "transformers_version", "_name_or_path", "dtype"} | (expected.keys() - found.keys())
     assert {key: found[key] for key in found.keys() - ignored} == {key: expected[key] for key in found.keys() - ignored}
     unused = {"cache_implementation", "hidden_act", "sliding_window_size", "interpolate_factor", "full_attn_mod"}
-    unused |= {"lm_head_bias", "max_window_layers", "pretraining_tp", "architectures"}
+    unused |= {"lm_head_bias", "attention_bias", "max_window_layers", "pretraining_tp", "architectures"}
     assert expected.keys() - found.keys() <= unused
 
 

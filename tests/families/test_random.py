@@ -11,7 +11,7 @@ import qtutor
 from qtutor import families
 from qtutor.calibration.walk import walk
 from qtutor.families import FAMILIES, LLAMA, Pair
-from qtutor.methods import scaling
+from qtutor.methods import awq
 from tests.families import small
 from tests.models import some_ids, tiny
 
@@ -51,7 +51,7 @@ def test_the_walk_computes_what_the_model_computes(model):
         states.append(model.model.norm(block.states))
     assert len(states) == len(expected)
     for ours, theirs in zip(states, expected):
-        assert torch.allclose(ours, theirs, atol=2e-5 * theirs.abs().max())
+        assert small.near(ours, theirs, 2e-5)
 
 
 @pytest.mark.parametrize("family", small.FAMILIES)
@@ -74,7 +74,7 @@ def test_what_makes_a_family_different_shows(family):
         expected = small.random(family)(ids).logits
         for key in told:
             other = small.random(family, **{key: changed[key]})(ids).logits
-            assert not torch.allclose(other, expected, atol=0.01 * expected.abs().max()), key
+            assert not small.near(other, expected, 0.01), key
 
 
 def test_each_block_is_called_as_the_model_calls_it():
@@ -86,34 +86,47 @@ def test_each_block_is_called_as_the_model_calls_it():
 
 
 def test_outliers_and_folded_scales_leave_the_logits(model):
-    expected = model(some_ids()).logits
-    within = {"atol": 1e-4 * expected.abs().max(), "rtol": 0}
-    harder = qtutor.add_outliers(copy.deepcopy(model), share=0.3)
-    assert torch.allclose(harder(some_ids()).logits, expected, **within)
-    before = copy.deepcopy(harder.state_dict())
-    folded = scaling.fold_model(harder, some_ids(16, 32), qtutor.IntGrid(3), 32)
-    assert torch.allclose(folded(some_ids()).logits, expected, **within)
-    family, block = FAMILIES[model.config.model_type], model.model.layers[0]
-    pairs = list(family.pairs_of(block))
-    grouped = model.config.num_key_value_heads < model.config.num_attention_heads
-    assert len(pairs) == len(family.pairs) - grouped
-    for name in {name for pair in pairs for name in pair.readers}:
-        name = f"model.layers.0.{name}.weight"
-        assert not torch.equal(folded.state_dict()[name], before[name]), name
+    family, expected = FAMILIES[model.config.model_type], model(some_ids()).logits
+    assert small.near(qtutor.add_outliers(copy.deepcopy(model), share=0.3)(some_ids()).logits, expected, 1e-4)
+    folded = copy.deepcopy(model)
+    for block in folded.model.layers:
+        pairs = list(family.pairs_of(block))
+        grouped = model.config.num_key_value_heads < model.config.num_attention_heads
+        assert len(pairs) == len(family.pairs) - grouped
+        for pair in pairs:
+            layers = [block.get_submodule(name) for name in pair.readers]
+            scale = torch.rand(layers[0].in_features) + 0.5
+            awq.fold(block.get_submodule(pair.source), layers, scale, norm_offset=family.norm_offset)
+    assert small.near(folded(some_ids()).logits, expected, 1e-4)
+    scaled = {name for pair in pairs for name in (pair.source, *pair.readers)}
+    before, after = (one.model.layers[1].state_dict() for one in (model, folded))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.removesuffix(".weight") for name in changed if not name.endswith(".bias")} == scaled
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
-@pytest.mark.parametrize("family", ["gemma2", "phi3", "olmo2", "granite"])
-def test_methods_lower_the_error_of_logits_against_rounding_to_nearest(family, method):
-    model, errors = qtutor.add_outliers(small.random(family)), {}
-    for tried in ("rtn", method):
-        candidate = copy.deepcopy(model)
-        report = qtutor.quantize(candidate, qtutor.Recipe(tried, 3, 32), some_ids(16, 32), progress=False)
-        assert len(report.rows) == len(model.model.layers) * sum(map(len, FAMILIES[family].shared))
-        with torch.inference_mode():
-            ids = some_ids(8, 32, seed=9)
-            errors[tried] = (candidate(ids).logits - model(ids).logits).square().sum().item()
-    assert errors[method] < 0.9 * errors["rtn"]
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_the_stream_s_drift_is_made_up_for_by_what_is_really_added(family):
+    """Granite adds a share of what a half makes: the least squares solution has no gradient left for that sum."""
+    model = small.random(family)
+    blocks = walk(model, some_ids(16, 32), twin=True, token_weights=False)
+    first = next(blocks)
+    with torch.no_grad():
+        first.module.mlp.down_proj.weight.mul_(0.5)
+    block = next(blocks)
+    by = getattr(block.module, "residual_multiplier", 1.0)
+    assert (by == 1) == (family == "llama")
+    for reading in block.readings():
+        name = reading.names[0]
+        if not name.endswith(("o_proj", "down_proj")):
+            continue
+        x, undisturbed = (stream.reach(name, slice(None)) for stream in (block, block.twin))
+        streams = block.states.clone(), block.twin.states.clone()
+        moments, weight = reading.moments(), reading.layers[0].weight.double()
+        change = (weight @ moments.drift + moments.stream_drift) @ torch.linalg.inv(moments.hessian)
+        wanted = streams[1].double() + by * undisturbed.double() @ weight.T
+        errors = [wanted - (streams[0].double() + by * x.double() @ tried.T) for tried in (weight, weight + change)]
+        slopes = [(error.flatten(0, 1).T @ x.double().flatten(0, 1)).norm() for error in errors]
+        assert slopes[1] < 1e-3 * slopes[0]
 
 
 def test_an_embedding_in_codes_is_scaled_as_the_float_one_is(tmp_path, model):
@@ -122,11 +135,10 @@ def test_an_embedding_in_codes_is_scaled_as_the_float_one_is(tmp_path, model):
     recipe = qtutor.Recipe("rtn", 8, 32, embeddings=True, lm_head=True)
     qtutor.quantize(quantized, recipe, progress=False)
     with torch.inference_mode():
-        expected, found = model(ids).logits, quantized(ids).logits
-        assert (found - expected).norm() < 0.1 * expected.norm()
-        assert torch.allclose(quantized.model.embed_tokens(ids), model.model.embed_tokens(ids), rtol=0.02, atol=0.01)
+        assert small.near(quantized.model.embed_tokens(ids), model.model.embed_tokens(ids), 0.01)
         qtutor.export(quantized, tmp_path / "out")
-        assert torch.equal(qtutor.load_quantized(tmp_path / "out", device="cpu")(ids).logits, found)
+        again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+        assert torch.equal(again(ids).logits, quantized(ids).logits)
 
 
 def test_an_embedding_in_codes_rounds_its_scale_as_the_float_one_does():
@@ -142,7 +154,7 @@ def test_an_embedding_in_codes_rounds_its_scale_as_the_float_one_does():
 def test_a_float_checkpoint_is_read_as_transformers_reads_it(tmp_path, model, dtype):
     model.to(dtype).save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    (tmp_path / "tokenizer.json").write_bytes((qtutor.decoder.EMBEDDED / "tokenizer.json").read_bytes())
+    small.put_tokenizer(tmp_path)
     ours = qtutor.load(tmp_path, device="cpu")[0]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert ours.dtype == dtype and ours.config.to_dict() == theirs.config.to_dict()

@@ -141,7 +141,7 @@ def some_models():
         yield GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32))
 
 
-@pytest.mark.parametrize("number, words", enumerate([EXPERTS, ENCODER, BOTH, IMAGES, STATES, CONV1D]))
+@pytest.mark.parametrize("number, words", list(enumerate([EXPERTS, ENCODER, BOTH, IMAGES, STATES, CONV1D])))
 def test_in_quantize_and_export(tmp_path, number, words):
     model = list(some_models())[number]
     for work in (

@@ -140,7 +140,7 @@ def test_without_locks_nothing_is_taken_for_a_left_over(tmp_path, monkeypatch):
 
 
 def test_a_stage_that_is_removed_before_it_has_its_lock_is_made_again(tmp_path, monkeypatch):
-    locked, taken = stages._locked, []
+    locked, taken = stages.locked, []
 
     def slow(folder, needed=True):
         if not needed and len(taken) < 3:
@@ -148,7 +148,7 @@ def test_a_stage_that_is_removed_before_it_has_its_lock_is_made_again(tmp_path, 
             remove_leftovers(tmp_path / "out")  # another run comes between
         return locked(folder, needed)
 
-    monkeypatch.setattr(stages, "_locked", slow)
+    monkeypatch.setattr(stages, "locked", slow)
     with written_beside(tmp_path / "out") as new:
         new.write_text("whole")
     assert len(set(taken)) == 3 and os.listdir(tmp_path) == ["out"]

@@ -75,8 +75,8 @@ def test_kinds(home, tmp_path):
     refused("a.gguf is a file, and .* needs a folder there", "a.gguf/b/model.gguf", folder=False)
     refused("llama is a folder, and a file is to be written", "llama", folder=False)
     os.mkfifo(tmp_path / "pipe")
-    refused("pipe is no ordinary file", tmp_path / "pipe", folder=False)
-    refused("null is no ordinary file", "/dev/null", folder=False)
+    refused("pipe is not an ordinary file", tmp_path / "pipe", folder=False)
+    refused("null is not an ordinary file", "/dev/null", folder=False)
     refused("null is a file", "/dev/null")
 
 
@@ -86,8 +86,8 @@ def test_places_that_are_not_replaced(home, tmp_path):
     refused("the folder that you are in", "..")
     refused("the root of all folders", "/")
     refused("where a disk is mounted", "/proc")
-    refused(r"is no usable name \(embedded null byte\)", "a\0b")
-    refused(r"'a\\udcff' is no usable name .*'utf-8' codec", "a\udcff")
+    refused(r"is not a usable name \(embedded null byte\)", "a\0b")
+    refused(r"'a\\udcff' is not a usable name .*'utf-8' codec", "a\udcff")
 
 
 def test_what_nobody_may_write_stays(home, tmp_path):
@@ -102,7 +102,7 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    refused("is no usable name", "out")
+    refused("is not a usable name", "out")
     assert checked(tmp_path / "out", folder=True) == tmp_path / "out"
 
 

@@ -31,6 +31,9 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_fac
           "original_max_position_embeddings": 64}  # fmt: skip
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+
+
 def export(model, path, **options):
     return qtutor.export(model, path, format="gguf", **{"tokenizer": letters(), "type": "F32"} | options)
 
@@ -124,8 +127,7 @@ def test_llama_3_slows_down_what_transformers_slows_down(tmp_path):
 
 
 def test_scaled_positions_and_windows_are_told(tmp_path):
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
-    keys = read(export(changed(tiny("qwen2"), rope_parameters=yarn), tmp_path / "a.gguf")).metadata
+    keys = read(export(changed(tiny("qwen2"), rope_parameters=YARN), tmp_path / "a.gguf")).metadata
     assert keys["qwen2.rope.scaling.type"] == "yarn" and keys["qwen2.rope.scaling.factor"] == 4
     assert keys["qwen2.rope.scaling.original_context_length"] == 16
     keys = read(export(changed(tiny("mistral"), sliding_window=48), tmp_path / "a.gguf")).metadata
@@ -226,6 +228,10 @@ REFUSED = {
         lambda: changed(tiny(), rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
         "rope_parameters = .*'dynamic'.*'linear' and plain 'yarn'",
     ),
+    "yarn of one's own": (
+        lambda: changed(tiny(), rope_parameters={**YARN, "beta_fast": 16.0}),
+        "beta_fast in rope_parameters = 16.0: llama.cpp computes 32.0",
+    ),
     "Llama 3's rope": (lambda: changed(tiny("qwen3"), rope_parameters=LLAMA3), "'llama3' for Llama and Mistral"),
     "a bias more": (lambda: changed(tiny("qwen3"), attention_bias=True), r"o_proj\.bias: llama.cpp has no such tensor"),
     "heads that do not fill qwen2": (
@@ -284,17 +290,22 @@ def test_files_of_others_and_damaged_ones_are_told(tmp_path):
     file = read(path)
     tensors = [Tensor(name, info.shape, "F32", file.data(name)) for name, info in file.tensors.items()]
     keys = dict(file.metadata)
-    config = keys.pop("qtutor.config")
-    write(path, keys, tensors)
-    with pytest.raises(QtutorError, match=r"so qtutor did not write this file.*gguf_file=name"):
+    config = keys["qtutor.config"]
+    write(path, keys | {"qtutor.config": np.uint32(7)}, tensors)
+    with pytest.raises(QtutorError, match=r"qtutor.config is damaged: it is .*7.*, expected a text"):
         qtutor.load_quantized(path)
-    keys["qtutor.config"] = config
-    write(path, keys, tensors[:-1])
-    with pytest.raises(QtutorError, match=r"'output_norm.weight' is not there, and its config says \(64,\)"):
-        qtutor.load_quantized(path)
-    write(path, keys, [*tensors, Tensor("more", (1,), "F32", np.zeros(4, np.uint8))])
-    with pytest.raises(QtutorError, match=r"'more' is \(1,\), and its config says that there is none"):
-        qtutor.load_quantized(path)
+    for own in ({"qtutor.config": config}, {}):  # the same for files of others
+        keys = {key: value for key, value in file.metadata.items() if key != "qtutor.config"} | own
+        write(path, keys, tensors[:-1])
+        with pytest.raises(QtutorError, match=r"1 tensor is missing: output_norm.weight\. By its config"):
+            qtutor.load_quantized(path)
+        write(path, keys, [*tensors, Tensor("more", (1,), "F32", np.zeros(4, np.uint8))])
+        with pytest.raises(QtutorError, match=r"1 tensor is not expected: more\."):
+            qtutor.load_quantized(path)
+        write(path, keys, [*tensors[:-1], Tensor("output_norm.weight", (32,), "F32", np.zeros(128, np.uint8))])
+        with pytest.raises(QtutorError, match=r"of another shape: output_norm.weight \(\[32\], expected \[64\]\)"):
+            qtutor.load_quantized(path)
+    keys = dict(file.metadata)
     for size, message in (
         ("num_hidden_layers", "2 blocks, and its config says 1000000000"),
         ("intermediate_size", "ffn"),

@@ -163,7 +163,7 @@ def test_a_tied_output_is_stored_once_and_other_shared_memory_under_every_name()
     first, second = (block.input_layernorm for block in model.model.layers)
     first.weight = second.weight
     model.model.norm.weight.data = torch.ones(2, 64).T[:, 0]  # in steps of two
-    stored = native._tensors(model)
+    stored = native.stored_tensors(model)
     assert "lm_head.weight" not in stored and "model.embed_tokens.weight" in stored
     norms = [stored[f"model.layers.{i}.input_layernorm.weight"] for i in (0, 1)]
     assert torch.equal(*norms) and norms[0].data_ptr() != norms[1].data_ptr()

@@ -94,6 +94,7 @@ def _model_functions() -> ctypes.CDLL:
         "llama_vocab_n_tokens": (int32, [pointer]),
         "llama_vocab_bos": (int32, [pointer]),
         "llama_vocab_eos": (int32, [pointer]),
+        "llama_vocab_is_eog": (flag, [pointer, int32]),
         "llama_model_chat_template": (ctypes.c_char_p, [pointer, ctypes.c_char_p]),
         "llama_tokenize": (int32, [pointer, ctypes.c_char_p, int32, pointer, int32, flag, flag]),
         "llama_detokenize": (int32, [pointer, pointer, int32, pointer, int32, flag, flag]),
@@ -170,6 +171,10 @@ class Model:
     def special(self) -> tuple[int, int]:
         """Ids of bos and eos."""
         return self.lib.llama_vocab_bos(self.vocab), self.lib.llama_vocab_eos(self.vocab)
+
+    def ends(self, token: int) -> bool:
+        """Whether a text ends at a token."""
+        return self.lib.llama_vocab_is_eog(self.vocab, token)
 
     def forget(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)

@@ -1,5 +1,7 @@
 """Byte for byte what llama.cpp writes: every type, with and without importance, over weights of every kind."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from qtutor import load_decoder
 from qtutor.errors import QtutorError
 from qtutor.gguf import TYPES, decode, encode
+from qtutor.gguf.layout import ALL_TYPES, REMOVED
 from tests.gguf import inputs, llama_cpp
 
 pytestmark = pytest.mark.skipif(
@@ -90,6 +93,17 @@ def test_refused_exactly_where_llama_cpp_writes_an_infinite_scale(name):
         else:
             assert np.array_equal(encode(rows, name), theirs)
     assert seen == {True, False}
+
+
+def test_every_type_is_as_large_as_there():
+    sizes = llama_cpp.library()
+    sizes.ggml_blck_size.restype, sizes.ggml_type_size.restype = ctypes.c_int64, ctypes.c_size_t
+    sizes.ggml_type_name.restype = ctypes.c_char_p
+    for block_type in ALL_TYPES.values():
+        found = sizes.ggml_blck_size(block_type.number), sizes.ggml_type_size(block_type.number)
+        assert found == (block_type.values, block_type.nbytes), block_type.name
+        assert sizes.ggml_type_name(block_type.number).decode().upper() == block_type.name
+    assert all(sizes.ggml_type_size(number) == 0 for number in REMOVED)
 
 
 def test_exponents_of_mxfp4_just_below_powers_of_two():

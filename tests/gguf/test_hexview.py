@@ -259,7 +259,8 @@ def test_files_that_are_no_gguf(path, tmp_path, capsys):
     assert "cut.bin" in refused(tmp_path / "cut.bin")
     (tmp_path / "text").write_bytes(b"text")
     assert "is not a GGUF file: --tensor and --block" in refused(tmp_path / "text", "--tensor", "a")
-    assert "is not a GGUF file: --tensor and --block" in refused(tmp_path, "--tensor", "a")
+    (tmp_path / "empty").mkdir()
+    assert "is not a GGUF file: --tensor and --block" in refused(tmp_path / "empty", "--tensor", "a")
     with pytest.raises(QtutorError, match="has no tensor"):
         block_of(read(path), "a")
 

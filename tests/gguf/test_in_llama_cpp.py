@@ -108,7 +108,7 @@ MODELS = {
     "linear rope": ("llama", True, {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
     "yarn": ("llama", True, {"rope_parameters": YARN}),
     "yarn, qwen2": ("qwen2", True, {"rope_parameters": YARN}),
-    "yarn, qwen3": ("qwen3", False, {"rope_parameters": YARN | {"beta_fast": 16.0, "beta_slow": 2.0}}),
+    "yarn, qwen3": ("qwen3", False, {"rope_parameters": YARN | {"beta_fast": 32.0, "beta_slow": 1.0}}),
     "wide heads": ("llama", False, {"head_dim": 32}),
     "wide heads, qwen3": ("qwen3", True, {"head_dim": 32}),
     "every bias": ("llama", True, {"attention_bias": True, "mlp_bias": True}),

@@ -165,8 +165,8 @@ REFUSED = {
     ),
     "tied weights": (lambda: edited(share_weight(Q0, Q1)), "are one tensor"),
     "tied q and o": (lambda: edited(share_weight(Q0, Q0.replace("q_", "o_"))), "are one tensor"),
-    "fewer blocks": (lambda: edited(leave_out_a_block), "model.layers has 1 blocks, and config.num_hidden_layers is 2"),
-    "more blocks": (lambda: edited(set_config(num_hidden_layers=1)), "has 2 blocks, and config.num_hidden_layers is 1"),
+    "fewer blocks": (lambda: edited(leave_out_a_block), "model.layers has 1 decoder blocks, .*num_hidden_layers is 2"),
+    "more blocks": (lambda: edited(set_config(num_hidden_layers=1)), "has 2 decoder blocks, .*num_hidden_layers is 1"),
     "vocabulary": (lambda: edited(set_config(vocab_size=300)), r"embed_tokens\.weight is \[256, 64\], .* \[300, 64\]"),
     "width": (lambda: edited(set_config(intermediate_size=96)), r"gate_proj\.weight is \[128, 64\].*\[96, 64\]"),
     "heads": (lambda: edited(set_config(num_key_value_heads=1)), r"k_proj\.weight is \[32, 64\].*\[16, 64\]"),
@@ -284,6 +284,12 @@ def hook_on_a_norm(model):
     model.model.norm.register_forward_hook(lambda module, given, made: None)
 
 
+def hidden_states_were_asked_for(model):
+    """transformers then puts hooks of its own on every block, and leaves them there."""
+    model(some_ids(), output_hidden_states=True)
+    assert model.model.layers[0]._forward_hooks
+
+
 KEPT = {
     "views": set_parameter(as_view),
     "transposed in memory": set_parameter(transposed_in_memory),
@@ -296,6 +302,7 @@ KEPT = {
     "after training": optimize,
     "hooks of accelerate": accelerate_hooks,
     "a hook that stays": hook_on_a_norm,
+    "hooks of transformers": hidden_states_were_asked_for,
 }
 
 

@@ -1,8 +1,8 @@
 """``check("rtn.encode", my_function)``: is it right, and if not, where and why?
 
-The function runs on every input of the exercise; results are compared with an independent slow version and with the
-properties that must hold. What is printed on a difference: which input, what was expected, what came, the first place
-that differs, and the likely mistake (found by making each known mistake on purpose and comparing).
+The function runs on every input of the exercise. Its results are compared with those of an independent, slow version,
+and checked for properties that must hold. If they differ, the check prints the input, the expected and the actual
+result, the first place that differs, and the likely mistake: the known mistake that gives the same results.
 """
 
 import inspect
@@ -17,37 +17,37 @@ from qtutor.course.checking.attempt import Outcome, run, where, wrong_call
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace import answers
 
-# Results are compared with those of a known mistake at least this loosely: the learner may compute in float32.
+# The least tolerance when results are compared with those of a known mistake: the learner may compute in float32.
 SLACK = 3e-6
-# What torch, numpy and Python's lists raise where shapes or dtypes do not fit; there are many ways to these.
+# The exceptions of torch, numpy and lists for shapes or dtypes that do not fit. Many mistakes lead to them.
 MISFITS = {"RuntimeError", "ValueError", "IndexError", "TypeError"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What :func:`examine` found; ``text`` is for the learner."""
+    """The result of :func:`examine`; ``text`` is for the learner."""
 
     passed: bool
     text: str
 
 
 def check(name: str, function: Callable) -> None:
-    """Check ``function`` as an answer to the exercise ``name``, print what was found, and keep it if it is right.
+    """Check ``function`` as an answer to the exercise ``name``, print the result, and save the function if it is right.
 
-    Raises :class:`qtutor.errors.QtutorError` only for a name that no exercise has.
+    Raises :class:`qtutor.errors.QtutorError` only if no exercise has this name.
     """
     exercise = exercises.find(name)
     verdict = examine(exercise, function)
     print(verdict.text)
     if verdict.passed:
-        # In a chapter outside a workspace there is nothing to say, so that the course's own copies print the same.
+        # Outside a workspace the note is empty, so the stored outputs of the course's own chapters stay the same.
         note = answers.keep(exercise, function, lambda again: examine(exercise, again).passed)
         if note:
             print(note)
 
 
 def examine(exercise: Exercise, function: Callable) -> Verdict:
-    """Compare ``function`` with the exercise's reference on all its inputs; nothing is printed or kept."""
+    """Compare ``function`` with the exercise's reference on all its inputs; print and save nothing."""
     names = list(inspect.signature(exercise.reference).parameters)
     cases = exercise.cases()
     problem = wrong_call(function, names, cases[0][1])
@@ -114,15 +114,15 @@ def _said(outcome: Outcome) -> str:
 
 
 def _broken(exercise: Exercise, arguments: tuple, outcome: Outcome, right: Outcome) -> str:
-    """The first property that does not hold, or ``""``. Whole numbers may come as floats, and are asked as integers."""
+    """The first property that does not hold, or ``""``. Whole numbers in floats are checked as integers."""
     if outcome.arrays is None or [a.shape for a in outcome.arrays] != [a.shape for a in right.arrays]:
-        return ""  # it can only be asked of results of the right shape
+        return ""  # properties can only be checked on results of the right shape
     results = tuple(comparing.of_kind(got, expected) for got, expected in zip(outcome.arrays, right.arrays))
     for text, holds in exercise.properties:
         try:
             if not holds(arguments, results):
                 return text
-        except (ValueError, IndexError, TypeError):  # it cannot even be asked of results of another kind
+        except (ValueError, IndexError, TypeError):  # the results are of a kind that cannot even be checked
             return text
     return ""
 
@@ -134,7 +134,7 @@ def _argument(name: str, value) -> str:
 
 
 def _difference(exercise: Exercise, got: Outcome, expected: Outcome, asking: bool) -> list[str]:
-    """Expected and got, and the first place where they differ; ``asking`` whether inf and nan come from a zero."""
+    """Lines with the expected and the actual result, and the first difference. asking: ask whether inf comes from 0."""
     if got.arrays is None:
         return [got.problem]
     lines = []
@@ -169,10 +169,10 @@ def _first_place(name: str, got: np.ndarray, expected: np.ndarray, difference: n
 
 
 def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: list[Outcome], wrong: list[int]) -> str:
-    """The known mistake whose results these are, as a line for the learner; ``""`` if there is none.
+    """A line for the learner that names the known mistake with the same results; ``""`` if there is none.
 
-    Sure where it explains every wrong result, and there is no input on which it would show and does not. With two
-    mistakes at once none does: then the one that explains more than half, as a guess.
+    A mistake is certain if it explains every wrong result, and changes none of the right ones. With two mistakes at
+    once none is certain: then the mistake that explains most, and more than half, is offered as a guess.
     """
     sure, guess = [], []
     for text, mistake in exercise.mistakes.items():
@@ -180,7 +180,7 @@ def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: lis
         telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
         same = [i for i in telling if i in wrong and _like_mistake(got[i], made[i], max(exercise.tolerance, SLACK))]
         if all(got[i].kind in MISFITS and _said(got[i]) != _said(made[i]) for i in same):
-            continue  # such an exception alone tells nothing, unless it says the same
+            continue  # such an exception is no evidence unless its text is the same
         if same and len(same) == len(telling) == len(wrong):
             sure.append(text)
         elif 2 * len(same) > len(wrong):

@@ -1,4 +1,4 @@
-"""Running a learner's function: on copies of the inputs, with whatever it raises or returns turned into an Outcome."""
+"""Run a learner's function on copies of the inputs, and turn whatever it raises or returns into an Outcome."""
 
 import copy
 import inspect
@@ -15,7 +15,7 @@ from qtutor.course.checking import comparing
 from qtutor.course.checking.limits import TimeUp
 from qtutor.course.exercises.exercise import TURN
 
-LARGEST = 10**5  # numbers in a result; those of the exercises have at most some thousands
+LARGEST = 10**5  # numbers in a result; right results have at most a few thousand
 
 # Lines in these files are not the learner's.
 LIBRARIES = (
@@ -28,10 +28,10 @@ LIBRARIES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a function made of one input: an array for each output; or, with ``arrays`` None, what was in the way.
+    """What a function did with one input. arrays: one for each output, or ``None`` if there was a problem.
 
-    kind: ``"values"``, ``"todo"`` (a stub), ``"returned"`` (something that is no answer), or the exception's name.
-    problem: that in words. changed: the name of an argument that the function wrote into, or ``""``.
+    kind: ``"values"``, ``"todo"`` (a stub), ``"returned"`` (something that cannot be an answer), or the name of the
+    exception. problem: the problem in words. changed: the name of an argument that the function changed, or ``""``.
     """
 
     kind: str
@@ -43,9 +43,9 @@ class Outcome:
 def run(
     function: Callable, names: list[str], arguments: tuple, outputs: tuple[str, ...], form: Callable | None = None
 ) -> Outcome:
-    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages); ``form`` is the exercise's.
+    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages); ``form``: see :class:`Exercise`.
 
-    What it raises is told in the outcome, but for KeyboardInterrupt and :class:`TimeUp`, which end the check.
+    The outcome tells what the function raised, except for KeyboardInterrupt and :class:`TimeUp`, which end the check.
     """
     try:
         given = copy.deepcopy(arguments)
@@ -54,7 +54,7 @@ def run(
         raise
     except SystemExit:
         return Outcome("SystemExit", problem="Your function ended the program (exit, quit or sys.exit). Let it return.")
-    except BaseException as error:  # whatever a learner's code may raise has to be told, not to end the check
+    except BaseException as error:  # no exception of a learner's code may end the check
         return Outcome("todo") if _is_stub(error) else Outcome(type(error).__name__, problem=_raised(error))
     parts, problem = _split(returned, outputs)
     problem = problem or (form(returned) if form else "")
@@ -87,7 +87,7 @@ def _split(returned, outputs: tuple[str, ...]) -> tuple[list[np.ndarray], str]:
             arrays.append(comparing.to_array(part, LARGEST))
         except comparing.NotNumbers as error:
             return [], f"{name} is {error}. A number, lists of numbers, a numpy array or a torch tensor was expected."
-        except Exception as error:  # an object of the learner's own, or a kind of tensor that torch cannot read
+        except Exception as error:  # an object of the learner's own class, or a kind of tensor that torch cannot read
             return (
                 [],
                 f"{name} is a {type(part).__name__}, and reading it raised {type(error).__name__}: {_text(error)}",
@@ -96,23 +96,23 @@ def _split(returned, outputs: tuple[str, ...]) -> tuple[list[np.ndarray], str]:
 
 
 def _changed(names: list[str], before: tuple, after: tuple) -> str:
-    """The name of the first argument that is not what it was."""
+    """The name of the first argument that has changed, or ``""``."""
     for name, old, new in zip(names, before, after):
         try:
             old = comparing.to_array(old)
         except comparing.NotNumbers:
-            continue  # a grid, a function: nothing that is written into
+            continue  # a grid or a function, which nobody writes into
         try:
             difference = comparing.differs(comparing.to_array(new, LARGEST), old, 0.0)
         except comparing.NotNumbers:
-            return name  # its memory was freed, or it was made something else
+            return name  # its memory was freed, or it became something else
         if difference is None or difference.any():
             return name
     return ""
 
 
 def _raised(error: BaseException) -> str:
-    """``Your function raised IndexError: ... (line 7: total += row[i])``; the line of the learner's own code."""
+    """``Your function raised IndexError: ...``, with the line of the learner's own code."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", _text(error))
     said = f"Your function raised {type(error).__name__}" + (f": {text}" if text else "")
     if isinstance(error, MemoryError):
@@ -121,7 +121,7 @@ def _raised(error: BaseException) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """What an exception says, in one line of at most 300 characters that can be printed."""
+    """The text of an exception in one line of at most 300 printable characters."""
     try:
         text = " ".join(str(error)[:2000].split())[:300]
     except Exception:
@@ -130,19 +130,19 @@ def _text(error: BaseException) -> str:
 
 
 def where(error: BaseException) -> str:
-    """The line of the learner's own code that ``error`` comes from, on a line of its own; ``""`` if there is none."""
+    """A line that shows where in the learner's own code ``error`` was raised; ``""`` if it was elsewhere."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(LIBRARIES)]
     return f"\n  in {own[-1].name}, line {own[-1].lineno} of its cell: {own[-1].line}" if own else ""
 
 
 def wrong_call(function, names: list[str], arguments: tuple) -> str:
-    """Why ``function`` cannot be called with the arguments at all, or ``""``."""
+    """Why ``function`` cannot even be called with these arguments, or ``""``."""
     if not callable(function):
         return f"check needs the function itself, without parentheses behind it; it got a {type(function).__name__}."
     try:
         signature = inspect.signature(function)
     except Exception:
-        return ""  # some built-in functions have none to look at, an object of the learner's may raise anything
+        return ""  # some built-in functions have no signature; an object of the learner's may raise anything
     try:
         signature.bind(*arguments)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What a learner's function returned, made comparable: numbers of any library as numpy arrays, told in few words."""
+"""Make results of a learner's function comparable: numbers of any library become numpy arrays, and short texts."""
 
 import math
 import numbers
@@ -12,14 +12,14 @@ DEEPEST = 16  # lists in lists
 
 
 class NotNumbers(TypeError):
-    """A value that holds no numbers, or rows of different length; the text says what was found."""
+    """A value that holds no numbers, or rows of different lengths; the text says what was found."""
 
 
 def to_array(value, room: float = math.inf, depth: int = 0) -> np.ndarray:
-    """int64, float64 or text array of a tensor of any dtype, a numpy array, a number, bytes, or lists of them.
+    """A tensor of any dtype, numpy array, number, text, bytes, or lists of them, as an int64, float64 or text array.
 
-    room: the numbers that it may hold at most; it is asked before anything is copied. depth: lists around ``value``.
-    Raises :class:`NotNumbers` for everything else.
+    room: how many numbers it may hold at most, checked before anything is copied. depth: how many lists are around
+    ``value``. Raises :class:`NotNumbers` for everything else.
     """
     if isinstance(value, torch.Tensor):
         return _of_tensor(value, room)
@@ -55,7 +55,7 @@ def _of_tensor(value: torch.Tensor, room: float) -> np.ndarray:
     _fits(value.numel(), room, f"a tensor of shape {list(value.shape)}")
     last = value.storage_offset() + sum((size - 1) * step for size, step in zip(value.shape, value.stride()))
     if value.numel() and (last + 1) * value.element_size() > value.untyped_storage().nbytes():
-        raise NotNumbers("a tensor whose memory was freed")  # to read it would end the process
+        raise NotNumbers("a tensor whose memory was freed")  # reading it would crash the process
     value = value.detach().cpu().resolve_neg()
     if value.is_floating_point():
         return value.double().numpy()
@@ -68,7 +68,7 @@ def _of_list(value, room: float, depth: int) -> np.ndarray:
     parts, taken = [], 0
     for part in value:
         parts.append(to_array(part, room - taken, depth + 1))
-        taken += math.prod(max(1, length) for length in parts[-1].shape)  # empty parts take room as well
+        taken += math.prod(max(1, length) for length in parts[-1].shape)  # empty parts count, too
         _fits(taken, room, f"a {type(value).__name__}")
     if len({part.shape for part in parts}) > 1:
         raise NotNumbers(f"a {type(value).__name__} whose parts differ in shape")
@@ -78,7 +78,7 @@ def _of_list(value, room: float, depth: int) -> np.ndarray:
 def _of_numpy(array: np.ndarray, room: float) -> np.ndarray:
     _fits(array.size, room, f"an array of shape {list(array.shape)}")
     if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
-        return array.astype(np.float64)  # in int64 it would be negative
+        return array.astype(np.float64)  # in int64 such numbers would be negative
     if array.dtype.kind in "biu":
         return array.astype(np.int64)
     if array.dtype.kind == "f":
@@ -108,14 +108,14 @@ def _fits(count: float, room: float, what: str) -> None:
 
 
 def differs(got: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray | None:
-    """Where two arrays differ, as booleans of their shape; ``None`` if they differ in shape or kind (text, numbers)."""
+    """Booleans that show where two arrays differ; ``None`` if their shapes or kinds (text, numbers) differ."""
     texts = [array.dtype.kind in "US" for array in (got, expected)]
     if got.shape != expected.shape or texts[0] != texts[1]:
         return None
     if texts[0] or (got.dtype.kind == expected.dtype.kind == "i"):
         return got != expected
     got, expected = got.astype(np.float64), expected.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # inf - inf: settled by the equality beside it
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN; the test for equality covers this case
         size = np.abs(expected)
         floor = size[np.isfinite(size)].max(initial=0.0) / 1000
         near = np.isfinite(expected) & (np.abs(got - expected) <= tolerance * np.maximum(size, floor))
@@ -123,7 +123,7 @@ def differs(got: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarr
 
 
 def of_kind(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """``got`` as int64 or float64 like ``expected``, where that changes none of its numbers."""
+    """``got`` as int64 or float64 like ``expected``, if that changes none of its numbers."""
     kinds = got.dtype.kind + expected.dtype.kind
     if kinds == "if" or (kinds == "fi" and np.isfinite(got).all() and (got == np.round(got)).all()):
         return got.astype(expected.dtype)
@@ -141,7 +141,7 @@ def number(value, digits: int = 4) -> str:
 
 
 def apart(got, expected) -> tuple[str, str]:
-    """Two different numbers with as many digits as it takes to tell them apart."""
+    """Two different numbers with as many digits as are needed to see that they differ."""
     for digits in range(4, 18):
         texts = number(got, digits), number(expected, digits)
         if texts[0] != texts[1]:
@@ -150,7 +150,7 @@ def apart(got, expected) -> tuple[str, str]:
 
 
 def show(value) -> str:
-    """A value in a message: arrays up to SHOWN numbers in full, of larger ones the corners; never an address."""
+    """A value as text for a message: small arrays in full, only the corners of larger ones, never an address."""
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     try:

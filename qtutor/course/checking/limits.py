@@ -1,8 +1,7 @@
-"""Bounds around a learner's code: a minute, some memory, some lines of print; and settings put back as they were.
+"""Limits for a learner's code: a minute, some memory, some lines of print. Settings that it changed are restored.
 
-What it does not do: stop another thread, or one long call into C (a huge product of matrices), which Python interrupts
-only when it is over. On Windows and outside of the main thread there is no limit of time, outside of Linux none of
-memory.
+They cannot stop another thread, or one long call into C (a huge product of matrices): Python interrupts such a call
+only at its end. Time is not limited on Windows and outside of the main thread; memory is limited on Linux only.
 """
 
 import contextlib
@@ -18,27 +17,27 @@ import numpy as np
 import torch
 
 SECONDS = 60  # for all inputs of an exercise together; each takes milliseconds
-MEMORY = 4 * 2**30  # bytes that a function may take on top of what the process has
+MEMORY = 4 * 2**30  # bytes that a function may take in addition to those of the process
 PRINTED = 20_000  # characters that a function may print during a check
-DEPTH = 20_000  # calls within calls that a function may ask for; to leave millions of them takes minutes
+DEPTH = 20_000  # nested calls that a function may ask for; leaving millions of them takes minutes
 
-AGAIN = 0.05  # seconds until the alarm rings again, where a bare `except:` has caught the first
+AGAIN = 0.05  # seconds until the alarm rings again, in case a bare `except:` has caught the first
 
 
 class TimeUp(BaseException):
-    """The time is over. It is no Exception, so that ``except Exception`` in a learner's loop does not catch it."""
+    """The time is over. This is not an Exception, so ``except Exception`` in a learner's loop does not catch it."""
 
 
 @contextlib.contextmanager
 def bounded():
-    """All bounds of this module at once, around a ``with`` block. Raises :class:`TimeUp` in it when time is over."""
+    """Apply all limits of this module to a ``with`` block. Raises :class:`TimeUp` in it when the time is over."""
     with settings_kept(), print_limit(PRINTED), memory_limit(MEMORY), time_limit(SECONDS):
         yield
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float):
-    """Raise :class:`TimeUp` in the block after ``seconds``. The alarm that was set before is set again afterwards."""
+    """Raise :class:`TimeUp` in the ``with`` block after ``seconds``. Afterwards an earlier alarm is set again."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -58,8 +57,8 @@ def time_limit(seconds: float):
             return
         rings += 1
         if rings > 1:
-            # A bare `except:` in a loop caught it. It is raised again a line later, at the next ring two lines later,
-            # and so on: one of these lines stands outside of every `try`.
+            # A bare `except:` in a loop caught it. Raise it again one line later, at the next ring two lines later, and
+            # so on, until one of these lines is outside of every `try`.
             lines = (rings - 2) % 20
             while frame.f_code.co_filename != __file__ and frame.f_back:
                 frame.f_trace, frame = leave, frame.f_back
@@ -72,27 +71,27 @@ def time_limit(seconds: float):
         try:
             left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
             yield
-        finally:  # where the alarm rings right here, the outer block still puts everything back
+        finally:  # if the alarm rings right here, the outer `finally` still restores everything
             armed = False
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if sys.gettrace() is leave:
             sys.settrace(None)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: Python did not set it
         if left:  # an alarm that should have rung in the meantime rings at once
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), interval)
 
 
 @contextlib.contextmanager
 def memory_limit(extra: int):
-    """A block that wants ``extra`` bytes more than the process has gets a :class:`MemoryError`, not the system's kill.
+    """Raise :class:`MemoryError` in a ``with`` block that takes more than ``extra`` bytes, before the system kills us.
 
-    What counts is memory that can be written (RLIMIT_DATA), and not the address space, of which CUDA reserves a lot.
+    The limit is on writable memory (RLIMIT_DATA), not on the address space, because CUDA reserves much of that.
     """
     if not Path("/proc/self/statm").exists():
         yield
         return
-    import resource  # only where there is a Linux
+    import resource  # Windows does not have it
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
@@ -105,7 +104,7 @@ def memory_limit(extra: int):
 
 
 class _Short(io.TextIOBase):
-    """Passes on the first ``room`` characters that are written, and drops the rest."""
+    """A stream that passes on the first ``room`` characters and drops the rest."""
 
     def __init__(self, stream, room: int):
         self.stream, self.room = stream, room
@@ -124,7 +123,7 @@ class _Short(io.TextIOBase):
 
 @contextlib.contextmanager
 def print_limit(characters: int):
-    """What is printed in the block is cut off after so many characters; megabytes stop a notebook."""
+    """Cut off what the ``with`` block prints after so many ``characters``; megabytes of text would stop a notebook."""
     with (
         contextlib.redirect_stdout(_Short(sys.stdout, characters)),
         contextlib.redirect_stderr(_Short(sys.stderr, characters)),
@@ -134,7 +133,7 @@ def print_limit(characters: int):
 
 @contextlib.contextmanager
 def settings_kept():
-    """Random numbers and the settings of Python, numpy and torch are after the block what they were before it."""
+    """Restore the random states and the settings of Python, numpy and torch after the ``with`` block."""
     depth, set_depth = sys.getrecursionlimit(), sys.setrecursionlimit
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     gradients, threads = torch.is_grad_enabled(), torch.get_num_threads()
@@ -148,7 +147,7 @@ def settings_kept():
         sys.setrecursionlimit(depth)
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
-            # None is the CPU too, without the detour that a device that was set takes at every call.
+            # None means the CPU, too, and is faster: a device that was set costs time at every call.
             torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_grad_enabled(gradients)
         if torch.get_num_threads() != threads:

@@ -1,4 +1,4 @@
-"""The exercises, a module a topic; each holds a tuple EXERCISES. A new topic is a new name in TOPICS."""
+"""The exercises, in one module for each topic, which has a tuple EXERCISES. A new topic is a new name in TOPICS."""
 
 import difflib
 import importlib
@@ -20,7 +20,7 @@ def every() -> list[Exercise]:
 
 
 def find(name: str) -> Exercise:
-    """The exercise called ``name`` (``"rtn.encode"``). Raises :class:`QtutorError` that lists those near by."""
+    """The exercise called ``name`` (``"rtn.encode"``). Raises :class:`QtutorError`, which lists similar names."""
     known = {exercise.name: exercise for exercise in every()}
     if name in known:
         return known[name]

@@ -1,4 +1,4 @@
-"""What several exercises share: a learner's results as the package wants them, and a property of bytes."""
+"""What several exercises share: converting a learner's results for the package, and a property of bytes."""
 
 import torch
 
@@ -6,7 +6,7 @@ from qtutor.course.checking.comparing import to_array
 
 
 def tensor(value, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
-    """A tensor, numpy array, lists or a number as a tensor of ``dtype`` beside ``like``."""
+    """A tensor, numpy array, lists or a number as a tensor of ``dtype``, on the device of ``like``."""
     if not isinstance(value, torch.Tensor):
         value = torch.from_numpy(to_array(value))
     return value.detach().to(like.device, dtype)

@@ -1,6 +1,6 @@
-"""A mistake as an edit of the right solution: what a learner may get wrong, one line each.
+"""Write a mistake as an edit of the right solution, so that each mistake takes one line.
 
-A module of an exercise writes the right solution once, and each mistake as a change of its text::
+The module of an exercise holds the right solution once, and each mistake as a change of its text::
 
     @solution
     def right(weight, bits):
@@ -11,8 +11,8 @@ A module of an exercise writes the right solution once, and each mistake as a ch
         "the range is upside down.": right.edit(("amax", "amin"), ("amin(1))", "amax(1))")),
     }
 
-The line says what is wrong and nothing else. An edit fails at import where its text does not stand in the solution
-exactly once, so a solution that is rewritten cannot silently turn a mistake into something else.
+The line says what is wrong and nothing else. An edit fails at import unless its text occurs in the solution exactly
+once. So nobody can rewrite a solution and silently turn a mistake into something else.
 """
 
 import functools
@@ -23,24 +23,24 @@ from collections.abc import Callable
 
 
 class Solution:
-    """The right solution of an exercise: called like the function it is made of, and the origin of its edits.
+    """The right solution of an exercise. It is called like the function from which it is made; mistakes are its edits.
 
-    source: the function's text, from ``def`` on, not indented.
+    source: the text of the function, from ``def`` on, not indented.
     """
 
     def __init__(self, function: Callable):
-        functools.update_wrapper(self, function)  # inspect.signature then finds the function's own arguments
+        functools.update_wrapper(self, function)  # so that inspect.signature finds the function's own arguments
         text = textwrap.dedent(inspect.getsource(function))
-        self.source = text[text.index("def ") :]  # without the decorator, which would make a Solution of the mistake
+        self.source = text[text.index("def ") :]  # with the decorator, the mistake would become a Solution, too
 
     def __call__(self, *arguments):
         return self.__wrapped__(*arguments)
 
     def edit(self, *pairs) -> Callable:
-        """The solution with a mistake: ``edit("old", "new")``, or several edits ``edit(("old", "new"), ...)`` in turn.
+        """The solution with a mistake: ``edit("old", "new")``, or several edits in turn, ``edit(("old", "new"), ...)``.
 
-        The function has the globals of the solution's module, and the solution itself as its attribute ``solution``.
-        Raises :class:`ValueError` where an old text does not occur exactly once, or the source stays what it was.
+        The function has the globals of the solution's module, and its attribute ``solution`` is the solution itself.
+        Raises :class:`ValueError` if an old text does not occur exactly once, or if the source does not change.
         """
         pairs = [pairs] if isinstance(pairs[0], str) else pairs
         source = self.source
@@ -60,7 +60,7 @@ class Solution:
         filename = f"<{self._where()} with {what}>"
         made = {}
         exec(compile(source, filename, "exec"), self.__wrapped__.__globals__, made)
-        # Tracebacks look here for the lines of a file that does not exist.
+        # There is no such file, so tracebacks look for its lines here.
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
         function = made[self.__name__]
         function.__doc__ = f"The right solution with {what}."
@@ -69,5 +69,5 @@ class Solution:
 
 
 def solution(function: Callable) -> Solution:
-    """Decorator of a plain function of a module: what its mistakes are edits of."""
+    """A decorator that makes a :class:`Solution` of a function of a module; mistakes are edits of it."""
     return Solution(function)

@@ -1,4 +1,4 @@
-"""What an exercise is: data that a chapter's topic module writes down, and :func:`qtutor.course.check` works with."""
+"""What an exercise is: data that the module of its topic holds, and that :func:`qtutor.course.check` uses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ TURN = "your turn"  # what a stub raises NotImplementedError with
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise of one chapter. The solution is not in here: it stands in the chapter, and is checked like yours.
+    """One exercise of one chapter. The solution is not here: it is in the chapter, and is checked like a learner's.
 
-    name: ``"rtn.encode"``, topic and what is built. chapter: ``"02_round_to_nearest"``.
-    difficulty: 1 to 3. minutes: what it takes a learner.
-    reference: an independent version, slow and obvious (plain loops, float64). With several ``outputs`` it returns a
-    tuple of as many; with one, the value itself.
-    cases: called for a fresh list of inputs, each as (what kind of input this is, the positional arguments).
-    outputs: what each returned value is called in messages, ``("scale", "zero")``.
-    mistakes: diagnosis -> a function that makes exactly this mistake. Where a learner's results equal its results on
-    every case on which it differs from the reference, the diagnosis is printed.
-    properties: (diagnosis, ``predicate(arguments, results)``) that must hold as well. ``results`` is a tuple of numpy
+    name: topic and function, ``"rtn.encode"``. chapter: ``"02_round_to_nearest"``.
+    difficulty: 1 to 3. minutes: the time that a learner needs.
+    reference: an independent version, slow and obvious (plain loops, float64). With one output it returns the value;
+    with several ``outputs``, a tuple of them.
+    cases: a function that returns a new list of inputs, each as (a description of the input, the positional arguments).
+    outputs: the names of the returned values in messages, ``("scale", "zero")``.
+    mistakes: diagnosis -> a function that makes exactly this mistake. The diagnosis is printed if the learner's results
+    equal those of the mistake on every case on which the mistake differs from the reference.
+    properties: (diagnosis, ``predicate(arguments, results)``) that must hold, too. ``results`` is a tuple of numpy
     arrays (int64 or float64), one for each of ``outputs``.
-    tolerance: relative to the expected number, or to a thousandth of the largest one beside it where that is more
-    (sums that nearly cancel). Where it is not 0, the exercise says why.
-    form: what is wrong with the kind of a returned value, in words, or ``""``; ``None`` where numbers may come in any
-    form, as lists, arrays or tensors.
-    replaces: the package's function that :func:`qtutor.course.mine` puts the learner's in place of, or ``None``.
-    adapt: learner's function -> a function that takes and returns what the replaced one does; ``None`` where the two
+    tolerance: relative to the expected number, or to a thousandth of the largest number in the result if that is more
+    (for sums that nearly cancel). If it is not 0, the exercise says why.
+    form: a function that says what is wrong with the kind of a returned value, or ``""``; ``None`` if numbers may come
+    in any form, as lists, arrays or tensors.
+    replaces: the function of the package that :func:`qtutor.course.mine` replaces by the learner's, or ``None``.
+    adapt: the learner's function -> a function with the arguments and results of the replaced one; ``None`` if they
     agree already.
     """
 
@@ -55,5 +55,5 @@ class Exercise:
 
     @property
     def dots(self) -> str:
-        """The difficulty as it is shown: ``●●○``."""
+        """The difficulty as dots: ``●●○``."""
         return "●" * self.difficulty + "○" * (3 - self.difficulty)

@@ -1,8 +1,8 @@
-"""What exercises of several topics draw their inputs from."""
+"""Random numbers for the inputs of several exercises."""
 
 import torch
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Numbers of a normal distribution, float32, the same for the same ``seed``."""
+    """Numbers from a normal distribution, float32; the same ``seed`` gives the same numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -1,8 +1,8 @@
-"""The widgets of the course, a module a topic; each is :func:`.explorer.explore` over pure functions of the package.
+"""The widgets of the course, one module for each topic. Each calls :func:`.explorer.explore` with pure functions.
 
-The names are looked up when they are first used. So that a slider answers at once on a layer of any size, about 2^18
-weights are rounded a picture: whole rows, as :mod:`.sampling` says. The table says which rows were measured; bytes are
-always those of the whole layer. The embedded decoder's layers are small enough to be taken whole.
+The names are imported when they are first used. A picture rounds about 2^18 weights, in whole rows (:mod:`.sampling`),
+so a slider answers at once on a layer of any size. The table says which rows were measured; bytes are always those of
+the whole layer. The layers of the embedded decoder are so small that they are taken whole.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""The widget of chapter 05: how much a ratio of AWQ's scales gains, at any width, and what it does to a group's grid.
+"""The widget of chapter 05: what a ratio of AWQ's scales gains, at any bits, and how it changes a group's grid.
 
-The search is the package's own, on few tokens, and kept: a search takes some tens of milliseconds, and the ratio's own
-slider only looks up.
+It runs the package's own search on few tokens, which takes some tens of milliseconds, and keeps the result. Moving the
+slider of the ratio only looks it up.
 """
 
 import copy
@@ -28,7 +28,7 @@ def scale_search(model: torch.nn.Module, token_ids: torch.Tensor) -> Explorer:
     """AWQ's search for the layers of ``model`` (a float decoder) on ``token_ids``, int64 ``[samples, length]``.
 
     Controls: the layers (those that share an input), with or without :func:`qtutor.add_outliers`, bits, group size, and
-    the ratio that is drawn; the best one is ringed. A hundred tokens or two keep every move quick.
+    the ratio to draw. A ring marks the best ratio. With one or two hundred tokens every control reacts quickly.
     """
     decoders = {False: model, True: add_outliers(copy.deepcopy(model))}
     pairs = {outliers: _pairs(decoder, token_ids) for outliers, decoder in decoders.items()}
@@ -85,7 +85,7 @@ def _sizes(pairs: dict) -> list:
 
 
 def _pairs(model: torch.nn.Module, token_ids: torch.Tensor) -> dict[str, tuple]:
-    """What :func:`qtutor.awq.search` takes, by name: layers, their inputs, mean |x| of these, the parent."""
+    """The arguments of :func:`qtutor.awq.search`, by name: layers, their inputs, mean |x| of the inputs, the parent."""
     pairs = {}
     for number, block in enumerate(walk.walk(model, token_ids)):
         for pair in block.family.pairs_of(block.module):
@@ -99,7 +99,7 @@ def _pairs(model: torch.nn.Module, token_ids: torch.Tensor) -> dict[str, tuple]:
 def _loudest_group(
     weight: torch.Tensor, scale: torch.Tensor, mean_abs: torch.Tensor, grid: IntGrid, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The group of row 0 that reads the loudest input: its scaled weights, its levels, and which columns are loud."""
+    """The group of row 0 that multiplies the loudest input: its scaled weights, its levels, and its loud columns."""
     length = resolve_group_size(group_size, weight.shape[1])
     start = int(mean_abs.argmax()) // length * length
     row = (weight[:1] * scale)[:, start : start + length].detach()

@@ -1,4 +1,7 @@
-"""The widgets of chapter 04: the levels of a format over a layer's weights; LLM.int8's threshold over its channels."""
+"""The widgets of chapter 04: the levels of a format over a layer's weights; LLM.int8's threshold over its channels.
+
+A block is a group of weights that share a scale, as bitsandbytes calls it.
+"""
 
 import copy
 import functools
@@ -21,7 +24,7 @@ from qtutor.families import decoder_blocks, family_of
 from qtutor.methods import bnb, rtn
 from qtutor.plots.bnb import levels_over_weights, outlier_channels
 
-SAMPLE = 2**18  # weights that are rounded a picture, as in the other widgets
+SAMPLE = 2**18  # weights that are rounded for each picture, as in the other widgets
 FORMATS: dict[str, Grid] = {
     "int4 asymmetric": IntGrid(4),
     "int4 symmetric": IntGrid(4, symmetric=True),
@@ -47,11 +50,11 @@ def levels_over_bell(
     block: int = 64,
     frames: dict[str, list] | None = None,
 ) -> Explorer:
-    """Weights over the absmax of their block, the levels that they go to, and how often each level is used.
+    """Weights over the absmax of their block, the levels of the format, and how often each level is used.
 
-    layers: a decoder, or matrices ``[out, in]`` by name. format: one of :data:`FORMATS`. block: weights that share a
-    scale. frames: as in :func:`.explore`; by itself all formats at two block sizes. On a large layer
-    whole rows are sampled; bytes are always those of all its rows.
+    layers: a decoder, or matrices ``[out, in]`` by name. format: one of :data:`FORMATS`. block: how many weights share
+    a scale. frames: as in :func:`.explore`; by default all formats at two block sizes. From a large layer whole rows
+    are sampled, but bytes are always those of all rows.
     """
     weights = named_layers(layers)
     layer = next(iter(weights)) if layer is None else layer
@@ -89,17 +92,18 @@ def levels_over_bell(
 
 
 def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool) -> QuantizedTensor:
-    """``weight [out, in]`` rounded to the nearest level, on either kind of grid."""
+    """Round ``weight [out, in]`` to nearest on either kind of grid."""
     if isinstance(grid, Codebook):
         return bnb.quantize(weight, grid, block, double)
     return rtn.quantize(weight, grid, block)
 
 
 def seen(weight: torch.Tensor, quantized: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a picture shows of ``weight`` and its :class:`QuantizedTensor`: relative weights, levels, their shares.
+    """The three parts of the picture of ``weight`` and its :class:`QuantizedTensor`: weights, levels, shares.
 
-    Weights ``[out, groups, group_size]`` over the largest of their block. Levels on that axis, ascending; on an integer
-    grid they are those of one block, the one of median scale (every block has its own). Shares of all the weights.
+    The weights are divided by the largest of their block, ``[out, groups, group_size]``. The levels, on the same axis,
+    ascend; on an integer grid every block has its own, and the block of median scale is shown. A share is the part of
+    all weights that go to a level.
     """
     grid, groups = quantized.grid, quantized.scales.shape[1]
     grouped = weight.float().reshape(len(weight), groups, -1)
@@ -120,12 +124,11 @@ def seen(weight: torch.Tensor, quantized: QuantizedTensor) -> tuple[torch.Tensor
 def outlier_threshold(
     model: torch.nn.Module, token_ids: torch.Tensor, *, frames: dict[str, list] | None = None
 ) -> Explorer:
-    """The channels that a layer of ``model`` (a float decoder) reads, and which of them LLM.int8 leaves out of int8.
+    """The input channels of a layer of ``model`` (a float decoder), and which of them LLM.int8 keeps out of int8.
 
-    token_ids: int64 ``[1, length]``, read as one batch. Controls: the layer (one for all that read the same), with or
-    without :func:`qtutor.add_outliers`, and the threshold. The error is that of the layer's output, from rounding the
-    inputs and the weights, for these tokens. frames: as in :func:`.explore`; by itself both decoders
-    at five thresholds.
+    token_ids: int64 ``[1, length]``, read as one batch. Controls: the layer (one of those that share an input), with or
+    without :func:`qtutor.add_outliers`, and the threshold. The error is that of the layer's output for these tokens,
+    after rounding inputs and weights. frames: as in :func:`.explore`; by default both decoders at five thresholds.
     """
     length = token_ids.shape[1]
     decoders = {False: model, True: add_outliers(copy.deepcopy(model))}
@@ -142,12 +145,16 @@ def outlier_threshold(
     def draw(layer, outliers, threshold):
         largest, found = measured(layer, outliers)
         count, error = found[threshold]
-        order = [threshold, *(t for t in THRESHOLDS if t != threshold)]  # this one first, to be marked
+        order = [threshold, *(t for t in THRESHOLDS if t != threshold)]  # the picture marks the first one
         shares, errors = [found[t][0] / len(largest) for t in order], [found[t][1] for t in order]
         title = f"inputs of {layer}{', with add_outliers' if outliers else ''}"
         return outlier_channels(largest, threshold, shares, errors, title), html_table(
             ["channels in 16 bits", "of all", "error of the output", "with no threshold", "with all inputs in 16 bits"],
-            [f"{count} of {len(largest)}", f"{count / len(largest):.1%}", *(f"{e:.2%}" for e in (error, *ends(found)))],
+            [
+                f"{count} of {len(largest)}",
+                f"{count / len(largest):.1%}",
+                *(f"{e:.2%}" for e in (error, *errors_at_the_ends(found))),
+            ],
         )
 
     return explore(
@@ -173,17 +180,17 @@ def _described(layer: str, outliers: bool, threshold: float) -> str:
     )
 
 
-def ends(found: dict[float, tuple[int, float]]) -> tuple[float, float]:
-    """The errors with no threshold, and with the threshold at 0: nothing but the rounding of the weights is left."""
+def errors_at_the_ends(found: dict[float, tuple[int, float]]) -> tuple[float, float]:
+    """The errors with no threshold, and with threshold 0, where only the rounding of the weights is left."""
     return found[math.inf][1], found[0.0][1]
 
 
 def product_errors(
     weight: torch.Tensor, x: torch.Tensor, thresholds: tuple[float, ...]
 ) -> dict[float, tuple[int, float]]:
-    """For each threshold, and 0: how many channels stay in 16 bits, and ``|y - x W^T| / |x W^T|``.
+    """For each threshold, and for 0: the number of channels that stay in 16 bits, and ``|y - x W^T| / |x W^T|``.
 
-    weight ``[out, in]``, x ``[tokens, in]``, read as one batch; y is what LLM.int8 makes of them.
+    weight ``[out, in]``; x ``[tokens, in]``, read as one batch; y is the product by LLM.int8.
     """
     exact = linear(x.double(), weight.double())
     quantized = bnb.quantize(weight, bnb.INT8)

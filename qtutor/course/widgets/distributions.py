@@ -1,6 +1,6 @@
-"""The widget of chapter 03: what a layer reads, channel by channel, as trained and with a large model's outliers.
+"""The widget of chapter 03: the inputs of a layer by channel, as trained and with the outliers of a large model.
 
-Inputs are kept once, when the widget is made: a slider then only draws.
+The inputs are computed once, when the widget is made. Moving a slider only draws.
 """
 
 import copy
@@ -19,8 +19,8 @@ from qtutor.plots.distributions import tokens_and_channels
 def activation_outliers(model: torch.nn.Module, token_ids: torch.Tensor) -> Explorer:
     """The inputs of any layer of ``model`` (a float decoder) while it reads ``token_ids``, int64 ``[1, length]``.
 
-    Controls: the layer (one for all that read the same), with or without :func:`qtutor.add_outliers`, a linear or
-    logarithmic axis, and how many tokens count.
+    Controls: the layer (one of those that share an input), with or without :func:`qtutor.add_outliers`, a linear or
+    logarithmic axis, and the number of tokens.
     """
     length = token_ids.shape[1]
     inputs = {

@@ -1,4 +1,4 @@
-"""Live controls over a picture: :func:`explore`, on which all widgets of the course stand."""
+"""Live controls over a picture: :func:`explore`, which all widgets of the course use."""
 
 from collections.abc import Callable
 from html import escape
@@ -19,17 +19,17 @@ def explore(
     alt: str | Callable[..., str] | None = None,
     **controls: ipywidgets.ValueWidget,
 ) -> "Explorer":
-    """A column of ``controls`` over what ``draw(**values)`` makes of their values.
+    """A column of ``controls`` over the picture that ``draw(**values)`` makes of their values.
 
-    draw: returns a figure and a text (HTML, say :func:`html_table`) with its numbers, or such a text alone. Where it
-    raises ValueError, the message is shown beneath the last picture.
-    frames: which values of which controls are drawn beforehand, in every combination, for where no kernel runs:
+    draw: returns a figure and a text (HTML, such as :func:`html_table`) with its numbers, or such a text alone. If it
+    raises ValueError, the message is shown below the last picture.
+    frames: the values of controls that are drawn beforehand, in every combination, for pages without a kernel:
     ``{"bits": [2, 3, 4], "symmetric": [False, True]}`` makes six frames of about 10 kB. Without it, one still picture.
-    alt: what a reader who cannot see the picture would miss: a function of the values, or a sentence, to which the
-    values are added. Raises :class:`QtutorError` where there is a figure and no ``alt``.
+    alt: a description for readers who cannot see the picture: a function of the values, or a sentence, to which the
+    values are added. Raises :class:`QtutorError` for a figure without ``alt``.
 
-    Controls can be moved by keyboard. The picture is exchanged inside one HTML widget: several times faster than
-    replaying a cell's output, without flicker, and with its alt text, which an image widget has no place for.
+    The keyboard can move the controls. The picture is exchanged inside one HTML widget. This is several times faster
+    than replaying a cell's output, does not flicker, and has an alt text, for which an image widget has no place.
     """
     picture = _Picture(draw, alt, controls)
     still = page(controls, frames or {}, picture.frame)
@@ -40,10 +40,10 @@ def explore(
 
 
 class Explorer(ipywidgets.VBox):
-    """What :func:`explore` returns: its output holds two forms at once, and the page takes what it can show.
+    """What :func:`explore` returns. Its output holds two forms, and the page takes the one that it can show.
 
-    JupyterLab with a kernel takes the live one, ``children``; the stored notebook and the book the other, :attr:`still`
-    (HTML). The text beside them is the same in every run, so that chapters compare.
+    JupyterLab with a kernel takes the live form, ``children``. The stored notebook and the book take the other,
+    :attr:`still` (HTML). The text with them is the same in every run, so that tests can compare stored outputs.
     """
 
     def __init__(self, children: list, still: str):
@@ -56,7 +56,7 @@ class Explorer(ipywidgets.VBox):
 
 
 class _Picture:
-    """What stands under the controls: drawn again when one moves, and beforehand for the still form."""
+    """The picture under the controls: drawn again when a control moves, and beforehand for the still form."""
 
     def __init__(self, draw: Draw, alt: str | Callable[..., str] | None, controls: dict):
         self.draw, self.alt, self.controls = draw, alt, controls
@@ -81,7 +81,7 @@ class _Picture:
 
     def _described(self, drawn: tuple[Figure, str] | str, values: dict) -> str:
         if isinstance(drawn, str):
-            return ""  # a text needs no other
+            return ""  # a text needs no description
         if self.alt is None:
             raise QtutorError("this picture needs alt=...: what it shows, for those who cannot see it.")
         if callable(self.alt):
@@ -95,7 +95,7 @@ def _alert(error: ValueError) -> str:
 
 
 def html_table(header: list, *rows: list, caption: str = "") -> str:
-    """An HTML table: the numbers of a picture as text."""
+    """An HTML table with the numbers of a picture."""
     room = "style='padding:0.2em 0.7em;text-align:left'"  # widgets have no style sheet for tables
     lines = ["".join(f"<th scope='col' {room}>{escape(str(cell))}</th>" for cell in header)]
     lines += ["".join(f"<td {room}>{escape(str(cell))}</td>" for cell in row) for row in rows]

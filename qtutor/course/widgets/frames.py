@@ -1,9 +1,9 @@
-"""Pictures drawn beforehand and a control that swaps them, for where no kernel runs: the stored notebook, the book.
+"""The still form of a widget, for pages without a kernel (the stored notebook, the book): pictures drawn beforehand.
 
-:func:`page` makes one piece of HTML that needs nothing else: no request, no library, no id (so the same one may stand
-on a page twice). The frames lie in it as JSON; a few lines of script exchange them. Where scripts do not run (GitHub, a
-notebook that is not trusted yet), the first frame is an ordinary picture, its controls are switched off, and a
-line says what to do.
+A frame is the picture for one setting of the controls. :func:`page` makes one piece of HTML that needs nothing else: no
+request, no library, no id (so the same piece may be on a page twice). It holds the frames as JSON, and a few lines of
+script exchange them. Where scripts do not run (GitHub, a notebook that is not trusted yet), the first frame is an
+ordinary picture, its controls are off, and a line says what to do.
 """
 
 import base64
@@ -22,8 +22,8 @@ from PIL import Image
 from qtutor.errors import QtutorError
 
 FRAME_DPI = 80
-FRAME_COLOURS = 96  # enough for antialiased lines and both sides of a colour map; 6 to 12 kB a picture
-LARGEST = 500_000  # characters; a chapter has two or three of these and must stay below 2 MB
+FRAME_COLOURS = 96  # enough for antialiased lines and both sides of a colour map; a picture takes 6 to 12 kB
+LARGEST = 500_000  # characters in one widget; a chapter has two or three widgets and must stay below 2 MB
 STILL = "A still picture. To move the controls, run this cell in a notebook."
 
 SCRIPT = """
@@ -54,16 +54,16 @@ for (const box of document.querySelectorAll("div.qtutor-frames[data-still]")) {
 
 
 def frame(drawn: str | tuple[Figure, str], alt: str, small: bool) -> str:
-    """What a ``draw`` returned, as HTML: the picture with its text for who cannot see it, then the numbers.
+    """The result of ``draw`` as HTML: the picture with its alt text, then the numbers.
 
-    drawn: HTML alone, or a figure and the HTML beneath it. small: fewer dots and colours, for frames that are stored.
+    drawn: HTML alone, or a figure and the HTML below it. small: use fewer dots and colours, for stored frames.
     """
     if isinstance(drawn, str):
         return drawn
     figure, numbers = drawn
     data, (width, height) = _png(figure, small)
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    # The size keeps the page still while the browser decodes the next picture, and "sync" keeps it from flashing white.
+    # With its size given, the page does not move while the browser decodes a picture; "sync" avoids white flashes.
     style = "max-width:100%;height:auto"
     picture = (
         f'<img alt="{escape(alt)}" width="{width}" height="{height}" decoding="sync" style="{style}" src="{source}">'
@@ -76,7 +76,7 @@ def _png(figure: Figure, small: bool) -> tuple[bytes, tuple[int, int]]:
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(FRAME_DPI if small else 100)
     engine = figure.get_layout_engine()
-    if engine is not None:  # matplotlib would lay out and draw once to measure, and then again: half of the time
+    if engine is not None:  # otherwise matplotlib draws twice: once to measure the layout, and once more for real
         engine.execute(figure)
         figure.set_layout_engine("none")
     canvas.draw()
@@ -91,9 +91,9 @@ def _png(figure: Figure, small: bool) -> tuple[bytes, tuple[int, int]]:
 def page(controls: dict[str, ipywidgets.ValueWidget], frames: dict[str, list], draw_frame: Callable[..., str]) -> str:
     """HTML with a frame for every combination of the values in ``frames``, and a control for each of its names.
 
-    controls: the live ones; those not in ``frames`` stay at their value, which the page says. ``draw_frame(**values)``
-    returns the HTML of one frame. Raises :class:`QtutorError` where ``frames`` names no control, leaves out the value
-    that the control starts with, or grows too large to be stored.
+    controls: the live controls; those not in ``frames`` keep their value, and the page shows it. draw_frame:
+    ``draw_frame(**values)`` returns the HTML of one frame. Raises :class:`QtutorError` if ``frames`` has a name that no
+    control has, if it leaves out the value with which a control starts, or if the HTML is too large to be stored.
     """
     start = {name: control.value for name, control in controls.items()}
     _check(start, frames)
@@ -115,7 +115,7 @@ def page(controls: dict[str, ipywidgets.ValueWidget], frames: dict[str, list], d
         f"{describe(controls[n], n)}: {label(controls[n], v)}" for n, v in start.items() if n not in frames
     )
     return (
-        # In JupyterLab a key pressed on a control shall move the control, not the selected cell.
+        # suppress-shortcuts: in JupyterLab, a key pressed on a control moves the control, not the selected cell.
         f'<div class="qtutor-frames" data-still data-lm-suppress-shortcuts="true" role="group">{moved}'
         f'<div data-frame aria-live="polite" style="overflow-x:auto">{pictures[first]}</div>'
         f"<p><small>{f'Here {escape(fixed)}. ' if fixed else ''}<span data-remark>{STILL}</span></small></p>"
@@ -124,7 +124,7 @@ def page(controls: dict[str, ipywidgets.ValueWidget], frames: dict[str, list], d
 
 
 def _check(start: dict, frames: dict[str, list]) -> None:
-    """Refuse frames that do not fit controls which start with ``start``."""
+    """Refuse frames that do not fit the controls, whose first values are ``start``."""
     for name, values in frames.items():
         if name not in start:
             raise QtutorError(f"frames: there is no control {name!r}. The controls are {', '.join(map(repr, start))}.")
@@ -136,7 +136,7 @@ def _check(start: dict, frames: dict[str, list]) -> None:
 
 
 def _control(control: ipywidgets.ValueWidget, name: str, values: list, start) -> str:
-    """The counterpart of a live control in plain HTML, with the values that have a frame; off until scripts run."""
+    """A live control as plain HTML, with the values that have a frame. It is off until scripts run."""
     labels = [label(control, value) for value in values]
     shared = f"data-labels='{escape(json.dumps(labels, ensure_ascii=False))}' autocomplete=\"off\" disabled"
     at = values.index(start)
@@ -157,12 +157,12 @@ def _control(control: ipywidgets.ValueWidget, name: str, values: list, start) ->
 
 
 def describe(control: ipywidgets.ValueWidget, name: str) -> str:
-    """What a control is called on the page."""
+    """The name of a control on the page."""
     return getattr(control, "description", "") or name.replace("_", " ")
 
 
 def label(control: ipywidgets.ValueWidget, value) -> str:
-    """What a control shows for ``value``: the text of that option, or yes and no, or the value itself."""
+    """The text that a control shows for ``value``: that of the option, or yes or no, or the value itself."""
     for option in getattr(control, "options", ()):
         if isinstance(option, tuple) and len(option) == 2 and option[1] == value:
             return str(option[0])

@@ -1,9 +1,9 @@
-"""A block of a GGUF file, byte by byte: click a byte, and see which bits of it mean what and which weights they move.
+"""A block of a GGUF file, byte by byte: click a byte to see what its bits mean and which weights they change.
 
-:func:`block_view` is the widget, :func:`block_html` the picture in it: plain HTML with a few lines of script in its
-attributes, so that the same text works in a live widget, in the stored notebook and in the book, without a kernel being
-asked. Bytes are buttons (Tab reaches them, arrows go from one to the next). What it shows comes from
-:mod:`qtutor.gguf.anatomy`, as does what `qtutor inspect --tensor` prints.
+:func:`block_view` is the widget, and :func:`block_html` the picture in it: plain HTML with a few lines of script in its
+attributes. So the same text works without a kernel in a live widget, in the stored notebook and in the book. Bytes are
+buttons (Tab reaches them, arrows go from one to the next). :mod:`qtutor.gguf.anatomy` supplies what it shows, and also
+what `qtutor inspect --tensor` prints.
 """
 
 from html import escape
@@ -77,18 +77,18 @@ def block_view(
     *,
     frames: dict[str, list] | None = None,
 ) -> Explorer:
-    """The widget: a tensor and the number of a block to choose, over the bytes of that block.
+    """The widget: controls for a tensor and the number of a block, over the bytes of that block.
 
-    source: a GGUF file, open or by its path; or weights ``[rows, columns]`` of any float dtype, and then ``tensor`` is
-    the type in which they are shown, and the control chooses among all that fit. frames: what is drawn beforehand for
-    where no kernel runs, as in :func:`.explore`; by default this block of up to three tensors of different types.
+    source: a GGUF file, open or by its path; or weights ``[rows, columns]`` of any float dtype. For weights, ``tensor``
+    is the type that encodes them, and the control offers all types that fit. frames: as in :func:`.explore`; by default
+    this block in up to three tensors of different types.
     """
     if isinstance(source, str | Path):
         source = read(source)
     kind, choices, find, count = _of_file(source) if isinstance(source, GGUFFile) else _of_rows(source)
     if tensor is None:
         tensor = next((name for name, of in choices.items() if TYPES[of].values > 1), next(iter(choices)))
-    find(tensor, block)  # a wrong name or number is told here, with what would be right
+    find(tensor, block)  # raises for a wrong name or number, and says which would be right
     if tensor not in choices:
         raise QtutorError(f"{tensor}: qtutor does not decode this type. It decodes {', '.join(choices)}.")
     if frames is None:
@@ -99,7 +99,7 @@ def block_view(
         frames = {kind: list(shown.values())[:3]} if len(shown) > 1 else {}
     chooser = ipywidgets.Dropdown(options=list(choices), value=tensor, description=kind)
     number = ipywidgets.BoundedIntText(value=block, min=0, max=count(tensor) - 1, description="block")
-    number.disabled = number.max == 0  # a single block: there is nothing to choose
+    number.disabled = number.max == 0  # a single block leaves no choice
 
     def fit(change) -> None:
         number.max = count(change.new) - 1
@@ -133,10 +133,10 @@ def _of_rows(rows):
     def find(name: str, number: int) -> Block:
         if name not in choices:
             fitting = ", ".join(choices)
-            raise QtutorError(f"{name!r} is no type for rows of {rows.shape[1]} weights. Choose from {fitting}.")
+            raise QtutorError(f"{name!r} is not a type for rows of {rows.shape[1]} weights. Choose from {fitting}.")
         blocks, title = rows.reshape(-1, TYPES[name].values), f"weights as {name}"
         check_number(number, len(blocks), title)
-        data = encode(blocks[number : number + 1], name)[0]  # blocks do not know of each other
+        data = encode(blocks[number : number + 1], name)[0]  # blocks are independent of each other
         first = divmod(number * TYPES[name].values, rows.shape[1])
         return Block(title, TYPES[name], data, number, len(blocks), first)
 
@@ -144,7 +144,7 @@ def _of_rows(rows):
 
 
 def block_html(block: Block) -> str:
-    """The block as HTML: per field its bytes as buttons, what the chosen byte is, and all weights."""
+    """The block as HTML: the bytes of each field as buttons, what the chosen byte means, and all weights."""
     name, block_type = block.type.name, block.type
     bytes_ = range(block_type.nbytes)
     start = next((byte for byte in bytes_ if len(parts_of(name, byte)[0].weights) < block_type.values), 0)
@@ -204,7 +204,7 @@ def _moved(name: str, byte: int) -> list[range]:
 
 
 def about(block: Block, byte: int) -> str:
-    """What a byte is: its bits, each part of them, the weights it moves, as HTML."""
+    """What a byte means, as HTML: its bits, the parts that they form, and the weights that each part changes."""
     value = int(block.data[byte])
     parts = parts_of(block.type.name, byte)
     groups = dict.fromkeys((part.low, part.bits) for part in parts)

@@ -1,6 +1,6 @@
-"""The widget of chapter 06: GPTQ column by column, and the error that each one hands to those on its right.
+"""The widget of chapter 06: GPTQ column by column, and the error that each column passes to those on its right.
 
-Everything is computed once for every setting and kept; the slider then only draws.
+Everything is computed once for each setting, and kept. Moving the slider only draws.
 """
 
 import functools
@@ -21,11 +21,11 @@ ROWS, COLUMNS = 16, 64
 
 @dataclass(frozen=True)
 class Trace:
-    """GPTQ on a small matrix, step by step; columns in the order of rounding.
+    """GPTQ on a small matrix, step by step; columns are in the order of rounding.
 
-    order: int64 ``[in]``. states: float32 ``[in + 1, out, in]``, the weights after so many columns. gptq, rtn: output
-    errors relative to the layer's output, ``[in + 1]``, after so many columns are rounded (and, by GPTQ, all others
-    moved). codes: uint8 ``[out, in]``.
+    order: that order, int64 ``[in]``. states: float32 ``[in + 1, out, in]``, where ``states[k]`` are the weights after
+    k columns. gptq, rtn: output errors relative to the layer's output, ``[in + 1]``, after k columns are rounded (and
+    GPTQ has moved the others). codes: uint8 ``[out, in]``.
     """
 
     order: torch.Tensor
@@ -36,14 +36,14 @@ class Trace:
 
 
 def trace(weight: torch.Tensor, hessian: torch.Tensor, bits: int, largest_first: bool = False) -> Trace:
-    """All steps for ``weight [out, in]`` and ``hessian [in, in]``, one grid a row, fitted on the original weights."""
+    """All steps for ``weight [out, in]`` and ``hessian [in, in]``; each row has one grid, fitted before all steps."""
     plan = gptq.prepare(hessian, PER_CHANNEL, act_order="columns" if largest_first else "none")
     nearest = rtn.quantize(weight, IntGrid(bits), PER_CHANNEL)
     grid, scale, zero = nearest.grid, nearest.scales[:, 0], nearest.zeros[:, 0]
     work = weight.float().T[plan.order].contiguous()  # [in, out]
     states, codes = [work.T.clone()], []
     for column in range(len(work)):
-        # One scale for each row: one column is rounded, and all behind it move.
+        # Round one column with the scales of the rows; all later columns move.
         code, _ = gptq.round_block(work[column:], plan.upper[column:, column:], scale[None], zero[None], grid)
         codes.append(code)
         states.append(work.T.clone())
@@ -56,7 +56,7 @@ def trace(weight: torch.Tensor, hessian: torch.Tensor, bits: int, largest_first:
 
 
 def _relative_error(difference: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """``|X D^T| / |X W^T|`` for every D of ``difference [steps, out, in]``."""
+    """``|X D^T| / |X W^T|`` for every D in ``difference [steps, out, in]``."""
     squares = [((d.double() @ hessian) * d.double()).sum(dim=(-2, -1)).clamp(min=0) for d in (difference, weight)]
     return (squares[0] / squares[1].clamp(min=1e-30)).sqrt()
 
@@ -69,11 +69,11 @@ def column_stepper(
     bits: int = 3,
     frames: dict[str, list] | None = None,
 ) -> Explorer:
-    """GPTQ on a piece of a layer, as if the layer had no other inputs: a slider steps through its columns.
+    """GPTQ on a part of a layer, as if the layer had no other inputs: a slider steps through its columns.
 
-    weight: ``[out, in]``, of which the first 16 rows are taken. hessian: ``[in, in]`` of the layer's inputs. columns:
-    which of them. bits: what to start with; the slider starts at the step that moves the others most. frames: as in
-    :func:`explore`; by itself seven steps at 2, 3 and 4 bits.
+    weight: ``[out, in]``; only its first 16 rows are used. hessian: ``[in, in]`` of the layer's inputs. columns: the
+    columns to use. bits: the first setting; the slider starts at the step that moves the other columns most. frames: as
+    in :func:`explore`; by default seven steps at 2, 3 and 4 bits.
     """
     part, inputs = weight.detach()[:ROWS, columns], hessian[columns, columns]
     if not part.shape[1]:
@@ -113,13 +113,13 @@ def column_stepper(
 
 
 def _loudest_step(found: Trace) -> int:
-    """After how many columns the one that moved the others most was just rounded."""
+    """The number of rounded columns just after the column that moved the others most."""
     moves = found.states.diff(dim=0)
     return 1 + int(torch.stack([move[:, i + 1 :].square().sum() for i, move in enumerate(moves)]).argmax())
 
 
 def _numbers(found: Trace, step: int, first: int) -> str:
-    """The table beneath the picture; ``first`` is the number of the piece's first input in its layer."""
+    """The table below the picture; ``first`` is the number of the part's first input in its layer."""
     columns = len(found.order)
     left = (found.states[step] - found.states[0])[:, step:]
     return html_table(

@@ -1,7 +1,8 @@
-"""A number under a microscope: the same number in seven formats, as bits that can be flipped, over the grids they make.
+"""A number under a microscope: the same number in seven formats, as bits that can be flipped, over the formats' grids.
 
-:func:`lens` is the picture with its table; :func:`microscope` puts live bits above it. Flipping a bit makes the value
-of that code the number, and all other formats follow. Where no kernel runs, a few numbers are drawn beforehand.
+:func:`lens` is the picture with its table; :func:`microscope` puts live bits above it. When a bit is flipped, the new
+code's value becomes the number, and all other formats show it. For pages without a kernel, a few numbers are drawn
+beforehand.
 """
 
 import math
@@ -23,7 +24,7 @@ BIT = 22  # pixels
 
 
 def formats(reach: float) -> list[FloatFormat | IntFormat]:
-    """The seven; int8 and int4 have the scale with which their lowest code means ``-reach``."""
+    """The seven formats; the scales of int8 and int4 make their lowest code mean ``-reach``."""
     return [FP32, BF16, FP16, E4M3, E5M2, IntFormat(8, reach / 128), IntFormat(4, reach / 8)]
 
 
@@ -33,8 +34,8 @@ def code_of(fmt, value: float) -> int | None:
 
 
 def lens(number: float, reach: float = 8.0, window: float = 0.2) -> tuple[Figure, str] | str:
-    """The levels of every format from ``number * (1 - window)`` to ``number * (1 + window)``, and a table of what each
-    makes of the number. The table alone for infinity and NaN."""
+    """The levels of every format from ``number * (1 - window)`` to ``number * (1 + window)``, and a table of the number
+    in each format. For infinity and NaN, the table alone."""
     rows = []
     for fmt in formats(reach):
         code = code_of(fmt, number)
@@ -46,13 +47,13 @@ def lens(number: float, reach: float = 8.0, window: float = 0.2) -> tuple[Figure
     table = html_table(["format", "bits", "value", "error"], *rows, caption=f"The number is {number:.9g}")
     if not math.isfinite(number):
         return table
-    # A zero has no size to take a share of; and the smallest numbers are shown among their neighbours.
+    # Zero has no size, so the window is absolute. The smallest numbers need a window that shows their neighbours.
     half = window * max(abs(number), FP32.smallest_normal) if number else window
     return grids(formats(reach), number - half, number + half, number), table
 
 
 def lens_alt(number: float, reach: float = 8.0, **_others) -> str:
-    """What :func:`lens` shows, in words."""
+    """The picture of :func:`lens` in words."""
     given = ", ".join(
         f"{fmt.name} {float(fmt.round(number)):.6g}" for fmt in formats(reach) if code_of(fmt, number) is not None
     )
@@ -69,7 +70,7 @@ def _error(number: float, value: float) -> str:
 
 
 def bits_html(number: float, reach: float) -> str:
-    """The bits as coloured text, for where there are no buttons: a box a field, with its letter in front."""
+    """The bits as coloured text, for pages without buttons: a box for each field, with its letter in front."""
     lines = []
     for fmt in formats(reach):
         code = code_of(fmt, number)
@@ -110,7 +111,7 @@ class Row:
         self.title.value = f"<div style='line-height:1.35'><b>{label(fmt)}</b><br>{value}</div>"
         for button, letter, bit in zip(self.buttons, fmt.layout, f"{code or 0:0{fmt.bits}b}"):
             button.description = bit
-            # A 0 is paler; the digit says it too.
+            # A 0 is paler than a 1, but the digit shows it, too.
             button.style.button_color = FIELDS[letter][1] + ("" if bit == "1" else "55")
 
 
@@ -128,7 +129,7 @@ def _button_layout(fmt, place: int) -> dict:
 
 
 def microscope(number: float = 0.15625) -> Explorer:
-    """The widget. Every bit is a button (Tab and Space reach and flip it); the number can be typed as well."""
+    """The widget. Every bit is a button (Tab reaches it, Space flips it); the number can also be typed."""
     typed = ipywidgets.FloatText(value=number, description="number")
     reach = ipywidgets.Dropdown(options=[(f"{r:g}", r) for r in REACHES], value=8.0, description="ints reach")
     window = ipywidgets.Dropdown(options=list(WINDOWS.items()), value=0.2, description="window")

@@ -34,8 +34,8 @@ def weight_histogram(
 ) -> Explorer:
     """A layer's weights as a histogram under its grid, the rounding errors, and what both cost in true bytes.
 
-    layers: a decoder, or matrices ``[out, in]`` by name. layer: the name to start with; the other arguments are what
-    the controls start with. frames: as in :func:`explore`; by itself bits 2, 3, 4 and 8, and two group sizes.
+    layers: a decoder, or matrices ``[out, in]`` by name. layer: the first name to show; the other arguments are the
+    first values of the controls. frames: as in :func:`explore`; by default bits 2, 3, 4 and 8, and two group sizes.
     """
     weights = named_layers(layers)
 
@@ -81,9 +81,10 @@ def weights_as_picture(
     clip: str = "none",
     frames: dict[str, list] | None = None,
 ) -> Explorer:
-    """The weights around a layer's largest as coloured cells: before, after, and the error. Arguments as above.
+    """The weights around a layer's largest as coloured cells: before, after, and the error.
 
-    A weight is a cell, 16 rows by 128 columns of them: averages over blocks would hide what rounding does.
+    The arguments are those of :func:`weight_histogram`. Each weight is a cell, in 16 rows and 128 columns: averages
+    over many weights would hide what rounding does.
     """
     weights = named_layers(layers)
 
@@ -97,7 +98,7 @@ def weights_as_picture(
 
     def draw(layer, bits, group_size, symmetric, clip):
         shown, columns = crop(layer)
-        rows = with_sample(layer) if group_size == PER_TENSOR else shown  # one scale is made by all weights
+        rows = with_sample(layer) if group_size == PER_TENSOR else shown  # all weights decide on the one scale
         with naming(layer):
             quantized = rtn.quantize(weights[layer][rows], IntGrid(bits, symmetric), group_size, clip)
         return _crop_rounded(weights[layer], quantized, rows, shown, columns)
@@ -113,7 +114,7 @@ def weights_as_picture(
 def _crop_rounded(
     weight: torch.Tensor, quantized: QuantizedTensor, rows: torch.Tensor, shown: torch.Tensor, columns: slice
 ) -> tuple[Figure, str]:
-    """The picture of ``weight[shown, columns]`` and its table; ``quantized`` is ``weight[rows]``, rounded."""
+    """The picture of ``weight[shown, columns]`` and its table; ``quantized`` holds ``weight[rows]``."""
     size, width = whole_bytes(weight.shape, quantized)
     before = weight[shown, columns].float()
     after = quantized.dequantize()[torch.isin(rows, shown), columns]
@@ -132,7 +133,7 @@ def _crop_rounded(
 
 
 def _controls(weights: dict, layer: str | None, bits: int, group_size: int, symmetric: bool, clip: str) -> dict:
-    """The controls of both pictures of a layer, set to where they start."""
+    """The controls of both widgets, set to their first values."""
     layer = next(iter(weights)) if layer is None else layer
     if layer not in weights:
         raise QtutorError(f"there is no layer {layer!r}; the layers are {', '.join(weights)}.")
@@ -150,7 +151,7 @@ def _controls(weights: dict, layer: str | None, bits: int, group_size: int, symm
 
 
 def _frames(frames: dict[str, list] | None, bits: int, group_size: int) -> dict[str, list]:
-    """What is drawn beforehand where the caller names nothing: four or five bits, two or three group sizes."""
+    """The settings to draw beforehand; by default four or five numbers of bits, and two or three group sizes."""
     if frames is not None:
         return frames
     return {"bits": sorted({2, 3, 4, 8, bits}), "group_size": sorted({-1, 64, group_size})}

@@ -1,8 +1,8 @@
-"""Which weights of a layer a widget rounds, and what the whole layer weighs.
+"""Choose the weights of a layer that a widget rounds, and compute the bytes of the whole layer.
 
-Rows are rounded independently of one another (a group never leaves its row), so what is said of a row is exact however
-few are taken; only statements about the whole layer then become estimates. One scale a tensor (``group_size=0``) is
-that of the whole where the rows hold its smallest and its largest weight.
+Rows are rounded independently, because a group never leaves its row. So results for a row are exact even if few rows
+are taken; only statements about the whole layer become estimates. One scale a tensor (``group_size=0``) is that of the
+whole layer if the rows include its smallest and its largest weight.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from qtutor.families import family_of, linear_layers
 def named_layers(layers: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Matrices ``[out, in]`` by name: those of a mapping, or each ``nn.Linear`` of a decoder ("0.mlp.up_proj").
 
-    Raises :class:`QtutorError` where there is none, as in a model that is quantized already.
+    Raises :class:`QtutorError` if there is none, as in a model that is quantized already.
     """
     if isinstance(layers, torch.nn.Module):
         start = len(family_of(layers).blocks) + 1
@@ -28,9 +28,9 @@ def named_layers(layers: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict[s
 
 
 def sample_rows(weight: torch.Tensor, limit: int) -> torch.Tensor:
-    """Ascending indices of rows of ``weight [out, in]`` that hold about ``limit`` weights; all if these are fewer.
+    """Ascending indices of rows of ``weight [out, in]`` with about ``limit`` weights together, or of all rows.
 
-    Evenly spaced ones, and the two with the smallest and the largest weight, so that the range is the layer's own.
+    The rows are evenly spaced. The two with the smallest and the largest weight are added, to keep the layer's range.
     """
     rows, columns = weight.shape
     if weight.numel() <= limit:
@@ -41,9 +41,9 @@ def sample_rows(weight: torch.Tensor, limit: int) -> torch.Tensor:
 
 
 def around_the_largest(weight: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, slice]:
-    """The rows and columns of the block of ``height`` by ``width`` that holds the weight of largest size.
+    """The rows and columns of a tile of ``height`` by ``width`` weights that holds the weight of largest magnitude.
 
-    Blocks are laid from the first row and column on, so groups are whole where their size divides ``width``.
+    Tiles are laid from the first row and column on, so groups are whole if their size divides ``width``.
     """
     row, column = divmod(int(weight.abs().argmax()), weight.shape[1])
     top, left = row - row % height, column - column % width
@@ -51,6 +51,6 @@ def around_the_largest(weight: torch.Tensor, height: int, width: int) -> tuple[t
 
 
 def whole_bytes(shape: tuple[int, int], quantized: QuantizedTensor) -> tuple[int, float]:
-    """True bytes of a whole layer ``[out, in]``, of which ``quantized`` holds some rows, and its bits a weight."""
+    """The true bytes, and bits a weight, of a whole layer ``[out, in]``; ``quantized`` holds some of its rows."""
     size = nbytes_of(*shape, quantized.grid, quantized.group_size, type(quantized.stored_scales))
     return size, 8 * size / max(shape[0] * shape[1], 1)

@@ -31,8 +31,9 @@ def same_prompt(
 ) -> Explorer:
     """What ``model`` writes after the same prompt at several precisions (rounding to nearest), beside its float text.
 
-    16 bits stands for the model as it is. Every precision writes all prompts once and is then kept, so a control only
-    looks up. Quantizing takes a copy of the model, one at a time. frames: by itself all prompts at all precisions.
+    16 bits means the model itself. Every precision continues all prompts once, and the texts are kept, so a control
+    only looks them up. Each precision quantizes a copy of the model, one at a time. frames: by default all prompts at
+    all precisions.
     """
 
     @functools.cache

@@ -1,16 +1,16 @@
-"""The learner's folder: chapters, with stubs in place of solutions. What a learner wrote is never overwritten.
+"""The learner's folder: chapters, with stubs in place of solutions. A learner's work is never overwritten.
 
-`FOLDER/.qtutor.json` remembers the hash of each chapter as it was delivered. With it, three cases can be told apart
-when the course is newer than the folder:
+`FOLDER/.qtutor.json` stores the hash of each chapter as it was delivered. When the course is newer than the folder,
+these hashes distinguish three cases:
 
-    the learner did not touch the chapter      it is replaced by the new one
+    the learner did not change the chapter     the new version replaces it
     the learner changed it, the course did not it stays
-    both changed                               it stays, and the new one comes beside it as NN_name.new.ipynb
+    both changed it                            it stays, and the new version is put beside it as NN_name.new.ipynb
 
-A chapter that the learner deleted comes back. What this leaves out: merging two notebooks. Beside the chapters lies
-`mine/`, what the learner wrote and passed with (:mod:`qtutor.course.workspace.answers`).
+A chapter that the learner deleted comes back. Left out: merging two notebooks. The folder `mine/` beside the chapters
+holds the learner's answers that passed (:mod:`qtutor.course.workspace.answers`).
 
-`start` then runs JupyterLab on the first chapter, on this machine only and with its token.
+`start` then runs JupyterLab with the first chapter open, on this machine only, protected by JupyterLab's token.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ LANGUAGE_INFO = {
 
 @dataclass
 class Report:
-    """What `make` did, as lists of file names. `print(report)` tells it to the learner."""
+    """What `make` did, as lists of file names. `print(report)` shows it to the learner."""
 
     folder: Path
     added: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Report:
 
 
 def chapters_folder() -> Path:
-    """Where the course's chapters are: inside an installed wheel, or in the repository of an editable install."""
+    """The folder of the course's chapters: inside an installed wheel, or in the repository of an editable install."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "notebooks", here.parents[1] / "notebooks"):
         if any(folder.glob("*.ipynb")):
@@ -92,29 +92,30 @@ def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) 
     report = Report(folder)
     for chapter in sorted(source.glob("*.ipynb")):
         _deliver(chapter.name, _learner_copy(chapter), folder, delivered, report)
-        # Written after every chapter: a kill in the middle must not make our own copy look like a learner's work.
+        # Write it after every chapter: if a kill came in between, our own copy would look like a learner's work.
         write_beside(folder / RECORD, json.dumps({"delivered": delivered}, indent=1).encode())
     return report
 
 
 def _learner_copy(chapter: Path) -> bytes:
-    """A chapter as it is delivered: the master's stubs, without outputs; the same bytes for the same master."""
+    """A chapter as it is delivered: with stubs, without outputs. The same chapter gives the same bytes."""
     try:
         notebook = json.loads(chapter.read_text(encoding="utf-8"))
         learners = learner_version(notebook, name=chapter.name)
-        # What JupyterLab would add as soon as the chapter is opened: then it need not change, and counts as untouched.
+        # JupyterLab would add this as soon as the chapter is opened, and then the chapter would count as changed.
         learners.setdefault("metadata", {})["language_info"] = LANGUAGE_INFO
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, QtutorError):
             raise
-        raise QtutorError(f"{chapter} is no notebook ({error!r}): the installation is damaged, repeat it.") from None
+        raise QtutorError(
+            f"{chapter} is not a notebook ({error!r}): the installation is damaged. Install qtutor again."
+        ) from None
     return (json.dumps(learners, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def find(start: str | Path | None = None) -> Path | None:
-    """The workspace that ``start`` (the current folder) lies in: the nearest folder upwards with a record, or ``None``.
-
-    The course's own chapters are no workspace, wherever they lie.
+    """The workspace around ``start`` (default: the current folder): the nearest folder upwards with a record, or
+    ``None``. The folder of the course's own chapters never counts as a workspace.
     """
     here = Path(start or Path.cwd()).expanduser().resolve()
     found = next((folder for folder in (here, *here.parents) if (folder / RECORD).is_file()), None)
@@ -122,10 +123,10 @@ def find(start: str | Path | None = None) -> Path | None:
 
 
 def of_another(*paths: Path) -> str:
-    """Why nothing in a workspace may be run: the first of ``paths`` that another user owns, as a sentence, or ``""``.
+    """A sentence that names the first of ``paths`` that another user owns, or ``""``. Then nothing there may be run.
 
-    The search for a workspace goes upwards, also into folders where everybody may write: somebody else's record there
-    must not make their code run here. Windows has no such owners.
+    The search for a workspace goes upwards, also through folders where everybody may write. Somebody else's record in
+    such a folder must not make their code run here. Windows has no such owners.
     """
     if not hasattr(os, "geteuid"):
         return ""
@@ -140,7 +141,7 @@ def of_another(*paths: Path) -> str:
 
 
 def _deliver(name: str, content: bytes, folder: Path, delivered: dict[str, str], report: Report) -> None:
-    """Bring one chapter into the folder, and note in `delivered` what the course gave."""
+    """Bring one chapter into the folder, and write the hash of the course's version to `delivered`."""
     mine, new = folder / name, _digest(content)
     if not mine.exists():
         write_beside(mine, content)
@@ -155,7 +156,7 @@ def _deliver(name: str, content: bytes, folder: Path, delivered: dict[str, str],
         elif delivered.get(name) == new:
             report.kept.append(name)
         else:
-            # Both changed, or the record is lost: then every difference counts as the learner's.
+            # Both changed, or the record is lost. Then every difference counts as the learner's work.
             beside = _free_name(mine, new)
             write_beside(beside, content)
             report.beside.append(beside.name)
@@ -163,7 +164,7 @@ def _deliver(name: str, content: bytes, folder: Path, delivered: dict[str, str],
 
 
 def _free_name(chapter: Path, new: str) -> Path:
-    """NN_name.new.ipynb, or .new2 ... where the learner may already work in an earlier one."""
+    """NN_name.new.ipynb, or .new2 ... because the learner may already work in an earlier one."""
     for number in range(1, 1000):
         beside = chapter.with_name(f"{chapter.stem}.new{'' if number == 1 else number}.ipynb")
         if not beside.exists() or _digest(beside.read_bytes()) == new:
@@ -172,16 +173,16 @@ def _free_name(chapter: Path, new: str) -> Path:
 
 
 def _read_record(folder: Path) -> dict[str, str]:
-    """The hashes of what was delivered; {} for a new folder or a record that cannot be read."""
+    """The hashes of the delivered chapters; {} for a new folder or a record that cannot be read."""
     try:
         delivered = json.loads((folder / RECORD).read_text())["delivered"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # nothing is lost by this: unknown chapters are treated as changed by the learner
+        return {}  # this loses nothing: unknown chapters count as changed by the learner
     return delivered if isinstance(delivered, dict) else {}
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; :class:`QtutorError` where it cannot be."""
+    """Write a file whole or not at all. Raises :class:`QtutorError` if it cannot be written."""
     with told(path), written_beside(path) as new:
         new.write_bytes(content)
 
@@ -202,29 +203,29 @@ def start(folder: str | Path, browser: bool = True) -> int:
     command = jupyter_command(
         Path(folder), browser and has_browser(), is_root=hasattr(os, "geteuid") and os.geteuid() == 0
     )
-    # The course needs no network: no question about news, no look for a newer JupyterLab (course/jupyter/labconfig).
+    # The course needs no network: course/jupyter/labconfig switches off the news and the search for a newer JupyterLab.
     quiet = [str(Path(__file__).parents[1] / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, quiet))
     print("Starting JupyterLab; open the address with the token that it prints. Ctrl-C twice stops it.", flush=True)
     if os.name == "posix":
-        os.execv(command[0], command)  # becomes JupyterLab, so that Ctrl-C and kill reach it and nothing else
+        os.execv(command[0], command)  # this process becomes JupyterLab, so Ctrl-C and kill reach JupyterLab alone
     return subprocess.call(command)
 
 
 def jupyter_command(folder: Path, browser: bool, is_root: bool) -> list[str]:
-    """What runs JupyterLab in ``folder``, on this machine only, with the first chapter open."""
+    """The command that runs JupyterLab in ``folder``, on this machine only, with the first chapter open."""
     first = min((chapter.name for chapter in folder.glob("*.ipynb")), default="")
     command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
     command.append(f"--LabApp.default_url=/lab/tree/{first}")
     if not browser:
         command.append("--no-browser")
     if is_root:
-        command.append("--allow-root")  # JupyterLab refuses root otherwise; containers and course machines often are
+        command.append("--allow-root")  # otherwise JupyterLab refuses root, which many containers use
     return command
 
 
 def has_browser() -> bool:
-    """Whether a graphical browser can be opened; one in the terminal would sit on top of JupyterLab's own output."""
+    """Whether a graphical browser can be opened. A browser in the terminal would cover JupyterLab's own output."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False
     try:

@@ -1,7 +1,7 @@
-"""What a learner wrote and passed with is kept in the workspace, as plain Python: WORKSPACE/mine/topic_function.py.
+"""Keep the learner's answers that passed in the workspace, as plain Python: WORKSPACE/mine/topic_function.py.
 
-Loading executes such a file. Only files inside the learner's own workspace are ever loaded, which the course itself
-wrote there out of what the learner had already run; nothing is unpickled, and nothing is loaded from elsewhere.
+Loading such a file executes it. Only files inside the learner's own workspace are ever loaded. The course itself wrote
+them there, from code that the learner had already run. Nothing is unpickled.
 """
 
 import types
@@ -18,14 +18,14 @@ FOLDER = "mine"
 
 
 def path_of(exercise: Exercise, folder: Path) -> Path:
-    """Where the answer to ``exercise`` is kept in the workspace ``folder``."""
+    """The file for the answer to ``exercise`` in the workspace ``folder``."""
     return folder / FOLDER / f"{exercise.name.replace('.', '_')}.py"
 
 
 def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], bool]) -> str:
-    """Keep a function that has passed; returns a line for the learner, ``""`` outside of a workspace.
+    """Keep a function that has passed. Returns a line for the learner, or ``""`` outside of a workspace.
 
-    right: checks a function again. What was written down is executed and checked before it replaces an earlier answer.
+    right: checks a function. The text of the file is executed and checked before it replaces an earlier answer.
     """
     folder = workspace.find()
     if folder is None:
@@ -55,7 +55,7 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
         with told(path):
             path.parent.mkdir(exist_ok=True)
         workspace.write_beside(path, text.encode())
-    except QtutorError as error:  # a full disk is no reason to fail what is right
+    except QtutorError as error:  # a full disk does not make a right answer wrong
         return f"Not kept, and so not counted as done: {error}"
     return f"Kept in {FOLDER}/{path.name}."
 
@@ -63,8 +63,7 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
 def load(exercise: Exercise, folder: Path) -> Callable | None:
     """The learner's answer to ``exercise``, or ``None`` if none is kept in the workspace ``folder``.
 
-    Raises :class:`QtutorError` for a file that leads out of the workspace, that is another user's, or that does not run
-    any more.
+    Raises :class:`QtutorError` for a file that leads out of the workspace, belongs to another user, or no longer runs.
     """
     path = path_of(exercise, folder)
     if not path.is_file():
@@ -76,7 +75,7 @@ def load(exercise: Exercise, folder: Path) -> Callable | None:
         raise QtutorError(strange)
     try:
         return _execute(path.read_text(encoding="utf-8"), path)
-    except Exception as error:  # it may have been edited into anything
+    except Exception as error:  # someone may have edited the file
         raise QtutorError(
             f"{FOLDER}/{path.name} does not run any more ({type(error).__name__}: {error}). Mend it, or delete it and "
             f"pass {exercise.name} again."
@@ -84,7 +83,7 @@ def load(exercise: Exercise, folder: Path) -> Callable | None:
 
 
 def _execute(text: str, path: Path) -> Callable:
-    """Run the text of a kept file as a module of its own, without leaving compiled copies, and return its answer."""
+    """Run the text of a kept file as a module of its own, and return its answer. No compiled copy is written."""
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
     exec(compile(text, str(path), "exec"), module.__dict__)

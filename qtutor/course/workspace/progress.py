@@ -1,4 +1,4 @@
-"""What is done: an exercise whose answer is kept in the workspace."""
+"""The learner's progress. An exercise is done if its answer is kept in the workspace."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from qtutor.errors import QtutorError
 
 @dataclass(frozen=True)
 class Progress:
-    """A row for each exercise of the course; shows itself as a table, in a notebook and on a terminal."""
+    """A row for each exercise of the course. It is shown as a table, in a notebook and on a terminal."""
 
     rows: tuple[tuple[str, str, str, str, str], ...]  # chapter, exercise, difficulty, minutes, "done" or "not yet"
 
@@ -36,15 +36,15 @@ class Progress:
 
 
 def progress_table(folder: str | Path | None = None) -> Progress:
-    """The exercises of the course and which are done in the workspace ``folder`` (default: the one we are in).
+    """The exercises of the course, and which of them are done in the workspace ``folder`` (default: the current one).
 
-    Outside of a workspace none is. Raises :class:`QtutorError` for a ``folder`` that is no workspace.
+    Outside of a workspace none is done. Raises :class:`QtutorError` for a ``folder`` outside of any workspace.
     """
     found = workspace.find(folder)
     if folder is not None and found is None:
         raise QtutorError(
-            f"{folder} is no workspace, and lies in none. Name the folder that 'qtutor learn FOLDER' made, or make one "
-            "there with it."
+            f"{folder} is not a workspace, and not inside one. Name a folder that 'qtutor learn FOLDER' made, or make "
+            "a workspace there with that command."
         )
     rows = []
     for exercise in exercises.every():

@@ -1,11 +1,12 @@
-"""``with mine(): ...`` computes with what the learner wrote: the package's functions give way to the kept ones.
+"""``with mine(): ...`` computes with the learner's answers: they replace the functions of the package.
 
 >>> with mine():
 ...     qtutor.quantize(model, recipe)  # on the learner's own quantizer
 
-A function is replaced wherever a module of the package holds it, so also where it was imported by name. Names that a
-notebook itself imported (``from qtutor.core.packing import pack``) keep the package's: write ``packing.pack``. Grids
-that are lists of levels (NF4), and methods with a loop of their own (GPTQ), keep what an exercise was not made for.
+A function is replaced in every module of the package that holds it, also where it was imported by name. A name that the
+notebook itself imported (``from qtutor.core.packing import pack``) stays the package's: write ``packing.pack``. The
+package's function also serves grids and methods for which the exercise was not made, such as lists of levels (NF4) or a
+loop of its own (GPTQ).
 """
 
 import importlib
@@ -22,11 +23,11 @@ from qtutor.errors import QtutorError
 
 @contextmanager
 def mine(*names: str) -> Iterator[list[str]]:
-    """Put the learner's kept functions in place of the package's until the block ends, however it ends.
+    """Replace the package's functions by the learner's kept ones until the ``with`` block ends or raises.
 
-    names: topics (``"rtn"``) or exercises (``"rtn.pack"``) to choose from; without any, all.
-    Prints which parts are the learner's, and from which workspace; yields their names. A kept file that does not run
-    any more is named, and the package's function stays. Outside of a workspace, and in another user's, all stay. Raises
+    names: topics (``"rtn"``) or exercises (``"rtn.pack"``) to replace; by default all. Prints which parts are the
+    learner's, and from which workspace; yields their names. If a kept file no longer runs, its name is printed, and the
+    package's function stays. Outside of a workspace, and in another user's workspace, all functions stay. Raises
     :class:`QtutorError` for an unknown name.
     """
     folder = workspace.find()
@@ -53,11 +54,11 @@ def mine(*names: str) -> Iterator[list[str]]:
 
 
 def _parts(names: tuple[str, ...]) -> list[Exercise]:
-    """The exercises that ``names`` choose whose answers can replace something."""
+    """The exercises chosen by ``names`` whose answers can replace a function of the package."""
     known = [exercise for exercise in exercises.every() if exercise.replaces]
     for name in names:
         if name not in exercises.TOPICS and not exercises.find(name).replaces:
-            raise QtutorError(f"what you write for {name} stands by itself: nothing in the package gives way to it.")
+            raise QtutorError(f"{name}: the package has no function that your answer to this exercise can replace.")
     return [e for e in known if not names or e.name in names or e.name.partition(".")[0] in names]
 
 
@@ -71,7 +72,7 @@ def _said(parts: list[str], own: dict[str, Callable], folder: Path | None) -> st
 
 @contextmanager
 def replaced(exercise: Exercise, function: Callable) -> Iterator[None]:
-    """``function``, adapted, in place of what ``exercise.replaces`` names."""
+    """Replace the function that ``exercise.replaces`` names by ``function``, adapted to its arguments."""
     module, _, name = exercise.replaces.rpartition(".")
     original = getattr(importlib.import_module(module), name)
     replacement = exercise.adapt(function) if exercise.adapt else function
@@ -79,12 +80,12 @@ def replaced(exercise: Exercise, function: Callable) -> Iterator[None]:
     try:
         yield
     finally:
-        # Once more everywhere: modules that were imported meanwhile hold the replacement.
+        # Go through all modules again: those imported in the meantime hold the replacement, too.
         _exchange(replacement, original)
 
 
 def _exchange(old: Callable, new: Callable) -> None:
-    """Put ``new`` wherever a module of the package, the course's own excepted, holds ``old``."""
+    """Put ``new`` in the place of ``old`` in every module of the package, except those of the course."""
     for name, module in list(sys.modules.items()):
         if (name == "qtutor" or name.startswith("qtutor.")) and not name.startswith("qtutor.course"):
             for key, value in list(vars(module).items()):

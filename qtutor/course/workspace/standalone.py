@@ -1,9 +1,9 @@
-"""A function out of a notebook, written down so that it works by itself: its source, and what it refers to.
+"""Write a function from a notebook to a file so that it works alone: its source, and everything it refers to.
 
-Kept with it: modules (as imports), functions and classes of installed libraries (as imports), simple constants, and
-other functions of the learner's. Refused, with the name that is in the way: anything else, say a tensor or a model,
-since a file cannot hold it in a line. What this leaves out: names that are looked up in a roundabout way
-(``globals()["x"]``); that is found when the kept file is checked.
+The file also gets modules (as imports), functions and classes of installed libraries (as imports), simple constants,
+and other functions of the learner's. Everything else, such as a tensor or a model, is refused by name, because a file
+cannot hold it in a line. Left out: names that are looked up indirectly (``globals()["x"]``). They are found when the
+kept file is checked.
 """
 
 import __future__
@@ -19,16 +19,16 @@ from collections.abc import Callable
 
 from qtutor.course.checking.attempt import LIBRARIES
 
-# Libraries whose ufuncs and aliases do not say where they come from.
+# Libraries with functions and aliases whose ``__module__`` does not name the library.
 PROBABLY = ("torch", "numpy", "math", "typing", "collections.abc", "torch.nn.functional")
 
 
 class CannotKeep(Exception):
-    """Why a function cannot stand in a file by itself, for the learner."""
+    """The reason why a function cannot be kept in a file of its own, as a text for the learner."""
 
 
 def standalone(function: Callable, title: str) -> str:
-    """A Python file with ``function``, what it needs, and a last line ``answer = function``. Raises CannotKeep."""
+    """The text of a Python file with ``function``, what it needs, and ``answer = function``. Raises CannotKeep."""
     if not inspect.isfunction(function):
         raise CannotKeep(f"it is a {type(function).__name__}; write it as a function with def")
     parts = _Parts(function.__globals__)
@@ -75,7 +75,7 @@ class _Parts:
         self.functions.append(source.strip())  # after those that it refers to
 
     def add(self, name: str) -> None:
-        """What ``name`` stands for in the notebook."""
+        """Add what ``name`` stands for in the notebook."""
         if name not in self.names and hasattr(builtins, name):
             return
         if name not in self.names:
@@ -120,7 +120,7 @@ def _names_of_signature(definition: ast.FunctionDef) -> set[str]:
 
 
 def is_library_code(function) -> bool:
-    """Whether a function comes from an installed library or the package, and not from the learner."""
+    """Whether a function comes from the package or an installed library, not from the learner."""
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     return inspect.isroutine(function) and module is not None and _is_library(module)
 
@@ -131,7 +131,7 @@ def _is_library(module: types.ModuleType) -> bool:
 
 
 def _library_of(name: str, value) -> tuple[str, str] | None:
-    """(installed module, name in it) of ``value``, if it is one of a library's functions, classes or types."""
+    """(installed module, name in it) of ``value``, if it is a function, class or type of a library."""
     if _is_constant(value):
         return None
     for own in (getattr(value, "__module__", None), *PROBABLY):

@@ -1,9 +1,9 @@
-"""Out of a chapter's master, which holds the solutions, the version that a learner gets; the book shows the same.
+"""Turn a chapter of the repository, which holds the solutions, into the version for learners and for the book.
 
-In a code cell of the master, the lines from ``### BEGIN SOLUTION`` to ``### END SOLUTION`` become
-``raise NotImplementedError("your turn")``, and a Markdown cell with the solution, folded, follows.
+In a code cell, the lines from ``### BEGIN SOLUTION`` to ``### END SOLUTION`` become
+``raise NotImplementedError("your turn")``. A Markdown cell with the folded solution follows.
 
-Notebooks are taken as parsed JSON (an nbformat notebook is that as well), so that `qtutor learn` needs no Jupyter.
+Notebooks are taken as parsed JSON (an nbformat notebook has that form, too), so that `qtutor learn` needs no Jupyter.
 """
 
 import copy
@@ -13,16 +13,16 @@ from qtutor.course.exercises.exercise import TURN
 from qtutor.errors import QtutorError
 
 MARKER = re.compile(r"^[ \t]*### (BEGIN|END) SOLUTION$")
-# A slip in a marker would give the solution away, so what looks like one has to be one.
+# A misspelt marker would show the solution, so a line that looks like a marker has to be a marker.
 NEARLY = re.compile(r"^\s*#+\s*(begin|end)[\s_-]*solutions?\b", re.IGNORECASE)
 
 
 def learner_version(notebook: dict, keep_outputs: bool = False, name: str = "the notebook") -> dict:
-    """A new notebook with stubs in place of solutions; ``notebook`` stays as it is.
+    """A new notebook with stubs in place of solutions; ``notebook`` does not change.
 
-    keep_outputs: ``False`` drops all of them, since they answer what a learner is asked to predict; ``True`` (for the
-    book) drops those of exercises only, which would not come from the stub.
-    name: what errors call the notebook. Raises :class:`QtutorError`, naming the cell, for markers that do not pair up.
+    keep_outputs: ``False`` drops all outputs, because learners are asked to predict them; ``True`` (for the book) drops
+    only those of exercises, which the stub would not give.
+    name: the notebook's name in errors. Raises :class:`QtutorError`, naming the cell, for markers that do not pair up.
     """
     result = copy.deepcopy(notebook)
     cells = []
@@ -30,7 +30,7 @@ def learner_version(notebook: dict, keep_outputs: bool = False, name: str = "the
         cells.append(cell)
         if cell["cell_type"] != "code":
             continue
-        source = "".join(cell["source"])  # a list of lines in the file, a text in nbformat's hands
+        source = "".join(cell["source"])  # a list of lines in the file, a text in nbformat's notebooks
         stub, solution = split(source, f"{name}, cell {index}")
         if solution or not keep_outputs:
             cell["outputs"], cell["execution_count"] = [], None
@@ -42,7 +42,7 @@ def learner_version(notebook: dict, keep_outputs: bool = False, name: str = "the
 
 
 def split(source: str, where: str = "the cell") -> tuple[str, str]:
-    """(the stub, the whole cell without its markers); the second is ``""`` for a cell that is no exercise."""
+    """(the stub, the whole cell without its markers); the second is ``""`` for a cell without an exercise."""
     stub, solution, opened, pairs = [], [], None, 0
     for number, line in enumerate(source.split("\n"), start=1):
         found = MARKER.match(line)

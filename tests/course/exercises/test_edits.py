@@ -85,6 +85,6 @@ SOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize(("name", "right"), sorted(SOLUTIONS, key=lambda pair: pair[0]))
+@pytest.mark.parametrize(("name", "right"), sorted(SOLUTIONS, key=lambda pair: (pair[0], pair[1].__name__)))
 def test_what_the_mistakes_are_edits_of_is_right(name, right):
     assert_right(name, right)

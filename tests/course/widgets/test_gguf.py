@@ -134,7 +134,7 @@ def test_what_is_not_there_is_said(path, tmp_path):
         block_view(path, "Q4_K.weight", 4)
     with pytest.raises(QtutorError, match="other: qtutor does not decode this type"):
         block_view(path, "other")
-    with pytest.raises(QtutorError, match=r"'Q4_K' is no type for rows of 64 weights\. Choose from F32"):
+    with pytest.raises(QtutorError, match=r"'Q4_K' is not a type for rows of 64 weights\. Choose from F32"):
         block_view(np.ones((2, 64)), "Q4_K")
     with pytest.raises(QtutorError, match=r"weights of shape \[64\]"):
         block_view(np.ones(64))

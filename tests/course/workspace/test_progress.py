@@ -44,7 +44,7 @@ def test_it_shows_itself_in_a_notebook_and_on_a_terminal(workspace):
 
 
 def test_a_folder_that_is_no_workspace_is_refused(tmp_path):
-    with pytest.raises(QtutorError, match="is no workspace"):
+    with pytest.raises(QtutorError, match="is not a workspace"):
         progress_table(tmp_path)
-    with pytest.raises(QtutorError, match="is no workspace"):
+    with pytest.raises(QtutorError, match="is not a workspace"):
         progress_table(tmp_path / "nothing")

@@ -156,7 +156,7 @@ def test_it_says_what_is_whose(workspace, capsys):
 def test_unknown_and_unusable_names_are_refused(workspace):
     with pytest.raises(QtutorError, match=r"no exercise 'rtn\.fitt'"), mine("rtn.fitt"):
         pass
-    with pytest.raises(QtutorError, match="stands by itself"), mine("start.true_bytes"):
+    with pytest.raises(QtutorError, match="no function that your answer"), mine("start.true_bytes"):
         pass
 
 

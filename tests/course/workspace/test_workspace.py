@@ -232,9 +232,9 @@ def test_what_a_learner_has_passed_is_left_alone(course):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is no notebook"),
-        ("[]", "is no notebook"),
-        ("{}", "is no notebook"),
+        ("{", "is not a notebook"),
+        ("[]", "is not a notebook"),
+        ("{}", "is not a notebook"),
         (
             '{"cells": [{"cell_type": "code", "source": "### BEGIN SOLUTION"}]}',
             "03_bad.ipynb, cell 0: the '### BEGIN SOLUTION'",

@@ -1,4 +1,4 @@
-"""Chapter 05: the parts of AWQ. With them, :func:`qtutor.course.mine` searches and folds with the learner's own."""
+"""Chapter 05: the parts of AWQ. With them, :func:`qtutor.course.mine` runs the learner's own search and fold."""
 
 from qtutor.course.exercises.awq.cost import COST
 from qtutor.course.exercises.awq.fold import FOLD

@@ -1,4 +1,4 @@
-"""``awq.cost``: what the rounding errors of a group change in the layer's output, from X^T X."""
+"""``awq.cost``: how much the rounding errors of a group change the layer's output, computed from X^T X."""
 
 import torch
 
@@ -26,7 +26,7 @@ def cost(error, hessian):
 
 def cases():
     def pair(rows, groups, size, seed, mix=0.7):
-        """Errors, and X^T X of inputs that are correlated: each is partly its left neighbour."""
+        """Errors, and X^T X of correlated inputs: each input partly equals its left neighbour."""
         x = noise(3 * groups * size, groups * size, seed=seed)
         for channel in range(1, x.shape[1]):
             x[:, channel] += mix * x[:, channel - 1]

@@ -1,4 +1,4 @@
-"""``awq.fold``: a norm's gains divided, the columns that read them multiplied, and nothing changed."""
+"""``awq.fold``: divide a norm's gains, multiply the columns that read them, and keep the product the same."""
 
 import numpy as np
 import torch
@@ -143,19 +143,19 @@ MISTAKES = {
 
 
 def _nothing_changes(arguments, results) -> bool:
-    """What a norm hands on, times the columns: the same products as before."""
+    """Gains times columns are the same products as before."""
     gain, weight = (values.double().numpy() for values in arguments[:2])
     return np.allclose(results[0] * results[1], gain * weight, rtol=1e-5, atol=1e-12)
 
 
 def _stored(arguments, results) -> bool:
-    """Every gain is a number of dtype; in float32 they may come in float64."""
+    """Every gain is a number that ``dtype`` can hold; gains for float32 may come in float64."""
     gain, dtype = torch.from_numpy(results[0]).double(), arguments[3]
     return dtype == torch.float32 or torch.equal(gain.to(dtype).double(), gain)
 
 
 def adapt(theirs):
-    """A learner's ``fold_scale`` in place of :func:`qtutor.awq.fold`, for norms; linear layers are the package's."""
+    """A learner's ``fold_scale`` replaces :func:`qtutor.awq.fold` for norms; the package folds linear layers itself."""
 
     @torch.no_grad()
     def fold(source, layers, scale, dtype=torch.float32, norm_offset=0.0):

@@ -1,3 +1,3 @@
-"""What the exercises of chapter 05 have in common."""
+"""What the exercises of chapter 05 share."""
 
 CHAPTER = "05_awq"

@@ -1,4 +1,4 @@
-"""``awq.scale_of``: from the size of the inputs and a ratio to a scale for every channel."""
+"""``awq.scale_of``: compute a scale for every channel from the sizes of the inputs and a ratio."""
 
 import math
 
@@ -125,7 +125,7 @@ MISTAKES = {
 
 
 def _floor_holds(arguments, results) -> bool:
-    """Beside the loudest channel, those up to 1e-4 have the scale of a channel of 1e-4."""
+    """Compared with the loudest channel, all channels up to 1e-4 have the scale of a channel of exactly 1e-4."""
     size, (scale,) = arguments[0].double().numpy(), results
     loudest = size.argmax()
     expected = scale[loudest] * (1e-4 / size[loudest]) ** arguments[1]
@@ -133,7 +133,7 @@ def _floor_holds(arguments, results) -> bool:
 
 
 def adapt(theirs):
-    """A learner's ``scales_of`` in place of :func:`qtutor.awq.scale_of`, where weights have no say."""
+    """A learner's ``scales_of`` replaces :func:`qtutor.awq.scale_of`, except where weights decide, too."""
 
     def scale_of(mean_abs, ratio, weights=None, group_size=-1):
         if weights is not None:

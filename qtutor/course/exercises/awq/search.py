@@ -1,4 +1,4 @@
-"""``awq.search``: round with every candidate, look at what the parent hands on, keep the best."""
+"""``awq.search``: round with every candidate, compare the outputs of the parent module, keep the best."""
 
 import torch
 
@@ -24,9 +24,9 @@ def search(weight, scales, rounded, output):
 
 
 def rounding(bits: int, group_size: int):
-    """A function that rounds weights ``[out, in]`` to nearest, on a grid that meets each group's largest exactly.
+    """A function that rounds weights ``[out, in]`` to nearest; each group's largest weight is exactly a level.
 
-    Half a step beyond it, as in the package, it would be rounded otherwise in float32 than in float64.
+    In the package it lies half a step beyond a level, and then float32 and float64 would round it differently.
     """
 
     def rounded(weight):
@@ -38,7 +38,7 @@ def rounding(bits: int, group_size: int):
 
 
 def steps_of(step: float):
-    """A function that rounds to whole steps, the same for all rows: there it matters whether a row was scaled."""
+    """A function that rounds to whole steps, the same for all rows, so that it shows whether a row was scaled."""
 
     def rounded(weight):
         return (weight / step).round() * step
@@ -47,7 +47,7 @@ def steps_of(step: float):
 
 
 def layer(x: torch.Tensor):
-    """The layer by itself: its inputs times its weights."""
+    """The layer alone as the parent: its inputs times its weights."""
 
     def output_of_the_layer(weight):
         return x.to(weight.dtype) @ weight.T
@@ -56,7 +56,7 @@ def layer(x: torch.Tensor):
 
 
 def gated(x: torch.Tensor, damp: float = 1.0):
-    """A gate and what it lets through, of which each has half of the rows: a parent that is not linear."""
+    """A parent that is not linear: half of the rows are a gate, and the gate multiplies the other half."""
 
     def output_of_the_parent(weight):
         gate, up = (x.to(weight.dtype) @ weight.T).chunk(2, dim=-1)
@@ -76,7 +76,7 @@ def cases():
         return torch.stack([s / (s.max() * s.min()).sqrt() for s in (size**ratio for ratio in ratios)])
 
     def random(rows, width):
-        """Weights that no candidate puts near the middle of two steps."""
+        """Weights that no candidate moves near the middle between two steps."""
         return 1.3 * noise(rows, width, seed=12)
 
     tall = inputs(14, 6, 13, [4])
@@ -210,7 +210,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's ``best_scale`` in place of :func:`qtutor.awq.search`: all layers of a pair as one tall matrix."""
+    """A learner's ``best_scale`` replaces :func:`qtutor.awq.search`. All layers of a pair form one tall matrix."""
 
     @torch.no_grad()
     def search(layers, inputs, mean_abs, parent, grid, group_size, duo=False):

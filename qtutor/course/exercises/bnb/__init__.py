@@ -1,4 +1,4 @@
-"""Chapter 04: NF4's levels, the nearest of them, inputs in int8 with outlier channels, and the product in two parts."""
+"""Chapter 04: NF4's levels, the nearest level, inputs in int8 with outlier channels, and the product in two parts."""
 
 from qtutor.course.exercises.bnb.encode import ENCODE
 from qtutor.course.exercises.bnb.levels import LEVELS

@@ -1,4 +1,4 @@
-"""``bnb.encode``: the nearest of listed levels for every weight."""
+"""``bnb.encode``: find the nearest level in a list for every weight."""
 
 import torch
 
@@ -151,8 +151,8 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's function in place of :func:`qtutor.rtn.encode_groups`, for grids of a few listed levels."""
-    # What stands there now: the package's own, or what the learner wrote in chapter 02 for grids of another kind.
+    """A learner's function replaces :func:`qtutor.rtn.encode_groups`, for grids of a few listed levels."""
+    # The present function: the package's own, or the learner's answer from chapter 02 for integer grids.
     otherwise = rtn.encode_groups
 
     def encode_groups(grouped, scale, zero, grid):

@@ -1,7 +1,7 @@
 """What the exercises of chapter 04 share.
 
-References are plain loops in Python's own floats. No input lies halfway between two levels or two codes: which way a
-tie goes is nobody's mistake.
+References are plain loops in Python's own floats. No input lies halfway between two levels or codes, because either
+choice would be right.
 """
 
 import torch
@@ -10,5 +10,5 @@ CHAPTER = "04_nf4_and_int8"
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:
-    """Bell-shaped numbers, the same on every machine, with as few digits as a message should show."""
+    """Normally distributed numbers, the same on every machine, with few digits so that messages stay short."""
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 1000).round() / 1000

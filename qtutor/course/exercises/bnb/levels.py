@@ -1,4 +1,4 @@
-"""``bnb.levels``: the levels of NF4 out of the normal distribution."""
+"""``bnb.levels``: compute the levels of NF4 from the normal distribution."""
 
 from statistics import NormalDist
 

@@ -1,4 +1,4 @@
-"""``bnb.product``: a matrix product, most of it in integers, the outlier channels in floating point."""
+"""``bnb.product``: a matrix product, mostly in integers, with the outlier channels in floating point."""
 
 import torch
 
@@ -172,7 +172,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's function in place of :func:`qtutor.bnb.mixed_product`."""
+    """A learner's function replaces :func:`qtutor.bnb.mixed_product`."""
 
     def mixed_product(x, codes, absmax, outliers, weight, weight_absmax):
         if not x.numel() or not weight.numel():
@@ -192,7 +192,7 @@ PRODUCT = Exercise(
     cases=cases,
     outputs=("y",),
     mistakes=MISTAKES,
-    # Sums of 24 products in float32, of which a good part may cancel.
+    # Sums of 24 products in float32; many of them may cancel.
     tolerance=2e-5,
     replaces="qtutor.methods.bnb.mixed_product",
     adapt=adapt,

@@ -1,4 +1,4 @@
-"""``bnb.quantize_tokens``: inputs in int8, a scale a token, and the channels that are too large for it."""
+"""``bnb.quantize_tokens``: inputs in int8 with a scale for each token, and the channels that are too large for int8."""
 
 import numpy as np
 import torch
@@ -173,7 +173,7 @@ def _zeros_stay(arguments, results) -> bool:
 
 
 def adapt(theirs):
-    """A learner's function in place of :func:`qtutor.bnb.quantize_rows`."""
+    """A learner's function replaces :func:`qtutor.bnb.quantize_rows`."""
 
     def quantize_rows(x, threshold=None):
         if not x.numel():
@@ -209,7 +209,7 @@ TOKENS = Exercise(
             _zeros_stay,
         ),
     ),
-    # absmax may be computed in float32, of numbers that are float32: exact. What is left is 1 / absmax of some answers.
+    # absmax of float32 numbers is exact in float32. The tolerance is for answers that multiply by 1 / absmax.
     tolerance=1e-6,
     replaces="qtutor.methods.bnb.quantize_rows",
     adapt=adapt,

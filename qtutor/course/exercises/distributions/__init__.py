@@ -1,4 +1,4 @@
-"""Exercises of chapter 03: a row's kurtosis, the channels with the largest inputs, and columns kept in 16 bits."""
+"""Chapter 03: the kurtosis of a row, the channels with the largest inputs, and columns kept in 16 bits."""
 
 from qtutor.course.exercises.distributions.keep import KEEP
 from qtutor.course.exercises.distributions.kurtosis import KURTOSIS

@@ -1,4 +1,4 @@
-"""``distributions.keep_columns``: some columns exact, all others rounded."""
+"""``distributions.keep_columns``: keep some columns exact, and round all others."""
 
 import torch
 

@@ -127,7 +127,7 @@ MISTAKES = {
 
 
 def _not_minus_three(arguments, results) -> bool:
-    """A row of equal numbers does not come out as 0 / something - 3."""
+    """A row of equal numbers does not give 0 / something - 3."""
     (weight,) = arguments
     equal = (weight.amax(dim=-1) == weight.amin(dim=-1)).numpy()
     return not (equal & (results[0] == -3)).any()
@@ -150,7 +150,7 @@ KURTOSIS = Exercise(
             _not_minus_three,
         ),
     ),
-    # Means in float32 are off by about 1e-7 of numbers around 3, of which 0.1 may be left after subtracting 3.
+    # Means in float32 have errors of about 1e-7 of numbers around 3; after subtracting 3, only 0.1 may be left.
     tolerance=1e-4,
     replaces="qtutor.measure.distributions.excess_kurtosis",
     adapt=lambda mine: lambda x, dim=-1: _along_any_dim(mine, x, dim),
@@ -158,6 +158,6 @@ KURTOSIS = Exercise(
 
 
 def _along_any_dim(mine, x: torch.Tensor, dim: int | None) -> torch.Tensor:
-    """The learner's function of rows, used along ``dim`` of a tensor of any shape."""
+    """The learner's function of rows, applied along ``dim`` of a tensor of any shape."""
     last = x.reshape(-1) if dim is None else x.movedim(dim, -1)
     return torch.as_tensor(mine(last.reshape(-1, last.shape[-1]))).double().reshape(last.shape[:-1])

@@ -153,6 +153,6 @@ SALIENT = Exercise(
     outputs=("channels",),
     mistakes=MISTAKES,
     replaces="qtutor.measure.distributions.top_channels",
-    # A single row of sizes is its own mean of |x|: importance is a mean, a sum or a norm, and never negative.
+    # A single row of sizes equals its own mean of |x|, because sizes (a mean, a sum or a norm) are never negative.
     adapt=lambda mine: lambda importance, share: torch.as_tensor(mine(importance[None, :], share)).long(),
 )

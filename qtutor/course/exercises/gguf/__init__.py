@@ -1,4 +1,4 @@
-"""Chapter 07: the parts of a GGUF file. :func:`qtutor.course.mine` encodes Q4_0 and decodes Q4_K by the learner's."""
+"""Chapter 07: the parts of a GGUF file. :func:`qtutor.course.mine` encodes Q4_0 and decodes Q4_K with the learner's."""
 
 from qtutor.course.exercises.gguf.fit import FIT
 from qtutor.course.exercises.gguf.info import INFO

@@ -1,4 +1,4 @@
-"""``gguf.fit``: the best scale and lowest value for codes that are given."""
+"""``gguf.fit``: find the best scale and lowest value for given codes."""
 
 import numpy as np
 
@@ -155,5 +155,5 @@ FIT = Exercise(
     cases=cases,
     outputs=("scale", "low"),
     mistakes=MISTAKES,
-    tolerance=1e-4,  # the determinant is a difference of two large sums, and yours may be in float32, as llama.cpp's
+    tolerance=1e-4,  # the determinant is a difference of two large sums, which llama.cpp computes in float32
 )

@@ -1,4 +1,4 @@
-"""``gguf.tensor_info``: what a file says of one tensor, as bytes."""
+"""``gguf.tensor_info``: the bytes with which a file describes one tensor."""
 
 import struct
 
@@ -108,7 +108,7 @@ MISTAKES = {
 
 
 def form(returned) -> str:
-    """What is wrong with something that cannot be written into a file, byte by byte, as it is."""
+    """What is wrong with a value that cannot be written to a file byte by byte, or ``""``."""
     try:
         single = memoryview(returned).itemsize == 1
     except TypeError:

@@ -1,4 +1,4 @@
-"""What the exercises of chapter 07 share. They work in numpy, as :mod:`qtutor.gguf` does: a file is bytes."""
+"""What the exercises of chapter 07 share. They use numpy, like :mod:`qtutor.gguf`, because a file is bytes."""
 
 import numpy as np
 
@@ -6,5 +6,5 @@ CHAPTER = "07_gguf"
 
 
 def drawn(seed: int, *shape: int) -> np.ndarray:
-    """Bell-shaped float32 weights, the same each time."""
+    """Normally distributed float32 weights, the same each time."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

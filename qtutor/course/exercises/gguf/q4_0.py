@@ -1,4 +1,4 @@
-"""``gguf.q4_0``: blocks of 32 weights to the 18 bytes that llama.cpp writes."""
+"""``gguf.q4_0``: encode each block of 32 weights in the 18 bytes that llama.cpp writes."""
 
 import struct
 
@@ -41,7 +41,7 @@ def cases():
         ("the largest size twice, first with minus", (block(0.3, -0.88, 0.2, 0.88),)),
         ("three blocks of bell-shaped weights", (drawn(7, 3, 32),)),
         ("a weight nearly halfway between two levels", (block(-1.0003, 0.812619, 0.3),)),
-        # Found by trying: in each of these blocks the second weight gets another code by one of the other ways.
+        # Found by trying: each of these blocks has a weight whose code differs if one of the mistakes is made.
         ("a weight so near halfway that it matters to compute in float32", (block(0.96, 0.3),)),
         ("a weight so near halfway that it matters to multiply by 1 / d", (block(0.768, 0.624),)),
         ("a weight so near halfway that 1 / d in float64 misses it", (block(0.816, 0.663),)),
@@ -181,7 +181,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's ``q4_0`` in :func:`qtutor.gguf.encode`, for Q4_0 without importance; the rest stays the package's."""
+    """:func:`qtutor.gguf.encode` uses a learner's ``q4_0`` for Q4_0 without importance, and the package's otherwise."""
 
     def encoded(rows, type, importance=None):
         if type != "Q4_0" or importance is not None:

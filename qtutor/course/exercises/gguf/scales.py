@@ -1,4 +1,4 @@
-"""``gguf.scales``: eight scales and eight minima of six bits out of the 12 bytes of a Q4_K block."""
+"""``gguf.scales``: read eight scales and eight minima of six bits from the 12 bytes of a Q4_K block."""
 
 import numpy as np
 
@@ -135,7 +135,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's function in place of the one that :func:`qtutor.gguf.decode` reads Q4_K and Q5_K with."""
+    """A learner's function replaces the one with which :func:`qtutor.gguf.decode` reads Q4_K and Q5_K."""
 
     def six_bits(data):
         found = theirs(np.array(data))

@@ -1,4 +1,4 @@
-"""``gptq.factor``: from the Hessian to U, with dead channels and damping."""
+"""``gptq.factor``: compute U from the Hessian, with dead channels and damping."""
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def factor(hessian, damping):
 
 
 def _inverse(matrix: list) -> list:
-    """Gauss and Jordan: whatever makes the matrix the identity makes the identity its inverse."""
+    """Gauss and Jordan: the steps that turn the matrix into the identity turn the identity into its inverse."""
     size = len(matrix)
     rows = [row + [float(i == j) for j in range(size)] for i, row in enumerate(matrix)]
     for i in range(size):
@@ -155,13 +155,13 @@ MISTAKES = {
 
 
 def _upper(arguments, results) -> bool:
-    """What rounding leaves below the diagonal, where it was not made by Cholesky, is no lower triangle."""
+    """Upper triangular, with a positive diagonal. Rounding may leave tiny numbers below it if Cholesky was not used."""
     rest = 1e-6 * np.abs(results[0]).max()
     return bool((np.abs(np.tril(results[0], -1)) <= rest).all() and (np.diag(results[0]) > 0).all())
 
 
 def adapt_factor(theirs):
-    """A learner's factor in place of :func:`qtutor.gptq.factor`, which also raises damping where it has to."""
+    """A learner's factor replaces :func:`qtutor.gptq.factor`, which also raises the damping if necessary."""
 
     def factor(hessian, damping, order=None):
         hessian = hessian if order is None else hessian[order[:, None], order]

@@ -1,4 +1,4 @@
-"""``gptq.loop``: all columns of a matrix, one after the other, with the rows of U."""
+"""``gptq.loop``: round all columns of a matrix, one after the other, with the rows of U."""
 
 import numpy as np
 import torch
@@ -186,15 +186,15 @@ MISTAKES = {
 
 
 def adapt_loop(theirs):
-    """A learner's loop in place of :func:`qtutor.gptq.round_block`: of its columns, a group each.
+    """A learner's loop replaces :func:`qtutor.gptq.round_block`; each of the columns is a group of its own.
 
-    Its codes tell what it pushed onto the columns behind its own: ``weight - rounded = E U``, E being all errors over
+    Its codes show what it pushed onto the later columns: ``weight - rounded = E U``, where E are all errors divided by
     the diagonal of U.
     """
 
     def round_block(work, upper, scale, zero, grid):
         if not isinstance(grid, IntGrid):
-            return packages_own(work, upper, scale, zero, grid)  # levels that are listed are another chapter's
+            return packages_own(work, upper, scale, zero, grid)  # lists of levels belong to another chapter
         count, rows = len(scale), work.shape[1]
         own, inside, behind = work[:count], upper[:count, :count], upper[:count, count:]
         stored = scale.expand(count, rows).T.to(grid.scale_dtype), zero.expand(count, rows).T.to(torch.uint8)

@@ -1,4 +1,4 @@
-"""``gptq.push``: one column is rounded, those to its right move."""
+"""``gptq.push``: round one column, and move the columns to its right."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
 
 
 def push(weight, inverse, rounded):
-    # No formula: column 0 is what it is, and the others go where the squared output error d^T H d is least.
+    # Without the formula: column 0 is fixed, and the others go where the squared output error d^T H d is least.
     h = np.linalg.inv(inverse.double().numpy())
     result = weight.double().numpy().copy()
     for row, value in zip(result, rounded.double().tolist()):

@@ -1,4 +1,4 @@
-"""Exercises of chapter 01: a float from its bits, rounding to bfloat16, the ratio of signal to rounding error."""
+"""Chapter 01: a float from its bits, rounding to bfloat16, the ratio of signal to rounding error."""
 
 from qtutor.course.exercises.numbers.bfloat import TO_BFLOAT16
 from qtutor.course.exercises.numbers.decibels import SQNR

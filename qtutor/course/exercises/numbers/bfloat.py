@@ -1,4 +1,4 @@
-"""``numbers.to_bfloat16``: float32 tensor -> the nearest values that bf16 has, ties to even."""
+"""``numbers.to_bfloat16``: round a float32 tensor to the nearest values of bf16, ties to even."""
 
 import math
 import struct
@@ -18,12 +18,12 @@ def _float(bits: int) -> float:
 
 
 def _nearest(values: torch.Tensor) -> list[float]:
-    """Both neighbours of every value are tried, and the nearer one taken; from a tie the one with an even last bit."""
+    """Try both neighbours of every value, and take the nearer one; in a tie, the one whose last bit is 0."""
     result = []
     for value in values.tolist():
         below = _bits(value) >> 16 << 16  # the neighbour towards zero
         above = below + 0x10000
-        # Past the largest finite value comes what would be the next power of two, 2**128, which stands for infinity.
+        # After the largest finite value comes 2**128, which stands for infinity.
         sizes = [2.0**128 if (bits & 0x7FFFFFFF) == 0x7F800000 else abs(_float(bits)) for bits in (below, above)]
         if math.isinf(value) or abs(value) == sizes[0]:
             chosen = below
@@ -68,7 +68,7 @@ ADDED, VIEWED = "0x7FFF + (bits >> 16 & 1)", "(bits >> 16 << 16).view(torch.floa
 
 
 def in_steps(change):
-    """A mistake that rounds values, where the right solution rounds their bits: in steps of 2**-7 of the power of 2."""
+    """A mistake that rounds values in steps of 2**-7 of their power of 2; the right solution rounds bits."""
 
     def rounded(values):
         exact = values.double()

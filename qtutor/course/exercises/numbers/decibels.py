@@ -1,4 +1,4 @@
-"""``numbers.sqnr``: two tensors -> decibels."""
+"""``numbers.sqnr``: the signal-to-quantization-noise ratio of two tensors in decibels."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""``numbers.decode_float``: bits as text, two widths -> a number. Every exponent is an ordinary one, as in FP4."""
+"""``numbers.decode_float``: bits as text, two widths -> a number. No exponent is special, as in FP4."""
 
 import math  # noqa: F401 - the mistakes use it
 
@@ -7,7 +7,7 @@ from qtutor.course.exercises.exercise import Exercise
 
 
 def _decode(bits: str, exponent_bits: int, mantissa_bits: int) -> float:
-    """The value as a sum: every mantissa bit adds half of what the one before it adds."""
+    """The value as a sum: every mantissa bit adds half as much as the bit before it."""
     sign, exponent, mantissa = bits[0], bits[1 : 1 + exponent_bits], bits[1 + exponent_bits :]
     power = 1 - (2 ** (exponent_bits - 1) - 1)
     total = 0.0
@@ -57,7 +57,7 @@ FIRST = "exponent = int"
 
 
 def at_largest(value: str, also: str = "True"):
-    """The mistake of a special meaning of the largest exponent, where ``also`` holds."""
+    """The mistake of giving the largest exponent a special meaning, where ``also`` holds."""
     special = f"if exponent == 2**exponent_bits - 1 and {also}:\n        value = {value}\n    elif exponent > 0:"
     return right.edit("if exponent > 0:", special)
 

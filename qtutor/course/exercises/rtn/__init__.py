@@ -1,4 +1,4 @@
-"""Chapter 02: the parts of a quantizer. With all four, :func:`qtutor.course.mine` quantizes with the learner's own."""
+"""Chapter 02: the parts of a quantizer. With all four, :func:`qtutor.course.mine` runs the learner's own quantizer."""
 
 from qtutor.course.exercises.rtn.dequantize import DEQUANTIZE
 from qtutor.course.exercises.rtn.encode import ENCODE

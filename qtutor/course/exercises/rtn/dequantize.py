@@ -1,4 +1,4 @@
-"""``rtn.dequantize``: from codes back to weights."""
+"""``rtn.dequantize``: turn codes back into weights."""
 
 import torch
 
@@ -19,7 +19,7 @@ def dequantize(codes, scale, zero):
 
 
 def codes_of(bits: int, *shape: int) -> torch.Tensor:
-    """Codes of all sizes, uint8 as they come out of packed bytes."""
+    """Codes of all sizes, uint8, as unpacking gives them."""
     return torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(bits), dtype=torch.uint8)
 
 
@@ -127,15 +127,15 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's ``weights_of`` in place of :func:`qtutor.core.quantized.dequantize`."""
+    """A learner's ``weights_of`` replaces :func:`qtutor.core.quantized.dequantize`."""
 
     def dequantize(codes, scales, zeros, grid, dtype=torch.float32):
         if not codes.numel():
             return codes.to(dtype)  # nothing to decode
         if not isinstance(grid, IntGrid):
-            return packages_own(codes, scales, zeros, grid, dtype)  # levels that are listed are another chapter's
+            return packages_own(codes, scales, zeros, grid, dtype)  # lists of levels belong to another chapter
         zeros = torch.full_like(scales, grid.middle, dtype=torch.uint8) if zeros is None else zeros
-        shape = (len(codes), scales.shape[1])  # one scale for the whole matrix is one for each of its rows
+        shape = (len(codes), scales.shape[1])  # give every row the one scale of the whole matrix
         return tensor(theirs(codes, scales.expand(shape), zeros.expand(shape)), dtype, codes)
 
     return dequantize

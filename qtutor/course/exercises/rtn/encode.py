@@ -1,4 +1,4 @@
-"""``rtn.encode``: the nearest code of every weight."""
+"""``rtn.encode``: find the nearest code of every weight."""
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def encode(weight, scale, zero, bits):
 def encode_cases():
     ten = torch.tensor([[0.44, -0.13, 0.05, -0.38, 0.20, 0.0, -0.29, 0.10, 0.31, -0.07]])
     coarse = torch.tensor([[0.9, -0.9, 1.3, 0.4], [0.05, -0.07, 0.21, -0.02]])
-    # Between two codes, and nearer to one of them by so little that float16 cannot tell.
+    # Between two codes, and so little nearer to one of them that float16 does not show it.
     between = torch.tensor([[100.48, -99.48, 80.52, -70.52, 120.49, -120.51]]) * torch.tensor(0.0123).half()
     return [
         ("one group, zero in the middle", (ten, *stored([[0.06]], [[8]]), 4)),
@@ -158,11 +158,11 @@ MISTAKES = {
 
 
 def adapt_encode(theirs):
-    """A learner's ``nearest_codes`` in place of :func:`qtutor.rtn.encode_groups`."""
+    """A learner's ``nearest_codes`` replaces :func:`qtutor.rtn.encode_groups`."""
 
     def encode_groups(grouped, scale, zero, grid):
         if not isinstance(grid, IntGrid):
-            return packages_own(grouped, scale, zero, grid)  # levels that are listed are another chapter's
+            return packages_own(grouped, scale, zero, grid)  # lists of levels belong to another chapter
         codes = theirs(grouped.flatten(1), scale, zero, grid.bits)
         return tensor(codes, torch.uint8, grouped).reshape(grouped.shape)
 

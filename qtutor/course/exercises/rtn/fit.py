@@ -1,4 +1,4 @@
-"""``rtn.fit``: the grid of every group."""
+"""``rtn.fit``: find the scale and zero point of every group."""
 
 import numpy as np
 import torch
@@ -183,11 +183,11 @@ def _zeros_have_scale_1(arguments, results) -> bool:
 
 
 def adapt_fit(theirs):
-    """A learner's ``scale_and_zero`` in place of :func:`qtutor.rtn.fit_groups`."""
+    """A learner's ``scale_and_zero`` replaces :func:`qtutor.rtn.fit_groups`."""
 
     def fit_groups(grouped, grid):
         if not isinstance(grid, IntGrid):
-            return packages_own(grouped, grid)  # levels that are listed are another chapter's
+            return packages_own(grouped, grid)  # lists of levels belong to another chapter
         rows, groups, length = grouped.shape
         scale, zero = theirs(grouped.reshape(rows, groups * length), grid.bits, length, grid.symmetric)
         scale, zero = tensor(scale, torch.float16, grouped), tensor(zero, torch.uint8, grouped)

@@ -1,7 +1,7 @@
 """What the exercises of chapter 02 share.
 
-References are plain loops in float64 that try out levels, where solutions compute them. Inputs hold no weight halfway
-between two levels: which way a tie goes is nobody's mistake.
+References are plain loops in float64 that try levels; solutions compute them. No weight lies halfway between two
+levels, because either choice would be right.
 """
 
 import torch
@@ -10,7 +10,7 @@ CHAPTER = "02_round_to_nearest"
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:
-    """Bell-shaped weights, the same on every machine, with as few digits as a message should show."""
+    """Normally distributed weights, the same on every machine, with few digits so that messages stay short."""
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 1000).round() / 1000
 
 

@@ -1,4 +1,4 @@
-"""``rtn.pack``: codes laid end to end in bytes."""
+"""``rtn.pack``: lay codes end to end in bytes."""
 
 import torch
 
@@ -122,7 +122,7 @@ MISTAKES = {
         right.edit('list(number.to_bytes(width, "little"))', "(row + [0] * width)[:width]")
     ),
     "the first code is in the high bits of the byte. It belongs in the low ones: 1 and 2 make 1 | 2 << 4.": (
-        # Where codes cross the borders of bytes, nobody lays them out so.
+        # Only for whole codes in a byte: nobody makes this mistake where codes cross the borders of bytes.
         right.edit("i * bits", "i * bits // 8 * 8 + 8 - bits - i * bits % 8 if 8 % bits == 0 else i * bits")
     ),
     "codes and their bits are laid out from the high end. The first code belongs in the lowest bits.": (
@@ -153,7 +153,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's ``pack_codes`` in place of :func:`qtutor.core.packing.pack_rows`."""
+    """A learner's ``pack_codes`` replaces :func:`qtutor.core.packing.pack_rows`."""
 
     def pack_rows(codes, bits, width):
         if not codes.numel():

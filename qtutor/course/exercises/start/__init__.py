@@ -1,4 +1,4 @@
-"""Exercises of chapter 00: what a quantized layer weighs, how long a token takes, how surprised a model is."""
+"""Chapter 00: the bytes of a quantized layer, the time of a token, and the surprise of a model (its perplexity)."""
 
 from qtutor.course.exercises.start.bytes import BYTES
 from qtutor.course.exercises.start.perplexity import PERPLEXITY

@@ -1,4 +1,4 @@
-"""``start.true_bytes``: what a quantized layer weighs, scales and zero points counted."""
+"""``start.true_bytes``: the bytes of a quantized layer, including scales and zero points."""
 
 import math
 
@@ -9,7 +9,7 @@ from qtutor.course.exercises.exercise import Exercise
 def true_bytes(rows, columns, bits, group_size, symmetric):
     def of_a_row(count):
         room, taken = 0, 0
-        for _ in range(count * bits):  # bit after bit, a new byte where the last one is full
+        for _ in range(count * bits):  # bit after bit; a full byte is followed by a new one
             if not room:
                 room, taken = 8, taken + 1
             room -= 1

@@ -1,4 +1,4 @@
-"""``start.perplexity``: from logits and token ids to one number."""
+"""``start.perplexity``: compute one number from logits and token ids."""
 
 import math
 
@@ -25,7 +25,7 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 
 
 def cases():
-    # One-hot rows that foresee the next token of 0, 1, 2, 0: sure of themselves, and right.
+    # One-hot rows that predict the next token of 0, 1, 2, 0, with high probability, and correctly.
     sure = 20 * torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]])
     hard = random(3, 5, 4)
     hard[1, 2] -= 120  # hardly thinkable, and then it comes
@@ -140,13 +140,13 @@ MISTAKES = {
 
 
 def _tells_the_impossible(arguments, results) -> bool:
-    """Nothing keeps the perplexity small where a token comes that the model thought next to impossible."""
+    """The perplexity is large if a token comes that the model held to be nearly impossible."""
     expected = perplexity(*arguments)
     return expected < 1e6 or not np.isfinite(results[0]) or bool(results[0] > expected / 2)
 
 
 def adapt(theirs):
-    """A learner's ``perplexity_of`` in place of :func:`qtutor.evaluate.perplexity`: a window at a time."""
+    """A learner's ``perplexity_of`` replaces :func:`qtutor.evaluate.perplexity`, one window at a time."""
     from qtutor.measure import losses
 
     @torch.inference_mode()

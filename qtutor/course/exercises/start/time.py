@@ -1,4 +1,4 @@
-"""``start.step_time``: how long one decoding step takes at least."""
+"""``start.step_time``: the least time that one decoding step takes."""
 
 from fractions import Fraction
 

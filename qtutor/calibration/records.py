@@ -1,0 +1,167 @@
+"""Texts and conversations out of a .jsonl file: one JSON object a line, as most data sets for training are kept.
+
+    {"text": "Once upon a time ..."}
+    {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    {"conversations": [{"from": "human", "value": "What is 2 + 2?"}, {"from": "gpt", "value": "4"}]}
+
+A text becomes the tokens that the tokenizer makes of it, a conversation those of the model's chat template
+(:mod:`.chat`). One line after the other is read, so that memory does not depend on the file's length; of a large file
+whole lines are taken from places evenly spread over it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtutor.calibration.chat import messages_of, rendered
+from qtutor.errors import QtutorError, said, shown
+
+WHOLE = 1 << 25  # bytes: a file of so many is read from the first line to the last
+LONGEST = 1 << 24  # bytes in a line
+NAMED = 5  # bad lines that a message names; of the others it says how many there are
+KEYS = ("text", "messages", "conversations")
+
+
+def is_jsonl(file: str | Path) -> bool:
+    """Whether the file's name says that it holds a record a line."""
+    return Path(file).suffix.lower() in (".jsonl", ".ndjson")
+
+
+def check_records(file: str | Path) -> None:
+    """Refuse lines that hold no text and no conversation, by number; of a large file the first :data:`WHOLE` bytes.
+
+    Whether the tokenizer has a template, and whether that takes every conversation, only shows when they are read.
+    """
+    bad, good = [], 0
+    with open(file, "rb") as opened:
+        for line in _lines(opened, 0, WHOLE):
+            try:
+                _record(line.data)
+                good += 1
+            except QtutorError as error:
+                bad.append((line.number, error))
+    _refuse(file, bad, good)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file: its number, counted from 1 at the place where reading began, and its bytes."""
+
+    number: int
+    data: bytes
+
+
+class Records:
+    """The records of a .jsonl file as token ids, and how many of which kind were read so far."""
+
+    def __init__(self, file: str | Path, tokenizer):
+        self.file, self.tokenizer = Path(file), tokenizer
+        self.texts = self.conversations = 0
+
+    def all(self) -> list[int]:
+        """The token ids of all records, one after the other."""
+        ids, bad = [], []
+        with open(self.file, "rb") as opened:
+            for line in _lines(opened, 0, self.file.stat().st_size):
+                try:
+                    ids += self._ids(line.data)
+                except QtutorError as error:
+                    bad.append((line.number, error))
+        _refuse(self.file, bad, self.texts + self.conversations)
+        return ids
+
+    def some(self, begin: int, end: int, length: int) -> list[int]:
+        """At least ``length`` token ids of the records that begin at bytes ``begin`` to ``end``; fewer if there are."""
+        ids = []
+        with open(self.file, "rb") as opened:
+            for line in _lines(opened, begin, end):
+                try:
+                    ids += self._ids(line.data)
+                except QtutorError as error:
+                    number = line.number + _lines_before(self.file, begin)
+                    raise QtutorError(f"{self.file}, line {number:,}: {error}") from error
+                if len(ids) >= length:
+                    break
+        return ids
+
+    def told(self) -> str:
+        """How many texts and conversations were read, in words."""
+        kinds = {"text": self.texts, "conversation": self.conversations}
+        return " and ".join(f"{n:,} {kind}{'s' * (n != 1)}" for kind, n in kinds.items() if n) or "no records"
+
+    def _ids(self, data: bytes) -> list[int]:
+        """One record's token ids."""
+        given = _record(data)
+        if isinstance(given, str):
+            self.texts += 1
+            return self.tokenizer(given, verbose=False)["input_ids"]
+        text = rendered(self.tokenizer, given)
+        self.conversations += 1
+        return self.tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]  # the template wrote them
+
+
+def _record(data: bytes) -> str | list[dict[str, str]]:
+    """The text or the messages in a line. Raises :class:`QtutorError` for anything else."""
+    if len(data) >= LONGEST:
+        raise QtutorError(f"it has more than {LONGEST:,} bytes, so it is no record. Is there a record on each line?")
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no UTF-8 is a ValueError, too
+        raise QtutorError(f"it is no JSON ({said(error)}): {shown(data[:60].decode('utf-8', 'replace'))}") from None
+    key = next((key for key in KEYS if isinstance(record, dict) and key in record), None)
+    if key is None:
+        found = f"the keys {', '.join(map(shown, list(record)[:5]))}" if isinstance(record, dict) else shown(record)
+        raise QtutorError(f"it has {found}; a record has one of {', '.join(map(repr, KEYS))}.")
+    given = record[key]
+    if key == "text" and not isinstance(given, str):
+        raise QtutorError(f"its 'text' is {shown(given)}, no text.")
+    found = given if key == "text" else messages_of(given)
+    for text in [found] if key == "text" else [message["content"] for message in found]:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise QtutorError(f"{shown(text)} has half a character (a lone surrogate), which no tokenizer takes.")
+    return found
+
+
+def _lines(opened, begin: int, end: int) -> Iterator[Line]:
+    """Lines with something on them that begin at bytes ``begin`` to ``end``, that one left out."""
+    opened.seek(max(begin - 1, 0))
+    if begin:
+        _skip(opened, opened.readline(LONGEST))  # a line that begins before; of one that ends here only its end
+    number = 0
+    while opened.tell() < end and (data := opened.readline(LONGEST)):
+        number += 1
+        _skip(opened, data)
+        if data.strip(b" \t\r\n\xef\xbb\xbf"):
+            yield Line(number, data)
+
+
+def _skip(opened, data: bytes) -> None:
+    """Go to the end of the line that begins with ``data``."""
+    while data and not data.endswith(b"\n"):
+        data = opened.readline(LONGEST)
+
+
+def _lines_before(file: Path, begin: int) -> int:
+    """How many lines begin before byte ``begin``: what a number counted from there is short of."""
+    count = 0
+    with open(file, "rb") as opened:
+        while opened.tell() < begin and (data := opened.read(min(1 << 20, begin - opened.tell()))):
+            count += data.count(b"\n")
+            inside = not data.endswith(b"\n")
+    return count + (inside if begin else 0)
+
+
+def _refuse(file: str | Path, bad: list, good: int) -> None:
+    """Raise :class:`QtutorError` for bad lines, and for a file without records."""
+    if not bad and not good:
+        raise QtutorError(f'{file} holds no records: a .jsonl file has an object on each line, like {{"text": ...}}.')
+    if not bad:
+        return
+    (first, error), *others = bad
+    more = ""
+    if others:
+        numbers = ", ".join(f"{number:,}" for number, _ in others[:NAMED])
+        left = f" and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
+        more = f" Bad are also the lines {numbers}{left}; {good:,} are good."
+    raise QtutorError(f"{file}, line {first:,}: {error}{more} Mend them, or take them out.")

@@ -1,0 +1,147 @@
+"""What `qtutor eval` and `qtutor compare` share: the text, the float decoder, numbers as table cells and as JSON."""
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from qtutor.cli.source import check_source, load_source
+from qtutor.errors import QtutorError
+
+TEXT = "a text, or a .jsonl file of texts or conversations, to measure on (default: held-out code for the embedded "
+TEXT += "decoder, else English and Python of ours)"
+
+
+def add_measuring(sub) -> None:
+    """Add the options of whatever is measured on a text."""
+    sub.add_argument("--text", metavar="FILE", help=TEXT)
+    sub.add_argument("--tokens", type=int, metavar="N", help="how many of it, evenly spread (default: 16384)")
+    sub.add_argument("--window", type=int, metavar="N", help="tokens that are read at a time (default: 512)")
+    sub.add_argument("--json", action="store_true", help="print JSON, and no table")
+
+
+def check_measuring(options, sources: list[str]) -> None:
+    """Refuse before anything is loaded what can be known to be wrong by then.
+
+    sources: all models; they are compared, so their vocabularies have to be of one size, as far as files tell it.
+    """
+    from qtutor.calibration.text import check_text
+    from qtutor.measure.texts import TOKENS, WINDOW
+
+    window = WINDOW if options.window is None else options.window
+    if window < 2:
+        raise QtutorError(f"--window is {window}; it takes at least 2 tokens, one to read and one to predict.")
+    if (options.tokens or TOKENS) < window:
+        raise QtutorError(f"--tokens is {options.tokens or TOKENS}, and one window takes {window}: measure on more.")
+    for source in sources:
+        check_source(source)
+        if not os.path.lexists(source) and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+            raise QtutorError(f"{source} does not exist. Name 'embedded', a folder, a file or a hub id (owner/name).")
+    if options.text is not None:
+        check_text(options.text, 2)
+    sizes = {source: size for source in sources if (size := vocabulary_of(source)) is not None}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{source} {size:,}" for source, size in sizes.items())
+        raise QtutorError(
+            f"the vocabularies are of different sizes ({told}), so that nothing can be compared token by token: name "
+            "models that were made of the same one."
+        )
+
+
+def vocabulary_of(source: str) -> int | None:
+    """How many tokens a decoder knows, out of its config or file; ``None`` where nothing here says it, as of a hub id.
+
+    What cannot be read is told when it is loaded.
+    """
+    from qtutor.decoder import EMBEDDED
+    from qtutor.formats.documents import read_json
+    from qtutor.formats.gguf_files import file_in
+    from qtutor.gguf.parts import read_whole
+
+    file = None if source == "embedded" else file_in(source)
+    if file is not None:
+        tokens = read_whole(file).metadata.get("tokenizer.ggml.tokens")
+        return len(tokens) if isinstance(tokens, list) else None
+    config = (EMBEDDED if source == "embedded" else Path(source)) / "config.json"
+    size = read_json(config).get("vocab_size") if config.is_file() else None
+    return size if type(size) is int else None
+
+
+def window_for(options, model, notes: list[str]) -> int:
+    """Tokens in a window: what --window says, at most the model's context."""
+    from qtutor.measure.texts import WINDOW
+
+    wanted = options.window or WINDOW
+    context = getattr(model.config, "max_position_embeddings", None) or wanted
+    if context < wanted:
+        notes.append(f"The model's context is {context} tokens: the text is read in windows of so many, not {wanted}.")
+    return min(wanted, context)
+
+
+def text_for(options, tokenizer, window: int, model):
+    """The :class:`qtutor.calibration.text.Text` to measure on, of tokens that the model embeds."""
+    from qtutor.measure.generation import check_embedded
+    from qtutor.measure.texts import text_of
+
+    text = text_of(tokenizer, options.text, window, options.tokens)
+    check_embedded(model, tokenizer, [int(text.token_ids.max())], "the text")
+    return text
+
+
+def check_same_tokens(text, first, second, names: tuple[str, str]) -> None:
+    """Refuse two tokenizers to which the ids of ``text`` do not mean the same tokens.
+
+    Sizes may be equal by chance, and each model would then be measured on another text.
+    """
+    ids = text.token_ids.unique().tolist()
+    ours, theirs = (tokenizer.convert_ids_to_tokens(ids) for tokenizer in (first, second))
+    differ = [(number, a, b) for number, a, b in zip(ids, ours, theirs, strict=True) if a != b]
+    if differ:
+        number, a, b = differ[0]
+        raise QtutorError(
+            f"{names[0]} and {names[1]} do not speak of the same tokens: number {number} is {a!r} to the one and {b!r} "
+            f"to the other, and {len(differ):,} of the text's {len(ids):,} differ. Compare a model with the one that "
+            "it was made of."
+        )
+
+
+def reference_for(options, text, model, tokenizer):
+    """FLOAT of --against, of one vocabulary with ``model``."""
+    from qtutor.measure.against import check_comparable
+
+    reference, its_tokenizer = load_source(options.against, options.device)
+    check_comparable(model, reference)
+    check_same_tokens(text, tokenizer, its_tokenizer, (options.source, options.against))
+    return reference
+
+
+def numbers(comparison) -> dict:
+    """A comparison as JSON has it: its fields, the rise of perplexity, and the float model's under ``float_...``."""
+    found = {name.replace("reference_", "float_"): value for name, value in asdict(comparison).items()}
+    return found | {"loss_percent": comparison.loss_percent}
+
+
+def error(value: float | None, digits: int, factor: float = 1) -> str:
+    """A standard error as a cell; empty where there is none."""
+    return "" if value is None else f"{factor * value:.{digits}f}"
+
+
+def passes_of(token_ids, window: int) -> int:
+    """About how many batches of windows there are."""
+    from qtutor.measure.losses import BATCH
+
+    return token_ids.numel() // (window * BATCH) + 1
+
+
+def as_json(found) -> str:
+    """JSON, in which numbers that are none (an infinite perplexity) are null."""
+
+    def finite(value):
+        if isinstance(value, dict):
+            return {key: finite(inside) for key, inside in value.items()}
+        if isinstance(value, list):
+            return [finite(inside) for inside in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(found), indent=1, allow_nan=False)

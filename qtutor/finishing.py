@@ -1,0 +1,113 @@
+"""Every layer that a recipe quantizes, finished one after the other: what :mod:`qtutor.pipeline` hands to a sink.
+
+Methods that look at inputs work on float32 copies of one block at a time (:mod:`~qtutor.calibration.walk`, which says
+what memory that takes); rounding to nearest reads the model's own weights.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from qtutor.calibration.mapped import Weights
+from qtutor.calibration.walk import Start, walk
+from qtutor.core.codebooks import INT8
+from qtutor.errors import naming
+from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
+from qtutor.methods.blocks import Changed, Rounded, round_block
+from qtutor.planning import float_parts, outside_layers, propagates
+from qtutor.recipe import Recipe
+from qtutor.report import LayerReport, weight_error, what_is_lost
+from qtutor.runtime.int8 import Int8Linear
+from qtutor.runtime.linear import QuantEmbedding, QuantLinear
+from qtutor.sinks import Arrived, Item, Packed
+
+
+def finished(
+    weights: Weights,
+    recipe: Recipe,
+    token_ids: torch.Tensor | None,
+    progress: bool = True,
+    start: Start | None = None,
+) -> Iterator[Item]:
+    """Every layer that ``recipe`` quantizes, as soon as it is packed; the model is only read.
+
+    start: the block where an earlier run has come to; what is before it is left out.
+    """
+    model, start = weights.model, start or Start()
+    in_blocks, outside = linear_layers(model), outside_layers(model, recipe)
+    recipes = recipe.of_layers([*in_blocks, *outside], float_parts(model))
+    blocks = len(decoder_blocks(model))
+    bar = {"total": blocks, "initial": start.index, "unit": "block", "delay": 1, "disable": not progress}
+    if start.index < blocks:
+        made = _calibrated if recipe.needs_calibration else _plain
+        for items in tqdm(made(weights, recipe, recipes, token_ids, start), "quantizing", **bar):
+            yield from items
+    yield Arrived(blocks)
+    for name in outside:
+        if name in recipes:
+            yield _rounded(name, weights, recipes[name].plain_rounder, recipes[name])
+
+
+def _calibrated(
+    weights: Weights, recipe: Recipe, recipes: dict[str, Recipe], token_ids: torch.Tensor, start: Start
+) -> Iterator[Iterator[Item]]:
+    """The items of each block, by methods that look at the inputs of its layers."""
+    propagate = propagates(weights.model, recipe, token_ids.numel())
+
+    def items(block, index: int) -> Iterator[Item]:
+        yield Arrived(index, tuple(stream.states for stream in (block, block.twin) if stream is not None))
+        for item in round_block(block, recipe, recipes):
+            yield item if isinstance(item, Changed) else _packed(item, weights.model.get_submodule(item.name))
+
+    blocks = walk(weights, token_ids, propagate, recipe.token_weights, recipe.wide, start)
+    for index, block in enumerate(blocks, start.index):
+        yield items(block, index)
+
+
+def _plain(
+    weights: Weights, recipe: Recipe, recipes: dict[str, Recipe], token_ids: None, start: Start
+) -> Iterator[Iterator[Item]]:
+    """The items of each block, by methods that look at weights alone."""
+    begin = family_of(weights.model).blocks
+
+    def items(index: int) -> Iterator[Item]:
+        yield Arrived(index)
+        for name, own in recipes.items():
+            if name.startswith(f"{begin}.{index}."):
+                yield _rounded(name, weights, own.rounder, own)
+
+    for index in range(start.index, len(decoder_blocks(weights.model))):
+        yield items(index)
+
+
+def _rounded(name: str, weights: Weights, rounder, recipe: Recipe) -> Packed:
+    """The layer ``name``, rounded without a look at its inputs."""
+    place, weight = weights.model.get_submodule(name), weights.tensor(f"{name}.weight")
+    with naming(name):
+        quantized = rounder.round(weight, recipe.grid, recipe.group_size)
+    bias = None if getattr(place, "bias", None) is None else weights.tensor(f"{name}.bias")
+    packed = _packed(Rounded(name, weight, quantized, quantized.dequantize(), bias), place)
+    weights.release([weight])
+    return packed
+
+
+def _packed(rounded: Rounded, original: nn.Module) -> Packed:
+    """The module that takes the place of ``original``, the model's own."""
+    quantized, bias = rounded.quantized, rounded.bias
+    if isinstance(original, nn.Embedding):
+        module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))
+    else:
+        bias = None if bias is None else bias.to(original.bias.dtype)
+        module = (Int8Linear if quantized.grid == INT8 else QuantLinear).from_quantized(quantized, bias)
+    exact = rounded.weight.float()
+    error = weight_error(rounded.back, exact)
+    lost = what_is_lost(rounded.back, exact, quantized.scales, error)
+    if lost:
+        warnings.warn(f"{rounded.name}: {lost}", stacklevel=2)
+    sizes = quantized.bits_per_weight, original.weight.nbytes, quantized.nbytes
+    note = "; ".join(filter(None, [rounded.note, lost]))
+    row = LayerReport(rounded.name, quantized.shape, error, *sizes, rounded.output_error, note)
+    return Packed(rounded.name, module, row)

@@ -1,0 +1,55 @@
+"""Which GGUF file a source names: itself, the one in a folder, or the first of its parts.
+
+Nothing but names and first bytes is looked at, and no torch is imported: the command line asks before anything else.
+"""
+
+from pathlib import Path
+
+from qtutor.errors import QtutorError, shown
+from qtutor.files import is_gguf
+from qtutor.formats import documents, smollm2
+
+NAME = "model.gguf"  # what we call the file in a folder
+
+
+def located(source: str | Path) -> str | Path:
+    """``source``, or the file that the word "smollm2" stands for."""
+    return smollm2.file() if source == smollm2.WORD else source
+
+
+def file_in(source: str | Path, alone: bool = True) -> Path | None:
+    """The GGUF file that ``source`` names, ``None`` where it names something else; of a split file the first part.
+
+    alone: in a folder only if no other weights are there. A folder may hold one file of any name, and one called
+    ``model.gguf`` beside others: that is what we write. Raises :class:`QtutorError` for a folder with several.
+    """
+    path = Path(located(source))
+    if not path.is_dir():
+        return path if is_gguf(path) else None
+    if alone and _other_weights(path):
+        return None
+    found = files_in(path)
+    if len(found) > 1 and path / NAME not in found:
+        raise QtutorError(
+            f"{path} holds {len(found)} GGUF files ({', '.join(shown(file.name) for file in found[:5])}"
+            f"{' ...' * (len(found) > 5)}): name the one that is meant, like {path / found[0].name}."
+        )
+    return None if not found else documents.file_in(path, NAME if path / NAME in found else found[0].name)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The GGUF files in a folder, by name, whatever case their suffix is in; of the parts of one file the first."""
+    from qtutor.gguf.parts import names_of
+
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and not path.is_dir())
+    here, first = set(found), []
+    for path in found:
+        parts = [part for part in names_of(path) if part in here]
+        if parts[0] == path:
+            first.append(path)
+    return first
+
+
+def _other_weights(folder: Path) -> bool:
+    """Whether a checkpoint of another kind lies in a folder. A config.json alone comes with many GGUF files."""
+    return (folder / "qtutor.json").is_file() or any(path.suffix.lower() == ".safetensors" for path in folder.iterdir())

@@ -1,0 +1,70 @@
+"""Llama 3's scaling of positions: a few parameters in transformers' config, in a GGUF file a tensor of factors.
+
+    factors_of(rope_parameters, 128)  # float32 [64], what each frequency of a head is divided by
+    rope_of(factors, 5e5, 128, 131_072, "a.gguf")  # and back
+
+Source: llama.cpp's ``conversion/llama.py``; transformers' ``modeling_rope_utils.py``.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+
+from qtutor.errors import QtutorError, shown
+
+ROPE = "rope_freqs.weight"  # the tensor, which stands for no parameter
+
+
+def factors_of(rope: dict, dim: int) -> np.ndarray:
+    """Llama 3's scaling: what it divides each of the ``dim / 2`` frequencies of a head by, float32.
+
+    Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are slowed by ``factor``;
+    fast ones (``high_freq_factor`` times) stay; between, the two are mixed.
+    """
+    factor, frequency = rope["factor"], rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
+    turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    fast = ((turns - low) / (high - low)).clip(0, 1)
+    return (1 / ((1 - fast) / factor + fast)).astype(np.float32)
+
+
+def rope_of(factors: np.ndarray, base: float, dim: int, longest: int, where: str) -> dict:
+    """The parameters of Llama 3's scaling with which :func:`.hyperparameters.llama3_factors` gives ``factors``.
+
+    factors: float64 ``[dim / 2]``, what each frequency is divided by: 1 for fast frequencies, the largest for slow
+    ones, and between them along a line in the turns that a frequency takes in the original context. Where the context
+    and both ends of the line are doubled, all factors stay the same; so the context is Llama 3's, 8192 tokens, where
+    the model's own (``longest``) is longer, as transformers wants it.
+    """
+    if np.allclose(factors, 1, rtol=1e-6):
+        return {}
+    largest, context = float(str(np.float32(factors.max()))), min(8192, max(1, longest // 2))
+    turns = context * base ** -(np.arange(0, dim, 2) / dim) / (2 * math.pi)
+    with np.errstate(all="ignore"):
+        low, high = _ends_of_line(turns, (1 / factors - 1 / largest) / (1 - 1 / largest))
+        found = {"factor": largest, "low_freq_factor": low, "high_freq_factor": high}
+        found |= {"rope_type": "llama3", "original_max_position_embeddings": context}
+        if low < high and np.allclose(factors_of(found | {"rope_theta": base}, dim), factors, rtol=1e-5):
+            return found
+    raise QtutorError(
+        f"{where}: tensor {ROPE!r} divides frequencies by {shown(factors[:9].tolist(), 120)}, which is no scaling of "
+        "Llama 3's, and no other one is known here. Run the file in llama.cpp."
+    )
+
+
+def _ends_of_line(turns: np.ndarray, fast: np.ndarray) -> tuple[float, float]:
+    """Where the line reaches 0 and 1 that ``fast`` follows between its ends; NaN where there is none.
+
+    Millionths are rounded off: what comes of 1 and 4 shall be 1 and 4.
+    """
+    between = np.flatnonzero((fast > 1e-6) & (fast < 1 - 1e-6))
+    if len(between) >= 2:
+        slope, at_zero = np.polyfit(turns[between], fast[between], 1)
+    else:  # of the lines to the nearest point of each end the steepest, which leaves both ends as they are
+        points = [*np.flatnonzero(fast >= 1 - 1e-6)[-1:], *between, *np.flatnonzero(fast <= 1e-6)[:1]]
+        slopes = [(fast[a] - fast[b]) / (turns[a] - turns[b]) for a, b in pairwise(points)]
+        steepest = int(np.argmax(slopes)) if slopes else 0
+        slope = slopes[steepest] if slopes else math.nan
+        at_zero = fast[points[steepest]] - slope * turns[points[steepest]] if slopes else math.nan
+    return round(float(-at_zero / slope), 6), round(float((1 - at_zero) / slope), 6)

@@ -1,0 +1,50 @@
+"""A decoder answers: messages through the chat template of its tokenizer, a greedy answer up to the end of its turn."""
+
+import torch
+
+from qtutor.calibration.chat import end_of_turn, rendered
+from qtutor.errors import QtutorError
+from qtutor.measure.generation import before, check_embedded, room_behind, text_ends
+
+
+def answer(model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int = 256, streamer=None) -> str:
+    """The greedy answer to a conversation, without what ends it.
+
+    messages: ``[{"role": "user", "content": "..."}, ...]``. streamer: transformers', is told of the tokens while they
+    are made. The answer ends at a token that ends texts, or with which the template ends a turn; or after
+    ``max_new_tokens``, or where the context does. Raises :class:`QtutorError` for a tokenizer without a template, a
+    conversation that its template refuses, and one that leaves no room in the model's context.
+    """
+    ids = conversation_tokens(model, tokenizer, messages)
+    room = room_behind(model, len(ids))
+    ends = answer_ends(model, tokenizer)
+    given = torch.tensor([ids], device=model.device)
+    with torch.inference_mode():
+        written = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=max_new_tokens if room is None else min(max_new_tokens, room),
+            do_sample=False,
+            eos_token_id=ends or None,
+            pad_token_id=tokenizer.eos_token_id or 0,
+            streamer=streamer,
+        )
+    return tokenizer.decode(before(ends, written[0, len(ids) :].tolist()), skip_special_tokens=True)
+
+
+def conversation_tokens(model, tokenizer, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation, up to where the next answer begins."""
+    try:
+        text = rendered(tokenizer, messages, ask=True)
+        text.encode()
+    except UnicodeEncodeError as error:  # of a command line in another encoding
+        raise QtutorError(f"the question is no text that can be written as UTF-8: {error}.") from None
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template wrote the special ones
+    check_embedded(model, tokenizer, ids, "the conversation")
+    return ids
+
+
+def answer_ends(model, tokenizer) -> list[int]:
+    """The tokens that end an answer: those that end texts, and the one with which the template ends a turn."""
+    ends = [number for number in text_ends(model) if number is not None]
+    return ends + [number for number in end_of_turn(tokenizer) if number not in ends]

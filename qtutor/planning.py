@@ -1,0 +1,188 @@
+"""What a run will do, told before it begins: which layers in how many bits, what stays in float, bytes, room, memory.
+
+    print(qtutor.plan("path/to/llama", qtutor.Recipe("rtn")))
+
+Everything follows from shapes, so nothing has to be read. The bytes of the files are exact: the tensors' places are
+laid out, and the other files are written once to be weighed. Memory is an estimate.
+"""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qtutor.calibration.mapped import Weights
+from qtutor.core.codebooks import FP4, INT8, NF4
+from qtutor.core.scales import NestedScales, PlainScales
+from qtutor.errors import QtutorError, naming
+from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
+from qtutor.formats import native
+from qtutor.formats.shards import ShardFile, laid_out
+from qtutor.guards.promises import config_to_write, is_tied
+from qtutor.methods.propagation import ENOUGH
+from qtutor.plan_table import Row, as_table, kept_rows, rounded_rows
+from qtutor.recipe import KEEP, Recipe
+from qtutor.runtime.int8 import Int8Linear
+from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+
+RUNNING = 300_000_000  # bytes that Python takes with torch and transformers, before any model
+OF_A_MATRIX = 30  # bytes for each entry of the widest layer's Hessian while it is made, ordered and factored
+OF_A_LAYER = 16  # bytes for each weight of the layer that is being rounded: float32 copies, codes, errors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run by ``recipe`` will do.
+
+    packed: the decoder of shapes alone as it will be, with packed layers; recipes: of each of these by name. files:
+    that hold its tensors. others: bytes of the files beside them. propagate: whether the float decoder is carried
+    along. states_shape: of the calibration states, ``[1 or 2, samples, length, hidden]``, two with the float decoder
+    carried along; empty without text. memory: bytes, about.
+    """
+
+    recipe: Recipe
+    packed: nn.Module
+    recipes: dict[str, Recipe]
+    files: tuple[ShardFile, ...]
+    rows: tuple[Row, ...]
+    others: int
+    propagate: bool
+    states_shape: tuple[int, ...]
+    memory: int
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.packed)
+
+    @property
+    def states(self) -> int:
+        """Bytes of the calibration states, float32."""
+        return 4 * math.prod(self.states_shape) if self.states_shape else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files of the result."""
+        return sum(file.size for file in self.files) + self.others
+
+    @property
+    def room(self) -> int:
+        """Bytes that the run takes on the disk: new states are written before the old ones go."""
+        return self.nbytes + 2 * self.states
+
+    def __str__(self) -> str:
+        layers, blocks = len(self.recipes), len(decoder_blocks(self.packed))
+        several = f" in {len(self.files)} files of weights" if len(self.files) > 1 else ""
+        lines = [f"Plan: {layers} layers of {blocks} decoder blocks are quantized.", "", *as_table(self.rows), ""]
+        lines += [f"Result: {self.nbytes:,} bytes{several}."]
+        if self.states:
+            lines += [
+                f"Disk: at most {self.room:,} bytes until it is done. The calibration states ({self.states:,} bytes) "
+                "are kept after",
+                "every block: reading them is cheaper than a forward pass through the finished blocks. Where the disk "
+                "has no room",
+                "for them, a run that was killed makes that pass.",
+            ]
+        return "\n".join([*lines, f"Memory: about {self.memory / 1e6:,.0f} MB."])
+
+
+def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = None, tokenizer=None) -> Plan:
+    """The plan for ``weights``. token_ids: the text, int64 ``[samples, length]``, where the recipe reads any.
+
+    Raises :class:`QtutorError` for a group size that does not divide a layer's rows, a pattern that fits nothing, and
+    a recipe that leaves every layer in float.
+    """
+    model = weights.model
+    native.check_dtype(config_to_write(model).dtype)
+    in_blocks, outside = linear_layers(model), outside_layers(model, recipe)
+    recipes = recipe.of_layers([*in_blocks, *outside], float_parts(model))
+    if not recipes:
+        kept = ", ".join(pattern for pattern, change in recipe.layers.items() if change == KEEP)
+        raise QtutorError(f"{kept} leaves no layer to be quantized: keep fewer.")
+    packed = _packed(model, recipes, outside)
+    tensors = native.stored_tensors(packed)
+    files = tuple(laid_out(native.kinds(tensors)))
+    propagate, states_shape = False, ()
+    if token_ids is not None and recipe.needs_calibration:
+        propagate = propagates(model, recipe, token_ids.numel())
+        states_shape = 1 + propagate, *token_ids.shape, model.config.hidden_size
+    rows = (*rounded_rows(model, packed, recipes), *kept_rows(packed, tensors, recipe))
+    others = _weighed(packed, tokenizer, recipe, files)
+    memory = _memory(model, recipe, states_shape)
+    return Plan(recipe, packed, recipes, files, rows, others, propagate, states_shape, memory)
+
+
+def outside_layers(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
+    """The modules outside of the blocks that are to be quantized, by name."""
+    family = family_of(model)
+    wanted = [family.embedding] * recipe.embeddings + [family.head] * recipe.lm_head
+    return {name: model.get_submodule(name) for name in wanted}
+
+
+def float_parts(model: nn.Module) -> list[str]:
+    """Modules with weights that stay in float by themselves: embeddings, norms and lm_head, unless a recipe asks."""
+    layers = linear_layers(model)
+    return [name for name, module in model.named_modules() if name not in layers and list(module.parameters(False))]
+
+
+def propagates(model: nn.Module, recipe: Recipe, tokens: int) -> bool:
+    """Whether the float decoder is carried along: as the recipe says, or where there is text enough."""
+    widest = max(layer.in_features for layer in linear_layers(model).values())
+    return tokens >= ENOUGH * widest if recipe.propagate is None else recipe.propagate
+
+
+def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.Module]) -> nn.Module:
+    """A decoder of shapes with packed layers, as ``model`` will be."""
+    from qtutor.formats.transformers_files import shapes_alone
+
+    tied, dtypes = is_tied(model), {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    empty = shapes_alone(config_to_write(model))
+    values = {name: torch.empty_like(shape, dtype=dtypes[name]) for name, shape in empty.state_dict().items()}
+    empty.load_state_dict(values, strict=True, assign=True)
+    if tied:
+        empty.tie_weights()
+    if outside:
+        empty.config.tie_word_embeddings = False  # each of the two is then a tensor of its own
+    for name, recipe in recipes.items():
+        with naming(name), torch.device("meta"):
+            empty.set_submodule(name, _empty_layer(empty.get_submodule(name), recipe))
+    empty.generation_config = getattr(model, "generation_config", None)
+    return empty
+
+
+def _empty_layer(place: nn.Module, recipe: Recipe) -> QuantWeight:
+    """The layer of shapes that takes the ``place`` of one in float."""
+    rows, columns = place.weight.shape
+    scales = NestedScales if recipe.grid in (NF4, FP4) and recipe.double else PlainScales
+    if isinstance(place, nn.Embedding):
+        table = QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
+        table.multiplier = embedding_scale(place)
+        return table
+    kind = Int8Linear if recipe.grid == INT8 else QuantLinear
+    layer = kind(rows, columns, recipe.grid, recipe.group_size, place.bias is not None, scales)
+    if place.bias is not None:
+        layer.bias = torch.empty_like(place.bias)
+    return layer
+
+
+def _memory(model: nn.Module, recipe: Recipe, states_shape: tuple[int, ...]) -> int:
+    """About how much memory the run takes where blocks come from files."""
+    block = decoder_blocks(model)[0]
+    layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    weights = max(module.weight.numel() for module in (*layers, *outside_layers(model, recipe).values()))
+    total = RUNNING + OF_A_LAYER * weights
+    if not states_shape:
+        return total
+    streams, samples, length, hidden = states_shape
+    width = max(layer.in_features for layer in layers)
+    numbers = samples * length * (hidden + width) + sum(parameter.numel() for parameter in block.parameters())
+    return total + 4 * streams * numbers + OF_A_MATRIX * width**2
+
+
+def _weighed(packed: nn.Module, tokenizer, recipe: Recipe, files: tuple[ShardFile, ...]) -> int:
+    """Bytes of the files beside the weights: they are written once, elsewhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        native.write_others(Path(folder), packed, tokenizer, recipe.as_dict(), files)
+        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -1,0 +1,173 @@
+"""The sink that writes a folder of ours block by block, and goes on where an earlier run was killed.
+
+Each layer goes to its place in the files of the result (:mod:`qtutor.formats.shards`) and is forgotten. After a block
+all of it is brought to disk, and only then noted as finished, with the digest of its bytes; so what is noted is there.
+A later run believes a note only as far as the digest still fits.
+"""
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from qtutor.calibration.mapped import Weights
+from qtutor.calibration.walk import Start
+from qtutor.core.quantized import all_finite
+from qtutor.errors import QtutorError
+from qtutor.families import decoder_blocks
+from qtutor.files.unfinished import Unfinished, bytes_in
+from qtutor.formats import native
+from qtutor.formats.shards import Kind, Shards, is_begun
+from qtutor.planning import Plan
+from qtutor.report import LayerReport
+from qtutor.sinks import Arrived, Item, Packed
+from qtutor.sinks.states import KeptStates
+
+
+class IntoFolder:
+    """Writes to ``run.new``, the folder to come; a context manager.
+
+    plan: of the run. weights: of the float model, for what stays as it is. tell: is called with a sentence where an
+    earlier run is gone on with. start: where the walk has to begin. rows: of the report, as far as blocks are finished.
+    """
+
+    def __init__(self, run: Unfinished, plan: Plan, weights: Weights, tell: Callable[[str], None]):
+        self.run, self.plan, self.weights, self.tell = run, plan, weights, tell
+        self.blocks = len(decoder_blocks(plan.packed))
+        self.pieces = self._pieces(native.kinds(native.stored_tensors(plan.packed)))
+        self.states = KeptStates(run.folder, plan.states_shape)
+        self.start, self.rows = Start(), []
+        self._pending: list[LayerReport] = []  # rows of the piece at hand
+        self._written: set[str] = set()  # and its tensors
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> "IntoFolder":
+        new, files = self.run.new, self.plan.files
+        if not all(is_begun(new / file.name, file) for file in files):
+            self.run.keep_first(0)
+        for found in set(new.iterdir()) - {new / file.name for file in files}:
+            found.unlink()  # settings and tokenizer are written anew
+        self.shards = self._closing.enter_context(Shards(new, list(files)))
+        self._go_on()
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self._closing.close()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every piece is finished."""
+        return len(self.run.done) == len(self.pieces)
+
+    def take(self, item: Item) -> None:
+        if isinstance(item, Arrived):
+            if item.index > len(self.run.done):
+                self._note(item)
+        elif isinstance(item, Packed):
+            for name, tensor in item.module.state_dict().items():
+                self._write(f"{item.name}.{name}", tensor)
+            self._pending.append(item.row)
+        else:
+            self._write(item.name, item.value)
+
+    def finish(self) -> None:
+        """Write what lies outside of the blocks."""
+        if not self.whole:
+            self._note(Arrived(len(self.pieces)))
+
+    def _pieces(self, kinds: dict[str, Kind]) -> list[dict[str, Kind]]:
+        """The tensors that are finished together: those of each block, and last those outside of the blocks."""
+        begin, pieces = f"{self.plan.family.blocks}.", [{} for _ in range(self.blocks + 1)]
+        for name, kind in kinds.items():
+            number = int(name[len(begin) :].partition(".")[0]) if name.startswith(begin) else self.blocks
+            pieces[number][name] = kind
+        return pieces
+
+    def _go_on(self) -> None:
+        """Find what an earlier run finished and is still as it was; the rest is made anew."""
+        for piece, names in zip(self.run.done, self.pieces):
+            rows = _rows_of(piece)
+            if rows is None or piece.get("digest") != self.shards.digest(names):
+                break
+            self.rows.append(rows)
+        count = len(self.rows)
+        self.run.keep_first(count)
+        if not count:
+            return
+        done = min(count, self.blocks)
+        self.start, how = Start(done), ""
+        if self.plan.states and done < self.blocks:
+            self.start, how = self._start_at(done)
+        where = f"going on with block {done}" if done < self.blocks else "going on with what is left"
+        if self.start.index:
+            self.tell(f"{done} of {self.blocks} decoder blocks are finished ({self.run.folder}): {where}.{how}")
+        else:
+            self.run.keep_first(0)
+            self.rows = []
+            self.tell(f"{done} of {self.blocks} decoder blocks were finished: starting anew.{how}")
+
+    def _start_at(self, done: int) -> tuple[Start, str]:
+        """Where the walk begins, the blocks before number ``done`` being finished; and how, in a sentence."""
+        states = self.states.load(done)
+        if states is not None:
+            return Start(done, states), " The calibration states that arrive there are read from the disk."
+        if not self.plan.recipe.transforms:
+            how = " The calibration states are made again, by a forward pass through the finished blocks."
+            return Start(done, refill=self._refill), how
+        # AWQ's blocks hand on what scaled float weights compute, and those are kept nowhere.
+        return Start(), " The calibration states behind them were not kept, and AWQ's cannot be made again."
+
+    def _write(self, name: str, tensor: torch.Tensor) -> None:
+        dtype, shape = self.pieces[len(self.run.done)][name]
+        if tuple(tensor.shape) != shape or (tensor.dtype != dtype and not tensor.is_floating_point()):
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, planned were {dtype} {list(shape)}")
+        tensor = tensor.to(dtype)
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise QtutorError(
+                f"{name}: {int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} numbers are NaN or infinite. The "
+                "model would write nonsense: repair the checkpoint first."
+            )
+        self.shards.write(name, tensor)
+        self._written.add(name)
+
+    def _note(self, arrived: Arrived) -> None:
+        """The piece at hand is finished: write what of it stays in float, bring all to disk, and then note it."""
+        names = self.pieces[len(self.run.done)]
+        for name in names.keys() - self._written:
+            tensor = self.weights.tensor(name)
+            self._write(name, tensor)
+            self.weights.release([tensor])
+        for handle in self.shards.flush():
+            os.fsync(handle)
+        if arrived.states:
+            self.states.save(arrived.index, arrived.states, spare=self.plan.nbytes - bytes_in(self.run.new))
+        rows = [asdict(row) for row in self._pending]
+        self.run.note({"digest": self.shards.digest(names), "rows": rows})
+        self.states.keep_only(arrived.index)
+        self.rows.append(self._pending)
+        self._pending, self._written = [], set()
+
+    def _refill(self, block: str, module: nn.Module) -> None:
+        """Put what the layers of ``block`` have become into its float32 copy, if the walk has gone on with that."""
+        own = {name: recipe for name, recipe in self.plan.recipes.items() if name.startswith(f"{block}.")}
+        if not self.plan.propagate and not any(recipe.rounder.follows for recipe in own.values()):
+            return
+        stored = {name: kind for piece in self.pieces for name, kind in piece.items()}
+        for name in own:
+            layer = copy.deepcopy(self.plan.packed.get_submodule(name))
+            tensors = {key: self.shards.read(f"{name}.{key}", stored[f"{name}.{key}"]) for key in layer.state_dict()}
+            layer.load_state_dict(tensors, assign=True)
+            weight = module.get_submodule(name.removeprefix(f"{block}.")).weight
+            weight.copy_(layer.quantized().dequantize())
+
+
+def _rows_of(piece: dict) -> list[LayerReport] | None:
+    """The rows that were noted with a piece; ``None`` where the note is damaged."""
+    try:
+        return [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in piece["rows"]]
+    except (KeyError, TypeError):
+        return None

@@ -1,0 +1,66 @@
+"""KL divergence, flips and perplexity out of llama.cpp's own logits, and a chat's prompt as llama.cpp cuts it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import qtutor
+from qtutor import evaluate
+from qtutor.measure.chat import conversation_tokens
+from tests.calibration.test_records import ASKED, TEMPLATE
+from tests.gguf import llama_cpp
+
+pytestmark = pytest.mark.skipif(
+    llama_cpp.library() is None, reason="llama.cpp itself comes with xllamacpp, which is not installed here"
+)
+
+
+def log_probabilities(path, rows: torch.Tensor) -> np.ndarray:
+    """float64 ``[rows, tokens, vocabulary]`` as llama.cpp computes them from the file."""
+    found = []
+    with llama_cpp.Model(path) as engine:
+        for row in rows.tolist():
+            engine.forget()
+            logits = engine.logits(row)[:-1].astype(np.float64)
+            found.append(logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+                         - logits.max(-1, keepdims=True))  # fmt: skip
+    return np.stack(found)
+
+
+def test_a_comparison_is_what_llama_cpp_computes(tmp_path):
+    """The formulas of llama-perplexity --kl-divergence, on logits of llama.cpp: mean KL, mean ln(PPL(Q)/PPL(base)),
+    share of the same top token. Its weights are ours in float32, so only rounding errors of sums are between the two.
+    """
+    reference, tokenizer = qtutor.load()
+    model = copy.deepcopy(reference)
+    qtutor.quantize(model, qtutor.Recipe(bits=3, group_size=64), progress=False)
+    dense = copy.deepcopy(reference)
+    for name, module in model.named_modules():
+        if hasattr(module, "quantized"):
+            dense.get_submodule(name).weight.data = module.quantized().dequantize(torch.float32)
+    rows = evaluate.held_out_tokens(tokenizer, 4 * 96).reshape(4, 96)
+    files = [
+        qtutor.export(one, tmp_path / f"{name}.gguf", format="gguf", type="F32", pure=True, tokenizer=tokenizer)
+        for name, one in (("float", reference), ("rounded", dense))
+    ]
+    base, ours = (log_probabilities(file, rows) for file in files)
+    kl = (np.exp(base) * (base - ours)).sum(-1)
+    following = rows[:, 1:].numpy()[..., None]
+    rise = (np.take_along_axis(base, following, -1) - np.take_along_axis(ours, following, -1)).mean()
+    flips = base.argmax(-1) != ours.argmax(-1)
+    found = evaluate.compare(model, reference, rows)
+    assert found.kl == pytest.approx(kl.mean(), rel=1e-4)
+    assert found.kl_error == pytest.approx(kl.mean(-1).std(ddof=1) / 2, rel=1e-3)
+    assert np.log(found.perplexity / found.reference_perplexity) == pytest.approx(rise, rel=1e-4)
+    assert abs(found.flips - flips.mean()) <= 1 / flips.size  # of two that are nearly as likely, either may be first
+
+
+def test_a_conversation_is_cut_into_the_tokens_that_llama_cpp_makes(tmp_path):
+    model, tokenizer = qtutor.load()
+    tokenizer.chat_template = TEMPLATE.replace("<|begin|>", "")
+    path = qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="Q8_0", tokenizer=tokenizer)
+    text = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
+    with llama_cpp.Model(path) as engine:
+        assert conversation_tokens(model, tokenizer, ASKED) == engine.tokenize(text, special=False)

@@ -1,0 +1,376 @@
+"""A run that is killed, interrupted or fails goes on where it was, and ends in the same bytes."""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import qtutor
+from qtutor import finishing, pipeline
+from qtutor.calibration import walk
+from qtutor.families import decoder_blocks
+from qtutor.files import staging, unfinished
+from qtutor.formats import shards
+from qtutor.sinks import folder as folders
+from qtutor.sinks import states
+from tests.gguf.small_tokenizers import letters
+from tests.models import VOCABULARY, some_ids
+from tests.test_quantize_to import contents
+
+BLOCKS = 4
+IDS = some_ids(8, 32)
+TRACED = {module.__file__ for module in (pipeline, finishing, walk, folders, states, shards, unfinished, staging)}
+RECIPES = {
+    "rtn": {},
+    "gptq": {"method": "gptq", "propagate": False},
+    "gptq, propagated": {"method": "gptq", "propagate": True, "layers": {"*.2.*": "float"}},
+    "awq": {"method": "awq", "lm_head": True},
+}
+
+
+def recipe_called(name: str, **options) -> qtutor.Recipe:
+    return qtutor.Recipe(**{"group_size": 32, "bits": 3} | RECIPES[name] | options)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Four small blocks, in a checkpoint as others ship them."""
+    folder = tmp_path_factory.mktemp("source") / "float"
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        dtype=torch.bfloat16,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    letters().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """What each recipe makes when nobody disturbs it, and its report; made once."""
+    made = {}
+
+    def of(name: str):
+        if name not in made:
+            out = tmp_path_factory.mktemp("whole") / "out"
+            made[name] = run(source, out, recipe_called(name)), contents(out)
+        return made[name]
+
+    return of
+
+
+def run(source, out, recipe, said=None, ids=IDS):
+    tell = [].append if said is None else said.append
+    return qtutor.quantize_to(source, out, recipe, ids, device="cpu", progress=False, tell=tell)
+
+
+def sentences(said) -> str:
+    return " ".join(" ".join(str(line).split()) for line in said[1:])
+
+
+class Counted:
+    """Counts the lines that Python runs in the modules of the run, and does something at one of them."""
+
+    def __init__(self, at: int = -1, action=None):
+        self.lines, self.at, self.action = 0, at, action
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code.co_filename not in TRACED:
+            return None
+        self.lines += event == "line"
+        if self.lines == self.at and self.action:
+            action, self.action = self.action, None
+            action()
+        return self
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *_exception):
+        sys.settrace(self.before)
+
+
+def killed(source, out, recipe, line: int) -> bool:
+    """Run in a process of its own that is killed at a line; whether it was, and did not end before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            with Counted(line, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+                run(source, out, recipe)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_ten_kills_at_random_moments_and_the_same_bytes(source, whole, tmp_path, name):
+    """Each run goes on where the one before was killed, over an older export, which stays until the end."""
+    report, expected = whole(name)
+    out, recipe, chance, said = tmp_path / "out", recipe_called(name), random.Random(0), []
+    run(source, out, qtutor.Recipe(group_size=32, bits=2))
+    older = contents(out)
+    with Counted() as counted:
+        run(source, tmp_path / "other", recipe)
+    kills = 0
+    while kills < 10:
+        if not killed(source, out, recipe, chance.randrange(counted.lines)):
+            assert contents(out) == expected
+            run(source, out, qtutor.Recipe(group_size=32, bits=2))
+            continue
+        kills += 1
+        assert contents(out) in (older, expected)
+    assert run(source, out, recipe, said) == report
+    assert contents(out) == expected
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq"])
+def test_an_interrupt_at_any_line_loses_nothing(source, whole, tmp_path, name):
+    report, expected = whole(name)
+    out, recipe = tmp_path / "out", recipe_called(name)
+    with Counted() as counted:
+        run(source, out, recipe)
+    shutil.rmtree(out)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    found = set()
+    for line in range(1, counted.lines, counted.lines // 23):
+        with Counted(line, interrupt) as counted, contextlib.suppress(KeyboardInterrupt):
+            run(source, out, recipe)
+            assert counted.action, "the interrupt is lost"  # or it went on where the last one was, and was shorter
+        left = set(os.listdir(tmp_path))
+        assert left in (set(), {".out.qtutor-unfinished"}, {"out"}), left
+        assert not out.exists() or contents(out) == expected
+        found |= left
+        if line % 3 == 0 or out.exists():
+            assert run(source, out, recipe) == report and contents(out) == expected
+            assert os.listdir(tmp_path) == ["out"]
+            shutil.rmtree(out)
+    assert ".out.qtutor-unfinished" in found
+
+
+def interrupted_before(block: int, source, out, recipe, said=None, ids=IDS):
+    """A run that is interrupted when the walk has come to ``block``."""
+    own = folders.IntoFolder.take
+
+    def take(self, item):
+        own(self, item)
+        if isinstance(item, folders.Arrived) and item.index == block:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folders.IntoFolder, "take", take)
+        run(source, out, recipe, said, ids)
+    return unfinished.folder_of(out)
+
+
+def blocks_run(source, out, recipe, said=None, ids=IDS) -> list[int]:
+    """The blocks that a run brings to be quantized."""
+    found, own = [], folders.IntoFolder.take
+
+    def take(self, item):
+        if isinstance(item, folders.Arrived):
+            found.append(item.index)
+        own(self, item)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folders.IntoFolder, "take", take)
+        run(source, out, recipe, said, ids)
+    return found
+
+
+@pytest.mark.parametrize("block", [1, 3, 4])
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_goes_on_with_the_block_that_was_at_hand_and_says_so(source, whole, tmp_path, name, block):
+    said, out = [], tmp_path / "out"
+    folder = interrupted_before(block, source, out, recipe_called(name), said)
+    assert f"what is finished is kept in {folder}: the same call goes on from there" in sentences(said)
+    said.clear()
+    assert blocks_run(source, out, recipe_called(name), said) == list(range(block, BLOCKS + 1))
+    where = "going on with what is left" if block == BLOCKS else f"going on with block {block}"
+    assert f"{block} of {BLOCKS} decoder blocks are finished ({folder}): {where}." in sentences(said)
+    assert ("read from the disk" in sentences(said)) == (name != "rtn" and block < BLOCKS)
+    assert contents(out) == whole(name)[1] and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq, propagated", "awq"])
+def test_states_that_were_not_kept_are_made_again(source, whole, tmp_path, monkeypatch, name):
+    """By a forward pass through the finished blocks; AWQ's cannot be, and so it starts anew."""
+    said, out = [], tmp_path / "out"
+    little = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(total=10**9, free=1000))
+    monkeypatch.setattr(states, "shutil", little)
+    folder = interrupted_before(3, source, out, recipe_called(name))
+    assert not list(folder.glob("states*"))
+    begun = blocks_run(source, out, recipe_called(name), said)
+    if name == "awq":
+        assert begun[0] == 0 and "3 of 4 decoder blocks were finished: starting anew" in sentences(said)
+    else:
+        assert begun[0] == 3 and "by a forward pass through the finished blocks" in sentences(said)
+    assert contents(out) == whole(name)[1]
+
+
+def test_states_take_the_room_of_one_block(source, tmp_path):
+    folder = interrupted_before(3, source, tmp_path / "out", recipe_called("gptq, propagated"))
+    (file,) = folder.glob("states*")
+    assert file.name == "states-00003.safetensors"
+    assert 0 < file.stat().st_size - 2 * 4 * IDS.numel() * 32 < 500
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"bits": 4}, "another recipe"),
+        ({"layers": {"*.o_proj": "float"}}, "another recipe"),
+        ({"ids": some_ids(8, 32, seed=1)}, "another calibration text"),
+        ({"ids": IDS[:4], "act_order": "none"}, "another calibration text and another recipe"),
+    ],
+)
+def test_another_recipe_or_text_starts_anew_and_says_so(source, tmp_path, change, what):
+    out, said, change = tmp_path / "out", [], dict(change)
+    interrupted_before(2, source, out, recipe_called("gptq"))
+    ids = change.pop("ids", IDS)
+    assert blocks_run(source, out, recipe_called("gptq", **change), said, ids)[0] == 0
+    assert f"an unfinished run for {out} had {what}: starting anew" in sentences(said)
+    run(source, tmp_path / "other", recipe_called("gptq", **change), ids=ids)
+    assert contents(out) == contents(tmp_path / "other")
+
+
+def test_another_checkpoint_starts_anew(source, tmp_path):
+    model, tokenizer = qtutor.load(source, device="cpu")
+    decoder_blocks(model)[3].mlp.up_proj.weight.data[0, 0] += 1
+    model.save_pretrained(tmp_path / "float")
+    tokenizer.save_pretrained(tmp_path / "float")
+    out, said = tmp_path / "out", []
+    interrupted_before(2, source, out, recipe_called("rtn"))
+    assert blocks_run(tmp_path / "float", out, recipe_called("rtn"), said)[0] == 0
+    assert "had another checkpoint: starting anew" in sentences(said)
+
+
+def test_the_same_checkpoint_elsewhere_goes_on(source, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in source.iterdir():
+        (elsewhere / path.name).write_bytes(path.read_bytes())
+    interrupted_before(2, source, tmp_path / "out", recipe_called("rtn"))
+    assert blocks_run(elsewhere, tmp_path / "out", recipe_called("rtn"))[0] == 2
+
+
+def damage_weights(folder):
+    path = folder / "new" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    place = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["model.layers.1.mlp.up_proj.packed"]
+    data[8 + int.from_bytes(data[:8], "little") + place["data_offsets"][0]] ^= 1
+    path.write_bytes(data)
+
+
+def damage_line(folder):
+    lines = (folder / "done.jsonl").read_text().splitlines(keepends=True)
+    (folder / "done.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])  # as after a power cut
+
+
+def damage_rows(folder):
+    pieces = [json.loads(line) for line in (folder / "done.jsonl").read_text().splitlines()]
+    pieces[0]["rows"] = [{"name": 3}]
+    (folder / "done.jsonl").write_text("".join(json.dumps(piece) + "\n" for piece in pieces))
+
+
+def damage_work(folder):
+    (folder / "work.json").write_text("[" * 10_000)
+
+
+def damage_file(folder):
+    os.truncate(folder / "new" / "model.safetensors", 1000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "block"),
+    [(damage_weights, 1), (damage_line, 2), (damage_rows, 0), (damage_work, 0), (damage_file, 0)],
+)
+@pytest.mark.parametrize("name", ["rtn", "gptq"])
+def test_what_was_damaged_is_made_anew(source, whole, tmp_path, name, damage, block):
+    out = tmp_path / "out"
+    folder = interrupted_before(3, source, out, recipe_called(name))
+    damage(folder)
+    assert blocks_run(source, out, recipe_called(name))[0] == block
+    assert contents(out) == whole(name)[1] and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq"])
+@pytest.mark.parametrize("nth", [1, 30, 90])
+def test_a_full_disk_keeps_what_is_finished(source, whole, tmp_path, monkeypatch, name, nth):
+    out, calls, said, own = tmp_path / "out", [], [], shards.Shards.write
+
+    def full(self, *arguments):
+        calls.append(arguments)
+        if len(calls) >= nth:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        own(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "write", full)
+        with pytest.raises(qtutor.QtutorError, match=r"out cannot be written: No space left on device\. Whatever"):
+            run(source, out, recipe_called(name), said)
+    kept = [] if nth == 1 else [".out.qtutor-unfinished"]
+    assert os.listdir(tmp_path) == kept and ("what is finished is kept" in sentences(said)) == bool(kept)
+    run(source, out, recipe_called(name))
+    assert contents(out) == whole(name)[1] and os.listdir(tmp_path) == ["out"]
+
+
+def test_two_runs_for_one_place_do_not_meet(source, tmp_path):
+    out, met = tmp_path / "out", []
+    own = folders.IntoFolder.finish
+
+    def finish(self):
+        child = os.fork()
+        if child == 0:
+            try:
+                run(source, out, recipe_called("rtn"))
+            except qtutor.QtutorError as error:
+                os._exit(5 if "another run is writing" in str(error) else 6)
+            os._exit(7)
+        met.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        own(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folders.IntoFolder, "finish", finish)
+        run(source, out, recipe_called("rtn"))
+    assert met == [5] and os.listdir(tmp_path) == ["out"]
+
+
+def test_what_others_put_there_meanwhile_is_not_removed(source, tmp_path):
+    """The finished work stays, too, and is put in place when the way is free."""
+    out, recipe, own = tmp_path / "out", recipe_called("rtn"), folders.IntoFolder.finish
+    run(source, out, qtutor.Recipe(group_size=32))
+
+    def finish(self):
+        own(self)
+        (out / "MY_NOTES.txt").write_text("mine")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(qtutor.QtutorError, match="MY_NOTES"):
+        patch.setattr(folders.IntoFolder, "finish", finish)
+        run(source, out, recipe)
+    assert (out / "MY_NOTES.txt").read_text() == "mine"
+    (out / "MY_NOTES.txt").unlink()
+    assert blocks_run(source, out, recipe) == [] and os.listdir(tmp_path) == ["out"]
+    assert json.loads((out / "qtutor.json").read_text())["recipe"]["bits"] == 3
