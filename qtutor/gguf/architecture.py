@@ -65,7 +65,7 @@ def _gemma2(values: Mapping) -> dict:
 
 
 def _gemma3(values: Mapping) -> dict:
-    return _gemma(values, period=6, widest=62) | {"final_logit_softcapping": None}
+    return _gemma(values, period=6, widest=62)
 
 
 def _smollm3(values: Mapping) -> dict:
@@ -83,13 +83,13 @@ class Architecture:
     in a block, attention and MLP. extra_norms: names of a family's extra norms, in its order. biases: the layers whose
     bias is added; another one would be ignored in silence. neighbours: whether it rotates neighbours. scalings: the
     ways to scale positions that it computes, by the config's ``rope_type``. partial: whether it can leave a part of
-    each head as it is (the config's ``partial_rotary_factor``). window: every so many blocks, one sees all of the
-    text, and the others a sliding window; 0 where there are no windows: the context of a file ends where the window does. local_rope: whether blocks with a window have positions of their
-    own. output: "own" or "tied" where only one of the two is read, a
-    matrix of its own behind the last norm, or the embedding. keys: what more of a config is told, key of the file ->
-    key of the config, numbers all. needed: those of the config that have to be numbers, since llama.cpp computes with
-    numbers of its own where a file has none. built_in: what it computes whatever the file says: of the config's sizes (hidden
-    size, blocks, heads ...), the config's keys and values.
+    each head as it is (the config's ``partial_rotary_factor``). window: one block in so many sees all of the text, and
+    the others a sliding window; 0 where there are no windows: the context of a file then ends where the window does.
+    local_rope: whether blocks with a window have positions of their own. output: "own" or "tied" where only one of the
+    two is read, a matrix of its own behind the last norm, or the embedding. keys: what more of a config is told, key of
+    the file -> key of the config, numbers all. needed: what has to be a number in the config, since llama.cpp has
+    numbers of its own for where a file has none. built_in: what it computes whatever the file says: of the config's
+    sizes (hidden size, blocks, heads ...), the config's keys and values.
     """
 
     name: str
@@ -131,7 +131,7 @@ TABLE = (
     ),
     Architecture(
         "gemma3", ("gemma3_text",), biases=(), scalings=("default", "linear"), window=6, local_rope=True,
-        needed=("sliding_window",), built_in=_gemma3,
+        keys={"final_logit_softcapping": "final_logit_softcapping"}, needed=("sliding_window",), built_in=_gemma3,
     ),
     Architecture(
         "phi3", ("phi3",), (replace(ATTENTION, readers=("attn_qkv",)), replace(MLP, readers=("ffn_up",))), biases=(),
@@ -145,7 +145,7 @@ TABLE = (
             "embedding_scale": "embedding_multiplier", "attention.scale": "attention_multiplier",
         },
     ),
-    Architecture("smollm3", ("smollm3",), neighbours=True, biases=ALL, built_in=_smollm3),
+    Architecture("smollm3", ("smollm3",), neighbours=True, built_in=_smollm3),
 )  # fmt: skip
 ARCHITECTURES = {row.name: row for row in TABLE}
 OF_FAMILY = {model_type: row for row in TABLE for model_type in row.model_types}

@@ -58,6 +58,7 @@ def config_values(file: GGUFFile) -> dict:
     for name in ("bos", "eos"):
         number = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         values[f"{name}_token_id"] = int(number) if isinstance(number, np.integer) else None
+    values["pad_token_id"] = None  # a family's own may lie beyond this vocabulary
     return _with_window(keys, values) | architecture.built_in(values)
 
 
