@@ -37,7 +37,8 @@ def test_compressed_tensors_unpacks_our_weights_and_packs_our_bytes(bits, symmet
         assert torch.equal(packed[name], tensors[name]), name
 
 
-def test_compressed_tensors_decodes_int8(random=torch.Generator().manual_seed(0)):
+def test_compressed_tensors_decodes_int8():
+    random = torch.Generator().manual_seed(0)
     base = pytest.importorskip("compressed_tensors.compressors.naive_quantized.base")
     from compressed_tensors.quantization import QuantizationScheme
 
@@ -105,7 +106,8 @@ def test_gptqmodel_decodes_our_awq_weights_and_packs_our_words(symmetric, group_
 @pytest.mark.parametrize("kind", bitsandbytes.FOUR)
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("block", [32, 64, 128])
-def test_bitsandbytes_decodes_our_weights(kind, double, block, random=torch.Generator().manual_seed(0)):
+def test_bitsandbytes_decodes_our_weights(kind, double, block):
+    random = torch.Generator().manual_seed(0)
     functional = pytest.importorskip("bitsandbytes.functional")
 
     weight = torch.randn(64, 384, generator=random) * 0.02
