@@ -55,7 +55,7 @@ def quantize(
     weights = Weights(model)
     _check(weights, recipe)
     token_ids = _token_ids(model, recipe, calibration, tokenizer)
-    recipe = _with_bits(weights, recipe, token_ids)
+    recipe = _with_bits(weights, recipe, token_ids, tokenizer)
     sink = IntoModel(model)
     for item in finished(weights, recipe, token_ids, progress):
         sink.take(item)
@@ -125,7 +125,7 @@ def _ready(source: Source, recipe: Recipe, calibration, tokenizer, device: str |
     tokenizer = own if tokenizer is None else tokenizer
     _check(weights, recipe)
     token_ids = _token_ids(weights.model, recipe, calibration, tokenizer)
-    return weights, tokenizer, _with_bits(weights, recipe, token_ids), token_ids
+    return weights, tokenizer, _with_bits(weights, recipe, token_ids, tokenizer), token_ids
 
 
 def _check(weights: Weights, recipe: Recipe) -> None:
@@ -162,7 +162,7 @@ def _token_ids(model: nn.Module, recipe: Recipe, calibration, tokenizer) -> torc
         return samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
     if not is_embedded(model.config):
         raise QtutorError(
-            f"method {recipe.method!r} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
+            f"{recipe.why_text} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
             "[samples, length], for instance 128 samples of 512 tokens of what the model will read. With tokenizer= "
             "alone the built-in text is taken."
         )
@@ -184,11 +184,10 @@ def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
     return text.token_ids
 
 
-def _with_bits(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None) -> Recipe:
-    """``recipe`` with bits for every layer, where it gives a mean."""
+def _with_bits(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None, tokenizer) -> Recipe:
+    """``recipe`` with bits for every layer, where it gives a budget."""
     if not recipe.is_mixed:
         return recipe
     from qtutor.budget import choose
 
-    with weights.whole():
-        return choose(weights.model, recipe, token_ids, bits=recipe.bits)
+    return choose(weights, recipe, token_ids, tokenizer)

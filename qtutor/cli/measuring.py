@@ -64,7 +64,7 @@ def vocabulary_of(source: str) -> int | None:
     from qtutor.formats.gguf_files import file_in
     from qtutor.gguf.parts import read_whole
 
-    file = None if source == "embedded" else file_in(source)
+    file = file_in(source)
     if file is not None:
         tokens = read_whole(file).metadata.get("tokenizer.ggml.tokens")
         return len(tokens) if isinstance(tokens, list) else None

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from qtutor.cli.parsing import add_source
+from qtutor.cli.parsing import add_source, nbytes, number
 from qtutor.cli.source import check_device, check_source, say_if_rounded
 from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
@@ -13,13 +13,17 @@ EXAMPLES = [
     "quantize embedded out --bits 3 --symmetric --clip mse",
     "quantize path/to/llama out --method gptq --calibration text.txt",
     "quantize path/to/llama out --method gptq --calibration text.txt --plan",
+    "quantize path/to/llama out --method gptq --target-size 90MB",
     "quantize path/to/llama out --bits 8 --group-size -1 --keep '*.down_proj,model.layers.0.*'",
     "quantize embedded out.gguf --type Q4_K_M",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
 # Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
-OF_A_RECIPE = ("bits", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head", "act_order", "damping")
+OF_A_RECIPE = (
+    *("bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
+    *("act_order", "damping"),
+)
 
 
 def add_to(command) -> None:
@@ -35,7 +39,10 @@ def add_to(command) -> None:
     sub.add_argument("--calibration", metavar="FILE", help=text)
     sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
     sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
-    sub.add_argument("--bits", type=int, default=4, help=f"bits of a weight, 2 to 8 {default}")
+    mean = "bits of a weight, 2 to 8; 3.5 is a mean, and layers that matter more get more (default: 4)"
+    sub.add_argument("--bits", type=number, help=mean)
+    size = "in place of --bits: the size of the result, like 90MB; layers that matter more get more bits"
+    sub.add_argument("--target-size", type=nbytes, metavar="SIZE", help=size)
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
     sub.add_argument("--group-size", type=int, default=64, metavar="N", help=f"{groups} {default}")
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
@@ -82,6 +89,7 @@ def quantize(options) -> int:
 def write_folder(options) -> int:
     """Quantize by the recipe that the options describe, and write a folder of ours."""
     import qtutor
+    from qtutor import budget
     from qtutor.calibration.chat import has_template
     from qtutor.cli.calibrating import calibration_of, check_calibration
     from qtutor.formats.streamed import opened
@@ -102,7 +110,7 @@ def write_folder(options) -> int:
         )
     recipe = recipe_of(options)
     check_calibration(options, recipe.needs_calibration, f"--method {options.method}")
-    check_out(options, recipe.grid.bits)
+    check_out(options, min(budget.CHOICES) if recipe.is_mixed else recipe.grid.bits)
     weights, tokenizer = opened(options.source, check_device(options.device))
     calibration = calibration_of(options, weights.model, tokenizer) if recipe.needs_calibration else None
     if options.plan:

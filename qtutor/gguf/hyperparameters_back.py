@@ -49,7 +49,7 @@ def config_values(file: GGUFFile) -> dict:
         "head_dim": dim,
         "max_position_embeddings": context,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(keys, dim, context),
+        "rope_parameters": _ropes(keys, dim, context),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     values |= {ours: keys.number(key) for key, ours in architecture.keys.items() if keys.has(key)}
@@ -58,6 +58,7 @@ def config_values(file: GGUFFile) -> dict:
     for name in ("bos", "eos"):
         number = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         values[f"{name}_token_id"] = int(number) if isinstance(number, np.integer) else None
+    values["pad_token_id"] = None  # a family's own may lie beyond this vocabulary
     return _with_window(keys, values) | architecture.built_in(values)
 
 
@@ -140,8 +141,13 @@ def _vocabulary(file: GGUFFile) -> int:
 def _with_window(keys: Keys, values: dict) -> dict:
     """With the file's sliding window, where it has one that is shorter than its context."""
     window, context = keys.size("attention.sliding_window", 0, least=0), values["max_position_embeddings"]
-    if keys.architecture.window and window:
-        return values | {"sliding_window": window}
+    period = keys.architecture.window
+    if period:
+        pattern = "attention.sliding_window_pattern"
+        if keys.has(pattern) and keys.found(pattern) != period:
+            raise keys.wrong(pattern, f"{period}: qtutor runs no others", ELSEWHERE)
+        default = NEEDED if keys.architecture.local_rope else 4096  # without one, Gemma 3 is another graph there
+        return values | {"sliding_window": keys.size("attention.sliding_window", default)}
     if not 0 < window < context:
         return values
     family = WITH_WINDOW.get(values["model_type"])
@@ -150,8 +156,17 @@ def _with_window(keys: Keys, values: dict) -> dict:
     return values | {"max_position_embeddings": window}
 
 
+def _ropes(keys: Keys, dim: int, context: int) -> dict:
+    """transformers' ``rope_parameters``; by the kind of block where those with a window have their own."""
+    rope = _rope(keys, dim, context)
+    if not keys.architecture.local_rope:
+        return rope
+    base = keys.number("rope.freq_base_swa", 10000.0)
+    return {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": base}}
+
+
 def _rope(keys: Keys, dim: int, context: int) -> dict:
-    """transformers' ``rope_parameters``."""
+    """Those of one kind."""
     base = keys.number("rope.freq_base", 10000.0)
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
