@@ -71,14 +71,14 @@ def test_a_conversation_is_cut_into_the_tokens_that_llama_cpp_makes(tmp_path):
 def test_smollm2_answers_as_in_llama_cpp():
     """The same prompt of a conversation, the same tokens behind it, and the same end."""
     model, tokenizer = qtutor.load("smollm2", device="cpu")
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
     prompt = conversation_tokens(model, tokenizer, messages)
     text = evaluate.answer(model, tokenizer, messages, 24)
-    assert "Paris" in text and "<|im_end|>" not in text
+    assert "= 5" in text and "<|im_end|>" not in text
     with llama_cpp.Model(smollm2.file()) as engine:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert prompt == engine.tokenize(rendered, special=False) and engine.chat_template() == tokenizer.chat_template
-        assert answer_ends(model, tokenizer) == [engine.special()[1]]
+        assert engine.special()[1] in answer_ends(model, tokenizer)
         written = engine.greedy(prompt, 24)
         end = engine.special()[1]
     assert text == tokenizer.decode(written[: written.index(end)])
