@@ -135,7 +135,7 @@ TABLE = (
     ),
     Architecture(
         "phi3", ("phi3",), (replace(ATTENTION, readers=("attn_qkv",)), replace(MLP, readers=("ffn_up",))), biases=(),
-        scalings=("default",), partial=True, built_in=_full_heads,
+        scalings=("default", "longrope"), partial=True, built_in=_full_heads,
     ),
     Architecture("olmo2", ("olmo2",), biases=(), output="own", built_in=_full_heads),
     Architecture(
