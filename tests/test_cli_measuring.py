@@ -155,7 +155,7 @@ def test_what_is_known_to_be_wrong_is_refused_before_anything_is_loaded(
         assert expected in refused(["compare", "embedded", name, "--against", "embedded"], capsys)
 
 
-def test_a_text_shorter_than_a_window(tmp_path, capsys):
+def test_a_text_shorter_than_a_window(tmp_path, capsys, no_questions):
     (tmp_path / "short.txt").write_text("x = 1\n" * 100)
     message = refused(["eval", "embedded", "--text", tmp_path / "short.txt"], capsys)
     assert "tokens; one sample takes 512. Name a longer text" in message
