@@ -35,13 +35,12 @@ from qtutor.formats.endings import generation_settings
 from qtutor.formats.gguf_files import NAME
 from qtutor.formats.gguf_reading import CONFIG, GENERATION, Source, decoded, load, opened, parameters  # noqa: F401 - the other half
 from qtutor.formats.readback import read_back
-from qtutor.gguf import imatrix
+from qtutor.gguf import imatrix, longrope
 from qtutor.gguf.architecture import architecture_of, tensor_name, to_file
 from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
-from qtutor.gguf.hyperparameters import metadata, rope_factors, window_of
+from qtutor.gguf.hyperparameters import metadata, rope_tensors, window_of
 from qtutor.gguf.layout import ALL_TYPES
-from qtutor.gguf.llama3_rope import ROPE
 from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer import tokenizer_metadata
@@ -90,9 +89,9 @@ def save(
         for name, (shape, values) in sources.items()
     ]
     _say_of_window(config)
-    factors = rope_factors(config)
-    if factors is not None:
-        tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
+    _say_of_positions(config)
+    for name, factors in rope_tensors(config).items():
+        tensors.append(Tensor(name, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
     if settings := generation_settings(model):
         keys[GENERATION] = json.dumps(settings)
@@ -161,6 +160,18 @@ def _say_of_window(config) -> None:
         warnings.warn(
             f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
             f"is {window} tokens, where both compute the same, not {config.max_position_embeddings}.",
+            stacklevel=4,
+        )
+
+
+def _say_of_positions(config) -> None:
+    rope = config.rope_parameters
+    if rope.get("rope_type") == longrope.KIND:
+        original = rope["original_max_position_embeddings"]
+        warnings.warn(
+            "rope_parameters: llama.cpp chooses between the short and the long factors by its context, transformers by "
+            f"the length of the text. For texts within {original} tokens, start it with one of {original} tokens (-c "
+            f"{original}).",
             stacklevel=4,
         )
 

@@ -11,7 +11,7 @@ factors.
 import numpy as np
 
 from qtutor.errors import QtutorError
-from qtutor.gguf import llama3_rope
+from qtutor.gguf import llama3_rope, longrope
 from qtutor.gguf.architecture import Architecture, architecture_of
 
 SAME = {"swish": "silu"}  # two names of one activation
@@ -93,13 +93,16 @@ def _rope(architecture: Architecture, config) -> dict:
     if kind not in architecture.scalings or (kind == "yarn" and own) or (part != 1.0 and not architecture.partial):
         raise QtutorError(
             f"rope_parameters = {rope}: of the ways to scale positions, 'default', 'linear' and plain 'yarn' can be "
-            "written as GGUF, and 'llama3' for Llama and Mistral, all for whole heads. With another one llama.cpp "
-            "would compute other positions."
+            "written as GGUF, 'llama3' for Llama and Mistral, 'longrope' and parts of a head for Phi-3. With another "
+            f"one llama.cpp would compute other positions, as with any but {', '.join(architecture.scalings)} in "
+            f"{architecture.name} models."
         )
     for key, value in YARN.items() if kind == "yarn" else ():
         if rope.get(key, value) != value:
             raise _other(architecture, f"{key} in rope_parameters", rope[key], value)
     keys = {"dimension_count": int(head_dim(config) * part), "freq_base": float(rope["rope_theta"]), **local}
+    if kind == longrope.KIND:
+        keys |= longrope.keys_of(rope, config.max_position_embeddings)
     if kind in ("linear", "yarn"):
         keys |= {"scaling.type": kind, "scaling.factor": float(rope["factor"])}
     if kind == "yarn":
@@ -109,7 +112,9 @@ def _rope(architecture: Architecture, config) -> dict:
     return {f"rope.{key}": value for key, value in keys.items()}
 
 
-def rope_factors(config) -> np.ndarray | None:
-    """What a file holds of Llama 3's scaling, float32 ``[head_dim / 2]``; ``None`` for other ways to scale."""
+def rope_tensors(config) -> dict[str, np.ndarray]:
+    """The tensors in which a file holds a scaling of positions, float32, by name; none for most ways to scale."""
     rope = config.rope_parameters
-    return llama3_rope.factors_of(rope, head_dim(config)) if rope.get("rope_type") == "llama3" else None
+    if rope.get("rope_type") == "llama3":
+        return {llama3_rope.ROPE: llama3_rope.factors_of(rope, head_dim(config))}
+    return longrope.tensors_of(rope) if rope.get("rope_type") == longrope.KIND else {}

@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from qtutor.errors import QtutorError, shown
+from qtutor.gguf import longrope
 from qtutor.gguf.architecture import ARCHITECTURES, Architecture
 from qtutor.gguf.llama3_rope import ROPE, rope_of
 from qtutor.gguf.reader import GGUFFile
@@ -55,6 +56,8 @@ def config_values(file: GGUFFile) -> dict:
     values |= {ours: keys.number(key) for key, ours in architecture.keys.items() if keys.has(key)}
     for name, key in (("attention_bias", "attn"), ("mlp_bias", "ffn")):
         values[name] = any(name.endswith(".bias") and f".{key}_" in name for name in file.tensors)
+    if values["rope_parameters"].get("rope_type") == longrope.KIND:  # which Phi-3's config has in two places
+        values["original_max_position_embeddings"] = values["rope_parameters"]["original_max_position_embeddings"]
     for name in ("bos", "eos"):
         number = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         values[f"{name}_token_id"] = int(number) if isinstance(number, np.integer) else None
@@ -181,7 +184,13 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
     if ROPE in keys.file.tensors and "llama3" in keys.architecture.scalings:
         if kind not in ("none", "linear") or (kind == "linear" and factor != 1):
             raise keys.wrong("rope.scaling.type", f"none, since there is the tensor {ROPE!r}")
-        return rope | rope_of(_factors(keys.file, rotated), base, rotated, context, str(keys.file.path))
+        return rope | rope_of(
+            _factors(keys.file, rotated, ROPE).astype(np.float64), base, rotated, context, str(keys.file.path)
+        )
+    if longrope.TENSORS.keys() & keys.file.tensors.keys() and longrope.KIND in keys.architecture.scalings:
+        tensors = {name: _factors(keys.file, rotated, name) for name in longrope.TENSORS}
+        original = keys.size(f"rope.{longrope.CONTEXT}", context)
+        return rope | longrope.rope_of(tensors, original, keys.number(f"rope.{longrope.SHARPER}", 1.0))
     if kind == "none" or (factor == 1 and kind in ("linear", "yarn") and more == 1):
         return rope
     if kind not in keys.architecture.scalings or (kind != "yarn" and more != 1):
@@ -195,11 +204,14 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
     return rope
 
 
-def _factors(file: GGUFFile, dim: int) -> np.ndarray:
-    factors = file.weight(ROPE).astype(np.float64).ravel()
+def _factors(file: GGUFFile, dim: int, name: str) -> np.ndarray:
+    """What the tensor ``name`` divides frequencies by, float32 ``[dim / 2]``."""
+    if name not in file.tensors:
+        raise QtutorError(f"{file.path}: tensor {name!r} is not there. {MEND}")
+    factors = file.weight(name).ravel()
     if factors.shape != (dim // 2,) or not np.isfinite(factors).all() or factors.min() <= 0:
         raise QtutorError(
-            f"{file.path}: tensor {ROPE!r} is {shown(factors[:9].tolist())}, expected {dim // 2} numbers above 0. "
+            f"{file.path}: tensor {name!r} is {shown(factors[:9].tolist())}, expected {dim // 2} numbers above 0. "
             f"{MEND}"
         )
     return factors

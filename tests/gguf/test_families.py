@@ -33,9 +33,18 @@ AS_BUILT_IN = {
     "phi3": {"sliding_window": 96},
     "smollm3": WITHOUT | {"no_rope_layers": None, "layer_types": None, "num_hidden_layers": 4},
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+}
 VARIANTS = {
     **{family: (family, {}) for family in AS_BUILT_IN},
     "phi3, no groups": ("phi3", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
+    "phi3, long texts": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256,
+                                  "max_position_embeddings": 1024, "sliding_window": None}),
     "olmo2, yarn": ("olmo2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
                                                   "original_max_position_embeddings": 64}}),
     "granite, biases": ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
@@ -59,6 +68,7 @@ def fitting(family: str, **changes) -> dict:
 def as_file(model, folder, tokenizer, type="F32"):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "sliding_window = 96")
+        warnings.filterwarnings("ignore", "rope_parameters: llama.cpp chooses")
         return qtutor.export(model, folder / "model.gguf", format="gguf", type=type, tokenizer=tokenizer)
 
 
@@ -118,9 +128,25 @@ def test_variants_in_llama_cpp(tmp_path, tokenizer, label):
     family, changes = VARIANTS[label]
     model = small.trained(family, steps=30, rate=5e-3, **fitting(family, **changes))
     ids = small.unseen()[0].tolist()
-    with llama_cpp.Model(as_file(model, tmp_path, tokenizer)) as engine:
+    with llama_cpp.Model(as_file(model, tmp_path, tokenizer), context=256) as engine:
         found, expected = engine.logits(ids), logits(as_ggml(model), ids)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@IN_LLAMA_CPP
+def test_positions_of_short_texts_and_of_long_ones(tmp_path, tokenizer):
+    """llama.cpp chooses by the context that it was started with, transformers by the text."""
+    changes = {"original_max_position_embeddings": 256, "max_position_embeddings": 1024, "sliding_window": None}
+    model = small.random("phi3", rope_parameters=LONGROPE, **changes)
+    with pytest.warns(UserWarning, match=r"chooses .* by its context.* start it with one of 256 tokens"):
+        path = qtutor.export(model, tmp_path, format="gguf", type="F32", tokenizer=tokenizer)
+    ids = small.unseen().flatten()[:320].tolist()
+    differences = {}
+    for context, length in ((256, 64), (512, 64), (512, 320)):
+        with llama_cpp.Model(path, context) as engine:
+            found, expected = engine.logits(ids[:length]), logits(model, ids[:length])
+            differences[context, length] = np.abs(found - expected).max() / np.abs(expected).max()
+    assert differences[256, 64] < 1e-4 and differences[512, 320] < 1e-4 and differences[512, 64] > 0.01, differences
 
 
 @IN_LLAMA_CPP
