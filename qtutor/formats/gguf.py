@@ -145,7 +145,7 @@ def _keys(config, tokenizer) -> dict:
     about[CONFIG] = _config_text(config)
     _check_special_ids(config, tokenizer)
     keys = metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
-    return keys | {"general.name": _name_for(name, keys["tokenizer.ggml.tokens"])}
+    return keys | {"general.name": _name_for(name, keys.get("tokenizer.ggml.tokens", []))}
 
 
 def _name_for(name: str, tokens: Iterable[str]) -> str:

@@ -157,7 +157,7 @@ def prepare(here: Path) -> None:
     (here / "empty.gguf").write_bytes(b"")
     os.mkfifo(here / "pipe")
     (here / "pickles").mkdir()
-    (here / "pickles" / "config.json").write_text("{}")
+    (here / "pickles" / "config.json").write_text('{"model_type": "llama"}')
     (here / "pickles" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
     save_file({"a": np.zeros(3, np.float32)}, here / "other.safetensors")
 
