@@ -1,6 +1,7 @@
 """A comparison and its standard errors, against definitions in numpy, the bootstrap, and simulated texts."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -135,8 +136,10 @@ def test_biases_and_packed_embeddings_are_weights_too():
 
 
 def test_speed_is_the_median_step(monkeypatch):
-    model, clock = tiny(), iter(range(10**6))
-    monkeypatch.setattr("qtutor.measure.speed.time.perf_counter", lambda: 0.25 * next(clock))
+    model, clock = tiny(), itertools.accumulate(100 if number % 37 == 0 else 1 for number in itertools.count(1))
+    monkeypatch.setattr(
+        "qtutor.measure.speed.time.perf_counter", lambda: 0.25 * next(clock)
+    )  # at times something waits
     assert evaluate.tokens_per_second(model) == 4
     seen = []
     model.register_forward_pre_hook(lambda _, args, kw: seen.append(args[0].shape[1]), with_kwargs=True)
