@@ -63,8 +63,11 @@ def _calibrated(
             yield item if isinstance(item, Changed) else _packed(item, weights.model.get_submodule(item.name))
 
     blocks = walk(weights, token_ids, propagate, recipe.token_weights, recipe.wide, start)
-    for index, block in enumerate(blocks, start.index):
+    index = start.index
+    for block in blocks:  # without enumerate(), which would hold on to the last block while the next one is brought
         yield items(block, index)
+        del block
+        index += 1
 
 
 def _plain(

@@ -96,7 +96,8 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
         failed = torch.empty((), dtype=torch.int32, device=hessian.device)
         torch.linalg.cholesky_ex(turned, out=(turned, failed))
         if not failed:
-            upper = invert_lower(turned.float()).flip(0, 1)
+            turned = turned.float()  # the one in float64 goes
+            upper = invert_lower(turned).flip(0, 1)
             if torch.isfinite(upper).all():
                 return upper, damping
         if damping >= 1:
