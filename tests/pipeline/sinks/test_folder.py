@@ -15,11 +15,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
+from qtutor import pipeline
 from qtutor.calibration import walk
 from qtutor.families import decoder_blocks
 from qtutor.files import staging, unfinished
 from qtutor.formats import shards
-from qtutor.pipeline import finishing, pipeline
+from qtutor.pipeline import finishing
 from qtutor.pipeline.sinks import folder as folders
 from qtutor.pipeline.sinks import states
 from tests.gguf.small_tokenizers import letters
