@@ -66,7 +66,7 @@ def _losses(options, model, tokenizer, text, window: int, found: dict) -> list[t
     total = passes_of(text.token_ids, window)
     if options.against is None:
         with passes(model, "perplexity", total):
-            measured = qtutor.evaluate.measure(model, text.token_ids, window)
+            measured = qtutor.evaluate.perplexity_with_error(model, text.token_ids, window)
         found |= {"perplexity": measured.perplexity, "perplexity_error": measured.error}
         found |= {"tokens": measured.tokens, "windows": measured.windows}
         return [("perplexity", f"{measured.perplexity:.3f}", error(measured.error, 3))]

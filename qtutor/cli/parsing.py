@@ -75,8 +75,11 @@ def add_source(sub: Parser) -> None:
 
 
 def number(text: str) -> int | float:
-    """A whole number, or one with a fraction; argparse says which option was given something else."""
-    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    """A whole number, or one with a fraction."""
+    try:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: write it like 4 or 3.5") from None
 
 
 def nbytes(text: str) -> int:

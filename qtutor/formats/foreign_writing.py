@@ -4,6 +4,8 @@
     model.safetensors           or model-00001-of-0000N.safetensors and an index, at most 5 GB each
     generation_config.json      what the config does not say of how texts end, if anything
     tokenizer.json ...          with a tokenizer, its files and its chat template
+    qtutor_files.json           for us: the names of all files, so that others are noticed before the next export
+                                replaces them, and the recipe
 
 What is written is read back by our importer, and its codes, scales and zero points are compared with the model's,
 before the folder takes its name: written beside and renamed, so nobody ever sees half of one.
@@ -15,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -28,12 +29,12 @@ from qtutor.formats.endings import generation_settings
 from qtutor.formats.foreign import Format, Layout, linear_names, packed_layers, resolved_zeros
 from qtutor.formats.foreign_reading import opened
 from qtutor.formats.readback import read_back
+from qtutor.formats.shards import LARGEST
 from qtutor.guards.promises import check_finite, config_to_write, is_tied
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantLinear, QuantWeight
 
-SHARD = 5_000_000_000  # bytes of weights in one file, as transformers cuts them
-OURS = "qtutor"  # in the metadata of the first file of weights: the names of all files, so that others are noticed
+ABOUT = "qtutor_files.json"
 
 
 def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, beside=lambda settings: {}, **options):
@@ -61,6 +62,8 @@ def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, bes
         for name, values in beside(settings).items():
             _write_json(new / name, values)
         _write_shards(new, parts)
+        about = {"files": sorted([ABOUT, *(path.name for path in new.iterdir())])}
+        _write_json(new / ABOUT, about | {"recipe": getattr(model, "qtutor_recipe", None)})
         read_back(place, lambda: _compare(new, form, model, layers))
         _refuse_others(place)  # something may have been put there in the meantime
     return Path(folder)
@@ -92,13 +95,10 @@ def _refuse_others(folder: Path) -> None:
 
 def _written_by_us(folder: Path) -> set[str]:
     """The names of the files of an earlier export, as it noted them itself; empty for anybody else's folder."""
-    for path in sorted(folder.glob("model*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                return {*json.loads((file.metadata() or {})[OURS])}
-        except Exception:  # whatever it is: nothing that we wrote
-            return set()
-    return set()
+    try:
+        return {*json.loads((folder / ABOUT).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _floats(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -140,14 +140,13 @@ def _write_shards(new: Path, parts: dict[str, tuple[int, Callable]]) -> None:
     """The weights, a file after the other: parts are bytes, and a function that makes the tensors, by name."""
     files, size = [[]], 0
     for name, (nbytes, _) in parts.items():
-        if size + nbytes > SHARD and files[-1]:
+        if size + nbytes > LARGEST and files[-1]:
             files.append([])
             size = 0
         files[-1].append(name)
         size += nbytes
     names = [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
     names = names if len(files) > 1 else [WEIGHTS]
-    written = sorted([*(path.name for path in new.iterdir()), *names, *[INDEX] * (len(files) > 1)])
     where, total = {}, 0
     for file, own in zip(names, files):
         tensors, seen = {}, set()
@@ -156,7 +155,7 @@ def _write_shards(new: Path, parts: dict[str, tuple[int, Callable]]) -> None:
                 memory = tensor.untyped_storage().data_ptr()
                 tensors[key] = tensor.clone() if memory in seen and tensor.numel() else tensor  # safetensors refuses it
                 seen.add(memory)
-        save_file(tensors, new / file, metadata={"format": "pt", OURS: json.dumps(written)})
+        save_file(tensors, new / file, metadata={"format": "pt"})
         where |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(files) > 1:

@@ -38,11 +38,10 @@ def test_compressed_tensors_unpacks_our_weights_and_packs_our_bytes(bits, symmet
 
 
 def test_compressed_tensors_decodes_int8():
-    random = torch.Generator().manual_seed(0)
     base = pytest.importorskip("compressed_tensors.compressors.naive_quantized.base")
     from compressed_tensors.quantization import QuantizationScheme
 
-    quantized = bnb.quantize(torch.randn(48, 64, generator=random), INT8)
+    quantized = bnb.quantize(torch.randn(48, 64, generator=torch.Generator().manual_seed(0)), INT8)
     layout = Layout(INT8, -1, compressed_tensors.INTEGERS)
     scheme = QuantizationScheme(targets=["Linear"], **compressed_tensors._scheme(layout))
     assert base.IntQuantizationCompressor.can_compress(torch.nn.Linear, scheme)
@@ -107,10 +106,9 @@ def test_gptqmodel_decodes_our_awq_weights_and_packs_our_words(symmetric, group_
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_bitsandbytes_decodes_our_weights(kind, double, block):
-    random = torch.Generator().manual_seed(0)
     functional = pytest.importorskip("bitsandbytes.functional")
 
-    weight = torch.randn(64, 384, generator=random) * 0.02
+    weight = torch.randn(64, 384, generator=torch.Generator().manual_seed(0)) * 0.02
     quantized = bnb.quantize(weight, bitsandbytes.FOUR[kind], block, double)
     tensors = encoded(bitsandbytes.FORMAT, quantized, Layout(quantized.grid, block, kind, double))
     state = {name.removeprefix("weight."): tensor for name, tensor in tensors.items() if name != "weight"}
@@ -122,10 +120,10 @@ def test_bitsandbytes_decodes_our_weights(kind, double, block):
     assert kind != "nf4" or torch.equal(functional.get_4bit_type("nf4", device="cpu"), torch.tensor(NF4.values))
 
 
-def test_bitsandbytes_decodes_our_int8(random=torch.Generator().manual_seed(0)):
+def test_bitsandbytes_decodes_our_int8():
     functional = pytest.importorskip("bitsandbytes.functional")
 
-    weight = torch.randn(64, 96, generator=random).half()
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).half()
     quantized = bnb.quantize(weight, INT8)
     tensors = encoded(bitsandbytes.FORMAT, quantized, Layout(INT8, -1, "int8"))
     codes, scales, _ = functional.int8_vectorwise_quant(weight)

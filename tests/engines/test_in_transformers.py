@@ -76,7 +76,7 @@ def test_greedy_tokens_are_equal(tmp_path, form, recipe):
     qtutor.export(model, tmp_path / "out", format=form, tokenizer=tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
     if form == "bitsandbytes":
-        theirs.train()  # else, on CPUs that can, it computes in bfloat16 whatever it is told; nothing is dropped out here
+        theirs.train()  # else it computes in bfloat16 on CPUs that can, whatever it is told; there is no dropout
     ids = prompts()
     # Asymmetric compressed-tensors are decoded as they are loaded, in the dtype of the scales.
     decoded = torch.float16 if form == "compressed-tensors" and not recipe.get("symmetric") else None
@@ -101,7 +101,7 @@ def test_gptqmodel_agrees_nearly_everywhere(tmp_path, form, recipe):
     assert agreeing(in_float(model).half(), theirs) >= 0.99
 
 
-# Of next tokens; the embedded decoder was given outliers, so 8-bit inputs cost it much, and each rounding its own share.
+# Of next tokens. The embedded decoder was given outliers, so 8-bit inputs cost it much, however they are rounded.
 LEAST = 0.95
 
 

@@ -162,6 +162,22 @@ def test_a_float_checkpoint_is_read_as_transformers_reads_it(tmp_path, model, dt
         assert torch.equal(ours(some_ids()).logits, theirs(some_ids()).logits)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3"])
+def test_block_by_block_into_a_folder_the_bytes_are_the_same(tmp_path, family):
+    source = small.random(family).bfloat16()
+    source.save_pretrained(tmp_path / "source")
+    small.put_tokenizer(tmp_path / "source")
+    recipe, ids = qtutor.Recipe("gptq", 4, 32, embeddings=True), some_ids(8, 32)
+    model, tokenizer = qtutor.load(tmp_path / "source", device="cpu")
+    qtutor.quantize(model, recipe, ids, progress=False)
+    qtutor.export(model, tmp_path / "whole", tokenizer=tokenizer)
+    qtutor.quantize_to(tmp_path / "source", tmp_path / "out", recipe, ids, device="cpu", progress=False, tell=[].append)
+    name = "model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+
+
 def test_what_a_family_says():
     q, k, v, o = (f"self_attn.{name}_proj" for name in "qkvo")
     gate, up, down = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))

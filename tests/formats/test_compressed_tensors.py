@@ -13,8 +13,15 @@ from qtutor.core.quantized import QuantizedTensor
 from qtutor.formats.compressed_tensors import FORMAT, INTEGERS, PACKED
 from qtutor.formats.foreign import Layout
 from qtutor.runtime.int8 import Int8Linear
-from tests.formats.foreign_folders import check_comes_back, edit_settings, edit_tensors, exported, refused
-from tests.formats.foreign_folders import round_trip, words
+from tests.formats.foreign_folders import (
+    check_comes_back,
+    edit_settings,
+    edit_tensors,
+    exported,
+    refused,
+    round_trip,
+    words,
+)
 from tests.models import FAMILIES, some_ids
 from tests.reference import layouts as slow
 
@@ -101,7 +108,7 @@ def test_int8_comes_back_without_its_threshold(tmp_path):
 
 def test_a_mixture_of_int8_and_4_bits_says_so_for_each_group(tmp_path):
     with pytest.warns(UserWarning, match="2 int8 layers"):
-        model, folder = exported(tmp_path / "out", "compressed-tensors", layers={"*.down_proj": {"method": "int8"}})
+        folder = exported(tmp_path / "out", "compressed-tensors", layers={"*.down_proj": {"method": "int8"}})[1]
     again = qtutor.load(folder, device="cpu")[0]
     assert again.model.layers[1].mlp.down_proj.grid == INT8 and again.model.layers[1].mlp.up_proj.grid.bits == 4
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["format"] == "mixed-precision"
@@ -216,6 +223,6 @@ def test_a_truncated_file_is_named(tmp_path):
 
 
 def test_codes_that_are_not_evenly_spaced_are_sent_elsewhere(tmp_path):
-    with pytest.raises(qtutor.QtutorError, match="q_proj has the levels of nf4, .*take 'bitsandbytes'"):
+    with pytest.raises(qtutor.QtutorError, match=r"q_proj has the levels of nf4, .*take 'bitsandbytes'"):
         exported(tmp_path / "out", "compressed-tensors", method="nf4")
     assert not list(tmp_path.iterdir())

