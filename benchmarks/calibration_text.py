@@ -24,8 +24,8 @@ from qtutor.calibration.builtin import builtin_calibration
 from qtutor.calibration.text import evenly
 from qtutor.decoder import corpus
 
-LENGTH, SAMPLES = 256, 48
-WINDOW, WINDOWS = 512, 16
+LENGTH, SAMPLES = 256, 32
+WINDOW, WINDOWS = 512, 10
 LONG = 400  # characters of a docstring that is prose, not a line
 
 

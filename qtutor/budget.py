@@ -27,51 +27,55 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from qtutor.calibration.mapped import Weights
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_TENSOR, nbytes_of
 from qtutor.errors import QtutorError, naming
-from qtutor.families import family_of, linear_layers
+from qtutor.families import linear_layers
 from qtutor.guards.model import in_eval
-from qtutor.guards.promises import is_tied
 from qtutor.methods import rtn
-from qtutor.planning import float_parts, outside_layers
-from qtutor.recipe import METHODS, Recipe
+from qtutor.pipeline.planning import float_parts, outside_layers
+from qtutor.recipe import Recipe
 
 CHOICES = (2, 3, 4, 5, 6, 8)
 TOKENS = 2048  # read for the losses; more hardly change the choice
 LENGTH = 256  # of a sample
 ROWS = 128  # of a layer's outputs
+MARGIN = 200  # bytes a layer: the written recipe names the bits of each
 Table = Mapping[str, Mapping[int, float]]  # layer -> bits -> a number
 
 
-def choose(
-    model: nn.Module, recipe: Recipe, token_ids: torch.Tensor, bits: float | None = None, nbytes: float | None = None
-) -> Recipe:
-    """``recipe`` with bits of its own for every layer: the least loss within a budget.
+def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=None) -> Recipe:
+    """``recipe`` with bits of its own for every layer: the least loss within the budget that it gives.
 
-    bits: the mean of the codes' bits over all weights that ``recipe`` quantizes, like 3.5. nbytes: of the whole model
-    as it is stored, with what stays in float. Exactly one of the two. token_ids: int64 ``[samples, length]``.
-    Layers that ``recipe.layers`` names keep what they are given there.
-    Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest, and for methods that have no choice
-    of bits.
+    The budget is ``recipe.target_size``, bytes of the folder that will be written (with the files of ``tokenizer``), or
+    a fraction in ``recipe.bits``, the mean bits of the codes. Layers for which ``recipe.layers`` names bits, a method
+    or "float" keep what they are given there, and do not count for the mean. token_ids: int64 ``[samples, length]``.
+    Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest one.
     """
-    if METHODS[recipe.method].codebook:
-        raise QtutorError(f"method {recipe.method!r} has a fixed number of bits: choose rtn, gptq, awq or awq+gptq.")
-    if (bits is None) == (nbytes is None):
-        raise QtutorError("a budget is either bits or nbytes: give one of them.")
-    recipe = replace(recipe, bits=Recipe.bits)
-    free = free_layers(model, recipe)
+    plain = replace(recipe, bits=Recipe.bits, target_size=None)
+    free = free_layers(weights.model, plain)
     if not free:
         raise QtutorError("the recipe leaves no layer whose bits could be chosen: keep fewer, or name bits for fewer.")
-    layers = {name: model.get_submodule(name) for name in free}
-    table = losses(model, token_ids, free)
-    if bits is not None:
+    layers = {name: weights.model.get_submodule(name) for name in free}
+    with weights.whole():
+        table = losses(weights.model, token_ids, free)
+    if recipe.target_size is None:
         sizes = {name: {b: b * layer.weight.numel() for b in CHOICES} for name, layer in layers.items()}
-        chosen = allocate(sizes, table, bits * sum(layer.weight.numel() for layer in layers.values()), "bits")
+        budget, unit = recipe.bits * sum(layer.weight.numel() for layer in layers.values()), "bits"
     else:
         sizes = {name: {b: packed_bytes(layers[name], own, b) for b in CHOICES} for name, own in free.items()}
-        chosen = allocate(sizes, table, nbytes - fixed_bytes(model, recipe, free), "bytes")
-    return replace(recipe, layers={**recipe.layers, **{name: {"bits": b} for name, b in chosen.items()}})
+        budget, unit = recipe.target_size - _bytes_of_the_rest(weights, plain, sizes, token_ids, tokenizer), "bytes"
+    chosen = allocate(sizes, table, budget, unit)
+    return replace(plain, layers={**recipe.layers, **{name: {"bits": bits} for name, bits in chosen.items()}})
+
+
+def _bytes_of_the_rest(weights: Weights, plain: Recipe, sizes: Table, token_ids, tokenizer) -> int:
+    """What the folder takes beside the layers of ``sizes``, and some bytes for names that become longer."""
+    from qtutor.pipeline.planning import plan_of
+
+    layers = sum(row[plain.bits] for row in sizes.values())
+    return plan_of(weights, plain, token_ids, tokenizer).nbytes - layers + MARGIN * len(sizes)
 
 
 def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
@@ -84,24 +88,9 @@ def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
     return {name: own for name, own in _recipes(model, recipe).items() if not fixed(name)}
 
 
-def packed_bytes(layer: nn.Module, recipe: Recipe, bits: int | None = None) -> int:
-    """What the codes, scales and zero points of ``layer`` take, at so many bits or at those of ``recipe``."""
-    grid = recipe.grid if bits is None else IntGrid(bits, recipe.symmetric)
-    return nbytes_of(*layer.weight.shape, grid, recipe.group_size)
-
-
-def fixed_bytes(model: nn.Module, recipe: Recipe, free: Mapping[str, Recipe]) -> int:
-    """What all that is no free layer takes: norms, biases, what stays in float, layers whose bits are fixed."""
-    family, recipes = family_of(model), _recipes(model, recipe)
-    tied = family.head if is_tied(model) and not recipe.lm_head else None
-    total = 0
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight" and layer in recipes:
-            total += 0 if layer in free else packed_bytes(model.get_submodule(layer), recipes[layer])
-        elif layer != tied:
-            total += parameter.nbytes
-    return total
+def packed_bytes(layer: nn.Module, recipe: Recipe, bits: int) -> int:
+    """What the codes, scales and zero points of ``layer`` take at so many bits."""
+    return nbytes_of(*layer.weight.shape, IntGrid(bits, recipe.symmetric), recipe.group_size)
 
 
 def _recipes(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
@@ -113,9 +102,9 @@ def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Reci
     """What each layer of ``recipes`` costs at every number of bits, in nats a token of KL divergence.
 
     token_ids: int64 ``[samples, length]``; about :data:`TOKENS` of them are read, from samples all over it. Layers are
-    rounded to nearest in the groups of their recipes: how much more one layer suffers than another hardly depends on the method. Tokens are drawn
-    with ``seed``, so the same call gives the same table. Raises :class:`QtutorError` (naming the layer) for a width
-    that no group divides.
+    rounded to nearest in the groups of their recipes: how much more one layer suffers than another hardly depends on
+    the method. Tokens are drawn with ``seed``, so the same call gives the same table.
+    Raises :class:`QtutorError` (naming the layer) for a width that no group divides.
     """
     ids = _some(token_ids).to(model.device)
     table = {name: {} for name in recipes}

@@ -11,7 +11,7 @@ from torch import nn
 
 from qtutor.decoder import EMBEDDED
 from qtutor.errors import QtutorError, naming, shown
-from qtutor.formats import checkpoint, gguf, hub, load_quantized, native
+from qtutor.formats import checkpoint, foreign_reading, gguf, hub, load_quantized, native
 from qtutor.formats.documents import reading
 from qtutor.formats.gguf_files import file_in
 from qtutor.formats.tokenizers_files import tokenizer_in, tried
@@ -28,10 +28,11 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
     source: ``"embedded"``, the decoder that comes with qtutor; ``"smollm2"``, the real model that another package
     brings (:mod:`qtutor.formats.smollm2`); a folder or a hub id, as others ship decoders; a folder that
     :func:`qtutor.export` wrote, with its packed layers; or a GGUF file by whomever, any part of a split one, or a
-    folder with one, as the float32 weights that it stands for. dtype: of a float checkpoint, ``"auto"`` for its own; by
-    itself float32 for the embedded decoder (small models are computed in float32 so that results agree between CPUs)
-    and for GGUF files, its own for any other. device: by itself the GPU if there is one. No code from a checkpoint is
-    run and no pickle is read.
+    folder with one, as the float32 weights that it stands for; or a folder or hub id that another tool quantized
+    (:data:`qtutor.formats.FOREIGN`), with its packed layers. dtype: of a float checkpoint, and of what is not packed,
+    ``"auto"`` for its own; by itself float32 for the embedded decoder (small models are computed in float32 so that
+    results agree between CPUs) and for GGUF files, its own for any other. device: by itself the GPU if there is one. No
+    code from a checkpoint is run and no pickle is read.
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
     family, architecture, block type or tokenizer.
     """
@@ -78,6 +79,7 @@ def _float_checkpoint(source: Source, dtype: torch.dtype | str, device: str | No
             f"{source} is a file, and a checkpoint is a folder with config.json and *.safetensors: name that."
         )
     with naming(f"{source}: the checkpoint cannot be loaded"):
-        model = checkpoint.load(folder, dtype, device)
+        quantized = foreign_reading.settings_in(folder) is not None
+        model = (foreign_reading.load if quantized else checkpoint.load)(folder, device=device, dtype=dtype)
         model.config.name_or_path = str(source)  # of a hub id, the folder is a cache's
         return model, tokenizer_in(folder, model.config)

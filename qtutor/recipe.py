@@ -10,7 +10,7 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_CHANNEL
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
-from qtutor.methods.hessian import ACT_ORDERS, DAMPING
+from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
 from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
 from qtutor.methods.scaling import Scaling
 
@@ -71,6 +71,7 @@ class Recipe:
     double: quantize the scales of NF4 and FP4, too.
     embeddings, lm_head: quantize these, too, always to nearest. With tied embeddings, lm_head becomes a matrix of its
     own.
+    target_size: in place of bits, the bytes that the folder of the result may take: each layer gets bits of its own.
     layers: exceptions, by patterns of names: ``{"*.down_proj": {"bits": 8}, "model.layers.0.*": "float"}``. Each gives
     the options that differ (of :data:`OF_A_LAYER`), or ``"float"`` to leave the layer alone. Several may fit a layer;
     for the same option, the last one decides.
@@ -92,6 +93,7 @@ class Recipe:
     double: bool = True
     embeddings: bool = False
     lm_head: bool = False
+    target_size: int | None = None
     layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -101,14 +103,19 @@ class Recipe:
         if self.clip == "output" and not self.needs_calibration:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
         check_choice("act_order", self.act_order, ACT_ORDERS)
+        check_damping(self.damping)
         for pattern, change in self.layers.items():
             self._changed(pattern, change)  # raises for an exception that fits no layer at all
         codebook = METHODS[self.method].codebook
         if codebook is None:
-            if not self.is_mixed:
+            if self.target_size is not None:
+                self._check_target_size()
+            elif not self.is_mixed:
                 IntGrid(self.bits, self.symmetric)  # raises for bits outside 2 ... 8
                 object.__setattr__(self, "bits", int(self.bits))
             return
+        if self.target_size is not None:
+            raise QtutorError(f"target_size chooses bits, and method {self.method!r} has {codebook.bits} bits.")
         if self.bits not in (4, codebook.bits):  # 4 is the default, so perhaps nobody asked for it
             raise QtutorError(f"bits = {self.bits}: method {self.method!r} has {codebook.bits} bits.")
         if self.clip not in ("auto", "none"):
@@ -117,10 +124,24 @@ class Recipe:
         for name, value in (own | {"group_size": PER_CHANNEL} if codebook is INT8 else own).items():
             object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
 
+    def _check_target_size(self) -> None:
+        if type(self.target_size) is not int or self.target_size < 1:
+            raise QtutorError(f"target_size = {self.target_size!r}: a whole number of bytes is needed.")
+        if self.bits != Recipe.bits:
+            raise QtutorError(f"bits = {self.bits} and target_size = {self.target_size:,}: give one of the two.")
+
     @property
     def is_mixed(self) -> bool:
-        """Whether ``bits`` is a mean, so that every layer still has to get its own."""
-        return isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
+        """Whether a budget is given (a mean of bits, or a size), so that every layer has still to be given its bits."""
+        mean = isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
+        return mean or self.target_size is not None
+
+    @property
+    def why_text(self) -> str:
+        """What of this recipe needs calibration text, as an error calls it."""
+        if METHODS[self.method].calibrated or not self.is_mixed:
+            return f"method {self.method!r}"
+        return f"bits = {self.bits}" if self.target_size is None else "target_size"
 
     @property
     def grid(self) -> Grid:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 
 import qtutor
 from qtutor import Recipe, budget
+from qtutor.calibration.mapped import Weights
 from qtutor.decoder.text import calibration_tokens
 from qtutor.families import linear_layers
 from qtutor.measure.against import compare
-from qtutor.measure.losses import model_bytes
 from tests.models import some_ids, tiny
 
 CHOICES = (2, 3, 4)
@@ -74,8 +75,8 @@ def test_predicted_losses_are_those_that_are_measured(embedded):
     measured), and some of k's cancel in the softmax (a third is measured).
     """
     model, tokenizer, _, recipes = embedded
-    held_out, other = qtutor.evaluate.held_out_tokens(tokenizer, 8192).split(4096)
-    table = budget.losses(model, other.reshape(-1, 256), recipes)  # the same kind of text
+    held_out = qtutor.evaluate.held_out_tokens(tokenizer, 4096).reshape(-1, 256)
+    table = budget.losses(model, held_out, recipes)  # half of it is read
     predicted, measured = [], []
     for name in list(recipes)[::2]:
         for bits in (3, 4):
@@ -109,30 +110,35 @@ def test_half_a_bit_more_wins_back_more_than_half(embedded):
 
 
 @pytest.mark.parametrize("options", [{}, {"embeddings": True, "lm_head": True}, {"layers": {"*.0.*": "float"}}])
-def test_the_model_is_as_small_as_was_asked_for(options):
-    model, ids = tiny(), some_ids(4, 32)
-    recipe = Recipe(group_size=32, **options)
-    sizes = {}
+def test_the_folder_is_as_small_as_was_asked_for(options, tmp_path):
+    ids, sizes = some_ids(4, 32), {}
     for bits in (2, 8):
-        made = copy.deepcopy(model)
+        made = tiny()
         qtutor.quantize(made, Recipe(bits=bits, group_size=32, **options), progress=False)
-        sizes[bits] = model_bytes(made)
+        sizes[bits] = bytes_in(qtutor.export(made, tmp_path / str(bits)))
     allowed = (sizes[2] + sizes[8]) // 2
+    model = tiny()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    chosen = budget.choose(model, recipe, ids, nbytes=allowed)
+    recipe = Recipe(group_size=32, target_size=allowed, **options)
+    chosen = budget.choose(Weights(model), recipe, ids)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
-    qtutor.quantize(model, chosen, progress=False)
-    assert 0.97 * allowed < model_bytes(model) <= allowed
+    report = qtutor.quantize(model, recipe, ids, progress=False)
+    assert report.recipe == chosen and not chosen.is_mixed and model.qtutor_recipe["target_size"] is None
+    assert 0.94 * allowed < bytes_in(qtutor.export(model, tmp_path / "mixed")) <= allowed
     with pytest.raises(qtutor.QtutorError, match="the budget leaves"):
-        budget.choose(tiny(), recipe, ids, nbytes=sizes[2] - 1)
+        budget.choose(Weights(tiny()), replace(recipe, target_size=sizes[2] - 1), ids)
+
+
+def bytes_in(folder) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_what_a_recipe_fixes_stays():
     model, ids = tiny(), some_ids(4, 32)
     exceptions = {"*.down_proj": {"bits": 8}, "*.o_proj": {"group_size": 16}, "*.up_proj": "float"}
-    chosen = budget.choose(model, Recipe(group_size=32, layers=exceptions), ids, bits=3.5)
+    chosen = budget.choose(Weights(model), Recipe(bits=3.5, group_size=32, layers=exceptions), ids)
     recipes = chosen.of_layers(linear_layers(model))
     assert {recipes[name].bits for name in recipes if name.endswith("down_proj")} == {8}
     assert {recipes[name].group_size for name in recipes if name.endswith("o_proj")} == {16}
@@ -145,19 +151,23 @@ def test_what_a_recipe_fixes_stays():
 
 def test_budgets_that_make_no_sense():
     model, ids = tiny(), some_ids(4, 32)
-    for recipe, options, message in [
-        (Recipe("nf4"), {"bits": 3.5}, "has a fixed number of bits"),
-        (Recipe(), {}, "give one of them"),
-        (Recipe(), {"bits": 3.5, "nbytes": 1e6}, "give one of them"),
-        (Recipe(), {"bits": 1.5}, "leaves .* bits to the layers"),
-        (Recipe(layers={"*": {"bits": 4}}), {"bits": 3.5}, "no layer whose bits could be chosen"),
-        (Recipe(layers={"*": "float"}), {"bits": 3.5}, "no layer whose bits could be chosen"),
-    ]:
-        with pytest.raises(qtutor.QtutorError, match=message):
-            budget.choose(model, recipe, ids, **options)
+    for layers in ({"*": {"bits": 4}}, {"*": "float"}):
+        with pytest.raises(qtutor.QtutorError, match="no layer whose bits could be chosen"):
+            budget.choose(Weights(model), Recipe(bits=3.5, layers=layers), ids)
     for bits in (1.5, 8.5, float("nan"), float("inf"), "3.5"):
         with pytest.raises(qtutor.QtutorError, match="bits = "):
             Recipe(bits=bits)
+    for size in (0, -1, 1e6, "90MB", True, float("nan")):
+        with pytest.raises(qtutor.QtutorError, match="target_size = "):
+            Recipe(target_size=size)
+    for options, message in [
+        ({"method": "nf4", "bits": 3.5}, "method 'nf4' has 4 bits"),
+        ({"method": "int8", "target_size": 10**6}, "method 'int8' has 8 bits"),
+        ({"bits": 3, "target_size": 10**6}, "give one of the two"),
+    ]:
+        with pytest.raises(qtutor.QtutorError, match=message):
+            Recipe(**options)
     assert Recipe(bits=4.0) == Recipe(bits=4) and Recipe(bits=3.5).needs_calibration
-    with pytest.raises(qtutor.QtutorError, match=r"bits = 3.5 .* needs text"):
-        qtutor.quantize(model, Recipe(bits=3.5), progress=False)
+    for recipe, what in ((Recipe(bits=3.5), "bits = 3.5"), (Recipe(target_size=10**6), "target_size")):
+        with pytest.raises(qtutor.QtutorError, match=f"{what} .* needs text"):
+            qtutor.quantize(model, recipe, progress=False)

@@ -155,7 +155,7 @@ def test_what_is_known_to_be_wrong_is_refused_before_anything_is_loaded(
         assert expected in refused(["compare", "embedded", name, "--against", "embedded"], capsys)
 
 
-def test_a_text_shorter_than_a_window(tmp_path, capsys):
+def test_a_text_shorter_than_a_window(tmp_path, capsys, no_questions):
     (tmp_path / "short.txt").write_text("x = 1\n" * 100)
     message = refused(["eval", "embedded", "--text", tmp_path / "short.txt"], capsys)
     assert "tokens; one sample takes 512. Name a longer text" in message
@@ -205,7 +205,7 @@ def test_calibration_says_how_much_of_what_it_took(other, tmp_path, capsys):
 
 
 def test_nothing_that_json_does_not_have(folder, capsys, monkeypatch, no_questions):
-    monkeypatch.setattr(qtutor.evaluate, "measure", lambda *_: qtutor.evaluate.Measured(float("inf"), None, 7, 1),
-                        raising=False)  # fmt: skip
+    infinite = qtutor.evaluate.Measured(float("inf"), None, 7, 1)
+    monkeypatch.setattr(qtutor.evaluate, "perplexity_with_error", lambda *_: infinite, raising=False)
     found = json.loads(told(["eval", "embedded", *SMALL, "--json"], capsys), parse_constant=lambda name: 1 / 0)
     assert found["perplexity"] is None is found["perplexity_error"]

@@ -159,7 +159,8 @@ class Reading:
             if twin is not None:
                 drift.add(twin.reach(layer, some) - x, weighted)
                 if joins_stream:
-                    stream_drift.add(twin.states[some] - block.states[some], weighted)
+                    # As much as the layer's output is short of, which the block multiplies before it adds it.
+                    stream_drift.add((twin.states[some] - block.states[some]) / block.multiplier, weighted)
         return Moments(hessian.result(), drift.result(), stream_drift.result())
 
 

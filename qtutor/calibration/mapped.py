@@ -57,6 +57,16 @@ class Weights:
         """Nobody needs these ``tensors`` soon; those of a model in memory stay there."""
 
 
+def trim_heap() -> None:
+    """Hand back memory that is free in the heap: glibc keeps what lies between tensors that are in use.
+
+    Without it, GPTQ on blocks of 44 million weights held 0.2 to 0.4 GB that nobody used.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def page_out(tensors: Iterable[torch.Tensor]) -> None:
     """Hand back the memory behind those of ``tensors`` that are mapped from a file.
 

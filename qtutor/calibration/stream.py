@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qtutor.calibration.mapped import trim_heap
 from qtutor.calibration.precision import WIDE, products
 from qtutor.errors import QtutorError
 from qtutor.families import Family, Half
@@ -82,6 +83,7 @@ class Stream:
 
     def keep(self) -> None:
         """Keep the inputs of the current half's last layer. From now on, nothing before that layer may change."""
+        trim_heap()  # the last layer's Hessian is the largest: what work on the others has left goes first
         last = self.family.halves[self.passed].last
         found = None
         for some in self.batches():

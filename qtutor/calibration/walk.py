@@ -94,6 +94,7 @@ def walk(
         else:
             yield calibrated
         calibrated.advance()
+        del module, place, calibrated  # before the next one is brought
 
 
 def check_tokens(model: nn.Module, token_ids: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """`qtutor generate`: a decoder continues a text, or answers in a chat; its tokens are printed as they come."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -56,6 +57,9 @@ def _chat(options, model, tokenizer) -> int:
     from qtutor.calibration.chat import rendered
 
     with_person = options.text is None and sys.stdin is not None and sys.stdin.isatty()
+    if with_person:
+        with contextlib.suppress(ImportError):  # not there on Windows
+            import readline  # noqa: F401 - from now on input() knows arrow keys
     rendered(tokenizer, [{"role": "user", "content": "?"}], ask=True)  # refuses a tokenizer without template
     if with_person:
         print("Ask; an empty line begins a new conversation, Ctrl-D ends.", file=sys.stderr)

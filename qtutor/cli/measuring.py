@@ -16,7 +16,12 @@ TEXT += "decoder, else English and Python of ours)"
 def add_measuring(sub) -> None:
     """Add the options of whatever is measured on a text."""
     sub.add_argument("--text", metavar="FILE", help=TEXT)
-    sub.add_argument("--tokens", type=int, metavar="N", help="how many of it, evenly spread (default: 16384)")
+    sub.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="how many of it (default: 16384 evenly spread, all of the held-out code)",
+    )
     sub.add_argument("--window", type=int, metavar="N", help="tokens that are read at a time (default: 512)")
     sub.add_argument("--json", action="store_true", help="print JSON, and no table")
 
@@ -55,13 +60,13 @@ def vocabulary_of(source: str) -> int | None:
     What cannot be read is told when it is loaded.
     """
     from qtutor.decoder import EMBEDDED
-    from qtutor.formats import gguf
     from qtutor.formats.documents import read_json
-    from qtutor.gguf.reader import read
+    from qtutor.formats.gguf_files import file_in
+    from qtutor.gguf.parts import read_whole
 
-    file = gguf.file_in(source)
+    file = file_in(source)
     if file is not None:
-        tokens = read(file).metadata.get("tokenizer.ggml.tokens")
+        tokens = read_whole(file).metadata.get("tokenizer.ggml.tokens")
         return len(tokens) if isinstance(tokens, list) else None
     config = (EMBEDDED if source == "embedded" else Path(source)) / "config.json"
     size = read_json(config).get("vocab_size") if config.is_file() else None

@@ -74,6 +74,23 @@ def add_source(sub: Parser) -> None:
     sub.add_argument("--device", help=DEVICE)
 
 
+def number(text: str) -> int | float:
+    """A whole number, or one with a fraction."""
+    try:
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: write it like 4 or 3.5") from None
+
+
+def nbytes(text: str) -> int:
+    """Bytes out of ``90MB``, ``1.5 GiB`` or ``90000000``; k, M and G are powers of 1000, Ki, Mi and Gi of 1024."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?\s*", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write it like 90MB or 1.5GB")
+    amount, prefix, binary = found.groups()
+    return int(float(amount) * (1024 if binary else 1000) ** " kmg".index(prefix or " "))
+
+
 def _near(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name.lower(), known, 1)
     return f" Did you mean {near[0]}?" if near else ""

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from qtutor.cli.parsing import add_source
-from qtutor.cli.source import check_device, check_source, say_if_rounded
+from qtutor.cli.parsing import add_source, nbytes, number
+from qtutor.cli.source import check_device, check_rounded, check_source
 from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
 
@@ -13,13 +13,17 @@ EXAMPLES = [
     "quantize embedded out --bits 3 --symmetric --clip mse",
     "quantize path/to/llama out --method gptq --calibration text.txt",
     "quantize path/to/llama out --method gptq --calibration text.txt --plan",
+    "quantize path/to/llama out --method gptq --target-size 90MB",
     "quantize path/to/llama out --bits 8 --group-size -1 --keep '*.down_proj,model.layers.0.*'",
     "quantize embedded out.gguf --type Q4_K_M",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
 # Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
-OF_A_RECIPE = ("bits", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head", "act_order", "damping")
+OF_A_RECIPE = (
+    *("bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
+    *("act_order", "damping"),
+)
 
 
 def add_to(command) -> None:
@@ -30,14 +34,15 @@ def add_to(command) -> None:
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
     methods = "rtn, awq, gptq, awq+gptq, nf4, fp4 or int8; with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
-    text = (
-        "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: English and Python of "
-    )
-    text += "ours; the embedded decoder has its own); with gguf also for importance"
+    text = "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: our English and "
+    text += "Python; the embedded decoder has its own); with gguf also for importance"
     sub.add_argument("--calibration", metavar="FILE", help=text)
     sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
     sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
-    sub.add_argument("--bits", type=int, default=4, help=f"bits of a weight, 2 to 8 {default}")
+    mean = "bits of a weight, 2 to 8; 3.5 is a mean, and layers that matter more get more (default: 4)"
+    sub.add_argument("--bits", type=number, help=mean)
+    size = "in place of --bits: the size of the result, like 90MB; layers that matter more get more bits"
+    sub.add_argument("--target-size", type=nbytes, metavar="SIZE", help=size)
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
     sub.add_argument("--group-size", type=int, default=64, metavar="N", help=f"{groups} {default}")
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
@@ -55,6 +60,8 @@ def add_to(command) -> None:
     sub.add_argument("--type", help="with gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
     force = "with gguf: replace the file OUT even if qtutor did not write it"
     sub.add_argument("--force", action="store_true", help=force)
+    again = "go on though SRC is a GGUF file whose weights were rounded before"
+    sub.add_argument("--allow-requantize", action="store_true", help=again)
     plan = "say what would be done and how many bytes it takes, and stop there"
     sub.add_argument("--plan", action="store_true", help=plan)
     sub.add_argument("--imatrix", metavar="FILE", help="with gguf: an importance matrix, as llama-imatrix writes it")
@@ -68,7 +75,7 @@ def quantize(options) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
     check_source(options.source)
-    say_if_rounded(options.source)
+    check_rounded(options.source, options.allow_requantize or options.plan)
     check_device(options.device)
     if options.format == "gguf":
         if options.plan:
@@ -84,6 +91,7 @@ def quantize(options) -> int:
 def write_folder(options) -> int:
     """Quantize by the recipe that the options describe, and write a folder of ours."""
     import qtutor
+    from qtutor import budget
     from qtutor.calibration.chat import has_template
     from qtutor.cli.calibrating import calibration_of, check_calibration
     from qtutor.formats.streamed import opened
@@ -104,7 +112,7 @@ def write_folder(options) -> int:
         )
     recipe = recipe_of(options)
     check_calibration(options, recipe.needs_calibration, f"--method {options.method}")
-    check_out(options, recipe.grid.bits)
+    check_out(options, min(budget.CHOICES) if recipe.is_mixed else recipe.grid.bits)
     weights, tokenizer = opened(options.source, check_device(options.device))
     calibration = calibration_of(options, weights.model, tokenizer) if recipe.needs_calibration else None
     if options.plan:

@@ -62,6 +62,11 @@ def _refuse(options) -> None:
             f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "
             "leave it out, or choose awq, which scales weights before they are."
         )
+    if options.target_size is not None:
+        raise QtutorError(
+            "--target-size chooses bits for each layer of a folder of qtutor's. In a GGUF file the --type decides the "
+            "size: take a smaller one, like Q3_K_M."
+        )
     for name in OF_A_RECIPE:
         if getattr(options, name) != options.parser.get_default(name):
             raise QtutorError(

@@ -43,9 +43,9 @@ def stage(path: Path) -> Iterator[Path]:
         finally:
             try:
                 _clear_all(made, path)
-            except BaseException as error:  # an interrupt during the removal: finish it, then stop
+            except BaseException:  # an interrupt during the removal: finish it, then stop
                 _clear_all(made, path)
-                raise interrupt_behind(error) or error from None
+                raise
 
 
 def remove_leftovers(path: str | Path) -> None:
@@ -116,6 +116,18 @@ def locked(folder: Path, needed: bool = True) -> contextlib.AbstractContextManag
         return file
 
 
+def remove_tree(folder: Path) -> None:
+    """Remove ``folder`` as far as that is allowed.
+
+    An interrupt inside of shutil.rmtree can make it close a folder a second time. That fails, and the failure would
+    hide the interrupt.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise interrupt_behind(error) or error from None
+
+
 def _clear_all(folders: list[Path], path: Path) -> None:
     for folder in folders:
         _clear(folder, path)
@@ -128,7 +140,7 @@ def _clear(folder: Path, path: Path) -> None:
         if os.path.lexists(path):
             return _warn(folder, f"{old} is what {path} was before")
         os.rename(old, path)  # if this fails, the stage stays, and the error names both
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     if folder.exists():
         _warn(folder, "parts of it may not be removed")
 

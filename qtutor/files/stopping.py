@@ -38,11 +38,7 @@ def signals_raise() -> Iterator[None]:
 
 
 def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """The interrupt in whose wake ``error`` was raised, or ``None``.
-
-    An interrupt inside of shutil.rmtree can make it close a folder a second time; that fails, and the failure would
-    hide the interrupt.
-    """
+    """The interrupt in whose wake ``error`` was raised, or ``None``."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error

@@ -14,15 +14,13 @@ the new folder has taken its place, and when another run begins for the same tar
 import contextlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from qtutor.errors import QtutorError
 from qtutor.files import put_folder
-from qtutor.files.staging import UNFINISHED, locked, mark_of
-from qtutor.files.stopping import interrupt_behind
+from qtutor.files.staging import UNFINISHED, locked, mark_of, remove_tree
 
 WORK, DONE = "work.json", "done.jsonl"
 
@@ -68,21 +66,22 @@ def unfinished(path: Path, work: dict) -> Iterator[Unfinished]:
     block raises, or is interrupted, the old ``path`` stays as it was, and so does what is finished. Raises
     :class:`QtutorError` while another run for the same ``path`` is alive.
     """
-    folder, new = folder_of(path), None
+    folder, made, new = folder_of(path), [], None
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(_taken(folder, path))
+            held.enter_context(_taken(folder, path, made))
             _put_back(folder, path)
             run = Unfinished(folder, work)
+            made.append(run)
             yield run
             new = run.new.stat()
             put_folder(run.new, path, run.mode, folder / "old")
+            _remove(folder)
         except BaseException:
             in_place = new is not None and path.exists() and os.path.samestat(path.stat(), new)
-            if in_place or not _lines(folder / DONE):
-                _remove_ours(folder, held)
+            if in_place or (made and not _lines(folder / DONE)):
+                _remove(folder)
             raise
-        _remove(folder)
 
 
 def folder_of(path: Path) -> Path:
@@ -103,25 +102,32 @@ def bytes_kept(path: str | Path) -> int:
     return 0
 
 
-def _taken(folder: Path, path: Path) -> contextlib.AbstractContextManager:
-    """The lock on ``folder``, which is made where there is none."""
+def _taken(folder: Path, path: Path, made: list) -> contextlib.AbstractContextManager:
+    """The lock on ``folder``, which is made, and noted in ``made``, where there is none."""
     for _ in range(100):
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
+            if not os.path.lexists(folder):
+                made.append(folder)  # noted first: an interrupt may come at any moment
+                folder.mkdir(mode=0o700)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
+            made.clear()
             raise QtutorError(
                 f"{folder} is not what qtutor keeps unfinished work in: remove it, or choose another OUT."
             )
         try:
             return locked(folder, needed=False)
         except FileNotFoundError:  # the run that had it has just ended
+            made.clear()
             continue
         except BlockingIOError:
+            made.clear()
             raise QtutorError(
                 f"another run is writing {path} just now ({folder}): let it end, or choose another folder."
             ) from None
-    raise QtutorError(f"{folder}: other runs remove what this one begins to write there. Let one finish first.")
+    raise QtutorError(
+        f"{folder}: other runs remove what this run begins to write there. Wait until they have finished."
+    )
 
 
 def _put_back(folder: Path, path: Path) -> None:
@@ -140,25 +146,17 @@ def _remove(folder: Path) -> None:
     """Remove ``folder``; its work.json first, so that nobody goes on with the rest after a kill."""
     try:
         (folder / WORK).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException as error:  # an interrupt that came now, when all else was done
-        shutil.rmtree(folder, ignore_errors=True)
-        raise interrupt_behind(error) or error from None
-
-
-def _remove_ours(folder: Path, held: contextlib.ExitStack) -> None:
-    """Remove ``folder`` unless another run has it: an interrupt may come between its making and its lock."""
-    with contextlib.suppress(OSError):
-        held.close()
-        with locked(folder, needed=False):
-            _remove(folder)
+        remove_tree(folder)
+    except BaseException:  # an interrupt during the removal: finish it, then stop
+        remove_tree(folder)
+        raise
 
 
 def _empty(folder: Path) -> None:
     (folder / WORK).unlink(missing_ok=True)
     for found in folder.iterdir():
         if found.is_dir() and not found.is_symlink():
-            shutil.rmtree(found)
+            remove_tree(found)
         elif found.name != "lock":
             found.unlink()
 

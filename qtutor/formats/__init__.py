@@ -15,7 +15,14 @@ from qtutor.errors import QtutorError
 if TYPE_CHECKING:
     from torch import nn
 
-FORMATS = {"qtutor": "native", "gguf": "gguf"}  # name -> module
+FOREIGN = {
+    "compressed-tensors": "compressed_tensors",
+    "gptq": "gptq",
+    "awq": "awq",
+    "bitsandbytes": "bitsandbytes",
+    "modelopt": "modelopt",
+}  # formats of other tools, by what quant_method is called in a config.json -> module
+FORMATS = {"qtutor": "native", "gguf": "gguf", **FOREIGN}  # name -> module
 
 
 def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=None, **options) -> Path:
@@ -26,6 +33,8 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
     (:func:`qtutor.formats.native.save`).
     "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``; encodes from float
     weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance``, ``pure`` and ``overwrite``).
+    "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt": the packed layers of a quantized model as vLLM,
+    SGLang, TensorRT-LLM or transformers read them, in a whole folder; each holds certain grids (its module says which).
     options: those of the format's ``save``; ``None`` stands for what it does by itself.
 
     Raises :class:`QtutorError` for an unknown format, for options that another format has, for what the format cannot
@@ -58,15 +67,17 @@ def target(out: str | Path, format: str = "qtutor", **options) -> Path:
 def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     """What :func:`export` wrote comes back, on ``device`` (by itself: the GPU if there is one).
 
-    Our own layout with its packed codes, a GGUF file as the float32 weights that it stands for. Raises
-    :class:`QtutorError` naming the file that is missing, damaged or does not fit.
+    Our own layout, and those of other tools, with their packed codes; a GGUF file as the float32 weights that it stands
+    for. Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
-    from qtutor.formats import gguf, native
+    from qtutor.formats import foreign_reading, gguf, native
     from qtutor.formats.documents import reading
     from qtutor.formats.gguf_files import file_in
 
     with reading(source):
         ours = (Path(source) / native.ABOUT).is_file()
+        if not ours and Path(source).is_dir() and foreign_reading.settings_in(Path(source)) is not None:
+            return foreign_reading.load(source, device)
         file = None if ours else file_in(source, alone=False)
         return native.load(source, device) if file is None else gguf.load(file, device)
 

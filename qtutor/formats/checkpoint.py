@@ -118,8 +118,8 @@ def config_in(folder: Path, names) -> tuple:
     return config, str(path)
 
 
-def weights_in(folder: Path) -> dict[Path, dict[str, Stored]]:
-    """The headers of the files that hold a checkpoint's weights, by file. Raises as :func:`load` does."""
+def headers_in(folder: Path) -> dict[Path, dict[str, Stored]]:
+    """The headers of the files that hold a checkpoint's weights, float or packed, by file; raises as :func:`load`."""
     if file_in(folder, "adapter_config.json"):
         raise QtutorError(
             f"{folder} holds an adapter (adapter_config.json), which changes the weights of a model. Merge the two "
@@ -132,6 +132,12 @@ def weights_in(folder: Path) -> dict[Path, dict[str, Stored]]:
         found = sharded(folder, index)
     else:
         raise QtutorError(_no_weights(folder))
+    return found
+
+
+def weights_in(folder: Path) -> dict[Path, dict[str, Stored]]:
+    """:func:`headers_in` of a float checkpoint: none of our packed layers is among them."""
+    found = headers_in(folder)
     for path, header in found.items():
         packed = [name for name in header if name.rpartition(".")[2] in OURS]
         if packed:

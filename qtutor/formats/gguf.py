@@ -14,6 +14,7 @@ One tensor is in memory at a time, as float32 and encoded: a checkpoint that tra
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,13 +35,12 @@ from qtutor.formats.endings import generation_settings
 from qtutor.formats.gguf_files import NAME
 from qtutor.formats.gguf_reading import CONFIG, GENERATION, Source, decoded, load, opened, parameters  # noqa: F401 - the other half
 from qtutor.formats.readback import read_back
-from qtutor.gguf import imatrix
+from qtutor.gguf import imatrix, longrope
 from qtutor.gguf.architecture import architecture_of, tensor_name, to_file
 from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
-from qtutor.gguf.hyperparameters import metadata, rope_factors
+from qtutor.gguf.hyperparameters import metadata, rope_tensors, window_of
 from qtutor.gguf.layout import ALL_TYPES
-from qtutor.gguf.llama3_rope import ROPE
 from qtutor.gguf.mixes import file_type, tensor_types
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer import tokenizer_metadata
@@ -49,6 +49,7 @@ from qtutor.gguf.writer import Tensor, write
 from qtutor.guards.promises import config_to_write
 
 DEFAULT = "Q4_K_M"  # the mix
+PHI3_TOKENS = {"<s>", "</s>", "<unk>", "<|endoftext|>"}
 SMALL = 1e-3  # weights that no format's scales lose are larger
 
 
@@ -88,9 +89,9 @@ def save(
         for name, (shape, values) in sources.items()
     ]
     _say_of_window(config)
-    factors = rope_factors(config)
-    if factors is not None:
-        tensors.append(Tensor(ROPE, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
+    _say_of_positions(config)
+    for name, factors in rope_tensors(config).items():
+        tensors.append(Tensor(name, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
     if settings := generation_settings(model):
         keys[GENERATION] = json.dumps(settings)
@@ -143,15 +144,34 @@ def _keys(config, tokenizer) -> dict:
     about = {"general.type": "model", "general.name": name, "general.quantization_version": 2}
     about[CONFIG] = _config_text(config)
     _check_special_ids(config, tokenizer)
-    return metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
+    keys = metadata(config) | about | tokenizer_metadata(tokenizer, config.vocab_size, config)
+    return keys | {"general.name": _name_for(name, keys.get("tokenizer.ggml.tokens", []))}
+
+
+def _name_for(name: str, tokens: Iterable[str]) -> str:
+    """``name``, but not Phi-3's with a vocabulary that is not: by that name llama.cpp looks for tokens of Phi-3's, and
+    refuses the file where they are not there."""
+    return name if set(tokens) >= PHI3_TOKENS else re.sub(r"(?i)(phi)-?(?=3)", r"\1 ", name)
 
 
 def _say_of_window(config) -> None:
-    window = getattr(config, "sliding_window", None)
+    window = window_of(config)
     if window and window < config.max_position_embeddings and not architecture_of(config).window:
         warnings.warn(
             f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
             f"is {window} tokens, where both compute the same, not {config.max_position_embeddings}.",
+            stacklevel=4,
+        )
+
+
+def _say_of_positions(config) -> None:
+    rope = config.rope_parameters
+    if rope.get("rope_type") == longrope.KIND:
+        original = rope["original_max_position_embeddings"]
+        warnings.warn(
+            "rope_parameters: llama.cpp chooses between the short and the long factors by its context, transformers by "
+            f"the length of the text. For texts within {original} tokens, start it with one of {original} tokens (-c "
+            f"{original}).",
             stacklevel=4,
         )
 

@@ -20,8 +20,9 @@ from qtutor.formats import documents
 from qtutor.formats.comparing import blocks_in, check_finite, listed
 from qtutor.formats.endings import give_back
 from qtutor.formats.transformers_files import config_of, empty_model, filled
+from qtutor.gguf import longrope
 from qtutor.gguf.architecture import QKV, architecture_of, from_file, place_of
-from qtutor.gguf.hyperparameters import metadata, rope_factors
+from qtutor.gguf.hyperparameters import metadata, rope_tensors
 from qtutor.gguf.hyperparameters_back import config_values
 from qtutor.gguf.layout import TYPES
 from qtutor.gguf.llama3_rope import ROPE
@@ -140,8 +141,9 @@ def _tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
     """The tensors of a file by name. One matrix for q, k and v is taken as three where the family has three."""
     stored = {name: (info.shape, partial(file.weight, name)) for name, info in file.tensors.items()}
     architecture = architecture_of(config)
-    if "llama3" in architecture.scalings:
-        stored.pop(ROPE, None)  # the config says the same
+    for kind, names in (("llama3", (ROPE,)), (longrope.KIND, longrope.TENSORS)):
+        for name in names if kind in architecture.scalings else ():
+            stored.pop(name, None)  # the config says the same
     if architecture.halves[0].readers == QKV:
         for name in [name for name in stored if name.split(".")[-2:-1] == ["attn_qkv"]]:
             stored |= _three(name, *stored.pop(name), config)
@@ -181,7 +183,7 @@ def _compare(where: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, S
 def _compare_keys(file: GGUFFile | Whole, config) -> None:
     """llama.cpp's keys and our config say the same, each in its own words."""
     try:
-        expected, factors = metadata(config), rope_factors(config)
+        expected, factors = metadata(config), rope_tensors(config)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:  # rope_parameters are free in what they hold
         if isinstance(error, QtutorError):
             raise
@@ -189,10 +191,11 @@ def _compare_keys(file: GGUFFile | Whole, config) -> None:
             f"{file.path}: rope_parameters in {CONFIG} are {shown(config.rope_parameters, 160)}, which say "
             "nothing whole of positions. The file is damaged: fetch or export it again."
         ) from error
-    if factors is None and ROPE in file.tensors:
-        raise QtutorError(
-            f"{file.path}: tensor {ROPE!r} is there, and {CONFIG} has no use for it. Export the file again."
-        )
+    for name in (ROPE, *longrope.TENSORS):
+        if name in file.tensors and name not in factors:
+            raise QtutorError(
+                f"{file.path}: tensor {name!r} is there, and {CONFIG} has no use for it. Export the file again."
+            )
     for key, value in expected.items():
         found = file.metadata.get(key, value)  # older exports have fewer
         if not _same(found, value):

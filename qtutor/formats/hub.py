@@ -10,7 +10,7 @@ from qtutor.errors import QtutorError, said, shown
 from qtutor.formats.checkpoint import CONFIG, INDEX, WEIGHTS, check_family
 
 IDS = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-ABOUT = (CONFIG, INDEX, "generation_config.json", "qtutor.json")
+ABOUT = (CONFIG, INDEX, "generation_config.json", "qtutor.json", "hf_quant_config.json", "quantize_config.json")
 TOKENIZER = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qtutor.calibration.mapped import Weights, page_out
+from qtutor.calibration.mapped import Weights, page_out, trim_heap
 from qtutor.decoder import EMBEDDED
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, family_of
@@ -56,6 +56,7 @@ class FileWeights(Weights):
         page_out(tensors)
 
     def block(self, index: int) -> nn.Module:
+        trim_heap()  # of what the work on the block before has left
         own = decoder_blocks(self.model)[index]
         begin = f"{family_of(self.model).blocks}.{index}."
         module, values = copy.deepcopy(own), {}

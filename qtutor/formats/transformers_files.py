@@ -9,55 +9,24 @@ is a tokenizer's files.
 """
 
 import math
-import warnings
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.errors import QtutorError, naming, said, shown
-from qtutor.families import FAMILIES, embedding_scale, family_called, family_of
+from qtutor.families import embedding_scale, family_called, family_of
+from qtutor.formats.config_values import MEND, OURS, check_keys, check_values, wrong
 
-# Keys of a config that would make it another model, or name code: what they ask for, and what to do about it.
-REFUSED = {
-    "auto_map": "asks for code of its own, and no code from a checkpoint is ever run. If its decoder is a plain "
-    "{family}, remove the key",
-    "quantization_config": "is quantized already, by {by}, and qtutor reads float checkpoints and its own. Take the "
-    "float checkpoint that it was made of",
-    "compression_config": "is quantized already, by {by}, and qtutor reads float checkpoints and its own. Take the "
-    "float checkpoint that it was made of",
-    "transformers_weights": "names another file of weights. Call that file model.safetensors and remove the key",
-    "configuration_files": "names other configs. Put the one that is meant in its place",
-    "per_layer_config": "has layers that differ from each other, which is not known here. Choose another checkpoint",
-    "fusion_config": "changes how layers are joined, which is not known here. Remove the key",
-}
 # Keys that transformers reads though a family's config does not list them.
 OLDER = ("torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings")
 BESIDE = ("head_dim", "tokenizer_class")
 OLDER_OF_FAMILY = {"gemma3_text": ("rope_local_base_freq", "sliding_window_pattern")}
-# Classes that checkpoints of a family bring along though transformers has them, under the same names.
-COPIES = {"phi3": ("Phi3Config", "Phi3ForCausalLM")}
 # Keys that every config has, and that change what a model returns or say nothing of a decoder.
 NOT_READ = (
     *("output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder", "chunk_size_feed_forward"),
     *("id2label", "label2id", "problem_type", "_name_or_path"),
 )
-OURS = "prompts_begin_with_bos"  # a key of ours: see qtutor.measure.generation
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
-)
-# Numbers by which something is multiplied or divided; where there may be none, a config says null.
-FACTORS = (
-    *("residual_multiplier", "embedding_multiplier", "attention_multiplier", "logits_scaling"),  # Granite
-    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),  # Gemma
-    *("rope_theta", "rope_local_base_freq", "partial_rotary_factor"),
-)
-# What every config of these families says; transformers would put another model's numbers where it is missing.
-NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
-LARGEST = 1 << 31  # of a size
-MOST_BLOCKS = 1000  # the largest decoders have some 130; each takes time to build, also where it has no weights
-MEND = "The file is damaged: copy, download or export it again."
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -69,17 +38,8 @@ def config_of(values: dict, where: str, blocks: int):
     """
     with naming(where):
         family = family_called(values.get("model_type"), values)
-    for key in REFUSED.keys() & values.keys():
-        if values[key] is not None and not (key == "auto_map" and _is_copy(values[key], family.model_type, where)):
-            by = values[key].get("quant_method") if isinstance(values[key], dict) else None
-            what = REFUSED[key].format(family=family.model_type, by=shown(by) if by else "another tool")
-            raise QtutorError(f"{where} {what}. (Found {key}: {shown(values[key], 120)}.)")
-    if family.model_type == "mistral" and values.get("layer_types") is not None:
-        raise QtutorError(
-            f"{where} has layer_types, with which transformers takes it for a 'ministral'. Known here are: "
-            f"{', '.join(FAMILIES)}."
-        )
-    _check_values(values, where, blocks)
+    check_keys(values, family.model_type, where)
+    check_values(values, where, blocks)
     try:
         usual = AutoConfig.for_model(family.model_type)
         known = set(usual.to_dict()) | {*OLDER, *BESIDE, OURS, *OLDER_OF_FAMILY.get(family.model_type, ())}
@@ -93,62 +53,10 @@ def config_of(values: dict, where: str, blocks: int):
     return config
 
 
-def _is_copy(auto_map, family: str, where: str) -> bool:
-    """Whether the code that ``auto_map`` names is a copy of what transformers has, as Phi-3's is: said, and not run."""
-    own = COPIES.get(family, ())
-    # A tokenizer is read from its own files, whatever is named here.
-    named = [n for key, n in auto_map.items() if key != "AutoTokenizer"] if isinstance(auto_map, dict) else []
-    if not named or not all(isinstance(name, str) and name.rpartition(".")[2] in own for name in named):
-        return False
-    warnings.warn(
-        f"{where} has auto_map, which names code of its own ({shown(named[0])}). It is not run: transformers has "
-        f"{' and '.join(own)} itself, and these are taken.",
-        stacklevel=2,
-    )
-    return True
-
-
 def _detail(error: Exception) -> str:
     """transformers' validation errors say only in their second line what is wrong."""
     lines = [line.strip() for line in str(error)[:2000].splitlines() if line.strip()]
     return said(ValueError(" ".join(lines[:2]))) if lines else type(error).__name__
-
-
-def _check_values(values: dict, where: str, blocks: int) -> None:
-    """Numbers are numbers, and no size is absurd; whether the tensors have these sizes is found out later."""
-    for key in NEEDED:
-        if values.get(key) is None:
-            raise QtutorError(f"{where}: {key} is missing. {MEND}")
-    for key in SIZES:
-        size = values.get(key)
-        if size is not None and (type(size) is not int or not 1 <= size <= LARGEST):
-            raise _wrong(where, key, size, f"a whole number from 1 to {LARGEST:,}")
-    if values.get("num_hidden_layers") not in (None, blocks):
-        said_to_be = shown(values["num_hidden_layers"])
-        raise QtutorError(f"{where}: there are {blocks} blocks, and its config says {said_to_be}. {MEND}")
-    if blocks > MOST_BLOCKS:
-        raise QtutorError(f"{where}: there are {blocks:,} blocks, and decoders of at most {MOST_BLOCKS:,} are read.")
-    window = values.get("sliding_window")
-    if window is not None and (type(window) is not int or window < 1):
-        raise _wrong(where, "sliding_window", window, "a whole number from 1, or null")
-    for key in ("dtype", "torch_dtype"):
-        if values.get(key) is not None and values[key] not in list(DTYPES):
-            raise _wrong(where, key, values[key], f"one of {', '.join(DTYPES)}")
-    epsilon = values.get("rms_norm_eps", 1e-6)
-    if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
-        raise _wrong(where, "rms_norm_eps", epsilon, "a number from 0 to 1")
-    for key in FACTORS:
-        factor = values.get(key, 1)
-        if factor is not None and (type(factor) not in (int, float) or not 0 < factor < math.inf):
-            raise _wrong(where, key, factor, "a number above 0")
-    ropes = values.get("no_rope_layers")
-    if ropes is not None and not (
-        isinstance(ropes, list) and len(ropes) >= blocks and set(map(str, ropes)) <= {"0", "1"}
-    ):
-        raise _wrong(where, "no_rope_layers", ropes, f"0 or 1 for each of the {blocks} blocks")
-    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", OURS):
-        if type(values.get(key, False)) is not bool:
-            raise _wrong(where, key, values[key], "true or false")
 
 
 def _check_config(config, where: str) -> None:
@@ -156,13 +64,9 @@ def _check_config(config, where: str) -> None:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     if heads % kv_heads:
-        raise _wrong(where, "num_key_value_heads", kv_heads, f"a divisor of the {heads} heads")
+        raise wrong(where, "num_key_value_heads", kv_heads, f"a divisor of the {heads} heads")
     if dim % 2 or not dim:
-        raise _wrong(where, "head_dim (or hidden_size / num_attention_heads)", dim, "an even number")
-
-
-def _wrong(where: str, key: str, found, wanted: str) -> QtutorError:
-    return QtutorError(f"{where}: {key} is {shown(found)}, expected {wanted}. {MEND}")
+        raise wrong(where, "head_dim (or hidden_size / num_attention_heads)", dim, "an even number")
 
 
 def shapes_alone(config) -> nn.Module:
@@ -247,12 +151,12 @@ def take_generation(model: nn.Module, values: dict, where: str) -> None:
         if ids is not None:
             several = ids if isinstance(ids, list) and ids and key == "eos_token_id" else [ids]
             if not all(type(number) is int and number >= 0 for number in several):
-                raise _wrong(where, key, ids, "the number of a token")
+                raise wrong(where, key, ids, "the number of a token")
             setattr(model.generation_config, key, ids)
     penalty = values.get("repetition_penalty")
     if penalty is not None:
         if type(penalty) not in (int, float) or not 0 < penalty < 100:
-            raise _wrong(where, "repetition_penalty", penalty, "a number above 0")
+            raise wrong(where, "repetition_penalty", penalty, "a number above 0")
         model.generation_config.repetition_penalty = float(penalty)
 
 

@@ -1,100 +1,25 @@
-"""What llama.cpp calls the decoders that it knows, as a table: names of tensors, order of rows, what is built in.
+"""What llama.cpp calls the decoders that it knows: names of tensors, order of rows.
 
     architecture_of(config).name                              # "llama"
     tensor_name("model.layers.3.self_attn.q_proj.weight")     # "blk.3.attn_q.weight"
 
-A new one is a row in :data:`TABLE`; its metadata are in :mod:`.hyperparameters`, the way back from them in
+A new one is a row in :mod:`.architectures`; its metadata are in :mod:`.hyperparameters`, the way back from them in
 :mod:`.hyperparameters_back`, which block types its matrices get in :mod:`.mixes`.
 
 Some architectures rotate neighbours (rows 0 and 1 of a head, 2 and 3 ...), where transformers rotates the halves (rows
 0 and d/2, 1 and d/2 + 1 ...), so the rows of q and k change places: :func:`permute`. All of them multiply by a norm's
 weight as it is, where Gemma multiplies by ``1 + weight``, so that a file holds these norms with 1 added.
 
-Source: llama.cpp's ``src/models/*.cpp`` for what is read, ``llama_model_rope_type`` for the rotation, its
-``conversion/`` for what is done to weights. Left out: mixtures of experts.
+Source: llama.cpp's ``conversion/`` for what is done to weights. Left out: mixtures of experts.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from qtutor.errors import QtutorError
-from qtutor.families import FAMILIES, QWEN3, Family
-
-
-@dataclass(frozen=True)
-class Names:
-    """llama.cpp's names for the parts of a :class:`~qtutor.families.Half`; of those that a family lacks, no tensor."""
-
-    norm: str
-    readers: tuple[str, ...]
-    last: str
-    after: str
-
-
-ATTENTION = Names("attn_norm", ("attn_q", "attn_k", "attn_v"), "attn_output", "post_attention_norm")
-MLP = Names("ffn_norm", ("ffn_gate", "ffn_up"), "ffn_down", "post_ffw_norm")
-QKV, OUTPUT = ATTENTION.readers, (ATTENTION.last,)
-
-
-def _silu(values: Mapping) -> dict:
-    return {"hidden_act": "silu"}
-
-
-def _full_heads(values: Mapping) -> dict:
-    return _silu(values) | {"head_dim": values["hidden_size"] // values["num_attention_heads"]}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One of llama.cpp's architectures; what is called a config's is a key of transformers' config.
-
-    name: in the file, ``general.architecture``. model_types: the families that are written as this one. halves: names
-    in a block, attention and MLP. extra_norms: names of a family's extra norms, in its order. biases: the layers whose
-    bias is added; another one would be ignored in silence. neighbours: whether it rotates neighbours. scalings: the
-    ways to scale positions that it computes, by the config's ``rope_type``. partial: whether it can leave a part of
-    each head as it is (the config's ``partial_rotary_factor``). window: whether it has a sliding window; without one,
-    the context of a file ends where the window does. output: "own" or "tied" where only one of the two is read, a
-    matrix of its own behind the last norm, or the embedding. keys: what more of a config is told, key of the file ->
-    key of the config, numbers all. built_in: what it computes whatever the file says: of the config's sizes (hidden
-    size, blocks, heads ...), the config's keys and values.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    halves: tuple[Names, Names] = (ATTENTION, MLP)
-    extra_norms: tuple[str, ...] = ("attn_q_norm", "attn_k_norm")
-    biases: tuple[str, ...] = QKV
-    neighbours: bool = False
-    scalings: tuple[str, ...] = ("default", "linear", "yarn")
-    partial: bool = False
-    window: bool = False
-    output: str = "either"
-    keys: Mapping[str, str] = field(default_factory=dict)
-    built_in: Callable[[Mapping], dict] = _silu
-
-    def names_in_block(self, family: Family) -> dict[str, str]:
-        """llama.cpp's names of the modules of a block, by the family's."""
-        names = dict(zip(family.extra_norms, self.extra_norms))
-        for half, ours in zip(family.halves, self.halves):
-            parts = {half.norm: ours.norm, half.last: ours.last, half.after: ours.after}
-            names |= parts | dict(zip(half.readers, ours.readers, strict=True))
-        names.pop(None, None)  # a norm that the family lacks
-        return names
-
-
-TABLE = (
-    Architecture(
-        "llama", ("llama", "mistral"), neighbours=True, biases=(*QKV, *OUTPUT, *MLP.readers, MLP.last),
-        scalings=("default", "linear", "yarn", "llama3"),
-    ),
-    Architecture("qwen2", ("qwen2",), built_in=_full_heads),
-    Architecture("qwen3", ("qwen3",)),
-)  # fmt: skip
-ARCHITECTURES = {row.name: row for row in TABLE}
-OF_FAMILY = {model_type: row for row in TABLE for model_type in row.model_types}
+from qtutor.families import FAMILIES, QWEN3
+from qtutor.gguf.architectures import ARCHITECTURES, OF_FAMILY, QKV, Architecture  # noqa: F401 - asked for here
 
 
 def architecture_of(config) -> Architecture:

@@ -11,7 +11,7 @@ factors.
 import numpy as np
 
 from qtutor.errors import QtutorError
-from qtutor.gguf import llama3_rope
+from qtutor.gguf import llama3_rope, longrope
 from qtutor.gguf.architecture import Architecture, architecture_of
 
 SAME = {"swish": "silu"}  # two names of one activation
@@ -22,7 +22,7 @@ def metadata(config) -> dict:
     """The keys that tell llama.cpp the sizes, in its order; :class:`QtutorError` for what it cannot compute."""
     architecture, dim = architecture_of(config), head_dim(config)
     _check_built_in(architecture, config)
-    window = getattr(config, "sliding_window", None)
+    window = window_of(config)
     shorter = window if window and not architecture.window else config.max_position_embeddings
     keys = {
         "vocab_size": config.vocab_size,
@@ -44,6 +44,12 @@ def metadata(config) -> dict:
     return {"general.architecture": architecture.name} | {f"{architecture.name}.{k}": v for k, v in keys.items()}
 
 
+def window_of(config) -> int | None:
+    """How many tokens those blocks see that do not see all; ``None`` where all do."""
+    kinds = getattr(config, "layer_types", None)
+    return getattr(config, "sliding_window", None) if kinds is None or "sliding_attention" in kinds else None
+
+
 def head_dim(config) -> int:
     """Rows of a head; most configs leave it to be the hidden size over the heads."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -57,6 +63,9 @@ def _check_built_in(architecture: Architecture, config) -> None:
         raise _other(architecture, "tie_word_embeddings", True, False)
     sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_attention_heads}
     sizes |= {"head_dim": head_dim(config), "num_hidden_layers": config.num_hidden_layers}
+    for key in architecture.needed:
+        if getattr(config, key) is None:
+            raise _other(architecture, key, None, "with a number of its own")
     for key, value in architecture.built_in(sizes).items():
         found = head_dim(config) if key == "head_dim" else getattr(config, key, value)
         if (SAME.get(found, found) if isinstance(found, str) else found) != value:
@@ -71,20 +80,29 @@ def _other(architecture: Architecture, key: str, found, value) -> QtutorError:
 
 
 def _rope(architecture: Architecture, config) -> dict:
-    rope = {key: value for key, value in config.rope_parameters.items() if value is not None}
+    parameters, local = config.rope_parameters, {}
+    if architecture.local_rope:
+        parameters, of_window = parameters["full_attention"], parameters["sliding_attention"]
+        if of_window.get("rope_type", "default") != "default":
+            raise _other(architecture, "rope_parameters of sliding_attention", of_window, "plain ones there")
+        local = {"freq_base_swa": float(of_window["rope_theta"])}
+    rope = {key: value for key, value in parameters.items() if value is not None}
     kind, own = rope.get("rope_type", "default"), {"mscale", "mscale_all_dim", "attention_factor"} & rope.keys()
     part = rope.get("partial_rotary_factor", 1.0)
     # Llama 3's scaling is not told by a key, but by a tensor that not all architectures read.
     if kind not in architecture.scalings or (kind == "yarn" and own) or (part != 1.0 and not architecture.partial):
         raise QtutorError(
             f"rope_parameters = {rope}: of the ways to scale positions, 'default', 'linear' and plain 'yarn' can be "
-            "written as GGUF, and 'llama3' for Llama and Mistral, all for whole heads. With another one llama.cpp "
-            "would compute other positions."
+            "written as GGUF, 'llama3' for Llama and Mistral, 'longrope' and parts of a head for Phi-3. With another "
+            f"one llama.cpp would compute other positions, as with any but {', '.join(architecture.scalings)} in "
+            f"{architecture.name} models."
         )
     for key, value in YARN.items() if kind == "yarn" else ():
         if rope.get(key, value) != value:
             raise _other(architecture, f"{key} in rope_parameters", rope[key], value)
-    keys = {"dimension_count": int(head_dim(config) * part), "freq_base": float(rope["rope_theta"])}
+    keys = {"dimension_count": int(head_dim(config) * part), "freq_base": float(rope["rope_theta"]), **local}
+    if kind == longrope.KIND:
+        keys |= longrope.keys_of(rope, config.max_position_embeddings)
     if kind in ("linear", "yarn"):
         keys |= {"scaling.type": kind, "scaling.factor": float(rope["factor"])}
     if kind == "yarn":
@@ -94,7 +112,9 @@ def _rope(architecture: Architecture, config) -> dict:
     return {f"rope.{key}": value for key, value in keys.items()}
 
 
-def rope_factors(config) -> np.ndarray | None:
-    """What a file holds of Llama 3's scaling, float32 ``[head_dim / 2]``; ``None`` for other ways to scale."""
+def rope_tensors(config) -> dict[str, np.ndarray]:
+    """The tensors in which a file holds a scaling of positions, float32, by name; none for most ways to scale."""
     rope = config.rope_parameters
-    return llama3_rope.factors_of(rope, head_dim(config)) if rope.get("rope_type") == "llama3" else None
+    if rope.get("rope_type") == "llama3":
+        return {llama3_rope.ROPE: llama3_rope.factors_of(rope, head_dim(config))}
+    return longrope.tensors_of(rope) if rope.get("rope_type") == longrope.KIND else {}

@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from qtutor.errors import QtutorError, shown
+from qtutor.gguf import longrope
 from qtutor.gguf.architecture import ARCHITECTURES, Architecture
 from qtutor.gguf.llama3_rope import ROPE, rope_of
 from qtutor.gguf.reader import GGUFFile
@@ -49,15 +50,18 @@ def config_values(file: GGUFFile) -> dict:
         "head_dim": dim,
         "max_position_embeddings": context,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(keys, dim, context),
+        "rope_parameters": _ropes(keys, dim, context),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     values |= {ours: keys.number(key) for key, ours in architecture.keys.items() if keys.has(key)}
     for name, key in (("attention_bias", "attn"), ("mlp_bias", "ffn")):
         values[name] = any(name.endswith(".bias") and f".{key}_" in name for name in file.tensors)
+    if values["rope_parameters"].get("rope_type") == longrope.KIND:  # which Phi-3's config has in two places
+        values["original_max_position_embeddings"] = values["rope_parameters"]["original_max_position_embeddings"]
     for name in ("bos", "eos"):
         number = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         values[f"{name}_token_id"] = int(number) if isinstance(number, np.integer) else None
+    values["pad_token_id"] = None  # a family's own may lie beyond this vocabulary
     return _with_window(keys, values) | architecture.built_in(values)
 
 
@@ -140,8 +144,13 @@ def _vocabulary(file: GGUFFile) -> int:
 def _with_window(keys: Keys, values: dict) -> dict:
     """With the file's sliding window, where it has one that is shorter than its context."""
     window, context = keys.size("attention.sliding_window", 0, least=0), values["max_position_embeddings"]
-    if keys.architecture.window and window:
-        return values | {"sliding_window": window}
+    period = keys.architecture.window
+    if period:
+        pattern = "attention.sliding_window_pattern"
+        if keys.has(pattern) and keys.found(pattern) != period:
+            raise keys.wrong(pattern, f"{period}: qtutor runs no others", ELSEWHERE)
+        default = NEEDED if keys.architecture.local_rope else 4096  # without one, Gemma 3 is another graph there
+        return values | {"sliding_window": keys.size("attention.sliding_window", default)}
     if not 0 < window < context:
         return values
     family = WITH_WINDOW.get(values["model_type"])
@@ -150,8 +159,17 @@ def _with_window(keys: Keys, values: dict) -> dict:
     return values | {"max_position_embeddings": window}
 
 
+def _ropes(keys: Keys, dim: int, context: int) -> dict:
+    """transformers' ``rope_parameters``; by the kind of block where those with a window have their own."""
+    rope = _rope(keys, dim, context)
+    if not keys.architecture.local_rope:
+        return rope
+    base = keys.number("rope.freq_base_swa", 10000.0)
+    return {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": base}}
+
+
 def _rope(keys: Keys, dim: int, context: int) -> dict:
-    """transformers' ``rope_parameters``."""
+    """Those of one kind."""
     base = keys.number("rope.freq_base", 10000.0)
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
@@ -166,7 +184,13 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
     if ROPE in keys.file.tensors and "llama3" in keys.architecture.scalings:
         if kind not in ("none", "linear") or (kind == "linear" and factor != 1):
             raise keys.wrong("rope.scaling.type", f"none, since there is the tensor {ROPE!r}")
-        return rope | rope_of(_factors(keys.file, rotated), base, rotated, context, str(keys.file.path))
+        return rope | rope_of(
+            _factors(keys.file, rotated, ROPE).astype(np.float64), base, rotated, context, str(keys.file.path)
+        )
+    if longrope.TENSORS.keys() & keys.file.tensors.keys() and longrope.KIND in keys.architecture.scalings:
+        tensors = {name: _factors(keys.file, rotated, name) for name in longrope.TENSORS}
+        original = keys.size(f"rope.{longrope.CONTEXT}", context)
+        return rope | longrope.rope_of(tensors, original, keys.number(f"rope.{longrope.SHARPER}", 1.0))
     if kind == "none" or (factor == 1 and kind in ("linear", "yarn") and more == 1):
         return rope
     if kind not in keys.architecture.scalings or (kind != "yarn" and more != 1):
@@ -180,11 +204,14 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
     return rope
 
 
-def _factors(file: GGUFFile, dim: int) -> np.ndarray:
-    factors = file.weight(ROPE).astype(np.float64).ravel()
+def _factors(file: GGUFFile, dim: int, name: str) -> np.ndarray:
+    """What the tensor ``name`` divides frequencies by, float32 ``[dim / 2]``."""
+    if name not in file.tensors:
+        raise QtutorError(f"{file.path}: tensor {name!r} is not there. {MEND}")
+    factors = file.weight(name).ravel()
     if factors.shape != (dim // 2,) or not np.isfinite(factors).all() or factors.min() <= 0:
         raise QtutorError(
-            f"{file.path}: tensor {ROPE!r} is {shown(factors[:9].tolist())}, expected {dim // 2} numbers above 0. "
+            f"{file.path}: tensor {name!r} is {shown(factors[:9].tolist())}, expected {dim // 2} numbers above 0. "
             f"{MEND}"
         )
     return factors

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from qtutor.gguf.container import GGUFError
 from qtutor.gguf.layout import TYPES
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's files say llama
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "granite", "smollm3")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,10 @@ NARROW = {
 }  # fmt: skip
 
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-_MATRICES = ("token_embd", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
+_MATRICES = (
+    *("token_embd", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"),
+    *("ffn_gate", "ffn_up", "ffn_down", "output"),
+)
 
 
 def tensor_types(
@@ -221,6 +224,7 @@ def _wanted(mix: Mix, kind: str, width: int, tied: bool, place: Place) -> str:
         return mix.base
     if kind == "output" or (kind == "token_embd" and tied):  # nothing comes after it that could make up for errors
         return "Q8_0" if mix.base == "Q8_0" or width % TYPES[mix.base].values else "Q6_K"
+    kind = "attn_v" if kind == "attn_qkv" else kind  # it holds the values
     rules = getattr(mix, kind, ())
     wanted = next((better for better, where in rules if where(place)), mix.base)
     if place.huge and kind == "attn_v" and wanted in ("Q3_K", "Q4_K"):  # an eighth of attn_q's size there

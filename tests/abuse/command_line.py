@@ -34,7 +34,7 @@ MISUSES = [
     ("quantize embedded {here}/o --bitz 4", "no option --bitz. Did you mean --bits?"),
     ("quantize --groupsize 32", "no option --groupsize. Did you mean --group-size?"),
     ("quantize embedded {here}/o --callibration x", "Did you mean --calibration?"),
-    ("quantize embedded {here}/o --bits four", "invalid int value: 'four'"),
+    ("quantize embedded {here}/o --bits four", "'four' is no number: write it like 4"),
     ("quantize embedded {here}/o --damping much", "invalid float value: 'much'"),
     ("quantize embedded {here}/o --format zip", "'zip' (choose from"),
     ("quantize embedded {here}/o --format guff", "Did you mean gguf?"),
@@ -53,8 +53,6 @@ MISUSES = [
     ("eval {here}/text.txt", "no GGUF file"),
     ("eval {here}/pipe", "is a pipe"),
     ("eval /dev/null", "is a device"),
-    ("eval {here}/other_names", "name the file itself"),
-    ("eval {here}/part-00001-of-00003.gguf", "part 1 of 3"),
     ("eval {here}/empty.gguf", "empty.gguf"),
     ("generate embedded x --device gpu", "--device gpu"),
     ("generate embedded x --device meta", "no values"),
@@ -97,7 +95,7 @@ MISUSES = [
     ("eval embedded --text {here}/empty.gguf", "0 bytes"),
     ("eval embedded --text {here}/utf16.txt", "UTF-16"),
     ("eval embedded --text {here}/whole.gguf", "no UTF-8 text"),
-    ("eval embedded --text {here}/short.txt", "one sample takes 512. Name a longer text"),
+    ("eval embedded --text {here}/short.txt", "one sample takes 512 tokens. Name a longer text"),
     ("eval embedded --text {here}/bad.jsonl", "bad.jsonl, line 2: it is no JSON"),
     ("eval embedded --window 1", "--window is 1"),
     ("eval embedded --tokens 100", "--tokens is 100, and one window takes 512"),
@@ -135,11 +133,11 @@ MISUSES = [
     ("inspect {here}/pickles", "holds no .safetensors"),
     ("inspect {here}/empty.gguf", "empty.gguf"),
     ("inspect {here}/ours --block 3", "--block 3 needs a tensor"),
-    ("inspect {here}/ours/model.safetensors --tensor x", "no GGUF file"),
+    ("inspect {here}/ours/model.safetensors --tensor x", "is not a GGUF file"),
     ("inspect {here}/whole.gguf --tensor nothing", "nothing"),
     ("inspect {here}/whole.gguf --tensor blk.0.attn_q.weight --block 99999999", "99999999"),
     ("inspect 'a\0b'", "does not exist"),
-    ("progress {here}/pickles", "no workspace"),
+    ("progress {here}/pickles", "is not a workspace"),
 ]
 
 
@@ -159,11 +157,8 @@ def prepare(here: Path) -> None:
     (here / "empty.gguf").write_bytes(b"")
     os.mkfifo(here / "pipe")
     (here / "pickles").mkdir()
-    (here / "pickles" / "config.json").write_text("{}")
+    (here / "pickles" / "config.json").write_text('{"model_type": "llama"}')
     (here / "pickles" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
-    (here / "other_names").mkdir()
-    (here / "other_names" / "llama.gguf").write_bytes((here / "whole.gguf").read_bytes())
-    (here / "part-00001-of-00003.gguf").write_bytes((here / "whole.gguf").read_bytes())
     save_file({"a": np.zeros(3, np.float32)}, here / "other.safetensors")
 
 

@@ -6,7 +6,7 @@
 A disk in memory is mounted, in a namespace of this process alone, with an older export on it and some kB of room. The
 system tells how much there is, and so the run is refused before its work; or it tells nothing (as some do), and the run
 finds out while it writes. Either way there has to be one paragraph, exit status 2, the old export byte for byte, and
-nothing else.
+nothing else but the hidden folder with finished blocks, with which the next run goes on to the same bytes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from tests.abuse.kills import KINDS, NEW, OLD, arguments, content
+from tests.abuse.kills import KINDS, NEW, OLD, arguments, content, finished_in, stages
 
 UNKNOWN = SimpleNamespace(total=0, free=0)
 
@@ -56,7 +56,8 @@ def trial(folder: Path, name: str, told: bool, kilobytes: int) -> str:
     if status == 0:
         return "there was room"
     said = message.rpartition("qtutor: ")[2]
-    if os.listdir(folder) != [name] or content(folder / name) != before:
+    others = [found for found in os.listdir(folder) if found != name]
+    if stages(folder) or not all(finished_in(folder / found) for found in others) or content(folder / name) != before:
         return "LOST, or something left behind"
     if status != 2 or "\n\n" in said or str(folder) not in " ".join(said.split()):
         return f"BADLY TOLD: {message[-300:]!r}"
@@ -69,6 +70,9 @@ def run(step: int, seed: int) -> Counter:
         with tempfile.TemporaryDirectory(prefix="full-disk-") as root:
             folder = Path(root)
             mount(folder, 100_000, again=False)
+            status, message = main_of(arguments(folder, name, NEW[name]))
+            assert status == 0, message
+            whole = content(folder / name)
             status, message = main_of(arguments(folder, name, OLD[name]))
             assert status == 0, message
             for told in (True, False):
@@ -76,6 +80,8 @@ def run(step: int, seed: int) -> Counter:
                     result = trial(folder, name, told, kilobytes + chance.randrange(step))
                     found[f"{name}, {'told' if told else 'untold'}: {result}"] += 1
                     if result == "there was room":
+                        if content(folder / name) != whole or os.listdir(folder) != [name]:
+                            found[f"{name}: LOST, other bytes than without a full disk"] += 1
                         mount(folder, 100_000, again=True)
                         main_of(arguments(folder, name, OLD[name]))
                         break

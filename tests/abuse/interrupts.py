@@ -2,8 +2,9 @@
 
     python -m tests.abuse.interrupts
 
-Afterwards the old content is there, or the new one, and nothing beside it. Two lines are left out: Python looks for
-signals at calls and jumps, and so not where `stage` has just been left or its `finally` begins.
+Afterwards the old content is there, or the new one, and nothing beside it, and it is the interrupt that comes out.
+Lines are left out where `stage` or `unfinished` has just been left, or a `finally` begins: Python looks for signals at
+calls and jumps.
 """
 
 import contextlib
@@ -17,11 +18,21 @@ from pathlib import Path
 from unittest import mock
 
 from qtutor import files
-from qtutor.files import folder_written_beside, staging, written_beside
+from qtutor.files import folder_written_beside, staging, unfinished, written_beside
 
-TRACED = {module.__file__ for module in (files, staging, shutil, pathlib, contextlib)}
-BETWEEN = {"yield _new_stage(path, made, held)", "try:"}
-KINDS = ("file", "folder", "folder in two steps")
+TRACED = {module.__file__ for module in (files, staging, unfinished, shutil, pathlib, contextlib)}
+BETWEEN = {"yield _new_stage(path, made, held)", "yield run", "try:"}
+KINDS = ("file", "folder", "folder in two steps", "folder of a long run")
+
+
+@contextlib.contextmanager
+def long_run(path: Path):
+    """The folder of a run that has finished nothing so far."""
+    with unfinished.unfinished(path, {"recipe": "any"}) as run:
+        yield run.new
+
+
+WAYS = {"file": written_beside, "folder of a long run": long_run}
 
 
 def attempt(kind: str, nth: int, root: Path) -> tuple[str, str]:
@@ -46,11 +57,11 @@ def attempt(kind: str, nth: int, root: Path) -> tuple[str, str]:
     in_one_step = contextlib.nullcontext()
     if kind == "folder in two steps":
         in_one_step = mock.patch.object(files, "_exchange", lambda one, other: False)
-    with in_one_step, contextlib.suppress(KeyboardInterrupt, OSError):  # shutil closes a file twice
+    with in_one_step, contextlib.suppress(KeyboardInterrupt):
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            with (written_beside if kind == "file" else folder_written_beside)(path) as new:
+            with WAYS.get(kind, folder_written_beside)(path) as new:
                 (new if kind == "file" else new / "a").write_text("new")
         finally:
             sys.settrace(before)
@@ -71,7 +82,7 @@ def run(kind: str, step: int = 1) -> Counter:
             return found
         name, _, line = where.rpartition(":")
         text = Path(name).read_text(encoding="utf-8").splitlines()[int(line) - 1].strip() if where else ""
-        if result == "left behind" and name == staging.__file__ and text in BETWEEN:
+        if result == "left behind" and name in (staging.__file__, unfinished.__file__) and text in BETWEEN:
             result = "between two calls"
         found[result] += 1
         if result in ("lost", "left behind"):

@@ -1,14 +1,17 @@
-"""Kill `qtutor quantize` at random moments: nothing that was there may be lost, nothing half-written taken for whole.
+"""Kill `qtutor quantize` at random moments: nothing may be lost, nothing half-written taken for whole, and what goes on
+where it was killed ends in the same bytes.
 
     python -m tests.abuse.kills 200
     python -m tests.abuse.kills 2000 --fork --seed 7
 
-A run writes a folder or a GGUF file, to a new place or over an older export, and is ended by SIGKILL, SIGTERM or
-SIGINT: at any moment of its life, or (every second one) soon after its hidden folder has appeared. Afterwards
+A run writes a folder (rounded to nearest, or by GPTQ) or a GGUF file, to a new place or over an older export, and is
+ended by SIGKILL, SIGTERM or SIGINT: at any moment of its life, or (every second one) soon after its hidden folder has
+appeared. A folder's next run goes on with the blocks that are finished. Afterwards
 
     lost         OUT is neither the old export nor the whole new one, or a file beside it has changed
-    left behind  something half-written is still there, though the signal let the run clean up
+    left behind  something half-written is still there, though the signal let the run clean up; finished blocks may stay
     stubborn     something half-written is still there after the next whole run for the same OUT
+    odd status   a signal ended the run with another exit status than its own
     traceback    the run ended in a traceback (at the very beginning and end, this is Python's own)
 
 --fork: processes that have imported everything already, ten times as many in the same time.
@@ -29,11 +32,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from qtutor.files.staging import SUFFIX
+from qtutor.files.staging import SUFFIX, UNFINISHED
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-KINDS = {"out": ("--bits",), "out.gguf": ("--format", "gguf", "--type")}
-OLD, NEW = {"out": "2", "out.gguf": "Q4_0"}, {"out": "3", "out.gguf": "Q8_0"}
+STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+GPTQ = ("--method", "gptq", "--samples", "4", "--length", "64", "--bits")
+KINDS = {"out": ("--bits",), "out.gguf": ("--format", "gguf", "--type"), "gptq": GPTQ}
+OLD, NEW = {"out": "2", "out.gguf": "Q4_0", "gptq": "2"}, {"out": "3", "out.gguf": "Q8_0", "gptq": "3"}
 
 
 def arguments(folder: Path, name: str, setting: str) -> list[str]:
@@ -90,12 +95,22 @@ def content(path: Path) -> str | None:
 
 
 def stages(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if name.endswith(SUFFIX)]
+    """Hidden folders, but those with finished blocks: these stay until somebody goes on with them."""
+    found = [name for name in os.listdir(folder) if name.endswith((SUFFIX, UNFINISHED))]
+    return [name for name in found if name.endswith(SUFFIX) or not finished_in(folder / name)]
+
+
+def finished_in(hidden: Path) -> bool:
+    """Whether a run has finished something in its hidden folder."""
+    try:
+        return (hidden / "done.jsonl").stat().st_size > 0
+    except OSError:
+        return False
 
 
 def writing(folder: Path) -> bool:
     """Whether the new file or folder has been begun."""
-    return any((folder / name / "new").exists() for name in stages(folder))
+    return any((folder / name / "new").exists() for name in os.listdir(folder) if name.endswith((SUFFIX, UNFINISHED)))
 
 
 class Trial:
@@ -136,6 +151,7 @@ class Trial:
         """One run, ended by a signal; ``late``: while it writes, as far as that can be hit."""
         self.prepare(replaced)
         before = len(stages(self.folder))
+        self.went_on = any(finished_in(self.folder / name) for name in os.listdir(self.folder))
         run = Run(arguments(self.folder, self.name, NEW[self.name]), self.errors, self.forked)
         if late:
             while run.poll() is None and not writing(self.folder):
@@ -160,15 +176,22 @@ class Trial:
             held = sorted({file.name for name in left for file in (self.folder / name).iterdir()})
             self.found["left behind"] += 1
             self.found[f"(there: {held} after {number.name} and status {status})"] += 1
-        if number != signal.SIGKILL and b"Traceback" in self.errors.read_bytes():
+        said = self.errors.read_bytes()
+        if number != signal.SIGKILL and b"Traceback" in said:
             self.found["traceback"] += 1
-        names = set(os.listdir(self.folder)) - set(stages(self.folder)) - {self.name, "NOTES.txt"}
+        if number != signal.SIGKILL and status not in (0, STATUS[number], -number):
+            self.found["odd status"] += 1
+            self.found[f"(odd status {status} after {number.name}: {said[-300:]!r})"] += 1
+        self.found["went on where another run was ended"] += self.went_on and b"going on with" in said
+        hidden = {name for name in os.listdir(self.folder) if name.endswith((SUFFIX, UNFINISHED))}
+        names = set(os.listdir(self.folder)) - hidden - {self.name, "NOTES.txt"}
         assert not names, f"unknown files: {names}"
 
     def end(self) -> None:
         """The next whole run removes what the killed ones left."""
         self.finish(NEW[self.name])
-        self.found["stubborn"] += len(stages(self.folder))
+        hidden = [name for name in os.listdir(self.folder) if name.endswith((SUFFIX, UNFINISHED))]
+        self.found["stubborn"] += len(hidden)
         self.found["lost"] += content(self.out) != self.whole[NEW[self.name]]
 
 
@@ -210,4 +233,4 @@ if __name__ == "__main__":
     for what, times in sorted(found.items()):
         print(f"{times:6}  {what}")
     print(f"{found['lost']} of {options.count} lost something")
-    sys.exit(bool(found["lost"] or found["left behind"] or found["stubborn"]))
+    sys.exit(bool(found["lost"] or found["left behind"] or found["stubborn"] or found["odd status"]))

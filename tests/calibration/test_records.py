@@ -148,6 +148,15 @@ def test_a_large_file_is_read_in_whole_lines_from_all_over_it(tmp_path, monkeypa
     assert f"from all over the {file.stat().st_size:,} bytes" in found.told and "20 texts" in found.told
 
 
+def test_a_line_that_begins_where_a_part_does_belongs_to_it(tmp_path, monkeypatch):
+    _, tokenizer = qtutor.load()
+    lines = [{"text": f"def function_{number}(x):\n    return x\n"} for number in range(4)]
+    file = written(tmp_path / "a.jsonl", [*lines, ""])  # lines of one length: the second half begins with one
+    monkeypatch.setattr(text, "WHOLE_RECORDS", 10)
+    rows = text_in(file, tokenizer, 8, 2).token_ids
+    assert [tokenizer.decode(row)[:14] for row in rows] == ["def function_0", "def function_2"]
+
+
 def test_a_bad_line_of_a_large_file_has_its_own_number(tmp_path, monkeypatch):
     _, tokenizer = qtutor.load()
     monkeypatch.setattr(text, "WHOLE_RECORDS", 1000)

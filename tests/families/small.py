@@ -17,6 +17,7 @@ from qtutor.decoder import EMBEDDED
 from qtutor.decoder.text import calibration_tokens
 
 VOCABULARY = 1024  # of the embedded decoder's tokenizer
+PAD = 1023  # a row of zeros, so no token of the text may have it
 WINDOW = 12  # shorter than any text here, so that it shows
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -27,11 +28,11 @@ FAMILIES = {
     "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "qwen3": {"head_dim": 32},
     "gemma2": {
-        **{"head_dim": 32, "sliding_window": WINDOW, "num_hidden_layers": 3, "pad_token_id": 0},
+        **{"head_dim": 32, "sliding_window": WINDOW, "num_hidden_layers": 3, "pad_token_id": PAD},
         **{"query_pre_attn_scalar": 24, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 12.0},
     },
     "gemma3_text": {
-        **{"head_dim": 32, "sliding_window": WINDOW, "num_hidden_layers": 3, "pad_token_id": 0},
+        **{"head_dim": 32, "sliding_window": WINDOW, "num_hidden_layers": 3, "pad_token_id": PAD},
         **{"query_pre_attn_scalar": 24, "layer_types": [SLIDING, SLIDING, FULL]},
         "rope_parameters": {
             SLIDING: {"rope_type": "default", "rope_theta": 1e3},
@@ -40,7 +41,7 @@ FAMILIES = {
     },
     "phi3": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
-        **{"sliding_window": WINDOW, "pad_token_id": 0, "tie_word_embeddings": True},
+        **{"sliding_window": WINDOW, "pad_token_id": PAD, "tie_word_embeddings": True},
     },
     "olmo2": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
     "granite": {
@@ -48,7 +49,7 @@ FAMILIES = {
         **{"logits_scaling": 3.0, "tie_word_embeddings": True},
     },
     "smollm3": {
-        **{"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": 0},
+        **{"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": PAD},
         **{"use_sliding_window": True, "sliding_window": WINDOW},
     },
 }
@@ -106,14 +107,14 @@ def unseen() -> torch.Tensor:
     return _tokens()[344:]
 
 
-def trained(family: str, steps: int = 60, **changes) -> nn.Module:
+def trained(family: str, steps: int = 48, rate: float = 1e-2, **changes) -> nn.Module:
     """One that has read ``steps`` batches of 8 samples."""
     model = new(family, **changes).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     rows = text()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * min(1.0, (step + 1) / 10, 2 * (steps - step) / steps)
+            group["lr"] = rate * min(1.0, (step + 1) / 10, 2 * (steps - step) / steps)
         ids = rows.roll(-8 * step, 0)[:8]
         logits = model(ids[:, :-1], use_cache=False).logits
         cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()

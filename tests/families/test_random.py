@@ -104,6 +104,31 @@ def test_outliers_and_folded_scales_leave_the_logits(model):
     assert {name.removesuffix(".weight") for name in changed if not name.endswith(".bias")} == scaled
 
 
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_the_stream_s_drift_is_made_up_for_by_what_is_really_added(family):
+    """Granite adds a share of what a half makes: the least squares solution has no gradient left for that sum."""
+    model = small.random(family)
+    blocks = walk(model, some_ids(16, 32), twin=True, token_weights=False)
+    first = next(blocks)
+    with torch.no_grad():
+        first.module.mlp.down_proj.weight.mul_(0.5)
+    block = next(blocks)
+    by = getattr(block.module, "residual_multiplier", 1.0)
+    assert (by == 1) == (family == "llama")
+    for reading in block.readings():
+        name = reading.names[0]
+        if not name.endswith(("o_proj", "down_proj")):
+            continue
+        x, undisturbed = (stream.reach(name, slice(None)) for stream in (block, block.twin))
+        streams = block.states.clone(), block.twin.states.clone()
+        moments, weight = reading.moments(), reading.layers[0].weight.double()
+        change = (weight @ moments.drift + moments.stream_drift) @ torch.linalg.inv(moments.hessian)
+        wanted = streams[1].double() + by * undisturbed.double() @ weight.T
+        errors = [wanted - (streams[0].double() + by * x.double() @ tried.T) for tried in (weight, weight + change)]
+        slopes = [(error.flatten(0, 1).T @ x.double().flatten(0, 1)).norm() for error in errors]
+        assert slopes[1] < 1e-3 * slopes[0]
+
+
 def test_an_embedding_in_codes_is_scaled_as_the_float_one_is(tmp_path, model):
     """Gemma multiplies what it looks up by the square root of the width: 8 bits would not hide the lack of it."""
     quantized, ids = copy.deepcopy(model), some_ids()
@@ -135,6 +160,22 @@ def test_a_float_checkpoint_is_read_as_transformers_reads_it(tmp_path, model, dt
     assert ours.dtype == dtype and ours.config.to_dict() == theirs.config.to_dict()
     with torch.inference_mode():
         assert torch.equal(ours(some_ids()).logits, theirs(some_ids()).logits)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3"])
+def test_block_by_block_into_a_folder_the_bytes_are_the_same(tmp_path, family):
+    source = small.random(family).bfloat16()
+    source.save_pretrained(tmp_path / "source")
+    small.put_tokenizer(tmp_path / "source")
+    recipe, ids = qtutor.Recipe("gptq", 4, 32, embeddings=True), some_ids(8, 32)
+    model, tokenizer = qtutor.load(tmp_path / "source", device="cpu")
+    qtutor.quantize(model, recipe, ids, progress=False)
+    qtutor.export(model, tmp_path / "whole", tokenizer=tokenizer)
+    qtutor.quantize_to(tmp_path / "source", tmp_path / "out", recipe, ids, device="cpu", progress=False, tell=[].append)
+    name = "model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
 
 
 def test_what_a_family_says():

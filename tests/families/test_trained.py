@@ -56,7 +56,7 @@ def test_methods_lose_less_than_rounding_to_nearest_and_come_back_from_disk(tmp_
     original, losses, ids = trained(family), {}, small.unseen()
     for method in ("rtn", "awq", "gptq"):
         model = copy.deepcopy(original)
-        report = qtutor.quantize(model, qtutor.Recipe(method, 3, 32), small.calibration(), progress=False)
+        report = qtutor.quantize(model, qtutor.Recipe(method, 3, 64), small.calibration(), progress=False)
         assert len(report.rows) == len(model.model.layers) * sum(map(len, FAMILIES[family].shared))
         found = compare(model, original, ids)
         assert math.isfinite(found.perplexity)

@@ -19,8 +19,9 @@ from qtutor.cli import main
 from qtutor.errors import QtutorError
 from qtutor.gguf import Tensor, encode, read, write
 from qtutor.gguf.architecture import permute, tensor_name, unpermute
-from qtutor.gguf.hyperparameters import head_dim, rope_factors
+from qtutor.gguf.hyperparameters import head_dim, rope_tensors
 from qtutor.gguf.imatrix import importance
+from qtutor.gguf.llama3_rope import ROPE
 from qtutor.methods.scaling import fold_model
 from tests.disks import needs_mount
 from tests.gguf.small_tokenizers import letters
@@ -115,7 +116,7 @@ def test_biases_and_wide_heads_come_back(tmp_path):
 
 def test_llama_3_slows_down_what_transformers_slows_down(tmp_path):
     model = changed(tiny(), rope_parameters=LLAMA3)
-    factors = rope_factors(model.config)
+    factors = rope_tensors(model.config)[ROPE]
     plain = LLAMA3["rope_theta"] ** -(np.arange(0, 16, 2) / 16)
     np.testing.assert_allclose(plain / factors, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
     assert factors.min() == 1 and factors.max() == 8 and ((factors > 1) & (factors < 8)).any()
@@ -123,7 +124,7 @@ def test_llama_3_slows_down_what_transformers_slows_down(tmp_path):
     assert np.array_equal(file.weight("rope_freqs.weight").ravel(), factors)
     again = qtutor.load_quantized(tmp_path / "a.gguf", device="cpu")
     assert torch.equal(again.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
-    assert rope_factors(tiny().config) is None
+    assert rope_tensors(tiny().config) == {}
 
 
 def test_scaled_positions_and_windows_are_told(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import qtutor
 from qtutor.errors import QtutorError
-from qtutor.gguf import read
+from qtutor.gguf import Tensor, read, write
 from qtutor.gguf.llama3_rope import factors_of
 from qtutor.gguf.parts import read_whole
 from qtutor.gguf.tokenizer import SPACE
@@ -147,10 +148,10 @@ def test_block_types(tmp_path):
 
 def test_written_again_it_keeps_its_name_and_its_ends(tmp_path):
     model = changed("llama", True)
-    path = others.write(tmp_path / "theirs.gguf", model, general={"general.name": "Phi-3 of ours"}, split=0)
+    path = others.write(tmp_path / "theirs.gguf", model, general={"general.name": "Somebody's own"}, split=0)
     found, tokenizer = qtutor.load(path, device="cpu")
     again = qtutor.export(found, tmp_path / "ours.gguf", format="gguf", type="F32", tokenizer=tokenizer)
-    assert read(again).metadata["general.name"] == "Phi-3 of ours"
+    assert read(again).metadata["general.name"] == "Somebody's own"
     loaded, _ = qtutor.load(again, device="cpu")
     assert loaded.generation_config.eos_token_id == found.generation_config.eos_token_id == 0
     assert np.array_equal(logits(loaded, IDS), logits(model, IDS))
@@ -175,6 +176,13 @@ def test_split_files(tmp_path):
     kept = parts[2].read_bytes()
     parts[2].write_bytes(parts[1].read_bytes())
     told("split.no and split.count are 1 and 3, and by its name it is part 3 of 3")
+    file = read(parts[1])
+    tensors = [Tensor(name, info.shape, info.type.name, file.data(name).copy()) for name, info in file.tensors.items()]
+    keys = file.metadata | {"split.no": np.uint16(2)}
+    write(parts[2], keys, tensors[:1])
+    told(f"tensor '{tensors[0].name}' is in two parts of the file")
+    write(parts[2], keys, [replace(tensors[0], name="blk.9.attn_q.weight")])
+    told(r"theirs-00001-of-00003\.gguf: split.tensors.count is 21, and the 3 parts hold 15 tensors")
     parts[2].unlink()
     told(r"of its 3 parts there are not here: theirs-00003-of-00003\.gguf\. Put them into the same folder")
     parts[2].write_bytes(kept)
@@ -234,13 +242,17 @@ def test_sentencepiece(tmp_path, prefix):
 
 @pytest.mark.parametrize("changes", [
     {}, {"add_bos_token": False}, {"add_bos_token": None}, {"add_eos_token": True}, {"pre": "smollm"},
-    {"pre": "llama3", "add_bos_token": None}, {"token_type": None}, {"eot_token_id": 300},
+    {"pre": "llama3", "add_bos_token": None}, {"token_type": None}, {"eot_token_id": 300}, {"a token is": ""},
 ], ids=str)  # fmt: skip
 def test_byte_level(tmp_path, changes):
     tokenizer = small_tokenizers.byte_level("qwen2")
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     own = {"pre": "qwen2", "merges": [" ".join(pair) for pair in model["merges"]]}
+    empty = "a token is" in changes
+    changes = {key: value for key, value in changes.items() if key != "a token is"}
     keys = small_vocabulary(tokenizer, "gpt2", **(own | changes))
+    if empty:  # the last that was learned, which no merge needs then
+        keys["tokenizer.ggml.tokens"][-4], keys["tokenizer.ggml.merges"] = "", keys["tokenizer.ggml.merges"][:-1]
     path = with_tokenizer(tmp_path, tokenizer, keys | {"tokenizer.chat_template": "{{ messages[0]['content'] }}"})
     model, found = qtutor.load(path, device="cpu")
     with llama_cpp.Model(path) as engine:
@@ -251,6 +263,8 @@ def test_byte_level(tmp_path, changes):
         ends = [number for number in range(len(found)) if engine.ends(number)]
     assert sorted(np.atleast_1d(model.generation_config.eos_token_id).tolist()) == ends
     assert 300 in ends or "eot_token_id" not in changes
+    number = len(keys["tokenizer.ggml.tokens"]) - 4
+    assert (found.convert_ids_to_tokens(number) == f"[EMPTY_{number}]") == empty  # llama.cpp's name for it
 
 
 def test_phi_3_is_known_by_its_name(tmp_path):

@@ -160,8 +160,8 @@ def test_every_call_of_transformers_that_reads_a_folder_is_in_one_of_two_modules
 @pytest.mark.parametrize(
     "name, values, words",
     [
-        ("config.json", {"quantization_config": {"quant_method": "gptq"}}, ["already, by 'gptq'", "float checkpoint"]),
-        ("config.json", {"compression_config": {"format": "pack"}}, ["quantized already, by another tool"]),
+        ("config.json", {"quantization_config": {"quant_method": "aqlm"}}, ["by 'aqlm', which is not read"]),
+        ("config.json", {"compression_config": {"format": "pack"}}, ["config_groups is missing"]),
         ("config.json", {"transformers_weights": "../other.safetensors"}, ["names another file", "'../other.safeten"]),
         ("config.json", {"configuration_files": ["config.4.json"]}, ["names other configs"]),
         ("config.json", {"model_type": "gpt2"}, ["family 'gpt2' is not known"]),

@@ -73,10 +73,16 @@ def test_llama_3s_parameters_come_out_of_its_factors(dim, base, factor, low, hig
         assert found["high_freq_factor"] == pytest.approx(high * scale, rel=1e-4)
 
 
+NEARLY = factors_of({"factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4, "rope_theta": 1e4,
+                     "original_max_position_embeddings": 8192}, 64).astype(np.float64)  # fmt: skip
+NEARLY[np.flatnonzero((NEARLY > 1) & (NEARLY < 8))[1]] *= 1.01
+
+
 @pytest.mark.parametrize("factors", [
+    NEARLY,
     np.full(32, 8.0), np.linspace(1, 8, 32), np.r_[np.full(16, 8.0), np.ones(16)], np.r_[np.ones(31), 0.5],
     np.r_[np.ones(10), 2.0, 1.0, np.full(20, 8.0)],
-], ids=["all alike", "another curve", "backwards", "faster", "up and down"])  # fmt: skip
+], ids=["one is off", "all alike", "another curve", "backwards", "faster", "up and down"])  # fmt: skip
 def test_factors_of_another_kind_are_refused(factors):
     with pytest.raises(QtutorError, match=r"^a.gguf: tensor 'rope_freqs.weight' divides .* no scaling of Llama 3's"):
         rope_of(factors, 1e4, 64, 131_072, "a.gguf")

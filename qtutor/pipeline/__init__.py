@@ -1,9 +1,10 @@
 """``quantize(model, Recipe(...))``: layer after layer is finished, and a sink takes what is.
 
-:func:`qtutor.finishing.finished` goes through the decoder and yields every layer once it is packed; a sink
-(:mod:`qtutor.sinks`) says where it goes. :func:`quantize` puts packed layers into the model, all at the end, so that a
-failure or an interrupt leaves the model as it was; at 4 bits that adds a quarter of a bf16 model, never a second copy.
-:func:`quantize_to` writes them to a folder, for models larger than memory, and goes on where it was killed. Embeddings,
+:func:`.finishing.finished` goes through the decoder and yields every layer once it is packed; a sink (:mod:`.sinks`)
+says where it goes. :func:`quantize` puts packed layers into the model, all at the end, so that a failure or an
+interrupt leaves the model as it was; at 4 bits that adds a quarter of a bf16 model, never a second copy.
+:func:`quantize_to` writes them to a folder, for models larger than memory, and goes on where it was killed;
+:mod:`.planning` says beforehand what it will do, :mod:`.fingerprints` whether a killed run was the same. Embeddings,
 norms and lm_head stay as they are unless the recipe says so (AWQ moves its scales into norms).
 """
 
@@ -21,18 +22,18 @@ from qtutor.errors import QtutorError
 from qtutor.families import linear_layers
 from qtutor.files import parents_made, told
 from qtutor.files.unfinished import bytes_kept, unfinished
-from qtutor.fingerprint import fingerprint
-from qtutor.finishing import finished
 from qtutor.formats import native
 from qtutor.formats.readback import read_back
 from qtutor.guards.ids import samples_of
 from qtutor.guards.model import check_replaceable, decoder_of
-from qtutor.planning import Plan, outside_layers, plan_of
+from qtutor.pipeline.fingerprints import fingerprint
+from qtutor.pipeline.finishing import finished
+from qtutor.pipeline.planning import Plan, outside_layers, plan_of
+from qtutor.pipeline.sinks import IntoModel
+from qtutor.pipeline.sinks.folder import IntoFolder
 from qtutor.recipe import Recipe
 from qtutor.report import Report
 from qtutor.runtime.linear import QuantWeight
-from qtutor.sinks import IntoModel
-from qtutor.sinks.folder import IntoFolder
 
 Source = str | os.PathLike | Weights
 
@@ -55,7 +56,7 @@ def quantize(
     weights = Weights(model)
     _check(weights, recipe)
     token_ids = _token_ids(model, recipe, calibration, tokenizer)
-    recipe = _with_bits(weights, recipe, token_ids)
+    recipe = _with_bits(weights, recipe, token_ids, tokenizer)
     sink = IntoModel(model)
     for item in finished(weights, recipe, token_ids, progress):
         sink.take(item)
@@ -125,7 +126,7 @@ def _ready(source: Source, recipe: Recipe, calibration, tokenizer, device: str |
     tokenizer = own if tokenizer is None else tokenizer
     _check(weights, recipe)
     token_ids = _token_ids(weights.model, recipe, calibration, tokenizer)
-    return weights, tokenizer, _with_bits(weights, recipe, token_ids), token_ids
+    return weights, tokenizer, _with_bits(weights, recipe, token_ids, tokenizer), token_ids
 
 
 def _check(weights: Weights, recipe: Recipe) -> None:
@@ -162,7 +163,7 @@ def _token_ids(model: nn.Module, recipe: Recipe, calibration, tokenizer) -> torc
         return samples_of(calibration, tokenizer, getattr(model.config, "max_position_embeddings", None))
     if not is_embedded(model.config):
         raise QtutorError(
-            f"method {recipe.method!r} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
+            f"{recipe.why_text} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
             "[samples, length], for instance 128 samples of 512 tokens of what the model will read. With tokenizer= "
             "alone the built-in text is taken."
         )
@@ -184,11 +185,10 @@ def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
     return text.token_ids
 
 
-def _with_bits(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None) -> Recipe:
-    """``recipe`` with bits for every layer, where it gives a mean."""
+def _with_bits(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None, tokenizer) -> Recipe:
+    """``recipe`` with bits for every layer, where it gives a budget."""
     if not recipe.is_mixed:
         return recipe
     from qtutor.budget import choose
 
-    with weights.whole():
-        return choose(weights.model, recipe, token_ids, bits=recipe.bits)
+    return choose(weights, recipe, token_ids, tokenizer)

@@ -17,12 +17,12 @@ from qtutor.core.codebooks import INT8
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.methods.blocks import Changed, Rounded, round_block
-from qtutor.planning import float_parts, outside_layers, propagates
+from qtutor.pipeline.planning import float_parts, outside_layers, propagates
+from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
 from qtutor.report import LayerReport, weight_error, what_is_lost
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear
-from qtutor.sinks import Arrived, Item, Packed
 
 
 def finished(
@@ -63,8 +63,11 @@ def _calibrated(
             yield item if isinstance(item, Changed) else _packed(item, weights.model.get_submodule(item.name))
 
     blocks = walk(weights, token_ids, propagate, recipe.token_weights, recipe.wide, start)
-    for index, block in enumerate(blocks, start.index):
+    index = start.index
+    for block in blocks:  # without enumerate(), which would hold on to the last block while the next one is brought
         yield items(block, index)
+        del block
+        index += 1
 
 
 def _plain(

@@ -19,13 +19,14 @@ from qtutor.calibration.walk import Start
 from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
+from qtutor.files.staging import remove_tree
 from qtutor.files.unfinished import Unfinished, bytes_in
 from qtutor.formats import native
 from qtutor.formats.shards import Kind, Shards, is_begun
-from qtutor.planning import Plan
+from qtutor.pipeline.planning import Plan
+from qtutor.pipeline.sinks import Arrived, Item, Packed
+from qtutor.pipeline.sinks.states import KeptStates
 from qtutor.report import LayerReport
-from qtutor.sinks import Arrived, Item, Packed
-from qtutor.sinks.states import KeptStates
 
 
 class IntoFolder:
@@ -50,7 +51,7 @@ class IntoFolder:
         if not all(is_begun(new / file.name, file) for file in files):
             self.run.keep_first(0)
         for found in set(new.iterdir()) - {new / file.name for file in files}:
-            found.unlink()  # settings and tokenizer are written anew
+            remove_tree(found) if found.is_dir() else found.unlink()  # settings and tokenizer are written anew
         self.shards = self._closing.enter_context(Shards(new, list(files)))
         self._go_on()
         return self

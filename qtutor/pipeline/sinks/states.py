@@ -1,8 +1,8 @@
 """Calibration states on the disk, so that a run that was killed goes on without running its finished blocks again.
 
-Measured on one thread (SmolLM2, 16 x 256 tokens): see :data:`qtutor.plan`. A forward pass through a block takes many
-times as long as writing and reading the states, at any size of model: a token's state is ``hidden`` numbers, and a
-block multiplies it with about ``12 * hidden**2``.
+Writing and reading the states of 2,048 tokens takes 0.01 s, a forward pass through a block 0.14 s (hidden size 576) or
+0.78 s (2048; processor time of one thread). So states are kept after every block, as long as the disk has room; where
+it had none, that pass is made.
 """
 
 import contextlib

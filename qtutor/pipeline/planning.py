@@ -23,13 +23,13 @@ from qtutor.formats import native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
 from qtutor.methods.propagation import ENOUGH
-from qtutor.plan_table import Row, as_table, kept_rows, rounded_rows
+from qtutor.pipeline.plan_table import Row, as_table, kept_rows, rounded_rows
 from qtutor.recipe import KEEP, Recipe
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 RUNNING = 300_000_000  # bytes that Python takes with torch and transformers, before any model
-OF_A_MATRIX = 30  # bytes for each entry of the widest layer's Hessian while it is made, ordered and factored
+OF_A_MATRIX = 24  # bytes for each entry of the widest layer's Hessian: float64, its factor too, and one in float32
 OF_A_LAYER = 16  # bytes for each weight of the layer that is being rounded: float32 copies, codes, errors
 
 

@@ -1,0 +1,167 @@
+"""What a checkpoint format of another tool is here: five functions, and what they share.
+
+:class:`Format` says which functions; :mod:`.foreign_writing` writes whole folders with them, :mod:`.foreign_reading`
+reads them. Left out, for every format: quantized embeddings, which no engine here reads, and one scale for a matrix.
+"""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from qtutor.core.codebooks import Codebook
+from qtutor.core.grid import Grid
+from qtutor.core.quantized import PER_TENSOR, QuantizedTensor
+from qtutor.errors import QtutorError, said, shown
+from qtutor.families import family_of
+from qtutor.formats.documents import AGAIN
+from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+
+LONGEST_PATTERN = 300  # characters of a regular expression in a config
+MOST_REPEATS = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one layer is stored. kind: the format's own name for it, where it has several.
+
+    nested: its scales are quantized, too. threshold: of an int8 layer, see :class:`~qtutor.runtime.int8.Int8Linear`.
+    ordered: columns may belong to groups in another order than they are stored in, and the file has to say how.
+    """
+
+    grid: Grid
+    group_size: int
+    kind: str = ""
+    nested: bool = False
+    threshold: float | None = None
+    ordered: bool = False
+
+
+class Wanted(NamedTuple):
+    """A tensor that a stored layer has: its shape (``None``: any) and the dtypes it may have, as headers call them."""
+
+    shape: tuple[int, ...] | None
+    dtypes: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of another tool, as five functions. Names of layers are full: "model.layers.0.mlp.up_proj".
+
+    method: what ``quant_method`` is called in config.json.
+    settings(layers, left, **options): config.json's quantization_config for the packed ``layers`` by name; ``left`` are
+    the linear layers that stay in float. It raises :class:`QtutorError` for what the format cannot hold.
+    layouts(settings, names, where): its inverse, for what anybody wrote: the layout of each of ``names`` that is
+    quantized. It raises :class:`QtutorError`, beginning with ``where``, for settings that it does not know.
+    stored(layout, rows, columns): the tensors of a layer, by what comes after its name and a dot.
+    encode(quantized, layout), decode(tensors, layout, rows, columns): a :class:`QuantizedTensor` to these, and back.
+    tolerance: how far a scale may be from the one that was written, as a share of it.
+    """
+
+    method: str
+    settings: Callable[..., dict]
+    layouts: Callable[[dict, list[str], str], dict[str, Layout]]
+    stored: Callable[[Layout, int, int], dict[str, Wanted]]
+    encode: Callable[[QuantizedTensor, Layout], dict[str, torch.Tensor]]
+    decode: Callable[[dict[str, torch.Tensor], Layout, int, int], QuantizedTensor]
+    tolerance: float = 0.0
+
+
+def packed_layers(model: nn.Module) -> dict[str, QuantLinear]:
+    """The packed linear layers of a model by name. Raises :class:`QtutorError` for what no engine would read."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, QuantWeight)}
+    if not found:
+        raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
+    for name, module in found.items():
+        if isinstance(module, QuantEmbedding):
+            raise QtutorError(
+                f"{name} is a quantized embedding, which none of these formats holds: quantize with embeddings=False, "
+                "or export in the format 'qtutor' or 'gguf'."
+            )
+        if module.group_size == PER_TENSOR:
+            raise QtutorError(
+                f"{name} has one scale for the whole matrix (group_size=0), which none of these formats holds: "
+                "quantize with group_size=-1, one scale a row."
+            )
+    return found
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The linear layers of the decoder blocks and the head, packed or not, in the order of the model."""
+    family = family_of(model)
+    inside = f"{family.blocks}."
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | QuantLinear) and (name.startswith(inside) or name == family.head)
+    ]
+
+
+def refused(name: str, form: str, found: str, fits: str) -> QtutorError:
+    """A layer that a format cannot hold, and what would fit."""
+    return QtutorError(f"{name} has {found}, and the format {form!r} {fits}")
+
+
+def check_integers(name: str, method: str, layer: QuantLinear, bits: Collection[int], halves: bool = True) -> None:
+    """Raise :class:`QtutorError` unless a layer has evenly spaced levels of ``bits``. halves: and float16 scales."""
+    grid, elsewhere = layer.grid, "take 'compressed-tensors', or leave the layer in float."
+    if isinstance(grid, Codebook):
+        raise refused(name, method, f"the levels of {grid.name}", "holds evenly spaced ones: take 'bitsandbytes'.")
+    if grid.bits not in bits:
+        raise refused(name, method, f"{grid.bits} bits", f"holds {', '.join(map(str, bits))}: {elsewhere}")
+    if halves and layer.scales.dtype != torch.float16:
+        raise refused(name, method, f"{layer.scales.dtype} scales", f"holds float16: {elsewhere}")
+
+
+def one_group_size(method: str, layers: dict[str, QuantLinear]) -> int:
+    """The group size of all ``layers``. Raises :class:`QtutorError` naming two that differ."""
+    sizes = {}
+    for name, layer in layers.items():
+        sizes.setdefault(layer.group_size, name)
+    if len(sizes) > 1:
+        (one, first), (other, second) = list(sizes.items())[:2]
+        raise refused(
+            second, method, f"groups of {other}, {first} of {one}", "holds one size for all: take 'compressed-tensors'."
+        )
+    return next(iter(sizes))
+
+
+def resolved_zeros(quantized: QuantizedTensor) -> torch.Tensor:
+    """The zero points of a matrix, uint8 ``[out, groups]``, those of a symmetric grid as well."""
+    if quantized.zeros is not None:
+        return quantized.zeros
+    return torch.full(quantized.scales.shape, quantized.grid.middle, dtype=torch.uint8, device=quantized.codes.device)
+
+
+def stored_scales(scales: torch.Tensor) -> torch.Tensor:
+    """Scales of a checkpoint as ours are stored: float16 where that is exact, float32 where it is not."""
+    half = scales.to(torch.float16)
+    return half if torch.equal(half.float(), scales.float()) else scales.float()
+
+
+def pattern(text, where: str) -> re.Pattern:
+    """A regular expression out of a checkpoint; some would take longer than anybody waits, and these are refused."""
+    try:
+        if not isinstance(text, str) or len(text) > LONGEST_PATTERN:
+            raise ValueError("it is too long")
+        bare = re.sub(
+            r"\\.|\[[^]]*\]|\(\?", "", text
+        )  # escapes, classes of characters and kinds of groups repeat nothing
+        if re.search(r"\)[*+{]", bare) or len(re.findall(r"[*+{]", bare)) > MOST_REPEATS or bare.count("?") > 8:
+            raise ValueError("it repeats too much")
+        return re.compile(text)
+    except (ValueError, re.error, RecursionError, OverflowError) as error:
+        raise QtutorError(f"{where}: the pattern {shown(text)} is not read ({said(error)}). Name the layers.") from None
+
+
+def expect(where: str, settings: dict, key: str, fits: Callable[[object], bool], wanted: str, default=None):
+    """``settings[key]``, checked. Raises :class:`QtutorError` that says what was found and expected."""
+    value = settings.get(key, default)
+    if not fits(value):
+        found = shown(value) if key in settings else "missing"
+        raise QtutorError(f"{where}: {key} is {found}; expected {wanted}. {AGAIN}")
+    return value

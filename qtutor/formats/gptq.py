@@ -1,0 +1,194 @@
+"""GPTQ checkpoints, as AutoGPTQ began them and GPTQModel, vLLM, SGLang and transformers (by gptqmodel) read them.
+
+It replaces the packing in gptqmodel/nn_modules/qlinear/__init__.py and the format's conversions in gptqmodel/utils/
+model.py. A layer ``[out, in]`` of 2, 3, 4 or 8 bits lies there on its side, as a GPU's threads read it:
+
+    qweight  int32 [in * bits / 32, out]      a column holds the codes of one output, low bits first along in
+    qzeros   int32 [groups, out * bits / 32]  zero points, packed along out
+    scales   float16 [groups, out]
+    g_idx    int32 [in]                       the group of every input; here always i // group_size
+
+Word of 4 bits, codes 1, 2, 3 ... 8 of inputs 0 to 7: 0x87654321.
+
+Version 1 stores zero - 1 (a symmetric 4-bit file has 7 everywhere), version 2 the zero itself. Zero 0 has no place in
+version 1: GPTQModel subtracts across the borders of the codes, others do not, and so it is refused. By itself a
+symmetric model becomes version 1, which everybody reads, and an asymmetric one version 2: GPTQModel refuses asymmetric
+files of version 1 from other tools than itself, and vLLM reads none at all.
+
+act_order needs nothing here: qtutor keeps the columns of a group together in the stored row, so g_idx stays trivial and
+desc_act is false. Layers of other bits or groups than most are named in ``dynamic``, by patterns.
+
+Left out: g_idx that is not trivial (refused when read), 5, 6 and 7 bits (GPTQModel's bit planes), Marlin's own layout.
+"""
+
+import re
+
+import torch
+
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import QuantizedTensor, resolve_group_size
+from qtutor.errors import QtutorError, check_choice, shown
+from qtutor.formats import foreign_writing
+from qtutor.formats.foreign import (
+    Format,
+    Layout,
+    Wanted,
+    check_integers,
+    expect,
+    pattern,
+    refused,
+    resolved_zeros,
+    stored_scales,
+)
+from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
+from qtutor.formats.words import WORD, from_words, to_words, words_in
+
+target = foreign_writing.target  # where save may write
+METHOD = "gptq"
+FIRST, SECOND = "gptq", "gptq_v2"  # checkpoint_format
+VERSIONS = {1: FIRST, 2: SECOND}
+BITS = (2, 3, 4, 8)
+
+
+def save(model, folder, tokenizer=None, *, version: int | None = None):
+    """Write a quantized ``model`` to ``folder`` (:func:`.foreign_writing.save`). version: 1, 2, or what fits best."""
+    check_choice("version", version, (None, *VERSIONS))
+    # Older readers look for the settings in a file of their own.
+    beside = lambda settings: {"quantize_config.json": settings}  # noqa: E731
+    return foreign_writing.save(FORMAT, model, folder, tokenizer, beside, version=version)
+
+
+def settings(layers: dict, left: list[str], version: int | None = None) -> dict:
+    """quantization_config: what most layers have, and ``dynamic`` for the others and for those left in float."""
+    for name, layer in layers.items():
+        check_integers(name, METHOD, layer, BITS)
+        _check_words(name, layer.grid.bits, layer.rows, layer.columns)
+    kinds = [(layer.grid.bits, layer.group_size, layer.grid.symmetric) for layer in layers.values()]
+    bits, group_size, symmetric = usual = max(set(kinds), key=kinds.count)
+    head = "lm_head" in layers
+    dynamic = {}
+    for name, kind in zip(layers, kinds):
+        if kind != usual:
+            dynamic[f"+:^{re.escape(name)}$"] = dict(zip(("bits", "group_size", "sym"), kind))
+    dynamic |= {f"-:^{re.escape(name)}$": {} for name in left if name != "lm_head"}
+    version = version or (1 if all(layer.grid.symmetric for layer in layers.values()) else 2)
+    found = {
+        "quant_method": METHOD,
+        "bits": bits,
+        "group_size": group_size,
+        "sym": symmetric,
+        "desc_act": False,
+        "lm_head": head,
+        "checkpoint_format": VERSIONS[version],
+        "format": VERSIONS[version],
+        "pack_dtype": "int32",
+        "meta": {"quantizer": ["qtutor"]},
+    }
+    return found | ({"dynamic": dynamic} if dynamic else {})
+
+
+def _check_words(name: str, bits: int, rows: int, columns: int) -> None:
+    for what, count in (("inputs", columns), ("outputs", rows)):
+        if count * bits % WORD:
+            fits = f"packs {bits}-bit codes of both ways in whole words of {WORD} bits: take 'compressed-tensors'."
+            raise refused(name, METHOD, f"{count} {what}", fits)
+
+
+def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
+    """The layout of each of ``names`` that is quantized."""
+    version = settings.get("checkpoint_format") or settings.get("format") or FIRST
+    if version not in VERSIONS.values():
+        raise QtutorError(
+            f"{where}: checkpoint_format is {shown(version)}; read are {' and '.join(VERSIONS.values())}."
+        )
+    expect(where, settings, "pack_dtype", lambda dtype: dtype == "int32", "int32", default="int32")
+    head = expect(where, settings, "lm_head", lambda flag: type(flag) is bool, "true or false", default=False)
+    usual = {key: settings.get(key) for key in ("bits", "group_size", "sym", "desc_act")}
+    rules = expect(where, settings, "dynamic", lambda value: isinstance(value, dict | None), "rules by pattern") or {}
+    compiled = [(pattern(re.sub(r"^[+-]:", "", text), where), text, change) for text, change in rules.items()]
+    found = {}
+    for name in names:
+        rule = next(((text, change) for one, text, change in compiled if re.match(one, name)), None)
+        if (rule and rule[0].startswith("-:")) or (rule is None and name == "lm_head" and not head):
+            continue
+        change = rule[1] if rule else {}
+        if not isinstance(change, dict):
+            raise QtutorError(f"{where}: dynamic {shown(rule[0])} is {shown(change)}, expected what differs.")
+        found[name] = _layout(usual | change, version, f"{where}: {name}" if change else where)
+    return found
+
+
+def _layout(values: dict, version: str, where: str) -> Layout:
+    bits = expect(where, values, "bits", lambda b: type(b) is int and b in BITS, "2, 3, 4 or 8")
+    size = expect(where, values, "group_size", lambda g: type(g) is int and (g > 0 or g == -1), "a size, or -1")
+    values = {"sym": True} | {key: value for key, value in values.items() if value is not None}
+    symmetric = expect(where, values, "sym", lambda flag: type(flag) is bool, "true or false")
+    ordered = expect(where, values, "desc_act", lambda flag: type(flag) is bool, "true or false", default=False)
+    # An ordered file has to say which group a column is of; for all others that is plain, and older ones do not.
+    return Layout(IntGrid(bits, symmetric), size, version, ordered=ordered)
+
+
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+    """The tensors of a layer; see the top of this file. layout.ordered: g_idx has to be there."""
+    bits = layout.grid.bits
+    _check_words("the layer", bits, rows, columns)
+    groups = columns // resolve_group_size(layout.group_size, columns)
+    return {
+        "qweight": Wanted((words_in(columns, bits), rows), ("I32",)),
+        "qzeros": Wanted((groups, words_in(rows, bits)), ("I32",)),
+        "scales": Wanted((groups, rows), ("F16", "BF16", "F32")),
+        "g_idx": Wanted((columns,), ("I32", "I64"), optional=not layout.ordered),
+    }
+
+
+def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor]:
+    """A layer's tensors. Raises :class:`QtutorError` for a zero point of 0 in version 1."""
+    bits, columns = layout.grid.bits, quantized.shape[1]
+    zeros = resolved_zeros(quantized)
+    if layout.kind == FIRST:
+        if zeros.numel() and int(zeros.min()) == 0:
+            raise QtutorError(
+                f"{int((zeros == 0).sum())} of {zeros.numel()} groups have the zero point 0, which GPTQ's version 1 "
+                "stores as -1 and readers take for different numbers: export with version=2, or quantize symmetrically."
+            )
+        zeros = zeros - 1
+    group = resolve_group_size(layout.group_size, columns)
+    return {
+        "qweight": to_words(quantized.codes, bits).T,
+        "qzeros": to_words(zeros.T.contiguous(), bits),
+        "scales": quantized.scales.T,
+        "g_idx": (torch.arange(columns) // group).int(),
+    }
+
+
+def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns: int) -> QuantizedTensor:
+    """The inverse of :func:`encode`. Raises :class:`QtutorError` for columns in another order than their groups."""
+    bits, grid = layout.grid.bits, layout.grid
+    group = resolve_group_size(layout.group_size, columns)
+    order = tensors.get("g_idx")
+    if order is not None and not torch.equal(order.long(), torch.arange(columns) // group):
+        raise QtutorError(
+            "its columns are grouped in another order than they are stored in (g_idx, from desc_act), and an index for "
+            "every column is not held here. Take a version of the model without desc_act, or the float checkpoint."
+        )
+    codes = from_words(tensors["qweight"].T, bits, columns)
+    words = tensors["qzeros"]
+    if layout.kind == FIRST and bits != 3:  # as GPTQModel, which carries from code to code where one was 0 - 1
+        words = words + to_words(torch.ones(1, rows, dtype=torch.uint8), bits)
+    zeros = from_words(words, bits, rows).T.contiguous()
+    if layout.kind == FIRST and bits == 3:
+        zeros = (zeros + 1) & grid.largest_code
+    scales = stored_scales(tensors["scales"].T.contiguous())
+    if not grid.symmetric:
+        return QuantizedTensor(codes, scales, zeros, grid, layout.group_size)
+    wrong = zeros != grid.middle
+    if wrong.any():
+        raise QtutorError(
+            f"it is symmetric by its settings, so all zero points are {grid.middle}, and {int(wrong.sum())} of "
+            f"{wrong.numel()} are not: the first is {int(zeros[wrong][0])}. One too much or too little everywhere "
+            f"means that checkpoint_format, {layout.kind!r}, is the other one of {FIRST!r} and {SECOND!r}."
+        )
+    return QuantizedTensor(codes, scales, None, grid, layout.group_size)
+
+
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

@@ -1,0 +1,200 @@
+"""What each engine takes, and which format a recipe becomes for it: found out before the hours of work.
+
+    choice = pick("vllm", layer_shapes(model, recipe), recipe)
+    quantize(model, recipe); export(model, "out", choice.format, tokenizer, **choice.options)
+
+An engine has ways in (:class:`Way`), the best first. A recipe takes the first one that all of its layers fit; where
+none does, the error names the layers, why, and what would fit. Each way says what it is known from: an engine that ran
+it here, or the engine's source. Kernels change between versions, so a file that loads is the only proof.
+
+Left out: FP8 and FP4 (no such grid yet), tensor parallelism (which cuts layers into smaller ones), and whether a GPU is
+recent enough.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from qtutor.core.codebooks import Codebook
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
+from qtutor.errors import QtutorError, check_choice
+from qtutor.families import family_of, linear_layers
+from qtutor.recipe import Recipe
+
+Shape = tuple[int, int]  # out, in
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines make one layer of
+
+
+@dataclass(frozen=True)
+class Way:
+    """One format that an engine reads, and what of it. Empty tuples stand for no condition.
+
+    grid: "integers", or a codebook's name. bits, symmetric, groups: those that are taken; -1 is one scale a row. rows,
+    columns: what has to divide a layer's outputs and inputs. mixed: layers may differ. joined: but not those that the
+    engine makes one of. head: the head may be packed. known: from what.
+    """
+
+    format: str
+    grid: str = "integers"
+    bits: tuple[int, ...] = ()
+    symmetric: tuple[bool, ...] = (True, False)
+    groups: tuple[int, ...] = ()
+    rows: int = 1
+    columns: int = 1
+    mixed: bool = True
+    joined: bool = True
+    head: bool = False
+    known: str = ""
+
+
+GPU = {"rows": 64, "columns": 128, "groups": (PER_CHANNEL, 32, 64, 128)}  # of the Marlin kernels in vLLM and SGLang
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+ALL = tuple(range(2, 9))
+RAN = "it ran here"
+READ = "by its source, not run here"
+CT, GPTQ, AWQ, BNB = "compressed-tensors", "gptq", "awq", "bitsandbytes"
+WAYS = {
+    "vllm": (
+        Way(CT, bits=ALL, symmetric=(True,), **GPU, known=READ),  # 2, 3, 5, 6, 7 by the Humming kernels, PR 46389
+        Way(CT, bits=(4, 8), **GPU, known=READ),
+        Way(CT, grid="int8", rows=16, columns=16, known=READ),
+        Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),  # auto_gptq.py, TYPE_MAP
+        Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
+    ),
+    "vllm-cpu": (
+        Way(CT, bits=(4,), groups=(PER_CHANNEL, 32, 64, 128), rows=32, columns=32, known=RAN),
+        Way(CT, grid="int8", known=RAN),
+        Way(GPTQ, bits=(4,), symmetric=(True,), mixed=False, rows=32, columns=32, known=RAN),
+        Way(AWQ, bits=(4,), mixed=False, rows=32, columns=32, known=RAN),
+    ),
+    "sglang": (
+        Way(CT, bits=(4, 8), **GPU, known=READ),  # asymmetric since PR 25292
+        Way(CT, grid="int8", rows=16, columns=16, known=READ),
+        Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),
+        Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
+    ),
+    "tensorrt-llm": (
+        # _torch/modules/linear.py, W4A16_AWQ_LinearMethod; its kernels have groups of 64 and 128.
+        Way("modelopt", bits=(4,), symmetric=(True,), groups=(64, 128), rows=64, columns=64, mixed=False, known=READ),
+    ),
+    "transformers": (
+        Way(CT, bits=ALL, symmetric=(True,), joined=False, head=True, known=RAN),
+        Way(CT, bits=ALL, mixed=False, joined=False, head=True, known=RAN),  # see the top of .compressed_tensors
+        Way(BNB, grid="int8", mixed=False, joined=False, head=True, known=RAN),  # first: it keeps the threshold
+        Way(BNB, grid="nf4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
+        Way(BNB, grid="fp4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
+    ),
+}
+# llama.cpp's types are grids of their own, rounded to from float weights; the recipe's rounding would be a second one.
+GGUF = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}
+TARGETS = (*WAYS, "llama.cpp")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to call :func:`qtutor.export` with. recipe: whether the file holds what the recipe rounds, or, as GGUF does,
+    the float weights by its own rounding. known: from what we know that the engine takes it.
+    """
+
+    format: str
+    options: dict
+    recipe: bool
+    known: str
+
+
+def layer_shapes(model: nn.Module, recipe: Recipe) -> dict[str, Shape]:
+    """(out, in) of every layer that ``recipe`` may quantize, by name."""
+    family = family_of(model)
+    heads = {family.head: model.get_submodule(family.head)} if recipe.lm_head else {}
+    return {name: tuple(layer.weight.shape) for name, layer in (linear_layers(model) | heads).items()}
+
+
+def pick(target: str, shapes: Mapping[str, Shape], recipe: Recipe) -> Choice:
+    """The format for ``target``, one of :data:`TARGETS`. shapes: as :func:`layer_shapes` gives them.
+
+    Raises :class:`QtutorError` naming the layers that fit none of its ways, and the choices that would.
+    """
+    check_choice("target", target, TARGETS)
+    if target == "llama.cpp":
+        return Choice("gguf", {"type": GGUF[min(8, max(2, round(recipe.bits)))]}, False, RAN)
+    if recipe.embeddings:
+        raise QtutorError(f"{target} reads no quantized embeddings: quantize with embeddings=False.")
+    # Of a fraction every layer gets whole bits of its own, from 2 to 8, and nobody knows yet which.
+    whole = replace(recipe, bits=int(recipe.bits)) if recipe.is_mixed else recipe
+    recipes = whole.of_layers(shapes)
+    problems = {way: _misfits(way, shapes, recipes, recipe.is_mixed) for way in WAYS[target]}
+    for way, misfits in problems.items():
+        if not misfits:
+            return Choice(way.format, {}, True, way.known)
+    raise QtutorError(_explained(target, problems, recipes))
+
+
+def _misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping[str, Recipe], fraction: bool) -> dict[str, list]:
+    """By layer, what keeps it from going this ``way``, each with a choice that would fit. fraction: of bits."""
+    found = {}
+    kinds = {name: (own.grid, own.group_size) for name, own in recipes.items()}
+    most = max(kinds.values(), key=list(kinds.values()).count) if kinds else None
+    for name, own in recipes.items():
+        reasons = [*_wrong_grid(way, own), *_wrong_shape(way, shapes[name])]
+        if fraction and (way.joined or not way.mixed or way.bits != ALL):
+            reasons.append(("every layer would get bits of its own", "whole bits"))
+        if name == "lm_head" and not way.head:
+            reasons.append(("the head is packed", "lm_head=False"))
+        if not way.mixed and kinds[name] != most:
+            reasons.append(("it differs from the other layers", "one bits and group_size for all"))
+        if way.joined and any(kinds.get(other) != kinds[name] for other in _joined_with(name, shapes)):
+            reasons.append(("the engine joins it with layers that differ from it", "one choice for q, k, v; gate, up"))
+        if reasons:
+            found[name] = reasons
+    return found
+
+
+def _wrong_grid(way: Way, own: Recipe) -> list[tuple[str, str]]:
+    grid, reasons = own.grid, []
+    name = grid.name if isinstance(grid, Codebook) else "integers"
+    if name != way.grid:
+        wanted = "method='rtn', 'gptq' or 'awq'" if way.grid == "integers" else f"method={way.grid!r}"
+        return [(f"its levels are {name}", wanted)]
+    if name == "int8":
+        return []
+    if way.bits and grid.bits not in way.bits:
+        reasons.append((f"{grid.bits} bits", f"bits={' or '.join(map(str, way.bits))}"))
+    if way.grid == "integers" and grid.symmetric not in way.symmetric:
+        reasons.append(("zero points", "symmetric=True"))
+    if own.group_size == PER_TENSOR or (way.groups and own.group_size not in way.groups):
+        sizes = way.groups or (PER_CHANNEL, 32, 64, 128)
+        reasons.append((f"groups of {own.group_size}", f"group_size={' or '.join(map(str, sizes))}"))
+    return reasons
+
+
+def _wrong_shape(way: Way, shape: Shape) -> list[tuple[str, str]]:
+    pairs = (("outputs", shape[0], way.rows), ("inputs", shape[1], way.columns))
+    return [(f"{count} {what}, no multiple of {step}", "float") for what, count, step in pairs if count % step]
+
+
+def _joined_with(name: str, names: Mapping) -> list[str]:
+    parent, _, last = name.rpartition(".")
+    others = next((group for group in JOINED if last in group), ())
+    return [f"{parent}.{other}" for other in others if other != last and f"{parent}.{other}" in names]
+
+
+def _explained(target: str, problems: Mapping[Way, Mapping], recipes: Mapping[str, Recipe]) -> str:
+    """The ways with the fewest changes: the layers and reasons of the first, and what would fit each of them."""
+    changes = {way: {fits for found in misfits.values() for _, fits in found} for way, misfits in problems.items()}
+    # Another method is another model: that is only advised where nothing else would help.
+    same = {way: found for way, found in changes.items() if not any("method" in fits for fits in found)} or changes
+    nearest = [way for way in same if len(same[way]) == min(map(len, same.values()))]
+    way = min(nearest, key=lambda one: len(problems[one]))
+    misfits = problems[way]
+    reasons = sorted({why for found in misfits.values() for why, _ in found})
+    others = ["; ".join(sorted(changes[one] - {"float"})) for one in (way, *nearest)]
+    advice = [text for text in dict.fromkeys(others) if text]
+    kept = [name for name, found in misfits.items() if any(fits == "float" for _, fits in found)]
+    names = ", ".join(list(misfits)[:3]) + (" ..." if len(misfits) > 3 else "")
+    if kept:
+        advice.append(f"layers={{{kept[0]!r}: 'float'{', ...' if len(kept) > 1 else ''}}}, which leaves it as it is")
+    return (
+        f"{target} would not take {len(misfits)} of {len(recipes)} layers ({names}), in the format {way.format!r}, the "
+        f"nearest that it reads: {'; '.join(reasons)}. What fits: {', or '.join(advice)}; or another target."
+    )

@@ -1,0 +1,156 @@
+"""Every format is decoded by its own library to exactly our weights."""
+
+import pytest
+import torch
+
+import qtutor
+from qtutor.core.codebooks import INT8, NF4
+from qtutor.formats import awq, bitsandbytes, compressed_tensors, gptq, modelopt
+from qtutor.formats.foreign import Layout
+from qtutor.methods import bnb
+from tests.engines.matrices import encoded, matrix
+
+GRIDS = [(bits, symmetric) for bits in range(2, 9) for symmetric in (True, False)]
+# Rows and columns that fill no whole word, too; the last has one scale a row.
+SHAPES = [(64, 128, 32), (7, 40, 8), (33, 96, -1)]
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), GRIDS)
+@pytest.mark.parametrize(("rows", "columns", "group_size"), SHAPES)
+def test_compressed_tensors_unpacks_our_weights_and_packs_our_bytes(bits, symmetric, rows, columns, group_size):
+    base = pytest.importorskip("compressed_tensors.compressors.pack_quantized.base")
+    from compressed_tensors.quantization import QuantizationScheme
+
+    quantized = matrix(bits, symmetric, group_size, rows, columns)
+    layout = Layout(quantized.grid, group_size, compressed_tensors.PACKED)
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_tensors._scheme(layout))
+    tensors = encoded(compressed_tensors.FORMAT, quantized, layout)
+    compressor = base.PackedQuantizationCompressor
+    for dtype in (torch.float16, torch.float32):
+        state = tensors | {"weight_scale": quantized.scales.to(dtype)}
+        assert torch.equal(compressor.decompress(state, scheme)["weight"], quantized.dequantize(dtype))
+    state = {"weight": quantized.dequantize(), "weight_scale": quantized.scales.float()}
+    if not symmetric:
+        state["weight_zero_point"] = (quantized.zeros.short() - quantized.grid.middle).to(torch.int8)
+    packed = compressor.compress(state, scheme)
+    for name in tensors.keys() - {"weight_scale"}:
+        assert torch.equal(packed[name], tensors[name]), name
+
+
+def test_compressed_tensors_decodes_int8():
+    base = pytest.importorskip("compressed_tensors.compressors.naive_quantized.base")
+    from compressed_tensors.quantization import QuantizationScheme
+
+    quantized = bnb.quantize(torch.randn(48, 64, generator=torch.Generator().manual_seed(0)), INT8)
+    layout = Layout(INT8, -1, compressed_tensors.INTEGERS)
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_tensors._scheme(layout))
+    assert base.IntQuantizationCompressor.can_compress(torch.nn.Linear, scheme)
+    state = encoded(compressed_tensors.FORMAT, quantized, layout)
+    back = base.IntQuantizationCompressor.decompress(state, scheme)["weight"]
+    # absmax / 127 * code here, absmax * (code / 127) in our grid: two roundings of float32 each.
+    assert torch.allclose(back, quantized.dequantize(), rtol=2.0**-22, atol=0)
+
+
+@pytest.mark.parametrize("bits", gptq.BITS)
+@pytest.mark.parametrize(("symmetric", "version"), [(True, 1), (True, 2), (False, 1), (False, 2)])
+@pytest.mark.parametrize("group_size", [32, -1])
+def test_gptqmodel_decodes_our_weights(bits, symmetric, version, group_size):
+    pytest.importorskip("gptqmodel")
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+
+    quantized = matrix(bits, symmetric, group_size)
+    if not symmetric and version == 1:
+        quantized.zeros.clamp_(min=1)  # 0 has no place there
+    layout = Layout(quantized.grid, group_size, gptq.VERSIONS[version])
+    layer = TorchLinear(bits, group_size, symmetric, False, 128, 64, False, register_buffers=True)
+    layer.load_state_dict(encoded(gptq.FORMAT, quantized, layout))
+    if version == 1:
+        convert_gptq_v1_to_v2_format_module(layer, bits=bits, pack_dtype=torch.int32)
+    layer.post_init()
+    assert torch.equal(layer.dequantize_weight().T, quantized.dequantize(torch.float16))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_zero_point_of_0_in_version_1_is_read_as_gptqmodel_writes_it(bits):
+    pytest.importorskip("gptqmodel")
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.quantization.config import QuantizeConfig
+    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+
+    quantized = matrix(bits, False, 32)
+    quantized.zeros[::3] = 0
+    layer = TorchLinear(bits, 32, False, False, 128, 64, False, register_buffers=True)
+    layer.load_state_dict(encoded(gptq.FORMAT, quantized, Layout(quantized.grid, 32, gptq.SECOND)))
+    convert_gptq_v2_to_v1_format_module(layer, QuantizeConfig(bits=bits, group_size=32))
+    state = {name: tensor for name, tensor in layer.state_dict().items()}
+    back = gptq.decode(state, Layout(quantized.grid, 32, gptq.FIRST), 64, 128)
+    assert torch.equal(back.zeros, quantized.zeros) and torch.equal(back.codes, quantized.codes)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_gptqmodel_decodes_our_awq_weights_and_packs_our_words(symmetric, group_size):
+    packing = pytest.importorskip("gptqmodel.quantization.awq.utils.packing_utils")
+
+    quantized = matrix(4, symmetric, group_size)
+    tensors = encoded(awq.FORMAT, quantized, Layout(quantized.grid, group_size, "gemm"))
+    back = packing.dequantize_gemm(tensors["qweight"], tensors["qzeros"], tensors["scales"], 4, group_size)
+    assert torch.equal(back.T.to(torch.float16), quantized.dequantize(torch.float16))
+    zeros = torch.full_like(quantized.codes[:, : 128 // group_size], 8) if symmetric else quantized.zeros
+    words, zero_words = packing.pack_awq(quantized.codes.T.int(), zeros.T.int(), 4)
+    assert torch.equal(words, tensors["qweight"]) and torch.equal(zero_words, tensors["qzeros"])
+
+
+@pytest.mark.parametrize("kind", bitsandbytes.FOUR)
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_bitsandbytes_decodes_our_weights(kind, double, block):
+    functional = pytest.importorskip("bitsandbytes.functional")
+
+    weight = torch.randn(64, 384, generator=torch.Generator().manual_seed(0)) * 0.02
+    quantized = bnb.quantize(weight, bitsandbytes.FOUR[kind], block, double)
+    tensors = encoded(bitsandbytes.FORMAT, quantized, Layout(quantized.grid, block, kind, double))
+    state = {name.removeprefix("weight."): tensor for name, tensor in tensors.items() if name != "weight"}
+    state = functional.QuantState.from_dict(state, torch.device("cpu"))
+    assert torch.equal(functional.dequantize_4bit(tensors["weight"], state), quantized.dequantize())
+    if not double:  # its CPU kernel for the scales' own codes misses the nearest now and then
+        theirs, own = functional.quantize_4bit(weight, blocksize=block, quant_type=kind)
+        assert torch.equal(theirs, tensors["weight"]) and torch.equal(own.absmax, tensors["weight.absmax"])
+    assert kind != "nf4" or torch.equal(functional.get_4bit_type("nf4", device="cpu"), torch.tensor(NF4.values))
+
+
+def test_bitsandbytes_decodes_our_int8():
+    functional = pytest.importorskip("bitsandbytes.functional")
+
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).half()
+    quantized = bnb.quantize(weight, INT8)
+    tensors = encoded(bitsandbytes.FORMAT, quantized, Layout(INT8, -1, "int8"))
+    codes, scales, _ = functional.int8_vectorwise_quant(weight)
+    assert torch.equal(codes, tensors["weight"]) and torch.equal(scales, tensors["SCB"])
+    back = functional.int8_vectorwise_dequant(tensors["weight"], tensors["SCB"])
+    # It multiplies by 1/127 in float32 where we divide: one last bit.
+    assert torch.allclose(back, quantized.dequantize(), rtol=2.0**-22, atol=0)
+
+
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_modelopt_packs_our_bytes(group_size):
+    utils = pytest.importorskip("modelopt.torch.export.quant_utils")
+
+    quantized = matrix(4, True, group_size)
+    tensors = encoded(modelopt.FORMAT, quantized, Layout(quantized.grid, group_size, "alone"))
+    packed = utils.pack_int4_in_uint8(quantized.dequantize(), quantized.scales.float(), group_size)
+    assert torch.equal(packed, tensors["weight"])
+    assert torch.equal(tensors["pre_quant_scale"], torch.ones(128, dtype=torch.float16))
+
+
+def test_modelopt_makes_our_settings():
+    """config.json has what ModelOpt makes of hf_quant_config.json, and more keys that it does not look at."""
+    convert = pytest.importorskip("modelopt.torch.export.convert_hf_config")
+
+    model = qtutor.load_decoder()[0]
+    qtutor.quantize(model, qtutor.Recipe(symmetric=True, group_size=32), progress=False)
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "packed")}
+    ours = modelopt.settings(layers, ["lm_head"])
+    theirs = convert.convert_hf_quant_config_format(modelopt._beside(ours)["hf_quant_config.json"])
+    assert theirs == {key: ours[key] for key in theirs}

@@ -1,0 +1,86 @@
+"""Small quantized models in the formats of other tools, and what tests do with such folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import qtutor
+from qtutor.formats import foreign_reading
+from qtutor.formats.foreign import Layout, resolved_zeros
+from tests.gguf.small_tokenizers import letters
+from tests.models import some_ids, tiny
+
+
+def exported(out: Path, form: str, family: str = "llama", options: dict | None = None, **recipe) -> tuple:
+    """(model, folder): a tiny decoder that was quantized and written."""
+    model = tiny(family, tied=family != "mistral")
+    qtutor.quantize(model, qtutor.Recipe(**{"group_size": 32} | recipe), progress=False)
+    return model, qtutor.export(model, out, form, letters(), **(options or {}))
+
+
+def check_comes_back(model, folder: Path) -> None:
+    """The same codes, scales, zero points and logits, by both ways to load."""
+    again, tokenizer = qtutor.load(folder, device="cpu")
+    assert tokenizer("ab")["input_ids"] == letters()("ab")["input_ids"]
+    for name, layer in model.named_modules():
+        if hasattr(layer, "quantized"):
+            same(again.get_submodule(name).quantized(), layer.quantized())
+    with torch.inference_mode():
+        exact = model(some_ids()).logits
+        assert torch.equal(again(some_ids()).logits, exact)
+        assert torch.equal(qtutor.load_quantized(folder, device="cpu")(some_ids()).logits, exact)
+
+
+def same(back, quantized) -> None:
+    assert torch.equal(back.codes, quantized.codes) and back.codes.dtype == torch.uint8
+    assert torch.equal(back.scales, quantized.scales) and back.scales.dtype == quantized.scales.dtype
+    assert torch.equal(resolved_zeros(back), resolved_zeros(quantized))
+    assert torch.equal(back.dequantize(), quantized.dequantize())
+
+
+def round_trip(form, quantized, layout: Layout):
+    """encode, look at every shape and dtype, decode; the dtypes are compared as a file would have them."""
+    rows, columns = quantized.shape
+    tensors = {kind: tensor.contiguous() for kind, tensor in form.encode(quantized, layout).items()}
+    names = {torch.int32: "I32", torch.int64: "I64", torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16",
+             torch.float32: "F32"}  # fmt: skip
+    wanted = form.stored(layout, rows, columns)
+    assert tensors.keys() <= wanted.keys()
+    assert {kind for kind, one in wanted.items() if not one.optional} <= tensors.keys()
+    for kind, tensor in tensors.items():
+        assert wanted[kind].shape in (None, tuple(tensor.shape)) and names[tensor.dtype] in wanted[kind].dtypes, kind
+    back = form.decode(tensors, layout, rows, columns)
+    same(back, quantized)
+    return tensors
+
+
+def words(tensor: torch.Tensor) -> list:
+    """int32 as numbers without a sign."""
+    return (tensor.long() & 0xFFFFFFFF).tolist()
+
+
+def edit_tensors(folder: Path, change) -> None:
+    """Let ``change`` alter the dict of tensors in a folder with one file of weights."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def edit_settings(folder: Path, change, file: str = "config.json") -> None:
+    path = folder / file
+    values = json.loads(path.read_text())
+    change(values["quantization_config"])
+    path.write_text(json.dumps(values))
+
+
+def refused(folder: Path, *parts: str) -> str:
+    """Loading is refused in one paragraph that holds ``parts``, before a layer is allocated."""
+    with pytest.raises(qtutor.QtutorError) as caught:
+        foreign_reading.load(folder, device="cpu")
+    text = str(caught.value)
+    assert all(part in text for part in parts) and "\n" not in text and len(text) < 1500 and text.isprintable(), text
+    return text

@@ -1,0 +1,113 @@
+"""Files that are laid out before there are tensors have the bytes that the safetensors library writes."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from safetensors.torch import load_file
+from safetensors.torch import save_file as theirs
+
+from qtutor.formats.headers import read_header
+from qtutor.formats.shards import NAMES, ShardFile, Shards, bytes_of, index_text, is_begun, laid_out, save_file
+
+DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32]
+SHAPES = some.lists(some.integers(0, 5), max_size=3).map(tuple)
+NAMED = some.text('ab.é"\\_0', min_size=1, max_size=5)
+KINDS = some.dictionaries(NAMED, some.tuples(some.sampled_from(DTYPES), SHAPES), min_size=1, max_size=6)
+
+
+def filled(kinds, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randint(0, 99, shape, generator=generator).to(dtype) for name, (dtype, shape) in kinds.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(KINDS)
+def test_a_file_has_the_bytes_of_the_library(tmp_path_factory, kinds):
+    folder, tensors = tmp_path_factory.mktemp("both"), filled(kinds)
+    theirs(tensors, folder / "theirs.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "ours.safetensors")
+    assert (folder / "ours.safetensors").read_bytes() == (folder / "theirs.safetensors").read_bytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(KINDS, some.integers(1, 200))
+def test_several_files_hold_every_tensor_once_and_none_is_larger_than_it_must_be(tmp_path_factory, kinds, largest):
+    folder, tensors = tmp_path_factory.mktemp("shards"), filled(kinds)
+    files = laid_out(kinds, largest)
+    with Shards(folder, files) as shards:
+        for name in reversed(kinds):  # in any order
+            shards.write(name, tensors[name])
+    found = {}
+    for number, file in enumerate(files, 1):
+        count = len(files)
+        assert file.name == ("model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors")
+        held = {name: stored.nbytes for name, stored in read_header(folder / file.name).tensors.items()}
+        assert set(held) == set(file.places) and (
+            sum(held.values()) <= largest or len(held) - list(held.values()).count(0) <= 1
+        )
+        assert (folder / file.name).stat().st_size == file.size
+        found |= load_file(folder / file.name)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert list(kinds) == [name for file in files for name in kinds if name in file.places]  # in their order
+    index = index_text(files)
+    assert (index is None) == (len(files) == 1)
+    if index:
+        told = json.loads(index)
+        assert told["metadata"]["total_size"] == sum(map(bytes_of, kinds.values()))
+        assert told["weight_map"] == {name: file.name for file in files for name in file.places}
+
+
+def test_what_is_written_stays_when_files_are_opened_again(tmp_path):
+    kinds = {"a": (torch.float32, (3, 4)), "b": (torch.uint8, (5,)), "c": (torch.bfloat16, ())}
+    tensors, files = filled(kinds), laid_out(kinds)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * files[0].size)  # of another kind: begun anew
+    for names in ("a", "cb"):
+        with Shards(tmp_path, files) as shards:
+            for name in names:
+                shards.write(name, tensors[name])
+    with Shards(tmp_path, files) as shards:
+        assert all(torch.equal(shards.read(name, kinds[name]), tensors[name]) for name in kinds)
+        assert shards.digest(kinds) == shards.digest(dict(reversed(kinds.items())))
+        before = shards.digest({"a": kinds["a"]})
+        shards.write("b", tensors["b"] + 1)
+        assert shards.digest({"a": kinds["a"]}) == before != shards.digest(kinds)
+    assert all(torch.equal(t, tensors[n] + (n == "b")) for n, t in load_file(tmp_path / "model.safetensors").items())
+
+
+def test_values_are_converted_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("qtutor.formats.shards.CHUNK", 7)
+    values = torch.randn(5, 9)
+    with Shards(tmp_path, laid_out({"a": (torch.bfloat16, (5, 9))})) as shards:
+        shards.write("a", values, torch.bfloat16)
+        assert torch.equal(shards.read("a", (torch.bfloat16, (5, 9))), values.bfloat16())
+        shards.write("a", values.T.bfloat16().T)  # not in one piece
+        assert torch.equal(shards.read("a", (torch.bfloat16, (5, 9))), values.bfloat16())
+
+
+@pytest.mark.parametrize("what", ["shorter", "another header", "a link", "a folder"])
+def test_only_the_same_file_is_gone_on_with(tmp_path, what):
+    (file,) = laid_out({"a": (torch.float32, (9,))})
+    path = tmp_path / file.name
+    with Shards(tmp_path, [file]):
+        pass
+    assert is_begun(path, file)
+    if what == "shorter":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif what == "another header":
+        file = ShardFile(file.name, file.header.replace(b'"a"', b'"b"'), {"b": file.places["a"]}, file.size)
+    elif what == "a link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        path.mkdir()
+    assert not is_begun(path, file)
+
+
+def test_every_dtype_has_its_name():
+    for dtype in DTYPES:
+        (file,) = laid_out({"a": (dtype, (2,))})
+        assert NAMES[dtype].encode() in file.header

@@ -1,0 +1,68 @@
+"""Budgets on the command line: a mean of bits, or the size of the result, and what is no size."""
+
+import argparse
+import json
+
+import pytest
+
+from qtutor import cli
+from qtutor.cli.parsing import nbytes, number
+from tests.test_cli import refused
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("90MB", 90 * 10**6),
+        ("1.5 GiB", 3 * 2**29),
+        ("0.5k", 500),
+        ("7", 7),
+        ("12 b", 12),
+        ("3Ki", 3072),
+        ("2mib", 2 * 2**20),
+    ],
+)
+def test_sizes(text, count):
+    assert nbytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "MB", "9xB", "-1MB", "1,5GB", "nan", "1e6", "iB", "90 M B"])
+def test_what_is_no_size(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no size: write it like 90MB"):
+        nbytes(text)
+
+
+def test_numbers():
+    assert number("4") == 4 and isinstance(number("4"), int) and number("3.5") == 3.5
+    with pytest.raises(argparse.ArgumentTypeError, match="'3,5' is no number"):
+        number("3,5")
+
+
+def test_a_result_as_small_as_was_asked_for(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["quantize", "embedded", str(out), "--target-size", "1.2MB", "--samples", "8", "--length", "256"]
+    assert cli.main([*command, "--plan"]) == 0
+    assert not out.exists() and "Result: 1,1" in capsys.readouterr().out
+    assert cli.main(command) == 0
+    size = sum(path.stat().st_size for path in out.iterdir())
+    assert 1_100_000 < size <= 1_200_000
+    recipe = json.loads((out / "qtutor.json").read_text())["recipe"]
+    assert recipe["target_size"] is None and len({one["bits"] for one in recipe["layers"].values()}) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["out", "--bits", "3", "--target-size", "1MB"], "bits = 3 and target_size = 1,000,000: give one"),
+        (["out", "--target-size", "1kB"], "the budget leaves 0 bytes to the layers"),
+        (["out", "--method", "nf4", "--target-size", "1MB"], "target_size chooses bits, and method 'nf4' has 4"),
+        (["out", "--bits", "9.5"], "bits = 9.5: a grid takes a whole number of bits from 2 to 8"),
+        (["out.gguf", "--target-size", "1MB"], "In a GGUF file the --type decides the size"),
+    ],
+)
+def test_budgets_that_are_none(options, what, tmp_path, capsys):
+    command = ["quantize", "embedded", str(tmp_path / options[0]), *options[1:], "--samples", "8"]
+    if "--method" in options:
+        command = command[:-2]
+    assert what in " ".join(refused(command, capsys).split())
+    assert not list(tmp_path.iterdir())
