@@ -27,10 +27,11 @@ from qtutor.core.grid import Grid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.methods import clip, rtn
 
-Rounded = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # weight * scale and scale -> weight * scale, rounded
+# Weights and a scale -> what they are once they are multiplied, rounded, and divided again.
+Rounded = Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 
 RATIOS = 20  # 0, 1/20 ... 19/20
-SEARCH_ROWS = 64
+SEARCH_ROWS = 64  # of every layer, in which a search for scales narrows ranges
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def search(
 
     layers: all linear layers that read these inputs; their weights are put back in the end. inputs: batches
     ``[..., in]``; mean_abs ``[in]``: of the inputs. duo: divide by ``mean|w|^(1 - ratio)`` too (AutoAWQ), which favours
-    columns of small weights. ratios: 0, 1/20 ... 19/20 if not given. rounded: what becomes of the scaled weights,
-    rounding to nearest if not given.
+    columns of small weights. ratios: 0, 1/20 ... 19/20 if not given. rounded: what a scale makes of the weights, by
+    default :func:`nearest`.
     """
     inputs, rounded = list(inputs), rounded or nearest(grid, group_size)
     originals = [layer.weight.data for layer in layers]
@@ -68,9 +69,7 @@ def search(
     best, errors = None, []
     for ratio in [step / RATIOS for step in range(RATIOS)] if ratios is None else ratios:
         scale = scale_of(mean_abs, ratio, originals if duo else None, group_size)
-        # The inputs stay as they are, so the scale is taken out again: what is left is the change by rounding.
-        tried = [rounded(weight * scale, scale) / scale for weight in originals]
-        squares = squared_error(layers, tried, inputs, targets, parent)
+        squares = squared_error(layers, rounded(originals, scale), inputs, targets, parent)
         errors.append(squares / sum(target.numel() for target in targets))
         if best is None or errors[-1] < best.errors[0]:  # not <=: of equals the first stays
             best = Search(scale, ratio, (errors[-1],))
@@ -79,7 +78,12 @@ def search(
 
 def nearest(grid: Grid, group_size: int) -> Rounded:
     """Rounding to nearest in whole ranges."""
-    return lambda weight, _: rtn.quantize(weight, grid, group_size).dequantize()
+
+    def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
+        # The inputs stay as they are, so the scale is taken out again: what is left is the change by rounding.
+        return [rtn.quantize(weight * scale, grid, group_size).dequantize() / scale for weight in weights]
+
+    return rounded
 
 
 def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int) -> Rounded:
@@ -91,12 +95,16 @@ def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int) -> Rounded:
     if group_size == PER_TENSOR:
         return nearest(grid, group_size)
 
-    def rounded(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        result, some = weight.clone(), slice(None, None, max(len(weight) // SEARCH_ROWS, 1))
-        grouped = weight[some].reshape(len(weight[some]), -1, resolve_group_size(group_size, weight.shape[1]))
+    def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
+        results = [weight.clone() for weight in weights]
+        some = [result[:: max(len(result) // SEARCH_ROWS, 1)] for result in results]
+        stacked = torch.cat(some) * scale  # rows do not know of each other, and one tall matrix takes less time
+        grouped = stacked.reshape(len(stacked), -1, resolve_group_size(group_size, stacked.shape[1]))
         found = clip.search_together(grouped, hessian / torch.outer(scale, scale), grid, rounds=0)
-        result[some] += clip.rounding_errors(grouped, *found, grid).flatten(1)
-        return result
+        errors = clip.rounding_errors(grouped, *found, grid).flatten(1) / scale
+        for rows, error in zip(some, errors.split([len(rows) for rows in some])):
+            rows.add_(error)
+        return results
 
     return rounded
 

@@ -23,7 +23,7 @@ from qtutor.methods import awq
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
-RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)  # the curve of the error is smooth, so a coarse look finds where to look closer
+RATIOS = (0.0, 0.2, 0.4, 0.6)  # the curve of the error is smooth, so a coarse look finds where to look closer
 CLOSER = 0.1  # on both sides of the best of these
 SEARCH_TOKENS = 1024  # each ratio runs the parent module; more tokens than this change the choice little
 STATISTICS_TOKENS = 2048  # for mean |x| and the Hessian behind that choice
@@ -104,12 +104,13 @@ def scale_pairs(
 def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) -> torch.Tensor:
     """The best scale ``[in]`` for the layers of ``reading``, on some tokens; ones where none lowers the error."""
     block, layers, first = reading.block, reading.layers, reading.names[0]
-    mean_abs = block.statistics(first).mean_abs.to(layers[0].weight.device)
-    if pair.parent == block.family.halves[0].parent:
-        tokens, step = SEARCH_TOKENS, 1  # attention mixes tokens, so it gets whole samples
-    else:
-        tokens, step = None, 2 * STATISTICS_TOKENS // SEARCH_TOKENS  # the others look at each token by itself
-    inputs = [(x[:, ::step], weights[:, ::step].sqrt()) for x, weights in block.weighted_inputs(first, tokens)]
+    x, weights = (torch.cat(parts) for parts in zip(*block.weighted_inputs(first)))  # [samples, length, in or 1]
+    mean_abs = x.abs().mean(dim=(0, 1))
+    if pair.parent == block.family.halves[0].parent:  # attention mixes tokens, so it gets whole samples
+        some = slice(max(SEARCH_TOKENS // x.shape[1], 1))
+    else:  # the others look at each token by itself: every so many will do
+        some = slice(None), slice(None, None, 2 * STATISTICS_TOKENS // SEARCH_TOKENS)
+    inputs = [(x[some], weights[some].sqrt())]
     parent = _weighted(parent_of(block, pair.parent), block.states.shape[-1], block.wide)
     given = layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo
     hessian = block.hessian(first, True).float() if rounding.narrowed or rounding.judge else None
@@ -125,7 +126,12 @@ def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) 
 
 def _rounded(quantizer: Quantizer, hessian: torch.Tensor) -> awq.Rounded:
     """What ``quantizer`` makes of weights that are scaled, while the inputs behind ``hessian`` are divided."""
-    return lambda weight, scale: quantizer(weight, hessian / torch.outer(scale, scale)).dequantize()
+
+    def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
+        divided = hessian / torch.outer(scale, scale)
+        return [quantizer(weight * scale, divided).dequantize() / scale for weight in weights]
+
+    return rounded
 
 
 @torch.no_grad()
@@ -136,7 +142,7 @@ def _confirmed(
     targets = [parent(x) for x in inputs]
     errors = {}
     for tried in (torch.ones_like(scale), scale):
-        weights = [rounded(layer.weight.data * tried, tried) / tried for layer in layers]
+        weights = rounded([layer.weight.data for layer in layers], tried)
         error = awq.squared_error(layers, weights, inputs, targets, parent)
         errors.setdefault(error, tried)  # of equals the first stays: ones
     return errors[min(errors)]

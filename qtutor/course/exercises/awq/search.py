@@ -218,13 +218,13 @@ def adapt(theirs):
         heights, whole = [len(weight) for weight in originals], torch.cat(originals)
         ratios = [step / awq.RATIOS for step in range(awq.RATIOS)] if ratios is None else list(ratios)
         scales = torch.stack([awq.scale_of(mean_abs, r, originals if duo else None, group_size) for r in ratios])
-        of_part = rounded or awq.nearest(grid, group_size)
+        of_parts = rounded or awq.nearest(grid, group_size)
 
         def of_all(weight):
             weight = tensor(weight, torch.float32, originals[0])
             # The package's rounding wants to know the scale. A learner hands on the product alone: look which it is.
             scale = min(scales, key=lambda scale: (whole * scale - weight).square().sum().item())
-            return torch.cat([of_part(part, scale) for part in weight.split(heights)])
+            return torch.cat(of_parts(list((weight / scale).split(heights)), scale)) * scale
 
         def output(weight):
             for layer, part in zip(layers, tensor(weight, torch.float32, originals[0]).split(heights)):
