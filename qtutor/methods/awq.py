@@ -31,7 +31,7 @@ from qtutor.methods import clip, rtn
 Rounded = Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 
 RATIOS = 20  # 0, 1/20 ... 19/20
-SEARCH_ROWS = 64  # of every layer, in which a search for scales narrows ranges
+SEARCH_ROWS = 128  # of every layer, in which a search for scales narrows ranges
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from qtutor.core.grid import Grid, fit_groups
 ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
 STEPS = (-4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
-UNITS = (0.4, 0.3)  # one for each round, so that none repeats what another tried
+UNITS = (0.4, 0.5, 0.3)  # one for each round, so that none repeats what another tried
 FOLLOWED = 1
 TINY = 2.0**-24  # the smallest scale in float16
 

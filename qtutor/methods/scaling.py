@@ -113,8 +113,8 @@ def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) 
     inputs = [(x[some], weights[some].sqrt())]
     parent = _weighted(parent_of(block, pair.parent), block.states.shape[-1], block.wide)
     given = layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo
-    hessian = block.hessian(first, True).float() if rounding.narrowed or rounding.judge else None
-    rounded = awq.narrowed(hessian, rounding.grid, rounding.group_size) if rounding.narrowed else None
+    hessian = block.hessian(first, True) if rounding.narrowed or rounding.judge else None
+    rounded = awq.narrowed(hessian.float(), rounding.grid, rounding.group_size) if rounding.narrowed else None
     found = awq.search(*given, RATIOS, rounded)
     near = [ratio for ratio in (found.ratio - CLOSER, found.ratio + CLOSER) if 0 < ratio < 1]
     closer = awq.search(*given, near, rounded)
