@@ -18,7 +18,6 @@ ROWS = 512  # rows that are searched together: what is computed of so many stays
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
 STEPS = (-4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
 UNITS = (0.4, 0.5, 0.3)  # one for each round, so that none repeats what another tried
-FOLLOWED = 1
 TINY = 2.0**-24  # the smallest scale in float16
 
 
@@ -141,11 +140,8 @@ class Judge:
         cost = self.cost(scale, zero)
         best = cost.argmin(dim=0, keepdim=True)  # of equals the first, which is what the group had
         cost, scale, zero = (tried.gather(0, best)[0] for tried in (cost, scale, zero))
-        for _ in range(FOLLOWED):  # the better scale makes other codes, and these want another scale
-            better = self._stored(self.better(scale, zero))
-            tried = self.cost(better, zero)
-            scale, cost = torch.where(tried < cost, better, scale), torch.minimum(tried, cost)
-        return scale, zero
+        better = self._stored(self.better(scale, zero))  # for the codes as they are; some of them change with it
+        return torch.where(self.cost(better, zero) < cost, better, scale), zero
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Rounded as it will be stored, since the codes have to fit that."""
