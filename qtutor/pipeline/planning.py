@@ -96,8 +96,7 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = N
     """
     model = weights.model
     native.check_dtype(config_to_write(model).dtype)
-    in_blocks, outside = linear_layers(model), outside_layers(model, recipe)
-    recipes = recipe.of_layers([*in_blocks, *outside], float_parts(model))
+    outside, recipes = outside_layers(model, recipe), recipes_of(model, recipe)
     if not recipes:
         kept = ", ".join(pattern for pattern, change in recipe.layers.items() if change == KEEP)
         raise QtutorError(f"{kept} leaves no layer to be quantized: keep fewer.")
@@ -119,6 +118,11 @@ def outside_layers(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
     family = family_of(model)
     wanted = [family.embedding] * recipe.embeddings + [family.head] * recipe.lm_head
     return {name: model.get_submodule(name) for name in wanted}
+
+
+def recipes_of(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of every layer that is quantized, by name, those of the blocks first."""
+    return recipe.of_layers([*linear_layers(model), *outside_layers(model, recipe)], float_parts(model))
 
 
 def float_parts(model: nn.Module) -> list[str]:
