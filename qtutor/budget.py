@@ -34,7 +34,7 @@ from qtutor.errors import QtutorError, naming
 from qtutor.families import linear_layers
 from qtutor.guards.model import in_eval
 from qtutor.methods import rtn
-from qtutor.planning import float_parts, outside_layers
+from qtutor.pipeline.planning import float_parts, outside_layers
 from qtutor.recipe import Recipe
 
 CHOICES = (2, 3, 4, 5, 6, 8)
@@ -72,7 +72,7 @@ def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=
 
 def _bytes_of_the_rest(weights: Weights, plain: Recipe, sizes: Table, token_ids, tokenizer) -> int:
     """What the folder takes beside the layers of ``sizes``, and some bytes for names that become longer."""
-    from qtutor.planning import plan_of
+    from qtutor.pipeline.planning import plan_of
 
     layers = sum(row[plain.bits] for row in sizes.values())
     return plan_of(weights, plain, token_ids, tokenizer).nbytes - layers + MARGIN * len(sizes)

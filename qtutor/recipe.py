@@ -10,7 +10,7 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_CHANNEL
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
-from qtutor.methods.hessian import ACT_ORDERS, DAMPING
+from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
 from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
 from qtutor.methods.scaling import Scaling
 
@@ -103,6 +103,7 @@ class Recipe:
         if self.clip == "output" and not self.needs_calibration:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
         check_choice("act_order", self.act_order, ACT_ORDERS)
+        check_damping(self.damping)
         for pattern, change in self.layers.items():
             self._changed(pattern, change)  # raises for an exception that fits no layer at all
         codebook = METHODS[self.method].codebook

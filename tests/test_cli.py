@@ -304,7 +304,7 @@ def nothing_is_loaded(monkeypatch):
 
 
 def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypatch, nothing_is_loaded):
-    to_gguf = ["--format", "gguf"]
+    to_gguf, again = ["--format", "gguf"], ["--force", "--allow-requantize"]
     for name in ("SRC", "OUT"):
         shutil.copytree(quantized, tmp_path / name)
     shutil.copy(gguf_folder / "model.gguf", tmp_path)
@@ -320,7 +320,7 @@ def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypa
     for out in ("SRC", "SRC/", "SRC/out", "link", "link/out/", tmp_path / "SRC" / ".." / "SRC"):
         for source in ("SRC", "./SRC/", "link"):
             assert "which is read" in told(source, out) and "which is read" in told(source, out, *to_gguf)
-    assert "the same as model.gguf, which is read" in told("model.gguf", "./model.gguf", *to_gguf, "--force")
+    assert "the same as model.gguf, which is read" in told("model.gguf", "./model.gguf", *to_gguf, *again)
     assert "the same as b.gguf, which is read" in told(
         "embedded", "b.gguf", *to_gguf, "--force", "--calibration", "b.gguf"
     )

@@ -205,7 +205,7 @@ def test_calibration_says_how_much_of_what_it_took(other, tmp_path, capsys):
 
 
 def test_nothing_that_json_does_not_have(folder, capsys, monkeypatch, no_questions):
-    monkeypatch.setattr(qtutor.evaluate, "measure", lambda *_: qtutor.evaluate.Measured(float("inf"), None, 7, 1),
-                        raising=False)  # fmt: skip
+    infinite = qtutor.evaluate.Measured(float("inf"), None, 7, 1)
+    monkeypatch.setattr(qtutor.evaluate, "perplexity_with_error", lambda *_: infinite, raising=False)
     found = json.loads(told(["eval", "embedded", *SMALL, "--json"], capsys), parse_constant=lambda name: 1 / 0)
     assert found["perplexity"] is None is found["perplexity_error"]

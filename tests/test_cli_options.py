@@ -131,12 +131,26 @@ def test_a_file_is_known_by_its_content_in_every_command(tmp_path, whole, name, 
     shutil.copy(whole, file)
     assert cli.main(["generate", str(file), "def f(", "--max-new-tokens", "2"]) == 0
     assert cli.main(["inspect", str(file)]) == 0
-    assert cli.main(["quantize", str(file), str(tmp_path / "out")]) == 0
-    assert cli.main(["quantize", str(file), str(tmp_path / "again.gguf")]) == 0
+    again = "--allow-requantize"
+    assert cli.main(["quantize", str(file), str(tmp_path / "out"), again]) == 0
+    assert cli.main(["quantize", str(file), str(tmp_path / "again.gguf"), again]) == 0
     assert "blk.0.attn_q.weight" in capsys.readouterr().out
     shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "blob")
     assert cli.main(["inspect", str(tmp_path / "blob")]) == 0
     assert "model.norm.weight" in capsys.readouterr().out
+
+
+def test_rounded_weights_are_rounded_again_only_where_asked_to(tmp_path, whole, capsys):
+    for out in ("out", "out.gguf"):
+        message = refused(["quantize", whole, tmp_path / out], capsys)
+        assert "rounded before (Q8_0: 8.5" in message and "add --allow-requantize" in message
+        assert not (tmp_path / out).exists()
+    assert cli.main(["quantize", str(whole), str(tmp_path / "out"), "--plan"]) == 0  # nothing is rounded by that
+    assert "holds weights that were rounded before" in " ".join(capsys.readouterr().err.split())
+    model, tokenizer = qtutor.load_decoder()
+    exact = qtutor.export(model, tmp_path / "exact.gguf", format="gguf", type="F32", tokenizer=tokenizer)
+    assert cli.main(["quantize", str(exact), str(tmp_path / "out")]) == 0
+    assert "rounded before" not in capsys.readouterr().err
 
 
 def test_a_part_of_a_file_says_so(tmp_path, whole, capsys):

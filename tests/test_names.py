@@ -23,7 +23,20 @@ NAMES = [
         "export",
         "generate",
     ],
-    *["load", "load_decoder", "load_quantized", "perplexity", "quantize", "rtn", "awq", "bnb", "gguf", "gptq"],
+    *[
+        "load",
+        "load_decoder",
+        "load_quantized",
+        "perplexity",
+        "plan",
+        "quantize",
+        "quantize_to",
+        "rtn",
+        "awq",
+        "bnb",
+        "gguf",
+        "gptq",
+    ],
 ]
 
 

@@ -35,7 +35,7 @@ def add_to(command) -> None:
 def evaluate(options) -> int:
     """``qtutor eval``: perplexity, size and speed; for the embedded decoder also valid functions and right answers."""
     from qtutor.inspection import print_table
-    from qtutor.measure.texts import is_embedded
+    from qtutor.measure.texts import has_embedded_vocabulary
 
     check_measuring(options, [source for source in (options.source, options.against) if source is not None])
     model, tokenizer = load(options)
@@ -46,7 +46,7 @@ def evaluate(options) -> int:
     notes.append(f"Measured on {text.told}, in windows of {window}; ± is one standard error over the windows.")
     rows = _losses(options, model, tokenizer, text, window, found)
     rows += _sizes(options.source, model, text, found, notes)
-    if is_embedded(tokenizer):
+    if has_embedded_vocabulary(tokenizer):
         found["ast_validity"], found["answers"] = _validity(model, tokenizer, notes), _accuracy(model, tokenizer, notes)
         rows.append(("functions ast.parse accepts", _share(found["ast_validity"]), ""))
         rows += [(f"answers right, {kind}", _share(share), "") for kind, share in found["answers"].items()]
@@ -66,7 +66,7 @@ def _losses(options, model, tokenizer, text, window: int, found: dict) -> list[t
     total = passes_of(text.token_ids, window)
     if options.against is None:
         with passes(model, "perplexity", total):
-            measured = qtutor.evaluate.measure(model, text.token_ids, window)
+            measured = qtutor.evaluate.perplexity_with_error(model, text.token_ids, window)
         found |= {"perplexity": measured.perplexity, "perplexity_error": measured.error}
         found |= {"tokens": measured.tokens, "windows": measured.windows}
         return [("perplexity", f"{measured.perplexity:.3f}", error(measured.error, 3))]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from qtutor.cli.parsing import add_source, nbytes, number
-from qtutor.cli.source import check_device, check_source, say_if_rounded
+from qtutor.cli.source import check_device, check_rounded, check_source
 from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
 
@@ -60,6 +60,8 @@ def add_to(command) -> None:
     sub.add_argument("--type", help="with gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
     force = "with gguf: replace the file OUT even if qtutor did not write it"
     sub.add_argument("--force", action="store_true", help=force)
+    again = "go on though SRC is a GGUF file whose weights were rounded before"
+    sub.add_argument("--allow-requantize", action="store_true", help=again)
     plan = "say what would be done and how many bytes it takes, and stop there"
     sub.add_argument("--plan", action="store_true", help=plan)
     sub.add_argument("--imatrix", metavar="FILE", help="with gguf: an importance matrix, as llama-imatrix writes it")
@@ -73,7 +75,7 @@ def quantize(options) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
     check_source(options.source)
-    say_if_rounded(options.source)
+    check_rounded(options.source, options.allow_requantize or options.plan)
     check_device(options.device)
     if options.format == "gguf":
         if options.plan:

@@ -1,6 +1,7 @@
 """SRC, and other files that a command reads: what can be said of them before anything is loaded."""
 
 import difflib
+import math
 import os
 from pathlib import Path
 
@@ -46,19 +47,26 @@ def check_source(source: str) -> None:
         _check_file(path)
 
 
-def say_if_rounded(source: str) -> None:
-    """Tell on stderr where the weights of a GGUF file were rounded already, before they are rounded once more."""
+def check_rounded(source: str, allowed: bool) -> None:
+    """Refuse a GGUF file whose weights were rounded before, unless ``allowed``; then say so on stderr."""
     file = None if source == "embedded" else file_in(source)
     if file is None:
         return
     from qtutor.gguf.parts import read_whole
 
-    types = {info.type.name for info in read_whole(file).tensors.values()} - {"F32", "F16", "BF16"}
-    if types:
-        paragraph(
-            f"qtutor: the weights in {file.name} were rounded before ({', '.join(sorted(types))}), and are rounded "
-            "once more. What was lost then stays lost; where there is a float checkpoint of the model, take that."
-        )
+    tensors = read_whole(file).tensors.values()
+    types = {info.type.name for info in tensors} - {"F32", "F16", "BF16"}
+    if not types:
+        return
+    bits = 8 * sum(info.nbytes for info in tensors) / sum(math.prod(info.shape) for info in tensors)
+    before = (
+        f"{file.name} holds weights that were rounded before ({', '.join(sorted(types))}: {bits:.2f} bits a weight); "
+        "their float values are gone, and rounding them once more adds a second loss to the first. Where there is a "
+        "float checkpoint of the model, take that."
+    )
+    if not allowed:
+        raise QtutorError(f"{before} To round these all the same, add --allow-requantize.")
+    paragraph(f"qtutor: {before}")
 
 
 def check_file(file: str, what: str) -> None:

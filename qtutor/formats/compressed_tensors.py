@@ -194,7 +194,7 @@ def _texts(value) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     bits, groups = layout.grid.bits, 1 if layout.group_size == PER_CHANNEL else columns // layout.group_size
     if layout.kind == INTEGERS:
@@ -240,4 +240,4 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     return QuantizedTensor(codes, stored_scales(scales), zeros, layout.grid, layout.group_size)
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode, TOLERANCE)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, TOLERANCE)

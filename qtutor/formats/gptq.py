@@ -128,7 +128,7 @@ def _layout(values: dict, version: str, where: str) -> Layout:
     return Layout(IntGrid(bits, symmetric), size, version, ordered=ordered)
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file. layout.ordered: g_idx has to be there."""
     bits = layout.grid.bits
     _check_words("the layer", bits, rows, columns)
@@ -191,4 +191,4 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     return QuantizedTensor(codes, scales, None, grid, layout.group_size)
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

@@ -100,7 +100,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     return {name: Layout(IntGrid(BITS, True), size, "alone" if name.endswith(ALONE) else "joined") for name in left}
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if rows % 2:
         raise QtutorError(f"{rows} outputs do not fill bytes of two: this layer cannot be stored like this.")
@@ -134,4 +134,4 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     return QuantizedTensor(codes, stored_scales(tensors["weight_scale"]), None, layout.grid, layout.group_size)
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

@@ -71,6 +71,7 @@ def index_text(files: list[ShardFile]) -> str | None:
 
 
 def bytes_of(kind: Kind) -> int:
+    """What a tensor of this dtype and shape takes."""
     dtype, shape = kind
     return math.prod(shape) * dtype.itemsize
 

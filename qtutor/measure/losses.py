@@ -105,7 +105,7 @@ class Measured:
 
 
 @torch.inference_mode()
-def measure(model, token_ids: torch.Tensor, window: int = WINDOW) -> Measured:
+def perplexity_with_error(model, token_ids: torch.Tensor, window: int = WINDOW) -> Measured:
     """:func:`perplexity` with its standard error; arguments and errors are the same."""
     check_measurable(model)
     sums, counts = [], []

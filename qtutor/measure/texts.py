@@ -26,7 +26,7 @@ def text_of(tokenizer, file=None, window: int = WINDOW, tokens: int | None = Non
     windows = (tokens or TOKENS) // window
     if file is not None:
         return text_in(file, tokenizer, window, windows)
-    if not is_embedded(tokenizer):
+    if not has_embedded_vocabulary(tokenizer):
         return builtin_held_out(tokenizer, window, windows)
     from qtutor.decoder.text import held_out_tokens
 
@@ -34,7 +34,7 @@ def text_of(tokenizer, file=None, window: int = WINDOW, tokens: int | None = Non
     return Text(ids, f"{len(ids):,} tokens of held-out code")
 
 
-def is_embedded(tokenizer) -> bool:
+def has_embedded_vocabulary(tokenizer) -> bool:
     """Whether a tokenizer has the vocabulary of the embedded decoder, whatever file it came out of."""
     from qtutor.decoder import EMBEDDED
     from qtutor.formats.checkpoint import tokenizer as tokenizer_in

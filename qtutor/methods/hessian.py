@@ -15,6 +15,12 @@ DAMPING = 0.01
 ACT_ORDERS = ("none", "columns", "groups")
 
 
+def check_damping(damping: float) -> None:
+    """Raise :class:`QtutorError` unless ``damping`` is a share of the Hessian's mean diagonal."""
+    if not 0 <= damping <= 1:
+        raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, 0 to 1.")
+
+
 class HessianError(QtutorError):
     """A Hessian that GPTQ cannot use: NaN, Inf, or so far from positive definite that no damping mends it."""
 
@@ -44,8 +50,7 @@ def prepare(
 ) -> Plan:
     """Order the columns of ``hessian [in, in]`` and factor its inverse (in float64)."""
     check_choice("act_order", act_order, ACT_ORDERS)
-    if not 0 <= damping <= 1:
-        raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, 0 to 1.")
+    check_damping(damping)
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or not hessian.is_floating_point():
         raise QtutorError(
             f"the Hessian is {hessian.dtype} of shape {list(hessian.shape)}; X^T X is floating point [in, in]."

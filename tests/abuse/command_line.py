@@ -34,7 +34,7 @@ MISUSES = [
     ("quantize embedded {here}/o --bitz 4", "no option --bitz. Did you mean --bits?"),
     ("quantize --groupsize 32", "no option --groupsize. Did you mean --group-size?"),
     ("quantize embedded {here}/o --callibration x", "Did you mean --calibration?"),
-    ("quantize embedded {here}/o --bits four", "invalid int value: 'four'"),
+    ("quantize embedded {here}/o --bits four", "'four' is no number: write it like 4"),
     ("quantize embedded {here}/o --damping much", "invalid float value: 'much'"),
     ("quantize embedded {here}/o --format zip", "'zip' (choose from"),
     ("quantize embedded {here}/o --format guff", "Did you mean gguf?"),

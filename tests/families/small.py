@@ -107,7 +107,7 @@ def unseen() -> torch.Tensor:
     return _tokens()[344:]
 
 
-def trained(family: str, steps: int = 60, rate: float = 1e-2, **changes) -> nn.Module:
+def trained(family: str, steps: int = 48, rate: float = 1e-2, **changes) -> nn.Module:
     """One that has read ``steps`` batches of 8 samples."""
     model = new(family, **changes).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)

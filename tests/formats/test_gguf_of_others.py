@@ -263,6 +263,8 @@ def test_byte_level(tmp_path, changes):
         ends = [number for number in range(len(found)) if engine.ends(number)]
     assert sorted(np.atleast_1d(model.generation_config.eos_token_id).tolist()) == ends
     assert 300 in ends or "eot_token_id" not in changes
+    number = len(keys["tokenizer.ggml.tokens"]) - 4
+    assert (found.convert_ids_to_tokens(number) == f"[EMPTY_{number}]") == empty  # llama.cpp's name for it
 
 
 def test_phi_3_is_known_by_its_name(tmp_path):

@@ -363,7 +363,7 @@ def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path):
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
-    size = qtutor.evaluate.model_bytes(quantized())
+    size = (qtutor.export(quantized(), tmp_path / "weighed") / "model.safetensors").stat().st_size
     monkeypatch.setattr(
         "qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=size - 1)
     )

@@ -63,12 +63,12 @@ def test_the_same_model_loses_nothing_with_certainty():
 def test_a_single_window_has_no_error():
     found = evaluate.compare(tiny(seed=1), tiny(), some_ids(1))
     assert {found.kl_error, found.flips_error, found.perplexity_error, found.loss_percent_error} == {None}
-    assert evaluate.measure(tiny(), some_ids(1)).error is None
+    assert evaluate.perplexity_with_error(tiny(), some_ids(1)).error is None
 
 
 def test_measure_is_perplexity_with_an_error():
     model, ids = tiny(), some_ids(1, 210)[0]
-    found = evaluate.measure(model, ids, window=20)
+    found = evaluate.perplexity_with_error(model, ids, window=20)
     assert found.perplexity == pytest.approx(evaluate.perplexity(model, ids, window=20), rel=1e-6)
     assert (found.windows, found.tokens) == (11, 10 * 19 + 9)  # the last is shorter
     assert found.error == pytest.approx(evaluate.compare(model, model, ids, window=20).perplexity_error, rel=1e-5)

@@ -44,6 +44,7 @@ def of_file(path: Path) -> str:
 
 
 def of_tokens(token_ids: torch.Tensor) -> str:
+    """How many samples of which length ``token_ids`` are, and a digest of them."""
     samples, length = token_ids.shape
     data = token_ids.to(device="cpu", dtype=torch.int64).contiguous().numpy().tobytes()
     return f"{samples} samples of {length} tokens, sha256 {hashlib.sha256(data).hexdigest()}"

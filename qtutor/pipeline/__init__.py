@@ -1,9 +1,10 @@
 """``quantize(model, Recipe(...))``: layer after layer is finished, and a sink takes what is.
 
-:func:`qtutor.finishing.finished` goes through the decoder and yields every layer once it is packed; a sink
-(:mod:`qtutor.sinks`) says where it goes. :func:`quantize` puts packed layers into the model, all at the end, so that a
-failure or an interrupt leaves the model as it was; at 4 bits that adds a quarter of a bf16 model, never a second copy.
-:func:`quantize_to` writes them to a folder, for models larger than memory, and goes on where it was killed. Embeddings,
+:func:`.finishing.finished` goes through the decoder and yields every layer once it is packed; a sink (:mod:`.sinks`)
+says where it goes. :func:`quantize` puts packed layers into the model, all at the end, so that a failure or an
+interrupt leaves the model as it was; at 4 bits that adds a quarter of a bf16 model, never a second copy.
+:func:`quantize_to` writes them to a folder, for models larger than memory, and goes on where it was killed;
+:mod:`.planning` says beforehand what it will do, :mod:`.fingerprints` whether a killed run was the same. Embeddings,
 norms and lm_head stay as they are unless the recipe says so (AWQ moves its scales into norms).
 """
 
@@ -21,18 +22,18 @@ from qtutor.errors import QtutorError
 from qtutor.families import linear_layers
 from qtutor.files import parents_made, told
 from qtutor.files.unfinished import bytes_kept, unfinished
-from qtutor.fingerprint import fingerprint
-from qtutor.finishing import finished
 from qtutor.formats import native
 from qtutor.formats.readback import read_back
 from qtutor.guards.ids import samples_of
 from qtutor.guards.model import check_replaceable, decoder_of
-from qtutor.planning import Plan, outside_layers, plan_of
+from qtutor.pipeline.fingerprints import fingerprint
+from qtutor.pipeline.finishing import finished
+from qtutor.pipeline.planning import Plan, outside_layers, plan_of
+from qtutor.pipeline.sinks import IntoModel
+from qtutor.pipeline.sinks.folder import IntoFolder
 from qtutor.recipe import Recipe
 from qtutor.report import Report
 from qtutor.runtime.linear import QuantWeight
-from qtutor.sinks import IntoModel
-from qtutor.sinks.folder import IntoFolder
 
 Source = str | os.PathLike | Weights
 

@@ -17,12 +17,12 @@ from qtutor.core.codebooks import INT8
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.methods.blocks import Changed, Rounded, round_block
-from qtutor.planning import float_parts, outside_layers, propagates
+from qtutor.pipeline.planning import float_parts, outside_layers, propagates
+from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
 from qtutor.report import LayerReport, weight_error, what_is_lost
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear
-from qtutor.sinks import Arrived, Item, Packed
 
 
 def finished(

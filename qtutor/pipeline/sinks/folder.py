@@ -23,10 +23,10 @@ from qtutor.files.staging import remove_tree
 from qtutor.files.unfinished import Unfinished, bytes_in
 from qtutor.formats import native
 from qtutor.formats.shards import Kind, Shards, is_begun
-from qtutor.planning import Plan
+from qtutor.pipeline.planning import Plan
+from qtutor.pipeline.sinks import Arrived, Item, Packed
+from qtutor.pipeline.sinks.states import KeptStates
 from qtutor.report import LayerReport
-from qtutor.sinks import Arrived, Item, Packed
-from qtutor.sinks.states import KeptStates
 
 
 class IntoFolder:

@@ -15,16 +15,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
-from qtutor import finishing, pipeline
+from qtutor import pipeline
 from qtutor.calibration import walk
 from qtutor.families import decoder_blocks
 from qtutor.files import staging, unfinished
 from qtutor.formats import shards
-from qtutor.sinks import folder as folders
-from qtutor.sinks import states
+from qtutor.pipeline import finishing
+from qtutor.pipeline.sinks import folder as folders
+from qtutor.pipeline.sinks import states
 from tests.gguf.small_tokenizers import letters
 from tests.models import VOCABULARY, some_ids
-from tests.test_quantize_to import contents
+from tests.pipeline.test_quantize_to import contents
 
 BLOCKS = 4
 IDS = some_ids(8, 32)

@@ -23,7 +23,7 @@ from qtutor.formats import native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
 from qtutor.methods.propagation import ENOUGH
-from qtutor.plan_table import Row, as_table, kept_rows, rounded_rows
+from qtutor.pipeline.plan_table import Row, as_table, kept_rows, rounded_rows
 from qtutor.recipe import KEEP, Recipe
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
