@@ -19,7 +19,7 @@ from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming
 from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
-from qtutor.formats import native
+from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
 from qtutor.methods.propagation import ENOUGH
@@ -95,14 +95,14 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = N
     a recipe that leaves every layer in float.
     """
     model = weights.model
-    native.check_dtype(config_to_write(model).dtype)
+    folders.check_dtype(config_to_write(model).dtype)
     outside, recipes = outside_layers(model, recipe), recipes_of(model, recipe)
     if not recipes:
         kept = ", ".join(pattern for pattern, change in recipe.layers.items() if change == KEEP)
         raise QtutorError(f"{kept} leaves no layer to be quantized: keep fewer.")
     packed = _packed(model, recipes, outside)
-    tensors = native.stored_tensors(packed)
-    files = tuple(laid_out(native.kinds(tensors)))
+    tensors = folders.stored_tensors(packed)
+    files = tuple(laid_out(folders.kinds(tensors)))
     propagate, states_shape = False, ()
     if token_ids is not None and recipe.needs_calibration:
         propagate = propagates(model, recipe, token_ids.numel())

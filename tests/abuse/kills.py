@@ -12,6 +12,7 @@ appeared, or its first block is finished. A folder's next run goes on with the b
     left behind  something half-written is still there, though the signal let the run clean up; finished blocks may stay
     stubborn     something half-written is still there after the next whole run for the same OUT
     odd status   a signal ended the run with another exit status than its own
+    before ...   Python itself was still starting, so the exit status is Python's own
     traceback    the run ended in a traceback (at the very beginning and end, this is Python's own)
 
 --fork: processes that have imported everything already, ten times as many in the same time.
@@ -186,7 +187,9 @@ class Trial:
         said = self.errors.read_bytes()
         if number != signal.SIGKILL and b"Traceback" in said:
             self.found["traceback"] += 1
-        if number != signal.SIGKILL and status not in (0, STATUS[number], -number):
+        if number != signal.SIGKILL and b'"<frozen site>"' in said and b"qtutor" not in said:
+            self.found["before the program's first line"] += 1
+        elif number != signal.SIGKILL and status not in (0, STATUS[number], -number):
             self.found["odd status"] += 1
             self.found[f"(odd status {status} after {number.name}: {said[-300:]!r})"] += 1
         self.found["went on where another run was ended"] += self.went_on and b"going on with" in b" ".join(
