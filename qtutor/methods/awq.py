@@ -31,7 +31,6 @@ from qtutor.methods import clip, rtn
 Rounded = Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 
 RATIOS = 20  # 0, 1/20 ... 19/20
-SEARCH_ROWS = 128  # of every layer, in which a search for scales narrows ranges
 
 
 @dataclass(frozen=True)
@@ -86,18 +85,19 @@ def nearest(grid: Grid, group_size: int) -> Rounded:
     return rounded
 
 
-def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int) -> Rounded:
+def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int, most: int) -> Rounded:
     """Rounding in ranges about like those that :func:`quantize` will find, of some rows; the others stay exact.
 
-    hessian: ``X^T X [in, in]`` of the inputs as they are. Errors of different rows add up in what the layer makes, so
-    those of a few rows, evenly spread, tell which of two scales is better.
+    hessian: ``X^T X [in, in]`` of the inputs as they are. most: of every layer, about so many rows are rounded (up to
+    twice that). Errors of different rows add up in what the layer makes, so those of a few rows, evenly spread, tell
+    which of two scales is better.
     """
     if group_size == PER_TENSOR:
         return nearest(grid, group_size)
 
     def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
         results = [weight.clone() for weight in weights]
-        some = [result[:: max(len(result) // SEARCH_ROWS, 1)] for result in results]
+        some = [result[:: max(len(result) // most, 1)] for result in results]
         stacked = torch.cat(some) * scale  # rows do not know of each other, and one tall matrix takes less time
         grouped = stacked.reshape(len(stacked), -1, resolve_group_size(group_size, stacked.shape[1]))
         found = clip.search_together(grouped, hessian / torch.outer(scale, scale), grid, rounds=0)

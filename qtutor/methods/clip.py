@@ -16,8 +16,9 @@ from qtutor.core.grid import Grid, fit_groups
 
 ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
-STEPS = (-4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
-UNITS = (0.4, 0.5, 0.3)  # one for each round, so that none repeats what another tried
+STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
+UNITS = (0.4, 0.2, 0.1)  # one for each round, since few bits need finer steps, too
+BESIDE = (0, -4, -2, 2, 4)  # tried in each of these rounds once the zero point has moved by one code
 TINY = 2.0**-24  # the smallest scale in float16
 
 
@@ -89,14 +90,18 @@ def _in_turns(
 
 
 def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each group tries in round ``turn``: factors of its scale and shifts of its zero, both ``[tries, 1]``."""
-    tried = [(1.0, 0)]  # what it has comes first: of equals the first stays
+    """What each group tries in round ``turn``: factors of its scale and shifts of its zero, both ``[tries, 1]``.
+
+    What it has comes first: of equals the first stays.
+    """
     if turn == 0:
-        tried += [(share, 0) for share in SHARES]
+        tried = [(share, 0) for share in (1.0, *SHARES)]
     else:
         # This factor moves the outermost level by part of a step: about so little makes other codes.
         unit = UNITS[(turn - 1) % len(UNITS)] / (2**grid.bits - 1)
-        tried += [(1 + steps * unit, 0) for steps in STEPS] + [(1.0, shift) for shift in (-1, 1) if not grid.symmetric]
+        tried = [(1 + steps * unit, 0) for steps in STEPS]
+        if not grid.symmetric:
+            tried += [(1 + steps * unit, shift) for shift in (-1, 1) for steps in BESIDE]
     factors, shifts = zip(*tried)
     return torch.tensor(factors)[:, None], torch.tensor(shifts)[:, None]
 

@@ -4,6 +4,7 @@
 same, so the scales of one pair are folded in before those of the next are searched.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,8 +26,24 @@ Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight an
 
 RATIOS = (0.0, 0.2, 0.4, 0.6)  # the curve of the error is smooth, so a coarse look finds where to look closer
 CLOSER = 0.1  # on both sides of the best of these
-SEARCH_TOKENS = 1024  # each ratio runs the parent module; more tokens than this change the choice little
-STATISTICS_TOKENS = 2048  # for mean |x| and the Hessian behind that choice
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a search for scales looks at.
+
+    search_tokens: each ratio runs the parent module on them. statistics_tokens: for mean |x| and the Hessian behind
+    the choice. rows: of every layer, rounded for each ratio; the others stay exact.
+    """
+
+    search_tokens: int
+    statistics_tokens: int
+    rows: int
+
+
+NARROW = 512  # layers up to here: the whole search is cheap, and takes all rows and more tokens
+CHEAP = Effort(search_tokens=2048, statistics_tokens=16384, rows=sys.maxsize)
+SPARING = Effort(search_tokens=1024, statistics_tokens=2048, rows=128)
 
 
 @dataclass(frozen=True)
@@ -77,15 +94,16 @@ def scale_pairs(
     """:func:`scale_block` with a rounding for each pair, by its layers' names; ``None`` leaves the pair alone."""
     module, changed = block.module, {}
     pairs = {pair.readers: pair for pair in block.family.pairs_of(module)}
+    effort = CHEAP if block.states.shape[-1] <= NARROW else SPARING
     unchanged = block.states[:1]
     before = module(unchanged, **block.arguments)
     # Scales are folded in while the search goes through the block: what the layers behind it read stays the same.
-    for reading in block.sample(STATISTICS_TOKENS).readings(ahead=True):
+    for reading in block.sample(effort.statistics_tokens).readings(ahead=True):
         pair, rounding = pairs.get(reading.names), rounding_of(reading.names)
         if pair is None or rounding is None:
             continue
         source = module.get_submodule(pair.source)
-        scale = _scale_of_pair(reading, pair, rounding, duo)
+        scale = _scale_of_pair(reading, pair, rounding, effort, duo)
         awq.fold(source, reading.layers, scale, block.dtype, block.family.norm_offset)
         if source.weight.dim() == 1:
             changed[f"{pair.source}.weight"] = source.weight
@@ -101,20 +119,23 @@ def scale_pairs(
     return changed
 
 
-def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) -> torch.Tensor:
+def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Effort, duo: bool = False) -> torch.Tensor:
     """The best scale ``[in]`` for the layers of ``reading``, on some tokens; ones where none lowers the error."""
     block, layers, first = reading.block, reading.layers, reading.names[0]
     x, weights = (torch.cat(parts) for parts in zip(*block.weighted_inputs(first)))  # [samples, length, in or 1]
     mean_abs = x.abs().mean(dim=(0, 1))
     if pair.parent == block.family.halves[0].parent:  # attention mixes tokens, so it gets whole samples
-        some = slice(max(SEARCH_TOKENS // x.shape[1], 1))
+        some = slice(max(effort.search_tokens // x.shape[1], 1))
     else:  # the others look at each token by itself: every so many will do
-        some = slice(None), slice(None, None, 2 * STATISTICS_TOKENS // SEARCH_TOKENS)
+        every = max(2 * x[..., 0].numel() // effort.search_tokens, 1)
+        some = slice(None), slice(None, None, every)
     inputs = [(x[some], weights[some].sqrt())]
     parent = _weighted(parent_of(block, pair.parent), block.states.shape[-1], block.wide)
     given = layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo
     hessian = block.hessian(first, True) if rounding.narrowed or rounding.judge else None
-    rounded = awq.narrowed(hessian.float(), rounding.grid, rounding.group_size) if rounding.narrowed else None
+    rounded = None
+    if rounding.narrowed:
+        rounded = awq.narrowed(hessian.float(), rounding.grid, rounding.group_size, effort.rows)
     found = awq.search(*given, RATIOS, rounded)
     near = [ratio for ratio in (found.ratio - CLOSER, found.ratio + CLOSER) if 0 < ratio < 1]
     closer = awq.search(*given, near, rounded)

@@ -1,6 +1,7 @@
 """AWQ: ratio 0 is rounding to nearest, no search ends worse than that, and folding changes nothing."""
 
 import copy
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -148,12 +149,10 @@ def test_every_search_sees_what_the_float_block_reads_and_makes(heads, monkeypat
         names = [name for name, module in block.module.named_modules() if module in layers]
         expected = torch.cat(list(plain.inputs(names[0])))
         assert torch.allclose(mean_abs.double(), plain.statistics(names[0]).mean_abs, rtol=1e-3)
-        some = slice(None, None, 1 if "self_attn.q_proj" in names else 4)  # of each sample's tokens
-        expected = expected[:, some]
         assert torch.allclose(torch.cat([x for x, _ in inputs]), expected, atol=1e-4 * expected.abs().max())
         weights = plain.weights(names[0])
         roots = torch.ones(ids.shape) if weights is None else weights.sqrt()
-        assert torch.allclose(torch.cat([root for _, root in inputs])[..., 0], roots[:, some], rtol=1e-3)
+        assert torch.allclose(torch.cat([root for _, root in inputs])[..., 0], roots, rtol=1e-3)
         x, root = inputs[0]
         makes = {"self_attn.q_proj": lambda x: block.module.self_attn(x, **block.arguments)[0],
                  "self_attn.o_proj": block.module.self_attn.o_proj,
@@ -169,11 +168,14 @@ def test_every_search_sees_what_the_float_block_reads_and_makes(heads, monkeypat
     assert searched == [name for name in pairs if heads == 4 or "o_proj" not in name for _ in range(2)]
 
 
-def test_a_search_looks_at_few_tokens_and_statistics_at_more(monkeypatch):
-    model, tokens = tiny(), []
-    original, search = scaling.CalibratedBlock.hessian, awq.search
+@pytest.mark.parametrize("narrow", [512, 32])
+def test_a_search_looks_at_few_tokens_and_statistics_at_more(narrow, monkeypatch):
+    monkeypatch.setattr(scaling, "NARROW", narrow)
+    model, tokens, rows = tiny(), [], set()
+    hessian, search, narrowed = scaling.CalibratedBlock.hessian, awq.search, awq.narrowed
     monkeypatch.setattr(scaling.CalibratedBlock, "hessian", lambda block, *rest: (
-        tokens.append(block.tokens), original(block, *rest))[1])  # fmt: skip
+        tokens.append(block.tokens), hessian(block, *rest))[1])  # fmt: skip
+    monkeypatch.setattr(awq, "narrowed", lambda *given: (rows.add(given[-1]), narrowed(*given))[1])
 
     def spy(layers, inputs, *rest):
         tokens.append(sum(len(x.flatten(0, 1)) for x, _ in inputs))
@@ -181,8 +183,11 @@ def test_a_search_looks_at_few_tokens_and_statistics_at_more(monkeypatch):
 
     monkeypatch.setattr(awq, "search", spy)
     scaling.scale_block(next(walk.walk(model, some_ids(270, 64))), qtutor.IntGrid(3), 32, narrowed=True)
-    # Attention sees whole samples; the others, which look at each token by itself, tokens of all samples.
-    assert tokens == [2048, 1024, 1024] + 2 * [2048, 512, 512]
+    # Attention sees whole samples; the others, which look at each token by itself, tokens of all samples. The model is
+    # 64 wide: for one that is not narrow, all is less.
+    known, tried = (16384, 2048) if narrow == 512 else (2048, 1024)
+    assert tokens == [known, tried, tried] + 2 * [known, tried // 2, tried // 2]
+    assert rows == ({sys.maxsize} if narrow == 512 else {128})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -260,17 +265,16 @@ def test_the_search_ends_where_rounding_loses_least(best, monkeypatch):
 
     monkeypatch.setattr(awq, "narrowed", lambda *_arguments: rounded)
     rounding = scaling.Rounding(qtutor.IntGrid(3), 32, narrowed=True)
-    found = scaling._scale_of_pair(reading, block.family.pairs[-1], rounding, duo=False)
+    found = scaling._scale_of_pair(reading, block.family.pairs[-1], rounding, scaling.CHEAP)
     assert torch.allclose(found, wanted, rtol=1e-3)
 
 
 @pytest.mark.parametrize("group_size", [16, 64, 0])
-def test_a_search_narrows_ranges_of_some_rows_and_leaves_the_others_exact(group_size, monkeypatch):
-    monkeypatch.setattr(awq, "SEARCH_ROWS", 4)
+def test_a_search_narrows_ranges_of_some_rows_and_leaves_the_others_exact(group_size):
     layers, scale = [layer(12, 64, seed=1), layer(3, 64, seed=2)], torch.linspace(0.5, 2, 64)
     weights, x, grid = [part.weight.data for part in layers], with_outliers(200, 64, seed=3), qtutor.IntGrid(3)
     before = [weight.clone() for weight in weights]
-    found = awq.narrowed((x.T @ x).float(), grid, group_size)(weights, scale)
+    found = awq.narrowed((x.T @ x).float(), grid, group_size, 4)(weights, scale)
     whole = awq.nearest(grid, group_size)(weights, scale)
     assert all(torch.equal(weight, kept) for weight, kept in zip(weights, before))
     for weight, new, nearest in zip(weights, found, whole):
