@@ -18,7 +18,7 @@ ROWS = 512  # rows that are searched together: what is computed of so many stays
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
 STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
 UNITS = (0.4, 0.2, 0.1)  # one for each round, since few bits need finer steps, too
-BESIDE = (0, -4, -2, 2, 4)  # tried in each of these rounds once the zero point has moved by one code
+BESIDE = (0, -4, -2, 2, 4)  # tried below 4 bits with the zero point moved by a code: there that is much of the range
 TINY = 2.0**-24  # the smallest scale in float16
 
 
@@ -101,7 +101,8 @@ def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
         unit = UNITS[(turn - 1) % len(UNITS)] / (2**grid.bits - 1)
         tried = [(1 + steps * unit, 0) for steps in STEPS]
         if not grid.symmetric:
-            tried += [(1 + steps * unit, shift) for shift in (-1, 1) for steps in BESIDE]
+            beside = BESIDE if grid.bits < 4 else (0,)
+            tried += [(1 + steps * unit, shift) for shift in (-1, 1) for steps in beside]
     factors, shifts = zip(*tried)
     return torch.tensor(factors)[:, None], torch.tensor(shifts)[:, None]
 
