@@ -48,14 +48,20 @@ def _load(source: Source, dtype: torch.dtype | str | None, device: str | None):
     file = file_in(source)
     if file is not None:
         opened = gguf.opened(file)
-        with naming(str(file)):
-            tokenizer = tried(lambda: tokenizer_of(opened.file.metadata), opened.model.config, file)
+        tokenizer = tokenizer_of_gguf(file, opened)
         dtype = torch.float32 if dtype in (None, "auto") else checkpoint.dtype_of(dtype)
         return gguf.decoded(opened, device, dtype), tokenizer
     if (Path(source) / native.ABOUT).is_file():
         model = load_quantized(source, device)
         return model, tokenizer_in(Path(source), model.config)
     return _float_checkpoint(source, dtype or "auto", device)
+
+
+def tokenizer_of_gguf(file: Path, opened=None):
+    """The tokenizer in a GGUF ``file``. opened: :func:`.gguf.opened` of it, if it is there already."""
+    opened = opened or gguf.opened(file)
+    with naming(str(file)):
+        return tried(lambda: tokenizer_of(opened.file.metadata), opened.model.config, file)
 
 
 def load_decoder(source: Source | None = None, dtype: torch.dtype | str | None = None, device: str | None = None):
