@@ -13,9 +13,7 @@ EXAMPLES = [
 
 def add_to(command) -> None:
     """Add ``convert`` to the commands; ``command`` makes one."""
-    description = (
-        "Convert a quantized checkpoint into another format: the same codes and scales, not rounded again."
-    )
+    description = "Convert a quantized checkpoint into another format: the same codes and scales, not rounded again."
     sub = command(convert, "convert", description, EXAMPLES)
     held = "a quantized folder (ours, GPTQ, AWQ, compressed-tensors, bitsandbytes, ModelOpt), a hub id of one, or a "
     sub.add_argument("source", metavar="SRC", help=f"{held}GGUF file of Q4_0, Q5_0, Q6_K or Q8_0")
