@@ -86,11 +86,13 @@ def examine(source: str | Path, against: str | Path | None = None, device: str |
         done = None
         if not any(one.kind in ("unreadable", *EXPLAINS) for one in found):
             try:
-                done = run(patient)
+                done = run(patient, bool(found))
                 found += done.findings
             except QtutorError as error:
-                found.append(Finding("unreadable", patient.name, str(error)))
+                if not any(one.kind in ("numbers", "tokenizer") for one in found):  # which say why
+                    found.append(Finding("unreadable", patient.name, str(error)))
         table, more = engines.asked(patient)
+        more = [] if any(one.kind == "zero points" for one in found) else more  # engines go by the label that is wrong
         return Diagnosis(str(source), patient.form, patient.packed, (*found, *more), done, tuple(table))
 
 

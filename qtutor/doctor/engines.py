@@ -14,7 +14,8 @@ def asked(patient: Patient) -> tuple[list[Verdict], list[Finding]]:
     layers = {} if patient.form == "gguf" else patient.quant_layers()
     found = verdicts(patient.form, layers, _in_the_way(patient))
     if patient.form in FOREIGN and not any(one.takes for one in found):
-        why = "; ".join(f"{one.engine}: {one.why}" for one in found if "does not read" not in one.why)
+        reasons = {one.engine: one.why.partition(", like ")[2].partition(": ")[2] or one.why for one in found}
+        why = "; ".join(f"{engine}: {reason}" for engine, reason in reasons.items() if "does not read" not in reason)
         text = f"quantization_config ({patient.form}): no engine takes it ({why}); convert it to another format."
         return found, [Finding("settings", "quantization_config", text)]
     return found, []

@@ -16,10 +16,10 @@ from qtutor.doctor.fitting import distance
 from qtutor.doctor.patient import Layer, Patient
 
 ORDERS = {
-    "AWQ's order of nibbles was taken for the plain one": (0, 2, 4, 6, 1, 3, 5, 7),
-    "the plain order of nibbles was taken for AWQ's": (0, 4, 1, 5, 2, 6, 3, 7),
-    "the two nibbles of a byte are swapped": (1, 0, 3, 2, 5, 4, 7, 6),
-    "the nibbles of a word are turned round": (7, 6, 5, 4, 3, 2, 1, 0),
+    "its nibbles are packed in the plain order and read in AWQ's": (0, 2, 4, 6, 1, 3, 5, 7),
+    "its nibbles are packed in AWQ's order and read in the plain one": (0, 4, 1, 5, 2, 6, 3, 7),
+    "the two nibbles of each byte are swapped": (1, 0, 3, 2, 5, 4, 7, 6),
+    "the nibbles of each word are turned round": (7, 6, 5, 4, 3, 2, 1, 0),
 }
 PACKED_ROWS = ("awq", "modelopt")
 SUSPECT, FAR, BETTER = 0.4, 0.9, 0.6  # distances from FLOAT; and what of it the right order leaves
@@ -61,8 +61,8 @@ class Orders:
         found = self.patient.foreign
         kinds = found.form.stored(found.layouts[name], *found.model.get_submodule(name).weight.shape)
         return (
-            f"{name}.{next(iter(kinds))} (and {more} more layers): {text} when it was packed, so that weights stand in "
-            "each other's places: convert the original again."
+            f"{name}.{next(iter(kinds))} (and {more} more layers): {text}, so that weights stand in each "
+            "other's places: convert the original again."
         )
 
 

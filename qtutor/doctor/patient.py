@@ -51,6 +51,7 @@ class Patient:
     foreign: foreign_reading.Opened | None = None
     problem: str = ""
     device: str | None = None
+    group_sizes: dict[str, int] = field(default_factory=dict)  # of layers that were read; bitsandbytes has them there
     float_weights: object = None  # FLOAT's, see qtutor.calibration.mapped.Weights
 
     @cached_property
@@ -70,7 +71,7 @@ class Patient:
     def quant_layers(self) -> dict[str, QuantLinear]:
         """The packed layers of the loaded model; for the engines, of shapes alone where it cannot be loaded."""
         if self.foreign is not None:
-            return {name: _of_shapes(self.foreign, name) for name in self.foreign.layouts}
+            return {name: _of_shapes(self, name) for name in self.foreign.layouts}
         model = self.loaded[0]
         return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
 
@@ -78,7 +79,10 @@ class Patient:
         """Every packed layer, read once."""
         if self.foreign is not None:
             for name in self.foreign.layouts:
-                yield replace(self._foreign_layer(name), exact=self.exact(name))
+                layer = self._foreign_layer(name)
+                if layer.quantized is not None:
+                    self.group_sizes[name] = layer.quantized.group_size
+                yield replace(layer, exact=self.exact(name))
         elif not self.problem:
             for name, module in self.quant_layers().items():
                 quantized = module.quantized()
@@ -152,10 +156,10 @@ def _open_foreign(patient: Patient) -> None:
         patient.problem = str(error)
 
 
-def _of_shapes(found: foreign_reading.Opened, name: str) -> QuantLinear:
-    layout, place = found.layouts[name], found.model.get_submodule(name)
+def _of_shapes(patient: Patient, name: str) -> QuantLinear:
+    layout, place = patient.foreign.layouts[name], patient.foreign.model.get_submodule(name)
     with torch.device("meta"):
-        return QuantLinear(*place.weight.shape, layout.grid, layout.group_size)
+        return QuantLinear(*place.weight.shape, layout.grid, patient.group_sizes.get(name, layout.group_size))
 
 
 def _compare(patient: Patient, against: str | Path, device: str | None) -> None:
