@@ -147,7 +147,7 @@ def _open_foreign(patient: Patient) -> None:
             return
         patient.settings, where = found
         method = patient.settings.get("quant_method")
-        patient.form = method if method in FOREIGN else "an unknown format"
+        patient.form = method if isinstance(method, str) and method in FOREIGN else "an unknown format"
         for path, header in checkpoint.headers_in(folder).items():
             patient.files |= {name: (path, stored) for name, stored in header.items()}
         foreign_reading.format_of(patient.settings, where)

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qtutor
 from qtutor import cli
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor
 from qtutor.families import linear_layers
-from qtutor.formats import ENGINES, FOREIGN, gguf_packed
+from qtutor.formats import ENGINES, FOREIGN, compressed_tensors, gguf_packed, gptq
 from qtutor.formats.converting import convert
+from qtutor.formats.foreign import Layout
 from qtutor.formats.targets import TARGETS
 from qtutor.gguf import coding
 from tests.formats.foreign_folders import edit_settings, edit_tensors, exported, same
@@ -22,24 +25,39 @@ def test_the_engines_that_a_command_names_are_those_of_the_rules():
     assert ENGINES == TARGETS
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60)
 @given(
-    family=st.sampled_from(["llama", "qwen2"]),
-    bits=st.sampled_from([2, 4, 8]),
-    group_size=st.sampled_from([16, 32, -1]),
+    bits=st.sampled_from(gptq.BITS),
+    rows=st.sampled_from([32, 64]),
+    groups=st.integers(1, 3),
     symmetric=st.booleans(),
-    seed=st.integers(0, 100),
+    per_row=st.booleans(),
+    version=st.sampled_from(list(gptq.VERSIONS.values())),
+    seed=st.integers(0, 10**6),
 )
-def test_there_and_back_gives_the_same_bytes(tmp_path_factory, family, bits, group_size, symmetric, seed):
-    """GPTQ, compressed-tensors, GPTQ."""
-    place = tmp_path_factory.mktemp("convert")
-    model = tiny(family, seed=seed)
-    qtutor.quantize(model, qtutor.Recipe(bits=bits, group_size=group_size, symmetric=symmetric), progress=False)
-    first = qtutor.export(model, place / "a", "gptq", letters())
-    convert(first, place / "b", "compressed-tensors")
-    convert(place / "b", place / "c", "gptq")
+def test_layers_there_and_back_have_the_same_bytes(bits, rows, groups, symmetric, per_row, version, seed):
+    """GPTQ, compressed-tensors, GPTQ; any codes, scales and zero points."""
+    random = torch.Generator().manual_seed(seed)
+    size, columns = (PER_CHANNEL if per_row else 32), 32 * groups
+    grid, shape = IntGrid(bits, symmetric), (rows, 1 if per_row else groups)
+    codes = torch.randint(0, 2**bits, (rows, columns), generator=random).to(torch.uint8)
+    zeros = None if symmetric else torch.randint(1, 2**bits, shape, generator=random).to(torch.uint8)
+    scales = torch.rand(shape, generator=random).half() + 1e-3
+    first = gptq.encode(QuantizedTensor(codes, scales, zeros, grid, size), Layout(grid, size, version))
+    read = gptq.decode(first, Layout(grid, size, version), rows, columns)
+    between = Layout(grid, size, compressed_tensors.PACKED)
+    again = compressed_tensors.decode(compressed_tensors.encode(read, between), between, rows, columns)
+    last = gptq.encode(again, Layout(grid, size, version))
+    assert first.keys() == last.keys() and all(torch.equal(first[key], last[key]) for key in first)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"bits": 8, "group_size": -1, "symmetric": True}, {"bits": 2}])
+def test_folders_there_and_back_have_the_same_bytes(tmp_path, recipe):
+    first = exported(tmp_path / "a", "gptq", "qwen2", **recipe)[1]
+    convert(first, tmp_path / "b", "compressed-tensors")
+    convert(tmp_path / "b", tmp_path / "c", "gptq")
     for name in ("model.safetensors", "config.json", "quantize_config.json"):
-        assert (place / "a" / name).read_bytes() == (place / "c" / name).read_bytes(), name
+        assert (first / name).read_bytes() == (tmp_path / "c" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("source", [*FOREIGN, "qtutor"])
