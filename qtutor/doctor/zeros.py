@@ -3,8 +3,8 @@
 Every weight is then one step too large, or too small, which talks garbage. A symmetric file tells it exactly: its zero
 points are all one beside the middle. With FLOAT the rounding errors tell it: they are about half of what they were with
 another zero point. Without, statistics do: weights of a decoder lie around 0, so codes less their zero points have a
-mean of 0 in nearly all groups, and with a wrong zero point of exactly 1 or -1, in every layer. In 8 bits a step is too
-small a part of the weights' width for that, so such files need FLOAT.
+mean of 0 in nearly all groups, and with a wrong zero point of exactly 1 or -1, in every layer. Of 8 bits many layers
+cannot tell, since a step is a small part of the weights' width, and the others have to agree.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from qtutor.doctor.patient import Layer, Patient
 from qtutor.formats.gptq import FIRST, SECOND
 
 NEAR, SURE = 0.3, 0.12  # how far a mean may be from a whole step; its largest standard error
-SHARE = 0.8  # of the layers that have to agree
+SHARE, ENOUGH = 0.8, 0.3  # of the layers that know have to agree; so many of all have to know
 BETTER = 0.85  # of the error, with another zero point
 
 
@@ -39,7 +39,7 @@ class ZeroPoints:
     def findings(self) -> Iterator[Finding]:
         known = [vote for vote in self.votes.values() if vote is not None]
         for off in (1, -1):
-            if known and known.count(off) >= SHARE * len(known):
+            if known and known.count(off) >= SHARE * len(known) and len(known) >= ENOUGH * len(self.votes):
                 first = next(name for name, vote in self.votes.items() if vote == off)
                 yield Finding("zero points", first, self._sentence(first, off, known.count(off)))
 

@@ -25,7 +25,7 @@ def float_folder(path):
 
 
 def packed_in(folder):
-    """Our packed layers of a folder, by name; the doctor finds nothing but that they are random, and another tokenizer."""
+    """Our packed layers of a folder, by name; the doctor finds them sound, but for weights that are random."""
     found = examine(folder).findings
     assert not [one for one in found if one.kind not in ("forward pass", "tokenizer")], found
     model = qtutor.load(folder, device="cpu")[0]
