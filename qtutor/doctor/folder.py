@@ -18,6 +18,7 @@ FEW = 0.5  # of the tokens that a decoder embeds, if its tokenizer has no more
 
 
 def packed_embedding(patient: Patient) -> Iterator[Finding]:
+    """An embedding that was quantized, by accident or not."""
     family = FAMILIES.get(patient.values.get("model_type"))
     name = _packed_under(patient, family.embedding) if family else None
     if name:

@@ -7,6 +7,7 @@ from qtutor.doctor.patient import Layer
 
 
 def missing(layer: Layer) -> str | None:
+    """A layer of GPTQ without one."""
     if layer.layout is None or "qweight" not in layer.tensors or layer.layout.kind == "gemm":
         return None
     if "g_idx" in layer.tensors:
@@ -18,6 +19,7 @@ def missing(layer: Layer) -> str | None:
 
 
 def another_order(layer: Layer) -> str | None:
+    """One that does not simply count the groups."""
     index = layer.tensors.get("g_idx")
     if index is None:
         return None

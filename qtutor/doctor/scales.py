@@ -9,6 +9,7 @@ LARGEST, SMALLEST = 65504.0, 2.0**-25  # of float16; what is below half its leas
 
 
 def not_finite(layer: Layer) -> str | None:
+    """NaN and infinities among the scales."""
     for kind, tensor in layer.tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             wrong = ~torch.isfinite(tensor)
@@ -21,6 +22,7 @@ def not_finite(layer: Layer) -> str | None:
 
 
 def too_large(layer: Layer) -> str | None:
+    """Scales in bfloat16 or float32 that float16 does not hold."""
     for kind, tensor in _scales(layer):
         most = tensor.abs().max().item()
         if LARGEST < most < float("inf"):
