@@ -1,4 +1,4 @@
-"""A linear layer whose inputs are rounded to 8 bits, token by token, slow and obvious. Knows nothing of qtutor.
+"""A linear layer whose inputs are rounded to 8 bits, token by token, plainly. Knows nothing of qtutor.
 
 Engines multiply whole numbers; here a number is rounded and then is a float again, which is the same product.
 """
@@ -22,11 +22,8 @@ class RoundedInputs(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         halves = tokens.to(self.dtype).float()
         outliers = (halves.abs() >= self.threshold).any(dim=0)
-        rounded = torch.stack([self._rounded(token, half, outliers) for token, half in zip(tokens, halves)])
+        small = torch.where(halves.abs() < self.threshold, halves, 0.0)
+        steps = small.abs().amax(dim=1, keepdim=True) / self.largest  # [tokens, 1]
+        codes = (small / torch.where(steps > 0, steps, 1.0)).round().clamp(-128, 127)
+        rounded = torch.where(outliers, tokens, codes * steps)
         return (rounded.double() @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
-
-    def _rounded(self, token: torch.Tensor, half: torch.Tensor, outliers: torch.Tensor) -> torch.Tensor:
-        small = torch.where(half.abs() < self.threshold, half, 0.0)
-        step = small.abs().max() / self.largest
-        codes = (small / step).round().clamp(-128, 127) if step else small
-        return torch.where(outliers, token, codes * step)
