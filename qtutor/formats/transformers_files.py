@@ -83,6 +83,16 @@ def empty_model(config, where: str) -> nn.Module:
         raise QtutorError(f"{where}: no decoder can be made of this config ({_detail(error)}). {MEND}") from error
 
 
+def as_transformers_loads(folder) -> nn.Module:
+    """The decoder in ``folder`` as transformers itself loads it, in float32 on the CPU, with the package of its format.
+
+    For folders that our own reader took before: they name no code and no other files. Raises what transformers raises.
+    """
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map="cpu", local_files_only=True, trust_remote_code=False
+    ).eval()
+
+
 def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, device: str | None) -> nn.Module:
     """An empty model with ``tensors`` in place of its shapes, which they have, on ``device`` (by itself: the GPU).
 

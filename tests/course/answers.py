@@ -62,7 +62,7 @@ def assert_mistakes_differ(name: str) -> None:
     exercise, seen = exercises.find(name), {}
     names, cases = list(inspect.signature(exercise.reference).parameters), exercise.cases()
     for text, mistake in exercise.mistakes.items():
-        made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
+        made = [run(mistake, names, arguments, exercise.outputs, seen=exercise.seen) for _, arguments in cases]
         results = tuple((one.kind, *(part.round(9).tobytes() for part in one.arrays or ())) for one in made)
         assert results not in seen, f"{text}\n{seen[results]}"
         seen[results] = text
