@@ -1,11 +1,11 @@
 """One block of a layer in the bytes of four formats: which half of which byte holds which weight.
 
 Nobody wrote down the places. Each format's own writer is tried: in try k it gets codes that are 0 or 15 by bit k of the
-weight's number. The bits that a half byte had in all tries then spell the number of the weight that is in it. Scales and
-zero points are found in the same way.
+weight's number. The bits that a half byte had in all tries then spell the number of the weight in it. Scales and zero
+points are found in the same way.
 
-The block has 8 outputs and 32 inputs of a symmetric grid of 4 bits in groups of 32, which all four can hold. GGUF's Q4_0
-has the same grid and a block of 32 inputs; qtutor's exporter rounds anew for it, so its bytes are put together here.
+The block has 8 outputs and 32 inputs of a symmetric grid of 4 bits in groups of 32, which all four can hold. GGUF's
+Q4_0 has the same grid and a block of 32 inputs; qtutor's exporter rounds anew for it, so its bytes are put together here.
 """
 
 from collections.abc import Callable
@@ -73,8 +73,8 @@ def block_of(layer: QuantizedTensor, outputs: int = 0, inputs: int = 0) -> Quant
     """
     if layer.grid != GRID or layer.group_size != INPUTS:
         raise QtutorError(
-            f"a layer of {layer.grid} in groups of {layer.group_size}: the four formats share symmetric 4 bits in groups "
-            "of 32. Quantize with bits=4, symmetric=True, group_size=32."
+            f"a layer of {layer.grid} in groups of {layer.group_size}: the four formats share symmetric 4 bits in "
+            "groups of 32. Quantize with bits=4, symmetric=True, group_size=32."
         )
     rows, columns = layer.shape[0] // OUTPUTS, layer.shape[1] // INPUTS
     if not (0 <= outputs < rows and 0 <= inputs < columns):

@@ -1,4 +1,5 @@
-"""Pictures of chapter 08, checkpoints: where weights lie in files, what is in a word, what threads read, 3-bit streams.
+"""Pictures of chapter 08, checkpoints: where weights lie in files, what is in a word, what threads read, 3-bit streams,
+and inputs that lean to one side.
 
 Layouts come from :mod:`qtutor.course.layouts`, as arrays of places.
 """
@@ -11,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from qtutor.plots.base import BLACK, BLUE, ORANGE, SKY, YELLOW, new_figure
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, RED, SKY, YELLOW, new_figure
 
 # Light enough for black text, and different in lightness all along.
 SHADES = ListedColormap(colormaps["cividis"](np.linspace(0.5, 1, 256)))
@@ -45,7 +46,7 @@ def order_in_memory(units: Mapping[str, np.ndarray], titles: Mapping[str, str]) 
 def inside_a_word(rows: Mapping[str, Sequence[str]], first: str = "the first eight half bytes of the codes") -> Figure:
     """For each format the weights in the first 32 bits, from the lowest; those of one output alike in colour."""
     figure, (ax,) = new_figure(8.0, 0.55 * len(rows) + 0.9)
-    for y, (name, labels) in enumerate(rows.items()):
+    for y, labels in enumerate(rows.values()):
         for x, label in enumerate(labels):
             fill = FILLS[int("".join(c for c in label.split()[-1] if c.isdigit()) or 0) % 2]
             ax.add_patch(Rectangle((x, y + 0.1), 1, 0.8, facecolor=fill, edgecolor=BLACK, linewidth=0.6))
@@ -109,13 +110,15 @@ def bits_of_words(layouts: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def sums_of_errors(series: Mapping[str, np.ndarray], xlabel: str = "inputs added up") -> Figure:
-    """Errors of a row's weights added up from left to right, a line for each series."""
-    figure, (ax,) = new_figure(7.0, 2.9)
-    for (label, values), colour, style in zip(series.items(), (BLUE, ORANGE, BLACK), ("-", "--", ":")):
-        ax.plot(np.arange(1, len(values) + 1), np.cumsum(values), style, color=colour, label=label)
-    ax.axhline(0, color="gray", linewidth=0.5)
-    ax.set(xlabel=xlabel, ylabel="sum of the errors", title="one output: the errors of its weights, added up")
-    ax.title.set_size(10)
+def leaning(series: Mapping[str, Mapping[str, float]]) -> Figure:
+    """How far the inputs of each layer lie to one side, 0 to 1: a line for each model, over the layers."""
+    figure, (ax,) = new_figure(7.0, 3.0)
+    for (label, found), colour, marker in zip(series.items(), (BLUE, GREEN, RED), MARKERS):
+        ax.plot(range(len(found)), found.values(), marker=marker, color=colour, label=label)
+    names = list(next(iter(series.values())))
+    ax.set_xticks(range(len(names)), names, fontsize=8)
+    ax.set(xlabel="block: layers that read the input", ylabel="|mean| / root mean square", ylim=(0, 1.05))
+    ax.set_title("how far a layer's inputs lie to one side", size=10)
+    ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
     return figure

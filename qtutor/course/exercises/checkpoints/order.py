@@ -62,7 +62,7 @@ MISTAKES = {
     "the outputs stand in plain order. Nibble n holds output (0, 2, 4, 6, 1, 3, 5, 7)[n] of the word.": (
         right.edit(ORDER, "(0, 1, 2, 3, 4, 5, 6, 7)")
     ),
-    "this is the order the other way round: it says in which nibble an output is, (0, 4, 1, 5, 2, 6, 3, 7). You need the "
+    "this is the order the other way round: it says in which nibble an output is, (0, 4, 1, 5, 2, 6, 3, 7). Take the "
     "output of a nibble: (0, 2, 4, 6, 1, 3, 5, 7)[n].": right.edit(ORDER, "(0, 4, 1, 5, 2, 6, 3, 7)"),
     "a word holds neighbouring inputs of one output. In AWQ it holds neighbouring outputs of one input.": along_in,
     "the first nibble is in the highest bits. Nibble 0 is the lowest: shift by 4 * n.": (

@@ -74,8 +74,8 @@ MISTAKES = {
     "the high bits of a code that crosses a border are missing. They are the lowest bits of the next word.": (
         right.edit(HIGH, "0")
     ),
-    "the high bits of a code that crosses a border stand one place too low. The word it begins in gave 32 - start bits: "
-    "shift by that.": right.edit(HIGH, "row[word + 1] << max(31 - start, 0)"),
+    "the high bits of a code that crosses a border stand one place too low. The word it begins in gave 32 - start "
+    "bits: shift by that.": right.edit(HIGH, "row[word + 1] << max(31 - start, 0)"),
     "the high bits of a code that crosses a border are not shifted. They belong above those that the first word gave: "
     "<< 32 - start.": right.edit(
         HIGH, "(row[word + 1] & (1 << max(start + bits - 32, 0)) - 1 if start + bits > 32 else 0)"
