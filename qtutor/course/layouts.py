@@ -5,7 +5,7 @@ weight's number. The bits that a half byte had in all tries then spell the numbe
 points are found in the same way.
 
 The block has 8 outputs and 32 inputs of a symmetric grid of 4 bits in groups of 32, which all four can hold. GGUF's
-Q4_0 has the same grid and a block of 32 inputs; qtutor's exporter rounds anew for it, so its bytes are put together here.
+Q4_0 has the same grid and a block of 32 inputs. qtutor's exporter rounds anew for it, so its bytes are made here.
 """
 
 from collections.abc import Callable

@@ -81,8 +81,8 @@ def four_formats(
     """The widget: controls for a layer and a block of it, over the block's codes and its bytes in four formats.
 
     layers: packed layers by name, of symmetric 4 bits in groups of 32; or one float matrix, which is rounded so.
-    frames: as in :func:`.explore`; by default the first block of up to three layers. Raises :class:`QtutorError` for layers of
-    another grid, and for none.
+    frames: as in :func:`.explore`; by default the first block of up to three layers. Raises :class:`QtutorError` for
+    layers of another grid, and for none.
     """
     if isinstance(layers, torch.Tensor):
         layers = {"weights": rtn.quantize(layers, GRID, INPUTS)}

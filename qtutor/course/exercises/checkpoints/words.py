@@ -64,7 +64,7 @@ MISTAKES = {
         right.edit(PLACE, "code << bits * (in_word - 1 - i)")
     ),
     "neighbouring outputs share a word. Here a word holds the codes of neighbouring inputs of one output.": along_out,
-    "the words are right, and lie as in compressed-tensors: a row for each output. In a GPTQ file outputs stand side by "
+    "the words are right, and lie as in compressed-tensors: a row for each output. In a GPTQ file outputs are side by "
     "side: transpose, [in * bits / 32, out].": by_rows,
     "the words have the right shape and lie in the order of the other one: you reshaped where you should transpose.": (
         lambda codes, bits: by_rows(codes, bits).reshape(-1, len(codes))
