@@ -31,10 +31,9 @@ from qtutor.calibration.mapped import Weights
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_TENSOR, nbytes_of
 from qtutor.errors import QtutorError, naming
-from qtutor.families import linear_layers
 from qtutor.guards.model import in_eval
 from qtutor.methods import rtn
-from qtutor.pipeline.planning import float_parts, outside_layers
+from qtutor.pipeline.planning import plan_of, recipes_of
 from qtutor.recipe import Recipe
 
 CHOICES = (2, 3, 4, 5, 6, 8)
@@ -72,8 +71,6 @@ def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=
 
 def _bytes_of_the_rest(weights: Weights, plain: Recipe, sizes: Table, token_ids, tokenizer) -> int:
     """What the folder takes beside the layers of ``sizes``, and some bytes for names that become longer."""
-    from qtutor.pipeline.planning import plan_of
-
     layers = sum(row[plain.bits] for row in sizes.values())
     return plan_of(weights, plain, token_ids, tokenizer).nbytes - layers + MARGIN * len(sizes)
 
@@ -85,17 +82,12 @@ def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
         changes = [change for pattern, change in recipe.layers.items() if fnmatchcase(name, pattern)]
         return any("bits" in change or "method" in change for change in changes)
 
-    return {name: own for name, own in _recipes(model, recipe).items() if not fixed(name)}
+    return {name: own for name, own in recipes_of(model, recipe).items() if not fixed(name)}
 
 
 def packed_bytes(layer: nn.Module, recipe: Recipe, bits: int) -> int:
     """What the codes, scales and zero points of ``layer`` take at so many bits."""
     return nbytes_of(*layer.weight.shape, IntGrid(bits, recipe.symmetric), recipe.group_size)
-
-
-def _recipes(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe of every layer that is quantized, by name."""
-    return recipe.of_layers([*linear_layers(model), *outside_layers(model, recipe)], float_parts(model))
 
 
 def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Recipe], seed: int = 0) -> Table:

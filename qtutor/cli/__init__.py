@@ -20,27 +20,33 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     plain_output()
     options = build_parser().parse_args(argv)
-    try:
-        with warnings_in_words(), signals_raise():
+    with warnings_in_words(), signals_raise() as asked:
+        try:
             status = options.run(options)
-        sys.stdout.flush()  # a full disk is told here, not by the interpreter when all is over
-        return status
-    except BrokenPipeError:
+            sys.stdout.flush()  # a full disk is told here, not by the interpreter when all is over
+            return status
+        except (SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # where Rust code gives up, Python sees a PanicException, which is no Exception
+            # After a request to stop, any error can be its result: a library caught the request and raised its own.
+            return _status(asked[-1] if asked else error)
+
+
+def _status(error: BaseException) -> int:
+    """Tell what went wrong, if anything did; returns the exit status."""
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qtutor inspect FILE | head` is no error
         return 0
-    except (QtutorError, OSError) as error:
+    if isinstance(error, KeyboardInterrupt):
+        print("\nqtutor: stopped.", file=sys.stderr)
+        return getattr(error, "status", 130)
+    if isinstance(error, QtutorError | OSError):
         paragraph(f"qtutor: {error}")
         return 2
-    except KeyboardInterrupt as stopped:
-        print("\nqtutor: stopped.", file=sys.stderr)
-        return getattr(stopped, "status", 130)
-    except (SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # where Rust code gives up, Python sees a PanicException, which is no Exception
-        if os.environ.get("QTUTOR_TRACEBACK"):
-            raise
-        paragraph(f"qtutor: {_unforeseen(error)}")
-        return 1
+    if os.environ.get("QTUTOR_TRACEBACK"):
+        raise error
+    paragraph(f"qtutor: {_unforeseen(error)}")
+    return 1
 
 
 def build_parser() -> Parser:

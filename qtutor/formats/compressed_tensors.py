@@ -39,7 +39,17 @@ from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor
 from qtutor.errors import QtutorError, shown
 from qtutor.formats import foreign_writing
-from qtutor.formats.foreign import Format, Layout, Wanted, check_integers, expect, pattern, stored_scales
+from qtutor.formats.foreign import (
+    Format,
+    Layout,
+    Wanted,
+    are_names,
+    check_integers,
+    expect,
+    names_at,
+    pattern,
+    stored_scales,
+)
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
 
@@ -121,7 +131,7 @@ def _scheme(layout: Layout) -> dict:
 def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     """The layout of each of ``names`` that a group targets and that is not ignored."""
     groups = expect(where, settings, "config_groups", lambda g: isinstance(g, dict) and g, "groups of layers by name")
-    ignored = expect(where, settings, "ignore", _texts, "names of layers", default=[]) or []
+    ignored = names_at(where, settings, "ignore")
     for key in UNREAD:
         if settings.get(key) and not (isinstance(settings[key], dict) and settings[key].get("format") == "dense"):
             raise QtutorError(
@@ -133,7 +143,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
         if not isinstance(group, dict):
             raise QtutorError(f"{here} is {shown(group)}, expected an object with targets and weights.")
         layout = _layout(group, settings.get("format"), here)
-        for name in expect(here, group, "targets", _texts, "names of layers"):
+        for name in expect(here, group, "targets", are_names, "names of layers"):
             targets[name] = layout
     unknown = [name for name in targets if "." in name and not name.startswith("re:") and name not in names]
     if unknown:
@@ -188,10 +198,6 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
             f"inputs in float, and {INTEGERS!r} with weights by channel and inputs by token, both of 8 bits."
         )
     return Layout(IntGrid(bits, symmetric), size if strategy == "group" else PER_CHANNEL, PACKED)
-
-
-def _texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:

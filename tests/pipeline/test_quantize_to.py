@@ -12,6 +12,7 @@ import qtutor
 from qtutor.formats import native, shards
 from qtutor.formats.streamed import opened
 from tests.gguf.small_tokenizers import letters
+from tests.live_bytes import LiveBytes
 from tests.models import FAMILIES, some_ids, tiny
 
 IDS = some_ids(16, 32)
@@ -187,8 +188,9 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     assert "which is the output matrix as well" in str(
         qtutor.plan(checkpoint(tmp_path / "tied"), qtutor.Recipe(group_size=32), device="cpu")
     )
-    states = str(qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=True), IDS, device="cpu"))
-    assert f"({2 * 4 * IDS.numel() * 64:,} bytes)" in states
+    made = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=True), IDS, device="cpu")
+    states = 2 * 4 * IDS.numel() * 64
+    assert f"({states:,} bytes)" in str(made) and f"at most {made.nbytes + 2 * states:,} bytes until" in str(made)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,25 @@ def test_nothing_of_a_model_is_read_into_memory_at_once(tmp_path):
     block.mlp.up_proj.weight.add_(1)  # a copy: what is in the file stays
     expected = load_file(tmp_path / "float" / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     assert torch.equal(weights.tensor("model.layers.1.mlp.up_proj.weight"), expected)
+
+
+@pytest.mark.parametrize("recipe", [{"method": "gptq", "propagate": True}, {"method": "awq"}])
+def test_a_block_has_gone_before_the_next_is_brought(tmp_path, monkeypatch, recipe):
+    """What else takes memory then are the calibration states."""
+    weights, tokenizer = opened(checkpoint(tmp_path / "float"), "cpu")
+    block = 4 * sum(parameter.numel() for parameter in weights.model.model.layers[0].parameters())
+    states, taken, own = 2 * 4 * 4 * 16 * 64, [], type(weights).block
+
+    def bring(self, index):
+        taken.append(live.now)
+        return own(self, index)
+
+    monkeypatch.setattr(type(weights), "block", bring)
+    with LiveBytes(weights.model) as live:
+        live.known |= {mapped.untyped_storage()._cdata for mapped in weights.tensors.values()}
+        recipe = qtutor.Recipe(**{"group_size": 32} | recipe)
+        qtutor.quantize_to(weights, tmp_path / "out", recipe, IDS[:4, :16], tokenizer, progress=False, tell=str)
+    assert len(taken) == 2 and all(bytes_then < states + block / 4 for bytes_then in taken)
 
 
 def test_tied_matrices_that_differ_are_refused(tmp_path):

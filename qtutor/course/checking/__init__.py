@@ -7,7 +7,7 @@ result, the first place that differs, and the likely mistake: the known mistake 
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -108,6 +108,22 @@ def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
     return all(difference is not None and not difference.any() for difference in differences)
 
 
+def _explains(exercise: Exercise, made: Outcome, got: Outcome, expected: Outcome) -> bool:
+    """Whether ``got`` is what a mistake has ``made``; outputs that only follow count where nothing else is wrong."""
+    tolerance = max(exercise.tolerance, SLACK)
+    if _like_mistake(got, made, tolerance):
+        return True
+    made, got, expected = (_without(exercise.follows, exercise.outputs, outcome) for outcome in (made, got, expected))
+    return not _alike(made, expected, tolerance) and _alike(got, made, tolerance)
+
+
+def _without(follows: tuple[str, ...], outputs: tuple[str, ...], outcome: Outcome) -> Outcome:
+    if outcome.arrays is None:
+        return outcome
+    kept = tuple(array for name, array in zip(outputs, outcome.arrays) if name not in follows)
+    return replace(outcome, arrays=kept)
+
+
 def _like_mistake(got: Outcome, made: Outcome, tolerance: float) -> bool:
     kinds = {got.kind.lstrip("_"), made.kind.lstrip("_")}  # torch's _LinAlgError is numpy's LinAlgError
     return _alike(got, made, tolerance) or kinds <= MISFITS or kinds == {"LinAlgError"}
@@ -182,7 +198,7 @@ def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: lis
     for text, mistake in exercise.mistakes.items():
         made = [_ran(exercise, mistake, names, arguments) for _, arguments in cases]
         telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
-        same = [i for i in telling if i in wrong and _like_mistake(got[i], made[i], max(exercise.tolerance, SLACK))]
+        same = [i for i in telling if i in wrong and _explains(exercise, made[i], got[i], expected[i])]
         if all(got[i].kind in MISFITS and _said(got[i]) != _said(made[i]) for i in same):
             continue  # such an exception is no evidence unless its text is the same
         if same and len(same) == len(telling) == len(wrong):
