@@ -218,6 +218,7 @@ WRONG_FOLDERS = [
     (assembled.edit('"compressed-tensors", ', '"gptq", '), "gptq"),
     (assembled.edit('"strategy": "group"', '"strategy": "channel"'), "strategy"),
     (assembled.edit('["Linear"]', '["Attention"]'), None),
+    (assembled.edit('= "compressed"', '= "initialized"'), "quantization_status is 'initialized'"),
     (assembled.edit("= layer.group_size", "= 16"), "weight_scale is F16"),
     (assembled.edit('"type": "int"', '"type": "float"'), "float"),
     (assembled.edit("json.dumps({**config,", "json.dumps({"), "config.json"),
