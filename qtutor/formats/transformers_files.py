@@ -8,6 +8,8 @@ of no others; a key that asks for more is refused and named. Models are built fr
 is a tokenizer's files.
 """
 
+import contextlib
+import io
 import math
 
 import torch
@@ -88,9 +90,10 @@ def as_transformers_loads(folder) -> nn.Module:
 
     For folders that our own reader took before: they name no code and no other files. Raises what transformers raises.
     """
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, device_map="cpu", local_files_only=True, trust_remote_code=False
-    ).eval()
+    with contextlib.redirect_stderr(io.StringIO()):  # bars for every step
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, device_map="cpu", local_files_only=True, trust_remote_code=False
+        ).eval()
 
 
 def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, device: str | None) -> nn.Module:

@@ -142,7 +142,7 @@ def _digest(folder: Path) -> str:
 
 def _asked(folder: Path) -> tuple[str, list[int]]:
     try:
-        problem = _missing(folder) or _not_ignored(folder)
+        problem = _missing(folder) or _misled(folder)
         model = None if problem else qtutor.load_quantized(folder, device="cpu")
     except QtutorError as error:
         problem = str(error).replace(str(folder), "folder")
@@ -170,13 +170,22 @@ def _missing(folder: Path) -> str:
     return ""
 
 
-def _not_ignored(folder: Path) -> str:
-    """A float linear layer that the settings do not ignore: an engine would look for its words in vain."""
+def _misled(folder: Path) -> str:
+    """What transformers would take otherwise than qtutor's reader, which is more patient: tried with both.
+
+    Without the status it takes the words for something to be packed yet; and it looks for the words of a float linear
+    layer that the settings do not ignore.
+    """
     found = opened(folder)
+    if found.settings.get("quantization_status") != "compressed":
+        status = shown(found.settings.get("quantization_status"))
+        return f"quantization_status is {status}: engines take weights for packed if it is 'compressed'."
     ignored = found.settings.get("ignore") or []
     linear = [name for name, module in found.model.named_modules() if isinstance(module, torch.nn.Linear)]
     left = [name for name in linear if name not in found.layouts and name not in ignored]
-    return "" if found.model.config.tie_word_embeddings else next(iter(left), "")
+    if not left or found.model.config.tie_word_embeddings:
+        return ""
+    return f"{left[0]} is a linear layer in float, and quantization_config does not ignore it."
 
 
 @solution
@@ -222,6 +231,8 @@ MISTAKES = {
     "quant_method is missing: by it a reader knows which format this is.": (
         right.edit('"quant_method": "compressed-tensors", ', "")
     ),
+    'the status is missing: with "quantization_status": "compressed" an engine knows that the weights are packed '
+    "already.": right.edit('{"quantization_status": "compressed", "config_groups"', '{"config_groups"'),
     'the format is missing: compressed-tensors has several, and this one is "pack-quantized".': (
         right.edit(
             '{"quant_method": "compressed-tensors", "format": "pack-quantized"}',
