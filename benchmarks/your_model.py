@@ -21,9 +21,11 @@ import torch
 import qtutor
 from qtutor.course.your_model.model import calibration_of, said
 from qtutor.course.your_model.results import CANDIDATES, QUESTIONS, RESULTS, described
-from qtutor.evaluate import compare, model_bytes, text_of
 from qtutor.files import written_beside
 from qtutor.loading import weight_bytes
+from qtutor.measure.against import compare
+from qtutor.measure.losses import model_bytes
+from qtutor.measure.texts import text_of
 
 SOURCE = "smollm2"
 TOKENS = 4096  # that are measured on
