@@ -82,12 +82,16 @@ def path_in(folder: Path | None) -> Path | None:
 def _read(path: Path) -> tuple[list[dict], bool]:
     """The rows of a file, as they stand there, and whether it is damaged. No file has no rows."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["attempts"]
+        rows = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)["attempts"]
     except FileNotFoundError:
         return [], False
     except (ValueError, KeyError, TypeError, RecursionError):
         return [], True
     return (rows, False) if isinstance(rows, list) else ([], True)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON, and we never write it")
 
 
 def _whole(row) -> bool:

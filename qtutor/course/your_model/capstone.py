@@ -25,6 +25,7 @@ from qtutor.course.scores import table
 from qtutor.course.your_model import attempts
 from qtutor.course.your_model.attempts import Attempt
 from qtutor.course.your_model.results import stored_rows
+from qtutor.decoder import EMBEDDED
 from qtutor.errors import QtutorError
 from qtutor.formats import smollm2
 from qtutor.formats.gguf_files import located
@@ -164,7 +165,7 @@ def reference(source: str | Path) -> tuple[nn.Module, object]:
 def _brought(attempt, of: str | Path) -> tuple[nn.Module, int]:
     """The model that an attempt names, as it comes back from the disk, and the bytes of its weights."""
     if isinstance(attempt, str | Path):
-        if Path(located(attempt)).exists() and Path(located(attempt)).samefile(_place(of)):
+        if _place(attempt).exists() and _place(attempt).samefile(_place(of)):
             raise Refused(f"{attempt} is the float model itself. Quantize it, and name what you wrote.")
         model, _ = qtutor.load(attempt, device="cpu")
         return model, weight_bytes(attempt, model)
@@ -203,13 +204,12 @@ def _model_in(attempt) -> nn.Module:
 
 
 def _called(thing) -> str:
-    return "None" if thing is None else f"a {type(thing).__name__}"
+    name = type(thing).__name__
+    return "None" if thing is None else f"a{'n' * (name[0].lower() in 'aeio')} {name}"
 
 
-def _place(of: str | Path) -> Path:
-    from qtutor.decoder import EMBEDDED
-
-    return Path(EMBEDDED if of == "embedded" else located(of))
+def _place(source: str | Path) -> Path:
+    return Path(EMBEDDED if source == "embedded" else located(source))
 
 
 def _check_shape(model: nn.Module, float_model: nn.Module) -> None:
@@ -241,13 +241,15 @@ def _check_size(model: nn.Module, nbytes: int, limit: int) -> None:
 
 
 def _largest(model: nn.Module) -> str:
-    """A sentence about float matrices that are left, if there are any."""
+    """A sentence about the float matrices that are left."""
     floats = {
         name.removesuffix(".weight"): tensor.nbytes
         for name, tensor in model.named_parameters()
         if tensor.is_floating_point() and tensor.dim() > 1
     }
-    if not floats or not any(isinstance(module, QuantWeight) for module in model.modules()):
-        return "Take fewer bits."
+    if not floats:
+        return "All of its matrices are packed, so take fewer bits, or larger groups."
+    if not any(isinstance(module, QuantWeight) for module in model.modules()):
+        return "None of its layers is packed. Choose fewer bits, or a smaller type of file."
     name = max(floats, key=floats.get)
     return f"The largest matrix in float is {name}, with {floats[name]:,} bytes."
