@@ -67,10 +67,12 @@ capabilities: setup
 	  $(TEST_ENV) ATEN_CPU_CAPABILITY=$$capability $(NBVAL) notebooks/01_numbers.ipynb || exit 1; \
 	done
 
-# Skipped tests are shown: with the engines there, none of the comparisons with them may be among these.
+# Skipped tests are shown: with the engines there, none of the comparisons with them may be among these. Chapter 11 is
+# about SmolLM2, which is here: so its outputs are compared, too (`make test` only runs it, with the embedded decoder).
 engines:
 	@$(call SETUP,learn$(comma)test$(comma)engines-prebuilt)
 	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest tests/gguf tests/formats tests/methods/test_bnb.py
+	$(TEST_ENV) $(NBVAL) notebooks/11_your_model.ipynb
 
 book:
 	@$(call SETUP,learn$(comma)book)

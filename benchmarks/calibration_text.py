@@ -27,7 +27,7 @@ from qtutor.calibration.text import evenly
 from qtutor.decoder import corpus
 
 LENGTH, SAMPLES = 256, 32
-WINDOW, WINDOWS = 512, 10
+WINDOW, WINDOWS = 512, 4
 LONG = 400  # characters of a docstring that is prose, not a line
 STORED = Path(__file__).resolve().parents[1] / "qtutor" / "course" / "stored" / "calibration_text.json"
 
