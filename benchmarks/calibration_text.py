@@ -1,7 +1,6 @@
 """How much worse does the built-in calibration text do than text like that which the model then reads?
 
-    python benchmarks/calibration_text.py SRC            # a table; with --write into calibration_text.md beside it,
-                                                         # and for chapter 11 into qtutor/course/stored/
+    python benchmarks/calibration_text.py SRC            # a table; with --write into calibration_text.md beside it
 
 SRC is quantized by GPTQ four times: calibrated with English prose, with Python, with the built-in text (half of each),
 and not calibrated at all (rounded to nearest). KL divergence to the float model is measured on prose and on Python that
@@ -15,7 +14,6 @@ measured on.
 import argparse
 import ast
 import copy
-import json
 import time
 from pathlib import Path
 
@@ -27,9 +25,8 @@ from qtutor.calibration.text import evenly
 from qtutor.decoder import corpus
 
 LENGTH, SAMPLES = 256, 32
-WINDOW, WINDOWS = 512, 4
+WINDOW, WINDOWS = 512, 10
 LONG = 400  # characters of a docstring that is prose, not a line
-STORED = Path(__file__).resolve().parents[1] / "qtutor" / "course" / "stored" / "calibration_text.json"
 
 
 def docstrings(names: list[str]) -> str:
@@ -85,7 +82,6 @@ def measure(source: str, bits: int) -> dict:
         qtutor.quantize(model, recipe, calibration=ids, progress=False)
         for text, tokens in measured.items():
             found[name, text] = qtutor.evaluate.compare(model, reference, tokens)
-            print(f"{bits} bits, {name}, on {text}: {found[name, text].kl:.4f}", flush=True)
         print(f"{bits} bits, {name}: {time.monotonic() - begin:.0f} s", flush=True)
     return found
 
@@ -107,28 +103,15 @@ def table(results: dict[int, dict]) -> str:
     return "\n".join(lines)
 
 
-def stored(source: str, results: dict[int, dict]) -> str:
-    """The same numbers as JSON, a row for each width, calibration and text."""
-    rows = [
-        {"bits": bits, "calibrated": name, "measured": text, "kl": round(one.kl, 5), "kl_error": round(one.kl_error, 5)}
-        for bits, found in results.items()
-        for (name, text), one in found.items()
-    ]
-    about = {"source": Path(source).name, "samples": SAMPLES, "length": LENGTH, "windows": WINDOWS, "window": WINDOW}
-    return json.dumps(about | {"rows": rows}, indent=1) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--write", action="store_true", help="into calibration_text.md")
     options = parser.parse_args()
-    results = {bits: measure(options.source, bits) for bits in options.bits}
-    text = table(results)
+    text = table({bits: measure(options.source, bits) for bits in options.bits})
     print(text)
     if options.write:
-        STORED.write_text(stored(options.source, results), encoding="utf-8")
         head = (
             f"GPTQ, groups of 64, {SAMPLES} samples of {LENGTH} tokens; KL over {WINDOWS} windows of {WINDOW} tokens."
         )

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import qtutor
-from qtutor.calibration.chat import has_template
+from qtutor.calibration.builtin import builtin_calibration, pieces
+from qtutor.calibration.chat import has_template, rendered
+from qtutor.calibration.text import LENGTH, evenly
 from qtutor.decoder.text import calibration_tokens
 from qtutor.formats import smollm2
 from qtutor.measure.chat import answer
@@ -56,8 +58,25 @@ def said(model: nn.Module, tokenizer, question: str, tokens: int = 48) -> str:
 
 def calibration_of(tokenizer, samples: int = 32) -> torch.Tensor:
     """Text to calibrate with, int64 ``[samples, 256]``: the embedded decoder's own, for any other the built-in."""
-    from qtutor.calibration.builtin import builtin_calibration
-
     if has_embedded_vocabulary(tokenizer):
-        return calibration_tokens(samples)[:, :256]
+        return calibration_tokens(samples)[:, :LENGTH]
     return builtin_calibration(tokenizer, samples=samples).token_ids
+
+
+def half_conversations(tokenizer, samples: int = 32) -> torch.Tensor:
+    """The built-in text, int64 ``[samples, 256]``; every other sample is written as conversations."""
+    talk = conversations(tokenizer, held_out=False, samples=samples // 2)
+    return torch.stack([talk, calibration_of(tokenizer, samples // 2)], 1).flatten(0, 1)
+
+
+def conversations(tokenizer, held_out: bool, samples: int) -> torch.Tensor:
+    """The built-in English through the chat template, int64 ``[samples, 256]``: somebody asks for a text that begins
+    like this, and the model answers with it. held_out: the part that is measured on.
+    """
+    talk = []
+    for piece in pieces(held_out):
+        asked = f"Write a short text that begins like this: {' '.join(piece.split()[:8])}"
+        talk.append([{"role": "user", "content": asked}, {"role": "assistant", "content": piece}])
+    text = "".join(rendered(tokenizer, messages) for messages in talk)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return evenly(torch.tensor(ids, dtype=torch.int64), LENGTH, samples)

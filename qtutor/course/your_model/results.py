@@ -5,25 +5,35 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qtutor.recipe import Recipe
 
-STORED = Path(__file__).parents[1] / "stored"
-RESULTS = STORED / "your_model.json"
-CALIBRATIONS = STORED / "calibration_text.json"
+RESULTS = Path(__file__).parents[1] / "stored" / "your_model.json"
 ALL = {"embeddings": True, "lm_head": True}  # the embedding has a fifth of the weights
 
-# What the chapter compares: folders by their recipes, files by the options of their export.
-CANDIDATES: dict[str, Recipe | dict] = {
-    "RTN 4": Recipe("rtn", 4, **ALL),
-    "GPTQ 4": Recipe("gptq", 4, **ALL),
-    "RTN 3": Recipe("rtn", 3, **ALL),
-    "GPTQ 3": Recipe("gptq", 3, **ALL),
-    "GPTQ 3.5": Recipe("gptq", 3.5, **ALL),
-    "Q4_0 file": {"type": "Q4_0"},
-    "Q4_K_M file": {"type": "Q4_K_M"},
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was measured: a folder by its recipe, or a .gguf file by the options of its export. conversations: whether
+    half of the calibration text was in the chat template.
+    """
+
+    recipe: Recipe | None = None
+    file: Mapping[str, object] | None = None
+    conversations: bool = False
+
+
+CHAT = "GPTQ 4, conversations"
+CANDIDATES = {
+    "RTN 4": Candidate(Recipe("rtn", 4, **ALL)),
+    "GPTQ 4": Candidate(Recipe("gptq", 4, **ALL)),
+    CHAT: Candidate(Recipe("gptq", 4, **ALL), conversations=True),
+    "GPTQ 3.5": Candidate(Recipe("gptq", 3.5, **ALL)),
+    "Q4_0 file": Candidate(file={"type": "Q4_0"}),
+    "RTN 3": Candidate(Recipe("rtn", 3, **ALL)),
+    "GPTQ 3": Candidate(Recipe("gptq", 3, **ALL)),
 }
 QUESTIONS = {
     "a fact": "What is the capital of France?",
@@ -34,7 +44,9 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One stored model. nbytes: of its weights. answers: question -> what it said; the rest as in a Comparison."""
+    """One stored model. nbytes: of its weights. answers: question -> what it said. chat_kl: on conversations; the rest
+    as in a Comparison, on English and Python.
+    """
 
     name: str
     nbytes: int
@@ -43,13 +55,14 @@ class Row:
     perplexity: float
     loss_percent: float
     flips: float
+    chat_kl: float
+    chat_kl_error: float
     answers: Mapping[str, str]
 
 
-def described(candidate: Recipe | dict) -> dict:
+def described(candidate: Candidate) -> dict:
     """A candidate in types that JSON can hold."""
-    made = candidate.as_dict() if isinstance(candidate, Recipe) else candidate
-    return json.loads(json.dumps(made))
+    return json.loads(json.dumps(asdict(candidate)))
 
 
 def stored_rows() -> dict[str, Row]:
@@ -63,9 +76,7 @@ def document() -> dict:
     return json.loads(RESULTS.read_text(encoding="utf-8"))
 
 
-def stored_calibrations() -> list[dict]:
-    """Rows with ``bits``, ``calibrated``, ``measured``, ``kl`` and ``kl_error``."""
-    return json.loads(CALIBRATIONS.read_text(encoding="utf-8"))["rows"]
-
-
-_NUMBERS = ("nbytes", "kl", "kl_error", "perplexity", "loss_percent", "flips", "answers")
+_NUMBERS = (
+    *("nbytes", "kl", "kl_error", "perplexity", "loss_percent", "flips"),
+    *("chat_kl", "chat_kl_error", "answers"),
+)

@@ -9,13 +9,12 @@ import qtutor
 from qtutor.budget import Table
 from qtutor.core.grid import IntGrid
 from qtutor.course.scores import table
-from qtutor.course.your_model.results import Row, stored_calibrations
+from qtutor.course.your_model.results import CHAT, Row
 from qtutor.families import decoder_blocks, family_of, linear_layers
 from qtutor.measure.losses import model_weights
 from qtutor.methods import rtn
 from qtutor.plots.your_model import short
 
-CALLED = {"none": "nothing: rounded to nearest", "built-in": "the built-in text, half of each"}
 BEST = 5  # rows of a list that is cut
 
 
@@ -77,22 +76,19 @@ def mixes(costs: Table, chosen: Mapping[str, int]) -> None:
     print(f"That is {1 - own / middle:.0%} below the middle of 3 and 4.")
 
 
-def calibrations(bits: int = 4) -> None:
-    """KL after GPTQ with several calibration texts, on two kinds of text; stored, of SmolLM2."""
-    rows = [row for row in stored_calibrations() if row["bits"] == bits]
-    at = {(row["calibrated"], row["measured"]): row for row in rows}
-    kinds = list(dict.fromkeys(row["measured"] for row in rows))
-    header = ["calibrated with"]
-    for kind in kinds:
-        header += [f"KL on {kind}", "times that of matched text"]
-    lines = []
-    for name in dict.fromkeys(row["calibrated"] for row in rows):
-        cells = [CALLED.get(name, name)]
-        for kind in kinds:
-            one = at[name, kind]
-            cells += [f"{one['kl']:.4f} ± {one['kl_error']:.4f}", f"{one['kl'] / at[kind, kind]['kl']:.2f}"]
-        lines.append(cells)
-    table(header, *lines)
+def calibrations(rows: Mapping[str, Row]) -> None:
+    """Three models of the same bytes, with KL on text as it is and on conversations; stored, of SmolLM2."""
+    read = {
+        "RTN 4": "nothing: rounded to nearest",
+        "GPTQ 4": "English and Python, as they are",
+        CHAT: "the same, half of it as conversations",
+    }
+    lines = [
+        (name.partition(",")[0], text, f"{rows[name].kl:.3f} ± {rows[name].kl_error:.3f}",
+         f"{rows[name].chat_kl:.3f} ± {rows[name].chat_kl_error:.3f}")
+        for name, text in read.items()
+    ]  # fmt: skip
+    table(["model", "calibrated with", "KL on English and Python", "KL on conversations"], *lines)
 
 
 def candidates(rows: Iterable[Row]) -> None:

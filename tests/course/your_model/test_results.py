@@ -1,9 +1,12 @@
 """What is stored belongs to what the chapter says was measured."""
 
+import copy
 import re
 
 import pytest
+import torch
 
+from qtutor.calibration import builtin
 from qtutor.course.your_model import model, results, tables
 from qtutor.course.your_model.capstone import LIMIT
 from qtutor.formats import smollm2
@@ -13,40 +16,52 @@ def test_the_stored_models_are_those_of_the_present_recipes_all_of_them():
     document = results.document()
     assert document["source"] == smollm2.WORD and list(document["rows"]) == list(results.CANDIDATES)
     for name, candidate in results.CANDIDATES.items():
-        assert document["rows"][name]["recipe"] == results.described(candidate), f"{name}: run benchmarks/your_model.py"
-        assert set(document["rows"][name]["answers"]) == set(results.QUESTIONS) == set(document["float"]["answers"])
+        row, now = document["rows"][name], results.described(candidate)
+        assert {key: row[key] for key in now} == now, f"{name}: run benchmarks/your_model.py"
+        assert set(row["answers"]) == set(results.QUESTIONS) == set(document["float"]["answers"])
     assert len({row["float_perplexity"] for row in document["rows"].values()}) == 1  # one text, one float model
 
 
-def test_the_stored_numbers_are_possible_and_tell_what_the_chapter_says():
+def test_the_stored_numbers_are_possible():
     rows = results.stored_rows()
     for row in rows.values():
-        assert 0 < row.kl < 5 and 0 < row.kl_error < row.kl and 0 < row.flips < 1 and row.perplexity > 1
-        assert LIMIT / 2 < row.nbytes < 2 * LIMIT
-    assert rows["RTN 4"].nbytes == rows["GPTQ 4"].nbytes > rows["GPTQ 3.5"].nbytes > rows["GPTQ 3"].nbytes
-    assert rows["RTN 3"].nbytes == rows["GPTQ 3"].nbytes
-    for bits in (3, 4):
-        assert rows[f"GPTQ {bits}"].kl < rows[f"RTN {bits}"].kl < 10
-    assert rows["GPTQ 4"].kl < rows["GPTQ 3.5"].kl < rows["GPTQ 3"].kl
+        assert 0 < row.kl_error < row.kl < 5 and 0 < row.chat_kl_error < row.chat_kl < 10
+        assert 0 < row.flips < 1 and row.perplexity > 1 and LIMIT / 2 < row.nbytes < 2 * LIMIT
+    assert rows["RTN 4"].nbytes == rows["GPTQ 4"].nbytes == rows[results.CHAT].nbytes > rows["GPTQ 3.5"].nbytes
+    assert rows["RTN 3"].nbytes < rows["GPTQ 3.5"].nbytes < LIMIT < rows["Q4_0 file"].nbytes
 
 
-def test_the_stored_calibrations_are_complete():
-    rows = results.stored_calibrations()
-    pairs = {(row["calibrated"], row["measured"]) for row in rows if row["bits"] == 4}
-    assert pairs == {(text, on) for text in ("prose", "Python", "built-in", "none") for on in ("prose", "Python")}
-    assert all(0 < row["kl_error"] < row["kl"] < 5 for row in rows)
+def test_what_the_chapter_says_of_them_is_so():
+    """The sentences of the notebook that speak of stored numbers; a new measurement may need new sentences."""
+    rows = results.stored_rows()
+    assert rows["GPTQ 4"].kl < 0.6 * rows["RTN 4"].kl
+    assert rows["GPTQ 4"].chat_kl > 1.2 * rows[results.CHAT].chat_kl
 
 
 def test_tables_of_what_is_stored_have_a_row_for_each_model(monkeypatch):
     shown = []
     monkeypatch.setattr("qtutor.course.scores.display", lambda what: shown.append(what.data))
-    tables.candidates(results.stored_rows().values())
-    tables.calibrations(4)
-    answers = {name: row.answers for name, row in results.stored_rows().items()}
-    tables.answers(results.QUESTIONS, answers)
-    assert [len(text.splitlines()) - 2 for text in shown] == [len(answers), 4, len(answers)]
-    assert re.findall(r"\| prose .*", shown[1])[0].split(" | ")[2] == "1.00"  # matched, in its own column
+    rows = results.stored_rows()
+    tables.candidates(rows.values())
+    tables.calibrations(rows)
+    tables.answers(results.QUESTIONS, {name: row.answers for name, row in rows.items()})
+    assert [len(text.splitlines()) - 2 for text in shown] == [len(rows), 3, len(rows)]
+    assert f"| {rows[results.CHAT].chat_kl:.3f} ± " in shown[1].splitlines()[-1]
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 4 + 1 for line in shown[2].splitlines()), shown[2]
+
+
+def test_conversations_are_in_the_template_and_what_is_measured_on_never_calibrates(loaded):
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}"
+    calibrates, measured = (model.conversations(tokenizer, part, 8) for part in (False, True))
+    assert calibrates.shape == measured.shape == (8, 256)
+    text = tokenizer.decode(model.conversations(tokenizer, False, 500).flatten())
+    assert text.startswith("[user]Write a short text that begins like this: ") and text.count("[end][user]") > 20
+    pieces = {part: builtin.pieces(part) for part in (False, True)}
+    assert pieces[False][0][:200] in text and not any(piece[:200] in text for piece in pieces[True])
+    both = model.half_conversations(tokenizer, 8)
+    assert both.shape == (8, 256) and torch.equal(both[1::2], model.calibration_of(tokenizer, 4))
+    assert torch.equal(both[::2], model.conversations(tokenizer, False, 4))
 
 
 def test_text_stands_in_a_cell_as_it_is():
