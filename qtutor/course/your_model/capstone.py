@@ -3,8 +3,8 @@
     check(attempt, of="smollm2", note="GPTQ, 3.5 bits")
 
 An attempt is a model in memory, or the name of a folder or a .gguf file. A model in memory is exported and read back
-first: what counts is what can be saved. The float model is loaded anew each time, so a learner who changes theirs still
-measures against the right one.
+first: what counts is what can be saved. The float model is one that this module loads for itself, so a learner who
+changes theirs still measures against the right one.
 
 The size is SmolLM2's 80 MB, and of any other model the same number of bits for each of its weights. Only weights count;
 a tokenizer's files take what they take. KL divergence is measured on held-out text that no calibration of ours reads.
@@ -14,6 +14,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -155,7 +156,12 @@ def name_of(source: str | Path) -> str:
 
 
 def reference(source: str | Path) -> tuple[nn.Module, object]:
-    """The float model and its tokenizer. Raises :class:`QtutorError` for a quantized one."""
+    """The float model and its tokenizer; the last one stays in memory. Raises :class:`QtutorError` for a quantized one."""
+    return _loaded(str(source))
+
+
+@lru_cache(maxsize=1)  # loading takes as long as a part of the measuring
+def _loaded(source: str) -> tuple[nn.Module, object]:
     model, tokenizer = qtutor.load(source, dtype=torch.float32, device="cpu")
     if any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("it is quantized already. Name the float model that yours was made of.")
