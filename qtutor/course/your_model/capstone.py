@@ -156,7 +156,7 @@ def name_of(source: str | Path) -> str:
 
 
 def reference(source: str | Path) -> tuple[nn.Module, object]:
-    """The float model and its tokenizer; the last one stays in memory. Raises :class:`QtutorError` for a quantized one."""
+    """The float model, which stays in memory, and its tokenizer. Raises :class:`QtutorError` for a quantized one."""
     return _loaded(str(source))
 
 
