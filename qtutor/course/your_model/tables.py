@@ -13,9 +13,10 @@ from qtutor.course.your_model.results import CHAT, Row
 from qtutor.families import decoder_blocks, family_of, linear_layers
 from qtutor.measure.losses import model_weights
 from qtutor.methods import rtn
+from qtutor.plots.comparison import Point, best
 from qtutor.plots.your_model import short
 
-BEST = 5  # rows of a list that is cut
+MOST = 5  # rows of a list that is cut
 
 
 def facts(model: nn.Module) -> None:
@@ -57,7 +58,7 @@ def dearest(costs: Table, bits: int, model: nn.Module) -> None:
     rows = [
         (short(name), f"{costs[name][bits]:.5f}", f"{costs[name][bits] / total:.1%}",
          f"{weights[name] / sum(weights.values()):.1%}")
-        for name in ordered[:BEST]
+        for name in ordered[:MOST]
     ]  # fmt: skip
     table(["layer", f"cost at {bits} bits", "of all the cost", "of all the weights"], *rows)
     tenth = max(len(ordered) // 10, 1)
@@ -77,28 +78,39 @@ def mixes(costs: Table, chosen: Mapping[str, int]) -> None:
 
 
 def calibrations(rows: Mapping[str, Row]) -> None:
-    """Three models of the same bytes, with KL on text as it is and on conversations; stored, of SmolLM2."""
+    """Models of the same bytes, with KL on text as it is and on conversations; stored, of SmolLM2."""
     read = {
         "RTN 4": "nothing: rounded to nearest",
         "GPTQ 4": "English and Python, as they are",
         CHAT: "the same, half of it as conversations",
     }
+    known = {name: rows[name] for name in read if name in rows}
     lines = [
-        (name.partition(",")[0], text, f"{rows[name].kl:.3f} ± {rows[name].kl_error:.3f}",
-         f"{rows[name].chat_kl:.3f} ± {rows[name].chat_kl_error:.3f}")
-        for name, text in read.items()
+        (name.partition(",")[0], read[name], f"{row.kl:.3f} ± {row.kl_error:.3f}",
+         f"{row.chat_kl:.3f} ± {row.chat_kl_error:.3f}")
+        for name, row in known.items()
     ]  # fmt: skip
     table(["model", "calibrated with", "KL on English and Python", "KL on conversations"], *lines)
+    nearest = known["RTN 4"]
+    for name in [name for name in known if name != "RTN 4"]:
+        row = known[name]
+        print(
+            f"GPTQ that read {read[name]}: {row.kl / nearest.kl:.0%} of the KL of rounding to nearest on English and "
+            f"Python, {row.chat_kl / nearest.chat_kl:.0%} of it on conversations."
+        )
 
 
 def candidates(rows: Iterable[Row]) -> None:
-    """The stored models, from the smallest on."""
+    """The stored models, from the smallest on, and which of them no other beats in both bytes and KL."""
+    ordered = sorted(rows, key=lambda row: (row.nbytes, row.kl))
     lines = [
         (row.name, f"{row.nbytes:,}", f"{row.kl:.4f} ± {row.kl_error:.4f}", f"{row.loss_percent:+.1f} %",
          f"{row.flips:.1%}")
-        for row in sorted(rows, key=lambda row: row.nbytes)
+        for row in ordered
     ]  # fmt: skip
     table(["model", "bytes of its weights", "KL", "perplexity rises by", "flips"], *lines)
+    front = best([Point(row.name, row.nbytes, row.kl) for row in ordered])
+    print(f"No other model is both smaller and nearer to the float one than: {', '.join(p.name for p in front)}.")
 
 
 def answers(questions: Mapping[str, str], by: Mapping[str, Mapping[str, str]]) -> None:
