@@ -41,7 +41,7 @@ class _Part:
         self._file, self._part = file, part
 
     def weight(self, name: str) -> np.ndarray:
-        return parts(self._file.data(name), self.tensors[name].type.name)[self._part]
+        return codes_and_scales(self._file.data(name), self.tensors[name].type.name)[self._part]
 
 
 def load(path: str | Path, device: str | None = None) -> nn.Module:
@@ -72,7 +72,7 @@ def load(path: str | Path, device: str | None = None) -> nn.Module:
     return model
 
 
-def parts(data: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def codes_and_scales(data: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """What the blocks ``[rows, bytes]`` hold: codes less the middle ``[rows, columns]``, and scales ``[rows, groups]``,
     float32.
 

@@ -112,7 +112,7 @@ def test_codes_and_scales_of_blocks_stand_for_what_the_blocks_do(kind, seed, siz
     rows[0, :256] = 0
     data = coding.encode(rows, kind)
     bits, group_size = gguf_packed.HELD[kind]
-    parts = [torch.from_numpy(part.copy()) for part in gguf_packed.parts(data, kind)]
+    parts = [torch.from_numpy(part.copy()) for part in gguf_packed.codes_and_scales(data, kind)]
     quantized = gguf_packed.quantized_of(*parts, bits, group_size)
     assert torch.equal(quantized.dequantize(), torch.from_numpy(coding.decode(data, kind)))
     assert quantized.scales.min() >= 0 and int(quantized.codes.max()) < 2**bits
