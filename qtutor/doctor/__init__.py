@@ -52,7 +52,7 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.form}, {self.layers} packed layers.", ""]
         lines += [f"{number}. {found}" for number, found in enumerate(self.findings, 1)] or ["healthy"]
-        lines += ["", str(self.run) if self.run else "No forward pass: it cannot be loaded as it is."]
+        lines += ["", str(self.run) if self.run else "No forward pass: mend that first."]
         if self.engines:
             width = max(len(one.engine) for one in self.engines)
             lines += ["", "Who takes it:"]
