@@ -61,11 +61,12 @@ def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=
         table = losses(weights.model, token_ids, free)
     if recipe.target_size is None:
         sizes = {name: {b: b * layer.weight.numel() for b in CHOICES} for name, layer in layers.items()}
-        budget, unit = recipe.bits * sum(layer.weight.numel() for layer in layers.values()), "bits"
+        budget, unit, rest = recipe.bits * sum(layer.weight.numel() for layer in layers.values()), "bits", 0
     else:
         sizes = {name: {b: packed_bytes(layers[name], own, b) for b in CHOICES} for name, own in free.items()}
-        budget, unit = recipe.target_size - _bytes_of_the_rest(weights, plain, sizes, token_ids, tokenizer), "bytes"
-    chosen = allocate(sizes, table, budget, unit)
+        rest = _bytes_of_the_rest(weights, plain, sizes, token_ids, tokenizer)
+        budget, unit = recipe.target_size - rest, "bytes"
+    chosen = allocate(sizes, table, budget, unit, rest)
     return replace(plain, layers={**recipe.layers, **{name: {"bits": bits} for name, bits in chosen.items()}})
 
 
@@ -169,17 +170,18 @@ def _costs(
     return costs
 
 
-def allocate(sizes: Table, costs: Table, budget: float, unit: str = "bytes") -> dict[str, int]:
+def allocate(sizes: Table, costs: Table, budget: float, unit: str = "bytes", rest: int = 0) -> dict[str, int]:
     """The bits of every layer: the least sum of ``costs`` among those whose ``sizes`` sum to ``budget`` at most.
 
     Choices that no price leads to are not found (those above the convex hull of size and cost), so what is left of the
-    budget is spent afterwards, step by step where it helps most. Raises :class:`QtutorError` where nothing fits.
+    budget is spent afterwards, step by step where it helps most. rest: what is needed besides, for the error's text.
+    Raises :class:`QtutorError` where nothing fits, naming the least that would.
     """
     smallest = sum(min(row.values()) for row in sizes.values())
     if smallest > budget:
         raise QtutorError(
-            f"the budget leaves {max(budget, 0):,.0f} {unit} to the layers, and at {min(CHOICES)} bits they take "
-            f"{smallest:,.0f}. Allow more, use larger groups, or quantize embeddings and lm_head, too."
+            f"{budget + rest:,.0f} {unit} are too few: with every layer at {min(CHOICES)} bits, {smallest + rest:,.0f} "
+            "are needed. Allow more, use larger groups, or quantize embeddings and lm_head, too."
         )
 
     def cheapest(price: float) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The benchmarks are run by hand, and seldom: what they import of the package has to be there, and what they ask of it."""
+"""The benchmarks are run by hand, and seldom: what they take from the package has to be there."""
 
 import ast
 import importlib
