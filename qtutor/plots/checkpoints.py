@@ -75,7 +75,7 @@ def touched(reads: Mapping[str, tuple[np.ndarray, int]], piece: int = 32, shown:
     figure, (ax,) = new_figure(8.0, 0.6 * len(reads) + 0.9)
     for y, (addresses, size) in enumerate(reads.values()):
         pieces = sorted({address // piece for at in addresses for address in (at, at + size - 1)})
-        ax.broken_barh([(0, shown)], (y + 0.2, 0.6), facecolor="#E8E8E8")
+        ax.broken_barh([(0, shown)], (y + 0.2, 0.6), facecolor="0.91")
         drawn = [(number * piece, piece) for number in pieces if number * piece < shown]
         ax.broken_barh(drawn, (y + 0.2, 0.6), facecolor=BLUE)
     ax.set(xlim=(0, shown), ylim=(len(reads), 0), yticks=np.arange(len(reads)) + 0.5, xlabel="byte of the tensor")
