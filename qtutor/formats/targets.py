@@ -50,6 +50,7 @@ class Way:
 
 
 GPU = {"rows": 64, "columns": 128, "groups": (PER_CHANNEL, 32, 64, 128)}  # of the Marlin kernels in vLLM and SGLang
+CPU = GPU | {"rows": 32, "columns": 32}  # the group sizes that ran here; others may
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALL = tuple(range(2, 9))
 RAN = "it ran here"
@@ -64,9 +65,9 @@ WAYS = {
         Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
     ),
     "vllm-cpu": (
-        Way(CT, bits=(4,), groups=(PER_CHANNEL, 32, 64, 128), rows=32, columns=32, known=RAN),
+        Way(CT, bits=(4,), **CPU, known=RAN),
         Way(CT, grid="int8", known=RAN),
-        Way(GPTQ, bits=(4,), symmetric=(True,), mixed=False, rows=32, columns=32, known=RAN),
+        Way(GPTQ, bits=(4,), symmetric=(True,), mixed=False, **CPU, known=RAN),
         Way(AWQ, bits=(4,), mixed=False, rows=32, columns=32, known=RAN),
     ),
     "sglang": (
