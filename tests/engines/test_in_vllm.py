@@ -40,6 +40,11 @@ os.environ |= {
 }
 torch.cpu._is_amx_tile_supported = lambda: False
 
+# Here and not by a skip of the whole module, which pytest would call a run without tests.
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="vLLM's kernels for CPUs need AVX-512"
+)
+
 TOKENS = 32
 LAST_BIT = 2.0**-10  # of float16, as a share of the number
 W8A8 = {"method": "int8"}
