@@ -201,7 +201,8 @@ def test_a_model_is_folded_in_float32_for_the_grid_that_was_named(dtype):
         model = copy.deepcopy(plain)
         assert scaling.fold_model(model, some_ids(8), *grid) is model and model.dtype == torch.float32
         assert torch.allclose(model(some_ids()).logits, expected, atol=1e-4 * expected.abs().max().item())
-        folded[name] = model.model.layers[1].mlp.down_proj.weight
+        # All weights: one pair may well get the same scale for two grids, since there are few ratios.
+        folded[name] = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     assert torch.equal(folded["default"], folded["same"])
     assert not torch.equal(folded["default"], folded["2 bits"]) and not torch.equal(folded["default"], folded["groups"])
 
