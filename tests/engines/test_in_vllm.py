@@ -119,7 +119,7 @@ def takes(form: str, recipe: dict, model) -> bool:
     own = qtutor.Recipe(**recipe)
     shapes = {name: (layer.rows, layer.columns) for name, layer in model.named_modules() if hasattr(layer, "quantized")}
     ways = [way for way in targets.WAYS["vllm-cpu"] if way.format == form]
-    return any(not targets._misfits(way, shapes, own.of_layers(shapes), False) for way in ways)
+    return any(not targets.misfits(way, shapes, own.of_layers(shapes)) for way in ways)
 
 
 @pytest.mark.parametrize(("form", "recipe"), TAKEN)
