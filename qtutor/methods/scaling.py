@@ -24,7 +24,7 @@ from qtutor.methods import awq
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
-RATIOS = (0.0, 0.2, 0.4, 0.6)  # the curve of the error is smooth, so a coarse look finds where to look closer
+RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)  # the curve of the error is smooth, so a coarse look finds where to look closer
 CLOSER = 0.1  # on both sides of the best of these
 
 
