@@ -98,6 +98,9 @@ def test_what_is_tried_in_turns():
             moved = ((factors[shifts == 0] - 1) * (2**bits - 1)).abs()
             assert factors[0] == 1 and 0 < moved[1:].min() < 1 and moved.max() < 2
             assert shifts.unique().tolist() == [-1, 0, 1]
+            beside = factors[shifts == 1]  # with another zero other steps, too, where a code is much of the range
+            assert torch.equal(beside, factors[shifts == -1])
+            assert (len(beside) > 1) == (bits < 4) and 1 in beside
             assert not clip.neighbours(IntGrid(bits, symmetric=True), turn)[1].any()
 
 
