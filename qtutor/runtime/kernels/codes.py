@@ -38,7 +38,7 @@ def row(planes, tile, k):
 
 
 def dot(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
-    """``total`` plus the products of row ``r``; codes stay where they are, and x was divided (:func:`places`)."""
+    """``total`` plus the products of row ``r``; codes stay where they are, and x was divided."""
 
 
 def decode(words, out):
@@ -64,12 +64,6 @@ def _row(planes, tile, k):
 @overload(dot, inline="always")
 def _dot(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
     return {"2 bits": _dot2, "3 bits": _dot3, "4 bits": _dot4, "8 bits": _dot8}[kind_of(words)]
-
-
-def places(bits: int) -> np.ndarray:
-    """What :func:`dot` wants the eight x of a word multiplied by, float32 ``[8]``; it is exact above 1e-30."""
-    places = {2: range(0, 16, 2), 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0] * 8}[bits]
-    return f4(2.0) ** -np.array(places, f4)
 
 
 def _dot2(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):

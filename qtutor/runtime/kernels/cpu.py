@@ -12,8 +12,11 @@ Left out: 5, 6 and 7 bits, codebooks of 8 bits, groups that 8 does not divide. T
 bits in groups of 64, scales and zero points in the loops' order take 8 % more memory beside those of the layer.
 """
 
+import functools
 import importlib.util
 import sys
+import warnings
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -28,31 +31,67 @@ from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
 
 MOST = 8  # tokens; for more, decoding once and torch's product are faster
 SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them
+# What `one` wants the eight x of a word divided by, because codes stay in their places; it is exact above 1e-30. The
+# last of four bits would lie on the sign, so that one is moved.
+_PLACES = {2: range(0, 16, 2), 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0] * 8}
+_FACTORS = {bits: np.float32(2) ** -np.array(places, np.float32) for bits, places in _PLACES.items()}
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def reason_against(layer) -> str | None:
     """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
-    grid = layer.grid
-    if isinstance(grid, Codebook):
-        if len(grid.values) != 16:
-            return f"the codebook has {len(grid.values)} levels, and not 16"
-    elif grid.bits not in (2, 3, 4, 8):
-        return f"the codes have {grid.bits} bits, and not 2, 3, 4 or 8"
-    if not layer.rows or not layer.columns:
+    levels = len(layer.grid.values) if isinstance(layer.grid, Codebook) else None
+    return _reason_against(levels, layer.grid.bits, layer.rows, layer.columns, layer.group_size)
+
+
+@functools.cache
+def _reason_against(levels: int | None, bits: int, rows: int, columns: int, group_size: int) -> str | None:
+    """The same from numbers; levels: of a codebook."""
+    if levels not in (None, 16):
+        return f"the codebook has {levels} levels, and not 16"
+    if bits not in (2, 3, 4, 8):
+        return f"the codes have {bits} bits, and not 2, 3, 4 or 8"
+    if not rows or not columns:
         return "the matrix is empty"
-    if resolve_group_size(layer.group_size, layer.columns) % 8:
+    if resolve_group_size(group_size, columns) % 8:
         return "8 does not divide the groups"
     if sys.byteorder != "little":
         return "this machine's words begin with the high byte"
     if not available():
-        return "numba is not installed"
+        return "numba is not installed: pip install 'qtutor[gguf]'"
     return None
 
 
+@functools.cache
 def available() -> bool:
-    """Whether numba is installed; it is imported when the first product is computed."""
-    return "numba" in sys.modules or importlib.util.find_spec("numba") is not None
+    """Whether numba is installed; it is imported when the first product is computed. Warns, once, if it is not."""
+    try:
+        found = importlib.util.find_spec("numba") is not None
+    except ValueError:  # a module that is forbidden has no specification
+        found = False
+    if not found:
+        warnings.warn(
+            "numba is not installed, so packed layers multiply by the reference, which is about a hundred times as "
+            "slow. Install it: pip install 'qtutor[gguf]'.",
+            stacklevel=2,
+        )
+    return found
+
+
+def manner(batch: int, dtype: torch.dtype) -> str:
+    """How a batch is multiplied, in words."""
+    if dtype in DTYPES and batch == 1:
+        return "codes are decoded in registers and multiplied, 64 rows at a time, in float32"
+    if dtype in DTYPES and batch <= MOST:
+        return f"eight columns of 64 rows are decoded once and multiplied by {batch} tokens, in float32"
+    return f"{BLOCK_ROWS} rows at a time are decoded to {str(dtype)[6:]}, and torch multiplies"
+
+
+@functools.cache
+def _loops() -> ModuleType:
+    """The compiled loops; numba is imported with them."""
+    return importlib.import_module("qtutor.runtime.kernels.loops")
 
 
 def prepare(layer) -> Tiles:
@@ -69,37 +108,30 @@ def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
     tokens = x.numel() // state.columns
     differentiated = x.requires_grad and torch.is_grad_enabled()
-    if x.shape[-1] == state.columns and 0 < tokens <= MOST and x.dtype in DTYPES and not differentiated:
-        values = x.detach().reshape(tokens, state.columns).to(torch.float32).numpy()
-        if np.isfinite(values).all():
-            y = torch.from_numpy(_product(values, state))
-            return y.to(x.dtype).reshape(*x.shape[:-1], state.rows)
+    if 0 < tokens <= MOST and x.dtype in DTYPES and not differentiated and x.shape[-1] == state.columns:
+        values = x.detach().to(torch.float32).reshape(tokens, -1, 8).contiguous()
+        y = _product(values.numpy(), state)
+        if y is not None:
+            return torch.from_numpy(y)[:, : state.rows].to(x.dtype).reshape(*x.shape[:-1], state.rows)
     return _in_blocks(x, state)
 
 
-def _product(x: np.ndarray, state: Tiles) -> np.ndarray:
-    """float32 ``[tokens, columns]`` to float32 ``[tokens, rows]``."""
-    from qtutor.runtime.kernels import loops
-    from qtutor.runtime.kernels.codes import places
-
-    tokens, (tiles, groups, _) = len(x), state.scales.shape
-    sums = x.reshape(tokens, groups, -1).sum(axis=-1, dtype=np.float32)
-    x = x.reshape(tokens, -1, 8)
+def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
+    """float32 ``[tokens, columns / 8, 8]`` to float32 ``[tokens, tiles * ROWS]``; ``None`` if x is not finite."""
+    loops, tokens, (tiles, groups, _) = _loops(), len(x), state.scales.shape
+    loop = loops.one if tokens == 1 and not state.levels else loops.many
+    inputs, sums = np.empty_like(x), np.empty((tokens, groups), np.float32)
+    if not loops.spread(x, _FACTORS[state.bits if loop is loops.one else 8], inputs, sums):
+        return None
     y = np.empty((tokens, tiles * ROWS), np.float32)
-    matrix = state.planes, state.scales, state.zeros, state.each
-    if tokens == 1 and not state.levels:
-        inputs, loop, out = (x[0] * places(state.bits), sums[0]), loops.one, y[0]
-    else:
-        inputs, loop, out = (np.ascontiguousarray(x), sums), loops.many, y
-    _in_shares(loop, lambda first, last: loop(*inputs, *matrix, out, first, last), tiles, state)
-    return y[:, : state.rows]
+    arguments = inputs, sums, state.planes, state.scales, state.zeros, state.each, y
+    _in_shares(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
+    return y
 
 
 def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     """The product with decoded weights, a block of rows after the other, as the reference computes it."""
-    from qtutor.runtime.kernels import loops
-
-    parts = []
+    loops, parts = _loops(), []
     for start in range(0, state.rows, BLOCK_ROWS):
         weight = np.empty((min(BLOCK_ROWS, state.rows - start), state.columns // 8, 8), np.float32)
 

@@ -19,6 +19,7 @@ from qtutor.runtime.kernels.codes import decode, dot, row, wide
 from qtutor.runtime.kernels.tiles import ROWS
 
 f4, i4 = np.float32, np.int32
+AT_ONCE = 8  # words of a row that `weights` writes at once: four cache lines, so that each is written to memory once
 
 _CACHE = cache_folder("products", Path(__file__).parent.glob("*.py"))
 
@@ -45,13 +46,39 @@ def _number(stored):
 
 
 @jit
-def one(x, sums, planes, scales, zeros, each, y, first, last):
-    """The product for one token: ``y [tiles * ROWS]`` of the tiles ``first ... last - 1``.
+def spread(x, factors, places, sums):
+    """Write ``x * factors`` to ``places`` and the sums of x in every group to ``sums``; whether all are finite.
 
-    x: float32 ``[columns / 8, 8]``, multiplied by `places`. sums: float32 ``[groups]``, of x itself. planes, scales,
-    zeros: see :class:`.tiles.Tiles`. each: 1, or 0 if one zero point serves all groups.
+    x, places: float32 ``[tokens, columns / 8, 8]``. factors: float32 ``[8]``. sums: float32 ``[tokens, groups]``.
+    """
+    tokens, groups = sums.shape
+    size = x.shape[1] // groups
+    eight = np.empty(8, f4)
+    finite = True
+    for t in range(tokens):
+        for g in range(groups):
+            eight[:] = 0  # eight sums side by side
+            for k in range(g * size, (g + 1) * size):
+                for i in range(8):
+                    eight[i] += x[t, k, i]
+                    places[t, k, i] = x[t, k, i] * factors[i]
+            total = eight[0]
+            for i in range(1, 8):
+                total += eight[i]
+            sums[t, g] = total
+            finite &= bool(np.isfinite(total))
+    return finite
+
+
+@jit
+def one(x, sums, planes, scales, zeros, each, y, first, last):
+    """The product for one token, of the tiles ``first ... last - 1``.
+
+    x, sums: the results of `spread`. planes, scales, zeros: see :class:`.tiles.Tiles`. each: 1, or 0 if one zero point
+    serves all groups. y: float32 ``[1, tiles * ROWS]``.
     """
     wide()
+    x, sums, y = x[0], sums[0], y[0]
     acc, total = np.empty(ROWS, f4), np.empty(ROWS, f4)
     groups = scales.shape[1]
     size = len(x) // groups
@@ -74,8 +101,7 @@ def one(x, sums, planes, scales, zeros, each, y, first, last):
 def many(x, sums, planes, scales, zeros, each, y, first, last):
     """The product for a few tokens, or with levels of a codebook: words are decoded once for all tokens.
 
-    x: float32 ``[tokens, columns / 8, 8]``. sums: float32 ``[tokens, groups]``. y: float32 ``[tokens, tiles * ROWS]``.
-    The rest is as in `one`.
+    The arguments are those of `one`, and y has a row for each token.
     """
     wide()
     tokens, groups = len(x), scales.shape[1]
@@ -115,18 +141,22 @@ def weights(planes, scales, zeros, each, out, first, last):
     ``out`` may end within the last tile.
     """
     wide()
-    codes, groups = np.empty((8, ROWS), f4), scales.shape[1]
-    size = out.shape[1] // groups
+    groups, words = scales.shape[1], out.shape[1]
+    size = words // groups
+    columns = np.empty((AT_ONCE, 8, ROWS), f4)
     for tile in range(first, last):
         at = (tile - first) * ROWS
         count = min(ROWS, len(out) - at)
-        for g in range(groups):
-            scale, zero = scales[tile, g], zeros[tile * each, g * each]
-            for k in range(g * size, (g + 1) * size):
-                decode(row(planes, tile, k), codes)
+        for start in range(0, words, AT_ONCE):
+            here = min(AT_ONCE, words - start)
+            for j in range(here):
+                g = (start + j) // size
+                scale, zero, codes = scales[tile, g], zeros[tile * each, g * each], columns[j]
+                decode(row(planes, tile, start + j), codes)
                 for i in range(8):
                     for r in range(ROWS):
                         codes[i, r] = number(scale[r]) * (codes[i, r] - f4(zero[r]))
-                for r in range(count):
+            for r in range(count):
+                for j in range(here):
                     for i in range(8):
-                        out[at + r, k, i] = codes[i, r]
+                        out[at + r, start + j, i] = columns[j, i, r]

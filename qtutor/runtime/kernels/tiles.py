@@ -12,6 +12,7 @@ change places. 8 codes of 2, 3, 4 and 8 bits are 2, 3, 4 and 8 bytes:
 The last tile is padded with zeros. It adds at most 63 rows; all other bytes are as many as before.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +39,12 @@ class Tiles:
     columns: int
     bits: int
 
-    @property
+    @functools.cached_property
     def levels(self) -> bool:
         """Whether codes stand for the levels of a codebook."""
         return self.bits == 4 and isinstance(self.planes, tuple)
 
-    @property
+    @functools.cached_property
     def each(self) -> int:
         """1 if every group has its zero point, 0 if one serves all."""
         return int(self.zeros.shape == self.scales.shape)
