@@ -6,7 +6,6 @@ from types import ModuleType
 
 import torch
 
-from qtutor.core.codebooks import Codebook
 from qtutor.runtime.kernels import cpu, reference
 
 # The functions of the package that the reference looks up at every run. In a tuple a learner's function does not

@@ -195,7 +195,9 @@ def permuted(context, words, levels, out):
             word = builder.load(place(data[0], whole, first), align=4)
             for i in range(8):
                 shifted = builder.lshr(word, ir.Constant(whole, [4 * i] * 16))
-                builder.store(builder.call(lookup, [table, shifted]), place(data[2], numbers, i * ROWS + first), align=4)
+                builder.store(
+                    builder.call(lookup, [table, shifted]), place(data[2], numbers, i * ROWS + first), align=4
+                )
         return context.get_dummy_value()
 
     return types.void(words, levels, out), generate

@@ -5,8 +5,8 @@ loops, :mod:`.tiles` the layout that they read. They compute in float32, whateve
 :mod:`.reference` by the rounding of float32 sums alone.
 
 For up to :data:`MOST` tokens the codes are multiplied directly. For more, and for what these loops do not cover
-(float64, gradients, x that is not finite), up to 4096 rows of weights at a time are decoded and multiplied by torch:
-then the result is the reference's.
+(float64, gradients, x that is not finite), 1024 rows of weights at a time are decoded, and torch multiplies by them, as
+in the reference.
 
 Left out: 5, 6 and 7 bits, codebooks of 8 bits, groups that 8 does not divide. The reference takes them. Against four
 bits in groups of 64, scales and zero points in the loops' order take 8 % more memory beside those of the layer.
@@ -25,12 +25,13 @@ from torch.nn.functional import linear
 from qtutor.compiling import told_if_slow
 from qtutor.core.codebooks import Codebook
 from qtutor.core.quantized import resolve_group_size
-from qtutor.runtime.kernels.reference import BLOCK_ROWS
 from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
 
 MOST = 8  # tokens; for more, decoding once and torch's product are faster
 SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them
+BLOCK_ROWS = 1024  # rows that are decoded at a time for torch's product; a multiple of ROWS
+
 # What `one` wants the eight x of a word divided by, because codes stay in their places; it is exact above 1e-30. The
 # last of four bits would lie on the sign, so that one is moved.
 _PLACES = {2: range(0, 16, 2), 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0] * 8}
@@ -132,15 +133,19 @@ def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
 def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     """The product with decoded weights, a block of rows after the other, as the reference computes it."""
     loops, parts = _loops(), []
+    room = np.empty((min(BLOCK_ROWS, state.rows), state.columns // 8, 8), np.float32)
     for start in range(0, state.rows, BLOCK_ROWS):
-        weight = np.empty((min(BLOCK_ROWS, state.rows - start), state.columns // 8, 8), np.float32)
+        weight = room[: state.rows - start]  # the last block may be shorter
 
         def decode(first: int, last: int, weight=weight, at=start // ROWS) -> None:
             out = weight[first * ROWS : last * ROWS]
             loops.weights(state.planes, state.scales, state.zeros, state.each, out, at + first, at + last)
 
         _in_shares(loops.weights, decode, -(-len(weight) // ROWS), state)
-        parts.append(linear(x, torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)))
+        block = torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)
+        if x.requires_grad and block.dtype == torch.float32:
+            block = block.clone()  # the gradient is computed from it, when the room holds other rows
+        parts.append(linear(x, block))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 

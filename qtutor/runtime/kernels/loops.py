@@ -19,7 +19,7 @@ from qtutor.runtime.kernels.codes import decode, dot, row, wide
 from qtutor.runtime.kernels.tiles import ROWS
 
 f4, i4 = np.float32, np.int32
-AT_ONCE = 8  # words of a row that `weights` writes at once: four cache lines, so that each is written to memory once
+AT_ONCE = 4  # words of a row that `weights` writes at once: two whole lines of the cache
 
 _CACHE = cache_folder("products", Path(__file__).parent.glob("*.py"))
 

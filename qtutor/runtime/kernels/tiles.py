@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from qtutor.core.codebooks import Codebook
-from qtutor.core.packing import unpack
 
 ROWS = 64
 
@@ -55,7 +54,7 @@ class Tiles:
         planes = planes[:1] if self.levels else planes
         parts = [_from_tiles(plane, self.rows) for plane in planes]
         data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        return torch.from_numpy(data.reshape(self.rows, -1))
+        return torch.from_numpy(data.reshape(self.rows, -1).copy() if self.rows % ROWS else data.reshape(self.rows, -1))
 
 
 def tiles_of(layer) -> Tiles:
