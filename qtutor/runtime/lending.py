@@ -65,7 +65,8 @@ class Lending(nn.Module):
         packed = buffers[LENT]
         state = kernel.prepare(self)
         self._loan = Loan(kernel, state, weakref.ref(packed), packed._version)
-        buffers[LENT] = None
+        # A dict of its own, because a shallow copy of the module shares the one that it had.
+        self.__dict__["_buffers"] = {**buffers, LENT: None}
         return state
 
     def take_back(self) -> None:

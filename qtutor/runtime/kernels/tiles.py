@@ -54,7 +54,8 @@ class Tiles:
         planes = planes[:1] if self.levels else planes
         parts = [_from_tiles(plane, self.rows) for plane in planes]
         data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        return torch.from_numpy(data.reshape(self.rows, -1).copy() if self.rows % ROWS else data.reshape(self.rows, -1))
+        data = data.reshape(self.rows, -1)
+        return torch.from_numpy(data.copy() if self.rows % ROWS else data)  # otherwise it would hold the padding, too
 
 
 def tiles_of(layer) -> Tiles:
