@@ -48,12 +48,16 @@ def decode(words, out):
 def kind_of(words) -> str:
     """How codes lie in words of this numba type, which is that of a whole matrix or of eight of its columns."""
     if isinstance(words, types.BaseTuple):
+        if len(words) == 1 or isinstance(words[1], types.Integer):
+            return "2 bits"
         return "levels" if words[1].dtype == types.float32 else "3 bits"
-    return {types.int32: "4 bits", types.uint16: "2 bits", types.uint8: "8 bits"}[words.dtype]
+    return {types.int32: "4 bits", types.uint8: "8 bits"}[words.dtype]
 
 
 @overload(row, inline="always")
 def _row(planes, tile, k):
+    if kind_of(planes) == "2 bits":  # a word holds the codes of 16 columns
+        return lambda planes, tile, k: (planes[0][tile, k >> 1], i4(16 * (k & 1)))
     if kind_of(planes) == "levels":
         return lambda planes, tile, k: (planes[0][tile, k], planes[1])
     if kind_of(planes) == "3 bits":
@@ -67,7 +71,7 @@ def _dot(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 def _dot2(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
-    word = i4(words[r])
+    word = i4(words[0][r] >> words[1])
     total += f4(i4(word & i4(0x0003))) * x0
     total += f4(i4(word & i4(0x000C))) * x1
     total += f4(i4(word & i4(0x0030))) * x2
@@ -139,7 +143,7 @@ def _spread(word, bits, r, out):
 
 def _decode2(words, out):
     for r in range(ROWS):
-        _spread(i4(words[r]), 2, r, out)
+        _spread(i4(words[0][r] >> words[1]), 2, r, out)
 
 
 def _decode3(words, out):

@@ -3,13 +3,14 @@
 A word holds the eight codes of a row as :mod:`qtutor.core.packing` writes them, so nothing is packed anew: bytes
 change places. 8 codes of 2, 3, 4 and 8 bits are 2, 3, 4 and 8 bytes:
 
-    2 bits   uint16 [tiles, columns / 8, 64]
+    2 bits   int32 [tiles, columns / 16, 64], a word for 16 columns: with words of 16 bits LLVM converts every code twice
     3 bits   uint16 and uint8, both [tiles, columns / 8, 64]: the lower two bytes, and the third
     4 bits   int32 [tiles, columns / 8, 64]
     8 bits   uint8 [tiles, columns / 8, 8, 64]
     levels   as 4 bits, and float32 [16]: the levels of the codebook
 
-The last tile is padded with zeros. It adds at most 63 rows; all other bytes are as many as before.
+The last tile is padded with zeros, and so is the last word of 2 bits: at most 63 rows and 8 columns. All other bytes
+are as many as before.
 """
 
 import functools
@@ -31,7 +32,7 @@ class Tiles:
     uint8, of the same shape, or ``[1, 1, ROWS]`` if one zero point serves all groups (0 for levels).
     """
 
-    planes: np.ndarray | tuple[np.ndarray, np.ndarray]
+    planes: np.ndarray | tuple[np.ndarray, ...]
     scales: np.ndarray
     zeros: np.ndarray
     rows: int
@@ -54,8 +55,9 @@ class Tiles:
         planes = planes[:1] if self.levels else planes
         parts = [_from_tiles(plane, self.rows) for plane in planes]
         data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        data = data.reshape(self.rows, -1)
-        return torch.from_numpy(data.copy() if self.rows % ROWS else data)  # otherwise it would hold the padding, too
+        data = data.reshape(self.rows, -1)[:, : self.columns // 8 * self.bits]
+        padded = self.rows % ROWS or not data.flags.c_contiguous
+        return torch.from_numpy(data.copy() if padded else data)  # a view would keep the padding alive
 
 
 def tiles_of(layer) -> Tiles:
@@ -66,8 +68,11 @@ def tiles_of(layer) -> Tiles:
         planes = _to_tiles(words[..., :2], np.uint16), _to_tiles(words[..., 2:], np.uint8)
     elif bits == 8:
         planes = np.ascontiguousarray(_padded(words).transpose(0, 2, 3, 1))
+    elif bits == 2:
+        pairs = np.pad(words, ((0, 0), (0, words.shape[1] % 2), (0, 0))) if words.shape[1] % 2 else words
+        planes = (_to_tiles(pairs.reshape(layer.rows, -1, 4), np.int32),)
     else:
-        planes = _to_tiles(words, {2: np.uint16, 4: np.int32}[bits])
+        planes = _to_tiles(words, np.int32)
     zeros = np.full((1, 1, ROWS), grid.middle, np.uint8)
     if isinstance(grid, Codebook):
         planes, zeros = (planes, np.array(grid.values, np.float32)), np.zeros((1, 1, ROWS), np.uint8)
