@@ -26,6 +26,7 @@ from torch.nn.functional import linear
 from qtutor import bnb
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
+from qtutor.measure.speed import copy_bandwidth
 from qtutor.runtime.kernels import cpu, reference
 from qtutor.runtime.linear import QuantLinear
 
@@ -103,16 +104,6 @@ def products(rows: int, columns: int, tokens: int) -> dict[str, Product]:
     made["bfloat16"] = Product(lambda: torch.randn(rows, columns).bfloat16(), lambda m: linear(half, m), 2 * weights)
     made["float32"] = Product(lambda: torch.randn(rows, columns), lambda m: linear(x, m), 4 * weights)
     return made
-
-
-def copy_bandwidth(clock: Callable[[], float], rounds: int = 7) -> float:
-    """Bytes a second, read and written, with which torch copies 128 MB."""
-    source, target, times = torch.ones(32 << 20), torch.empty(32 << 20), []
-    for _ in range(rounds):
-        start = clock()
-        target.copy_(source)
-        times.append(clock() - start)
-    return 2 * source.nbytes / statistics.median(times)
 
 
 def race(rows: int, columns: int, tokens: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:

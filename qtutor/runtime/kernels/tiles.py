@@ -3,7 +3,7 @@
 A word holds the eight codes of a row as :mod:`qtutor.core.packing` writes them, so nothing is packed anew: bytes
 change places. 8 codes of 2, 3, 4 and 8 bits are 2, 3, 4 and 8 bytes:
 
-    2 bits   int32 [tiles, columns / 16, 64], a word for 16 columns: with words of 16 bits LLVM converts every code twice
+    2 bits   int32 [tiles, columns / 16, 64], a word for 16 columns: of 16 bits LLVM would convert every code twice
     3 bits   uint16 and uint8, both [tiles, columns / 8, 64]: the lower two bytes, and the third
     4 bits   int32 [tiles, columns / 8, 64]
     8 bits   uint8 [tiles, columns / 8, 8, 64]
