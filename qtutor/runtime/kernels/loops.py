@@ -21,7 +21,7 @@ from qtutor.runtime.kernels.tiles import ROWS
 f4, i4 = np.float32, np.int32
 AT_ONCE = 4  # words of a row that `weights` writes at once: two whole lines of the cache
 
-_CACHE = cache_folder("products", Path(__file__).parent.glob("*.py"))
+_CACHE = cache_folder("products", [Path(__file__).with_name(f"{name}.py") for name in ("codes", "loops", "tiles")])
 
 
 def jit(function):
