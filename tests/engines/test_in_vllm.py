@@ -40,6 +40,11 @@ os.environ |= {
 }
 torch.cpu._is_amx_tile_supported = lambda: False
 
+# Here and not by a skip of the whole module, which pytest would call a run without tests.
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="vLLM's kernels for CPUs need AVX-512"
+)
+
 TOKENS = 32
 LAST_BIT = 2.0**-10  # of float16, as a share of the number
 W8A8 = {"method": "int8"}
@@ -114,7 +119,7 @@ def takes(form: str, recipe: dict, model) -> bool:
     own = qtutor.Recipe(**recipe)
     shapes = {name: (layer.rows, layer.columns) for name, layer in model.named_modules() if hasattr(layer, "quantized")}
     ways = [way for way in targets.WAYS["vllm-cpu"] if way.format == form]
-    return any(not targets._misfits(way, shapes, own.of_layers(shapes), False) for way in ways)
+    return any(not targets.misfits(way, shapes, own.of_layers(shapes)) for way in ways)
 
 
 @pytest.mark.parametrize(("form", "recipe"), TAKEN)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qtutor
-from qtutor.formats import native, shards
+from qtutor.formats import folders, shards
 from qtutor.formats.streamed import opened
 from tests.gguf.small_tokenizers import letters
 from tests.live_bytes import LiveBytes
@@ -300,8 +300,8 @@ def test_a_writer_that_loses_a_tensor_is_found(tmp_path, monkeypatch):
     source = checkpoint(tmp_path / "float")
     streamed(source, tmp_path / "out", qtutor.Recipe(group_size=32))
     before = contents(tmp_path / "out")
-    whole = native.stored_tensors
-    monkeypatch.setattr(native, "stored_tensors", lambda model: dict(list(whole(model).items())[:-1]))
+    whole = folders.stored_tensors
+    monkeypatch.setattr(folders, "stored_tensors", lambda model: dict(list(whole(model).items())[:-1]))
     with pytest.raises(qtutor.QtutorError, match="out was not written, since it could not be read back"):
         streamed(source, tmp_path / "out", qtutor.Recipe(bits=3, group_size=32))
     assert contents(tmp_path / "out") == before

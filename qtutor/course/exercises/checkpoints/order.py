@@ -112,7 +112,7 @@ MISTAKES = {
 
 def adapt(theirs):
     """A learner's function writes both codes and zero points of an AWQ file."""
-    return lambda codes: tensor(as_words(theirs(codes.T), ()), torch.int32, codes).contiguous()
+    return lambda codes: tensor(as_words(theirs(codes.T.contiguous()), ()), torch.int32, codes).contiguous()
 
 
 ORDER_OF_NIBBLES = Exercise(

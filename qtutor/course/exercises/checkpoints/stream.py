@@ -136,7 +136,7 @@ def adapt(theirs):
     def read(words, bits, count):
         if not words.numel():
             return from_words(words, bits, count)
-        return tensor(theirs(words, bits, count), torch.uint8, words).contiguous()
+        return tensor(theirs(words.contiguous(), bits, count), torch.uint8, words).contiguous()
 
     return read
 

@@ -117,7 +117,7 @@ def adapt(theirs):
             return to_words(codes, bits)
         count = codes.shape[1]
         padded = torch.nn.functional.pad(codes, (0, -count % SAFE))
-        made = tensor(as_words(theirs(padded, bits), ()), torch.int32, codes)
+        made = tensor(as_words(theirs(padded.contiguous(), bits), ()), torch.int32, codes)
         return made.T[:, : words_in(count, bits)].contiguous()
 
     return packed

@@ -109,7 +109,7 @@ def adapt(theirs):
     def read(words, bits, rows, version):
         if bits != 4 or not words.numel():
             return zeros_of(words, bits, rows, version)
-        return tensor(theirs(words, version), torch.uint8, words).contiguous()
+        return tensor(theirs(words.contiguous(), version), torch.uint8, words).contiguous()
 
     return read
 
