@@ -30,9 +30,9 @@ CANDIDATES = {
     "RTN 4": Candidate(Recipe("rtn", 4, **ALL)),
     "GPTQ 4": Candidate(Recipe("gptq", 4, **ALL)),
     CHAT: Candidate(Recipe("gptq", 4, **ALL), conversations=True),
-    "GPTQ 3.5": Candidate(Recipe("gptq", 3.5, **ALL)),
     "Q4_0 file": Candidate(file={"type": "Q4_0"}),
     "RTN 3": Candidate(Recipe("rtn", 3, **ALL)),
+    "GPTQ 3.5": Candidate(Recipe("gptq", 3.5, **ALL)),
     "GPTQ 3": Candidate(Recipe("gptq", 3, **ALL)),
 }
 QUESTIONS = {
