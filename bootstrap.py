@@ -106,19 +106,19 @@ def check_disk(folder, needed=NEEDED_BYTES):
         )
 
 
-def fingerprint(root, version):
+def fingerprint(root, version, files=("pyproject.toml", "constraints.txt")):
     """Changes when .venv has to be brought up to date: other requirements, another Python, a moved folder."""
     digest = hashlib.sha256(("%s %s" % (version, root)).encode())
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in files:
         digest.update((root / name).read_bytes())
     return digest.hexdigest()
 
 
 class Venv:
-    """The folder .venv and the two small files in it that say what state it is in."""
+    """A folder like .venv and the two small files in it that say what state it is in."""
 
-    def __init__(self, root):
-        self.folder = root / ".venv"
+    def __init__(self, folder):
+        self.folder = folder
         self.python = self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         self.stamp = self.folder / "qtutor-setup.json"  # made to the end: written last
         self.unfinished = self.folder / "qtutor-unfinished"  # there while pip works: left by a kill
@@ -137,7 +137,7 @@ class Venv:
         return not self.unfinished.exists() and answer is not None and answer[0] == version
 
     def make(self, executable):
-        print("Making .venv with %s" % executable, flush=True)
+        print("Making %s with %s" % (self.folder.name, executable), flush=True)
         if self.folder.exists():
             # First of all, so that a kill while it is being emptied is seen too.
             self.unfinished.touch()
@@ -158,10 +158,10 @@ def pip_install(python, root, extras):
         run_pip(python, root, ["--no-deps"] + alone)
 
 
-def run_pip(python, root, wanted):
+def run_pip(python, root, wanted, constraints=("-c", "constraints.txt")):
     """Run pip, showing what it prints, and say in one paragraph why it failed if it did."""
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    command += ["-c", "constraints.txt"] + wanted
+    command += list(constraints) + wanted
     process = subprocess.Popen(
         command,
         cwd=str(root),
@@ -202,7 +202,7 @@ def explain(output):
 def set_up(root, extras, candidates):
     """Make sure that .venv is whole and has the extras. Returns False when there was nothing to do."""
     version, executable = find_python(candidates)
-    venv = Venv(root)
+    venv = Venv(root / ".venv")
     done = venv.state()
     wanted = fingerprint(root, version)
     same = done.get("fingerprint") == wanted and venv.is_usable(version)
@@ -228,8 +228,14 @@ def main(arguments=None):
     parser.add_argument("--extras", default="learn", help="comma-separated extras of pyproject.toml (default: learn)")
     parser.add_argument("--python", help="the Python to make .venv with (default: the first that fits)")
     options = parser.parse_args(arguments)
+    candidates = [options.python] if options.python else CANDIDATES
+    return reported(lambda: set_up(ROOT, options.extras.split(","), candidates))
+
+
+def reported(work):
+    """Do the work; the exit status. What is wrong outside is told in one paragraph."""
     try:
-        set_up(ROOT, options.extras.split(","), [options.python] if options.python else CANDIDATES)
+        work()
     except SetupError as error:
         print("\n" + paragraph(error), file=sys.stderr)
         return 1

@@ -31,10 +31,9 @@ from qtutor.calibration.mapped import Weights
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_TENSOR, nbytes_of
 from qtutor.errors import QtutorError, naming
-from qtutor.families import linear_layers
 from qtutor.guards.model import in_eval
 from qtutor.methods import rtn
-from qtutor.pipeline.planning import float_parts, outside_layers
+from qtutor.pipeline.planning import plan_of, recipes_of
 from qtutor.recipe import Recipe
 
 CHOICES = (2, 3, 4, 5, 6, 8)
@@ -62,18 +61,17 @@ def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=
         table = losses(weights.model, token_ids, free)
     if recipe.target_size is None:
         sizes = {name: {b: b * layer.weight.numel() for b in CHOICES} for name, layer in layers.items()}
-        budget, unit = recipe.bits * sum(layer.weight.numel() for layer in layers.values()), "bits"
+        budget, unit, rest = recipe.bits * sum(layer.weight.numel() for layer in layers.values()), "bits", 0
     else:
         sizes = {name: {b: packed_bytes(layers[name], own, b) for b in CHOICES} for name, own in free.items()}
-        budget, unit = recipe.target_size - _bytes_of_the_rest(weights, plain, sizes, token_ids, tokenizer), "bytes"
-    chosen = allocate(sizes, table, budget, unit)
+        rest = _bytes_of_the_rest(weights, plain, sizes, token_ids, tokenizer)
+        budget, unit = recipe.target_size - rest, "bytes"
+    chosen = allocate(sizes, table, budget, unit, rest)
     return replace(plain, layers={**recipe.layers, **{name: {"bits": bits} for name, bits in chosen.items()}})
 
 
 def _bytes_of_the_rest(weights: Weights, plain: Recipe, sizes: Table, token_ids, tokenizer) -> int:
     """What the folder takes beside the layers of ``sizes``, and some bytes for names that become longer."""
-    from qtutor.pipeline.planning import plan_of
-
     layers = sum(row[plain.bits] for row in sizes.values())
     return plan_of(weights, plain, token_ids, tokenizer).nbytes - layers + MARGIN * len(sizes)
 
@@ -85,17 +83,12 @@ def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
         changes = [change for pattern, change in recipe.layers.items() if fnmatchcase(name, pattern)]
         return any("bits" in change or "method" in change for change in changes)
 
-    return {name: own for name, own in _recipes(model, recipe).items() if not fixed(name)}
+    return {name: own for name, own in recipes_of(model, recipe).items() if not fixed(name)}
 
 
 def packed_bytes(layer: nn.Module, recipe: Recipe, bits: int) -> int:
     """What the codes, scales and zero points of ``layer`` take at so many bits."""
     return nbytes_of(*layer.weight.shape, IntGrid(bits, recipe.symmetric), recipe.group_size)
-
-
-def _recipes(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe of every layer that is quantized, by name."""
-    return recipe.of_layers([*linear_layers(model), *outside_layers(model, recipe)], float_parts(model))
 
 
 def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Recipe], seed: int = 0) -> Table:
@@ -177,17 +170,18 @@ def _costs(
     return costs
 
 
-def allocate(sizes: Table, costs: Table, budget: float, unit: str = "bytes") -> dict[str, int]:
+def allocate(sizes: Table, costs: Table, budget: float, unit: str = "bytes", rest: int = 0) -> dict[str, int]:
     """The bits of every layer: the least sum of ``costs`` among those whose ``sizes`` sum to ``budget`` at most.
 
     Choices that no price leads to are not found (those above the convex hull of size and cost), so what is left of the
-    budget is spent afterwards, step by step where it helps most. Raises :class:`QtutorError` where nothing fits.
+    budget is spent afterwards, step by step where it helps most. rest: what is needed besides, for the error's text.
+    Raises :class:`QtutorError` where nothing fits, naming the least that would.
     """
     smallest = sum(min(row.values()) for row in sizes.values())
     if smallest > budget:
         raise QtutorError(
-            f"the budget leaves {max(budget, 0):,.0f} {unit} to the layers, and at {min(CHOICES)} bits they take "
-            f"{smallest:,.0f}. Allow more, use larger groups, or quantize embeddings and lm_head, too."
+            f"{budget + rest:,.0f} {unit} are too few: with every layer at {min(CHOICES)} bits, {smallest + rest:,.0f} "
+            "are needed. Allow more, use larger groups, or quantize embeddings and lm_head, too."
         )
 
     def cheapest(price: float) -> dict[str, int]:

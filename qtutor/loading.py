@@ -4,22 +4,18 @@ The module is not called ``load``, as the function is: the import of a submodule
 """
 
 import os
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from qtutor.decoder import EMBEDDED
 from qtutor.errors import QtutorError, naming, shown
-from qtutor.formats import checkpoint, foreign_reading, gguf, hub, load_quantized, native
+from qtutor.formats import checkpoint, foreign_reading, gguf, load_quantized
 from qtutor.formats.documents import reading
 from qtutor.formats.gguf_files import file_in
-from qtutor.formats.tokenizers_files import tokenizer_in, tried
+from qtutor.formats.sources import FLOAT, GGUF, OURS, Source, find
+from qtutor.formats.tokenizers_files import tokenizer_in, tokenizer_in_gguf
 from qtutor.gguf.parts import read_whole
-from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.measure.losses import model_bytes
-
-Source = str | os.PathLike
 
 
 def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, device: str | None = None):
@@ -43,19 +39,21 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
 
 
 def _load(source: Source, dtype: torch.dtype | str | None, device: str | None):
-    if source == "embedded":
-        return _float_checkpoint(EMBEDDED, dtype or torch.float32, device)
-    file = file_in(source)
-    if file is not None:
-        opened = gguf.opened(file)
-        with naming(str(file)):
-            tokenizer = tried(lambda: tokenizer_of(opened.file.metadata), opened.model.config, file)
+    found = find(source)
+    if found.kind == GGUF:
+        opened = gguf.opened(found.path)
+        tokenizer = tokenizer_in_gguf(opened, found.path)
         dtype = torch.float32 if dtype in (None, "auto") else checkpoint.dtype_of(dtype)
         return gguf.decoded(opened, device, dtype), tokenizer
-    if (Path(source) / native.ABOUT).is_file():
-        model = load_quantized(source, device)
-        return model, tokenizer_in(Path(source), model.config)
-    return _float_checkpoint(source, dtype or "auto", device)
+    if found.kind == OURS:
+        model = load_quantized(found.path, device)
+        return model, tokenizer_in(found.path, model.config)
+    usual = torch.float32 if source == "embedded" else "auto"
+    with naming(f"{source}: the checkpoint cannot be loaded"):
+        reads = checkpoint.load if found.kind == FLOAT else foreign_reading.load
+        model = reads(found.path, device=device, dtype=dtype or usual)
+        model.config.name_or_path = str(found.path if source == "embedded" else source)  # a hub id's folder is a cache
+        return model, tokenizer_in(found.path, model.config)
 
 
 def load_decoder(source: Source | None = None, dtype: torch.dtype | str | None = None, device: str | None = None):
@@ -67,19 +65,3 @@ def weight_bytes(source: Source, model: nn.Module) -> int:
     """What the weights take: in memory, or where they come out of a GGUF file (as float32) in that."""
     file = file_in(source)
     return model_bytes(model) if file is None else sum(info.nbytes for info in read_whole(file).tensors.values())
-
-
-def _float_checkpoint(source: Source, dtype: torch.dtype | str, device: str | None):
-    """A checkpoint as others ship it. dtype: float32 takes twice the memory of 16 bits."""
-    folder = Path(source)
-    if not folder.exists():
-        folder = hub.folder_of(str(source))
-    if not folder.is_dir():
-        raise QtutorError(
-            f"{source} is a file, and a checkpoint is a folder with config.json and *.safetensors: name that."
-        )
-    with naming(f"{source}: the checkpoint cannot be loaded"):
-        quantized = foreign_reading.settings_in(folder) is not None
-        model = (foreign_reading.load if quantized else checkpoint.load)(folder, device=device, dtype=dtype)
-        model.config.name_or_path = str(source)  # of a hub id, the folder is a cache's
-        return model, tokenizer_in(folder, model.config)

@@ -3,9 +3,10 @@
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -151,11 +152,14 @@ def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, 
     return ""
 
 
-def next_steps(out: str, source: str, chats: bool, ollama: bool = True) -> str:
+def next_steps(
+    out: str, source: str, chats: bool, ollama: bool = True, more: Mapping[str, list[str]] = MappingProxyType({})
+) -> str:
     """The commands that load what was written to ``out``, a line each under the engine that runs them.
 
     A folder of ours is read by qtutor alone; a .gguf file by llama.cpp and what is built on it. source: what it was
     made of, to measure against. chats: whether its tokenizer has a chat template. ollama: whether Ollama takes it.
+    more: commands of other engines that read it.
     """
     quoted = shlex.quote(out)
     talk = "--chat" if chats else "'some text'"
@@ -167,6 +171,8 @@ def next_steps(out: str, source: str, chats: bool, ollama: bool = True) -> str:
             engines["Ollama"] = [f"echo FROM {place} > Modelfile", f"ollama create {name}", f"ollama run {name}"]
         engines["Python"] = [f"from llama_cpp import Llama; llm = Llama({out!r})"]
     else:
+        engines |= more
         engines["Python"] = [f"import qtutor; model, tokenizer = qtutor.load({out!r})"]
     lines = [(engine if not at else "", line) for engine, ours in engines.items() for at, line in enumerate(ours)]
-    return "\n".join(["To load it:"] + [f"  {engine:10}  {line}" for engine, line in lines])
+    width = max(10, *map(len, engines))
+    return "\n".join(["To load it:"] + [f"  {engine:{width}}  {line}" for engine, line in lines])

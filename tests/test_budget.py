@@ -55,7 +55,7 @@ def test_a_layer_that_matters_more_gets_more():
     assert budget.allocate(sizes, costs, 60) == {"a": 4, "b": 2}
     assert budget.allocate(sizes, costs, 79) == {"a": 4, "b": 3}  # what is left is spent
     assert budget.allocate(sizes, costs, 40) == {"a": 2, "b": 2}
-    with pytest.raises(qtutor.QtutorError, match="leaves 39 bytes to the layers, and at 2 bits they take 40"):
+    with pytest.raises(qtutor.QtutorError, match="39 bytes are too few: with every layer at 2 bits, 40 are needed"):
         budget.allocate(sizes, costs, 39)
 
 
@@ -127,7 +127,7 @@ def test_the_folder_is_as_small_as_was_asked_for(options, tmp_path):
     report = qtutor.quantize(model, recipe, ids, progress=False)
     assert report.recipe == chosen and not chosen.is_mixed and model.qtutor_recipe["target_size"] is None
     assert 0.94 * allowed < bytes_in(qtutor.export(model, tmp_path / "mixed")) <= allowed
-    with pytest.raises(qtutor.QtutorError, match="the budget leaves"):
+    with pytest.raises(qtutor.QtutorError, match="are too few: with every layer at 2 bits"):
         budget.choose(Weights(tiny()), replace(recipe, target_size=sizes[2] - 1), ids)
 
 

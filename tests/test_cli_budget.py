@@ -54,7 +54,7 @@ def test_a_result_as_small_as_was_asked_for(tmp_path, capsys):
     ("options", "what"),
     [
         (["out", "--bits", "3", "--target-size", "1MB"], "bits = 3 and target_size = 1,000,000: give one"),
-        (["out", "--target-size", "1kB"], "the budget leaves 0 bytes to the layers"),
+        (["out", "--target-size", "1kB"], "1,000 bytes are too few: with every layer at 2 bits, 9"),
         (["out", "--method", "nf4", "--target-size", "1MB"], "target_size chooses bits, and method 'nf4' has 4"),
         (["out", "--bits", "9.5"], "bits = 9.5: a grid takes a whole number of bits from 2 to 8"),
         (["out.gguf", "--target-size", "1MB"], "In a GGUF file the --type decides the size"),

@@ -8,6 +8,7 @@ import torch
 import qtutor
 from qtutor import loading
 from qtutor.decoder import EMBEDDED
+from qtutor.formats import tokenizers_files
 from qtutor.gguf.reader import read
 from tests.gguf.small_tokenizers import letters
 from tests.models import some_ids, tiny
@@ -86,7 +87,7 @@ def test_a_gguf_file_is_named_where_its_tokenizer_cannot_be_had(tmp_path, monkey
     def refuse(_metadata):
         raise qtutor.QtutorError("no such tokenizer.")
 
-    monkeypatch.setattr(loading, "tokenizer_of", refuse)
+    monkeypatch.setattr(tokenizers_files, "tokenizer_of", refuse)
     with pytest.raises(qtutor.QtutorError, match=rf"^{path}: no such tokenizer\."):
         qtutor.load(path)
 

@@ -49,6 +49,7 @@ def test_the_chapters_are_here():
         "05_awq",
         "06_gptq",
         "07_gguf",
+        "08_checkpoints",
         "11_your_model",
     }
     assert {path.stem for path in NOTEBOOKS} >= chapters

@@ -17,6 +17,7 @@ from qtutor.formats.smollm2 import INSTALL, VERSION
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import bootstrap  # noqa: E402
+from tests.engines import environments  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HERE = tuple(sys.version_info[:3])
@@ -106,6 +107,30 @@ def test_a_damaged_venv_is_mended(repository, damage):
         (root / ".venv" / "qtutor-setup.json").write_text('{"finger')
     assert bootstrap.main(["--extras", "learn"]) == 0
     assert len(calls) == 2 and bootstrap.probe(str(root / ".venv" / "bin" / "python"))
+
+
+def test_environments_of_the_engines_are_made_once(repository, monkeypatch, capsys):
+    root, _ = repository
+    calls = []
+    monkeypatch.setattr(environments, "ROOT", root)
+    monkeypatch.setattr(bootstrap, "check_disk", lambda folder, needed: None)
+    monkeypatch.setattr(bootstrap, "run_pip", lambda python, root, wanted, constraints: calls.append(wanted[-1]))
+    (root / "tests" / "engines").mkdir(parents=True)
+    for name in ("requirements", "without_dependencies", "vllm", "vllm_without_dependencies"):
+        (root / "tests" / "engines" / f"{name}.txt").write_text("torch\n")
+    assert environments.main([]) == environments.main([]) == 0
+    assert calls == [f"tests/engines/{name}.txt" for name in ("requirements", "without_dependencies", "vllm",
+                                                              "vllm_without_dependencies")]  # fmt: skip
+    (root / "tests" / "engines" / "vllm.txt").write_text("torch==2.13.0\n")
+    assert environments.main([]) == 0 and calls[4:] == calls[2:4]
+
+    def unreachable(python, root, wanted, constraints):
+        raise bootstrap.SetupError(bootstrap.explain("Failed to establish a new connection"))
+
+    monkeypatch.setattr(bootstrap, "run_pip", unreachable)
+    (root / "build" / "vllm-venv" / "qtutor-setup.json").unlink()
+    assert environments.main(["vllm-venv"]) == 1
+    assert "could not reach its package index" in said(capsys)
 
 
 # --- what it says when something outside is wrong ---

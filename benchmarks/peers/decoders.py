@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import qtutor
-from qtutor.decoder import EMBEDDED, corpus, train
+from qtutor.decoder import EMBEDDED, corpus, training
 from qtutor.decoder.text import calibration_tokens
 
 CHECKPOINTS = CACHE / "checkpoints"
@@ -61,26 +61,26 @@ def second() -> torch.nn.Module:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=train.VOCABULARY,
+        vocab_size=training.VOCABULARY,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=train.CONTEXT,
+        max_position_embeddings=training.CONTEXT,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
     )
     model = LlamaForCausalLM(config)
-    tokenizer = train.Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
-    batches = train.Batches(tokenizer, corpus.training_modules(), seed=0, sessions=2000)
+    tokenizer = training.Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+    batches = training.Batches(tokenizer, corpus.training_modules(), seed=0, sessions=2000)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for step in (progress := tqdm(range(STEPS), "training")):
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ids = batches.at(step)[:, : train.CONTEXT // 2 + 1]  # short windows: more steps in the same time
+        ids = batches.at(step)[:, : training.CONTEXT // 2 + 1]  # short windows: more steps in the same time
         logits = model(ids[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()

@@ -11,18 +11,26 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 import qtutor
+from qtutor.formats import checkpoint, load_quantized
+from qtutor.formats.sources import FLOAT, find
+
+
+def decoder_in(source: str) -> torch.nn.Module:
+    """The decoder without its tokenizer, which the peers' folders of plain weights lack. In float32."""
+    found = find(source)
+    if found.kind == FLOAT:
+        return checkpoint.load(found.path, torch.float32, "cpu")
+    return load_quantized(found.path, "cpu").float()
 
 
 def main() -> None:
-    checkpoint, tokens, quantized = sys.argv[1:]
+    reference, tokens, quantized = sys.argv[1:]
     ids = load_file(tokens)["token_ids"]
-    reference, _ = qtutor.load_decoder(checkpoint, device="cpu")
-    # A float32 checkpoint stays float32, a packed one says itself in what it computes.
-    model = qtutor.load_decoder(quantized, device="cpu")[0].float()
-    found = asdict(qtutor.evaluate.compare(model, reference, ids))
+    found = asdict(qtutor.evaluate.compare(decoder_in(quantized), decoder_in(reference), ids))
     print(json.dumps(found | {"tokens": ids.numel(), "folder": Path(quantized).name}))
 
 

@@ -19,7 +19,8 @@ def to_gguf(model, tokenizer, tokens: torch.Tensor, out: str, type: str, importa
     qtutor.export(model, out, format="gguf", type=type, tokenizer=tokenizer, importance=measured)
 
 
-def main() -> None:
+def main(**recipe) -> None:
+    """recipe: what the recipe gets besides what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint")
     parser.add_argument("tokens")
@@ -34,7 +35,7 @@ def main() -> None:
     if options.method == "gguf":
         to_gguf(model, tokenizer, tokens, options.out, **more)
         return
-    qtutor.quantize(model, qtutor.Recipe(options.method, options.bits, options.group_size, **more), tokens)
+    qtutor.quantize(model, qtutor.Recipe(options.method, options.bits, options.group_size, **recipe, **more), tokens)
     qtutor.export(model, options.out, tokenizer=tokenizer)
 
 

@@ -1,4 +1,6 @@
-"""The command line: `qtutor learn | progress | quantize | generate | eval | compare | inspect`, a module each.
+"""The command line: `qtutor learn | progress | quantize | convert | generate | eval | compare | inspect | doctor`.
+
+Each is a module.
 
 torch and transformers are imported inside the commands that need them, so that --help and inspect do not wait for them.
 Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one line and 130 (Ctrl-C), 143 (SIGTERM) or
@@ -9,7 +11,7 @@ import os
 import sys
 import traceback
 
-from qtutor.cli import compare, course, evaluate, generate, inspect, quantize
+from qtutor.cli import compare, convert, course, doctor, evaluate, generate, inspect, quantize
 from qtutor.cli.parsing import Parser, parser_with_examples
 from qtutor.cli.terminal import paragraph, plain_output, warnings_in_words
 from qtutor.errors import QtutorError
@@ -20,27 +22,33 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     plain_output()
     options = build_parser().parse_args(argv)
-    try:
-        with warnings_in_words(), signals_raise():
+    with warnings_in_words(), signals_raise() as asked:
+        try:
             status = options.run(options)
-        sys.stdout.flush()  # a full disk is told here, not by the interpreter when all is over
-        return status
-    except BrokenPipeError:
+            sys.stdout.flush()  # a full disk is told here, not by the interpreter when all is over
+            return status
+        except (SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # where Rust code gives up, Python sees a PanicException, which is no Exception
+            # After a request to stop, any error can be its result: a library caught the request and raised its own.
+            return _status(asked[-1] if asked else error)
+
+
+def _status(error: BaseException) -> int:
+    """Tell what went wrong, if anything did; returns the exit status."""
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qtutor inspect FILE | head` is no error
         return 0
-    except (QtutorError, OSError) as error:
+    if isinstance(error, KeyboardInterrupt):
+        print("\nqtutor: stopped.", file=sys.stderr)
+        return getattr(error, "status", 130)
+    if isinstance(error, QtutorError | OSError):
         paragraph(f"qtutor: {error}")
         return 2
-    except KeyboardInterrupt as stopped:
-        print("\nqtutor: stopped.", file=sys.stderr)
-        return getattr(stopped, "status", 130)
-    except (SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # where Rust code gives up, Python sees a PanicException, which is no Exception
-        if os.environ.get("QTUTOR_TRACEBACK"):
-            raise
-        paragraph(f"qtutor: {_unforeseen(error)}")
-        return 1
+    if os.environ.get("QTUTOR_TRACEBACK"):
+        raise error
+    paragraph(f"qtutor: {_unforeseen(error)}")
+    return 1
 
 
 def build_parser() -> Parser:
@@ -58,7 +66,7 @@ def build_parser() -> Parser:
         sub.set_defaults(run=run, parser=sub)
         return sub
 
-    for module in (course, quantize, generate, evaluate, compare, inspect):
+    for module in (course, quantize, convert, generate, evaluate, compare, inspect, doctor):
         module.add_to(command)
     return parser
 

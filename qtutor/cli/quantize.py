@@ -1,4 +1,7 @@
-"""`qtutor quantize`: a recipe out of options, a text to calibrate with, and a folder or a GGUF file that is written."""
+"""`qtutor quantize`: a recipe out of options, a text to calibrate with, and a folder or a GGUF file that is written.
+
+Other tools' formats are written by :mod:`.quantize_foreign`, GGUF files by :mod:`.quantize_gguf`.
+"""
 
 import sys
 from pathlib import Path
@@ -7,6 +10,7 @@ from qtutor.cli.parsing import add_source, nbytes, number
 from qtutor.cli.source import check_device, check_rounded, check_source
 from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
+from qtutor.formats import ENGINES, FORMATS
 
 EXAMPLES = [
     "quantize embedded out --bits 4 --group-size 64",
@@ -15,6 +19,8 @@ EXAMPLES = [
     "quantize path/to/llama out --method gptq --calibration text.txt --plan",
     "quantize path/to/llama out --method gptq --target-size 90MB",
     "quantize path/to/llama out --bits 8 --group-size -1 --keep '*.down_proj,model.layers.0.*'",
+    "quantize path/to/llama out --method gptq --symmetric --target vllm --plan",
+    "quantize path/to/llama out --method awq --group-size 128 --format awq",
     "quantize embedded out.gguf --type Q4_K_M",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
@@ -56,7 +62,9 @@ def add_to(command) -> None:
     sub.add_argument("--act-order", type=str.lower, metavar="ORDER", help=order)
     sub.add_argument("--damping", type=float, metavar="X", help="how far gptq trusts the text less (default: 0.01)")
     formats = "the layout of OUT (default: gguf where OUT ends in .gguf, else qtutor)"
-    sub.add_argument("--format", type=str.lower, choices=["qtutor", "gguf"], help=formats)
+    sub.add_argument("--format", type=str.lower, choices=list(FORMATS), help=formats)
+    target = "the engine that is to read OUT: picks the format, and checks the recipe and every layer before the work"
+    sub.add_argument("--target", type=str.lower, choices=list(ENGINES), help=target)
     sub.add_argument("--type", help="with gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
     force = "with gguf: replace the file OUT even if qtutor did not write it"
     sub.add_argument("--force", action="store_true", help=force)
@@ -69,33 +77,54 @@ def add_to(command) -> None:
 
 def quantize(options) -> int:
     """``qtutor quantize``: what can be said before anything is loaded, then a folder or a GGUF file."""
-    if options.format is None:
-        options.format = "gguf" if Path(options.out).suffix.lower() == ".gguf" else "qtutor"
+    gguf = Path(options.out).suffix.lower() == ".gguf" or options.target == "llama.cpp"
+    if options.format is None and (gguf or options.target is None):  # other engines read several: it is picked later
+        options.format = "gguf" if gguf else "qtutor"
     for name in ("samples", "length"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
     check_source(options.source)
     check_rounded(options.source, options.allow_requantize or options.plan)
     check_device(options.device)
+    if options.target is not None and options.format is not None:
+        from qtutor.formats.targets import ways_into
+
+        ways_into(options.target, options.format)  # refuses a format that it does not read
     if options.format == "gguf":
-        if options.plan:
-            raise QtutorError(
-                "--plan tells what will be written to a folder of qtutor's: it goes with --format qtutor."
-            )
         from qtutor.cli.quantize_gguf import write
 
         return write(options)
-    return write_folder(options)
+    if options.format == "qtutor":
+        return write_folder(options)
+    from qtutor.cli.quantize_foreign import write
+
+    return write(options)
 
 
 def write_folder(options) -> int:
     """Quantize by the recipe that the options describe, and write a folder of ours."""
     import qtutor
-    from qtutor import budget
     from qtutor.calibration.chat import has_template
+    from qtutor.report import next_steps
+
+    recipe, weights, tokenizer, calibration = prepared(options)
+    if options.plan:
+        print(qtutor.plan(weights, recipe, calibration, tokenizer))
+        return 0
+    report = qtutor.quantize_to(weights, options.out, recipe, calibration, tokenizer, tell=_tell)
+    print(report)  # once it is written: whoever reads this may have gone
+    print(f"Written to {options.out}.\n\n{next_steps(options.out, options.source, has_template(tokenizer))}")
+    return 0
+
+
+def prepared(options, check=lambda recipe, model: None):
+    """``(recipe, weights, tokenizer, calibration)``, once nothing speaks against OUT.
+
+    check(recipe, model): is called with the decoder of shapes, before a text is read.
+    """
+    from qtutor import budget
     from qtutor.cli.calibrating import calibration_of, check_calibration
     from qtutor.formats.streamed import opened
-    from qtutor.report import next_steps
 
     for name, what in (("type", "one"), ("imatrix", "an importance matrix")):
         if getattr(options, name):
@@ -104,7 +133,8 @@ def write_folder(options) -> int:
                 "that ends in .gguf."
             )
     if Path(options.out).suffix.lower() == ".gguf":
-        raise QtutorError(f"--format qtutor writes a folder, and {options.out} is named like a file: leave it out.")
+        form = f"--format {options.format}" if options.format else f"--target {options.target}"
+        raise QtutorError(f"{form} writes a folder, and {options.out} is named like a file: leave it out.")
     if options.force:
         raise QtutorError(
             "--force replaces a file, and goes with --format gguf. A folder in which files of others lie is never "
@@ -114,14 +144,9 @@ def write_folder(options) -> int:
     check_calibration(options, recipe.needs_calibration, f"--method {options.method}")
     check_out(options, min(budget.CHOICES) if recipe.is_mixed else recipe.grid.bits)
     weights, tokenizer = opened(options.source, check_device(options.device))
+    check(recipe, weights.model)
     calibration = calibration_of(options, weights.model, tokenizer) if recipe.needs_calibration else None
-    if options.plan:
-        print(qtutor.plan(weights, recipe, calibration, tokenizer))
-        return 0
-    report = qtutor.quantize_to(weights, options.out, recipe, calibration, tokenizer, tell=_tell)
-    print(report)  # once it is written: whoever reads this may have gone
-    print(f"Written to {options.out}.\n\n{next_steps(options.out, options.source, has_template(tokenizer))}")
-    return 0
+    return recipe, weights, tokenizer, calibration
 
 
 def _tell(what) -> None:
@@ -149,7 +174,8 @@ def check_out(options, bits: float, model=None) -> None:
         tensors = ((name, tuple(weight.shape), weight.nbytes) for name, weight in model.named_parameters())
     read = [name for name in (source, options.calibration, options.imatrix) if name]
     need = least_bytes(tensors, bits, everywhere=gguf) - (0 if gguf else bytes_kept(options.out))
-    target(options.out, options.format, sources=read, need=need, **({"overwrite": options.force} if gguf else {}))
+    form = options.format or "compressed-tensors"  # what engines read besides is written to the same places
+    target(options.out, form, sources=read, need=need, **({"overwrite": options.force} if gguf else {}))
 
 
 def recipe_of(options):

@@ -30,6 +30,9 @@ def write(options) -> int:
     check_calibration(options, awq or options.calibration is not None, "--format gguf without --method awq")
     bits = TYPES[find_mix(mix or DEFAULT).base].bits_per_weight
     check_out(options, bits)
+    if options.plan:
+        print(_plan(options, mix, given is not None or awq or options.calibration is not None))
+        return 0
     model, tokenizer = load(options, dtype="auto")
     check_out(options, bits, model)
     tokens = calibration_of(options, model, tokenizer, always=True) if awq or options.calibration else None
@@ -44,6 +47,22 @@ def write(options) -> int:
     ollama = find_mix(mix or DEFAULT).base not in NOT_IN_OLLAMA
     print(next_steps(str(path), options.source, has_template(tokenizer), ollama))
     return 0
+
+
+def _plan(options, mix: str | None, importance: bool) -> str:
+    """What the file will hold, from shapes alone."""
+    from qtutor.formats.gguf import planned
+    from qtutor.formats.streamed import opened
+
+    sizes = planned(opened(options.source)[0].model, mix, importance)
+    of_types = "\n".join(
+        f"  {kind:6}  {nbytes:14,} bytes" for kind, nbytes in sorted(sizes.items(), key=lambda i: -i[1])
+    )
+    return (
+        f"Plan: one GGUF file for llama.cpp, of the type {mix or DEFAULT}.\n\n{of_types}\n\n"
+        f"Format: gguf. Its types say how weights are rounded, so no recipe does.\n"
+        f"Result: {sum(sizes.values()):,} bytes of tensors, and the tokenizer."
+    )
 
 
 def type_of(options) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks to stop. ``status``: 128 plus its number, as in shells: 143 for SIGTERM, 129 for SIGHUP."""
+    """A signal that asks to stop. ``status``: 128 plus its number, as in shells: 130 for Ctrl-C, 143 for SIGTERM."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -15,26 +15,31 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """SIGTERM (kill, timeout, a shutdown) and SIGHUP (a closed terminal) raise :class:`Stopped` inside the block.
+def signals_raise() -> Iterator[list[Stopped]]:
+    """SIGINT (Ctrl-C), SIGTERM (kill, timeout, a shutdown) and SIGHUP (closed terminal) raise :class:`Stopped` inside.
 
-    A signal that is ignored (nohup) or already has a handler does not change. Only the main thread can set handlers; in
-    other threads this does nothing.
+    The block gets a list of the requests so far. It is needed because a library may catch a request (an import inside
+    of transformers does) and raise an error of its own later: whoever sees that error looks into the list.
+
+    A signal that is ignored (nohup) or has a handler of somebody else does not change. Only the main thread can set
+    handlers; in other threads this does nothing.
     """
-    names = ["SIGTERM", "SIGHUP"] if threading.current_thread() is threading.main_thread() else []
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    usual = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    asked = []
+    names = ["SIGINT", "SIGTERM", "SIGHUP"] if threading.current_thread() is threading.main_thread() else []
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names if hasattr(signal, name)}
+    usual = {number: old for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
 
     def stop(number, frame):
-        raise Stopped(number)
+        asked.append(Stopped(number))
+        raise asked[-1]
 
     try:
         for number in usual:
             signal.signal(number, stop)
-        yield
+        yield asked
     finally:
-        for number in usual:
-            signal.signal(number, signal.SIG_DFL)
+        for number, old in usual.items():
+            signal.signal(number, old)
 
 
 def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:

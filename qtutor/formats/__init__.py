@@ -23,9 +23,12 @@ FOREIGN = {
     "modelopt": "modelopt",
 }  # formats of other tools, by what quant_method is called in a config.json -> module
 FORMATS = {"qtutor": "native", "gguf": "gguf", **FOREIGN}  # name -> module
+ENGINES = ("vllm", "vllm-cpu", "sglang", "tensorrt-llm", "transformers", "llama.cpp")  # see .targets
 
 
-def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=None, **options) -> Path:
+def export(
+    model: nn.Module, out: str | Path, format: str | None = None, tokenizer=None, target: str | None = None, **options
+) -> Path:
     """Write ``model`` to ``out`` in a checkpoint format, and return what was written. What was there before stays until
     the new one is whole.
 
@@ -36,6 +39,8 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
     "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt": the packed layers of a quantized model as vLLM,
     SGLang, TensorRT-LLM or transformers read them, in a whole folder; each holds certain grids (its module says which).
     options: those of the format's ``save``; ``None`` stands for what it does by itself.
+    target: the engine that is to read it, one of :data:`ENGINES`; it picks the format, and refuses layers that it does
+    not take (:mod:`qtutor.formats.targets`). Without both the format is "qtutor".
 
     Raises :class:`QtutorError` for an unknown format, for options that another format has, for what the format cannot
     hold, where ``out`` cannot be written or holds what qtutor did not write, and for a model that is not as its config
@@ -43,6 +48,8 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
     """
     from qtutor.guards.model import decoder_of
 
+    model = decoder_of(model)
+    format = _format_for(model, format, target)
     save = _of_format(format).save
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - _options(save):
@@ -53,7 +60,7 @@ def export(model: nn.Module, out: str | Path, format: str = "qtutor", tokenizer=
             f"{name} = {str(options[name])[:60]!r}: the format {format!r} has no such option (it has {known})."
             f"{belongs} Leave it out."
         )
-    return save(decoder_of(model), out, tokenizer, **options)
+    return save(model, out, tokenizer, **options)
 
 
 def target(out: str | Path, format: str = "qtutor", **options) -> Path:
@@ -80,6 +87,17 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
             return foreign_reading.load(source, device)
         file = None if ours else file_in(source, alone=False)
         return native.load(source, device) if file is None else gguf.load(file, device)
+
+
+def _format_for(model: nn.Module, format: str | None, target: str | None) -> str:
+    """The format that is given, or that an engine reads."""
+    if target is None:
+        return format or "qtutor"
+    from qtutor.formats.foreign import packed_layers
+    from qtutor.formats.targets import pick_for, ways_into
+
+    ways = ways_into(target.lower() if isinstance(target, str) else target, format)
+    return pick_for(target.lower(), packed_layers(model), format).format if ways else "gguf"
 
 
 def _of_format(name: str):

@@ -31,6 +31,7 @@ from qtutor.formats.foreign import (
     Wanted,
     check_integers,
     expect,
+    names_at,
     one_group_size,
     refused,
     resolved_zeros,
@@ -80,9 +81,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
         where, settings, "group_size", lambda g: type(g) is int and (g > 0 or g == PER_CHANNEL), "a size, or -1"
     )
     expect(where, settings, "zero_point", lambda flag: flag is True, "true", default=True)
-    kept = settings.get("modules_to_not_convert") or []
-    if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
-        raise QtutorError(f"{where}: modules_to_not_convert is {shown(kept)}, expected names of layers.")
+    kept = names_at(where, settings, "modules_to_not_convert")
     layout = Layout(IntGrid(BITS), size, "gemm")
     return {name: layout for name in names if name != "lm_head" and not any(part in name for part in kept)}
 

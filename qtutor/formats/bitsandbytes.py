@@ -17,6 +17,9 @@ Byte of the codes 1 and 2: 0x12. Of 8 bits (LLM.int8):
     SCB            float32 [out]      the largest weight of each row; a weight is code * SCB / 127
     weight_format  uint8 []           0: row after row
 
+Its int8 layers round inputs to float16 before they round them to 8 bits, which ours do not: on the embedded decoder the
+likeliest next token is another one at 1 of 100 places.
+
 Blocks go on from row to row in bitsandbytes, and end with the row in qtutor, which is the same where they divide it.
 bitsandbytes takes blocks of 32, 64, 128 ... 4096. transformers has one quant type for a model, so mixtures are refused.
 
@@ -33,7 +36,7 @@ from qtutor.core.scales import NestedScales
 from qtutor.errors import QtutorError, shown
 from qtutor.formats import foreign_writing
 from qtutor.formats.documents import parse_json
-from qtutor.formats.foreign import Format, Layout, Wanted, expect, refused
+from qtutor.formats.foreign import Format, Layout, Wanted, expect, names_at, refused
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.runtime.int8 import Int8Linear
 
@@ -98,10 +101,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     eight = expect(where, settings, "load_in_8bit", flag, "true or false", default=False)
     if four == eight:
         raise QtutorError(f"{where}: load_in_4bit is {four} and load_in_8bit {eight}; one of them has to be true.")
-    kept = settings.get("llm_int8_skip_modules")
-    kept = ["lm_head"] if kept is None else kept
-    if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
-        raise QtutorError(f"{where}: llm_int8_skip_modules is {shown(kept)}, expected names of layers.")
+    kept = names_at(where, settings, "llm_int8_skip_modules", default=["lm_head"])
     if four:
         kind = expect(where, settings, "bnb_4bit_quant_type", lambda t: t in list(FOUR), "nf4 or fp4", default="fp4")
         storage = settings.get("bnb_4bit_quant_storage") or "uint8"

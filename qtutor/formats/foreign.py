@@ -5,7 +5,7 @@ reads them. Left out, for every format: quantized embeddings, which no engine he
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -156,6 +156,18 @@ def pattern(text, where: str) -> re.Pattern:
         return re.compile(text)
     except (ValueError, re.error, RecursionError, OverflowError) as error:
         raise QtutorError(f"{where}: the pattern {shown(text)} is not read ({said(error)}). Name the layers.") from None
+
+
+def names_at(where: str, settings: dict, key: str, default: Iterable[str] = ()) -> list[str]:
+    """The names of layers at ``key``; ``default`` where it is missing or null. Raises as :func:`expect` does."""
+    if settings.get(key) is None:
+        return list(default)
+    return expect(where, settings, key, are_names, "names of layers")
+
+
+def are_names(value) -> bool:
+    """Whether a value of a config is a list of names."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def expect(where: str, settings: dict, key: str, fits: Callable[[object], bool], wanted: str, default=None):

@@ -12,25 +12,23 @@ before the folder takes its name: written beside and renamed, so nobody ever see
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from qtutor.errors import QtutorError, naming
-from qtutor.families import family_of
 from qtutor.files import folder_written_beside, parents_made, told
-from qtutor.files.target import checked
-from qtutor.formats.checkpoint import CONFIG, GENERATION, INDEX, WEIGHTS
+from qtutor.formats import folders
+from qtutor.formats.checkpoint import CONFIG, GENERATION
 from qtutor.formats.endings import generation_settings
+from qtutor.formats.folders import check_dtype, files_in, kinds, refuse_others, stored_tensors
 from qtutor.formats.foreign import Format, Layout, linear_names, packed_layers, resolved_zeros
 from qtutor.formats.foreign_reading import opened
 from qtutor.formats.readback import read_back
-from qtutor.formats.shards import LARGEST
-from qtutor.guards.promises import check_finite, config_to_write, is_tied
+from qtutor.formats.shards import INDEX, LARGEST, ShardFile, Shards, index_text, laid_out
+from qtutor.guards.promises import check_finite, config_to_write
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantLinear, QuantWeight
 
@@ -49,68 +47,39 @@ def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, bes
     settings = form.settings(layers, left, **options)
     layouts = form.layouts(settings, list(linear_names(model)), "quantization_config")
     config = config_to_write(model)
-    if config.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise QtutorError(f"the model is in {config.dtype}, which no checkpoint holds: call model.float() first.")
+    check_dtype(config.dtype)
     check_finite(model)
-    parts = {name: (tensor.nbytes, partial(dict, {name: tensor})) for name, tensor in _floats(model).items()}
-    parts |= {
-        name: (layer.nbytes, partial(_encoded, form, name, layer, layouts[name])) for name, layer in layers.items()
-    }
-    place = target(folder, need=sum(size for size, _ in parts.values()))
+    floats = _floats(model)
+    shapes = kinds(floats)
+    for name, layer in layers.items():  # encoded here for its shapes, and once more when it is written
+        shapes |= kinds(_encoded(form, name, layer, layouts[name]))
+    files = laid_out(shapes, LARGEST)
+    place = target(folder, need=sum(file.size for file in files))
     with told(place), parents_made(place), folder_written_beside(place) as new:
         _write_about(new, model, config, settings, tokenizer)
         for name, values in beside(settings).items():
             _write_json(new / name, values)
-        _write_shards(new, parts)
-        about = {"files": sorted([ABOUT, *(path.name for path in new.iterdir())])}
+        _write_weights(new, form, files, floats, layers, layouts)
+        about = {"files": sorted([ABOUT, *files_in(new)])}
         _write_json(new / ABOUT, about | {"recipe": getattr(model, "qtutor_recipe", None)})
         read_back(place, lambda: _compare(new, form, model, layers))
-        _refuse_others(place)  # something may have been put there in the meantime
+        refuse_others(place, ABOUT)  # something may have been put there in the meantime
     return Path(folder)
 
 
 def target(folder: str | Path, sources: Iterable[str | Path] = (), need: int = 0) -> Path:
-    """``folder`` with its links followed, if :func:`save` may write there (:func:`qtutor.files.target.checked`)."""
-    if Path(folder).suffix == ".gguf":
-        raise QtutorError(f"{folder} is the name of a GGUF file, and this format is a folder: choose another name.")
-    place = checked(folder, folder=True, sources=sources, need=need)
-    _refuse_others(place)
-    return place
-
-
-def _refuse_others(folder: Path) -> None:
-    """Refuse a folder that holds files of others: an export replaces all of it."""
-    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()] if folder.exists() else []
-    names = sorted(path.relative_to(folder).as_posix() for path in found if path.name != ".DS_Store")
-    ours = _written_by_us(folder) if names else set()
-    if names and not ours:
-        raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
-    others = [name for name in names if name not in ours]
-    if others:
-        raise QtutorError(
-            f"{folder} holds files besides the export that qtutor wrote there ({', '.join(others[:3])}), and the next "
-            "one would replace all of it: move them elsewhere, or choose another folder."
-        )
-
-
-def _written_by_us(folder: Path) -> set[str]:
-    """The names of the files of an earlier export, as it noted them itself; empty for anybody else's folder."""
-    try:
-        return {*json.loads((folder / ABOUT).read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return set()
+    """``folder`` with its links followed, if :func:`save` may write there."""
+    return folders.target(folder, ABOUT, sources, need)
 
 
 def _floats(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What is not packed: the state dict without packed layers, except for their biases, and without a tied head."""
-    family = family_of(model)
+    """What is not packed: all that a checkpoint has of the model but packed layers, whose biases stay in float."""
     packed = {name for name, module in model.named_modules() if isinstance(module, QuantWeight)}
-    tied = f"{family.head}.weight" if is_tied(model) else None
     found = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in stored_tensors(model).items():
         layer, _, kind = name.rpartition(".")
-        if name != tied and (layer not in packed or kind == "bias"):
-            found[name] = tensor.detach().contiguous()
+        if layer not in packed or kind == "bias":
+            found[name] = tensor
     return found
 
 
@@ -136,30 +105,16 @@ def _write_json(path: Path, values: Mapping) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_shards(new: Path, parts: dict[str, tuple[int, Callable]]) -> None:
-    """The weights, a file after the other: parts are bytes, and a function that makes the tensors, by name."""
-    files, size = [[]], 0
-    for name, (nbytes, _) in parts.items():
-        if size + nbytes > LARGEST and files[-1]:
-            files.append([])
-            size = 0
-        files[-1].append(name)
-        size += nbytes
-    names = [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
-    names = names if len(files) > 1 else [WEIGHTS]
-    where, total = {}, 0
-    for file, own in zip(names, files):
-        tensors, seen = {}, set()
-        for name in own:
-            for key, tensor in parts[name][1]().items():
-                memory = tensor.untyped_storage().data_ptr()
-                tensors[key] = tensor.clone() if memory in seen and tensor.numel() else tensor  # safetensors refuses it
-                seen.add(memory)
-        save_file(tensors, new / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(files) > 1:
-        _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+def _write_weights(new: Path, form: Format, files: list[ShardFile], floats: dict, layers: dict, layouts: dict) -> None:
+    """The files with the weights, and their index. One layer at a time is encoded, and forgotten when it is written."""
+    with Shards(new, files) as shards:
+        for name, tensor in floats.items():
+            shards.write(name, tensor)
+        for name, layer in layers.items():
+            for key, tensor in _encoded(form, name, layer, layouts[name]).items():
+                shards.write(key, tensor)
+    if (index := index_text(files)) is not None:
+        (new / INDEX).write_text(index, encoding="utf-8")
 
 
 def _compare(new: Path, form: Format, model: nn.Module, layers: dict[str, QuantLinear]) -> None:

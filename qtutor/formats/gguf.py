@@ -62,27 +62,21 @@ def save(
     importance=None,
     pure: bool = False,
     overwrite: bool = False,
+    progress: bool = True,
 ) -> Path:
     """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
 
     type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. importance: an
     :class:`~qtutor.gguf.imatrix.Imatrix`, a file that holds one, or a mapping of GGUF names to float32 ``[in]``.
-    overwrite: replace a file that is there even if qtutor did not write it. Returns the file's path.
+    overwrite: replace a file that is there even if qtutor did not write it. progress: show a bar where it takes long.
+    Returns the file's path.
     Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
     cannot be written; the old one is then untouched.
     """
     family_of(model)
     config = config_to_write(model)
     sources = {tensor_name(name, config): source for name, source in parameters(model)}
-    types = tensor_types(
-        type,
-        {name: shape for name, (shape, _) in sources.items()},
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        architecture=architecture_of(config).name,
-        importance=importance is not None,
-        pure=pure,
-    )
+    types = _types(sources, config, type, importance is not None, pure)
     of_column = _importance(importance, sources)
     tensors = [
         Tensor(name, shape, types[name], _encoder(name, types[name], values, config, of_column))
@@ -97,9 +91,32 @@ def save(
         keys[GENERATION] = json.dumps(settings)
     need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
     place = target(out, need=need, overwrite=overwrite)
-    with told(place), parents_made(place), _progress(tensors) as counted:
+    with told(place), parents_made(place), _progress(tensors, progress) as counted:
         write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new).file.metadata)))
     return _path(out)
+
+
+def planned(model: nn.Module, type: str | None = None, importance: bool = False) -> dict[str, int]:
+    """How many bytes :func:`save` would give the tensors of each block type, by its name; shapes are enough."""
+    config = config_to_write(model)
+    sources = {tensor_name(name, config): source for name, source in parameters(model)}
+    found = {}
+    for name, kind in _types(sources, config, type or DEFAULT, importance, pure=False).items():
+        found[kind] = found.get(kind, 0) + TensorInfo(name, sources[name][0], ALL_TYPES[kind], 0).nbytes
+    return found
+
+
+def _types(sources: Mapping[str, Source], config, type: str, importance: bool, pure: bool) -> dict[str, str]:
+    """The block type of each tensor, by its name."""
+    return tensor_types(
+        type,
+        {name: shape for name, (shape, _) in sources.items()},
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        architecture=architecture_of(config).name,
+        importance=importance,
+        pure=pure,
+    )
 
 
 def target(out: str | Path, sources: Iterable[str | Path] = (), need: int = 0, overwrite: bool = False) -> Path:
@@ -125,11 +142,11 @@ def _ours(path: Path) -> bool:
 
 
 @contextmanager
-def _progress(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+def _progress(tensors: list[Tensor], shown: bool) -> Iterator[list[Tensor]]:
     """The tensors; where encoding them takes over a second and a person is looking, a bar counts their weights."""
     total = sum(math.prod(tensor.shape) for tensor in tensors)
     looks = {"unit": "weight", "unit_scale": True, "leave": False}
-    with tqdm(total=total, desc="encoding", delay=1, disable=None, **looks) as bar:
+    with tqdm(total=total, desc="encoding", delay=1, disable=None if shown else True, **looks) as bar:
 
         def counted(tensor: Tensor) -> np.ndarray:
             data = tensor.data()

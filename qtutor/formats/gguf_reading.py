@@ -102,7 +102,7 @@ def opened(path: str | Path) -> Opened:
     ours = CONFIG in file.metadata
     config = _config(file) if ours else config_of(config_values(file), str(path), blocks_in(file.tensors, "blk"))
     model = empty_model(config, str(path))
-    stored = _tensors_in(file, config)
+    stored = tensors_in(file, config)
     wanted = {}
     for parameter, (shape, _) in parameters(model):
         name = place_of(parameter, config) or parameter
@@ -137,7 +137,7 @@ def _check_types(file: GGUFFile | Whole) -> None:
         )
 
 
-def _tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
+def tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
     """The tensors of a file by name. One matrix for q, k and v is taken as three where the family has three."""
     stored = {name: (info.shape, partial(file.weight, name)) for name, info in file.tensors.items()}
     architecture = architecture_of(config)

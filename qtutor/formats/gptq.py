@@ -172,12 +172,7 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
             "every column is not held here. Take a version of the model without desc_act, or the float checkpoint."
         )
     codes = from_words(tensors["qweight"].T, bits, columns)
-    words = tensors["qzeros"]
-    if layout.kind == FIRST and bits != 3:  # as GPTQModel, which carries from code to code where one was 0 - 1
-        words = words + to_words(torch.ones(1, rows, dtype=torch.uint8), bits)
-    zeros = from_words(words, bits, rows).T.contiguous()
-    if layout.kind == FIRST and bits == 3:
-        zeros = (zeros + 1) & grid.largest_code
+    zeros = zeros_of(tensors["qzeros"], bits, rows, layout.kind)
     scales = stored_scales(tensors["scales"].T.contiguous())
     if not grid.symmetric:
         return QuantizedTensor(codes, scales, zeros, grid, layout.group_size)
@@ -189,6 +184,14 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
             f"means that checkpoint_format, {layout.kind!r}, is the other one of {FIRST!r} and {SECOND!r}."
         )
     return QuantizedTensor(codes, scales, None, grid, layout.group_size)
+
+
+def zeros_of(words: torch.Tensor, bits: int, rows: int, version: str) -> torch.Tensor:
+    """Zero points uint8 ``[rows, groups]`` from qzeros, int32 ``[groups, rows * bits / 32]``; version: see above."""
+    if version == FIRST and bits != 3:  # as GPTQModel, which carries from code to code where one was 0 - 1
+        words = words + to_words(torch.ones(1, rows, dtype=torch.uint8), bits)
+    zeros = from_words(words, bits, rows).T.contiguous()
+    return (zeros + 1) & 7 if version == FIRST and bits == 3 else zeros
 
 
 FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

@@ -31,6 +31,7 @@ from qtutor.formats.foreign import (
     Wanted,
     check_integers,
     expect,
+    names_at,
     one_group_size,
     refused,
     stored_scales,
@@ -91,10 +92,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
         raise QtutorError(f"{where}: quant_algo is {shown(algorithm)}; read is {ALGORITHM!r}.")
     expect(where, inner, "has_zero_point", lambda flag: flag in (False, None), "false", default=False)
     size = expect(where, inner, "group_size", lambda g: type(g) is int and g > 0, "a size", default=128)
-    key = "exclude_modules" if "exclude_modules" in inner else "ignore"
-    kept = expect(where, inner, key, lambda v: v is None or isinstance(v, list), "names of layers", default=[]) or []
-    if not all(isinstance(name, str) for name in kept):
-        raise QtutorError(f"{where}: {key} is {shown(kept)}, expected names of layers.")
+    kept = names_at(where, inner, "exclude_modules" if "exclude_modules" in inner else "ignore")
     exact, starts = set(kept), tuple(name[:-1] for name in kept if name.endswith("*"))
     left = [name for name in names if name not in exact and not (starts and name.startswith(starts))]
     return {name: Layout(IntGrid(BITS, True), size, "alone" if name.endswith(ALONE) else "joined") for name in left}

@@ -17,25 +17,25 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError
-from qtutor.families import family_of
 from qtutor.files import folder_written_beside, parents_made, told
-from qtutor.files.target import checked
+from qtutor.formats import folders
+from qtutor.formats.checkpoint import CONFIG, GENERATION
 from qtutor.formats.endings import generation_settings
-from qtutor.formats.native_reading import ABOUT, GENERATION, LAYOUT, load, opened  # noqa: F401 - the other half
+from qtutor.formats.folders import check_dtype, files_in, kinds, stored_tensors
+from qtutor.formats.native_reading import ABOUT, LAYOUT, load, opened  # noqa: F401 - the other half
 from qtutor.formats.readback import read_back
-from qtutor.formats.shards import INDEX, WEIGHTS, Kind, index_text, laid_out, save_file
-from qtutor.guards.promises import check_finite, config_to_write, is_tied
+from qtutor.formats.shards import INDEX, WEIGHTS, index_text, laid_out, save_file
+from qtutor.guards.promises import check_finite, config_to_write
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 # What an export holds that does not tell: one from before the names were stored, or one that is damaged.
 USUAL = {
-    *(WEIGHTS, INDEX, ABOUT, "config.json", GENERATION, "tokenizer.json", "tokenizer_config.json"),
+    *(WEIGHTS, INDEX, ABOUT, CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json"),
     *(
         "special_tokens_map.json",
         "added_tokens.json",
@@ -87,56 +87,22 @@ def write_others(new: Path, model: nn.Module, tokenizer, recipe: dict | None, fi
         (new / GENERATION).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     if (index := index_text(files)) is not None:
         (new / INDEX).write_text(index, encoding="utf-8")
-    about["files"] = sorted({ABOUT, *(file.name for file in files), *_files(new)})
+    about["files"] = sorted({ABOUT, *(file.name for file in files), *files_in(new)})
     (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, Kind]:
-    """Dtype and shape of each of ``tensors``."""
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raise :class:`QtutorError` for a model in a dtype that checkpoints do not have."""
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise QtutorError(f"the model is in {dtype}, which no checkpoint holds: call model.float() first.")
-
-
 def target(folder: str | Path, sources: Iterable[str | Path] = (), need: int = 0) -> Path:
-    """``folder`` with its links followed, if :func:`save` may write there (:func:`qtutor.files.target.checked`)."""
-    if Path(folder).suffix == ".gguf":
-        raise QtutorError(
-            f"{folder}: the format 'qtutor' is a folder, and this is the name of a GGUF file. Choose another name, or "
-            "the format 'gguf'."
-        )
-    place = checked(folder, folder=True, sources=sources, need=need)
-    refuse_others(place)
-    return place
+    """``folder`` with its links followed, if :func:`save` may write there."""
+    return folders.target(folder, ABOUT, sources, need, _is_usual)
 
 
 def refuse_others(folder: Path) -> None:
     """Refuse a folder that holds files of others: an export replaces all of it."""
-    found = _files(folder) if folder.exists() else []
-    if found and not (folder / ABOUT).is_file():
-        raise QtutorError(f"{folder} exists and is not an export of qtutor; choose another folder or remove it.")
-    try:
-        ours = {ABOUT, *json.loads((folder / ABOUT).read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        ours = USUAL
-    others = [name for name in found if name not in ours and Path(name).name != ".DS_Store"]  # macOS puts it anywhere
-    if ours is USUAL:
-        others = [name for name in others if not SHARD.fullmatch(name)]
-    if others:
-        raise QtutorError(
-            f"{folder} holds files besides the export that qtutor wrote there ({', '.join(others[:3])}), and the next "
-            "one would replace all of it: move them elsewhere, or choose another folder."
-        )
+    folders.refuse_others(folder, ABOUT, _is_usual)
 
 
-def _files(folder: Path) -> list[str]:
-    """The names of all files in a folder and those below it, links included."""
-    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+def _is_usual(name: str) -> bool:
+    return name in USUAL or SHARD.fullmatch(name) is not None
 
 
 def _describe(module: QuantWeight) -> dict:
@@ -152,16 +118,3 @@ def _describe(module: QuantWeight) -> dict:
         "bias": getattr(module, "bias", None) is not None,
         **({"threshold": module.threshold} if isinstance(module, Int8Linear) else {}),
     }
-
-
-def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without a tied output matrix; what else shares memory is copied, since safetensors refuses it."""
-    tensors, seen, tied = {}, set(), f"{family_of(model).head}.weight" if is_tied(model) else None
-    for name, tensor in model.state_dict().items():
-        if name == tied:
-            continue
-        tensor = tensor.contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if tensor.numel() and storage in seen else tensor
-        seen.add(storage)
-    return tensors

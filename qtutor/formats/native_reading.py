@@ -16,7 +16,7 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import embedding_scale, family_of, linear_layers
-from qtutor.formats.checkpoint import config_in, sharded
+from qtutor.formats.checkpoint import GENERATION, config_in, sharded
 from qtutor.formats.comparing import check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.endings import give_back
@@ -29,7 +29,6 @@ from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 LAYOUT = 1
 ABOUT = "qtutor.json"
-GENERATION = "generation_config.json"
 CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
 KINDS = {"linear": nn.Linear, "int8 linear": nn.Linear, "embedding": nn.Embedding}  # and what each takes the place of

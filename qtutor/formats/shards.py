@@ -26,8 +26,17 @@ import torch
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LARGEST = 5 * 10**9  # bytes of tensors in a file; a larger tensor has a file to itself
-NAMES = {torch.uint8: "U8", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
-ORDER = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8)  # the safetensors library's
+NAMES = {  # in the order in which the safetensors library has them in a file
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+ORDER = tuple(NAMES)
 CHUNK = 1 << 22  # numbers that are converted and written, or read, at once
 
 Kind = tuple[torch.dtype, tuple[int, ...]]  # dtype and shape

@@ -13,16 +13,14 @@ import torch
 from torch import nn
 
 from qtutor.calibration.mapped import Weights, page_out, trim_heap
-from qtutor.decoder import EMBEDDED
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, family_of
-from qtutor.formats import checkpoint, gguf_reading, hub, native
+from qtutor.formats import checkpoint, gguf_reading
 from qtutor.formats.documents import reading
-from qtutor.formats.gguf_files import file_in
-from qtutor.formats.tokenizers_files import tokenizer_in, tried
+from qtutor.formats.sources import FOREIGN, GGUF, OURS, find
+from qtutor.formats.tokenizers_files import tokenizer_in, tokenizer_in_gguf
 from qtutor.formats.transformers_files import outlined, usual_device, with_tied
 from qtutor.gguf.parts import names_of
-from qtutor.gguf.tokenizer_back import tokenizer_of
 from qtutor.guards.model import decoder_of
 
 
@@ -105,19 +103,16 @@ def opened(source, device: str | None = None) -> tuple[Weights, object]:
     from qtutor.loading import load
 
     with reading(source):
-        file = None if source == "embedded" else file_in(source)
-        if file is not None:
-            return _of_gguf(file, device)
-        if (Path(source) / native.ABOUT).is_file():
+        found = find(source)
+        if found.kind == GGUF:
+            return _of_gguf(found.path, device)
+        if found.kind in (OURS, FOREIGN):
             model, tokenizer = load(source, device=device)
             return Weights(decoder_of(model)), tokenizer
-        folder = EMBEDDED if source == "embedded" else Path(source)
-        if not folder.is_dir():
-            folder = hub.folder_of(str(source))
         with naming(f"{source}: the checkpoint cannot be loaded"):
-            weights = _of_folder(folder, device)
-            weights.model.config.name_or_path = str(EMBEDDED if source == "embedded" else source)
-            return weights, tokenizer_in(folder, weights.model.config)
+            weights = _of_folder(found.path, device)
+            weights.model.config.name_or_path = str(found.path if source == "embedded" else source)
+            return weights, tokenizer_in(found.path, weights.model.config)
 
 
 def _of_folder(folder: Path, device: str | None) -> FileWeights:
@@ -132,8 +127,7 @@ def _of_folder(folder: Path, device: str | None) -> FileWeights:
 def _of_gguf(file: Path, device: str | None) -> tuple[FileWeights, object]:
     """The float32 weights that a GGUF file stands for, each decoded when it is asked for; and the tokenizer."""
     found = gguf_reading.opened(file)
-    with naming(str(file)):
-        tokenizer = tried(lambda: tokenizer_of(found.file.metadata), found.model.config, file)
+    tokenizer = tokenizer_in_gguf(found, file)
     found.model.config.dtype = torch.float32
     model = outlined(found.model, torch.float32, str(file), device)
     gguf_reading.take_ends(model, found.file)

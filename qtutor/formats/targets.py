@@ -21,6 +21,7 @@ from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.families import family_of, linear_layers
 from qtutor.recipe import Recipe
+from qtutor.runtime.linear import QuantLinear
 
 Shape = tuple[int, int]  # out, in
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines make one layer of
@@ -49,6 +50,7 @@ class Way:
 
 
 GPU = {"rows": 64, "columns": 128, "groups": (PER_CHANNEL, 32, 64, 128)}  # of the Marlin kernels in vLLM and SGLang
+CPU = GPU | {"rows": 32, "columns": 32}  # the group sizes that ran here; others may
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALL = tuple(range(2, 9))
 RAN = "it ran here"
@@ -63,9 +65,9 @@ WAYS = {
         Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
     ),
     "vllm-cpu": (
-        Way(CT, bits=(4,), groups=(PER_CHANNEL, 32, 64, 128), rows=32, columns=32, known=RAN),
+        Way(CT, bits=(4,), **CPU, known=RAN),
         Way(CT, grid="int8", known=RAN),
-        Way(GPTQ, bits=(4,), symmetric=(True,), mixed=False, rows=32, columns=32, known=RAN),
+        Way(GPTQ, bits=(4,), symmetric=(True,), mixed=False, **CPU, known=RAN),
         Way(AWQ, bits=(4,), mixed=False, rows=32, columns=32, known=RAN),
     ),
     "sglang": (
@@ -110,28 +112,59 @@ def layer_shapes(model: nn.Module, recipe: Recipe) -> dict[str, Shape]:
     return {name: tuple(layer.weight.shape) for name, layer in (linear_layers(model) | heads).items()}
 
 
-def pick(target: str, shapes: Mapping[str, Shape], recipe: Recipe) -> Choice:
+def pick(target: str, shapes: Mapping[str, Shape], recipe: Recipe, form: str | None = None) -> Choice:
     """The format for ``target``, one of :data:`TARGETS`. shapes: as :func:`layer_shapes` gives them.
 
-    Raises :class:`QtutorError` naming the layers that fit none of its ways, and the choices that would.
+    form: the format to be taken, of those that the target reads. Raises :class:`QtutorError` naming the layers that fit
+    none of its ways, and the choices that would.
     """
-    check_choice("target", target, TARGETS)
+    ways = ways_into(target, form)
     if target == "llama.cpp":
         return Choice("gguf", {"type": GGUF[min(8, max(2, round(recipe.bits)))]}, False, RAN)
     if recipe.embeddings:
         raise QtutorError(f"{target} reads no quantized embeddings: quantize with embeddings=False.")
     # Of a fraction every layer gets whole bits of its own, from 2 to 8, and nobody knows yet which.
     whole = replace(recipe, bits=int(recipe.bits)) if recipe.is_mixed else recipe
-    recipes = whole.of_layers(shapes)
-    problems = {way: _misfits(way, shapes, recipes, recipe.is_mixed) for way in WAYS[target]}
-    for way, misfits in problems.items():
-        if not misfits:
+    return _first(target, ways, shapes, whole.of_layers(shapes), recipe.is_mixed)
+
+
+def pick_for(target: str, layers: Mapping[str, QuantLinear], form: str | None = None) -> Choice:
+    """:func:`pick` for what is quantized already: packed ``layers`` by name."""
+    ways = ways_into(target, form)
+    if target == "llama.cpp":
+        return Choice("gguf", {}, False, RAN)
+    return _first(target, ways, {name: (layer.rows, layer.columns) for name, layer in layers.items()}, layers, False)
+
+
+def ways_into(target: str, form: str | None = None) -> tuple[Way, ...]:
+    """The ways of ``target``, those of one format if ``form`` is given; none for llama.cpp, which reads GGUF alone.
+
+    Raises :class:`QtutorError` for a target that is not known, and for a format that it does not read.
+    """
+    check_choice("target", target, TARGETS)
+    found = tuple(way for way in WAYS.get(target, ()) if form in (None, way.format))
+    reads = list(dict.fromkeys(way.format for way in WAYS.get(target, ()))) or ["gguf"]
+    if form is not None and form not in reads:
+        raise QtutorError(f"{target} does not read the format {form!r}: take {' or '.join(map(repr, reads))}.")
+    return found
+
+
+def _first(target: str, ways: tuple[Way, ...], shapes: Mapping[str, Shape], own: Mapping, mixed: bool) -> Choice:
+    """The first way that all layers fit. own: of each layer what has its grid and group_size. mixed: bits are not yet
+    known.
+    """
+    problems = {way: misfits(way, shapes, own, mixed) for way in ways}
+    for way, found in problems.items():
+        if not found:
             return Choice(way.format, {}, True, way.known)
-    raise QtutorError(_explained(target, problems, recipes))
+    raise QtutorError(_explained(target, problems, own))
 
 
-def _misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping[str, Recipe], fraction: bool) -> dict[str, list]:
-    """By layer, what keeps it from going this ``way``, each with a choice that would fit. fraction: of bits."""
+def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: bool = False) -> dict[str, list]:
+    """By layer, what keeps it from going this ``way``, each with a choice that would fit.
+
+    recipes: of each layer what has its grid and group_size, a :class:`Recipe` or a packed layer. fraction: of bits.
+    """
     found = {}
     kinds = {name: (own.grid, own.group_size) for name, own in recipes.items()}
     most = max(kinds.values(), key=list(kinds.values()).count) if kinds else None
@@ -150,7 +183,7 @@ def _misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping[str, Recipe
     return found
 
 
-def _wrong_grid(way: Way, own: Recipe) -> list[tuple[str, str]]:
+def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
     grid, reasons = own.grid, []
     name = grid.name if isinstance(grid, Codebook) else "integers"
     if name != way.grid:
@@ -179,22 +212,22 @@ def _joined_with(name: str, names: Mapping) -> list[str]:
     return [f"{parent}.{other}" for other in others if other != last and f"{parent}.{other}" in names]
 
 
-def _explained(target: str, problems: Mapping[Way, Mapping], recipes: Mapping[str, Recipe]) -> str:
+def _explained(target: str, problems: Mapping[Way, Mapping], recipes: Mapping) -> str:
     """The ways with the fewest changes: the layers and reasons of the first, and what would fit each of them."""
-    changes = {way: {fits for found in misfits.values() for _, fits in found} for way, misfits in problems.items()}
+    changes = {way: {fits for found in layers.values() for _, fits in found} for way, layers in problems.items()}
     # Another method is another model: that is only advised where nothing else would help.
     same = {way: found for way, found in changes.items() if not any("method" in fits for fits in found)} or changes
     nearest = [way for way in same if len(same[way]) == min(map(len, same.values()))]
     way = min(nearest, key=lambda one: len(problems[one]))
-    misfits = problems[way]
-    reasons = sorted({why for found in misfits.values() for why, _ in found})
+    layers = problems[way]
+    reasons = sorted({why for found in layers.values() for why, _ in found})
     others = ["; ".join(sorted(changes[one] - {"float"})) for one in (way, *nearest)]
     advice = [text for text in dict.fromkeys(others) if text]
-    kept = [name for name, found in misfits.items() if any(fits == "float" for _, fits in found)]
-    names = ", ".join(list(misfits)[:3]) + (" ..." if len(misfits) > 3 else "")
+    kept = [name for name, found in layers.items() if any(fits == "float" for _, fits in found)]
+    names = ", ".join(list(layers)[:3]) + (" ..." if len(layers) > 3 else "")
     if kept:
         advice.append(f"layers={{{kept[0]!r}: 'float'{', ...' if len(kept) > 1 else ''}}}, which leaves it as it is")
     return (
-        f"{target} would not take {len(misfits)} of {len(recipes)} layers ({names}), in the format {way.format!r}, the "
+        f"{target} would not take {len(layers)} of {len(recipes)} layers ({names}), in the format {way.format!r}, the "
         f"nearest that it reads: {'; '.join(reasons)}. What fits: {', or '.join(advice)}; or another target."
     )

@@ -10,8 +10,10 @@ from pathlib import Path
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qtutor.errors import QtutorError, is_failure, said, shown
+from qtutor.errors import QtutorError, is_failure, naming, said, shown
 from qtutor.formats.documents import file_in, read_json
+from qtutor.formats.gguf_reading import Opened
+from qtutor.gguf.tokenizer_back import tokenizer_of
 
 CONFIG = "tokenizer_config.json"
 READ = (
@@ -30,6 +32,12 @@ def tokenizer_in(folder: Path, config):
             _check(read_json(path), path)
     _check_class(getattr(config, "tokenizer_class", None), folder / "config.json")
     return tried(lambda: AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False), config, folder)
+
+
+def tokenizer_in_gguf(opened: Opened, file: Path):
+    """The tokenizer in a GGUF file's metadata, for the decoder that it holds."""
+    with naming(str(file)):
+        return tried(lambda: tokenizer_of(opened.file.metadata), opened.model.config, file)
 
 
 def tried(make, config, where: Path):

@@ -8,6 +8,8 @@ of no others; a key that asks for more is refused and named. Models are built fr
 is a tokenizer's files.
 """
 
+import contextlib
+import io
 import math
 
 import torch
@@ -81,6 +83,17 @@ def empty_model(config, where: str) -> nn.Module:
         return shapes_alone(config)
     except Exception as error:  # KeyError for an unknown hidden_act, RuntimeError for a size beyond 2^63, and more
         raise QtutorError(f"{where}: no decoder can be made of this config ({_detail(error)}). {MEND}") from error
+
+
+def as_transformers_loads(folder) -> nn.Module:
+    """The decoder in ``folder`` as transformers itself loads it, in float32 on the CPU, with the package of its format.
+
+    For folders that our own reader took before: they name no code and no other files. Raises what transformers raises.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):  # bars for every step
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, device_map="cpu", local_files_only=True, trust_remote_code=False
+        ).eval()
 
 
 def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, device: str | None) -> nn.Module:

@@ -36,7 +36,7 @@ def of_file(path: Path) -> str:
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little") if path.suffix == ".safetensors" else 0
         file.seek(0)
-        found.update(file.read(max(BEGINNING, 8 + header)))
+        found.update(file.read(min(max(BEGINNING, 8 + header), size)))  # a damaged file may give any length
         for number in range(PIECES):
             file.seek(number * max(size - PIECE, 0) // (PIECES - 1))
             found.update(file.read(PIECE))

@@ -15,9 +15,9 @@ from qtutor.calibration.mapped import Weights
 from qtutor.calibration.walk import Start, walk
 from qtutor.core.codebooks import INT8
 from qtutor.errors import naming
-from qtutor.families import decoder_blocks, embedding_scale, family_of, linear_layers
+from qtutor.families import decoder_blocks, embedding_scale, family_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
-from qtutor.pipeline.planning import float_parts, outside_layers, propagates
+from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
 from qtutor.report import LayerReport, weight_error, what_is_lost
@@ -37,8 +37,7 @@ def finished(
     start: the block where an earlier run has come to; what is before it is left out.
     """
     model, start = weights.model, start or Start()
-    in_blocks, outside = linear_layers(model), outside_layers(model, recipe)
-    recipes = recipe.of_layers([*in_blocks, *outside], float_parts(model))
+    outside, recipes = outside_layers(model, recipe), recipes_of(model, recipe)
     blocks = len(decoder_blocks(model))
     bar = {"total": blocks, "initial": start.index, "unit": "block", "delay": 1, "disable": not progress}
     if start.index < blocks:

@@ -19,7 +19,7 @@ from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming
 from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
-from qtutor.formats import native
+from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
 from qtutor.methods.propagation import ENOUGH
@@ -95,15 +95,14 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = N
     a recipe that leaves every layer in float.
     """
     model = weights.model
-    native.check_dtype(config_to_write(model).dtype)
-    in_blocks, outside = linear_layers(model), outside_layers(model, recipe)
-    recipes = recipe.of_layers([*in_blocks, *outside], float_parts(model))
+    folders.check_dtype(config_to_write(model).dtype)
+    outside, recipes = outside_layers(model, recipe), recipes_of(model, recipe)
     if not recipes:
         kept = ", ".join(pattern for pattern, change in recipe.layers.items() if change == KEEP)
         raise QtutorError(f"{kept} leaves no layer to be quantized: keep fewer.")
     packed = _packed(model, recipes, outside)
-    tensors = native.stored_tensors(packed)
-    files = tuple(laid_out(native.kinds(tensors)))
+    tensors = folders.stored_tensors(packed)
+    files = tuple(laid_out(folders.kinds(tensors)))
     propagate, states_shape = False, ()
     if token_ids is not None and recipe.needs_calibration:
         propagate = propagates(model, recipe, token_ids.numel())
@@ -119,6 +118,11 @@ def outside_layers(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
     family = family_of(model)
     wanted = [family.embedding] * recipe.embeddings + [family.head] * recipe.lm_head
     return {name: model.get_submodule(name) for name in wanted}
+
+
+def recipes_of(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of every layer that is quantized, by name, those of the blocks first."""
+    return recipe.of_layers([*linear_layers(model), *outside_layers(model, recipe)], float_parts(model))
 
 
 def float_parts(model: nn.Module) -> list[str]:

@@ -13,7 +13,7 @@ from qtutor.plots.comparison import Point, bytes_against_kl
 
 COSTS = colormaps["cividis"]  # made for colour-blind readers: brighter is more, in every kind of sight
 BITS = colormaps["cividis"]
-GREY = "#8c8c8c"
+GREY = "0.55"
 
 
 def layer_grid(values: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
@@ -127,7 +127,7 @@ def attempts_picture(tried: Sequence[tuple[int, float]], limit: int, others: Map
     )  # fmt: skip
     for name, (nbytes, kl) in others.items():
         ax.plot(nbytes / 1e6, kl, "s", color=GREY, markersize=6)
-        ax.annotate(name, (nbytes / 1e6, kl), (6, 3), textcoords="offset points", fontsize=8, color="#555555")
+        ax.annotate(name, (nbytes / 1e6, kl), (6, 3), textcoords="offset points", fontsize=8, color="0.33")
     best = min(range(len(tried)), key=lambda number: tried[number][1])
     for number, (nbytes, kl) in enumerate(tried):
         ax.plot(nbytes / 1e6, kl, "o", color=BLUE, markersize=13, markeredgecolor=BLACK)

@@ -6,12 +6,13 @@ where it was killed ends in the same bytes.
 
 A run writes a folder (rounded to nearest, or by GPTQ) or a GGUF file, to a new place or over an older export, and is
 ended by SIGKILL, SIGTERM or SIGINT: at any moment of its life, or (every second one) soon after its hidden folder has
-appeared. A folder's next run goes on with the blocks that are finished. Afterwards
+appeared, or its first block is finished. A folder's next run goes on with the blocks that are finished. Afterwards
 
     lost         OUT is neither the old export nor the whole new one, or a file beside it has changed
     left behind  something half-written is still there, though the signal let the run clean up; finished blocks may stay
     stubborn     something half-written is still there after the next whole run for the same OUT
     odd status   a signal ended the run with another exit status than its own
+    before ...   Python itself was still starting, so the exit status is Python's own
     traceback    the run ended in a traceback (at the very beginning and end, this is Python's own)
 
 --fork: processes that have imported everything already, ten times as many in the same time.
@@ -113,6 +114,12 @@ def writing(folder: Path) -> bool:
     return any((folder / name / "new").exists() for name in os.listdir(folder) if name.endswith((SUFFIX, UNFINISHED)))
 
 
+def going_on(folder: Path) -> bool:
+    """Whether a first block is finished; of a file, whether it has been begun."""
+    hidden = [folder / name for name in os.listdir(folder) if name.endswith((SUFFIX, UNFINISHED))]
+    return any(finished_in(found) or (found / "new").is_file() for found in hidden)
+
+
 class Trial:
     """Runs that end early, for one OUT, in a folder with a file of the user's beside it."""
 
@@ -154,7 +161,8 @@ class Trial:
         self.went_on = any(finished_in(self.folder / name) for name in os.listdir(self.folder))
         run = Run(arguments(self.folder, self.name, NEW[self.name]), self.errors, self.forked)
         if late:
-            while run.poll() is None and not writing(self.folder):
+            begun = self.random.choice([writing, going_on])
+            while run.poll() is None and not begun(self.folder):
                 time.sleep(0.0002)
             time.sleep(self.random.uniform(0, 0.02 + 0.05 * self.seconds))
         else:
@@ -179,10 +187,14 @@ class Trial:
         said = self.errors.read_bytes()
         if number != signal.SIGKILL and b"Traceback" in said:
             self.found["traceback"] += 1
-        if number != signal.SIGKILL and status not in (0, STATUS[number], -number):
+        if number != signal.SIGKILL and b'"<frozen site>"' in said and b"qtutor" not in said:
+            self.found["before the program's first line"] += 1
+        elif number != signal.SIGKILL and status not in (0, STATUS[number], -number):
             self.found["odd status"] += 1
             self.found[f"(odd status {status} after {number.name}: {said[-300:]!r})"] += 1
-        self.found["went on where another run was ended"] += self.went_on and b"going on with" in said
+        self.found["went on where another run was ended"] += self.went_on and b"going on with" in b" ".join(
+            said.split()
+        )
         hidden = {name for name in os.listdir(self.folder) if name.endswith((SUFFIX, UNFINISHED))}
         names = set(os.listdir(self.folder)) - hidden - {self.name, "NOTES.txt"}
         assert not names, f"unknown files: {names}"

@@ -38,12 +38,15 @@ IDS = [name for _, name, _, _ in CELLS]
 
 
 def defined(source: str, function: str, cells: list) -> object:
-    """The function that an exercise cell defines, with the imports of the chapter and nothing else of it."""
+    """The function that an exercise cell defines, with the imports of the chapter and its exercises before it."""
     names: dict = {}
     for cell in cells:
         if cell["cell_type"] == "code":
             tree = ast.parse(re.sub(r"^[%!].*$", "", text(cell), flags=re.MULTILINE))
-            tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+            wanted = ast.Import | ast.ImportFrom
+            if SOLUTION.search(text(cell)) and cell is not cells[-1]:
+                wanted |= ast.FunctionDef  # a solution may call those of the exercises before it
+            tree.body = [node for node in tree.body if isinstance(node, wanted)]
             exec(compile(tree, "imports", "exec"), names)
     tree = ast.parse(source)
     tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]  # not the check itself

@@ -1,12 +1,11 @@
 """Comparisons with the libraries and engines that read these formats.
 
-They need an environment of their own, since gptqmodel asks for a newer torch than the course, runs with its torch as
-well, and brings much along:
+`make engines` runs them, in two environments that environments.py makes: vLLM asks for older versions than the course,
+and gptqmodel for a newer torch, though it runs with the course's. By hand:
 
-    python3 -m venv build/engines
-    build/engines/bin/pip install -c constraints.txt -r tests/engines/requirements.txt
-    build/engines/bin/pip install --no-deps --no-build-isolation -r tests/engines/without_dependencies.txt
-    PYTHONPATH=. build/engines/bin/python -m pytest tests/engines
+    python tests/engines/environments.py
+    PYTHONPATH=. build/engines-venv/bin/python -m pytest tests/engines
+    PYTHONPATH=. build/vllm-venv/bin/python -m pytest tests/engines/test_in_vllm.py
 
 Where a library is missing, its tests are skipped.
 """

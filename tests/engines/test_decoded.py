@@ -56,19 +56,26 @@ def test_compressed_tensors_decodes_int8():
 @pytest.mark.parametrize("group_size", [32, -1])
 def test_gptqmodel_decodes_our_weights(bits, symmetric, version, group_size):
     pytest.importorskip("gptqmodel")
-    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
-
     quantized = matrix(bits, symmetric, group_size)
     if not symmetric and version == 1:
         quantized.zeros.clamp_(min=1)  # 0 has no place there
     layout = Layout(quantized.grid, group_size, gptq.VERSIONS[version])
-    layer = TorchLinear(bits, group_size, symmetric, False, 128, 64, False, register_buffers=True)
-    layer.load_state_dict(encoded(gptq.FORMAT, quantized, layout))
-    if version == 1:
+    back = by_gptqmodel(encoded(gptq.FORMAT, quantized, layout), layout)
+    assert torch.equal(back, quantized.dequantize(torch.float16))
+
+
+def by_gptqmodel(tensors: dict[str, torch.Tensor], layout: Layout) -> torch.Tensor:
+    """float16 ``[64, 128]``: what gptqmodel makes of a layer's ``tensors``."""
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+
+    bits, symmetric = layout.grid.bits, layout.grid.symmetric
+    layer = TorchLinear(bits, layout.group_size, symmetric, layout.ordered, 128, 64, False, register_buffers=True)
+    layer.load_state_dict(tensors)
+    if layout.kind == gptq.FIRST:
         convert_gptq_v1_to_v2_format_module(layer, bits=bits, pack_dtype=torch.int32)
     layer.post_init()
-    assert torch.equal(layer.dequantize_weight().T, quantized.dequantize(torch.float16))
+    return layer.dequantize_weight().T
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

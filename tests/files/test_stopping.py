@@ -1,13 +1,16 @@
 """A request to stop ends a command as Ctrl-C does, and nothing else in the process."""
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from qtutor import cli
+from qtutor.errors import QtutorError
 from qtutor.files import written_beside
 from qtutor.files.stopping import Stopped, signals_raise
 
@@ -33,6 +36,37 @@ def test_a_command_that_is_stopped_cleans_up_and_says_so(tmp_path, monkeypatch, 
     assert capsys.readouterr().err == "\nqtutor: stopped.\n"
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["out"]
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("later", [QtutorError("config.json is no config."), OSError("no file"), NameError("torch")])
+def test_a_request_that_a_library_catches_is_not_forgotten(monkeypatch, capsys, number, later):
+    """transformers' imports catch whatever is raised in them, and what they raise later names the wrong cause."""
+
+    def run(options):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(5)  # the request arrives here
+        raise later
+
+    parser = SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=run))
+    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    if number == signal.SIGINT:  # a shell lets what it runs in the background ignore it
+        signal.signal(number, signal.default_int_handler)
+    assert cli.main([]) == STATUS[number]
+    assert capsys.readouterr().err == "\nqtutor: stopped.\n"
+
+
+def test_a_request_that_did_not_hinder_the_work_is_no_error(monkeypatch, capsys):
+    def run(options):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return 0
+
+    parser = SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=run))
+    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    assert cli.main([]) == 0 and capsys.readouterr().err == ""
 
 
 def test_handlers_are_set_back(monkeypatch):

@@ -8,10 +8,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qtutor
+from qtutor.core.quantized import QuantizedTensor
 from qtutor.formats import foreign_reading
 from qtutor.formats.foreign import Layout, resolved_zeros
 from tests.gguf.small_tokenizers import letters
 from tests.models import some_ids, tiny
+
+
+def some(bits, symmetric, rows, columns, group_size, seed=0) -> QuantizedTensor:
+    """A matrix of random codes, scales and zero points: every value that the grid has can occur."""
+    random = torch.Generator().manual_seed(seed)
+    groups = 1 if group_size == -1 else columns // group_size
+    codes = torch.randint(0, 2**bits, (rows, columns), generator=random).to(torch.uint8)
+    zeros = torch.randint(0, 2**bits, (rows, groups), generator=random).to(torch.uint8)
+    scales = torch.rand(rows, groups, generator=random).half()
+    return QuantizedTensor(codes, scales, None if symmetric else zeros, qtutor.IntGrid(bits, symmetric), group_size)
 
 
 def exported(out: Path, form: str, family: str = "llama", options: dict | None = None, **recipe) -> tuple:

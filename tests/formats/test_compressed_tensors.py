@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import qtutor
 from qtutor.core.codebooks import INT8
-from qtutor.core.quantized import QuantizedTensor
 from qtutor.formats.compressed_tensors import FORMAT, INTEGERS, PACKED
 from qtutor.formats.foreign import Layout
 from qtutor.runtime.int8 import Int8Linear
@@ -20,6 +19,7 @@ from tests.formats.foreign_folders import (
     exported,
     refused,
     round_trip,
+    some,
     words,
 )
 from tests.models import FAMILIES, some_ids
@@ -27,15 +27,6 @@ from tests.reference import layouts as slow
 
 RECIPES = [{}, {"bits": 3, "symmetric": True}, {"bits": 5, "group_size": -1}, {"bits": 8, "lm_head": True}]
 MIXED = {"*.down_proj": {"bits": 8, "group_size": 64}, "model.layers.0.*q_proj": "float"}
-
-
-def some(bits, symmetric, rows, columns, group_size, seed=0) -> QuantizedTensor:
-    random = torch.Generator().manual_seed(seed)
-    groups = 1 if group_size == -1 else columns // group_size
-    codes = torch.randint(0, 2**bits, (rows, columns), generator=random).to(torch.uint8)
-    zeros = torch.randint(0, 2**bits, (rows, groups), generator=random).to(torch.uint8)
-    scales = torch.rand(rows, groups, generator=random).half()
-    return QuantizedTensor(codes, scales, None if symmetric else zeros, qtutor.IntGrid(bits, symmetric), group_size)
 
 
 def test_the_block_of_the_docstring():

@@ -17,9 +17,9 @@ from tests.formats.foreign_folders import (
     exported,
     refused,
     round_trip,
+    some,
     words,
 )
-from tests.formats.test_compressed_tensors import some
 from tests.models import FAMILIES
 from tests.reference import layouts as slow
 

@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 import qtutor
 from qtutor.formats.foreign import Layout
 from qtutor.formats.modelopt import FORMAT
-from tests.formats.foreign_folders import check_comes_back, edit_settings, edit_tensors, exported, refused, round_trip
-from tests.formats.test_compressed_tensors import some
+from tests.formats.foreign_folders import (
+    check_comes_back,
+    edit_settings,
+    edit_tensors,
+    exported,
+    refused,
+    round_trip,
+    some,
+)
 from tests.models import FAMILIES
 from tests.reference import layouts as slow
 

@@ -347,7 +347,7 @@ def test_float_checkpoints_and_files_are_not_replaced(tmp_path):
     (tmp_path / "file").write_text("mine")
     refused("file is a file, and a folder is to be written", quantized(), tmp_path / "file")
     refused("file is a file, and .* needs a folder there", quantized(), tmp_path / "file" / "out")
-    refused("a.gguf: the format 'qtutor' is a folder, and this is the name of a GGUF", quantized(), tmp_path / "a.gguf")
+    refused("a.gguf is the name of a GGUF file, and this format is a folder", quantized(), tmp_path / "a.gguf")
     (tmp_path / "empty").mkdir()
     qtutor.export(quantized(bits=3), tmp_path / "empty")
     assert bits_in(tmp_path / "empty") == 3

@@ -12,7 +12,7 @@ from safetensors.torch import save_file as theirs
 from qtutor.formats.headers import read_header
 from qtutor.formats.shards import NAMES, ShardFile, Shards, bytes_of, index_text, is_begun, laid_out, save_file
 
-DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32]
+DTYPES = list(NAMES)
 SHAPES = some.lists(some.integers(0, 5), max_size=3).map(tuple)
 NAMED = some.text('ab.é"\\_0', min_size=1, max_size=5)
 KINDS = some.dictionaries(NAMED, some.tuples(some.sampled_from(DTYPES), SHAPES), min_size=1, max_size=6)

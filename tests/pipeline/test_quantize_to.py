@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qtutor
-from qtutor.formats import native, shards
+from qtutor.formats import folders, shards
 from qtutor.formats.streamed import opened
 from tests.gguf.small_tokenizers import letters
+from tests.live_bytes import LiveBytes
 from tests.models import FAMILIES, some_ids, tiny
 
 IDS = some_ids(16, 32)
@@ -187,8 +188,9 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     assert "which is the output matrix as well" in str(
         qtutor.plan(checkpoint(tmp_path / "tied"), qtutor.Recipe(group_size=32), device="cpu")
     )
-    states = str(qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=True), IDS, device="cpu"))
-    assert f"({2 * 4 * IDS.numel() * 64:,} bytes)" in states
+    made = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=True), IDS, device="cpu")
+    states = 2 * 4 * IDS.numel() * 64
+    assert f"({states:,} bytes)" in str(made) and f"at most {made.nbytes + 2 * states:,} bytes until" in str(made)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +265,25 @@ def test_nothing_of_a_model_is_read_into_memory_at_once(tmp_path):
     assert torch.equal(weights.tensor("model.layers.1.mlp.up_proj.weight"), expected)
 
 
+@pytest.mark.parametrize("recipe", [{"method": "gptq", "propagate": True}, {"method": "awq"}])
+def test_a_block_has_gone_before_the_next_is_brought(tmp_path, monkeypatch, recipe):
+    """What else takes memory then are the calibration states."""
+    weights, tokenizer = opened(checkpoint(tmp_path / "float"), "cpu")
+    block = 4 * sum(parameter.numel() for parameter in weights.model.model.layers[0].parameters())
+    states, taken, own = 2 * 4 * 4 * 16 * 64, [], type(weights).block
+
+    def bring(self, index):
+        taken.append(live.now)
+        return own(self, index)
+
+    monkeypatch.setattr(type(weights), "block", bring)
+    with LiveBytes(weights.model) as live:
+        live.known |= {mapped.untyped_storage()._cdata for mapped in weights.tensors.values()}
+        recipe = qtutor.Recipe(**{"group_size": 32} | recipe)
+        qtutor.quantize_to(weights, tmp_path / "out", recipe, IDS[:4, :16], tokenizer, progress=False, tell=str)
+    assert len(taken) == 2 and all(bytes_then < states + block / 4 for bytes_then in taken)
+
+
 def test_tied_matrices_that_differ_are_refused(tmp_path):
     source = checkpoint(tmp_path / "float")
     tensors = load_file(source / "model.safetensors")
@@ -279,8 +300,8 @@ def test_a_writer_that_loses_a_tensor_is_found(tmp_path, monkeypatch):
     source = checkpoint(tmp_path / "float")
     streamed(source, tmp_path / "out", qtutor.Recipe(group_size=32))
     before = contents(tmp_path / "out")
-    whole = native.stored_tensors
-    monkeypatch.setattr(native, "stored_tensors", lambda model: dict(list(whole(model).items())[:-1]))
+    whole = folders.stored_tensors
+    monkeypatch.setattr(folders, "stored_tensors", lambda model: dict(list(whole(model).items())[:-1]))
     with pytest.raises(qtutor.QtutorError, match="out was not written, since it could not be read back"):
         streamed(source, tmp_path / "out", qtutor.Recipe(bits=3, group_size=32))
     assert contents(tmp_path / "out") == before

@@ -7,7 +7,7 @@ result, the first place that differs, and the likely mistake: the known mistake 
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     try:
         with limits.bounded():
             while len(got) < len(cases) and not (got and got[-1].kind == "todo"):
-                got.append(run(function, names, cases[len(got)][1], exercise.outputs, exercise.form))
+                got.append(_ran(exercise, function, names, cases[len(got)][1], exercise.form))
     except limits.TimeUp as up:
         return Verdict(False, _still_running(exercise, cases[min(len(got), len(cases) - 1)][0], up))
     if got[-1].kind == "todo":
@@ -83,6 +83,10 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     return Verdict(False, "\n".join(lines + [likely] * bool(likely)))
 
 
+def _ran(exercise: Exercise, function: Callable, names: list[str], arguments: tuple, form=None) -> Outcome:
+    return run(function, names, arguments, exercise.outputs, form, exercise.seen)
+
+
 def _still_running(exercise: Exercise, kind: str, up: limits.TimeUp) -> str:
     return (
         f"{exercise.name}: stopped. Your function was still running after {limits.SECONDS:g} seconds, where all inputs "
@@ -91,7 +95,7 @@ def _still_running(exercise: Exercise, kind: str, up: limits.TimeUp) -> str:
 
 
 def _right(exercise: Exercise, reference: Callable, names: list[str], arguments: tuple) -> Outcome:
-    outcome = run(reference, names, arguments, exercise.outputs)
+    outcome = _ran(exercise, reference, names, arguments)
     if outcome.arrays is None:
         raise RuntimeError(f"the course's own version of {exercise.name} failed: {outcome.problem or outcome.kind}")
     return outcome
@@ -102,6 +106,22 @@ def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
         return got.kind == other.kind != "returned"
     differences = [comparing.differs(a, b, tolerance) for a, b in zip(got.arrays, other.arrays)]
     return all(difference is not None and not difference.any() for difference in differences)
+
+
+def _explains(exercise: Exercise, made: Outcome, got: Outcome, expected: Outcome) -> bool:
+    """Whether ``got`` is what a mistake has ``made``; outputs that only follow count where nothing else is wrong."""
+    tolerance = max(exercise.tolerance, SLACK)
+    if _like_mistake(got, made, tolerance):
+        return True
+    made, got, expected = (_without(exercise.follows, exercise.outputs, outcome) for outcome in (made, got, expected))
+    return not _alike(made, expected, tolerance) and _alike(got, made, tolerance)
+
+
+def _without(follows: tuple[str, ...], outputs: tuple[str, ...], outcome: Outcome) -> Outcome:
+    if outcome.arrays is None:
+        return outcome
+    kept = tuple(array for name, array in zip(outputs, outcome.arrays) if name not in follows)
+    return replace(outcome, arrays=kept)
 
 
 def _like_mistake(got: Outcome, made: Outcome, tolerance: float) -> bool:
@@ -176,9 +196,9 @@ def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: lis
     """
     sure, guess = [], []
     for text, mistake in exercise.mistakes.items():
-        made = [run(mistake, names, arguments, exercise.outputs) for _, arguments in cases]
+        made = [_ran(exercise, mistake, names, arguments) for _, arguments in cases]
         telling = [i for i in range(len(cases)) if not _alike(made[i], expected[i], exercise.tolerance)]
-        same = [i for i in telling if i in wrong and _like_mistake(got[i], made[i], max(exercise.tolerance, SLACK))]
+        same = [i for i in telling if i in wrong and _explains(exercise, made[i], got[i], expected[i])]
         if all(got[i].kind in MISFITS and _said(got[i]) != _said(made[i]) for i in same):
             continue  # such an exception is no evidence unless its text is the same
         if same and len(same) == len(telling) == len(wrong):

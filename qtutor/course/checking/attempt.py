@@ -41,15 +41,22 @@ class Outcome:
 
 
 def run(
-    function: Callable, names: list[str], arguments: tuple, outputs: tuple[str, ...], form: Callable | None = None
+    function: Callable,
+    names: list[str],
+    arguments: tuple,
+    outputs: tuple[str, ...],
+    form: Callable | None = None,
+    seen: Callable | None = None,
 ) -> Outcome:
-    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages); ``form``: see :class:`Exercise`.
+    """Call ``function`` with copies of ``arguments`` (called ``names`` in messages); ``form``, ``seen``: see
+    :class:`Exercise`.
 
     The outcome tells what the function raised, except for KeyboardInterrupt and :class:`TimeUp`, which end the check.
     """
     try:
         given = copy.deepcopy(arguments)
         returned = function(*given)
+        returned = seen(returned, given) if seen else returned
     except (KeyboardInterrupt, TimeUp):
         raise
     except SystemExit:

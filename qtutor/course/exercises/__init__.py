@@ -6,7 +6,8 @@ import importlib
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.errors import QtutorError
 
-TOPICS = ("start", "numbers", "rtn", "distributions", "bnb", "awq", "gptq", "gguf")  # in the order of their chapters
+# In the order of their chapters.
+TOPICS = ("start", "numbers", "rtn", "distributions", "bnb", "awq", "gptq", "gguf", "checkpoints")
 
 
 def of_topic(topic: str) -> tuple[Exercise, ...]:

@@ -22,10 +22,14 @@ class Exercise:
     equal those of the mistake on every case on which the mistake differs from the reference.
     properties: (diagnosis, ``predicate(arguments, results)``) that must hold, too. ``results`` is a tuple of numpy
     arrays (int64 or float64), one for each of ``outputs``.
+    follows: outputs that follow from the others, as the place of the smallest error follows from the errors. Where two
+    errors are nearly equal their last bits decide it, so the other outputs say which mistake a result shows.
     tolerance: relative to the expected number, or to a thousandth of the largest number in the result if that is more
     (for sums that nearly cancel). If it is not 0, the exercise says why.
     form: a function that says what is wrong with the kind of a returned value, or ``""``; ``None`` if numbers may come
     in any form, as lists, arrays or tensors.
+    seen: ``seen(returned, arguments)`` makes of what a function returned what is compared, such as what a reader says
+    of the folder that it wrote; ``None`` compares what was returned.
     replaces: the function of the package that :func:`qtutor.course.mine` replaces by the learner's, or ``None``.
     adapt: the learner's function -> a function with the arguments and results of the replaced one; ``None`` if they
     agree already.
@@ -41,8 +45,10 @@ class Exercise:
     outputs: tuple[str, ...]
     mistakes: dict[str, Callable] = field(default_factory=dict)
     properties: tuple[tuple[str, Callable], ...] = ()
+    follows: tuple[str, ...] = ()
     tolerance: float = 0.0
     form: Callable[[object], str] | None = None
+    seen: Callable[[object, tuple], object] | None = None
     replaces: str | None = None
     adapt: Callable[[Callable], Callable] | None = None
 

@@ -13,6 +13,7 @@ _WHERE = {
     "block_view": "gguf",
     "column_stepper": "gptq",
     "explore": "explorer",
+    "four_formats": "checkpoints",
     "levels_over_bell": "bnb",
     "microscope": "numbers",
     "outlier_threshold": "bnb",

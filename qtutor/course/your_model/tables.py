@@ -1,5 +1,6 @@
 """The tables of chapter 11: data in, a table on the page."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -17,6 +18,7 @@ from qtutor.plots.comparison import Point, best
 from qtutor.plots.your_model import short
 
 MOST = 5  # rows of a list that is cut
+FENCE = re.compile(r"```\w*\n?")
 
 
 def facts(model: nn.Module) -> None:
@@ -120,6 +122,8 @@ def answers(questions: Mapping[str, str], by: Mapping[str, Mapping[str, str]]) -
 
 
 def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table, as it stands."""
-    kept = text.strip().replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")
-    return kept.replace("`", "\\`").replace("_", "\\_").replace("$", "\\$").replace("\n", "<br>")
+    """Text for a cell of a Markdown table, as it stands, but for fences around code."""
+    kept = FENCE.sub("", text).strip().replace("&", "&amp;").replace("<", "&lt;")
+    for sign in "|*`_$":
+        kept = kept.replace(sign, f"\\{sign}")
+    return kept.replace("\n", "<br>")

@@ -21,7 +21,7 @@ from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks
 from qtutor.files.staging import remove_tree
 from qtutor.files.unfinished import Unfinished, bytes_in
-from qtutor.formats import native
+from qtutor.formats import folders
 from qtutor.formats.shards import Kind, Shards, is_begun
 from qtutor.pipeline.planning import Plan
 from qtutor.pipeline.sinks import Arrived, Item, Packed
@@ -39,7 +39,7 @@ class IntoFolder:
     def __init__(self, run: Unfinished, plan: Plan, weights: Weights, tell: Callable[[str], None]):
         self.run, self.plan, self.weights, self.tell = run, plan, weights, tell
         self.blocks = len(decoder_blocks(plan.packed))
-        self.pieces = self._pieces(native.kinds(native.stored_tensors(plan.packed)))
+        self.pieces = self._pieces(folders.kinds(folders.stored_tensors(plan.packed)))
         self.states = KeptStates(run.folder, plan.states_shape)
         self.start, self.rows = Start(), []
         self._pending: list[LayerReport] = []  # rows of the piece at hand

@@ -194,6 +194,8 @@ WRONG_SEARCHES = [
     (tried.edit(CANDIDATE, "rounded(weight / s) * s"), "divide before rounding"),
     (tried.edit(CANDIDATE, "rounded(weight) * s / s"), "without the scale"),
     (tried.edit(CANDIDATE, "rounded(weight)"), "without the scale"),
+    # Which of three nearly equal errors is the smallest is decided by last bits, and is no reason for another name.
+    (tried.edit(CANDIDATE, "rounded(weight) * (1 - 2e-7 * len(losses))"), "without the scale"),
     (tried.edit(CANDIDATE, "weight * s / s"), "never rounded"),
     (tried.edit(CANDIDATE, "rounded(weight * s / s)"), "without the scale"),
     (tried.edit(CANDIDATE, "rounded(weight * s.T) / s.T"), "rows are scaled. A"),

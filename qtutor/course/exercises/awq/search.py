@@ -248,6 +248,7 @@ SEARCH = Exercise(
     reference=search,
     cases=cases,
     outputs=("best", "errors"),
+    follows=("best",),
     mistakes=MISTAKES,
     properties=(
         (

@@ -1,0 +1,306 @@
+"""``checkpoints.folder``: write a whole checkpoint, which a reader then loads and continues a text with.
+
+What is compared is not what the function returns (nothing) but what a reader makes of the folder: its words if it
+refuses it, and the tokens that the model in it writes. The reader is qtutor's own, and after it transformers itself
+where the package compressed-tensors is installed.
+"""
+
+import hashlib
+import importlib.util
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import qtutor
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import QuantizedTensor
+from qtutor.course.exercises.checkpoints.inputs import CHAPTER
+from qtutor.course.exercises.edits import solution
+from qtutor.course.exercises.exercise import Exercise
+from qtutor.errors import QtutorError, said, shown
+from qtutor.families import family_of
+from qtutor.formats.documents import read_json
+from qtutor.formats.foreign_reading import opened, settings_in
+from qtutor.formats.transformers_files import as_transformers_loads, shapes_alone
+from qtutor.formats.words import to_words
+from qtutor.guards.promises import is_tied
+from qtutor.methods import rtn
+from qtutor.runtime.linear import QuantWeight
+
+LOADED = "it loads"
+PROMPT = [[1, 5, 9, 3]]
+TOKENS = 8
+
+
+class Named(dict):
+    """Tensors or layers by name, which a message shows as a number of them."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} by name: {', '.join(list(self)[:3])} ..."
+
+
+class Config(dict):
+    """A config.json as a dict, which a message shows by its sizes."""
+
+    def __repr__(self) -> str:
+        return f"a config.json of {self['num_hidden_layers']} blocks, tie_word_embeddings {self['tie_word_embeddings']}"
+
+
+class EmptyFolder:
+    """The place of an input for a folder: every copy of it is a new, empty one, which goes when the program ends."""
+
+    def __deepcopy__(self, memo) -> Path:
+        return Path(tempfile.mkdtemp(dir=_root().name))
+
+    def __repr__(self) -> str:
+        return "an empty folder"
+
+
+@cache
+def _root() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="qtutor-")
+
+
+def pieces_of(model) -> tuple[dict, dict[str, torch.Tensor], dict[str, QuantizedTensor]]:
+    """What a checkpoint of a quantized ``model`` is made of: its config, tensors that stay in float, packed layers."""
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, QuantWeight)}
+    tied = f"{family_of(model).head}.weight" if is_tied(model) else None
+    floats = {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != tied and name.rpartition(".")[0] not in packed
+    }
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    return config, Named(floats), Named({name: layer.quantized() for name, layer in packed.items()})
+
+
+def inputs_of(blocks: int, tied: bool, group_size: int) -> tuple:
+    """A small decoder of loud random weights, so that a wrong one changes what it writes; its layers packed."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=blocks, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=48, max_position_embeddings=64, tie_word_embeddings=tied, eos_token_id=0, bos_token_id=0,
+        architectures=["LlamaForCausalLM"], dtype="float32",
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(blocks)
+    floats, layers = Named(), Named()
+    for name, tensor in shapes_alone(config).state_dict().items():
+        layer = name.removesuffix(".weight")
+        values = torch.randn(tensor.shape, generator=generator)
+        if layer.endswith("_proj"):
+            layers[layer] = rtn.quantize(values, IntGrid(4, symmetric=True), group_size)
+        elif name != "lm_head.weight" or not tied:
+            floats[name] = values if values.dim() == 2 else 1 + 0.1 * values
+    return EmptyFolder(), Config(json.loads(config.to_json_string(use_diff=False))), floats, layers
+
+
+def cases():
+    return [
+        ("a decoder of one block, its head tied to the embedding", inputs_of(1, True, 32)),
+        ("a decoder of two blocks with a head of its own, groups of 64", inputs_of(2, False, 64)),
+    ]
+
+
+def tokens_of(model, ids: list[list[int]] = PROMPT, count: int = TOKENS) -> list[int]:
+    """The ``count`` tokens that ``model`` writes greedily after ``ids``, wherever a text ends."""
+    ids = torch.tensor(ids)
+    with torch.inference_mode():
+        for _ in range(count):
+            following = model(ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, following], dim=1)
+    return ids[0, -count:].tolist()
+
+
+def has_engine() -> bool:
+    """Whether transformers can load the format here."""
+    return importlib.util.find_spec("compressed_tensors") is not None
+
+
+def seen(returned, given: tuple) -> tuple[str, list[int]]:
+    """(:data:`LOADED` or what a reader says of the folder, the tokens that its model writes)."""
+    folder = given[0]
+    key = _digest(folder)
+    if key not in _answers:
+        _answers[key] = _asked(folder)
+    return _answers[key]
+
+
+_answers: dict[str, tuple[str, list[int]]] = {}  # by what is in a folder: the same bytes get the same answer
+
+
+def _digest(folder: Path) -> str:
+    hashed = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        hashed.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return hashed.hexdigest()
+
+
+def _asked(folder: Path) -> tuple[str, list[int]]:
+    try:
+        problem = _missing(folder) or _misled(folder)
+        model = None if problem else qtutor.load_quantized(folder, device="cpu")
+    except QtutorError as error:
+        problem = str(error).replace(str(folder), "folder")
+    if problem:
+        return problem, []
+    tokens = tokens_of(model)
+    if has_engine():
+        try:
+            theirs = tokens_of(as_transformers_loads(folder))
+        except Exception as error:  # whatever transformers says
+            return f"transformers: {said(error)}", []
+        if theirs != tokens:
+            return "transformers loads it, and writes other tokens than qtutor's reader.", theirs
+    return LOADED, tokens
+
+
+def _missing(folder: Path) -> str:
+    """What is not there at all, of which the readers would say less."""
+    names = sorted(path.name for path in folder.iterdir())
+    if "config.json" not in names:
+        return f"folder has no config.json; it holds {', '.join(names) or 'nothing'}."
+    if settings_in(folder) is None:
+        keys = list(read_json(folder / "config.json"))
+        return f"config.json has no quantization_config; its first keys are {', '.join(map(shown, keys[:3]))}."
+    return ""
+
+
+def _misled(folder: Path) -> str:
+    """What transformers would take otherwise than qtutor's reader, which is more patient: tried with both.
+
+    Without the status it takes the words for something to be packed yet; and it looks for the words of a float linear
+    layer that the settings do not ignore.
+    """
+    found = opened(folder)
+    if found.settings.get("quantization_status") != "compressed":
+        status = shown(found.settings.get("quantization_status"))
+        return f"quantization_status is {status}: engines take weights for packed if it is 'compressed'."
+    ignored = found.settings.get("ignore") or []
+    linear = [name for name, module in found.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    left = [name for name in linear if name not in found.layouts and name not in ignored]
+    if not left or found.model.config.tie_word_embeddings:
+        return ""
+    return f"{left[0]} is a linear layer in float, and quantization_config does not ignore it."
+
+
+@solution
+def right(folder, config, floats, layers):
+    tensors = dict(floats)
+    for name, layer in layers.items():
+        tensors[f"{name}.weight_packed"] = to_words(layer.codes, 4)
+        tensors[f"{name}.weight_scale"] = layer.scales
+        tensors[f"{name}.weight_shape"] = torch.tensor(layer.shape)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    size = next(iter(layers.values())).group_size
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": size}
+    group = {"targets": ["Linear"], "weights": weights}
+    settings = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    settings |= {"quantization_status": "compressed", "config_groups": {"group_0": group}, "ignore": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+
+
+def folder_of(folder, config, floats, layers):
+    """By the package: the exporter's own functions, one after the other."""
+    from qtutor.formats import compressed_tensors as format
+    from qtutor.formats.foreign import Layout
+
+    layout = next(Layout(layer.grid, layer.group_size, format.PACKED) for layer in layers.values())
+    tensors = {f"{n}.{kind}": t for n, one in layers.items() for kind, t in format.encode(one, layout).items()}
+    save_file(tensors | floats, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"quant_method": format.METHOD, "format": format.PACKED, "quantization_status": "compressed"}
+    groups = {"group_0": {"targets": ["Linear"], **format._scheme(layout)}}
+    config = {**config, "quantization_config": {**settings, "config_groups": groups, "ignore": ["lm_head"]}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+CODES, SCALES, SHAPE = "to_words(layer.codes, 4)", "= layer.scales", "torch.tensor(layer.shape)"
+WRITTEN = 'config | {"quantization_config": settings}'
+
+MISTAKES = {
+    "config.json has no quantization_config, so a reader looks for float weights. Add it as a key of the config.": (
+        right.edit(WRITTEN, "config")
+    ),
+    "config.json holds the settings alone. They are one more key, quantization_config, of the decoder's config.": (
+        right.edit(WRITTEN, "settings")
+    ),
+    "quant_method is missing: by it a reader knows which format this is.": (
+        right.edit('"quant_method": "compressed-tensors", ', "")
+    ),
+    'the status is missing: with "quantization_status": "compressed" an engine knows that the weights are packed '
+    "already.": right.edit('{"quantization_status": "compressed", "config_groups"', '{"config_groups"'),
+    'the format is missing: compressed-tensors has several, and this one is "pack-quantized".': (
+        right.edit(
+            '{"quant_method": "compressed-tensors", "format": "pack-quantized"}',
+            '{"quant_method": "compressed-tensors"}',
+        )
+    ),
+    'the settings say that there are zero points. These layers are symmetric: "symmetric": True.': (
+        right.edit('"symmetric": True', '"symmetric": False')
+    ),
+    "the settings say 8 bits. These codes have 4.": right.edit('"num_bits": 4', '"num_bits": 8'),
+    "the settings say groups of 128, and the layers have others: take layer.group_size.": (
+        right.edit('"group_size": size', '"group_size": 128')
+    ),
+    'the words are called "weight". They are called "weight_packed".': right.edit(".weight_packed", ".weight"),
+    "the words lie as in a GPTQ file, [in / 8, out]. Here every output has a row: transpose them back.": (
+        right.edit(CODES, f"{CODES}.T.contiguous()")
+    ),
+    "the scales are transposed, as in a GPTQ file. Here they are [out, groups], as in the layer.": (
+        right.edit(SCALES, "= layer.scales.T.contiguous()")
+    ),
+    "the scales are missing: every packed layer has a weight_scale.": (
+        right.edit('tensors[f"{name}.weight_scale"] = layer.scales', "pass")
+    ),
+    "weight_shape is missing: the two numbers [out, in], since the last word of a row may be partly empty.": (
+        right.edit('tensors[f"{name}.weight_shape"] = torch.tensor(layer.shape)', "pass")
+    ),
+    "weight_shape is the other way round. It is [out, in], which is layer.shape.": (
+        right.edit(SHAPE, "torch.tensor(layer.shape[::-1])")
+    ),
+    "only the packed layers are in the file. The embedding, the norms and the head belong there too: floats.": (
+        right.edit("tensors = dict(floats)", "tensors = {}")
+    ),
+    "only the first layer is in the file: save it when the loop is over.": (
+        right.edit("in layers.items()", "in list(layers.items())[:1]")
+    ),
+    'the head is not ignored. It is a Linear in float: "ignore": ["lm_head"].': (
+        right.edit('"ignore": ["lm_head"]', '"ignore": []')
+    ),
+    "the codes are packed in AWQ's order. Here they lie one after the other.": (
+        right.edit("layer.codes, 4", "layer.codes.reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(layer.shape), 4")
+    ),
+    "the first code of a word is in its highest bits. It belongs in the lowest.": (
+        right.edit("layer.codes, 4", "layer.codes.reshape(-1, 8).flip(1).reshape(layer.shape), 4")
+    ),
+    "8 was subtracted from the codes. They are stored as they are, from 0 to 15.": (
+        right.edit("layer.codes, 4", "(layer.codes - 8) & 15, 4")
+    ),
+    "every byte holds one code. Eight codes of 4 bits fill a word.": right.edit("layer.codes, 4", "layer.codes, 8"),
+    "the words are bytes, uint8. Engines read int32.": right.edit(CODES, f"{CODES}.view(torch.uint8)"),
+    "the file has another name than engines look for, model.safetensors.": (
+        right.edit('"model.safetensors"', '"weights.safetensors"')
+    ),
+    "config.json is written as Python prints a dict. It has to be JSON: json.dumps.": right.edit(
+        f"json.dumps({WRITTEN})", f"str({WRITTEN})"
+    ),
+    "nothing was written into the folder.": lambda folder, config, floats, layers: None,
+    "there is no config.json.": right.edit('"config.json"', '"configuration.json"'),
+}
+
+FOLDER = Exercise(
+    name="checkpoints.folder",
+    chapter=CHAPTER,
+    title="A folder that an engine loads",
+    difficulty=3,
+    minutes=20,
+    reference=folder_of,
+    cases=cases,
+    outputs=("what the reader says", "tokens"),
+    mistakes=MISTAKES,
+    seen=seen,
+)

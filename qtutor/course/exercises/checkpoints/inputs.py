@@ -1,0 +1,37 @@
+"""What the exercises of chapter 08 share: codes by chance, and words of 32 bits however they are returned."""
+
+import numpy as np
+import torch
+
+from qtutor.course.checking.comparing import NotNumbers, to_array
+
+CHAPTER = "08_checkpoints"
+
+
+def rows(*codes: list[int]) -> torch.Tensor:
+    """Codes as the package has them: uint8 ``[rows, count]``."""
+    return torch.tensor(codes, dtype=torch.uint8)
+
+
+def drawn(seed: int, *shape: int, bits: int = 4, least: int = 0) -> torch.Tensor:
+    """uint8 codes from ``least`` to ``2**bits - 1``, the same on every machine."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(least, 2**bits, shape, generator=generator, dtype=torch.uint8)
+
+
+def as_words(returned, given: tuple):
+    """Words of 32 bits as signed numbers, whether they were returned as int32, uint32 or larger whole numbers."""
+    try:
+        words = to_array(returned, 10**5)
+    except NotNumbers:
+        return returned
+    if words.dtype != np.int64 or not words.size or words.min() < -(2**31) or words.max() >= 2**32:
+        return returned
+    return (words + 2**31) % 2**32 - 2**31
+
+
+# A property of exercises that return words.
+WHOLE_WORDS = (
+    "a word is a whole number of 32 bits.",
+    lambda arguments, results: bool(((results[0] >= -(2**31)) & (results[0] < 2**31)).all()),
+)

@@ -1,0 +1,126 @@
+"""`qtutor doctor FOLDER`: why a checkpoint talks garbage, a finding a sentence; who takes it; and one forward pass.
+
+    print(examine("path/to/llama-gptq"))
+    examine("out", against="path/to/llama").findings
+
+The folder is opened (:mod:`.patient`), checked as a whole (:mod:`.folder`), then layer by layer: each check of
+:data:`OF_A_LAYER` says in a sentence what is wrong with one layer, those of :data:`OF_ALL` collect what every layer
+says and judge at the end (an error of conversion is in all layers alike). Then the model reads a text
+(:mod:`.running`), and engines are asked (:mod:`qtutor.formats.taking`). With FLOAT, what was quantized, zero points and
+orders are compared exactly; without it they show in statistics of the codes, if they show.
+
+What it cannot see: a model that was quantized badly, but whose bytes are as they should be. `qtutor eval --against`
+measures that.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtutor.doctor import engines, folder, index, libraries, order, scales, zeros
+from qtutor.doctor.finding import Finding, counted
+from qtutor.doctor.patient import Patient, opened
+from qtutor.doctor.running import Run, run
+from qtutor.errors import QtutorError
+from qtutor.formats.taking import Verdict
+
+OF_A_FOLDER = (folder.packed_embedding, folder.packed_head, folder.broken_floats, folder.tokenizer)
+OF_A_LAYER = (scales.not_finite, scales.too_large, scales.vanished, index.missing, index.another_order)
+OF_ALL = (zeros.ZeroPoints, order.Orders, libraries.Decoded)
+EXPLAINS = ("scales", "zero points", "group index", "head", "embedding")  # findings that say why a layer is refused
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found. form: the format's name. layers: how many are packed. run: ``None`` where no pass was possible.
+
+    engines: what each says of the folder; empty where it could not be read.
+    """
+
+    source: str
+    form: str
+    layers: int
+    findings: tuple[Finding, ...]
+    run: Run | None
+    engines: tuple[Verdict, ...]
+
+    @property
+    def healthy(self) -> bool:
+        return not self.findings
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.form}, {self.layers} packed layers.", ""]
+        lines += [f"{number}. {found}" for number, found in enumerate(self.findings, 1)] or ["healthy"]
+        lines += ["", str(self.run) if self.run else "No forward pass: mend that first."]
+        if self.engines:
+            width = max(len(one.engine) for one in self.engines)
+            lines += ["", "Who takes it:"]
+            lines += [f"  {one.engine:{width}}  {'yes' if one.takes else 'no ':3}  {one.why}" for one in self.engines]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict:
+        """All of it in types that JSON can hold."""
+        return {
+            "source": self.source,
+            "healthy": self.healthy,
+            "format": self.form,
+            "layers": self.layers,
+            "findings": [vars(one) for one in self.findings],
+            "run": None if self.run is None else vars(self.run),
+            "engines": [vars(one) for one in self.engines],
+        }
+
+
+def examine(source: str | Path, against: str | Path | None = None, device: str | None = None) -> Diagnosis:
+    """Look at a quantized checkpoint, and with FLOAT (``against``) compare it with what it was made of.
+
+    Raises :class:`QtutorError` where ``source`` is no checkpoint at all, or FLOAT is another decoder's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what loading warns of is found here
+        patient = opened(source, against, device)
+        found = [finding for check in OF_A_FOLDER for finding in check(patient)]
+        found += _of_layers(patient)
+        found = _without_repeats(found, patient)
+        done = None
+        if not any(one.kind in ("unreadable", *EXPLAINS) for one in found):
+            try:
+                done = run(patient, bool(found))
+                found += done.findings
+            except QtutorError as error:
+                if not any(one.kind in ("numbers", "tokenizer") for one in found):  # which say why
+                    found.append(Finding("unreadable", patient.name, str(error)))
+        table, more = engines.asked(patient)
+        more = [] if any(one.kind == "zero points" for one in found) else more  # engines go by the label that is wrong
+        return Diagnosis(str(source), patient.form, patient.packed, (*found, *more), done, tuple(table))
+
+
+def _of_layers(patient: Patient) -> Iterator[Finding]:
+    """What the layers say, each read once."""
+    said, unread = {check: [] for check in OF_A_LAYER}, []
+    judges = [make(patient) for make in OF_ALL]
+    for layer in patient.layers():
+        for check in OF_A_LAYER:
+            sentence = check(layer)
+            if sentence:
+                said[check].append((layer.name, sentence))
+        if layer.problem:
+            unread.append((layer.name, layer.problem))
+        for judge in judges:
+            judge.see(layer)
+    for check, signs in said.items():
+        if signs:
+            yield counted(check.__module__, signs)
+    for judge in judges:
+        yield from judge.findings()
+    if unread:
+        yield counted("unreadable", unread)
+
+
+def _without_repeats(found: list[Finding], patient: Patient) -> list[Finding]:
+    """Without what the reader says of a fault that has a finding of its own, which says more."""
+    explained = [one for one in found if one.kind in EXPLAINS]
+    if patient.problem and not any(one.layer in patient.problem for one in explained):
+        found = [*found, Finding("unreadable", str(patient.folder), patient.problem)]
+    return [one for one in found if one.kind != "unreadable" or one.layer == str(patient.folder) or not explained]

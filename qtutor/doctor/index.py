@@ -1,0 +1,42 @@
+"""GPTQ's g_idx, which says of every input to which group it belongs."""
+
+import torch
+
+from qtutor.core.quantized import resolve_group_size
+from qtutor.doctor.patient import Layer
+
+
+def missing(layer: Layer) -> str | None:
+    """A layer of GPTQ without one."""
+    if layer.layout is None or "qweight" not in layer.tensors or layer.layout.kind == "gemm":
+        return None
+    if "g_idx" in layer.tensors:
+        return None
+    return (
+        f"{layer.name}.g_idx is missing, where engines look up the group of each input; without desc_act it is plain, "
+        "and 'qtutor convert' to the format gptq writes it."
+    )
+
+
+def another_order(layer: Layer) -> str | None:
+    """One that does not simply count the groups."""
+    index = layer.tensors.get("g_idx")
+    if index is None:
+        return None
+    size = resolve_group_size(layer.layout.group_size, len(index))
+    plain = torch.arange(len(index)) // size
+    wrong = int((index.long() != plain).sum())
+    if not wrong:
+        return None
+    if not 0 <= int(index.min()) <= int(index.max()) <= int(plain[-1]):
+        return (
+            f"{layer.name}.g_idx names groups from {int(index.min())} to {int(index.max())}, and there are "
+            f"{int(plain[-1]) + 1}: the file is damaged, so copy or export it again."
+        )
+    ordered = layer.layout.ordered
+    why = "as desc_act says" if ordered else "though desc_act is false, so that engines do not look it up"
+    what = "qtutor and vLLM's CPU kernels do not read that" if ordered else "set desc_act to true"
+    return (
+        f"{layer.name}.g_idx puts {wrong} of {len(index)} inputs into other groups than their place in the row, {why}: "
+        f"{what}{', so take a version without desc_act' if ordered else ', or take a version without this order'}."
+    )

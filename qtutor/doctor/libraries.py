@@ -1,0 +1,69 @@
+"""The format's own library decodes each layer, too, where it is installed; it has to find the same weights.
+
+Left out: ModelOpt, whose library unpacks nothing on a CPU.
+"""
+
+import importlib
+from collections.abc import Iterator
+
+import torch
+
+from qtutor.doctor.finding import Finding
+from qtutor.doctor.patient import Layer, Patient
+from qtutor.formats import compressed_tensors
+from qtutor.formats.bitsandbytes import FOUR
+
+TOLERANCE = 2.0**-9  # of the largest weight: libraries decode to float16
+
+
+class Decoded:
+    """Compares layer by layer. A library that cannot be used says nothing: that it refuses is the engines' affair."""
+
+    def __init__(self, patient: Patient):
+        self.patient, self.differing = patient, []
+        self.decode = {
+            "compressed-tensors": _compressed_tensors, "awq": _awq, "bitsandbytes": _bitsandbytes
+        }.get(patient.form)  # fmt: skip
+
+    def see(self, layer: Layer) -> None:
+        if self.decode is None or layer.quantized is None or layer.problem:
+            return
+        try:
+            theirs = self.decode(layer)
+        except Exception:
+            return
+        ours = layer.quantized.dequantize()
+        if theirs is not None and (theirs.float() - ours).abs().max() > TOLERANCE * ours.abs().max():
+            self.differing.append(layer.name)
+
+    def findings(self) -> Iterator[Finding]:
+        if self.differing:
+            name, more = self.differing[0], len(self.differing) - 1
+            text = f"{name} (and {more} more layers): the library of {self.patient.form} decodes other weights than "
+            yield Finding("library", name, f"{text}qtutor does: please report it to us, with the versions of both.")
+
+
+def _compressed_tensors(layer: Layer) -> torch.Tensor | None:
+    if layer.layout.kind != compressed_tensors.PACKED:
+        return None
+    base = importlib.import_module("compressed_tensors.compressors.pack_quantized.base")
+    scheme = importlib.import_module("compressed_tensors.quantization").QuantizationScheme
+    scheme = scheme(targets=["Linear"], **compressed_tensors._scheme(layer.layout))
+    return base.PackedQuantizationCompressor.decompress(dict(layer.tensors), scheme)["weight"]
+
+
+def _awq(layer: Layer) -> torch.Tensor:
+    packing = importlib.import_module("gptqmodel.quantization.awq.utils.packing_utils")
+    tensors, columns = layer.tensors, layer.quantized.shape[1]
+    size = columns // layer.quantized.scales.shape[1]
+    return packing.dequantize_gemm(tensors["qweight"], tensors["qzeros"], tensors["scales"], 4, size).T
+
+
+def _bitsandbytes(layer: Layer) -> torch.Tensor:
+    functional = importlib.import_module("bitsandbytes.functional")
+    tensors = layer.tensors
+    if layer.layout.kind not in FOUR:
+        return functional.int8_vectorwise_dequant(tensors["weight"], tensors["SCB"])
+    state = {kind.removeprefix("weight."): tensor for kind, tensor in tensors.items() if kind != "weight"}
+    state = functional.QuantState.from_dict(state, torch.device("cpu"))
+    return functional.dequantize_4bit(tensors["weight"], state)

@@ -1,0 +1,61 @@
+"""Scales that no engine can compute with."""
+
+import torch
+
+from qtutor.core.grid import IntGrid
+from qtutor.doctor.patient import Layer
+
+LARGEST, SMALLEST = 65504.0, 2.0**-25  # of float16; what is below half its least step becomes 0
+
+
+def not_finite(layer: Layer) -> str | None:
+    """NaN and infinities among the scales."""
+    for kind, tensor in layer.tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            wrong = ~torch.isfinite(tensor)
+            return (
+                f"{layer.name}.{kind} holds {int(wrong.sum())} of {tensor.numel()} numbers that are NaN or infinite "
+                f"({tensor[wrong][0].item()}), which spread over every token: quantize the layer again with scales "
+                "that fit, or leave it in float."
+            )
+    return None
+
+
+def too_large(layer: Layer) -> str | None:
+    """Scales in bfloat16 or float32 that float16 does not hold."""
+    for kind, tensor in _scales(layer):
+        most = tensor.abs().max().item()
+        if LARGEST < most < float("inf"):
+            return (
+                f"{layer.name}.{kind} holds the scale {most:.3g} in {str(tensor.dtype)[6:]}, and an engine that "
+                f"computes in float16, up to {LARGEST:.0f}, makes it infinite: run it in bfloat16, or leave the layer "
+                "in float."
+            )
+    return None
+
+
+def vanished(layer: Layer) -> str | None:
+    """Scales of 0 where codes say that there were weights."""
+    if layer.quantized is None:
+        return None
+    scales, grid = layer.quantized.scales.float(), layer.quantized.grid
+    small = scales.abs() < SMALLEST
+    if not small.any() or not torch.isfinite(scales).all():
+        return None
+    codes = layer.quantized.codes.reshape(*scales.shape, -1)
+    zeros = layer.quantized.zeros
+    middle = torch.full_like(codes[..., :1], grid.middle) if zeros is None else zeros.unsqueeze(-1)
+    levels = grid.decode(codes, torch.ones(1), middle if isinstance(grid, IntGrid) else None)
+    lost = small & (levels != 0).any(-1)
+    if not lost.any():
+        return None
+    return (
+        f"{layer.name}: {int(lost.sum())} of {lost.numel()} scales are 0 in float16, though their codes are not, so "
+        "that these groups of weights vanished: leave the layer in float, or store its scales in more bits."
+    )
+
+
+def _scales(layer: Layer):
+    return [
+        (kind, tensor) for kind, tensor in layer.tensors.items() if tensor.is_floating_point() and tensor.numel() > 1
+    ]

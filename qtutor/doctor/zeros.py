@@ -1,0 +1,89 @@
+"""Zero points that are off by one: version 1 of GPTQ read as version 2, or the reverse.
+
+Every weight is then one step too large, or too small, which talks garbage. A symmetric file tells it exactly: its zero
+points are all one beside the middle. With FLOAT the rounding errors tell it: they are about half of what they were with
+another zero point. Without, statistics do: weights of a decoder lie around 0, so codes less their zero points have a
+mean of 0 in nearly all groups, and with a wrong zero point of exactly 1 or -1, in every layer. Of 8 bits many layers
+cannot tell, since a step is a small part of the weights' width, and the others have to agree.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import QuantizedTensor
+from qtutor.doctor.finding import Finding
+from qtutor.doctor.fitting import distance
+from qtutor.doctor.patient import Layer, Patient
+from qtutor.formats.gptq import FIRST, SECOND
+
+NEAR, SURE = 0.3, 0.12  # how far a mean may be from a whole step; its largest standard error
+SHARE, ENOUGH = 0.8, 0.3  # of the layers that know have to agree; so many of all have to know
+BETTER = 0.85  # of the error, with another zero point
+
+
+class ZeroPoints:
+    """Votes of all layers: by how many steps their zero points are off, ``None`` where nobody can say."""
+
+    def __init__(self, patient: Patient):
+        self.patient, self.votes = patient, {}
+
+    def see(self, layer: Layer) -> None:
+        quantized = layer.quantized
+        if quantized is None or not isinstance(quantized.grid, IntGrid) or not quantized.scales.isfinite().all():
+            return
+        vote = _compared(quantized, layer.exact) if layer.exact is not None else _by_middle(layer)
+        self.votes[layer.name] = _by_statistics(quantized) if vote is None and layer.exact is None else vote
+
+    def findings(self) -> Iterator[Finding]:
+        known = [vote for vote in self.votes.values() if vote is not None]
+        for off in (1, -1):
+            if known and known.count(off) >= SHARE * len(known) and len(known) >= ENOUGH * len(self.votes):
+                first = next(name for name, vote in self.votes.items() if vote == off)
+                yield Finding("zero points", first, self._sentence(first, off, known.count(off)))
+
+    def _sentence(self, name: str, off: int, count: int) -> str:
+        gptq = self.patient.form == "gptq"
+        tensor = f"{name}.qzeros" if self.patient.form in ("gptq", "awq") else f"{name}.weight_zero_point"
+        also = f" (and in {count - 1} more layers)" if count > 1 else ""
+        said = (
+            f"{tensor}{also}: zero points are one too {'small' if off > 0 else 'large'}, so every weight is a step off"
+        )
+        version = self.patient.settings.get("checkpoint_format") or self.patient.settings.get("format") or FIRST
+        meant = FIRST if off > 0 else SECOND
+        if gptq and version != meant:
+            return (
+                f"{said}: the file stores them as {meant!r} does and says that it is {version!r}. Set "
+                f"checkpoint_format to {meant!r} in config.json and quantize_config.json."
+            )
+        return f"{said}: whatever wrote it counted them otherwise than its format does. Convert the original again."
+
+
+def _by_middle(layer: Layer) -> int | None:
+    """Of a symmetric file whose zero points were read as they are stored: how far from the middle they are."""
+    if layer.layout is None or not layer.layout.grid.symmetric or layer.quantized.zeros is None:
+        return None
+    off = layer.layout.grid.middle - layer.quantized.zeros.int()
+    return int(off.flatten()[0]) if bool((off == off.flatten()[0]).all()) else None
+
+
+def _by_statistics(quantized: QuantizedTensor) -> int | None:
+    """1 or -1 where codes less zero points have that mean, 0 where they have another, ``None`` where it is not sure."""
+    shape, zeros = quantized.scales.shape, quantized.zeros
+    middle = quantized.grid.middle if zeros is None else zeros.float()
+    means = quantized.codes.reshape(*shape, -1).float().mean(-1) - middle  # [out, groups]
+    centre = means.median()
+    width = 1.25 * 1.48 * (means - centre).abs().median() / means.numel() ** 0.5  # of the median, if they were normal
+    if width > SURE:
+        return None
+    return next((off for off in (1, -1) if abs(centre - off) < NEAR), 0)
+
+
+def _compared(quantized: QuantizedTensor, exact: torch.Tensor) -> int | None:
+    """Which zero points give the weights that were rounded."""
+    weights = quantized.dequantize()
+    step = quantized.scales.float().repeat_interleave(weights.shape[1] // quantized.scales.shape[1], 1)
+    errors = {off: distance(weights - off * step, exact) for off in (0, 1, -1)}
+    best = min(errors, key=errors.get)
+    return best if errors[best] < BETTER * errors[0] else 0

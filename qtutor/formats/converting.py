@@ -1,0 +1,79 @@
+"""From one checkpoint format to another without rounding again: the same codes, scales and zero points in other bytes.
+
+    convert("a GPTQ folder", "out", format="compressed-tensors")
+
+Where a format cannot hold the grid, or an engine does not take it, the error says why, for which layers, and what would
+fit. Left out: GGUF as the format that is written, since its types round by rules of their own.
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+from qtutor.errors import QtutorError
+from qtutor.formats import ENGINES, FOREIGN, export, gguf_packed, gguf_reading
+from qtutor.formats import target as place_of
+from qtutor.formats.documents import reading
+from qtutor.formats.foreign import packed_layers
+from qtutor.formats.gguf_files import file_in, located
+from qtutor.formats.taking import check_holds
+from qtutor.formats.targets import pick_for, ways_into
+from qtutor.formats.tokenizers_files import tokenizer_in_gguf
+from qtutor.runtime.linear import QuantWeight
+
+AGAIN = "A conversion rounds nothing: for another grid quantize the float checkpoint again, or choose another format."
+NO_GGUF = (
+    "a GGUF file's types round weights by rules of their own, so a conversion to it would round a second time. Encode "
+    "the float checkpoint: qtutor quantize FLOAT OUT.gguf; or, with that second loss, 'qtutor quantize' of this one."
+)
+
+
+def convert(
+    source: str | Path, out: str | Path, format: str | None = None, target: str | None = None, device: str | None = None
+) -> tuple[nn.Module, object, str]:
+    """Write the quantized checkpoint ``source`` to the folder ``out`` in another format, and return the model, its
+    tokenizer and the format.
+
+    source: what :func:`qtutor.load` takes, if its layers are packed; of GGUF files those whose levels our grid has.
+    target: the engine that is to read it; it picks the format if none is given. Raises :class:`QtutorError` for a
+    source that is not quantized, for a grid that the format does not hold or the engine does not take, and as
+    :func:`qtutor.load` and :func:`qtutor.export` do.
+    """
+    if format is None and target is None:
+        raise QtutorError(f"name a format ({', '.join([*FOREIGN, 'qtutor'])}) or a target ({', '.join(ENGINES)}).")
+    if target is not None:
+        ways_into(target, format)
+    if format == "gguf" or target == "llama.cpp":
+        raise QtutorError(f"{source}: {NO_GGUF}")
+    need = 0 if file_in(source) else _weights_in(source)
+    place_of(out, format or "compressed-tensors", sources=[located(source)], need=need)
+    model, tokenizer = packed(source, device)
+    if format != "qtutor":
+        layers = packed_layers(model)
+        try:
+            format = pick_for(target, layers, format).format if target else format
+            check_holds(format, layers, model)
+        except QtutorError as error:
+            raise QtutorError(f"{source}: {error} {AGAIN}") from None
+    export(model, out, format, tokenizer)
+    return model, tokenizer, format
+
+
+def packed(source: str | Path, device: str | None = None) -> tuple[nn.Module, object]:
+    """``(model, tokenizer)`` of a quantized checkpoint with its layers packed. Raises for one that is not quantized."""
+    from qtutor.loading import load
+
+    with reading(source):
+        file = None if source == "embedded" else file_in(source)
+        if file is not None:
+            return gguf_packed.load(file, device), tokenizer_in_gguf(gguf_reading.opened(file), file)
+        model, tokenizer = load(source, device=device)
+    if not any(isinstance(module, QuantWeight) for module in model.modules()):
+        raise QtutorError(f"{source} is a float checkpoint, and a conversion is of quantized ones: use 'quantize'.")
+    return model, tokenizer
+
+
+def _weights_in(source: str | Path) -> int:
+    """Bytes of the weights in a folder: about so many are written, in whatever format."""
+    folder = Path(source)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2 if folder.is_dir() else 0

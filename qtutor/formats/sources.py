@@ -1,0 +1,44 @@
+"""What a source names: one place decides between GGUF files, folders of ours, of other tools, and float checkpoints."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtutor.decoder import EMBEDDED
+from qtutor.errors import QtutorError, naming
+from qtutor.formats import foreign_reading, hub, native_reading
+from qtutor.formats.gguf_files import file_in
+
+Source = str | os.PathLike
+GGUF, OURS, FOREIGN, FLOAT = "a GGUF file", "a folder of qtutor", "a folder of another tool", "a float checkpoint"
+
+
+@dataclass(frozen=True)
+class Found:
+    """kind: :data:`GGUF`, :data:`OURS`, :data:`FOREIGN` or :data:`FLOAT`. path: of the GGUF file, or of the folder."""
+
+    kind: str
+    path: Path
+
+
+def find(source: Source) -> Found:
+    """What ``source`` names: "embedded", "smollm2", a GGUF file, a folder, or a hub id, whose files are then fetched.
+
+    Raises :class:`QtutorError` for a file of another kind, and for a hub id that cannot be reached.
+    """
+    if source == "embedded":
+        return Found(FLOAT, EMBEDDED)
+    file = file_in(source)
+    if file is not None:
+        return Found(GGUF, file)
+    folder = Path(source)
+    if not folder.exists():
+        folder = hub.folder_of(str(source))
+    if not folder.is_dir():
+        raise QtutorError(
+            f"{source} is a file, and a checkpoint is a folder with config.json and *.safetensors: name that."
+        )
+    if (folder / native_reading.ABOUT).is_file():
+        return Found(OURS, folder)
+    with naming(f"{source}: the checkpoint cannot be loaded"):
+        return Found(FLOAT if foreign_reading.settings_in(folder) is None else FOREIGN, folder)

@@ -1,0 +1,259 @@
+"""A damaged copy for every finding, and healthy folders for which none fires."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import qtutor
+from qtutor import cli
+from qtutor.doctor import examine
+from tests.doctor.folders import (
+    HEALTHY,
+    config,
+    damaged,
+    each,
+    healthy,
+    interleaved,
+    plainly,
+    setting,
+    swapped,
+    tensors,
+)
+from tests.formats.foreign_folders import exported
+from tests.gguf.small_tokenizers import letters
+from tests.models import tiny
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("against", [None, "embedded"])
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_folders_have_no_findings(name, against):
+    found = examine(healthy(name), against)
+    assert found.healthy, found.findings
+    assert found.run.perplexity < found.run.vocabulary / 2 and found.run.before and found.run.after
+    taking = {one.engine for one in found.engines if one.takes}
+    assert taking or name == "ours"
+    assert "healthy" in str(found).splitlines()
+
+
+@pytest.mark.parametrize(("form", "recipe"), [("gptq", {}), ("awq", {}), ("compressed-tensors", {"bits": 8})])
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+def test_biases_and_constant_rows_are_no_findings(tmp_path, form, recipe, family):
+    """Rows that are constant, positive throughout, or zero; rows whose weights lie around 0.3 of their width."""
+    model = tiny(family, tied=False)
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if name.endswith(("q_proj", "up_proj", "down_proj")):
+                layer.weight[0], layer.weight[1], layer.weight[2] = 0.3, layer.weight[1].abs(), 0
+                layer.weight[3:20] += 0.3 * layer.weight.std()
+    qtutor.quantize(model, qtutor.Recipe(**{"group_size": 32} | recipe), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", form, letters())
+    config(eos_token_id=letters().eos_token_id)(folder)
+    found = examine(folder)
+    assert not [one for one in found.findings if one.kind not in ("forward pass", "settings")], found.findings
+
+
+def flat(text) -> str:
+    return " ".join(str(text).split())
+
+
+def check_finds(folder, kind: str, parts, against=None):
+    """One finding of ``kind``, that says ``parts`` on one line; and no other but for what follows from it."""
+    found = examine(folder, against)
+    ours = [one for one in found.findings if one.kind == kind]
+    assert len(ours) == 1 and not found.healthy, found.findings
+    text = str(ours[0])
+    assert all(part in text for part in parts) and "\n" not in text and len(text) < 700, text
+    assert {one.kind for one in found.findings} <= {kind, "forward pass", "settings"}, found.findings
+    return found
+
+
+V1, V2 = (setting(checkpoint_format=version, format=version) for version in ("gptq", "gptq_v2"))
+
+
+@pytest.mark.parametrize("against", [None, "embedded"])
+@pytest.mark.parametrize(
+    ("name", "change", "parts"),
+    [
+        ("gptq", V2, ["one too small", "says that it is 'gptq_v2'", "Set checkpoint_format to 'gptq'"]),
+        ("gptq asymmetric", V1, ["one too large", "says that it is 'gptq'", "Set checkpoint_format to 'gptq_v2'"]),
+        ("gptq 2", V1, ["one too large"]),
+        ("awq", each("qzeros", lambda words: words - 0x11111111), ["one too small", "Convert the original again"]),
+    ],
+)
+def test_zero_points_off_by_one(tmp_path, name, change, parts, against):
+    if name == "awq":  # no zero point may be 0, or the subtraction would borrow
+        model, tokenizer = qtutor.load_decoder()
+        qtutor.quantize(model, qtutor.Recipe(symmetric=True), progress=False)
+        folder = qtutor.export(model, tmp_path / "damaged", "awq", tokenizer)
+        change(folder)
+    else:
+        folder = damaged(tmp_path, name, change)
+    found = check_finds(folder, "zero points", [f"{Q}.qzeros (and in 13 more layers)", *parts], against)
+    assert found.run is None or found.run.perplexity > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "against", "part"),
+    [
+        ("awq", lambda f: [each(k, plainly)(f) for k in ("qweight", "qzeros")], None, "plain order and read in AWQ's"),
+        ("awq", lambda f: [each(k, plainly)(f) for k in ("qweight", "qzeros")], "embedded", "plain order and read"),
+        ("awq symmetric", each("qweight", plainly), None, "plain order and read in AWQ's"),
+        ("modelopt", each("_proj.weight", swapped), None, "nibbles of each byte are swapped"),
+        ("modelopt", each("_proj.weight", swapped), "embedded", "nibbles of each byte are swapped"),
+        ("gptq", each("qweight", interleaved), "embedded", "AWQ's order and read in the plain one"),
+        ("nf4", each("_proj.weight", swapped), "embedded", "nibbles of each byte are swapped"),
+    ],
+)
+def test_wrong_orders_of_nibbles(tmp_path, name, change, against, part):
+    found = check_finds(damaged(tmp_path, name, change), "order", [f"{Q}.", "13 more layers", part], against)
+    assert found.run.perplexity > 10 * found.run.vocabulary
+
+
+def test_an_order_that_only_float_tells_shows_in_the_text(tmp_path):
+    folder = damaged(tmp_path, "gptq", each("qweight", interleaved))
+    check_finds(folder, "forward pass", ["guessing among 1,024 tokens is better", "--against"])
+
+
+def put(name, value):
+    """Set the first number of a tensor."""
+
+    def change(found):
+        found[name] = found[name].clone()
+        found[name].view(-1)[0] = value
+
+    return tensors(change)
+
+
+def to_bfloat16(found):
+    name = f"{Q}.weight_scale"
+    found[name] = found[name].to(torch.bfloat16)
+    found[name][3, 0] = 2.0**18
+
+
+def drop(kind: str):
+    return tensors(lambda found: [found.pop(name) for name in list(found) if name.endswith(kind)])
+
+
+def reverse(found):
+    found[f"{Q}.g_idx"] = found[f"{Q}.g_idx"].flip(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kind", "parts"),
+    [
+        ("gptq", [put(f"{Q}.scales", float("nan"))], "scales", [f"{Q}.scales holds 1 of", "(nan)", "in float"]),
+        ("awq", [put(f"{Q}.scales", float("inf"))], "scales", [f"{Q}.scales holds 1 of", "(inf)"]),
+        ("nf4", [put(f"{Q}.weight.nested_absmax", float("nan"))], "scales", [f"{Q}.weight.nested_absmax"]),
+        ("ct", [tensors(to_bfloat16)], "scales", ["the scale 2.62e+05 in bfloat16", "float16", "run it in bfloat16"]),
+        ("ct", [put(f"{Q}.weight_scale", 0.0)], "scales", [f"{Q}: 1 of", "scales are 0", "vanished"]),
+        ("gptq", [drop("g_idx")], "group index", [f"{Q}.g_idx is missing", "13 more layers", "qtutor convert"]),
+        ("gptq", [tensors(reverse)], "group index", ["256 of 256 inputs", "desc_act is false", "set desc_act to true"]),
+        ("gptq", [tensors(reverse), setting(desc_act=True)], "group index", ["as desc_act says", "without desc_act"]),
+        ("gptq", [put(f"{Q}.g_idx", 9)], "group index", ["groups from 0 to 9", "there are 4"]),
+        ("ct head", [config(tie_word_embeddings=True)], "head", ["lm_head.weight_", "tie_word_embeddings", "left out"]),
+        ("ct head", [setting(ignore=["lm_head"])], "head", ["lm_head.weight_", "stays in float", "correct the"]),
+        ("ct", [put("model.norm.weight", float("nan"))], "numbers", ["model.norm.weight holds 1"]),
+        ("ct", [config("tokenizer_config.json", eos_token="def")], "tokenizer", ["ends texts with token"]),
+        ("ct", [config("generation_config.json", eos_token_id=[0, 5000])], "tokenizer", ["eos_token_id is 5000"]),
+        ("ct", [lambda f: letters().save_pretrained(f)], "tokenizer", ["tokens and the decoder embeds 1,024"]),
+        ("ct", [lambda f: (f / "tokenizer.json").unlink()], "tokenizer", ["tokenizer"]),
+        ("ct", [config(intermediate_size=256)], "unreadable", ["weight_packed is", "expected"]),
+        ("ct", [config(num_hidden_layers=1)], "unreadable", ["there are 2 blocks, and its config says 1"]),
+        ("gptq", [drop("layers.1.mlp.up_proj.qweight")], "unreadable", ["layers.1.mlp.up_proj.qweight is missing"]),
+        ("ct", [tensors(lambda t: [t.pop(n) for n in list(t) if ".1.mlp.up_proj." in n])], "unreadable",
+         ["1 tensor is missing: model.layers.1.mlp.up_proj.weight"]),
+        ("gptq", [setting(quant_method="hqq")], "unreadable", ["quantized by 'hqq'", "Read are compressed-tensors"]),
+        ("gptq", [setting(bits=None)], "unreadable", ["bits is None; expected 2, 3, 4 or 8"]),
+        ("ct", [lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9])],
+         "unreadable", ["truncated"]),
+    ],
+)  # fmt: skip
+def test_each_fault_has_its_finding(tmp_path, name, changes, kind, parts):
+    check_finds(damaged(tmp_path, name, *changes), kind, parts)
+
+
+def test_a_packed_embedding(tmp_path):
+    def pack(found):
+        found["model.embed_tokens.weight_packed"] = torch.zeros(1024, 16, dtype=torch.int32)
+        del found["model.embed_tokens.weight"]
+
+    folder = damaged(tmp_path, "ct", tensors(pack))
+    check_finds(folder, "embedding", ["model.embed_tokens.weight_packed is packed", "no engine", "left out"])
+
+
+def test_settings_that_no_engine_takes(tmp_path):
+    folder = exported(tmp_path / "out", "modelopt", symmetric=True, group_size=16)[1]
+    config(eos_token_id=letters().eos_token_id)(folder)
+    found = check_finds(folder, "settings", ["no engine takes it", "tensorrt-llm: ", "groups of 16"])
+    assert not any(one.takes for one in found.engines)
+
+
+def test_engines_say_why_not():
+    why = {one.engine: one for one in examine(healthy("gptq asymmetric")).engines}
+    assert not why["vllm"].takes and why["vllm"].why.endswith("zero points") and Q in why["vllm"].why
+    assert why["transformers"].takes and "gptqmodel" in why["transformers"].why
+    assert not why["llama.cpp"].takes and why["llama.cpp"].why == "it does not read gptq"
+    assert [one.takes for one in examine(healthy("gptq")).engines] == [True, True, True, False, True, False]
+
+
+def test_another_model_is_told_from_the_one_that_was_quantized(tmp_path):
+    model, tokenizer = qtutor.load_decoder()
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.copy_(torch.randn_like(layer.weight) * layer.weight.std())
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    check_finds(healthy("gptq"), "another model", [Q, "this is not the model that was quantized"], tmp_path / "other")
+    tiny(tied=False).save_pretrained(tmp_path / "tiny")
+    letters().save_pretrained(tmp_path / "tiny")
+    with pytest.raises(qtutor.QtutorError, match=r"q_proj is \[256, 256\], and in .*tiny it is \[64, 64\]"):
+        examine(healthy("gptq"), tmp_path / "tiny")
+    with pytest.raises(qtutor.QtutorError, match="is quantized itself: name the float checkpoint"):
+        examine(healthy("gptq"), healthy("ours"))
+
+
+def test_a_gguf_file(tmp_path):
+    model, tokenizer = qtutor.load_decoder()
+    path = qtutor.export(model, tmp_path / "a.gguf", "gguf", tokenizer, type="Q8_0")
+    found = examine(path)
+    assert (
+        found.healthy and found.form == "gguf" and [one.engine for one in found.engines if one.takes] == ["llama.cpp"]
+    )
+    path.write_bytes(path.read_bytes()[:-100])
+    assert [one.kind for one in examine(path).findings] == ["unreadable"]
+
+
+def test_the_command(tmp_path, capsys):
+    assert cli.main(["doctor", str(healthy("ct"))]) == 0
+    said = capsys.readouterr().out
+    assert "compressed-tensors, 14 packed layers" in said and "\nhealthy\n" in said and "Who takes it:" in said
+    folder = damaged(tmp_path, "gptq", V2)
+    assert cli.main(["doctor", str(folder), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["healthy"] and found["findings"][0]["layer"] == Q and len(found["engines"]) == 6
+    assert cli.main(["doctor", str(folder)]) == 1
+    assert "1. zero points: " in capsys.readouterr().out
+    assert cli.main(["doctor", str(tmp_path / "nowhere" / "at" / "all")]) == 2
+    assert "does not exist" in flat(capsys.readouterr().err)
+
+
+def test_a_library_that_decodes_otherwise_is_told(monkeypatch):
+    from qtutor.doctor import libraries
+
+    monkeypatch.setattr(libraries, "_awq", lambda layer: layer.quantized.dequantize() * 1.01)
+    found = examine(healthy("awq"))
+    assert [one.kind for one in found.findings] == ["library"] and "13 more layers" in found.findings[0].text
+    monkeypatch.setattr(libraries, "_awq", lambda layer: layer.quantized.dequantize())
+    assert examine(healthy("awq")).healthy
+
+
+def test_loading_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert replace(examine(healthy("ct"))).healthy

@@ -1,0 +1,65 @@
+"""Make or mend the environments that tests/engines run in, since the engines' requirements contradict ours.
+
+    python tests/engines/environments.py
+
+build/engines-venv has transformers with compressed-tensors, gptqmodel, bitsandbytes and modelopt, in the versions of
+constraints.txt where it names them. build/vllm-venv has vLLM, which asks for older versions of a dozen packages. Each
+is some 2 GB, and is made once: the stamp in it says what it was made from, as in `.venv` (bootstrap.py).
+
+Some packages come without what they require: gptqmodel and modelopt ask for versions or packages that nothing here
+needs, and of vLLM's requirements torchaudio, torchvision, torchcodec and triton are not for CPUs, and break it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import bootstrap  # noqa: E402
+
+NEEDED_BYTES = 5 * 10**9  # for both
+HERE = "tests/engines"
+# By environment: the files that it is made from, the first with all that they require, the second alone; and pip's
+# options for the versions of both.
+ENVIRONMENTS = {
+    "engines-venv": (f"{HERE}/requirements.txt", f"{HERE}/without_dependencies.txt", ("-c", "constraints.txt")),
+    "vllm-venv": (f"{HERE}/vllm.txt", f"{HERE}/vllm_without_dependencies.txt", ()),
+}
+
+
+def set_up(name: str, candidates: list[str]) -> bool:
+    """Make sure that build/``name`` is whole and up to date. Returns False when there was nothing to do."""
+    required, alone, constraints = ENVIRONMENTS[name]
+    version, executable = bootstrap.find_python(candidates)
+    folder = ROOT / "build" / name
+    folder.parent.mkdir(exist_ok=True)
+    venv = bootstrap.Venv(folder)
+    wanted = bootstrap.fingerprint(ROOT, version, (required, alone, *constraints[1:]))
+    if venv.state().get("fingerprint") == wanted and venv.is_usable(version):
+        return False
+    bootstrap.check_disk(ROOT, NEEDED_BYTES)
+    if not venv.is_usable(version):
+        venv.make(executable)
+    venv.unfinished.touch()
+    bootstrap.run_pip(venv.python, ROOT, ["-r", required], constraints)
+    # Without a build of its own: gptqmodel's set-up looks at the torch that is there.
+    bootstrap.run_pip(venv.python, ROOT, ["--no-deps", "--no-build-isolation", "-r", alone], constraints)
+    venv.mark_done({"fingerprint": wanted})
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, or 1 after a paragraph that says what is wrong outside."""
+    parser = argparse.ArgumentParser(description="Make or mend the environments of tests/engines.")
+    parser.add_argument("names", nargs="*", default=[], help=f"which: {', '.join(ENVIRONMENTS)} (default: all)")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - ENVIRONMENTS.keys()
+    if unknown:
+        parser.error(f"there is no environment {', '.join(sorted(unknown))}")
+    # The Python that this runs in made .venv, so it is new enough, and knows how to make another one.
+    return bootstrap.reported(lambda: [set_up(name, [sys.executable]) for name in options.names or ENVIRONMENTS])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""vLLM on a CPU loads our folders, and writes the tokens that a float model with our decoded weights writes.
+
+The reference is transformers in float32. vLLM's 4-bit kernels take no float32 here, so those cases run in float16; its
+int8 kernel runs in float32. It writes 32 tokens to each of 16 prompts, and the reference is asked for the likeliest
+token at each place of what vLLM wrote: if they agree at all of them, both would write the same.
+
+vLLM is told that there is no AMX. Its kernels for AMX want bfloat16, whose 8 bits make many more ties; and a virtual
+CPU may name AMX among its abilities and die of it.
+"""
+
+import gc
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import qtutor
+from qtutor.decoder.text import calibration_tokens
+from qtutor.formats import smollm2, targets
+from tests.engines.test_in_transformers import in_float, prompts
+from tests.engines.test_mistakes import one_more, turned
+from tests.formats.foreign_folders import edit_tensors
+from tests.reference.int8_inputs import RoundedInputs
+
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed in this environment", allow_module_level=True)
+
+# Before vLLM is imported: one process, one thread, no network.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "VLLM_CPU_INT4_W4A8": "0",  # it would round the inputs of 4-bit layers, too
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+torch.cpu._is_amx_tile_supported = lambda: False
+
+# Here and not by a skip of the whole module, which pytest would call a run without tests.
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="vLLM's kernels for CPUs need AVX-512"
+)
+
+TOKENS = 32
+LAST_BIT = 2.0**-10  # of float16, as a share of the number
+W8A8 = {"method": "int8"}
+TAKEN = [
+    ("compressed-tensors", {"bits": 4, "symmetric": True, "group_size": 32}),
+    ("compressed-tensors", {"bits": 4, "group_size": 32}),
+    ("gptq", {"bits": 4, "symmetric": True, "group_size": 32}),
+    ("awq", {"bits": 4, "group_size": 32}),
+]
+REFUSED = [
+    ("compressed-tensors", {"bits": 3, "symmetric": True, "group_size": 32}, "WNA16 linear layer"),
+    ("gptq", {"bits": 4, "group_size": 32}, "bits=4, sym=False"),
+    ("gptq", {"bits": 8, "symmetric": True, "group_size": 32}, "weight_bits = uint8b128"),
+    ("bitsandbytes", {"method": "nf4"}, "Unknown quantization method: bitsandbytes"),
+]
+
+
+@pytest.fixture
+def running():
+    """A function from a folder and a dtype to a running vLLM; afterwards nothing of it is left."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    def run(folder, dtype: str):
+        return LLM(model=str(folder), enforce_eager=True, max_model_len=256, dtype=dtype)
+
+    yield run
+    cleanup_dist_env_and_memory()
+    gc.collect()
+
+
+def exported(folder, form: str, recipe: dict, source: str = "embedded"):
+    """A quantized model whose folder was written."""
+    model, tokenizer = qtutor.load(source, dtype=torch.float32, device="cpu")
+    qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
+    for layer in model.modules():
+        if hasattr(layer, "threshold"):
+            layer.threshold = None  # vLLM rounds every channel
+    qtutor.export(model, folder, format=form, tokenizer=tokenizer)
+    return model, tokenizer
+
+
+def written_by(llm, ids: torch.Tensor) -> torch.Tensor:
+    """int64 ``[prompts, TOKENS]``: what vLLM writes after ``ids``, without regard to where a text ends."""
+    from vllm import SamplingParams
+
+    greedily = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
+    prompts = [{"prompt_token_ids": row.tolist()} for row in ids]
+    found = llm.generate(prompts, greedily, use_tqdm=False)
+    return torch.tensor([one.outputs[0].token_ids for one in found])
+
+
+def likeliest(reference, ids: torch.Tensor, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """At each place of ``written``, by ``reference``: the best logit, its token, and the logit of what was written."""
+    with torch.inference_mode():
+        logits = reference(torch.cat([ids, written], dim=1)).logits[:, ids.shape[1] - 1 : -1]
+    return *logits.max(-1), logits.gather(-1, written[..., None])[..., 0]
+
+
+def check_likeliest(reference, ids: torch.Tensor, written: torch.Tensor) -> None:
+    """``written`` is what ``reference`` holds for likeliest, but for ties.
+
+    Two logits are a tie if they are nearer to each other than a last bit of float16, in which the engine has them.
+    """
+    best, token, own = likeliest(reference, ids, written)
+    assert (best - own <= LAST_BIT * best.abs()).all()
+    assert (token == written).double().mean() >= 0.99
+
+
+def takes(form: str, recipe: dict, model) -> bool:
+    """Whether qtutor says that vLLM on a CPU takes a recipe in a format."""
+    own = qtutor.Recipe(**recipe)
+    shapes = {name: (layer.rows, layer.columns) for name, layer in model.named_modules() if hasattr(layer, "quantized")}
+    ways = [way for way in targets.WAYS["vllm-cpu"] if way.format == form]
+    return any(not targets.misfits(way, shapes, own.of_layers(shapes)) for way in ways)
+
+
+@pytest.mark.parametrize(("form", "recipe"), TAKEN)
+def test_vllm_writes_the_likeliest_tokens(tmp_path, running, form, recipe):
+    model = exported(tmp_path / "out", form, recipe)[0]
+    assert takes(form, recipe, model)
+    ids = prompts()
+    written = written_by(running(tmp_path / "out", "float16"), ids)
+    check_likeliest(in_float(model), ids, written)
+
+
+def test_vllm_rounds_inputs_as_we_do(tmp_path, running):
+    """W8A8, in float32: a token's largest value becomes the code 127."""
+    model = exported(tmp_path / "out", "compressed-tensors", W8A8)[0]
+    assert takes("compressed-tensors", W8A8, model)
+    ids = prompts()
+    written = written_by(running(tmp_path / "out", "float32"), ids)
+    # No margin here: an input on the other side of half a step can move logits by more than a last bit.
+    reference = in_float(model, layer=lambda weight: RoundedInputs(weight, 127.0))
+    assert (likeliest(reference, ids, written)[1] == written).double().mean() >= 0.99
+
+
+@pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
+def test_a_real_model(tmp_path, running):
+    """SmolLM2, on a grid that is not the one of its file."""
+    recipe = {"bits": 4, "symmetric": True, "group_size": 64}
+    model, tokenizer = exported(tmp_path / "out", "compressed-tensors", recipe, "smollm2")
+    texts = [qtutor.load_decoder()[1].decode(row) for row in calibration_tokens()[:16]]
+    ids = torch.stack([tokenizer(text, return_tensors="pt").input_ids[0, :24] for text in texts])
+    check_likeliest(in_float(model), ids, written_by(running(tmp_path / "out", "float16"), ids))
+
+
+@pytest.mark.parametrize("mistake", ["zero points", "order of nibbles"])
+def test_wrong_words_are_seen(tmp_path, running, mistake):
+    """A negative control: vLLM reads zero points and the order of nibbles, and writes other tokens."""
+    model = exported(tmp_path / "out", "awq", {"bits": 4, "group_size": 32})[0]
+    which, change = {"zero points": ("qzeros", one_more), "order of nibbles": ("qweight", turned)}[mistake]
+    edit_tensors(tmp_path / "out", lambda tensors: tensors.update(
+        {name: change(words) for name, words in tensors.items() if name.endswith(which)}
+    ))  # fmt: skip
+    ids = prompts()
+    written = written_by(running(tmp_path / "out", "float16"), ids)
+    with pytest.raises(AssertionError):
+        check_likeliest(in_float(model), ids, written)
+
+
+@pytest.mark.parametrize(("form", "recipe", "why"), REFUSED)
+def test_vllm_refuses_what_we_say_it_refuses(tmp_path, running, form, recipe, why):
+    model = exported(tmp_path / "out", form, recipe)[0]
+    assert not takes(form, recipe, model)
+    with pytest.raises(Exception) as caught:  # each of its parts has a class of its own
+        running(tmp_path / "out", "float16")
+    assert why in str(caught.value)

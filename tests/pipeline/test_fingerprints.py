@@ -1,0 +1,48 @@
+"""Another recipe, text or checkpoint has another fingerprint; the same has the same one."""
+
+import json
+import random
+
+import pytest
+import torch
+
+import qtutor
+from qtutor.calibration.mapped import Weights
+from qtutor.pipeline import fingerprints
+from qtutor.pipeline.fingerprints import fingerprint, of_file
+from tests.models import some_ids, tiny
+
+
+def test_a_change_anywhere_is_found_as_far_as_the_file_is_read(tmp_path, monkeypatch):
+    """Of a megabyte all is read; of more, pieces all over the file."""
+    monkeypatch.setattr(fingerprints, "BEGINNING", 64)
+    path, chance = tmp_path / "a.safetensors", random.Random(0)
+    data = chance.randbytes(900_000)
+    path.write_bytes(data)
+    before = of_file(path)
+    assert before == of_file(path) and before.startswith("900000 bytes, sha256 ")
+    for place in (0, 70, 899_999, *(chance.randrange(900_000) for _ in range(20))):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert of_file(path) != before, place
+    path.write_bytes(data[:-1])
+    assert of_file(path) != before
+
+
+@pytest.mark.parametrize("size", [0, 5, 4096, 5000])
+def test_small_files_have_one_as_well(tmp_path, size):
+    for suffix in ("gguf", "safetensors"):
+        (tmp_path / f"a.{suffix}").write_bytes(bytes(size))
+        assert of_file(tmp_path / f"a.{suffix}").startswith(f"{size} bytes")
+
+
+def test_what_is_in_it():
+    weights, recipe, ids = Weights(tiny()), qtutor.Recipe("gptq", group_size=32), some_ids(2, 8)
+    found = fingerprint(weights, recipe, ids)
+    assert json.loads(json.dumps(found)) == found and list(found)[:3] == ["recipe", "checkpoint", "calibration text"]
+    assert found == fingerprint(Weights(tiny()), qtutor.Recipe("gptq", group_size=32), ids.clone())
+    other = fingerprint(Weights(tiny(seed=1)), recipe, ids)
+    assert {key for key in found if found[key] != other[key]} == {"checkpoint"}
+    for changed in (ids + 1, ids[:1], ids.reshape(4, 4), None):
+        other = fingerprint(weights, recipe, changed)
+        assert {key for key in found if found[key] != other[key]} == {"calibration text"}
+    assert found == fingerprint(weights, recipe, ids.to(torch.int32))
