@@ -82,7 +82,7 @@ def bits_picture(bits: Mapping[str, int], title: str = "") -> Figure:
 def bits_words(bits: Mapping[str, int]) -> str:
     """The same for readers who cannot see it."""
     counts = {width: list(bits.values()).count(width) for width in sorted(set(bits.values()))}
-    said = ", ".join(f"{count} layers with {width} bits" for width, count in counts.items())
+    said = ", ".join(f"{count} layer{'s' * (count > 1)} with {width} bits" for width, count in counts.items())
     return (
         f"A map with a square for each layer, blocks from left to right, and in each square its number of bits: {said}."
     )

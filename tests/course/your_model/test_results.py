@@ -45,6 +45,21 @@ def test_the_chapters_answers_say_what_is_stored():
     assert "Paris" in rtn.answers["a fact"] and "Paris" not in gptq.answers["a fact"]
 
 
+def test_the_table_of_matched_text_has_what_is_stored(monkeypatch):
+    rows = results.matched_rows()
+    texts, kinds = ("prose", "Python", "built-in", "none"), ("prose", "Python")
+    for bits in {row["bits"] for row in rows}:
+        at = {(row["calibrated"], row["measured"]): row for row in rows if row["bits"] == bits}
+        assert set(at) == {(text, kind) for text in texts for kind in kinds}
+        assert all(0 < row["kl_error"] < row["kl"] < 10 for row in at.values())
+        shown = []
+        monkeypatch.setattr("qtutor.course.scores.display", lambda what, shown=shown: shown.append(what.data))
+        tables.matched(bits)
+        lines = [line.strip("| ").split(" | ") for line in shown[0].splitlines()[2:]]
+        assert lines[0][2] == lines[1][4] == "1.00"  # matched text itself
+        assert float(lines[2][2]) == pytest.approx(at["built-in", "prose"]["kl"] / at["prose", "prose"]["kl"], abs=0.01)
+
+
 def test_tables_of_what_is_stored_have_a_row_for_each_model(monkeypatch, capsys):
     shown = []
     monkeypatch.setattr("qtutor.course.scores.display", lambda what: shown.append(what.data))
