@@ -58,6 +58,10 @@ def test_the_table_of_matched_text_has_what_is_stored(monkeypatch):
         lines = [line.strip("| ").split(" | ") for line in shown[0].splitlines()[2:]]
         assert lines[0][2] == lines[1][4] == "1.00"  # matched text itself
         assert float(lines[2][2]) == pytest.approx(at["built-in", "prose"]["kl"] / at["prose", "prose"]["kl"], abs=0.01)
+        for kind, other in (("prose", "Python"), ("Python", "prose")):  # as the chapter's answer says
+            over = {text: at[text, kind]["kl"] / at[kind, kind]["kl"] for text in texts}
+            assert 1.1 < over[other] < (1.25 if bits == 4 else 1.4)
+            assert 1.05 < over["built-in"] < 1.25 and 3 < over["none"] < 4.5
 
 
 def test_tables_of_what_is_stored_have_a_row_for_each_model(monkeypatch, capsys):
