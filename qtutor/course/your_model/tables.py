@@ -116,7 +116,8 @@ def matched(bits: int) -> None:
             one = at[name, kind]
             cells += [f"{one['kl']:.3f} ± {one['kl_error']:.3f}", f"{one['kl'] / at[kind, kind]['kl']:.2f}"]
         lines.append(cells)
-    table([f"{bits} bits, calibrated with", *(head for kind in kinds for head in (f"KL on {kind}", "over matched"))], *lines)
+    heads = (head for kind in kinds for head in (f"KL on {kind}", "over matched"))
+    table([f"{bits} bits, calibrated with", *heads], *lines)
 
 
 def candidates(rows: Iterable[Row]) -> None:
