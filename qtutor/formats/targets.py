@@ -81,6 +81,8 @@ WAYS = {
     "tensorrt-llm": (
         # _torch/modules/linear.py, W4A16_AWQ_LinearMethod; its kernels have groups of 64 and 128.
         Way("modelopt", bits=(4,), symmetric=(True,), groups=(64, 128), rows=64, columns=64, mixed=False, known=READ),
+        # The same file, FP8RowwiseLinearMethod.
+        Way("modelopt", grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=READ),
     ),
     "transformers": (
         Way(CT, bits=ALL, symmetric=(True,), joined=False, head=True, known=RAN),

@@ -28,6 +28,7 @@ HEALTHY = {
     "nf4": ("bitsandbytes", {"method": "nf4"}),
     "bnb int8": ("bitsandbytes", {"method": "int8"}),
     "modelopt": ("modelopt", {"symmetric": True}),
+    "modelopt fp8": ("modelopt", {"method": "fp8"}),
     "ours": ("qtutor", {"bits": 3}),
 }
 

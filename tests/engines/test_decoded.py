@@ -152,12 +152,13 @@ def test_modelopt_packs_our_bytes(group_size):
     assert torch.equal(tensors["pre_quant_scale"], torch.ones(128, dtype=torch.float16))
 
 
-def test_modelopt_makes_our_settings():
+@pytest.mark.parametrize("recipe", [{"symmetric": True, "group_size": 32}, {"method": "fp8"}])
+def test_modelopt_makes_our_settings(recipe):
     """config.json has what ModelOpt makes of hf_quant_config.json, and more keys that it does not look at."""
     convert = pytest.importorskip("modelopt.torch.export.convert_hf_config")
 
     model = qtutor.load_decoder()[0]
-    qtutor.quantize(model, qtutor.Recipe(symmetric=True, group_size=32), progress=False)
+    qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "packed")}
     ours = modelopt.settings(layers, ["lm_head"])
     theirs = convert.convert_hf_quant_config_format(modelopt._beside(ours)["hf_quant_config.json"])
@@ -197,3 +198,13 @@ def test_our_fp8_settings_are_those_of_the_scheme_fp8_dynamic():
     # An observer looks at weights while they are quantized, and says nothing of what is stored.
     assert ours.model_dump(exclude={"weights": {"observer"}}) == theirs.model_dump(exclude={"weights": {"observer"}})
     assert ours.weights.model_dump(exclude={"observer"}) == theirs.weights.model_dump(exclude={"observer"})
+
+
+def test_modelopt_rounds_to_our_fp8():
+    utils = pytest.importorskip("modelopt.torch.export.quant_utils")
+
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)) * 0.02
+    quantized = qtutor.rtn.quantize(weight, FP8, -1)
+    tensors = encoded(modelopt.FORMAT, quantized, Layout(FP8, -1, modelopt.BY_ROW))
+    packed = utils.to_quantized_weight(weight, tensors["weight_scale"], utils.QUANTIZATION_FP8_PC_PT)
+    assert torch.equal(packed.view(torch.uint8), tensors["weight"].view(torch.uint8))
