@@ -127,7 +127,7 @@ def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
         return None
     y = np.empty((tokens, tiles * ROWS), np.float32)
     arguments = inputs, sums, state.planes, state.scales, state.zeros, state.each, y
-    _in_shares(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
+    shared_out(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
     return y
 
 
@@ -142,7 +142,7 @@ def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
             out = weight[first * ROWS : last * ROWS]
             loops.weights(state.planes, state.scales, state.zeros, state.each, out, at + first, at + last)
 
-        _in_shares(loops.weights, decode, -(-len(weight) // ROWS), state)
+        shared_out(loops.weights, decode, -(-len(weight) // ROWS), state)
         block = torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)
         if x.requires_grad and block.dtype == torch.float32:
             block = block.clone()  # the gradient is computed from it, when the room holds other rows
@@ -153,7 +153,7 @@ def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
 _ready = set()  # loops that are compiled, and for which kind of tiles
 
 
-def _in_shares(loop, work, tiles: int, state: Tiles) -> None:
+def shared_out(loop, work, tiles: int, state: Tiles) -> None:
     """``work(first, last)`` for all ``tiles``, which calls ``loop``; it is compiled before threads share the work."""
     kind = loop, state.bits, state.levels, state.scales.dtype
     if kind not in _ready:
