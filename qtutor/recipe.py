@@ -23,6 +23,9 @@ OF_A_LAYER = (
 )
 
 
+SWITCHES = ("symmetric", "static_groups", "duo", "propagate", "token_weights", "double", "embeddings", "lm_head")
+
+
 @dataclass(frozen=True)
 class Method:
     """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it.
@@ -104,6 +107,7 @@ class Recipe:
     layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
+        self._check_types()
         if self.method not in METHODS:
             raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
         check_choice("clip", self.clip, CLIPS)
@@ -132,6 +136,19 @@ class Recipe:
         own["group_size"] = self.group_size if self.group_size in sizes else sizes[0]
         for name, value in own.items():
             object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
+
+    def _check_types(self) -> None:
+        """A text like "no" would count as True, and a list of patterns as none."""
+        for name in SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "propagate" and value is None):
+                raise QtutorError(f"{name} = {value!r}: True or False is needed.")
+        if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
+            raise QtutorError(f"group_size = {self.group_size!r}: a whole number of weights is needed, or -1.")
+        if not isinstance(self.layers, Mapping) or not all(isinstance(pattern, str) for pattern in self.layers):
+            raise QtutorError(
+                f"layers = {self.layers!r}: exceptions by pattern are needed, like {{'*.down_proj': 'float'}}."
+            )
 
     def _check_target_size(self) -> None:
         if type(self.target_size) is not int or self.target_size < 1:

@@ -216,3 +216,20 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
     assert json.loads((tmp_path / "again" / "qtutor.json").read_text())["recipe"] == about["recipe"]
     assert cli.main(["inspect", str(tmp_path / "out")]) == 0
     assert "recipe: method = 'gptq', bits = 3, group_size = 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lm_head": "no"}, "lm_head = 'no': True or False"),
+        ({"embeddings": 1}, "embeddings = 1: True or False"),
+        ({"propagate": "auto"}, "propagate = 'auto': True or False"),
+        ({"group_size": True}, "group_size = True: a whole number"),
+        ({"group_size": 64.0}, "group_size = 64.0: a whole number"),
+        ({"layers": ["*.down_proj"]}, r"layers = \['\*\.down_proj'\]: exceptions by pattern"),
+        ({"layers": {5: "float"}}, "layers = {5: 'float'}: exceptions by pattern"),
+    ],
+)
+def test_options_of_another_kind_are_not_guessed_at(options, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        qtutor.Recipe(**options)
