@@ -19,6 +19,7 @@ from qtutor.core.codebooks import FP4, NF4
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming
 from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
+from qtutor.files import told
 from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
@@ -185,7 +186,7 @@ def _memory(model: nn.Module, recipe: Recipe, states_shape: tuple[int, ...]) -> 
 
 
 def _weighed(packed: nn.Module, tokenizer, recipe: Recipe, files: tuple[ShardFile, ...]) -> int:
-    """Bytes of the files beside the weights: they are written once, elsewhere."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Bytes of the files beside the weights: they are written once, elsewhere, where there may be no room either."""
+    with told("the folder of temporary files (TMPDIR)"), tempfile.TemporaryDirectory() as folder:
         native.write_others(Path(folder), packed, tokenizer, recipe.as_dict(), files)
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
