@@ -42,13 +42,13 @@ def prompts() -> torch.Tensor:
     return calibration_tokens()[:PROMPTS, :24]
 
 
-def greedy(model, ids: torch.Tensor) -> torch.Tensor:
+def greedy(model, ids: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
     """The tokens that follow ``ids``, without regard to where a text ends."""
     with torch.inference_mode():
         return model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=TOKENS,
+            max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=-1,
             pad_token_id=0,

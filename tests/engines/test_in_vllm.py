@@ -18,6 +18,7 @@ import torch
 import qtutor
 from qtutor.decoder.text import calibration_tokens
 from qtutor.formats import smollm2, targets
+from tests.engines.likeliest import check_likeliest, likeliest
 from tests.engines.test_in_transformers import in_float, prompts
 from tests.engines.test_mistakes import one_more, turned
 from tests.formats.foreign_folders import edit_tensors
@@ -47,7 +48,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 TOKENS = 32
-LAST_BIT = 2.0**-10  # of float16, as a share of the number
 TAKEN = [
     ("compressed-tensors", {"bits": 4, "symmetric": True, "group_size": 32}),
     ("compressed-tensors", {"bits": 4, "group_size": 32}),
@@ -97,23 +97,6 @@ def written_by(llm, ids: torch.Tensor) -> torch.Tensor:
     prompts = [{"prompt_token_ids": row.tolist()} for row in ids]
     found = llm.generate(prompts, greedily, use_tqdm=False)
     return torch.tensor([one.outputs[0].token_ids for one in found])
-
-
-def likeliest(reference, ids: torch.Tensor, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """At each place of ``written``, by ``reference``: the best logit, its token, and the logit of what was written."""
-    with torch.inference_mode():
-        logits = reference(torch.cat([ids, written], dim=1)).logits[:, ids.shape[1] - 1 : -1]
-    return *logits.max(-1), logits.gather(-1, written[..., None])[..., 0]
-
-
-def check_likeliest(reference, ids: torch.Tensor, written: torch.Tensor) -> None:
-    """``written`` is what ``reference`` holds for likeliest, but for ties.
-
-    Two logits are a tie if they are nearer to each other than a last bit of float16, in which the engine has them.
-    """
-    best, token, own = likeliest(reference, ids, written)
-    assert (best - own <= LAST_BIT * best.abs()).all()
-    assert (token == written).double().mean() >= 0.99
 
 
 def takes(form: str, recipe: dict, model) -> bool:
