@@ -53,7 +53,7 @@ def curves(panels: dict[str, dict], x: list, xlabel: str, log: tuple = (), lowes
 
     log: titles of the panels with a logarithmic axis. lowest: title -> the number at which that panel's axis starts.
     """
-    figure, axes = new_figure(3.6 * len(panels) + 1, 3.0, panels=len(panels))
+    figure, axes = new_figure(max(3.6 * len(panels) + 1, 7.0), 3.0, panels=len(panels))
     places = range(len(x)) if any(isinstance(value, str) for value in x) else x
     for ax, (title, series) in zip(axes, panels.items()):
         for label, values, marker, colour in zip(series, series.values(), MARKERS, (BLUE, RED, GREEN, PURPLE, BLACK)):

@@ -32,6 +32,7 @@ def levels_over_weights(panels: dict[str, tuple[torch.Tensor, torch.Tensor, torc
         _histogram(left, numpy(weights).ravel(), numpy(levels))
         left.set_title(title, size=10)
         _shares(right, numpy(levels), 100 * numpy(shares))
+        right.set_ylim(top=max(2.7 * 100 / len(levels), right.get_ylim()[1]))  # alike in every panel and setting
         for ax in (left, right):
             ax.set_xlim(-1.14, 1.14)
             ax.spines[["top", "right"]].set_visible(False)
@@ -81,11 +82,15 @@ def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
             f"{level + 0.0:.2f}", (value, height), (0, 5), "data", "offset points", ha="center", rotation=90, fontsize=7
         )
     ax.set(xlabel="standard deviations", ylabel="density", ylim=(0, 0.52))
+    ax.set_title(f"the bell, with the {len(at)} levels above their places", size=10)
     return figure
 
 
 def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel: str) -> Figure:
-    """A line per format through points (true bits a weight, error, text); the text is written at its point."""
+    """A line per format through points (true bits a weight, error, text); the text is written at its point.
+
+    Lower and further left is better.
+    """
     figure, (ax,) = new_figure(8.0, 3.9)
     for (label, points), marker, colour, line, (beside, side) in zip(series.items(), MARKERS, COLOURS, LINES, BESIDE):
         bits, errors, texts = zip(*sorted(points))
@@ -93,6 +98,7 @@ def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel
         for place in zip(bits, errors, texts):
             ax.annotate(place[2], place[:2], beside, "data", "offset points", ha=side, fontsize=7)
     ax.set(xlabel="true bits a weight, scales and zero points counted", ylabel=ylabel)
+    ax.set_title("the number at a mark is the size of its blocks", size=10)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
@@ -112,6 +118,8 @@ def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: t
     right.vlines(numpy(values), -0.16 * counts.max(), 0, color=RED, linewidth=0.5)
     right.axhline(0, color=BLACK, linewidth=0.8)
     right.set(title="less their mean, on the 256 levels of the map", xlabel="(scale - mean) / largest of these")
+    right.set_yticks([tick for tick in right.get_yticks() if tick >= 0])  # below 0 are the levels, no counts
+    right.set_ylim(-0.18 * counts.max(), 1.06 * counts.max())
     left.legend(frameon=False, fontsize=8)
     for ax in (left, right):
         ax.title.set_size(10)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure, numpy
 
@@ -33,8 +34,10 @@ def shapes(samples: dict[str, torch.Tensor], reach: float = 10.0, bins: int = 12
 def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Figure:
     """A histogram of the values, linear and logarithmic, with the normal distribution of the same mean and variance;
     and their quantiles against its quantiles, where a normal distribution would lie on the straight line.
+
+    The linear one ends at five standard deviations: what lies further out is too rare to be seen on it.
     """
-    figure, (left, middle, right) = new_figure(10.5, 3.0, panels=3)
+    figure, (left, middle, right) = new_figure(8.8, 3.0, panels=3)
     values = np.sort(numpy(values).ravel().astype(np.float64))
     mean, spread = values.mean(), max(values.std(), 1e-30)
     reach = abs(values - mean).max() * 1.02 or 1.0
@@ -46,10 +49,11 @@ def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Fi
         ax.stairs(counts, edges, fill=True, color=SKY, label="here")
         ax.plot(centres, normal, color=RED, linestyle="--", linewidth=1.2, label="normal")
         ax.set(xlabel="value")
-    left.set(title=title, ylabel="how many")
+    shown = min(reach, 5 * spread)
+    left.set(title=title, ylabel="how many", xlim=(mean - shown, mean + shown))
     left.legend(frameon=False, fontsize=8)
     middle.set_yscale("log")
-    middle.set(title="the same, logarithmic", ylim=(0.5, 2 * counts.max()))
+    middle.set(title="all of them, logarithmic", ylim=(0.5, 2 * counts.max()))
     right.plot(*quantile_pairs(values), "o", color=BLUE, markersize=3, label="here")
     ends = np.array([-1.1, 1.1]) * max(abs(values - mean).max() / spread, 1.0)
     right.plot(ends, ends, color=RED, linestyle="--", linewidth=1.2, label="normal")
@@ -75,14 +79,18 @@ def quantile_pairs(ordered: np.ndarray, points: int = 200) -> tuple[np.ndarray, 
 
 
 def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: str, log: bool = False) -> Figure:
-    """A number per channel as outlines, with a panel per title; panels with linear axes share their vertical axis."""
+    """A number per channel as outlines, with a panel per title; panels with linear axes share their vertical axis.
+
+    The first series lies thin above the others, so that none hides another where they agree.
+    """
     figure = Figure(figsize=(9.0, 2.1 * len(panels) + 0.4), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharey=not log)[:, 0]
     for ax, (title, series) in zip(axes, panels.items()):
-        for (label, values), line, colour in zip(series.items(), LINES, COLOURS):
+        for i, ((label, values), colour) in enumerate(zip(series.items(), (BLUE, ORANGE, GREEN, PURPLE))):
             values = numpy(values)
             edges = np.arange(len(values) + 1) - 0.5
-            ax.stairs(values, edges, baseline=None, color=colour, linestyle=line, label=label, linewidth=1.0)
+            width = 0.9 + 1.6 * i
+            ax.stairs(values, edges, baseline=None, color=colour, label=label, linewidth=width, zorder=3 - 0.1 * i)
         ax.set(title=title, ylabel=ylabel, xlim=(-0.01 * len(values), 1.01 * len(values)))
         if log:
             ax.set_yscale("log")
@@ -97,16 +105,21 @@ def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: st
 
 
 def predicted_and_measured(panels: dict[str, tuple], xlabel: str, ylabel: str) -> Figure:
-    """Measured points as dots, predicted ones as a line; ``panels``: title -> ``(x, measured, predicted)``."""
-    figure, axes = new_figure(4.0 * len(panels), 3.1, panels=len(panels))
+    """Measured points as dots, predicted ones as a line; ``panels``: title -> ``(x, measured, predicted)``.
+
+    Each panel has a vertical axis of its own: what is compared is dots with the line, not panel with panel.
+    """
+    figure, axes = new_figure(2.9 * len(panels), 3.1, panels=len(panels))
     for ax, (title, (x, measured, predicted)) in zip(axes, panels.items()):
         x, measured, predicted = (numpy(torch.as_tensor(values)).ravel() for values in (x, measured, predicted))
         ax.plot(x, measured, ".", color=BLUE, markersize=3, alpha=0.35, label="a group, measured", rasterized=True)
         order = x.argsort()
         ax.plot(x[order], predicted[order], color=RED, linestyle="--", label="predicted")
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        ax.set(title=title, xlabel=xlabel, ylim=(0, None))
         ax.title.set_size(10)
-        ax.legend(frameon=False, fontsize=8, loc="upper left", markerscale=3)
+    axes[0].set_ylabel(ylabel)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9, markerscale=3)
     return figure
 
 
@@ -141,6 +154,7 @@ def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> 
 def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
     """Several ways to choose the columns kept in 16 bits, against the share of these columns; two panels in a line.
 
+    The vertical axis is logarithmic: equal distances are equal parts of what rounding lost.
     panels: title -> (choices, float, none). choices: label -> (values, lowest, highest), each as long as ``shares``;
     lowest and highest are the ends of a bar, or ``None``. float, none: the values for all and for no columns kept.
     """
@@ -158,9 +172,12 @@ def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabe
             shifted = places + 0.05 * (i - 1.5)  # side by side, so that bars do not hide each other
             ax.errorbar(shifted, values, yerr=band, marker=MARKERS[i], color=colour, label=label, capsize=3)
         ax.set_xticks(places, shares)
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(shares) - 0.5))
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(shares) - 0.5), yscale="log")
         ax.title.set_size(10)
         ax.margins(y=0.15)
+        ax.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure

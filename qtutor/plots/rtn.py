@@ -13,8 +13,9 @@ def number_line(lines: dict[str, tuple]) -> Figure:
 
     A grid is drawn as ticks on a line. A red triangle marks numbers that move further than half a step.
     """
-    figure = Figure(figsize=(7.5, 1.5 * len(lines) + 0.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.45 * len(lines) + 0.7), layout="constrained")
     axes = figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0]
+    legend = {}
     for ax, (title, (values, levels)) in zip(axes, lines.items()):
         values, levels = (numpy(torch.as_tensor(x)).ravel() for x in (values, levels))
         half_step = abs(levels[1] - levels[0]) / 2
@@ -27,10 +28,17 @@ def number_line(lines: dict[str, tuple]) -> Figure:
         ax.plot(values[~far], 0 * values[~far] + 1, "o", color=BLUE, label="number")
         if far.any():
             ax.plot(values[far], 0 * values[far] + 1, "^", color=RED, label="moved more than half a step")
-        ax.set(title=title, ylim=(-0.3, 1.3), yticks=[])
-        ax.title.set_size(10)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.set(ylim=(-0.3, 1.3), yticks=[])
+        # Beside its line: above, it would seem to belong to the line above it.
+        ax.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
+        ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        ax.tick_params(bottom=ax is axes[-1])
+        legend |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+    axes[-1].spines["bottom"].set_visible(True)
+    axes[-1].set_xlabel("number")
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), frameon=False, fontsize=8
+    )
     return figure
 
 
@@ -81,7 +89,8 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
     far = max(abs(error).max(), 1e-12)
     counts, edges = np.histogram(error, bins=bins, range=(-far, far))
     right.stairs(counts, edges, fill=True, color=ORANGE)
-    right.set(title="rounding error", xlabel="rounded minus weight", xlim=(-1.05 * reach / 2, 1.05 * reach / 2))
+    right.set(title="rounding error", xlabel="rounded minus weight", ylabel="how many")
+    right.set_xlim(-1.05 * reach / 2, 1.05 * reach / 2)
     for ax in (left, right):
         ax.title.set_size(10)
         ax.spines[["top", "right"]].set_visible(False)
