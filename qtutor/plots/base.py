@@ -8,6 +8,7 @@ import io
 import torch
 from IPython.display import Image, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2",
@@ -48,6 +49,16 @@ def numpy(values: torch.Tensor):
     return values.detach().float().cpu().numpy()
 
 
+def log_scale(ax) -> None:
+    """Make the vertical axis of what is drawn logarithmic, with ticks in plain numbers: few where it spans much."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ticks = (1,) if high > 300 * low else (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    ax.yaxis.set_major_locator(LogLocator(10, ticks))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def curves(panels: dict[str, dict], x: list, xlabel: str, log: tuple = (), lowest: dict | None = None) -> Figure:
     """Lines with markers over a common ``x``; ``panels``: title -> a dict from label to values.
 
@@ -61,7 +72,7 @@ def curves(panels: dict[str, dict], x: list, xlabel: str, log: tuple = (), lowes
         if places is not x:
             ax.set_xticks(places, x)
         if title in log:
-            ax.set_yscale("log")
+            log_scale(ax)
         if lowest and title in lowest:
             ax.set_ylim(bottom=lowest[title])
         ax.set(title=title, xlabel=xlabel)

@@ -3,9 +3,21 @@
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure, numpy
+from qtutor.plots.base import (
+    BLACK,
+    BLUE,
+    GREEN,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    curves,
+    log_scale,
+    new_figure,
+    numpy,
+)
 
 LINES = ("-", "--", ":", "-.")
 COLOURS = (BLUE, RED, GREEN, PURPLE)
@@ -49,7 +61,7 @@ def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Fi
         ax.stairs(counts, edges, fill=True, color=SKY, label="here")
         ax.plot(centres, normal, color=RED, linestyle="--", linewidth=1.2, label="normal")
         ax.set(xlabel="value")
-    shown = min(reach, 5 * spread)
+    shown = min(reach, max(5 * spread, reach / 1000))  # numbers that are all equal have no spread
     left.set(title=title, ylabel="how many", xlim=(mean - shown, mean + shown))
     left.legend(frameon=False, fontsize=8)
     middle.set_yscale("log")
@@ -151,6 +163,44 @@ def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> 
     return figure
 
 
+def crest_and_error(sizes: list[str], real: list[list[float]], bells: list[list[float]]) -> Figure:
+    """By group size: the crest factor here and of bells; the error at 4 bits, measured and predicted.
+
+    real, bells: for each size the crest factor, the error measured, and the error predicted.
+    """
+    error = "relative error at 4 bits, %"
+    return curves(
+        {
+            "crest factor": {"this decoder": [r[0] for r in real], "bells of the same shapes": [b[0] for b in bells]},
+            error: {
+                "measured": [100 * r[1] for r in real],
+                "predicted from the crest factor": [100 * r[2] for r in real],
+            },
+        },
+        sizes,
+        "weights that share a scale",
+        lowest={"crest factor": 0, error: 0},
+    )
+
+
+def ways_to_keep(results: dict[tuple, tuple], shares: list[float]) -> Figure:
+    """Perplexity for every way to choose the columns that stay in 16 bits, with a panel for each case.
+
+    results: (decoder, bits) -> (perplexity of float, of no column kept, way -> a list over shares of lists over draws,
+    anything). More than one draw becomes a mean, with a bar from the lowest to the highest.
+    """
+    panels = {}
+    for (name, bits), (exact, none, found, _) in results.items():
+        choices = {}
+        for way, by_share in found.items():
+            drawn = len(by_share[0]) > 1
+            ends = ([min(v) for v in by_share], [max(v) for v in by_share]) if drawn else (None, None)
+            choices[way] = ([sum(v) / len(v) for v in by_share], *ends)
+        panels[f"{name}, {bits} bits"] = (choices, exact, none)
+    labels = [f"{share:.0%}" for share in shares]
+    return kept_columns(panels, labels, "input channels kept in 16 bits", "perplexity")
+
+
 def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
     """Several ways to choose the columns kept in 16 bits, against the share of these columns; two panels in a line.
 
@@ -172,12 +222,46 @@ def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabe
             shifted = places + 0.05 * (i - 1.5)  # side by side, so that bars do not hide each other
             ax.errorbar(shifted, values, yerr=band, marker=MARKERS[i], color=colour, label=label, capsize=3)
         ax.set_xticks(places, shares)
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(shares) - 0.5), yscale="log")
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(shares) - 0.5))
         ax.title.set_size(10)
         ax.margins(y=0.15)
-        ax.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_locator(NullLocator())
+        log_scale(ax)
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
+
+
+# What the larger pictures of the chapter show, for readers who cannot see them.
+SHAPES = (
+    "Outlines of four distributions of equal variance. Linear: the uniform one a box, the three others peaks in the "
+    "middle. Logarithmic: the box, the bell a parabola, Laplace a tent, and the bell with outliers a parabola that "
+    "stands on a wide, low foot."
+)
+CREST_AND_ERROR = (
+    "Two panels over the group size, from one scale a tensor to groups of 16. Left, the crest factor of this decoder "
+    "and of bells. Right, the error at 4 bits as measured and as predicted from the crest factor. The numbers are in "
+    "the table below."
+)
+WAYS_TO_KEEP = (
+    "Four panels, the decoder as trained and with add_outliers, at 3 and at 2 bits. Perplexity, logarithmic, against "
+    "the share of channels kept, between the level of the float model and that of plain rounding, a line for each way "
+    "to choose; random draws with a bar from lowest to highest. The numbers are in the table below."
+)
+
+
+def against_normal_words(layer: str, excess: float) -> str:
+    """:func:`against_normal` in words, for a layer with this excess kurtosis."""
+    leaves = "above" if excess > 0 else "below"
+    return (
+        f"The weights of {layer} against a normal distribution of the same variance. Left, a histogram with a peak "
+        "around zero. Middle, the same with a logarithmic count, on which the tails can be seen. Right, quantile "
+        f"against quantile: with an excess kurtosis of {excess:.2f}, the largest weights lie {leaves} the dashed line."
+    )
+
+
+def channels_words(layer: str) -> str:
+    """:func:`channels` in words, for the rows and columns of a layer's weights."""
+    return (
+        f"Root mean square of the weights of {layer}, above for every row, below for every column, as two jagged "
+        "outlines on the same scale. The more jagged an outline, the more unequal are its channels."
+    )

@@ -5,7 +5,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, SKY, numpy
+from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, SKY, curves, numpy
 
 
 def number_line(lines: dict[str, tuple]) -> Figure:
@@ -99,6 +99,33 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
     return figure
 
 
+def losses_and_skills(measured: dict[str, tuple]) -> Figure:
+    """What the loss says and what the decoder can do, by its number of bits; ``measured`` as in the chapter's table.
+
+    The loss has a logarithmic axis, on which float, which loses nothing, has no place.
+    """
+    loss, skill = "what the loss says, %, logarithmic", "what the model can do, %"
+    comparisons, arithmetic, others, valid = zip(*measured.values())
+    nothing = float("nan")
+    return curves(
+        {
+            loss: {
+                "perplexity rise": [c.loss_percent or nothing for c in comparisons],
+                "tokens flipped": [100 * c.flips or nothing for c in comparisons],
+            },
+            skill: {
+                "arithmetic right": [100 * share for share in arithmetic],
+                "other answers right": [100 * share for share in others],
+                "valid Python": [100 * share for share in valid],
+            },
+        },
+        list(measured),
+        "bits, groups of 64",
+        log=(loss,),
+        lowest={skill: 0},
+    )
+
+
 def before_after_error(
     before: torch.Tensor, after: torch.Tensor, corner: tuple[int, int] = (0, 0), group_size: int = 0
 ) -> Figure:
@@ -128,3 +155,33 @@ def before_after_error(
     axes[-1].set_xlabel("column" + (", black lines between groups" if group_size and group_size < columns else ""))
     figure.colorbar(image, cax=figure.add_axes((0.9, 0.25, 0.015, 0.5), label="<colorbar>"), extend="both")
     return figure
+
+
+# What the larger pictures of the chapter show, for readers who cannot see them.
+THREE_DIVISORS = (
+    "Ten numbers above three number lines with 16 levels each. Divided by 7, the largest number meets the last level "
+    "and the first level lies outside all numbers. Divided by 7.5, the largest lies half a step beyond the last "
+    "level. Divided by 8, it lies a whole step beyond and is marked with a red triangle."
+)
+ONE_SCALE_A_ROW = (
+    "Three 4 by 8 matrices of coloured cells with their numbers: before, after 3-bit rounding with one scale a row, "
+    "and the error. Row 1 holds an outlier of 6; after rounding all its other weights are 0, and the error shows them "
+    "in full. The other rows keep their pattern."
+)
+THREE_SIZES_OF_GROUPS = (
+    "The errors of the same matrix three times: with one scale for the tensor errors are large everywhere, with one "
+    "scale a row only in row 1, with groups of four only in the right half of row 1."
+)
+CLIPPED_RANGES = (
+    "Signal over error in decibels against the share of the range that the grid covers, a curve for 2, 3, 4 and 8 "
+    "bits. The 2-bit curve peaks well below the full range and falls again; with more bits the peak lies further "
+    "right and small ranges do harm; at 8 bits it lies at the full range."
+)
+LOSSES_AND_SKILLS = (
+    "Two panels over float, 8, 4, 3 and 2 bits; the numbers are in the table above. Left: perplexity rise and flipped "
+    "tokens in per cent. Right: the shares of arithmetic right, other answers right, and valid Python."
+)
+GROUP_SIZES = (
+    "Perplexity rise, logarithmic, against group size, one panel for 3 bits and one for 2 bits, each with a line for "
+    "asymmetric, symmetric, and asymmetric with a clipped range; the numbers are in the table below."
+)
