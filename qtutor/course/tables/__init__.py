@@ -1,7 +1,7 @@
 """The tables of the chapters, and the computed sentences below them: data in, a table or sentences on the page.
 
-A module for each chapter, named as its pictures in :mod:`qtutor.plots` are. What a chapter teaches is computed in its
-own cells; here it is only written down.
+A module for each chapter, named as its pictures in :mod:`qtutor.plots` are; :mod:`.kept` is the experiment of chapter
+03. What a chapter teaches is computed in its own cells; here it is only written down.
 """
 
 from IPython.display import Markdown, display
