@@ -94,7 +94,7 @@ class FloatFormat:
         """The codes (int64) of the values nearest to ``values`` (numbers or a tensor of any dtype); ties to even.
 
         A value beyond :attr:`largest` by half a step or more becomes infinity. In a format without infinity it becomes
-        the largest value, and so does infinity itself, as in torch's casts to fp8 since 2.12 (before, they gave NaN).
+        the largest value, and so does infinity itself, as in torch's casts to fp8 since 2.13 (before, they gave NaN).
         Raises :class:`QtutorError` for NaN if the format has none.
         """
         values = torch.as_tensor(values, dtype=torch.float64)

@@ -8,6 +8,7 @@ import io
 import torch
 from IPython.display import Image, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2",
@@ -48,12 +49,22 @@ def numpy(values: torch.Tensor):
     return values.detach().float().cpu().numpy()
 
 
+def log_scale(ax) -> None:
+    """Make the vertical axis of what is drawn logarithmic, with ticks in plain numbers: few where it spans much."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ticks = (1,) if high > 300 * low else (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    ax.yaxis.set_major_locator(LogLocator(10, ticks))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def curves(panels: dict[str, dict], x: list, xlabel: str, log: tuple = (), lowest: dict | None = None) -> Figure:
     """Lines with markers over a common ``x``; ``panels``: title -> a dict from label to values.
 
     log: titles of the panels with a logarithmic axis. lowest: title -> the number at which that panel's axis starts.
     """
-    figure, axes = new_figure(3.6 * len(panels) + 1, 3.0, panels=len(panels))
+    figure, axes = new_figure(max(3.6 * len(panels) + 1, 7.0), 3.0, panels=len(panels))
     places = range(len(x)) if any(isinstance(value, str) for value in x) else x
     for ax, (title, series) in zip(axes, panels.items()):
         for label, values, marker, colour in zip(series, series.values(), MARKERS, (BLUE, RED, GREEN, PURPLE, BLACK)):
@@ -61,7 +72,7 @@ def curves(panels: dict[str, dict], x: list, xlabel: str, log: tuple = (), lowes
         if places is not x:
             ax.set_xticks(places, x)
         if title in log:
-            ax.set_yscale("log")
+            log_scale(ax)
         if lowest and title in lowest:
             ax.set_ylim(bottom=lowest[title])
         ax.set(title=title, xlabel=xlabel)

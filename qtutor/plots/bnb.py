@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure, numpy
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, curves, new_figure, numpy
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1)))
 COLOURS = (BLUE, SKY, RED, PURPLE, GREEN)
@@ -32,6 +32,7 @@ def levels_over_weights(panels: dict[str, tuple[torch.Tensor, torch.Tensor, torc
         _histogram(left, numpy(weights).ravel(), numpy(levels))
         left.set_title(title, size=10)
         _shares(right, numpy(levels), 100 * numpy(shares))
+        right.set_ylim(top=max(2.7 * 100 / len(levels), right.get_ylim()[1]))  # alike in every panel and setting
         for ax in (left, right):
             ax.set_xlim(-1.14, 1.14)
             ax.spines[["top", "right"]].set_visible(False)
@@ -81,11 +82,15 @@ def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
             f"{level + 0.0:.2f}", (value, height), (0, 5), "data", "offset points", ha="center", rotation=90, fontsize=7
         )
     ax.set(xlabel="standard deviations", ylabel="density", ylim=(0, 0.52))
+    ax.set_title(f"the bell, with the {len(at)} levels above their places", size=10)
     return figure
 
 
 def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel: str) -> Figure:
-    """A line per format through points (true bits a weight, error, text); the text is written at its point."""
+    """A line per format through points (true bits a weight, error, text); the text is written at its point.
+
+    Lower and further left is better.
+    """
     figure, (ax,) = new_figure(8.0, 3.9)
     for (label, points), marker, colour, line, (beside, side) in zip(series.items(), MARKERS, COLOURS, LINES, BESIDE):
         bits, errors, texts = zip(*sorted(points))
@@ -93,6 +98,7 @@ def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel
         for place in zip(bits, errors, texts):
             ax.annotate(place[2], place[:2], beside, "data", "offset points", ha=side, fontsize=7)
     ax.set(xlabel="true bits a weight, scales and zero points counted", ylabel=ylabel)
+    ax.set_title("the number at a mark is the size of its blocks", size=10)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
@@ -112,6 +118,8 @@ def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: t
     right.vlines(numpy(values), -0.16 * counts.max(), 0, color=RED, linewidth=0.5)
     right.axhline(0, color=BLACK, linewidth=0.8)
     right.set(title="less their mean, on the 256 levels of the map", xlabel="(scale - mean) / largest of these")
+    right.set_yticks([tick for tick in right.get_yticks() if tick >= 0])  # below 0 are the levels, no counts
+    right.set_ylim(-0.18 * counts.max(), 1.06 * counts.max())
     left.legend(frameon=False, fontsize=8)
     for ax in (left, right):
         ax.title.set_size(10)
@@ -153,3 +161,51 @@ def outlier_channels(
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def thresholds(swept: dict[str, list], channels: dict[str, list[float]], labels: list[str]) -> Figure:
+    """KL (logarithmic) and the share of channels in 16 bits over the thresholds ``labels``, a line for each decoder.
+
+    swept: decoder -> for each threshold (KL, anything). channels: decoder -> shares, 0 to 1.
+    """
+    kl = "KL to the float model, logarithmic"
+    return curves(
+        {
+            kl: {name: [found[0] for found in by_threshold] for name, by_threshold in swept.items()},
+            "% of the channels in 16 bits": {name: [100 * s for s in shares] for name, shares in channels.items()},
+        },
+        labels,
+        "threshold",
+        log=(kl,),
+    )
+
+
+# What the larger pictures of the chapter show, for readers who cannot see them.
+TWO_SETS_OF_LEVELS = (
+    "The ten numbers above two number lines with eight levels each. On the evenly spaced line two levels get three "
+    "numbers each and three levels get none. On the other the levels lie closer together near zero, where most of the "
+    "numbers are, and only the last one gets none."
+)
+SLICES_OF_THE_BELL = (
+    "A bell curve, from -3 to 3 standard deviations, cut at 16 levels into slices of equal area on each side. The "
+    "levels are close together around zero and far apart outside; the outermost lie at 1.85 standard deviations."
+)
+ERROR_AGAINST_BITS = (
+    "Relative error of the weights against true bits a weight, a line for each format through blocks of 32, 64, 128 "
+    "and 256. Lowest at equal bits lies NF4 with scales in 8 bits, then, crossing each other, NF4 with scales in 32 "
+    "bits and the asymmetric integers, then the symmetric ones, highest FP4. The numbers are in the table."
+)
+SCALES_AND_MAP = (
+    "Left, the histogram of the scales of one layer, a hump around their mean, far from zero. Right, the same less "
+    "their mean and over the largest of these, from -1 to 1, above the 256 levels of the map, dense near zero."
+)
+THRESHOLDS = (
+    "Two panels over thresholds from 0 to none, a line for the decoder as trained and one with add_outliers. Left, "
+    "the KL divergence on a logarithmic axis, rising nearly everywhere, with add_outliers about ten times as high. "
+    "Right, the share of channels that stay in 16 bits, falling from all to none, nearly the same for both."
+)
+LEVELS_OVER_WEIGHTS = (
+    "Three rows, for the symmetric integer grid, NF4 and FP4. Left, the histogram of the weights over the absmax of "
+    "their block, a bell with a spike at each end, under the levels. Right, the share of the weights that each level "
+    "gets: a steep hill for the integers, a flatter one for NF4, ups and downs for FP4."
+)

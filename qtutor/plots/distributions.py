@@ -4,7 +4,20 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure, numpy
+from qtutor.plots.base import (
+    BLACK,
+    BLUE,
+    GREEN,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    curves,
+    log_scale,
+    new_figure,
+    numpy,
+)
 
 LINES = ("-", "--", ":", "-.")
 COLOURS = (BLUE, RED, GREEN, PURPLE)
@@ -33,8 +46,10 @@ def shapes(samples: dict[str, torch.Tensor], reach: float = 10.0, bins: int = 12
 def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Figure:
     """A histogram of the values, linear and logarithmic, with the normal distribution of the same mean and variance;
     and their quantiles against its quantiles, where a normal distribution would lie on the straight line.
+
+    The linear one ends at five standard deviations: what lies further out is too rare to be seen on it.
     """
-    figure, (left, middle, right) = new_figure(10.5, 3.0, panels=3)
+    figure, (left, middle, right) = new_figure(8.8, 3.0, panels=3)
     values = np.sort(numpy(values).ravel().astype(np.float64))
     mean, spread = values.mean(), max(values.std(), 1e-30)
     reach = abs(values - mean).max() * 1.02 or 1.0
@@ -46,10 +61,11 @@ def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Fi
         ax.stairs(counts, edges, fill=True, color=SKY, label="here")
         ax.plot(centres, normal, color=RED, linestyle="--", linewidth=1.2, label="normal")
         ax.set(xlabel="value")
-    left.set(title=title, ylabel="how many")
+    shown = min(reach, max(5 * spread, reach / 1000))  # numbers that are all equal have no spread
+    left.set(title=title, ylabel="how many", xlim=(mean - shown, mean + shown))
     left.legend(frameon=False, fontsize=8)
     middle.set_yscale("log")
-    middle.set(title="the same, logarithmic", ylim=(0.5, 2 * counts.max()))
+    middle.set(title="all of them, logarithmic", ylim=(0.5, 2 * counts.max()))
     right.plot(*quantile_pairs(values), "o", color=BLUE, markersize=3, label="here")
     ends = np.array([-1.1, 1.1]) * max(abs(values - mean).max() / spread, 1.0)
     right.plot(ends, ends, color=RED, linestyle="--", linewidth=1.2, label="normal")
@@ -75,14 +91,18 @@ def quantile_pairs(ordered: np.ndarray, points: int = 200) -> tuple[np.ndarray, 
 
 
 def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: str, log: bool = False) -> Figure:
-    """A number per channel as outlines, with a panel per title; panels with linear axes share their vertical axis."""
+    """A number per channel as outlines, with a panel per title; panels with linear axes share their vertical axis.
+
+    The first series lies thin above the others, so that none hides another where they agree.
+    """
     figure = Figure(figsize=(9.0, 2.1 * len(panels) + 0.4), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharey=not log)[:, 0]
     for ax, (title, series) in zip(axes, panels.items()):
-        for (label, values), line, colour in zip(series.items(), LINES, COLOURS):
+        for i, ((label, values), colour) in enumerate(zip(series.items(), (BLUE, ORANGE, GREEN, PURPLE))):
             values = numpy(values)
             edges = np.arange(len(values) + 1) - 0.5
-            ax.stairs(values, edges, baseline=None, color=colour, linestyle=line, label=label, linewidth=1.0)
+            width = 0.9 + 1.6 * i
+            ax.stairs(values, edges, baseline=None, color=colour, label=label, linewidth=width, zorder=3 - 0.1 * i)
         ax.set(title=title, ylabel=ylabel, xlim=(-0.01 * len(values), 1.01 * len(values)))
         if log:
             ax.set_yscale("log")
@@ -97,16 +117,21 @@ def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: st
 
 
 def predicted_and_measured(panels: dict[str, tuple], xlabel: str, ylabel: str) -> Figure:
-    """Measured points as dots, predicted ones as a line; ``panels``: title -> ``(x, measured, predicted)``."""
-    figure, axes = new_figure(4.0 * len(panels), 3.1, panels=len(panels))
+    """Measured points as dots, predicted ones as a line; ``panels``: title -> ``(x, measured, predicted)``.
+
+    Each panel has a vertical axis of its own: what is compared is dots with the line, not panel with panel.
+    """
+    figure, axes = new_figure(2.9 * len(panels), 3.1, panels=len(panels))
     for ax, (title, (x, measured, predicted)) in zip(axes, panels.items()):
         x, measured, predicted = (numpy(torch.as_tensor(values)).ravel() for values in (x, measured, predicted))
         ax.plot(x, measured, ".", color=BLUE, markersize=3, alpha=0.35, label="a group, measured", rasterized=True)
         order = x.argsort()
         ax.plot(x[order], predicted[order], color=RED, linestyle="--", label="predicted")
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        ax.set(title=title, xlabel=xlabel, ylim=(0, None))
         ax.title.set_size(10)
-        ax.legend(frameon=False, fontsize=8, loc="upper left", markerscale=3)
+    axes[0].set_ylabel(ylabel)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9, markerscale=3)
     return figure
 
 
@@ -138,9 +163,48 @@ def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> 
     return figure
 
 
+def crest_and_error(sizes: list[str], real: list[list[float]], bells: list[list[float]]) -> Figure:
+    """By group size: the crest factor here and of bells; the error at 4 bits, measured and predicted.
+
+    real, bells: for each size the crest factor, the error measured, and the error predicted.
+    """
+    error = "relative error at 4 bits, %"
+    return curves(
+        {
+            "crest factor": {"this decoder": [r[0] for r in real], "bells of the same shapes": [b[0] for b in bells]},
+            error: {
+                "measured": [100 * r[1] for r in real],
+                "predicted from the crest factor": [100 * r[2] for r in real],
+            },
+        },
+        sizes,
+        "weights that share a scale",
+        lowest={"crest factor": 0, error: 0},
+    )
+
+
+def ways_to_keep(results: dict[tuple, tuple], shares: list[float]) -> Figure:
+    """Perplexity for every way to choose the columns that stay in 16 bits, with a panel for each case.
+
+    results: (decoder, bits) -> (perplexity of float, of no column kept, way -> a list over shares of lists over draws,
+    anything). More than one draw becomes a mean, with a bar from the lowest to the highest.
+    """
+    panels = {}
+    for (name, bits), (exact, none, found, _) in results.items():
+        choices = {}
+        for way, by_share in found.items():
+            drawn = len(by_share[0]) > 1
+            ends = ([min(v) for v in by_share], [max(v) for v in by_share]) if drawn else (None, None)
+            choices[way] = ([sum(v) / len(v) for v in by_share], *ends)
+        panels[f"{name}, {bits} bits"] = (choices, exact, none)
+    labels = [f"{share:.0%}" for share in shares]
+    return kept_columns(panels, labels, "input channels kept in 16 bits", "perplexity")
+
+
 def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
     """Several ways to choose the columns kept in 16 bits, against the share of these columns; two panels in a line.
 
+    The vertical axis is logarithmic: equal distances are equal parts of what rounding lost.
     panels: title -> (choices, float, none). choices: label -> (values, lowest, highest), each as long as ``shares``;
     lowest and highest are the ends of a bar, or ``None``. float, none: the values for all and for no columns kept.
     """
@@ -161,6 +225,43 @@ def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabe
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(shares) - 0.5))
         ax.title.set_size(10)
         ax.margins(y=0.15)
+        log_scale(ax)
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
+
+
+# What the larger pictures of the chapter show, for readers who cannot see them.
+SHAPES = (
+    "Outlines of four distributions of equal variance. Linear: the uniform one a box, the three others peaks in the "
+    "middle. Logarithmic: the box, the bell a parabola, Laplace a tent, and the bell with outliers a parabola that "
+    "stands on a wide, low foot."
+)
+CREST_AND_ERROR = (
+    "Two panels over the group size, from one scale a tensor to groups of 16. Left, the crest factor of this decoder "
+    "and of bells. Right, the error at 4 bits as measured and as predicted from the crest factor. The numbers are in "
+    "the table below."
+)
+WAYS_TO_KEEP = (
+    "Four panels, the decoder as trained and with add_outliers, at 3 and at 2 bits. Perplexity, logarithmic, against "
+    "the share of channels kept, between the level of the float model and that of plain rounding, a line for each way "
+    "to choose; random draws with a bar from lowest to highest. The numbers are in the table below."
+)
+
+
+def against_normal_words(layer: str, excess: float) -> str:
+    """:func:`against_normal` in words, for a layer with this excess kurtosis."""
+    leaves = "above" if excess > 0 else "below"
+    return (
+        f"The weights of {layer} against a normal distribution of the same variance. Left, a histogram with a peak "
+        "around zero. Middle, the same with a logarithmic count, on which the tails can be seen. Right, quantile "
+        f"against quantile: with an excess kurtosis of {excess:.2f}, the largest weights lie {leaves} the dashed line."
+    )
+
+
+def channels_words(layer: str) -> str:
+    """:func:`channels` in words, for the rows and columns of a layer's weights."""
+    return (
+        f"Root mean square of the weights of {layer}, above for every row, below for every column, as two jagged "
+        "outlines on the same scale. The more jagged an outline, the more unequal are its channels."
+    )

@@ -32,14 +32,19 @@ def bit_boxes(rows: dict[str, tuple]) -> Figure:
     return figure
 
 
-def grids(formats: list, low: float, high: float, value: float | None = None) -> Figure:
+def grids(formats: list, low: float, high: float, value: float | None = None, title: str = "") -> Figure:
     """The levels of each format between ``low`` and ``high`` as ticks on a line, or as a bar if they are too many.
 
-    value: a number above the lines, with an arrow to its level in each format (or a triangle at the border, if the
-    level lies outside the window).
+    A ``title`` comes with a name for the axis. value: a number above the lines, with an arrow to its level in each
+    format (or a triangle at the border, if the level lies outside the window).
     """
-    figure = Figure(figsize=(7.5, 0.52 * len(formats) + 0.5), layout="constrained")
+    figure = Figure(
+        figsize=(7.5, (0.52 if value is None else 0.44) * len(formats) + (1.0 if title else 0.5)), layout="constrained"
+    )
     ax = figure.subplots()
+    if title:
+        ax.set_title(title, size=10)
+        ax.set_xlabel("number")
     for row, fmt in enumerate(formats):
         levels = fmt.levels(low, high, limit=DENSE)
         if levels is None:
@@ -75,11 +80,15 @@ def _arrow(ax, value: float, level: float, low: float, high: float, row: float) 
 
 
 def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: str, log: bool = False) -> Figure:
-    """Lines over sizes ``2**powers``, with the legend beside them; NaN leaves a gap. log: a logarithmic y axis."""
+    """Lines over sizes ``2**powers``, with the legend beside them; NaN leaves a gap. log: a logarithmic y axis.
+
+    Of many powers only every third has a mark and a tick, or these would stand on each other.
+    """
     figure, (ax,) = new_figure(7.5, 3.2)
+    every = 3 if len(powers) > 20 else 1
     for (label, values), marker, colour in zip(series.items(), MARKERS, (BLUE, RED, GREEN, PURPLE, BLACK)):
-        ax.plot(powers, values, marker=marker, color=colour, label=label)
-    ax.set_xticks(powers, [f"$2^{{{power}}}$" for power in powers], fontsize=9)
+        ax.plot(powers, values, marker=marker, markevery=every, color=colour, label=label)
+    ax.set_xticks(powers[::every], [f"$2^{{{power}}}$" for power in powers[::every]], fontsize=9)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -104,3 +113,21 @@ def pictures(panels: dict[str, np.ndarray], columns: int = 3, zoom: int = 1) -> 
         ax.axis("off")
         ax.set_title(text, fontsize=9, pad=4)
     return figure
+
+
+# What the larger pictures of the chapter show, for readers who cannot see them.
+DECIBELS_BY_BITS = (
+    "SQNR against bits. Uniform numbers lie on a straight line of about 6 dB a bit. Gaussian numbers with the range "
+    "of 5 standard deviations lie on a parallel line some 9 dB lower; with the range of 3 and of 2 they start higher "
+    "and then flatten at about 34 and 19 dB, however many bits there are."
+)
+SUNSETS = (
+    "A sunset over the sea six times: as it is, and with 8, 4, 3, 2 and 1 bits per colour. 8 bits look the same. At 4 "
+    "the sky shows bands around the sun, at 3 broad ones; at 2 the sky is a few flat areas, at 1 only eight pure "
+    "colours are left."
+)
+TWO_BITS = (
+    "The sunset at 2 bits per colour three times. Plain: flat areas with hard borders. With a scale for every block: "
+    "nearly like the original, with faint blocks. Dithered: grainy, but the sky's gradient and the sun's glow are "
+    "back."
+)

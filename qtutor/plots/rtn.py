@@ -5,7 +5,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, SKY, numpy
+from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, SKY, curves, numpy
 
 
 def number_line(lines: dict[str, tuple]) -> Figure:
@@ -13,8 +13,9 @@ def number_line(lines: dict[str, tuple]) -> Figure:
 
     A grid is drawn as ticks on a line. A red triangle marks numbers that move further than half a step.
     """
-    figure = Figure(figsize=(7.5, 1.5 * len(lines) + 0.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.45 * len(lines) + 0.7), layout="constrained")
     axes = figure.subplots(len(lines), 1, squeeze=False, sharex=True)[:, 0]
+    legend = {}
     for ax, (title, (values, levels)) in zip(axes, lines.items()):
         values, levels = (numpy(torch.as_tensor(x)).ravel() for x in (values, levels))
         half_step = abs(levels[1] - levels[0]) / 2
@@ -27,10 +28,17 @@ def number_line(lines: dict[str, tuple]) -> Figure:
         ax.plot(values[~far], 0 * values[~far] + 1, "o", color=BLUE, label="number")
         if far.any():
             ax.plot(values[far], 0 * values[far] + 1, "^", color=RED, label="moved more than half a step")
-        ax.set(title=title, ylim=(-0.3, 1.3), yticks=[])
-        ax.title.set_size(10)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.set(ylim=(-0.3, 1.3), yticks=[])
+        # Beside its line: above, it would seem to belong to the line above it.
+        ax.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
+        ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        ax.tick_params(bottom=ax is axes[-1])
+        legend |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+    axes[-1].spines["bottom"].set_visible(True)
+    axes[-1].set_xlabel("number")
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), frameon=False, fontsize=8
+    )
     return figure
 
 
@@ -81,13 +89,41 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
     far = max(abs(error).max(), 1e-12)
     counts, edges = np.histogram(error, bins=bins, range=(-far, far))
     right.stairs(counts, edges, fill=True, color=ORANGE)
-    right.set(title="rounding error", xlabel="rounded minus weight", xlim=(-1.05 * reach / 2, 1.05 * reach / 2))
+    right.set(title="rounding error", xlabel="rounded minus weight", ylabel="how many")
+    right.set_xlim(-1.05 * reach / 2, 1.05 * reach / 2)
     for ax in (left, right):
         ax.title.set_size(10)
         ax.spines[["top", "right"]].set_visible(False)
     left.legend(framealpha=1, fontsize=8, loc="upper right")
     left.set_ylim(top=left.get_ylim()[1] * 1.25)  # room for the legend above the bell
     return figure
+
+
+def losses_and_skills(measured: dict[str, tuple]) -> Figure:
+    """What the loss says and what the decoder can do, by its number of bits; ``measured`` as in the chapter's table.
+
+    The loss has a logarithmic axis, on which float, which loses nothing, has no place.
+    """
+    loss, skill = "what the loss says, %, logarithmic", "what the model can do, %"
+    comparisons, arithmetic, others, valid = zip(*measured.values())
+    nothing = float("nan")
+    return curves(
+        {
+            loss: {
+                "perplexity rise": [c.loss_percent or nothing for c in comparisons],
+                "tokens flipped": [100 * c.flips or nothing for c in comparisons],
+            },
+            skill: {
+                "arithmetic right": [100 * share for share in arithmetic],
+                "other answers right": [100 * share for share in others],
+                "valid Python": [100 * share for share in valid],
+            },
+        },
+        list(measured),
+        "bits, groups of 64",
+        log=(loss,),
+        lowest={skill: 0},
+    )
 
 
 def before_after_error(
@@ -119,3 +155,33 @@ def before_after_error(
     axes[-1].set_xlabel("column" + (", black lines between groups" if group_size and group_size < columns else ""))
     figure.colorbar(image, cax=figure.add_axes((0.9, 0.25, 0.015, 0.5), label="<colorbar>"), extend="both")
     return figure
+
+
+# What the larger pictures of the chapter show, for readers who cannot see them.
+THREE_DIVISORS = (
+    "Ten numbers above three number lines with 16 levels each. Divided by 7, the largest number meets the last level "
+    "and the first level lies outside all numbers. Divided by 7.5, the largest lies half a step beyond the last "
+    "level. Divided by 8, it lies a whole step beyond and is marked with a red triangle."
+)
+ONE_SCALE_A_ROW = (
+    "Three 4 by 8 matrices of coloured cells with their numbers: before, after 3-bit rounding with one scale a row, "
+    "and the error. Row 1 holds an outlier of 6; after rounding all its other weights are 0, and the error shows them "
+    "in full. The other rows keep their pattern."
+)
+THREE_SIZES_OF_GROUPS = (
+    "The errors of the same matrix three times: with one scale for the tensor errors are large everywhere, with one "
+    "scale a row only in row 1, with groups of four only in the right half of row 1."
+)
+CLIPPED_RANGES = (
+    "Signal over error in decibels against the share of the range that the grid covers, a curve for 2, 3, 4 and 8 "
+    "bits. The 2-bit curve peaks well below the full range and falls again; with more bits the peak lies further "
+    "right and small ranges do harm; at 8 bits it lies at the full range."
+)
+LOSSES_AND_SKILLS = (
+    "Two panels over float, 8, 4, 3 and 2 bits; the numbers are in the table above. Left: perplexity rise and flipped "
+    "tokens in per cent. Right: the shares of arithmetic right, other answers right, and valid Python."
+)
+GROUP_SIZES = (
+    "Perplexity rise, logarithmic, against group size, one panel for 3 bits and one for 2 bits, each with a line for "
+    "asymmetric, symmetric, and asymmetric with a clipped range; the numbers are in the table below."
+)

@@ -107,7 +107,7 @@ def test_small_formats_have_the_values_of_their_papers():
 
 
 def test_what_does_not_fit():
-    """Infinity where there is one; else the largest value, as torch does since 2.12 and as hardware saturates."""
+    """Infinity where there is one; else the largest value, as torch does since 2.13 and as hardware saturates."""
     assert FP16.round(65519.0) == 65504 and FP16.round(65520.0) == math.inf
     assert E5M2.round(-1e9) == -math.inf
     assert E4M3.round(1e9) == 448 and E4M3.round(-math.inf) == -448

@@ -39,7 +39,11 @@ ALT = (
 BLOCKS = [("a row", -1), ("256", 256), ("128", 128), ("64", 64), ("32", 32), ("16", 16)]
 
 THRESHOLDS = (1.0, 2.0, 4.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0, 400.0, 1000.0, math.inf)
-THRESHOLD_FRAMES = {"outliers": [False, True], "threshold": [2.0, 6.0, 25.0, 100.0, math.inf]}
+THRESHOLD_FRAMES = {
+    "layer": ["0.mlp.gate_proj", "0.mlp.down_proj"],
+    "outliers": [False, True],
+    "threshold": [2.0, 6.0, 25.0, 100.0, math.inf],
+}
 
 
 def levels_over_bell(
@@ -82,7 +86,9 @@ def levels_over_bell(
 
     return explore(
         draw,
-        frames={"format": list(FORMATS), "block": sorted({256, 64, block})} if frames is None else frames,
+        frames={"format": list(FORMATS), "block": sorted({256, 64, block}), "double": [False, True]}
+        if frames is None
+        else frames,
         alt=ALT,
         layer=ipywidgets.Dropdown(options=list(weights), value=layer, description="layer"),
         format=ipywidgets.Dropdown(options=list(FORMATS), value=format, description="format"),

@@ -54,7 +54,12 @@ def activation_outliers(model: torch.nn.Module, token_ids: torch.Tensor) -> Expl
     counts = sorted({min(count, length) for count in (1, 4, 16, 64, 256, length)})
     return explore(
         draw,
-        frames={"layer": [layers[0], layers[-1]], "outliers": [False, True], "logarithmic": [False, True]},
+        frames={
+            "layer": [layers[0], layers[-1]],
+            "outliers": [False, True],
+            "logarithmic": [False, True],
+            "tokens": sorted({min(count, length) for count in (4, 64)}),
+        },
         alt=describe,
         layer=ipywidgets.Dropdown(options=layers, index=0, description="layer"),
         outliers=ipywidgets.Checkbox(value=False, description="with add_outliers"),

@@ -10,6 +10,7 @@ from functools import partial
 from html import escape
 
 import ipywidgets
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from qtutor.core.numbers import BF16, E4M3, E5M2, FP16, FP32, FloatFormat, IntFormat
@@ -20,7 +21,7 @@ from qtutor.plots.numbers import FIELDS, grids, label
 NUMBERS = (0.15625, 3.14159, 0.1, -1 / 3, 7.9, 300.0, 70000.0, 1e-7)
 REACHES = (1.0, 8.0, 128.0)
 WINDOWS = {"± 0.1 %": 0.001, "± 2 %": 0.02, "± 20 %": 0.2, "± 200 %": 2.0}
-BIT = 22  # pixels
+BIT = 19  # pixels: 32 of them, and the names of the formats, fit in JupyterLab on a screen of 1280
 
 
 def formats(reach: float) -> list[FloatFormat | IntFormat]:
@@ -91,7 +92,7 @@ class Row:
     """The bits of one format as buttons, under the letters of their fields."""
 
     def __init__(self, fmt, flip):
-        self.title = ipywidgets.HTML(layout={"width": "150px", "flex": "0 0 auto"})
+        self.title = ipywidgets.HTML(layout={"width": "124px", "flex": "0 0 auto"})
         letters = "".join(
             f"<span style='{_cell(fmt, i)};text-align:center'>{c}</span>" for i, c in enumerate(fmt.layout)
         )
@@ -108,11 +109,16 @@ class Row:
 
     def show(self, fmt, code: int | None) -> None:
         value = "has no NaN" if code is None else f"{float(fmt.decode(code)):.9g}"
-        self.title.value = f"<div style='line-height:1.35'><b>{label(fmt)}</b><br>{value}</div>"
+        self.title.value = f"<div style='line-height:1.2'><b>{label(fmt)}</b><br>{value}</div>"
         for button, letter, bit in zip(self.buttons, fmt.layout, f"{code or 0:0{fmt.bits}b}"):
             button.description = bit
             # A 0 is paler than a 1, but the digit shows it, too.
-            button.style.button_color = FIELDS[letter][1] + ("" if bit == "1" else "55")
+            button.style.button_color = FIELDS[letter][1] if bit == "1" else pale(FIELDS[letter][1])
+
+
+def pale(colour: str) -> str:
+    """The colour mixed with white, one part in three. Opaque: black digits on it are legible in a dark theme, too."""
+    return to_hex([1 - (1 - part) / 3 for part in to_rgb(colour)])
 
 
 def _gap(fmt, place: int) -> int:
@@ -125,7 +131,7 @@ def _cell(fmt, place: int) -> str:
 
 
 def _button_layout(fmt, place: int) -> dict:
-    return {"width": f"{BIT}px", "height": "24px", "padding": "0", "margin": f"0 0 0 {_gap(fmt, place)}px"}
+    return {"width": f"{BIT}px", "height": "21px", "padding": "0", "margin": f"0 0 0 {_gap(fmt, place)}px"}
 
 
 def microscope(number: float = 0.15625) -> Explorer:

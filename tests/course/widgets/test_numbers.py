@@ -5,9 +5,11 @@ import re
 
 import ipywidgets
 import pytest
+from matplotlib.colors import to_rgb
 
 from qtutor.core.numbers import IntFormat
-from qtutor.course.widgets.numbers import NUMBERS, code_of, formats, lens, lens_alt, microscope
+from qtutor.course.widgets.numbers import NUMBERS, code_of, formats, lens, lens_alt, microscope, pale
+from qtutor.plots.numbers import FIELDS
 
 
 class Seen:
@@ -58,6 +60,20 @@ def test_a_flipped_bit_is_the_new_number(name, bit, number):
         assert seen.bits(fmt.name) == f"{int(fmt.encode(number)):0{fmt.bits}b}"
     assert seen.picture.value != picture
     assert f"around {number:.6g}" in seen.picture.value
+
+
+@pytest.mark.parametrize("colour", [colour for _, colour in FIELDS.values()])
+def test_black_digits_are_legible_on_every_bit_in_any_theme(colour):
+    """WCAG 2.1: a contrast of 4.5 at least. The colours are opaque, so what is behind them does not matter."""
+    for shown in (colour, pale(colour)):
+        assert re.fullmatch(r"#[0-9A-Fa-f]{6}", shown)
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(shown)]
+        light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert (light + 0.05) / 0.05 > 4.5
+    assert to_rgb(pale(colour)) > to_rgb(colour)
+    assert {button.style.button_color for button in Seen(0.15625).buttons("fp16")} <= {
+        tint for _, field in FIELDS.values() for tint in (field, pale(field))
+    }
 
 
 def test_infinity_nan_and_the_way_back():

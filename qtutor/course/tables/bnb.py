@@ -1,0 +1,118 @@
+"""Tables of chapter 04, NF4 and int8."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from qtutor.course.scores import Score, table
+from qtutor.course.tables import SAME, say
+
+# For each threshold: KL to the float model; and of each layer the share of channels in 16 bits, the share of inputs
+# that reach the threshold, and the median size of its inputs.
+Swept = Sequence[tuple[float, Mapping[str, Sequence[float]]]]
+Line = Sequence[tuple[float, float, str]]  # points: true bits, error, block size
+READ_THE_SAME = ("k_proj", "v_proj", "up_proj")  # as q_proj and gate_proj, which have a row
+
+
+def use_of_levels(panels: Mapping[str, tuple], errors: Mapping[str, float]) -> None:
+    """How alike the levels of each format are used; ``panels``: format -> (weights, levels, shares of the levels)."""
+    rows = []
+    for name, (_, _, shares) in panels.items():
+        information = -(shares * shares.clamp(min=1e-30).log2()).sum()
+        rows.append([name, f"{shares.max():.1%}", f"{shares.min():.1%}", f"{information:.2f}", f"{errors[name]:.2%}"])
+    table(["levels", "busiest level", "idlest level", "information in a code, bits", "relative error"], *rows)
+
+
+def equal_bytes(series: Mapping[str, Line], nf4: Sequence[str], integers: str) -> None:
+    """Errors by true bits; and for each point of the lines ``nf4`` the error of ``integers`` at as many bits."""
+    blocks = [block for *_, block in next(iter(series.values()))]
+    rows = [[label, *(f"{bits:.3f}: {error:.2%}" for bits, error, _ in points)] for label, points in series.items()]
+    table(["true bits: relative error, all layers", *(f"blocks of {block}" for block in blocks)], *rows)
+    lines = []
+    for label in nf4:
+        for bits, error, block in series[label]:
+            integer = error_at(series[integers], bits)
+            if integer is None:
+                continue
+            better = "NF4" if error < integer else "The integers"
+            lines.append(
+                f"- {label}, blocks of {block}, {bits:.3f} bits: {error:.2%}; the asymmetric integers at as many bits: "
+                f"{integer:.2%}. **{'About the same' if abs(error / integer - 1) < 0.01 else better}.**"
+            )
+    say(*lines)
+
+
+def error_at(line: Line, bits: float) -> float | None:
+    """The error at so many bits, on the straight line between the points of a format; ``None`` outside of them."""
+    for (b0, e0, _), (b1, e1, _) in itertools.pairwise(sorted(line)):
+        if b0 <= bits <= b1:
+            return e0 + (e1 - e0) * (bits - b0) / (b1 - b0)
+    return None
+
+
+def scales_of(ways: Sequence[tuple], exact: torch.Tensor, weight: torch.Tensor, levels: torch.Tensor) -> None:
+    """What storing a layer's scales costs; ``ways``: (name, scales as stored, codes of the weights, bits a weight)."""
+    rows = []
+    for name, stored, codes, bits in ways:
+        off = ((stored - exact) / exact).square().mean().sqrt()
+        back = stored.repeat_interleave(weight.shape[1] // stored.shape[1], dim=1) * levels[codes]
+        rows.append([name, f"{bits:.3f}", f"{off:.2%}", f"{(back - weight).norm() / weight.norm():.3%}"])
+    table(["scales", "bits a weight for them", "error of the scales", "error of the weights"], *rows)
+
+
+def thresholds(swept: Mapping[str, Swept], labels: Sequence[str]) -> None:
+    """KL and the share of channels in 16 bits by threshold; ``labels``: the thresholds in words."""
+    rows = []
+    for name, found in swept.items():
+        rows.append([name, "KL", *(f"{kl:.4f}" for kl, _ in found)])
+        rows.append([name, "channels in 16 bits", *(f"{100 * share:.1f} %" for share in channels_in_16(found))])
+    table(["decoder", "threshold", *labels], *rows)
+
+
+def inputs_at(swept: Mapping[str, Swept], place: int) -> None:
+    """At the threshold in ``place``: how many inputs of each layer reach it, and how many channels stay in 16 bits."""
+    first = next(iter(swept.values()))[place][1]
+    rows = [
+        [
+            layer.removeprefix("model.layers."),
+            f"{median:.2f}",
+            *(f"{found[place][1][layer][which]:.1%}" for found in swept.values() for which in (1, 0)),
+        ]
+        for layer, (_, _, median) in first.items()
+        if not layer.endswith(READ_THE_SAME)
+    ]
+    columns = [f"{what}, {name}" for name in swept for what in ("inputs of 6.0 or more", "channels in 16 bits")]
+    table(["inputs of", f"median of their sizes, {next(iter(swept))}", *columns], *rows)
+
+
+def what_six_takes_back(swept: Mapping[str, Swept], place: int) -> None:
+    """Of what rounding the inputs costs, how much the threshold in ``place`` takes back. They go from 0 to none."""
+    lines = []
+    for name, found in swept.items():
+        floor, six, none = found[0][0], found[place][0], found[-1][0]
+        lines.append(
+            f"- **{name}**: without a threshold KL is {none:.4f}, at 6.0 {six:.4f}, and {floor:.4f} is what int8 "
+            f"weights alone cost. Of what rounding the inputs costs, 6.0 takes back "
+            f"{(none - six) / (none - floor):.0%}, with {100 * channels_in_16(found)[place]:.0f} % of the channels in "
+            "16 bits."
+        )
+    say(*lines)
+
+
+def channels_in_16(found: Swept) -> list[float]:
+    """The share of channels in 16 bits at each threshold, averaged over layers."""
+    return [sum(shares[0] for shares in layers.values()) / len(layers) for _, layers in found]
+
+
+def compared(measured: Mapping[str, Score], pairs: Sequence[tuple[str, str]]) -> None:
+    """Of each pair of rows, which has the smaller KL, and with how many bits."""
+    lines = []
+    for a, b in pairs:
+        ratio = measured[a].comparison.kl / measured[b].comparison.kl
+        words = "better than" if ratio < 1 else "worse than"
+        if 1 - SAME < ratio < 1 + SAME:
+            words = "about as good as"
+        bits = " against ".join(f"{measured[name].bits:.3f}" for name in (a, b))
+        lines.append(f"- **{a} is {words} {b}**: {ratio:.2f} times its KL, at {bits} bits.")
+    say(*lines)
