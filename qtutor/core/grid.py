@@ -88,7 +88,8 @@ class IntGrid:
     def nearest(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """Every weight rounded to its nearest level, float32: equal to decode(encode(weight)), but without codes."""
         scale, zero = scale.float(), zero.float()
-        return (weight.float() / scale).round_().clamp_(-zero, self.largest_code - zero).mul_(scale)
+        # Between two numbers rather than two tensors, a clamp takes a tenth of the time, zeros there and back included.
+        return (weight.float() / scale).round_().add_(zero).clamp_(0, self.largest_code).sub_(zero).mul_(scale)
 
 
 Grid = IntGrid | Codebook

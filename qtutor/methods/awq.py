@@ -7,9 +7,9 @@ division costs nothing at run time: it is folded into the norm or the linear lay
 
 Two searches, both of which include "leave it as it is":
 
-* :func:`search` tries s = mean|x|^ratio for 20 ratios and keeps the one that changes the output of the *parent* module
-  (attention, MLP) least. Ratio 0 is rounding to nearest.
-* :func:`quantize` narrows the range of every group, down to half, to what changes the layer's output least.
+* :func:`search` tries s = mean|x|^ratio for some ratios and keeps the one that changes the output of the *parent*
+  module (attention, MLP) least. Ratio 0 scales nothing.
+* :func:`quantize` changes the range of every group to what changes the layer's output least.
 
 :mod:`qtutor.methods.scaling` does this for the blocks of a decoder.
 
@@ -27,17 +27,16 @@ from qtutor.core.grid import Grid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.methods import clip, rtn
 
+# Weights and a scale -> what they are once they are multiplied, rounded, and divided again.
+Rounded = Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]
+
 RATIOS = 20  # 0, 1/20 ... 19/20
-CLIP_STEPS = 10
-CLIP_FINER = 4  # parts of a step
-CLIP_SHRINK = 0.5
-CLIP_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Search:
-    """What :func:`search` found: the best ``scale [in]``, its ``ratio``, and the mean squared ``errors`` of all tried
-    (the first is rounding to nearest's)."""
+    """What :func:`search` found: the best ``scale [in]``, its ``ratio``, and the mean squared ``errors`` of all ratios
+    in the order in which they were tried."""
 
     scale: torch.Tensor
     ratio: float
@@ -53,26 +52,61 @@ def search(
     grid: Grid,
     group_size: int,
     duo: bool = False,
+    ratios: Iterable[float] | None = None,
+    rounded: Rounded | None = None,
 ) -> Search:
     """The scale per input channel with which rounding ``layers`` changes ``parent``'s output least.
 
     layers: all linear layers that read these inputs; their weights are put back in the end. inputs: batches
     ``[..., in]``; mean_abs ``[in]``: of the inputs. duo: divide by ``mean|w|^(1 - ratio)`` too (AutoAWQ), which favours
-    columns of small weights.
+    columns of small weights. ratios: 0, 1/20 ... 19/20 if not given. rounded: what a scale makes of the weights, by
+    default :func:`nearest`.
     """
-    inputs = list(inputs)
+    inputs, rounded = list(inputs), rounded or nearest(grid, group_size)
     originals = [layer.weight.data for layer in layers]
     targets = [parent(x) for x in inputs]
     best, errors = None, []
-    for step in range(RATIOS):
-        ratio = step / RATIOS
+    for ratio in [step / RATIOS for step in range(RATIOS)] if ratios is None else ratios:
         scale = scale_of(mean_abs, ratio, originals if duo else None, group_size)
-        rounded = [rtn.quantize(weight * scale, grid, group_size).dequantize() / scale for weight in originals]
-        squares = squared_error(layers, rounded, inputs, targets, parent)
+        squares = squared_error(layers, rounded(originals, scale), inputs, targets, parent)
         errors.append(squares / sum(target.numel() for target in targets))
-        if best is None or errors[-1] < best.errors[0]:
+        if best is None or errors[-1] < best.errors[0]:  # not <=: of equals the first stays
             best = Search(scale, ratio, (errors[-1],))
     return Search(best.scale, best.ratio, tuple(errors))
+
+
+def nearest(grid: Grid, group_size: int) -> Rounded:
+    """Rounding to nearest in whole ranges."""
+
+    def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
+        # The inputs stay as they are, so the scale is taken out again: what is left is the change by rounding.
+        return [rtn.quantize(weight * scale, grid, group_size).dequantize() / scale for weight in weights]
+
+    return rounded
+
+
+def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int, most: int) -> Rounded:
+    """Rounding in ranges about like those that :func:`quantize` will find, of some rows; the others stay exact.
+
+    hessian: ``X^T X [in, in]`` of the inputs as they are. most: of every layer, about so many rows are rounded (up to
+    twice that). Errors of different rows add up in what the layer makes, so those of a few rows, evenly spread, tell
+    which of two scales is better.
+    """
+    if group_size == PER_TENSOR:
+        return nearest(grid, group_size)
+
+    def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
+        results = [weight.clone() for weight in weights]
+        some = [result[:: max(len(result) // most, 1)] for result in results]
+        stacked = torch.cat(some) * scale  # rows do not know of each other, and one tall matrix takes less time
+        grouped = stacked.reshape(len(stacked), -1, resolve_group_size(group_size, stacked.shape[1]))
+        found = clip.search_together(grouped, hessian / torch.outer(scale, scale), grid, rounds=0)
+        errors = clip.rounding_errors(grouped, *found, grid).flatten(1) / scale
+        for rows, error in zip(some, errors.split([len(rows) for rows in some])):
+            rows.add_(error)
+        return results
+
+    return rounded
 
 
 def squared_error(
@@ -81,11 +115,11 @@ def squared_error(
     """How far ``parent``'s outputs are from ``targets`` while ``layers`` have these weights; they get theirs back."""
     originals = [layer.weight.data for layer in layers]
     try:
-        for layer, weight in zip(layers, weights):
+        for layer, weight in zip(layers, weights):  # in place of their own: the parent finds its layers by itself
             layer.weight.data = weight
         return sum((parent(x) - target).square().sum().item() for x, target in zip(inputs, targets))
     finally:
-        for layer, weight in zip(layers, originals):
+        for layer, weight in zip(layers, originals):  # also after an error: the block goes on to be used
             layer.weight.data = weight
 
 
@@ -133,7 +167,7 @@ def fold(
         weight[-len(scale) :].div_(scale[:, None])
     if getattr(source, "bias", None) is not None:
         source.bias[-len(scale) :].div_(scale)
-    for layer in layers:
+    for layer in layers:  # all that read this input, also those that are not rounded
         layer.weight.mul_(scale)
 
 
@@ -143,13 +177,11 @@ def quantize(
     hessian: torch.Tensor,
     grid: Grid,
     group_size: int,
-    thorough: bool = True,
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
 
-    hessian: ``X^T X [in, in]``. thorough: look at each range :data:`CLIP_ROUNDS` times beside the others, and in finer
-    steps; one coarse look is enough to tell which of two scales is better. Others: as in :func:`qtutor.rtn.quantize`.
-    A group_size of 0 (one scale for the tensor) is rounded without clipping.
+    hessian: ``X^T X [in, in]``. Others: as in :func:`qtutor.rtn.quantize`. With a group_size of 0 (one scale for the
+    tensor) ranges stay whole.
     """
     check_weight(weight)
     rows, columns = weight.shape
@@ -157,7 +189,6 @@ def quantize(
         return rtn.quantize(weight, grid, group_size)
     length = resolve_group_size(group_size, columns)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
-    rounds, finer = (CLIP_ROUNDS, CLIP_FINER) if thorough else (1, 1)
-    scale, zero = clip.search_together(grouped, hessian, grid, rounds, CLIP_STEPS, CLIP_SHRINK, finer)
+    scale, zero = clip.search_together(grouped, hessian, grid)
     codes = rtn.encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
     return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)

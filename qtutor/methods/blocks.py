@@ -74,12 +74,15 @@ def round_block(block: CalibratedBlock, recipe: Recipe, recipes: dict[str, Recip
 def _rounding(names: tuple[str, ...], recipes: dict[str, Recipe]) -> Rounding | None:
     """How the layers ``names`` will be rounded: as the first of them that is; ``None`` if all stay in float."""
     recipe = next((recipes[name] for name in names if name in recipes), None)
-    return recipe and Rounding(recipe.grid, recipe.group_size, _quantizer(recipe))
+    if recipe is None:
+        return None
+    judge = _quantizer(recipe) if recipe.rounder.factors else None
+    return Rounding(recipe.grid, recipe.group_size, recipe.rounder.clip != "none", judge)
 
 
 def _quantizer(recipe: Recipe) -> Quantizer:
     """How AWQ's scales are judged in the end: by what will really round the layers."""
-    rounder = recipe.rounder.quick()
+    rounder = recipe.rounder
 
     def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
         plan = _factored(hessian, recipe)[0] if rounder.factors else None

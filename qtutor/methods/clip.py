@@ -1,16 +1,25 @@
 """Clipping: narrow the range of a group of weights to where some cost of its rounding errors is least.
 
-A narrower range makes finer steps, and cuts off the few largest weights. What that may cost is for the method to say:
-for rounding to nearest the squared error of the weights (:mod:`qtutor.rtn`), for AWQ what the group adds to the
-layer's output, for GPTQ the error that is left after other columns made up for it.
+A narrower range makes finer steps, and cuts off the few largest weights. Each method says what that may cost: rounding
+to nearest counts the squared error of the weights (:mod:`qtutor.rtn`), GPTQ the error that is left after other columns
+made up for it, AWQ what the group adds to the layer's output, together with all other groups.
+
+:func:`search` takes any cost and tries one range after the other. :func:`search_together` is for AWQ. Its cost is
+quadratic in the errors, so one look at a scale also tells a better one, and few looks do.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
-from qtutor.calibration.precision import products
 from qtutor.core.grid import Grid, fit_groups
+
+ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
+SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
+STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
+UNITS = (0.4, 0.2, 0.1)  # one for each round, since few bits need finer steps, too
+BESIDE = (0, -4, -2, 2, 4)  # tried below 4 bits with the zero point moved by a code: there that is much of the range
+TINY = 2.0**-24  # the smallest scale in float16
 
 
 def search(
@@ -19,101 +28,132 @@ def search(
     cost: Callable[[torch.Tensor], torch.Tensor],
     steps: int = 20,
     shrink: float = 0.5,
-    finer: int = 1,
-    ends: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero ``[out, groups]`` of the cheapest range of every group of ``grouped [out, groups, group_size]``.
 
-    cost: rounding errors, shaped like ``grouped``, to ``[out, groups]``; it may change them. The whole range is tried
-    first, then ``steps`` narrower ones down to ``1 - shrink`` of it; the first of equals stays, so no group ends above
-    what its whole range costs. finer: then those around the best, each step in so many parts. ends: then the lower end
-    moves alone, then the upper one.
+    cost: rounding errors, shaped like ``grouped``, to ``[out, groups]``; it may change them. The search tries the
+    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it. Of equals the first stays, so no
+    group ends above what its whole range costs.
     """
-    # A range reaches 0, so its lower end stays below its upper one however the two are narrowed.
-    low, high = grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
-    whole = torch.ones_like(low)
-    best = None  # cost, scale, zero, and the shares of the two ends that are kept
-
-    def attempt(keep_low: torch.Tensor, keep_high: torch.Tensor) -> None:
-        nonlocal best
+    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+    best = None  # cost, scale, zero
+    for step in range(steps + 1):  # every group tries the same shares, and keeps its own best
+        share = 1 - shrink * step / steps
         # All that a fit looks at: a group of two, its smallest and its largest weight.
-        scale, zero = fit_groups(torch.stack([low * keep_low, high * keep_high], dim=-1), grid)
-        tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero, keep_low, keep_high
+        scale, zero = fit_groups(torch.stack([low, high], dim=-1) * share, grid)
+        tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
         if best is None:
             best = tried
-            return
+            continue
         better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
         best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
-
-    def shares(of: int) -> Iterator[torch.Tensor]:
-        """What is tried, in turn; the finer ones lie around what is best for end ``of`` by then."""
-        for step in range(steps + 1):
-            yield whole * (1 - shrink * step / steps)
-        centre = best[of]
-        for part in range(1, finer):
-            for side in (-part, part):
-                yield (centre + side * shrink / steps / finer).clamp(max=1.0)  # no weight lies beyond the whole range
-
-    for share in shares(3):
-        attempt(share, share)
-    if ends and not grid.symmetric:  # a symmetric grid reaches as far down as up: moving one end does nothing
-        upper = best[4]
-        for share in shares(3):
-            attempt(share, upper)
-        lower = best[3]
-        for share in shares(4):
-            attempt(lower, share)
     return best[1], best[2]
 
 
 def search_together(
-    grouped: torch.Tensor,
-    hessian: torch.Tensor,
-    grid: Grid,
-    rounds: int,
-    steps: int,
-    shrink: float,
-    finer: int = 1,
+    grouped: torch.Tensor, hessian: torch.Tensor, grid: Grid, rounds: int = len(UNITS)
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero ``[out, groups]`` with which ``grouped [out, groups, group_size]`` changes the output least.
 
     hessian: ``X^T X [in, in]``. The errors of a row's groups add up in its output, so each group is judged beside what
     the others have: an error e costs ``e H_g e^T + 2 e H_o o^T``, H_g being the group's block of the Hessian, o the
-    others' errors and H_o the blocks that couple them. Groups take turns, ``rounds`` times; llm-awq judges each by
-    itself, once. steps, shrink, finer: see :func:`search`, whose ``ends`` are moved, too.
+    others' errors and H_o the blocks that couple them. Groups take turns, once coarsely and ``rounds`` times in finer
+    steps; llm-awq judges each by itself, once. A row never ends above what whole ranges cost.
     """
-    groups, length = grouped.shape[1:]
     # Costs are only compared; a mean diagonal of 1 keeps them in float32, however many tokens there were.
     hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
+    found = [_in_turns(rows, hessian, grid, rounds) for rows in grouped.split(ROWS)]  # rows do not know of each other
+    scale, zero = (torch.cat(parts) for parts in zip(*found))
+    return scale, zero
+
+
+def _in_turns(
+    grouped: torch.Tensor, hessian: torch.Tensor, grid: Grid, rounds: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`search_together` for some rows, with a float32 Hessian."""
+    groups, length = grouped.shape[1:]
     scale, zero = fit_groups(grouped, grid)
     errors = rounding_errors(grouped, scale, zero, grid)
     slopes = errors.flatten(1) @ hessian  # [out, in]: what all errors together add to the price of each one
-    for group in list(range(groups)) * rounds:
-        own = slice(group * length, (group + 1) * length)
-        only, block, before = grouped[:, group, None], hessian[own, own], errors[:, group].clone()
-        cost = _cost(block, slopes[:, own] - before @ block)  # the price that the other groups make, without its own
-        with products(len(hessian)):
-            found = search(only, grid, cost, steps, shrink, finer, ends=True)
-        after = rounding_errors(only, *found, grid)
-        # What the round before found is not always among the ranges that are tried now.
-        better = cost(after) < cost(before.unsqueeze(1))  # [out, 1]
-        for kept, new in ((scale, found[0]), (zero, found[1])):
-            kept[:, group] = torch.where(better, new, kept[:, group, None])[:, 0]
-        errors[:, group] = torch.where(better, after[:, 0], before)
-        # Only this group's errors have changed, so its rows of the Hessian are enough.
-        slopes += (errors[:, group] - before) @ hessian[own]
+    for turn in range(rounds + 1):
+        tried = neighbours(grid, turn)
+        for group in range(groups):  # one after the other: each looks at what those before it have just changed
+            own = slice(group * length, (group + 1) * length)
+            block, before = hessian[own, own], errors[:, group].clone()
+            others = slopes[:, own] - before @ block  # the price that the other groups make, without its own
+            judge = Judge(grouped[:, group].contiguous(), block, others, grid)
+            scale[:, group], zero[:, group] = judge.cheapest(scale[:, group], zero[:, group], *tried)
+            errors[:, group] = judge.errors(scale[:, group], zero[:, group])
+            # Only this group's errors have changed, so its rows of the Hessian are enough.
+            slopes.addmm_(errors[:, group] - before, hessian[own])
     return scale, zero
+
+
+def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each group tries in round ``turn``: factors of its scale and shifts of its zero, both ``[tries, 1]``.
+
+    What it has comes first: of equals the first stays.
+    """
+    if turn == 0:
+        tried = [(share, 0) for share in (1.0, *SHARES)]
+    else:
+        # This factor moves the outermost level by part of a step: about so little makes other codes.
+        unit = UNITS[(turn - 1) % len(UNITS)] / (2**grid.bits - 1)
+        tried = [(1 + steps * unit, 0) for steps in STEPS]
+        if not grid.symmetric:
+            beside = BESIDE if grid.bits < 4 else (0,)
+            tried += [(1 + steps * unit, shift) for shift in (-1, 1) for steps in beside]
+    factors, shifts = zip(*tried)
+    return torch.tensor(factors)[:, None], torch.tensor(shifts)[:, None]
+
+
+class Judge:
+    """Says what scales and zeros of one group of every row cost.
+
+    weight ``[out, group_size]``. block: the group's block of the Hessian. others ``[out, group_size]``: the other
+    groups' errors times the blocks that couple them with it.
+    """
+
+    def __init__(self, weight: torch.Tensor, block: torch.Tensor, others: torch.Tensor, grid: Grid):
+        self.weight, self.block, self.others, self.grid = weight, block, others, grid
+
+    def errors(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """Of rounding with ``scale`` and ``zero [..., out]``."""
+        return rounding_errors(self.weight, scale, zero, self.grid)
+
+    def cost(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """What these change in the output, ``[..., out]``."""
+        error = self.errors(scale, zero)
+        return (error @ self.block).add_(self.others, alpha=2).mul_(error).sum(dim=-1)
+
+    def better(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """The scale ``[out]`` that costs least with the codes that ``scale`` and ``zero`` make.
+
+        With it times 1 + t, what the codes stand for, v, becomes v + t v. The cost is a parabola in t.
+        """
+        error = self.errors(scale, zero)
+        levels = self.weight + error
+        slope = (levels * (error @ self.block).add_(self.others)).sum(dim=-1)
+        curvature = (levels * (levels @ self.block)).sum(dim=-1)
+        return scale.float() * (1 - slope / curvature.clamp(min=1e-30)).clamp(0.8, 1.2)
+
+    def cheapest(
+        self, scale: torch.Tensor, zero: torch.Tensor, factors: torch.Tensor, shifts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero ``[out]`` of the cheapest of those around the ones given."""
+        scale = self._stored(scale.float() * factors)
+        zero = (zero + shifts).clamp(0, 2**self.grid.bits - 1).to(torch.uint8)
+        cost = self.cost(scale, zero)
+        best = cost.argmin(dim=0, keepdim=True)  # of equals the first, which is what the group had
+        cost, scale, zero = (tried.gather(0, best)[0] for tried in (cost, scale, zero))
+        better = self._stored(self.better(scale, zero))  # for the codes as they are; some of them change with it
+        return torch.where(self.cost(better, zero) < cost, better, scale), zero
+
+    def _stored(self, scale: torch.Tensor) -> torch.Tensor:
+        """Rounded as it will be stored, since the codes have to fit that."""
+        return scale.clamp(min=TINY).to(self.grid.scale_dtype)
 
 
 def rounding_errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
     """What rounding adds to every weight, shaped like ``grouped``."""
     return grid.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)).sub_(grouped)
-
-
-def _cost(block: torch.Tensor, others: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Errors ``[out, 1, group_size]`` of one group to what they change in the output, ``[out, 1]``.
-
-    block: the group's block of the Hessian. others ``[out, group_size]``: the other groups' errors times the blocks
-    that couple them with it.
-    """
-    return lambda error: ((error[:, 0] @ block + 2 * others) * error[:, 0]).sum(dim=-1, keepdim=True)

@@ -4,7 +4,7 @@ All are called alike, ``rounder.round(weight, grid, group_size, inputs)``; the a
 methods, whose functions are looked up at every call, so that a learner's can take their place.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -28,13 +28,9 @@ class LayerInputs:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Round to nearest. clip: ``"none"``, ``"mse"``, or ``"output"`` for ranges that change the layer's output least.
-
-    thorough: see :func:`qtutor.methods.awq.quantize`.
-    """
+    """Round to nearest. clip: ``"none"``, ``"mse"``, or ``"output"``: ranges that change the layer's output least."""
 
     clip: str = "none"
-    thorough: bool = True
 
     follows = False  # the layers behind read what the float layer makes
     factors = False  # needs no factored Hessian
@@ -47,12 +43,8 @@ class Nearest:
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
     ) -> QuantizedTensor:
         if self.clip == "output":
-            return awq.quantize(weight, inputs.hessian, grid, group_size, thorough=self.thorough)
+            return awq.quantize(weight, inputs.hessian, grid, group_size)
         return rtn.quantize(weight, grid, group_size, self.clip)
-
-    def quick(self) -> "Nearest":
-        """Good enough to tell which of two scales is better."""
-        return replace(self, thorough=False)
 
 
 @dataclass(frozen=True)
@@ -71,9 +63,6 @@ class Gptq:
             return rtn.quantize(weight, grid, group_size, "none" if self.clip == "output" else self.clip)
         return gptq.round_columns(weight, inputs.plan, grid, group_size, self.static_groups, clip=self.clip)
 
-    def quick(self) -> "Gptq":
-        return self
-
 
 @dataclass(frozen=True)
 class Listed:
@@ -89,9 +78,6 @@ class Listed:
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
     ) -> QuantizedTensor:
         return bnb.quantize(weight, grid, group_size, self.double)
-
-    def quick(self) -> "Listed":
-        return self
 
 
 Rounder = Nearest | Gptq | Listed

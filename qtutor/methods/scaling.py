@@ -4,6 +4,7 @@
 same, so the scales of one pair are folded in before those of the next are searched.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,8 +24,26 @@ from qtutor.methods import awq
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
-SEARCH_TOKENS = 2048  # the search runs the parent module 20 times; more tokens than this change its choice little
-STATISTICS_TOKENS = 16384  # for mean |x| and the Hessian behind that choice
+RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)  # the curve of the error is smooth, so a coarse look finds where to look closer
+CLOSER = 0.1  # on both sides of the best of these
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a search for scales looks at.
+
+    search_tokens: each ratio runs the parent module on them. statistics_tokens: for mean |x| and the Hessian behind
+    the choice. rows: of every layer, rounded for each ratio; the others stay exact.
+    """
+
+    search_tokens: int
+    statistics_tokens: int
+    rows: int
+
+
+NARROW = 512  # layers up to here: the whole search is cheap, and takes all rows and more tokens
+CHEAP = Effort(search_tokens=2048, statistics_tokens=16384, rows=sys.maxsize)
+SPARING = Effort(search_tokens=1024, statistics_tokens=2048, rows=128)
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,8 @@ class Rounding:
 
     grid: Grid
     group_size: int
-    quantizer: Quantizer | None = None
+    narrowed: bool = False
+    judge: Quantizer | None = None
 
 
 @dataclass(frozen=True)
@@ -50,16 +70,22 @@ class Scaling:
 
 
 def scale_block(
-    block: CalibratedBlock, grid: Grid, group_size: int, duo: bool = False, quantizer: Quantizer | None = None
+    block: CalibratedBlock,
+    grid: Grid,
+    group_size: int,
+    duo: bool = False,
+    narrowed: bool = False,
+    judge: Quantizer | None = None,
 ) -> dict[str, torch.Tensor]:
     """Search scales for all pairs of ``block`` and fold them into its module (and its twin).
 
-    quantizer: what will round the layers in the end. The search itself rounds to nearest, twenty times; with a
-    quantizer, the scale it finds is kept only if it lowers the error with that, too.
+    narrowed: the ranges of groups will be narrowed, so the search narrows them, too (:func:`.awq.narrowed`): wide
+    ranges make larger scales look better than they will be. judge: what will round the layers, where that is more than
+    rounding to nearest. A scale stays only if it lowers the error of that, too.
     Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` where folding changes what
     the block computes.
     """
-    return scale_pairs(block, lambda layers: Rounding(grid, group_size, quantizer), duo)
+    return scale_pairs(block, lambda layers: Rounding(grid, group_size, narrowed, judge), duo)
 
 
 def scale_pairs(
@@ -68,15 +94,16 @@ def scale_pairs(
     """:func:`scale_block` with a rounding for each pair, by its layers' names; ``None`` leaves the pair alone."""
     module, changed = block.module, {}
     pairs = {pair.readers: pair for pair in block.family.pairs_of(module)}
+    effort = CHEAP if block.states.shape[-1] <= NARROW else SPARING
     unchanged = block.states[:1]
     before = module(unchanged, **block.arguments)
     # Scales are folded in while the search goes through the block: what the layers behind it read stays the same.
-    for reading in block.sample(STATISTICS_TOKENS).readings(ahead=True):
+    for reading in block.sample(effort.statistics_tokens).readings(ahead=True):
         pair, rounding = pairs.get(reading.names), rounding_of(reading.names)
         if pair is None or rounding is None:
             continue
         source = module.get_submodule(pair.source)
-        scale = _scale_of_pair(reading, pair, rounding, duo)
+        scale = _scale_of_pair(reading, pair, rounding, effort, duo)
         awq.fold(source, reading.layers, scale, block.dtype, block.family.norm_offset)
         if source.weight.dim() == 1:
             changed[f"{pair.source}.weight"] = source.weight
@@ -92,29 +119,52 @@ def scale_pairs(
     return changed
 
 
-def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, duo: bool) -> torch.Tensor:
+def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Effort, duo: bool = False) -> torch.Tensor:
     """The best scale ``[in]`` for the layers of ``reading``, on some tokens; ones where none lowers the error."""
     block, layers, first = reading.block, reading.layers, reading.names[0]
-    mean_abs = block.statistics(first).mean_abs.to(layers[0].weight.device)
-    inputs = [(x, weights.sqrt()) for x, weights in block.weighted_inputs(first, SEARCH_TOKENS)]
+    x, weights = (torch.cat(parts) for parts in zip(*block.weighted_inputs(first)))  # [samples, length, in or 1]
+    mean_abs = x.abs().mean(dim=(0, 1))
+    if pair.parent == block.family.halves[0].parent:  # attention mixes tokens, so it gets whole samples
+        some = slice(max(effort.search_tokens // x.shape[1], 1))
+    else:  # the others look at each token by itself: every so many will do
+        every = max(2 * x[..., 0].numel() // effort.search_tokens, 1)
+        some = slice(None), slice(None, None, every)
+    inputs = [(x[some], weights[some].sqrt())]
     parent = _weighted(parent_of(block, pair.parent), block.states.shape[-1], block.wide)
-    found = awq.search(layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo)
-    if rounding.quantizer is None or found.ratio == 0:
-        return found.scale
-    return _confirmed(layers, inputs, found.scale, parent, block.hessian(first, True), rounding.quantizer)
+    given = layers, inputs, mean_abs, parent, rounding.grid, rounding.group_size, duo
+    hessian = block.hessian(first, True) if rounding.narrowed or rounding.judge else None
+    rounded = None
+    if rounding.narrowed:
+        rounded = awq.narrowed(hessian.float(), rounding.grid, rounding.group_size, effort.rows)
+    found = awq.search(*given, RATIOS, rounded)
+    near = [ratio for ratio in (found.ratio - CLOSER, found.ratio + CLOSER) if 0 < ratio < 1]
+    closer = awq.search(*given, near, rounded)
+    best = min(found, closer, key=lambda search: min(search.errors))  # of equals the first, which scales less
+    if rounding.judge is None or best.ratio == 0:
+        return best.scale
+    return _confirmed(layers, inputs, best.scale, parent, _rounded(rounding.judge, hessian))
+
+
+def _rounded(quantizer: Quantizer, hessian: torch.Tensor) -> awq.Rounded:
+    """What ``quantizer`` makes of weights that are scaled, while the inputs behind ``hessian`` are divided."""
+
+    def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
+        divided = hessian / torch.outer(scale, scale)
+        return [quantizer(weight * scale, divided).dequantize() / scale for weight in weights]
+
+    return rounded
 
 
 @torch.no_grad()
 def _confirmed(
-    layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, hessian: torch.Tensor, quantizer
+    layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, rounded: awq.Rounded
 ) -> torch.Tensor:
-    """``scale [in]`` or ones, whichever changes ``parent``'s output less once ``quantizer`` has rounded the layers."""
+    """``scale [in]`` or ones, whichever changes ``parent``'s output less once the layers are ``rounded``."""
     targets = [parent(x) for x in inputs]
     errors = {}
     for tried in (torch.ones_like(scale), scale):
-        tried_hessian = hessian / torch.outer(tried, tried)
-        rounded = [quantizer(layer.weight.data * tried, tried_hessian).dequantize() / tried for layer in layers]
-        error = awq.squared_error(layers, rounded, inputs, targets, parent)
+        weights = rounded([layer.weight.data for layer in layers], tried)
+        error = awq.squared_error(layers, weights, inputs, targets, parent)
         errors.setdefault(error, tried)  # of equals the first stays: ones
     return errors[min(errors)]
 

@@ -1,5 +1,7 @@
 """AWQ against the slow version that looks at every number and every token."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -65,3 +67,56 @@ def test_ranges_judged_in_turns_never_make_a_row_worse_than_whole_ranges(bits):
     errors = [(x.double() @ (q.dequantize() - weight).double().T).square().sum(dim=0) for q in (ours, whole)]
     assert (errors[0] <= errors[1] * (1 + 1e-4)).all()
     assert errors[0].sum() < 0.9 * errors[1].sum()
+
+
+@pytest.mark.parametrize("rounds", [0, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_ranges_judged_in_turns_are_the_slow_ones_over_outputs(bits, rounds):
+    """Row by row and group by group, whatever is tried is rounded number by number and run over every token."""
+    weight, x, grid = layer(4, 24, seed=bits).weight.data, with_outliers(30, 24, seed=bits, count=2), IntGrid(bits)
+    tries = []
+    for turn in range(rounds + 1):
+        factors, shifts = clip.neighbours(grid, turn)
+        tries.append(list(zip(factors[:, 0].tolist(), shifts[:, 0].tolist())))
+    scale, zero = clip.search_together(weight.reshape(4, 3, 8), (x.T @ x).double(), grid, rounds)
+    same = 0
+    for row in range(4):
+        found = slow.in_turns(weight[row].tolist(), x.tolist(), bits, 8, tries)
+        same += found == list(zip(scale[row].tolist(), zero[row].tolist()))
+    assert (
+        same >= 3
+    )  # sums in float32 tell ranges that cost nearly the same apart otherwise, and one choice moves others
+
+
+def test_what_is_tried_in_turns():
+    """Ranges from the whole to about half, then steps that move the outermost level by parts of a step."""
+    for bits in (2, 4, 8):
+        factors, shifts = clip.neighbours(IntGrid(bits), 0)
+        assert factors[0] == 1 and factors.min() >= 0.5 and not shifts.any() and (factors.diff(dim=0) < 0).all()
+        for turn in (1, 2, 3, 4):
+            factors, shifts = clip.neighbours(IntGrid(bits), turn)
+            moved = ((factors[shifts == 0] - 1) * (2**bits - 1)).abs()
+            assert factors[0] == 1 and 0 < moved[1:].min() < 1 and moved.max() < 2
+            assert shifts.unique().tolist() == [-1, 0, 1]
+            beside = factors[shifts == 1]  # with another zero other steps, too, where a code is much of the range
+            assert torch.equal(beside, factors[shifts == -1])
+            assert (len(beside) > 1) == (bits < 4) and 1 in beside
+            assert not clip.neighbours(IntGrid(bits, symmetric=True), turn)[1].any()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_more_rounds_never_cost_more(bits, symmetric, monkeypatch):
+    """Each begins at what the one before it found; the cost is that of whole rows, over all tokens."""
+    monkeypatch.setattr(clip, "ROWS", 5)  # rows are searched in parts, the last one smaller
+    weight, x, grid = layer(12, 64, seed=bits).weight.data, with_outliers(200, 64, seed=bits), IntGrid(bits, symmetric)
+    grouped, costs = weight.reshape(12, 4, 16), []
+    ranges = [rtn.fit_groups(grouped, grid)] + [
+        clip.search_together(grouped, x.T @ x, grid, rounds) for rounds in range(5)
+    ]
+    for scale, zero in ranges:
+        error = clip.rounding_errors(grouped, scale, zero, grid).flatten(1).double()
+        costs.append((x.double() @ error.T).square().sum(dim=0))
+    for before, after in itertools.pairwise(costs):
+        assert (after <= before * (1 + 1e-3)).all()  # sums in float32
+    assert costs[-1].sum() < (0.8 if bits < 8 else 0.9) * costs[0].sum()

@@ -34,15 +34,6 @@ def test_nearest(clip):
     assert not Nearest(clip).follows and not Nearest(clip).factors
 
 
-def test_one_coarse_look_tells_which_of_two_scales_is_better():
-    weight, given = weights(12, 64, seed=1), inputs()
-    quick = Nearest("output").quick()
-    coarse = awq.quantize(weight, given.hessian, GRID, GROUP, thorough=False)
-    assert same(quick.round(weight, GRID, GROUP, given), coarse) and quick.clip == "output"
-    assert not same(Nearest("output").round(weight, GRID, GROUP, given), coarse)
-    assert Gptq("mse", True).quick() == Gptq("mse", True) and Listed(False).quick() == Listed(False)
-
-
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("clip", ["none", "mse", "output"])
 def test_gptq(clip, static):

@@ -67,3 +67,58 @@ def cheapest(group: list[float], x: list[list[float]], bits: int, steps: int = 2
         error = [b - w for b, w in zip(round_group(group, bits, kept), group)]
         tried.append((sum(sum(e * value for e, value in zip(error, token)) ** 2 for token in x), kept))
     return min(tried, key=lambda pair: pair[0])
+
+
+def stored(step: float) -> float:
+    """As 16 bits hold it."""
+    return struct.unpack("e", struct.pack("e", step))[0]
+
+
+def on_grid(group: list[float], step: float, zero: int, bits: int) -> list[float]:
+    """Every value of the group to the nearest level; the level of code ``zero`` is 0."""
+    levels = [step * (code - zero) for code in range(2**bits)]
+    return [min(levels, key=lambda level: abs(level - value)) for value in group]
+
+
+def in_turns(row: list[float], x: list[list[float]], bits: int, size: int, tries: list[list[tuple[float, int]]]):
+    """(step, zero) of every group of one row: groups take turns, judged by the output of the whole row.
+
+    tries: for every round, factors of the step and shifts of the zero that each group tries around what it has.
+    Whichever is cheapest then gets the step that is best for the levels its weights lie on, if that is cheaper still.
+    Symmetric grids are what comes of shifts that are all 0, but for their first range.
+    """
+    groups = [row[start : start + size] for start in range(0, len(row), size)]
+    found = []
+    for group in groups:
+        low, high = min([0.0, *group]), max([0.0, *group])
+        step = stored((high - low) / (2**bits - 1) or 1.0)
+        found.append((step, min(round(-low / step), 2**bits - 1)))
+    back = [on_grid(group, *grid, bits) for group, grid in zip(groups, found)]
+
+    def change(number: int, values: list[float]) -> float:
+        """In the output, squared and summed over tokens, with ``values`` for one group and what the others have."""
+        all_values = [value for i, part in enumerate(back) for value in (values if i == number else part)]
+        return sum(sum((b - w) * t for b, w, t in zip(all_values, row, token)) ** 2 for token in x)
+
+    def best_factor(number: int) -> float:
+        """Of the group's levels as they are, so that the row's output comes closest: one unknown, least squares."""
+        start, parts = number * size, []
+        for token in x:
+            own = sum(b * t for b, t in zip(back[number], token[start : start + size]))
+            everything = sum(b * t for part, at in zip(back, range(0, len(row), size))
+                             for b, t in zip(part, token[at : at + size]))  # fmt: skip
+            parts.append((own, sum(w * t for w, t in zip(row, token)) - (everything - own)))
+        return sum(own * rest for own, rest in parts) / max(sum(own * own for own, _ in parts), 1e-30)
+
+    for once in tries:
+        for number, group in enumerate(groups):
+            step, zero = found[number]
+            around = [(stored(step * factor), min(max(zero + shift, 0), 2**bits - 1)) for factor, shift in once]
+            found[number] = min(around, key=lambda grid: change(number, on_grid(group, *grid, bits)))
+            back[number] = on_grid(group, *found[number], bits)
+            step, zero = found[number]
+            better = stored(step * min(max(best_factor(number), 0.8), 1.2)), zero
+            values = on_grid(group, *better, bits)
+            if change(number, values) < change(number, back[number]):
+                found[number], back[number] = better, values
+    return found

@@ -8,7 +8,7 @@ from qtutor.course.exercises.awq.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
-from qtutor.methods import awq, rtn
+from qtutor.methods import awq
 
 
 def search(weight, scales, rounded, output):
@@ -213,15 +213,18 @@ def adapt(theirs):
     """A learner's ``best_scale`` replaces :func:`qtutor.awq.search`. All layers of a pair form one tall matrix."""
 
     @torch.no_grad()
-    def search(layers, inputs, mean_abs, parent, grid, group_size, duo=False):
+    def search(layers, inputs, mean_abs, parent, grid, group_size, duo=False, ratios=None, rounded=None):
         inputs, originals = list(inputs), [layer.weight.data for layer in layers]
-        heights = [len(weight) for weight in originals]
-        ratios = [step / awq.RATIOS for step in range(awq.RATIOS)]
+        heights, whole = [len(weight) for weight in originals], torch.cat(originals)
+        ratios = [step / awq.RATIOS for step in range(awq.RATIOS)] if ratios is None else list(ratios)
         scales = torch.stack([awq.scale_of(mean_abs, r, originals if duo else None, group_size) for r in ratios])
+        of_parts = rounded or awq.nearest(grid, group_size)
 
-        def rounded(weight):
-            parts = tensor(weight, torch.float32, originals[0]).split(heights)
-            return torch.cat([rtn.quantize(part, grid, group_size).dequantize() for part in parts])
+        def of_all(weight):
+            weight = tensor(weight, torch.float32, originals[0])
+            # The package's rounding wants to know the scale. A learner hands on the product alone: look which it is.
+            scale = min(scales, key=lambda scale: (whole * scale - weight).square().sum().item())
+            return torch.cat(of_parts(list((weight / scale).split(heights)), scale)) * scale
 
         def output(weight):
             for layer, part in zip(layers, tensor(weight, torch.float32, originals[0]).split(heights)):
@@ -229,7 +232,7 @@ def adapt(theirs):
             return torch.cat([parent(x).flatten(0, -2) for x in inputs])
 
         try:
-            best, errors = theirs(torch.cat(originals), scales.to(originals[0].device), rounded, output)
+            best, errors = theirs(whole, scales.to(originals[0].device), of_all, output)
         finally:
             for layer, weight in zip(layers, originals):
                 layer.weight.data = weight
