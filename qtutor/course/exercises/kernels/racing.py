@@ -5,12 +5,12 @@ not depend on the machine, and little on what else runs on it. :data:`LEAST` lea
 well written, which come to 0.6 to 1.
 """
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from qtutor.course.exercises.kernels import slow
+from qtutor.course.ladder.timing import race, threads
 from qtutor.runtime.kernels import cpu
 
 LEAST = 0.25  # of the package's speed; below it the answer does not pass
@@ -29,8 +29,8 @@ def raced(function: Callable) -> tuple[bool, str]:
     given = words_by_chance()
     if not np.allclose(_theirs(tile, *given), _ours(*given), rtol=1e-3, atol=1e-3):
         return False, (
-            "In plain Python it is right, and compiled by numba it computes something else. Whole numbers and floats of "
-            "numba have fixed sizes: does one overflow?"
+            "In plain Python it is right, and compiled by numba it computes something else. Numbers of numba have a "
+            "fixed size: does one overflow?"
         )
     ratio = _ratio(tile, given)
     return ratio >= LEAST, _said(ratio, slow.reasons(function, tile))
@@ -43,7 +43,7 @@ def _said(ratio: float, reasons: list[str]) -> str:
         return f"Compiled, it {speed}."
     text = f"Compiled, it takes about {1 / ratio:.1f} times as long as the package's loop"
     if ratio < LEAST:
-        text += f" (it passes below {1 / LEAST:.0f})"
+        text += f" (an answer passes below {1 / LEAST:.0f} times)"
     if not reasons:
         return f"{text}. Its types and its source do not show why. Is the innermost loop the one over the 64 rows?"
     return "\n  ".join([f"{text}. Slow, because", *reasons])
@@ -97,18 +97,12 @@ def _ours(x, sums, words, scales, zeros) -> np.ndarray:
 def _ratio(tile, given: tuple) -> float:
     """The time of the package's loop over that of the learner's, each the best of some runs that take turns."""
     x, sums, words, scales, zeros = given
-    floats, best = zeros.astype(np.float32), {}
-    y, loop = np.empty((TILES, ROWS), np.float32), _over_tiles()
-    works = {
-        "theirs": lambda: loop(tile, x, sums, words, scales, floats, y),
-        "ours": lambda: _ours(*given),
-    }
-    for _ in range(ROUNDS):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
-    return best["ours"] / best["theirs"]
+    floats, y, loop = zeros.astype(np.float32), np.empty((TILES, ROWS), np.float32), _over_tiles()
+    with threads(1):
+        took = race(
+            {"theirs": lambda: loop(tile, x, sums, words, scales, floats, y), "ours": lambda: _ours(*given)}, ROUNDS
+        )
+    return took["ours"] / took["theirs"]
 
 
 _made: list = []

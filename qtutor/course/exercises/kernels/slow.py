@@ -10,12 +10,12 @@ FLOAT64 = (
     "as np.zeros(64, np.float32)."
 )
 INT64 = (
-    "- whole numbers of 64 bits are turned into floats: numba makes them of every & and >>. Cut them back to 32 bits at "
-    "once: np.int32(word & mask)."
+    "- whole numbers of 64 bits are turned into floats: numba makes them of every & and >>. Cut them back to 32 bits "
+    "at once: np.int32(word & mask)."
 )
 STRIDED = (
-    "- it reads with strides: where the innermost loop goes on by one, the next word lies {bytes} bytes further. Rows are "
-    "neighbours in memory, so the innermost loop has to go over r in words[k, r]."
+    "- it reads with strides: where the innermost loop goes on by one, the next word lies 256 bytes further. Rows "
+    "are neighbours in memory, so the innermost loop has to go over r in words[k, r]."
 )
 EIGHT = (
     "- its innermost loop goes over the eight codes of a word. LLVM makes no vectors of such a loop: write the eight "
@@ -27,7 +27,6 @@ DIVISION = (
 )
 LIST = "- it makes lists in its loops, which are memory taken and given back. Make one numpy array before the loops."
 ARRAY = "- it makes arrays in its loops, which is memory taken and given back. Make them once, before the loops."
-ROW_BYTES = 256  # from a word to the one of the next eight columns
 
 
 def reasons(function: Callable, tile) -> list[str]:
@@ -45,9 +44,15 @@ def _of_types(tile) -> Iterator[str]:
     found = {str(kind) for kind in annotation.typemap.values()}
     if any(kind == "float64" or kind.startswith("array(float64") for kind in found):
         yield FLOAT64
-    calls = [kind for kind in annotation.calltypes.values() if kind is not None]
-    if any(str(kind.return_type) == "float32" and [str(a) for a in kind.args] == ["int64"] for kind in calls):
-        yield INT64
+    values = {
+        a.target.name: a.value for block in annotation.blocks.values() for a in block.body if hasattr(a, "target")
+    }
+    for call, kind in annotation.calltypes.items():
+        if kind is not None and str(kind.return_type) == "float32" and [str(a) for a in kind.args] == ["int64"]:
+            given = getattr(call, "args", None)
+            if given and type(values.get(given[0].name)).__name__ != "Const":  # np.float32(0) costs nothing
+                yield INT64
+                return
 
 
 def _of_loops(tree: ast.AST) -> Iterator[str]:
@@ -56,9 +61,9 @@ def _of_loops(tree: ast.AST) -> Iterator[str]:
     innermost = [loop for loop in loops if not any(isinstance(n, ast.For) for s in loop.body for n in ast.walk(s))]
     inside = [node for loop in loops for statement in loop.body for node in ast.walk(statement)]
     deepest = [node for loop in innermost for statement in loop.body for node in ast.walk(statement)]
-    if any(_strided(loop) for loop in innermost):
-        yield STRIDED.format(bytes=ROW_BYTES)
-    elif any(_over_eight(loop) for loop in innermost):
+    if any(_strided(loop) for loop in loops):
+        yield STRIDED
+    if any(_over_eight(loop) for loop in innermost):
         yield EIGHT
     if any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.FloorDiv | ast.Mod) for node in deepest):
         yield DIVISION
@@ -73,13 +78,13 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _strided(loop: ast.For) -> bool:
-    """Whether the loop's variable is in the first place of ``words[k, r]``, so that it goes from row to row."""
-    if not isinstance(loop.target, ast.Name):
-        return False
-    for node in (n for s in loop.body for n in ast.walk(s)):
+    """Whether ``words[k, r]`` is read in this loop over k, and no loop over r is inside of it."""
+    inside = [node for statement in loop.body for node in ast.walk(statement)]
+    deeper = {name for node in inside if isinstance(node, ast.For) for name in _names(node.target)}
+    for node in inside:
         if isinstance(node, ast.Subscript) and _names(node.value) == {"words"} and isinstance(node.slice, ast.Tuple):
-            first, last = node.slice.elts[0], node.slice.elts[-1]
-            if loop.target.id in _names(first) and loop.target.id not in _names(last):
+            first, last = (_names(node.slice.elts[place]) for place in (0, -1))
+            if _names(loop.target) & (first - last) and not last & deeper:
                 return True
     return False
 
