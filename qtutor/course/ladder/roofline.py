@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qtutor.course.ladder.timing import race, threads
+from qtutor.course.ladder import timing
 
 READ = 64 << 20  # numbers of float32 that are read to measure the bandwidth: 256 MB
 SIZE = 2048  # of the square matrices whose product measures the peak
@@ -55,13 +55,13 @@ class Dot:
         return self.operations / self.seconds
 
 
-def measured(count: int = 1) -> Machine:
-    """The limits of this machine on ``count`` threads: reading 256 MB, and a product of large matrices."""
+def measured(threads: int = 1) -> Machine:
+    """The limits of this machine on ``threads`` threads: reading 256 MB, and a product of large matrices."""
     numbers = torch.ones(READ)
     left, right = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
-    with threads(count):
-        took = race({"read": numbers.sum, "compute": lambda: left @ right}, rounds=5)
-    return Machine(numbers.nbytes / took["read"], 2 * SIZE**3 / took["compute"], count)
+    with timing.threads(threads):
+        took = timing.race({"read": numbers.sum, "compute": lambda: left @ right}, rounds=5)
+    return Machine(numbers.nbytes / took["read"], 2 * SIZE**3 / took["compute"], threads)
 
 
 class _Traffic(TorchDispatchMode):
