@@ -45,7 +45,10 @@ def _of_types(tile) -> Iterator[str]:
     if any(kind == "float64" or kind.startswith("array(float64") for kind in found):
         yield FLOAT64
     values = {
-        a.target.name: a.value for block in annotation.blocks.values() for a in block.body if hasattr(a, "target")
+        a.target.name: a.value
+        for block in annotation.blocks.values()
+        for a in block.body
+        if type(a).__name__ == "Assign"
     }
     for call, kind in annotation.calltypes.items():
         if kind is not None and str(kind.return_type) == "float32" and [str(a) for a in kind.args] == ["int64"]:
