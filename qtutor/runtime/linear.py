@@ -76,6 +76,8 @@ class QuantLinear(Lending, QuantWeight):
     the packed bytes on loan (:mod:`qtutor.runtime.lending`).
     """
 
+    chooses = True  # whether the table of kernels applies
+    asked: str | None = None  # the kernel that was asked for by name (:func:`qtutor.runtime.use`)
     _prepared: tuple | None = None  # kernel, stamp, the buffers that were stamped, the kernel's state
 
     def __init__(
@@ -103,7 +105,7 @@ class QuantLinear(Lending, QuantWeight):
 
     def kernel(self, x: torch.Tensor):
         """The kernel that multiplies ``x``: :func:`qtutor.runtime.explain` says which, and why."""
-        return choose(self, x.device)
+        return choose(self, x.device, x.dtype)
 
     def prepared(self, kernel):
         """The state that ``kernel`` prepares from this layer; it is prepared again only if the layer has changed."""

@@ -23,3 +23,29 @@ def slow(quantized, x: torch.Tensor) -> np.ndarray:
             step, zero = float(quantized.scales[row, group]), int(quantized.zeros[row, group])
             result[0, row] += step * (int(quantized.codes[row, column]) - zero) * float(x[0, column])
     return result
+
+
+def rounded_inputs(quantized, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The product with x rounded to int8 in the groups of the weights, group after group; codes of x, int64.
+
+    Integer grids only; x float32 ``[tokens, in]``. Sums of codes are whole numbers; their scaling is float64.
+    """
+    codes, values = quantized.codes.numpy().astype(np.int64), x.numpy()
+    rows, columns = codes.shape
+    scales = np.broadcast_to(quantized.scales.double().numpy(), (rows, quantized.scales.shape[1]))
+    zeros = quantized.grid.middle if quantized.zeros is None else quantized.zeros.numpy()
+    zeros = np.broadcast_to(np.asarray(zeros, np.int64), scales.shape)
+    size = columns // scales.shape[1]
+    result, rounded = np.zeros((len(values), rows)), np.zeros(values.shape, np.int64)
+    for token in range(len(values)):
+        for group in range(scales.shape[1]):
+            columns_here = slice(group * size, (group + 1) * size)
+            part = values[token, columns_here]
+            largest = np.abs(part).max()
+            if largest <= 1e-30:
+                continue
+            whole = np.rint(part * (np.float32(127) / largest)).astype(np.int64)
+            rounded[token, columns_here] = whole
+            sums = (codes[:, columns_here] - zeros[:, group : group + 1]) @ whole
+            result[token] += scales[:, group] * float(largest / np.float32(127)) * sums
+    return result, rounded

@@ -16,7 +16,7 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from qtutor.runtime.kernels.tiles import ROWS
 
-f4, i4 = np.float32, np.int32
+f4, i4, u4 = np.float32, np.int32, np.uint32
 
 
 @intrinsic
@@ -50,8 +50,8 @@ def kind_of(words) -> str:
     if isinstance(words, types.BaseTuple):
         if len(words) == 1 or isinstance(words[1], types.Integer):
             return "2 bits"
-        return "levels" if words[1].dtype == types.float32 else "3 bits"
-    return {types.int32: "4 bits", types.uint8: "8 bits"}[words.dtype]
+        return {types.float32: "levels", types.uint8: "3 bits", types.uint32: "8 bits"}[words[1].dtype]
+    return {types.int32: "4 bits", types.uint32: "8 bits"}[words.dtype]
 
 
 @overload(row, inline="always")
@@ -62,6 +62,8 @@ def _row(planes, tile, k):
         return lambda planes, tile, k: (planes[0][tile, k], planes[1])
     if kind_of(planes) == "3 bits":
         return lambda planes, tile, k: (planes[0][tile, k], planes[1][tile, k])
+    if kind_of(planes) == "8 bits":
+        return lambda planes, tile, k: (planes[tile, 2 * k], planes[tile, 2 * k + 1])
     return lambda planes, tile, k: planes[tile, k]
 
 
@@ -110,14 +112,15 @@ def _dot4(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 def _dot8(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
-    total += f4(words[0, r]) * x0
-    total += f4(words[1, r]) * x1
-    total += f4(words[2, r]) * x2
-    total += f4(words[3, r]) * x3
-    total += f4(words[4, r]) * x4
-    total += f4(words[5, r]) * x5
-    total += f4(words[6, r]) * x6
-    total += f4(words[7, r]) * x7
+    word, other = words[0][r], words[1][r]
+    total += f4(i4(word & u4(0x0000FF))) * x0
+    total += f4(i4(word & u4(0x00FF00))) * x1
+    total += f4(i4(word & u4(0xFF0000))) * x2
+    total += f4(i4(word >> u4(24))) * x3  # in its place it would be the sign
+    total += f4(i4(other & u4(0x0000FF))) * x4
+    total += f4(i4(other & u4(0x00FF00))) * x5
+    total += f4(i4(other & u4(0xFF0000))) * x6
+    total += f4(i4(other >> u4(24))) * x7
     return total
 
 
@@ -157,9 +160,13 @@ def _decode4(words, out):
 
 
 def _decode8(words, out):
-    for i in range(8):
+    for j in range(2):
         for r in range(ROWS):
-            out[i, r] = f4(words[i, r])
+            word = words[j][r]
+            out[4 * j, r] = f4(i4(word & u4(0xFF)))
+            out[4 * j + 1, r] = f4(i4((word >> u4(8)) & u4(0xFF)))
+            out[4 * j + 2, r] = f4(i4((word >> u4(16)) & u4(0xFF)))
+            out[4 * j + 3, r] = f4(i4(word >> u4(24)))
 
 
 def _decode_levels(words, out):

@@ -32,10 +32,11 @@ MOST = 8  # tokens; for more, decoding once and torch's product are faster
 SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them
 BLOCK_ROWS = 1024  # rows that are decoded at a time for torch's product; a multiple of ROWS
 
-# What `one` wants the eight x of a word divided by, because codes stay in their places; it is exact above 1e-30. The
-# last of four bits would lie on the sign, so that one is moved.
-_PLACES = {2: range(0, 16, 2), 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0] * 8}
+# What `one` wants the x of eight columns divided by, because codes stay in their places; it is exact above 1e-30. The
+# highest of a word of 4 or 8 bits would lie on the sign, so that one is moved.
+_PLACES = {2: range(0, 16, 2), 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0, 8, 16, 0] * 2}
 _FACTORS = {bits: np.float32(2) ** -np.array(places, np.float32) for bits, places in _PLACES.items()}
+_UNCHANGED = np.ones(8, np.float32)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -122,11 +123,11 @@ def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
     loops, tokens, (tiles, groups, _) = _loops(), len(x), state.scales.shape
     loop = loops.one if tokens == 1 and not state.levels else loops.many
     inputs, sums = np.empty_like(x), np.empty((tokens, groups), np.float32)
-    if not loops.spread(x, _FACTORS[state.bits if loop is loops.one else 8], inputs, sums):
+    if not loops.spread(x, _FACTORS[state.bits] if loop is loops.one else _UNCHANGED, inputs, sums):
         return None
     y = np.empty((tokens, tiles * ROWS), np.float32)
     arguments = inputs, sums, state.planes, state.scales, state.zeros, state.each, y
-    _in_shares(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
+    shared_out(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
     return y
 
 
@@ -141,7 +142,7 @@ def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
             out = weight[first * ROWS : last * ROWS]
             loops.weights(state.planes, state.scales, state.zeros, state.each, out, at + first, at + last)
 
-        _in_shares(loops.weights, decode, -(-len(weight) // ROWS), state)
+        shared_out(loops.weights, decode, -(-len(weight) // ROWS), state)
         block = torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)
         if x.requires_grad and block.dtype == torch.float32:
             block = block.clone()  # the gradient is computed from it, when the room holds other rows
@@ -152,7 +153,7 @@ def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
 _ready = set()  # loops that are compiled, and for which kind of tiles
 
 
-def _in_shares(loop, work, tiles: int, state: Tiles) -> None:
+def shared_out(loop, work, tiles: int, state: Tiles) -> None:
     """``work(first, last)`` for all ``tiles``, which calls ``loop``; it is compiled before threads share the work."""
     kind = loop, state.bits, state.levels, state.scales.dtype
     if kind not in _ready:

@@ -6,7 +6,7 @@ change places. 8 codes of 2, 3, 4 and 8 bits are 2, 3, 4 and 8 bytes:
     2 bits   int32 [tiles, columns / 16, 64], a word for 16 columns: of 16 bits LLVM would convert every code twice
     3 bits   uint16 and uint8, both [tiles, columns / 8, 64]: the lower two bytes, and the third
     4 bits   int32 [tiles, columns / 8, 64]
-    8 bits   uint8 [tiles, columns / 8, 8, 64]
+    8 bits   uint32 [tiles, columns / 4, 64], two words for the eight columns of a row
     levels   as 4 bits, and float32 [16]: the levels of the codebook
 
 The last tile is padded with zeros, and so is the last word of 2 bits: at most 63 rows and 8 columns. All other bytes
@@ -67,7 +67,7 @@ def tiles_of(layer) -> Tiles:
     if bits == 3:
         planes = _to_tiles(words[..., :2], np.uint16), _to_tiles(words[..., 2:], np.uint8)
     elif bits == 8:
-        planes = np.ascontiguousarray(_padded(words).transpose(0, 2, 3, 1))
+        planes = _to_tiles(words.reshape(layer.rows, -1, 4), np.uint32)
     elif bits == 2:
         pairs = np.pad(words, ((0, 0), (0, words.shape[1] % 2), (0, 0))) if words.shape[1] % 2 else words
         planes = (_to_tiles(pairs.reshape(layer.rows, -1, 4), np.int32),)
@@ -94,15 +94,13 @@ def _padded(array: np.ndarray) -> np.ndarray:
 
 
 def _to_tiles(data: np.ndarray, word: type) -> np.ndarray:
-    """Bytes ``[rows, columns / 8, bytes of a word]`` as words ``[tiles, columns / 8, ROWS]``."""
+    """Bytes ``[rows, words of a row, bytes of a word]`` as words ``[tiles, words of a row, ROWS]``."""
     words = np.ascontiguousarray(data).view(word)[..., 0]
     return np.ascontiguousarray(_padded(words).transpose(0, 2, 1))
 
 
 def _from_tiles(plane: np.ndarray, rows: int) -> np.ndarray:
-    """The inverse: uint8 ``[rows, columns / 8, bytes of a word]``; a plane of 8 bits has its bytes already."""
-    if plane.ndim == 4:
-        return np.ascontiguousarray(plane.transpose(0, 3, 1, 2)).reshape(-1, *plane.shape[1:3])[:rows]
+    """The inverse: uint8 ``[rows, words of a row, bytes of a word]``."""
     words = np.ascontiguousarray(plane.transpose(0, 2, 1)).reshape(-1, plane.shape[1], 1)[:rows]
     return words.view(np.uint8)
 
