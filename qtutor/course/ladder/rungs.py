@@ -10,7 +10,8 @@ from qtutor.core.packing import unpack
 from qtutor.course.ladder.matrices import SHAPE, in_turn, random_layer
 from qtutor.course.ladder.roofline import Dot, traffic
 from qtutor.course.ladder.timing import race, threads
-from qtutor.runtime.kernels import cpu, reference
+from qtutor.runtime import use
+from qtutor.runtime.kernels import cpu, reference, rounded
 
 FLOAT, EAGER, NAIVE, LANES, INT8, TWO, LIMIT = (
     "float32 weights",
@@ -69,6 +70,9 @@ def rungs(naive: Callable | None, shape: tuple[int, int] = SHAPE) -> list[Rung]:
             return small.nbytes + decoded
 
         found.append(Rung(LANES, lambda x: next(layers)(x), of_kernel))
+        rounding = in_turn(lambda: with_int8_inputs(random_layer(*shape, 4)), small.nbytes)
+        if rounded.reason_against(small) is None:
+            found.append(Rung(INT8, lambda x: next(rounding)(x), of_kernel))
         found.append(Rung(TWO, lambda x: on_two(next(layers), x), of_kernel))
     raw = in_turn(lambda: torch.randint(0, 256, (small.nbytes // 8,)), small.nbytes)
     return [*found, Rung(LIMIT, lambda x: next(raw).sum(), lambda batch: small.nbytes)]
@@ -91,6 +95,12 @@ def by_token(naive: Callable, arrays: tuple, x: torch.Tensor) -> torch.Tensor:
     for token, out in zip(x.numpy(), y.numpy()):
         naive(*arrays, token, out)
     return y
+
+
+def with_int8_inputs(layer):
+    """The layer, asked to round its inputs to eight bits."""
+    use(layer, activations="int8")
+    return layer
 
 
 def on_two(layer, x: torch.Tensor) -> torch.Tensor:

@@ -125,7 +125,7 @@ def ladder():
 
 
 def test_every_rung_has_a_dot_for_every_batch(ladder):
-    fast = (rungs.LANES, rungs.TWO) if cpu.available() else ()
+    fast = (rungs.LANES, rungs.INT8, rungs.TWO) if cpu.available() else ()
     assert ladder.names == (rungs.FLOAT, rungs.EAGER, rungs.NAIVE, *fast, rungs.LIMIT)
     assert set(ladder.dots) == set(itertools.product(ladder.names, (1, 16)))
     for (_, batch), dot in ladder.dots.items():
@@ -146,6 +146,13 @@ def test_all_rungs_compute_the_same_product():
     assert torch.allclose(made[rungs.NAIVE].work(x), expected, rtol=1e-4, atol=1e-4)
     layer = matrices.random_layer(*SHAPE, 4)
     assert torch.allclose(rungs.on_two(layer, x), linear(x, layer.quantized().dequantize()), rtol=1e-4, atol=1e-4)
+
+
+def test_rounded_inputs_are_those_of_the_int8_kernel():
+    layer, x = matrices.random_layer(*SHAPE, 4), torch.randn(1, SHAPE[1])
+    expected = reference.run(decoders.rounded(x, 64), reference.prepare(layer))
+    assert torch.allclose(rungs.with_int8_inputs(layer)(x), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, reference.run(x, reference.prepare(layer)), rtol=1e-4, atol=1e-4)
 
 
 def test_without_numba_the_compiled_rungs_are_left_out(monkeypatch):
