@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, YELLOW, new_figure
 
+LIGHT = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind labels that a line may cross
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, BLACK, SKY)
 
 
@@ -84,8 +85,8 @@ def speed_and_bits(bits: Sequence[float], speeds: Sequence[float], names: Sequen
     ax.plot(line, ceiling / line, color=BLACK, linewidth=1.2, label="if only reading counted")
     ax.plot(bits, speeds, "o", color=BLUE, label="measured")
     for x, y, name in zip(bits, speeds, names):
-        ax.annotate(name, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8)
-    ax.set(xscale="log", yscale="log", xlabel="true bits of a weight", ylabel="tokens a second, at most")
+        ax.annotate(name, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, bbox=LIGHT)
+    ax.set(xscale="log", yscale="log", xlabel="true bits of a weight", ylabel="tokens a second, by these alone")
     ax.set_xticks([2, 3, 4, 8, 16, 32], ["2", "3", "4", "8", "16", "32"])
     ax.minorticks_off()
     ax.set_yticks([1, 2, 5, 10, 20, 50, 100, 200], ["1", "2", "5", "10", "20", "50", "100", "200"])
@@ -115,7 +116,7 @@ def gain_and_batch(batches: Sequence[int], gains: Mapping[str, Sequence[float]])
 def first_and_next(names: Sequence[str], firsts: Sequence[float], others: Sequence[float], prompt: int) -> Figure:
     """Bars of milliseconds in two panels: until the first token is there, and for each further one."""
     figure, axes = new_figure(7.6, 0.45 * len(names) + 1.3, panels=2)
-    panels = ((f"the first token, behind {prompt}", firsts), ("each further token", others))
+    panels = ((f"the first token, behind a prompt of {prompt}", firsts), ("each further token", others))
     for ax, (title, seconds) in zip(axes, panels):
         ax.barh(list(names), [1e3 * s for s in seconds], color=(BLUE, ORANGE, GREEN)[: len(names)])
         for y, s in enumerate(seconds):

@@ -62,4 +62,4 @@ def test_bars_of_the_first_token_and_of_each_further_one():
     first, other = pictures.first_and_next(["float32", "4 bits"], [0.2, 0.21], [0.05, 0.02], 128).axes
     assert [bar.get_width() for bar in first.patches] == pytest.approx([200, 210])
     assert [bar.get_width() for bar in other.patches] == pytest.approx([50, 20])
-    assert first.get_title() == "the first token, behind 128" and first.get_xlim()[1] > 210
+    assert first.get_title() == "the first token, behind a prompt of 128" and first.get_xlim()[1] > 210

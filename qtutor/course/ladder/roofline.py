@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtutor.course.ladder import timing
 
-READ = 32 << 20  # numbers of float32 that are read to measure the bandwidth: 128 MB
-SIZE = 2048  # of the square matrices whose product measures the peak
+READ = 16 << 20  # numbers of float32 that are read to measure the bandwidth: 64 MB
+SIZE = 1024  # of the square matrices whose product measures the peak
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Dot:
 
 
 def measured(threads: int = 1) -> Machine:
-    """The limits of this machine on ``threads`` threads: reading 128 MB, and a product of large matrices."""
+    """The limits of this machine on ``threads`` threads: reading 64 MB, and a product of large matrices."""
     numbers = torch.ones(READ)
     left, right = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
     with timing.threads(threads):
-        took = timing.race({"read": numbers.sum, "compute": lambda: left @ right}, rounds=3)
+        took = timing.race({"read": numbers.sum, "compute": lambda: left @ right}, rounds=9)
     return Machine(numbers.nbytes / took["read"], 2 * SIZE**3 / took["compute"], threads)
 
 
