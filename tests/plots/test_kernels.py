@@ -46,7 +46,7 @@ def test_speeds_stand_below_the_curve_of_reading_alone():
     ax = pictures.speed_and_bits([4.3, 32.0], [20.0, 3.0], ["4 bits", "float32"], 100.0).axes[0]
     curve, dots = ax.lines
     assert np.allclose(curve.get_ydata() * curve.get_xdata(), 100)
-    assert dots.get_xdata() == [4.3, 32.0] and dots.get_ydata() == [20.0, 3.0]
+    assert list(dots.get_xdata()) == [4.3, 32.0] and list(dots.get_ydata()) == [20.0, 3.0]
     assert [text.get_text() for text in ax.texts] == ["4 bits", "float32"]
     low, high = ax.get_ylim()
     assert low < 3 and high > 20

@@ -3,6 +3,8 @@
 Wrong answers are edits of right ones that are written otherwise than the course's.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 import qtutor
 from qtutor.course import exercises
 from qtutor.course.checking import examine
+from qtutor.course.checking.limits import TimeUp
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.kernels import inner_loop, racing, slow
 from qtutor.course.workspace.replacing import replaced
@@ -230,6 +233,16 @@ def test_what_makes_a_loop_slow_is_seen_in_its_types_and_its_source(function, ex
     tile, problem = racing.compiled(function)
     assert not problem
     assert set(slow.reasons(function, tile)) == expected
+
+
+def test_a_right_answer_that_is_not_done_in_time_does_not_pass():
+    def late(function):
+        raise TimeUp
+
+    found = examine(dataclasses.replace(inner_loop.INNER_LOOP, speed=late), inner_loop.right.__wrapped__)
+    assert not found.passed and found.text.startswith("kernels.inner_loop: right on all 5 inputs. But it could not be")
+    fast = dataclasses.replace(inner_loop.INNER_LOOP, speed=lambda function: (True, "Fast."))
+    assert examine(fast, inner_loop.right.__wrapped__).text == "kernels.inner_loop: right on all 5 inputs. Fast."
 
 
 def test_what_numba_cannot_compile_is_told_in_a_sentence():
