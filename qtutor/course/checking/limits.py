@@ -29,9 +29,12 @@ class TimeUp(BaseException):
 
 
 @contextlib.contextmanager
-def bounded():
-    """Apply all limits of this module to a ``with`` block. Raises :class:`TimeUp` in it when the time is over."""
-    with settings_kept(), print_limit(PRINTED), memory_limit(MEMORY), time_limit(SECONDS):
+def bounded(times: int = 1):
+    """Apply all limits of this module to a ``with`` block. Raises :class:`TimeUp` in it when the time is over.
+
+    times: how many times :data:`SECONDS` it may take.
+    """
+    with settings_kept(), print_limit(PRINTED), memory_limit(MEMORY), time_limit(times * SECONDS):
         yield
 
 
