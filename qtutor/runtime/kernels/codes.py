@@ -112,15 +112,25 @@ def _dot(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 def _dot2(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
-    word = i4(words[0][r] >> words[1])
-    total += f4(i4(word & i4(0x0003))) * x0
-    total += f4(i4(word & i4(0x000C))) * x1
-    total += f4(i4(word & i4(0x0030))) * x2
-    total += f4(i4(word & i4(0x00C0))) * x3
-    total += f4(i4(word & i4(0x0300))) * x4
-    total += f4(i4(word & i4(0x0C00))) * x5
-    total += f4(i4(word & i4(0x3000))) * x6
-    total += f4(i4(word & i4(0xC000))) * x7
+    word = words[0][r]
+    if words[1]:  # the codes of the upper half; LLVM takes this question out of the loop over rows
+        total += f4(i4(word & i4(0x00030000))) * x0
+        total += f4(i4(word & i4(0x000C0000))) * x1
+        total += f4(i4(word & i4(0x00300000))) * x2
+        total += f4(i4(word & i4(0x00C00000))) * x3
+        total += f4(i4(word & i4(0x03000000))) * x4
+        total += f4(i4(word & i4(0x0C000000))) * x5
+        total += f4(i4(word & i4(0x30000000))) * x6
+        total += f4(i4((word >> i4(30)) & i4(0x3))) * x7  # in its place it would be the sign
+    else:
+        total += f4(i4(word & i4(0x0003))) * x0
+        total += f4(i4(word & i4(0x000C))) * x1
+        total += f4(i4(word & i4(0x0030))) * x2
+        total += f4(i4(word & i4(0x00C0))) * x3
+        total += f4(i4(word & i4(0x0300))) * x4
+        total += f4(i4(word & i4(0x0C00))) * x5
+        total += f4(i4(word & i4(0x3000))) * x6
+        total += f4(i4(word & i4(0xC000))) * x7
     return total
 
 

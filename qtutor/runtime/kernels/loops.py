@@ -49,7 +49,8 @@ def _number(stored):
 def spread(x, factors, places, sums):
     """Write ``x * factors`` to ``places`` and the sums of x in every group to ``sums``; whether all are finite.
 
-    x, places: float32 ``[tokens, columns / 8, 8]``. factors: float32 ``[8]``. sums: float32 ``[tokens, groups]``.
+    x, places: float32 ``[tokens, columns / 8, 8]``. factors: float32 ``[period, 8]``, for every
+    word of eight columns those of its place in a period. sums: float32 ``[tokens, groups]``.
     """
     tokens, groups = sums.shape
     size = x.shape[1] // groups
@@ -59,9 +60,10 @@ def spread(x, factors, places, sums):
         for g in range(groups):
             eight[:] = 0  # eight sums side by side
             for k in range(g * size, (g + 1) * size):
+                of_word = factors[k % len(factors)]
                 for i in range(8):
                     eight[i] += x[t, k, i]
-                    places[t, k, i] = x[t, k, i] * factors[i]
+                    places[t, k, i] = x[t, k, i] * of_word[i]
             total = eight[0]
             for i in range(1, 8):
                 total += eight[i]
