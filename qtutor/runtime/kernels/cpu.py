@@ -32,11 +32,11 @@ MOST = 8  # tokens; for more, decoding once and torch's product are faster
 SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them
 BLOCK_ROWS = 1024  # rows that are decoded at a time for torch's product; a multiple of ROWS
 
-# What `one` wants the x of eight columns divided by, because codes stay in their places; it is exact above 1e-30. The
-# highest of a word of 4 or 8 bits would lie on the sign, so that one is moved.
-_PLACES = {2: range(0, 16, 2), 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0, 8, 16, 0] * 2}
-_FACTORS = {bits: np.float32(2) ** -np.array(places, np.float32) for bits, places in _PLACES.items()}
-_UNCHANGED = np.ones(8, np.float32)
+# What `one` wants the x of columns divided by, because codes stay in their places; it is exact above 1e-29. The highest
+# code of a word would lie on the sign, so that one is moved; a word of 2 bits has the codes of 16 columns.
+_PLACES = {2: [*range(0, 30, 2), 0], 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0, 8, 16, 0] * 2}
+_FACTORS = {bits: (np.float32(2) ** -np.array(places, np.float32)).reshape(-1, 8) for bits, places in _PLACES.items()}
+_UNCHANGED = np.ones((1, 8), np.float32)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import overload
 
 from qtutor.compiling import cache_folder, compiled
-from qtutor.runtime.kernels.codes import decode, dot, row, wide
+from qtutor.runtime.kernels.codes import ahead, decode, dot, row, wide
 from qtutor.runtime.kernels.tiles import ROWS
 
 f4, i4 = np.float32, np.int32
@@ -49,7 +49,8 @@ def _number(stored):
 def spread(x, factors, places, sums):
     """Write ``x * factors`` to ``places`` and the sums of x in every group to ``sums``; whether all are finite.
 
-    x, places: float32 ``[tokens, columns / 8, 8]``. factors: float32 ``[8]``. sums: float32 ``[tokens, groups]``.
+    x, places: float32 ``[tokens, columns / 8, 8]``. factors: float32 ``[period, 8]``, for every
+    word of eight columns those of its place in a period. sums: float32 ``[tokens, groups]``.
     """
     tokens, groups = sums.shape
     size = x.shape[1] // groups
@@ -59,9 +60,10 @@ def spread(x, factors, places, sums):
         for g in range(groups):
             eight[:] = 0  # eight sums side by side
             for k in range(g * size, (g + 1) * size):
+                of_word = factors[k % len(factors)]
                 for i in range(8):
                     eight[i] += x[t, k, i]
-                    places[t, k, i] = x[t, k, i] * factors[i]
+                    places[t, k, i] = x[t, k, i] * of_word[i]
             total = eight[0]
             for i in range(1, 8):
                 total += eight[i]
@@ -89,6 +91,7 @@ def one(x, sums, planes, scales, zeros, each, y, first, last):
             for k in range(g * size, (g + 1) * size):
                 x0, x1, x2, x3, x4, x5, x6, x7 = x[k, 0], x[k, 1], x[k, 2], x[k, 3], x[k, 4], x[k, 5], x[k, 6], x[k, 7]
                 words = row(planes, tile, k)
+                ahead(words)
                 for r in range(ROWS):
                     acc[r] = dot(words, r, acc[r], x0, x1, x2, x3, x4, x5, x6, x7)
             scale, zero, sum_x = scales[tile, g], zeros[tile * each, g * each], sums[g]
@@ -112,7 +115,9 @@ def many(x, sums, planes, scales, zeros, each, y, first, last):
         for g in range(groups):
             acc[:] = 0
             for k in range(g * size, (g + 1) * size):
-                decode(row(planes, tile, k), codes)
+                words = row(planes, tile, k)
+                ahead(words)
+                decode(words, codes)
                 for t in range(tokens):
                     x0, x1, x2, x3 = x[t, k, 0], x[t, k, 1], x[t, k, 2], x[t, k, 3]
                     x4, x5, x6, x7 = x[t, k, 4], x[t, k, 5], x[t, k, 6], x[t, k, 7]
