@@ -1,4 +1,4 @@
-"""ModelOpt checkpoints of 4 bits (W4A16_AWQ) and FP8, as TensorRT-LLM's PyTorch backend reads them.
+"""ModelOpt checkpoints of 4 bits (W4A16_AWQ) and FP8, as TensorRT-LLM's PyTorch backend reads them; FP8 vLLM, too.
 
 It replaces pack_int4_in_uint8 and to_quantized_weight in modelopt/torch/export/quant_utils.py (nvidia-modelopt 0.47),
 and its export of a whole folder. A symmetric layer ``[out, in]`` of 4 bits:

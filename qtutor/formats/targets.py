@@ -54,7 +54,7 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALL = tuple(range(2, 9))
 RAN = "it ran here"
 READ = "by its source, not run here"
-CT, GPTQ, AWQ, BNB = "compressed-tensors", "gptq", "awq", "bitsandbytes"
+CT, GPTQ, AWQ, BNB, MODELOPT = "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt"
 WAYS = {
     "vllm": (
         Way(CT, bits=ALL, symmetric=(True,), **GPU, known=READ),  # 2, 3, 5, 6, 7 by the Humming kernels, PR 46389
@@ -63,6 +63,7 @@ WAYS = {
         Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), rows=16, columns=16, known=READ),
         Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),  # auto_gptq.py, TYPE_MAP
         Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
+        Way(MODELOPT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=READ),
     ),
     "vllm-cpu": (
         Way(CT, bits=(4,), **CPU, known=RAN),
@@ -70,6 +71,7 @@ WAYS = {
         Way(CT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, known=RAN),
         Way(GPTQ, bits=(4,), symmetric=(True,), mixed=False, **CPU, known=RAN),
         Way(AWQ, bits=(4,), mixed=False, rows=32, columns=32, known=RAN),
+        Way(MODELOPT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=RAN),
     ),
     "sglang": (
         Way(CT, bits=(4, 8), **GPU, known=READ),  # asymmetric since PR 25292
@@ -80,9 +82,9 @@ WAYS = {
     ),
     "tensorrt-llm": (
         # _torch/modules/linear.py, W4A16_AWQ_LinearMethod; its kernels have groups of 64 and 128.
-        Way("modelopt", bits=(4,), symmetric=(True,), groups=(64, 128), rows=64, columns=64, mixed=False, known=READ),
+        Way(MODELOPT, bits=(4,), symmetric=(True,), groups=(64, 128), rows=64, columns=64, mixed=False, known=READ),
         # The same file, FP8RowwiseLinearMethod.
-        Way("modelopt", grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=READ),
+        Way(MODELOPT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=READ),
     ),
     "transformers": (
         Way(CT, bits=ALL, symmetric=(True,), joined=False, head=True, known=RAN),

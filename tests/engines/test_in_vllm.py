@@ -131,6 +131,19 @@ def test_vllm_rounds_inputs_as_we_do(tmp_path, running, method):
     assert (likeliest(reference, ids, written)[1] == written).double().mean() >= 0.99
 
 
+def test_fp8_of_modelopt_is_the_one_of_compressed_tensors(tmp_path, running):
+    """FP8_PER_CHANNEL_PER_TOKEN. vLLM takes no float32 for it, and in 16 bits its inputs are others than ours."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    found = []
+    for form in ("compressed-tensors", "modelopt"):
+        model = exported(tmp_path / form, form, {"method": "fp8"})[0]
+        assert takes(form, {"method": "fp8"}, model)
+        found.append(written_by(running(tmp_path / form, "float16"), prompts()))
+        cleanup_dist_env_and_memory()
+    assert torch.equal(*found)
+
+
 @pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
 def test_a_real_model(tmp_path, running):
     """SmolLM2, on a grid that is not the one of its file."""

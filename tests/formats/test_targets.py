@@ -30,6 +30,7 @@ NARROW = {name: (rows, columns - 64) if "down" in name else (rows, columns) for 
         ("sglang", {"group_size": -1}, "compressed-tensors"),
         ("tensorrt-llm", {"symmetric": True}, "modelopt"),
         ("tensorrt-llm", {"method": "fp8"}, "modelopt"),
+        ("sglang", {"method": "fp8"}, "compressed-tensors"),
         ("transformers", {"bits": 5, "group_size": 8}, "compressed-tensors"),
         ("transformers", {"bits": 3.5, "symmetric": True}, "compressed-tensors"),
         ("transformers", {"method": "nf4"}, "bitsandbytes"),
