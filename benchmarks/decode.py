@@ -12,12 +12,12 @@ weights that a token reads. The exit status says whether all claims hold.
 import argparse
 import copy
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,7 +26,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
-from benchmarks.packed_matmul import judged
+from benchmarks.packed_matmul import judged, processor
+from qtutor import runtime
 from qtutor.measure.speed import bytes_of_a_token, copy_bandwidth
 from qtutor.runtime.linear import QuantLinear
 
@@ -121,6 +122,8 @@ def main() -> int:
         for name, dtype in (("packed 4 bits", torch.float32), ("packed 4 bits, bfloat16", torch.bfloat16)):
             models[name] = copy.deepcopy(model).to(dtype)
             qtutor.quantize(models[name], qtutor.Recipe(bits=4, group_size=64), progress=False)
+        models["packed 4 bits, int8 x"] = copy.deepcopy(models["packed 4 bits"])
+        runtime.use(models["packed 4 bits, int8 x"], activations="int8")
         writers = {name: of_transformers(made) for name, made in models.items()}
         read = {name: bytes_of_a_token(made) for name, made in models.items()}
         try:
@@ -136,7 +139,7 @@ def main() -> int:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     bandwidth = copy_bandwidth(time.process_time)
     print(
-        f"{options.source or 'TinyLlama, 4 blocks'}; {platform.machine()}, {os.cpu_count()} cores, 1 thread, "
+        f"{date.today()}, {options.source or 'TinyLlama, 4 blocks'}; {processor()}, {os.cpu_count()} cores, 1 thread, "
         f"processor time, torch {torch.__version__}; copying {bandwidth / 1e9:.1f} GB/s"
     )
     print(

@@ -5,7 +5,8 @@
 One process, one thread, processor time, medians; all products take turns, so that they meet the same load, and each
 has several matrices that it goes through, so that weights come from memory and not from a cache. The reference runs
 twice, because it is slow. Random weights: speed does not depend on values. "of copying" is the share of the bandwidth
-with which this machine copies memory, bytes read and bytes written counted. ``--wall`` gives wall time on torch's
+with which this machine copies memory, bytes read and bytes written counted. "int8 x" rounds inputs, and what that costs
+is measured at the end on the embedded decoder. ``--wall`` gives wall time on torch's
 number of threads instead. The last lines say which claims hold, and the exit status whether all do.
 """
 
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,9 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.nn.functional import linear
 
-from qtutor import bnb
+import qtutor
+from qtutor import bnb, runtime
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
+from qtutor.decoder.text import held_out_tokens
 from qtutor.measure.speed import copy_bandwidth
 from qtutor.runtime.kernels import cpu, reference
 from qtutor.runtime.linear import QuantLinear
@@ -42,6 +46,8 @@ CLAIMS = [
     ("3 bits", "4 bits", 0.8),
     ("8 bits", "float32", 2.0),
     ("nf4", "float32", 1.0),
+    ("4 bits, int8 x", "torch int4", 1.05),
+    ("4 bits, int8 x", "bfloat16", 3.0),
 ]
 BATCH_CLAIM = ("4 bits", "float32", 3.0)  # at four tokens
 CLAIMED = "11008x4096", "4096x4096"
@@ -74,6 +80,13 @@ def layer_of(rows: int, columns: int, bits: int) -> QuantLinear:
     return QuantLinear.from_quantized(QuantizedTensor(codes, scales, zeros, IntGrid(bits), GROUP))
 
 
+def rounding_of(rows: int, columns: int) -> QuantLinear:
+    """A layer of 4 bits that rounds its inputs to int8."""
+    layer = layer_of(rows, columns, 4)
+    runtime.use(layer, activations="int8")
+    return layer
+
+
 def nf4_of(rows: int, columns: int) -> QuantLinear:
     codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
     scales = torch.rand(rows, columns // GROUP) / 100
@@ -95,6 +108,7 @@ def products(rows: int, columns: int, tokens: int) -> dict[str, Product]:
         for bits in (2, 3, 4, 8)
     }
     made["nf4"] = Product(lambda: nf4_of(rows, columns), lambda m: m(x), weights // 2)
+    made["4 bits, int8 x"] = Product(lambda: rounding_of(rows, columns), lambda m: m(x), weights // 2)
     made["4 bits, bf16 x"] = Product(lambda: layer_of(rows, columns, 4), lambda m: m(half), weights // 2)
     made["torch int4"] = Product(
         lambda: torch_int4(rows, columns),
@@ -144,6 +158,26 @@ def judged(where: str, claims: list[tuple[str, str, float]], seconds: dict[str, 
     return held
 
 
+def processor() -> str:
+    """The processor's model where Linux tells it, otherwise its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def cost_of_int8() -> str:
+    """What int8 inputs cost the embedded decoder at 4 bits, in words."""
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    tokens, packed = held_out_tokens(tokenizer)[:2048], qtutor.load_decoder(device="cpu")[0]
+    qtutor.quantize(packed, qtutor.Recipe(bits=4, group_size=GROUP), progress=False)
+    rounding = qtutor.evaluate.compare(packed, model, tokens).kl
+    inputs = qtutor.evaluate.cost_of_int8_inputs(packed, tokens).kl
+    return f"embedded decoder, {len(tokens)} tokens: KL of 4 bits {rounding:.4f} nats, int8 inputs {inputs:.5f}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="ROWSxCOLUMNS")
@@ -155,7 +189,7 @@ def main() -> int:
     if not options.wall:
         torch.set_num_threads(1)
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
+        f"{date.today()}, {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
         f"{'wall' if options.wall else 'processor'} time, torch {torch.__version__}, kernel: {cpu.__name__}"
     )
     held = True
@@ -167,6 +201,7 @@ def main() -> int:
                 if shape in CLAIMED and not options.wall:
                     claims = CLAIMS if tokens == 1 else [BATCH_CLAIM] if tokens == 4 else []
                     held &= judged(f"{shape}, {tokens} tokens", claims, seconds)
+    print(f"\n{cost_of_int8()}")
     return 0 if held else 1
 
 

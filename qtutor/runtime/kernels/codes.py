@@ -17,6 +17,8 @@ from numba.extending import intrinsic, overload, register_jitable
 from qtutor.runtime.kernels.tiles import ROWS
 
 f4, i4, u4 = np.float32, np.int32, np.uint32
+AHEAD = 2048  # bytes from what is read to what is fetched; processors themselves look ahead within 4 KB at most
+LINE = 64  # bytes of a line of the cache
 
 
 @intrinsic
@@ -43,6 +45,43 @@ def dot(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
 
 def decode(words, out):
     """Write codes, or the levels that they stand for, to ``out``, float32 ``[8, ROWS]``."""
+
+
+def ahead(words):
+    """Have words fetched that will be read soon: left to itself, the processor waits for memory between sums."""
+
+
+def prefetch(builder, pointer):
+    """Have the line of the cache at ``pointer`` fetched; nothing happens where no memory is."""
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, *[ir.IntType(32)] * 3])
+    function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, *(ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))])  # read, keep, data
+
+
+@intrinsic
+def fetch(context, words):
+    """Fetch what lies :data:`AHEAD` of ``words``, an array ``[ROWS]``."""
+
+    def generate(context, builder, signature, arguments):
+        start = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        start = builder.bitcast(start, ir.IntType(8).as_pointer())
+        for line in range(0, ROWS * signature.args[0].dtype.bitwidth // 8, LINE):
+            prefetch(builder, builder.gep(start, [ir.Constant(ir.IntType(64), AHEAD + line)]))
+        return context.get_dummy_value()
+
+    return types.void(words), generate
+
+
+@overload(ahead, inline="always")
+def _ahead(words):
+    if kind_of(words) in ("3 bits", "8 bits"):
+        return _fetch_both
+    return (lambda words: fetch(words[0])) if isinstance(words, types.BaseTuple) else (lambda words: fetch(words))
+
+
+def _fetch_both(words):
+    fetch(words[0])
+    fetch(words[1])
 
 
 def kind_of(words) -> str:

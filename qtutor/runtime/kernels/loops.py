@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import overload
 
 from qtutor.compiling import cache_folder, compiled
-from qtutor.runtime.kernels.codes import decode, dot, row, wide
+from qtutor.runtime.kernels.codes import ahead, decode, dot, row, wide
 from qtutor.runtime.kernels.tiles import ROWS
 
 f4, i4 = np.float32, np.int32
@@ -89,6 +89,7 @@ def one(x, sums, planes, scales, zeros, each, y, first, last):
             for k in range(g * size, (g + 1) * size):
                 x0, x1, x2, x3, x4, x5, x6, x7 = x[k, 0], x[k, 1], x[k, 2], x[k, 3], x[k, 4], x[k, 5], x[k, 6], x[k, 7]
                 words = row(planes, tile, k)
+                ahead(words)
                 for r in range(ROWS):
                     acc[r] = dot(words, r, acc[r], x0, x1, x2, x3, x4, x5, x6, x7)
             scale, zero, sum_x = scales[tile, g], zeros[tile * each, g * each], sums[g]
@@ -112,7 +113,9 @@ def many(x, sums, planes, scales, zeros, each, y, first, last):
         for g in range(groups):
             acc[:] = 0
             for k in range(g * size, (g + 1) * size):
-                decode(row(planes, tile, k), codes)
+                words = row(planes, tile, k)
+                ahead(words)
+                decode(words, codes)
                 for t in range(tokens):
                     x0, x1, x2, x3 = x[t, k, 0], x[t, k, 1], x[t, k, 2], x[t, k, 3]
                     x4, x5, x6, x7 = x[t, k, 4], x[t, k, 5], x[t, k, 6], x[t, k, 7]

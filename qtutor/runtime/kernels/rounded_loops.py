@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from qtutor.compiling import cache_folder, compiled
-from qtutor.runtime.kernels.codes import wide
+from qtutor.runtime.kernels.codes import AHEAD, LINE, prefetch, wide
 from qtutor.runtime.kernels.loops import number
 from qtutor.runtime.kernels.tiles import ROWS
 
@@ -138,6 +138,8 @@ def _instructions(count: int):
             total = every_lane(0, short)
             for k in range(count):
                 word = builder.load(at(words, 4 * (k * ROWS + first), whole), align=4)
+                if 4 * first % LINE == 0:
+                    prefetch(builder, at(words, 4 * (k * ROWS + first) + AHEAD, ir.IntType(8)))
                 for half, moved in enumerate((word, builder.lshr(word, every_lane(4)))):
                     codes = builder.bitcast(builder.and_(moved, every_lane(0x0F0F0F0F)), byte)
                     total = builder.add(total, builder.call(multiply, [codes, every_x[2 * k + half]]))
