@@ -8,6 +8,7 @@ from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, 
 
 LINES = ("-", "--", ":", "-.")
 COLOURS = (BLUE, RED, GREEN, PURPLE)
+TOP = 1.9  # of the axis: what is twice as bad as no scaling needs no exact place
 
 
 def scaled_columns(panels: dict[str, tuple], loud: int, reach: float) -> Figure:
@@ -52,7 +53,8 @@ def _on_levels(ax, weights: np.ndarray, levels: np.ndarray, loud: np.ndarray, er
 def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int = 3) -> Figure:
     """Errors against the ratio, as shares of the error at ratio 0; ``panels``: title -> a dict from label to errors.
 
-    A ring marks the smallest error of each curve; a dotted line is the error without scaling. across: panels in a line.
+    A ring marks the smallest error of each curve, a triangle at the upper edge a place where it leaves the picture; a
+    dotted line is the error without scaling. across: panels in a line.
     """
     lines = -(-len(panels) // across)
     figure = Figure(figsize=(3.2 * across, 2.6 * lines + 0.3), layout="constrained")
@@ -63,7 +65,7 @@ def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int
         for i, (label, errors) in enumerate(series.items()):
             _curve(ax, ratios, errors, label, COLOURS[i], MARKERS[i], LINES[i])
         ax.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
-        ax.set(title=title, ylim=(0, 1.9))
+        ax.set(title=title, ylim=(0, TOP))
         ax.title.set_size(10)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[-1]:
@@ -75,11 +77,14 @@ def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int
 
 
 def _curve(ax, ratios: list, errors, label: str, colour: str, marker: str, line: str) -> None:
-    """Draw errors as shares of the first error, with a ring around the smallest."""
+    """Draw errors as shares of the first error, with a ring around the smallest and a triangle where they leave."""
     share = np.asarray(errors, dtype=np.float64) / max(errors[0], 1e-30)
     best = int(share.argmin())
     ax.plot(ratios, share, color=colour, marker=marker, markersize=3.5, linestyle=line, linewidth=1.2, label=label)
     ax.plot(ratios[best], share[best], "o", color=colour, markersize=11, fillstyle="none", mew=1.6)
+    (above,) = np.nonzero((share > TOP) & (np.roll(share, 1) <= TOP))
+    for leaves in above:
+        ax.plot(ratios[leaves], 0.965 * TOP, "^", color=colour, markersize=7)
 
 
 def search_and_group(
@@ -96,7 +101,7 @@ def search_and_group(
     left.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
     left.axvline(ratio, color=ORANGE, linewidth=2, linestyle="--", label="the ratio shown")
     left.plot([], [], "o", color=BLUE, markersize=9, fillstyle="none", mew=1.6, label="the ratio chosen")
-    left.set(title="output error, of rounding to nearest's", xlabel="ratio", ylim=(0, 1.9))
+    left.set(title="output error, of rounding to nearest's", xlabel="ratio", ylim=(0, TOP))
     left.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper left")
     weights, levels = numpy(weights), numpy(levels)
     _on_levels(right, weights, levels, numpy(loud).astype(bool))

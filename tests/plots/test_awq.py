@@ -31,6 +31,13 @@ def test_curves_are_shares_of_the_first_error_and_the_smallest_is_ringed():
     assert (list(ring.get_xdata()), list(its_ring.get_xdata())) == ([0.3], [0.6])
 
 
+def test_a_curve_that_leaves_the_picture_has_a_triangle_there():
+    figure = pictures.ratio_curves({"a": {"here": [1.0, 1.5, 4.0, 5.0, 1.0, 3.0]}}, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], "")
+    triangles = [line for line in figure.axes[0].lines if line.get_marker() == "^"]
+    assert [list(line.get_xdata()) for line in triangles] == [[0.4], [1.0]]
+    assert all(0.9 * pictures.TOP < line.get_ydata()[0] < pictures.TOP for line in triangles)
+
+
 def test_the_widgets_picture_marks_the_ratio_and_moves_weights_to_their_levels():
     weights, levels = torch.tensor([0.9, -0.3, 0.1]), torch.tensor([-1.0, 0.0, 1.0])
     loud = torch.tensor([False, True, False])
