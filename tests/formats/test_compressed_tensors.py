@@ -155,6 +155,10 @@ def test_scales_of_others_for_fp8(tmp_path):
     ("change", "parts"),
     [
         (wrong("num_bits", 4, "weights"), ["the format 'float-quantized' of 4 bits float"]),
+        (
+            lambda v: v["config_groups"]["group_0"]["weights"].update(strategy="group", group_size=32),
+            ["the format 'float-quantized' of 8 bits float, strategy 'group'"],
+        ),
         (wrong("type", "int", "weights"), ["the format 'float-quantized' of 8 bits int"]),
         (wrong("strategy", "block", "weights"), ["strategy 'block'", "read are scales by group, channel or tensor"]),
         (wrong("symmetric", False, "weights"), ["the format 'float-quantized'"]),
