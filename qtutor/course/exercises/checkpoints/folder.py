@@ -206,6 +206,7 @@ def right(folder, config, floats, layers):
 
 def folder_of(folder, config, floats, layers):
     """By the package: the exporter's own functions, one after the other."""
+    from qtutor.formats import compressed_settings
     from qtutor.formats import compressed_tensors as format
     from qtutor.formats.foreign import Layout
 
@@ -213,7 +214,7 @@ def folder_of(folder, config, floats, layers):
     tensors = {f"{n}.{kind}": t for n, one in layers.items() for kind, t in format.encode(one, layout).items()}
     save_file(tensors | floats, folder / "model.safetensors", metadata={"format": "pt"})
     settings = {"quant_method": format.METHOD, "format": format.PACKED, "quantization_status": "compressed"}
-    groups = {"group_0": {"targets": ["Linear"], **format._scheme(layout)}}
+    groups = {"group_0": {"targets": ["Linear"], **compressed_settings.scheme(layout)}}
     config = {**config, "quantization_config": {**settings, "config_groups": groups, "ignore": ["lm_head"]}}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
