@@ -1,6 +1,7 @@
 """How much worse does the built-in calibration text do than text like that which the model then reads?
 
-    python benchmarks/calibration_text.py SRC            # a table; with --write into calibration_text.md beside it
+    python benchmarks/calibration_text.py SRC            # a table; with --write into calibration_text.md beside it,
+                                                         # and for chapter 11 into qtutor/course/stored/
 
 SRC is quantized by GPTQ four times: calibrated with English prose, with Python, with the built-in text (half of each),
 and not calibrated at all (rounded to nearest). KL divergence to the float model is measured on prose and on Python that
@@ -14,6 +15,7 @@ measured on.
 import argparse
 import ast
 import copy
+import json
 import time
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from qtutor.decoder import corpus
 LENGTH, SAMPLES = 256, 32
 WINDOW, WINDOWS = 512, 10
 LONG = 400  # characters of a docstring that is prose, not a line
+STORED = Path(__file__).resolve().parents[1] / "qtutor" / "course" / "stored" / "calibration_text.json"
 
 
 def docstrings(names: list[str]) -> str:
@@ -103,15 +106,28 @@ def table(results: dict[int, dict]) -> str:
     return "\n".join(lines)
 
 
+def stored(source: str, results: dict[int, dict]) -> str:
+    """The same numbers as JSON, a row for each width, calibration and text."""
+    rows = [
+        {"bits": bits, "calibrated": name, "measured": text, "kl": round(one.kl, 4), "kl_error": round(one.kl_error, 4)}
+        for bits, found in results.items()
+        for (name, text), one in found.items()
+    ]
+    about = {"source": Path(source).name, "samples": SAMPLES, "length": LENGTH, "windows": WINDOWS, "window": WINDOW}
+    return json.dumps(about | {"rows": rows}, indent=1) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--write", action="store_true", help="into calibration_text.md")
     options = parser.parse_args()
-    text = table({bits: measure(options.source, bits) for bits in options.bits})
+    results = {bits: measure(options.source, bits) for bits in options.bits}
+    text = table(results)
     print(text)
     if options.write:
+        STORED.write_text(stored(options.source, results), encoding="utf-8")
         head = (
             f"GPTQ, groups of 64, {SAMPLES} samples of {LENGTH} tokens; KL over {WINDOWS} windows of {WINDOW} tokens."
         )

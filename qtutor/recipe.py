@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from qtutor.calibration.precision import WIDE
-from qtutor.core.codebooks import FP4, INT8, NF4, Codebook
+from qtutor.core.codebooks import FP4, INT8, NF4
+from qtutor.core.float_grid import FP8
 from qtutor.core.grid import Grid, IntGrid
-from qtutor.core.quantized import PER_CHANNEL
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
 from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
@@ -22,14 +23,20 @@ OF_A_LAYER = (
 )
 
 
+SWITCHES = ("symmetric", "static_groups", "duo", "propagate", "token_weights", "double", "embeddings", "lm_head")
+
+
 @dataclass(frozen=True)
 class Method:
-    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it."""
+    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it.
+
+    codebook: the one grid of a method whose levels are unevenly spaced.
+    """
 
     rounder: type[Rounder]
     scaled: bool = False
     clip: str = "none"
-    codebook: Codebook | None = None
+    codebook: Grid | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -44,7 +51,9 @@ METHODS = {
     "nf4": Method(Listed, codebook=NF4),
     "fp4": Method(Listed, codebook=FP4),
     "int8": Method(Listed, codebook=INT8),
+    "fp8": Method(Nearest, codebook=FP8),
 }
+OWN_SIZES = {INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR)}  # the groups of these; by itself the first
 CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
 
 
@@ -53,7 +62,8 @@ class Recipe:
     """How to quantize.
 
     method: ``"rtn"``, ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes'
-    ``"nf4"``, ``"fp4"``, ``"int8"``, which fix their bits and grid, and for int8 one scale a row.
+    ``"nf4"``, ``"fp4"``, ``"int8"``, or ``"fp8"`` (E4M3, inputs too), which fix their bits and grid, and for int8 and
+    fp8 one scale a row (or, of fp8, one a tensor).
     bits: 2 to 8. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it matters on the
     calibration text (:mod:`qtutor.budget`).
     group_size: the number of weights that share a scale; -1: one scale a row, 0: one a tensor. symmetric: the zero
@@ -97,6 +107,7 @@ class Recipe:
     layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
+        self._check_types()
         if self.method not in METHODS:
             raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
         check_choice("clip", self.clip, CLIPS)
@@ -121,8 +132,23 @@ class Recipe:
         if self.clip not in ("auto", "none"):
             raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
         own = {"bits": codebook.bits, "symmetric": True}
-        for name, value in (own | {"group_size": PER_CHANNEL} if codebook is INT8 else own).items():
+        sizes = OWN_SIZES.get(codebook, (self.group_size,))
+        own["group_size"] = self.group_size if self.group_size in sizes else sizes[0]
+        for name, value in own.items():
             object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
+
+    def _check_types(self) -> None:
+        """A text like "no" would count as True, and a list of patterns as none."""
+        for name in SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "propagate" and value is None):
+                raise QtutorError(f"{name} = {value!r}: True or False is needed.")
+        if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
+            raise QtutorError(f"group_size = {self.group_size!r}: a whole number of weights is needed, or -1.")
+        if not isinstance(self.layers, Mapping) or not all(isinstance(pattern, str) for pattern in self.layers):
+            raise QtutorError(
+                f"layers = {self.layers!r}: exceptions by pattern are needed, like {{'*.down_proj': 'float'}}."
+            )
 
     def _check_target_size(self) -> None:
         if type(self.target_size) is not int or self.target_size < 1:
@@ -206,7 +232,7 @@ class Recipe:
         recipe = recipe or replace(self, layers={})
         codebook = METHODS[recipe.method].codebook
         if "method" in change and codebook:  # the codebook's method fixed these options, so nobody chose them
-            group_size = Recipe.group_size if codebook is INT8 else recipe.group_size
+            group_size = Recipe.group_size if codebook in OWN_SIZES else recipe.group_size
             recipe = replace(recipe, method="rtn", bits=Recipe.bits, symmetric=False, group_size=group_size)
         changed = replace(recipe, **change)
         if changed.transforms != self.transforms:

@@ -137,3 +137,11 @@ def test_an_answer_ends_where_its_turn_does(pair, monkeypatch):
 def test_a_conversation_that_is_no_text(pair):
     with pytest.raises(QtutorError, match="no text that can be written as UTF-8"):
         chat.conversation_tokens(*pair, [{"role": "user", "content": "a \udcff b"}])
+
+
+def test_the_speed_is_said_on_stderr_where_it_is_asked_for(asked, capsys):
+    assert cli.main(["generate", "x/y", "How many?", "--chat"]) == 0
+    assert capsys.readouterr().err == ""  # nobody is looking
+    assert cli.main(["generate", "x/y", "How many?", "--chat", "--speed"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "answer 1\n" and said.err.startswith("qtutor: ") and "MB of weights" in said.err

@@ -51,6 +51,7 @@ def test_the_chapters_are_here():
         "06_gptq",
         "07_gguf",
         "08_checkpoints",
+        "09_quantized_decoder",
         "11_your_model",
     }
     assert {path.stem for path in NOTEBOOKS} >= chapters

@@ -40,6 +40,16 @@ def test_what_the_short_names_stand_for():
     assert Recipe("nf4", double=False).rounder == Recipe("nf4", double=False).plain_rounder == Listed(double=False)
 
 
+def test_fp8_has_a_scale_for_each_row_or_for_the_tensor():
+    assert [Recipe("fp8", group_size=size).group_size for size in (64, -1, 0, 128)] == [-1, -1, 0, -1]
+    recipe = Recipe("fp8")
+    assert (recipe.bits, recipe.symmetric, recipe.rounder, recipe.plain_rounder) == (8, True, Nearest(), Nearest())
+    with pytest.raises(qtutor.QtutorError, match="method 'fp8' has 8 bits"):
+        Recipe("fp8", bits=6)
+    with pytest.raises(qtutor.QtutorError, match="takes every group's whole range"):
+        Recipe("fp8", clip="mse")
+
+
 def test_exceptions_by_pattern_and_the_last_one_counts():
     recipe = Recipe(bits=4, layers={"*.down_proj": {"bits": 8}, "model.layers.0.*": {"group_size": 32}})
     recipes = recipe.of_layers(NAMES)
@@ -64,10 +74,11 @@ def test_the_recipe_of_a_layer_is_its_own():
     recipes = recipe.of_layers(NAMES)
     assert all(own.layers == {} for own in recipes.values())
     assert [name for name, own in recipes.items() if own.needs_calibration] == ["model.layers.1.mlp.up_proj"]
-    for method, group_size, expected in (("int8", 64, 64), ("nf4", 32, 32), ("fp4", 128, 128), ("rtn", 16, 16)):
+    sizes = ("int8", 64, 64), ("fp8", 0, 64), ("nf4", 32, 32), ("fp4", 128, 128), ("rtn", 16, 16)
+    for method, group_size, expected in sizes:
         other = Recipe(method, group_size=group_size, layers={"*.down_proj": {"method": "gptq"}}).of_layers(NAMES)
         layer = other["model.layers.0.mlp.down_proj"]
-        # Bits, symmetry and int8's whole rows are that method's; only the group size may have been someone's choice.
+        # Bits, symmetry and the whole rows of int8 and fp8 are that method's; only group sizes may be a choice.
         assert (layer.bits, layer.symmetric, layer.group_size) == (4, False, expected)
 
 
@@ -205,3 +216,20 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
     assert json.loads((tmp_path / "again" / "qtutor.json").read_text())["recipe"] == about["recipe"]
     assert cli.main(["inspect", str(tmp_path / "out")]) == 0
     assert "recipe: method = 'gptq', bits = 3, group_size = 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lm_head": "no"}, "lm_head = 'no': True or False"),
+        ({"embeddings": 1}, "embeddings = 1: True or False"),
+        ({"propagate": "auto"}, "propagate = 'auto': True or False"),
+        ({"group_size": True}, "group_size = True: a whole number"),
+        ({"group_size": 64.0}, "group_size = 64.0: a whole number"),
+        ({"layers": ["*.down_proj"]}, r"layers = \['\*\.down_proj'\]: exceptions by pattern"),
+        ({"layers": {5: "float"}}, "layers = {5: 'float'}: exceptions by pattern"),
+    ],
+)
+def test_options_of_another_kind_are_not_guessed_at(options, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        qtutor.Recipe(**options)

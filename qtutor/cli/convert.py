@@ -21,6 +21,8 @@ def add_to(command) -> None:
     sub.add_argument("--format", type=str.lower, choices=list(FORMATS), help="the layout of OUT")
     target = "the engine that is to read OUT: picks the format, and says which layers it would not take"
     sub.add_argument("--target", type=str.lower, choices=list(ENGINES), help=target)
+    version = "with gptq: how zero points are stored (default: 1 for symmetric layers, 2 for others)"
+    sub.add_argument("--gptq-version", type=int, choices=[1, 2], help=version)
     sub.add_argument("--device", help=DEVICE)
 
 
@@ -33,7 +35,8 @@ def convert(options) -> int:
 
     check_source(options.source)
     device = check_device(options.device)
-    model, tokenizer, form = converting.convert(options.source, options.out, options.format, options.target, device)
+    choices = options.format, options.target, device, options.gptq_version
+    model, tokenizer, form = converting.convert(options.source, options.out, *choices)
     more = commands(options.out, form, model) if form in FOREIGN else {}
     print(f"Written to {options.out} in the format {form}: the codes, scales and zero points of {options.source}.\n")
     print(next_steps(options.out, options.source, has_template(tokenizer), more=more))

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from qtutor.cli.parsing import add_source
@@ -28,6 +29,10 @@ def add_to(command) -> None:
     sub.add_argument("--chat", action="store_true", help="ask through the model's chat template, and print the answer")
     most = f"at most so many (default: {CONTINUED}, with --chat {ANSWERED})"
     sub.add_argument("--max-new-tokens", type=int, metavar="N", help=most)
+    speed = (
+        "say on stderr how fast the text came, and how near that is to what memory allows (a terminal gets it anyway)"
+    )
+    sub.add_argument("--speed", action="store_true", help=speed)
 
 
 def generate(options) -> int:
@@ -46,10 +51,29 @@ def generate(options) -> int:
 
     room_behind(model, len(prompt_tokens(model, tokenizer, options.text)))  # refuses before anything is printed
     print(options.text, end="", flush=True)
-    streamer = Streamer(tokenizer, text_ends(model), show)
+    watch, streamer = Watch(options, model), Streamer(tokenizer, text_ends(model), show)
     qtutor.generate(model, tokenizer, options.text, options.max_new_tokens or CONTINUED, streamer)
-    print()
+    print(flush=True)
+    watch.say(streamer)
     return 0
+
+
+class Watch:
+    """Says on stderr how fast texts came, where somebody looks or asked for it."""
+
+    def __init__(self, options, model):
+        from qtutor.measure.speed import bytes_of_a_token
+
+        self.wanted = options.speed or sys.stderr.isatty()
+        self.model = model
+        # Asked beforehand: to list a model's tensors takes packed bytes back from the kernels that have them.
+        self.size = bytes_of_a_token(model) if self.wanted else 0
+
+    def say(self, streamer: "Streamer") -> None:
+        from qtutor.measure.speed import pace
+
+        if self.wanted and streamer.came:
+            paragraph(f"qtutor: {pace(self.size, self.model.device, streamer.asked, streamer.came)}")
 
 
 def _chat(options, model, tokenizer) -> int:
@@ -63,14 +87,14 @@ def _chat(options, model, tokenizer) -> int:
     rendered(tokenizer, [{"role": "user", "content": "?"}], ask=True)  # refuses a tokenizer without template
     if with_person:
         print("Ask; an empty line begins a new conversation, Ctrl-D ends.", file=sys.stderr)
-    messages = []
+    messages, watch = [], Watch(options, model)
     for question in [options.text] if options.text is not None else _questions(with_person):
         if not with_person or not question.strip():
             messages = []
         if not question.strip() and options.text is None:
             continue
         messages = _with_room(model, tokenizer, [*messages, {"role": "user", "content": question}])
-        text = _answer(model, tokenizer, messages, options.max_new_tokens or ANSWERED)
+        text = _answer(watch, tokenizer, messages, options.max_new_tokens or ANSWERED)
         messages.append({"role": "assistant", "content": text})
     return 0
 
@@ -88,13 +112,14 @@ def _questions(with_person: bool) -> Iterator[str]:
             raise QtutorError(f"stdin is no text in this terminal's encoding ({error.reason}): use UTF-8.") from None
 
 
-def _answer(model, tokenizer, messages: list[dict[str, str]], most: int) -> str:
+def _answer(watch: Watch, tokenizer, messages: list[dict[str, str]], most: int) -> str:
     """Print an answer while it is written, and return it."""
     from qtutor.measure.chat import answer, answer_ends
 
-    streamer = Streamer(tokenizer, answer_ends(model, tokenizer), show)
-    text = answer(model, tokenizer, messages, most, streamer)
+    streamer = Streamer(tokenizer, answer_ends(watch.model, tokenizer), show)
+    text = answer(watch.model, tokenizer, messages, most, streamer)
     print(flush=True)
+    watch.say(streamer)
     return text
 
 
@@ -121,15 +146,20 @@ class Streamer:
     """Hands a continuation to ``write`` piece by piece, whole characters only, while it is made; see :meth:`put`.
 
     A character may be several tokens. So all tokens are decoded each time, and an unfinished end is kept back.
+    asked, came: when the prompt and each token came, in seconds.
     """
 
     def __init__(self, tokenizer, ends: list[int], write: Callable[[str], object]):
         self.tokenizer, self.ends, self.write = tokenizer, ends, write
         self.ids, self.written, self.begun = [], "", False
+        self.asked, self.came = 0.0, []
 
     def put(self, ids) -> None:
         """What transformers' ``generate`` calls: first with the prompt, then with each new token."""
-        if self.begun:
+        if not self.begun:
+            self.asked = time.perf_counter()
+        else:
+            self.came.append(time.perf_counter())
             self.ids += ids.flatten().tolist()
             self._show(self._text().rstrip("\ufffd"))
         self.begun = True

@@ -3,10 +3,10 @@
 A code is a small unsigned integer. A grid gives it a value, and the scale turns the value into a weight:
 ``weight = scale * value``. Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1),
 ``r = S (q - Z)``. Unevenly spaced values are listed in a :class:`Codebook` (:mod:`qtutor.core.codebooks` has those of
-bitsandbytes).
+bitsandbytes), or are those of a small float, :class:`FloatGrid` (:mod:`qtutor.core.float_grid` has FP8).
 
-Both kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode``,
-``decode`` and ``nearest``, and either kind may be used wherever a grid is asked for.
+All kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode``,
+``decode`` and ``nearest``, and each may be used wherever a grid is asked for.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from qtutor.core.codebooks import Codebook
+from qtutor.core.float_grid import FloatGrid
 from qtutor.errors import QtutorError
 
 # Scales are stored in 16 bits, as in every checkpoint format. They are rounded *before* any weight is coded, so the
@@ -92,7 +93,7 @@ class IntGrid:
         return (weight.float() / scale).round_().add_(zero).clamp_(0, self.largest_code).sub_(zero).mul_(scale)
 
 
-Grid = IntGrid | Codebook
+Grid = IntGrid | Codebook | FloatGrid
 
 
 def fit_groups(grouped: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

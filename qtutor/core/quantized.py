@@ -64,8 +64,13 @@ def nbytes_of(rows: int, columns: int, grid: Grid, group_size: int, scales_as: t
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite. It needs no memory of the tensor's size."""
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
+    """Whether no number is NaN or infinite. It needs no memory of the tensor's size, but for floats of 8 bits."""
+    if not tensor.numel():
+        return True
+    numbers = tensor.detach()
+    if numbers.dtype.itemsize == 1:  # torch compares no floats of 8 bits, and float16 holds them all
+        numbers = numbers.half()
+    return bool(torch.stack(torch.aminmax(numbers)).isfinite().all())
 
 
 def check_weight(weight: torch.Tensor) -> None:

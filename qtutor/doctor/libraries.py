@@ -10,7 +10,7 @@ import torch
 
 from qtutor.doctor.finding import Finding
 from qtutor.doctor.patient import Layer, Patient
-from qtutor.formats import compressed_tensors
+from qtutor.formats import compressed_settings
 from qtutor.formats.bitsandbytes import FOUR
 
 TOLERANCE = 2.0**-9  # of the largest weight: libraries decode to float16
@@ -44,12 +44,16 @@ class Decoded:
 
 
 def _compressed_tensors(layer: Layer) -> torch.Tensor | None:
-    if layer.layout.kind != compressed_tensors.PACKED:
+    module, name = {
+        compressed_settings.PACKED: ("pack_quantized", "PackedQuantizationCompressor"),
+        compressed_settings.FLOATS: ("naive_quantized", "FloatQuantizationCompressor"),
+    }.get(layer.layout.kind, (None, None))
+    if module is None:
         return None
-    base = importlib.import_module("compressed_tensors.compressors.pack_quantized.base")
+    base = importlib.import_module(f"compressed_tensors.compressors.{module}.base")
     scheme = importlib.import_module("compressed_tensors.quantization").QuantizationScheme
-    scheme = scheme(targets=["Linear"], **compressed_tensors._scheme(layer.layout))
-    return base.PackedQuantizationCompressor.decompress(dict(layer.tensors), scheme)["weight"]
+    scheme = scheme(targets=["Linear"], **compressed_settings.scheme(layer.layout))
+    return getattr(base, name).decompress(dict(layer.tensors), scheme)["weight"]
 
 
 def _awq(layer: Layer) -> torch.Tensor:

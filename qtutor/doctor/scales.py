@@ -2,6 +2,7 @@
 
 import torch
 
+from qtutor.core.float_grid import FloatGrid
 from qtutor.core.grid import IntGrid
 from qtutor.doctor.patient import Layer
 
@@ -10,8 +11,8 @@ LARGEST, SMALLEST = 65504.0, 2.0**-25  # of float16; what is below half its leas
 
 def not_finite(layer: Layer) -> str | None:
     """NaN and infinities among the scales."""
-    for kind, tensor in layer.tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    for kind, tensor in _scales(layer):
+        if not torch.isfinite(tensor).all():
             wrong = ~torch.isfinite(tensor)
             return (
                 f"{layer.name}.{kind} holds {int(wrong.sum())} of {tensor.numel()} numbers that are NaN or infinite "
@@ -24,6 +25,8 @@ def not_finite(layer: Layer) -> str | None:
 def too_large(layer: Layer) -> str | None:
     """Scales in bfloat16 or float32 that float16 does not hold."""
     for kind, tensor in _scales(layer):
+        if tensor.numel() == 1:
+            continue
         most = tensor.abs().max().item()
         if LARGEST < most < float("inf"):
             return (
@@ -39,7 +42,8 @@ def vanished(layer: Layer) -> str | None:
     if layer.quantized is None:
         return None
     scales, grid = layer.quantized.scales.float(), layer.quantized.grid
-    small = scales.abs() < SMALLEST
+    # Engines keep the scales of FP8 in float32: they are the weights' size over 448.
+    small = scales == 0 if isinstance(grid, FloatGrid) else scales.abs() < SMALLEST
     if not small.any() or not torch.isfinite(scales).all():
         return None
     codes = layer.quantized.codes.reshape(*scales.shape, -1)
@@ -56,6 +60,6 @@ def vanished(layer: Layer) -> str | None:
 
 
 def _scales(layer: Layer):
-    return [
-        (kind, tensor) for kind, tensor in layer.tensors.items() if tensor.is_floating_point() and tensor.numel() > 1
-    ]
+    """The floats among the tensors; those of 8 bits are weights, which the reader looks at."""
+    floats = [(kind, tensor) for kind, tensor in layer.tensors.items() if tensor.is_floating_point()]
+    return [(kind, tensor) for kind, tensor in floats if tensor.dtype.itemsize > 1]

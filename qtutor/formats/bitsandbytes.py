@@ -83,8 +83,8 @@ def settings(layers: dict, left: list[str]) -> dict:
 
 def _check_holds(name: str, layer) -> None:
     if not isinstance(layer.grid, Codebook):
-        raise refused(name, METHOD, f"{layer.grid.bits} bits, evenly spaced", "holds nf4, fp4 and int8: take "
-                      "'compressed-tensors'.")  # fmt: skip
+        levels = getattr(layer.grid, "name", f"{layer.grid.bits} bits, evenly spaced")
+        raise refused(name, METHOD, levels, "holds nf4, fp4 and int8: take 'compressed-tensors'.")
     if layer.grid == INT8:
         if not isinstance(layer, Int8Linear) or layer.threshold == 0:
             raise refused(name, METHOD, "the threshold 0, every channel an outlier", "takes that for none.")

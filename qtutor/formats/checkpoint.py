@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import family_called
-from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, compare, tensors_of
+from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.headers import Stored, read_header
 from qtutor.formats.shards import INDEX, WEIGHTS
@@ -57,10 +58,24 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
     Raises :class:`QtutorError` naming the file for anything that is missing, damaged, not expected, or not safetensors.
     """
     found = described(folder, dtype)
-    values = {name: tensor.to(found.dtype) for name, tensor in found.mapped().items()}
+    read = found.mapped()
+    check_finite(str(folder), read)
+    values = {name: tensor.to(found.dtype) for name, tensor in read.items()}
+    _check_converted(values, found)
     model = filled(found.model, values, found.where, device)
     take_settings(model, folder)
     return model
+
+
+def _check_converted(values: dict[str, torch.Tensor], found: Described) -> None:
+    """Refuse numbers that the dtype which is loaded does not hold: float16 would have infinities in their place."""
+    for name, tensor in values.items():
+        if not all_finite(tensor):
+            largest = torch.finfo(found.dtype).max
+            raise QtutorError(
+                f"{found.folder}: tensor {shown(name)} holds numbers beyond {largest:,.0f}, the largest of "
+                f"{found.dtype}. Load it with dtype=torch.float32, or change dtype in {found.where}."
+            )
 
 
 def described(folder: Path, dtype: torch.dtype | str) -> Described:

@@ -86,7 +86,8 @@ def check_finite(where: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise :class:`QtutorError` naming the first tensor that holds NaN or an infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not all_finite(tensor):
+            count = int((~torch.isfinite(tensor.float())).sum())
             raise QtutorError(
-                f"{where}: tensor {shown(name)} holds {int((~torch.isfinite(tensor)).sum())} numbers that are NaN or "
-                "infinite. The file is damaged: copy, download or export it again."
+                f"{where}: tensor {shown(name)} holds {count} numbers that are NaN or infinite. The file is damaged: "
+                "copy, download or export it again."
             )

@@ -1,7 +1,7 @@
 """compressed-tensors: the checkpoints of llm-compressor, which vLLM, SGLang and transformers read.
 
 It replaces compressors/pack_quantized and compressors/naive_quantized of the package compressed-tensors (some 510 lines
-of its 17,000), by the bytes that it writes since version 0.19. A layer ``[out, in]`` is one of two kinds:
+of its 17,000), by the bytes that it writes since version 0.19. A layer ``[out, in]`` is one of three kinds:
 
     pack-quantized, 2 to 8 bits              W4A16 and the like: the inputs stay in float
       weight_packed      int32 [out, in * bits / 32]     a row's codes as one stream of bits (:mod:`.words`)
@@ -11,6 +11,9 @@ of its 17,000), by the bytes that it writes since version 0.19. A layer ``[out, 
     int-quantized, 8 bits                    W8A8: the engine rounds the inputs too, each token to its own scale
       weight             int8 [out, in]
       weight_scale       float32 [out, 1]
+    float-quantized, FP8                     llm-compressor's FP8_DYNAMIC; the engine rounds the inputs, as above
+      weight             float8_e4m3fn [out, in]
+      weight_scale       float32 [out, 1]                ("channel"), or [1] ("tensor")
 
 Block of 4 bits, codes 1, 2, 3 ... 8 in the first 8 columns: 21 43 65 87, the first in the lowest bits. Codes are
 unsigned here as everywhere in qtutor; the package thinks of them as code - 2^(bits-1) and stores the same bits.
@@ -24,47 +27,33 @@ int8 layers by 127. On the embedded decoder, which was given outliers, each of t
 than the other, and than rounding the weights alone, at 3 of 100 places. Beside a reference that rounds as it does, each
 agrees at more than 99 (tests/engines).
 
+One FP8 scale a tensor is read by the package as it is. vLLM makes one layer of q, k and v, gives it the largest of
+their scales and rounds the other two again (process_fp8_weight_tensor_strategy in its fp8_utils.py), which is worse:
+take one scale a row.
+
 Scales are written with all their 16 or 32 bits; an engine that computes in bfloat16 rounds them to 8 as it loads.
 
 transformers 5.23 with compressed-tensors 0.19 or 0.20 makes room for zero points that are not packed, and so refuses
 asymmetric files, except where it decodes all weights as it loads. ``dequantize: true`` in the settings has it do that;
 it then decodes every layer by the first group, so it reads asymmetric files with one group only. Others ignore the key.
 
-Left out: FP8, FP4 and their scales (no such grid yet), static scales of inputs, sparsity, rotations
+Left out: FP4 (no such grid yet), FP8 in blocks of 128 x 128, static scales of inputs, sparsity, rotations
 (transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19, which packed other bytes.
 """
 
-import re
-import warnings
-
 import torch
 
-from qtutor.core.codebooks import INT8
-from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor
-from qtutor.errors import QtutorError, shown
+from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_size
+from qtutor.errors import QtutorError
 from qtutor.formats import foreign_writing
-from qtutor.formats.foreign import (
-    Format,
-    Layout,
-    Wanted,
-    are_names,
-    check_integers,
-    expect,
-    names_at,
-    pattern,
-    stored_scales,
-)
+from qtutor.formats.compressed_settings import FLOATS, INTEGERS, METHOD, PACKED, layouts, settings  # noqa: F401
+from qtutor.formats.foreign import Format, Layout, Wanted, stored_scales
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
 
 target = foreign_writing.target  # where save may write
-METHOD = "compressed-tensors"
-PACKED, INTEGERS, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 SCALES = ("F16", "BF16", "F32")
-TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
 TOLERANCE = 2.0**-22  # of a scale that was divided by 127 and multiplied again, twice half a last bit of float32
-UNREAD = ("sparsity_config", "transform_config", "kv_cache_scheme")
 
 
 def save(model, folder, tokenizer=None):
@@ -72,144 +61,14 @@ def save(model, folder, tokenizer=None):
     return foreign_writing.save(FORMAT, model, folder, tokenizer)
 
 
-def settings(layers: dict, left: list[str]) -> dict:
-    """quantization_config. Layers that are alike share a group.
-
-    One group is addressed as all "Linear" layers but those to ignore, as everybody does. Several are addressed by the
-    names of their layers: vLLM joins q, k and v into a layer of its own, and finds the class before it looks at names.
-    """
-    groups: dict[Layout, list[str]] = {}
-    for name, layer in layers.items():
-        groups.setdefault(_layout_of(name, layer), []).append(name)
-    _warn_of_outliers([layer.threshold for layer in layers.values() if layer.grid == INT8])
-    kinds = {layout.kind for layout in groups}
-    written = {}
-    for number, (layout, names) in enumerate(groups.items()):
-        group = {"targets": ["Linear"] if len(groups) == 1 else names, **_scheme(layout)}
-        written[f"group_{number}"] = group | ({"format": layout.kind} if len(kinds) > 1 else {})
-    found = {
-        "quant_method": METHOD,
-        "format": kinds.pop() if len(kinds) == 1 else MIXED,
-        "quantization_status": "compressed",
-        "config_groups": written,
-        "ignore": left,
-    }
-    # For transformers alone, see the top of this file.
-    return found | ({} if all(layout.grid.symmetric for layout in groups) else {"dequantize": True})
-
-
-def _layout_of(name: str, layer) -> Layout:
-    if layer.grid == INT8:
-        return Layout(INT8, PER_CHANNEL, INTEGERS)
-    check_integers(name, METHOD, layer, range(2, 9), halves=False)
-    return Layout(layer.grid, layer.group_size, PACKED)
-
-
-def _warn_of_outliers(thresholds: list[float | None]) -> None:
-    kept = [threshold for threshold in thresholds if threshold is not None]
-    if kept:
-        warnings.warn(
-            f"{len(kept)} int8 layers keep input channels with a value from {min(kept):g} in float (LLM.int8), and an "
-            "engine that reads these files rounds all of them to 8 bits: measure the model again in the engine. The "
-            "format 'bitsandbytes' keeps the threshold.",
-            stacklevel=2,
-        )
-
-
-def _scheme(layout: Layout) -> dict:
-    by_row = layout.group_size == PER_CHANNEL
-    weights = {
-        "num_bits": layout.grid.bits,
-        "type": "int",
-        "symmetric": layout.grid.symmetric,
-        "strategy": "channel" if by_row else "group",
-        "group_size": None if by_row else layout.group_size,
-        "dynamic": False,
-    }
-    return {
-        "weights": weights,
-        "input_activations": TOKENS if layout.kind == INTEGERS else None,
-        "output_activations": None,
-    }
-
-
-def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
-    """The layout of each of ``names`` that a group targets and that is not ignored."""
-    groups = expect(where, settings, "config_groups", lambda g: isinstance(g, dict) and g, "groups of layers by name")
-    ignored = names_at(where, settings, "ignore")
-    for key in UNREAD:
-        if settings.get(key) and not (isinstance(settings[key], dict) and settings[key].get("format") == "dense"):
-            raise QtutorError(
-                f"{where}: {key} = {shown(settings[key])} is not read here: take a plain quantized model."
-            )
-    targets: dict[str, Layout] = {}
-    for label, group in groups.items():
-        here = f"{where}: {shown(label)}"
-        if not isinstance(group, dict):
-            raise QtutorError(f"{here} is {shown(group)}, expected an object with targets and weights.")
-        layout = _layout(group, settings.get("format"), here)
-        for name in expect(here, group, "targets", are_names, "names of layers"):
-            targets[name] = layout
-    unknown = [name for name in targets if "." in name and not name.startswith("re:") and name not in names]
-    if unknown:
-        raise QtutorError(f"{where}: it quantizes {shown(unknown[0], 160)}, which this decoder does not have.")
-    kept, wanted = _matcher(ignored, where), _matcher(targets, where)
-    return {name: targets[hit] for name in names if kept(name) is None and (hit := wanted(name)) is not None}
-
-
-def _matcher(targets, where: str):
-    """A function from a layer's name to the target that it belongs to: names first, then patterns, then the class."""
-    patterns = {text: pattern(text.removeprefix("re:"), where) for text in sorted(targets) if text.startswith("re:")}
-
-    def match(name: str) -> str | None:
-        if name in targets:
-            return name
-        found = (text for text, compiled in patterns.items() if re.match(compiled, name))
-        return next(found, "Linear" if "Linear" in targets else None)
-
-    return match
-
-
-def _layout(group: dict, form: str | None, where: str) -> Layout:
-    """The layout that a group of a config describes."""
-    weights = expect(where, group, "weights", lambda value: isinstance(value, dict), "how weights are stored")
-    where = f"{where}: weights"
-    if weights.get("type", "int") != "int" or weights.get("dynamic"):
-        raise QtutorError(f"{where} are {shown(weights.get('type'))}; integers of 2 to 8 bits are read here.")
-    bits = expect(where, weights, "num_bits", lambda b: type(b) is int and 2 <= b <= 8, "2 to 8", default=8)
-    symmetric = expect(where, weights, "symmetric", lambda s: type(s) is bool, "true or false", default=True)
-    size = expect(
-        where, weights, "group_size", lambda g: g is None or (type(g) is int and (g > 0 or g == -1)), "a size"
-    )
-    usual = "group" if size is not None and size > 0 else "channel" if size == PER_CHANNEL else "tensor"
-    strategy = weights.get("strategy") or usual
-    fits = (strategy == "group" and usual == "group") or (strategy == "channel" and usual != "group")
-    order = weights.get("actorder")
-    if not fits or order in (True, "group", "dynamic"):
-        raise QtutorError(
-            f"{where}: strategy {shown(strategy)}, group_size {shown(size)}, actorder {shown(order)}; read are scales "
-            "by group or by channel, of neighbours in a row."
-        )
-    kind = group.get("format") or form
-    inputs = group.get("input_activations")
-    dynamic = isinstance(inputs, dict) and all(
-        inputs.get(key) == TOKENS[key] for key in ("num_bits", "type", "symmetric", "strategy", "dynamic")
-    )
-    if kind == INTEGERS and dynamic and bits == 8 and symmetric and strategy == "channel":
-        return Layout(INT8, PER_CHANNEL, INTEGERS)
-    if kind != PACKED or inputs:
-        raise QtutorError(
-            f"{where}: the format {shown(kind)} with inputs {shown(inputs)} is not read here; read are {PACKED!r} with "
-            f"inputs in float, and {INTEGERS!r} with weights by channel and inputs by token, both of 8 bits."
-        )
-    return Layout(IntGrid(bits, symmetric), size if strategy == "group" else PER_CHANNEL, PACKED)
-
-
 def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
-    bits, groups = layout.grid.bits, 1 if layout.group_size == PER_CHANNEL else columns // layout.group_size
     if layout.kind == INTEGERS:
         return {"weight": Wanted((rows, columns), ("I8",)), "weight_scale": Wanted((rows, 1), SCALES)}
+    if layout.kind == FLOATS:
+        shape = None if layout.group_size == PER_TENSOR else (rows, 1)  # [1], or [] in some older files
+        return {"weight": Wanted((rows, columns), ("F8_E4M3",)), "weight_scale": Wanted(shape, SCALES)}
+    bits, groups = layout.grid.bits, columns // resolve_group_size(layout.group_size, columns)
     found = {
         "weight_packed": Wanted((rows, words_in(columns, bits)), ("I32",)),
         "weight_scale": Wanted((rows, groups), SCALES),
@@ -226,6 +85,9 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
     if layout.kind == INTEGERS:
         signed = (quantized.codes.short() - layout.grid.middle).to(torch.int8)
         return {"weight": signed, "weight_scale": quantized.scales.float() / 127}
+    if layout.kind == FLOATS:
+        scales = quantized.scales.flatten() if layout.group_size == PER_TENSOR else quantized.scales
+        return {"weight": quantized.codes.view(torch.float8_e4m3fn), "weight_scale": scales}
     found = {
         "weight_packed": to_words(quantized.codes, bits),
         "weight_scale": quantized.scales,
@@ -242,6 +104,8 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     if layout.kind == INTEGERS:
         codes = (tensors["weight"].short() + layout.grid.middle).to(torch.uint8)
         return QuantizedTensor(codes, scales.float() * 127, None, layout.grid, layout.group_size)
+    if layout.kind == FLOATS:
+        return _floats(tensors["weight"].view(torch.uint8), scales, layout)
     if tensors["weight_shape"].tolist() != [rows, columns]:
         raise QtutorError(f"weight_shape is {tensors['weight_shape'].tolist()}, and the layer is {[rows, columns]}.")
     codes = from_words(tensors["weight_packed"], bits, columns)
@@ -249,6 +113,15 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     if not layout.grid.symmetric:
         zeros = from_words(tensors["weight_zero_point"].T, bits, rows).T.contiguous()
     return QuantizedTensor(codes, stored_scales(scales), zeros, layout.grid, layout.group_size)
+
+
+def _floats(codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> QuantizedTensor:
+    layout.grid.check_codes(codes)
+    if layout.group_size == PER_TENSOR:
+        if scales.numel() != 1:
+            raise QtutorError(f"weight_scale is {list(scales.shape)}, and the strategy 'tensor' has one scale.")
+        scales = scales.reshape(1, 1)
+    return QuantizedTensor(codes, scales.float(), None, layout.grid, layout.group_size)
 
 
 FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, TOLERANCE)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from torch import nn
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, check_choice
 from qtutor.formats import ENGINES, FOREIGN, export, gguf_packed, gguf_reading
 from qtutor.formats import target as place_of
 from qtutor.formats.documents import reading
 from qtutor.formats.foreign import packed_layers
 from qtutor.formats.gguf_files import file_in, located
+from qtutor.formats.gptq import VERSIONS
 from qtutor.formats.taking import check_holds
 from qtutor.formats.targets import pick_for, ways_into
 from qtutor.formats.tokenizers_files import tokenizer_in_gguf
@@ -29,18 +30,29 @@ NO_GGUF = (
 
 
 def convert(
-    source: str | Path, out: str | Path, format: str | None = None, target: str | None = None, device: str | None = None
+    source: str | Path,
+    out: str | Path,
+    format: str | None = None,
+    target: str | None = None,
+    device: str | None = None,
+    version: int | None = None,
 ) -> tuple[nn.Module, object, str]:
     """Write the quantized checkpoint ``source`` to the folder ``out`` in another format, and return the model, its
     tokenizer and the format.
 
     source: what :func:`qtutor.load` takes, if its layers are packed; of GGUF files those whose levels our grid has.
-    target: the engine that is to read it; it picks the format if none is given. Raises :class:`QtutorError` for a
+    target: the engine that is to read it; it picks the format if none is given. version: of the format gptq, 1 or 2; by
+    itself the one that most readers take (:mod:`.gptq`), whatever the source has. Raises :class:`QtutorError` for a
     source that is not quantized, for a grid that the format does not hold or the engine does not take, and as
     :func:`qtutor.load` and :func:`qtutor.export` do.
     """
     if format is None and target is None:
         raise QtutorError(f"name a format ({', '.join([*FOREIGN, 'qtutor'])}) or a target ({', '.join(ENGINES)}).")
+    if version is not None and format != "gptq":
+        raise QtutorError(
+            f"version = {version!r} is one of the format 'gptq', and the format is {format!r}: leave it out."
+        )
+    check_choice("version", version, (None, *VERSIONS))
     if target is not None:
         ways_into(target, format)
     if format == "gguf" or target == "llama.cpp":
@@ -55,7 +67,7 @@ def convert(
             check_holds(format, layers, model)
         except QtutorError as error:
             raise QtutorError(f"{source}: {error} {AGAIN}") from None
-    export(model, out, format, tokenizer)
+    export(model, out, format, tokenizer, version=version)
     return model, tokenizer, format
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from qtutor.core.codebooks import Codebook
-from qtutor.core.grid import Grid
+from qtutor.core.float_grid import FloatGrid
+from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor
 from qtutor.errors import QtutorError, said, shown
 from qtutor.families import family_of
@@ -82,7 +82,7 @@ def packed_layers(model: nn.Module) -> dict[str, QuantLinear]:
                 f"{name} is a quantized embedding, which none of these formats holds: quantize with embeddings=False, "
                 "or export in the format 'qtutor' or 'gguf'."
             )
-        if module.group_size == PER_TENSOR:
+        if module.group_size == PER_TENSOR and not isinstance(module.grid, FloatGrid):
             raise QtutorError(
                 f"{name} has one scale for the whole matrix (group_size=0), which none of these formats holds: "
                 "quantize with group_size=-1, one scale a row."
@@ -109,8 +109,9 @@ def refused(name: str, form: str, found: str, fits: str) -> QtutorError:
 def check_integers(name: str, method: str, layer: QuantLinear, bits: Collection[int], halves: bool = True) -> None:
     """Raise :class:`QtutorError` unless a layer has evenly spaced levels of ``bits``. halves: and float16 scales."""
     grid, elsewhere = layer.grid, "take 'compressed-tensors', or leave the layer in float."
-    if isinstance(grid, Codebook):
-        raise refused(name, method, f"the levels of {grid.name}", "holds evenly spaced ones: take 'bitsandbytes'.")
+    if not isinstance(grid, IntGrid):
+        other = "compressed-tensors" if isinstance(grid, FloatGrid) else "bitsandbytes"
+        raise refused(name, method, f"the levels of {grid.name}", f"holds evenly spaced ones: take {other!r}.")
     if grid.bits not in bits:
         raise refused(name, method, f"{grid.bits} bits", f"holds {', '.join(map(str, bits))}: {elsewhere}")
     if halves and layer.scales.dtype != torch.float16:

@@ -19,7 +19,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from qtutor.core.codebooks import INT8
 from qtutor.core.quantized import QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, is_failure, naming, said, shown
 from qtutor.families import family_called, family_of, linear_layers
@@ -31,6 +30,7 @@ from qtutor.formats.foreign import Format, Layout, Wanted
 from qtutor.formats.headers import Stored
 from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.runtime.int8 import Int8Linear
+from qtutor.runtime.kinds import linear_for
 from qtutor.runtime.linear import QuantLinear
 
 IN_CONFIG = ("quantization_config", "compression_config")  # the second is what compressed-tensors had before 0.4
@@ -212,10 +212,9 @@ def _check_stored(folder: Path, name: str, wanted: dict[str, Wanted], rest: dict
 
 def _layer(quantized: QuantizedTensor, layout: Layout, bias: torch.Tensor | None) -> QuantLinear:
     """A layer that computes with ``quantized`` as its format says; of the right size already, unlike a meta one."""
-    if quantized.grid != INT8:
-        return QuantLinear.from_quantized(quantized, bias)
-    layer = Int8Linear.from_quantized(quantized, bias)
-    layer.threshold = layout.threshold
+    layer = linear_for(quantized.grid).from_quantized(quantized, bias)
+    if isinstance(layer, Int8Linear):
+        layer.threshold = layout.threshold
     return layer
 
 

@@ -13,12 +13,16 @@ Word of 4 bits, codes 1, 2, 3 ... 8 of inputs 0 to 7: 0x87654321.
 Version 1 stores zero - 1 (a symmetric 4-bit file has 7 everywhere), version 2 the zero itself. Zero 0 has no place in
 version 1: GPTQModel subtracts across the borders of the codes, others do not, and so it is refused. By itself a
 symmetric model becomes version 1, which everybody reads, and an asymmetric one version 2: GPTQModel refuses asymmetric
-files of version 1 from other tools than itself, and vLLM reads none at all.
+files of version 1 from other tools than itself (models/loader.py in 7.7), and vLLM reads none at all. So a conversion
+makes version 2 even of an asymmetric version 1, unless it is told ``version=1``; then it gives the same bytes again.
 
-act_order needs nothing here: qtutor keeps the columns of a group together in the stored row, so g_idx stays trivial and
-desc_act is false. Layers of other bits or groups than most are named in ``dynamic``, by patterns.
+g_idx that is not trivial, from desc_act with groups of columns that lie apart, is neither written nor read. No recipe
+of ours makes one: GPTQ rounds columns in any order (act_order, static_groups), but a group is always of neighbours in
+the stored row, so desc_act is false and engines look nothing up. A QuantizedTensor has no place for such an index, so
+a file with one is refused when it is read. Layers of other bits or groups than most are named in ``dynamic``, by
+patterns.
 
-Left out: g_idx that is not trivial (refused when read), 5, 6 and 7 bits (GPTQModel's bit planes), Marlin's own layout.
+Left out: 5, 6 and 7 bits (GPTQModel's bit planes), Marlin's own layout.
 """
 
 import re

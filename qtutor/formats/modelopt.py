@@ -1,13 +1,21 @@
-"""ModelOpt checkpoints, the 4-bit ones (W4A16_AWQ), as TensorRT-LLM's PyTorch backend reads them.
+"""ModelOpt checkpoints of 4 bits (W4A16_AWQ) and FP8, as TensorRT-LLM's PyTorch backend reads them; FP8 vLLM, too.
 
-It replaces pack_int4_in_uint8 in modelopt/torch/export/quant_utils.py (nvidia-modelopt 0.47), and its export of a whole
-folder. A symmetric layer ``[out, in]`` of 4 bits:
+It replaces pack_int4_in_uint8 and to_quantized_weight in modelopt/torch/export/quant_utils.py (nvidia-modelopt 0.47),
+and its export of a whole folder. A symmetric layer ``[out, in]`` of 4 bits:
 
     weight           uint8 [out / 2, in]   output 2 r in the low nibble, 2 r + 1 in the high one, signed
     weight_scale     float16 [out, groups]
     pre_quant_scale  float16 [in]          by which the engine multiplies the layer's input
 
-A signed nibble is -8 to 7 in two's complement. Byte of -1 (output 0) and 3 (output 1) of one input: 0x3f.
+A signed nibble is -8 to 7 in two's complement. Byte of -1 (output 0) and 3 (output 1) of one input: 0x3f. And of FP8:
+
+    weight           float8_e4m3fn [out, in]
+    weight_scale     float32 [out]     FP8_PER_CHANNEL_PER_TOKEN: the engine rounds each token's inputs as they come
+                     float32 []        FP8: one for the tensor; inputs are rounded by a scale that ModelOpt measured,
+    input_scale      float32 []        this one
+
+FP8 is read, not written, since qtutor measures no such scale: without it TensorRT-LLM takes one for all tokens at once,
+and vLLM takes none. What was read rounds each token by itself, and says so in a warning.
 
 hf_quant_config.json says the rest: quant_algo, group_size, and exclude_modules, the layers in float.
 
@@ -16,13 +24,17 @@ it does not join with others, and for no other layer, so it is written for o_pro
 the scales, ModelOpt writes none either. A file with others than 1 is refused: columns of one group would need scales of
 their own.
 
-Left out: FP8 and NVFP4 (no such grid yet), asymmetric grids, one scale a row, mixed algorithms.
+Left out: NVFP4 (no such grid yet), FP8 in blocks, quantized caches (their scales are passed over), asymmetric grids,
+4 bits with one scale a row, mixed algorithms.
 """
+
+import warnings
 
 import torch
 
+from qtutor.core.float_grid import FP8
 from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor, resolve_group_size
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, shown
 from qtutor.formats import foreign_writing
 from qtutor.formats.foreign import (
@@ -40,7 +52,7 @@ from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has
 
 target = foreign_writing.target  # where save may write
 METHOD = "modelopt"
-ALGORITHM = "W4A16_AWQ"
+FOUR, BY_ROW, BY_TENSOR = "W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN", "FP8"  # quant_algo
 BITS = 4
 ALONE = (".o_proj", ".down_proj")  # layers that the engine does not join with others
 SCALES = ("F16", "BF16", "F32")
@@ -53,23 +65,19 @@ def save(model, folder, tokenizer=None):
 
 def settings(layers: dict, left: list[str]) -> dict:
     """quantization_config: what ModelOpt itself writes there, and what it writes into hf_quant_config.json."""
+    whole = all(layer.grid == FP8 for layer in layers.values())
     for name, layer in layers.items():
-        _check_holds(name, layer)
-    size = one_group_size(METHOD, layers)
-    return {
-        "quant_method": METHOD,
-        "quant_algo": ALGORITHM,
-        "group_size": size,
-        "has_zero_point": False,
-        "pre_quant_scale": True,
-        "ignore": left,
-        "producer": {"name": "qtutor", "version": "0"},
-    }
+        (_check_holds_rows if whole else _check_holds)(name, layer)
+    about = {"quant_algo": BY_ROW}
+    if not whole:
+        size = one_group_size(METHOD, layers)
+        about = {"quant_algo": FOUR, "group_size": size, "has_zero_point": False, "pre_quant_scale": True}
+    return {"quant_method": METHOD, **about, "ignore": left, "producer": {"name": "qtutor", "version": "0"}}
 
 
 def _beside(settings: dict) -> dict[str, dict]:
     kept = ("quant_algo", "group_size", "has_zero_point", "pre_quant_scale")
-    quantization = {key: settings[key] for key in kept} | {"kv_cache_quant_algo": None}
+    quantization = {key: settings[key] for key in kept if key in settings} | {"kv_cache_quant_algo": None}
     quantization["exclude_modules"] = settings["ignore"]
     return {"hf_quant_config.json": {"producer": settings["producer"], "quantization": quantization}}
 
@@ -84,22 +92,34 @@ def _check_holds(name: str, layer) -> None:
         raise refused(name, METHOD, f"{layer.rows} outputs", "packs two in a byte: leave the layer in float.")
 
 
+def _check_holds_rows(name: str, layer) -> None:
+    if layer.group_size != PER_CHANNEL:
+        fits = "has for it scales of the inputs, too, that qtutor does not measure: quantize with group_size=-1."
+        raise refused(name, METHOD, "one FP8 scale for the matrix", fits)
+
+
 def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     """The layout of each of ``names`` that is quantized, by config.json or hf_quant_config.json."""
     inner = settings.get("quantization", settings)
-    if not isinstance(inner, dict) or inner.get("quant_algo") != ALGORITHM:
-        algorithm = inner.get("quant_algo") if isinstance(inner, dict) else inner
-        raise QtutorError(f"{where}: quant_algo is {shown(algorithm)}; read is {ALGORITHM!r}.")
+    algorithm = inner.get("quant_algo") if isinstance(inner, dict) else inner
+    if algorithm not in (FOUR, BY_ROW, BY_TENSOR):
+        raise QtutorError(f"{where}: quant_algo is {shown(algorithm)}; read are {FOUR}, {BY_ROW} and {BY_TENSOR}.")
     expect(where, inner, "has_zero_point", lambda flag: flag in (False, None), "false", default=False)
     size = expect(where, inner, "group_size", lambda g: type(g) is int and g > 0, "a size", default=128)
     kept = names_at(where, inner, "exclude_modules" if "exclude_modules" in inner else "ignore")
     exact, starts = set(kept), tuple(name[:-1] for name in kept if name.endswith("*"))
     left = [name for name in names if name not in exact and not (starts and name.startswith(starts))]
+    if algorithm != FOUR:
+        return dict.fromkeys(left, Layout(FP8, PER_CHANNEL if algorithm == BY_ROW else PER_TENSOR, algorithm))
     return {name: Layout(IntGrid(BITS, True), size, "alone" if name.endswith(ALONE) else "joined") for name in left}
 
 
 def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
+    if layout.grid == FP8:
+        number = Wanted(None, SCALES, optional=True)
+        found = {"weight": Wanted((rows, columns), ("F8_E4M3",)), "weight_scale": Wanted(None, SCALES)}
+        return found | {"input_scale": number, "k_scale": number, "v_scale": number}
     if rows % 2:
         raise QtutorError(f"{rows} outputs do not fill bytes of two: this layer cannot be stored like this.")
     return {
@@ -111,6 +131,8 @@ def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wante
 
 def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor]:
     """A layer's tensors. Code 0 is -8, so the highest bit of the nibble is the other way round."""
+    if layout.grid == FP8:
+        return {"weight": quantized.codes.view(torch.float8_e4m3fn), "weight_scale": quantized.scales.flatten()}
     nibbles = quantized.codes ^ 8
     found = {"weight": nibbles[0::2] | (nibbles[1::2] << 4), "weight_scale": quantized.scales}
     if layout.kind == "alone":
@@ -120,6 +142,8 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
 
 def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns: int) -> QuantizedTensor:
     """The inverse of :func:`encode`. Raises :class:`QtutorError` for a ``pre_quant_scale`` other than 1."""
+    if layout.grid == FP8:
+        return _floats(tensors, layout, rows)
     before = tensors.get("pre_quant_scale")
     if before is not None and not (before == 1).all():
         raise QtutorError(
@@ -130,6 +154,21 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     data = tensors["weight"].view(torch.uint8)
     codes = torch.stack((data & 15, data >> 4), dim=1).reshape(rows, columns) ^ 8
     return QuantizedTensor(codes, stored_scales(tensors["weight_scale"]), None, layout.grid, layout.group_size)
+
+
+def _floats(tensors: dict[str, torch.Tensor], layout: Layout, rows: int) -> QuantizedTensor:
+    codes, scales = tensors["weight"].view(torch.uint8), tensors["weight_scale"]
+    layout.grid.check_codes(codes)
+    wanted = rows if layout.group_size == PER_CHANNEL else 1
+    if scales.numel() != wanted:
+        raise QtutorError(f"weight_scale has {scales.numel()} numbers, and {layout.kind} has {wanted} for this layer.")
+    if "input_scale" in tensors:
+        warnings.warn(
+            "its engines round the inputs of every layer by a scale that was measured (input_scale); here, and in what "
+            "is converted, each token has its own.",
+            stacklevel=2,
+        )
+    return QuantizedTensor(codes, scales.float().reshape(wanted, 1), None, layout.grid, layout.group_size)
 
 
 FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

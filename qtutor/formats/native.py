@@ -30,6 +30,7 @@ from qtutor.formats.native_reading import ABOUT, LAYOUT, load, opened  # noqa: F
 from qtutor.formats.readback import read_back
 from qtutor.formats.shards import INDEX, WEIGHTS, index_text, laid_out, save_file
 from qtutor.guards.promises import check_finite, config_to_write
+from qtutor.runtime.fp8 import Fp8Linear
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
@@ -106,7 +107,7 @@ def _is_usual(name: str) -> bool:
 
 
 def _describe(module: QuantWeight) -> dict:
-    kinds = {Int8Linear: "int8 linear", QuantEmbedding: "embedding", QuantLinear: "linear"}
+    kinds = {Int8Linear: "int8 linear", Fp8Linear: "fp8 linear", QuantEmbedding: "embedding", QuantLinear: "linear"}
     return {
         "kind": kinds[type(module)],
         "shape": [module.rows, module.columns],

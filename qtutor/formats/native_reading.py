@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qtutor.core.codebooks import FP4, INT8, NF4
+from qtutor.core.float_grid import FP8, FloatGrid
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming, shown
@@ -24,14 +25,16 @@ from qtutor.formats.headers import Stored, read_header
 from qtutor.formats.shards import INDEX, WEIGHTS
 from qtutor.formats.transformers_files import DTYPES, empty_model, filled
 from qtutor.recipe import Recipe
-from qtutor.runtime.int8 import Int8Linear
+from qtutor.runtime.kinds import linear_for
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 LAYOUT = 1
 ABOUT = "qtutor.json"
-CODEBOOKS = {grid.name: grid for grid in (NF4, FP4, INT8)}
+NAMED = {grid.name: grid for grid in (NF4, FP4, INT8, FP8)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
-KINDS = {"linear": nn.Linear, "int8 linear": nn.Linear, "embedding": nn.Embedding}  # and what each takes the place of
+# What each kind of layer takes the place of, and the only grid of those that have one.
+KINDS = {"linear": nn.Linear, "int8 linear": nn.Linear, "fp8 linear": nn.Linear, "embedding": nn.Embedding}
+ONLY = {"int8 linear": INT8, "fp8 linear": FP8}
 
 
 def load(folder: str | Path, device: str | None = None) -> nn.Module:
@@ -49,7 +52,7 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
     model = filled(model, tensors, where, device)
     for name, layer in model.named_modules():
         if isinstance(layer, QuantWeight):
-            _check_scales(f"{files[0] if len(files) == 1 else folder}: {name}", layer)
+            _check_numbers(f"{files[0] if len(files) == 1 else folder}: {name}", layer)
     if (folder / GENERATION).exists():
         settings = file_in(folder, GENERATION)
         give_back(model, settings.read_text(encoding="utf-8", errors="replace"), str(folder / GENERATION))
@@ -131,7 +134,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
         raise QtutorError(f"{where} is damaged: it is {shown(layer)}, expected an object. Export the model again.")
     _expect(where, layer, "kind", lambda kind: isinstance(kind, str) and kind in KINDS, " or ".join(KINDS))
     kind, grid = layer["kind"], _grid(where, layer)
-    if not isinstance(place, KINDS[kind]) or (kind == "int8 linear" and grid is not INT8):
+    if not isinstance(place, KINDS[kind]) or ONLY.get(kind, grid) is not grid:
         raise QtutorError(
             f"{where} is damaged: kind is {kind!r}, on the grid {shown(layer['grid'])} in the place of a "
             f"{type(place).__name__}. Export the model again."
@@ -143,7 +146,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
     )
     _expect(where, layer, "bias", lambda bias: bias is has_bias, f"{str(has_bias).lower()}, as in the config")
     _expect(where, layer, "group_size", lambda size: type(size) is int and -1 <= size <= columns, "-1 or more")
-    nested = isinstance(CODEBOOKS.get(layer["grid"]), type(NF4)) and grid is not INT8
+    nested = grid in (NF4, FP4)
     _expect(where, layer, "nested", lambda n: n is False or (n is True and nested), "false, or true with nf4 and fp4")
     scales_as = NestedScales if layer["nested"] else PlainScales
     with naming(where):
@@ -151,7 +154,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
             table = QuantEmbedding(rows, columns, grid, layer["group_size"], dtype, scales_as)
             table.multiplier = embedding_scale(place)
             return table
-        made = Int8Linear if kind == "int8 linear" else QuantLinear
+        made = linear_for(grid) if kind in ONLY else QuantLinear
         module = made(rows, columns, grid, layer["group_size"], has_bias, scales_as)
     if "threshold" in layer:  # exports from before it was stored keep the class's own
         _expect(
@@ -162,11 +165,11 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
 
 
 def _grid(where: str, layer: dict) -> Grid:
-    known = ("integers", *CODEBOOKS)
+    known = ("integers", *NAMED)
     _expect(where, layer, "grid", lambda name: isinstance(name, str) and name in known, " or ".join(known))
     _expect(where, layer, "bits", lambda bits: type(bits) is int and 2 <= bits <= 8, "2 to 8")
     _expect(where, layer, "symmetric", lambda symmetric: type(symmetric) is bool, "true or false")
-    grid = CODEBOOKS.get(layer["grid"]) or IntGrid(layer["bits"], layer["symmetric"])
+    grid = NAMED.get(layer["grid"]) or IntGrid(layer["bits"], layer["symmetric"])
     _expect(where, layer, "bits", lambda bits: bits == grid.bits, f"{grid.bits} on the grid {layer['grid']}")
     _expect(where, layer, "symmetric", lambda found: found == grid.symmetric, f"true on the grid {layer['grid']}")
     return grid
@@ -217,9 +220,12 @@ def _called(grid: Grid) -> str:
     return getattr(grid, "name", f"{grid.bits} bits {'' if grid.symmetric else 'a'}symmetric")
 
 
-def _check_scales(where: str, layer: QuantWeight) -> None:
+def _check_numbers(where: str, layer: QuantWeight) -> None:
     """A scale is a step between levels, and never negative. Nested ones are rounded, and may miss zero by a little."""
     scales = layer.stored_scales
     plain = scales.scales if isinstance(scales, PlainScales) else scales.absmax
     if plain.numel() and plain.min() < 0:
         raise QtutorError(f"{where} has a scale of {plain.min().item():.3g}; expected none below 0. {AGAIN}")
+    if isinstance(layer.grid, FloatGrid):  # 8 bits, so a code is a byte
+        with naming(where):
+            layer.grid.check_codes(layer.packed)

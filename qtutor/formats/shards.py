@@ -33,6 +33,7 @@ NAMES = {  # in the order in which the safetensors library has them in a file
     torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int8: "I8",
     torch.uint8: "U8",
 }

@@ -7,7 +7,7 @@ An engine has ways in (:class:`Way`), the best first. A recipe takes the first o
 none does, the error names the layers, why, and what would fit. Each way says what it is known from: an engine that ran
 it here, or the engine's source. Kernels change between versions, so a file that loads is the only proof.
 
-Left out: FP8 and FP4 (no such grid yet), tensor parallelism (which cuts layers into smaller ones), and whether a GPU is
+Left out: FP4 (no such grid yet), tensor parallelism (which cuts layers into smaller ones), and whether a GPU is
 recent enough.
 """
 
@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qtutor.core.codebooks import Codebook
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.families import family_of, linear_layers
@@ -31,9 +30,9 @@ JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engi
 class Way:
     """One format that an engine reads, and what of it. Empty tuples stand for no condition.
 
-    grid: "integers", or a codebook's name. bits, symmetric, groups: those that are taken; -1 is one scale a row. rows,
-    columns: what has to divide a layer's outputs and inputs. mixed: layers may differ. joined: but not those that the
-    engine makes one of. head: the head may be packed. known: from what.
+    grid: "integers", or another grid's name. bits, symmetric, groups: those that are taken; -1 is one scale a row, and
+    0 one a tensor. rows, columns: what has to divide a layer's outputs and inputs. mixed: layers may differ. joined:
+    but not those that the engine makes one of. head: the head may be packed. known: from what.
     """
 
     format: str
@@ -55,34 +54,42 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALL = tuple(range(2, 9))
 RAN = "it ran here"
 READ = "by its source, not run here"
-CT, GPTQ, AWQ, BNB = "compressed-tensors", "gptq", "awq", "bitsandbytes"
+CT, GPTQ, AWQ, BNB, MODELOPT = "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt"
 WAYS = {
     "vllm": (
         Way(CT, bits=ALL, symmetric=(True,), **GPU, known=READ),  # 2, 3, 5, 6, 7 by the Humming kernels, PR 46389
         Way(CT, bits=(4, 8), **GPU, known=READ),
         Way(CT, grid="int8", rows=16, columns=16, known=READ),
+        Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), rows=16, columns=16, known=READ),
         Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),  # auto_gptq.py, TYPE_MAP
         Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
+        Way(MODELOPT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=READ),
     ),
     "vllm-cpu": (
         Way(CT, bits=(4,), **CPU, known=RAN),
         Way(CT, grid="int8", known=RAN),
+        Way(CT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, known=RAN),
         Way(GPTQ, bits=(4,), symmetric=(True,), mixed=False, **CPU, known=RAN),
         Way(AWQ, bits=(4,), mixed=False, rows=32, columns=32, known=RAN),
+        Way(MODELOPT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=RAN),
     ),
     "sglang": (
         Way(CT, bits=(4, 8), **GPU, known=READ),  # asymmetric since PR 25292
         Way(CT, grid="int8", rows=16, columns=16, known=READ),
+        Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), rows=16, columns=16, known=READ),
         Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),
         Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
     ),
     "tensorrt-llm": (
         # _torch/modules/linear.py, W4A16_AWQ_LinearMethod; its kernels have groups of 64 and 128.
-        Way("modelopt", bits=(4,), symmetric=(True,), groups=(64, 128), rows=64, columns=64, mixed=False, known=READ),
+        Way(MODELOPT, bits=(4,), symmetric=(True,), groups=(64, 128), rows=64, columns=64, mixed=False, known=READ),
+        # The same file, FP8RowwiseLinearMethod.
+        Way(MODELOPT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=READ),
     ),
     "transformers": (
         Way(CT, bits=ALL, symmetric=(True,), joined=False, head=True, known=RAN),
         Way(CT, bits=ALL, mixed=False, joined=False, head=True, known=RAN),  # see the top of .compressed_tensors
+        Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), joined=False, head=True, known=RAN),
         Way(BNB, grid="int8", mixed=False, joined=False, head=True, known=RAN),  # first: it keeps the threshold
         Way(BNB, grid="nf4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
         Way(BNB, grid="fp4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
@@ -185,7 +192,7 @@ def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: b
 
 def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
     grid, reasons = own.grid, []
-    name = grid.name if isinstance(grid, Codebook) else "integers"
+    name = getattr(grid, "name", "integers")
     if name != way.grid:
         wanted = "method='rtn', 'gptq' or 'awq'" if way.grid == "integers" else f"method={way.grid!r}"
         return [(f"its levels are {name}", wanted)]
@@ -195,7 +202,7 @@ def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
         reasons.append((f"{grid.bits} bits", f"bits={' or '.join(map(str, way.bits))}"))
     if way.grid == "integers" and grid.symmetric not in way.symmetric:
         reasons.append(("zero points", "symmetric=True"))
-    if own.group_size == PER_TENSOR or (way.groups and own.group_size not in way.groups):
+    if own.group_size not in way.groups if way.groups else own.group_size == PER_TENSOR:
         sizes = way.groups or (PER_CHANNEL, 32, 64, 128)
         reasons.append((f"groups of {own.group_size}", f"group_size={' or '.join(map(str, sizes))}"))
     return reasons

@@ -16,36 +16,23 @@ Scratch arrays are rows of one array, picked by index (``room[0], room[1]``). Un
 numba would not know that each of them is contiguous, and would write no vector instructions.
 """
 
-import hashlib
-import os
 from pathlib import Path
 
-import numba
 import numpy as np
+
+from qtutor.compiling import cache_folder, compiled
 
 LANES = 16
 
 f4, i4 = np.float32, np.int32
 
 
-def _cache_folder() -> str | None:
-    """A folder for compiled code, named by a hash of this package's sources; ``None`` if it cannot be made.
-
-    numba looks only at the function's own file to see whether its cached code is out of date. Our functions call each
-    other across files, so numba would go on using code compiled from an older :mod:`~qtutor.gguf.search`.
-    """
-    modules = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    sources = b"".join(source for source in modules if b"jit" in source)
-    home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(home).expanduser() / "qtutor" / f"gguf-{hashlib.sha256(sources).hexdigest()[:16]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a read-only or unknown home: every process compiles again
-        return None
-    return str(folder) if os.access(folder, os.W_OK) else None
+def _sources() -> list[Path]:
+    """The files of this room with compiled functions."""
+    return [path for path in Path(__file__).parent.glob("*.py") if b"jit" in path.read_bytes()]
 
 
-_CACHE = _cache_folder()
+_CACHE = cache_folder("gguf", _sources())
 
 
 def jit(function, inline: str = "never"):
@@ -53,11 +40,7 @@ def jit(function, inline: str = "never"):
 
     inline: "always" copies the function's body into its callers, where its arguments may be constants.
     """
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE or numba.config.CACHE_DIR
-    try:
-        return numba.njit(error_model="numpy", nogil=True, cache=_CACHE is not None, inline=inline)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    return compiled(function, _CACHE, inline=inline)
 
 
 ROUNDER = f4(3 << 22)  # 1.5 * 2**23: floats of this size are whole numbers

@@ -33,6 +33,9 @@ def samples_of(given, tokenizer=None, context: int | None = None) -> torch.Tenso
 def ids_of(given) -> torch.Tensor:
     """Token ids as a tensor of one or two dimensions. A tensor is returned unchanged, and its dtype is not checked."""
     if isinstance(given, torch.Tensor):
+        if given.is_meta or given.is_nested or given.layout != torch.strided:
+            kind = "on the device 'meta', without values" if given.is_meta else "sparse or nested"
+            raise QtutorError(f"token ids: a tensor {kind}. Pass whole numbers, int64 [samples, length].")
         return given
     if isinstance(given, np.ndarray | np.integer) and given.dtype.kind in "iu":
         return torch.from_numpy(np.array(given, np.int64))

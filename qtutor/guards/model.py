@@ -8,7 +8,7 @@ from torch import nn
 
 from qtutor.errors import QtutorError
 from qtutor.families import Family, decoder_blocks, family_of
-from qtutor.guards.promises import check_promised
+from qtutor.guards.promises import FLOATS, check_promised
 
 # transformers' own hooks stay behind after output_hidden_states=True; outside of such a call they do nothing.
 CAPTURING = "transformers.utils.output_capturing"
@@ -85,6 +85,21 @@ def check_measurable(model) -> None:
             f"the model is a {type(model).__name__}, which has no output matrix and predicts no tokens: pass the whole "
             "model (model, not model.model)."
         )
+    for name, module in model.named_modules():
+        _check_computes(name, module)
+
+
+def _check_computes(name: str, module: nn.Module) -> None:
+    """Refuse numbers that are not there, and those of another tool's format in a layer that computes with floats."""
+    for key, parameter in module.named_parameters(recurse=False):
+        full = f"{name}.{key}".lstrip(".")
+        if parameter.is_meta and not hasattr(module, "_hf_hook"):  # accelerate's hooks bring them when they are used
+            raise _without_values(full)
+        if type(module) in (nn.Linear, nn.Embedding) and parameter.dtype not in FLOATS:
+            raise QtutorError(
+                f"{full} is {parameter.dtype}, with which {type(module).__name__} does not compute. Such weights are "
+                "usually packed, with scales of their own: load the model with the library of its format."
+            )
 
 
 @contextmanager
@@ -142,15 +157,19 @@ def _check_quantizer(model: nn.Module) -> None:
 def _check_values(model: nn.Module) -> None:
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if parameter.is_meta:
-            raise QtutorError(
-                f"{name} has a shape and no values (device 'meta'): a device_map, or offloading, keeps them elsewhere. "
-                "Load the model whole: from_pretrained(..., device_map=None)."
-            )
+            raise _without_values(name)
         if type(parameter.data) is not torch.Tensor:
             raise QtutorError(
                 f"{name} is a {type(parameter.data).__name__}, not a plain tensor: another tool packed or split it. "
                 "Load the float checkpoint."
             )
+
+
+def _without_values(name: str) -> QtutorError:
+    return QtutorError(
+        f"{name} has a shape and no values (device 'meta'): a device_map, or offloading, keeps them elsewhere. "
+        "Load the model whole: from_pretrained(..., device_map=None)."
+    )
 
 
 def _check_shared(model: nn.Module, family: Family) -> None:
@@ -160,7 +179,9 @@ def _check_shared(model: nn.Module, family: Family) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         first = seen.setdefault(id(parameter), name)
         if first != name and {first, name} != may_share:
-            block = ".".join(name.split(".")[:3])
+            block, other = (".".join(part.split(".")[:3]) for part in (name, first))
+            if block == other:  # a copy of the block would have the same layer twice again
+                block = name.rpartition(".")[0]
             raise QtutorError(
                 f"{name} and {first} are one tensor (a layer or block that is used twice): each has to have its own. "
                 f"Copy it first, for instance model.set_submodule({block!r}, copy.deepcopy(model.get_submodule("

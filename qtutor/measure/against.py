@@ -13,6 +13,7 @@ float model's logits to a file first (a 16-bit number for every token of the voc
 every model, twice the time and no file.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.functional import kl_div, log_softmax
 from qtutor.errors import QtutorError
 from qtutor.guards.model import check_measurable, in_eval
 from qtutor.measure.losses import WINDOW, batches, mean_and_error
+from qtutor.runtime import use
 
 ROWS = 1 << 22  # numbers whose logarithms are taken at once: 16 MB in float32 for each model
 
@@ -69,6 +71,17 @@ def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> 
                 sums.append(_window(logits[0][row], logits[1][row].to(model.device), following[row]))
                 counts.append(following.shape[1])
     return _comparison(torch.stack(sums), torch.tensor(counts))
+
+
+def cost_of_int8_inputs(model, token_ids: torch.Tensor, window: int = WINDOW) -> Comparison:
+    """A packed model whose layers round their inputs to int8 (:func:`qtutor.runtime.use`) against the same without.
+
+    Raises :class:`QtutorError` if the model has no packed layer. The model itself stays as it is.
+    """
+    exact, rounded = copy.deepcopy(model), copy.deepcopy(model)
+    use(exact)
+    use(rounded, activations="int8")
+    return compare(rounded, exact, token_ids, window)
 
 
 def check_comparable(model, reference) -> None:

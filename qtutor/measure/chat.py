@@ -4,6 +4,7 @@ import torch
 
 from qtutor.calibration.chat import end_of_turn, rendered
 from qtutor.errors import QtutorError
+from qtutor.guards.model import check_measurable
 from qtutor.measure.generation import before, check_embedded, room_behind, text_ends
 
 
@@ -15,6 +16,7 @@ def answer(model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int
     ``max_new_tokens``, or where the context does. Raises :class:`QtutorError` for a tokenizer without a template, a
     conversation that its template refuses, and one that leaves no room in the model's context.
     """
+    check_measurable(model)
     ids = conversation_tokens(model, tokenizer, messages)
     room = room_behind(model, len(ids))
     ends = answer_ends(model, tokenizer)

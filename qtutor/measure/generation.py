@@ -6,6 +6,7 @@ import torch
 
 from qtutor.decoder import corpus, tasks
 from qtutor.errors import QtutorError
+from qtutor.guards.model import check_measurable
 
 BETWEEN = "\n\n"  # what stands between functions in the text that the embedded decoder learned from
 
@@ -91,6 +92,9 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 6
     single prompt's tokens while they are made. Raises :class:`QtutorError` for a prompt that has no tokens, too many
     for the model's context, or some that the model does not embed.
     """
+    check_measurable(model)
+    if not prompts:
+        return []
     encoded = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, encoded))
     room = room_behind(model, longest)

@@ -54,6 +54,8 @@ def batches(models: tuple, token_ids: torch.Tensor, window: int) -> Iterator[tor
     token_ids: what :func:`qtutor.guards.ids.ids_of` takes, ``[count]`` or ``[samples, length]``.
     """
     token_ids = ids_of(token_ids)
+    if not isinstance(window, int):
+        raise QtutorError(f"window = {window!r}: a whole number of tokens is needed, at least 2.")
     if window < 2 or token_ids.dim() not in (1, 2) or (token_ids.dim() == 2 and token_ids.shape[1] < 2):
         raise QtutorError(
             f"token ids of shape {list(token_ids.shape)} in windows of {window}: [count] or [samples, length] is "

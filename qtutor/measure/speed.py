@@ -1,11 +1,17 @@
-"""How fast a decoder writes, for one reader: tokens a second, one after the other."""
+"""How fast a decoder writes, for one reader: tokens a second, one after the other; and what limits it.
+
+A token reads all weights, and computes little with each. So no decoder writes faster than its bytes are read, and
+:func:`bytes_of_a_token` over :func:`copy_bandwidth` says how near it comes.
+"""
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
 from qtutor.guards.model import check_measurable, in_eval
+from qtutor.measure.losses import model_bytes
 
 PROMPT, TOKENS = 32, 32
 WARM = 4  # first steps, in which memory is taken and kernels are chosen
@@ -34,3 +40,43 @@ def tokens_per_second(model, prompt: torch.Tensor | None = None, tokens: int = T
             out.logits[0, -1, 0].item()  # a GPU works on in the background until somebody wants a number
             seconds.append(time.perf_counter() - begin)
     return 1 / statistics.median(seconds[WARM:] or seconds)
+
+
+def bytes_of_a_token(model) -> int:
+    """The bytes of weights that writing one token reads: all, but of an embedding that is looked up only a row."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    held = list(table.state_dict().values())
+    heads = {tensor.data_ptr() for tensor in head.state_dict().values()} if head is not None else set()
+    size = sum(tensor.nbytes for tensor in held)
+    if any(tensor.data_ptr() in heads for tensor in held):  # it is the output matrix as well
+        return model_bytes(model)
+    return model_bytes(model) - size + size // max(held[0].shape[0], 1)
+
+
+def copy_bandwidth(clock: Callable[[], float] = time.perf_counter, megabytes: int = 128, rounds: int = 5) -> float:
+    """Bytes a second, read and written, with which torch copies memory on this CPU; the median of some copies.
+
+    clock: what counts seconds; ``time.process_time`` for what a thread gets on a busy machine.
+    """
+    source, target, seconds = torch.ones(megabytes << 18), torch.empty(megabytes << 18), []
+    for _ in range(rounds + 1):
+        start = clock()
+        target.copy_(source)
+        seconds.append(clock() - start)
+    return 2 * source.nbytes / statistics.median(seconds[1:])  # in the first, memory is taken
+
+
+def pace(size: int, device: torch.device, asked: float, came: list[float]) -> str:
+    """How fast a text was written, in words.
+
+    size: :func:`bytes_of_a_token`. asked, came: when the prompt was given and when each token came, in seconds.
+    """
+    text = f"{len(came)} token{'' if len(came) == 1 else 's'}, the first after {came[0] - asked:.2f} s"
+    if len(came) < 2 or came[-1] <= came[0]:
+        return f"{text}."
+    rate = (len(came) - 1) / (came[-1] - came[0])
+    text += f", then {rate:.1f} a second. A token reads {size / 1e6:.1f} MB of weights, so {rate * size / 1e9:.2f} GB/s"
+    if device.type != "cpu":
+        return f"{text}."
+    limit = copy_bandwidth()
+    return f"{text}: {rate * size / limit:.0%} of the {limit / 1e9:.1f} GB/s with which this machine copies memory."

@@ -46,7 +46,7 @@ def quantize(
     calibration: token ids, int64 ``[samples, length]``, text like what the model will read, or with the model's
     ``tokenizer`` the texts themselves (:mod:`qtutor.guards.ids`). It may be left out for the embedded decoder, and with
     the ``tokenizer`` for any: then :mod:`qtutor.calibration.builtin` is taken, and a warning says so. Methods that look
-    at no inputs (rtn, nf4, fp4, int8) ignore it. Some ten thousand tokens will do.
+    at no inputs (rtn, nf4, fp4, int8, fp8) ignore it. Some ten thousand tokens will do.
     progress: show a bar with an estimate where the work takes longer than a second.
     Raises :class:`QtutorError` (naming the layer) for NaN, Inf, a width that no group divides, a family that is not
     known, a model that is not as its config says (:mod:`qtutor.guards.model`), unusable calibration text, or a model

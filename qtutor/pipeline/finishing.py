@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from qtutor.calibration.mapped import Weights
 from qtutor.calibration.walk import Start, walk
-from qtutor.core.codebooks import INT8
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
@@ -21,8 +20,8 @@ from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
 from qtutor.report import LayerReport, weight_error, what_is_lost
-from qtutor.runtime.int8 import Int8Linear
-from qtutor.runtime.linear import QuantEmbedding, QuantLinear
+from qtutor.runtime.kinds import linear_for
+from qtutor.runtime.linear import QuantEmbedding
 
 
 def finished(
@@ -103,7 +102,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
         module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))
     else:
         bias = None if bias is None else bias.to(original.bias.dtype)
-        module = (Int8Linear if quantized.grid == INT8 else QuantLinear).from_quantized(quantized, bias)
+        module = linear_for(quantized.grid).from_quantized(quantized, bias)
     exact = rounded.weight.float()
     error = weight_error(rounded.back, exact)
     lost = what_is_lost(rounded.back, exact, quantized.scales, error)

@@ -15,18 +15,19 @@ import torch
 from torch import nn
 
 from qtutor.calibration.mapped import Weights
-from qtutor.core.codebooks import FP4, INT8, NF4
+from qtutor.core.codebooks import FP4, NF4
 from qtutor.core.scales import NestedScales, PlainScales
 from qtutor.errors import QtutorError, naming
 from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
+from qtutor.files import told
 from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
 from qtutor.methods.propagation import ENOUGH
 from qtutor.pipeline.plan_table import Row, as_table, kept_rows, rounded_rows
 from qtutor.recipe import KEEP, Recipe
-from qtutor.runtime.int8 import Int8Linear
-from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+from qtutor.runtime.kinds import linear_for
+from qtutor.runtime.linear import QuantEmbedding, QuantWeight
 
 RUNNING = 300_000_000  # bytes that Python takes with torch and transformers, before any model
 OF_A_MATRIX = 24  # bytes for each entry of the widest layer's Hessian: float64, its factor too, and one in float32
@@ -164,8 +165,7 @@ def _empty_layer(place: nn.Module, recipe: Recipe) -> QuantWeight:
         table = QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
         table.multiplier = embedding_scale(place)
         return table
-    kind = Int8Linear if recipe.grid == INT8 else QuantLinear
-    layer = kind(rows, columns, recipe.grid, recipe.group_size, place.bias is not None, scales)
+    layer = linear_for(recipe.grid)(rows, columns, recipe.grid, recipe.group_size, place.bias is not None, scales)
     if place.bias is not None:
         layer.bias = torch.empty_like(place.bias)
     return layer
@@ -186,7 +186,7 @@ def _memory(model: nn.Module, recipe: Recipe, states_shape: tuple[int, ...]) -> 
 
 
 def _weighed(packed: nn.Module, tokenizer, recipe: Recipe, files: tuple[ShardFile, ...]) -> int:
-    """Bytes of the files beside the weights: they are written once, elsewhere."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Bytes of the files beside the weights: they are written once, elsewhere, where there may be no room either."""
+    with told("the folder of temporary files (TMPDIR)"), tempfile.TemporaryDirectory() as folder:
         native.write_others(Path(folder), packed, tokenizer, recipe.as_dict(), files)
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -45,7 +45,7 @@ def bytes_against_kl(points: Sequence[Point], title: str = "") -> Figure:
     ax.set(title=title, xlabel="megabytes of weights", ylabel="KL divergence from float, nats a token")
     ax.margins(0.12)
     ax.grid(alpha=0.3)
-    _label(figure, ax, points)
+    label(figure, ax, points)
     return figure
 
 
@@ -68,7 +68,7 @@ def image(figure: Figure, kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def _label(figure: Figure, ax, points: Sequence[Point]) -> None:
+def label(figure: Figure, ax, points: Sequence[Point]) -> None:
     """A name beside each mark, where it covers neither a mark nor another name."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # now the axes have their size, and places in pixels are known

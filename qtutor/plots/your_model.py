@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, new_figure
-from qtutor.plots.comparison import Point, bytes_against_kl
+from qtutor.plots.comparison import Point, bytes_against_kl, label
 
 COSTS = colormaps["cividis"]  # made for colour-blind readers: brighter is more, in every kind of sight
 BITS = colormaps["cividis"]
@@ -82,7 +82,7 @@ def bits_picture(bits: Mapping[str, int], title: str = "") -> Figure:
 def bits_words(bits: Mapping[str, int]) -> str:
     """The same for readers who cannot see it."""
     counts = {width: list(bits.values()).count(width) for width in sorted(set(bits.values()))}
-    said = ", ".join(f"{count} layers with {width} bits" for width, count in counts.items())
+    said = ", ".join(f"{count} layer{'s' * (count > 1)} with {width} bits" for width, count in counts.items())
     return (
         f"A map with a square for each layer, blocks from left to right, and in each square its number of bits: {said}."
     )
@@ -125,22 +125,27 @@ def attempts_picture(tried: Sequence[tuple[int, float]], limit: int, others: Map
         f"limit: {limit / 1e6:.3g} MB", (limit / 1e6, 1), (-3, -2), xycoords=("data", "axes fraction"),
         textcoords="offset points", ha="right", va="top", rotation=90, fontsize=8, color=RED,
     )  # fmt: skip
-    for name, (nbytes, kl) in others.items():
+    for nbytes, kl in others.values():
         ax.plot(nbytes / 1e6, kl, "s", color=GREY, markersize=6)
-        ax.annotate(name, (nbytes / 1e6, kl), (6, 3), textcoords="offset points", fontsize=8, color="0.33")
     best = min(range(len(tried)), key=lambda number: tried[number][1])
     for number, (nbytes, kl) in enumerate(tried):
         ax.plot(nbytes / 1e6, kl, "o", color=BLUE, markersize=13, markeredgecolor=BLACK)
         ax.text(nbytes / 1e6, kl, str(number + 1), ha="center", va="center", color="white", fontsize=8)
     ax.plot(tried[best][0] / 1e6, tried[best][1], "o", color=ORANGE, markersize=21, fillstyle="none", markeredgewidth=2)
     kls = [kl for _, kl in [*tried, *others.values()] if kl > 0]
+    ax.margins(0.12)
     if kls and max(kls) > 5 * min(kls):
         ax.set_yscale("log", nonpositive="clip")
-    ax.margins(0.12)
+        low, high = ax.get_ylim()
+        ticks = [digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5)]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        ax.set_yticks(shown, [f"{tick:g}" for tick in shown])
+        ax.minorticks_off()
     ax.grid(alpha=0.3)
     title = "Your attempts (blue, the best with a ring)" + (" and the chapter's models (grey)" if others else "")
     ax.set(xlabel="megabytes of weights", ylabel="KL divergence from float, nats a token")
     ax.set_title(title, fontsize=10)
+    label(figure, ax, [Point(name, *place) for name, place in others.items()])
     return figure
 
 

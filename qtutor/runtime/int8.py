@@ -14,6 +14,7 @@ class Int8Linear(QuantLinear):
     """
 
     threshold: float | None = THRESHOLD
+    chooses = False
 
     def kernel(self, x: torch.Tensor):
         return int8

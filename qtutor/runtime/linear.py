@@ -7,7 +7,8 @@ from qtutor.core.grid import Grid
 from qtutor.core.packing import pack, unpack
 from qtutor.core.quantized import QuantizedTensor, dequantize, scales_shape, shapes
 from qtutor.core.scales import PlainScales, Scales, rows_of
-from qtutor.runtime.kernels import reference
+from qtutor.runtime.kernels.choosing import choose
+from qtutor.runtime.lending import Lending
 
 
 class QuantWeight(nn.Module):
@@ -67,13 +68,16 @@ class QuantWeight(nn.Module):
         return f"{self.rows} x {self.columns}, {self.grid.bits} bits {kind}, group_size={self.group_size}"
 
 
-class QuantLinear(QuantWeight):
+class QuantLinear(Lending, QuantWeight):
     """``y = x @ weight.T + bias`` from packed bytes; x ``[..., in]`` in any float dtype.
 
     A kernel (:mod:`qtutor.runtime.kernels`) multiplies, and prepares what it needs once. What it prepared does not
-    belong to the layer: it is not saved, and a copy of the layer prepares again.
+    belong to the layer: it is not saved, and a copy of the layer prepares again. A kernel with an order of its own has
+    the packed bytes on loan (:mod:`qtutor.runtime.lending`).
     """
 
+    chooses = True  # whether the table of kernels applies
+    asked: str | None = None  # the kernel that was asked for by name (:func:`qtutor.runtime.use`)
     _prepared: tuple | None = None  # kernel, stamp, the buffers that were stamped, the kernel's state
 
     def __init__(
@@ -100,36 +104,49 @@ class QuantLinear(QuantWeight):
         return layer
 
     def kernel(self, x: torch.Tensor):
-        """The kernel that multiplies ``x``. With several kernels, the device, dtype and batch of ``x`` will choose."""
-        return reference
+        """The kernel that multiplies ``x``: :func:`qtutor.runtime.explain` says which, and why."""
+        return choose(self, x.device, x.dtype)
 
     def prepared(self, kernel):
         """The state that ``kernel`` prepares from this layer; it is prepared again only if the layer has changed."""
-        if self._prepared is None or self._prepared[:2] != (kernel, self._stamp()):
-            state = kernel.prepare(self)
-            self._prepared = kernel, self._stamp(), tuple(self._buffers.values()), state
-        return self._prepared[-1]
+        found = self._prepared  # read once: another thread may set it meanwhile
+        if found is not None and found[0] is kernel and found[1] == self._stamp() and not self.loan_is_outdated():
+            return found[-1]
+        with self.settled():
+            state = self.lend(kernel) if hasattr(kernel, "packed") else kernel.prepare(self)
+            self._prepared = kernel, self._stamp(), self.held(), state
+        return state
 
     def _stamp(self) -> tuple:
         """A value that differs after a buffer was exchanged, or changed in place by torch.
 
         An id belongs to one tensor only as long as the tensor lives, so ``_prepared`` keeps the stamped buffers. Torch
         does not count the changes of inference tensors: their stamp never equals another, so every call prepares again.
+        What is lent has no stamp: :meth:`loan_is_outdated` answers for it.
         """
-        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
-        return tuple((id(b), object() if b.is_inference() else b._version) for b in buffers)
+        return tuple((id(b), object() if b.is_inference() else b._version) for b in self.held())
 
     def _apply(self, fn, recurse=True):
         self._prepared = None  # otherwise it would keep the old buffers alive, on the old device, until the next call
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_prepared": None}
+        return super().__getstate__() | {"_prepared": None}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kernel = self.kernel(x)
-        y = kernel.run(x, self.prepared(kernel))
+        product = _outside_of_graphs if torch.compiler.is_compiling() else _product
+        y = product(self, x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def _product(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
+    """``x @ weight.T`` by the kernel that fits."""
+    kernel = layer.kernel(x)
+    return kernel.run(x, layer.prepared(kernel))
+
+
+# torch.compile puts no kernel of ours into its graphs: what a layer has prepared would become a constant of them.
+_outside_of_graphs = torch.compiler.disable(_product)
 
 
 class QuantEmbedding(QuantWeight):

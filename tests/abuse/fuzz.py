@@ -39,6 +39,7 @@ RECIPES = (
     {"bits": 4, "group_size": 64},
     {"method": "nf4"},
     {"method": "int8"},
+    {"method": "fp8"},
     {"bits": 3, "symmetric": True, "group_size": -1, "embeddings": True, "lm_head": True},
 )
 

@@ -111,7 +111,8 @@ def test_another_way_to_store_them_runs_in_every_layer():
     empty = QuantLinear(6, 64, quantized.grid, 32, scales_as=PowersOfTwo)
     empty.load_state_dict(layer.state_dict())
     x, ids = torch.randn(3, 64), torch.tensor([5, 0, 5])
-    assert torch.equal(empty(x), linear(x, weight)) and torch.equal(empty.quantized().scales, quantized.scales)
+    assert torch.allclose(empty(x), linear(x, weight), rtol=1e-5, atol=1e-3)  # sums of 64 products of up to 60
+    assert torch.equal(empty.quantized().scales, quantized.scales)
     assert torch.equal(QuantEmbedding.from_quantized(quantized, torch.float32)(ids), weight[ids])
     assert [len(part.codes) for part in quantized.split([2, 4])] == [2, 4]
     assert torch.equal(quantized.split([2, 4])[1].dequantize(), weight[2:])

@@ -19,6 +19,7 @@ HEALTHY = {
     "ct head": ("compressed-tensors", {"lm_head": True}),
     "ct mixed": ("compressed-tensors", {"symmetric": True, "layers": {"*.down_proj": {"bits": 8}, "*.0.*": "float"}}),
     "ct int8": ("compressed-tensors", {"method": "int8"}),
+    "ct fp8": ("compressed-tensors", {"method": "fp8"}),
     "gptq": ("gptq", {"symmetric": True}),
     "gptq asymmetric": ("gptq", {"group_size": 32}),
     "gptq 2": ("gptq", {"bits": 2}),
@@ -27,6 +28,7 @@ HEALTHY = {
     "nf4": ("bitsandbytes", {"method": "nf4"}),
     "bnb int8": ("bitsandbytes", {"method": "int8"}),
     "modelopt": ("modelopt", {"symmetric": True}),
+    "modelopt fp8": ("modelopt", {"method": "fp8"}),
     "ours": ("qtutor", {"bits": 3}),
 }
 

@@ -57,6 +57,32 @@ def test_biases_and_constant_rows_are_no_findings(tmp_path, form, recipe, family
     assert not [one for one in found.findings if one.kind not in ("forward pass", "settings")], found.findings
 
 
+def test_rows_of_fp8_that_are_nearly_dead_are_no_findings(tmp_path):
+    """Their scales are below what float16 holds, and no engine has the scales of FP8 in float16."""
+    model = tiny(tied=False)
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if name.endswith(("q_proj", "down_proj")):
+                layer.weight[0] *= 1e-6
+    qtutor.quantize(model, qtutor.Recipe("fp8"), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "compressed-tensors", letters())
+    config(eos_token_id=letters().eos_token_id)(folder)
+    assert model.model.layers[0].self_attn.q_proj.scales.min() < 2.0**-25
+    found = examine(folder)
+    assert not [one for one in found.findings if one.kind != "forward pass"], found.findings
+
+
+def test_fp8_codes_and_scales_that_are_no_numbers(tmp_path):
+    def change(found):
+        found[f"{Q}.weight"].view(torch.uint8)[3, :2] = 0x7F
+
+    parts = [f"{Q}: 2 of 65536 codes are no numbers in fp8 e4m3", "0x7f"]
+    check_finds(damaged(tmp_path, "ct fp8", tensors(change)), "unreadable", parts)
+    parts = [f"{Q}.weight_scale holds 256 of 256 numbers that are NaN or infinite", "13 more layers"]
+    broken = damaged(tmp_path / "scales", "ct fp8", each("weight_scale", lambda scale: scale * float("inf")))
+    check_finds(broken, "scales", parts)
+
+
 def flat(text) -> str:
     return " ".join(str(text).split())
 

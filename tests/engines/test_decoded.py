@@ -5,7 +5,8 @@ import torch
 
 import qtutor
 from qtutor.core.codebooks import INT8, NF4
-from qtutor.formats import awq, bitsandbytes, compressed_tensors, gptq, modelopt
+from qtutor.core.float_grid import FP8
+from qtutor.formats import awq, bitsandbytes, compressed_settings, compressed_tensors, gptq, modelopt
 from qtutor.formats.foreign import Layout
 from qtutor.methods import bnb
 from tests.engines.matrices import encoded, matrix
@@ -23,7 +24,7 @@ def test_compressed_tensors_unpacks_our_weights_and_packs_our_bytes(bits, symmet
 
     quantized = matrix(bits, symmetric, group_size, rows, columns)
     layout = Layout(quantized.grid, group_size, compressed_tensors.PACKED)
-    scheme = QuantizationScheme(targets=["Linear"], **compressed_tensors._scheme(layout))
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
     tensors = encoded(compressed_tensors.FORMAT, quantized, layout)
     compressor = base.PackedQuantizationCompressor
     for dtype in (torch.float16, torch.float32):
@@ -43,7 +44,7 @@ def test_compressed_tensors_decodes_int8():
 
     quantized = bnb.quantize(torch.randn(48, 64, generator=torch.Generator().manual_seed(0)), INT8)
     layout = Layout(INT8, -1, compressed_tensors.INTEGERS)
-    scheme = QuantizationScheme(targets=["Linear"], **compressed_tensors._scheme(layout))
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
     assert base.IntQuantizationCompressor.can_compress(torch.nn.Linear, scheme)
     state = encoded(compressed_tensors.FORMAT, quantized, layout)
     back = base.IntQuantizationCompressor.decompress(state, scheme)["weight"]
@@ -151,13 +152,59 @@ def test_modelopt_packs_our_bytes(group_size):
     assert torch.equal(tensors["pre_quant_scale"], torch.ones(128, dtype=torch.float16))
 
 
-def test_modelopt_makes_our_settings():
+@pytest.mark.parametrize("recipe", [{"symmetric": True, "group_size": 32}, {"method": "fp8"}])
+def test_modelopt_makes_our_settings(recipe):
     """config.json has what ModelOpt makes of hf_quant_config.json, and more keys that it does not look at."""
     convert = pytest.importorskip("modelopt.torch.export.convert_hf_config")
 
     model = qtutor.load_decoder()[0]
-    qtutor.quantize(model, qtutor.Recipe(symmetric=True, group_size=32), progress=False)
+    qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "packed")}
     ours = modelopt.settings(layers, ["lm_head"])
     theirs = convert.convert_hf_quant_config_format(modelopt._beside(ours)["hf_quant_config.json"])
     assert theirs == {key: ours[key] for key in theirs}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(48, 64), (1, 40), (7, 33)])
+def test_compressed_tensors_decodes_our_fp8_and_makes_our_bytes(whole, rows, columns):
+    base = pytest.importorskip("compressed_tensors.compressors.naive_quantized.base")
+    from compressed_tensors.quantization import QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
+    weight[rows // 2, : columns // 2] *= 1e-4
+    size = 0 if whole else -1
+    quantized = qtutor.rtn.quantize(weight, FP8, size)
+    layout = Layout(FP8, size, compressed_settings.FLOATS)
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
+    compressor = base.FloatQuantizationCompressor
+    assert compressor.can_compress(torch.nn.Linear, scheme)
+    tensors = encoded(compressed_tensors.FORMAT, quantized, layout)
+    assert torch.equal(compressor.decompress(tensors, scheme)["weight"], quantized.dequantize())
+    low, high = (weight.min(), weight.max()) if whole else (weight.amin(1, True), weight.amax(1, True))
+    scale, _ = calculate_qparams(low, high, scheme.weights)
+    packed = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+    assert torch.equal(packed["weight_scale"], tensors["weight_scale"])
+    assert torch.equal(packed["weight"].view(torch.uint8), tensors["weight"].view(torch.uint8))
+
+
+def test_our_fp8_settings_are_those_of_the_scheme_fp8_dynamic():
+    schemes = pytest.importorskip("compressed_tensors.quantization")
+
+    theirs = schemes.preset_name_to_scheme("FP8_DYNAMIC", ["Linear"])
+    layout = Layout(FP8, -1, compressed_settings.FLOATS)
+    ours = schemes.QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
+    # An observer looks at weights while they are quantized, and says nothing of what is stored.
+    assert ours.model_dump(exclude={"weights": {"observer"}}) == theirs.model_dump(exclude={"weights": {"observer"}})
+    assert ours.weights.model_dump(exclude={"observer"}) == theirs.weights.model_dump(exclude={"observer"})
+
+
+def test_modelopt_rounds_to_our_fp8():
+    utils = pytest.importorskip("modelopt.torch.export.quant_utils")
+
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)) * 0.02
+    quantized = qtutor.rtn.quantize(weight, FP8, -1)
+    tensors = encoded(modelopt.FORMAT, quantized, Layout(FP8, -1, modelopt.BY_ROW))
+    packed = utils.to_quantized_weight(weight, tensors["weight_scale"], utils.QUANTIZATION_FP8_PC_PT)
+    assert torch.equal(packed.view(torch.uint8), tensors["weight"].view(torch.uint8))

@@ -58,9 +58,11 @@ def test_bitsandbytes(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("bits", "symmetric", "group_size"), [(4, True, 32), (4, False, 32), (3, False, 32), (8, True, None)]
+    ("bits", "symmetric", "group_size"),
+    [(4, True, 32), (4, False, 32), (3, False, 32), (8, True, None), ("FP8_DYNAMIC", True, None)],
 )
 def test_compressed_tensors(tmp_path, bits, symmetric, group_size):
+    """bits: or the name of a scheme."""
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import ModelCompressor, decompress_module
     from compressed_tensors.quantization import (
@@ -68,13 +70,18 @@ def test_compressed_tensors(tmp_path, bits, symmetric, group_size):
         QuantizationConfig,
         QuantizationScheme,
         apply_quantization_config,
+        preset_name_to_scheme,
     )
     from compressed_tensors.quantization.utils import calculate_qparams
 
-    strategy = "channel" if group_size is None else "group"
-    args = QuantizationArgs(num_bits=bits, symmetric=symmetric, strategy=strategy, group_size=group_size)
-    scheme = QuantizationScheme(targets=["Linear"], weights=args)
-    config = QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head"], format="pack-quantized")
+    if bits == "FP8_DYNAMIC":
+        scheme, form = preset_name_to_scheme(bits, ["Linear"]), "float-quantized"
+        args = scheme.weights
+    else:
+        strategy, form = "channel" if group_size is None else "group", "pack-quantized"
+        args = QuantizationArgs(num_bits=bits, symmetric=symmetric, strategy=strategy, group_size=group_size)
+        scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    config = QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head"], format=form)
     model = tiny()
     apply_quantization_config(model, config)
     for module in model.modules():

@@ -8,6 +8,7 @@ from torch import nn
 
 import qtutor
 from qtutor.runtime.linear import QuantLinear
+from tests.reference.fp8_inputs import Fp8Inputs
 from tests.reference.int8_inputs import RoundedInputs
 
 PROMPTS, TOKENS = 16, 32
@@ -41,13 +42,13 @@ def prompts() -> torch.Tensor:
     return calibration_tokens()[:PROMPTS, :24]
 
 
-def greedy(model, ids: torch.Tensor) -> torch.Tensor:
+def greedy(model, ids: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
     """The tokens that follow ``ids``, without regard to where a text ends."""
     with torch.inference_mode():
         return model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=TOKENS,
+            max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=-1,
             pad_token_id=0,
@@ -133,6 +134,22 @@ def test_int8_of_compressed_tensors_rounds_inputs_as_we_say(tmp_path):
     assert agreeing(ours, theirs) >= LEAST
     assert apart(theirs, ours, plain_inputs()).max() < 1e-5  # sums of float32 in another order
     assert 1e-3 < apart(theirs, model, plain_inputs()).max() < 3e-2  # by another step of the inputs
+
+
+@pytest.mark.parametrize("group_size", [-1, 0])
+def test_fp8_rounds_inputs_as_our_layers_do(tmp_path, group_size):
+    """Teacher-forced. Rounding only the weights gives another next token at 4 of 100 positions."""
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.quantize(model, qtutor.Recipe("fp8", group_size=group_size), progress=False)
+    qtutor.export(model, tmp_path / "out", format="compressed-tensors", tokenizer=tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
+    assert agreeing(in_float(model, layer=Fp8Inputs), theirs) >= LEAST and agreeing(model, theirs) >= LEAST
+    for x in (plain_inputs(), with_outliers()):
+        assert apart(theirs, model, x).max() < 1e-5  # sums of float32 in another order
+        assert apart(theirs, in_float(model), x).max() > 1e-3  # which does not round them
 
 
 def int8_in(tmp_path, form: str, threshold: float | None):

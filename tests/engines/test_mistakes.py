@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import qtutor
-from qtutor.formats import awq, compressed_tensors, gptq
+from qtutor.formats import awq, compressed_settings, compressed_tensors, gptq
 from qtutor.formats.foreign import Layout
 from qtutor.formats.words import from_words, to_words
 from tests.engines.matrices import encoded, matrix
@@ -94,7 +94,7 @@ def test_compressed_tensors_decodes_wrong_words_to_other_weights(which):
 
     quantized = matrix(4, False, 32)
     layout = Layout(quantized.grid, 32, compressed_tensors.PACKED)
-    scheme = QuantizationScheme(targets=["Linear"], **compressed_tensors._scheme(layout))
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
     tensors = encoded(compressed_tensors.FORMAT, quantized, layout)
     if which == "weight_packed":
         tensors[which] = turned(tensors[which])

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 import qtutor
 from qtutor.core.codebooks import INT8
-from qtutor.formats.compressed_tensors import FORMAT, INTEGERS, PACKED
+from qtutor.core.float_grid import FP8
+from qtutor.formats.compressed_settings import FLOATS, INTEGERS, PACKED
+from qtutor.formats.compressed_tensors import FORMAT
 from qtutor.formats.foreign import Layout
+from qtutor.runtime.fp8 import Fp8Linear
 from qtutor.runtime.int8 import Int8Linear
 from tests.formats.foreign_folders import (
     check_comes_back,
@@ -26,7 +29,15 @@ from tests.models import FAMILIES, some_ids
 from tests.reference import layouts as slow
 
 RECIPES = [{}, {"bits": 3, "symmetric": True}, {"bits": 5, "group_size": -1}, {"bits": 8, "lm_head": True}]
+LAYER, FIRST = "model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj"
 MIXED = {"*.down_proj": {"bits": 8, "group_size": 64}, "model.layers.0.*q_proj": "float"}
+
+
+def wrong(key, value, group=None):
+    def change(values):
+        (values["config_groups"]["group_0"][group] if group else values)[key] = value
+
+    return change
 
 
 def test_the_block_of_the_docstring():
@@ -97,6 +108,110 @@ def test_int8_comes_back_without_its_threshold(tmp_path):
     assert FORMAT.tolerance == 2.0**-22 and INTEGERS in (folder / "config.json").read_text()
 
 
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 40), whole=st.booleans(), seed=st.integers(0, 999))
+def test_every_fp8_matrix_comes_back(rows, columns, whole, seed):
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    weight[seed % rows] *= 0
+    quantized = qtutor.rtn.quantize(weight, FP8, 0 if whole else -1)
+    tensors = round_trip(FORMAT, quantized, Layout(FP8, 0 if whole else -1, FLOATS))
+    assert tensors["weight_scale"].shape == ((1,) if whole else (rows, 1))
+    assert tensors["weight"].view(torch.uint8).tolist() == quantized.codes.tolist()
+
+
+@pytest.mark.parametrize("recipe", [{}, {"group_size": 0}, {"lm_head": True}])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_fp8_folders_come_back(tmp_path, family, recipe):
+    model, folder = exported(tmp_path / "out", "compressed-tensors", family, method="fp8", **recipe)
+    check_comes_back(model, folder)
+    written = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert written["format"] == "float-quantized"
+    (group,) = written["config_groups"].values()
+    strategy = "channel" if recipe.get("group_size") is None else "tensor"
+    assert (group["weights"]["type"], group["weights"]["strategy"]) == ("float", strategy)
+    assert group["input_activations"] == {
+        "num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True
+    }  # fmt: skip
+
+
+def test_scales_of_others_for_fp8(tmp_path):
+    """llm-compressor stores them in the dtype of its model; older files have a scale of a tensor without a shape."""
+    model, folder = exported(tmp_path / "out", "compressed-tensors", method="fp8", group_size=0)
+
+    def theirs(tensors):
+        for name in [name for name in tensors if name.endswith("weight_scale")]:
+            tensors[name] = tensors[name].bfloat16().reshape(())
+
+    edit_tensors(folder, theirs)
+    again = qtutor.load(folder, device="cpu")[0]
+    for name, layer in model.named_modules():
+        if isinstance(layer, Fp8Linear):
+            back = again.get_submodule(name)
+            assert torch.equal(back.packed, layer.packed) and back.scales.dtype == torch.float32
+            assert torch.equal(back.scales, layer.scales.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (wrong("num_bits", 4, "weights"), ["the format 'float-quantized' of 4 bits float"]),
+        (wrong("type", "int", "weights"), ["the format 'float-quantized' of 8 bits int"]),
+        (wrong("strategy", "block", "weights"), ["strategy 'block'", "read are scales by group, channel or tensor"]),
+        (wrong("symmetric", False, "weights"), ["the format 'float-quantized'"]),
+        (wrong("format", "int-quantized"), ["the format 'int-quantized' of 8 bits float"]),
+        (wrong("format", "pack-quantized"), ["the format 'pack-quantized' of 8 bits float"]),
+        (
+            lambda v: v["config_groups"]["group_0"].update(input_activations=None),
+            ["the format 'float-quantized' of 8 bits float, strategy 'channel', with inputs None is not read here"],
+        ),
+        (
+            lambda v: v["config_groups"]["group_0"]["input_activations"].update(dynamic=False, strategy="tensor"),
+            ["with inputs {", "rounded token by token as they come"],
+        ),
+        (
+            wrong("strategy", "tensor", "weights"),
+            [f"{FIRST}: weight_scale is [64, 1], and the strategy 'tensor' has one"],
+        ),
+    ],
+)
+def test_settings_of_fp8_that_are_wrong(tmp_path, change, parts):
+    folder = exported(tmp_path / "out", "compressed-tensors", method="fp8")[1]
+    edit_settings(folder, change)
+    refused(folder, *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            lambda t: t[f"{LAYER}.weight"].view(torch.uint8)[3].fill_(0x7F),
+            [f"{LAYER}.weight", "64 numbers that are NaN"],
+        ),
+        (lambda t: t[f"{LAYER}.weight_scale"].fill_(float("inf")), [f"{LAYER}.weight_scale", "infinite"]),
+        (
+            lambda t: t.update({f"{LAYER}.weight": t[f"{LAYER}.weight"].view(torch.uint8)}),
+            [f"{LAYER}.weight is U8 [128, 64], expected F8_E4M3 [128, 64]"],
+        ),
+        (lambda t: t.pop(f"{LAYER}.weight_scale"), [f"{LAYER}.weight_scale is missing"]),
+    ],
+)
+def test_tensors_of_fp8_that_are_wrong(tmp_path, change, parts):
+    folder = exported(tmp_path / "out", "compressed-tensors", method="fp8")[1]
+    edit_tensors(folder, change)
+    refused(folder, *parts)
+
+
+def test_what_holds_no_fp8_says_what_does(tmp_path):
+    for form in ("gptq", "awq"):
+        with pytest.raises(qtutor.QtutorError, match=r"q_proj has the levels of fp8, .*take 'compressed-tensors'"):
+            exported(tmp_path / "out", form, method="fp8")
+    with pytest.raises(
+        qtutor.QtutorError, match=r"q_proj has fp8, .* holds nf4, fp4 and int8: take 'compressed-tensors'"
+    ):
+        exported(tmp_path / "out", "bitsandbytes", method="fp8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_mixture_of_int8_and_4_bits_says_so_for_each_group(tmp_path):
     with pytest.warns(UserWarning, match="2 int8 layers"):
         folder = exported(tmp_path / "out", "compressed-tensors", layers={"*.down_proj": {"method": "int8"}})[1]
@@ -121,13 +236,6 @@ def test_settings_of_others_are_understood(tmp_path):
     check_comes_back(model, folder)
 
 
-def wrong(key, value, group=None):
-    def change(values):
-        (values["config_groups"]["group_0"][group] if group else values)[key] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -142,7 +250,12 @@ def wrong(key, value, group=None):
             ["q_proj.weight_scale is F16 [64, 2], expected F16 or BF16 or F32 [64, 1]"],
         ),
         (wrong("symmetric", 1, "weights"), ["symmetric is 1"]),
-        (wrong("type", "float", "weights"), ["weights are 'float'; integers"]),
+        (wrong("type", "float", "weights"), ["'pack-quantized' of 4 bits float, strategy 'group'", "is not read here"]),
+        (
+            wrong("type", "text", "weights"),
+            ["weights are 'text'", "read are 'pack-quantized', integers of 2 to 8 bits"],
+        ),
+        (wrong("dynamic", True, "weights"), ["weights are 'int', dynamic True"]),
         (wrong("strategy", "tensor", "weights"), ["strategy 'tensor'"]),
         (wrong("actorder", "group", "weights"), ["actorder 'group'"]),
         (wrong("format", "nvfp4-pack-quantized"), ["'nvfp4-pack-quantized'"]),
@@ -165,9 +278,6 @@ def test_settings_that_are_wrong(tmp_path, change, parts):
     folder = exported(tmp_path / "out", "compressed-tensors")[1]
     edit_settings(folder, change)
     refused(folder, *parts)
-
-
-LAYER = "model.layers.1.mlp.up_proj"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Conversion: the same codes, scales and zero points in other bytes, or one paragraph that says why not."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,24 @@ def test_folders_there_and_back_have_the_same_bytes(tmp_path, recipe):
     convert(tmp_path / "b", tmp_path / "c", "gptq")
     for name in ("model.safetensors", "config.json", "quantize_config.json"):
         assert (first / name).read_bytes() == (tmp_path / "c" / name).read_bytes(), name
+
+
+def test_an_asymmetric_version_1_becomes_version_2_or_the_same_bytes_if_told(tmp_path):
+    """GPTQModel refuses asymmetric files of version 1 from other tools, so version 2 is what a conversion is for."""
+    model, first = exported(tmp_path / "a", "gptq", group_size=64)  # random weights: no zero point is 0
+    qtutor.export(model, first, "gptq", letters(), version=1)
+    convert(first, tmp_path / "b", "gptq")
+    settings = json.loads((tmp_path / "b" / "quantize_config.json").read_text())
+    assert (settings["checkpoint_format"], settings["sym"]) == ("gptq_v2", False)
+    convert(tmp_path / "b", tmp_path / "c", "compressed-tensors")
+    convert(tmp_path / "c", tmp_path / "d", "gptq", version=1)
+    for name in ("model.safetensors", "config.json", "quantize_config.json"):
+        assert (first / name).read_bytes() == (tmp_path / "d" / name).read_bytes(), name
+    assert (first / "model.safetensors").read_bytes() != (tmp_path / "b" / "model.safetensors").read_bytes()
+    with pytest.raises(qtutor.QtutorError, match=r"version = 3: choose one of None, 1, 2"):
+        convert(first, tmp_path / "e", "gptq", version=3)
+    with pytest.raises(qtutor.QtutorError, match=r"version = 1 is one of the format 'gptq', and the format is 'awq'"):
+        convert(first, tmp_path / "e", "awq", version=1)
 
 
 @pytest.mark.parametrize("source", [*FOREIGN, "qtutor"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import qtutor
 from qtutor.formats.foreign import Layout
@@ -63,14 +64,17 @@ def test_folders_come_back(tmp_path, family, recipe):
     assert values["lm_head"] is recipe.get("lm_head", False) and values["desc_act"] is False
 
 
-@pytest.mark.parametrize("act_order", ["columns", "groups"])
-def test_an_order_of_columns_needs_no_index(tmp_path, act_order):
+@pytest.mark.parametrize(("act_order", "static"), [("columns", False), ("groups", False), ("groups", True)])
+def test_an_order_of_columns_needs_no_index(tmp_path, act_order, static):
     from tests.models import some_ids, tiny
 
     model = tiny()
-    recipe = qtutor.Recipe("gptq", group_size=32, symmetric=True, act_order=act_order)
+    recipe = qtutor.Recipe("gptq", group_size=32, symmetric=True, act_order=act_order, static_groups=static)
     qtutor.quantize(model, recipe, some_ids(16, 32), progress=False)
-    check_comes_back(model, qtutor.export(model, tmp_path / "out", "gptq", tokenizer("ab")))
+    folder = qtutor.export(model, tmp_path / "out", "gptq", tokenizer("ab"))
+    check_comes_back(model, folder)
+    indices = [tensor for name, tensor in load_file(folder / "model.safetensors").items() if name.endswith("g_idx")]
+    assert len(indices) == 14 and all(index.tolist() == [i // 32 for i in range(len(index))] for index in indices)
 
 
 def tokenizer(_):

@@ -1,4 +1,4 @@
-"""ModelOpt's W4A16_AWQ: bytes by hand, there and back, whole folders, and what TensorRT-LLM asks for by its source."""
+"""ModelOpt's W4A16_AWQ and FP8: bytes by hand, there and back, whole folders, and what TensorRT-LLM's source asks."""
 
 import json
 
@@ -6,10 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import qtutor
+from qtutor.core.float_grid import FP8
 from qtutor.formats.foreign import Layout
-from qtutor.formats.modelopt import FORMAT
+from qtutor.formats.modelopt import BY_ROW, FORMAT
+from qtutor.runtime.fp8 import Fp8Linear
 from tests.formats.foreign_folders import (
     check_comes_back,
     edit_settings,
@@ -19,6 +22,7 @@ from tests.formats.foreign_folders import (
     round_trip,
     some,
 )
+from tests.gguf.small_tokenizers import letters
 from tests.models import FAMILIES
 from tests.reference import layouts as slow
 
@@ -50,8 +54,6 @@ def test_only_layers_that_the_engine_leaves_alone_have_an_input_scale(tmp_path):
     """TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py at 00bbf71e, W4A16_AWQ_LinearMethod: load_weights_vanilla
     reads pre_quant_scale without asking, load_weights_fused_qkv_linear and load_weights_fused_gate_up_linear never do.
     """
-    from safetensors.torch import load_file
-
     folder = exported(tmp_path / "out", "modelopt", symmetric=True)[1]
     names = {name for name in load_file(folder / "model.safetensors") if name.endswith("pre_quant_scale")}
     ends = ("self_attn.o_proj", "mlp.down_proj")
@@ -97,4 +99,94 @@ def test_what_is_wrong(tmp_path):
     edit_settings(folder, lambda values: values.update(has_zero_point=True))
     refused(folder, "has_zero_point is True")
     edit_settings(folder, lambda values: values.update(quant_algo="NVFP4"))
-    refused(folder, "quant_algo is 'NVFP4'; read is 'W4A16_AWQ'")
+    refused(folder, "quant_algo is 'NVFP4'; read are W4A16_AWQ, FP8_PER_CHANNEL_PER_TOKEN and FP8")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_fp8_folders_come_back(tmp_path, family):
+    check_comes_back(*exported(tmp_path / "out", "modelopt", family, method="fp8"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 40), seed=st.integers(0, 999))
+def test_every_fp8_matrix_comes_back(rows, columns, seed):
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    weight[seed % rows] *= 0
+    tensors = round_trip(FORMAT, qtutor.rtn.quantize(weight, FP8, -1), Layout(FP8, -1, BY_ROW))
+    assert tensors["weight_scale"].shape == (rows,)
+
+
+def test_an_fp8_folder_is_what_tensorrt_llm_reads(tmp_path):
+    """TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py at 00bbf71e, FP8RowwiseLinearMethod: create_weights has a
+    float8_e4m3fn weight [out, in] and a float32 weight_scale [out]; load_weights_fused_qkv_linear puts those of q, k
+    and v one behind the other; apply rounds inputs token by token, so that no input_scale is needed.
+    """
+    model, folder = exported(tmp_path / "out", "modelopt", method="fp8", layers={"*.0.*up_proj": "float"})
+    found = {path.name for path in folder.iterdir()}
+    assert found - {"generation_config.json"} == {
+        *("config.json", "hf_quant_config.json", "model.safetensors"),
+        *("qtutor_files.json", "tokenizer.json", "tokenizer_config.json"),
+    }
+    assert json.loads((folder / "hf_quant_config.json").read_text()) == {
+        "producer": {"name": "qtutor", "version": "0"},
+        "quantization": {
+            "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN",
+            "kv_cache_quant_algo": None,
+            "exclude_modules": ["model.layers.0.mlp.up_proj", "lm_head"],
+        },
+    }
+    tensors = load_file(folder / "model.safetensors")
+    begin = "model.layers.1.self_attn."
+    names = {name.removeprefix(begin) for name in tensors if name.startswith(begin)}
+    layers = ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert names == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "weight_scale")}
+    parts = [[tensors[f"{begin}{layer}.{kind}"] for layer in layers[:3]] for kind in ("weight", "weight_scale")]
+    assert {part.dtype for part in parts[0]} == {torch.float8_e4m3fn} and {part.dtype for part in parts[1]} == {
+        torch.float32
+    }
+    weight, scale = torch.cat([part.float() for part in parts[0]]), torch.cat(parts[1])
+    attention = model.model.layers[1].self_attn
+    exact = torch.cat([getattr(attention, layer).quantized().dequantize() for layer in layers[:3]])
+    assert torch.equal(weight * scale[:, None], exact)
+    assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
+
+
+def one_scale(tensors):
+    """What ModelOpt writes as FP8: one scale for a tensor, scales of inputs, and of the cache."""
+    for name in [name for name in tensors if name.endswith("weight_scale")]:
+        tensors[name] = tensors[name].max()
+        tensors[name.replace("weight_scale", "input_scale")] = torch.tensor(0.1)
+        if "k_proj" in name:
+            tensors[name.replace("weight_scale", "k_scale")] = torch.tensor(0.2)
+
+
+def test_fp8_of_modelopt_with_scales_of_inputs(tmp_path):
+    folder = exported(tmp_path / "out", "modelopt", method="fp8")[1]
+    edit_tensors(folder, one_scale)
+    edit_settings(folder, lambda values: values.update(quant_algo="FP8"))
+    with pytest.warns(UserWarning, match="round the inputs of every layer by a scale that was measured"):
+        model = qtutor.load(folder, device="cpu")[0]
+    stored = load_file(folder / "model.safetensors")
+    layer = model.get_submodule(LAYER)
+    weight = stored[f"{LAYER}.weight"].float() * stored[f"{LAYER}.weight_scale"]
+    assert isinstance(layer, Fp8Linear) and layer.group_size == 0
+    assert torch.equal(layer.quantized().dequantize(), weight)
+    with pytest.raises(qtutor.QtutorError, match=r"one FP8 scale for the matrix, .* group_size=-1"):
+        qtutor.export(model, tmp_path / "again", "modelopt")
+    qtutor.export(model, tmp_path / "again", "compressed-tensors", letters())
+    back = qtutor.load(tmp_path / "again", device="cpu")[0].get_submodule(LAYER)
+    assert torch.equal(back.quantized().dequantize(), weight)
+
+
+def test_fp8_that_is_wrong(tmp_path):
+    folder = exported(tmp_path / "out", "modelopt", method="fp8")[1]
+    edit_settings(folder, lambda values: values.update(quant_algo="FP8"))
+    refused(folder, "q_proj: weight_scale has 64 numbers, and FP8 has 1 for this layer")
+    edit_settings(folder, lambda values: values.update(quant_algo="FP8_PER_CHANNEL_PER_TOKEN"))
+    edit_tensors(folder, lambda tensors: tensors[f"{LAYER}.weight"].view(torch.uint8)[0].fill_(0xFF))
+    refused(folder, f"{LAYER}.weight", "NaN")
+
+
+def test_a_mixture_with_fp8_is_refused(tmp_path):
+    with pytest.raises(qtutor.QtutorError, match=r"down_proj has the levels of fp8.*take 'compressed-tensors'"):
+        exported(tmp_path / "out", "modelopt", symmetric=True, layers={"*.down_proj": {"method": "fp8"}})

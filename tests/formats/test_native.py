@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import qtutor
 from qtutor.formats import native
+from qtutor.runtime.fp8 import Fp8Linear
 from tests.disks import needs_mount
 from tests.gguf.small_tokenizers import letters
 from tests.models import FAMILIES, some_ids, tiny
@@ -85,6 +86,7 @@ DTYPES = {
         "scale_offset": torch.float32,
     },
     "int8": {"packed": torch.uint8, "scales": torch.float32},
+    "fp8": {"packed": torch.uint8, "scales": torch.float32},
 }
 
 
@@ -102,6 +104,23 @@ def test_names_and_dtypes_in_the_file(tmp_path, method):
     again = qtutor.load_quantized(tmp_path / "out", device="cpu")
     stored = {name: tensor.dtype for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items()}
     assert {name: tensor.dtype for name, tensor in again.state_dict().items()} == stored
+
+
+def test_fp8_comes_back_and_its_codes_are_looked_at(tmp_path):
+    model = quantized(method="fp8", embeddings=True)
+    qtutor.export(model, tmp_path / "out")
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    layer = again.model.layers[1].mlp.down_proj
+    assert isinstance(layer, Fp8Linear) and torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+    about = json.loads((tmp_path / "out" / "qtutor.json").read_text())
+    about["layers"]["model.layers.1.mlp.down_proj"]["kind"] = "int8 linear"
+    (tmp_path / "out" / "qtutor.json").write_text(json.dumps(about))
+    with pytest.raises(qtutor.QtutorError, match=r"down_proj is damaged: kind is 'int8 linear', on the grid 'fp8'"):
+        qtutor.load_quantized(tmp_path / "out", device="cpu")
+    model.model.layers[1].mlp.down_proj.packed[2, 3] = 0x7F
+    with pytest.raises(qtutor.QtutorError, match=r"down_proj: 1 of .* codes are no numbers in fp8 e4m3"):
+        qtutor.export(model, tmp_path / "other")
+        qtutor.load_quantized(tmp_path / "other", device="cpu")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

@@ -370,6 +370,28 @@ def test_numbers_that_are_none_are_found_before_rounding(folder):
             qtutor.quantize(model, qtutor.Recipe(), progress=False)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_numbers_that_are_none_are_not_measured_or_talked_with(folder, number):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = number
+    save_file(tensors, path)
+    refused(folder, str(folder), "'model.norm.weight' holds 1 numbers that are NaN or infinite")
+
+
+def test_numbers_that_the_loaded_dtype_does_not_hold(folder):
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    tensors["model.norm.weight"][3] = 65_520.0  # the least that is rounded to infinity
+    save_file(tensors, path)
+    change(folder / "config.json", dtype="float16")
+    refused(folder, "'model.norm.weight' holds numbers beyond 65,504, the largest of torch.float16")
+    assert qtutor.load(folder, dtype="float32", device="cpu")[0].model.norm.weight[3] == 65_520
+    tensors["model.norm.weight"][3] = 65_519.0
+    save_file(tensors, path)
+    assert qtutor.load(folder, device="cpu")[0].model.norm.weight[3] == 65_504
+
+
 # Our own folders
 
 

@@ -9,9 +9,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import qtutor
+from qtutor import QtutorError, evaluate
 from qtutor.guards.model import decoder_of, in_eval
 from qtutor.report import what_is_lost
 from qtutor.runtime.linear import QuantLinear
+from tests.gguf.small_tokenizers import letters
 from tests.models import FAMILIES, some_ids, tiny
 
 RECIPE = qtutor.Recipe(group_size=32)
@@ -164,7 +166,10 @@ REFUSED = {
         r"input_layernorm\.weight and .*copy\.deepcopy",
     ),
     "tied weights": (lambda: edited(share_weight(Q0, Q1)), "are one tensor"),
-    "tied q and o": (lambda: edited(share_weight(Q0, Q0.replace("q_", "o_"))), "are one tensor"),
+    "tied q and o": (
+        lambda: edited(share_weight(Q0, Q0.replace("q_", "o_"))),
+        r"are one tensor.*set_submodule\('model\.layers\.0\.self_attn\.o_proj'",
+    ),
     "fewer blocks": (lambda: edited(leave_out_a_block), "model.layers has 1 decoder blocks, .*num_hidden_layers is 2"),
     "more blocks": (lambda: edited(set_config(num_hidden_layers=1)), "has 2 decoder blocks, .*num_hidden_layers is 1"),
     "vocabulary": (lambda: edited(set_config(vocab_size=300)), r"embed_tokens\.weight is \[256, 64\], .* \[300, 64\]"),
@@ -510,3 +515,49 @@ def test_a_layer_that_makes_up_for_others_is_not_said_to_be_lost():
     weight, scales = torch.ones(2, 32), torch.ones(2, 1)
     assert what_is_lost(3 * weight, weight, scales, error=2.0) == ""
     assert "next to nothing of its weights is left" in what_is_lost(0.01 * weight, weight, scales, error=0.99)
+
+
+def in_float8(model):
+    model.to(torch.float8_e4m3fn)
+
+
+def one_layer_in_int8(model):
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+
+
+def one_block_elsewhere(model):
+    model.model.layers[1].to("meta")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (in_float8, r"embed_tokens\.weight is torch\.float8_e4m3fn, with which Embedding does not compute"),
+        (one_layer_in_int8, r"layers\.0\.mlp\.up_proj\.weight is torch\.int8, with which Linear does not compute"),
+        (one_block_elsewhere, r"layers\.1\.self_attn\.q_proj\.weight has a shape and no values"),
+    ],
+)
+def test_what_does_not_compute_is_neither_measured_nor_asked(edit, words):
+    model, tokenizer = edited(edit), letters()
+    with pytest.raises(QtutorError, match=words):
+        qtutor.perplexity(model, some_ids())
+    with pytest.raises(QtutorError, match=words):
+        qtutor.generate(model, tokenizer, "a")
+    with pytest.raises(QtutorError, match=words):
+        evaluate.compare(tiny(), model, some_ids())
+
+
+def test_what_accelerate_brings_when_it_is_used_is_measured():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = tiny()
+    expected = qtutor.perplexity(model, some_ids())
+    for block in model.model.layers:
+        kept = {key: tensor.clone() for key, tensor in block.state_dict().items()}
+        for part, module in block.named_modules():
+            own = {key.rpartition(".")[2]: kept[key] for key in kept if key.rpartition(".")[0] == part}
+            if own:
+                hook = hooks.AlignDevicesHook(execution_device="cpu", offload=True, weights_map=own)
+                hooks.add_hook_to_module(module, hook)
+    assert model.model.layers[0].mlp.up_proj.weight.is_meta
+    assert qtutor.perplexity(model, some_ids()) == pytest.approx(expected, rel=1e-6)

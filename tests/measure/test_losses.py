@@ -64,6 +64,14 @@ def test_bad_tokens():
         evaluate.perplexity(model, torch.tensor([0]))
     with pytest.raises(qtutor.QtutorError, match="float32"):
         evaluate.perplexity(model, torch.zeros(4))
+    for given in (some_ids().to("meta"), some_ids().to_sparse()):
+        with pytest.raises(qtutor.QtutorError, match=r"meta|sparse"):
+            evaluate.perplexity(model, given)
+        with pytest.raises(qtutor.QtutorError, match=r"meta|sparse"):
+            qtutor.quantize(model, qtutor.Recipe("gptq", group_size=32), given, progress=False)
+    for window in (16.0, "16"):
+        with pytest.raises(qtutor.QtutorError, match=r"window = .*16.*: a whole number of tokens"):
+            evaluate.perplexity(model, some_ids(), window=window)
 
 
 def test_answers_are_judged_as_greedy_decoding_would_print_them():

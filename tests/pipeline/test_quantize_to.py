@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,14 @@ def test_what_can_be_known_is_refused_before_anything_is_written(tmp_path, recip
     source = checkpoint(tmp_path / "float")
     with pytest.raises(qtutor.QtutorError, match=words):
         streamed(source, tmp_path / "out", qtutor.Recipe(**{"group_size": 32} | recipe))
+    assert [path.name for path in tmp_path.iterdir()] == ["float"]
+
+
+def test_no_room_for_temporary_files_is_told_as_such(tmp_path, monkeypatch):
+    source = checkpoint(tmp_path / "float")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(qtutor.QtutorError, match=r"temporary files \(TMPDIR\) cannot be written: No such file"):
+        streamed(source, tmp_path / "out", qtutor.Recipe(group_size=32))
     assert [path.name for path in tmp_path.iterdir()] == ["float"]
 
 

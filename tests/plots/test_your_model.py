@@ -47,7 +47,7 @@ def test_every_layer_has_its_bits_written_into_it():
     figure = pictures.bits_picture(bits)
     found = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     assert found == {(0, 0): "2", (1, 0): "5", (0, 1): "8", (1, 1): "5"}
-    assert pictures.bits_words(bits).endswith("1 layers with 2 bits, 2 layers with 5 bits, 1 layers with 8 bits.")
+    assert pictures.bits_words(bits).endswith("1 layer with 2 bits, 2 layers with 5 bits, 1 layer with 8 bits.")
 
 
 @pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])

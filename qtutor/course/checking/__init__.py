@@ -19,6 +19,7 @@ from qtutor.course.workspace import answers
 
 # The least tolerance when results are compared with those of a known mistake: the learner may compute in float32.
 SLACK = 3e-6
+COMPILING = 3  # times the time of a check: on a busy machine a compiler takes a minute
 # The exceptions of torch, numpy and lists for shapes or dtypes that do not fit. Many mistakes lead to them.
 MISFITS = {"RuntimeError", "ValueError", "IndexError", "TypeError"}
 
@@ -72,7 +73,7 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
         if not _alike(got[i], expected[i], exercise.tolerance) or broken[i] or got[i].changed
     ]
     if not wrong:
-        return Verdict(True, f"{exercise.name}: right on all {len(cases)} inputs.")
+        return _timed(exercise, function, f"{exercise.name}: right on all {len(cases)} inputs.")
     first = wrong[0]
     lines = [f"{exercise.name}: not right yet, on {len(wrong)} of {len(cases)} inputs. The first is {cases[first][0]}:"]
     lines += [f"  {_argument(name, value)}" for name, value in zip(names, cases[first][1])]
@@ -81,6 +82,18 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     if not likely and broken[first]:
         likely = f"What must hold and does not: {broken[first]}"
     return Verdict(False, "\n".join(lines + [likely] * bool(likely)))
+
+
+def _timed(exercise: Exercise, function: Callable, text: str) -> Verdict:
+    """The verdict on a function that is right: where the exercise asks for speed, it has to be fast enough, too."""
+    if exercise.speed is None or function is exercise.reference:
+        return Verdict(True, text)
+    try:
+        with limits.bounded(times=COMPILING):
+            fast, said = exercise.speed(function)
+    except limits.TimeUp as up:
+        return Verdict(False, f"{text} But it could not be timed: it was still running.{where(up)}")
+    return Verdict(fast, f"{text} {said}")
 
 
 def _ran(exercise: Exercise, function: Callable, names: list[str], arguments: tuple, form=None) -> Outcome:

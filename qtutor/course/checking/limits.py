@@ -29,9 +29,12 @@ class TimeUp(BaseException):
 
 
 @contextlib.contextmanager
-def bounded():
-    """Apply all limits of this module to a ``with`` block. Raises :class:`TimeUp` in it when the time is over."""
-    with settings_kept(), print_limit(PRINTED), memory_limit(MEMORY), time_limit(SECONDS):
+def bounded(times: int = 1):
+    """Apply all limits of this module to a ``with`` block. Raises :class:`TimeUp` in it when the time is over.
+
+    times: how many times :data:`SECONDS` it may take.
+    """
+    with settings_kept(), print_limit(PRINTED), memory_limit(MEMORY), time_limit(times * SECONDS):
         yield
 
 
@@ -53,7 +56,7 @@ def time_limit(seconds: float):
     def ring(number, frame):
         nonlocal rings, lines
         # A debugger waits for a person, who may take longer than a minute.
-        if not armed or sys.gettrace() not in (None, leave):
+        if not armed or sys.gettrace() not in (None, leave) or _ends_a_with(frame):
             return
         rings += 1
         if rings > 1:
@@ -80,6 +83,17 @@ def time_limit(seconds: float):
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: Python did not set it
         if left:  # an alarm that should have rung in the meantime rings at once
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), interval)
+
+
+def _ends_a_with(frame) -> bool:
+    """Whether ``frame`` may be about to switch off the alarm. An exception there would leave it on, to ring later.
+
+    It comes so far where it takes long to leave the function, because much memory is freed: the alarm rings again.
+    """
+    return frame.f_code.co_filename == contextlib.__file__ or frame.f_code in (
+        bounded.__wrapped__.__code__,
+        time_limit.__wrapped__.__code__,
+    )
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ class Exercise:
     seen: ``seen(returned, arguments)`` makes of what a function returned what is compared, such as what a reader says
     of the folder that it wrote; ``None`` compares what was returned.
     replaces: the function of the package that :func:`qtutor.course.mine` replaces by the learner's, or ``None``.
+    speed: ``speed(function)`` says of a function that is right on all inputs whether it is fast enough, and what a
+    learner is told of its speed; ``None`` if speed does not count. The reference, slow on purpose, is not asked.
     adapt: the learner's function -> a function with the arguments and results of the replaced one; ``None`` if they
     agree already.
     """
@@ -49,6 +51,7 @@ class Exercise:
     tolerance: float = 0.0
     form: Callable[[object], str] | None = None
     seen: Callable[[object, tuple], object] | None = None
+    speed: Callable[[Callable], tuple[bool, str]] | None = None
     replaces: str | None = None
     adapt: Callable[[Callable], Callable] | None = None
 

@@ -17,6 +17,7 @@ _WHERE = {
     "levels_over_bell": "bnb",
     "microscope": "numbers",
     "outlier_threshold": "bnb",
+    "roofline_ladder": "kernels",
     "same_prompt": "start",
     "scale_search": "awq",
     "weight_histogram": "rtn",

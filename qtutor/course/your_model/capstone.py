@@ -25,7 +25,7 @@ from qtutor.core.quantized import all_finite
 from qtutor.course.scores import table
 from qtutor.course.your_model import attempts
 from qtutor.course.your_model.attempts import Attempt
-from qtutor.course.your_model.results import stored_rows
+from qtutor.course.your_model.results import CHAT, stored_rows
 from qtutor.decoder import EMBEDDED
 from qtutor.errors import QtutorError
 from qtutor.formats import smollm2
@@ -97,7 +97,7 @@ def show(of: str | Path = smollm2.WORD) -> None:
     rows = [_row(number, attempt, number == best) for number, attempt in enumerate(tried)]
     table(["attempt", "note", "bytes", "room left", "KL", "flips", "perplexity", ""], *[row(limit) for row in rows])
     known = stored_rows().values() if of == smollm2.WORD else ()
-    others = {row.name: (row.nbytes, row.kl) for row in known}
+    others = {row.name: (row.nbytes, row.kl) for row in known if row.name != CHAT}  # its mark would hide another
     points = [(attempt.nbytes, attempt.kl) for attempt in tried]
     show_figure(attempts_picture(points, limit, others), alt=attempts_words(points, limit, others))
 

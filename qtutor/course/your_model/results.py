@@ -10,7 +10,9 @@ from pathlib import Path
 
 from qtutor.recipe import Recipe
 
-RESULTS = Path(__file__).parents[1] / "stored" / "your_model.json"
+STORED = Path(__file__).parents[1] / "stored"
+RESULTS = STORED / "your_model.json"
+MATCHED = STORED / "calibration_text.json"
 ALL = {"embeddings": True, "lm_head": True}  # the embedding has a fifth of the weights
 
 
@@ -30,9 +32,9 @@ CANDIDATES = {
     "RTN 4": Candidate(Recipe("rtn", 4, **ALL)),
     "GPTQ 4": Candidate(Recipe("gptq", 4, **ALL)),
     CHAT: Candidate(Recipe("gptq", 4, **ALL), conversations=True),
-    "GPTQ 3.5": Candidate(Recipe("gptq", 3.5, **ALL)),
     "Q4_0 file": Candidate(file={"type": "Q4_0"}),
     "RTN 3": Candidate(Recipe("rtn", 3, **ALL)),
+    "GPTQ 3.5": Candidate(Recipe("gptq", 3.5, **ALL)),
     "GPTQ 3": Candidate(Recipe("gptq", 3, **ALL)),
 }
 QUESTIONS = {
@@ -74,6 +76,13 @@ def stored_rows() -> dict[str, Row]:
 def document() -> dict:
     """The whole file: ``float`` (the float model's own numbers), ``text``, ``rows``."""
     return json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
+def matched_rows() -> list[dict]:
+    """What ``benchmarks/calibration_text.py`` stored: rows with ``bits``, ``calibrated``, ``measured``, ``kl`` and
+    ``kl_error``.
+    """
+    return json.loads(MATCHED.read_text(encoding="utf-8"))["rows"]
 
 
 _NUMBERS = (

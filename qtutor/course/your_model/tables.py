@@ -10,7 +10,7 @@ import qtutor
 from qtutor.budget import Table
 from qtutor.core.grid import IntGrid
 from qtutor.course.scores import table
-from qtutor.course.your_model.results import CHAT, Row
+from qtutor.course.your_model.results import CHAT, Row, matched_rows
 from qtutor.families import decoder_blocks, family_of, linear_layers
 from qtutor.measure.losses import model_weights
 from qtutor.methods import rtn
@@ -100,6 +100,24 @@ def calibrations(rows: Mapping[str, Row]) -> None:
             f"GPTQ that read {read[name]}: {row.kl / nearest.kl:.0%} of the KL of rounding to nearest on English and "
             f"Python, {row.chat_kl / nearest.chat_kl:.0%} of it on conversations."
         )
+
+
+def matched(bits: int) -> None:
+    """KL on prose and on Python after GPTQ with several calibration texts, and how many times that of matched text;
+    stored, of SmolLM2.
+    """
+    at = {(row["calibrated"], row["measured"]): row for row in matched_rows() if row["bits"] == bits}
+    kinds = list(dict.fromkeys(kind for _, kind in at))
+    called = {"none": "nothing: rounded to nearest", "built-in": "the built-in text, half of each"}
+    lines = []
+    for name in dict.fromkeys(name for name, _ in at):
+        cells = [called.get(name, name)]
+        for kind in kinds:
+            one = at[name, kind]
+            cells += [f"{one['kl']:.3f} ± {one['kl_error']:.3f}", f"{one['kl'] / at[kind, kind]['kl']:.2f}"]
+        lines.append(cells)
+    heads = (head for kind in kinds for head in (f"KL on {kind}", "over matched"))
+    table([f"{bits} bits, calibrated with", *heads], *lines)
 
 
 def candidates(rows: Iterable[Row]) -> None:

@@ -10,11 +10,18 @@ is neither copied nor saved with the layer. All work that does not need x belong
 allows.
 
 :mod:`.reference` defines the right result: another kernel has to come as close to it as its arithmetic allows, on every
-grid, group size and shape that the kernel takes. The layer chooses the kernel
-(:meth:`~qtutor.runtime.linear.QuantLinear.kernel`) by device, dtype and batch, because a kernel that is fast for one
-token may be slow for a thousand. A kernel with its own layout must not double the memory: it replaces the layer's
-packed bytes by its own tensor, and converts it back when the layer is saved or unpacked.
+grid, group size and shape that the kernel takes. :mod:`.cpu` is fast where numba is installed. :mod:`.rounded` rounds
+inputs to int8, and :mod:`.torch_int4` is torch's operator: both are less exact, and used only where they are asked for
+(:func:`qtutor.runtime.use`). :mod:`.choosing` has the table by which a layer chooses, and
+:func:`qtutor.runtime.explain` prints it.
 
-The state refers to tensors, never to functions of the package: every run looks these functions up, so that a learner's
-functions can replace them.
+A kernel with its own layout must not double the memory. So it has a third function:
+
+    packed(state) -> tensor   the layer's packed bytes, out of the state
+
+Then the state replaces the layer's packed bytes, until somebody asks for them (:mod:`qtutor.runtime.lending`). And all
+have ``manner(batch, dtype)``, which says in words how they multiply.
+
+A learner's functions can replace those of the package (:func:`qtutor.course.mine`). The state refers to tensors, never
+to such functions: every run of the reference looks them up, and while a learner's are active no other kernel is chosen.
 """

@@ -60,6 +60,11 @@ def prepare(layer) -> State:
     return State(layer.packed, layer.columns, layer.grid, scales, zeros, unpacked, groups)
 
 
+def manner(batch: int, dtype: torch.dtype) -> str:
+    """How a batch is multiplied, in words."""
+    return f"{BLOCK_ROWS} rows at a time are unpacked and scaled by torch, step by step, and torch multiplies"
+
+
 def run(x: torch.Tensor, state: State) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
     count = state.packed.shape[0]

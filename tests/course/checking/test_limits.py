@@ -1,5 +1,6 @@
 """A check ends, with a kind message, whatever a learner's function does or returns; and everything is as it was."""
 
+import contextlib
 import decimal
 import fractions
 import io
@@ -430,3 +431,17 @@ def test_an_object_without_signature_is_told_too():
             return weight + 1
 
     assert examine(EXERCISE, Odd()).passed
+
+
+def test_no_alarm_rings_inside_of_contextlib():
+    @contextlib.contextmanager
+    def ringing():
+        ring(signal.SIGALRM, sys._getframe(1))
+        yield
+
+    with limits.time_limit(60):
+        ring = signal.getsignal(signal.SIGALRM)
+        with ringing():
+            pass
+        with pytest.raises(limits.TimeUp):
+            ring(signal.SIGALRM, sys._getframe())

@@ -30,6 +30,7 @@ def test_bytes_and_kl_are_measured_against_a_float_model_that_is_loaded_anew(sma
     assert (found.model, found.note, found.nbytes) == ("embedded", "three bits", qtutor.evaluate.model_bytes(small))
     assert found.kl == pytest.approx(right.kl, rel=1e-6) and found.flips == pytest.approx(right.flips)
     assert f"{found.nbytes:,} bytes of 858,237 (83.4%), KL {found.kl:.4f}" in verdict.text
+    assert "same weights" not in verdict.text
 
 
 def test_a_model_that_is_the_learners_own_float_one_changed_in_place_is_measured_all_the_same(loaded):

@@ -31,7 +31,37 @@ def test_the_stored_numbers_are_possible():
         assert 0 < row.kl_error < row.kl < 5 and 0 < row.chat_kl_error < row.chat_kl < 10
         assert 0 < row.flips < 1 and row.perplexity > 1 and LIMIT / 2 < row.nbytes < 2 * LIMIT
     assert rows["RTN 4"].nbytes == rows["GPTQ 4"].nbytes > LIMIT
-    assert rows["GPTQ 4"].kl < 0.6 * rows["RTN 4"].kl  # as the chapter's answers say
+
+
+def test_the_chapters_answers_say_what_is_stored():
+    """A new measurement may need new sentences in the notebook."""
+    rows = results.stored_rows()
+    rtn, gptq, mixed, file = (rows[name] for name in ("RTN 4", "GPTQ 4", "GPTQ 3.5", "Q4_0 file"))
+    assert gptq.kl < 0.6 * rtn.kl and abs(gptq.kl / rows[results.CHAT].kl - 1) < 0.05
+    assert mixed.kl < 0.8 * rtn.kl and mixed.nbytes < LIMIT < rtn.nbytes
+    assert mixed.kl < 0.6 * (gptq.kl + rows["GPTQ 3"].kl) / 2
+    assert abs(file.kl / gptq.kl - 1) < 0.05 and file.loss_percent < 0.8 * gptq.loss_percent
+    assert gptq.nbytes < file.nbytes < 1.05 * gptq.nbytes
+    assert "Paris" in rtn.answers["a fact"] and "Paris" not in gptq.answers["a fact"]
+
+
+def test_the_table_of_matched_text_has_what_is_stored(monkeypatch):
+    rows = results.matched_rows()
+    texts, kinds = ("prose", "Python", "built-in", "none"), ("prose", "Python")
+    for bits in {row["bits"] for row in rows}:
+        at = {(row["calibrated"], row["measured"]): row for row in rows if row["bits"] == bits}
+        assert set(at) == {(text, kind) for text in texts for kind in kinds}
+        assert all(0 < row["kl_error"] < row["kl"] < 10 for row in at.values())
+        shown = []
+        monkeypatch.setattr("qtutor.course.scores.display", lambda what, shown=shown: shown.append(what.data))
+        tables.matched(bits)
+        lines = [line.strip("| ").split(" | ") for line in shown[0].splitlines()[2:]]
+        assert lines[0][2] == lines[1][4] == "1.00"  # matched text itself
+        assert float(lines[2][2]) == pytest.approx(at["built-in", "prose"]["kl"] / at["prose", "prose"]["kl"], abs=0.01)
+        for kind, other in (("prose", "Python"), ("Python", "prose")):  # as the chapter's answer says
+            over = {text: at[text, kind]["kl"] / at[kind, kind]["kl"] for text in texts}
+            assert 1.1 < over[other] < (1.25 if bits == 4 else 1.4)
+            assert 1.05 < over["built-in"] < 1.25 and 3 < over["none"] < 4.5
 
 
 def test_tables_of_what_is_stored_have_a_row_for_each_model(monkeypatch, capsys):

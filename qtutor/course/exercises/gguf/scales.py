@@ -52,6 +52,14 @@ def in_plain_order(packed):
     return numbers[:, :8], numbers[:, 8:]
 
 
+UPPER_BITS = "last = lower | upper << 4"
+
+
+def last_of(scales: str, minima: str) -> str:
+    """The line that makes the last four scales and the last four minima, with these expressions for them."""
+    return f"last = np.concatenate([{scales}, {minima}], axis=1)"
+
+
 MISTAKES = {
     "the first four keep bits that belong to others. Only the lower six of a byte are theirs: & 63.": (
         right.edit(" & 63", "")
@@ -79,6 +87,20 @@ MISTAKES = {
         ("p[:, 8:] & 15,", "p[:, 8:] & (15 + (p[:, :4] >> 6 << 4)),"),
         ("p[:, 8:] >> 4]", "p[:, 8:] >> (4 + (p[:, 4:8] >> 6 << 4))]"),
         ("last = lower | upper << 4", "last = lower"),
+    ),
+    "+ is done before everything else here, so that 15 and a whole byte were added, and the sum was shifted. Write | "
+    "in place of +, or put brackets around both parts.": right.edit(
+        UPPER_BITS,
+        last_of("p[:, 8:] & ((15 + p[:, :4]) % 256 >> 6 << 4)", "p[:, 8:] >> (4 + p[:, 4:8]) % 256 >> 6 << 4"),
+    ),
+    "+ is done before >> and <<, so that the sum of both parts was shifted. Write | in place of +, or put brackets "
+    "around the shifts.": right.edit(
+        UPPER_BITS,
+        last_of("((p[:, 8:] & 15) + p[:, :4]) % 256 >> 6 << 4", "((p[:, 8:] >> 4) + p[:, 4:8]) % 256 >> 6 << 4"),
+    ),
+    "+ is done before <<, and << before &: the two bits were added to 15 or 4, and the sum was shifted. Write | in "
+    "place of +, or put brackets around both parts.": right.edit(
+        UPPER_BITS, last_of("p[:, 8:] & (15 + (p[:, :4] >> 6) << 4)", "(p[:, 8:] >> 4 + (p[:, 4:8] >> 6) << 4) % 256")
     ),
     "the upper two bits stand one place too high. They are worth 16 and 32: << 4.": (
         right.edit("upper << 4", "upper << 5")

@@ -1,0 +1,161 @@
+"""Tokens a second of a whole decoder: float32, bfloat16, packed 4 bits with qtutor's kernels, and llama.cpp's Q4_0.
+
+    pip install 'qtutor[gguf]' xllamacpp && python benchmarks/decode.py [--source smollm2] [--rounds 8]
+
+One reader, one token after the other, one process, one thread. By itself a Llama with the shapes of TinyLlama's blocks
+(hidden 2048, intermediate 5632, 4 blocks of its 22) and random weights: speed does not depend on values. ``--source``
+takes any decoder instead, such as smollm2. llama.cpp runs our own Q4_0 export of the same weights. All take turns;
+times are processor time, medians over the rounds; a round is eight tokens behind 32 others. Bytes a token are the
+weights that a token reads. The exit status says whether all claims hold.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import qtutor
+from benchmarks.packed_matmul import judged, processor
+from qtutor import runtime
+from qtutor.measure.speed import bytes_of_a_token, copy_bandwidth
+from qtutor.runtime.linear import QuantLinear
+
+PROMPT, STEPS = 32, 8
+CLAIMS = [
+    ("packed 4 bits", "float32", 2.5),
+    ("packed 4 bits", "bfloat16", 2.0),
+    ("packed 4 bits", "llama.cpp Q4_0", 0.9),
+]
+MEMORY = 1.15  # times the packed bytes that packed layers may take, with what their kernels prepared
+
+
+def tinyllama_blocks(vocabulary: int) -> LlamaForCausalLM:
+    """Four blocks with TinyLlama's shapes and random weights."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=4,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+        dtype=torch.float32,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def of_transformers(model) -> Callable[[], float]:
+    """A function that reads a prompt, writes a few tokens and returns the seconds of one of them."""
+
+    def write() -> float:
+        with torch.inference_mode():
+            out = model(torch.zeros(1, PROMPT, dtype=torch.int64), use_cache=True)
+            token, seconds = out.logits[:, -1:].argmax(-1), []
+            for _ in range(STEPS):
+                start = time.process_time()
+                out = model(token, past_key_values=out.past_key_values, use_cache=True)
+                token = out.logits[:, -1:].argmax(-1)
+                seconds.append(time.process_time() - start)
+        return statistics.median(seconds)
+
+    return write
+
+
+def of_llama_cpp(path: Path) -> Callable[[], float]:
+    """The same by llama.cpp."""
+    from tests.gguf.llama_cpp import Model
+
+    model = Model(path)
+
+    def write() -> float:
+        model.forget()
+        token, seconds = int(model.logits([0] * PROMPT)[-1].argmax()), []
+        for _ in range(STEPS):
+            start = time.process_time()
+            token = int(model.logits([token])[-1].argmax())
+            seconds.append(time.process_time() - start)
+        return statistics.median(seconds)
+
+    return write
+
+
+def memory_ratio(model) -> float:
+    """What packed layers hold, with all that was prepared, over their packed bytes."""
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    held = 0
+    for layer in layers:
+        state = layer._prepared[-1]
+        planes = state.planes if isinstance(state.planes, tuple) else (state.planes,)
+        held += sum(a.nbytes for a in (*planes, state.scales, state.zeros)) + sum(b.nbytes for b in layer.held())
+    return held / sum(layer.nbytes for layer in layers)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", help="a decoder instead of TinyLlama's shapes")
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    _, tokenizer = qtutor.load_decoder(device="cpu")
+    model = tinyllama_blocks(len(tokenizer))
+    if options.source:
+        model, tokenizer = qtutor.load(options.source)
+        model = model.float()
+    models = {"float32": model, "bfloat16": copy.deepcopy(model).bfloat16()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "q4_0.gguf"
+        qtutor.export(model, path, format="gguf", type="Q4_0", tokenizer=tokenizer)
+        for name, dtype in (("packed 4 bits", torch.float32), ("packed 4 bits, bfloat16", torch.bfloat16)):
+            models[name] = copy.deepcopy(model).to(dtype)
+            qtutor.quantize(models[name], qtutor.Recipe(bits=4, group_size=64), progress=False)
+        models["packed 4 bits, int8 x"] = copy.deepcopy(models["packed 4 bits"])
+        runtime.use(models["packed 4 bits, int8 x"], activations="int8")
+        writers = {name: of_transformers(made) for name, made in models.items()}
+        read = {name: bytes_of_a_token(made) for name, made in models.items()}
+        try:
+            writers["llama.cpp Q4_0"], read["llama.cpp Q4_0"] = of_llama_cpp(path), path.stat().st_size
+        except ImportError:
+            print("llama.cpp is left out: pip install xllamacpp")
+        seconds: dict[str, list[float]] = {name: [] for name in writers}
+        for i in range(options.rounds + 1):
+            for name, write in writers.items():
+                took = write()
+                if i:  # in the first round kernels are prepared and compiled
+                    seconds[name].append(took)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    bandwidth = copy_bandwidth(time.process_time)
+    print(
+        f"{date.today()}, {options.source or 'TinyLlama, 4 blocks'}; {processor()}, {os.cpu_count()} cores, 1 thread, "
+        f"processor time, torch {torch.__version__}; copying {bandwidth / 1e9:.1f} GB/s"
+    )
+    print(
+        f"{'':24}{'ms a token':>11}{'tokens/s':>10}{'x float32':>11}{'x bfloat16':>11}{'MB a token':>11}"
+        f"{'of copying':>12}"
+    )
+    for name, took in medians.items():
+        print(
+            f"{name:24}{1e3 * took:11.1f}{1 / took:10.1f}{medians['float32'] / took:11.2f}"
+            f"{medians['bfloat16'] / took:11.2f}{read[name] / 1e6:11.1f}{read[name] / took / bandwidth:12.0%}"
+        )
+    held = judged("tokens/s", [claim for claim in CLAIMS if claim[1] in medians], medians)
+    ratio = memory_ratio(models["packed 4 bits"])
+    print(f"{'holds' if ratio <= MEMORY else 'FAILS'}: packed layers take {ratio:.3f} of their bytes, claimed {MEMORY}")
+    return 0 if held and ratio <= MEMORY else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Whole decoders: how long the first token takes and how long each further one; inputs of eight bits, tried out."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+import qtutor
+from qtutor.course.ladder.timing import clock
+from qtutor.guards.model import in_eval
+from qtutor.measure.speed import bytes_of_a_token
+from qtutor.recipe import Recipe
+from qtutor.runtime.linear import QuantLinear
+
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Pace:
+    """first: seconds until the prompt is read and the first token is known. each: seconds of each further token."""
+
+    first: float
+    each: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, behind the first."""
+        return 1 / self.each
+
+
+@torch.inference_mode()
+def paces(models: Mapping[str, torch.nn.Module], prompt: int = 128, steps: int = STEPS, rounds: int = 3) -> dict:
+    """The :class:`Pace` of each model behind a prompt of so many tokens. They take turns; the shortest runs count.
+
+    Every model reads the prompt once before that, so that its kernels are prepared.
+    """
+    firsts: dict[str, list[float]] = {name: [] for name in models}
+    others: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(rounds + 1):
+        for name, model in models.items():
+            first, each = _written(model, prompt, steps if turn else 1)
+            if turn:
+                firsts[name].append(first)
+                others[name] += each
+    return {name: Pace(min(firsts[name]), min(others[name])) for name in models}
+
+
+def _written(model, prompt: int, steps: int) -> tuple[float, list[float]]:
+    """Seconds of the first token, and of each further one, greedily and with a cache."""
+    ids = torch.zeros(1, prompt, dtype=torch.int64, device=model.device)
+    now = clock(model.device.type)
+    with in_eval(model):
+        start = now()
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        out.logits[0, -1, 0].item()  # a GPU works on in the background until somebody wants a number
+        first, each = now() - start, []
+        for _ in range(steps):
+            start = now()
+            following = out.logits[:, -1:].argmax(-1)
+            out = model(following, past_key_values=out.past_key_values, use_cache=True)
+            out.logits[0, -1, 0].item()
+            each.append(now() - start)
+    return first, each
+
+
+def quantized(model, recipes: Mapping[str, Recipe | None], calibration=None) -> dict[str, torch.nn.Module]:
+    """A copy of ``model`` for each recipe; for ``None`` the model itself."""
+    made = {}
+    for name, recipe in recipes.items():
+        made[name] = model if recipe is None else copy.deepcopy(model)
+        if recipe is not None:
+            qtutor.quantize(made[name], recipe, calibration, progress=False)
+    return made
+
+
+def pace_rows(models: Mapping[str, torch.nn.Module], found: Mapping[str, Pace]) -> list[list[str]]:
+    """Rows of a table: bytes a token, tokens a second, gigabytes a second."""
+    rows = []
+    for name, model in models.items():
+        size, pace = bytes_of_a_token(model), found[name]
+        rows.append([name, f"{size / 1e6:.2f}", f"{pace.rate:.1f}", f"{size * pace.rate / 1e9:.2f}"])
+    return rows
+
+
+@contextmanager
+def rounded_inputs(model, group_size: int | None = 64) -> Iterator[None]:
+    """Within a ``with`` block, inputs of packed layers are rounded to eight bits: the losses of an int8 kernel.
+
+    Symmetric codes from -127 to 127; a step for each ``group_size`` neighbours of a token, or by ``None`` one for the
+    whole token. An int8 kernel multiplies these codes in whole numbers, which changes nothing more.
+    """
+
+    def hook(layer, arguments):
+        return (rounded(arguments[0], group_size),)
+
+    hooks = [layer.register_forward_pre_hook(hook) for layer in model.modules() if isinstance(layer, QuantLinear)]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def rounded(x: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    """x ``[..., columns]`` as codes of eight bits times a step for each group."""
+    cut = x.unsqueeze(-2) if group_size is None else x.unflatten(-1, (-1, group_size))
+    step = (cut.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
+    return ((cut / step).round() * step).reshape(x.shape)

@@ -1,0 +1,127 @@
+"""Which kernel multiplies: a table of what each takes, read from above; the first that fits is used.
+
+:func:`use` asks for one by name, which then comes before all others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from qtutor.errors import QtutorError
+from qtutor.runtime.kernels import cpu, reference, rounded, torch_int4
+
+# The functions of the package that the reference looks up at every run. In a tuple a learner's function does not
+# replace them, so it can be seen that one has taken their place.
+_PACKAGES = (reference.dequantize, reference.unpack)
+
+
+def learners_run() -> bool:
+    """Whether functions of a learner have replaced those that the reference computes with."""
+    return (reference.dequantize, reference.unpack) != _PACKAGES
+
+
+def _against_cpu(layer, device: torch.device) -> str | None:
+    """What keeps all kernels of the CPU from a layer, whatever its grid."""
+    held = layer.held()
+    if device.type != "cpu" or any(not tensor.is_cpu for tensor in held):
+        return "layer and input are not both on the CPU"
+    if learners_run():
+        return "functions of your own are active, which only the reference calls"
+    if any(tensor.is_inference() for tensor in held):
+        return "its buffers were made in inference mode, where torch counts no changes"
+    return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row of the table.
+
+    what: its name. against: why the kernel does not take a layer, a device and a dtype of inputs, or ``None``.
+    if_asked: it is used only where it is asked for by name, because its results are less exact.
+    """
+
+    kernel: ModuleType
+    what: str
+    against: Callable[..., str | None]
+    if_asked: bool = False
+
+    def reason_against(self, layer, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this row is not used for ``layer``, or ``None``."""
+        if self.if_asked and layer.asked != self.what:
+            return "it is less exact, so it is used only where it is asked for"
+        return self.against(layer, device, dtype)
+
+
+INT8 = "cpu, int8 inputs"
+TABLE = (
+    Choice(
+        rounded, INT8, lambda layer, device, dtype: _against_cpu(layer, device) or rounded.reason_against(layer), True
+    ),
+    Choice(
+        torch_int4,
+        "torch_int4",
+        lambda layer, device, dtype: _against_cpu(layer, device) or torch_int4.reason_against(layer, dtype),
+        True,
+    ),
+    Choice(cpu, "cpu", lambda layer, device, dtype: _against_cpu(layer, device) or cpu.reason_against(layer)),
+    Choice(reference, "reference", lambda layer, device, dtype: None),
+)
+
+
+def choose(layer, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The kernel for ``layer`` and inputs of ``dtype`` on ``device``: that which was asked for, or the first of
+    :data:`TABLE` that takes them."""
+    return _row(layer, device, dtype).kernel
+
+
+def _row(layer, device: torch.device, dtype: torch.dtype) -> Choice:
+    asked = [choice for choice in TABLE if choice.what == layer.asked] if layer.asked else []
+    for choice in (*asked, *TABLE):
+        if choice.reason_against(layer, device, dtype) is None:
+            return choice
+    raise AssertionError("the reference takes everything")
+
+
+def use(model, kernel: str | None = None, activations: str | None = None) -> int:
+    """Ask all packed layers of ``model`` (or one layer) for another kernel than the usual one; how many were asked.
+
+    kernel: a name of the table, such as ``"reference"`` or ``"torch_int4"``. activations: ``"int8"`` rounds inputs to 8
+    bits, which is faster and less exact (:func:`qtutor.evaluate.cost_of_int8_inputs`). Neither: as it was. A
+    layer that the kernel does not take goes on as before; :func:`explain` says why. Not saved with the model.
+
+    Raises :class:`QtutorError` for unknown names, for both at once, and if no layer is packed.
+    """
+    names = [choice.what for choice in TABLE]
+    if activations not in (None, "int8"):
+        raise QtutorError(f'activations={activations!r} is unknown: use "int8", or None for float inputs.')
+    if kernel not in (None, *names):
+        raise QtutorError(f"there is no kernel {kernel!r}: use one of {', '.join(map(repr, names))}, or None.")
+    if kernel and activations:
+        raise QtutorError(f"kernel={kernel!r} and activations={activations!r} name two kernels: give one of them.")
+    layers = [layer for layer in model.modules() if getattr(layer, "chooses", False)]
+    if not layers:
+        raise QtutorError("the model has no packed layer, so there is no kernel to choose: quantize it first.")
+    for layer in layers:
+        layer.asked = INT8 if activations else kernel
+    return len(layers)
+
+
+def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
+    """Print which kernel multiplies ``batch`` tokens of ``dtype`` by ``layer``, how, and why the others do not."""
+    device = torch.device(device)
+    chosen = _row(layer, device, dtype)
+    print(f"{layer.extra_repr()}; {batch} token{'s' if batch != 1 else ''} of {str(dtype)[6:]} on {device}")
+    width = max(len(choice.what) for choice in TABLE)
+    for choice in TABLE:
+        against = choice.reason_against(layer, device, dtype)
+        if choice is chosen:
+            said = f"used: {choice.kernel.manner(batch, dtype)}"
+        elif against:
+            said = f"not used: {against}"
+        elif chosen.what == layer.asked:
+            said = "not used: another one was asked for"
+        else:
+            said = "not needed: it takes everything, and is slow"
+        print(f"  {choice.what:{width}}  {said}")

@@ -1,0 +1,163 @@
+"""The fast product on a CPU: codes are decoded in registers, so generating reads packed bytes only.
+
+What a token costs is the reading of all weights; four bits are an eighth of the bytes of float32. :mod:`.loops` has the
+loops, :mod:`.tiles` the layout that they read. They compute in float32, whatever the dtype of x, and differ from
+:mod:`.reference` by the rounding of float32 sums alone.
+
+For up to :data:`MOST` tokens the codes are multiplied directly. For more, and for what these loops do not cover
+(float64, gradients, x that is not finite), 1024 rows of weights at a time are decoded, and torch multiplies by them, as
+in the reference.
+
+Left out: 5, 6 and 7 bits, codebooks of 8 bits, groups that 8 does not divide. The reference takes them. Against four
+bits in groups of 64, scales and zero points in the loops' order take 8 % more memory beside those of the layer.
+"""
+
+import functools
+import importlib.util
+import sys
+import warnings
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from qtutor.compiling import told_if_slow
+from qtutor.core.codebooks import Codebook
+from qtutor.core.quantized import resolve_group_size
+from qtutor.runtime.kernels.threads import in_shares
+from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
+
+MOST = 8  # tokens; for more, decoding once and torch's product are faster
+SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them
+BLOCK_ROWS = 1024  # rows that are decoded at a time for torch's product; a multiple of ROWS
+
+# What `one` wants the x of columns divided by, because codes stay in their places; it is exact above 1e-29. The highest
+# code of a word would lie on the sign, so that one is moved; a word of 2 bits has the codes of 16 columns.
+_PLACES = {2: [*range(0, 30, 2), 0], 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0, 8, 16, 0] * 2}
+_FACTORS = {bits: (np.float32(2) ** -np.array(places, np.float32)).reshape(-1, 8) for bits, places in _PLACES.items()}
+_UNCHANGED = np.ones((1, 8), np.float32)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def reason_against(layer) -> str | None:
+    """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
+    levels = len(layer.grid.values) if isinstance(layer.grid, Codebook) else None
+    return _reason_against(levels, layer.grid.bits, layer.rows, layer.columns, layer.group_size)
+
+
+@functools.cache
+def _reason_against(levels: int | None, bits: int, rows: int, columns: int, group_size: int) -> str | None:
+    """The same from numbers; levels: of a codebook."""
+    if levels not in (None, 16):
+        return f"the codebook has {levels} levels, and not 16"
+    if bits not in (2, 3, 4, 8):
+        return f"the codes have {bits} bits, and not 2, 3, 4 or 8"
+    if not rows or not columns:
+        return "the matrix is empty"
+    if resolve_group_size(group_size, columns) % 8:
+        return "8 does not divide the groups"
+    if sys.byteorder != "little":
+        return "this machine's words begin with the high byte"
+    if not available():
+        return "numba is not installed: pip install 'qtutor[gguf]'"
+    return None
+
+
+@functools.cache
+def available() -> bool:
+    """Whether numba is installed; it is imported when the first product is computed. Warns, once, if it is not."""
+    try:
+        found = importlib.util.find_spec("numba") is not None
+    except ValueError:  # a module that is forbidden has no specification
+        found = False
+    if not found:
+        warnings.warn(
+            "numba is not installed, so packed layers multiply by the reference, which is about a hundred times as "
+            "slow. Install it: pip install 'qtutor[gguf]'.",
+            stacklevel=2,
+        )
+    return found
+
+
+def manner(batch: int, dtype: torch.dtype) -> str:
+    """How a batch is multiplied, in words."""
+    if dtype in DTYPES and batch == 1:
+        return "codes are decoded in registers and multiplied, 64 rows at a time, in float32"
+    if dtype in DTYPES and batch <= MOST:
+        return f"eight columns of 64 rows are decoded once and multiplied by {batch} tokens, in float32"
+    return f"{BLOCK_ROWS} rows at a time are decoded to {str(dtype)[6:]}, and torch multiplies"
+
+
+@functools.cache
+def _loops() -> ModuleType:
+    """The compiled loops; numba is imported with them."""
+    return importlib.import_module("qtutor.runtime.kernels.loops")
+
+
+def prepare(layer) -> Tiles:
+    """The codes of ``layer`` in the order in which the loops read them, and its scales and zero points."""
+    return tiles_of(layer)
+
+
+def packed(state: Tiles) -> torch.Tensor:
+    """The layer's packed bytes, out of the state that replaced them."""
+    return state.packed()
+
+
+def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
+    """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
+    tokens = x.numel() // state.columns
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    if 0 < tokens <= MOST and x.dtype in DTYPES and not differentiated and x.shape[-1] == state.columns:
+        values = x.detach().to(torch.float32).reshape(tokens, -1, 8).contiguous()
+        y = _product(values.numpy(), state)
+        if y is not None:
+            return torch.from_numpy(y)[:, : state.rows].to(x.dtype).reshape(*x.shape[:-1], state.rows)
+    return _in_blocks(x, state)
+
+
+def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
+    """float32 ``[tokens, columns / 8, 8]`` to float32 ``[tokens, tiles * ROWS]``; ``None`` if x is not finite."""
+    loops, tokens, (tiles, groups, _) = _loops(), len(x), state.scales.shape
+    loop = loops.one if tokens == 1 and not state.levels else loops.many
+    inputs, sums = np.empty_like(x), np.empty((tokens, groups), np.float32)
+    if not loops.spread(x, _FACTORS[state.bits] if loop is loops.one else _UNCHANGED, inputs, sums):
+        return None
+    y = np.empty((tokens, tiles * ROWS), np.float32)
+    arguments = inputs, sums, state.planes, state.scales, state.zeros, state.each, y
+    shared_out(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
+    return y
+
+
+def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
+    """The product with decoded weights, a block of rows after the other, as the reference computes it."""
+    loops, parts = _loops(), []
+    room = np.empty((min(BLOCK_ROWS, state.rows), state.columns // 8, 8), np.float32)
+    for start in range(0, state.rows, BLOCK_ROWS):
+        weight = room[: state.rows - start]  # the last block may be shorter
+
+        def decode(first: int, last: int, weight=weight, at=start // ROWS) -> None:
+            out = weight[first * ROWS : last * ROWS]
+            loops.weights(state.planes, state.scales, state.zeros, state.each, out, at + first, at + last)
+
+        shared_out(loops.weights, decode, -(-len(weight) // ROWS), state)
+        block = torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)
+        if x.requires_grad and block.dtype == torch.float32:
+            block = block.clone()  # the gradient is computed from it, when the room holds other rows
+        parts.append(linear(x, block))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+_ready = set()  # loops that are compiled, and for which kind of tiles
+
+
+def shared_out(loop, work, tiles: int, state: Tiles) -> None:
+    """``work(first, last)`` for all ``tiles``, which calls ``loop``; it is compiled before threads share the work."""
+    kind = loop, state.bits, state.levels, state.scales.dtype
+    if kind not in _ready:
+        with told_if_slow(f"the product of {state.bits}-bit weights"):
+            work(0, 0)
+        _ready.add(kind)
+    in_shares(work, tiles, -(-SHARE // (ROWS * state.columns)))

@@ -1,0 +1,50 @@
+"""The product of FP8 layers: E4M3 values of the weights times E4M3 values of the inputs, a scale for each row of both.
+
+As engines do it: every token's largest |x| becomes the largest value, 448; values are multiplied and summed in float32,
+and both scales come after the sum. A product of two values is exact in float32, the sums are not. As in
+:mod:`.reference`, only some rows are unpacked at any moment.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import linear
+
+from qtutor.core.float_grid import FloatGrid
+from qtutor.core.scales import rows_of
+from qtutor.runtime.kernels.reference import BLOCK_ROWS
+
+
+@dataclass(frozen=True)
+class State:
+    """packed: uint8 ``[out, in]``, a code a byte; scales: float32 ``[out, 1]`` or ``[1, 1]``."""
+
+    packed: torch.Tensor
+    grid: FloatGrid
+    scales: torch.Tensor
+
+
+def prepare(layer) -> State:
+    """References to the buffers of ``layer``, a :class:`~qtutor.runtime.fp8.Fp8Linear`."""
+    return State(layer.packed, layer.grid, layer.stored_scales.decode())
+
+
+def run(x: torch.Tensor, state: State) -> torch.Tensor:
+    """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
+    count, columns = state.packed.shape
+    flat = x.reshape(-1, columns)
+    values, scale = rounded_tokens(flat, state.grid)
+    y = torch.empty(len(flat), count, dtype=x.dtype, device=x.device)
+    for start in range(0, count, BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        product = linear(values, state.grid.levels(state.packed[rows]))
+        y[:, rows] = (product * scale * rows_of(state.scales, rows).T).to(x.dtype)
+    return y.reshape(*x.shape[:-1], count)
+
+
+def rounded_tokens(x: torch.Tensor, grid: FloatGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens ``x [tokens, in]`` as values of ``grid`` (float32, same shape), and their scales ``[tokens, 1]``."""
+    x = x.float()
+    largest = x.abs().amax(dim=1, keepdim=True)
+    scale, _ = grid.fit(-largest, largest)
+    return grid.levels(grid.encode(x, scale)), scale

@@ -1,0 +1,78 @@
+"""The CPU's product with int8 inputs: faster than :mod:`.cpu`, and less exact. It is used only where it is asked for.
+
+Each token is rounded in the groups of the weights, to whole multiples of a step: its largest input in the group is 127
+steps. Then the products of codes are whole numbers, which an instruction adds up by the dozen, and only the sum of a
+group becomes a float: ``s step (sum c q - z sum q)``, exact but for that. :mod:`.rounded_loops` has the loops; they
+read the tiles that :mod:`.cpu` reads.
+
+What rounding costs depends on the model; :func:`qtutor.evaluate.cost_of_int8_inputs` measures it. Inputs are
+rounded for every batch and dtype alike: of more than a few tokens torch multiplies the rounded inputs in float, and so
+it does where a gradient is wanted, which passes the rounding as if it were not there. Inputs that are not finite are
+not rounded. Weights of 4 bits on an integer grid only.
+"""
+
+import functools
+import importlib
+
+import numpy as np
+import torch
+
+from qtutor.core.codebooks import Codebook
+from qtutor.runtime.kernels import cpu
+from qtutor.runtime.kernels.tiles import ROWS, Tiles
+
+prepare, packed = cpu.prepare, cpu.packed
+
+
+def reason_against(layer) -> str | None:
+    """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
+    if isinstance(layer.grid, Codebook) or layer.grid.bits != 4:
+        return "codes are not whole numbers of 4 bits"
+    return cpu.reason_against(layer)
+
+
+@functools.cache
+def _loops():
+    """The compiled loops; numba is imported with them."""
+    return importlib.import_module("qtutor.runtime.kernels.rounded_loops")
+
+
+def manner(batch: int, dtype: torch.dtype) -> str:
+    """How a batch is multiplied, in words."""
+    if batch > cpu.MOST:
+        return f"inputs are rounded to int8; then {cpu.manner(batch, dtype)}"
+    bits = _loops().width()
+    how = f"vectors of {bits} bits" if bits else "plain loops, because this CPU has no AVX2"
+    return f"inputs are rounded to int8, and codes are multiplied by codes: {how}"
+
+
+def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
+    """``round(x) [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
+    tokens = x.numel() // state.columns
+    if not tokens or x.shape[-1] != state.columns:
+        return cpu.run(x, state)  # which refuses another width as torch does
+    codes, steps, sums = _rounded(x, state)
+    if codes is None:
+        return cpu.run(x, state)
+    if tokens > cpu.MOST or (x.requires_grad and torch.is_grad_enabled()):
+        return cpu.run(_as_numbers(codes, steps, x), state)
+    loops, tiles = _loops(), len(state.scales)
+    y = np.empty((tokens, tiles * ROWS), np.float32)
+    arguments = codes, steps, sums, state.planes, state.scales, state.zeros, state.each, y
+    cpu.shared_out(loops.product, lambda first, last: loops.product(*arguments, first, last), tiles, state)
+    return torch.from_numpy(y)[:, : state.rows].to(x.dtype).reshape(*x.shape[:-1], state.rows)
+
+
+def _rounded(x: torch.Tensor, state: Tiles) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """x as codes, steps and sums of codes, see :func:`.rounded_loops.quantize`; no codes if x is not finite."""
+    values = x.detach().to(torch.float32).reshape(-1, state.columns // 8, 8).contiguous().numpy()
+    codes, groups = np.empty(values.shape, np.int8), state.scales.shape[1]
+    steps, sums = np.empty((len(values), groups), np.float32), np.empty((len(values), groups), np.int32)
+    return codes if _loops().quantize(values, codes, steps, sums) else None, steps, sums
+
+
+def _as_numbers(codes: np.ndarray, steps: np.ndarray, x: torch.Tensor) -> torch.Tensor:
+    """The rounded inputs, in x's shape and dtype. The gradient passes as if nothing had been rounded."""
+    in_order = codes[:, :, np.argsort(_loops().ORDER)].reshape(*steps.shape, -1)
+    rounded = torch.from_numpy(in_order * steps[..., None]).reshape(x.shape).to(x.dtype)
+    return x + (rounded - x).detach() if x.requires_grad else rounded

@@ -1,0 +1,84 @@
+"""SmolLM2 in the formats that transformers loads: 16 greedy tokens after three beginnings, or layer by layer.
+
+A first cut: round to nearest, three prompts. The embedded decoder goes through more recipes and prompts
+(test_in_transformers.py). The file's grid is Q4_1, so no recipe here is its own (qtutor/formats/smollm2.py says why).
+"""
+
+import copy
+
+import pytest
+import torch
+
+import qtutor
+from qtutor.formats import smollm2
+from tests.engines.likeliest import check_likeliest
+from tests.engines.test_in_transformers import greedy, in_float
+
+pytestmark = pytest.mark.skipif(
+    not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})"
+)
+TOKENS, PROMPT = 16, 12
+TEXTS = [
+    "The water that falls as rain has risen from the sea, and it carries no salt because salt does not rise with it.",
+    "To find the area of a circle you take its radius, multiply it by itself, and then multiply the result by pi.",
+    "Yesterday my sister and I walked along the river until we came to an old bridge, where we met a man who said",
+]
+# What has to be installed, the format, the recipe. gptqmodel's layers compute in float16.
+EXACT = [
+    ("compressed_tensors", "compressed-tensors", {"bits": 4, "symmetric": True, "group_size": 64}),
+    ("bitsandbytes", "bitsandbytes", {"method": "nf4"}),
+]
+
+
+@pytest.fixture(scope="module")
+def original():
+    """(model, tokenizer, ids ``[3, PROMPT]``), in float32."""
+    model, tokenizer = qtutor.load("smollm2", dtype=torch.float32, device="cpu")
+    return model, tokenizer, torch.tensor([tokenizer(text)["input_ids"][:PROMPT] for text in TEXTS])
+
+
+def loaded(original, folder, form: str, recipe: dict, dtype: torch.dtype):
+    """The packed model, what transformers makes of its folder, and the beginnings."""
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer, ids = original
+    model = copy.deepcopy(model)
+    qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
+    qtutor.export(model, folder, form, tokenizer)
+    return model, AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu"), ids
+
+
+@pytest.mark.parametrize(("package", "form", "recipe"), EXACT)
+def test_greedy_tokens_are_equal(tmp_path, original, package, form, recipe):
+    pytest.importorskip(package)
+    model, theirs, ids = loaded(original, tmp_path / "out", form, recipe, torch.float32)
+    theirs.train(form == "bitsandbytes")  # else it computes in bfloat16 on CPUs that can; there is no dropout
+    assert torch.equal(greedy(theirs, ids, TOKENS), greedy(in_float(model), ids, TOKENS))
+
+
+def test_every_fp8_layer_computes_what_ours_does(tmp_path, original):
+    """On the engine's own inputs. Tokens say little: inputs are rounded, so a last bit of float32 may move one by a
+    step, and over thirty blocks that grows to 8 % of the logits, as much as all rounding of inputs changes them.
+    """
+    pytest.importorskip("compressed_tensors")
+    model, theirs, _ = loaded(original, tmp_path / "out", "compressed-tensors", {"method": "fp8"}, torch.float32)
+    apart = {}
+
+    def compare(name, inputs, output):
+        ours = model.get_submodule(name)(inputs)
+        apart[name] = ((ours - output).norm() / output.norm()).item()
+
+    for name, module in theirs.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_hook(lambda _, given, made, name=name: compare(name, given[0], made))
+    with torch.inference_mode():
+        theirs(original[2])
+    assert len(apart) == 210 and max(apart.values()) < 1e-5  # sums of float32 in another order
+
+
+def test_gptqmodel_writes_the_likeliest_tokens(tmp_path, original):
+    pytest.importorskip("gptqmodel")
+    pytest.importorskip("optimum")
+    recipe = {"bits": 4, "symmetric": True, "group_size": 64}
+    model, theirs, ids = loaded(original, tmp_path / "out", "gptq", recipe, torch.float16)
+    check_likeliest(in_float(model), ids, greedy(theirs, ids, TOKENS)[:, PROMPT:])

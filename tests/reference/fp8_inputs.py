@@ -1,0 +1,35 @@
+"""A linear layer whose weights and inputs are E4M3 values, plainly. Knows nothing of qtutor."""
+
+import torch
+from torch import nn
+
+# Sign, four bits of exponent, three of mantissa; 1.111 * 2^8 is NaN, so 448 is the largest.
+POSITIVE = [m / 8 * 2.0**-6 for m in range(8)] + [
+    (1 + m / 8) * 2.0 ** (e - 7) for e in range(1, 16) for m in range(8) if (e, m) != (15, 7)
+]
+
+
+def e4m3(x: torch.Tensor) -> torch.Tensor:
+    """Every number of ``x`` as the nearest E4M3 value, float64; of two the one whose last bit of mantissa is 0."""
+    levels = torch.tensor(POSITIVE, dtype=torch.float64)
+    size = x.double().abs().clamp(max=448)
+    above = torch.searchsorted(levels, size.contiguous()).clamp(max=len(levels) - 1)
+    below = (above - 1).clamp(min=0)
+    up, down = levels[above] - size, size - levels[below]
+    nearer = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, below)
+    return levels[nearer] * torch.where(x < 0, -1.0, 1.0)
+
+
+class Fp8Inputs(nn.Module):
+    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448. weight: ``[out, in]``."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, x.shape[-1]).float()
+        scale = tokens.abs().amax(dim=1, keepdim=True) / 448  # [tokens, 1]
+        scale = torch.where(scale > 0, scale, 1.0)
+        rounded = e4m3(tokens / scale) * scale.double()
+        return (rounded @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
