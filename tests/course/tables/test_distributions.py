@@ -15,7 +15,7 @@ FOUND = {"activation": [[20.0], [15.0]], "weight": [[38.0], [36.0]], "random": [
 RESULTS = {("plain", 3): (10.0, 40.0, FOUND, [0.2, 0.4]), ("put in", 3): (10.0, 50.0, FOUND, [0.3, 0.6])}
 BACK = {
     ("plain", 3): {"activation": [0.5, 0.7], "weight": [0.1, 0.2], "random": [0.1, 0.2]},
-    ("put in", 3): {"activation": [0.3, 0.9], "weight": [0.4, 0.2], "random": [0.1, 0.2]},
+    ("put in", 3): {"activation": [0.51, 0.9], "weight": [0.6, 0.2], "random": [0.1, 0.2]},
 }
 
 
@@ -139,7 +139,7 @@ def test_the_effect_needs_to_beat_weights_and_luck(shown):
         and shown[0].count("**The paper's effect is not here.**") == 1
     )
     assert "In 1 of 2 cases" in shown[0] and "by over 2 points, in 1 of 2 comparisons" in shown[0]
-    assert "comes to 50%, far from the 94% of OPT-6.7B" in shown[0]
+    assert "comes to 51%, far from the 94% of OPT-6.7B" in shown[0]
 
 
 def test_the_better_buy_has_the_lower_perplexity(shown):
