@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import qtutor
@@ -106,6 +107,26 @@ def test_a_short_context_is_evaluated_as_far_as_it_goes(short, capsys):
     text = capsys.readouterr().out
     assert "windows of so many, not 512" in text and "functions do not fit into the context" in text
     assert re.search(r"perplexity +\d+\.\d", text) and re.search(r"answers right, sum +\d+%", text)
+
+
+@pytest.mark.parametrize("command", ["eval", "compare"])
+def test_a_few_tokens_suffice_where_the_context_is_short(short, capsys, command):
+    against = ["--against", str(short)] if command == "compare" else []
+    ask = [command, str(short), *against, "--json", "--window", "4096", "--tokens"]
+    assert cli.main([*ask, "300"]) == 0
+    assert json.loads(capsys.readouterr().out)["window"] == 128
+    assert "--tokens is 100, and one window takes 128" in refused([*ask, "100"], capsys)
+    assert "--tokens is 0; it takes at least 2 tokens" in refused([*ask, "0"], capsys)
+
+
+def test_a_whole_file_that_is_named_as_a_part_is_whole(tmp_path, whole):
+    """The file says whether it is a part, not its name."""
+    part = tmp_path / "whole-00002-of-00003.gguf"
+    part.write_bytes(whole.read_bytes())
+    for number, source in enumerate((whole, part)):
+        assert cli.main(["quantize", str(source), str(tmp_path / str(number)), "--allow-requantize"]) == 0
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "01")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_an_importance_matrix_from_a_file(tmp_path, capsys):

@@ -37,15 +37,20 @@ def check_measuring(options, sources: list[str]) -> None:
     window = WINDOW if options.window is None else options.window
     if window < 2:
         raise QtutorError(f"--window is {window}; it takes at least 2 tokens, one to read and one to predict.")
-    if (options.tokens or TOKENS) < window:
-        raise QtutorError(f"--tokens is {options.tokens or TOKENS}, and one window takes {window}: measure on more.")
+    tokens = TOKENS if options.tokens is None else options.tokens
+    if tokens < 2:
+        raise QtutorError(f"--tokens is {tokens}; it takes at least 2 tokens, one to read and one to predict.")
     for source in sources:
         check_source(source)
         if not os.path.lexists(source) and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
             raise QtutorError(f"{source} does not exist. Name 'embedded', a folder, a file or a hub id (owner/name).")
     if options.text is not None:
         check_text(options.text, 2)
-    sizes = {source: size for source in sources if (size := vocabulary_of(source)) is not None}
+    found = {source: sizes_of(source) for source in sources}
+    contexts = [context for _, context in found.values()]
+    if None not in contexts:  # where one is not known, window_for looks when the model is loaded
+        _check_tokens(tokens, min(window, *contexts))
+    sizes = {source: size for source, (size, _) in found.items() if size is not None}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{source} {size:,}" for source, size in sizes.items())
         raise QtutorError(
@@ -54,8 +59,15 @@ def check_measuring(options, sources: list[str]) -> None:
         )
 
 
-def vocabulary_of(source: str) -> int | None:
-    """How many tokens a decoder knows, out of its config or file; ``None`` where nothing here says it, as of a hub id.
+def _check_tokens(tokens: int, window: int) -> None:
+    if tokens < window:
+        raise QtutorError(f"--tokens is {tokens}, and one window takes {window}: measure on more.")
+
+
+def sizes_of(source: str) -> tuple[int | None, int | None]:
+    """How many tokens a decoder knows, and how many its context holds, out of its config or file.
+
+    ``None`` for what nothing here says, as of a hub id.
 
     What cannot be read is told when it is loaded.
     """
@@ -66,22 +78,30 @@ def vocabulary_of(source: str) -> int | None:
 
     file = file_in(source)
     if file is not None:
-        tokens = read_whole(file).metadata.get("tokenizer.ggml.tokens")
-        return len(tokens) if isinstance(tokens, list) else None
-    config = (EMBEDDED if source == "embedded" else Path(source)) / "config.json"
-    size = read_json(config).get("vocab_size") if config.is_file() else None
-    return size if type(size) is int else None
+        metadata = read_whole(file).metadata
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+        return len(tokens) if isinstance(tokens, list) else None, context if type(context) is int else None
+    path = (EMBEDDED if source == "embedded" else Path(source)) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    found = [config.get(key) for key in ("vocab_size", "max_position_embeddings")]
+    size, context = (value if type(value) is int else None for value in found)
+    return size, context
 
 
 def window_for(options, model, notes: list[str]) -> int:
-    """Tokens in a window: what --window says, at most the model's context."""
-    from qtutor.measure.texts import WINDOW
+    """Tokens in a window: what --window says, at most the model's context. Raises if --tokens are fewer than that."""
+    from qtutor.measure.texts import TOKENS, WINDOW
 
     wanted = options.window or WINDOW
     context = getattr(model.config, "max_position_embeddings", None) or wanted
     if context < wanted:
         notes.append(f"The model's context is {context} tokens: the text is read in windows of so many, not {wanted}.")
-    return min(wanted, context)
+    window, tokens = min(wanted, context), TOKENS if options.tokens is None else options.tokens
+    if window < 2:
+        raise QtutorError(f"the model's context is {context} tokens; one to read and one to predict are needed.")
+    _check_tokens(tokens, window)
+    return window
 
 
 def text_for(options, tokenizer, window: int, model):

@@ -3,6 +3,8 @@
 transformers makes it out of the config where there is none, so only what differs has to be kept.
 """
 
+import warnings
+
 from torch import nn
 from transformers import GenerationConfig
 
@@ -14,13 +16,29 @@ VERSION = "transformers_version"
 
 
 def generation_settings(model: nn.Module) -> dict:
-    """The settings that the config alone would not give back; empty for most models."""
+    """The settings that the config alone would not give back; empty for most models.
+
+    Ends of a text beyond the vocabulary are left out and told: the model cannot write them, so nothing changes.
+    """
     own = getattr(model, "generation_config", None)
     if own is None:
         return {}
     usual = GenerationConfig.from_model_config(model.config).to_dict()
     found = {key: value for key, value in own.to_dict().items() if value != usual.get(key)}
-    return {key: value for key, value in found.items() if not key.startswith("_") and key != VERSION}
+    found = {key: value for key, value in found.items() if not key.startswith("_") and key != VERSION}
+    ends = found.get("eos_token_id")
+    several = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    within = [number for number in several if type(number) is not int or number < model.config.vocab_size]
+    if within != several:
+        del found["eos_token_id"]
+        warnings.warn(
+            f"generation_config: eos_token_id is {one_line(str(ends), 80)}, and the vocabulary has "
+            f"{model.config.vocab_size} tokens. Those beyond cannot be written and are left out.",
+            stacklevel=2,
+        )
+        if within:
+            found["eos_token_id"] = within
+    return found
 
 
 def give_back(model: nn.Module, text: str | None, where: str) -> None:

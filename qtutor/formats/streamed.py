@@ -20,7 +20,7 @@ from qtutor.formats.documents import reading
 from qtutor.formats.sources import FOREIGN, GGUF, OURS, find
 from qtutor.formats.tokenizers_files import tokenizer_in, tokenizer_in_gguf
 from qtutor.formats.transformers_files import outlined, usual_device, with_tied
-from qtutor.gguf.parts import names_of
+from qtutor.gguf.parts import Whole
 from qtutor.guards.model import decoder_of
 
 
@@ -131,7 +131,7 @@ def _of_gguf(file: Path, device: str | None) -> tuple[FileWeights, object]:
     found.model.config.dtype = torch.float32
     model = outlined(found.model, torch.float32, str(file), device)
     gguf_reading.take_ends(model, found.file)
-    parts = names_of(file)
+    parts = [part.path for part in found.file.parts] if isinstance(found.file, Whole) else [file]  # not by its name
     return FileWeights(model, Decoded(found), device, parts, parts), tokenizer
 
 

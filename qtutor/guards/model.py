@@ -19,8 +19,8 @@ def decoder_of(given) -> nn.Module:
     """The transformers decoder ``given``, unwrapped if torch.compile or DataParallel wraps it.
 
     Raises :class:`QtutorError` for anything else: a tuple of model and tokenizer, a path, adapters, a model without its
-    output matrix, tensors without values, layers that another tool quantized, weights that two layers share, and
-    tensors that do not fit the config.
+    output matrix, tensors without values, layers that another tool quantized, weights that two layers share, tensors
+    that do not fit the config, and modules whose ``forward`` was replaced.
     """
     model = _unwrapped(given)
     family = family_of(model)
@@ -29,6 +29,7 @@ def decoder_of(given) -> nn.Module:
     _check_values(model)
     check_promised(model)
     _check_shared(model, family)
+    _check_forwards(model)
     return model
 
 
@@ -51,9 +52,9 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
                     "qtutor/families/known.py."
                 )
             if linear or calibrated:
-                _check_hooks(full, module, replaced=linear)
+                _check_hooks(full, module)
     for name in outside:
-        _check_hooks(name, model.get_submodule(name), replaced=True)
+        _check_hooks(name, model.get_submodule(name))
     devices = {parameter.device for parameter in model.parameters()}
     if calibrated and len(devices) > 1:
         raise QtutorError(
@@ -62,14 +63,13 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
         )
 
 
-def _check_hooks(name: str, module: nn.Module, replaced: bool) -> None:
-    """Refuse hooks and patches on ``module``: they are not called if it is replaced, or run outside its block."""
-    patched = replaced and "forward" in vars(module) and not hasattr(module, "_hf_hook")  # not accelerate's
+def _check_hooks(name: str, module: nn.Module) -> None:
+    """Refuse hooks on ``module``: they are not called if it is replaced, or run outside its block."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if patched or any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
+    if any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
         raise QtutorError(
-            f"{name} has a {'forward of its own' if patched else 'forward hook'}, which would not be called: remove it "
-            "first (handle.remove()), and add it again afterwards."
+            f"{name} has a forward hook, which would not be called: remove it first (handle.remove()), and add it "
+            "again afterwards."
         )
 
 
@@ -186,4 +186,19 @@ def _check_shared(model: nn.Module, family: Family) -> None:
                 f"{name} and {first} are one tensor (a layer or block that is used twice): each has to have its own. "
                 f"Copy it first, for instance model.set_submodule({block!r}, copy.deepcopy(model.get_submodule("
                 f"{block!r})))."
+            )
+
+
+def _check_forwards(model: nn.Module) -> None:
+    """Refuse a module that computes something else than its class: calibration would see it, no file could hold it."""
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if hasattr(module, "_hf_hook"):  # accelerate's, which only moves tensors
+            forward = vars(module).get("_old_forward")
+        forward = getattr(forward, "_torchdynamo_orig_callable", forward)  # torch.compile changes no numbers
+        if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
+            here = f"model.{name}" if name else "model"
+            raise QtutorError(
+                f"{here} has a forward of its own, a patch of this one object. A written model would not have it, so "
+                f"it would compute something else: remove the patch first (del {here}.forward)."
             )

@@ -89,10 +89,12 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 6
     """Greedy continuations: each prompt followed by what the model adds. Stops at a token that ends texts.
 
     Those are the eos tokens of ``model.generation_config``, one or several. streamer: transformers', is told of a
-    single prompt's tokens while they are made. Raises :class:`QtutorError` for a prompt that has no tokens, too many
-    for the model's context, or some that the model does not embed.
+    single prompt's tokens while they are made. Raises :class:`QtutorError` for a prompt that is no text, has no tokens,
+    too many for the model's context, or some that the model does not embed, and for less than one new token.
     """
     check_measurable(model)
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
+        raise QtutorError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number, at least 1.")
     if not prompts:
         return []
     encoded = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
@@ -125,6 +127,11 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
     texts with bos, and whose tokenizer puts none there, ``prompts_begin_with_bos`` in the config says it (as the
     embedded decoder's, whose excerpts begin anywhere and whose prompts do not).
     """
+    if not isinstance(prompt, str):
+        raise QtutorError(
+            f"the prompt is a {type(prompt).__name__}, and a text is needed. Several texts at once: "
+            "qtutor.evaluate.generate_batch(model, tokenizer, prompts)."
+        )
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # of a command line in another encoding

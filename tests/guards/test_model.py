@@ -1,6 +1,7 @@
 """Models that are not what they seem: each is quantized right, or refused by name before any work."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -394,12 +395,43 @@ def test_hooks_that_would_be_lost_are_named(place, calibrated):
     qtutor.quantize(model, recipe, some_ids(16, 32), progress=False)
 
 
-def test_a_forward_of_ones_own_is_named():
+def doubled(forward):
+    return lambda *given, **named: 2 * forward(*given, **named)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("place", ["layers.1.mlp.up_proj", "layers.0.mlp", "layers.1", "norm", "embed_tokens"])
+def test_a_forward_of_ones_own_is_named(tmp_path, place, method):
+    """Calibration would see what it computes, and no written file could hold it."""
     model = tiny()
-    layer = model.model.layers[1].mlp.up_proj
-    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight)
-    with pytest.raises(qtutor.QtutorError, match=r"layers\.1\.mlp\.up_proj has a forward of its own"):
-        qtutor.quantize(model, RECIPE, progress=False)
+    patched = model.model.get_submodule(place)
+    patched.forward = doubled(patched.forward)
+    said = rf"model\.model\.{re.escape(place)} has a forward of its own.*del model\.model\.{re.escape(place)}\.forward"
+    with pytest.raises(qtutor.QtutorError, match=said):
+        qtutor.quantize(model, qtutor.Recipe(method, group_size=32), some_ids(16, 32), progress=False)
+    with pytest.raises(qtutor.QtutorError, match=said):
+        qtutor.export(model, tmp_path / "out.gguf", format="gguf", type="Q8_0")
+    assert not list(tmp_path.iterdir())
+    del patched.forward
+    assert decoder_of(model) is model
+
+
+def test_a_patch_behind_the_hook_of_accelerate_is_named():
+    model = tiny()
+    model.model.layers[0].mlp.forward = doubled(model.model.layers[0].mlp.forward)
+    accelerate_hooks(model)
+    with pytest.raises(qtutor.QtutorError, match=r"layers\.0\.mlp has a forward of its own"):
+        decoder_of(model)
+
+
+@pytest.mark.parametrize("place", ["", "model.layers.0.mlp"])
+def test_a_forward_that_is_compiled_or_put_back_is_the_same(place):
+    model = tiny()
+    module = model.get_submodule(place)
+    module.forward = torch.compile(module.forward, backend="eager")
+    assert decoder_of(model) is model
+    module.forward = type(module).forward.__get__(module)
+    assert decoder_of(model) is model
 
 
 def test_a_layer_that_the_family_does_not_have_is_named(monkeypatch):

@@ -80,6 +80,20 @@ def test_the_ends_of_texts_are_kept_when_a_model_is_saved(tmp_path, source):
     assert again.generation_config.eos_token_id == [0, 5, 7]
 
 
+@pytest.mark.parametrize("ends, kept", [([0, 5, 99999], [0, 5]), ([0, 1024], [0]), (5000, 0), ([1024, 5000], 0)])
+def test_ends_beyond_the_vocabulary_are_left_out_and_told(tmp_path, ends, kept):
+    """The model cannot write them, and a file that named them would be called damaged when it is read."""
+    model, tokenizer = qtutor.load()
+    model.generation_config.eos_token_id = ends
+    with pytest.warns(UserWarning, match=r"eos_token_id is .*the vocabulary has 1024 tokens.*left out"):
+        qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="Q8_0", tokenizer=tokenizer)
+    assert qtutor.load(tmp_path / "a.gguf")[0].generation_config.eos_token_id == kept
+    qtutor.quantize(model, qtutor.Recipe(), progress=False)
+    with pytest.warns(UserWarning, match="left out"):
+        qtutor.export(model, tmp_path / "ours", tokenizer=tokenizer)
+    assert qtutor.load(tmp_path / "ours")[0].generation_config.eos_token_id == kept
+
+
 def test_settings_that_the_config_gives_back_are_not_written(tmp_path):
     model, tokenizer = qtutor.load()
     path = qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="Q8_0", tokenizer=tokenizer)
@@ -108,6 +122,11 @@ def test_prompts_that_cannot_be_continued():
         evaluate.generate(model, tokenizer, "")
     with pytest.raises(QtutorError, match="no text that can be written as UTF-8"):
         evaluate.generate(model, tokenizer, "a \udcff b")
+    with pytest.raises(QtutorError, match=r"the prompt is a list, and a text is needed.*generate_batch"):
+        evaluate.generate(model, tokenizer, ["a", "b"])
+    for number in (0, -1, 2.5, True):
+        with pytest.raises(QtutorError, match=f"max_new_tokens is {number}; expected a whole number, at least 1"):
+            evaluate.generate(model, tokenizer, "a", number)
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(QtutorError, match="token '<new>', number 1200, and the model embeds 1200: 0 to 1199"):
         evaluate.generate(model, tokenizer, "a <new> b")
