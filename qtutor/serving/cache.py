@@ -128,7 +128,7 @@ class Pool:
         return self.keys.nbytes + self.values.nbytes
 
     def write(self, layer: int, blocks: torch.Tensor, places: torch.Tensor, keys, values) -> None:
-        """Store ``keys, values [tokens, kv heads, width]``, each token in its place of its block, int64 ``[tokens]``."""
+        """Store ``keys, values [tokens, kv heads, width]``, each token in its place of its block, ``[tokens]`` both."""
         self.keys[layer, blocks, places] = keys
         self.values[layer, blocks, places] = values
 

@@ -3,8 +3,8 @@
 Token for token it writes what ``model.generate`` writes greedily, whoever else is served at the same time; only sums
 are added in another order. It runs whatever transformers' layers run, float or packed, on the model's own device.
 
-Left out: penalties and top-k of ``generation_config``, beams, and texts that leave before they are finished. Layers that
-look at the whole batch (LLM.int8's outliers) see other users' tokens, and may write something else than alone.
+Left out: penalties and top-k of ``generation_config``, beams, and requests that leave before they are finished. Layers
+that look at the whole batch (LLM.int8's outliers) see other users' tokens, and may write something else than alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ class Engine:
     """Serves a decoder. :meth:`add` requests, and call :meth:`step`, or go through :meth:`stream`.
 
     tokenizer: for prompts that are texts. blocks: how many blocks of ``block_size`` tokens the cache has.
-    tokens_a_step: the most tokens that the model reads at once. share_prefixes: let texts that begin alike share blocks.
+    tokens_a_step: the most tokens that the model reads at once. share_prefixes: texts that begin alike share blocks.
     """
 
     def __init__(
@@ -87,14 +87,16 @@ class Engine:
             return []
         try:
             logits = self._run(pieces)
-            tokens = [_sample(row, piece.request) if piece.writes else None for row, piece in zip(logits, pieces)]
+            tokens = [
+                _sample(row, piece.request) if piece.writes else None for row, piece in zip(logits, pieces, strict=True)
+            ]
         except BaseException:  # also a request to stop: the blocks may be written in part
             self.scheduler.abandon()
             raise
         return self._hand_out(pieces, tokens)
 
     def stream(self) -> Iterator[tuple[Request, int]]:
-        """Steps until nobody is left: each request and its next token, as they come. Requests may be added meanwhile."""
+        """Steps until nobody is left: each request with its next token. Requests may be added meanwhile."""
         while self.unfinished:
             yield from self.step()
 
@@ -174,6 +176,6 @@ def _check_rope(config) -> None:
     changing = sorted(kinds.intersection(CHANGING_ROPES))
     if changing:
         raise QtutorError(
-            f"the model's rope is of type {changing[0]!r}, whose angles change for all texts of a batch when one of them "
-            "is long: it cannot be served together with others. Use qtutor.generate."
+            f"the model's rope is of type {changing[0]!r}, whose angles change for all texts of a batch when one of "
+            "them is long: its texts cannot be served together. Use qtutor.generate."
         )
