@@ -125,6 +125,7 @@ class Pool:
 
     @property
     def nbytes(self) -> int:
+        """What all keys and values take."""
         return self.keys.nbytes + self.values.nbytes
 
     def write(self, layer: int, blocks: torch.Tensor, places: torch.Tensor, keys, values) -> None:

@@ -30,7 +30,7 @@ def written(prompt: list[int], new: int) -> list[int]:
 
 
 class Ghost(Engine):
-    """An engine whose cache holds ``(token, position)`` in each place. ``failing``: numbers of runs that fail half-way."""
+    """An engine whose cache holds ``(token, position)`` in each place. failing: the runs that fail half-way."""
 
     def __init__(self, model, failing=(), **sizes):
         super().__init__(model, **sizes)
