@@ -82,10 +82,10 @@ class Engine:
         Empty where the step only read beginnings of prompts, or where nobody is left. After an error all requests wait
         again with what they have, and the next step goes on.
         """
-        pieces = self.scheduler.pick()
-        if not pieces:
-            return []
         try:
+            pieces = self.scheduler.pick()
+            if not pieces:
+                return []
             logits = self._run(pieces)
             tokens = [
                 _sample(row, piece.request) if piece.writes else None for row, piece in zip(logits, pieces, strict=True)
