@@ -61,6 +61,8 @@ class Engine:
         _check_count("max_new_tokens", max_new_tokens)
         if type(temperature) not in (int, float) or not 0 <= temperature < float("inf"):
             raise QtutorError(f"temperature is {temperature!r}; expected a number, 0 (the likeliest token) or more.")
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise QtutorError(f"seed is {seed!r}; expected a whole number, at least 0 and of at most 63 bits.")
         tokens = self._tokens(prompt)
         room = room_behind(self.model, len(tokens))
         new = max_new_tokens if room is None else min(max_new_tokens, room)

@@ -159,6 +159,8 @@ def test_what_is_written_stops_at_the_end_of_the_context():
         ([1], {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ([1], {"temperature": -1}, "temperature is -1"),
         ([1], {"temperature": float("nan")}, "temperature is nan"),
+        ([1], {"seed": -1}, "seed is -1"),
+        ([1], {"seed": None}, "seed is None"),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused_at_once(prompt, options, said):
