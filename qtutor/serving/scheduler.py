@@ -93,18 +93,18 @@ class Scheduler:
         # Each that writes gets a token: a request is only admitted into a step that has a token left for it, so no
         # more run than the budget has tokens.
         left = self.budget - sum(request.unread == 1 for request in self.running)
-        pieces, running = [], list(self.running)
-        for request in running:
+        pieces = []
+        for request in list(self.running):
             if request.state is State.RUNNING and self._has_room(request):  # not preempted for an older one just now
                 count = 1 if request.unread == 1 else min(request.unread, left)
                 left -= count if request.unread > 1 else 0
                 pieces += self._piece(request, count)
-        if len(self.running) == len(running):  # where one has just been preempted, a new one would be the next
-            while left and self.waiting and self._admit():
-                count = min(self.waiting[0].unread, left)
-                left -= count
-                self.running.append(self.waiting.popleft())
-                pieces += self._piece(self.running[-1], count)
+        # One that was just preempted waits in front, and needs more than it gave back: so nobody is admitted then.
+        while left and self.waiting and self._admit():
+            count = min(self.waiting[0].unread, left)
+            left -= count
+            self.running.append(self.waiting.popleft())
+            pieces += self._piece(self.running[-1], count)
         return pieces
 
     def read(self, piece: Piece) -> None:
