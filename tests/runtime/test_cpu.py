@@ -225,8 +225,8 @@ def test_older_cpus_compute_the_same(tmp_path):
     """Without AVX: the same sums to rounding, and levels come from memory."""
     program = (
         "import torch; from qtutor import rtn, bnb, IntGrid; from qtutor.runtime.linear import QuantLinear\n"
-        "from qtutor.runtime.kernels.codes import has_permutes\n"
-        "assert not has_permutes(); w = torch.randn(70, 64); x = torch.randn(2, 64)\n"
+        "from qtutor.runtime.kernels.instructions import has\n"
+        "assert not has('avx512f'); w = torch.randn(70, 64); x = torch.randn(2, 64)\n"
         "for q in (rtn.quantize(w, IntGrid(3), 32), bnb.quantize(w)):\n"
         "    torch.testing.assert_close(QuantLinear.from_quantized(q)(x), x @ q.dequantize().T, rtol=1e-4, atol=1e-4)\n"
     )
