@@ -10,6 +10,7 @@ each text's own, so the layers turn queries and keys as they always do.
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -24,19 +25,21 @@ NAME = "qtutor_paged"  # transformers makes no mask for a name for which no mask
 class Step:
     """The pieces that the model reads in one step, as tensors.
 
-    ids, positions, blocks, places: int64 ``[tokens]``; a token's key and value lie in ``places`` of ``blocks``.
+    ids, positions: int64 ``[tokens]``. slots: where in the pool each token's key and value belong, int64 ``[tokens]``.
     ends: where each piece ends in the row, int64 ``[pieces]``.
     """
 
     def __init__(self, pool: Pool, pieces: list[Piece]):
         self.pool = pool
-        self.device, size = pool.keys.device, pool.keys.shape[2]
-        spans = [(piece, position) for piece in pieces for position in range(piece.start, piece.end)]
-        self.ids = self._tensor([piece.request.tokens[position] for piece, position in spans])
-        self.positions = self._tensor([position for _, position in spans])
-        self.blocks = self._tensor([piece.request.table[position // size] for piece, position in spans])
-        self.places = self.positions % size
-        self.ends = self._tensor([piece.end - piece.start for piece in pieces]).cumsum(0) - 1
+        self.device, size = pool.keys.device, pool.size
+        ids, positions, slots = [], [], []
+        for piece in pieces:
+            places = range(piece.start, piece.end)
+            ids += piece.request.tokens[piece.start : piece.end]
+            positions += places
+            slots += [piece.request.table[place // size] * size + place % size for place in places]
+        self.ids, self.positions, self.slots = self._tensor(ids), self._tensor(positions), self._tensor(slots)
+        self.ends = self._tensor(list(accumulate(piece.end - piece.start for piece in pieces))) - 1
         self.groups = self._groups(pieces, size)
 
     def _groups(self, pieces: list[Piece], size: int) -> list["Group"]:
@@ -65,20 +68,22 @@ class Group:
     def __init__(self, rows: torch.Tensor, tables: torch.Tensor, positions: torch.Tensor, size: int):
         self.rows, self.tables, self.positions = rows, tables, positions
         self.length = tables.shape[1] * size
-        self._visible = {}
+        self._masks = {}
 
-    def visible(self, window: int | None) -> torch.Tensor:
-        """Which keys each new token sees, bool ``[texts, 1, new, length]``: itself and what stands before it.
+    def mask(self, window: int | None, ratio: int, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to scores, ``[texts, 1, ratio * new, length]``: 0 for the token itself and what stands before.
 
-        window: only so many, itself included. The same for all layers with that window, so it is made once a step.
+        window: only so many, itself included; -inf for the rest. ratio: so many heads ask, one below the other. The
+        same for all layers with that window, so it is made once a step.
         """
-        if window not in self._visible:
+        if window not in self._masks:
             keys, own = torch.arange(self.length, device=self.rows.device), self.positions[..., None]
-            seen = keys <= own
+            hidden = keys > own
             if window is not None:
-                seen &= keys > own - window
-            self._visible[window] = seen[:, None]
-        return self._visible[window]
+                hidden |= keys <= own - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+            self._masks[window] = mask.repeat(1, ratio, 1)[:, None]
+        return self._masks[window]
 
 
 def paged_attention(
@@ -89,31 +94,29 @@ def paged_attention(
     query: ``[1, heads, tokens, width]``; key, value: ``[1, kv heads, tokens, width]``. Returns
     ``[1, tokens, heads, width]``, and ``None`` for the attention weights.
     """
-    step.pool.write(module.layer_idx, step.blocks, step.places, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    step.pool.write(module.layer_idx, step.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     out = torch.empty_like(query[0].transpose(0, 1))
     for group in step.groups:
         keys, values = step.pool.read(module.layer_idx, group.tables)
-        asking = query[0][:, group.rows].transpose(0, 1)  # [texts, heads, new, width]
-        found = attend(asking, keys, values, group.visible(sliding_window), scaling, softcap)
-        out[group.rows] = found.transpose(1, 2)
+        ratio = query.shape[1] // keys.shape[1]
+        # Heads that share keys ask as further rows of them, so no key is copied: [texts, kv heads, ratio * new, width].
+        asking = query[0][:, group.rows].transpose(0, 1)
+        rows = asking.reshape(*keys.shape[:2], -1, keys.shape[3])
+        found = attend(rows, keys, values, group.mask(sliding_window, ratio, query.dtype), scaling, softcap)
+        out[group.rows] = found.view(asking.shape).transpose(1, 2)
     return out[None], None
 
 
-def attend(query, keys, values, visible, scaling: float, softcap: float | None = None) -> torch.Tensor:
-    """Attention of ``query [texts, heads, new, width]`` to ``keys, values [texts, kv heads, length, width]``.
+def attend(query, keys, values, mask, scaling: float, softcap: float | None = None) -> torch.Tensor:
+    """Attention of ``query [texts, heads, rows, width]`` to ``keys, values [texts, heads, length, width]``.
 
-    visible: bool ``[texts, 1, new, length]``. Heads that share keys ask as further rows of them, so no key is copied.
+    mask: what is added to the scores, ``[texts, 1, rows, length]``.
     """
-    heads, ratio = keys.shape[1], query.shape[1] // keys.shape[1]
-    rows = query.reshape(len(query), heads, ratio * query.shape[2], query.shape[3])
-    visible = visible.repeat(1, 1, ratio, 1)
     if softcap is None:
-        out = scaled_dot_product_attention(rows, keys, values, attn_mask=visible, scale=scaling)
-    else:  # Gemma 2: torch's function has no soft cap
-        scores = softcap * torch.tanh(rows @ keys.transpose(-1, -2) * scaling / softcap)
-        scores = scores.masked_fill(~visible, float("-inf"))
-        out = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
-    return out.reshape(query.shape)
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    # Gemma 2: torch's function has no soft cap.
+    scores = softcap * torch.tanh(query @ keys.transpose(-1, -2) * scaling / softcap) + mask
+    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
 
 
 @contextmanager

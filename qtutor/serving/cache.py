@@ -112,30 +112,40 @@ class Blocks:
 
 
 class Pool:
-    """The keys and the values of all blocks, ``[layers, blocks, size, kv heads, head width]`` each.
+    """The keys and the values of all blocks: a row ``[kv heads * width]`` for each slot, which is block * size + place.
 
-    It is taken whole at the beginning, so it can never run out in the middle of a step.
+    It is taken whole at the beginning, so it can never run out in the middle of a step. Attention calls :meth:`write`
+    and :meth:`read` and nothing else, so a pool that stores codes and scales can stand here.
     """
 
     def __init__(self, config, blocks: int, size: int, dtype: torch.dtype, device):
-        layers, heads, width = cache_shape(config)
+        layers, self.heads, self.width = cache_shape(config)
+        self.size = size
         # Zeros: places that nobody has written yet are read with a weight of zero, and 0 * NaN would be NaN.
-        self.keys = torch.zeros(layers, blocks, size, heads, width, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
+        shape = layers, blocks * size, self.heads * self.width
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self._found = self.keys.new_empty(2, 0, size * shape[2])
 
     @property
     def nbytes(self) -> int:
         """What all keys and values take."""
         return self.keys.nbytes + self.values.nbytes
 
-    def write(self, layer: int, blocks: torch.Tensor, places: torch.Tensor, keys, values) -> None:
-        """Store ``keys, values [tokens, kv heads, width]``, each token in its place of its block, ``[tokens]`` both."""
-        self.keys[layer, blocks, places] = keys
-        self.values[layer, blocks, places] = values
+    def write(self, layer: int, slots: torch.Tensor, keys, values) -> None:
+        """Store ``keys, values [tokens, kv heads, width]`` in their slots, int64 ``[tokens]``."""
+        self.keys[layer].index_copy_(0, slots, keys.flatten(1))
+        self.values[layer].index_copy_(0, slots, values.flatten(1))
 
     def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of whole tables, int64 ``[texts, blocks]``: ``[texts, kv heads, blocks * size, width]``."""
-        return tuple(store[layer][tables].flatten(1, 2).transpose(1, 2) for store in (self.keys, self.values))
+        blocks = tables.flatten()
+        if len(blocks) > self._found.shape[1]:  # kept: fresh memory costs more than the copy into it
+            self._found = self._found.new_empty(2, 2 * len(blocks), self._found.shape[2])
+        found = self._found[:, : len(blocks)]
+        for store, copy in zip((self.keys[layer], self.values[layer]), found, strict=True):
+            torch.index_select(store.view(-1, copy.shape[1]), 0, blocks, out=copy)  # twice as fast as store[blocks]
+        shape = 2, len(tables), tables.shape[1] * self.size, self.heads, self.width
+        return tuple(found.view(shape).transpose(2, 3))
 
 
 def cache_shape(config) -> tuple[int, int, int]:

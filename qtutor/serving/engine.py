@@ -88,10 +88,7 @@ class Engine:
             pieces = self.scheduler.pick()
             if not pieces:
                 return []
-            logits = self._run(pieces)
-            tokens = [
-                _sample(row, piece.request) if piece.writes else None for row, piece in zip(logits, pieces, strict=True)
-            ]
+            tokens = _sample(self._run(pieces), pieces)
         except BaseException:  # also a request to stop: the blocks may be written in part
             self.scheduler.abandon()
             raise
@@ -158,12 +155,16 @@ class Engine:
             )
 
 
-def _sample(logits: torch.Tensor, request: Request) -> int:
-    """The likeliest token, or one that is drawn."""
-    if request.generator is None:
-        return int(logits.argmax())
-    shares = torch.softmax(logits.float().cpu() / request.temperature, 0)
-    return int(torch.multinomial(shares, 1, generator=request.generator))
+def _sample(logits: torch.Tensor, pieces: list[Piece]) -> list[int | None]:
+    """For each row of logits its likeliest token, or one that is drawn; ``None`` where a prompt is not yet read."""
+    tokens = logits.argmax(-1).tolist()
+    for row, piece in enumerate(pieces):
+        if not piece.writes:
+            tokens[row] = None
+        elif piece.request.generator is not None:
+            shares = torch.softmax(logits[row].float().cpu() / piece.request.temperature, 0)
+            tokens[row] = int(torch.multinomial(shares, 1, generator=piece.request.generator))
+    return tokens
 
 
 def _check_count(name: str, value) -> None:
