@@ -6,6 +6,7 @@
 ...     print(request.number, tokenizer.decode(token))
 """
 
+from qtutor.serving.cache import cache_bytes
 from qtutor.serving.engine import Engine
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "cache_bytes"]

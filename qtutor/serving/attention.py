@@ -43,14 +43,14 @@ class Step:
         self.groups = self._groups(pieces, size)
 
     def _groups(self, pieces: list[Piece], size: int) -> list["Group"]:
-        """Pieces of one length together: all texts that are being written make one group, and one product."""
-        starts, by_length = 0, defaultdict(list)
+        """Pieces of one length whose tables are about as long: one product each, in which little is padded."""
+        start, alike = 0, defaultdict(list)
         for piece in pieces:
-            length = piece.end - piece.start
-            by_length[length].append((range(starts, starts + length), piece.request.table[: -(-piece.end // size)]))
-            starts += length
+            length, table = piece.end - piece.start, piece.request.table[: -(-piece.end // size)]
+            alike[length, len(table).bit_length()].append((range(start, start + length), table))
+            start += length
         groups = []
-        for members in by_length.values():
+        for members in alike.values():
             rows = self._tensor([list(rows) for rows, _ in members])
             longest = max(len(table) for _, table in members)
             # Short tables are filled up with block 0: the positions behind a text's end are not visible.

@@ -154,11 +154,11 @@ def cache_shape(config) -> tuple[int, int, int]:
     return config.num_hidden_layers, config.num_key_value_heads, width
 
 
-def bytes_of_a_token(config, dtype: torch.dtype) -> int:
-    """What a token costs in the cache: a key and a value of each kv head in each layer.
+def cache_bytes(config, tokens: int, dtype: torch.dtype) -> int:
+    """What so many tokens take in the cache: a key and a value of each kv head in each layer.
 
-    >>> bytes_of_a_token(AutoConfig.for_model("llama", num_key_value_heads=8), torch.bfloat16)  # 32 layers, width 128
+    >>> cache_bytes(AutoConfig.for_model("llama", num_key_value_heads=8), 1, torch.bfloat16)  # 32 layers, width 128
     131072
     """
     layers, heads, width = cache_shape(config)
-    return 2 * layers * heads * width * dtype.itemsize
+    return 2 * layers * heads * width * dtype.itemsize * tokens

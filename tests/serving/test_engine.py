@@ -9,7 +9,7 @@ from hypothesis import given, settings
 import qtutor
 from qtutor.errors import QtutorError
 from qtutor.serving import Engine
-from qtutor.serving.cache import bytes_of_a_token
+from qtutor.serving.cache import cache_bytes
 from tests.families import small
 from tests.models import VOCABULARY, tiny
 from tests.serving import invariants
@@ -133,8 +133,8 @@ def test_requests_may_come_while_others_are_streamed():
 def test_the_cache_takes_the_bytes_that_were_predicted():
     for dtype in (torch.float32, torch.bfloat16):
         engine = Engine(tiny(dtype=dtype), blocks=5)
-        assert engine.pool.nbytes == 5 * 16 * bytes_of_a_token(engine.model.config, dtype)
-    assert bytes_of_a_token(engine.model.config, torch.bfloat16) == 2 * 2 * 2 * 16 * 2  # k, v; layers; heads; width
+        assert engine.pool.nbytes == cache_bytes(engine.model.config, 5 * 16, dtype)
+    assert cache_bytes(engine.model.config, 1, torch.bfloat16) == 2 * 2 * 2 * 16 * 2  # k, v; layers; heads; width
 
 
 def test_what_is_written_stops_at_the_end_of_the_context():
