@@ -7,10 +7,9 @@ which. All tokens of a step stand behind one another in one row, ``[1, tokens]``
 each text's own, so the layers turn queries and keys as they always do.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,52 +22,53 @@ NAME = "qtutor_paged"  # transformers makes no mask for a name for which no mask
 
 
 class Step:
-    """The pieces that the model reads in one step, as tensors.
+    """The pieces that the model reads in one step, as tensors. In the row, pieces that are alike stand together.
 
-    ids, positions: int64 ``[tokens]``. slots: where in the pool each token's key and value belong, int64 ``[tokens]``.
-    ends: where each piece ends in the row, int64 ``[pieces]``.
+    ids, positions: int64 ``[1, tokens]``. slots: where in the pool each token's key and value belong, int64
+    ``[tokens]``. ends: where each piece ends in the row, in the order in which pieces were given, int64 ``[pieces]``.
     """
 
     def __init__(self, pool: Pool, pieces: list[Piece]):
-        self.pool = pool
-        self.device, size = pool.keys.device, pool.size
-        ids, positions, slots = [], [], []
-        for piece in pieces:
-            places = range(piece.start, piece.end)
-            ids += piece.request.tokens[piece.start : piece.end]
-            positions += places
-            slots += [piece.request.table[place // size] * size + place % size for place in places]
-        self.ids, self.positions, self.slots = self._tensor(ids), self._tensor(positions), self._tensor(slots)
-        self.ends = self._tensor(list(accumulate(piece.end - piece.start for piece in pieces))) - 1
-        self.groups = self._groups(pieces, size)
+        self.pool, self.groups = pool, []
+        ids, positions, slots, ends = [], [], [], {}
+        for alike in (list(group) for _, group in groupby(sorted(pieces, key=_shape), _shape)):
+            start = len(ids)
+            for piece in alike:
+                table, places = piece.request.table, range(piece.start, piece.end)
+                ids += piece.request.tokens[piece.start : piece.end]
+                positions += places
+                slots += [table[place // pool.size] * pool.size + place % pool.size for place in places]
+                ends[piece] = len(ids) - 1
+            self.groups.append(Group(pool, alike, slice(start, len(ids))))
+        self.ids, self.positions = (torch.tensor([numbers], device=pool.device) for numbers in (ids, positions))
+        self.slots = torch.tensor(slots, device=pool.device)
+        self.ends = torch.tensor([ends[piece] for piece in pieces], device=pool.device)
 
-    def _groups(self, pieces: list[Piece], size: int) -> list["Group"]:
-        """Pieces of one length whose tables are about as long: one product each, in which little is padded."""
-        start, alike = 0, defaultdict(list)
-        for piece in pieces:
-            length, table = piece.end - piece.start, piece.request.table[: -(-piece.end // size)]
-            alike[length, len(table).bit_length()].append((range(start, start + length), table))
-            start += length
-        groups = []
-        for members in alike.values():
-            rows = self._tensor([list(rows) for rows, _ in members])
-            longest = max(len(table) for _, table in members)
-            # Short tables are filled up with block 0: the positions behind a text's end are not visible.
-            tables = self._tensor([table + [0] * (longest - len(table)) for _, table in members])
-            groups.append(Group(rows, tables, self.positions[rows], size))
-        return groups
 
-    def _tensor(self, numbers: list) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+def _shape(piece: Piece) -> tuple[int, int]:
+    """Equal for pieces that go into one product: as many new tokens, behind texts of which none is twice as long.
+
+    Below 64 tokens what is padded costs less than a product more.
+    """
+    return piece.end - piece.start, (piece.end // 64).bit_length()
 
 
 class Group:
-    """Pieces with the same number of new tokens: rows, positions ``[texts, new]``, tables ``[texts, blocks]``."""
+    """Pieces with the same number of new tokens. rows: where they stand in the step's row.
 
-    def __init__(self, rows: torch.Tensor, tables: torch.Tensor, positions: torch.Tensor, size: int):
-        self.rows, self.tables, self.positions = rows, tables, positions
-        self.length = tables.shape[1] * size
-        self._masks = {}
+    tables: int64 ``[texts, blocks]``. positions: of the new tokens, int64 ``[texts, new, 1]``.
+    """
+
+    def __init__(self, pool: Pool, pieces: list[Piece], rows: slice):
+        self.rows, self._masks = rows, {}
+        counts = [-(-piece.end // pool.size) for piece in pieces]
+        # Short tables are filled up with block 0: the positions behind a text's end are hidden.
+        tables = [piece.request.table[:n] + [0] * (max(counts) - n) for piece, n in zip(pieces, counts, strict=True)]
+        self.tables = torch.tensor(tables, device=pool.device)
+        self.positions = torch.tensor([range(piece.start, piece.end) for piece in pieces], device=pool.device)[
+            ..., None
+        ]
+        self.length = max(counts) * pool.size
 
     def mask(self, window: int | None, ratio: int, dtype: torch.dtype) -> torch.Tensor:
         """What is added to scores, ``[texts, 1, ratio * new, length]``: 0 for the token itself and what stands before.
@@ -77,10 +77,10 @@ class Group:
         same for all layers with that window, so it is made once a step.
         """
         if window not in self._masks:
-            keys, own = torch.arange(self.length, device=self.rows.device), self.positions[..., None]
-            hidden = keys > own
+            keys = torch.arange(self.length, device=self.tables.device)
+            hidden = keys > self.positions
             if window is not None:
-                hidden |= keys <= own - window
+                hidden |= keys <= self.positions - window
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
             self._masks[window] = mask.repeat(1, ratio, 1)[:, None]
         return self._masks[window]
@@ -95,16 +95,15 @@ def paged_attention(
     ``[1, tokens, heads, width]``, and ``None`` for the attention weights.
     """
     step.pool.write(module.layer_idx, step.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    out = torch.empty_like(query[0].transpose(0, 1))
+    ratio, found = query.shape[1] // key.shape[1], []
     for group in step.groups:
         keys, values = step.pool.read(module.layer_idx, group.tables)
-        ratio = query.shape[1] // keys.shape[1]
+        asking = query[0, :, group.rows].unflatten(1, (len(keys), -1)).transpose(0, 1)  # [texts, heads, new, width]
         # Heads that share keys ask as further rows of them, so no key is copied: [texts, kv heads, ratio * new, width].
-        asking = query[0][:, group.rows].transpose(0, 1)
         rows = asking.reshape(*keys.shape[:2], -1, keys.shape[3])
-        found = attend(rows, keys, values, group.mask(sliding_window, ratio, query.dtype), scaling, softcap)
-        out[group.rows] = found.view(asking.shape).transpose(1, 2)
-    return out[None], None
+        answer = attend(rows, keys, values, group.mask(sliding_window, ratio, query.dtype), scaling, softcap)
+        found.append(answer.reshape(asking.shape).transpose(1, 2).flatten(0, 1))
+    return torch.cat(found)[None], None
 
 
 def attend(query, keys, values, mask, scaling: float, softcap: float | None = None) -> torch.Tensor:

@@ -120,7 +120,7 @@ class Pool:
 
     def __init__(self, config, blocks: int, size: int, dtype: torch.dtype, device):
         layers, self.heads, self.width = cache_shape(config)
-        self.size = size
+        self.size, self.device = size, device
         # Zeros: places that nobody has written yet are read with a weight of zero, and 0 * NaN would be NaN.
         shape = layers, blocks * size, self.heads * self.width
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))

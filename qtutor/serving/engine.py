@@ -104,8 +104,8 @@ class Engine:
         step = Step(self.pool, pieces)
         with torch.inference_mode(), in_eval(self.model), attending_over_blocks(self.model):
             written = self.model(
-                step.ids[None],
-                position_ids=step.positions[None],
+                step.ids,
+                position_ids=step.positions,
                 use_cache=False,
                 logits_to_keep=step.ends,  # the output matrix is the largest: no product for the rest of a prompt
                 step=step,
