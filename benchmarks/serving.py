@@ -134,16 +134,18 @@ def sharing(model) -> bool:
     """Print what a common beginning saves; whether it is what arithmetic says: its blocks once, and not for each."""
     draw = random.Random(1)
     common = draw.choices(range(model.config.vocab_size), k=COMMON)
-    asked = [Asked([*common, *one.prompt], 1) for one in load(AT_A_TIME, model.config.vocab_size, seed=1)]
-    whole = [len(one.prompt) for one in asked]
-    options = {"blocks": sum(-(-length // BLOCK) for length in whole), "tokens_a_step": sum(whole)}  # all in one step
-    with_, without = (continuous(model, asked, share_prefixes=share, **options) for share in (True, False))
+    asked = [Asked([*common, *one.prompt], 2) for one in load(AT_A_TIME, model.config.vocab_size, seed=1)]
+    tokens = sum(len(one.prompt) for one in asked)
+    blocks = sum(-(-(len(one.prompt) + 1) // BLOCK) for one in asked)
+    options = {"blocks": blocks, "tokens_a_step": tokens}  # all in one step
+    found = {share: continuous(model, asked, share_prefixes=share, **options) for share in (False, True)}
     print(f"{AT_A_TIME} prompts that begin with the same {COMMON} tokens:")
-    for name, found in (("each for itself", without), ("shared", with_)):
-        print(f"  {name:24}{sum(whole) - found['shared']:8} tokens read")
-    saved = COMMON * (AT_A_TIME - 1)
-    held = with_["shared"] == saved and without["shared"] == 0
-    print(f"  {'holds' if held else 'FAILS'}: {with_['shared']} tokens are not read, expected {saved}")
+    for name, share in (("each for itself", False), ("shared", True)):
+        print(f"  {name:24}{found[share]['used']:8} blocks{tokens - found[share]['shared']:8} tokens read")
+    saved = found[False]["used"] - found[True]["used"], found[True]["shared"] - found[False]["shared"]
+    expected = (AT_A_TIME - 1) * COMMON // BLOCK, (AT_A_TIME - 1) * COMMON
+    held = saved == expected
+    print(f"  {'holds' if held else 'FAILS'}: {saved[0]} blocks and {saved[1]} tokens saved, expected {expected}")
     return held
 
 

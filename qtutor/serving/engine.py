@@ -7,7 +7,7 @@ Left out: penalties and top-k of ``generation_config``, beams, and requests that
 that look at the whole batch (LLM.int8's outliers) see other users' tokens, and may write something else than alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -28,6 +28,7 @@ class Engine:
 
     tokenizer: for prompts that are texts. blocks: how many blocks of ``block_size`` tokens the cache has.
     tokens_a_step: the most tokens that the model reads at once. share_prefixes: texts that begin alike share blocks.
+    pool: what makes the tensors behind the blocks; called like :class:`Pool`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Engine:
         block_size: int = BLOCK,
         tokens_a_step: int = 256,
         share_prefixes: bool = True,
+        pool: Callable[..., Pool] = Pool,
     ):
         check_measurable(model)
         family_of(model)
@@ -47,7 +49,7 @@ class Engine:
             _check_count(name, value)
         self.model, self.tokenizer = model, tokenizer
         self.blocks = Blocks(blocks, block_size, share_prefixes)
-        self.pool = Pool(model.config, blocks, block_size, model.dtype, model.device)
+        self.pool = pool(model.config, blocks, block_size, model.dtype, model.device)
         self.scheduler = Scheduler(self.blocks, tokens_a_step)
         self._added = 0
 
@@ -116,7 +118,7 @@ class Engine:
         ends, given = text_ends(self.model), []
         for piece, token in zip(pieces, tokens, strict=True):
             request = piece.request
-            self.scheduler.read(piece)
+            request.cached = piece.end  # its keys and values are in the blocks
             if token is None:
                 continue
             request.tokens.append(token)

@@ -107,10 +107,6 @@ class Scheduler:
             pieces += self._piece(self.running[-1], count)
         return pieces
 
-    def read(self, piece: Piece) -> None:
-        """Note that the model has read a piece: its keys and values are in the blocks."""
-        piece.request.cached = piece.end
-
     def finish(self, request: Request) -> None:
         """Let a request leave. Its blocks are free, and stay known until somebody needs them."""
         self.running.remove(request)

@@ -1,5 +1,6 @@
 """The engine writes what transformers' generate writes, for every family, float and packed."""
 
+import os
 from functools import cache
 
 import pytest
@@ -33,7 +34,8 @@ def expected(prompt: tuple[int, ...]) -> list[int]:
     return generated(MODEL, prompt, NEW)
 
 
-@settings(max_examples=40, deadline=None)
+# As many loads as the time of `make test` allows; `make engines` tries 300.
+@settings(max_examples=int(os.environ.get("SERVING_LOADS", 25)), deadline=None)
 @given(loads())
 def test_token_for_token_what_generate_writes(load):
     engine = Engine(MODEL, **load.sizes)
