@@ -1,23 +1,24 @@
 """Tokens a second of many requests: the engine, batches that wait for their longest text, and one text at a time.
 
-    python benchmarks/serving.py [--rounds 3]
+    python benchmarks/serving.py [--turns 20] [--embedded]
 
-One process, one thread. All three take turns, serve the same requests with the same layers, and write the same number
-of tokens: texts end where the request says. Prompts have 8 to 56 tokens, answers 48 on average, most are shorter and
-some five times as long. A static server takes the requests in their order, eight at a time, padded on the left
-(transformers' generate), and has to keep room for the longest text in each place. The engine gets the same number of
-bytes for its cache and serves up to 32 at a time: a request is replaced by the next as soon as it is finished. Medians
-over the rounds of processor time; wall time beside it. The exit status says whether all claims hold.
+One process, one thread. The servers take turns of about a second, so that they meet the same load of the machine; each
+goes through the same endless queue of requests, with the same layers. Prompts have 8 to 56 tokens, answers 50 on
+average; most are shorter, and a few have 256. Texts end where the request says. A static server takes requests in their
+order, 8 or 16 at a time, padded on the left (transformers' generate), and hands a batch out when its longest text is
+finished; in each place it needs room for the longest text that may come. The engine has as many bytes for its cache as
+the larger of the two, and serves 32 at a time: as soon as one is finished, the next one starts. Figures are processor
+time, and wall time beside it. The exit status says whether all claims hold.
 """
 
 import argparse
 import copy
+import itertools
 import os
 import random
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -33,7 +34,7 @@ from qtutor.serving import Engine, cache_bytes
 from qtutor.serving.cache import BLOCK
 
 STATIC = 8, 16  # texts in a static batch; the engine's cache is as large as that of the last
-AT_A_TIME = 32
+AT_A_TIME, REQUESTS, SECONDS = 32, 256, 1.0
 PROMPT, ANSWER, LONGEST = (8, 56), 48, 256  # tokens: the shortest and the longest prompt; answers: mean, longest
 CLAIMS = {"one at a time": 8.0, f"static, {STATIC[-1]} at a time": 3.0}  # so many times as many tokens a second
 COMMON = 64  # tokens with which all prompts begin, where blocks are shared
@@ -54,99 +55,98 @@ def load(count: int, vocabulary: int, seed: int = 0) -> list[Asked]:
     return [Asked(draw.choices(range(vocabulary), k=draw.randint(*PROMPT)), new) for new in lengths]
 
 
-def static(model, asked: list[Asked], size: int) -> dict:
-    """Batch after batch, each until its longest text is finished. Returns the bytes of the largest batch's cache."""
-    largest = 0
-    for start in range(0, len(asked), size):
-        batch = asked[start : start + size]
-        longest = max(len(one.prompt) for one in batch)
+def static(model, asked: list[Asked], size: int, seen: dict) -> Iterator[int]:
+    """Batch after batch, each until its longest text is finished: how many tokens each wrote that were asked for.
+
+    seen: gets the bytes of the largest cache.
+    """
+    for start in itertools.count(0, size):
+        batch = [asked[number % len(asked)] for number in range(start, start + size)]
+        longest, new = max(len(one.prompt) for one in batch), max(one.new for one in batch)
         ids = torch.tensor([[0] * (longest - len(one.prompt)) + one.prompt for one in batch])
         mask = torch.tensor([[0] * (longest - len(one.prompt)) + [1] * len(one.prompt) for one in batch])
-        new = max(one.new for one in batch)
         options = {"do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
         with torch.inference_mode():
             written = model.generate(ids, attention_mask=mask, max_new_tokens=new, **options)
         assert written.sequences.shape[1] == longest + new
-        layers = written.past_key_values.layers
-        largest = max(largest, sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
-    return {"bytes": largest}
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in written.past_key_values.layers)
+        seen["bytes"] = max(held, seen.get("bytes", 0))
+        yield sum(one.new for one in batch)
 
 
-def blocks_of(texts: int) -> int:
-    """Blocks that hold so many texts of the greatest length."""
-    return texts * -(-(PROMPT[1] + LONGEST) // BLOCK)
+def continuous(engine: Engine, asked: list[Asked], seen: dict) -> Iterator[int]:
+    """Step after step, ``AT_A_TIME`` requests being served: how many tokens each wrote.
+
+    seen: gets the bytes of the cache, how many of its blocks were used at most, and how many steps there were.
+    """
+    left = itertools.cycle(asked)
+    seen |= {"bytes": engine.pool.nbytes, "used": 0, "steps": 0}
+    while True:
+        while engine.unfinished < AT_A_TIME:
+            one = next(left)
+            engine.add(one.prompt, one.new)
+        yield len(engine.step())
+        seen["used"] = max(seen["used"], len(engine.blocks.users) - len(engine.blocks.free))
+        seen["steps"] += 1
 
 
-def continuous(model, asked: list[Asked], blocks: int = blocks_of(STATIC[-1]), **options) -> dict:
-    """The engine, with at most ``AT_A_TIME`` requests: bytes and most used blocks of its cache, steps, preemptions."""
-    engine = Engine(model, blocks=blocks, **options)
-    left, requests, steps, used = list(asked), [], 0, 0
-    while left or engine.unfinished:
-        while left and engine.unfinished < AT_A_TIME:
-            one = left.pop(0)
-            requests.append(engine.add(one.prompt, one.new))
-        engine.step()
-        steps, used = steps + 1, max(used, blocks - len(engine.blocks.free))
-    assert [len(request.output) for request in requests] == [one.new for one in asked]
+def take_turns(servers: dict[str, Iterator[int]], turns: int) -> dict[str, tuple[int, float, float]]:
+    """For each server: tokens, seconds of the processor, and seconds on the wall."""
+    taken = dict.fromkeys(servers, (0, 0.0, 0.0))
+    for turn in range(turns + 1):
+        for name, server in servers.items():
+            tokens, begin = 0, (time.process_time(), time.perf_counter())
+            while time.process_time() - begin[0] < SECONDS:
+                tokens += next(server)
+            new = tokens, time.process_time() - begin[0], time.perf_counter() - begin[1]
+            if turn:  # in the first, kernels are prepared and compiled
+                taken[name] = tuple(map(sum, zip(taken[name], new, strict=True)))
+    return taken
+
+
+def measured(model, asked: list[Asked], turns: int) -> bool:
+    """Print a row for each server; whether the claims hold."""
+    blocks = STATIC[-1] * -(-(PROMPT[1] + LONGEST) // BLOCK)
+    engine = Engine(model, blocks=blocks)
     predicted = cache_bytes(model.config, blocks * BLOCK, model.dtype)
     assert predicted == engine.pool.nbytes == engine.pool.keys.nbytes + engine.pool.values.nbytes
-    preempted = sum(request.preemptions for request in requests)
-    shared = sum(request.shared for request in requests)
-    return {"bytes": predicted, "used": used, "steps": steps, "preempted": preempted, "shared": shared}
-
-
-def measured(model, asked: list[Asked], rounds: int) -> bool:
-    """Print a row for each server; whether the claims hold."""
-    servers: dict[str, Callable[[], dict]] = {"one at a time": lambda: static(model, asked, 1)}
-    for size in STATIC:
-        servers[f"static, {size} at a time"] = lambda size=size: static(model, asked, size)
-    servers["the engine"] = lambda: continuous(model, asked)
-    continuous(model, asked[:AT_A_TIME])  # kernels are prepared and compiled
-    static(model, asked[:1], 1)
-    spent = {name: [] for name in servers}
-    found = {}
-    for _ in range(rounds):
-        for name, serve in servers.items():
-            start = time.process_time(), time.perf_counter()
-            found[name] = serve()
-            spent[name].append((time.process_time() - start[0], time.perf_counter() - start[1]))
-    tokens = sum(one.new for one in asked)
-    speed = {name: tokens / statistics.median(took for took, _ in times) for name, times in spent.items()}
-    for name, times in spent.items():
-        wall = tokens / statistics.median(took for _, took in times)
+    seen = {"one at a time": {}} | {f"static, {size} at a time": {} for size in STATIC} | {"the engine": {}}
+    servers = {name: static(model, asked, size, seen[name]) for name, size in zip(seen, (1, *STATIC), strict=False)}
+    servers["the engine"] = continuous(engine, asked, seen["the engine"])
+    taken = take_turns(servers, turns)
+    speed = {name: tokens / seconds for name, (tokens, seconds, _) in taken.items()}
+    for name, (tokens, _, wall) in taken.items():
         ratios = "".join(f"{speed[name] / speed[other]:14.2f}" for other in CLAIMS)
-        print(f"  {name:24}{speed[name]:10.0f}{wall:10.0f}{ratios}{found[name]['bytes'] / 1e6:12.2f}")
-    engine = found["the engine"]
-    print(
-        f"  {len(asked)} requests, {tokens} tokens; the engine: {engine['steps']} steps of "
-        f"{tokens / engine['steps']:.1f} tokens, {engine['preempted']} preempted, at most {engine['used']} of "
-        f"{blocks_of(STATIC[-1])} blocks used; its cache has the predicted bytes"
-    )
+        print(f"  {name:24}{speed[name]:10.0f}{tokens / wall:10.0f}{ratios}{seen[name]['bytes'] / 1e6:12.2f}")
+    print(f"  the engine used at most {seen['the engine']['used']} of {blocks} blocks; they have the predicted bytes")
     held = True
     for other, claim in CLAIMS.items():
         ratio = speed["the engine"] / speed[other]
         held &= ratio >= claim
-        print(f"  {'holds' if ratio >= claim else 'FAILS'}: {ratio:.2f} of {other}, claimed {claim:.2f}")
+        print(f"  {'holds' if ratio >= claim else 'FAILS'}: {ratio:.2f} of {other}, claimed {claim:.2f}", flush=True)
     return held
 
 
 def sharing(model) -> bool:
     """Print what a common beginning saves; whether it is what arithmetic says: its blocks once, and not for each."""
-    draw = random.Random(1)
-    common = draw.choices(range(model.config.vocab_size), k=COMMON)
-    asked = [Asked([*common, *one.prompt], 2) for one in load(AT_A_TIME, model.config.vocab_size, seed=1)]
-    tokens = sum(len(one.prompt) for one in asked)
-    blocks = sum(-(-(len(one.prompt) + 1) // BLOCK) for one in asked)
-    options = {"blocks": blocks, "tokens_a_step": tokens}  # all in one step
-    found = {share: continuous(model, asked, share_prefixes=share, **options) for share in (False, True)}
+    common = random.Random(1).choices(range(model.config.vocab_size), k=COMMON)
+    prompts = [[*common, *one.prompt] for one in load(AT_A_TIME, model.config.vocab_size, seed=1)]
+    tokens = sum(map(len, prompts))
+    found = {}
     print(f"{AT_A_TIME} prompts that begin with the same {COMMON} tokens:")
     for name, share in (("each for itself", False), ("shared", True)):
-        print(f"  {name:24}{found[share]['used']:8} blocks{tokens - found[share]['shared']:8} tokens read")
-    saved = found[False]["used"] - found[True]["used"], found[True]["shared"] - found[False]["shared"]
+        engine = Engine(model, blocks=tokens, tokens_a_step=tokens, share_prefixes=share)
+        requests = [engine.add(prompt, 2) for prompt in prompts]
+        engine.step()  # all prompts are read in it
+        used = len(engine.blocks.users) - len(engine.blocks.free)
+        found[name] = used, tokens - sum(request.shared for request in requests)
+        print(f"  {name:24}{used:8} blocks{found[name][1]:8} tokens read")
+    saved = tuple(a - b for a, b in zip(*found.values(), strict=True))
     expected = (AT_A_TIME - 1) * COMMON // BLOCK, (AT_A_TIME - 1) * COMMON
-    held = saved == expected
-    print(f"  {'holds' if held else 'FAILS'}: {saved[0]} blocks and {saved[1]} tokens saved, expected {expected}")
-    return held
+    print(
+        f"  {'holds' if saved == expected else 'FAILS'}: {saved[0]} blocks and {saved[1]} tokens saved, expected {expected}"
+    )
+    return saved == expected
 
 
 def larger() -> LlamaForCausalLM:
@@ -167,8 +167,7 @@ def larger() -> LlamaForCausalLM:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--embedded", action="store_true", help="leave out the larger decoder, which takes minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -187,10 +186,10 @@ def main() -> int:
         packed = copy.deepcopy(model)
         qtutor.quantize(packed, qtutor.Recipe(bits=4, group_size=64), progress=False)
         weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        asked = load(options.requests, model.config.vocab_size)
+        asked = load(REQUESTS, model.config.vocab_size)
         for kind, made in (("float32", model), ("packed 4 bits", packed)):
             print(f"{name}, {weights:.1f} million weights, {kind}:")
-            held &= measured(made, asked, options.rounds)
+            held &= measured(made, asked, options.turns)
     held &= sharing(models["the embedded decoder"])
     return 0 if held else 1
 
