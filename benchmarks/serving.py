@@ -143,9 +143,8 @@ def sharing(model) -> bool:
         print(f"  {name:24}{used:8} blocks{found[name][1]:8} tokens read")
     saved = tuple(a - b for a, b in zip(*found.values(), strict=True))
     expected = (AT_A_TIME - 1) * COMMON // BLOCK, (AT_A_TIME - 1) * COMMON
-    print(
-        f"  {'holds' if saved == expected else 'FAILS'}: {saved[0]} blocks and {saved[1]} tokens saved, expected {expected}"
-    )
+    verdict = "holds" if saved == expected else "FAILS"
+    print(f"  {verdict}: {saved[0]} blocks and {saved[1]} tokens saved, expected {expected[0]} and {expected[1]}")
     return saved == expected
 
 

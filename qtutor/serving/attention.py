@@ -29,8 +29,8 @@ class Step:
     """
 
     def __init__(self, pool: Pool, pieces: list[Piece]):
-        self.pool, self.groups = pool, []
-        ids, positions, slots, ends = [], [], [], {}
+        self.pool = pool
+        ids, positions, slots, ends, rows = [], [], [], {}, []
         for alike in (list(group) for _, group in groupby(sorted(pieces, key=_shape), _shape)):
             start = len(ids)
             for piece in alike:
@@ -39,10 +39,11 @@ class Step:
                 positions += places
                 slots += [table[place // pool.size] * pool.size + place % pool.size for place in places]
                 ends[piece] = len(ids) - 1
-            self.groups.append(Group(pool, alike, slice(start, len(ids))))
+            rows.append((alike, slice(start, len(ids))))
         self.ids, self.positions = (torch.tensor([numbers], device=pool.device) for numbers in (ids, positions))
         self.slots = torch.tensor(slots, device=pool.device)
         self.ends = torch.tensor([ends[piece] for piece in pieces], device=pool.device)
+        self.groups = [Group(pool, alike, rows, self.positions[0, rows]) for alike, rows in rows]
 
 
 def _shape(piece: Piece) -> tuple[int, int]:
@@ -59,16 +60,14 @@ class Group:
     tables: int64 ``[texts, blocks]``. positions: of the new tokens, int64 ``[texts, new, 1]``.
     """
 
-    def __init__(self, pool: Pool, pieces: list[Piece], rows: slice):
-        self.rows, self._masks = rows, {}
+    def __init__(self, pool: Pool, pieces: list[Piece], rows: slice, positions: torch.Tensor):
+        self.rows, self.positions = rows, positions.view(len(pieces), -1, 1)
         counts = [-(-piece.end // pool.size) for piece in pieces]
         # Short tables are filled up with block 0: the positions behind a text's end are hidden.
         tables = [piece.request.table[:n] + [0] * (max(counts) - n) for piece, n in zip(pieces, counts, strict=True)]
         self.tables = torch.tensor(tables, device=pool.device)
-        self.positions = torch.tensor([range(piece.start, piece.end) for piece in pieces], device=pool.device)[
-            ..., None
-        ]
         self.length = max(counts) * pool.size
+        self._masks = {}
 
     def mask(self, window: int | None, ratio: int, dtype: torch.dtype) -> torch.Tensor:
         """What is added to scores, ``[texts, 1, ratio * new, length]``: 0 for the token itself and what stands before.
@@ -81,7 +80,7 @@ class Group:
             hidden = keys > self.positions
             if window is not None:
                 hidden |= keys <= self.positions - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+            mask = torch.where(hidden, float("-inf"), 0.0).to(dtype)
             self._masks[window] = mask.repeat(1, ratio, 1)[:, None]
         return self._masks[window]
 
