@@ -3,7 +3,7 @@
     python benchmarks/serving.py [--turns 20] [--embedded]
 
 One process, one thread. The servers take turns of about a second, so that they meet the same load of the machine; each
-goes through the same endless queue of requests, with the same layers. Prompts have 8 to 56 tokens, answers 50 on
+goes through the same endless queue of requests, with the same layers. Prompts have 8 to 32 tokens, answers 50 on
 average; most are shorter, and a few have 256. Texts end where the request says. A static server takes requests in their
 order, 8 or 16 at a time, padded on the left (transformers' generate), and hands a batch out when its longest text is
 finished; in each place it needs room for the longest text that may come. The engine has as many bytes for its cache as
@@ -35,7 +35,7 @@ from qtutor.serving.cache import BLOCK
 
 STATIC = 8, 16  # texts in a static batch; the engine's cache is as large as that of the last
 AT_A_TIME, REQUESTS, SECONDS = 32, 256, 1.0
-PROMPT, ANSWER, LONGEST = (8, 56), 48, 256  # tokens: the shortest and the longest prompt; answers: mean, longest
+PROMPT, ANSWER, LONGEST = (8, 32), 48, 256  # tokens: the shortest and the longest prompt; answers: mean, longest
 CLAIMS = {"one at a time": 8.0, f"static, {STATIC[-1]} at a time": 3.0}  # so many times as many tokens a second
 COMMON = 64  # tokens with which all prompts begin, where blocks are shared
 
