@@ -22,6 +22,7 @@ EXAMPLES = [
     "quantize path/to/llama out --method gptq --symmetric --target vllm --plan",
     "quantize path/to/llama out --method awq --group-size 128 --format awq",
     "quantize embedded out.gguf --type Q4_K_M",
+    "quantize path/to/llama out.gguf --target-size 80MB --plan",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
@@ -45,7 +46,8 @@ def add_to(command) -> None:
     sub.add_argument("--calibration", metavar="FILE", help=text)
     sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
     sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
-    mean = "bits of a weight, 2 to 8; 3.5 is a mean, and layers that matter more get more (default: 4)"
+    mean = "bits of a weight, 2 to 8; 3.5 is a mean, and layers that matter more get more (default: 4); "
+    mean += "with gguf always a mean, scales included"
     sub.add_argument("--bits", type=number, help=mean)
     size = "in place of --bits: the size of the result, like 90MB; layers that matter more get more bits"
     sub.add_argument("--target-size", type=nbytes, metavar="SIZE", help=size)
