@@ -240,7 +240,9 @@ def test_explain_says_how(capsys, monkeypatch):
     layer = layer_of(4, 32)
     explain(layer)
     assert "layer and input are not both on a GPU" in capsys.readouterr().out
-    there = types.SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", 0), is_inference=lambda: False)
+    there = types.SimpleNamespace(
+        is_cpu=False, is_cuda=True, device=torch.device("cuda", 0), is_inference=lambda: False
+    )
     monkeypatch.setattr(QuantLinear, "held", lambda self: [there])
     explain(layer, 16, torch.bfloat16, "cuda")
     assert "used: codes are decoded in registers" in capsys.readouterr().out
