@@ -22,7 +22,8 @@ def times(of_rows, of_tokens, TOKENS: tl.constexpr):
     return result
 
 
-@triton.jit
+# Triton compiles anew where one of these becomes 1 or a multiple of 16, which would gain nothing.
+@triton.jit(do_not_specialize=["tokens", "group_blocks", "share_blocks", "middle"])
 def product(
     x,  # [tokens, columns]
     packed,  # the words of a row after those of another; of 3 bits the bytes, three of them a word
