@@ -27,7 +27,11 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
     reason="triton is not installed: pip install triton (286 MB, and 1 GB on disk) runs the GPU's kernel on this CPU",
 )
-BATCHES = (1, 2, 3, 8, 16)
+BATCHES = (1, 3, 16)
+# Half a step of the dtype. Triton's interpreter cuts bfloat16 off where a GPU rounds, so there it is a whole one.
+ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+if DEVICE == "cpu":
+    ROUNDING[torch.bfloat16] = 2**-7
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -48,11 +52,9 @@ def check(layer, x: torch.Tensor, launch: cuda.Launch | None = None) -> torch.Te
     """The product, compared with the exact one: as far off as sums of float32 may be, and rounded to x's dtype."""
     y = multiply(layer, x, launch)
     exact, size = products.exact(layer.to("cpu").quantized(), x)
-    # Half a step of the dtype; a sum that is off by float32's rounding may end on the other side of a border.
-    rounding = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float64: 0.0}[x.dtype]
     assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], layer.rows)
     off = (y.double() - exact).abs()
-    assert (off <= 4e-6 * size + rounding * exact.abs() + 1e-30).all(), (off / size).max()
+    assert (off <= 4e-6 * size + ROUNDING[x.dtype] * exact.abs() + 1e-30).all(), (off / size).max()
     return y
 
 
