@@ -4,6 +4,9 @@ The interpreter runs each step with numpy, so right sums are proved here, and ne
 """
 
 import importlib.util
+import os
+import subprocess
+import sys
 import types
 import warnings
 
@@ -161,6 +164,7 @@ def test_however_the_work_is_cut(launch):
 
 
 @needs_triton
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy says so in the interpreter
 def test_what_is_not_finite_stays_with_its_token():
     layer, x = layer_of(4, 32), noise(3, 64)
     whole = multiply(layer, x)
@@ -207,6 +211,28 @@ def test_a_layer_computes_from_what_it_holds_now(monkeypatch):
     layer.load_state_dict(other.state_dict())
     assert torch.equal(layer(x), other(x)) and not torch.equal(layer(x), before)
     assert layer.prepared(cuda).packed.data_ptr() == layer.packed.data_ptr()  # the bytes exist once
+
+
+@needs_triton
+def test_it_compiles_for_a_gpu_that_is_not_here(tmp_path):
+    """For an H100: Triton brings NVIDIA's assembler along. The interpreter takes things that the compiler does not."""
+    program = (
+        "import triton; from triton.backends.compiler import GPUTarget; from triton.compiler import ASTSource\n"
+        "from qtutor.runtime.kernels.triton_product import product\n"
+        "types = dict(x='*bf16', scales='*fp16', zeros='*u8', levels='*fp32', y='*fp32')\n"
+        "kinds = (4, '*i32', 0, 1), (2, '*i16', 0, 4), (3, '*u8', 0, 16), (8, '*i32', 0, 2), (4, '*i32', 1, 1)\n"
+        "for bits, word, levels, tokens in kinds:\n"
+        "    cut = dict(BITS=bits, EACH=1 - levels, LEVELS=levels, TOKENS=tokens, ROWS=32, WORDS=8, STAGES=3)\n"
+        "    names = {n: types.get(n, 'constexpr' if n.isupper() else 'i32') for n in product.arg_names}\n"
+        "    source = ASTSource(product, names | {'packed': word}, cut)\n"
+        "    made = triton.compile(source, target=GPUTarget('cuda', 90, 32), options={'num_warps': 4})\n"
+        "    print(bits, 'fma.rn.f32' in made.asm['ptx'], len(made.asm['cubin']) > 1000)\n"
+    )
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(f"{bits} True True\n" for bits in (4, 2, 3, 8, 4))
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def run(x: torch.Tensor, state: State, launch: Launch | None = None) -> torch.Te
             TOKENS=padded,
             ROWS=launch.rows,
             WORDS=block // codes,
-            STAGES=launch.stages,
+            STAGES=launch.stages if state.levels is None else 1,  # levels would be fetched ahead, too, one by one
             num_warps=launch.warps,
         )
     y = y[0] if shares == 1 else y.sum(0).to(x.dtype)

@@ -22,6 +22,30 @@ def times(of_rows, of_tokens, TOKENS: tl.constexpr):
     return result
 
 
+@triton.jit
+def apart(x, TOKENS: tl.constexpr, WORDS: tl.constexpr, CODES: tl.constexpr):
+    """``[TOKENS, WORDS * CODES]`` as CODES tensors ``[TOKENS, WORDS]``: what the first, second ... codes multiply.
+
+    x is read in one piece, and a thread keeps the numbers of its words: to load each tensor by itself takes as many
+    instructions as there are codes.
+    """
+    if CODES == 8:
+        even, odd = tl.split(tl.reshape(x, (TOKENS, WORDS, 2, 2, 2)))  # the last axis: it has bit 0 of the place
+        even_0, even_1 = tl.split(even)  # bit 1
+        odd_0, odd_1 = tl.split(odd)
+        x0, x4 = tl.split(even_0)  # bit 2
+        x2, x6 = tl.split(even_1)
+        x1, x5 = tl.split(odd_0)
+        x3, x7 = tl.split(odd_1)
+        parts = (x0, x1, x2, x3, x4, x5, x6, x7)
+    else:
+        even, odd = tl.split(tl.reshape(x, (TOKENS, WORDS, 2, 2)))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        parts = (x0, x1, x2, x3)
+    return parts
+
+
 # Triton compiles anew where one of these becomes 1 or a multiple of 16, which would gain nothing.
 @triton.jit(do_not_specialize=["tokens", "group_blocks", "share_blocks", "middle"])
 def product(
@@ -52,7 +76,7 @@ def product(
     word = tl.arange(0, WORDS)
     token = tl.arange(0, TOKENS)[:, None]
     of_rows = row.to(tl.int64)[:, None] * row_words + word[None, :]  # 64 bits: a matrix may have 2**31 bytes
-    of_tokens = x + token * columns + word[None, :] * CODES
+    of_tokens = x + token * columns + tl.arange(0, WORDS * CODES)[None, :]
     ones = tl.full((TOKENS, 1), 1.0, tl.float32)
     total = times(tl.zeros((ROWS, WORDS), tl.float32), ones, TOKENS)
     first = tl.program_id(1) * share_blocks
@@ -66,22 +90,21 @@ def product(
         else:
             codes = tl.load(packed + at, mask=there[:, None], other=0).to(tl.int32)
         part = times(tl.zeros((ROWS, WORDS), tl.float32), ones, TOKENS)
-        inputs = tl.zeros((TOKENS, WORDS), tl.float32)
+        x_block = tl.load(of_tokens + block * WORDS * CODES, mask=token < tokens, other=0).to(tl.float32)
+        inputs = apart(x_block, TOKENS, WORDS, CODES)
+        sums = tl.zeros((TOKENS, WORDS), tl.float32)
         for i in tl.static_range(CODES):
             # The sign that int32 drags in from above lies beyond the mask.
             code = (codes >> (BITS * i)) & ((1 << BITS) - 1)
             values = tl.load(levels + code) if LEVELS else code.to(tl.float32)
-            x_i = tl.load(of_tokens + (block * WORDS * CODES + i), mask=token < tokens, other=0).to(tl.float32)
-            part += times(values, x_i, TOKENS)
-            inputs += x_i
+            part += times(values, inputs[i], TOKENS)
+            sums += inputs[i]
         of_group = block // group_blocks * rows + row
         if EACH:
-            part -= times(tl.load(zeros + of_group, mask=there, other=0).to(tl.float32)[:, None], inputs, TOKENS)
+            part -= times(tl.load(zeros + of_group, mask=there, other=0).to(tl.float32)[:, None], sums, TOKENS)
         elif not LEVELS:
-            part -= times(tl.full((ROWS, 1), 1.0, tl.float32) * middle, inputs, TOKENS)
+            part -= times(tl.full((ROWS, 1), 1.0, tl.float32) * middle, sums, TOKENS)
         scale = tl.load(scales + of_group, mask=there, other=0).to(tl.float32)
         total += part * times(scale[:, None], ones, TOKENS)
-    sums = tl.reshape(tl.sum(total, axis=-1), (TOKENS, ROWS))
-    tl.store(
-        y + (tl.program_id(1) * tokens + token) * rows + row[None, :], sums, mask=(token < tokens) & there[None, :]
-    )
+    at = y + (tl.program_id(1) * tokens + token) * rows + row[None, :]
+    tl.store(at, tl.reshape(tl.sum(total, axis=-1), (TOKENS, ROWS)), mask=(token < tokens) & there[None, :])
