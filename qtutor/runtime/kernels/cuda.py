@@ -1,7 +1,7 @@
 """The fast product on a GPU: codes are decoded in registers, so generating reads packed bytes only.
 
 The layer's own bytes are read, because they lie along a row, as a GPU likes them; only scales and zero points get an
-order of their own, ``[groups, rows]``: 8 % more memory at 4 bits in groups of 64. :mod:`.triton_product` has the
+order of their own, ``[groups, rows]``: up to an eighth more memory at 4 bits in groups of 64. :mod:`.triton_product` has the
 product, for up to :data:`MOST` tokens; it computes in float32. For more, and for float64 and gradients, the reference
 decodes 4096 rows at a time, and torch multiplies.
 
