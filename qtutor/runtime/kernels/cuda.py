@@ -1,9 +1,9 @@
 """The fast product on a GPU: codes are decoded in registers, so generating reads packed bytes only.
 
 The layer's own bytes are read, because they lie along a row, as a GPU likes them; only scales and zero points get an
-order of their own, ``[groups, rows]``: up to an eighth more memory at 4 bits in groups of 64. :mod:`.triton_product` has the
-product, for up to :data:`MOST` tokens; it computes in float32. For more, and for float64 and gradients, the reference
-decodes 4096 rows at a time, and torch multiplies.
+order of their own, ``[groups, rows]``: up to an eighth more memory at 4 bits in groups of 64. :mod:`.triton_product`
+has the product, for up to :data:`MOST` tokens; it computes in float32. For more, and for float64 and gradients, the
+reference decodes 4096 rows at a time, and torch multiplies.
 
 Where rows are few there are fewer programs than a GPU has room for. Then the columns are shared out, too, each share
 writes sums of its own, and torch adds them up in a fixed order: results are the same each time.
@@ -11,8 +11,10 @@ writes sums of its own, and torch adds them up in a fixed order: results are the
 An x that is infinite somewhere makes its token's results NaN, where the reference may say infinite: zero points stand
 outside of the sum, and to look for it first would stop the GPU.
 
-Right under Triton's interpreter, on a CPU. No GPU has run it yet: what :data:`LAUNCHES` says is thought out, and
-``benchmarks/gpu.py`` tries others. Left out: 5, 6 and 7 bits, and groups that 8 does not divide.
+Right under Triton's interpreter on a CPU, and compiled for an H100 without one. No GPU has run it yet: what
+:data:`LAUNCHES` says is thought out, and ``benchmarks/gpu.py`` tries others.
+
+Left out: 5, 6 and 7 bits, and groups that 8 does not divide.
 """
 
 import functools
