@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -67,7 +68,9 @@ def check(layer, x: torch.Tensor, launch: cuda.Launch | None = None) -> torch.Te
     exact, size = products.exact(layer.to("cpu").quantized(), x)
     assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], layer.rows)
     off = (y.double() - exact).abs()
-    assert (off <= 4e-6 * size + ROUNDING[x.dtype] * exact.abs() + 1e-30).all(), (off / size).max()
+    # For many tokens the reference rounds weights to x's dtype, and all terms with them.
+    rounded = size if x.numel() // layer.columns > cuda.MOST else exact.abs()
+    assert (off <= 4e-6 * size + ROUNDING[x.dtype] * rounded + 1e-30).all(), (off / size).max()
     return y
 
 
@@ -115,14 +118,15 @@ def test_levels_of_a_codebook(make):
     rows=st.integers(1, 140),
     groups=st.integers(1, 5),
     eights=st.integers(1, 9),
-    batch=st.integers(1, 17),
+    batch=st.integers(1, 17) | st.just(64),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
     symmetric=st.booleans(),
     wanted=st.integers(1, 40),
     seed=st.integers(0, 2**31),
 )
-def test_shapes_that_no_tile_divides(bits, rows, groups, eights, batch, symmetric, wanted, seed):
+def test_shapes_that_no_tile_divides(bits, rows, groups, eights, batch, dtype, symmetric, wanted, seed):
     layer = layer_of(bits, 8 * eights, symmetric, rows, 8 * eights * groups, seed)
-    x = noise(batch, 8 * eights * groups, seed=seed + 1)
+    x = noise(batch, 8 * eights * groups, seed=seed + 1).to(dtype)
     check(layer, x, cuda.Launch(32, 8, programs=wanted))
 
 
@@ -224,18 +228,62 @@ def test_a_layer_computes_from_what_it_holds_now(monkeypatch):
 
 
 @needs_triton
+def test_in_a_compiled_model(monkeypatch):
+    monkeypatch.setattr(QuantLinear, "kernel", lambda self, x: cuda)
+    model, x = torch.nn.Sequential(layer_of(4, 32), torch.nn.ReLU()).to(DEVICE), noise(2, 64).to(DEVICE)
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(model, backend="eager")(x), model(x))
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return self.layer(noise(1, 64, seed=i).to(DEVICE)).cpu()
+
+
+@needs_triton
+def test_in_a_worker_of_a_data_loader(monkeypatch):
+    """Torch itself says that a forked process has no GPU; under the interpreter it computes."""
+    monkeypatch.setattr(QuantLinear, "kernel", lambda self, x: cuda)
+    layer = layer_of(4, 32).to(DEVICE)
+    expected = [layer(noise(1, 64, seed=i).to(DEVICE)).cpu() for i in range(2)]
+    loader = torch.utils.data.DataLoader(Rows(layer), num_workers=1, batch_size=None, multiprocessing_context="fork")
+    if DEVICE == "cuda":
+        with pytest.raises(RuntimeError, match="forked"):
+            list(loader)
+    else:
+        assert all(map(torch.equal, loader, expected))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter computes for one thread at a time; a GPU is needed")
+def test_threads_of_python_at_once():
+    layer = layer_of(4, 32).to(DEVICE)
+    inputs = [noise(1 + i % 5, 64, seed=i).to(DEVICE) for i in range(20)]
+    expected = [layer(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert all(map(torch.equal, pool.map(layer, inputs), expected))
+
+
+@needs_triton
 def test_it_compiles_for_a_gpu_that_is_not_here(tmp_path):
     """For an H100: Triton brings NVIDIA's assembler along. The interpreter takes things that the compiler does not."""
     program = (
         "import triton; from triton.backends.compiler import GPUTarget; from triton.compiler import ASTSource\n"
         "from qtutor.runtime.kernels.triton_product import product\n"
         "types = dict(x='*bf16', scales='*fp16', zeros='*u8', levels='*fp32', y='*fp32')\n"
+        "options = dict(num_warps=4, enable_fp_fusion=True)\n"
         "kinds = (4, '*i32', 0, 1), (2, '*i16', 0, 4), (3, '*u8', 0, 16), (8, '*i32', 0, 2), (4, '*i32', 1, 1)\n"
         "for bits, word, levels, tokens in kinds:\n"
         "    cut = dict(BITS=bits, EACH=1 - levels, LEVELS=levels, TOKENS=tokens, ROWS=32, WORDS=8, STAGES=3)\n"
         "    names = {n: types.get(n, 'constexpr' if n.isupper() else 'i32') for n in product.arg_names}\n"
         "    source = ASTSource(product, names | {'packed': word}, cut)\n"
-        "    made = triton.compile(source, target=GPUTarget('cuda', 90, 32), options={'num_warps': 4})\n"
+        "    made = triton.compile(source, target=GPUTarget('cuda', 90, 32), options=options)\n"
         "    print(bits, 'fma.rn.f32' in made.asm['ptx'], len(made.asm['cubin']) > 1000)\n"
     )
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
@@ -262,7 +310,7 @@ def test_what_is_prepared_takes_little_memory(make):
         (lambda: layer_of(5, 32), "5 bits"),
         (lambda: layer_of(4, 4), "8 does not divide"),
         (lambda: layer_of(4, 32, rows=0), "empty"),
-        (lambda: QuantLinear.from_quantized(rtn.quantize(noise(8, 64), FP8, -1)), "floats"),
+        (lambda: QuantLinear.from_quantized(rtn.quantize(noise(8, 64), FP8, -1)), "values of fp8"),
     ],
 )
 def test_what_it_does_not_take(layer, why):

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from qtutor.core.codebooks import Codebook
-from qtutor.core.grid import IntGrid
+from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
 from qtutor.runtime.kernels import reference
 
@@ -77,8 +77,8 @@ class State:
 
 def reason_against(layer) -> str | None:
     """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
-    if not isinstance(layer.grid, IntGrid | Codebook):
-        return "codes stand for floats"
+    if isinstance(layer.grid, FloatGrid):  # its codes are the bits of floats
+        return f"codes stand for the values of {layer.grid.name}"
     if layer.grid.bits not in _WORDS:
         return f"the codes have {layer.grid.bits} bits, and not 2, 3, 4 or 8"
     if not layer.rows or not layer.columns:
@@ -180,6 +180,7 @@ def run(x: torch.Tensor, state: State, launch: Launch | None = None) -> torch.Te
             WORDS=block // codes,
             STAGES=launch.stages if state.levels is None else 1,  # levels would be fetched ahead, too, one by one
             num_warps=launch.warps,
+            enable_fp_fusion=True,  # multiply and add in one step; Triton 3.10 no longer does so unasked
         )
     y = y[0] if shares == 1 else y.sum(0).to(x.dtype)
     return y.reshape(*x.shape[:-1], state.rows)
