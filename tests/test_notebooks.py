@@ -26,6 +26,8 @@ def public_names() -> set[str]:
     for module in pkgutil.walk_packages(qtutor.__path__, "qtutor."):
         if module.name.startswith(("qtutor.cli", "qtutor.course", "qtutor.plots", "qtutor.decoder.training")):
             continue
+        if module.name.endswith(".triton_product"):  # it imports Triton, which is seldom installed
+            continue
         loaded = importlib.import_module(module.name)
         names |= {n for n, v in vars(loaded).items() if getattr(v, "__module__", None) == module.name and n[0] != "_"}
     return names

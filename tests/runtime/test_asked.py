@@ -120,7 +120,7 @@ def test_older_cpus_compute_the_same(features, tmp_path):
     """Plain loops, and 256 bits: the same whole numbers, so the same bits."""
     program = (
         "import sys, torch; from qtutor import rtn, runtime, IntGrid; from qtutor.runtime.linear import QuantLinear\n"
-        "from qtutor.runtime.kernels.rounded_loops import width; w = int(sys.argv[1]); assert width() == w, width()\n"
+        "from qtutor.runtime.kernels.dots import width; w = int(sys.argv[1]); assert width() == w, width()\n"
         "torch.manual_seed(0); layer = QuantLinear.from_quantized(rtn.quantize(torch.randn(70, 120), IntGrid(4), 40))\n"
         "runtime.use(layer, activations='int8'); torch.save(layer(torch.randn(2, 120)), sys.argv[2])\n"
         "runtime.explain(layer)\n"
@@ -129,7 +129,7 @@ def test_older_cpus_compute_the_same(features, tmp_path):
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-c", program, width, str(path)]
     said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
-    assert ("256 bits" if features else "no AVX2") in said
+    assert ("256 bits" if features else "neither AVX2") in said
     got = torch.load(path)
     torch.manual_seed(0)
     layer = QuantLinear.from_quantized(rtn.quantize(torch.randn(70, 120), IntGrid(4), 40))

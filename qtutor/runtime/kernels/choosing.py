@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 from qtutor.errors import QtutorError
-from qtutor.runtime.kernels import cpu, reference, rounded, torch_int4
+from qtutor.runtime.kernels import cpu, cuda, reference, rounded, torch_int4
 
 # The functions of the package that the reference looks up at every run. In a tuple a learner's function does not
 # replace them, so it can be seen that one has taken their place.
@@ -24,12 +24,25 @@ def learners_run() -> bool:
 
 def _against_cpu(layer, device: torch.device) -> str | None:
     """What keeps all kernels of the CPU from a layer, whatever its grid."""
-    held = layer.held()
-    if device.type != "cpu" or any(not tensor.is_cpu for tensor in held):
+    if device.type != "cpu" or any(not tensor.is_cpu for tensor in layer.held()):
         return "layer and input are not both on the CPU"
+    return _against_any(layer)
+
+
+def _against_gpu(layer, device: torch.device) -> str | None:
+    """What keeps all kernels of a GPU from a layer, whatever its grid."""
+    if device.type != "cuda" or any(not tensor.is_cuda for tensor in layer.held()):
+        return "layer and input are not both on a GPU"
+    if any(device.index not in (None, tensor.device.index) for tensor in layer.held()):
+        return "layer and input are not on the same GPU"
+    return _against_any(layer)
+
+
+def _against_any(layer) -> str | None:
+    """What keeps all kernels but the reference from a layer."""
     if learners_run():
         return "functions of your own are active, which only the reference calls"
-    if any(tensor.is_inference() for tensor in held):
+    if any(tensor.is_inference() for tensor in layer.held()):
         return "its buffers were made in inference mode, where torch counts no changes"
     return None
 
@@ -66,6 +79,7 @@ TABLE = (
         True,
     ),
     Choice(cpu, "cpu", lambda layer, device, dtype: _against_cpu(layer, device) or cpu.reason_against(layer)),
+    Choice(cuda, "cuda", lambda layer, device, dtype: _against_gpu(layer, device) or cuda.reason_against(layer)),
     Choice(reference, "reference", lambda layer, device, dtype: None),
 )
 
