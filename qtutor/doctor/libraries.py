@@ -22,7 +22,7 @@ class Decoded:
     def __init__(self, patient: Patient):
         self.patient, self.differing = patient, []
         self.decode = {
-            "compressed-tensors": _compressed_tensors, "awq": _awq, "bitsandbytes": _bitsandbytes
+            "compressed-tensors": _compressed_tensors, "awq": _awq, "bitsandbytes": _bitsandbytes, "mlx": _mlx
         }.get(patient.form)  # fmt: skip
 
     def see(self, layer: Layer) -> None:
@@ -71,3 +71,10 @@ def _bitsandbytes(layer: Layer) -> torch.Tensor:
     state = {kind.removeprefix("weight."): tensor for kind, tensor in tensors.items() if kind != "weight"}
     state = functional.QuantState.from_dict(state, torch.device("cpu"))
     return functional.dequantize_4bit(tensors["weight"], state)
+
+
+def _mlx(layer: Layer) -> torch.Tensor:
+    core = importlib.import_module("mlx.core")
+    numbers = [core.array(tensor.numpy()) for tensor in layer.tensors.values()]  # weight, scales, biases
+    weights = core.dequantize(*numbers, layer.quantized.group_size, layer.quantized.grid.bits)
+    return torch.tensor(memoryview(weights.astype(core.float32)))

@@ -224,7 +224,7 @@ def test_engines_say_why_not():
     assert not why["vllm"].takes and why["vllm"].why.endswith("zero points") and Q in why["vllm"].why
     assert why["transformers"].takes and "gptqmodel" in why["transformers"].why
     assert not why["llama.cpp"].takes and why["llama.cpp"].why == "it does not read gptq"
-    assert [one.takes for one in examine(healthy("gptq")).engines] == [True, True, True, False, True, False]
+    assert [one.takes for one in examine(healthy("gptq")).engines] == [True, True, True, False, True, False, False]
 
 
 def test_another_model_is_told_from_the_one_that_was_quantized(tmp_path):
