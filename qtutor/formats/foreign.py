@@ -66,7 +66,7 @@ class Format:
     encode(quantized, layout), decode(tensors, layout, rows, columns): a :class:`QuantizedTensor` to these, and back.
     tolerance: how far a scale may be from the one that was written, as a share of it.
     in_config(settings): what config.json has of the settings, by key.
-    input_scale: of a layer's tensors the one that its inputs are multiplied by, see :class:`.ScaledLinear`; "": none is.
+    input_scale: the tensor of a layer that its inputs are multiplied by (:class:`.ScaledLinear`), "" where none is.
     """
 
     method: str
@@ -80,7 +80,7 @@ class Format:
     input_scale: str = ""
 
     def settings_for(self, layers: dict, left: list[str], **options) -> dict:
-        """:attr:`settings`, also raising for layers that multiply their inputs, where the format has no place for it."""
+        """:attr:`settings`, also raising for layers that multiply their inputs, if the format has no place for it."""
         for name, layer in layers.items():
             if isinstance(layer, ScaledLinear) and not self.input_scale:
                 raise refused(

@@ -85,7 +85,6 @@ class Opened:
                 {kind: read(f"{name}.{kind}") for kind in kinds}, layout, *tuple(place.weight.shape)
             )
 
-
     def input_scale(self, name: str, read) -> torch.Tensor | None:
         """The numbers that the inputs of a layer are multiplied by, float32 ``[in]``; ``None`` where all are 1."""
         key = f"{name}.{self.form.input_scale}"

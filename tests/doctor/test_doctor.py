@@ -123,6 +123,38 @@ def test_zero_points_off_by_one(tmp_path, name, change, parts, against):
     assert found.run is None or found.run.perplexity > 100
 
 
+@pytest.mark.parametrize("against", [None, "embedded"])
+def test_biases_of_mlx_that_are_a_step_off(tmp_path, against):
+    """Of a symmetric model, so that no zero point leaves the codes."""
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.quantize(model, qtutor.Recipe(symmetric=True), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "mlx", tokenizer)
+
+    def change(found):
+        for name in [name for name in found if name.endswith(".biases")]:
+            found[name] += found[name.replace("biases", "scales")]
+
+    tensors(change)(folder)
+    check_finds(folder, "zero points", [f"{Q}.biases (and in 13 more layers)", "one too small"], against)
+
+
+def test_layers_that_multiply_their_inputs_are_healthy(tmp_path):
+    """A down_proj with columns that are s times as large, and inputs that are multiplied by 1 / s."""
+    model, tokenizer = qtutor.load_decoder()
+    times = 0.5 + torch.arange(model.config.intermediate_size) % 4
+    for block in model.model.layers:
+        block.mlp.down_proj.weight.data /= times
+    qtutor.quantize(model, qtutor.Recipe(symmetric=True), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "modelopt", tokenizer)
+    ends = "down_proj.pre_quant_scale"
+    each(ends, lambda one: times.to(one.dtype))(folder)
+    for against in (None, "embedded"):
+        found = examine(folder, against)
+        assert found.healthy and found.run.perplexity < found.run.vocabulary / 2, found.findings
+    each(ends, torch.ones_like)(folder)  # as a reader computes that does not know of them
+    assert not examine(folder, "embedded").healthy
+
+
 @pytest.mark.parametrize(
     ("name", "change", "against", "part"),
     [
