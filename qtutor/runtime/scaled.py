@@ -16,7 +16,7 @@ class ScaledLinear(QuantLinear):
 
     def __init__(self, out_features: int, in_features: int, *others, **named):
         super().__init__(out_features, in_features, *others, **named)
-        self.register_buffer("input_scale", torch.ones(in_features))
+        self.register_buffer("input_scale", torch.ones(in_features, dtype=torch.float32))
 
     @classmethod
     def from_scaled(cls, quantized, input_scale: torch.Tensor, bias: torch.Tensor | None = None) -> "ScaledLinear":
