@@ -11,9 +11,10 @@ A weight is scales * code + biases, and so biases are -scales * zero point. Word
 first 8 columns: 0x87654321. Group with the scale 0.5 and the zero point 3: biases -1.5.
 
 Our scales have 11 significant bits and a zero point has at most 8, so their product is exact in float32, and so is
-every step of scales * code + biases: MLX computes with our very weights. In float16 the product would be rounded, and
-two of three weights would differ, if by less than a hundredth of a step. The price: 64 bits a group instead of 32, and
-MLX multiplies in float32 (its types are promoted to the widest one).
+every step of scales * code + biases: MLX computes with our very weights. In float16, or with scales alone in float16,
+MLX rounds on the way: two of three weights of 4 bits differ, by up to a hundredth of a step, and nearly all of 8 bits,
+by up to a seventh. The price: 64 bits a group instead of 32, and MLX multiplies in float32 (its types are promoted to
+the widest one).
 
 config.json has the settings twice: as ``quantization``, which MLX looks at, and as ``quantization_config``, where other
 readers look. Layers of other bits or groups than most stand in it by name; those in float are known by their tensors.

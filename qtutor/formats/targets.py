@@ -94,7 +94,7 @@ WAYS = {
         Way(BNB, grid="nf4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
         Way(BNB, grid="fp4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
     ),
-    "mlx": (Way(MLX, bits=(2, 3, 4, 5, 6, 8), groups=(32, 64, 128), joined=False, head=True, known=READ),),
+    "mlx": (Way(MLX, bits=(2, 3, 4, 5, 6, 8), groups=(32, 64, 128), joined=False, head=True, known=RAN),),  # on a CPU
 }
 # llama.cpp's types are grids of their own, rounded to from float weights; the recipe's rounding would be a second one.
 GGUF = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}

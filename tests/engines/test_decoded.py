@@ -1,5 +1,7 @@
 """Every format is decoded by its own library to exactly our weights."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -229,7 +231,10 @@ def test_mlx_decodes_and_multiplies_our_weights(bits, symmetric, group_size):
 
 @pytest.mark.parametrize("bits", mlx.BITS)
 def test_we_read_the_words_that_mlx_packs(bits):
-    """Its codes, whatever its rounding; its own biases in float16 are nearly whole steps, and are refused."""
+    """Its codes, whatever its rounding; its own biases in float16 are nearly whole steps, and are refused.
+
+    Of 2 bits they are one or two steps, and half of a float16 is one, too: these are read as they are.
+    """
     core = pytest.importorskip("mlx.core")
 
     weight = torch.randn(32, 256, generator=torch.Generator().manual_seed(0)) * 0.02
@@ -240,7 +245,7 @@ def test_we_read_the_words_that_mlx_packs(bits):
         "biases": torch.tensor(biases.tolist()),
     }
     layout = Layout(qtutor.IntGrid(bits), 64)
-    with pytest.raises(qtutor.QtutorError, match="MLX's own rounding writes such ones"):
+    with pytest.raises(qtutor.QtutorError, match="MLX's own rounding writes such ones") if bits > 2 else nullcontext():
         mlx.decode(tensors, layout, 32, 256)
     # With whole steps in their place, MLX decodes to what we do, on both signs of its scales.
     steps = (tensors["biases"] / tensors["scales"]).round().clamp(-(2**bits - 1), 0)

@@ -26,7 +26,7 @@ def test_greedy_tokens_are_equal(tmp_path, recipe):
     theirs = utils.load_model(folder)[0]
     packed = [name for name, layer in theirs.named_modules() if "scales" in layer]
     assert sorted(packed) == sorted(name for name, layer in model.named_modules() if hasattr(layer, "packed"))
-    ids, tokens = prompts(), 32
+    ids, tokens = prompts()[:4], 32  # all of it is computed again for every token
     written = core.array(ids.numpy())
     for _ in range(tokens):
         following = theirs(written)[:, -1].argmax(-1, keepdims=True)
