@@ -10,6 +10,8 @@ import torch
 import qtutor
 from qtutor import cli
 from qtutor.doctor import examine
+from qtutor.doctor.fitting import distance
+from qtutor.doctor.patient import opened
 from tests.doctor.folders import (
     HEALTHY,
     config,
@@ -151,8 +153,12 @@ def test_layers_that_multiply_their_inputs_are_healthy(tmp_path):
     for against in (None, "embedded"):
         found = examine(folder, against)
         assert found.healthy and found.run.perplexity < found.run.vocabulary / 2, found.findings
+    layers = list(opened(folder, "embedded", "cpu").layers())
+    assert len(layers) == 14 and all(distance(one.quantized.dequantize(), one.exact) < 0.3 for one in layers)
     each(ends, torch.ones_like)(folder)  # as a reader computes that does not know of them
-    assert not examine(folder, "embedded").healthy
+    assert examine(folder).run.perplexity > 1.5 * found.run.perplexity
+    layers = list(opened(folder, "embedded", "cpu").layers())
+    assert sum(distance(one.quantized.dequantize(), one.exact) > 0.3 for one in layers) == 2
 
 
 @pytest.mark.parametrize(
