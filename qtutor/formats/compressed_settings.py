@@ -139,8 +139,8 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
     size = _group_size(weights, where)
     kind = group.get("format") or form
     inputs = group.get("input_activations")
-    whole = isinstance(kind, str) and kind in WHOLE and numbers == WHOLE[kind]  # a list is no key
-    if whole and bits == 8 and symmetric and _by_token(inputs, numbers):
+    whole = WHOLE.get(kind) if isinstance(kind, str) else None
+    if numbers == whole and bits == 8 and symmetric and _by_token(inputs, numbers):
         if kind == FLOATS and size in STRATEGIES:
             return Layout(FP8, size, FLOATS)
         if kind == INTEGERS and size == PER_CHANNEL:

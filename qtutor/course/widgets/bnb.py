@@ -71,14 +71,16 @@ def levels_over_bell(
 
     def draw(layer, format, block, double):
         exact, grid = sample(layer), FORMATS[format]
-        double = double and isinstance(grid, Codebook)
+        wanted, double = double, double and isinstance(grid, Codebook)
         with naming(layer):
             quantized = round_to(exact, grid, block, double)
         relative, levels, shares = seen(exact, quantized)
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
         size, width = whole_bytes(weights[layer].shape, quantized)
         scales = "8 bits and theirs" if double else f"{8 * grid.scale_dtype.itemsize} bits"
-        figure = levels_over_weights({f"{layer}, {format}": (relative, levels, shares)})
+        # What a switch does not change says so: nobody has to look for a difference.
+        about = "" if not wanted else ", scales in 8 bits" if double else f", scales stay in {scales}"
+        figure = levels_over_weights({f"{layer}, {format}{about}": (relative, levels, shares)})
         return figure, html_table(
             ["relative error", "busiest level", "idlest level", "scales", "true bytes", "bits a weight"],
             [f"{error:.2%}", f"{shares.max():.1%}", f"{shares.min():.1%}", scales, f"{size:,}", f"{width:.3f}"],

@@ -5,6 +5,7 @@ not depend on the machine, and little on what else runs on it. :data:`LEAST` lea
 well written, which come to 0.5 to 1.
 """
 
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -53,10 +54,11 @@ def compiled(function: Callable):
     """(the function as numba compiles it for a tile, "") or (``None``, why it cannot be compiled)."""
     import numba
 
-    tile = numba.njit(error_model="numpy", nogil=True, fastmath={"contract"})(function)
     words, x = np.zeros((COLUMNS // 8, ROWS), np.int32), np.zeros((COLUMNS // 8, 8), np.float32)
     of_groups = np.zeros((COLUMNS // GROUP, ROWS), np.float32)
     try:
+        plain = inspect.unwrap(function)  # also of one that is compiled already
+        tile = numba.njit(error_model="numpy", nogil=True, fastmath={"contract"})(plain)
         made = tile(x, np.zeros(COLUMNS // GROUP, np.float32), words, of_groups, of_groups)
     except Exception as error:  # numba's, or an index that plain Python forgives
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
