@@ -23,12 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
 from benchmarks.packed_matmul import judged, processor
 from qtutor import runtime
-from qtutor.measure.speed import bytes_of_a_token, copy_bandwidth
+from qtutor.course.ladder.matrices import tinyllama
+from qtutor.measure.speed import bytes_of_a_token, copy_bandwidth, token_times
 from qtutor.runtime.linear import QuantLinear
 
 PROMPT, STEPS = 32, 8
@@ -40,39 +40,10 @@ CLAIMS = [
 MEMORY = 1.15  # times the packed bytes that packed layers may take, with what their kernels prepared
 
 
-def tinyllama_blocks(vocabulary: int) -> LlamaForCausalLM:
-    """Four blocks with TinyLlama's shapes and random weights."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=4,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=0,
-        dtype=torch.float32,
-    )
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
-
-
 def of_transformers(model) -> Callable[[], float]:
     """A function that reads a prompt, writes a few tokens and returns the seconds of one of them."""
-
-    def write() -> float:
-        with torch.inference_mode():
-            out = model(torch.zeros(1, PROMPT, dtype=torch.int64), use_cache=True)
-            token, seconds = out.logits[:, -1:].argmax(-1), []
-            for _ in range(STEPS):
-                start = time.process_time()
-                out = model(token, past_key_values=out.past_key_values, use_cache=True)
-                token = out.logits[:, -1:].argmax(-1)
-                seconds.append(time.process_time() - start)
-        return statistics.median(seconds)
-
-    return write
+    ids = torch.zeros(1, PROMPT, dtype=torch.int64)
+    return lambda: statistics.median(token_times(model, ids, STEPS, time.process_time)[1])
 
 
 def of_llama_cpp(path: Path) -> Callable[[], float]:
@@ -111,7 +82,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     _, tokenizer = qtutor.load_decoder(device="cpu")
-    model = tinyllama_blocks(len(tokenizer))
+    model = tinyllama(blocks=4, vocabulary=len(tokenizer))
     if options.source:
         model, tokenizer = qtutor.load(options.source)
         model = model.float()

@@ -26,16 +26,16 @@ import torch
 from torch.nn.functional import linear
 
 import qtutor
-from qtutor import bnb, runtime
-from qtutor.core.grid import IntGrid
+from qtutor import bnb
 from qtutor.core.quantized import QuantizedTensor
+from qtutor.course.ladder.matrices import GROUP, random_layer
+from qtutor.course.ladder.rungs import with_int8_inputs
 from qtutor.decoder.text import held_out_tokens
 from qtutor.measure.speed import copy_bandwidth
 from qtutor.runtime.kernels import cpu, reference
 from qtutor.runtime.linear import QuantLinear
 
 SHAPES = "11008x4096", "4096x4096", "2048x2048"
-GROUP = 64
 CYCLED = 100e6  # bytes of matrices that a product goes through
 # At least so many times as fast as the peer; at one token, but for the last.
 CLAIMS = [
@@ -72,21 +72,6 @@ class Product:
         return statistics.median(self.times[first:])
 
 
-def layer_of(rows: int, columns: int, bits: int) -> QuantLinear:
-    """A packed layer with random codes; nothing is quantized, which would take minutes."""
-    codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
-    scales = (torch.rand(rows, columns // GROUP) / 100).half()
-    zeros = torch.randint(0, 2**bits, (rows, columns // GROUP), dtype=torch.uint8)
-    return QuantLinear.from_quantized(QuantizedTensor(codes, scales, zeros, IntGrid(bits), GROUP))
-
-
-def rounding_of(rows: int, columns: int) -> QuantLinear:
-    """A layer of 4 bits that rounds its inputs to int8."""
-    layer = layer_of(rows, columns, 4)
-    runtime.use(layer, activations="int8")
-    return layer
-
-
 def nf4_of(rows: int, columns: int) -> QuantLinear:
     codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
     scales = torch.rand(rows, columns // GROUP) / 100
@@ -104,12 +89,16 @@ def products(rows: int, columns: int, tokens: int) -> dict[str, Product]:
     x = torch.randn(tokens, columns)
     half, weights = x.bfloat16(), rows * columns
     made = {
-        f"{bits} bits": Product(lambda bits=bits: layer_of(rows, columns, bits), lambda m: m(x), weights * bits // 8)
+        f"{bits} bits": Product(
+            lambda bits=bits: random_layer(rows, columns, bits), lambda m: m(x), weights * bits // 8
+        )
         for bits in (2, 3, 4, 8)
     }
     made["nf4"] = Product(lambda: nf4_of(rows, columns), lambda m: m(x), weights // 2)
-    made["4 bits, int8 x"] = Product(lambda: rounding_of(rows, columns), lambda m: m(x), weights // 2)
-    made["4 bits, bf16 x"] = Product(lambda: layer_of(rows, columns, 4), lambda m: m(half), weights // 2)
+    made["4 bits, int8 x"] = Product(
+        lambda: with_int8_inputs(random_layer(rows, columns, 4)), lambda m: m(x), weights // 2
+    )
+    made["4 bits, bf16 x"] = Product(lambda: random_layer(rows, columns, 4), lambda m: m(half), weights // 2)
     made["torch int4"] = Product(
         lambda: torch_int4(rows, columns),
         lambda m: torch._weight_int4pack_mm_for_cpu(half, m[0], GROUP, m[1]),
@@ -128,7 +117,7 @@ def race(rows: int, columns: int, tokens: int, rounds: int, clock: Callable[[], 
             for _ in range(len(product.matrices) if not i else 1):  # first all matrices once: they are prepared
                 product.run(clock)
     seconds = {name: product.seconds(len(product.matrices)) for name, product in made.items()}
-    layer, x = layer_of(rows, columns, 4), torch.randn(tokens, columns)
+    layer, x = random_layer(rows, columns, 4), torch.randn(tokens, columns)
     state, slow = reference.prepare(layer), []
     for _ in range(2):
         start = clock()

@@ -60,22 +60,21 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
     found = described(folder, dtype)
     read = found.mapped()
     check_finite(str(folder), read)
-    values = {name: tensor.to(found.dtype) for name, tensor in read.items()}
-    _check_converted(values, found)
+    values = {name: _converted(name, tensor, found) for name, tensor in read.items()}
     model = filled(found.model, values, found.where, device)
     take_settings(model, folder)
     return model
 
 
-def _check_converted(values: dict[str, torch.Tensor], found: Described) -> None:
-    """Refuse numbers that the dtype which is loaded does not hold: float16 would have infinities in their place."""
-    for name, tensor in values.items():
-        if not all_finite(tensor):
-            largest = torch.finfo(found.dtype).max
-            raise QtutorError(
-                f"{found.folder}: tensor {shown(name)} holds numbers beyond {largest:,.0f}, the largest of "
-                f"{found.dtype}. Load it with dtype=torch.float32, or change dtype in {found.where}."
-            )
+def _converted(name: str, tensor: torch.Tensor, found: Described) -> torch.Tensor:
+    """``tensor`` in the dtype that is loaded. Refuse one that it does not hold: float16 would have infinities there."""
+    value, largest = tensor.to(found.dtype), torch.finfo(found.dtype).max
+    if torch.finfo(tensor.dtype).max > largest and not all_finite(value):
+        raise QtutorError(
+            f"{found.folder}: tensor {shown(name)} holds numbers beyond {largest:,.0f}, the largest of "
+            f"{found.dtype}. Load it with dtype=torch.float32, or change dtype in {found.where}."
+        )
+    return value
 
 
 def described(folder: Path, dtype: torch.dtype | str) -> Described:

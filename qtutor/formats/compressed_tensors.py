@@ -47,7 +47,7 @@ from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_siz
 from qtutor.errors import QtutorError
 from qtutor.formats import foreign_writing
 from qtutor.formats.compressed_settings import FLOATS, INTEGERS, METHOD, PACKED, layouts, settings  # noqa: F401
-from qtutor.formats.foreign import Format, Layout, Wanted, stored_scales
+from qtutor.formats.foreign import Format, Layout, Wanted, of_floats, stored_scales
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
 
@@ -105,7 +105,9 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
         codes = (tensors["weight"].short() + layout.grid.middle).to(torch.uint8)
         return QuantizedTensor(codes, scales.float() * 127, None, layout.grid, layout.group_size)
     if layout.kind == FLOATS:
-        return _floats(tensors["weight"].view(torch.uint8), scales, layout)
+        if layout.group_size == PER_TENSOR and scales.numel() != 1:
+            raise QtutorError(f"weight_scale is {list(scales.shape)}, and the strategy 'tensor' has one scale.")
+        return of_floats(tensors["weight"], scales, layout)
     if tensors["weight_shape"].tolist() != [rows, columns]:
         raise QtutorError(f"weight_shape is {tensors['weight_shape'].tolist()}, and the layer is {[rows, columns]}.")
     codes = from_words(tensors["weight_packed"], bits, columns)
@@ -113,15 +115,6 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     if not layout.grid.symmetric:
         zeros = from_words(tensors["weight_zero_point"].T, bits, rows).T.contiguous()
     return QuantizedTensor(codes, stored_scales(scales), zeros, layout.grid, layout.group_size)
-
-
-def _floats(codes: torch.Tensor, scales: torch.Tensor, layout: Layout) -> QuantizedTensor:
-    layout.grid.check_codes(codes)
-    if layout.group_size == PER_TENSOR:
-        if scales.numel() != 1:
-            raise QtutorError(f"weight_scale is {list(scales.shape)}, and the strategy 'tensor' has one scale.")
-        scales = scales.reshape(1, 1)
-    return QuantizedTensor(codes, scales.float(), None, layout.grid, layout.group_size)
 
 
 FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, TOLERANCE)

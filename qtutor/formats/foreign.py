@@ -163,6 +163,15 @@ def stored_scales(scales: torch.Tensor) -> torch.Tensor:
     return half if torch.equal(half.float(), scales.float()) else scales.float()
 
 
+def of_floats(weight: torch.Tensor, scales: torch.Tensor, layout: Layout) -> QuantizedTensor:
+    """A layer that is stored as floats of 8 bits, with a scale for each row or one for all. Raises
+    :class:`QtutorError` for codes that stand for no number.
+    """
+    codes = weight.view(torch.uint8)
+    layout.grid.check_codes(codes)
+    return QuantizedTensor(codes, scales.float().reshape(-1, 1), None, layout.grid, layout.group_size)
+
+
 def pattern(text, where: str) -> re.Pattern:
     """A regular expression out of a checkpoint; some would take longer than anybody waits, and these are refused."""
     try:

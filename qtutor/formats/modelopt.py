@@ -44,6 +44,7 @@ from qtutor.formats.foreign import (
     check_integers,
     expect,
     names_at,
+    of_floats,
     one_group_size,
     refused,
     stored_scales,
@@ -163,8 +164,7 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
 
 
 def _floats(tensors: dict[str, torch.Tensor], layout: Layout, rows: int) -> QuantizedTensor:
-    codes, scales = tensors["weight"].view(torch.uint8), tensors["weight_scale"]
-    layout.grid.check_codes(codes)
+    scales = tensors["weight_scale"]
     wanted = rows if layout.group_size == PER_CHANNEL else 1
     if scales.numel() != wanted:
         raise QtutorError(f"weight_scale has {scales.numel()} numbers, and {layout.kind} has {wanted} for this layer.")
@@ -174,7 +174,7 @@ def _floats(tensors: dict[str, torch.Tensor], layout: Layout, rows: int) -> Quan
             "is converted, each token has its own.",
             stacklevel=2,
         )
-    return QuantizedTensor(codes, scales.float().reshape(wanted, 1), None, layout.grid, layout.group_size)
+    return of_floats(tensors["weight"], scales, layout)
 
 
 FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, input_scale="pre_quant_scale")

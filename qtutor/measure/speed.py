@@ -30,16 +30,31 @@ def tokens_per_second(model, prompt: torch.Tensor | None = None, tokens: int = T
     context = getattr(model.config, "max_position_embeddings", None) or len(ids) + tokens + WARM
     ids = ids[: max(1, context - tokens - WARM)]
     steps = min(tokens + WARM, context - len(ids))
-    seconds = []
+    _, seconds = token_times(model, ids[None].to(model.device), max(1, steps))
+    return 1 / statistics.median(seconds[WARM:] or seconds)
+
+
+@torch.inference_mode()
+def token_times(
+    model, ids: torch.Tensor, steps: int, clock: Callable[[], float] | None = None
+) -> tuple[float, list[float]]:
+    """Seconds until the first token behind ``ids``, int64 ``[1, count]``, is known, and of ``steps`` further ones.
+
+    Greedily, with a cache. clock: what counts seconds, by itself ``time.perf_counter``.
+    """
+    clock, each = clock or time.perf_counter, []
     with in_eval(model):
-        out = model(ids[None].to(model.device), use_cache=True)
-        for _ in range(max(1, steps)):
-            begin = time.perf_counter()
+        begin = clock()
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        out.logits[0, -1, 0].item()  # a GPU works on in the background until somebody wants a number
+        first = clock() - begin
+        for _ in range(steps):
+            begin = clock()
             following = out.logits[:, -1:].argmax(-1)
             out = model(following, past_key_values=out.past_key_values, use_cache=True)
-            out.logits[0, -1, 0].item()  # a GPU works on in the background until somebody wants a number
-            seconds.append(time.perf_counter() - begin)
-    return 1 / statistics.median(seconds[WARM:] or seconds)
+            out.logits[0, -1, 0].item()
+            each.append(clock() - begin)
+    return first, each
 
 
 def bytes_of_a_token(model) -> int:

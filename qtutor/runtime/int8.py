@@ -1,7 +1,5 @@
 """A linear layer that multiplies int8 codes of its weights by int8 codes of its inputs: LLM.int8."""
 
-import torch
-
 from qtutor.methods.bnb import THRESHOLD
 from qtutor.runtime.kernels import int8
 from qtutor.runtime.linear import QuantLinear
@@ -14,10 +12,7 @@ class Int8Linear(QuantLinear):
     """
 
     threshold: float | None = THRESHOLD
-    chooses = False
-
-    def kernel(self, x: torch.Tensor):
-        return int8
+    own = int8
 
     def _stamp(self) -> tuple:
         return self.threshold, *super()._stamp()

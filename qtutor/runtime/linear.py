@@ -1,5 +1,7 @@
 """Layers that store packed bytes and compute with them; they replace ``nn.Linear`` and ``nn.Embedding``."""
 
+from types import ModuleType
+
 import torch
 from torch import nn
 
@@ -80,7 +82,7 @@ class QuantLinear(Lending, QuantWeight):
     the packed bytes on loan (:mod:`qtutor.runtime.lending`).
     """
 
-    chooses = True  # whether the table of kernels applies
+    own: ModuleType | None = None  # the kernel of a kind of layer that computes something else; no other is chosen
     asked: str | None = None  # the kernel that was asked for by name (:func:`qtutor.runtime.use`)
     _prepared: tuple | None = None  # kernel, stamp, the buffers that were stamped, the kernel's state
 
@@ -109,7 +111,7 @@ class QuantLinear(Lending, QuantWeight):
 
     def kernel(self, x: torch.Tensor):
         """The kernel that multiplies ``x``: :func:`qtutor.runtime.explain` says which, and why."""
-        return choose(self, x.device, x.dtype)
+        return self.own or choose(self, x.device, x.dtype)
 
     def prepared(self, kernel):
         """The state that ``kernel`` prepares from this layer; it is prepared again only if the layer has changed."""

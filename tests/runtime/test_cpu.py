@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 import qtutor
 from qtutor import bnb, rtn
 from qtutor.core.codebooks import FP4
+from qtutor.core.float_grid import FP8
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.runtime import explain
@@ -168,6 +169,7 @@ def test_a_wrong_width_is_refused_as_torch_does_it():
         (lambda: layer_of(4, 4), "8 does not divide"),
         (lambda: layer_of(4, 32, rows=0), "empty"),
         (lambda: QuantLinear.from_quantized(bnb.quantize(noise(8, 64), bnb.INT8)), "256 levels"),
+        (lambda: QuantLinear.from_quantized(rtn.quantize(noise(8, 64), FP8, -1)), "values of fp8"),
     ],
 )
 def test_what_it_does_not_take_goes_to_the_reference(capsys, layer, why):
@@ -223,8 +225,8 @@ def test_older_cpus_compute_the_same(tmp_path):
     """Without AVX: the same sums to rounding, and levels come from memory."""
     program = (
         "import torch; from qtutor import rtn, bnb, IntGrid; from qtutor.runtime.linear import QuantLinear\n"
-        "from qtutor.runtime.kernels.codes import has_permutes\n"
-        "assert not has_permutes(); w = torch.randn(70, 64); x = torch.randn(2, 64)\n"
+        "from qtutor.runtime.kernels.instructions import has\n"
+        "assert not has('avx512f'); w = torch.randn(70, 64); x = torch.randn(2, 64)\n"
         "for q in (rtn.quantize(w, IntGrid(3), 32), bnb.quantize(w)):\n"
         "    torch.testing.assert_close(QuantLinear.from_quantized(q)(x), x @ q.dequantize().T, rtol=1e-4, atol=1e-4)\n"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import qtutor
-from qtutor import rtn
+from qtutor import rtn, runtime
 from qtutor.core.float_grid import FP8
 from qtutor.runtime.fp8 import Fp8Linear
 from qtutor.runtime.kernels import fp8
@@ -60,3 +60,14 @@ def test_which_layer_is_made_of_it():
     assert len(layers) == 14 and {type(layer) for layer in layers} == {Fp8Linear} == {linear_for(FP8)}
     assert {layer.group_size for layer in layers} == {-1} and torch.isfinite(model(some_ids()).logits).all()
     assert max(row.error for row in report.rows) < 0.04 and min(row.bits_per_weight for row in report.rows) > 8
+
+
+def test_no_other_kernel_can_be_asked_for(capsys):
+    model = tiny()
+    qtutor.quantize(model, qtutor.Recipe("fp8"), progress=False)
+    with pytest.raises(qtutor.QtutorError, match="no packed layer"):
+        runtime.use(model, kernel="reference")
+    layer = next(layer for layer in model.modules() if isinstance(layer, Fp8Linear))
+    runtime.explain(layer)
+    assert layer.kernel(torch.ones(1, 64)) is fp8
+    assert capsys.readouterr().out.splitlines()[1:] == ["  fp8  used: layers of this kind have no other kernel"]

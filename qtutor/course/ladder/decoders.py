@@ -9,8 +9,7 @@ import torch
 
 import qtutor
 from qtutor.course.ladder.timing import clock
-from qtutor.guards.model import in_eval
-from qtutor.measure.speed import bytes_of_a_token
+from qtutor.measure.speed import bytes_of_a_token, token_times
 from qtutor.recipe import Recipe
 from qtutor.runtime.linear import QuantLinear
 
@@ -30,7 +29,6 @@ class Pace:
         return 1 / self.each
 
 
-@torch.inference_mode()
 def paces(models: Mapping[str, torch.nn.Module], prompt: int = 128, steps: int = STEPS, rounds: int = 3) -> dict:
     """The :class:`Pace` of each model behind a prompt of so many tokens. They take turns; the shortest runs count.
 
@@ -40,29 +38,12 @@ def paces(models: Mapping[str, torch.nn.Module], prompt: int = 128, steps: int =
     others: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(rounds + 1):
         for name, model in models.items():
-            first, each = _written(model, prompt, steps if turn else 1)
+            ids = torch.zeros(1, prompt, dtype=torch.int64, device=model.device)
+            first, each = token_times(model, ids, steps if turn else 1, clock(model.device.type))
             if turn:
                 firsts[name].append(first)
                 others[name] += each
     return {name: Pace(min(firsts[name]), min(others[name])) for name in models}
-
-
-def _written(model, prompt: int, steps: int) -> tuple[float, list[float]]:
-    """Seconds of the first token, and of each further one, greedily and with a cache."""
-    ids = torch.zeros(1, prompt, dtype=torch.int64, device=model.device)
-    now = clock(model.device.type)
-    with in_eval(model):
-        start = now()
-        out = model(ids, use_cache=True, logits_to_keep=1)
-        out.logits[0, -1, 0].item()  # a GPU works on in the background until somebody wants a number
-        first, each = now() - start, []
-        for _ in range(steps):
-            start = now()
-            following = out.logits[:, -1:].argmax(-1)
-            out = model(following, past_key_values=out.past_key_values, use_cache=True)
-            out.logits[0, -1, 0].item()
-            each.append(now() - start)
-    return first, each
 
 
 def quantized(model, recipes: Mapping[str, Recipe | None], calibration=None) -> dict[str, torch.nn.Module]:

@@ -100,7 +100,7 @@ def use(model, kernel: str | None = None, activations: str | None = None) -> int
         raise QtutorError(f"there is no kernel {kernel!r}: use one of {', '.join(map(repr, names))}, or None.")
     if kernel and activations:
         raise QtutorError(f"kernel={kernel!r} and activations={activations!r} name two kernels: give one of them.")
-    layers = [layer for layer in model.modules() if getattr(layer, "chooses", False)]
+    layers = [layer for layer in model.modules() if hasattr(layer, "asked") and layer.own is None]
     if not layers:
         raise QtutorError("the model has no packed layer, so there is no kernel to choose: quantize it first.")
     for layer in layers:
@@ -111,8 +111,11 @@ def use(model, kernel: str | None = None, activations: str | None = None) -> int
 def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
     """Print which kernel multiplies ``batch`` tokens of ``dtype`` by ``layer``, how, and why the others do not."""
     device = torch.device(device)
-    chosen = _row(layer, device, dtype)
     print(f"{layer.extra_repr()}; {batch} token{'s' if batch != 1 else ''} of {str(dtype)[6:]} on {device}")
+    if layer.own is not None:
+        print(f"  {layer.own.__name__.rpartition('.')[2]}  used: layers of this kind have no other kernel")
+        return
+    chosen = _row(layer, device, dtype)
     width = max(len(choice.what) for choice in TABLE)
     for choice in TABLE:
         against = choice.reason_against(layer, device, dtype)

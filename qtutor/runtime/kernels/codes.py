@@ -4,35 +4,18 @@ How codes lie in words is known from the type of ``planes`` (:mod:`.tiles`), so 
 compiles it for each type: :func:`row`, :func:`dot` and :func:`decode` have one version for each. The eight terms of a
 word are written out: LLVM does not turn a loop over them into vector instructions.
 
-Levels of a codebook are looked up. With AVX-512 one instruction looks up 16 of them in a register (:func:`permuted`);
-elsewhere they come from memory one by one, which is right, and slow.
+Levels of a codebook are looked up. With AVX-512 one instruction looks up 16 of them in a register;
+elsewhere they come from memory one by one, which is right, and slow. :mod:`.instructions` has that instruction.
 """
 
 import numpy as np
-from llvmlite import ir
 from numba.core import types
-from numba.core.registry import cpu_target
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import overload, register_jitable
 
+from qtutor.runtime.kernels.instructions import fetch, has, permuted
 from qtutor.runtime.kernels.tiles import ROWS
 
 f4, i4, u4 = np.float32, np.int32, np.uint32
-AHEAD = 2048  # bytes from what is read to what is fetched; processors themselves look ahead within 4 KB at most
-LINE = 64  # bytes of a line of the cache
-
-
-@intrinsic
-def wide(context):
-    """Compile the function around this call with vectors of 512 bits, where the CPU has them.
-
-    Many CPUs have them, and LLVM prefers 256 bits all the same, because older ones lowered their clock for them.
-    """
-
-    def generate(context, builder, signature, arguments):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # this set's own add() knows too few names
-        return context.get_dummy_value()
-
-    return types.void(), generate
 
 
 def row(planes, tile, k):
@@ -49,27 +32,6 @@ def decode(words, out):
 
 def ahead(words):
     """Have words fetched that will be read soon: left to itself, the processor waits for memory between sums."""
-
-
-def prefetch(builder, pointer):
-    """Have the line of the cache at ``pointer`` fetched; nothing happens where no memory is."""
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, *[ir.IntType(32)] * 3])
-    function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, *(ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))])  # read, keep, data
-
-
-@intrinsic
-def fetch(context, words):
-    """Fetch what lies :data:`AHEAD` of ``words``, an array ``[ROWS]``."""
-
-    def generate(context, builder, signature, arguments):
-        start = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        start = builder.bitcast(start, ir.IntType(8).as_pointer())
-        for line in range(0, ROWS * signature.args[0].dtype.bitwidth // 8, LINE):
-            prefetch(builder, builder.gep(start, [ir.Constant(ir.IntType(64), AHEAD + line)]))
-        return context.get_dummy_value()
-
-    return types.void(words), generate
 
 
 @overload(ahead, inline="always")
@@ -176,7 +138,7 @@ def _dot8(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
 @overload(decode, inline="always")
 def _decode(words, out):
     if kind_of(words) == "levels":
-        return _decode_levels_512 if has_permutes() else _decode_levels
+        return _decode_levels_512 if has("avx512f") else _decode_levels
     return {"2 bits": _decode2, "3 bits": _decode3, "4 bits": _decode4, "8 bits": _decode8}[kind_of(words)]
 
 
@@ -226,38 +188,3 @@ def _decode_levels(words, out):
 
 def _decode_levels_512(words, out):
     permuted(words[0], words[1], out)
-
-
-def has_permutes() -> bool:
-    """Whether numba compiles for AVX-512 here."""
-    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-
-
-@intrinsic
-def permuted(context, words, levels, out):
-    """`decode` for 16 levels: int32 ``[ROWS]``, float32 ``[16]``, float32 ``[8, ROWS]``.
-
-    VPERMPS picks 16 numbers out of a register by the lowest four bits of 16 words; the bits above do not matter.
-    """
-
-    def generate(context, builder, signature, arguments):
-        numbers, whole = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
-        data = [context.make_array(t)(context, builder, a).data for t, a in zip(signature.args, arguments)]
-        kind = ir.FunctionType(numbers, [numbers, whole])
-        name = "llvm.x86.avx512.permvar.sf.512"
-        lookup = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-
-        def place(pointer, vector, at):
-            return builder.bitcast(builder.gep(pointer, [ir.Constant(ir.IntType(64), at)]), vector.as_pointer())
-
-        table = builder.load(place(data[1], numbers, 0), align=4)
-        for first in range(0, ROWS, 16):
-            word = builder.load(place(data[0], whole, first), align=4)
-            for i in range(8):
-                shifted = builder.lshr(word, ir.Constant(whole, [4 * i] * 16))
-                builder.store(
-                    builder.call(lookup, [table, shifted]), place(data[2], numbers, i * ROWS + first), align=4
-                )
-        return context.get_dummy_value()
-
-    return types.void(words, levels, out), generate

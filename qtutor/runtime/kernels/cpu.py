@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 
 from qtutor.compiling import told_if_slow
 from qtutor.core.codebooks import Codebook
+from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
 from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
@@ -43,6 +44,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def reason_against(layer) -> str | None:
     """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
+    if isinstance(layer.grid, FloatGrid):  # its codes are the bits of floats
+        return f"codes stand for the values of {layer.grid.name}"
     levels = len(layer.grid.values) if isinstance(layer.grid, Codebook) else None
     return _reason_against(levels, layer.grid.bits, layer.rows, layer.columns, layer.group_size)
 

@@ -15,13 +15,15 @@ from numba.core import types
 from numba.extending import overload
 
 from qtutor.compiling import cache_folder, compiled
-from qtutor.runtime.kernels.codes import ahead, decode, dot, row, wide
+from qtutor.runtime.kernels.codes import ahead, decode, dot, row
+from qtutor.runtime.kernels.instructions import wide
 from qtutor.runtime.kernels.tiles import ROWS
 
 f4, i4 = np.float32, np.int32
 AT_ONCE = 4  # words of a row that `weights` writes at once: two whole lines of the cache
 
-_CACHE = cache_folder("products", [Path(__file__).with_name(f"{name}.py") for name in ("codes", "loops", "tiles")])
+_FILES = "codes", "instructions", "loops", "tiles"
+_CACHE = cache_folder("products", [Path(__file__).with_name(f"{name}.py") for name in _FILES])
 
 
 def jit(function):

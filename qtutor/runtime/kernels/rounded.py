@@ -17,7 +17,7 @@ import importlib
 import numpy as np
 import torch
 
-from qtutor.core.codebooks import Codebook
+from qtutor.core.grid import IntGrid
 from qtutor.runtime.kernels import cpu
 from qtutor.runtime.kernels.tiles import ROWS, Tiles
 
@@ -26,7 +26,7 @@ prepare, packed = cpu.prepare, cpu.packed
 
 def reason_against(layer) -> str | None:
     """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
-    if isinstance(layer.grid, Codebook) or layer.grid.bits != 4:
+    if not isinstance(layer.grid, IntGrid) or layer.grid.bits != 4:
         return "codes are not whole numbers of 4 bits"
     return cpu.reason_against(layer)
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from qtutor.compiling import cache_folder, compiled
-from qtutor.runtime.kernels.codes import AHEAD, LINE, prefetch, wide
+from qtutor.runtime.kernels.instructions import AHEAD, LINE, at, constant, data, has, named, prefetch, wide
 from qtutor.runtime.kernels.loops import number
 from qtutor.runtime.kernels.tiles import ROWS
 
@@ -29,7 +28,7 @@ LARGEST = f4(127)  # the code of a group's largest input; -128 is left out, so t
 LEAST = f4(1e-30)  # groups of smaller inputs count as zeros: 127 / max would overflow
 ORDER = 0, 2, 4, 6, 1, 3, 5, 7  # of eight columns, as the masks take them
 
-_FILES = "codes", "loops", "rounded_loops", "tiles"
+_FILES = "codes", "instructions", "loops", "rounded_loops", "tiles"
 _CACHE = cache_folder("rounded", [Path(__file__).with_name(f"{name}.py") for name in _FILES])
 
 
@@ -40,8 +39,7 @@ def jit(function):
 
 def width() -> int:
     """The bits of the vectors that are multiplied by an instruction of their own, or 0: numba compiles for this CPU."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    return 512 if "+avx512bw" in features else 256 if "+avx2" in features else 0
+    return 512 if has("avx512bw") else 256 if has("avx2") else 0
 
 
 @jit
@@ -113,23 +111,19 @@ def _instructions(count: int):
         lanes = width() // 32
         whole, short, byte = (ir.VectorType(ir.IntType(b), lanes * 32 // b) for b in (32, 16, 8))
         names = {8: ("avx2.pmadd.ub.sw", "avx2.pmadd.wd"), 16: ("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512")}
-        multiply = _named(builder, f"llvm.x86.{names[lanes][0]}", short, byte)
-        widen = _named(builder, f"llvm.x86.{names[lanes][1]}", whole, short)
-        words, x, acc = (context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 1, 3))
-        words = builder.gep(words, [builder.mul(arguments[2], ir.Constant(arguments[2].type, ROWS))])
-        x = builder.gep(x, [builder.mul(arguments[2], ir.Constant(arguments[2].type, 8))])
+        multiply = named(builder, f"llvm.x86.{names[lanes][0]}", short, [byte, byte])
+        widen = named(builder, f"llvm.x86.{names[lanes][1]}", whole, [short, short])
+        words, x, start, acc = data(context, builder, signature, arguments)
+        words = builder.gep(words, [builder.mul(start, ir.Constant(start.type, ROWS))])
+        x = builder.gep(x, [builder.mul(start, ir.Constant(start.type, 8))])
 
         def every_lane(value, vector=whole):
             return ir.Constant(vector, [value] * vector.count)
 
-        def at(pointer, index: int, kind):
-            start = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-            return builder.bitcast(builder.gep(start, [ir.Constant(ir.IntType(64), index)]), kind.as_pointer())
-
         def inputs(half: int):
             """Four inputs, the same for every row."""
-            four = builder.load(at(x, 4 * half, ir.IntType(32)), align=1)
-            first = builder.insert_element(ir.Constant(whole, ir.Undefined), four, ir.Constant(ir.IntType(32), 0))
+            four = builder.load(at(builder, x, 4 * half, ir.IntType(32)), align=1)
+            first = builder.insert_element(ir.Constant(whole, ir.Undefined), four, constant(0, 32))
             same = builder.shuffle_vector(first, ir.Constant(whole, ir.Undefined), every_lane(0))
             return builder.bitcast(same, byte)
 
@@ -137,24 +131,18 @@ def _instructions(count: int):
         for first in range(0, ROWS, lanes):
             total = every_lane(0, short)
             for k in range(count):
-                word = builder.load(at(words, 4 * (k * ROWS + first), whole), align=4)
+                word = builder.load(at(builder, words, 4 * (k * ROWS + first), whole), align=4)
                 if 4 * first % LINE == 0:
-                    prefetch(builder, at(words, 4 * (k * ROWS + first) + AHEAD, ir.IntType(8)))
+                    prefetch(builder, at(builder, words, 4 * (k * ROWS + first) + AHEAD, ir.IntType(8)))
                 for half, moved in enumerate((word, builder.lshr(word, every_lane(4)))):
                     codes = builder.bitcast(builder.and_(moved, every_lane(0x0F0F0F0F)), byte)
                     total = builder.add(total, builder.call(multiply, [codes, every_x[2 * k + half]]))
-            place = at(acc, 4 * first, whole)
+            place = at(builder, acc, 4 * first, whole)
             added = builder.add(builder.load(place, align=4), builder.call(widen, [total, every_lane(1, short)]))
             builder.store(added, place, align=4)
         return context.get_dummy_value()
 
     return generate
-
-
-def _named(builder, name: str, result, argument):
-    """LLVM's function ``name`` of two equal arguments."""
-    found = builder.module.globals.get(name)
-    return found or ir.Function(builder.module, ir.FunctionType(result, [argument, argument]), name)
 
 
 @intrinsic

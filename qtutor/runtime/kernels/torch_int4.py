@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qtutor.core.codebooks import Codebook
+from qtutor.core.grid import IntGrid
 from qtutor.runtime.kernels import reference
 
 GROUPS = 32, 64, 128, 256
@@ -30,7 +30,7 @@ class State:
 
 def reason_against(layer, dtype: torch.dtype) -> str | None:
     """Why this kernel does not take ``layer`` and inputs of ``dtype``, in words that end a sentence, or ``None``."""
-    if isinstance(layer.grid, Codebook) or layer.grid.bits != 4:
+    if not isinstance(layer.grid, IntGrid) or layer.grid.bits != 4:
         return "codes are not whole numbers of 4 bits"
     if dtype != torch.bfloat16:
         return f"inputs are {str(dtype)[6:]}, and not bfloat16"

@@ -5,11 +5,13 @@ not depend on the machine, and little on what else runs on it. :data:`LEAST` lea
 well written, which come to 0.5 to 1.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 
 import numpy as np
 
+from qtutor import compiling
 from qtutor.course.exercises.kernels import slow
 from qtutor.course.ladder.timing import race, threads
 from qtutor.runtime.kernels import cpu
@@ -52,13 +54,11 @@ def _said(ratio: float, reasons: list[str]) -> str:
 
 def compiled(function: Callable):
     """(the function as numba compiles it for a tile, "") or (``None``, why it cannot be compiled)."""
-    import numba
-
     words, x = np.zeros((COLUMNS // 8, ROWS), np.int32), np.zeros((COLUMNS // 8, 8), np.float32)
     of_groups = np.zeros((COLUMNS // GROUP, ROWS), np.float32)
     try:
         plain = inspect.unwrap(function)  # also of one that is compiled already
-        tile = numba.njit(error_model="numpy", nogil=True, fastmath={"contract"})(plain)
+        tile = compiling.compiled(plain, None, fastmath={"contract"})
         made = tile(x, np.zeros(COLUMNS // GROUP, np.float32), words, of_groups, of_groups)
     except Exception as error:  # numba's, or an index that plain Python forgives
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -107,20 +107,15 @@ def _ratio(tile, given: tuple) -> float:
     return took["ours"] / took["theirs"]
 
 
-_made: list = []
-
-
+@functools.cache
 def _over_tiles():
     """The compiled loop over tiles, which calls a loop for a tile."""
-    if not _made:
-        import numba
 
-        def over(tile, x, sums, words, scales, zeros, y):
-            for t in range(len(words)):
-                y[t] = tile(x, sums, words[t], scales[t], zeros[t])
+    def over(tile, x, sums, words, scales, zeros, y):
+        for t in range(len(words)):
+            y[t] = tile(x, sums, words[t], scales[t], zeros[t])
 
-        _made.append(numba.njit(error_model="numpy", nogil=True)(over))
-    return _made[0]
+    return compiling.compiled(over, None)
 
 
 def adapt(theirs: Callable):
