@@ -12,6 +12,7 @@ from qtutor import cli
 from qtutor.doctor import examine
 from qtutor.doctor.fitting import distance
 from qtutor.doctor.patient import opened
+from qtutor.formats.targets import TARGETS
 from tests.doctor.folders import (
     HEALTHY,
     config,
@@ -300,7 +301,7 @@ def test_the_command(tmp_path, capsys):
     folder = damaged(tmp_path, "gptq", V2)
     assert cli.main(["doctor", str(folder), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert not found["healthy"] and found["findings"][0]["layer"] == Q and len(found["engines"]) == 6
+    assert not found["healthy"] and found["findings"][0]["layer"] == Q and len(found["engines"]) == len(TARGETS)
     assert cli.main(["doctor", str(folder)]) == 1
     assert "1. zero points: " in capsys.readouterr().out
     assert cli.main(["doctor", str(tmp_path / "nowhere" / "at" / "all")]) == 2

@@ -77,6 +77,7 @@ def by_gptqmodel(tensors: dict[str, torch.Tensor], layout: Layout) -> torch.Tens
     layer.load_state_dict(tensors)
     if layout.kind == gptq.FIRST:
         convert_gptq_v1_to_v2_format_module(layer, bits=bits, pack_dtype=torch.int32)
+    layer.optimized = True  # else it is compiled first
     layer.post_init()
     return layer.dequantize_weight().T
 
