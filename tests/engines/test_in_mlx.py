@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import qtutor
-from tests.engines.test_in_transformers import greedy, in_float, prompts
+from qtutor.formats import smollm2
+from tests.engines.test_a_real_model import beginnings
+from tests.engines.test_in_transformers import TOKENS, greedy, in_float, prompts
+from tests.engines.test_mistakes import turned
 
 RECIPES = [
     {"bits": 4, "group_size": 64},
@@ -16,19 +19,57 @@ RECIPES = [
 ]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_greedy_tokens_are_equal(tmp_path, recipe):
-    core, utils = pytest.importorskip("mlx.core"), pytest.importorskip("mlx_lm.utils")
+def written_by(model, ids: torch.Tensor, tokens: int) -> torch.Tensor:
+    """int64 ``[prompts, ids and tokens]``: greedily, without regard to where a text ends."""
+    core, cache = pytest.importorskip("mlx.core"), pytest.importorskip("mlx_lm.models.cache")
 
-    model, tokenizer = qtutor.load_decoder()
-    qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
-    folder = qtutor.export(model, tmp_path / "out", "mlx", tokenizer)
-    theirs = utils.load_model(folder)[0]
+    kept, found = cache.make_prompt_cache(model), ids
+    for _ in range(tokens):
+        logits = model(core.array((ids if found is ids else found[:, -1:]).numpy()), kept)
+        found = torch.cat([found, torch.tensor(logits[:, -1].argmax(-1, keepdims=True).tolist())], dim=1)
+    return found
+
+
+def loaded(model, tokenizer, folder):
+    """What mlx-lm makes of the folder of a quantized model; it has packed the layers that we packed."""
+    utils = pytest.importorskip("mlx_lm.utils")
+
+    theirs = utils.load_model(qtutor.export(model, folder, "mlx", tokenizer))[0]
     packed = [name for name, layer in theirs.named_modules() if "scales" in layer]
     assert sorted(packed) == sorted(name for name, layer in model.named_modules() if hasattr(layer, "packed"))
-    ids, tokens = prompts()[:4], 32  # all of it is computed again for every token
-    written = core.array(ids.numpy())
-    for _ in range(tokens):
-        following = theirs(written)[:, -1].argmax(-1, keepdims=True)
-        written = core.concatenate([written, following.astype(written.dtype)], axis=1)
-    assert torch.equal(torch.tensor(written.tolist()), greedy(in_float(model), ids, tokens))
+    return theirs
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_greedy_tokens_are_equal(tmp_path, recipe):
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
+    theirs = loaded(model, tokenizer, tmp_path / "out")
+    ids = prompts()
+    assert torch.equal(written_by(theirs, ids, TOKENS), greedy(in_float(model), ids, TOKENS))
+
+
+@pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
+def test_a_real_model(tmp_path):
+    model, tokenizer = qtutor.load("smollm2", dtype=torch.float32, device="cpu")
+    qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=64), progress=False)
+    theirs = loaded(model, tokenizer, tmp_path / "out")
+    ids = beginnings(tokenizer)
+    assert torch.equal(written_by(theirs, ids, TOKENS), greedy(in_float(model), ids, TOKENS))
+
+
+@pytest.mark.parametrize("mistake", ["zero points", "order of nibbles"])
+def test_wrong_words_are_seen(tmp_path, mistake):
+    """A negative control: mlx-lm reads both, and writes other tokens."""
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=32), progress=False)
+    theirs = loaded(model, tokenizer, tmp_path / "out")
+    core = pytest.importorskip("mlx.core")
+    for _, layer in theirs.named_modules():
+        if "scales" in layer and mistake == "zero points":
+            layer["biases"] = layer["biases"] + layer["scales"]
+        elif "scales" in layer:
+            words = torch.tensor(layer["weight"].tolist()).to(torch.uint32).view(torch.int32)
+            layer["weight"] = core.array(turned(words).numpy().view("uint32"))
+    ids = prompts()
+    assert not torch.equal(written_by(theirs, ids, 8), greedy(in_float(model), ids, 8))
