@@ -33,6 +33,7 @@ from qtutor.guards.promises import check_finite, config_to_write
 from qtutor.runtime.fp8 import Fp8Linear
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+from qtutor.runtime.scaled import ScaledLinear
 
 # What an export holds that does not tell: one from before the names were stored, or one that is damaged.
 USUAL = {
@@ -107,7 +108,10 @@ def _is_usual(name: str) -> bool:
 
 
 def _describe(module: QuantWeight) -> dict:
-    kinds = {Int8Linear: "int8 linear", Fp8Linear: "fp8 linear", QuantEmbedding: "embedding", QuantLinear: "linear"}
+    kinds = {
+        **{Int8Linear: "int8 linear", Fp8Linear: "fp8 linear", ScaledLinear: "scaled linear"},
+        **{QuantEmbedding: "embedding", QuantLinear: "linear"},
+    }
     return {
         "kind": kinds[type(module)],
         "shape": [module.rows, module.columns],

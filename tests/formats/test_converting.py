@@ -81,14 +81,14 @@ def test_an_asymmetric_version_1_becomes_version_2_or_the_same_bytes_if_told(tmp
 
 
 @pytest.mark.parametrize("source", [*FOREIGN, "qtutor"])
-@pytest.mark.parametrize("form", ["compressed-tensors", "modelopt", "bitsandbytes", "qtutor"])
+@pytest.mark.parametrize("form", ["compressed-tensors", "modelopt", "bitsandbytes", "mlx", "qtutor"])
 def test_every_pair_that_can_hold_the_codes_holds_them(tmp_path, source, form):
     recipe = {"method": "nf4"} if "bitsandbytes" in (source, form) else {"symmetric": True}
     try:
         model, folder = exported(tmp_path / "source", source, **recipe)
     except qtutor.QtutorError:
         return  # no pair: NF4 in another format
-    if source == "awq" and form == "modelopt":  # AWQ has zero points, even if all are in the middle
+    if source in ("awq", "mlx") and form == "modelopt":  # these have zero points, even if all are in the middle
         with pytest.raises(qtutor.QtutorError, match=r"14 of 14 layers do not fit.*zero points.*holds none"):
             convert(folder, tmp_path / "out", form)
         return
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_said_with_what_would(tmp_path, capsys):
     assert "14 of 14 layers (model.layers.0.self_attn.q_proj" in text and "zero points" in text
     assert "symmetric=True" in text and "A conversion rounds nothing" in text
     text = said(capsys, "convert", uneven, out, "--format", "modelopt")
-    assert "14 of 14 layers do not fit" in text and "as they are: compressed-tensors, gptq, awq, qtutor." in text
+    assert "14 of 14 layers do not fit" in text and "as they are: compressed-tensors, gptq, awq, mlx, qtutor." in text
     mixed = exported(tmp_path / "mixed", "compressed-tensors", layers={"*.down_proj": {"group_size": 64}})[1]
     assert "groups of 64" in said(capsys, "convert", mixed, out, "--format", "awq")
     levels = exported(tmp_path / "levels", "bitsandbytes", method="nf4")[1]
