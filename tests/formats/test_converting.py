@@ -78,6 +78,10 @@ def test_an_asymmetric_version_1_becomes_version_2_or_the_same_bytes_if_told(tmp
         convert(first, tmp_path / "e", "gptq", version=3)
     with pytest.raises(qtutor.QtutorError, match=r"version = 1 is one of the format 'gptq', and the format is 'awq'"):
         convert(first, tmp_path / "e", "awq", version=1)
+    with pytest.raises(qtutor.QtutorError, match=r"format 'gptq', and 'vllm' picks its format: leave it out"):
+        convert(first, tmp_path / "e", target="vllm", version=1)
+    with pytest.raises(qtutor.QtutorError, match=r"a GGUF file's types round weights by rules of their own"):
+        convert(first, tmp_path / "e.gguf")
 
 
 @pytest.mark.parametrize("source", [*FOREIGN, "qtutor"])
