@@ -27,6 +27,7 @@ EXAMPLES = [
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
 # Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
+MOST = 10**6  # samples, and tokens of each: the embedded decoder's text has no end
 OF_A_RECIPE = (
     *("bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
     *("act_order", "damping"),
@@ -85,6 +86,8 @@ def quantize(options) -> int:
     for name in ("samples", "length"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
+        if getattr(options, name) is not None and getattr(options, name) > MOST:
+            raise QtutorError(f"--{name} is {getattr(options, name):,}; more than {MOST:,} would not end. Take fewer.")
     check_source(options.source)
     check_rounded(options.source, options.allow_requantize or options.plan)
     check_device(options.device)
@@ -189,6 +192,8 @@ def recipe_of(options):
     chosen = {name: getattr(options, name) for name in OF_A_RECIPE if name != "keep"} | {"method": options.method}
     chosen["layers"] = {pattern: "float" for pattern in _patterns(options.keep or "")}
     recipe = qtutor.Recipe(**{name: value for name, value in chosen.items() if value is not None})
+    if options.bits is not None and not recipe.is_mixed and recipe.bits != options.bits:
+        raise QtutorError(f"--bits {options.bits}: --method {options.method} has {recipe.bits} bits. Leave --bits out.")
     if "gptq" not in options.method:
         for name in ("act_order", "damping"):
             if getattr(options, name) is not None:

@@ -225,11 +225,17 @@ def _called(grid: Grid) -> str:
 
 
 def _check_numbers(where: str, layer: QuantWeight) -> None:
-    """A scale is a step between levels, and never negative. Nested ones are rounded, and may miss zero by a little."""
-    scales = layer.stored_scales
-    plain = scales.scales if isinstance(scales, PlainScales) else scales.absmax
-    if plain.numel() and plain.min() < 0:
-        raise QtutorError(f"{where} has a scale of {plain.min().item():.3g}; expected none below 0. {AGAIN}")
+    if (least := least_scale(layer)) < 0:
+        raise QtutorError(f"{where} has a scale of {least:.3g}; expected none below 0. {AGAIN}")
     if isinstance(layer.grid, FloatGrid):  # 8 bits, so a code is a byte
         with naming(where):
             layer.grid.check_codes(layer.packed)
+
+
+def least_scale(layer: QuantWeight) -> float:
+    """The least scale of ``layer``: a step between levels, and never negative in our folders. Nested ones are rounded,
+    and may miss zero by a little, so of these their own scales count.
+    """
+    scales = layer.stored_scales
+    plain = scales.scales if isinstance(scales, PlainScales) else scales.absmax
+    return plain.min().item() if plain.numel() else 0.0

@@ -65,6 +65,10 @@ MISUSES = [
     ("quantize embedded {here}/o --method magic", "'magic' is not known"),
     ("quantize embedded {here}/o --method rtn --clip output", "clip = 'output' needs inputs"),
     ("quantize embedded {here}/o --method nf4 --bits 3", "'nf4' has 4 bits"),
+    ("quantize embedded {here}/o --method fp8 --bits 4", "--method fp8 has 8 bits"),
+    ("quantize embedded {here}/o --target-size " + "9" * 400 + "MB", "is no size"),
+    ("convert {here}/ours {here}/o.gguf", "a GGUF file's types round weights"),
+    ("convert {here}/ours {here}/o --target vllm --gptq-version 2", "'vllm' picks its format"),
     ("quantize embedded {here}/o --keep ''", "--keep names no layer"),
     ("quantize embedded {here}/o --keep '*'", "leaves no layer to be quantized"),
     ("quantize embedded {here}/o --keep '*.nothing'", "no layer is called '*.nothing'"),
@@ -75,6 +79,7 @@ MISUSES = [
     ("quantize embedded {here}/o --method gptq --samples 0", "--samples is 0"),
     ("quantize embedded {here}/o --method gptq --length -5", "--length is -5"),
     ("quantize embedded {here}/o --samples 5", "reads no text"),
+    ("quantize embedded {here}/o --method gptq --samples 99999999999999999999", "more than 1,000,000"),
     # --- the text to calibrate with ---
     ("quantize embedded {here}/o --method gptq --calibration {here}/nosuch", "No such file"),
     ("quantize embedded {here}/o --calibration {here}/text.txt", "reads no text"),

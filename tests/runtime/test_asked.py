@@ -220,3 +220,33 @@ def test_what_torch_int4_does_not_take(capsys, make, why):
     assert layer.kernel(noise(1, 64).bfloat16()) is cpu
     runtime.explain(layer, dtype=torch.bfloat16)
     assert why in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [None, "model.layers.0", torch.ones(3), torch.nn.Linear(4, 4), torch.nn.Identity()])
+def test_what_is_no_packed_layer_has_no_kernel(wrong):
+    with pytest.raises(qtutor.QtutorError, match=r"explain\(\) takes a packed linear layer, like one of a quantized"):
+        runtime.explain(wrong)
+    with pytest.raises(qtutor.QtutorError, match=r"use\(\) takes a model|no packed layer"):
+        runtime.use(wrong, activations="int8")
+
+
+def test_of_a_model_explain_names_a_layer():
+    model = torch.nn.Sequential(torch.nn.Identity(), layer_of(4, 32))
+    with pytest.raises(qtutor.QtutorError, match=r"like model.get_submodule\('1'\); this is Sequential"):
+        runtime.explain(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch = 0"),
+        ({"batch": "x"}, "batch = 'x'"),
+        ({"dtype": "float16"}, "dtype = 'float16'"),
+        ({"dtype": torch.int8}, "dtype = torch.int8"),
+        ({"device": "gpu"}, "device = 'gpu'"),
+        ({"device": 1.5}, "device = 1.5"),
+    ],
+)
+def test_what_no_tokens_can_be_is_refused(options, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        runtime.explain(layer_of(4, 32), **options)
