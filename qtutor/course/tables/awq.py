@@ -175,7 +175,7 @@ def parts_of_the_gain(measured: Mapping[str, Mapping[str, Score]]) -> None:
             recovered(scored, f"awq, 4 bits{step}") for step in (", scales alone", "", ", propagation")
         )
         lines.append(
-            f"**{name}** AWQ by itself recovers {shares}. At 4 bits {scales:.0%} come from the scales and "
+            f"**{name}**, AWQ by itself recovers {shares}. At 4 bits {scales:.0%} come from the scales and "
             f"{clipped - scales:.0%} from clipping, so the scales are {scales / clipped:.0%} of its gain. Propagation, "
             f"which is no part of AWQ, adds {everything - clipped:.0%}."
         )
