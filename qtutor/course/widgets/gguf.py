@@ -44,7 +44,13 @@ STYLE = """
 .qtutor-block .weights {display: grid; grid-template-columns: 2.4em repeat(16, var(--width));
   font: 10px monospace; line-height: 1.6}
 .qtutor-block .weights span {padding: 0 2px; text-align: right}
-.qtutor-block .weights .on {color: black; background: #F0E442; text-decoration: underline}
+.qtutor-block .weights .on {background: rgba(230, 159, 0, 0.35); text-decoration: underline}
+@media (max-width: 620px) { /* on a phone a line holds half as many, so that nothing has to be scrolled sideways */
+  .qtutor-block .row {white-space: normal; max-width: 232px; padding-left: 2.4em; font-size: 11px}
+  .qtutor-block .row i {margin-left: -2.4em}
+  .qtutor-block .weights {grid-template-columns: 2.4em repeat(8, var(--width))}
+  .qtutor-block .weights span:nth-of-type(8n+1) {grid-column: 2}
+}
 """
 CLICK = """
 const chosen = event.target.closest('[data-weights]');
