@@ -4,9 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SAND, SKY, new_figure
 
-SAND = "#F2E2B6"  # yellow would glare
 FILLS = (ORANGE, SKY, GREEN, SAND, PURPLE, RED)
 
 
