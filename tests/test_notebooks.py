@@ -13,7 +13,7 @@ import qtutor
 from tests.notebook_numbers import tolerance_of
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-NOT_YET_SHORT = ("# 00", "# 05", "# 06", "# 07")
+NOT_YET_SHORT = ("# 00",)
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
