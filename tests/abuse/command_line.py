@@ -119,7 +119,7 @@ MISUSES = [
     ("quantize embedded {here}/o.gguf --type Q4_K_XL", "Q4_K_XL"),
     ("quantize embedded {here}/o --type q4_k_m", "goes with --format gguf"),
     ("quantize embedded {here}/o.GGUF --bits 4 --method gptq", "--method gptq does not go with"),
-    ("quantize embedded {here}/o.gguf --bits 3", "--bits does not go with"),
+    ("quantize embedded {here}/o.gguf --group-size 32", "--group-size does not go with"),
     ("quantize embedded {here}/o.gguf --keep '*.o_proj'", "--keep does not go with"),
     ("quantize embedded {here}/o.gguf --lm-head", "--lm-head does not go with"),
     ("quantize embedded {here}/o.gguf --length 64", "reads no text"),
