@@ -13,7 +13,6 @@ import qtutor
 from tests.notebook_numbers import tolerance_of
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-NOT_YET_SHORT = ("# 00",)
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -110,9 +109,7 @@ def test_no_public_name_of_the_package_is_redefined(notebook):
 
 
 def test_cells_are_short(notebook):
-    """JupyterLab at 1440 pixels and the book at 1280 break longer lines. Some chapters are not yet so."""
-    if notebook.cells[0].source.startswith(NOT_YET_SHORT):
-        return
+    """JupyterLab at 1440 pixels and the book at 1280 break longer lines."""
     for cell in code_of(notebook):
         lines = cell.source.splitlines()
         assert len(lines) <= 25 and all(len(line) <= 95 for line in lines), cell.source

@@ -40,7 +40,7 @@ def fewer_bytes(sizes: Mapping[str, int], seconds: Mapping[str, float]) -> None:
         numbers = [f"{1000 * seconds[name]:.2f}", f"{size / seconds[name] / 1e9:.0f}", f"{faster:.1f}"]
         rows.append([name, f"{size / 1e6:.0f}", *numbers])
         if name != first:
-            lines.append(f"- **{name}** has {smaller:.1f} times fewer bytes. {_speed(smaller, faster)}")
+            lines.append(f"- **{name}**: {smaller:.1f} times fewer bytes. {_speed(smaller, faster)}")
     table(["weights", "megabytes", "milliseconds", "GB/s", f"times as fast as {first}"], *rows)
     say(*lines)
 

@@ -33,7 +33,7 @@ def test_product_times(shown):
 def test_whether_fewer_bytes_were_faster(shown, seconds, words):
     tables.fewer_bytes({"float32": 4_000_000, "bfloat16": 2_000_000}, {"float32": 1.0, "bfloat16": seconds})
     assert cells(shown[0])[1] == ["float32", "4", "1000.00", "0", "1.0"]
-    assert shown[1].startswith("- **bfloat16** has 2.0 times fewer bytes. " + words)
+    assert shown[1].startswith("- **bfloat16**: 2.0 times fewer bytes. " + words)
 
 
 def test_published_speeds(shown):
