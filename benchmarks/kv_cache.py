@@ -34,15 +34,17 @@ def formats() -> dict[str, KVFormat]:
     found["int8, rotated"] = KVFormat(8, rotate=True)
     found["FP8"] = KVFormat("fp8")
     found["FP8, rotated"] = KVFormat("fp8", rotate=True)
-    for bits in (4, 2):
-        for what, more in (("", {}), (", keys only", {"value_bits": 16})):
-            for keys in ("token", "channel"):
-                for rotate in (False, True):
-                    name = f"int{bits}{what}, keys per {keys}{', rotated' * rotate}"
-                    found[name] = KVFormat(bits, keys=keys, rotate=rotate, **more)
-        for rotate in (False, True):
-            name = f"int{bits}, values only{', rotated' * rotate}"
-            found[name] = KVFormat(16, value_bits=bits, rotate=rotate)
+    for bits, what, more in (
+        (4, "", {}),
+        (4, ", keys only", {"value_bits": 16}),
+        (2, ", keys only", {"value_bits": 16}),
+    ):
+        for keys in ("token", "channel"):
+            for rotate in (False, True):
+                name = f"int{bits}{what}, keys per {keys}{', rotated' * rotate}"
+                found[name] = KVFormat(bits, keys=keys, rotate=rotate, **more)
+    for rotate in (False, True):
+        found[f"int4, values only{', rotated' * rotate}"] = KVFormat(16, value_bits=4, rotate=rotate)
     return found
 
 

@@ -8,7 +8,6 @@ it is full; until then its keys stay as they are.
 """
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
@@ -118,13 +117,19 @@ def cache_bytes(config, form: KVFormat, tokens: int, batch: int = 1, dtype: torc
     >>> cache_bytes(AutoConfig.for_model("llama", num_key_value_heads=8), KVFormat(4), 1)  # 32 layers, heads of 128
     37888
     """
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    _, heads, head = shape_of(config)
     total = 0
     for window in windows(config):
         past = 0 if window is None else max(0, tokens - window + 1)
         for coding in form.codings:
             total += coding.nbytes(tokens - past // coding.unit * coding.unit, head, dtype)
-    return total * prod((batch, config.num_key_value_heads))
+    return total * batch * heads
+
+
+def shape_of(config) -> tuple[int, int, int]:
+    """Layers, heads of keys and values, and the width of a head."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, config.num_key_value_heads, head
 
 
 def windows(config) -> list[int | None]:
