@@ -59,7 +59,7 @@ def test_bytes_of_a_token_by_hand():
     assert channel.nbytes(63, 64, torch.float16) == 64 * (16 + 2) + 32 + 31 * 128
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(FORMATS),
     st.integers(1, 80),
@@ -80,9 +80,10 @@ def test_no_number_is_off_by_more_than_half_a_step(form, head, dtype, size, seed
     else:  # of the whole head: no group's is wider
         low, high = numbers.amin(-1, keepdim=True), numbers.amax(-1, keepdim=True)
     step = (high.clamp(min=0) - low.clamp(max=0)) / (2**form.bits - 1)
-    # Rounding the scale to 16 bits moves the last of 2**bits levels; and the zero point is a level.
-    slack = 2**form.bits * 2**-11 + 2**-6
-    assert ((back - numbers).abs() <= step * (0.5 + slack) + 2**-24).all()
+    # Rounding the scale to 16 bits moves the last of 2**bits levels, by 2**-11 of a step each; of steps so small that
+    # float16 has no more digits for them, by 2**-25. And the zero point is a level.
+    slack = 2**form.bits * (step * 2**-11 + 2**-25)
+    assert ((back - numbers).abs() <= step * (0.5 + 2**-6) + slack).all()
 
 
 def _range(numbers: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,12 +156,12 @@ def test_what_is_not_finite_is_refused(bad):
     x = some(2, 8, 64)
     x[1, 3, 5] = bad
     for form in FORMATS:
-        with pytest.raises(QtutorError, match="1 of 1024 numbers are NaN or infinite.*cache of 16 bits"):
+        with pytest.raises(QtutorError, match=r"1 of 1024 numbers are NaN or infinite.*cache of 16 bits"):
             encode(x, form.codings[0])
     assert torch.equal(decode(encode(x, Coding(None))), x) or bad != bad
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([KVFormat(16), *FORMATS]),
     st.lists(st.integers(0, 21), min_size=1, max_size=6),
@@ -179,7 +180,7 @@ def test_tokens_in_pieces_are_stored_as_at_once(form, pieces, dtype):
     assert torch.equal(grown.read()[:, :, full:], x[:, :, full:])  # keys of a window that is not full
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from([KVFormat(16), *FORMATS]), st.integers(0, 40), st.integers(0, 40))
 def test_crop_takes_the_newest_back(form, tokens, more):
     x, coding = some(2, 3, tokens + more, 16), form.codings[0]
@@ -195,7 +196,7 @@ def test_crop_takes_the_newest_back(form, tokens, more):
         assert torch.equal(stored.read(), before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([KVFormat(16), *FORMATS]), st.lists(st.integers(1, 19), min_size=1, max_size=5), st.integers(1, 12)
 )
