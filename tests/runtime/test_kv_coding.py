@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -182,6 +182,9 @@ def test_tokens_in_pieces_are_stored_as_at_once(form, pieces, dtype):
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([KVFormat(16), *FORMATS]), st.integers(0, 40), st.integers(0, 40))
+@example(KVFormat(4), 5, 1)
+@example(KVFormat(4, keys="channel", group=8), 15, 1)
+@example(KVFormat(4, keys="channel", group=8), 16, 0)
 def test_crop_takes_the_newest_back(form, tokens, more):
     x, coding = some(2, 3, tokens + more, 16), form.codings[0]
     stored = Stored(x, coding)
