@@ -459,7 +459,7 @@ DESCRIPTIONS = [
     ({"recipe": {"bits": 3, "group_size": 32}}, "stored as 4 bits asymmetric, groups of 32, and by the recipe"),
 ]
 LAYERS = [
-    ({"kind": None}, "kind is None; expected linear or int8 linear or fp8 linear or embedding"),
+    ({"kind": None}, "kind is None; expected linear or int8 linear or fp8 linear or scaled linear or embedding"),
     ({"kind": "embedding"}, "kind is 'embedding', on the grid 'integers' in the place of a Linear"),
     ({"kind": "int8 linear"}, "kind is 'int8 linear', on the grid 'integers'"),
     ({"grid": "int8"}, "bits is 4; expected 8 on the grid int8"),
