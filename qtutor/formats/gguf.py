@@ -95,7 +95,9 @@ def contents(
     family_of(model)
     config = config_to_write(model)
     sources = {tensor_name(name, config): source for name, source in parameters(model)}
-    chosen = _types(sources, config, type, importance is not None and importance is not False, pure) | _given(types, sources)
+    chosen = _types(sources, config, type, importance is not None and importance is not False, pure) | _given(
+        types, sources
+    )
     of_column = importance_by_name(None if isinstance(importance, bool) else importance, sources)
     tensors = [
         Tensor(name, shape, chosen[name], _encoder(name, chosen[name], values, config, of_column))
