@@ -115,7 +115,8 @@ class Pool:
     """The keys and the values of all blocks: a row ``[kv heads * width]`` for each slot, which is block * size + place.
 
     It is taken whole at the beginning, so it can never run out in the middle of a step. Attention calls :meth:`write`
-    and :meth:`read` and nothing else, so a pool that stores codes and scales can stand here.
+    and :meth:`read` and nothing else, so a pool that stores codes and scales can stand here. A slot is written once for
+    a text, and read in the same step. Left out: a kernel that reads blocks where they are; torch needs them in a row.
     """
 
     def __init__(self, config, blocks: int, size: int, dtype: torch.dtype, device):
@@ -128,7 +129,7 @@ class Pool:
 
     @property
     def nbytes(self) -> int:
-        """What all keys and values take."""
+        """What all keys and values take, as :func:`cache_bytes` says; the copy that :meth:`read` makes comes on top."""
         return self.keys.nbytes + self.values.nbytes
 
     def write(self, layer: int, slots: torch.Tensor, keys, values) -> None:
@@ -137,7 +138,10 @@ class Pool:
         self.values[layer].index_copy_(0, slots, values.flatten(1))
 
     def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of whole tables, int64 ``[texts, blocks]``: ``[texts, kv heads, blocks * size, width]``."""
+        """Keys and values of whole tables, int64 ``[texts, blocks]``: ``[texts, kv heads, blocks * size, width]``.
+
+        They are a copy that the next call overwrites.
+        """
         blocks = tables.flatten()
         if len(blocks) > self._found.shape[1]:  # kept: fresh memory costs more than the copy into it
             self._found = self._found.new_empty(2, 2 * len(blocks), self._found.shape[2])
