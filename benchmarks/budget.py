@@ -5,7 +5,7 @@
 Three predictions, from the calibration text alone:
 
     output error   |X (W - Q)^T|^2 / |X W^T|^2 of the layer, every layer counting alike
-    weighted       output error weighted by the squared gradients of the model's own predictions (qtutor/budget.py)
+    weighted       output error weighted by squared gradients of the model's own predictions (qtutor.budget.sensitivity)
     layer by layer KL of the model with this layer alone rounded, measured for each layer and each number of bits
 
 For each: its correlation with the KL on held-out code (of logarithms, over layers at 3 and 4 bits), its processor time

@@ -50,7 +50,8 @@ class Row:
     @property
     def name(self) -> str:
         if self.method == "gguf":
-            return f"{self.who} gguf {self.settings['type']}" + " importance" * self.settings["importance"]
+            own = " own types" * self.settings.get("own", False)
+            return f"{self.who} gguf {self.settings['type']}{own}" + " importance" * self.settings["importance"]
         return f"{self.who} {self.method} {self.bits}-bit g{self.group_size} {self.samples}x512"
 
     @property
@@ -77,6 +78,7 @@ def all_rows() -> list[Row]:
         found += [Row(who, "gptq", bits, samples=64) for who in ("qtutor", *PEERS)]
     for mix in MIXES:
         found += [Row("qtutor", "gguf", settings={"type": mix, "importance": more}) for more in (False, True)]
+        found.append(Row("qtutor", "gguf", settings={"type": mix, "importance": False, "own": True}))
     return found
 
 
@@ -134,7 +136,9 @@ def table(found: dict[Row, dict]) -> str:
     for row, measured in found.items():
         what = [row.method.upper(), str(row.bits), str(row.group_size), f"{row.samples} x 512"]
         if row.method == "gguf":
-            what = [row.settings["type"], "", "", f"{row.samples} x 512" if row.settings["importance"] else "none"]
+            own = row.settings.get("own", False)
+            reads = f"{row.samples} x 512" if row.settings["importance"] or own else "none"
+            what = [f"types chosen for {row.settings['type']}'s size" if own else row.settings["type"], "", "", reads]
         elif row.method == "rtn":
             what[3] = "none"
         numbers = [

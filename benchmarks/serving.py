@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
 from benchmarks.packed_matmul import processor
-from qtutor.serving import Engine, cache_bytes
+from qtutor.serving import Engine, pool_bytes
 from qtutor.serving.cache import BLOCK
 
 STATIC = 8, 16  # texts in a static batch; the engine's cache is as large as that of the last
@@ -116,7 +116,7 @@ def measured(model, asked: list[Asked], turns: int, claims: tuple[float, ...]) -
     """Print a row for each server; whether the claims hold."""
     blocks = STATIC[-1] * -(-(PROMPT[1] + LONGEST) // BLOCK)
     engine = Engine(model, blocks=blocks)
-    predicted = cache_bytes(model.config, blocks * BLOCK, model.dtype)
+    predicted = pool_bytes(model.config, blocks * BLOCK, model.dtype)
     assert predicted == engine.pool.nbytes == engine.pool.keys.nbytes + engine.pool.values.nbytes
     seen = {"one at a time": {}} | {f"static, {size} at a time": {} for size in STATIC} | {"the engine": {}}
     servers = {name: static(model, asked, size, seen[name]) for name, size in zip(seen, (1, *STATIC), strict=False)}

@@ -23,12 +23,12 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
 
     source: ``"embedded"``, the decoder that comes with qtutor; ``"smollm2"``, the real model that another package
     brings (:mod:`qtutor.formats.smollm2`); a folder or a hub id, as others ship decoders; a folder that
-    :func:`qtutor.export` wrote, with its packed layers; or a GGUF file by whomever, any part of a split one, or a
-    folder with one, as the float32 weights that it stands for; or a folder or hub id that another tool quantized
-    (:data:`qtutor.formats.FOREIGN`), with its packed layers. dtype: of a float checkpoint, and of what is not packed,
-    ``"auto"`` for its own; by itself float32 for the embedded decoder (small models are computed in float32 so that
-    results agree between CPUs) and for GGUF files, its own for any other. device: by itself the GPU if there is one. No
-    code from a checkpoint is run and no pickle is read.
+    :func:`qtutor.export` wrote, with its packed layers; or a GGUF file by whomever, any part of a split one, a folder
+    with one, or ``owner/name:Q4_K_M`` on the hub, as the float32 weights that it stands for; or a folder or hub id that
+    another tool quantized (:data:`qtutor.formats.FOREIGN`), with its packed layers. dtype: of a float checkpoint, and
+    of what is not packed, ``"auto"`` for its own; by itself float32 for the embedded decoder (small models are computed
+    in float32 so that results agree between CPUs) and for GGUF files, its own for any other. device: by itself the GPU
+    if there is one. No code from a checkpoint is run and no pickle is read.
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
     family, architecture, block type or tokenizer.
     """

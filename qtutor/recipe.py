@@ -235,6 +235,12 @@ class Recipe:
             group_size = Recipe.group_size if codebook in OWN_SIZES else recipe.group_size
             recipe = replace(recipe, method="rtn", bits=Recipe.bits, symmetric=False, group_size=group_size)
         changed = replace(recipe, **change)
+        for name in ("bits", "group_size", "symmetric"):
+            if getattr(changed, name) != change.get(name, getattr(changed, name)):
+                raise QtutorError(
+                    f"layers: {pattern!r} is given {name} = {change[name]!r}, and method {changed.method!r} has "
+                    f"{getattr(changed, name)!r}. Leave it out, or choose another method."
+                )
         if changed.transforms != self.transforms:
             raise QtutorError(
                 f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "

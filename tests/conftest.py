@@ -13,6 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 # Before anything imports matplotlib. The cache of another clone may name fonts that are no longer there.
 os.environ["MPLCONFIGDIR"] = str(Path(__file__).parent.parent / "build" / "matplotlib")
 without_amx()  # before anything imports torch
+# Before anything imports triton, of which half would not be interpreted otherwise (tests/runtime/test_cuda.py).
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 _connect = socket.socket.connect
 

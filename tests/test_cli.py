@@ -239,8 +239,8 @@ def test_what_does_not_go_with_gguf(tmp_path, capsys):
     for method in ("gptq", "awq+gptq", "nf4", "magic"):
         message = refused(["quantize", "embedded", out, "--format", "gguf", "--method", method], capsys)
         assert f"--method {method} does not go with --format gguf" in message and "or choose awq" in message
-    options = ["--format", "gguf", "--method", "awq", "--bits", "3"]
-    assert "--bits does not go with" in refused(["quantize", "embedded", out, *options], capsys)
+    options = ["--format", "gguf", "--method", "awq", "--group-size", "32"]
+    assert "--group-size does not go with" in refused(["quantize", "embedded", out, *options], capsys)
     assert not out.exists()
 
 

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import re
 
 import pytest
 
-from qtutor import cli
+from qtutor import cli, gguf
 from qtutor.cli.parsing import nbytes, number
 from tests.test_cli import refused
 
@@ -57,7 +58,15 @@ def test_a_result_as_small_as_was_asked_for(tmp_path, capsys):
         (["out", "--target-size", "1kB"], "1,000 bytes are too few: with every layer at 2 bits, 9"),
         (["out", "--method", "nf4", "--target-size", "1MB"], "target_size chooses bits, and method 'nf4' has 4"),
         (["out", "--bits", "9.5"], "bits = 9.5: a grid takes a whole number of bits from 2 to 8"),
-        (["out.gguf", "--target-size", "1MB"], "In a GGUF file the --type decides the size"),
+        (["out.gguf", "--target-size", "1MB", "--type", "Q4_0"], "and --type Q4_0 names them: leave one out"),
+        (["out.gguf", "--target-size", "1MB", "--bits", "3"], "both say how large the file gets: leave one out"),
+        (
+            ["out.gguf", "--target-size", "500kB"],
+            "500,000 bytes are too few: with every layer at its smallest",
+        ),
+        (["out.gguf", "--bits", "2"], "bytes of matrices are too few"),
+        (["out.gguf", "--bits", "nan"], "bits = nan: what a weight takes on average"),
+        (["out.gguf", "--bits", "17"], "is a number from 2 to 16"),
     ],
 )
 def test_budgets_that_are_none(options, what, tmp_path, capsys):
@@ -66,3 +75,22 @@ def test_budgets_that_are_none(options, what, tmp_path, capsys):
         command = command[:-2]
     assert what in " ".join(refused(command, capsys).split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gguf_file_as_small_as_was_asked_for(tmp_path, capsys):
+    """The plan names each type and the bytes to the last one; --bits is a mean of what matrices take."""
+    out = tmp_path / "out.gguf"
+    command = ["quantize", "embedded", str(out), "--target-size", "800kB", "--samples", "8", "--length", "256"]
+    assert cli.main([*command, "--plan"]) == 0
+    plan = capsys.readouterr().out
+    assert not out.exists() and "with a type of its own for every matrix" in plan
+    assert cli.main(command) == 0
+    size, tensors = out.stat().st_size, gguf.read(out).tensors
+    assert 780_000 < size <= 800_000 and f"Result: {size:,} bytes." in plan
+    for name, info in tensors.items():
+        assert info.type.name == "F32" or re.search(rf"  {re.escape(name)} +{info.type.name}\n", plan)
+    assert len({info.type.name for info in tensors.values()}) > 3 and "general.file_type" not in gguf.read(out).metadata
+    assert cli.main([*command[:3], "--bits", "4.5", *command[5:]]) == 0
+    tensors = [info for info in gguf.read(out).tensors.values() if info.type.name != "F32"]
+    bits = 8 * sum(info.nbytes for info in tensors) / sum(info.rows * info.shape[-1] for info in tensors)
+    assert 4.4 < bits <= 4.5

@@ -76,7 +76,7 @@ def test_a_plan_of_a_gguf_file(tmp_path, source, capsys):
     assert "one GGUF file for llama.cpp, of the type Q8_0" in plan and not out.exists()
     assert cli.main(["quantize", "embedded", str(out), "--target", "llama.cpp", "--type", "q8_0"]) == 0
     planned = int(plan.split("Result: ")[1].split(" bytes")[0].replace(",", ""))
-    assert planned == sum(info.nbytes for info in qtutor.gguf.read(out).tensors.values())
+    assert planned == out.stat().st_size
 
 
 def test_export_for_an_engine(tmp_path):

@@ -73,6 +73,8 @@ def test_all_modules_are_found():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_and_every_public_function_and_class_of_it_has_a_docstring(name):
+    if name.endswith(".triton_product"):
+        pytest.importorskip("triton", reason="triton is not installed, and this module imports it")
     module = importlib.import_module(name)
     assert module.__doc__
     if name in TOLD_BY_THEIR_MODULE or name.startswith(TOLD_BY_THEIR_CHAPTER):

@@ -233,3 +233,26 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
 def test_options_of_another_kind_are_not_guessed_at(options, message):
     with pytest.raises(qtutor.QtutorError, match=message):
         qtutor.Recipe(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "fp8", "layers": {"*": {"bits": 4}}}, "bits = 4, and method 'fp8' has 8"),
+        ({"method": "nf4", "layers": {"*": {"symmetric": False}}}, "symmetric = False, and method 'nf4' has True"),
+        ({"layers": {"*": {"method": "int8", "group_size": 64}}}, "group_size = 64, and method 'int8' has -1"),
+    ],
+)
+def test_what_a_method_fixes_is_not_taken_for_something_else(options, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        qtutor.Recipe(**options)
+
+
+def test_a_method_with_sizes_of_its_own_in_a_recipe_with_another():
+    recipe = qtutor.Recipe(group_size=32, layers={"a": {"method": "fp8"}, "b": {"method": "fp8", "group_size": 0}})
+    found = recipe.of_layers(["a", "b", "c"])
+    assert {name: (one.bits, one.group_size) for name, one in found.items()} == {
+        "a": (8, -1),
+        "b": (8, 0),
+        "c": (4, 32),
+    }

@@ -1,6 +1,7 @@
 """qtutor's side of the comparison, started and measured like the peers': load, quantize, export.
 
-Method ``gguf`` writes a file for llama.cpp instead: ``--set '{"type": "Q4_K_M", "importance": true}'``.
+Method ``gguf`` writes a file for llama.cpp instead: ``--set '{"type": "Q4_K_M", "importance": true}'``; with ``"own":
+true`` of the same size, but each matrix in the type that :mod:`qtutor.budget.block_types` chooses.
 """
 
 import argparse
@@ -10,13 +11,20 @@ import torch
 from safetensors.torch import load_file
 
 import qtutor
+from qtutor.budget import block_types
+from qtutor.formats.gguf import planned
 from qtutor.gguf import imatrix
 
 
-def to_gguf(model, tokenizer, tokens: torch.Tensor, out: str, type: str, importance: bool = False) -> None:
+def to_gguf(
+    model, tokenizer, tokens: torch.Tensor, out: str, type: str, importance: bool = False, own: bool = False
+) -> None:
     """A file ``out/model.gguf``; importance: measured on the calibration tokens, as llama-imatrix does."""
-    measured = imatrix.importance(model, tokens) if importance else None
-    qtutor.export(model, out, format="gguf", type=type, tokenizer=tokenizer, importance=measured)
+    measured, types = imatrix.importance(model, tokens) if importance else None, None
+    if own:
+        size = sum(planned(model, tokenizer, type=type).values())
+        types = block_types.choose(model, tokens, tokenizer, target_size=size, importance=measured)
+    qtutor.export(model, out, format="gguf", type=type, types=types, tokenizer=tokenizer, importance=measured)
 
 
 def main(**recipe) -> None:

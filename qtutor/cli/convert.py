@@ -15,8 +15,8 @@ def add_to(command) -> None:
     """Add ``convert`` to the commands; ``command`` makes one."""
     description = "Convert a quantized checkpoint into another format: the same codes and scales, not rounded again."
     sub = command(convert, "convert", description, EXAMPLES)
-    held = "a quantized folder (ours, GPTQ, AWQ, compressed-tensors, bitsandbytes, ModelOpt), a hub id of one, or a "
-    sub.add_argument("source", metavar="SRC", help=f"{held}GGUF file of Q4_0, Q5_0, Q6_K or Q8_0")
+    held = "a quantized folder (ours, GPTQ, AWQ, compressed-tensors, bitsandbytes, ModelOpt, MLX), a hub id of one, or"
+    sub.add_argument("source", metavar="SRC", help=f"{held} a GGUF file of Q4_0, Q5_0, Q6_K or Q8_0")
     sub.add_argument("out", metavar="OUT", help="the folder to write")
     sub.add_argument("--format", type=str.lower, choices=list(FORMATS), help="the layout of OUT")
     target = "the engine that is to read OUT: picks the format, and says which layers it would not take"

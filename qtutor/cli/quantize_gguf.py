@@ -1,8 +1,10 @@
 """`qtutor quantize SRC OUT.gguf`: a file for llama.cpp.
 
-GGUF's types say how to round; what a recipe would say is refused, not ignored. But AWQ can come before it, and an
-importance matrix, measured or read, can guide it.
+GGUF's types say how to round; what a recipe would say is refused, not ignored. But AWQ can come before it, an
+importance matrix, measured or read, can guide it, and a size in place of a type gives each matrix a type of its own.
 """
+
+from collections import Counter
 
 from qtutor.cli.calibrating import calibration_of, check_calibration
 from qtutor.cli.quantize import OF_A_RECIPE, check_out
@@ -13,35 +15,41 @@ from qtutor.formats.gguf import DEFAULT
 from qtutor.gguf import TYPES, imatrix
 from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
 
+BUDGET = ("bits", "target_size")  # of a recipe's options those that GGUF takes, too
 NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4")  # types that its releases take late or not at all
 
 
 def write(options) -> int:
-    """Encode the decoder as a GGUF file, with AWQ's scales or importance if the options ask for them."""
+    """Encode the decoder as a GGUF file, with AWQ's scales, importance or types of its own if options ask for it."""
     import qtutor
     from qtutor.calibration.chat import has_template
     from qtutor.methods.scaling import fold_model
     from qtutor.report import next_steps
 
-    awq = options.method == "awq"
+    awq, budget = options.method == "awq", options.target_size is not None or options.bits is not None
     mix = type_of(options)
     _refuse(options)
     given = _imatrix(options)
-    check_calibration(options, awq or options.calibration is not None, "--format gguf without --method awq")
-    bits = TYPES[find_mix(mix or DEFAULT).base].bits_per_weight
+    reads = awq or budget or options.calibration is not None
+    check_calibration(options, reads, "--format gguf without --method awq")
+    bits = TYPES["Q2_K" if budget else find_mix(mix or DEFAULT).base].bits_per_weight
     check_out(options, bits)
-    if options.plan:
-        print(_plan(options, mix, given is not None or awq or options.calibration is not None))
+    if options.plan and not budget:
+        print(_plan(*_opened(options), mix, importance=given or awq or options.calibration))
         return 0
     model, tokenizer = load(options, dtype="auto")
     check_out(options, bits, model)
-    tokens = calibration_of(options, model, tokenizer, always=True) if awq or options.calibration else None
+    tokens = calibration_of(options, model, tokenizer, always=True) if reads else None
+    types = _types(options, model, tokenizer, tokens, given) if budget else None
+    if options.plan:
+        print(_plan(model, tokenizer, None, types))
+        return 0
     if awq:
         fold_model(model, tokens)
-    if tokens is not None:
+    if awq or options.calibration:
         with passes(model.base_model, "measuring importance", -(-len(tokens) // 8)):
             given = imatrix.importance(model, tokens, options.calibration or "qtutor")
-    chosen = {"type": mix, "importance": given, "overwrite": options.force}
+    chosen = {"type": mix, "types": types, "importance": given, "overwrite": options.force}
     path = qtutor.export(model, options.out, format="gguf", tokenizer=tokenizer, **chosen)
     print(f"Written to {path}, {path.stat().st_size:,} bytes.\n")
     ollama = find_mix(mix or DEFAULT).base not in NOT_IN_OLLAMA
@@ -49,19 +57,39 @@ def write(options) -> int:
     return 0
 
 
-def _plan(options, mix: str | None, importance: bool) -> str:
-    """What the file will hold, from shapes alone."""
-    from qtutor.formats.gguf import planned
+def _opened(options):
+    """The decoder of shapes alone, and its tokenizer."""
     from qtutor.formats.streamed import opened
 
-    sizes = planned(opened(options.source)[0].model, mix, importance)
-    of_types = "\n".join(
-        f"  {kind:6}  {nbytes:14,} bytes" for kind, nbytes in sorted(sizes.items(), key=lambda i: -i[1])
-    )
+    weights, tokenizer = opened(options.source)
+    return weights.model, tokenizer
+
+
+def _types(options, model, tokenizer, tokens, importance) -> dict[str, str]:
+    """A block type for each matrix, out of --target-size or --bits; and how many matrices get which."""
+    from qtutor.budget.block_types import choose
+
+    budget = {"target_size": options.target_size, "bits": options.bits}
+    types = choose(model, tokens, tokenizer, importance=importance, **budget)
+    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(types.values()).most_common())
+    print(f"Types: those that cost this model least at this size ({counts}).", flush=True)
+    return types
+
+
+def _plan(model, tokenizer, mix: str | None, types: dict[str, str] | None = None, importance=None) -> str:
+    """What the file will hold, from shapes alone."""
+    from qtutor.formats.gguf import planned
+
+    sizes = planned(model, tokenizer, type=mix or DEFAULT, types=types, importance=bool(importance))
+    header = sizes.pop("header")
+    rows = [*sorted(sizes.items(), key=lambda item: -item[1]), ("header", header)]
+    of_types = "\n".join(f"  {kind:6}  {nbytes:14,} bytes" for kind, nbytes in rows)
+    what = f"of the type {mix or DEFAULT}" if types is None else "with a type of its own for every matrix"
+    of_each = "" if types is None else "\n".join(f"  {name:28}  {kind}" for name, kind in types.items()) + "\n\n"
     return (
-        f"Plan: one GGUF file for llama.cpp, of the type {mix or DEFAULT}.\n\n{of_types}\n\n"
-        f"Format: gguf. Its types say how weights are rounded, so no recipe does.\n"
-        f"Result: {sum(sizes.values()):,} bytes of tensors, and the tokenizer."
+        f"Plan: one GGUF file for llama.cpp, {what}.\n\n{of_each}{of_types}\n\n"
+        "Format: gguf. Its types say how weights are rounded, so no recipe does.\n"
+        f"Result: {sum(sizes.values()) + header:,} bytes."
     )
 
 
@@ -81,13 +109,16 @@ def _refuse(options) -> None:
             f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "
             "leave it out, or choose awq, which scales weights before they are."
         )
-    if options.target_size is not None:
-        raise QtutorError(
-            "--target-size chooses bits for each layer of a folder of qtutor's. In a GGUF file the --type decides the "
-            "size: take a smaller one, like Q3_K_M."
-        )
+    for name in ("bits", "target_size"):
+        if getattr(options, name) is not None and options.type is not None:
+            raise QtutorError(
+                f"--{name.replace('_', '-')} chooses a block type for every matrix, and --type {options.type} names "
+                "them: leave one out."
+            )
+    if options.bits is not None and options.target_size is not None:
+        raise QtutorError("--bits and --target-size both say how large the file gets: leave one out.")
     for name in OF_A_RECIPE:
-        if getattr(options, name) != options.parser.get_default(name):
+        if name not in BUDGET and getattr(options, name) != options.parser.get_default(name):
             raise QtutorError(
                 f"--{name.replace('_', '-')} does not go with --format gguf, whose --type says how weights are "
                 "rounded: leave it out."

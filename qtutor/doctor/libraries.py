@@ -4,14 +4,16 @@ Left out: ModelOpt, whose library unpacks nothing on a CPU.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 
 from qtutor.doctor.finding import Finding
 from qtutor.doctor.patient import Layer, Patient
 from qtutor.formats import compressed_settings
 from qtutor.formats.bitsandbytes import FOUR
+from qtutor.formats.gptq import FIRST
 
 TOLERANCE = 2.0**-9  # of the largest weight: libraries decode to float16
 
@@ -21,9 +23,7 @@ class Decoded:
 
     def __init__(self, patient: Patient):
         self.patient, self.differing = patient, []
-        self.decode = {
-            "compressed-tensors": _compressed_tensors, "awq": _awq, "bitsandbytes": _bitsandbytes
-        }.get(patient.form)  # fmt: skip
+        self.decode = decoders().get(patient.form)
 
     def see(self, layer: Layer) -> None:
         if self.decode is None or layer.quantized is None or layer.problem:
@@ -43,9 +43,21 @@ class Decoded:
             yield Finding("library", name, f"{text}qtutor does: please report it to us, with the versions of both.")
 
 
+def decoders() -> dict[str, Callable[[Layer], torch.Tensor | None]]:
+    """By format, what the library makes of a layer, ``[out, in]``; ``None`` for a kind that is not asked."""
+    return {
+        "compressed-tensors": _compressed_tensors,
+        "gptq": _gptq,
+        "awq": _awq,
+        "bitsandbytes": _bitsandbytes,
+        "mlx": _mlx,
+    }
+
+
 def _compressed_tensors(layer: Layer) -> torch.Tensor | None:
     module, name = {
         compressed_settings.PACKED: ("pack_quantized", "PackedQuantizationCompressor"),
+        compressed_settings.INTEGERS: ("naive_quantized", "IntQuantizationCompressor"),
         compressed_settings.FLOATS: ("naive_quantized", "FloatQuantizationCompressor"),
     }.get(layer.layout.kind, (None, None))
     if module is None:
@@ -54,6 +66,21 @@ def _compressed_tensors(layer: Layer) -> torch.Tensor | None:
     scheme = importlib.import_module("compressed_tensors.quantization").QuantizationScheme
     scheme = scheme(targets=["Linear"], **compressed_settings.scheme(layer.layout))
     return getattr(base, name).decompress(dict(layer.tensors), scheme)["weight"]
+
+
+def _gptq(layer: Layer) -> torch.Tensor:
+    linear = importlib.import_module("gptqmodel.nn_modules.qlinear.torch").TorchLinear
+    (rows, columns), grid, layout = layer.quantized.shape, layer.quantized.grid, layer.layout
+    of_its_own = linear(
+        grid.bits, layout.group_size, grid.symmetric, layout.ordered, columns, rows, False, register_buffers=True
+    )
+    of_its_own.load_state_dict(layer.tensors)
+    if layout.kind == FIRST:
+        model = importlib.import_module("gptqmodel.utils.model")
+        model.convert_gptq_v1_to_v2_format_module(of_its_own, bits=grid.bits, pack_dtype=torch.int32)
+    of_its_own.optimized = True  # else it is compiled first, seconds a layer
+    of_its_own.post_init()
+    return of_its_own.dequantize_weight().T
 
 
 def _awq(layer: Layer) -> torch.Tensor:
@@ -71,3 +98,11 @@ def _bitsandbytes(layer: Layer) -> torch.Tensor:
     state = {kind.removeprefix("weight."): tensor for kind, tensor in tensors.items() if kind != "weight"}
     state = functional.QuantState.from_dict(state, torch.device("cpu"))
     return functional.dequantize_4bit(tensors["weight"], state)
+
+
+def _mlx(layer: Layer) -> torch.Tensor:
+    core, quantized = importlib.import_module("mlx.core"), layer.quantized
+    words = layer.tensors["weight"].view(torch.int32).numpy().view("uint32")
+    numbers = [core.array(layer.tensors[kind].float().numpy()) for kind in ("scales", "biases")]
+    weights = core.dequantize(core.array(words), *numbers, quantized.group_size, quantized.grid.bits)
+    return torch.from_numpy(np.array(weights))

@@ -82,7 +82,7 @@ class Patient:
                 layer = self._foreign_layer(name)
                 if layer.quantized is not None:
                     self.group_sizes[name] = layer.quantized.group_size
-                yield replace(layer, exact=self.exact(name))
+                yield replace(layer, exact=_for_scaled_inputs(self.exact(name), layer, self.foreign.form.input_scale))
         elif not self.problem:
             for name, module in self.quant_layers().items():
                 quantized = module.quantized()
@@ -113,6 +113,11 @@ class Patient:
             return Layer(name, layout, tensors, found.form.decode(rest, plain, *shape) if free else None, problem)
         except QtutorError:
             return Layer(name, layout, tensors, None, problem)
+
+
+def _for_scaled_inputs(exact: torch.Tensor | None, layer: Layer, kind: str) -> torch.Tensor | None:
+    """FLOAT's weights, for inputs that the layer multiplies first."""
+    return exact / layer.tensors[kind].float() if exact is not None and kind in layer.tensors else exact
 
 
 def opened(source: str | Path, against: str | Path | None, device: str | None) -> Patient:

@@ -18,6 +18,7 @@ from qtutor.doctor.fitting import distance
 from qtutor.doctor.patient import Layer, Patient
 from qtutor.formats.gptq import FIRST, SECOND
 
+STORED = {"gptq": "qzeros", "awq": "qzeros", "mlx": "biases"}  # as what zero points are stored
 NEAR, SURE = 0.3, 0.12  # how far a mean may be from a whole step; its largest standard error
 SHARE, ENOUGH = 0.8, 0.3  # of the layers that know have to agree; so many of all have to know
 BETTER = 0.85  # of the error, with another zero point
@@ -45,7 +46,7 @@ class ZeroPoints:
 
     def _sentence(self, name: str, off: int, count: int) -> str:
         gptq = self.patient.form == "gptq"
-        tensor = f"{name}.qzeros" if self.patient.form in ("gptq", "awq") else f"{name}.weight_zero_point"
+        tensor = f"{name}.{STORED.get(self.patient.form, 'weight_zero_point')}"
         also = f" (and in {count - 1} more layers)" if count > 1 else ""
         said = (
             f"{tensor}{also}: zero points are one too {'small' if off > 0 else 'large'}, so every weight is a step off"

@@ -21,9 +21,10 @@ FOREIGN = {
     "awq": "awq",
     "bitsandbytes": "bitsandbytes",
     "modelopt": "modelopt",
+    "mlx": "mlx",
 }  # formats of other tools, by what quant_method is called in a config.json -> module
 FORMATS = {"qtutor": "native", "gguf": "gguf", **FOREIGN}  # name -> module
-ENGINES = ("vllm", "vllm-cpu", "sglang", "tensorrt-llm", "transformers", "llama.cpp")  # see .targets
+ENGINES = ("vllm", "vllm-cpu", "sglang", "tensorrt-llm", "transformers", "mlx", "llama.cpp")  # see .targets
 
 
 def export(
@@ -36,8 +37,9 @@ def export(
     (:func:`qtutor.formats.native.save`).
     "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``; encodes from float
     weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance``, ``pure`` and ``overwrite``).
-    "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt": the packed layers of a quantized model as vLLM,
-    SGLang, TensorRT-LLM or transformers read them, in a whole folder; each holds certain grids (its module says which).
+    "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt", "mlx": the packed layers of a quantized model as
+    vLLM, SGLang, TensorRT-LLM, transformers or MLX read them, in a whole folder; each holds certain grids (its module
+    says which).
     options: those of the format's ``save``; ``None`` stands for what it does by itself.
     target: the engine that is to read it, one of :data:`ENGINES`; it picks the format, and refuses layers that it does
     not take (:mod:`qtutor.formats.targets`). Without both the format is "qtutor".

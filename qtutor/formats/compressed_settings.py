@@ -137,6 +137,8 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
     bits = expect(where, weights, "num_bits", lambda b: type(b) is int and 2 <= b <= 8, "2 to 8", default=8)
     symmetric = expect(where, weights, "symmetric", lambda s: type(s) is bool, "true or false", default=True)
     size = _group_size(weights, where)
+    if group.get("output_activations"):
+        raise QtutorError(f"{where}: outputs are rounded as well (output_activations); {READ}")
     kind = group.get("format") or form
     inputs = group.get("input_activations")
     whole = WHOLE.get(kind) if isinstance(kind, str) else None
@@ -162,7 +164,7 @@ def _group_size(weights: dict, where: str) -> int:
     usual = "group" if size is not None and size > 0 else "channel" if size == PER_CHANNEL else "tensor"
     strategy, order = weights.get("strategy") or usual, weights.get("actorder")
     named = {name: size for size, name in STRATEGIES.items()}
-    fits = strategy in named if usual != "group" else strategy == "group"
+    fits = strategy in list(named) if usual != "group" else strategy == "group"  # a list has no hash
     if not fits or order in (True, "group", "dynamic"):
         raise QtutorError(
             f"{where}: strategy {shown(strategy)}, group_size {shown(size)}, actorder {shown(order)}; read are scales "

@@ -46,11 +46,14 @@ def convert(
     source that is not quantized, for a grid that the format does not hold or the engine does not take, and as
     :func:`qtutor.load` and :func:`qtutor.export` do.
     """
+    if format is target is None and Path(out).suffix.lower() == ".gguf":
+        raise QtutorError(f"{source}: {NO_GGUF}")
     if format is None and target is None:
         raise QtutorError(f"name a format ({', '.join([*FOREIGN, 'qtutor'])}) or a target ({', '.join(ENGINES)}).")
     if version is not None and format != "gptq":
+        other = f"the format is {format!r}" if format else f"{target!r} picks its format"
         raise QtutorError(
-            f"version = {version!r} is one of the format 'gptq', and the format is {format!r}: leave it out."
+            f"version = {version!r} is one of the format 'gptq', and {other}: leave it out, or take the format 'gptq'."
         )
     check_choice("version", version, (None, *VERSIONS))
     if target is not None:

@@ -19,6 +19,7 @@ from qtutor.errors import QtutorError, said, shown
 from qtutor.families import family_of
 from qtutor.formats.documents import AGAIN
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+from qtutor.runtime.scaled import ScaledLinear
 
 LONGEST_PATTERN = 300  # characters of a regular expression in a config
 MOST_REPEATS = 4
@@ -48,6 +49,10 @@ class Wanted(NamedTuple):
     optional: bool = False
 
 
+def _usual(settings: dict) -> dict:
+    return {"quantization_config": settings}
+
+
 @dataclass(frozen=True)
 class Format:
     """A format of another tool, as five functions. Names of layers are full: "model.layers.0.mlp.up_proj".
@@ -60,6 +65,8 @@ class Format:
     stored(layout, rows, columns): the tensors of a layer, by what comes after its name and a dot.
     encode(quantized, layout), decode(tensors, layout, rows, columns): a :class:`QuantizedTensor` to these, and back.
     tolerance: how far a scale may be from the one that was written, as a share of it.
+    in_config(settings): what config.json has of the settings, by key.
+    input_scale: the tensor of a layer that its inputs are multiplied by (:class:`.ScaledLinear`), "" where none is.
     """
 
     method: str
@@ -69,6 +76,18 @@ class Format:
     encode: Callable[[QuantizedTensor, Layout], dict[str, torch.Tensor]]
     decode: Callable[[dict[str, torch.Tensor], Layout, int, int], QuantizedTensor]
     tolerance: float = 0.0
+    in_config: Callable[[dict], dict] = _usual
+    input_scale: str = ""
+
+    def settings_for(self, layers: dict, left: list[str], **options) -> dict:
+        """:attr:`settings`, also raising for layers that multiply their inputs, if the format has no place for it."""
+        for name, layer in layers.items():
+            if isinstance(layer, ScaledLinear) and not self.input_scale:
+                raise refused(
+                    name, self.method, "inputs that are multiplied by a number each (ModelOpt's pre_quant_scale)",
+                    "has no place for the numbers: take 'modelopt' or 'qtutor', or quantize the float checkpoint.",
+                )  # fmt: skip
+        return self.settings(layers, left, **options)
 
 
 def packed_layers(model: nn.Module) -> dict[str, QuantLinear]:

@@ -32,8 +32,10 @@ from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.kinds import linear_for
 from qtutor.runtime.linear import QuantLinear
+from qtutor.runtime.scaled import ScaledLinear
 
-IN_CONFIG = ("quantization_config", "compression_config")  # the second is what compressed-tensors had before 0.4
+# The second is what compressed-tensors had before 0.4. The third is MLX's, which has the first, too, by now.
+IN_CONFIG = ("quantization_config", "compression_config", "quantization")
 # Files that had the settings before config.json did, or still have: and what quant_method is where they do not say it.
 BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 
@@ -83,6 +85,14 @@ class Opened:
                 {kind: read(f"{name}.{kind}") for kind in kinds}, layout, *tuple(place.weight.shape)
             )
 
+    def input_scale(self, name: str, read) -> torch.Tensor | None:
+        """The numbers that the inputs of a layer are multiplied by, float32 ``[in]``; ``None`` where all are 1."""
+        key = f"{name}.{self.form.input_scale}"
+        if not self.form.input_scale or key not in self.files:
+            return None
+        scale = read(key).float()
+        return None if (scale == 1).all() else scale
+
 
 def settings_in(folder: Path) -> tuple[dict, str] | None:
     """The quantization settings of a folder, and the file that they are from; ``None`` where there are none.
@@ -95,14 +105,29 @@ def settings_in(folder: Path) -> tuple[dict, str] | None:
         if values.get(key) is not None:
             if not isinstance(values[key], dict):
                 raise QtutorError(f"{path}: {key} is {shown(values[key])}, expected an object. {AGAIN}")
+            if key == IN_CONFIG[2] and values[key].get("quant_method", "mlx") != "mlx":
+                continue  # no engine looks for another tool's settings there
             usual = {"quant_method": "compressed-tensors"} if key == IN_CONFIG[1] else {}
             usual |= {"quant_method": "bitsandbytes"} if {"load_in_4bit", "load_in_8bit"} & values[key].keys() else {}
+            if values.get("quantization") is not None:
+                usual["quant_method"] = "mlx"
+                _check_same(values, key, path)
             return usual | values[key], str(path)
     for name, method in BESIDE.items():
         beside = file_in(folder, name)
         if beside is not None and path is not None:
             return {"quant_method": method, **read_json(beside)}, str(beside)
     return None
+
+
+def _check_same(values: dict, key: str, path: Path) -> None:
+    """MLX looks at ``quantization`` alone; its copy, at ``key``, has to say the same."""
+    copy = {name: value for name, value in values[key].items() if name != "quant_method"}
+    if values[key].get("quant_method", "mlx") == "mlx" and copy != values["quantization"]:
+        raise QtutorError(
+            f"{path}: {key} differs from quantization, which is the one that MLX looks at: the file was edited, or is "
+            f"damaged. {AGAIN}"
+        )
 
 
 def format_of(settings: dict, where: str) -> Format:
@@ -135,7 +160,8 @@ def load(folder: str | Path, device: str | None = None, dtype: torch.dtype | str
     with found.reading() as read:
         for name, layout in found.layouts.items():
             bias = f"{name}.bias" if model.get_submodule(name).bias is not None else None
-            layer = _layer(found.decode(name, read), layout, None if bias is None else read(bias).to(dtype))
+            bias = None if bias is None else read(bias).to(dtype)
+            layer = _layer(found.decode(name, read), layout, bias, found.input_scale(name, read))
             model.set_submodule(name, layer)
             tensors |= {f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()}
         tensors |= {name: read(name).to(dtype) for name in plain}
@@ -210,8 +236,15 @@ def _check_stored(folder: Path, name: str, wanted: dict[str, Wanted], rest: dict
             )
 
 
-def _layer(quantized: QuantizedTensor, layout: Layout, bias: torch.Tensor | None) -> QuantLinear:
-    """A layer that computes with ``quantized`` as its format says; of the right size already, unlike a meta one."""
+def _layer(
+    quantized: QuantizedTensor, layout: Layout, bias: torch.Tensor | None, scale: torch.Tensor | None
+) -> QuantLinear:
+    """A layer that computes with ``quantized`` as its format says; of the right size already, unlike a meta one.
+
+    scale: what its inputs are multiplied by, if anything.
+    """
+    if scale is not None:
+        return ScaledLinear.from_scaled(quantized, scale, bias)
     layer = linear_for(quantized.grid).from_quantized(quantized, bias)
     if isinstance(layer, Int8Linear):
         layer.threshold = layout.threshold

@@ -24,13 +24,14 @@ from qtutor.formats import folders
 from qtutor.formats.checkpoint import CONFIG, GENERATION
 from qtutor.formats.endings import generation_settings
 from qtutor.formats.folders import check_dtype, files_in, kinds, refuse_others, stored_tensors
-from qtutor.formats.foreign import Format, Layout, linear_names, packed_layers, resolved_zeros
+from qtutor.formats.foreign import Format, Layout, linear_names, packed_layers, resolved_zeros, stored_scales
 from qtutor.formats.foreign_reading import opened
 from qtutor.formats.readback import read_back
 from qtutor.formats.shards import INDEX, LARGEST, ShardFile, Shards, index_text, laid_out
 from qtutor.guards.promises import check_finite, config_to_write
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantLinear, QuantWeight
+from qtutor.runtime.scaled import ScaledLinear
 
 ABOUT = "qtutor_files.json"
 
@@ -44,7 +45,7 @@ def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, bes
     """
     layers = packed_layers(model)
     left = [name for name in linear_names(model) if name not in layers]
-    settings = form.settings(layers, left, **options)
+    settings = form.settings_for(layers, left, **options)
     layouts = form.layouts(settings, list(linear_names(model)), "quantization_config")
     config = config_to_write(model)
     check_dtype(config.dtype)
@@ -56,7 +57,7 @@ def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, bes
     files = laid_out(shapes, LARGEST)
     place = target(folder, need=sum(file.size for file in files))
     with told(place), parents_made(place), folder_written_beside(place) as new:
-        _write_about(new, model, config, settings, tokenizer)
+        _write_about(new, model, config, form.in_config(settings), tokenizer)
         for name, values in beside(settings).items():
             _write_json(new / name, values)
         _write_weights(new, form, files, floats, layers, layouts)
@@ -86,15 +87,17 @@ def _floats(model: nn.Module) -> dict[str, torch.Tensor]:
 def _encoded(form: Format, name: str, layer: QuantLinear, layout: Layout) -> dict[str, torch.Tensor]:
     with naming(name):
         tensors = form.encode(layer.quantized(), layout)
+    if isinstance(layer, ScaledLinear):
+        tensors[form.input_scale] = stored_scales(layer.input_scale)
     return {f"{name}.{kind}": tensor.contiguous() for kind, tensor in tensors.items()}
 
 
-def _write_about(new: Path, model: nn.Module, config, settings: dict, tokenizer) -> None:
-    """Everything but the weights. Engines look for the class by its name in config.json."""
+def _write_about(new: Path, model: nn.Module, config, keys: dict, tokenizer) -> None:
+    """Everything but the weights. keys: more of config.json. Engines look for the class by its name in config.json."""
     config.architectures = [type(model).__name__]
     config.save_pretrained(new)
     values = json.loads((new / CONFIG).read_text(encoding="utf-8"))
-    _write_json(new / CONFIG, values | {"quantization_config": settings})
+    _write_json(new / CONFIG, values | keys)
     if ending := generation_settings(model):
         _write_json(new / GENERATION, ending)
     if tokenizer is not None:
@@ -128,10 +131,14 @@ def _compare(new: Path, form: Format, model: nn.Module, layers: dict[str, QuantL
             if name not in found.layouts:
                 raise QtutorError(f"{name} came back as a float layer.")
             back, ours = found.decode(name, read), layer.quantized()
-            ours_zeros, zeros = (resolved_zeros(one).cpu() for one in (ours, back))
+            used = ours.scales.cpu() != 0  # in a group with the scale 0 all weights are 0, whatever its zero point
+            ours_zeros, zeros = (resolved_zeros(one).cpu() * used for one in (ours, back))
             wrong = not torch.equal(back.codes, ours.codes.cpu()) or not torch.equal(zeros, ours_zeros)
             scales = back.scales.double(), ours.scales.double().cpu()
             if wrong or not torch.allclose(*scales, rtol=form.tolerance, atol=0):
                 raise QtutorError(f"{name} came back with other codes, scales or zero points than were written.")
+            times, wanted = found.input_scale(name, read), getattr(layer, "input_scale", None)
+            if (times is None) != (wanted is None) or (times is not None and not torch.equal(times, wanted.cpu())):
+                raise QtutorError(f"{name} came back with other numbers for its inputs than were written.")
             if type(layer) is Int8Linear and found.layouts[name].grid != layer.grid:
                 raise QtutorError(f"{name} came back on another grid than it was written.")

@@ -16,9 +16,10 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -41,11 +42,11 @@ from qtutor.gguf.coding import decode, encode, find_type
 from qtutor.gguf.container import GGUFError, TensorInfo
 from qtutor.gguf.hyperparameters import metadata, rope_tensors, window_of
 from qtutor.gguf.layout import ALL_TYPES
-from qtutor.gguf.mixes import file_type, tensor_types
+from qtutor.gguf.mixes import file_type, fitting, tensor_types
 from qtutor.gguf.reader import read
 from qtutor.gguf.tokenizer import tokenizer_metadata
 from qtutor.gguf.tokenizer_back import tokenizer_of
-from qtutor.gguf.writer import Tensor, write
+from qtutor.gguf.writer import Tensor, size_of, write
 from qtutor.guards.promises import config_to_write
 
 DEFAULT = "Q4_K_M"  # the mix
@@ -59,6 +60,7 @@ def save(
     tokenizer=None,
     *,
     type: str = DEFAULT,
+    types: Mapping[str, str] | None = None,
     importance=None,
     pure: bool = False,
     overwrite: bool = False,
@@ -66,29 +68,16 @@ def save(
 ) -> Path:
     """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
 
-    type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. importance: an
+    type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. types: block types of
+    single matrices in place of the mix's, by GGUF name or a pattern of names (``{"blk.*.ffn_down.weight": "Q6_K"}``);
+    :func:`qtutor.budget.block_types.choose` finds some for a size. importance: an
     :class:`~qtutor.gguf.imatrix.Imatrix`, a file that holds one, or a mapping of GGUF names to float32 ``[in]``.
     overwrite: replace a file that is there even if qtutor did not write it. progress: show a bar where it takes long.
     Returns the file's path.
     Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
     cannot be written; the old one is then untouched.
     """
-    family_of(model)
-    config = config_to_write(model)
-    sources = {tensor_name(name, config): source for name, source in parameters(model)}
-    types = _types(sources, config, type, importance is not None, pure)
-    of_column = _importance(importance, sources)
-    tensors = [
-        Tensor(name, shape, types[name], _encoder(name, types[name], values, config, of_column))
-        for name, (shape, values) in sources.items()
-    ]
-    _say_of_window(config)
-    _say_of_positions(config)
-    for name, factors in rope_tensors(config).items():
-        tensors.append(Tensor(name, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
-    keys = _keys(config, tokenizer) | {"general.file_type": file_type(type, pure)}
-    if settings := generation_settings(model):
-        keys[GENERATION] = json.dumps(settings)
+    keys, tensors = contents(model, tokenizer, type=type, types=types, importance=importance, pure=pure)
     need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
     place = target(out, need=need, overwrite=overwrite)
     with told(place), parents_made(place), _progress(tensors, progress) as counted:
@@ -96,13 +85,66 @@ def save(
     return _path(out)
 
 
-def planned(model: nn.Module, type: str | None = None, importance: bool = False) -> dict[str, int]:
-    """How many bytes :func:`save` would give the tensors of each block type, by its name; shapes are enough."""
+def contents(
+    model: nn.Module, tokenizer=None, *, type: str = DEFAULT, types=None, importance=None, pure: bool = False
+) -> tuple[dict, list[Tensor]]:
+    """What :func:`save` writes: metadata, and tensors whose bytes are made when they are asked for. Shapes are enough.
+
+    Arguments and errors are those of :func:`save`; ``importance`` may also be ``True`` where bytes are never asked for.
+    """
+    family_of(model)
     config = config_to_write(model)
     sources = {tensor_name(name, config): source for name, source in parameters(model)}
+    chosen = _types(sources, config, type, importance is not None and importance is not False, pure) | _given(
+        types, sources
+    )
+    of_column = importance_by_name(None if isinstance(importance, bool) else importance, sources)
+    tensors = [
+        Tensor(name, shape, chosen[name], _encoder(name, chosen[name], values, config, of_column))
+        for name, (shape, values) in sources.items()
+    ]
+    _say_of_window(config)
+    _say_of_positions(config)
+    for name, factors in rope_tensors(config).items():
+        tensors.append(Tensor(name, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
+    keys = _keys(config, tokenizer)
+    if not types:  # of types that somebody chose, no mix is the name; readers then look for themselves
+        keys["general.file_type"] = file_type(type, pure)
+    if settings := generation_settings(model):
+        keys[GENERATION] = json.dumps(settings)
+    return keys, tensors
+
+
+def planned(model: nn.Module, tokenizer=None, **options) -> dict[str, int]:
+    """The bytes of the file that :func:`save` would write with these options, by block type, and "header" with the
+    tokenizer and what aligns tensors; shapes are enough."""
+    keys, tensors = contents(model, tokenizer, **options)
     found = {}
-    for name, kind in _types(sources, config, type or DEFAULT, importance, pure=False).items():
-        found[kind] = found.get(kind, 0) + TensorInfo(name, sources[name][0], ALL_TYPES[kind], 0).nbytes
+    for tensor in tensors:
+        nbytes = TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes
+        found[tensor.type] = found.get(tensor.type, 0) + nbytes
+    return found | {"header": size_of(keys, tensors) - sum(found.values())}
+
+
+def _given(types: Mapping[str, str] | None, sources: Mapping[str, Source]) -> dict[str, str]:
+    """The block types that a caller names, of each tensor that a pattern fits."""
+    found = {}
+    for pattern, kind in (types or {}).items():
+        find_type(kind)
+        fits = [name for name in sources if fnmatchcase(name, pattern) and len(sources[name][0]) == 2]
+        if not fits:
+            raise QtutorError(
+                f"types names {pattern!r}, and no matrix of this model is called so. The names are those of the file, "
+                "like 'blk.0.attn_q.weight'; a pattern may stand for several: 'blk.*.ffn_down.weight'."
+            )
+        for name in fits:
+            width, values = sources[name][0][-1], ALL_TYPES[kind].values
+            if width % values:
+                raise QtutorError(
+                    f"types gives {name!r} {kind}, whose blocks have {values} weights, and its rows have {width}. "
+                    f"{fitting(kind, width)} fits."
+                )
+            found[name] = kind
     return found
 
 
@@ -244,7 +286,11 @@ def _say_what_is_lost(name: str, type: str, rows: np.ndarray, data: np.ndarray) 
             )
 
 
-def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], np.ndarray | None]:
+def importance_by_name(importance, names: Collection[str]) -> Callable[[str, int], np.ndarray | None]:
+    """What an ``importance``, as :func:`save` takes it, says of a tensor: (name, columns) to float32 ``[in]`` or None.
+
+    names: all tensors. Raises :class:`QtutorError` for what is no importance, or that of another model.
+    """
     if importance is None:
         return lambda name, columns: None
     if isinstance(importance, str | Path):
@@ -256,7 +302,7 @@ def _importance(importance, sources: dict[str, Source]) -> Callable[[str, int], 
             f"importance is a {type(importance).__name__}; an Imatrix (qtutor.gguf.imatrix.importance makes one, read "
             "loads one), the name of its file, or a mapping of GGUF names to float32 [in] is needed."
         )
-    if not importance.keys() & sources.keys():
+    if not importance.keys() & set(names):
         raise QtutorError(
             f"importance has entries for {', '.join(map(repr, list(importance)[:3]))}, none of which is a tensor of "
             "this model. The names are those of the file: 'blk.0.attn_q.weight'."

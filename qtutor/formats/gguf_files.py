@@ -7,14 +7,16 @@ from pathlib import Path
 
 from qtutor.errors import QtutorError, shown
 from qtutor.files import is_gguf
-from qtutor.formats import documents, smollm2
+from qtutor.formats import documents, hub_gguf, smollm2
 
 NAME = "model.gguf"  # what we call the file in a folder
 
 
 def located(source: str | Path) -> str | Path:
-    """``source``, or the file that the word "smollm2" stands for."""
-    return smollm2.file() if source == smollm2.WORD else source
+    """``source``, or the file that the word "smollm2" or a name like ``owner/name:Q4_K_M`` stands for."""
+    if source == smollm2.WORD:
+        return smollm2.file()
+    return hub_gguf.file(source) or source if isinstance(source, str) else source
 
 
 def file_in(source: str | Path, alone: bool = True) -> Path | None:

@@ -217,7 +217,7 @@ def parameters(model: nn.Module) -> Iterator[tuple[str, Source]]:
     tied = family_of(model).head if is_tied(model) else None
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantWeight):
-            yield f"{path}.weight", ((module.rows, module.columns), lambda m=module: m.quantized().dequantize())
+            yield f"{path}.weight", ((module.rows, module.columns), lambda m=module: m.dequantized())
             if getattr(module, "bias", None) is not None:
                 yield f"{path}.bias", (tuple(module.bias.shape), lambda m=module: m.bias)
         elif path != tied:

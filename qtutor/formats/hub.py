@@ -1,12 +1,14 @@
 """A checkpoint on the hub becomes a folder: the files that qtutor reads are downloaded, and no others.
 
 No pickles, no code, no second copy of the weights in another format. What was downloaded once is there without network.
+Files of a repository of GGUF files are found by :mod:`.hub_gguf`.
 """
 
 import re
 from pathlib import Path
 
 from qtutor.errors import QtutorError, said, shown
+from qtutor.formats import hub_gguf
 from qtutor.formats.checkpoint import CONFIG, INDEX, WEIGHTS, check_family
 
 IDS = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -27,6 +29,10 @@ def folder_of(source: str) -> Path:
         )
     try:
         small = Path(snapshot_download(source, allow_patterns=[*ABOUT, *TOKENIZER]))
+        if not (small / CONFIG).is_file():
+            raise QtutorError(
+                f"{source}: the repository has no config.json, so it holds no checkpoint. {hub_gguf.types_of(source)}"
+            )
         check_family(small)  # before gigabytes are fetched
         weights = ["model-*-of-*.safetensors"] if (small / INDEX).is_file() else [WEIGHTS]
         return Path(snapshot_download(source, revision=small.name, allow_patterns=weights))

@@ -19,10 +19,10 @@ and vLLM takes none. What was read rounds each token by itself, and says so in a
 
 hf_quant_config.json says the rest: quant_algo, group_size, and exclude_modules, the layers in float.
 
-pre_quant_scale is 1 here: our AWQ folds its scales into norms and weights. TensorRT-LLM reads one for every layer that
-it does not join with others, and for no other layer, so it is written for o_proj and down_proj. Where the norms took in
-the scales, ModelOpt writes none either. A file with others than 1 is refused: columns of one group would need scales of
-their own.
+pre_quant_scale is 1 where we quantized: our AWQ folds its scales into norms and weights. TensorRT-LLM reads one for
+every layer that it does not join with others, and for no other layer, so it is written for o_proj and down_proj. Where
+the norms took in the scales, ModelOpt writes none either. What was read with others than 1 becomes a layer that
+multiplies its inputs (:mod:`qtutor.runtime.scaled`), which only this format and our own hold.
 
 Left out: NVFP4 (no such grid yet), FP8 in blocks, quantized caches (their scales are passed over), asymmetric grids,
 4 bits with one scale a row, mixed algorithms.
@@ -50,6 +50,7 @@ from qtutor.formats.foreign import (
     stored_scales,
 )
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
+from qtutor.runtime.scaled import ScaledLinear
 
 target = foreign_writing.target  # where save may write
 METHOD = "modelopt"
@@ -69,6 +70,9 @@ def settings(layers: dict, left: list[str]) -> dict:
     whole = all(layer.grid == FP8 for layer in layers.values())
     for name, layer in layers.items():
         (_check_holds_rows if whole else _check_holds)(name, layer)
+        if isinstance(layer, ScaledLinear) and not name.endswith(ALONE):
+            fits = "has them for o_proj and down_proj alone, as TensorRT-LLM does: take 'qtutor'."
+            raise refused(name, METHOD, "inputs that are multiplied by a number each", fits)
     about = {"quant_algo": BY_ROW}
     if not whole:
         size = one_group_size(METHOD, layers)
@@ -142,15 +146,17 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
 
 
 def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns: int) -> QuantizedTensor:
-    """The inverse of :func:`encode`. Raises :class:`QtutorError` for a ``pre_quant_scale`` other than 1."""
+    """The inverse of :func:`encode`, but for ``pre_quant_scale``, which is no part of the matrix.
+
+    Raises :class:`QtutorError` for one that no tool writes: AWQ divides by what it multiplies with.
+    """
     if layout.grid == FP8:
         return _floats(tensors, layout, rows)
     before = tensors.get("pre_quant_scale")
-    if before is not None and not (before == 1).all():
+    if before is not None and not (before > 0).all():
         raise QtutorError(
-            f"its inputs are multiplied by pre_quant_scale, {before.min().item():.3g} to {before.max().item():.3g}, "
-            "which is not read here: export the model with these scales folded into the layer before, or take the "
-            "float checkpoint."
+            f"pre_quant_scale holds {int((~(before > 0)).sum())} of {before.numel()} numbers that are not above 0, the "
+            f"least {before.min().item():.3g}: the file is damaged, so copy, download or export it again."
         )
     data = tensors["weight"].view(torch.uint8)
     codes = torch.stack((data & 15, data >> 4), dim=1).reshape(rows, columns) ^ 8
@@ -171,4 +177,4 @@ def _floats(tensors: dict[str, torch.Tensor], layout: Layout, rows: int) -> Quan
     return of_floats(tensors["weight"], scales, layout)
 
 
-FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, input_scale="pre_quant_scale")

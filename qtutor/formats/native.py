@@ -26,13 +26,14 @@ from qtutor.formats import folders
 from qtutor.formats.checkpoint import CONFIG, GENERATION
 from qtutor.formats.endings import generation_settings
 from qtutor.formats.folders import check_dtype, files_in, kinds, stored_tensors
-from qtutor.formats.native_reading import ABOUT, LAYOUT, load, opened  # noqa: F401 - the other half
+from qtutor.formats.native_reading import ABOUT, LAYOUT, least_scale, load, opened  # noqa: F401 - the other half
 from qtutor.formats.readback import read_back
 from qtutor.formats.shards import INDEX, WEIGHTS, index_text, laid_out, save_file
 from qtutor.guards.promises import check_finite, config_to_write
 from qtutor.runtime.fp8 import Fp8Linear
 from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+from qtutor.runtime.scaled import ScaledLinear
 
 # What an export holds that does not tell: one from before the names were stored, or one that is damaged.
 USUAL = {
@@ -60,6 +61,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
     check_dtype(config_to_write(model).dtype)
     check_finite(model)
+    _check_scales(model)
     tensors = stored_tensors(model)
     files = laid_out(kinds(tensors))
     place = target(folder, need=sum(file.size for file in files))
@@ -70,6 +72,18 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
         read_back(place, lambda: opened(new))
         refuse_others(place)  # something may have been put there in the meantime
     return Path(folder)
+
+
+def _check_scales(model: nn.Module) -> None:
+    """Some tools give a group a negative scale, and their formats hold it; a folder of ours with one would be refused
+    when it is read.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, QuantWeight) and (least := least_scale(module)) < 0:
+            raise QtutorError(
+                f"{name} has a scale of {least:.3g}, as some other tools write them, and our own format holds none "
+                "below 0: leave the checkpoint in its format, or take compressed-tensors."
+            )
 
 
 def write_others(new: Path, model: nn.Module, tokenizer, recipe: dict | None, files: Iterable) -> None:
@@ -107,7 +121,10 @@ def _is_usual(name: str) -> bool:
 
 
 def _describe(module: QuantWeight) -> dict:
-    kinds = {Int8Linear: "int8 linear", Fp8Linear: "fp8 linear", QuantEmbedding: "embedding", QuantLinear: "linear"}
+    kinds = {
+        **{Int8Linear: "int8 linear", Fp8Linear: "fp8 linear", ScaledLinear: "scaled linear"},
+        **{QuantEmbedding: "embedding", QuantLinear: "linear"},
+    }
     return {
         "kind": kinds[type(module)],
         "shape": [module.rows, module.columns],

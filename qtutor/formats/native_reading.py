@@ -27,13 +27,17 @@ from qtutor.formats.transformers_files import DTYPES, empty_model, filled
 from qtutor.recipe import Recipe
 from qtutor.runtime.kinds import linear_for
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
+from qtutor.runtime.scaled import ScaledLinear
 
 LAYOUT = 1
 ABOUT = "qtutor.json"
 NAMED = {grid.name: grid for grid in (NF4, FP4, INT8, FP8)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
 # What each kind of layer takes the place of, and the only grid of those that have one.
-KINDS = {"linear": nn.Linear, "int8 linear": nn.Linear, "fp8 linear": nn.Linear, "embedding": nn.Embedding}
+KINDS = {
+    **dict.fromkeys(("linear", "int8 linear", "fp8 linear", "scaled linear"), nn.Linear),
+    "embedding": nn.Embedding,
+}
 ONLY = {"int8 linear": INT8, "fp8 linear": FP8}
 
 
@@ -154,7 +158,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
             table = QuantEmbedding(rows, columns, grid, layer["group_size"], dtype, scales_as)
             table.multiplier = embedding_scale(place)
             return table
-        made = linear_for(grid) if kind in ONLY else QuantLinear
+        made = linear_for(grid) if kind in ONLY else ScaledLinear if kind == "scaled linear" else QuantLinear
         module = made(rows, columns, grid, layer["group_size"], has_bias, scales_as)
     if "threshold" in layer:  # exports from before it was stored keep the class's own
         _expect(
@@ -221,11 +225,17 @@ def _called(grid: Grid) -> str:
 
 
 def _check_numbers(where: str, layer: QuantWeight) -> None:
-    """A scale is a step between levels, and never negative. Nested ones are rounded, and may miss zero by a little."""
-    scales = layer.stored_scales
-    plain = scales.scales if isinstance(scales, PlainScales) else scales.absmax
-    if plain.numel() and plain.min() < 0:
-        raise QtutorError(f"{where} has a scale of {plain.min().item():.3g}; expected none below 0. {AGAIN}")
+    if (least := least_scale(layer)) < 0:
+        raise QtutorError(f"{where} has a scale of {least:.3g}; expected none below 0. {AGAIN}")
     if isinstance(layer.grid, FloatGrid):  # 8 bits, so a code is a byte
         with naming(where):
             layer.grid.check_codes(layer.packed)
+
+
+def least_scale(layer: QuantWeight) -> float:
+    """The least scale of ``layer``: a step between levels, and never negative in our folders. Nested ones are rounded,
+    and may miss zero by a little, so of these their own scales count.
+    """
+    scales = layer.stored_scales
+    plain = scales.scales if isinstance(scales, PlainScales) else scales.absmax
+    return plain.min().item() if plain.numel() else 0.0

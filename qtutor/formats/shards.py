@@ -30,6 +30,7 @@ NAMES = {  # in the order in which the safetensors library has them in a file
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
+    torch.uint32: "U32",
     torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",

@@ -30,6 +30,7 @@ STARTS = {
     "sglang": "python -m sglang.launch_server --model-path {}",
     "tensorrt-llm": "trtllm-serve {}",
     "transformers": "transformers chat {}",
+    "mlx": "mlx_lm.chat --model {}",
 }
 
 
@@ -75,7 +76,7 @@ def check_holds(form: str, layers: Mapping[str, QuantLinear], model: nn.Module) 
 
     It names the layers, each kind of reason, and the formats that would hold them.
     """
-    settings = importlib.import_module(f"qtutor.formats.{FOREIGN[form]}").FORMAT.settings
+    settings = importlib.import_module(f"qtutor.formats.{FOREIGN[form]}").FORMAT.settings_for
     left = [name for name in linear_names(model) if name not in layers]
     try:
         settings(dict(layers), left)
@@ -92,7 +93,7 @@ def check_holds(form: str, layers: Mapping[str, QuantLinear], model: nn.Module) 
 
 def _refusal(form: str, layers: dict, left: list[str]) -> str | None:
     """What the format says against ``layers``, or ``None``."""
-    settings = importlib.import_module(f"qtutor.formats.{FOREIGN[form]}").FORMAT.settings
+    settings = importlib.import_module(f"qtutor.formats.{FOREIGN[form]}").FORMAT.settings_for
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -54,7 +54,7 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALL = tuple(range(2, 9))
 RAN = "it ran here"
 READ = "by its source, not run here"
-CT, GPTQ, AWQ, BNB, MODELOPT = "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt"
+CT, GPTQ, AWQ, BNB, MODELOPT, MLX = "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt", "mlx"
 WAYS = {
     "vllm": (
         Way(CT, bits=ALL, symmetric=(True,), **GPU, known=READ),  # 2, 3, 5, 6, 7 by the Humming kernels, PR 46389
@@ -94,6 +94,7 @@ WAYS = {
         Way(BNB, grid="nf4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
         Way(BNB, grid="fp4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
     ),
+    "mlx": (Way(MLX, bits=(2, 3, 4, 5, 6, 8), groups=(32, 64, 128), joined=False, head=True, known=RAN),),  # on a CPU
 }
 # llama.cpp's types are grids of their own, rounded to from float weights; the recipe's rounding would be a second one.
 GGUF = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}

@@ -76,6 +76,13 @@ def write(
     return size
 
 
+def size_of(metadata: dict, tensors: Iterable[Tensor]) -> int:
+    """How many bytes :func:`write` would write; no tensor's bytes are made. Raises as that does."""
+    alignment = _alignment(metadata)
+    infos = _place(list(tensors), alignment)
+    return padded(len(_head(metadata, infos)), alignment) + sum(padded(info.nbytes, alignment) for info in infos)
+
+
 def _alignment(metadata: dict) -> int:
     alignment = metadata.get("general.alignment", ALIGNMENT)
     whole = isinstance(alignment, int | np.integer) and not isinstance(alignment, bool)

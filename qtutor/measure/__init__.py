@@ -15,6 +15,7 @@ _WHERE = {
     "ast_validity": "measure.generation",
     "bits_per_weight": "measure.losses",
     "compare": "measure.against",
+    "cost_of_cache": "measure.against",
     "cost_of_int8_inputs": "measure.against",
     "first_body": "measure.generation",
     "generate": "measure.generation",

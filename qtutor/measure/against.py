@@ -14,6 +14,7 @@ every model, twice the time and no file.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,13 +63,19 @@ def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> 
     Raises :class:`QtutorError` where their vocabularies differ in size.
     """
     check_comparable(model, reference)
+    return _compare(model, reference, token_ids, window, lambda ids: model(ids, use_cache=False).logits)
+
+
+def _compare(model, reference, token_ids, window: int, run: Callable[[torch.Tensor], torch.Tensor]) -> Comparison:
+    """run: the logits of ``model``, ``[batch, tokens, vocabulary]``, for token ids that lie on its device."""
     sums, counts = [], []
     with in_eval(model), in_eval(reference):
         for ids in batches((model, reference), token_ids, window):
-            logits = [one(ids.to(one.device), use_cache=False).logits[:, :-1] for one in (model, reference)]
+            ours = run(ids.to(model.device))[:, :-1]
+            theirs = reference(ids.to(reference.device), use_cache=False).logits[:, :-1]
             following = ids[:, 1:].to(model.device)
             for row in range(len(ids)):
-                sums.append(_window(logits[0][row], logits[1][row].to(model.device), following[row]))
+                sums.append(_window(ours[row], theirs[row].to(model.device), following[row]))
                 counts.append(following.shape[1])
     return _comparison(torch.stack(sums), torch.tensor(counts))
 
@@ -82,6 +89,28 @@ def cost_of_int8_inputs(model, token_ids: torch.Tensor, window: int = WINDOW) ->
     use(exact)
     use(rounded, activations="int8")
     return compare(rounded, exact, token_ids, window)
+
+
+@torch.inference_mode()
+def cost_of_cache(model, form, token_ids: torch.Tensor, window: int = WINDOW, step: int | None = None) -> Comparison:
+    """What rounding keys and values costs: a model with a cache of ``form`` against itself without.
+
+    form: :class:`qtutor.runtime.kv.KVFormat`. step: how many tokens are read at once, by itself a whole window. All
+    attend to what the cache gives back, so for most formats the step is all the same. Only keys per channel stay as
+    they are until their window of tokens is full: the newest, when tokens come one by one, and in one step hardly any.
+    """
+    from qtutor.runtime.kv import KVCache
+
+    KVCache(model, form)  # refuses what it does not take before anything runs
+    if step is not None and (type(step) is not int or step < 1):
+        raise QtutorError(f"step = {step!r}: a whole number of tokens is needed, at least 1.")
+
+    def run(ids: torch.Tensor) -> torch.Tensor:
+        cache = KVCache(model, form)
+        parts = ids.split(step or ids.shape[1], dim=1)
+        return torch.cat([model(part, past_key_values=cache, use_cache=True).logits for part in parts], dim=1)
+
+    return _compare(model, model, token_ids, window, run)
 
 
 def check_comparable(model, reference) -> None:

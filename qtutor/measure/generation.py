@@ -85,11 +85,14 @@ def functions(model, tokenizer, count: int, max_new_tokens: int = 96) -> list[st
     return [beginning for beginning, fits in zip(beginnings, fit, strict=True) if fits]
 
 
-def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 64, streamer=None) -> list[str]:
+def generate_batch(
+    model, tokenizer, prompts: list[str], max_new_tokens: int = 64, streamer=None, cache=None
+) -> list[str]:
     """Greedy continuations: each prompt followed by what the model adds. Stops at a token that ends texts.
 
     Those are the eos tokens of ``model.generation_config``, one or several. streamer: transformers', is told of a
-    single prompt's tokens while they are made. Raises :class:`QtutorError` for a prompt that is no text, has no tokens,
+    single prompt's tokens while they are made. cache: a :class:`qtutor.runtime.kv.KVFormat` to store keys and values
+    in. Raises :class:`QtutorError` for a prompt that is no text, has no tokens,
     too many for the model's context, or some that the model does not embed, and for less than one new token.
     """
     check_measurable(model)
@@ -111,15 +114,25 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int = 6
             do_sample=False,
             pad_token_id=pad,
             streamer=streamer,
+            **_stored_in(cache, model),
         )
     rows = [before(text_ends(model), row) for row in written[:, longest:].tolist()]
     added = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [prompt + text for prompt, text in zip(prompts, added, strict=True)]
 
 
-def generate(model, tokenizer, prompt: str, max_new_tokens: int = 64, streamer=None) -> str:
-    """``prompt`` and its greedy continuation, as text."""
-    return generate_batch(model, tokenizer, [prompt], max_new_tokens, streamer)[0]
+def generate(model, tokenizer, prompt: str, max_new_tokens: int = 64, streamer=None, cache=None) -> str:
+    """``prompt`` and its greedy continuation, as text. The arguments are those of :func:`generate_batch`."""
+    return generate_batch(model, tokenizer, [prompt], max_new_tokens, streamer, cache)[0]
+
+
+def _stored_in(cache, model) -> dict:
+    """The argument of ``model.generate`` that says where keys and values are stored; none for its own cache."""
+    if cache is None:
+        return {}
+    from qtutor.runtime.kv import KVCache
+
+    return {"past_key_values": KVCache(model, cache)}
 
 
 def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, numpy
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, curves, numpy
 
 LINES = ("-", "--", ":", "-.")
 COLOURS = (BLUE, RED, GREEN, PURPLE)
@@ -50,6 +50,33 @@ def _on_levels(ax, weights: np.ndarray, levels: np.ndarray, loud: np.ndarray, er
     ax.set_xlim(-0.7, len(weights) - 0.3)
 
 
+def loud_and_others(loud: dict[float, float], quiet: dict[float, float]) -> Figure:
+    """Squared error of the output against the factor s of the loud channel: its own part, the others', and both.
+
+    loud, quiet: s -> error. The last s is left out: it would leave the others no room.
+    """
+    title = "squared error of the output"
+    shown = list(loud)[:-1]
+    series = {
+        "from the loud channel": [loud[s] for s in shown],
+        "from the 63 others": [quiet[s] for s in shown],
+        "all": [loud[s] + quiet[s] for s in shown],
+    }
+    return curves({title: series}, shown, "s", lowest={title: 0})
+
+
+def one_factor(factors: list[float], measured: dict[str, tuple]) -> Figure:
+    """Perplexity against one factor on the loudest 1 % of the channels, beside the level of keeping them.
+
+    measured: decoder -> (float, with each factor, the 1 % kept, ...).
+    """
+    panels = {}
+    for name, (_, found, kept, *_) in measured.items():
+        level = [kept] * len(factors)
+        panels[f"perplexity, {name}"] = {"1 % times s": found, "1 % kept in 16 bits": level}
+    return curves(panels, factors, "s")
+
+
 def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int = 3) -> Figure:
     """Errors against the ratio, as shares of the error at ratio 0; ``panels``: title -> a dict from label to errors.
 
@@ -63,7 +90,7 @@ def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int
         ax.set_visible(False)
     for ax, (title, series) in zip(axes.ravel(), panels.items()):
         for i, (label, errors) in enumerate(series.items()):
-            _curve(ax, ratios, errors, label, COLOURS[i], MARKERS[i], LINES[i])
+            _curve(ax, ratios, errors, label, COLOURS[i], MARKERS[i], LINES[i], (0.965 - 0.07 * i) * TOP)
         ax.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
         ax.set(title=title, ylim=(0, TOP))
         ax.title.set_size(10)
@@ -76,15 +103,20 @@ def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int
     return figure
 
 
-def _curve(ax, ratios: list, errors, label: str, colour: str, marker: str, line: str) -> None:
-    """Draw errors as shares of the first error, with a ring around the smallest and a triangle where they leave."""
+def _curve(
+    ax, ratios: list, errors, label: str, colour: str, marker: str, line: str, edge: float = 0.965 * TOP
+) -> None:
+    """Draw errors as shares of the first error, with a ring around the smallest, and a triangle where they leave.
+
+    edge: the height of the triangles, so that those of two curves do not cover each other.
+    """
     share = np.asarray(errors, dtype=np.float64) / max(errors[0], 1e-30)
     best = int(share.argmin())
     ax.plot(ratios, share, color=colour, marker=marker, markersize=3.5, linestyle=line, linewidth=1.2, label=label)
     ax.plot(ratios[best], share[best], "o", color=colour, markersize=11, fillstyle="none", mew=1.6)
     (above,) = np.nonzero((share > TOP) & (np.roll(share, 1) <= TOP))
     for leaves in above:
-        ax.plot(ratios[leaves], 0.965 * TOP, "^", color=colour, markersize=7)
+        ax.plot(ratios[leaves], edge, "^", color=colour, markersize=7)
 
 
 def search_and_group(
@@ -112,3 +144,33 @@ def search_and_group(
         ax.title.set_size(10)
         ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+TEN_WEIGHTS = (
+    "Ten weights as dots over the lines of their grid, three times, and under each a bar for what its rounding changes "
+    "in the output. With s = 1 the loud weight is small and its bar is several times as high as any other. With s = 4 "
+    "it is nearly as large as the largest weight, the lines are where they were, and its bar is hardly higher than the "
+    "next. With s = 8 it is the largest by far, the lines are further apart, and most bars are higher."
+)
+LOUD_AND_OTHERS = (
+    "Squared error of the output against s from 1 to 8: the part of the loud channel falls steeply at first, that of "
+    "the 63 others rises slowly and then faster, and their sum has its lowest point at a small s. The numbers are in "
+    "the table."
+)
+ONE_FACTOR = (
+    "Perplexity against the factor s on the loudest 1 % of the channels, one panel a decoder, beside the level of "
+    "keeping them in 16 bits. The numbers are in the table."
+)
+SEARCHES = (
+    "Output error against the ratio in six panels, three inputs of each of two blocks, as trained and with "
+    "add_outliers, each as a share of the error at ratio 0, with the lowest point ringed. Triangles mark where a curve "
+    "leaves its panel. The chosen ratios and their errors are in the table."
+)
+TOKENS_COUNTED = (
+    "Output error against the ratio for gate and up of block 1: once with all tokens alike and once with each counting "
+    "by the size of its residual stream, both jagged. The chosen ratios are in the table."
+)
+ONE_RATIO = (
+    "Perplexity of both decoders at 3 bits against a ratio that is the same for all layers, from 0 to 1. The numbers "
+    "are in the table."
+)

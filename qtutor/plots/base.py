@@ -20,6 +20,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#F0E442",
     "#000000",
 )
+SAND = "#F2E2B6"  # for areas: YELLOW would glare
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 

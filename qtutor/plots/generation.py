@@ -6,6 +6,9 @@ from html import escape
 
 from qtutor.measure.generation import first_body, is_python
 
+# Browsers mark in bright yellow, which glares on a dark page.
+MARK = "color:inherit;background:rgba(230,159,0,0.3);text-decoration:underline;font-weight:bold"
+
 
 def texts_side_by_side(
     before: str, after: str, titles: tuple[str, str], verdicts: tuple[str, str], prompt: int = 0
@@ -34,7 +37,7 @@ def _marked(before: str, after: str) -> tuple[str, str]:
         for side, own, (start, end) in zip(sides, pieces, (spans[:2], spans[2:])):
             text = escape("".join(own[start:end]))
             if kind != "equal" and text:
-                text = f'<mark style="text-decoration:underline;font-weight:bold">{text}</mark>'
+                text = f'<mark style="{MARK}">{text}</mark>'
             side.append(text)
     return "".join(sides[0]), "".join(sides[1])
 

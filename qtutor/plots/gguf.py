@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, YELLOW, new_figure
+from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SAND, SKY, new_figure
 
-FILLS = (ORANGE, SKY, GREEN, YELLOW, PURPLE, RED)
+FILLS = (ORANGE, SKY, GREEN, SAND, PURPLE, RED)
 
 
 def file_bytes(data: bytes, parts: list[tuple[str, int]], text: int, row: int = 32) -> Figure:
@@ -82,15 +82,15 @@ def bits_against(
     ylabel: str,
     through: str | None = None,
     unnamed: tuple[str, ...] = (),
+    unnamed_points: tuple[str, ...] = (),
 ) -> Figure:
     """Named points on a logarithmic axis, against true bits a weight; ``series``: label -> a dict name -> (bits, y).
 
     through: the name of a point; a line through it falls by half with every bit. unnamed: series whose points have no
-    names beside them.
+    names beside them; unnamed_points: further points without.
     """
     figure, (ax,) = new_figure(8.0, 4.2)
-    for (label, points), marker, colour in zip(series.items(), MARKERS, (BLUE, ORANGE, GREEN, RED, PURPLE, BLACK)):
-        ax.plot(*zip(*points.values()), marker, color=colour, markersize=6, mec=BLACK, mew=0.5, label=label)
+    _points(ax, series)
     named = {name: point for label, points in series.items() if label not in unnamed for name, point in points.items()}
     if through:
         bits = np.array([min(x for x, _ in named.values()), max(x for x, _ in named.values())])
@@ -101,16 +101,69 @@ def bits_against(
     ax.margins(x=0.08)
     ax.grid(alpha=0.3, which="both", linewidth=0.5)
     ax.legend(frameon=False, fontsize=8)
-    _name(ax, named)
+    _name(ax, named, unnamed_points)
     return figure
 
 
-def _name(ax, points: dict[str, tuple[float, float]]) -> None:
-    """Write names beside points: right, left, below, above or diagonal, whichever place is free first."""
+def _points(ax, series: dict[str, dict[str, tuple[float, float]]]) -> None:
+    for (label, points), marker, colour in zip(series.items(), MARKERS, (BLUE, ORANGE, GREEN, RED, PURPLE, BLACK)):
+        if points:
+            ax.plot(*zip(*points.values()), marker, color=colour, markersize=6, mec=BLACK, mew=0.5, label=label)
+
+
+def types_against_bits(series: dict[str, dict[str, tuple[float, float]]], ylabel: str, through: str) -> Figure:
+    """:func:`bits_against` for block types, of which many have between 4 and 5 bits: an inset shows these larger.
+
+    Only the inset names them. through: as there; the line goes through the inset, too.
+    """
+    near = {label: {n: p for n, p in points.items() if 4.2 <= p[0] <= 5.05} for label, points in series.items()}
+    crowded = [name for points in near.values() for name in points]
+    figure = bits_against(series, ylabel, through, unnamed_points=tuple(crowded))
+    (ax,) = figure.axes
+    inset = ax.inset_axes((0.02, 0.04, 0.33, 0.44))
+    _points(inset, near)
+    (bits, error), x = series_point(series, through), np.array([4.15, 5.3])
+    inset.plot(x, error * 2 ** (bits - x), ":", color=BLACK, linewidth=1)
+    inset.set(xlim=(4.15, 5.3), yscale="log", ylim=(0.068, 0.135), xticks=[4.25, 4.5, 5])
+    inset.set_yticks([0.07, 0.08, 0.1, 0.12], ["0.07", "0.08", "0.1", "0.12"])
+    inset.set_yticks([], minor=True)
+    inset.tick_params(labelsize=7, direction="in", pad=2)
+    inset.yaxis.tick_right()
+    ax.indicate_inset_zoom(inset, edgecolor=BLACK, linewidth=0.8)
+    _name(inset, {name: point for points in near.values() for name, point in points.items()})
+    return figure
+
+
+def series_point(series: dict[str, dict[str, tuple[float, float]]], name: str) -> tuple[float, float]:
+    """The point called ``name``, whichever series it belongs to."""
+    return next(points[name] for points in series.values() if name in points)
+
+
+def mixes_against_bits(found: dict[str, tuple], mixed: tuple[str, ...]) -> Figure:
+    """KL against true bits for mixes, the same with importance, and rounding to nearest.
+
+    found: label -> (bits, ..., comparison, ...), where "Q4_K_M, importance" is Q4_K_M with importance.
+    """
+    place = {label: (bits, comparison.kl) for label, (bits, _, comparison, _) in found.items()}
+    series = {
+        "mixes": {label: place[label] for label in mixed},
+        "with importance": {label.split(",")[0]: place[label] for label in place if "importance" in label},
+        "RTN, groups of 64": {label: place[label] for label in place if label.startswith("RTN")},
+    }
+    return bits_against(series, "KL divergence from the float model", unnamed=("with importance",))
+
+
+def _name(ax, points: dict[str, tuple[float, float]], without: tuple[str, ...] = ()) -> None:
+    """Write names beside points: right, left, below, above or diagonal, whichever place is free first.
+
+    without: points that get no name; the others' names keep clear of them.
+    """
     ax.figure.draw_without_rendering()  # the axes do not know their places before
     places = {name: ax.transData.transform(point) for name, point in points.items()}
     taken = [(x - 4, y, 8.0) for x, y in places.values()]  # left, middle, width: the points themselves
     for name, (x, y) in sorted(places.items(), key=lambda place: -place[1][1]):  # from top to bottom
+        if name in without:
+            continue
         width = 6.0 * len(name)
         sides = [(x + 9, y, 9, 0), (x - 9 - width, y, -9 - width, 0)]
         sides += [(x - width / 2, y + side, -width / 2, side) for side in (-12, 12)]
@@ -122,3 +175,28 @@ def _name(ax, points: dict[str, tuple[float, float]]) -> None:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3}
         shift = (dx * pixel, dy * pixel)
         ax.annotate(name, points[name], shift, textcoords="offset points", va="center", fontsize=7, bbox=box)
+
+
+FILE_BYTES = (
+    "The 288 bytes of the file, 32 a row, coloured by part: header, metadata, tensor infos, padding, the vector v, "
+    "padding, the matrix w, padding. Letters are shown as letters: GGUF, general.architecture, llama, "
+    "llama.block_count. Data begin at the start of a row, and so does w."
+)
+TRIES = (
+    "Weighted squared error against the number of steps between the smallest and the largest weight, 14 to 16. The "
+    "line of the fitted grids is nowhere above that of the grids as they were laid; its lowest point is ringed."
+)
+SUPER_BLOCK = (
+    "256 weights as dots. Left, one band of 16 levels covers all of them, and few dots lie near its edges. Right, "
+    "eight bands, one for every 32 weights, each as wide as its own weights need; the numbers are in the table."
+)
+ALL_TYPES = (
+    "Relative error, logarithmic, against true bits a weight for the types of the table, with a dotted line that falls "
+    "by half for every bit and goes through Q4_0. An inset shows the types of 4 to 5 bits larger. The K types and both "
+    "IQ4 lie below the line, Q5_0 and Q8_0 on it, Q4_1, Q5_1, MXFP4 and the types of three levels above."
+)
+MIXES = (
+    "KL divergence, logarithmic, against true bits a weight. From Q2_K to Q8_0 the mixes fall steadily; the same mixes "
+    "with importance lie a little lower at the same bits; RTN at 4, 3 and 2 bits lies above. The numbers are in the "
+    "table."
+)

@@ -6,7 +6,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_figure, numpy
+from qtutor.plots.base import BLACK, BLUE, GREEN, ORANGE, RED, SKY, curves, new_figure, numpy
 
 COLOURS = colormaps["PuOr"].resampled(33)  # as many steps as the eye can distinguish, and smaller files
 
@@ -168,3 +168,46 @@ def column_step(
     below.spines[["top", "right"]].set_visible(False)
     below.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
+
+
+def dampings(values: list[str], few: dict[str, list[float]], many: dict[str, list[float]]) -> Figure:
+    """Output error over RTN's against damping, a panel for few tokens of calibration and one for many.
+
+    few, many: what was measured on -> errors. Both panels have the same axis, from 0.
+    """
+    panels = {f"{name}: output error over RTN's": of for name, of in (("128 tokens", few), ("8192 tokens", many))}
+    figure = curves(panels, values, "damping")
+    top = 1.05 * max(max(errors) for series in panels.values() for errors in series.values())
+    for ax in figure.axes:
+        ax.set_ylim(0, top)
+    return figure
+
+
+PLANE = (
+    "Two weights as a point at 0.40, 0.45 among the grid points 0 and 1 of the plane. Left, for inputs that are alike, "
+    "long thin ellipses of equal output error run from upper left to lower right; the nearest grid point, 0, 0, lies "
+    "far out across them. GPTQ goes left to the line of the first weight's 0, slides up along it to 0.82, where the "
+    "line touches an ellipse, and on to 0, 1, which lies well inside. Right, for independent inputs, the ellipses are "
+    "circles, nothing slides, and both methods end at 0, 0."
+)
+STAIRCASE = (
+    "Four weights after each step, from top to bottom. The first is rounded and the three others move up; then the "
+    "second is rounded, and so on to the right, until all four are whole numbers in frames. The numbers are those in "
+    "the cells."
+)
+HESSIAN = (
+    "Left, the correlations of the 256 inputs of q_proj in block 1 as a square of coloured cells: a dark diagonal, and "
+    "otherwise pale, with some rows and columns that stand out. Right, the size of each input on a logarithmic axis: "
+    "most near the median, a few many times larger. The numbers are in the table."
+)
+DAMPINGS = (
+    "Output error of q_proj in block 1 at 3 bits over that of rounding to nearest, against damping from 0.000001 to 1. "
+    "With 128 tokens the error on the calibration text is low, falls a little and then rises, while on held-out text "
+    "it starts high, falls to a valley and rises again. With 8192 tokens both curves lie close together, flat, and "
+    "rise at the end."
+)
+ORDERS = (
+    "Three panels with a dot for every column, step against column, dark for large inputs. From left to right: a "
+    "straight line. All columns by size: dots all over, dark ones on the left. By groups: four blocks, one a group, "
+    "each with its dark dots on the left."
+)

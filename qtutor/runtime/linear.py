@@ -65,6 +65,10 @@ class QuantWeight(nn.Module):
         codes = unpack(self.packed, self.grid.bits, self.columns)
         return QuantizedTensor(codes, self.stored_scales, self.unpacked_zeros(), self.grid, self.group_size)
 
+    def dequantized(self) -> torch.Tensor:
+        """The weights ``[out, in]`` that it computes with, float32."""
+        return self.quantized().dequantize()
+
     def extra_repr(self) -> str:
         kind = getattr(self.grid, "name", "symmetric" if self.grid.symmetric else "asymmetric")
         return f"{self.rows} x {self.columns}, {self.grid.bits} bits {kind}, group_size={self.group_size}"

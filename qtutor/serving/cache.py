@@ -17,6 +17,8 @@ from array import array
 
 import torch
 
+from qtutor.runtime.kv.format import shape_of
+
 BLOCK = 16  # tokens
 
 
@@ -120,7 +122,7 @@ class Pool:
     """
 
     def __init__(self, config, blocks: int, size: int, dtype: torch.dtype, device):
-        layers, self.heads, self.width = cache_shape(config)
+        layers, self.heads, self.width = shape_of(config)
         self.size, self.device = size, device
         # Zeros: places that nobody has written yet are read with a weight of zero, and 0 * NaN would be NaN.
         shape = layers, blocks * size, self.heads * self.width
@@ -152,17 +154,11 @@ class Pool:
         return tuple(found.view(shape).transpose(2, 3))
 
 
-def cache_shape(config) -> tuple[int, int, int]:
-    """Layers, heads of keys and values, and the width of a head, of a transformers config."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, config.num_key_value_heads, width
-
-
-def cache_bytes(config, tokens: int, dtype: torch.dtype) -> int:
+def pool_bytes(config, tokens: int, dtype: torch.dtype) -> int:
     """What so many tokens take in the cache: a key and a value of each kv head in each layer.
 
-    >>> cache_bytes(AutoConfig.for_model("llama", num_key_value_heads=8), 1, torch.bfloat16)  # 32 layers, width 128
+    >>> pool_bytes(AutoConfig.for_model("llama", num_key_value_heads=8), 1, torch.bfloat16)  # 32 layers, width 128
     131072
     """
-    layers, heads, width = cache_shape(config)
+    layers, heads, width = shape_of(config)
     return 2 * layers * heads * width * dtype.itemsize * tokens

@@ -29,6 +29,8 @@ HEALTHY = {
     "bnb int8": ("bitsandbytes", {"method": "int8"}),
     "modelopt": ("modelopt", {"symmetric": True}),
     "modelopt fp8": ("modelopt", {"method": "fp8"}),
+    "mlx": ("mlx", {}),
+    "mlx mixed": ("mlx", {"bits": 3, "group_size": 32, "layers": {"*.down_proj": {"bits": 8}, "*.0.*": "float"}}),
     "ours": ("qtutor", {"bits": 3}),
 }
 

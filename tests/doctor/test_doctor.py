@@ -10,6 +10,9 @@ import torch
 import qtutor
 from qtutor import cli
 from qtutor.doctor import examine
+from qtutor.doctor.fitting import distance
+from qtutor.doctor.patient import opened
+from qtutor.formats.targets import TARGETS
 from tests.doctor.folders import (
     HEALTHY,
     config,
@@ -123,6 +126,42 @@ def test_zero_points_off_by_one(tmp_path, name, change, parts, against):
     assert found.run is None or found.run.perplexity > 100
 
 
+@pytest.mark.parametrize("against", [None, "embedded"])
+def test_biases_of_mlx_that_are_a_step_off(tmp_path, against):
+    """Of a symmetric model, so that no zero point leaves the codes."""
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.quantize(model, qtutor.Recipe(symmetric=True), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "mlx", tokenizer)
+
+    def change(found):
+        for name in [name for name in found if name.endswith(".biases")]:
+            found[name] += found[name.replace("biases", "scales")]
+
+    tensors(change)(folder)
+    check_finds(folder, "zero points", [f"{Q}.biases (and in 13 more layers)", "one too small"], against)
+
+
+def test_layers_that_multiply_their_inputs_are_healthy(tmp_path):
+    """A down_proj with columns that are s times as large, and inputs that are multiplied by 1 / s."""
+    model, tokenizer = qtutor.load_decoder()
+    times = 0.5 + torch.arange(model.config.intermediate_size) % 4
+    for block in model.model.layers:
+        block.mlp.down_proj.weight.data /= times
+    qtutor.quantize(model, qtutor.Recipe(symmetric=True), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "modelopt", tokenizer)
+    ends = "down_proj.pre_quant_scale"
+    each(ends, lambda one: times.to(one.dtype))(folder)
+    for against in (None, "embedded"):
+        found = examine(folder, against)
+        assert found.healthy and found.run.perplexity < found.run.vocabulary / 2, found.findings
+    layers = list(opened(folder, "embedded", "cpu").layers())
+    assert len(layers) == 14 and all(distance(one.quantized.dequantize(), one.exact) < 0.3 for one in layers)
+    each(ends, torch.ones_like)(folder)  # as a reader computes that does not know of them
+    assert examine(folder).run.perplexity > 1.5 * found.run.perplexity
+    layers = list(opened(folder, "embedded", "cpu").layers())
+    assert sum(distance(one.quantized.dequantize(), one.exact) > 0.3 for one in layers) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "change", "against", "part"),
     [
@@ -224,7 +263,7 @@ def test_engines_say_why_not():
     assert not why["vllm"].takes and why["vllm"].why.endswith("zero points") and Q in why["vllm"].why
     assert why["transformers"].takes and "gptqmodel" in why["transformers"].why
     assert not why["llama.cpp"].takes and why["llama.cpp"].why == "it does not read gptq"
-    assert [one.takes for one in examine(healthy("gptq")).engines] == [True, True, True, False, True, False]
+    assert [one.takes for one in examine(healthy("gptq")).engines] == [True, True, True, False, True, False, False]
 
 
 def test_another_model_is_told_from_the_one_that_was_quantized(tmp_path):
@@ -262,7 +301,7 @@ def test_the_command(tmp_path, capsys):
     folder = damaged(tmp_path, "gptq", V2)
     assert cli.main(["doctor", str(folder), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert not found["healthy"] and found["findings"][0]["layer"] == Q and len(found["engines"]) == 6
+    assert not found["healthy"] and found["findings"][0]["layer"] == Q and len(found["engines"]) == len(TARGETS)
     assert cli.main(["doctor", str(folder)]) == 1
     assert "1. zero points: " in capsys.readouterr().out
     assert cli.main(["doctor", str(tmp_path / "nowhere" / "at" / "all")]) == 2

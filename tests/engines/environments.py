@@ -2,9 +2,9 @@
 
     python tests/engines/environments.py
 
-build/engines-venv has transformers with compressed-tensors, gptqmodel, bitsandbytes and modelopt, in the versions of
-constraints.txt where it names them. build/vllm-venv has vLLM, which asks for older versions of a dozen packages. Each
-is some 2 GB, and is made once: the stamp in it says what it was made from, as in `.venv` (bootstrap.py).
+build/engines-venv has transformers with compressed-tensors, gptqmodel, bitsandbytes, modelopt and mlx, in the versions
+of constraints.txt where it names them. build/vllm-venv has vLLM, which asks for older versions of a dozen packages.
+Each is some 2 GB, and is made once: the stamp in it says what it was made from, as in `.venv` (bootstrap.py).
 
 Some packages come without what they require: gptqmodel and modelopt ask for versions or packages that nothing here
 needs, and of vLLM's requirements torchaudio, torchvision, torchcodec and triton are not for CPUs, and break it.

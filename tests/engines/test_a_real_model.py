@@ -1,7 +1,7 @@
-"""SmolLM2 in the formats that transformers loads: 16 greedy tokens after three beginnings, or layer by layer.
+"""SmolLM2 in the formats that transformers loads: 32 greedy tokens after 16 beginnings, or layer by layer.
 
-A first cut: round to nearest, three prompts. The embedded decoder goes through more recipes and prompts
-(test_in_transformers.py). The file's grid is Q4_1, so no recipe here is its own (qtutor/formats/smollm2.py says why).
+The embedded decoder goes through more recipes (test_in_transformers.py). The file's grid is Q4_1, so no recipe here is
+its own (qtutor/formats/smollm2.py says why).
 """
 
 import copy
@@ -11,18 +11,14 @@ import torch
 
 import qtutor
 from qtutor.formats import smollm2
+from qtutor.measure.texts import text_of
 from tests.engines.likeliest import check_likeliest
-from tests.engines.test_in_transformers import greedy, in_float
+from tests.engines.test_in_transformers import PROMPTS, greedy, in_float
 
 pytestmark = pytest.mark.skipif(
     not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})"
 )
-TOKENS, PROMPT = 16, 12
-TEXTS = [
-    "The water that falls as rain has risen from the sea, and it carries no salt because salt does not rise with it.",
-    "To find the area of a circle you take its radius, multiply it by itself, and then multiply the result by pi.",
-    "Yesterday my sister and I walked along the river until we came to an old bridge, where we met a man who said",
-]
+PROMPT = 12
 # What has to be installed, the format, the recipe. gptqmodel's layers compute in float16.
 EXACT = [
     ("compressed_tensors", "compressed-tensors", {"bits": 4, "symmetric": True, "group_size": 64}),
@@ -30,11 +26,16 @@ EXACT = [
 ]
 
 
+def beginnings(tokenizer) -> torch.Tensor:
+    """int64 ``[PROMPTS, PROMPT]``, of English and Python."""
+    return text_of(tokenizer, window=PROMPT, tokens=PROMPTS * PROMPT).token_ids
+
+
 @pytest.fixture(scope="module")
 def original():
-    """(model, tokenizer, ids ``[3, PROMPT]``), in float32."""
+    """(model, tokenizer, :func:`beginnings`), in float32."""
     model, tokenizer = qtutor.load("smollm2", dtype=torch.float32, device="cpu")
-    return model, tokenizer, torch.tensor([tokenizer(text)["input_ids"][:PROMPT] for text in TEXTS])
+    return model, tokenizer, beginnings(tokenizer)
 
 
 def loaded(original, folder, form: str, recipe: dict, dtype: torch.dtype):
@@ -53,7 +54,7 @@ def test_greedy_tokens_are_equal(tmp_path, original, package, form, recipe):
     pytest.importorskip(package)
     model, theirs, ids = loaded(original, tmp_path / "out", form, recipe, torch.float32)
     theirs.train(form == "bitsandbytes")  # else it computes in bfloat16 on CPUs that can; there is no dropout
-    assert torch.equal(greedy(theirs, ids, TOKENS), greedy(in_float(model), ids, TOKENS))
+    assert torch.equal(greedy(theirs, ids), greedy(in_float(model), ids))
 
 
 def test_every_fp8_layer_computes_what_ours_does(tmp_path, original):
@@ -76,9 +77,13 @@ def test_every_fp8_layer_computes_what_ours_does(tmp_path, original):
     assert len(apart) == 210 and max(apart.values()) < 1e-5  # sums of float32 in another order
 
 
-def test_gptqmodel_writes_the_likeliest_tokens(tmp_path, original):
+@pytest.mark.parametrize(("form", "symmetric"), [("gptq", True), ("awq", False)])
+def test_gptqmodel_finds_the_tokens_of_a_float_model_the_likeliest(tmp_path, original, form, symmetric):
+    """In one pass: it would write these tokens, too. Writing takes minutes, as it unpacks all weights for each."""
     pytest.importorskip("gptqmodel")
     pytest.importorskip("optimum")
-    recipe = {"bits": 4, "symmetric": True, "group_size": 64}
-    model, theirs, ids = loaded(original, tmp_path / "out", "gptq", recipe, torch.float16)
-    check_likeliest(in_float(model), ids, greedy(theirs, ids, TOKENS)[:, PROMPT:])
+    recipe = {"bits": 4, "symmetric": symmetric, "group_size": 64}
+    model, theirs, ids = loaded(original, tmp_path / "out", form, recipe, torch.float16)
+    packed = [module for module in theirs.modules() if type(module).__module__.startswith("gptqmodel")]
+    assert len(packed) == 210, "transformers loaded no packed layers"
+    check_likeliest(theirs, ids, greedy(in_float(model), ids)[:, PROMPT:])

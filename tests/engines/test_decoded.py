@@ -1,12 +1,14 @@
 """Every format is decoded by its own library to exactly our weights."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 import qtutor
 from qtutor.core.codebooks import INT8, NF4
 from qtutor.core.float_grid import FP8
-from qtutor.formats import awq, bitsandbytes, compressed_settings, compressed_tensors, gptq, modelopt
+from qtutor.formats import awq, bitsandbytes, compressed_settings, compressed_tensors, gptq, mlx, modelopt
 from qtutor.formats.foreign import Layout
 from qtutor.methods import bnb
 from tests.engines.matrices import encoded, matrix
@@ -75,6 +77,7 @@ def by_gptqmodel(tensors: dict[str, torch.Tensor], layout: Layout) -> torch.Tens
     layer.load_state_dict(tensors)
     if layout.kind == gptq.FIRST:
         convert_gptq_v1_to_v2_format_module(layer, bits=bits, pack_dtype=torch.int32)
+    layer.optimized = True  # else it is compiled first
     layer.post_init()
     return layer.dequantize_weight().T
 
@@ -208,3 +211,47 @@ def test_modelopt_rounds_to_our_fp8():
     tensors = encoded(modelopt.FORMAT, quantized, Layout(FP8, -1, modelopt.BY_ROW))
     packed = utils.to_quantized_weight(weight, tensors["weight_scale"], utils.QUANTIZATION_FP8_PC_PT)
     assert torch.equal(packed.view(torch.uint8), tensors["weight"].view(torch.uint8))
+
+
+@pytest.mark.parametrize("bits", mlx.BITS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", mlx.GROUPS)
+def test_mlx_decodes_and_multiplies_our_weights(bits, symmetric, group_size):
+    core = pytest.importorskip("mlx.core")
+
+    quantized = matrix(bits, symmetric, group_size, 64, 256)
+    tensors = encoded(mlx.FORMAT, quantized, Layout(quantized.grid, group_size))
+    arrays = [core.array(tensors[kind].numpy()) for kind in ("weight", "scales", "biases")]
+    back = core.dequantize(*arrays, group_size=group_size, bits=bits)
+    assert back.dtype == core.float32
+    assert torch.equal(torch.tensor(back.tolist()), quantized.dequantize())
+    # A row of the unit matrix picks a column, and a sum of zeros and one weight is that weight.
+    product = core.quantized_matmul(core.eye(256), *arrays, transpose=True, group_size=group_size, bits=bits)
+    assert torch.equal(torch.tensor(product.tolist()), quantized.dequantize().T)
+
+
+@pytest.mark.parametrize("bits", mlx.BITS)
+def test_we_read_the_words_that_mlx_packs(bits):
+    """Its codes, whatever its rounding; its own biases in float16 are nearly whole steps, and are refused.
+
+    Of 2 bits they are one or two steps, and half of a float16 is one, too: these are read as they are.
+    """
+    core = pytest.importorskip("mlx.core")
+
+    weight = torch.randn(32, 256, generator=torch.Generator().manual_seed(0)) * 0.02
+    packed, scales, biases = core.quantize(core.array(weight.numpy()).astype(core.float16), 64, bits)
+    tensors = {
+        "weight": torch.tensor(packed.tolist(), dtype=torch.int64).to(torch.uint32),
+        "scales": torch.tensor(scales.tolist()),
+        "biases": torch.tensor(biases.tolist()),
+    }
+    layout = Layout(qtutor.IntGrid(bits), 64)
+    with pytest.raises(qtutor.QtutorError, match="MLX's own rounding writes such ones") if bits > 2 else nullcontext():
+        mlx.decode(tensors, layout, 32, 256)
+    # With whole steps in their place, MLX decodes to what we do, on both signs of its scales.
+    steps = (tensors["biases"] / tensors["scales"]).round().clamp(-(2**bits - 1), 0)
+    tensors["biases"] = steps * tensors["scales"]
+    arrays = [packed, scales.astype(core.float32), core.array(tensors["biases"].numpy())]
+    theirs = core.dequantize(*arrays, group_size=64, bits=bits)
+    assert (tensors["scales"] < 0).any() and (tensors["scales"] > 0).any()
+    assert torch.equal(mlx.decode(tensors, layout, 32, 256).dequantize(), torch.tensor(theirs.tolist()))

@@ -161,6 +161,11 @@ def test_scales_of_others_for_fp8(tmp_path):
         ),
         (wrong("type", "int", "weights"), ["the format 'float-quantized' of 8 bits int"]),
         (wrong("strategy", "block", "weights"), ["strategy 'block'", "read are scales by group, channel or tensor"]),
+        (wrong("strategy", ["channel"], "weights"), ["strategy ['channel']", "read are scales by group, channel or"]),
+        (
+            lambda v: v["config_groups"]["group_0"].update(output_activations={"num_bits": 8, "type": "float"}),
+            ["outputs are rounded as well (output_activations)"],
+        ),
         (wrong("symmetric", False, "weights"), ["the format 'float-quantized'"]),
         (wrong("format", "int-quantized"), ["the format 'int-quantized' of 8 bits float"]),
         (wrong("format", "pack-quantized"), ["the format 'pack-quantized' of 8 bits float"]),

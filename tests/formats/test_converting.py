@@ -20,7 +20,7 @@ from qtutor.formats.targets import TARGETS
 from qtutor.gguf import coding
 from tests.formats.foreign_folders import edit_settings, edit_tensors, exported, same
 from tests.gguf.small_tokenizers import letters
-from tests.models import tiny
+from tests.models import some_ids, tiny
 
 
 def test_the_engines_that_a_command_names_are_those_of_the_rules():
@@ -78,17 +78,21 @@ def test_an_asymmetric_version_1_becomes_version_2_or_the_same_bytes_if_told(tmp
         convert(first, tmp_path / "e", "gptq", version=3)
     with pytest.raises(qtutor.QtutorError, match=r"version = 1 is one of the format 'gptq', and the format is 'awq'"):
         convert(first, tmp_path / "e", "awq", version=1)
+    with pytest.raises(qtutor.QtutorError, match=r"format 'gptq', and 'vllm' picks its format: leave it out"):
+        convert(first, tmp_path / "e", target="vllm", version=1)
+    with pytest.raises(qtutor.QtutorError, match=r"a GGUF file's types round weights by rules of their own"):
+        convert(first, tmp_path / "e.gguf")
 
 
 @pytest.mark.parametrize("source", [*FOREIGN, "qtutor"])
-@pytest.mark.parametrize("form", ["compressed-tensors", "modelopt", "bitsandbytes", "qtutor"])
+@pytest.mark.parametrize("form", ["compressed-tensors", "modelopt", "bitsandbytes", "mlx", "qtutor"])
 def test_every_pair_that_can_hold_the_codes_holds_them(tmp_path, source, form):
     recipe = {"method": "nf4"} if "bitsandbytes" in (source, form) else {"symmetric": True}
     try:
         model, folder = exported(tmp_path / "source", source, **recipe)
     except qtutor.QtutorError:
         return  # no pair: NF4 in another format
-    if source == "awq" and form == "modelopt":  # AWQ has zero points, even if all are in the middle
+    if source in ("awq", "mlx") and form == "modelopt":  # these have zero points, even if all are in the middle
         with pytest.raises(qtutor.QtutorError, match=r"14 of 14 layers do not fit.*zero points.*holds none"):
             convert(folder, tmp_path / "out", form)
         return
@@ -151,7 +155,7 @@ def test_what_does_not_fit_is_said_with_what_would(tmp_path, capsys):
     assert "14 of 14 layers (model.layers.0.self_attn.q_proj" in text and "zero points" in text
     assert "symmetric=True" in text and "A conversion rounds nothing" in text
     text = said(capsys, "convert", uneven, out, "--format", "modelopt")
-    assert "14 of 14 layers do not fit" in text and "as they are: compressed-tensors, gptq, awq, qtutor." in text
+    assert "14 of 14 layers do not fit" in text and "as they are: compressed-tensors, gptq, awq, mlx, qtutor." in text
     mixed = exported(tmp_path / "mixed", "compressed-tensors", layers={"*.down_proj": {"group_size": 64}})[1]
     assert "groups of 64" in said(capsys, "convert", mixed, out, "--format", "awq")
     levels = exported(tmp_path / "levels", "bitsandbytes", method="nf4")[1]
@@ -192,3 +196,16 @@ def test_sources_and_places_that_are_none(tmp_path, capsys):
     assert cli.main(["convert", str(folder), str(tmp_path / "out"), "--target", "TRANSFORMERS"]) == 0
     text = capsys.readouterr().out
     assert "in the format compressed-tensors" in text and "transformers chat" in text and "vllm serve" not in text
+
+
+def test_negative_scales_are_not_written_where_they_would_not_be_read(tmp_path):
+    model = tiny("llama")
+    qtutor.quantize(model, qtutor.Recipe(group_size=16), progress=False)
+    model.model.layers[1].mlp.up_proj.scales.neg_()
+    qtutor.export(model, tmp_path / "a", "gptq", letters(), version=2)
+    convert(tmp_path / "a", tmp_path / "b", "compressed-tensors")
+    expected = qtutor.load(tmp_path / "a", device="cpu")[0](some_ids()).logits
+    assert torch.equal(qtutor.load(tmp_path / "b", device="cpu")[0](some_ids()).logits, expected)
+    with pytest.raises(qtutor.QtutorError, match=r"layers.1.mlp.up_proj has a scale of -.*our own format holds none"):
+        convert(tmp_path / "a", tmp_path / "c", "qtutor")
+    assert not (tmp_path / "c").exists()

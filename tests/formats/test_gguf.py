@@ -473,7 +473,7 @@ def test_on_the_command_line(tmp_path, capsys):
     assert not np.array_equal(read(out).data(name), read(plain).data(name))  # the text has had its say
     assert np.array_equal(read(out).data("token_embd.weight"), read(plain).data("token_embd.weight"))
     for options, message in (
-        ([out, "--format", "gguf", "--bits", "3"], "--bits does not go with --format gguf"),
+        ([out, "--format", "gguf", "--group-size", "32"], "--group-size does not go with --format gguf"),
         ([str(tmp_path / "folder"), "--type", "Q4_0"], "--type Q4_0 is one of llama.cpp's: it goes with --format gguf"),
     ):
         assert main(["quantize", "embedded", *options]) == 2

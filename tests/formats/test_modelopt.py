@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 import qtutor
 from qtutor.core.float_grid import FP8
+from qtutor.formats.converting import convert
 from qtutor.formats.foreign import Layout
 from qtutor.formats.modelopt import BY_ROW, FORMAT
 from qtutor.runtime.fp8 import Fp8Linear
+from qtutor.runtime.linear import QuantLinear
 from tests.formats.foreign_folders import (
     check_comes_back,
     edit_settings,
@@ -23,7 +25,7 @@ from tests.formats.foreign_folders import (
     some,
 )
 from tests.gguf.small_tokenizers import letters
-from tests.models import FAMILIES
+from tests.models import FAMILIES, some_ids
 from tests.reference import layouts as slow
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -92,14 +94,75 @@ def test_what_it_cannot_hold_is_sent_elsewhere(tmp_path, recipe, message):
 
 def test_what_is_wrong(tmp_path):
     folder = exported(tmp_path / "out", "modelopt", symmetric=True)[1]
-    edit_tensors(folder, lambda tensors: tensors[f"{LAYER}.pre_quant_scale"].fill_(0.5))
-    refused(folder, f"{LAYER}: its inputs are multiplied by pre_quant_scale, 0.5 to 0.5")
+    edit_tensors(folder, lambda tensors: tensors[f"{LAYER}.pre_quant_scale"][5:8].copy_(torch.tensor([0, 1, -2])))
+    refused(folder, f"{LAYER}: pre_quant_scale holds 2 of 128 numbers that are not above 0, the least -2")
     edit_settings(folder, lambda values: values.update(group_size=64))
     refused(folder, "weight_scale is F16 [64, 2], expected F16 or BF16 or F32 [64, 1]")
     edit_settings(folder, lambda values: values.update(has_zero_point=True))
     refused(folder, "has_zero_point is True")
     edit_settings(folder, lambda values: values.update(quant_algo="NVFP4"))
     refused(folder, "quant_algo is 'NVFP4'; read are W4A16_AWQ, FP8_PER_CHANNEL_PER_TOKEN and FP8")
+
+
+def scaled(folder, *ends: str) -> None:
+    """Another ``pre_quant_scale`` for every layer that ends in one of ``ends``, as ModelOpt's AWQ leaves them."""
+
+    def change(tensors):
+        random = torch.Generator().manual_seed(0)
+        for name in [name for name in tensors if name.endswith(tuple(f"{end}.weight_scale" for end in ends))]:
+            layer = name.removesuffix(".weight_scale")
+            columns = tensors[f"{layer}.weight"].shape[1]
+            tensors[f"{layer}.pre_quant_scale"] = (0.2 + 3 * torch.rand(columns, generator=random)).half()
+
+    edit_tensors(folder, change)
+
+
+def test_inputs_are_multiplied_by_pre_quant_scale(tmp_path):
+    folder = exported(tmp_path / "out", "modelopt", "mistral", symmetric=True)[1]
+    before = qtutor.load(folder, device="cpu")[0]
+    scaled(folder, "o_proj", "down_proj")
+    model = qtutor.load(folder, device="cpu")[0]
+    stored = load_file(folder / "model.safetensors")
+    for name in (LAYER, "model.layers.0.self_attn.o_proj"):
+        times, layer, plain = stored[f"{name}.pre_quant_scale"], model.get_submodule(name), before.get_submodule(name)
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(3, plain.columns, generator=torch.Generator().manual_seed(1)).to(dtype)
+            assert torch.equal(layer(x), plain(times.float().mul(x).to(dtype)))
+        assert torch.equal(layer.dequantized(), plain.dequantized() * times)
+    assert type(model.model.layers[0].self_attn.q_proj) is QuantLinear
+    kept = model.get_submodule(LAYER).input_scale
+    assert torch.equal(model.to(torch.bfloat16).get_submodule(LAYER).input_scale, kept)
+
+
+def test_what_multiplies_inputs_goes_where_it_can_be_held(tmp_path):
+    folder = exported(tmp_path / "out", "modelopt", symmetric=True)[1]
+    scaled(folder, "o_proj", "down_proj")
+    model = qtutor.load(folder, device="cpu")[0]
+    convert(folder, tmp_path / "again", "modelopt")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    convert(folder, tmp_path / "ours", "qtutor")
+    for place in ("again", "ours"):
+        again = qtutor.load(tmp_path / place, device="cpu")[0]
+        assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+    for form in ("compressed-tensors", "gptq", "awq", "mlx"):
+        with pytest.raises(qtutor.QtutorError) as caught:
+            convert(folder, tmp_path / form, form)
+        text = str(caught.value)
+        assert "4 of 14 layers do not fit. model.layers.0.self_attn.o_proj has inputs that are multiplied" in text
+        assert "What holds all of them as they are: modelopt, qtutor." in text and not (tmp_path / form).exists()
+    with pytest.raises(qtutor.QtutorError, match="inputs that are multiplied by a number each"):
+        qtutor.export(model, tmp_path / "out2", "compressed-tensors")
+
+
+def test_tensorrt_llm_multiplies_no_inputs_of_layers_that_it_joins(tmp_path):
+    """They are read, as any engine that follows the file would, and not written for TensorRT-LLM, which would not."""
+    folder = exported(tmp_path / "out", "modelopt", symmetric=True)[1]
+    scaled(folder, "q_proj")
+    with pytest.raises(qtutor.QtutorError, match=r"q_proj has inputs .* has them for o_proj and down_proj alone"):
+        convert(folder, tmp_path / "again", "modelopt")
+    convert(folder, tmp_path / "ours", "qtutor")
+    ours = qtutor.load(tmp_path / "ours", device="cpu")[0]
+    assert torch.equal(ours(some_ids()).logits, qtutor.load(folder, device="cpu")[0](some_ids()).logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qtutor
+from qtutor import cli
 from qtutor.decoder import EMBEDDED
 from qtutor.errors import QtutorError, one_line, said, shown
-from qtutor.formats import checkpoint, tokenizers_files
+from qtutor.formats import checkpoint, hub_gguf, tokenizers_files
+from qtutor.formats.gguf_files import located
 from qtutor.formats.headers import read_header
 from qtutor.gguf import Tensor, read, write
 from tests.formats.test_native import quantized
@@ -294,6 +296,46 @@ def test_a_folder_of_the_hub_s_cache_holds_links(tmp_path, folder, monkeypatch):
     refused("../decoder", "no hub id")
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_gguf_file_of_the_hub_is_named_by_its_type(tmp_path, split, monkeypatch, capsys):
+    """Whatever the case, in a folder or not, whole or split; a repository without config says what it holds."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "cache" / "models--someone--decoder-GGUF" / "snapshots" / revision
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text(revision)
+    model, tokenizer = qtutor.load(device="cpu")
+    for type, name in (("Q8_0", "Decoder-Q8_0.gguf"), ("Q4_0", "low/decoder.q4_0.gguf"), ("F16", "mmproj-F16.gguf")):
+        qtutor.export(model, snapshot / name, "gguf", tokenizer, type=type)
+    if split:
+        in_two(snapshot / "Decoder-Q8_0.gguf")
+    for place in ("constants", "_snapshot_download.constants"):
+        monkeypatch.setattr(f"huggingface_hub.{place}.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub_gguf.file.cache_clear()
+    for type in ("Q8_0", "q8_0"):
+        name = "Decoder-Q8_0-00001-of-00002.gguf" if split else "Decoder-Q8_0.gguf"
+        assert located(f"someone/decoder-GGUF:{type}") == snapshot / name
+    assert torch.equal(logits("someone/decoder-GGUF:Q4_0"), logits(snapshot / "low" / "decoder.q4_0.gguf"))
+    assert cli.main(["quantize", "someone/decoder-GGUF:Q8_0", str(tmp_path / "out")]) == 2  # it was rounded before
+    assert "holds weights that were rounded before (Q8_0" in " ".join(capsys.readouterr().err.split())
+    refused("someone/decoder-GGUF:F16", "No GGUF file of that type was found there")
+    refused("someone/decoder-GGUF", "has no config.json, so it holds no checkpoint")
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["README.md", "Decoder-Q8_0.gguf"])
+    refused("someone/decoder-GGUF:Q2_K", "holds these GGUF files: 'Decoder-Q8_0.gguf'. Name one by its type")
+    refused("someone/other:Q8_0", "no such file here, and it could not be had from the hub")
+
+
+def in_two(file: Path) -> None:
+    """Cut a GGUF file as llama.cpp does."""
+    whole, stem = read(file), file.with_suffix("")
+    tensors = [Tensor(name, info.shape, info.type.name, whole.data(name)) for name, info in whole.tensors.items()]
+    for number in (0, 1):
+        split = {"split.no": np.uint16(number), "split.count": np.uint16(2), "split.tensors.count": len(tensors)}
+        keys = whole.metadata if number == 0 else {}
+        write(f"{stem}-0000{number + 1}-of-00002.gguf", keys | split, tensors[number::2])
+    file.unlink()
+
+
 def test_weights_that_are_pickles_an_adapter_or_not_there(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
     refused(folder, "holds an adapter", "merge_and_unload")
@@ -417,7 +459,7 @@ DESCRIPTIONS = [
     ({"recipe": {"bits": 3, "group_size": 32}}, "stored as 4 bits asymmetric, groups of 32, and by the recipe"),
 ]
 LAYERS = [
-    ({"kind": None}, "kind is None; expected linear or int8 linear or fp8 linear or embedding"),
+    ({"kind": None}, "kind is None; expected linear or int8 linear or fp8 linear or scaled linear or embedding"),
     ({"kind": "embedding"}, "kind is 'embedding', on the grid 'integers' in the place of a Linear"),
     ({"kind": "int8 linear"}, "kind is 'int8 linear', on the grid 'integers'"),
     ({"grid": "int8"}, "bits is 4; expected 8 on the grid int8"),

@@ -35,6 +35,7 @@ NARROW = {name: (rows, columns - 64) if "down" in name else (rows, columns) for 
         ("transformers", {"bits": 3.5, "symmetric": True}, "compressed-tensors"),
         ("transformers", {"method": "nf4"}, "bitsandbytes"),
         ("transformers", {"method": "int8"}, "bitsandbytes"),
+        ("mlx", {"bits": 5, "layers": {"*.down_proj": {"bits": 8}, "*.up_proj": "float"}}, "mlx"),
         ("llama.cpp", {"bits": 5}, "gguf"),
     ],
 )
@@ -61,6 +62,7 @@ def test_the_format_is_picked(target, recipe, form):
         ("tensorrt-llm", {}, WIDE, ["'modelopt'", "zero points", "symmetric=True"]),
         ("tensorrt-llm", {"symmetric": True, "group_size": 32}, WIDE, ["groups of 32", "group_size=64 or 128"]),
         ("transformers", {"layers": {"*.down_proj": {"bits": 8}}}, WIDE, ["2 of 14", "one bits", "or symmetric=True"]),
+        ("mlx", {"bits": 7, "group_size": 16}, WIDE, ["7 bits", "groups of 16", "group_size=32 or 64 or 128"]),
         ("transformers", {"group_size": 0}, WIDE, ["groups of 0", "group_size=-1 or 32"]),
     ],
 )  # fmt: skip

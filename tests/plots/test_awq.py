@@ -38,6 +38,13 @@ def test_a_curve_that_leaves_the_picture_has_a_triangle_there():
     assert all(0.9 * pictures.TOP < line.get_ydata()[0] < pictures.TOP for line in triangles)
 
 
+def test_triangles_of_two_curves_do_not_cover_each_other():
+    leaves = [1.0, 5.0]
+    figure = pictures.ratio_curves({"a": {"here": leaves, "there": leaves}}, [0.0, 0.5], "")
+    first, second = (line.get_ydata()[0] for line in figure.axes[0].lines if line.get_marker() == "^")
+    assert first - second > 0.05 * pictures.TOP
+
+
 def test_the_widgets_picture_marks_the_ratio_and_moves_weights_to_their_levels():
     weights, levels = torch.tensor([0.9, -0.3, 0.1]), torch.tensor([-1.0, 0.0, 1.0])
     loud = torch.tensor([False, True, False])

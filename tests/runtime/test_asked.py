@@ -120,7 +120,7 @@ def test_older_cpus_compute_the_same(features, tmp_path):
     """Plain loops, and 256 bits: the same whole numbers, so the same bits."""
     program = (
         "import sys, torch; from qtutor import rtn, runtime, IntGrid; from qtutor.runtime.linear import QuantLinear\n"
-        "from qtutor.runtime.kernels.rounded_loops import width; w = int(sys.argv[1]); assert width() == w, width()\n"
+        "from qtutor.runtime.kernels.dots import width; w = int(sys.argv[1]); assert width() == w, width()\n"
         "torch.manual_seed(0); layer = QuantLinear.from_quantized(rtn.quantize(torch.randn(70, 120), IntGrid(4), 40))\n"
         "runtime.use(layer, activations='int8'); torch.save(layer(torch.randn(2, 120)), sys.argv[2])\n"
         "runtime.explain(layer)\n"
@@ -129,7 +129,7 @@ def test_older_cpus_compute_the_same(features, tmp_path):
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-c", program, width, str(path)]
     said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
-    assert ("256 bits" if features else "no AVX2") in said
+    assert ("256 bits" if features else "neither AVX2") in said
     got = torch.load(path)
     torch.manual_seed(0)
     layer = QuantLinear.from_quantized(rtn.quantize(torch.randn(70, 120), IntGrid(4), 40))
@@ -220,3 +220,33 @@ def test_what_torch_int4_does_not_take(capsys, make, why):
     assert layer.kernel(noise(1, 64).bfloat16()) is cpu
     runtime.explain(layer, dtype=torch.bfloat16)
     assert why in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [None, "model.layers.0", torch.ones(3), torch.nn.Linear(4, 4), torch.nn.Identity()])
+def test_what_is_no_packed_layer_has_no_kernel(wrong):
+    with pytest.raises(qtutor.QtutorError, match=r"explain\(\) takes a packed linear layer, like one of a quantized"):
+        runtime.explain(wrong)
+    with pytest.raises(qtutor.QtutorError, match=r"use\(\) takes a model|no packed layer"):
+        runtime.use(wrong, activations="int8")
+
+
+def test_of_a_model_explain_names_a_layer():
+    model = torch.nn.Sequential(torch.nn.Identity(), layer_of(4, 32))
+    with pytest.raises(qtutor.QtutorError, match=r"like model.get_submodule\('1'\); this is Sequential"):
+        runtime.explain(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch = 0"),
+        ({"batch": "x"}, "batch = 'x'"),
+        ({"dtype": "float16"}, "dtype = 'float16'"),
+        ({"dtype": torch.int8}, "dtype = torch.int8"),
+        ({"device": "gpu"}, "device = 'gpu'"),
+        ({"device": 1.5}, "device = 1.5"),
+    ],
+)
+def test_what_no_tokens_can_be_is_refused(options, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        runtime.explain(layer_of(4, 32), **options)

@@ -11,7 +11,7 @@ import qtutor
 from qtutor.errors import QtutorError
 from qtutor.serving import Engine
 from qtutor.serving.attention import Step
-from qtutor.serving.cache import Pool, cache_bytes
+from qtutor.serving.cache import Pool, pool_bytes
 from qtutor.serving.scheduler import Piece, Request
 from tests.families import small
 from tests.models import VOCABULARY, tiny
@@ -137,8 +137,8 @@ def test_requests_may_come_while_others_are_streamed():
 def test_the_cache_takes_the_bytes_that_were_predicted():
     for dtype in (torch.float32, torch.bfloat16):
         engine = Engine(tiny(dtype=dtype), blocks=5)
-        assert engine.pool.nbytes == cache_bytes(engine.model.config, 5 * 16, dtype)
-    assert cache_bytes(engine.model.config, 1, torch.bfloat16) == 2 * 2 * 2 * 16 * 2  # k, v; layers; heads; width
+        assert engine.pool.nbytes == pool_bytes(engine.model.config, 5 * 16, dtype)
+    assert pool_bytes(engine.model.config, 1, torch.bfloat16) == 2 * 2 * 2 * 16 * 2  # k, v; layers; heads; width
 
 
 def test_another_pool_may_stand_behind_the_blocks():

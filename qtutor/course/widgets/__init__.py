@@ -20,6 +20,7 @@ _WHERE = {
     "roofline_ladder": "kernels",
     "same_prompt": "start",
     "scale_search": "awq",
+    "speed_limits": "start",
     "weight_histogram": "rtn",
     "weights_as_picture": "rtn",
 }

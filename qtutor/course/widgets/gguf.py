@@ -30,6 +30,7 @@ from qtutor.gguf.hexview import (
 )
 from qtutor.gguf.reader import GGUFFile
 
+# The book's theme has a class "row" of its own, with margins and paddings: they are undone here.
 STYLE = """
 .qtutor-block {overflow-x: auto; padding: 2px}
 .qtutor-block button {font: 13px monospace; width: 27px; height: 23px; margin: 0 2px 2px 0; padding: 0;
@@ -37,14 +38,20 @@ STYLE = """
 .qtutor-block button[aria-pressed=true] {box-shadow: 0 0 0 2px black, 0 0 0 3px white; font-weight: bold}
 .qtutor-block button:focus-visible {outline: 3px solid #0072B2; outline-offset: 2px}
 .qtutor-block ul {margin: 0; padding-left: 1.2em}
-.qtutor-block i {display: inline-block; width: 2.4em; font: 11px monospace; opacity: 0.7}
-.qtutor-block .row {white-space: nowrap}
+.qtutor-block i {display: inline-block; width: 2.4em; padding: 0; font: 11px monospace; opacity: 0.7}
+.qtutor-block .row {display: block; margin: 0; white-space: nowrap}
 .qtutor-block .parts {display: flex; flex-wrap: wrap; gap: 4px 28px; line-height: 1.4}
 .qtutor-block .name {color: black; background: var(--field); padding: 0 5px; font-family: monospace}
 .qtutor-block .weights {display: grid; grid-template-columns: 2.4em repeat(16, var(--width));
   font: 10px monospace; line-height: 1.6}
 .qtutor-block .weights span {padding: 0 2px; text-align: right}
-.qtutor-block .weights .on {color: black; background: #F0E442; text-decoration: underline}
+.qtutor-block .weights .on {background: rgba(230, 159, 0, 0.35); text-decoration: underline}
+@media (max-width: 620px) { /* on a phone a line holds half as many, so that nothing has to be scrolled sideways */
+  .qtutor-block .row {box-sizing: content-box; white-space: normal; max-width: 232px; padding-left: 28px}
+  .qtutor-block .row i {width: 28px; margin-left: -28px}
+  .qtutor-block .weights {grid-template-columns: 2.4em repeat(8, var(--width))}
+  .qtutor-block .weights span:nth-of-type(8n+1) {grid-column: 2}
+}
 """
 CLICK = """
 const chosen = event.target.closest('[data-weights]');

@@ -1,7 +1,8 @@
-"""The widget of chapter 00: the same prompt at every precision."""
+"""The widgets of chapter 00: the same prompt at every precision, and the speed that memory allows at most."""
 
 import copy
 import functools
+from collections.abc import Callable, Mapping
 
 import ipywidgets
 import torch
@@ -9,6 +10,7 @@ import torch
 from qtutor import pipeline
 from qtutor.course.widgets.explorer import Explorer, explore
 from qtutor.measure import generation
+from qtutor.plots import bars
 from qtutor.plots.generation import texts_side_by_side, verdict
 from qtutor.recipe import Recipe
 
@@ -56,3 +58,31 @@ def same_prompt(
     }
     everything = {"prompt": list(range(len(prompts))), "bits": list(bits)}
     return explore(draw, frames=everything if frames is None else frames, **controls)
+
+
+def speed_limits(limits: Callable[[int, int], tuple[float, Mapping[str, float]]]) -> Explorer:
+    """Tokens a second at the very most, by machine, for so many billion weights of so many bits.
+
+    limits: of billions and bits, gigabytes of the weights and tokens a second by machine.
+    """
+
+    def draw(billions: int, bits: int):
+        gigabytes, speeds = limits(billions, bits)
+        title = f"{billions} billion weights of {bits} bits: {gigabytes:.1f} GB"
+        return bars(dict(speeds), title, "tokens a second at the very most", log=True), ""  # bars have their numbers
+
+    def describe(billions: int, bits: int) -> str:
+        gigabytes, speeds = limits(billions, bits)
+        numbers = ", ".join(f"{speed:,.3g} on {name}" for name, speed in speeds.items())
+        return (
+            f"Bars on a logarithmic axis: the most tokens a second that memory allows for {billions} billion weights "
+            f"of {bits} bits, {gigabytes:.1f} GB: {numbers}."
+        )
+
+    return explore(
+        draw,
+        frames={"billions": [1, 8, 70], "bits": [16, 8, 4, 2]},
+        alt=describe,
+        billions=ipywidgets.IntSlider(value=8, min=1, max=70, description="billions"),
+        bits=ipywidgets.SelectionSlider(value=16, options=[16, 8, 4, 3, 2], description="bits"),
+    )

@@ -10,10 +10,10 @@ is neither copied nor saved with the layer. All work that does not need x belong
 allows.
 
 :mod:`.reference` defines the right result: another kernel has to come as close to it as its arithmetic allows, on every
-grid, group size and shape that the kernel takes. :mod:`.cpu` is fast where numba is installed. :mod:`.rounded` rounds
-inputs to int8, and :mod:`.torch_int4` is torch's operator: both are less exact, and used only where they are asked for
-(:func:`qtutor.runtime.use`). :mod:`.choosing` has the table by which a layer chooses, and
-:func:`qtutor.runtime.explain` prints it.
+grid, group size and shape that the kernel takes. :mod:`.cpu` is fast where numba is installed, and :mod:`.cuda` is for
+GPUs, where Triton is installed. :mod:`.rounded` rounds inputs to int8, and :mod:`.torch_int4` is torch's operator: both
+are less exact, and used only where they are asked for (:func:`qtutor.runtime.use`). :mod:`.choosing` has the table by
+which a layer chooses, and :func:`qtutor.runtime.explain` prints it.
 
 A kernel with its own layout must not double the memory. So it has a third function:
 

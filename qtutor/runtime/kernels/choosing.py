@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from torch import nn
 
-from qtutor.errors import QtutorError
-from qtutor.runtime.kernels import cpu, reference, rounded, torch_int4
+from qtutor.errors import QtutorError, shown
+from qtutor.runtime.kernels import cpu, cuda, reference, rounded, torch_int4
 
 # The functions of the package that the reference looks up at every run. In a tuple a learner's function does not
 # replace them, so it can be seen that one has taken their place.
@@ -24,12 +25,25 @@ def learners_run() -> bool:
 
 def _against_cpu(layer, device: torch.device) -> str | None:
     """What keeps all kernels of the CPU from a layer, whatever its grid."""
-    held = layer.held()
-    if device.type != "cpu" or any(not tensor.is_cpu for tensor in held):
+    if device.type != "cpu" or any(not tensor.is_cpu for tensor in layer.held()):
         return "layer and input are not both on the CPU"
+    return _against_any(layer)
+
+
+def _against_gpu(layer, device: torch.device) -> str | None:
+    """What keeps all kernels of a GPU from a layer, whatever its grid."""
+    if device.type != "cuda" or any(not tensor.is_cuda for tensor in layer.held()):
+        return "layer and input are not both on a GPU"
+    if any(device.index not in (None, tensor.device.index) for tensor in layer.held()):
+        return "layer and input are not on the same GPU"
+    return _against_any(layer)
+
+
+def _against_any(layer) -> str | None:
+    """What keeps all kernels but the reference from a layer."""
     if learners_run():
         return "functions of your own are active, which only the reference calls"
-    if any(tensor.is_inference() for tensor in held):
+    if any(tensor.is_inference() for tensor in layer.held()):
         return "its buffers were made in inference mode, where torch counts no changes"
     return None
 
@@ -66,6 +80,7 @@ TABLE = (
         True,
     ),
     Choice(cpu, "cpu", lambda layer, device, dtype: _against_cpu(layer, device) or cpu.reason_against(layer)),
+    Choice(cuda, "cuda", lambda layer, device, dtype: _against_gpu(layer, device) or cuda.reason_against(layer)),
     Choice(reference, "reference", lambda layer, device, dtype: None),
 )
 
@@ -91,8 +106,10 @@ def use(model, kernel: str | None = None, activations: str | None = None) -> int
     bits, which is faster and less exact (:func:`qtutor.evaluate.cost_of_int8_inputs`). Neither: as it was. A
     layer that the kernel does not take goes on as before; :func:`explain` says why. Not saved with the model.
 
-    Raises :class:`QtutorError` for unknown names, for both at once, and if no layer is packed.
+    Raises :class:`QtutorError` for unknown names, for both at once, for what is no model, and if no layer is packed.
     """
+    if not isinstance(model, nn.Module):
+        raise QtutorError(f"use() takes a model, or one of its packed layers; this is {shown(model)}.")
     names = [choice.what for choice in TABLE]
     if activations not in (None, "int8"):
         raise QtutorError(f'activations={activations!r} is unknown: use "int8", or None for float inputs.')
@@ -109,8 +126,19 @@ def use(model, kernel: str | None = None, activations: str | None = None) -> int
 
 
 def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
-    """Print which kernel multiplies ``batch`` tokens of ``dtype`` by ``layer``, how, and why the others do not."""
-    device = torch.device(device)
+    """Print which kernel multiplies ``batch`` tokens of ``dtype`` by ``layer``, how, and why the others do not.
+
+    Raises :class:`QtutorError` for what is no packed layer, and where no tokens can be of this kind.
+    """
+    _check_packed(layer)
+    if type(batch) is not int or batch < 1:
+        raise QtutorError(f"batch = {shown(batch)}: how many tokens are multiplied at once, at least 1.")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise QtutorError(f"dtype = {shown(dtype)}: inputs are floats, like torch.float32.")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise QtutorError(f"device = {shown(device)}: name one like cpu or cuda.") from None
     print(f"{layer.extra_repr()}; {batch} token{'s' if batch != 1 else ''} of {str(dtype)[6:]} on {device}")
     if layer.own is not None:
         print(f"  {layer.own.__name__.rpartition('.')[2]}  used: layers of this kind have no other kernel")
@@ -128,3 +156,14 @@ def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: s
         else:
             said = "not needed: it takes everything, and is slow"
         print(f"  {choice.what:{width}}  {said}")
+
+
+def _check_packed(layer) -> None:
+    """Raise :class:`QtutorError` unless ``layer`` is a packed linear layer; of a model it names one."""
+    if isinstance(layer, nn.Module) and hasattr(layer, "asked"):
+        return
+    what = type(layer).__name__ if isinstance(layer, nn.Module) else shown(layer)
+    inside = layer.named_modules() if isinstance(layer, nn.Module) else ()
+    first = next((name for name, module in inside if hasattr(module, "asked")), None)
+    fits = f"model.get_submodule({first!r})" if first else "one of a quantized model"
+    raise QtutorError(f"explain() takes a packed linear layer, like {fits}; this is {what}.")

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.scales import rows_of
+from qtutor.runtime.kernels import gradients
 from qtutor.runtime.kernels.reference import BLOCK_ROWS
 
 
@@ -37,8 +38,11 @@ def run(x: torch.Tensor, state: State) -> torch.Tensor:
     y = torch.empty(len(flat), count, dtype=x.dtype, device=x.device)
     for start in range(0, count, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        product = linear(values, state.grid.levels(state.packed[rows]))
-        y[:, rows] = (product * scale * rows_of(state.scales, rows).T).to(x.dtype)
+        levels, scales = state.grid.levels(state.packed[rows]), rows_of(state.scales, rows)
+        product = linear(values, levels) * scale * scales.T
+        if gradients.wanted(x):
+            product = gradients.of_exact(product, flat, levels * scales)
+        y[:, rows] = product.to(x.dtype)
     return y.reshape(*x.shape[:-1], count)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from qtutor.core.packing import unpack
 from qtutor.methods.bnb import mixed_product, quantize_rows
+from qtutor.runtime.kernels import gradients
 from qtutor.runtime.kernels.reference import BLOCK_ROWS
 
 
@@ -42,5 +43,9 @@ def run(x: torch.Tensor, state: State) -> torch.Tensor:
     for start in range(0, count, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         weight = unpack(state.packed[rows], state.bits, state.columns).double() - state.zero
-        y[:, rows] = mixed_product(flat, *inputs, weight, state.absmax[rows]).to(x.dtype)
+        product = mixed_product(flat, *inputs, weight, state.absmax[rows])
+        if gradients.wanted(x):
+            exact = weight * state.absmax[rows].double()[:, None] / 127
+            product = gradients.of_exact(product, flat, exact)
+        y[:, rows] = product.to(x.dtype)
     return y.reshape(*x.shape[:-1], count)

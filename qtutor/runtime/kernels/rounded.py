@@ -42,7 +42,7 @@ def manner(batch: int, dtype: torch.dtype) -> str:
     if batch > cpu.MOST:
         return f"inputs are rounded to int8; then {cpu.manner(batch, dtype)}"
     bits = _loops().width()
-    how = f"vectors of {bits} bits" if bits else "plain loops, because this CPU has no AVX2"
+    how = f"vectors of {bits} bits" if bits else "plain loops, because this CPU has neither AVX2 nor SDOT"
     return f"inputs are rounded to int8, and codes are multiplied by codes: {how}"
 
 

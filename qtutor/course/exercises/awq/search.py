@@ -139,6 +139,9 @@ MISTAKES = {
     "the scale is applied after rounding: the outputs are then those of other weights.": (
         right.edit("rounded(weight * scale) / scale", "rounded(weight) * scale")
     ),
+    "each candidate goes on with the rounded weights of the one before it. All begin with weight itself.": right.edit(
+        ("for scale", "tried = weight\n    for scale"), ("rounded(weight * scale)", "rounded(tried * scale)")
+    ),
     "rows are scaled, as far as there are scales. A scale belongs to an input channel, which is a column of weight "
     "[out, in]: weight * scale.": right.edit("scale in scales", "scale in scales[:, : len(weight), None]"),
     "the scale is multiplied once more after rounding; take it back: rounded(weight * scale) / scale.": (

@@ -152,6 +152,8 @@ MISTAKES = {
     ),
     "the part of the outliers is rounded to the 16 bits of x. An engine may do that; here convert x and weight first, "
     "with .float() or .double().": right.edit(ALL_CHANNELS[0], "x[:, outliers] @ w[:, outliers].T.to(x.dtype)"),
+    "the part of the outliers is rounded to bfloat16, also where x is float32. Convert x and weight to float32 or "
+    "float64.": right.edit(ALL_CHANNELS[0], "(x[:, outliers].bfloat16() @ w[:, outliers].T.bfloat16()).double()"),
     "all channels are multiplied in floating point, and the codes are not used: that is near, but not the product that "
     "an engine computes in integers.": right.edit(ALL_CHANNELS, ("integers + floats", "floats")),
     "the outlier part is multiplied by the token's scale as well. Its x are no codes, they need none.": (

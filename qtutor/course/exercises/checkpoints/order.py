@@ -80,6 +80,9 @@ MISTAKES = {
     "even and odd outputs are taken out of the whole row. The order holds within every eight outputs.": (
         right.edit(PICKED, "(rows[::2] + rows[1::2])[first + n][i]")
     ),
+    "a word holds outputs that lie far apart. It holds eight neighbours: outputs 0 to 7, 8 to 15 ...": (
+        right.edit(PICKED, "rows[first // 8 + order[n] * (len(rows) // 8)][i]")
+    ),
     "codes are put together without being shifted. Nibble n is shifted by 4 * n.": right.edit(PLACE, "code"),
     "nibble n is shifted by n. A nibble has four bits: shift by 4 * n.": right.edit(PLACE, "code << n"),
     "uint8 has no room for bits beyond the eighth, so most codes are gone: turn them into int32 before you shift.": (

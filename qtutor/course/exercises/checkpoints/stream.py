@@ -91,6 +91,24 @@ MISTAKES = {
     ),
     "a word with its highest bit set is negative as an int32: what is shifted down brings ones along, which hide the "
     "bits of the next word. Make the words unsigned first: & 0xFFFFFFFF.": right.edit(UNSIGNED, "list(row)"),
+    "words that are negative are parts of the large number as they are, and so lower all that lies above them by 1. "
+    "Make them unsigned first: & 0xFFFFFFFF.": (
+        lambda words, bits, count: [
+            [sum(word << 32 * k for k, word in enumerate(row)) >> bits * i & (1 << bits) - 1 for i in range(count)]
+            for row in words.tolist()
+        ]
+    ),
+    "the sign of the words was taken off with abs(), which changes all bits of a negative one. Make the words "
+    "unsigned: & 0xFFFFFFFF.": right.edit(UNSIGNED, "[abs(word) for word in row]"),
+    "the stream is read from the highest bit of the first word on. It begins with the lowest bit.": (
+        lambda words, bits, count: [
+            [
+                int("".join(f"{word & 0xFFFFFFFF:032b}" for word in row)[bits * i : bits * (i + 1)], 2)
+                for i in range(count)
+            ]
+            for row in words.tolist()
+        ]
+    ),
     "what is above a code is not cut off: & 2**bits - 1.": right.edit(RESULT, "(low | high) & 0xFFFFFFFF"),
     "the mask is one bit too short or too long: it is (1 << bits) - 1.": right.edit(
         "(1 << bits) - 1", "(1 << bits - 1) - 1"

@@ -67,6 +67,8 @@ MISTAKES = {
     "a word with its highest bit set is negative as an int32, and what is shifted down brings ones along: & 15.": (
         right.edit(">> shifts & 15", ">> shifts")
     ),
+    "the sign of the words was taken off with abs(), which changes all bits of a negative one. Shift the word as it "
+    "is, and take & 15.": right.edit("qzeros.long()", "qzeros.long().abs()"),
     "the nibbles are read from the highest to the lowest. The first output is in the lowest four bits.": (
         right.edit("torch.arange(8)", "torch.arange(7, -1, -1)")
     ),

@@ -88,6 +88,14 @@ MISTAKES = {
     "the result has a dim too many: return one number for each row, of shape [out] (keepdim only for the mean).": (
         right.edit(GUARDED, f"{GUARDED}[:, None]")
     ),
+    "a small number is added to the variance, which changes the excess of small weights. Divide by the variance "
+    "itself, and leave rows of equal numbers to torch.where.": right.edit(
+        "variance**2 - 3", "(variance + 1e-8) ** 2 - 3"
+    ),
+    "a small number is added to the square of the variance, which changes the excess of small weights. Divide by the "
+    "square itself, and leave rows of equal numbers to torch.where.": right.edit(
+        "variance**2 - 3", "(variance**2 + 1e-8) - 3"
+    ),
     "this is the mean over the rows; one kurtosis of each row is asked for.": right.edit(GUARDED, f"{GUARDED}.mean()"),
     "this is the kurtosis itself; the excess is what is left after subtracting 3, so that a bell has 0.": (
         right.edit(" - 3", "")

@@ -46,6 +46,16 @@ MISTAKES = {
         right.edit(("<Q{", "<{"), ("len(letters), letters", "letters"))
     ),
     "a zero closes the name. Here a string's length stands before it, and nothing behind it.": right.edit("sI", "sxI"),
+    "a zero closes the name, and is counted. A string's length stands before it, and nothing behind it.": (
+        right.edit("name.encode()", 'name.encode() + b"\\0"')
+    ),
+    "there are always four dimensions, of which those that are missing are 1, as ggml has them in memory. A file has "
+    "only those that there are.": right.edit(
+        ("{len(shape)}Q", "{max(4, len(shape))}Q"), ("*reversed(shape)", "*reversed(shape), *[1] * (4 - len(shape))")
+    ),
+    "the offset is rounded up to a multiple of 32. It is given as it has to be written.": (
+        right.edit("(shape), number, offset", "(shape), number, offset + 32")
+    ),
     "you counted letters. The length is that of the bytes: len(name.encode()).": (
         right.edit("len(letters), letters", "len(name), letters")
     ),

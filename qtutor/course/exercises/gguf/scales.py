@@ -134,6 +134,10 @@ MISTAKES = {
         ("[first[:, :4], last[:, :4]]", "[last[:, :4], first[:, :4]]"),
         ("[first[:, 4:], last[:, 4:]]", "[last[:, 4:], first[:, 4:]]"),
     ),
+    "the first four and the last four alternate. The first four stand before the last four.": right.edit(
+        ("[first[:, :4], last[:, :4]], axis=1)", "[first[:, :4], last[:, :4]], axis=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]"),
+        ("[first[:, 4:], last[:, 4:]], axis=1)", "[first[:, 4:], last[:, 4:]], axis=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]"),
+    ),
     "in the last four bytes you took scales from the upper half and minima from the lower. It is the other way "
     "round.": right.edit("[p[:, 8:] & 15, p[:, 8:] >> 4]", "[p[:, 8:] >> 4, p[:, 8:] & 15]"),
     "the upper bits are crossed: bytes 0 to 3 have those of the scales, 4 to 7 those of the minima.": (

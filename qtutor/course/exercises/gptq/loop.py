@@ -54,6 +54,7 @@ def loop_cases():
         ("weights that are pushed beyond the range", of(5, 3, 8, 2, shared=2.0, step=0.3)),
         ("independent inputs, where nothing is to be pushed", (random(6, 2, 4), torch.eye(4), *of(6, 2, 4, 3)[2:])),
         ("as many rows as columns", of(7, 6, 6, 4)),
+        ("8 bits", of(8, 4, 12, 8, groups=2)),
     ]
 
 
@@ -93,6 +94,12 @@ MISTAKES = {
     "changed of *that*.": right.edit("e = work[:, j]", "e = weight[:, j].double()"),
     "the error is counted before the code was clamped. A weight beyond the range is off by more, and that has to be "
     "made up for as well.": right.edit("s * (codes[:, j] - z)", "s * (work[:, j] / s).round()"),
+    "columns are rounded from right to left, and push to the left. Go from left to right: U has zeros to the left of "
+    "its diagonal, and row j what the columns to the right take over.": right.edit(
+        ("range(weight.shape[1])", "reversed(range(weight.shape[1]))"),
+        ("work[:, j + 1 :] -=", "work[:, :j] -="),
+        ("u[j, j + 1 :]", "u[:j, j]"),
+    ),
     "every row is moved by the error of row 0. Each row has an error of its own.": (
         right.edit("outer(e,", "outer(e[:1].expand(len(e)),")
     ),
@@ -131,6 +138,12 @@ MISTAKES = {
         right.edit("+ z)", "- z)")
     ),
     "zero is missing where weights become codes: (column / scale).round() + zero.": right.edit("+ z)", ")"),
+    "all is computed in float16, as the scales come, which is too coarse for codes of 8 bits. Take weight.float(), "
+    "scale.float() and zero.float().": right.edit(
+        ("weight.double().clone(), upper.double()", "weight.half().clone(), upper.half()"),
+        ("torch.zeros(weight.shape, dtype=torch.float64)", "torch.zeros(weight.shape, dtype=torch.float16)"),
+        ("scale[:, g].double(), zero[:, g].double()", "scale[:, g].half(), zero[:, g].half()"),
+    ),
     "codes are rounded down (floor). Take the nearest.": right.edit(".round()", ".floor()"),
     "codes are cut off (trunc, int). Take the nearest.": right.edit(".round()", ".trunc()"),
     "codes are rounded up (ceil). Take the nearest.": right.edit(".round()", ".ceil()"),

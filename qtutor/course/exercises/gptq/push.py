@@ -99,6 +99,7 @@ MISTAKES = {
         right.edit("outer(e,", "outer(e.abs(),")
     ),
     "the squared error is pushed. It is the error itself, weight minus rounded.": right.edit("outer(e,", "outer(e**2,"),
+    "twice the error is pushed. The others take over all of it, once.": right.edit("outer(e,", "outer(2 * e,"),
     "half of the error is pushed. The others take over all of it.": right.edit("outer(e,", "outer(e / 2,"),
     "column 0 was rounded anew, to whole numbers. What becomes of it is given: rounded.": right.edit(
         "weight.double(), inverse.double(), rounded.double()",

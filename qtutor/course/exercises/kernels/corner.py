@@ -44,6 +44,15 @@ MISTAKES = {
     ),
     "the peak comes out always. With few tokens the bytes arrive too slowly for it.": right.edit(OPERATIONS, "peak"),
     "the larger of two limits is taken. Both limit, so the smaller one counts.": (right.edit("min(peak", "max(peak")),
+    "the times of reading and computing are added. Both go on at once, so the longer one counts.": right.edit(
+        OPERATIONS, "1 / (1 / peak + 1 / (batch * each * bandwidth))"
+    ),
+    "a corner below 1 is cut off to 1. Where it lies says that computing is the limit even with one token.": (
+        right.edit(CORNER_OF, "max(1, peak / bandwidth / each)")
+    ),
+    "the corner is rounded up. The batch at which both take as long may lie between two whole numbers.": (
+        right.edit(CORNER_OF, "-(-peak // (bandwidth * each))")
+    ),
     "the batch is forgotten: with it a byte serves more operations.": right.edit("batch * each *", "each *"),
     "a weight is counted as one operation for each token. It is two, a multiplication and an addition.": (
         right.edit("2 * 8", "8")

@@ -86,6 +86,7 @@ MISTAKES = {
     ),
     "absolute values of x are added up. Its signs count.": right.edit("x.double()", "x.double().abs()"),
     "only the first group is there.": right.edit("products.sum(1)", "products[:, 0]"),
+    "only the last group is there: the groups overwrite each other.": right.edit("products.sum(1)", "products[:, -1]"),
     "8 is subtracted, as on the symmetric grid. Here each group has a zero point.": (
         right.edit("zeros * of_x", "8 * of_x")
     ),

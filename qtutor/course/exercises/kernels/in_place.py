@@ -75,6 +75,8 @@ MISTAKES = {
     "one down, & 15.": right.edit((SHIFTED, "masked[:, 7] = (word[:, 0] >> 28) << 28"), ("factors[7] = 1", "pass")),
     "the last code is shifted down, and its x is divided all the same.": right.edit("factors[7] = 1", "pass"),
     "the last code is shifted down and keeps the sign: & 15 after the shift.": right.edit(">> 28 & 15", ">> 28"),
+    "the last code stays in its place, as the others do. In int64 its highest bit is no sign, but the words are int32: "
+    "shift this one down, and leave its x as it is.": right.edit((SHIFTED, "pass"), ("factors[7] = 1", "pass")),
     "the last code is left in its place, and its x is not divided.": (
         right.edit(SHIFTED, "masked[:, 7] = (word[:, 0] >> 28 & 15) << 28")
     ),

@@ -105,6 +105,9 @@ MISTAKES = {
     "the part of the zero point is added. A weight is scale * (code - zero): subtract it.": (
         right.edit("acc[r] - zeros", "acc[r] + zeros")
     ),
+    "the zero point is subtracted once for every word. sums[g] is that of the whole group: subtract it once.": (
+        right.edit("zeros[g, r] * sums[g]", "size * zeros[g, r] * sums[g]")
+    ),
     "the scale reaches the codes alone: scale * (sum of codes - zero * sum of x).": (
         right.edit(GROUP, "scales[g, r] * acc[r] - zeros[g, r] * sums[g]")
     ),

@@ -90,6 +90,19 @@ MISTAKES = {
     "the part of the zero point is added. Subtract it.": right.edit("of_codes - zeros", "of_codes + zeros"),
     "codes of x are cut off to whole numbers. Round to the nearest.": right.edit(".round()", ".trunc()"),
     "codes of x are rounded down (floor). Round to the nearest.": right.edit(".round()", ".floor()"),
+    "products of codes were kept in int8, which wraps around past 127. Turn the codes into larger whole numbers "
+    "first.": (
+        right.edit(
+            "(codes.double().reshape(len(codes), groups, -1) * rounded)",
+            "((codes.double().reshape(len(codes), groups, -1) * rounded + 128) % 256 - 128)",
+        )
+    ),
+    "the step is the largest |x| / 127.5. Codes go up to 127: divide by that.": right.edit(
+        ("/ 127", "/ 127.5"), (".round()", ".round().clamp(-128, 127)")
+    ),
+    "the step is rounded to float16, which has 10 mantissa bits. Leave it in float32.": (
+        right.edit("/ 127)", "/ 127).half().double()")
+    ),
     "x has codes up to 7, which are 4 bits. Eight bits go to 127.": right.edit("/ 127", "/ 7"),
     "the groups are not added up. A row has one product.": right.edit(RESULT, "scales.double() * step * whole"),
     "the codes of x are taken modulo 256, as unsigned bytes: negative ones come out large.": (

@@ -68,6 +68,15 @@ MISTAKES = {
     "keys and values of one token are counted. Every earlier token has its own.": (
         right.edit("context * 2", "min(context, 1) * 2")
     ),
+    "keys and values are counted with `bits` bits. They are no weights: 2 bytes a number.": (
+        right.edit("context * 2 * kv_width * 2", "context * 2 * kv_width * bits / 8")
+    ),
+    "the keys and values of the token itself are counted. Only those of earlier tokens are read.": (
+        right.edit("context * 2", "(context + 1) * 2")
+    ),
+    "a zero point is counted with a whole byte. It is a code, with `bits` bits.": right.edit("(16 + bits)", "(16 + 8)"),
+    "the embedding is counted as well. Of it only the row of the token is read; the output matrix alone is read "
+    "whole.": (right.edit("2 * head", "4 * head")),
     "the output matrix is missing. It is read for every token.": right.edit(" + 2 * head", ""),
     "the output matrix is counted with `bits` bits. It stays in 16.": right.edit("2 * head", "head * bits / 8"),
     "the output matrix is counted with one byte a weight. It has 16 bits.": right.edit("2 * head", "head"),

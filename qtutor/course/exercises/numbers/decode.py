@@ -84,6 +84,12 @@ MISTAKES = {
     "the hidden 1 is added to the whole number in the mantissa. Divide that by 2**mantissa_bits first, then add 1.": (
         right.edit("(1 + fraction)", "(1 / 2**mantissa_bits + fraction)")
     ),
+    "the value is 2**mantissa_bits times too large: neither the mantissa nor the 1 in front of it was divided.": (
+        right.edit(
+            ("(1 + fraction) *", "2**mantissa_bits * (1 + fraction) *"),
+            ("value = fraction", "value = 2**mantissa_bits * fraction"),
+        )
+    ),
     "the power of two is multiplied with the fraction only: put brackets around 1 + fraction.": (
         right.edit("(1 + fraction) *", "1 + fraction *")
     ),

@@ -24,12 +24,14 @@ def codes_of(bits: int, *shape: int) -> torch.Tensor:
 
 
 def cases():
+    low = stored([[0.0123]], [[5]])
     return [
         ("one group, zero in the middle", (torch.tensor([[6, 8, 15, 0]], dtype=torch.uint8), *stored([[0.06]], [[8]]))),
         ("codes above the zero point only", (torch.tensor([[5, 9, 2]], dtype=torch.uint8), *stored([[0.25]], [[2]]))),
         ("two rows with a scale each", (codes_of(3, 2, 4), *stored([[0.3], [0.05]], [[3], [4]]))),
         ("two groups in each row", (codes_of(4, 2, 8), *stored([[0.2, 0.05], [0.11, 0.4]], [[7, 3], [9, 6]]))),
         ("three groups of two", (codes_of(2, 1, 6), *stored([[0.1, 0.2, 0.4]], [[1, 0, 2]]))),
+        ("8-bit codes far from a low zero point", (torch.tensor([[255, 0, 200, 3]], dtype=torch.uint8), *low)),
         ("8-bit codes", (codes_of(8, 2, 6), *stored([[0.0123], [0.0171]], [[128], [100]]))),
     ]
 
@@ -68,6 +70,9 @@ MISTAKES = {
     ),
     "as int8 codes and zero points above 127 become negative. They are uint8: take .float() or .int().": (
         right.edit(("codes.double()", SIGNED), ("zero.double()", "zero.to(torch.int8).double()"))
+    ),
+    "differences are kept in int8, which ends at 127: 255 - 5 comes out as -6. Take .float() or .int().": (
+        right.edit("(codes.double() - zero.double())", "(codes.to(torch.int8) - zero.to(torch.int8)).double()")
     ),
     "all weights are one step too low: weight = scale * (code - zero).": right.edit(
         "zero.double()", "zero.double() - 1"

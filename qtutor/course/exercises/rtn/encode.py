@@ -28,6 +28,7 @@ def encode_cases():
     coarse = torch.tensor([[0.9, -0.9, 1.3, 0.4], [0.05, -0.07, 0.21, -0.02]])
     # Between two codes, and so little nearer to one of them that float16 does not show it.
     between = torch.tensor([[100.48, -99.48, 80.52, -70.52, 120.49, -120.51]]) * torch.tensor(0.0123).half()
+    beside = torch.tensor([[120.48, 120.52, -120.48, -120.52, 3.0, 0.0]]) * torch.tensor(0.0131).half()  # 1 / it, too
     return [
         ("one group, zero in the middle", (ten, *stored([[0.06]], [[8]]), 4)),
         ("one group, zero point 2", (torch.tensor([[-0.1, 0.8, 0.34, 0.0]]), *stored([[0.06]], [[2]]), 4)),
@@ -36,6 +37,7 @@ def encode_cases():
         ("weights beyond both ends of the range", (torch.tensor([[-9.0, 9.0, 0.7, -0.7]]), *stored([[0.5]], [[4]]), 3)),
         ("8 bits", (random(7, 2, 6), *stored([[0.0123], [0.0171]], [[128], [100]]), 8)),
         ("8 bits, weights just beside the middle of two codes", (between, *stored([[0.0123]], [[128]]), 8)),
+        ("8 bits, weights just beside the middle, another scale", (beside, *stored([[0.0131]], [[128]]), 8)),
         ("2 bits, zero point 0", (random(8, 1, 8).abs(), *stored([[0.3, 0.7]], [[0, 0]]), 2)),
         ("three groups of two", (random(9, 2, 6), *stored([[0.1, 0.2, 0.4], [0.3, 0.15, 0.6]], [[8] * 3] * 2), 4)),
     ]
@@ -57,6 +59,8 @@ MISTAKES = {
     "the weights in float32, and take scale.float().": right.edit(
         "weight.double() / scale", "weight.half() / scale.half()"
     ),
+    "1 / scale is computed in float16, as the scales come, and is off by a step for codes of 8 bits. Take "
+    "scale.float() first.": right.edit("weight.double() / scale", "weight.double() * (1 / scale.half()).double()"),
     "the steps are made uint8 before the zero point is added, and those below 0 wrap around: -1 becomes 255. Add and "
     "clamp first.": right.edit(CODES, "((steps.long() & 255) + zero.long() & 255).clamp(0, 2**bits - 1)"),
     "codes beyond the range wrap around (% 2**bits, & in bits). Clamp them: the nearest code is the last one.": (

@@ -83,6 +83,13 @@ MISTAKES = {
         right.edit(MEAN, "10 ** losses.mean()")
     ),
     "this is the median of -log p. Perplexity is exp of its mean.": right.edit("losses.mean()", "losses.median()"),
+    "this is the median of log p (of two in the middle the lower). Perplexity is exp of minus its mean.": (
+        right.edit("losses.mean()", "(-(-losses).median())")
+    ),
+    "every row is asked for the tokens of all other rows as well, as [:, token_ids] picks them. Row i says p of the "
+    "one token that came after it: gather(1, token_ids[1:, None]).": (
+        right.edit("logs[:-1].gather(1, token_ids[1:, None])", "logs[:-1][:, token_ids[1:]]")
+    ),
     "only the worst token counts here. Perplexity is exp of the mean of -log p over all tokens.": (
         right.edit("losses.mean()", "losses.max()")
     ),

@@ -1,0 +1,72 @@
+"""Which layer gets how many bits: the least loss that a given number of bits, or of bytes, allows.
+
+A layer that matters little can be stored in 2 or 3 bits, and what it saves gives another one 5 or 6. Two numbers are
+needed for that, for every layer and every choice of bits: what it takes, and what it costs (:mod:`.sensitivity`). Then
+:mod:`.allocation` says who gets what. :mod:`.block_types` does the same for the block types of a GGUF file.
+"""
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from qtutor.budget.allocation import Table, allocate
+from qtutor.budget.sensitivity import CHOICES, losses
+from qtutor.calibration.mapped import Weights
+from qtutor.core.grid import IntGrid
+from qtutor.core.quantized import nbytes_of
+from qtutor.errors import QtutorError
+from qtutor.pipeline.planning import plan_of, recipes_of
+from qtutor.recipe import Recipe
+
+__all__ = ["CHOICES", "Table", "allocate", "choose", "free_layers", "losses", "packed_bytes"]
+
+MARGIN = 200  # bytes a layer: the written recipe names the bits of each
+
+
+def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=None) -> Recipe:
+    """``recipe`` with bits of its own for every layer: the least loss within the budget that it gives.
+
+    The budget is ``recipe.target_size``, bytes of the folder that will be written (with the files of ``tokenizer``), or
+    a fraction in ``recipe.bits``, the mean bits of the codes. Layers for which ``recipe.layers`` names bits, a method
+    or "float" keep what they are given there, and do not count for the mean. token_ids: int64 ``[samples, length]``.
+    Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest one.
+    """
+    plain = replace(recipe, bits=Recipe.bits, target_size=None)
+    free = free_layers(weights.model, plain)
+    if not free:
+        raise QtutorError("the recipe leaves no layer whose bits could be chosen: keep fewer, or name bits for fewer.")
+    layers = {name: weights.model.get_submodule(name) for name in free}
+    with weights.whole():
+        table = losses(weights.model, token_ids, free)
+    if recipe.target_size is None:
+        sizes = {name: {b: b * layer.weight.numel() for b in CHOICES} for name, layer in layers.items()}
+        budget, unit, rest = recipe.bits * sum(layer.weight.numel() for layer in layers.values()), "bits", 0
+    else:
+        sizes = {name: {b: packed_bytes(layers[name], own, b) for b in CHOICES} for name, own in free.items()}
+        rest = _bytes_of_the_rest(weights, plain, sizes, token_ids, tokenizer)
+        budget, unit = recipe.target_size - rest, "bytes"
+    chosen = allocate(sizes, table, budget, unit, rest)
+    return replace(plain, layers={**recipe.layers, **{name: {"bits": bits} for name, bits in chosen.items()}})
+
+
+def _bytes_of_the_rest(weights: Weights, plain: Recipe, sizes: Table, token_ids, tokenizer) -> int:
+    """What the folder takes beside the layers of ``sizes``, and some bytes for names that become longer."""
+    layers = sum(row[plain.bits] for row in sizes.values())
+    return plan_of(weights, plain, token_ids, tokenizer).nbytes - layers + MARGIN * len(sizes)
+
+
+def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
+    """The layers whose bits nothing fixes, by name, each with its own recipe."""
+
+    def fixed(name: str) -> bool:
+        changes = [change for pattern, change in recipe.layers.items() if fnmatchcase(name, pattern)]
+        return any("bits" in change or "method" in change for change in changes)
+
+    return {name: own for name, own in recipes_of(model, recipe).items() if not fixed(name)}
+
+
+def packed_bytes(layer: nn.Module, recipe: Recipe, bits: int) -> int:
+    """What the codes, scales and zero points of ``layer`` take at so many bits."""
+    return nbytes_of(*layer.weight.shape, IntGrid(bits, recipe.symmetric), recipe.group_size)

@@ -1,0 +1,216 @@
+"""Tables of chapter 05, AWQ."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from qtutor.course.scores import Score, scores_table, table
+from qtutor.course.tables import SAME, say
+from qtutor.decoder import tasks
+from qtutor.methods.awq import Search
+
+Found = Mapping[tuple[str, str], tuple[Search, torch.Tensor]]  # (layers, decoder) -> the search, mean |x| [in]
+
+
+def one_column_larger(weight: torch.Tensor, tried: Mapping[float, tuple], loud: int) -> None:
+    """What a factor on one column does to ten weights, ``weight [10]``, of which ``loud`` multiplies the loud input.
+
+    tried: s -> (weights as rounded, levels of their grid, what they come back as, changes of the output).
+    """
+    rows = []
+    for s, (scaled, levels, back, change) in tried.items():
+        others = torch.cat([change[:loud], change[loud + 1 :]])
+        numbers = [levels[1] - levels[0], back[loud], abs(change[loud]), others.norm(), change.norm()]
+        step, comes_back, own, *roots = (float(number) for number in numbers)
+        row = [s, f"{step:.3f}", f"{scaled[loud]:.2f}", f"{comes_back:.4f}", f"{own:.3f}"]
+        rows.append(row + [f"{root:.3f}" for root in roots])
+    header = ["s", "step", f"{weight[loud]:.2f} · s", "comes back as", "changes the output by"]
+    table([*header, "the nine others", "all ten, root of squares"], *rows)
+
+
+def loud_and_others(
+    loud: Mapping[float, float], quiet: Mapping[float, float], grown: Mapping[float, torch.Tensor]
+) -> None:
+    """Errors by the factor s of the loud channel. grown: s -> of every group, its step over that before."""
+    both = {s: loud[s] + quiet[s] for s in loud}
+    first = next(iter(both.values()))
+    rows = []
+    for s, steps in grown.items():
+        mean = float(steps.mean())
+        row = [s, f"{(steps != 1).float().mean():.0%}", f"{mean:.3f}", f"{mean / s:.3f}"]
+        rows.append([*row, f"{loud[s]:.2f}", f"{quiet[s]:.2f}", f"{both[s] / first:.0%}"])
+    header = ["s", "groups with a new step", "Δ'/Δ", "Δ'/Δ · 1/s", "error, loud", "error, others", "all, of s = 1"]
+    table(header, *rows)
+    say(f"The sum is smallest at **s = {min(both, key=both.get)}** of those tried.")
+
+
+def one_factor(factors: Sequence[float], measured: Mapping[str, tuple]) -> None:
+    """One factor on the loudest 1 % against keeping them; ``factors`` begin with 1.
+
+    measured: decoder -> (perplexities: float, with each factor, the 1 % kept; share of the expected error in the 1 %).
+    """
+    rows, lines = [], []
+    for name, (exact, found, kept, share) in measured.items():
+        rows.append([name, f"{exact:.2f}", *(f"{value:.2f}" for value in found), f"{kept:.2f}", f"{share:.0%}"])
+        best = min(range(len(factors)), key=found.__getitem__)
+        part = math.log(found[0] / found[best]) / math.log(found[0] / kept)
+        gets = f"{part:.0%} at best, with s = {factors[best]}" if part > 0.1 else "less than a tenth, whatever s"
+        lines.append(
+            f"- **{name}**: keeping the 1 % takes perplexity from {found[0]:.2f} to {kept:.2f}. Of that gain (in log "
+            f"perplexity), multiplying gets {gets}."
+        )
+    header = ["3 bits, groups of 128", "float", "rounded (s = 1)", *(f"s = {s}" for s in factors[1:])]
+    table([*header, "1 % kept in 16 bits", "expected squared error in the 1 %"], *rows)
+    say(*lines)
+
+
+def searches(found: Found) -> None:
+    """The ratio that each search chose, what it leaves of the error, and how loud the loudest channel is."""
+    rows = []
+    for (label, name), (search, mean_abs) in sorted(found.items(), key=lambda item: item[0]):
+        louder, spread = mean_abs.max() / mean_abs.median(), search.scale.max() / search.scale.min()
+        row = [label, name, f"{search.ratio:.2f}", f"{left(search):.0%}"]
+        rows.append([*row, f"{louder:.1f}", f"{spread:.1f}"])
+    header = ["layers", "decoder", "ratio chosen", "output error, of ratio 0's", "loudest channel / median"]
+    table([*header, "largest scale / smallest"], *rows)
+
+
+def left(search: Search) -> float:
+    """What the search leaves of the error at ratio 0, as a share."""
+    return min(search.errors) / search.errors[0]
+
+
+def with_and_without_outliers(found: Found, put_in: torch.Tensor, where: str) -> None:
+    """How the searches in the two decoders differ, and how well one of them, ``where``, undoes the outliers.
+
+    put_in ``[in]``: the factors by which add_outliers had made the inputs of ``where`` larger.
+    """
+    plain, harder = dict.fromkeys(name for _, name in found)
+    labels = list(dict.fromkeys(label for label, _ in found))
+    shares = {name: [left(found[label, name][0]) for label in labels] for name in (plain, harder)}
+    means = {name: sum(of) / len(of) for name, of in shares.items()}
+    apart = {label: abs(a - b) for label, a, b in zip(labels, shares[plain], shares[harder])}
+    differing = max(apart, key=apart.get)
+    rest = max(value for label, value in apart.items() if label != differing)
+    search, mean_abs = found[where, harder]
+    correlation = torch.corrcoef(torch.stack([put_in.log(), mean_abs.log()]))[0, 1]
+    say(
+        f"On average the search leaves {means[plain]:.0%} of rounding's squared output error in the decoder {plain}, "
+        f'and {means[harder]:.0%} {harder}. The two differ most in "{differing}"; elsewhere by {100 * rest:.1f} '
+        "points at most.",
+        f'In "{where}" the logarithms of mean |x| and of the factors that `add_outliers` had put in have a correlation '
+        f"of {correlation:.2f}, and the search chose ratio {search.ratio:.2f}. It undoes "
+        f"{'nearly all' if search.ratio > 0.8 else 'a part'} of what was done, and looks at nothing but the "
+        "activations.",
+    )
+
+
+def judges(chosen: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> None:
+    """Ratios chosen by three judges, each with the parent's error, of ratio 0's; ``chosen``: (layers, decoder) ->."""
+    rows = [[*who, *(f"{ratio:.2f}: {error:.0%}" for ratio, error in of)] for who, of in chosen.items()]
+    header = ["ratio, and the parent's error with it", "decoder", "judged by the weights", "by the layers' outputs"]
+    table([*header, "by the parent's output"], *rows)
+
+
+def tokens_counted(label: str, ways: Mapping[str, Search], counts: torch.Tensor) -> None:
+    """The ratio that is chosen when tokens count in different ways. counts: how much each token counts."""
+    rows = [[how, f"{search.ratio:.2f}", f"{left(search):.0%}"] for how, search in ways.items()]
+    table([f"{label}: tokens count", "ratio chosen", "error, of ratio 0's by the same count"], *rows)
+    say(f"A token counts from {counts.min():.3f} to {counts.max():.2f} times, 1 on average.")
+
+
+def ranges(found: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """What ranges do to a layer's output; ``found``: bits -> (errors of whole ranges, of ranges by the weights, by the
+    output each by itself, and in turns; the mean part of the range that the last three keep)."""
+    rows = [
+        [bits, *(f"{error:.1%}" for error in errors), " / ".join(f"{share:.0%}" for share in kept)]
+        for bits, (errors, kept) in found.items()
+    ]
+    header = ["bits", "output error, whole ranges", "ranges by the weights", "by the output, each group by itself"]
+    table([*header, "by the output, in turns", "part of the range kept by the last three"], *rows)
+    harmful = [str(bits) for bits, (errors, _) in found.items() if errors[1] > errors[0]]
+    say(
+        f"With ranges that are best for the weights, the output gets **worse** than with whole ranges at "
+        f"{', '.join(harmful)} bits."
+        if harmful
+        else "Here ranges by the weights' own error do the output no harm."
+    )
+
+
+def one_ratio(ratios: Sequence[float], perplexities: Mapping[str, Sequence[float]]) -> None:
+    """Perplexity with one ratio for all layers, from 0 to 1, and how the last compares with the first."""
+    rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in perplexities.items()]
+    table(["ratio, the same for all layers", *(f"{ratio:.1f}" for ratio in ratios)], *rows)
+    lines = []
+    for name, values in perplexities.items():
+        best = min(range(len(ratios)), key=values.__getitem__)
+        change = values[-1] / values[0] - 1
+        against = "about as good as" if abs(change) < 0.02 else "better than" if change < 0 else "worse than"
+        lines.append(f"- **{name}**: lowest at ratio {ratios[best]:.1f}; ratio 1 is {against} doing nothing.")
+    say(*lines)
+
+
+def beside_nearest(measured: Mapping[str, Score]) -> None:
+    """All scores, and of each row of AWQ what it recovers; labels are ``awq, 4 bits...`` and ``rtn, 4 bits``."""
+    scores_table(measured, _against(measured))
+
+
+def recovered(measured: Mapping[str, Score], label: str) -> float:
+    """The share of rounding to nearest's KL, with as many bits, that is gone in the row ``label`` of AWQ."""
+    return 1 - measured[label].comparison.kl / measured[_against(measured)[label]].comparison.kl
+
+
+def _against(measured: Mapping[str, Score]) -> dict[str, str]:
+    return {label: "rtn" + label[3:11] for label in measured if label.startswith("awq")}
+
+
+def parts_of_the_gain(measured: Mapping[str, Mapping[str, Score]]) -> None:
+    """What AWQ recovers by itself, which part of that the scales are, and what propagation adds; by decoder."""
+    lines = []
+    for name, scored in measured.items():
+        widths = [label[5:] for label in _against(scored) if label.count(",") == 1]
+        shares = ", ".join(f"{recovered(scored, f'awq, {bits}'):.0%} at {bits}" for bits in widths)
+        scales, clipped, everything = (
+            recovered(scored, f"awq, 4 bits{step}") for step in (", scales alone", "", ", propagation")
+        )
+        lines.append(
+            f"**{name}**, AWQ by itself recovers {shares}. At 4 bits {scales:.0%} come from the scales and "
+            f"{clipped - scales:.0%} from clipping, so the scales are {scales / clipped:.0%} of its gain. Propagation, "
+            f"which is no part of AWQ, adds {everything - clipped:.0%}."
+        )
+    say(*lines)
+
+
+def what_outliers_cost(plain: Mapping[str, Score], outliers: Mapping[str, Score]) -> None:
+    """Whether AWQ undoes what outliers cost, both with 4 bits and without propagation."""
+    with_awq, without = (scored["awq, 4 bits"].comparison.kl for scored in (outliers, plain))
+    never, own = with_awq / plain["rtn, 4 bits"].comparison.kl, with_awq / without
+    say(
+        f"At 4 bits, AWQ's KL with outliers is {never:.0%} of what plain rounding costs the decoder that never had "
+        f"any, and {own:.2f} times what AWQ costs that decoder: {'most, not all,' if own > 1 + SAME else 'all'} of "
+        "what the outliers cost is undone."
+    )
+
+
+def where_it_loses(measured: Mapping[str, Mapping[str, Score]], found: Found, questions: int) -> None:
+    """Rows in which plain rounding is better, inputs for which scaling did little, and what chance does to shares."""
+    worse = [
+        f"{name}, {label} (in {what.replace('kl', 'KL')})"
+        for name, scored in measured.items()
+        for label, other in _against(scored).items()
+        for what in ("kl", "perplexity")
+        if getattr(scored[label].comparison, what) > 1.01 * getattr(scored[other].comparison, what)
+    ]
+    flat: dict[str, int] = {}
+    for (_, name), (search, _) in found.items():
+        flat[name] = flat.get(name, 0) + (left(search) > 0.9)
+    inputs = " and ".join(f"{count} of {len(found) // len(flat)} inputs {name}" for name, count in flat.items())
+    noise = (0.25 / (questions * len(tasks.ARITHMETIC))) ** 0.5
+    say(
+        f"**Where it loses, by over 1 %**: {'; '.join(worse)}."
+        if worse
+        else "There is no row in which plain rounding is clearly better.",
+        f"In the search above, scaling won less than a tenth of the squared error for {inputs}.",
+        f"{questions} questions a kind: one standard deviation of the share of arithmetic is {noise:.0%} at most.",
+    )

@@ -1,0 +1,189 @@
+"""Tables of chapter 07, GGUF."""
+
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+import qtutor
+from qtutor.course.scores import table
+from qtutor.course.tables import SAME, say
+from qtutor.decoder import tasks
+from qtutor.gguf.reader import GGUFFile
+from qtutor.measure.against import Comparison
+
+# Of a mix or a recipe: true bits a weight, bytes of the file in words, what was measured, shares of right answers.
+Measured = tuple[float, str, Comparison, Sequence[float]]
+
+
+def block_by_hand(weights: np.ndarray, d: float, block: bytes, shown: int = 4) -> None:
+    """The first bytes of codes of a Q4_0 block, and what they come back as; d: the scale before it was rounded."""
+    (stored,) = struct.unpack("<e", block[:2])
+    rows = []
+    for j in range(shown):
+        byte = block[2 + j]
+        for place, code in ((j, byte & 15), (16 + j, byte >> 4)):
+            back = stored * (code - 8) + 0.0  # a negative d times 0 is -0.0
+            rows.append([2 + j, f"{byte:02x}", place, f"{weights[place]:.2f}", code, f"{back:.4f}"])
+    say(f"d = {d:.6f}, in 16 bits {stored:.6f}")
+    table(["byte", "in hexadecimal", "weight", "is", "code", "comes back as"], *rows)
+
+
+def tries(stretches: np.ndarray, laid: np.ndarray, fitted: np.ndarray, whole: int) -> None:
+    """Errors of a search over grids; ``whole`` is the place of the one from the smallest to the largest weight."""
+    best = int(np.argmin(fitted))
+    table(
+        ["grid", "steps", "weighted squared error"],
+        ["from smallest to largest, as laid", f"{stretches[whole]:g}", f"{laid[whole]:.5f}"],
+        ["the same codes, fitted", f"{stretches[whole]:g}", f"{fitted[whole]:.5f}"],
+        ["the best of all", f"{stretches[best]:.1f}", f"{fitted[best]:.5f}"],
+    )
+
+
+def super_block(d: float, dmin: float, scale_codes: np.ndarray, min_codes: np.ndarray) -> None:
+    """The codes of a super-block's scales and minima, and what they stand for."""
+    table(
+        ["sub-block", *range(len(scale_codes))],
+        ["scale code", *map(int, scale_codes)],
+        ["min code", *map(int, min_codes)],
+        ["step", *(f"{d * code:.4f}" for code in scale_codes)],
+        ["lowest level", *(f"{-dmin * code:.3f}" for code in min_codes)],
+    )
+    say(f"d = {d:.6f}, dmin = {dmin:.6f}")
+
+
+def what_importance_wins(errors: Mapping[str, Sequence[float]]) -> None:
+    """Errors by type: of the weights without and with importance, of the output without and with."""
+    rows, gains = [], {}
+    for name, (*of_weights, plain, guided) in errors.items():
+        gains[name] = 1 - guided / plain
+        numbers = [f"{error:.2%}" for error in (*of_weights, plain, guided)]
+        rows.append([name, *numbers, f"{gains[name]:+.0%}"])
+    header = ["type", "weights, without", "weights, with", "output, without", "output, with", "output error won"]
+    table(header, *rows)
+    best = max(gains, key=gains.get)
+    say(f"Most is won in **{best}**: {gains[best]:.0%} of the output's error.")
+
+
+def all_types(errors: Mapping[str, float], points: Mapping[str, Mapping[str, tuple]], measure: str) -> None:
+    """Every type with its bits and its error, and how many bits it is worth.
+
+    points: those that are drawn, by family; only they are compared with the type ``measure``.
+    """
+    types = qtutor.gguf.TYPES
+    drawn = {name for of in points.values() for name in of}
+    ordered = sorted(errors, key=lambda name: (types[name].bits_per_weight, errors[name]))
+    worth = {name: -np.log2(error) for name, error in errors.items() if error}
+    rows = []
+    for name in ordered:
+        bits = types[name].bits_per_weight
+        row = [name, types[name].values, types[name].nbytes, f"{bits:.4g}", f"{errors[name]:.3g}"]
+        more = f"{worth[name] - bits:+.2f}" if name in drawn else ""
+        rows.append([*row, f"{worth[name]:.2f}" if name in worth else "exact", more])
+    header = ["type", "weights in a block", "bytes", "true bits", "relative error", "bits it is worth", "worth - paid"]
+    table(header, *rows)
+    gains = {name: worth[name] - types[name].bits_per_weight for name in ordered if name in drawn}
+    better = [name for name in gains if gains[name] > gains[measure] + 0.1]
+    worse = [name for name in gains if gains[name] < gains[measure] - 0.1]
+    say(
+        f"Worth a tenth of a bit more for their bits than {measure}: {', '.join(better)}; less: {', '.join(worse)}.",
+        f"Exact: {', '.join(name for name in ordered if not errors[name])}.",
+    )
+
+
+def tensors_by_type(file: GGUFFile) -> None:
+    """Which tensors of a file have which type, and how much the embedding is of the weights in matrices."""
+    kinds: dict[str, list[str]] = {}
+    for name, info in file.tensors.items():
+        kinds.setdefault(info.type.name, []).append(name.removesuffix(".weight"))
+    table(["type", "tensors"], *([kind, ", ".join(names)] for kind, names in kinds.items()))
+    sizes = {name: info.rows * info.shape[1] for name, info in file.tensors.items() if len(info.shape) == 2}
+    say(f"token_embd holds {sizes['token_embd.weight'] / sum(sizes.values()):.0%} of the weights in matrices.")
+
+
+def mixes(found: Mapping[str, Measured]) -> None:
+    """What each mix, and each width of rounding to nearest, costs."""
+    rows = [
+        [label, f"{bits:.2f}", size, f"{c.perplexity:.2f}", f"{c.loss_percent:+.1f} %", f"{c.kl:.4f}", f"{c.flips:.1%}"]
+        + [f"{share:.0%}" for share in right]
+        for label, (bits, size, c, right) in found.items()
+    ]
+    header = ["weights", "true bits", "bytes of the file", "perplexity", "rise", "KL", "flips"]
+    table([*header, "arithmetic right", "other answers right"], *rows)
+
+
+def which_mix(found: Mapping[str, Measured], mixed: Sequence[str], guided: Sequence[str], questions: int) -> None:
+    """The smallest mix that beats each width of rounding to nearest, and what importance takes away."""
+    kl = {label: c.kl for label, (_, _, c, _) in found.items()}
+    lines = []
+    for label in ("RTN 4", "RTN 3", "RTN 2"):
+        smallest = min((mix for mix in mixed if kl[mix] < kl[label]), key=lambda mix: found[mix][0])
+        lines.append(
+            f"- The smallest mix that is closer to the float model than **{label}** ({found[label][0]:.2f} bits, KL "
+            f"{kl[label]:.3f}) is **{smallest}**, with {found[smallest][0]:.2f} bits and KL {kl[smallest]:.3f}."
+        )
+    ratio = kl["Q4_0"] / kl["RTN 4"]
+    words = "closer to the float model than" if ratio < 1 else "farther from the float model than"
+    if 1 - SAME < ratio < 1 + SAME:
+        words = "about as close to the float model as"
+    lines.append(
+        f"- Q4_0, which does not search, is {words} RTN 4: KL {kl['Q4_0']:.3f}, with {found['Q4_0'][0]:.2f} bits."
+    )
+    won = ", ".join(f"{1 - kl[f'{mix}, importance'] / kl[mix]:.0%} of the KL of {mix}" for mix in guided)
+    lower = [mix for mix in guided if found[f"{mix}, importance"][2].perplexity < 0.99 * found[mix][2].perplexity]
+    noise = (0.25 / (questions * len(tasks.ARITHMETIC))) ** 0.5
+    say(
+        *lines,
+        f"- Importance takes {won}.",
+        f"- Perplexity is lower with importance by over 1 % at: {', '.join(lower) or 'none of the three'}.",
+        f"- {questions} questions a kind: one standard deviation of arithmetic's share is {noise:.0%} at most.",
+    )
+
+
+def helps(kls: Mapping[tuple[str, str, str], float]) -> None:
+    """KL by decoder, help and mix; ``kls``: (decoder, help, mix) -> KL."""
+    decoders, labels, kinds = (list(dict.fromkeys(names)) for names in zip(*kls))
+    rows = [[name, label, *(f"{kls[name, label, mix]:.4f}" for mix in kinds)] for name in decoders for label in labels]
+    table(["decoder", "help", *(f"KL, {mix}" for mix in kinds)], *rows)
+
+
+def tiny_columns(layer: str, divided: np.ndarray, sizes: Mapping[str, float]) -> None:
+    """How large the errors of columns are that were divided; sizes: type -> error over the columns' own size."""
+    of_own = ", ".join(f"{size:.1f} times ({kind})" for kind, size in sizes.items())
+    say(f"- Columns of {layer} divided by 16 or more: {divided.sum()}. Their error is {of_own} their own size.")
+
+
+def what_helps(kls: Mapping[tuple[str, str, str], float]) -> None:
+    """How much of the KL importance and AWQ take away, apart and together; ``kls`` as in :func:`helps`."""
+    (plain, harder), _, kinds = (list(dict.fromkeys(names)) for names in zip(*kls))
+
+    def taken(name: str, label: str) -> str:
+        return ", ".join(f"{1 - kls[name, label, mix] / kls[name, 'nothing', mix]:.0%} ({mix})" for mix in kinds)
+
+    order = sorted(kinds, key=lambda mix: kls[harder, "nothing", mix])
+    cases = [(name, mix) for name in (plain, harder) for mix in kinds]
+    both = sum(
+        kls[n, "AWQ and importance", m] < (1 + SAME) * min(kls[n, "AWQ", m], kls[n, "importance", m]) for n, m in cases
+    )
+    say(
+        f"- With outliers and no help, from best to worst: {', '.join(order)}.",
+        *(
+            f"- With outliers, {label} takes away this much of the KL: {taken(harder, label)}."
+            for label in ("importance", "AWQ")
+        ),
+        f"- As trained, AWQ takes away {taken(plain, 'AWQ')}. Where inputs are about equally loud there is less to "
+        "move.",
+        f"- Both together are better than either alone, or within 5 % of it, in {both} of {len(cases)} cases.",
+    )
+
+
+def metadata(file: GGUFFile) -> None:
+    """What a file says of itself: keys, values and types; long values are counted."""
+    single, arrays = [], []
+    for key, value in file.metadata.items():
+        if isinstance(value, list | np.ndarray):
+            kind = "str" if isinstance(value, list) else value.dtype
+            arrays.append([f"`{key}`", f"{len(value):,} values", f"array of {kind}"])
+        elif key != "qtutor.config":  # transformers' config, for reading the file back
+            single.append([f"`{key}`", f"`{value}`", type(value).__name__])
+    table(["key", "value", "type"], *single, *arrays)
