@@ -1,7 +1,7 @@
 """The engine writes what transformers' generate writes, for every family, float and packed."""
 
 import os
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 import qtutor
 from qtutor.errors import QtutorError
+from qtutor.runtime.kv import KVCache, KVFormat, QuantizedPool
 from qtutor.serving import Engine
 from qtutor.serving.attention import Step
 from qtutor.serving.cache import Pool, pool_bytes
@@ -23,11 +24,12 @@ MODEL = tiny(dtype=torch.float64)
 MODEL.generation_config.eos_token_id = list(range(8))  # one token in 32 or so ends a text
 
 
-def generated(model, prompt, new: int) -> list[int]:
+def generated(model, prompt, new: int, **options) -> list[int]:
     """The greedy continuation, with the token that ended it."""
     ids = torch.tensor([list(prompt)])
+    options |= {"do_sample": False, "pad_token_id": 0}
     with torch.inference_mode():
-        ids = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        ids = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=new, **options)
     return ids[0, len(prompt) :].tolist()
 
 
@@ -152,6 +154,17 @@ def test_another_pool_may_stand_behind_the_blocks():
     request = engine.add(BASES[0][:9], NEW)
     list(engine.stream())
     assert type(engine.pool) is Copy and request.output == expected(tuple(BASES[0][:9]))
+
+
+@pytest.mark.parametrize("form", [KVFormat(16), KVFormat(8), KVFormat(4, rotate=True), KVFormat("fp8")])
+def test_blocks_of_codes_write_what_generate_writes_with_a_cache_of_codes(form):
+    engine = Engine(MODEL, blocks=12, block_size=4, tokens_a_step=16, pool=partial(QuantizedPool, form=form))
+    requests = [engine.add(base[:length], NEW) for base in BASES for length in (9, 20)]
+    list(engine.stream())
+    assert sum(request.preemptions for request in requests) > 0
+    for request in requests:
+        assert request.output == generated(MODEL, request.prompt, NEW, past_key_values=KVCache(MODEL, form))
+    invariants.check_empty(engine)
 
 
 def test_pieces_that_are_alike_stand_together_and_each_knows_its_end():
