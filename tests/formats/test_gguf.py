@@ -17,9 +17,10 @@ import torch
 import qtutor
 from qtutor.cli import main
 from qtutor.errors import QtutorError
+from qtutor.families import head_dim
 from qtutor.gguf import Tensor, encode, read, write
 from qtutor.gguf.architecture import permute, tensor_name, unpermute
-from qtutor.gguf.hyperparameters import head_dim, rope_tensors
+from qtutor.gguf.hyperparameters import rope_tensors
 from qtutor.gguf.imatrix import importance
 from qtutor.gguf.llama3_rope import ROPE
 from qtutor.methods.scaling import fold_model
