@@ -26,6 +26,7 @@ from qtutor.compiling import told_if_slow
 from qtutor.core.codebooks import Codebook
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
+from qtutor.runtime.kernels import gradients
 from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
 
@@ -112,8 +113,7 @@ def packed(state: Tiles) -> torch.Tensor:
 def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
     tokens = x.numel() // state.columns
-    differentiated = x.requires_grad and torch.is_grad_enabled()
-    if 0 < tokens <= MOST and x.dtype in DTYPES and not differentiated and x.shape[-1] == state.columns:
+    if 0 < tokens <= MOST and x.dtype in DTYPES and not gradients.wanted(x) and x.shape[-1] == state.columns:
         values = x.detach().to(torch.float32).reshape(tokens, -1, 8).contiguous()
         y = _product(values.numpy(), state)
         if y is not None:

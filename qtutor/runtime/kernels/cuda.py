@@ -29,7 +29,7 @@ import torch
 from qtutor.core.codebooks import Codebook
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
-from qtutor.runtime.kernels import reference
+from qtutor.runtime.kernels import gradients, reference
 
 MOST = 16  # tokens
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -145,8 +145,7 @@ def _by_groups(values: torch.Tensor, rows: int) -> torch.Tensor:
 def run(x: torch.Tensor, state: State, launch: Launch | None = None) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype; ``launch`` in place of that of :data:`LAUNCHES`."""
     tokens = x.numel() // state.columns
-    differentiated = x.requires_grad and torch.is_grad_enabled()
-    if not 0 < tokens <= MOST or x.dtype not in DTYPES or differentiated or x.shape[-1] != state.columns:
+    if not 0 < tokens <= MOST or x.dtype not in DTYPES or gradients.wanted(x) or x.shape[-1] != state.columns:
         return reference.run(x, state.plain)
     padded = 1 << (tokens - 1).bit_length()
     launch = launch or LAUNCHES[padded]
