@@ -19,9 +19,7 @@ Left out: 5, 6 and 7 bits, and groups that 8 does not divide.
 
 import functools
 import importlib
-import importlib.util
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +28,7 @@ from qtutor.core.codebooks import Codebook
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
 from qtutor.runtime.kernels import gradients, reference
+from qtutor.runtime.kernels.installed import installed
 
 MOST = 16  # tokens
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -93,17 +92,11 @@ def reason_against(layer) -> str | None:
 @functools.cache
 def available() -> bool:
     """Whether triton is installed; it is imported when the first product is computed. Warns, once, if it is not."""
-    try:
-        found = importlib.util.find_spec("triton") is not None
-    except ValueError:  # a module that is forbidden has no specification
-        found = False
-    if not found:
-        warnings.warn(
-            "triton is not installed, so packed layers on a GPU multiply by the reference, which is slow. Install it: "
-            "pip install triton.",
-            stacklevel=2,
-        )
-    return found
+    return installed(
+        "triton",
+        "triton is not installed, so packed layers on a GPU multiply by the reference, which is slow. Install it: "
+        "pip install triton.",
+    )
 
 
 def manner(batch: int, dtype: torch.dtype) -> str:
