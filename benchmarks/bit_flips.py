@@ -41,7 +41,9 @@ def main() -> None:
     for kind, bits in bits_by_kind().items():
         of = sorted(found["kl"][bit] for bit in bits)
         changed = sum(found["text_of"][bit] != 0 for bit in bits)
-        print(f"{kind}: {len(bits)} bits, median KL {of[len(of) // 2]:.2g}, largest {of[-1]:.3g}; {changed} change texts")
+        print(
+            f"{kind}: {len(bits)} bits, median KL {of[len(of) // 2]:.2g}, largest {of[-1]:.3g}; {changed} change texts"
+        )
 
 
 if __name__ == "__main__":

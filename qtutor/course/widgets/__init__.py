@@ -10,6 +10,7 @@ import importlib
 _WHERE = {
     "PROMPTS": "start",
     "activation_outliers": "distributions",
+    "blast_radius": "blast",
     "block_view": "gguf",
     "column_stepper": "gptq",
     "explore": "explorer",
