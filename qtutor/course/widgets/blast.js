@@ -121,6 +121,7 @@ for (const box of document.querySelectorAll("div.qtutor-blast[data-still]")) {
     const sizes = moved.map(i => Math.abs(after[i])).filter(Number.isFinite);
     const limit = Math.max(1.1 * largest, ...sizes.map(size => 1.02 * size));
     const jumped = new Set(moved);
+    svg.classList.toggle("many", moved.length > 32);
     before.forEach((weight, i) => {
       bars.place[i].style.visibility = jumped.has(i) ? "visible" : "hidden";
       raise(bars.old[i], weight, limit);
@@ -128,7 +129,7 @@ for (const box of document.querySelectorAll("div.qtutor-blast[data-still]")) {
     });
     for (const [name, value] of [["top", limit], ["bottom", -limit]]) find(`.${name}`).textContent = show(value);
     const wider = limit / (1.1 * largest);
-    find(".wider").textContent = wider > 1.5 ? ` The axis is ${show(wider, 2)} times longer now.` : "";
+    find(".wider").textContent = wider > 1.5 ? `. The axis is ${show(wider, 2)} times longer now.` : "";
     svg.setAttribute("aria-label", moved.length
       ? `The block's 256 weights as bars; ${moved.length} of them moved.` : "The block's 256 weights as bars.");
   };

@@ -90,9 +90,9 @@ def _shortcuts_html(worst: dict[str, int]) -> str:
         f"<button type=button data-bit='{worst[kind]}'>of {KINDS[kind]}</button>" for kind in ("d", "scale", "code")
     )
     return (
-        f"<div>The worst bit {buttons}<button type=button data-bit=''>flip none</button></div>"
+        f"<div class='choose'><div>The worst bit {buttons}<button type=button data-bit=''>flip none</button></div>"
         "<div class='byte'><span class='which'></span><span class='large' role='group' "
-        "aria-label='the bits of the chosen byte'></span></div><p class='about' aria-live='polite'></p>"
+        "aria-label='the bits of the chosen byte'></span></div></div><p class='about' aria-live='polite'></p>"
     )
 
 
@@ -102,17 +102,15 @@ def _weights_html() -> str:
         "<div><span class='key'></span>the weights as they are &ensp; <span class='key new'></span>those that move"
         "<span class='wider'></span></div><div class='plot'><div class='axis'><span class='top'></span><span>0</span>"
         "<span class='bottom'></span></div><svg viewBox='0 -1 256 2' preserveAspectRatio='none' role='img'></svg>"
-        f"<div class='subs'>{''.join(f'<span>{s}</span>' for s in range(8))}</div></div>"
-        "<div style='text-align:center'><small>sub-blocks of 32 weights</small></div>"
+        f"<div class='subs'>{''.join(f'<span>sub {s}</span>' for s in range(8))}</div></div>"
     )
 
 
 def _texts_html(stored: dict) -> str:
+    prompt = f"<span>{escape(PROMPT)}</span>"
     return (
-        f"<p style='margin-bottom:2px'>The decoder goes on after</p><pre style='min-height:0'>{escape(PROMPT)}</pre>"
-        "<div class='texts'>"
-        f"<div>as it is<pre>{escape(stored['texts'][0])}</pre></div>"
-        "<div>flipped: <span class='told' aria-live='polite'></span><pre class='now'></pre></div></div>"
+        f"<div class='texts'><div>What the decoder writes, as it is<pre>{prompt}{escape(stored['texts'][0])}</pre></div>"
+        f"<div>flipped: <span class='told' aria-live='polite'></span><pre>{prompt}<b class='now'></b></pre></div></div>"
     )
 
 
