@@ -109,7 +109,7 @@ def _weights_html() -> str:
 def _texts_html(stored: dict) -> str:
     prompt = f"<span>{escape(PROMPT)}</span>"
     return (
-        f"<div class='texts'><div>What the decoder writes, as it is<pre>{prompt}{escape(stored['texts'][0])}</pre></div>"
+        f"<div class='texts'><div>The decoder writes, as it is<pre>{prompt}{escape(stored['texts'][0])}</pre></div>"
         f"<div>flipped: <span class='told' aria-live='polite'></span><pre>{prompt}<b class='now'></b></pre></div></div>"
     )
 
