@@ -166,7 +166,7 @@ Q6_K = Exercise(
     cases=cases,
     outputs=("weights",),
     mistakes=MISTAKES,
-    tolerance=1e-6,  # in float32 the order of the two products decides the last bit
+    tolerance=1e-6,  # a product has up to 25 bits, one more than a float32
     replaces="qtutor.gguf.decoding.q6_k",
     adapt=adapt,
 )
