@@ -1,4 +1,4 @@
-"""Pictures of chapter 10: bytes that grow with a text, places of a batch over time, users that fit, times under load."""
+"""Pictures of chapter 10: bytes that grow with a text, places of a batch over time, users that fit, times."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,9 @@ LETTERS = (SKY, ORANGE, GREEN, PURPLE, "#BBBBBB", SAND)  # behind black letters
 STYLES = {16: "-", 8: "--", 4: ":"}
 
 
-def cache_and_weights(tokens: Sequence[int], caches: Mapping[str, Sequence[float]], weights: Mapping[str, float]):
+def cache_and_weights(
+    tokens: Sequence[int], caches: Mapping[str, Sequence[float]], weights: Mapping[str, float]
+) -> Figure:
     """Gigabytes against tokens, logarithmic: rising lines of caches, flat ones of weights, named at their ends.
 
     caches: name -> bytes at each of ``tokens``. weights: name -> bytes.
@@ -96,7 +98,9 @@ def users(tokens: Sequence[int], counts: Mapping[tuple[int, int], Sequence[int]]
     return figure
 
 
-def under_load(at_a_time: Sequence[int], firsts: Sequence[float], others: Sequence[float], speeds: Sequence[float]):
+def under_load(
+    at_a_time: Sequence[int], firsts: Sequence[float], others: Sequence[float], speeds: Sequence[float]
+) -> Figure:
     """Three panels against the requests at once: ms to the first token, ms of each further one, tokens a second."""
     figure, axes = new_figure(8.4, 2.9, panels=3)
     panels = (
