@@ -63,9 +63,8 @@ def costs(here: Mapping[str, Cost], there: Mapping[str, Cost]) -> None:
 
 def verdicts(of: Mapping[str, Cost], model: str) -> None:
     """Three sentences: keys against values, keys per channel against per token, and what rotation leaves."""
-    token, channel, values = (
-        "int4, keys only, keys per token", "int4, keys only, keys per channel", "int4, values only",
-    )  # fmt: skip
+    token, channel = "int4, keys only, keys per token", "int4, keys only, keys per channel"
+    rotated, values = f"{token}, rotated", "int4, values only"
     say(
         f"**{model}.** 4-bit keys per token cost {_beside(of[token].kl / of[values].kl)} 4-bit values.",
         f"Keys per channel cost {_beside(of[channel].kl / of[token].kl)} keys per token.",

@@ -5,12 +5,12 @@ import pytest
 from qtutor.course.serving import load
 from qtutor.errors import QtutorError
 from qtutor.serving import Engine
-from tests.models import tiny_llama
+from tests.models import tiny
 
 
 @pytest.fixture
 def engine():
-    model = tiny_llama()
+    model = tiny()
     model.generation_config.eos_token_id = None
     return Engine(model, blocks=32)
 

@@ -43,7 +43,7 @@ def test_verdicts(shown):
     assert shown[0].split("\n\n") == [
         "**A decoder.** 4-bit keys per token cost about 5.0 times as much as 4-bit values.",
         "Keys per channel cost about 25% of keys per token.",
-        "Rotated, keys per token cost about as much as without rotation.",
+        "Rotated, keys per token cost about as much as those without rotation.",
     ]
 
 
