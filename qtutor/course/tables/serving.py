@@ -68,7 +68,7 @@ def verdicts(of: Mapping[str, Cost], model: str) -> None:
     say(
         f"**{model}.** 4-bit keys per token cost {_beside(of[token].kl / of[values].kl)} 4-bit values.",
         f"Keys per channel cost {_beside(of[channel].kl / of[token].kl)} keys per token.",
-        f"Rotated, keys per token cost {_beside(of[f'{token}, rotated'].kl / of[token].kl)} those without rotation.",
+        f"Rotated, keys per token cost {_beside(of[rotated].kl / of[token].kl)} those without rotation.",
     )
 
 
