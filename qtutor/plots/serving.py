@@ -1,4 +1,4 @@
-"""Pictures of chapter 10: bytes that grow with a text, places of a batch over time, users that fit, times."""
+"""Pictures of chapter 10: bytes that grow with a text, places of a batch over time, users that fit, loud keys."""
 
 from collections.abc import Mapping, Sequence
 
@@ -129,4 +129,18 @@ def cache_costs(names: Sequence[str], models: Mapping[str, Sequence[float]]) -> 
     ax.set_title("what rounding keys and values costs", size=10)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def loud_channels(keys: np.ndarray, values: np.ndarray) -> Figure:
+    """Sizes of keys and values ``[tokens, channels]`` of one head as two pictures on one colour scale."""
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    largest = max(np.abs(keys).max(), np.abs(values).max())
+    for ax, of, title in ((axes[0], keys, "keys"), (axes[1], values, "values")):
+        shown = ax.imshow(np.abs(of), cmap="viridis", vmin=0, vmax=largest, aspect="auto", interpolation="nearest")
+        ax.set_title(f"sizes of {title}", size=10)
+        ax.set_xlabel("channel of the head")
+    axes[0].set_ylabel("token")
+    figure.colorbar(shown, ax=axes, label="size")
     return figure

@@ -53,3 +53,10 @@ def test_costs_have_a_row_each():
     assert [list(line.get_xdata()) for line in ax.lines] == [[1e-4, 1e-2], [2e-4, 3e-2]]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["int8", "int4"]
     assert ax.get_ylim() == (1.5, -0.5)
+
+
+def test_loud_channels_share_one_scale():
+    keys, values = np.array([[-4.0, 1.0]]), np.array([[2.0, 0.0]])
+    left, right = (ax.images[0] for ax in pictures.loud_channels(keys, values).axes[:2])
+    assert left.get_array().tolist() == [[4, 1]] and right.get_array().tolist() == [[2, 0]]
+    assert left.get_clim() == right.get_clim() == (0, 4)
