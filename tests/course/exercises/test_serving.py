@@ -38,11 +38,11 @@ def by_vectors(layers, heads, kv_heads, head, tokens, bits, group):
 WRONG_ROOM = [
     (by_vectors.edit("(vector + vector)", "vector"), "only keys or only values"),
     (by_vectors.edit("kv_heads *", "heads *"), "all heads are counted"),
-    (by_vectors.edit("layers * tokens", "tokens"), "one layer"),
+    (by_vectors.edit("layers * tokens", "tokens"), "one layer is counted"),
     (by_vectors.edit("kv_heads *", "1 *"), "one head is counted"),
     (by_vectors.edit("tokens * kv", "kv"), "one token is counted"),
     (by_vectors.edit("if group", "if False"), "scales and zero points are missing"),
-    (by_vectors.edit("(2 + bits / 8)", "2"), "zero points are missing"),
+    (by_vectors.edit("(2 + bits / 8)", "2"), "the zero points are missing"),
     (by_vectors.edit("(2 + bits / 8)", "bits / 8"), "the scales are missing"),
     (by_vectors.edit("(2 + bits / 8)", "4"), "with 16 bits. It is a code"),
     (by_vectors.edit("head * bits / 8", "head * 2"), "with 2 bytes"),
@@ -114,7 +114,7 @@ def by_numpy(keys):
     k = keys.numpy()
     largest = np.abs(k).max(axis=0)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    return np.rint(k / scales).astype(np.int8), scales
+    return np.rint(k / scales), scales
 
 
 WRONG_KEYS = [
@@ -124,7 +124,7 @@ WRONG_KEYS = [
     (by_numpy.edit("/ 127", "/ 255"), "/ 255. Codes"),
     (by_numpy.edit("np.rint", "np.trunc"), "cut off"),
     (by_numpy.edit("np.rint", "np.floor"), "rounded down"),
-    (by_numpy.edit(".astype(np.int8), scales", ", 1 / scales"), "upside down"),
+    (by_numpy.edit("scales), scales", "scales), 1 / scales"), "upside down"),
 ]
 
 # --- the rotation ---

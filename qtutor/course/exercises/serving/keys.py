@@ -37,7 +37,6 @@ def cases():
 
 @solution
 def right(keys):
-    keys = keys.double()
     scales = keys.abs().amax(0) / 127
     scales[scales == 0] = 1
     codes = (keys / scales).round()

@@ -39,6 +39,7 @@ def cases():
         ("too few blocks for the first that waits; the second would fit", ([1], [9, 3], 32, 2, 4)),
         ("blocks for the first, none left for the second", ([], [8, 3], 32, 2, 4)),
         ("a prompt that is read in part needs blocks for all of it", ([1], [12], 4, 2, 4)),
+        ("exactly as many blocks as a prompt needs, the last of them not full", ([1], [5], 8, 2, 4)),
         ("nothing to do", ([], [], 8, 4, 4)),
         ("just enough blocks, in blocks of 16", ([1, 1, 20], [33, 16, 5], 64, 4, 16)),
     ]

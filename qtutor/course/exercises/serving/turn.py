@@ -73,9 +73,6 @@ MISTAKES = {
         right.edit("torch.cat([matrix, -matrix], dim=1)", "torch.cat([-matrix, -matrix], dim=1)")
     ),
     "queries and keys are exchanged: first the queries.": right.edit(RESULT, "keys @ matrix, queries @ matrix"),
-    "the keys are turned twice, which undoes it: the matrix is its own inverse.": (
-        right.edit(RESULT, "queries @ matrix, keys @ matrix @ matrix")
-    ),
 }
 
 TURN = Exercise(
