@@ -6,4 +6,4 @@ from qtutor.course.exercises.serving.room import ROOM
 from qtutor.course.exercises.serving.slots import SLOTS
 from qtutor.course.exercises.serving.turn import TURN
 
-EXERCISES = (ROOM, SLOTS, PICK, KEYS, TURN)
+EXERCISES = (ROOM, PICK, SLOTS, KEYS, TURN)
