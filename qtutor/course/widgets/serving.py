@@ -17,7 +17,7 @@ KINDS = tuple((weights, cache) for weights in (16, 4) for cache in (16, 8, 4))
 TOKENS = tuple(2**i for i in range(8, 18))
 STYLE = """
 .qtutor-pages .blocks {display: flex; flex-wrap: wrap; gap: 6px; margin: 0.5em 0}
-.qtutor-pages .block {width: 7.2em; border: 2px solid currentColor; border-radius: 4px; padding: 1px 4px;
+.qtutor-pages .block {width: 8.4em; border: 2px solid currentColor; border-radius: 4px; padding: 1px 4px;
   font: 12px/1.4 monospace}
 .qtutor-pages .free {border-style: dotted}
 .qtutor-pages .owned {color: black; border-color: black}
