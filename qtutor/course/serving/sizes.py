@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qtutor.families import head_dim
 from qtutor.runtime.kv import KVFormat, cache_bytes
 
 LONG = 1 << 15  # tokens of a cache so long that its last window does not count
@@ -86,7 +87,7 @@ def embedded(config) -> Shape:
         config.intermediate_size,
         config.num_attention_heads,
         config.num_key_value_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_dim(config),
         config.vocab_size,
         config.tie_word_embeddings,
     )

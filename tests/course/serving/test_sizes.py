@@ -5,7 +5,7 @@ import torch
 
 import qtutor
 from qtutor.course.serving import sizes
-from qtutor.serving.cache import cache_bytes
+from qtutor.serving.cache import pool_bytes
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_weights_are_as_many_as_published(name, billions):
 
 def test_bytes_of_a_token():
     llama = sizes.PUBLISHED["Llama 3.1 8B"]
-    assert llama.token_bytes() == 131072 == cache_bytes(llama.config, 1, torch.bfloat16)
+    assert llama.token_bytes() == 131072 == pool_bytes(llama.config, 1, torch.bfloat16)
     assert llama.token_bytes(8) == 131072 / 2 + 2 * 32 * 8 * 3  # a scale and a zero point for each head
     assert llama.token_bytes(4) == 131072 / 4 * (4 + 20 / 32) / 4
     assert sizes.PUBLISHED["Llama 2 7B"].token_bytes() == 4 * 131072
