@@ -1,12 +1,16 @@
-"""Times of the engine under load: until a request's first token, and for each further one."""
+"""Times of the engine under load: until a request's first token, and for each further one. And what vLLM reaches."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from qtutor.errors import QtutorError
 from qtutor.serving import Engine
+
+STORED = Path(__file__).parents[1] / "stored" / "vllm.json"
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,8 @@ def pace(engine: Engine, prompts: Sequence[list[int]], new: int, at_a_time: int)
     first = [at[0] - came[request] for request, at in times.items()]
     each = [(at[-1] - at[0]) / (len(at) - 1) for at in times.values() if len(at) > 1]
     return Pace(at_a_time, median(first), median(each) if each else float("nan"), tokens / took)
+
+
+def in_vllm() -> dict:
+    """What ``benchmarks/vllm_serving.py`` found: "how" it was measured, the requests "at once", and "rows"."""
+    return json.loads(STORED.read_text(encoding="utf-8"))

@@ -90,3 +90,21 @@ def users_that_fit(counts: Mapping[tuple[int, int], int]) -> None:
         for (weights, cache), count in counts.items()
     ]
     table(["bits of weights", "bits of the cache", "users that fit", "times those of 16 and 16"], *rows)
+
+
+def in_vllm(found: Mapping) -> None:
+    """The stored tokens a second of vLLM, and what 4 bits do to bytes and time in the largest decoder."""
+    rows = [
+        [row["model"], row["weights"], row["megabytes"], *(f"{speed:,}" for speed in row["tokens a second"])]
+        for row in found["rows"]
+    ]
+    table(["model", "weights", "MB of weights", *(f"tokens/s, {n} at once" for n in found["at once"])], *rows)
+    plain, packed = found["rows"][-2:]
+    share = packed["megabytes"] / plain["megabytes"]
+    first, *_, last = (b / a for a, b in zip(plain["tokens a second"], packed["tokens a second"], strict=True))
+    say(
+        f"In {plain['model']} of {plain['millions']} million weights, 4 bits take {share:.0%} of the bytes. vLLM then "
+        f"has {first:.0%} of the tokens a second with {found['at once'][0]} request, and {last:.0%} with "
+        f"{found['at once'][-1]}.",
+        f"Measured by `{found['how'].replace('; ', '`; ')}.",
+    )

@@ -1,5 +1,6 @@
 """Tables of chapter 10: what they say is what was computed."""
 
+from qtutor.course.serving import load
 from qtutor.course.serving.costs import Cost
 from qtutor.course.serving.load import Pace
 from qtutor.course.serving.sizes import PUBLISHED
@@ -50,3 +51,15 @@ def test_verdicts(shown):
 def test_users_that_fit(shown):
     tables.users_that_fit({(16, 16): 4, (4, 8): 20})
     assert cells(shown[0])[1:] == [["16", "16", "4", "1.0"], ["4", "8", "20", "5.0"]]
+
+
+def test_what_vllm_reaches(shown):
+    found = load.in_vllm()
+    tables.in_vllm(found)
+    header, *rows = cells(shown[0])
+    assert [row[0] for row in rows] == 2 * ["the embedded decoder"] + 2 * ["a random decoder"]
+    assert header[3:] == [f"tokens/s, {n} at once" for n in (1, 8, 32)]
+    plain, packed = (found["rows"][i]["tokens a second"] for i in (2, 3))
+    assert f"has {packed[0] / plain[0]:.0%} of the tokens a second with 1 request" in shown[1]
+    assert f"and {packed[2] / plain[2]:.0%} with 32." in shown[1]
+    assert "`python benchmarks/vllm_serving.py`; 2" in shown[1]
