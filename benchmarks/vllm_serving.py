@@ -3,7 +3,7 @@
     make engines      # once: it makes the environment that has vLLM
     build/vllm-venv/bin/python benchmarks/vllm_serving.py [--rounds 3] [--write]
 
-vLLM reads the folders that ``qtutor export`` writes, of the embedded decoder and of a random one with 95 million weights
+vLLM reads the folders that ``qtutor export`` writes, of the embedded decoder and of a random one of 95 million weights
 (speed does not depend on values). Each request has a prompt of 16 tokens and writes 64; all are added at once. One
 process, one thread; figures are tokens a second of processor time, the median of the rounds. ``--write`` stores them
 for chapter 10. vLLM's options are those of tests/engines/test_in_vllm.py, and the reasons stand there.
