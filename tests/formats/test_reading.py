@@ -213,7 +213,7 @@ TEMPLATE = {
     "broken, said",
     [
         ({"post_processor": TEMPLATE | {"single": []}}, "no tokens"),
-        ({"post_processor": TEMPLATE | {"single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}}, "special ones alone"),
+        ({"post_processor": TEMPLATE | {"single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}}, "special ones"),
         ({"normalizer": {"type": "Replace", "pattern": {"Regex": r"[\s\S]"}, "content": ""}}, "no tokens"),
     ],
 )  # fmt: skip
