@@ -40,7 +40,7 @@ def add_to(command) -> None:
     default = "(default: %(default)s)"
     add_source(sub)
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
-    methods = "rtn, awq, gptq, awq+gptq, nf4, fp4, int8, fp8, mxfp4 or nvfp4; "
+    methods = "rtn, hqq, awq, gptq, awq+gptq, nf4, fp4, int8, fp8, mxfp4 or nvfp4; "
     methods += "with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
     text = "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: our English and "

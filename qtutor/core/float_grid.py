@@ -10,7 +10,7 @@ With 4 bits (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) a scale serve
     NVFP4   blocks of 16, a scale is an E4M3 times one number for all    4.5 bits a weight
 
 MXFP4 is OCP Microscaling Formats v1.0 (2023). By its rule for the scale, a block's largest weight lies between 4 and 8
-scales, and what is above 6 is cut off. The rule here is that of compressed-tensors: from 7 scales on, the scale doubles.
+scales, and what is above 6 is cut off. Here the rule is that of compressed-tensors: from 7 scales on, it doubles.
 
 NVFP4 here tries two scales for each block, and takes the one of less squared error ("four over six", Cook et al. 2025,
 "Four Over Six: More Accurate NVFP4 Quantization with Adaptive Block Scaling"): the block's largest weight becomes 6, or

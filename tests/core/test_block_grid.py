@@ -27,7 +27,7 @@ def some(rows: int, columns: int, seed: int, size: float = 0.02) -> torch.Tensor
 @settings(deadline=None, max_examples=30)
 @given(
     rows=st.integers(1, 3), blocks=st.integers(1, 3), seed=st.integers(0, 999),
-    size=st.sampled_from([1e-30, 1e-6, 0.02, 300.0, 1e30]), empty=st.booleans(),
+    size=st.sampled_from([1e-12, 1e-6, 0.02, 300.0, 1e12]), empty=st.booleans(),
 )  # fmt: skip
 def test_blocks_are_those_of_plain_python(rows, blocks, seed, size, empty):
     for grid, by_hand in ((MXFP4, slow.mxfp4), (NVFP4, None)):
@@ -81,13 +81,13 @@ def test_a_block_is_mapped_to_four_where_that_is_nearer():
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 999), size=st.sampled_from([1e-20, 0.02, 1e20]))
+@given(seed=st.integers(0, 999), size=st.sampled_from([1e-12, 0.02, 1e12]))
 def test_no_block_is_worse_than_with_six_alone(seed, size):
     weight = some(4, 64, seed, size).double()
     errors = [
-        ((rtn.quantize(weight.float(), grid, 16).dequantize().double() - weight) / size).square().reshape(4, 4, 16).sum(-1)
+        ((rtn.quantize(weight.float(), grid, 16).dequantize().double() - weight) / size).reshape(4, 4, 16).norm(dim=-1)
         for grid in (NVFP4, SIX)
-    ]  # fmt: skip
+    ]
     assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
 
 
