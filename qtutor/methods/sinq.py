@@ -6,7 +6,8 @@ error is spread over the row's group or the column, whichever bears it better. W
 columns have about the same standard deviation: divide each by its own, by turns, as Sinkhorn and Knopp normalize sums.
 The worst ratio of two deviations is the matrix's :func:`imbalance`; of all turns, the one with the least is kept.
 
-The row's factor goes into the scales of its groups. The column's factor multiplies the inputs, which costs a product a
+A row's factor only goes into the scales of its groups, which rounding to nearest finds by itself: it is needed while
+columns are searched, and not afterwards. A column's factor multiplies the inputs, which costs a product a
 token: :class:`qtutor.runtime.scaled.ScaledLinear` is such a layer.
 
 What is taken over from the peer: deviations are compared with the smallest one of the matrix, and a turn changes a
@@ -18,7 +19,6 @@ import torch
 
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import QuantizedTensor, check_weight
-from qtutor.core.scales import stored
 from qtutor.methods import rtn
 
 TURNS = 16
@@ -33,10 +33,8 @@ def quantize(weight: torch.Tensor, grid: Grid, group_size: int) -> tuple[Quantiz
     columns: float32 ``[in]``. The other arguments and the errors are those of :func:`qtutor.rtn.quantize`.
     """
     check_weight(weight)
-    rows, columns = balance(weight.float())
-    quantized = rtn.quantize(weight.float() / columns / rows[:, None], grid, group_size)
-    scales = (quantized.scales.float() * rows[:, None]).to(quantized.scales.dtype)
-    return QuantizedTensor(quantized.codes, stored(scales, grid), quantized.zeros, grid, group_size), columns
+    _, columns = balance(weight.float())
+    return rtn.quantize(weight.float() / columns, grid, group_size), columns
 
 
 def balance(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
