@@ -28,8 +28,9 @@ OF_BLOCKS = {
 STRATEGIES = {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}
 UNREAD = ("sparsity_config", "transform_config", "kv_cache_scheme")
 READ = (
-    f"read are {PACKED!r}, integers of 2 to 8 bits, {POWERS!r} and {PRODUCTS!r}, all with inputs in float, and with inputs of 8 bits, rounded token by "
-    f"token as they come, {INTEGERS!r} (weights by channel) and {FLOATS!r} (FP8, weights by channel or tensor)."
+    f"read are {PACKED!r}, integers of 2 to 8 bits, {POWERS!r} and {PRODUCTS!r}, these with inputs in float, and with "
+    f"inputs of 8 bits, rounded token by token as they come, {INTEGERS!r} (weights by channel) and {FLOATS!r} (FP8, "
+    "weights by channel or tensor)."
 )
 
 

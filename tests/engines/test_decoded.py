@@ -1,7 +1,6 @@
 """Every format is decoded by its own library to exactly our weights."""
 
 from contextlib import nullcontext
-
 from dataclasses import replace
 
 import pytest

@@ -12,7 +12,17 @@ from qtutor.core.float_grid import MXFP4, NVFP4
 from qtutor.formats.compressed_settings import POWERS, PRODUCTS
 from qtutor.formats.compressed_tensors import FORMAT
 from qtutor.formats.foreign import Layout
-from tests.formats.foreign_folders import check_comes_back, edit_settings, edit_tensors, exported, refused, round_trip
+from qtutor.runtime.linear import QuantLinear
+from tests.formats.foreign_folders import (
+    check_comes_back,
+    edit_settings,
+    edit_tensors,
+    exported,
+    letters,
+    refused,
+    round_trip,
+)
+from tests.models import some_ids, tiny
 
 KINDS = {"mxfp4": (MXFP4, POWERS), "nvfp4": (NVFP4, PRODUCTS)}
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -77,9 +87,6 @@ def test_scales_that_are_no_numbers_are_refused_in_our_own_folders(tmp_path, nam
 @pytest.mark.parametrize("levels", KINDS)
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_what_gptq_and_awq_round_comes_back(tmp_path, levels, method):
-    from tests.formats.foreign_folders import letters
-    from tests.models import some_ids, tiny
-
     model = tiny("llama")
     qtutor.quantize(model, qtutor.Recipe(method, levels=levels), some_ids(16, 32), progress=False)
     check_comes_back(model, qtutor.export(model, tmp_path / "out", "compressed-tensors", letters()))
@@ -132,7 +139,7 @@ def test_a_global_scale_of_others_and_wrong_ones(tmp_path):
     assert torch.allclose(again.scales, expected, rtol=2.0**-22, atol=0)
     for wrong in (0.0, -1.0):
         edit_tensors(folder, lambda tensors, wrong=wrong: tensors[key].fill_(wrong))
-        with pytest.raises(qtutor.QtutorError, match="weight_global_scale is .*expected a number above 0"):
+        with pytest.raises(qtutor.QtutorError, match=r"weight_global_scale is .*expected a number above 0"):
             qtutor.load(folder, device="cpu")
 
 
@@ -140,6 +147,6 @@ def test_groups_of_another_size_are_refused():
     model, _ = qtutor.load_decoder()
     layer = model.get_submodule(FIRST)
     quantized = qtutor.rtn.quantize(layer.weight.detach(), MXFP4, 64)
-    model.set_submodule(FIRST, qtutor.QuantLinear.from_quantized(quantized))
-    with pytest.raises(qtutor.QtutorError, match="groups of 64 on mxfp4.* groups of 32 alone"):
+    model.set_submodule(FIRST, QuantLinear.from_quantized(quantized))
+    with pytest.raises(qtutor.QtutorError, match=r"groups of 64 on mxfp4.* groups of 32 alone"):
         FORMAT.settings({FIRST: model.get_submodule(FIRST)}, [])
