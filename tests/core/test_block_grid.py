@@ -70,9 +70,9 @@ def test_the_scale_of_mxfp4_doubles_at_seven_of_it():
 
 
 def test_a_block_is_mapped_to_four_where_that_is_nearer():
-    """5 is as far from 4 as from 6. With 4 as the largest, the levels are 1.5 times as wide, and 7.5 / 1.5 is 5 ..."""
+    """Weights that are levels themselves up to 4: with 4 as the largest nothing is lost, with 6 the others are."""
     fits_six = torch.tensor([6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5] + [0.0] * 9)
-    fits_four = torch.tensor([4.0, 3.0, 3.0, 2.0, 1.5, 1.0, 0.5] + [0.0] * 9)  # 4 -> 6 would make 4.5 and 3 of 3
+    fits_four = torch.tensor([4.0, 3.0, 3.0, 2.0, 1.5, 1.0, 0.5] + [0.0] * 9)
     weight = torch.stack([fits_six, fits_four])
     quantized = rtn.quantize(weight, NVFP4, 16)
     assert torch.equal(quantized.dequantize(), weight) and quantized.scales.tolist() == [[1.0], [1.0]]
