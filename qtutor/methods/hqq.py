@@ -14,7 +14,7 @@ Two things differ from the peer:
 
 * Its zero points are floats, 16 bits a group. Here they are codes, as in all formats that this package writes. So the
   scale moves as well, which the peer leaves as it was.
-* It measures errors as they are, and shrinks with beta = 10: what is below 0.26 becomes no slack. So weights of usual
+* It measures errors as they are, and shrinks with beta = 10: what is below 0.17 becomes no slack. So weights of usual
   sizes (0.02) have none, and its turns move the zero point to where the mean error is 0. Here errors are in steps of
   the group's grid, at most a half inside of the range, so that groups of all sizes are treated alike.
 
