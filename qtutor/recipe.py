@@ -18,7 +18,7 @@ from qtutor.methods.scaling import Scaling
 CLIPS = ("auto", *gptq.CLIPS)
 KEEP = "float"
 OF_A_LAYER = (
-    *("method", "levels", "bits", "group_size", "symmetric", "clip"),
+    *("method", "bits", "group_size", "symmetric", "clip", "levels"),
     *("act_order", "static_groups", "damping", "double"),
 )
 

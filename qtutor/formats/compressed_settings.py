@@ -154,7 +154,9 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
         raise QtutorError(f"{where}: outputs are rounded as well (output_activations); {READ}")
     kind = group.get("format") or form
     inputs = group.get("input_activations")
-    if isinstance(kind, str) and kind in BLOCKS and not inputs:
+    if isinstance(kind, str) and kind in BLOCKS:
+        if inputs:
+            raise QtutorError(f"{where}: the inputs of {kind} are rounded as well ({shown(inputs)}); {READ}")
         return _of_blocks(kind, weights, where)
     size = _group_size(weights, where)
     whole = WHOLE.get(kind) if isinstance(kind, str) else None

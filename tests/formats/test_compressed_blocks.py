@@ -107,7 +107,7 @@ def weights(**changes):
         (weights(type="int"), "type is 'int'"),
         (
             lambda values: values["config_groups"]["group_0"].update(input_activations={"num_bits": 4}),
-            "read are 'pack-quantized'",
+            "the inputs of nvfp4-pack-quantized are rounded as well",
         ),
     ],
 )
