@@ -17,14 +17,18 @@ def some(rows: int, columns: int, seed: int, size: float = 0.02) -> torch.Tensor
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(
-    bits=st.integers(2, 8), symmetric=st.booleans(), seed=st.integers(0, 999), beta=st.sampled_from([2.0, 10.0, 50.0])
-)
-def test_a_turn_is_that_of_plain_python(bits, symmetric, seed, beta):
+    bits=st.integers(2, 8), symmetric=st.booleans(), seed=st.integers(0, 999),
+    beta=st.sampled_from([0.5, 2.0, 10.0, 50.0]), shift=st.integers(-2, 2),
+)  # fmt: skip
+def test_a_turn_is_that_of_plain_python(bits, symmetric, seed, beta, shift):
+    """Also from a zero point that is off, so that weights lie outside of the range, and it has to move."""
     grid, weight = IntGrid(bits, symmetric), some(3, 32, seed)
     grouped = weight.reshape(3, 2, 16)
     scale, zero = fit_groups(grouped, grid)
+    if not symmetric:
+        zero = (zero.int() + shift).clamp(0, grid.largest_code).to(torch.uint8)
     found, moved = hqq.improved(grouped, scale, zero, grid, beta)
     for row in range(3):
         for group in range(2):
@@ -34,6 +38,15 @@ def test_a_turn_is_that_of_plain_python(bits, symmetric, seed, beta):
             assert moved[row, group] == middle
             own = hqq.cost(grouped, scale, zero, grid)[row, group].item()
             assert own == pytest.approx(slow.cost(*given), rel=1e-3)
+
+
+def test_a_zero_point_that_is_off_moves_back():
+    grouped = torch.arange(4.0).repeat(4)[None, None] - 1  # with steps of 1, the zero point is 1
+    scale, zero = torch.ones(1, 1), torch.full((1, 1), 3, dtype=torch.uint8)
+    for beta in (0.5, 0.5, 0.5):
+        scale, zero = hqq.improved(grouped, scale, zero, IntGrid(2), beta)
+    assert zero.item() < 3
+    assert hqq.improved(grouped, scale, zero + 1, IntGrid(2, symmetric=True), 0.5)[1] == zero + 1  # it has none to move
 
 
 def test_slack_by_hand():
