@@ -9,6 +9,7 @@ matrix, too.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ from qtutor.formats.gguf import contents, importance_by_name
 from qtutor.formats.gguf_reading import parameters
 from qtutor.gguf.architecture import tensor_name
 from qtutor.gguf.coding import decode, encode
-from qtutor.gguf.container import ALIGNMENT, TensorInfo, padded
-from qtutor.gguf.layout import ALL_TYPES
+from qtutor.gguf.container import ALIGNMENT, padded
 from qtutor.gguf.mixes import fitting
 from qtutor.gguf.writer import Tensor, size_of
 from qtutor.guards.promises import is_tied
@@ -48,7 +48,7 @@ def choose(
     ``save`` gets it. Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest one.
     """
     _check_budget(target_size, bits)
-    keys, tensors = contents(model, tokenizer, importance=importance)
+    keys, tensors = contents(model, tokenizer, guided=importance is not None)
     keys.pop("general.file_type")  # is not written where types are given
     free = [tensor for tensor in tensors if tensor.type != "F32"]
     sizes = {tensor.name: {kind: _padded(tensor, kind) for kind in _types(tensor)} for tensor in free}
@@ -77,7 +77,7 @@ def _types(tensor: Tensor) -> list[str]:
 
 
 def _padded(tensor: Tensor, kind: str) -> int:
-    return padded(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[kind], 0).nbytes, ALIGNMENT)
+    return padded(replace(tensor, type=kind).nbytes, ALIGNMENT)
 
 
 def _losses(model: nn.Module, token_ids: torch.Tensor, sizes: dict, of_column: Callable) -> dict[str, dict[str, float]]:

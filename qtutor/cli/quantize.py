@@ -26,8 +26,8 @@ EXAMPLES = [
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
-# Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
 MOST = 10**6  # samples, and tokens of each: the embedded decoder's text has no end
+# Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
 OF_A_RECIPE = (
     *("bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
     *("act_order", "damping"),

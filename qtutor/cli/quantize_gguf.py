@@ -26,21 +26,22 @@ def write(options) -> int:
     from qtutor.methods.scaling import fold_model
     from qtutor.report import next_steps
 
-    awq, budget = options.method == "awq", options.target_size is not None or options.bits is not None
+    awq, budget = options.method == "awq", {name: getattr(options, name) for name in BUDGET}
+    budgeted = any(value is not None for value in budget.values())
     mix = type_of(options)
     _refuse(options)
     given = _imatrix(options)
-    reads = awq or budget or options.calibration is not None
+    reads = awq or budgeted or options.calibration is not None
     check_calibration(options, reads, "--format gguf without --method awq")
-    bits = TYPES["Q2_K" if budget else find_mix(mix or DEFAULT).base].bits_per_weight
+    bits = TYPES["Q2_K" if budgeted else find_mix(mix or DEFAULT).base].bits_per_weight
     check_out(options, bits)
-    if options.plan and not budget:
-        print(_plan(*_opened(options), mix, importance=given or awq or options.calibration))
+    if options.plan and not budgeted:
+        print(_plan(*_opened(options), mix, guided=given is not None or reads))
         return 0
     model, tokenizer = load(options, dtype="auto")
     check_out(options, bits, model)
     tokens = calibration_of(options, model, tokenizer, always=True) if reads else None
-    types = _types(options, model, tokenizer, tokens, given) if budget else None
+    types = _types(model, tokenizer, tokens, given, budget) if budgeted else None
     if options.plan:
         print(_plan(model, tokenizer, None, types))
         return 0
@@ -65,22 +66,21 @@ def _opened(options):
     return weights.model, tokenizer
 
 
-def _types(options, model, tokenizer, tokens, importance) -> dict[str, str]:
+def _types(model, tokenizer, tokens, importance, budget: dict) -> dict[str, str]:
     """A block type for each matrix, out of --target-size or --bits; and how many matrices get which."""
     from qtutor.budget.block_types import choose
 
-    budget = {"target_size": options.target_size, "bits": options.bits}
     types = choose(model, tokens, tokenizer, importance=importance, **budget)
     counts = ", ".join(f"{kind} {count}" for kind, count in Counter(types.values()).most_common())
     print(f"Types: those that cost this model least at this size ({counts}).", flush=True)
     return types
 
 
-def _plan(model, tokenizer, mix: str | None, types: dict[str, str] | None = None, importance=None) -> str:
+def _plan(model, tokenizer, mix: str | None, types: dict[str, str] | None = None, guided: bool = False) -> str:
     """What the file will hold, from shapes alone."""
     from qtutor.formats.gguf import planned
 
-    sizes = planned(model, tokenizer, type=mix or DEFAULT, types=types, importance=bool(importance))
+    sizes = planned(model, tokenizer, type=mix or DEFAULT, types=types, guided=guided)
     header = sizes.pop("header")
     rows = [*sorted(sizes.items(), key=lambda item: -item[1]), ("header", header)]
     of_types = "\n".join(f"  {kind:6}  {nbytes:14,} bytes" for kind, nbytes in rows)
@@ -109,7 +109,7 @@ def _refuse(options) -> None:
             f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "
             "leave it out, or choose awq, which scales weights before they are."
         )
-    for name in ("bits", "target_size"):
+    for name in BUDGET:
         if getattr(options, name) is not None and options.type is not None:
             raise QtutorError(
                 f"--{name.replace('_', '-')} chooses a block type for every matrix, and --type {options.type} names "

@@ -27,6 +27,11 @@ from qtutor.families.known import (  # noqa: F401
 from qtutor.families.refused import why_not
 
 
+def head_dim(config) -> int:
+    """Rows of a head; most configs leave it to be the hidden size over the heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def family_of(model: nn.Module) -> Family:
     """The family of a decoder, by its config; :class:`QtutorError` for one that is not known here."""
     config = getattr(model, "config", None)

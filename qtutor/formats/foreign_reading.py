@@ -105,6 +105,8 @@ def settings_in(folder: Path) -> tuple[dict, str] | None:
         if values.get(key) is not None:
             if not isinstance(values[key], dict):
                 raise QtutorError(f"{path}: {key} is {shown(values[key])}, expected an object. {AGAIN}")
+            if key == IN_CONFIG[2] and values[key].get("quant_method", "mlx") != "mlx":
+                continue  # no engine looks for another tool's settings there
             usual = {"quant_method": "compressed-tensors"} if key == IN_CONFIG[1] else {}
             usual |= {"quant_method": "bitsandbytes"} if {"load_in_4bit", "load_in_8bit"} & values[key].keys() else {}
             if values.get("quantization") is not None:

@@ -39,7 +39,7 @@ from qtutor.formats.readback import read_back
 from qtutor.gguf import imatrix, longrope
 from qtutor.gguf.architecture import architecture_of, tensor_name, to_file
 from qtutor.gguf.coding import decode, encode, find_type
-from qtutor.gguf.container import GGUFError, TensorInfo
+from qtutor.gguf.container import GGUFError
 from qtutor.gguf.hyperparameters import metadata, rope_tensors, window_of
 from qtutor.gguf.layout import ALL_TYPES
 from qtutor.gguf.mixes import file_type, fitting, tensor_types
@@ -78,33 +78,37 @@ def save(
     cannot be written; the old one is then untouched.
     """
     keys, tensors = contents(model, tokenizer, type=type, types=types, importance=importance, pure=pure)
-    need = sum(TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes for tensor in tensors)
-    place = target(out, need=need, overwrite=overwrite)
+    _say_of_window(model.config)
+    _say_of_positions(model.config)
+    place = target(out, need=sum(tensor.nbytes for tensor in tensors), overwrite=overwrite)
     with told(place), parents_made(place), _progress(tensors, progress) as counted:
         write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new).file.metadata)))
     return _path(out)
 
 
 def contents(
-    model: nn.Module, tokenizer=None, *, type: str = DEFAULT, types=None, importance=None, pure: bool = False
+    model: nn.Module,
+    tokenizer=None,
+    *,
+    type: str = DEFAULT,
+    types=None,
+    importance=None,
+    guided: bool = False,
+    pure: bool = False,
 ) -> tuple[dict, list[Tensor]]:
     """What :func:`save` writes: metadata, and tensors whose bytes are made when they are asked for. Shapes are enough.
 
-    Arguments and errors are those of :func:`save`; ``importance`` may also be ``True`` where bytes are never asked for.
+    Arguments and errors are those of :func:`save`. guided: there will be an importance, which is not at hand yet.
     """
     family_of(model)
     config = config_to_write(model)
     sources = {tensor_name(name, config): source for name, source in parameters(model)}
-    chosen = _types(sources, config, type, importance is not None and importance is not False, pure) | _given(
-        types, sources
-    )
-    of_column = importance_by_name(None if isinstance(importance, bool) else importance, sources)
+    chosen = _types(sources, config, type, guided or importance is not None, pure) | _given(types, sources)
+    of_column = importance_by_name(importance, sources)
     tensors = [
         Tensor(name, shape, chosen[name], _encoder(name, chosen[name], values, config, of_column))
         for name, (shape, values) in sources.items()
     ]
-    _say_of_window(config)
-    _say_of_positions(config)
     for name, factors in rope_tensors(config).items():
         tensors.append(Tensor(name, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer)
@@ -116,13 +120,14 @@ def contents(
 
 
 def planned(model: nn.Module, tokenizer=None, **options) -> dict[str, int]:
-    """The bytes of the file that :func:`save` would write with these options, by block type, and "header" with the
-    tokenizer and what aligns tensors; shapes are enough."""
+    """The bytes of the file that :func:`save` would write with these options, by block type; shapes are enough.
+
+    "header" are those of the metadata, with the tokenizer, and of what aligns tensors.
+    """
     keys, tensors = contents(model, tokenizer, **options)
     found = {}
     for tensor in tensors:
-        nbytes = TensorInfo(tensor.name, tensor.shape, ALL_TYPES[tensor.type], 0).nbytes
-        found[tensor.type] = found.get(tensor.type, 0) + nbytes
+        found[tensor.type] = found.get(tensor.type, 0) + tensor.nbytes
     return found | {"header": size_of(keys, tensors) - sum(found.values())}
 
 

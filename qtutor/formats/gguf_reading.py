@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qtutor.errors import QtutorError, one_line, shown
-from qtutor.families import family_of
+from qtutor.families import family_of, head_dim
 from qtutor.formats import documents
 from qtutor.formats.comparing import blocks_in, check_finite, listed
 from qtutor.formats.endings import give_back
@@ -152,7 +152,7 @@ def tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
 
 def _three(name: str, shape: tuple[int, ...], values: Callable, config) -> dict[str, Stored]:
     """The rows of q, k and v in one tensor, by the names that they have where they are three."""
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = head_dim(config)
     kv = config.num_key_value_heads * dim
     ends = np.cumsum([0, config.num_attention_heads * dim, kv, kv]).tolist()
     if shape[0] != ends[-1]:

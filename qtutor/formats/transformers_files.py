@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.errors import QtutorError, naming, said, shown
-from qtutor.families import embedding_scale, family_called, family_of
+from qtutor.families import embedding_scale, family_called, family_of, head_dim
 from qtutor.formats.config_values import MEND, OURS, check_keys, check_values, wrong
 
 # Keys that transformers reads though a family's config does not list them.
@@ -64,7 +64,7 @@ def _detail(error: Exception) -> str:
 def _check_config(config, where: str) -> None:
     """What follows from several values together, and from what a config has by itself where a file says nothing."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    dim = head_dim(config)
     if heads % kv_heads:
         raise wrong(where, "num_key_value_heads", kv_heads, f"a divisor of the {heads} heads")
     if dim % 2 or not dim:

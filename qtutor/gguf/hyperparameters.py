@@ -11,6 +11,7 @@ factors.
 import numpy as np
 
 from qtutor.errors import QtutorError
+from qtutor.families import head_dim
 from qtutor.gguf import llama3_rope, longrope
 from qtutor.gguf.architecture import Architecture, architecture_of
 
@@ -48,11 +49,6 @@ def window_of(config) -> int | None:
     """How many tokens those blocks see that do not see all; ``None`` where all do."""
     kinds = getattr(config, "layer_types", None)
     return getattr(config, "sliding_window", None) if kinds is None or "sliding_attention" in kinds else None
-
-
-def head_dim(config) -> int:
-    """Rows of a head; most configs leave it to be the hidden size over the heads."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _check_built_in(architecture: Architecture, config) -> None:

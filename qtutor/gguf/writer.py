@@ -47,6 +47,11 @@ class Tensor:
     type: str
     data: np.ndarray | Callable[[], np.ndarray]  # uint8, rows * bytes of a row in all
 
+    @property
+    def nbytes(self) -> int:
+        """What its data take, without what aligns the next tensor's."""
+        return TensorInfo(self.name, self.shape, ALL_TYPES[self.type], 0).nbytes
+
 
 def write(
     path: str | Path,

@@ -6,7 +6,7 @@
 ...     print(request.number, tokenizer.decode(token))
 """
 
-from qtutor.serving.cache import cache_bytes
+from qtutor.serving.cache import pool_bytes
 from qtutor.serving.engine import Engine
 
-__all__ = ["Engine", "cache_bytes"]
+__all__ = ["Engine", "pool_bytes"]

@@ -17,6 +17,8 @@ from array import array
 
 import torch
 
+from qtutor.runtime.kv.format import shape_of
+
 BLOCK = 16  # tokens
 
 
@@ -115,11 +117,12 @@ class Pool:
     """The keys and the values of all blocks: a row ``[kv heads * width]`` for each slot, which is block * size + place.
 
     It is taken whole at the beginning, so it can never run out in the middle of a step. Attention calls :meth:`write`
-    and :meth:`read` and nothing else, so a pool that stores codes and scales can stand here.
+    and :meth:`read` and nothing else, so a pool that stores codes and scales can stand here. A slot is written once for
+    a text, and read in the same step. Left out: a kernel that reads blocks where they are; torch needs them in a row.
     """
 
     def __init__(self, config, blocks: int, size: int, dtype: torch.dtype, device):
-        layers, self.heads, self.width = cache_shape(config)
+        layers, self.heads, self.width = shape_of(config)
         self.size, self.device = size, device
         # Zeros: places that nobody has written yet are read with a weight of zero, and 0 * NaN would be NaN.
         shape = layers, blocks * size, self.heads * self.width
@@ -128,7 +131,7 @@ class Pool:
 
     @property
     def nbytes(self) -> int:
-        """What all keys and values take."""
+        """What all keys and values take, as :func:`cache_bytes` says; the copy that :meth:`read` makes comes on top."""
         return self.keys.nbytes + self.values.nbytes
 
     def write(self, layer: int, slots: torch.Tensor, keys, values) -> None:
@@ -137,7 +140,10 @@ class Pool:
         self.values[layer].index_copy_(0, slots, values.flatten(1))
 
     def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of whole tables, int64 ``[texts, blocks]``: ``[texts, kv heads, blocks * size, width]``."""
+        """Keys and values of whole tables, int64 ``[texts, blocks]``: ``[texts, kv heads, blocks * size, width]``.
+
+        They are a copy that the next call overwrites.
+        """
         blocks = tables.flatten()
         if len(blocks) > self._found.shape[1]:  # kept: fresh memory costs more than the copy into it
             self._found = self._found.new_empty(2, 2 * len(blocks), self._found.shape[2])
@@ -148,17 +154,11 @@ class Pool:
         return tuple(found.view(shape).transpose(2, 3))
 
 
-def cache_shape(config) -> tuple[int, int, int]:
-    """Layers, heads of keys and values, and the width of a head, of a transformers config."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, config.num_key_value_heads, width
-
-
-def cache_bytes(config, tokens: int, dtype: torch.dtype) -> int:
+def pool_bytes(config, tokens: int, dtype: torch.dtype) -> int:
     """What so many tokens take in the cache: a key and a value of each kv head in each layer.
 
-    >>> cache_bytes(AutoConfig.for_model("llama", num_key_value_heads=8), 1, torch.bfloat16)  # 32 layers, width 128
+    >>> pool_bytes(AutoConfig.for_model("llama", num_key_value_heads=8), 1, torch.bfloat16)  # 32 layers, width 128
     131072
     """
-    layers, heads, width = cache_shape(config)
+    layers, heads, width = shape_of(config)
     return 2 * layers * heads * width * dtype.itemsize * tokens

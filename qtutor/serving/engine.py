@@ -4,7 +4,8 @@ Token for token it writes what ``model.generate`` writes greedily, whoever else 
 are added in another order. It runs whatever transformers' layers run, float or packed, on the model's own device.
 
 Left out: penalties and top-k of ``generation_config``, beams, and requests that leave before they are finished. Layers
-that look at the whole batch (LLM.int8's outliers) see other users' tokens, and may write something else than alone.
+that look at the whole batch (LLM.int8's outliers) see other users' tokens, and may write something else than alone; and
+a text whose keys overflow leaves infinities in its blocks, which spoil a text that gets these next.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,11 +17,14 @@ import pytest
 import torch
 
 import qtutor
+from qtutor.budget import block_types
 from qtutor.cli import main
 from qtutor.errors import QtutorError
+from qtutor.families import head_dim
+from qtutor.formats.gguf import planned
 from qtutor.gguf import Tensor, encode, read, write
 from qtutor.gguf.architecture import permute, tensor_name, unpermute
-from qtutor.gguf.hyperparameters import head_dim, rope_tensors
+from qtutor.gguf.hyperparameters import rope_tensors
 from qtutor.gguf.imatrix import importance
 from qtutor.gguf.llama3_rope import ROPE
 from qtutor.methods.scaling import fold_model
@@ -134,6 +139,24 @@ def test_scaled_positions_and_windows_are_told(tmp_path):
     keys = read(export(changed(tiny("mistral"), sliding_window=48), tmp_path / "a.gguf")).metadata
     assert keys["llama.context_length"] == keys["llama.attention.sliding_window"] == 48
     assert head_dim(tiny().config) == 16
+
+
+def test_a_window_is_told_once_and_to_the_caller(tmp_path):
+    """Not when types are chosen or a file is planned: whoever writes the file then hears of it."""
+    model, tokenizer = changed(tiny("mistral"), sliding_window=48), letters()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        types = block_types.choose(model, some_ids(4, 32), tokenizer, bits=6)
+        assert sum(planned(model, tokenizer, types=types).values()) > 0 and not heard
+        qtutor.export(model, tmp_path / "a.gguf", "gguf", tokenizer, types=types)
+    assert [Path(one.filename) for one in heard if "sliding_window = 48" in str(one.message)] == [Path(__file__)]
+
+
+@pytest.mark.parametrize("given", [True, False, 3])
+def test_an_importance_that_is_none_is_refused(tmp_path, given):
+    with pytest.raises(QtutorError, match="importance is a "):
+        qtutor.export(tiny(), tmp_path / "a.gguf", "gguf", importance=given)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

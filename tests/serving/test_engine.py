@@ -1,7 +1,7 @@
 """The engine writes what transformers' generate writes, for every family, float and packed."""
 
 import os
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -9,8 +9,11 @@ from hypothesis import given, settings
 
 import qtutor
 from qtutor.errors import QtutorError
+from qtutor.runtime.kv import KVCache, KVFormat, QuantizedPool
 from qtutor.serving import Engine
-from qtutor.serving.cache import cache_bytes
+from qtutor.serving.attention import Step
+from qtutor.serving.cache import Pool, pool_bytes
+from qtutor.serving.scheduler import Piece, Request
 from tests.families import small
 from tests.models import VOCABULARY, tiny
 from tests.serving import invariants
@@ -21,11 +24,12 @@ MODEL = tiny(dtype=torch.float64)
 MODEL.generation_config.eos_token_id = list(range(8))  # one token in 32 or so ends a text
 
 
-def generated(model, prompt, new: int) -> list[int]:
+def generated(model, prompt, new: int, **options) -> list[int]:
     """The greedy continuation, with the token that ended it."""
     ids = torch.tensor([list(prompt)])
+    options |= {"do_sample": False, "pad_token_id": 0}
     with torch.inference_mode():
-        ids = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        ids = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=new, **options)
     return ids[0, len(prompt) :].tolist()
 
 
@@ -135,8 +139,51 @@ def test_requests_may_come_while_others_are_streamed():
 def test_the_cache_takes_the_bytes_that_were_predicted():
     for dtype in (torch.float32, torch.bfloat16):
         engine = Engine(tiny(dtype=dtype), blocks=5)
-        assert engine.pool.nbytes == cache_bytes(engine.model.config, 5 * 16, dtype)
-    assert cache_bytes(engine.model.config, 1, torch.bfloat16) == 2 * 2 * 2 * 16 * 2  # k, v; layers; heads; width
+        assert engine.pool.nbytes == pool_bytes(engine.model.config, 5 * 16, dtype)
+    assert pool_bytes(engine.model.config, 1, torch.bfloat16) == 2 * 2 * 2 * 16 * 2  # k, v; layers; heads; width
+
+
+def test_another_pool_may_stand_behind_the_blocks():
+    class Copy(Pool):
+        """Holds what it is told and hands out copies, so nobody relies on the tensors inside."""
+
+        def read(self, layer, tables):
+            return tuple(part.clone() for part in super().read(layer, tables))
+
+    engine = Engine(MODEL, pool=Copy)
+    request = engine.add(BASES[0][:9], NEW)
+    list(engine.stream())
+    assert type(engine.pool) is Copy and request.output == expected(tuple(BASES[0][:9]))
+
+
+@pytest.mark.parametrize("form", [KVFormat(16), KVFormat(8), KVFormat(4, rotate=True), KVFormat("fp8")])
+def test_blocks_of_codes_write_what_generate_writes_with_a_cache_of_codes(form):
+    engine = Engine(MODEL, blocks=12, block_size=4, tokens_a_step=16, pool=partial(QuantizedPool, form=form))
+    requests = [engine.add(base[:length], NEW) for base in BASES for length in (9, 20)]
+    list(engine.stream())
+    assert sum(request.preemptions for request in requests) > 0
+    for request in requests:
+        assert request.output == generated(MODEL, request.prompt, NEW, past_key_values=KVCache(MODEL, form))
+    invariants.check_empty(engine)
+
+
+def test_pieces_that_are_alike_stand_together_and_each_knows_its_end():
+    model, size = tiny(), 4
+    pool = Pool(model.config, 64, size, model.dtype, model.device)
+    requests = [Request(number, list(range(100 * number, 100 * number + 90)), 1) for number in range(4)]
+    for request in requests:
+        request.table = list(range(10 * request.number, 10 * request.number + 23))
+    spans = [(88, 89), (10, 17), (3, 4), (80, 81)]
+    pieces = [Piece(request, *span) for request, span in zip(requests, spans, strict=True)]
+    step = Step(pool, pieces)
+    assert [group.tables.shape[1] for group in step.groups] == [1, 23, 5]  # blocks of: a short text, two long, a prompt
+    assert step.ids[0, step.ends].tolist() == [88, 116, 203, 380]
+    assert step.positions[0].tolist() == [3, 88, 80, *range(10, 17)]
+    assert step.slots.tolist() == [20 * 4 + 3, 22 * 4, 50 * 4] + [(10 + at // 4) * 4 + at % 4 for at in range(10, 17)]
+    hidden = step.groups[1].mask(None, 2, torch.float64)
+    assert hidden.shape == (2, 1, 2, 92) and hidden.dtype == torch.float64
+    assert (hidden == 0).sum(-1).flatten().tolist() == [89, 89, 81, 81]
+    assert (step.groups[2].mask(4, 2, torch.float32) == 0).sum(-1).flatten().tolist() == [4] * 14
 
 
 def test_what_is_written_stops_at_the_end_of_the_context():

@@ -9,6 +9,11 @@ from IPython.display import Markdown, display
 SAME = 0.05  # two numbers that differ by less than this part are "about the same", on every CPU
 
 
+def deviation(answers: int) -> float:
+    """One standard deviation of the share of right ones among so many answers, at most (half of them right)."""
+    return (0.25 / answers) ** 0.5
+
+
 def say(*sentences: str) -> None:
     """Show sentences as Markdown; those that begin with a dash are items of one list."""
     text = ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from qtutor.course.scores import Score, scores_table, table
-from qtutor.course.tables import SAME, say
+from qtutor.course.tables import SAME, deviation, say
 from qtutor.decoder import tasks
 from qtutor.methods.awq import Search
 
@@ -206,7 +206,7 @@ def where_it_loses(measured: Mapping[str, Mapping[str, Score]], found: Found, qu
     for (_, name), (search, _) in found.items():
         flat[name] = flat.get(name, 0) + (left(search) > 0.9)
     inputs = " and ".join(f"{count} of {len(found) // len(flat)} inputs {name}" for name, count in flat.items())
-    noise = (0.25 / (questions * len(tasks.ARITHMETIC))) ** 0.5
+    noise = deviation(questions * len(tasks.ARITHMETIC))
     say(
         f"**Where it loses, by over 1 %**: {'; '.join(worse)}."
         if worse

@@ -7,7 +7,7 @@ import numpy as np
 
 import qtutor
 from qtutor.course.scores import table
-from qtutor.course.tables import SAME, say
+from qtutor.course.tables import SAME, deviation, say
 from qtutor.decoder import tasks
 from qtutor.gguf.reader import GGUFFile
 from qtutor.measure.against import Comparison
@@ -131,7 +131,7 @@ def which_mix(found: Mapping[str, Measured], mixed: Sequence[str], guided: Seque
     )
     won = ", ".join(f"{1 - kl[f'{mix}, importance'] / kl[mix]:.0%} of the KL of {mix}" for mix in guided)
     lower = [mix for mix in guided if found[f"{mix}, importance"][2].perplexity < 0.99 * found[mix][2].perplexity]
-    noise = (0.25 / (questions * len(tasks.ARITHMETIC))) ** 0.5
+    noise = deviation(questions * len(tasks.ARITHMETIC))
     say(
         *lines,
         f"- Importance takes {won}.",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from qtutor.course.scores import OTHERS, Score, scores_table, table
-from qtutor.course.tables import say
+from qtutor.course.tables import deviation, say
 from qtutor.decoder import tasks
 
 KINDS = len(tasks.ARITHMETIC), len(OTHERS)
@@ -131,7 +131,7 @@ def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], quest
     lines.append(f"- At 4 bits GPTQ by itself recovers {alone:.0%}. Propagation: {_verdict(everything - alone)}.")
     lines.append(f"- AWQ's scales before it, at 4 bits: {_verdict(scaled - everything)}.")
     fewer = [bits for bits in widths if right(measured[f"GPTQ {bits}"]) < right(measured[f"RTN {bits}"]) - 0.035]
-    noise = [(0.25 / (questions * kinds)) ** 0.5 for kinds in KINDS]
+    noise = [deviation(questions * kinds) for kinds in KINDS]
     say(
         *lines,
         "- Right answers, all kinds together: GPTQ gives fewer than RTN, by over 3.5 points (one standard deviation), "
@@ -159,5 +159,5 @@ def by_text(found: Mapping[str, Score], without: str, questions: int) -> None:
     say(
         f"On Python, the least KL comes from **{best}**, the largest from **{worst}**"
         f"{', more than without any text' if worst != without else ''}.",
-        f"Of arithmetic are right: {answers}. One standard deviation is {(0.25 / (questions * KINDS[0])) ** 0.5:.1%}.",
+        f"Of arithmetic are right: {answers}. One standard deviation is {deviation(questions * KINDS[0]):.1%}.",
     )

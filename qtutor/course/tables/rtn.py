@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from qtutor.course.scores import table
-from qtutor.course.tables import say
+from qtutor.course.tables import deviation, say
 from qtutor.measure.against import Comparison
 from qtutor.report import Report
 
@@ -49,7 +49,7 @@ def what_suffers_first(measured: Mapping[str, Measured], questions: int, functio
         )
         if arithmetic > rest + POINTS:
             more.append(width)
-    noise, noise_valid = (100 * (0.25 / count) ** 0.5 for count in (questions, functions))
+    noise, noise_valid = (100 * deviation(count) for count in (questions, functions))
     say(
         *lines,
         f"Arithmetic loses clearly more than the rest, {POINTS} points at least, at: {', '.join(more) or 'none'} bits.",

@@ -13,9 +13,8 @@ bits in groups of 64, scales and zero points in the loops' order take 8 % more m
 """
 
 import functools
-import importlib.util
+import importlib
 import sys
-import warnings
 from types import ModuleType
 
 import numpy as np
@@ -26,6 +25,8 @@ from qtutor.compiling import told_if_slow
 from qtutor.core.codebooks import Codebook
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
+from qtutor.runtime.kernels import gradients
+from qtutor.runtime.kernels.installed import installed
 from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
 
@@ -71,17 +72,11 @@ def _reason_against(levels: int | None, bits: int, rows: int, columns: int, grou
 @functools.cache
 def available() -> bool:
     """Whether numba is installed; it is imported when the first product is computed. Warns, once, if it is not."""
-    try:
-        found = importlib.util.find_spec("numba") is not None
-    except ValueError:  # a module that is forbidden has no specification
-        found = False
-    if not found:
-        warnings.warn(
-            "numba is not installed, so packed layers multiply by the reference, which is about a hundred times as "
-            "slow. Install it: pip install 'qtutor[gguf]'.",
-            stacklevel=2,
-        )
-    return found
+    return installed(
+        "numba",
+        "numba is not installed, so packed layers multiply by the reference, which is about a hundred times as "
+        "slow. Install it: pip install 'qtutor[gguf]'.",
+    )
 
 
 def manner(batch: int, dtype: torch.dtype) -> str:
@@ -112,8 +107,7 @@ def packed(state: Tiles) -> torch.Tensor:
 def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
     tokens = x.numel() // state.columns
-    differentiated = x.requires_grad and torch.is_grad_enabled()
-    if 0 < tokens <= MOST and x.dtype in DTYPES and not differentiated and x.shape[-1] == state.columns:
+    if 0 < tokens <= MOST and x.dtype in DTYPES and not gradients.wanted(x) and x.shape[-1] == state.columns:
         values = x.detach().to(torch.float32).reshape(tokens, -1, 8).contiguous()
         y = _product(values.numpy(), state)
         if y is not None:

@@ -19,9 +19,7 @@ Left out: 5, 6 and 7 bits, and groups that 8 does not divide.
 
 import functools
 import importlib
-import importlib.util
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +27,8 @@ import torch
 from qtutor.core.codebooks import Codebook
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
-from qtutor.runtime.kernels import reference
+from qtutor.runtime.kernels import gradients, reference
+from qtutor.runtime.kernels.installed import installed
 
 MOST = 16  # tokens
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -93,17 +92,11 @@ def reason_against(layer) -> str | None:
 @functools.cache
 def available() -> bool:
     """Whether triton is installed; it is imported when the first product is computed. Warns, once, if it is not."""
-    try:
-        found = importlib.util.find_spec("triton") is not None
-    except ValueError:  # a module that is forbidden has no specification
-        found = False
-    if not found:
-        warnings.warn(
-            "triton is not installed, so packed layers on a GPU multiply by the reference, which is slow. Install it: "
-            "pip install triton.",
-            stacklevel=2,
-        )
-    return found
+    return installed(
+        "triton",
+        "triton is not installed, so packed layers on a GPU multiply by the reference, which is slow. Install it: "
+        "pip install triton.",
+    )
 
 
 def manner(batch: int, dtype: torch.dtype) -> str:
@@ -145,8 +138,7 @@ def _by_groups(values: torch.Tensor, rows: int) -> torch.Tensor:
 def run(x: torch.Tensor, state: State, launch: Launch | None = None) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype; ``launch`` in place of that of :data:`LAUNCHES`."""
     tokens = x.numel() // state.columns
-    differentiated = x.requires_grad and torch.is_grad_enabled()
-    if not 0 < tokens <= MOST or x.dtype not in DTYPES or differentiated or x.shape[-1] != state.columns:
+    if not 0 < tokens <= MOST or x.dtype not in DTYPES or gradients.wanted(x) or x.shape[-1] != state.columns:
         return reference.run(x, state.plain)
     padded = 1 << (tokens - 1).bit_length()
     launch = launch or LAUNCHES[padded]

@@ -1,4 +1,5 @@
-"""The gradient of products whose inputs are rounded: it passes the rounding as if it were not there."""
+"""Whether a product's gradient is wanted; and that of products whose inputs are rounded, which passes the rounding as
+if it were not there."""
 
 import torch
 from torch.nn.functional import linear

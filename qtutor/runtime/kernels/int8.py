@@ -45,6 +45,7 @@ def run(x: torch.Tensor, state: State) -> torch.Tensor:
         weight = unpack(state.packed[rows], state.bits, state.columns).double() - state.zero
         product = mixed_product(flat, *inputs, weight, state.absmax[rows])
         if gradients.wanted(x):
-            product = gradients.of_exact(product, flat, weight * state.absmax[rows].double()[:, None] / 127)
+            exact = weight * state.absmax[rows].double()[:, None] / 127
+            product = gradients.of_exact(product, flat, exact)
         y[:, rows] = product.to(x.dtype)
     return y.reshape(*x.shape[:-1], count)

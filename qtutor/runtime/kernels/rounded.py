@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from qtutor.core.grid import IntGrid
-from qtutor.runtime.kernels import cpu
+from qtutor.runtime.kernels import cpu, gradients
 from qtutor.runtime.kernels.tiles import ROWS, Tiles
 
 prepare, packed = cpu.prepare, cpu.packed
@@ -54,7 +54,7 @@ def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     codes, steps, sums = _rounded(x, state)
     if codes is None:
         return cpu.run(x, state)
-    if tokens > cpu.MOST or (x.requires_grad and torch.is_grad_enabled()):
+    if tokens > cpu.MOST or gradients.wanted(x):
         return cpu.run(_as_numbers(codes, steps, x), state)
     loops, tiles = _loops(), len(state.scales)
     y = np.empty((tokens, tiles * ROWS), np.float32)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from qtutor.core.grid import IntGrid
-from qtutor.runtime.kernels import reference
+from qtutor.runtime.kernels import gradients, reference
 
 GROUPS = 32, 64, 128, 256
 
@@ -59,7 +59,7 @@ def manner(batch: int, dtype: torch.dtype) -> str:
 
 def run(x: torch.Tensor, state: State) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]``, bfloat16."""
-    if not x.numel() or (x.requires_grad and torch.is_grad_enabled()):
+    if not x.numel() or gradients.wanted(x):
         return reference.run(x, state.plain)
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     y = torch._weight_int4pack_mm_for_cpu(flat, state.matrix, state.group_size, state.scales)

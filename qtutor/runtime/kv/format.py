@@ -15,6 +15,7 @@ from qtutor.core.float_grid import FP8
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.packing import packed_width
 from qtutor.errors import QtutorError, check_choice
+from qtutor.families import head_dim
 
 GRIDS = {2: IntGrid(2), 4: IntGrid(4), 8: IntGrid(8), "fp8": FP8, 16: None}
 TOKEN, CHANNEL = "token", "channel"
@@ -128,8 +129,7 @@ def cache_bytes(config, form: KVFormat, tokens: int, batch: int = 1, dtype: torc
 
 def shape_of(config) -> tuple[int, int, int]:
     """Layers, heads of keys and values, and the width of a head."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, config.num_key_value_heads, head
+    return config.num_hidden_layers, config.num_key_value_heads, head_dim(config)
 
 
 def windows(config) -> list[int | None]:
