@@ -12,9 +12,9 @@ With 4 bits (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) a scale serve
 MXFP4 is OCP Microscaling Formats v1.0 (2023). By its rule for the scale, a block's largest weight lies between 4 and 8
 scales, and what is above 6 is cut off. Here the rule is that of compressed-tensors: from 7 scales on, it doubles.
 
-NVFP4 here tries two scales for each block, and takes the one of less squared error ("four over six", Cook et al. 2025,
-"Four Over Six: More Accurate NVFP4 Quantization with Adaptive Block Scaling"): the block's largest weight becomes 6, or
-4. From 4 to 6 there is no level, so a weight of 5/6 of the largest is far from one with the first scale.
+NVFP4 here tries two scales for each block, and takes the one of less squared error (Cook et al. 2025, "Four Over Six",
+arXiv 2512.02010): the block's largest weight becomes 6, or 4. From 4 to 6 there is no level, so a weight of 5/6 of the
+largest is far from one with the first scale.
 
 The one number for all is a power of two here, so formats that store it (ModelOpt) and formats that store its inverse
 (compressed-tensors) hold exactly the same weights. Others take ``largest / (6 * 448)``, which uses up to one more of

@@ -49,6 +49,9 @@ transformers 5.23 with compressed-tensors 0.19 or 0.20 makes room for zero point
 asymmetric files, except where it decodes all weights as it loads. ``dequantize: true`` in the settings has it do that;
 it then decodes every layer by the first group, so it reads asymmetric files with one group only. Others ignore the key.
 
+transformers also decodes the 4-bit floats to bfloat16 at the first token, whatever the dtype of the model: load it in
+that one.
+
 Left out: FP4 with inputs of 4 bits as well (NVFP4, MXFP4 without A16), FP8 in blocks of 128 x 128, static scales of
 inputs, sparsity, rotations (transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19,
 which packed other bytes.
