@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from qtutor.core.grid import Grid, fit_groups
+from qtutor.core.grid import Grid, fit_groups, storable, wider_ranges
 
 ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
@@ -32,13 +32,14 @@ def search(
     """Scale and zero ``[out, groups]`` of the cheapest range of every group of ``grouped [out, groups, group_size]``.
 
     cost: rounding errors, shaped like ``grouped``, to ``[out, groups]``; it may change them. The search tries the
-    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it. Of equals the first stays, so no
-    group ends above what its whole range costs.
+    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it, then those that the grid has of its
+    own (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group ends above what its whole
+    range costs.
     """
     low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
     best = None  # cost, scale, zero
-    for step in range(steps + 1):  # every group tries the same shares, and keeps its own best
-        share = 1 - shrink * step / steps
+    shares = [1 - shrink * step / max(steps, 1) for step in range(steps + 1)]
+    for share in (*shares, *wider_ranges(grid)):  # every group tries the same shares, and keeps its own best
         # All that a fit looks at: a group of two, its smallest and its largest weight.
         scale, zero = fit_groups(torch.stack([low, high], dim=-1) * share, grid)
         tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
@@ -95,7 +96,7 @@ def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
     What it has comes first: of equals the first stays.
     """
     if turn == 0:
-        tried = [(share, 0) for share in (1.0, *SHARES)]
+        tried = [(share, 0) for share in (1.0, *SHARES, *wider_ranges(grid))]
     else:
         # This factor moves the outermost level by part of a step: about so little makes other codes.
         unit = UNITS[(turn - 1) % len(UNITS)] / (2**grid.bits - 1)
@@ -151,7 +152,7 @@ class Judge:
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Rounded as it will be stored, since the codes have to fit that."""
-        return scale.clamp(min=TINY).to(self.grid.scale_dtype)
+        return storable(scale, self.grid, TINY)
 
 
 def rounding_errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
