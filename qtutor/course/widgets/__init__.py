@@ -11,7 +11,7 @@ _WHERE = {
     "PROMPTS": "start",
     "activation_outliers": "distributions",
     "block_view": "gguf",
-    "column_stepper": "gptq",
+    "duel": "gptq",
     "explore": "explorer",
     "four_formats": "checkpoints",
     "levels_over_bell": "bnb",
