@@ -71,7 +71,7 @@ def test_the_next_column_can_be_chosen_by_click_and_by_key(open_page, layer):
     page.get_by_label("input 7:").first.click()  # it is rounded already: nothing happens
     assert page.evaluate(STATE)["order"][:4] == [7, 2, 3, 0] and page.evaluate(STATE)["step"] == 3
     assert_as_in_python(page, layer, 3)
-    assert "input 3 is rounded" in page.locator(".said").inner_text()
+    assert "the weight of input 3 is rounded" in page.locator(".said").inner_text()
     page.get_by_role("button", name="back").click()
     assert page.evaluate(STATE)["step"] == 2
     assert_as_in_python(page, layer, 3)

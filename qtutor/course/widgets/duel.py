@@ -94,8 +94,10 @@ const span = (one, other) => {
   return `top:${top}%;height:${bottom - top}%`;
 };
 
-const levels = Array.from({length: data.largest + 1}, (_, code) =>
-  `<div class="level${code === data.zero ? ' zero' : ''}" style="top:${height(data.scale * (code - data.zero))}%"></div>`);
+const levels = Array.from({length: data.largest + 1}, (_, code) => {
+  const place = height(data.scale * (code - data.zero)), kind = code === data.zero ? 'level zero' : 'level';
+  return `<div class="${kind}" style="top:${place}%"></div>`;
+});
 const strip = data.sizes.map(size => `<span><i style="height:${100 * size}%"></i></span>`).join('');
 const panel = (kind, title, colour) => `<div class="panel ${kind}" style="--colour:${colour}">
   <p><b>${title}</b>: output error <b class="error"></b></p><div class="meter"><i></i></div>
@@ -107,14 +109,15 @@ const panel = (kind, title, colour) => `<div class="panel ${kind}" style="--colo
 const button = (act, text) => `<button type="button" data-act="${act}">${text}</button>`;
 find('.play').innerHTML = `<div class="buttons orders" role="group" aria-label="order of the columns">order:
   ${names.map(name => button(name, name)).join('')}${button('random', 'random')}</div>
-  <div class="buttons" role="group" aria-label="steps">${button('back', '\u2190 back')}${button('step', 'one step \u2192')}
-  ${button('end', 'to the end')}${button('start', 'start again')}</div>
+  <div class="buttons" role="group" aria-label="steps">${button('back', '\u2190 back')}
+  ${button('step', 'one step \u2192')}${button('end', 'to the end')}${button('start', 'start again')}</div>
   <div class="panels">${panel('gptq', 'GPTQ', '#0072B2')}${panel('rtn', 'Round to nearest', '#D55E00')}</div>
   <p><small>Dashed bar: not rounded yet. Full bar: rounded. Thick line across: the weight at the start. Thick line
   upright: what the last step moved. Faint lines: levels of the grid. The number under a bar: its place in the order.
   Below it: the size of its input.</small></p>
   <p class="said" aria-live="polite"></p>
-  <div class="curve"><svg role="img" viewBox="0 0 100 100" preserveAspectRatio="none"></svg><span class="top"></span></div>
+  <div class="curve"><svg role="img" viewBox="0 0 100 100" preserveAspectRatio="none"></svg>
+  <span class="top"></span></div>
   <p><small>Output error so far, step by step: full line GPTQ, dashed line round to nearest, thin lines GPTQ in orders
   that you tried before. The upper edge is the number on its right.</small></p><div class="board"></div>`;
 
@@ -148,17 +151,18 @@ const draw = () => {
     });
   }
   box.querySelectorAll('.orders button').forEach(one =>
-    one.setAttribute('aria-pressed', one.dataset.act === state.name.split(' ', 1)[0] || one.dataset.act === state.name));
+    one.setAttribute('aria-pressed', state.name.replace(/ [0-9]+$/, '') === one.dataset.act));
   for (const [act, off] of [['back', !step], ['start', !step], ['step', step === n], ['end', step === n]])
     find(`[data-act="${act}"]`).disabled = off;
 
   const others = found.moves.map((move, j) => j === now ? 0 : move);
   const most = others.reduce((best, move, j) => Math.abs(move) > Math.abs(others[best]) ? j : best, 0);
-  const pushed = step < n && others[most] ? `The others move to make up for it, input ${inputs[most]} most, by
+  const pushed = step < n && others[most] ? `The others move to make up for it, that of input ${inputs[most]} most, by
     ${signed(others[most])}.` : 'No other column is left to make up for it.';
   find('.said').textContent = !step ? `Nothing is rounded yet. Take a step, or click the column to round next.`
-    : `Step ${step} of ${n}, ${state.name}: input ${inputs[now]} is rounded, which changes it by ${signed(-found.off)}. ` +
-      `${pushed} Output error: GPTQ ${percent(gptqs[step])}, round to nearest ${percent(rtns[step])}.`;
+    : `Step ${step} of ${n}, ${state.name}: the weight of input ${inputs[now]} is rounded, which changes it by ` +
+      `${signed(-found.off)}. ${pushed} Output error: GPTQ ${percent(gptqs[step])}, ` +
+      `round to nearest ${percent(rtns[step])}.`;
 
   const line = (errors, colour, more) => `<path style="stroke:${colour};${more}" d="M${
     errors.map((e, k) => `${100 * k / n} ${100 - 100 * e / top}`).join(' L')}"/>`;
@@ -167,11 +171,12 @@ const draw = () => {
   find('svg').setAttribute('aria-label', `error of the output so far: ${find('.said').textContent}`);
   find('.curve .top').textContent = percent(top);
 
+  const ofNearest = replay(order, n).errors[n][1];
   const best = Math.min(...[...tried.values()].map(errors => errors[n]));
   find('.board').innerHTML = tried.size === 0 ? '' : `<table><caption>orders tried to the end</caption>
     <tr><th scope="col">order<th scope="col">GPTQ<th scope="col">of round to nearest</tr>${
     [...tried].map(([name, errors]) => `<tr><td>${name}${errors[n] === best ? ' (the best so far)' : ''}
-      <td>${percent(errors[n])}<td>${(100 * errors[n] / replay(order, n).errors[n][1]).toFixed(0)}\u00a0%</tr>`).join('')}</table>`;
+      <td>${percent(errors[n])}<td>${(100 * errors[n] / ofNearest).toFixed(0)}\u00a0%</tr>`).join('')}</table>`;
 };
 
 const choose = (name, order) => Object.assign(state, {name, order, step: 0});

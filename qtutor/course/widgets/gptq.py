@@ -98,9 +98,9 @@ def duel(
 ) -> Explorer:
     """One row of a layer, rounded by GPTQ and to nearest side by side, as if the layer had no other inputs.
 
-    weight: ``[out, in]``. hessian: ``[in, in]`` of the layer's inputs. row: which output. inputs: which inputs, 16 to 32
-    of them; more are too narrow to be clicked. bits: the first setting. frames: as in :func:`explore`; by default 2, 3
-    and 4 bits. Raises :class:`QtutorError` for inputs or a row that the layer has not.
+    weight: ``[out, in]``. hessian: ``[in, in]`` of the layer's inputs. row: which output. inputs: which inputs, 16 to
+    32 of them; more are too narrow to be clicked. bits: the first setting. frames: as in :func:`explore`; by default 2,
+    3 and 4 bits. Raises :class:`QtutorError` for inputs or a row that the layer has not.
     """
     inputs = [int(i) for i in inputs]
     if not inputs or not all(0 <= i < weight.shape[1] for i in inputs) or not 0 <= row < len(weight):
