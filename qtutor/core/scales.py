@@ -192,7 +192,7 @@ class FloatScales(Scales):
         return {"scale_codes": (shape, torch.uint8), "scale_of_all": ((), torch.float32)}
 
 
-def scales_of(grid: Grid, nested: bool = False) -> type[Scales]:
+def class_of_scales(grid: Grid, nested: bool = False) -> type[Scales]:
     """How the scales of ``grid`` are stored; nested: quantized once more, where a recipe says so."""
     if isinstance(grid, BlockGrid):
         return {"e8m0": PowerScales, "e4m3": FloatScales}[grid.scales]
@@ -202,5 +202,5 @@ def scales_of(grid: Grid, nested: bool = False) -> type[Scales]:
 def stored(scales: torch.Tensor, grid: Grid) -> Scales:
     """``scales [out, groups]`` that ``grid`` fitted, in the form in which they are stored."""
     if isinstance(grid, BlockGrid):
-        return scales_of(grid).encode(scales, grid.unit)
+        return class_of_scales(grid).encode(scales, grid.unit)
     return PlainScales(scales)

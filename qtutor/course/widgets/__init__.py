@@ -12,7 +12,7 @@ _WHERE = {
     "activation_outliers": "distributions",
     "blast_radius": "blast",
     "block_view": "gguf",
-    "column_stepper": "gptq",
+    "duel": "gptq",
     "explore": "explorer",
     "four_formats": "checkpoints",
     "levels_over_bell": "bnb",
