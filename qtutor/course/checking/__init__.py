@@ -62,9 +62,8 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     except limits.TimeUp as up:
         return Verdict(False, _still_running(exercise, cases[min(len(got), len(cases) - 1)][0], up))
     if got[-1].kind == "todo":
-        return Verdict(
-            False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."
-        )
+        hints = "" if exercise.difficulty == 4 else "; hints are above"
+        return Verdict(False, f"{exercise.name}: not done yet. Write the function, then run this cell again{hints}.")
     expected = [_right(exercise, exercise.reference, names, arguments) for _, arguments in cases]
     broken = [_broken(exercise, case[1], outcome, right) for case, outcome, right in zip(cases, got, expected)]
     wrong = [
