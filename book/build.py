@@ -2,8 +2,8 @@
 
 1. The script that draws formulas comes out of an npm package, pinned by version and sha512, and stays in
    book/_build/npm. The package is not installed and none of its code runs here.
-2. Every chapter is written into book/_build/source as a learner gets it: stubs, solutions folded beneath them. The
-   index gets its list of chapters from their titles.
+2. Every chapter is written into book/_build/source as a learner gets it: stubs, solutions folded beneath them, words
+   linked to the glossary. The index gets its list of chapters from their titles.
 3. Sphinx builds them, warnings as errors. Stored outputs are shown; nothing is executed.
 
 The site asks no other machine for anything: it can be copied anywhere, and read from the disk too. Files are written
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import nbformat
 
+from qtutor.course import glossary
 from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
 
@@ -111,6 +112,7 @@ def chapter_for_the_book(notebook: nbformat.NotebookNode, name: str) -> nbformat
     frames), that is what the page shows.
     """
     chapter = learner_version(notebook, keep_outputs=True, name=name)
+    chapter = glossary.linked(chapter, name, target="glossary.md", lower=True)
     if "widgets" in chapter.metadata:
         return chapter
     for cell in chapter.cells:
@@ -124,28 +126,30 @@ def chapter_for_the_book(notebook: nbformat.NotebookNode, name: str) -> nbformat
 
 def title_and_question(notebook: nbformat.NotebookNode) -> tuple[str, str]:
     """The chapter's title, and the first paragraph beneath it up to its last question mark (all of it without one)."""
-    title, _, rest = notebook.cells[0].source.partition("\n")
+    rest = notebook.cells[0].source.partition("\n")[2]
     paragraph = " ".join(rest.strip().split("\n\n")[0].split()).replace("**The question.**", "").strip()
     asked = re.match(r".*\?\*?", paragraph)
-    return title.lstrip("# ").strip(), asked[0] if asked else paragraph
+    return glossary.title_of(notebook), asked[0] if asked else paragraph
 
 
 def write_source(folder: Path) -> list[str]:
     """Write index and chapters, remove chapters that are no more, and return the chapters' names."""
     folder.mkdir(parents=True, exist_ok=True)
     masters = sorted(CHAPTERS.glob("*.ipynb"))
-    entries, tree = [], []
+    entries, tree, titles = [], [], {}
     for path in masters:
         notebook = nbformat.read(path, 4)
         title, question = title_and_question(notebook)
+        titles[path.name] = title
         entries.append(f"[**{title}**]({path.name})\n: {question}\n")
         tree.append(path.stem)
         write_if_new(folder / path.name, nbformat.writes(chapter_for_the_book(notebook, path.name)).encode())
-    contents = "\n".join([*entries, "```{toctree}", ":hidden:", "", *tree, "```", ""])
+    contents = "\n".join([*entries, "```{toctree}", ":hidden:", "", *tree, "glossary", "```", ""])
     index = (BOOK / "index.md").read_text()
     if LIST_OF_CHAPTERS not in index:
         raise QtutorError(f"book/index.md has no line {LIST_OF_CHAPTERS!r}, where the list of chapters goes: add it.")
     write_if_new(folder / "index.md", index.replace(LIST_OF_CHAPTERS, contents).encode())
+    write_if_new(folder / "glossary.md", glossary.page(titles).encode())
     for old in folder.glob("*.ipynb"):
         if old.stem not in tree:
             old.unlink()
