@@ -1,8 +1,8 @@
 """Draw the picture of the README and of the book's first page: python book/picture.py (some five minutes, one core).
 
-One model, one prompt, at 16, 4, 3 and 2 bits a weight. Each panel has one group of 64 real weights on the levels that the
-width leaves them, what the decoder then writes, its true bytes, and KL divergence to the float model on the held-out
-text: rounded to nearest, and by GPTQ as it is by default. All of it is computed here; nothing is typed in.
+One model, one prompt, at 16, 4, 3 and 2 bits a weight. Each panel has one group of 64 real weights on the levels that
+the width leaves them, what the decoder then writes, its true bytes, and KL divergence to the float model on the
+held-out text: rounded to nearest, and by GPTQ as it is by default. All of it is computed here; nothing is typed in.
 
 The result is book/pictures/widths.svg. It is drawn as text and lines, so it is small, sharp, and can be read aloud. In
 the file, colours follow the reader's light or dark setting; book/build.py takes the panels apart, so that they follow

@@ -68,8 +68,8 @@ def _without_workspace(here: Path) -> str:
     if here.resolve() == workspace.chapters_folder().resolve():
         return ""
     return (
-        f"Not kept: {here} is not in a workspace. 'qtutor learn --no-start' makes one, {workspace.DEFAULT_FOLDER}; what "
-        f"you pass in a notebook there is kept in its folder {FOLDER}."
+        f"Not kept: {here} is not in a workspace. 'qtutor learn --no-start' makes one, {workspace.DEFAULT_FOLDER}; "
+        f"what you pass in a notebook there is kept in its folder {FOLDER}."
     )
 
 
