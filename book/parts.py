@@ -18,7 +18,7 @@ PLACES = (((0.40, 0.60),), ((0.27, 0.42), (0.55, 0.72)))
 
 
 def gutters(grey: np.ndarray) -> list[tuple[int, int]]:
-    """The blank columns between what is drawn in a picture ``[height, width]``: (first, behind the last) of each run."""
+    """The runs of blank columns in the inner part of a picture ``[height, width]``, as (first, behind the last)."""
     edges = np.diff((grey >= BLANK).all(axis=0).astype(np.int8), prepend=0, append=0)
     runs = zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist())
     width = grey.shape[1]
@@ -28,6 +28,8 @@ def gutters(grey: np.ndarray) -> list[tuple[int, int]]:
 def cuts(grey: np.ndarray) -> list[int]:
     """Where a picture is to be cut, in pixels from the left; empty if it stays whole."""
     width = grey.shape[1]
+    if any(end - start >= NARROWEST for start, end in gutters(grey.T)):
+        return []  # panels in several rows: one column after the other would not be their order
     found = [(start, end) for start, end in gutters(grey) if end - start >= NARROWEST]
     for places in PLACES:
         inside = [[(s, e) for s, e in found if low * width <= (s + e) / 2 <= high * width] for low, high in places]
