@@ -239,7 +239,7 @@ def test_on_paper_there_is_the_text_alone(open_page, site):
     page.emulate_media(media="print")
     for hidden in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".prev-next-footer"):
         assert not page.locator(hidden).first.is_visible(), hidden
-    assert page.locator("article h1").is_visible()
+    assert page.locator("h1:visible").count() == 1  # the theme prints a title of its own
     cut_off = (
         "[...document.querySelectorAll('article pre')].filter(pre => pre.scrollWidth > pre.clientWidth + 1).length"
     )
