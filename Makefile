@@ -74,7 +74,7 @@ capabilities: setup
 engines:
 	@$(call SETUP,learn$(comma)test$(comma)engines-prebuilt)
 	@$(BIN)/python tests/engines/environments.py
-	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest tests/gguf tests/formats tests/methods/test_bnb.py
+	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest $(BOTH_CORES) tests/gguf tests/formats tests/methods/test_bnb.py
 	$(TEST_ENV) SERVING_LOADS=300 $(BIN)/python -m pytest tests/serving/test_engine.py -k generate
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/engines-venv/bin/python -m pytest tests/engines --ignore tests/engines/test_in_vllm.py
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/vllm-venv/bin/python -m pytest tests/engines/test_in_vllm.py

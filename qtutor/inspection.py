@@ -161,8 +161,9 @@ def print_layers(path: Path, sizes: dict[str, int]) -> None:
             count = rows_of_layer * columns
             size = sum(sizes[key] for key in sizes if key.startswith(f"{name}.") and key != f"{name}.bias")
             grid = "symmetric" if layer["symmetric"] else "asymmetric"
-            cells = (printable(str(layer[key])) for key in ("bits", "group_size"))
-            rows.append((printable(name), *cells, grid, f"{8 * size / count:.3f}"))
+            grid = grid if layer["grid"] == "integers" else layer["grid"]
+            cells = (printable(str(cell)) for cell in (layer["bits"], layer["group_size"], grid))
+            rows.append((printable(name), *cells, f"{8 * size / count:.3f}"))
             weights, total = weights + count, total + size
         rows.append(("total", "", "", "", f"{8 * total / weights:.3f}"))
         options = ", ".join(f"{printable(name)} = {shown(value, LONGEST)}" for name, value in recipe.items())

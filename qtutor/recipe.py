@@ -6,19 +6,19 @@ from fnmatch import fnmatchcase
 
 from qtutor.calibration.precision import WIDE
 from qtutor.core.codebooks import FP4, INT8, NF4
-from qtutor.core.float_grid import FP8
+from qtutor.core.float_grid import FP8, MXFP4, NVFP4
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
 from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
-from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
+from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder
 from qtutor.methods.scaling import Scaling
 
 CLIPS = ("auto", *gptq.CLIPS)
 KEEP = "float"
 OF_A_LAYER = (
-    *("method", "bits", "group_size", "symmetric", "clip"),
+    *("method", "bits", "group_size", "symmetric", "clip", "levels"),
     *("act_order", "static_groups", "damping", "double"),
 )
 
@@ -30,7 +30,7 @@ SWITCHES = ("symmetric", "static_groups", "duo", "propagate", "token_weights", "
 class Method:
     """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it.
 
-    codebook: the one grid of a method whose levels are unevenly spaced.
+    codebook: the one grid of a method that has no choice of levels.
     """
 
     rounder: type[Rounder]
@@ -45,6 +45,7 @@ class Method:
 
 METHODS = {
     "rtn": Method(Nearest),
+    "hqq": Method(Hqq),
     "awq": Method(Nearest, scaled=True, clip="output"),
     "gptq": Method(Gptq, clip="output"),
     "awq+gptq": Method(Gptq, scaled=True, clip="output"),
@@ -52,8 +53,15 @@ METHODS = {
     "fp4": Method(Listed, codebook=FP4),
     "int8": Method(Listed, codebook=INT8),
     "fp8": Method(Nearest, codebook=FP8),
+    "mxfp4": Method(Nearest, codebook=MXFP4),
+    "nvfp4": Method(Nearest, codebook=NVFP4),
 }
-OWN_SIZES = {INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR)}  # the groups of these; by itself the first
+LEVELS = {"integers": None, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}  # on which any other method may round
+# The groups of these; by itself the first.
+OWN_SIZES = {
+    **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR)},
+    **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
+}
 CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
 
 
@@ -61,9 +69,13 @@ CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated
 class Recipe:
     """How to quantize.
 
-    method: ``"rtn"``, ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes'
-    ``"nf4"``, ``"fp4"``, ``"int8"``, or ``"fp8"`` (E4M3, inputs too), which fix their bits and grid, and for int8 and
-    fp8 one scale a row (or, of fp8, one a tensor).
+    method: ``"rtn"``, ``"hqq"`` (:mod:`qtutor.methods.hqq`), ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then
+    GPTQ's rounding), or bitsandbytes' ``"nf4"``, ``"fp4"``, ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``,
+    ``"nvfp4"``, which fix their bits and grid, and, but for nf4 and fp4, their groups: for int8 and fp8 one scale a row
+    (or, of fp8, one a tensor).
+    levels: what rtn, awq and gptq round to: ``"integers"`` of so many bits, or ``"fp8"``, ``"mxfp4"``, ``"nvfp4"``
+    (:mod:`qtutor.core.float_grid`), which fix bits and groups as the methods of these names do. So ``Recipe("gptq",
+    levels="mxfp4")`` is GPTQ on MXFP4, and ``Recipe("rtn", levels="mxfp4")`` rounds as ``Recipe("mxfp4")`` does.
     bits: 2 to 8. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it matters on the
     calibration text (:mod:`qtutor.budget`).
     group_size: the number of weights that share a scale; -1: one scale a row, 0: one a tensor. symmetric: the zero
@@ -93,6 +105,7 @@ class Recipe:
     group_size: int = 64
     symmetric: bool = False
     clip: str = "auto"
+    levels: str = "integers"
     act_order: str = "groups"
     static_groups: bool = False
     damping: float = DAMPING
@@ -111,13 +124,21 @@ class Recipe:
         if self.method not in METHODS:
             raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
         check_choice("clip", self.clip, CLIPS)
+        check_choice("levels", self.levels, tuple(LEVELS))
+        if METHODS[self.method].codebook and self.levels != "integers":
+            raise QtutorError(f"levels = {self.levels!r}: method {self.method!r} has its own; leave levels out.")
+        if METHODS[self.method].rounder is Hqq and (self.levels != "integers" or self.clip not in ("auto", "none")):
+            raise QtutorError(
+                f"levels = {self.levels!r}, clip = {self.clip!r}: method 'hqq' searches ranges of integers by itself; "
+                "leave both out."
+            )
         if self.clip == "output" and not self.needs_calibration:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
         check_choice("act_order", self.act_order, ACT_ORDERS)
         check_damping(self.damping)
         for pattern, change in self.layers.items():
             self._changed(pattern, change)  # raises for an exception that fits no layer at all
-        codebook = METHODS[self.method].codebook
+        codebook = self.codebook
         if codebook is None:
             if self.target_size is not None:
                 self._check_target_size()
@@ -125,11 +146,12 @@ class Recipe:
                 IntGrid(self.bits, self.symmetric)  # raises for bits outside 2 ... 8
                 object.__setattr__(self, "bits", int(self.bits))
             return
+        whose = f"method {self.method!r} has" if self.levels == "integers" else f"levels of {self.levels!r} have"
         if self.target_size is not None:
-            raise QtutorError(f"target_size chooses bits, and method {self.method!r} has {codebook.bits} bits.")
+            raise QtutorError(f"target_size chooses bits, and {whose} {codebook.bits} bits.")
         if self.bits not in (4, codebook.bits):  # 4 is the default, so perhaps nobody asked for it
-            raise QtutorError(f"bits = {self.bits}: method {self.method!r} has {codebook.bits} bits.")
-        if self.clip not in ("auto", "none"):
+            raise QtutorError(f"bits = {self.bits}: {whose} {codebook.bits} bits.")
+        if self.clip not in ("auto", "none") and self.levels == "integers":
             raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
         own = {"bits": codebook.bits, "symmetric": True}
         sizes = OWN_SIZES.get(codebook, (self.group_size,))
@@ -170,8 +192,13 @@ class Recipe:
         return f"bits = {self.bits}" if self.target_size is None else "target_size"
 
     @property
+    def codebook(self) -> Grid | None:
+        """The grid that the method or ``levels`` name; ``None`` where bits and symmetry say it."""
+        return METHODS[self.method].codebook or LEVELS[self.levels]
+
+    @property
     def grid(self) -> Grid:
-        return METHODS[self.method].codebook or IntGrid(self.bits, self.symmetric)
+        return self.codebook or IntGrid(self.bits, self.symmetric)
 
     @property
     def transforms(self) -> tuple[Scaling, ...]:
@@ -184,6 +211,8 @@ class Recipe:
         kind = METHODS[self.method].rounder
         if kind is Listed:
             return Listed(self.double)
+        if kind is Hqq:
+            return Hqq()
         clip = METHODS[self.method].clip if self.clip == "auto" else self.clip
         return Gptq(clip, self.static_groups) if kind is Gptq else Nearest(clip)
 
@@ -230,10 +259,12 @@ class Recipe:
                 f"differs: {', '.join(OF_A_LAYER)}."
             )
         recipe = recipe or replace(self, layers={})
-        codebook = METHODS[recipe.method].codebook
-        if "method" in change and codebook:  # the codebook's method fixed these options, so nobody chose them
+        codebook = recipe.codebook
+        if codebook and recipe._leaves_levels(change):  # its method or levels fixed these options, so nobody chose them
             group_size = Recipe.group_size if codebook in OWN_SIZES else recipe.group_size
-            recipe = replace(recipe, method="rtn", bits=Recipe.bits, symmetric=False, group_size=group_size)
+            method = "rtn" if METHODS[recipe.method].codebook else recipe.method
+            usual = {"levels": "integers", "bits": Recipe.bits, "symmetric": False, "group_size": group_size}
+            recipe = replace(recipe, method=method, **usual)
         changed = replace(recipe, **change)
         for name in ("bits", "group_size", "symmetric"):
             if getattr(changed, name) != change.get(name, getattr(changed, name)):
@@ -247,6 +278,13 @@ class Recipe:
                 "decoder blocks: choose it for all layers or for none."
             )
         return changed
+
+    def _leaves_levels(self, change: Mapping) -> bool:
+        """Whether an exception has other levels than this recipe, whose levels are no integers."""
+        if "levels" in change or METHODS[self.method].codebook:
+            return "levels" in change or "method" in change
+        other = METHODS.get(change.get("method"))
+        return other is not None and other.codebook is not None
 
     def as_dict(self) -> dict:
         """All options by name, in types that JSON can hold."""

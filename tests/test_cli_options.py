@@ -75,6 +75,38 @@ def test_options_of_a_recipe(tmp_path, capsys):
     assert (recipe["damping"], recipe["act_order"]) == (0.05, "columns")
 
 
+@pytest.mark.parametrize(("levels", "group_size"), [("mxfp4", 32), ("nvfp4", 16)])
+def test_levels(tmp_path, levels, group_size, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["quantize", "embedded", str(out), "--levels", levels.upper(), "--device", "cpu"]) == 0
+    assert about(out)["recipe"]["levels"] == levels
+    layer = about(out)["layers"]["model.layers.0.mlp.up_proj"]
+    assert (layer["grid"], layer["bits"], layer["group_size"]) == (levels, 4, group_size)
+    model, exact = qtutor.load(out, device="cpu")[0], qtutor.load_decoder(device="cpu")[0]
+    qtutor.quantize(exact, qtutor.Recipe(levels), progress=False)
+    for name, module in exact.named_modules():
+        if hasattr(module, "quantized"):
+            assert torch.equal(model.get_submodule(name).quantized().dequantize(), module.quantized().dequantize())
+    capsys.readouterr()
+    assert cli.main(["inspect", str(out)]) == 0
+    assert re.search(rf"model.layers.0.mlp.up_proj +4 +{group_size} +{levels} +4\.", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--levels", "fp4"], "levels = 'fp4'"),
+        (["--levels", "mxfp4", "--method", "nf4"], "method 'nf4' has its own; leave levels out"),
+        (["--levels", "mxfp4", "--bits", "8"], "levels of 'mxfp4' have 4 bits"),
+        (["--levels", "fp8", "--bits", "4"], "--levels fp8 has 8 bits. Leave --bits out"),
+        (["--levels", "mxfp4", "--type", "Q4_K_M", "--format", "gguf"], "--levels does not go with --format gguf"),
+    ],
+)
+def test_levels_that_do_not_fit(tmp_path, capsys, options, part):
+    assert part in " ".join(refused(["quantize", "embedded", tmp_path / "out", *options], capsys).split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_how_much_text_is_read(tmp_path, monkeypatch):
     seen = []
     own = qtutor.quantize_to

@@ -10,8 +10,10 @@ from torch import nn
 import qtutor
 from qtutor import Recipe
 from qtutor.calibration import stream
+from qtutor.core.float_grid import FP8, MXFP4, NVFP4
+from qtutor.core.grid import IntGrid
 from qtutor.methods import scaling
-from qtutor.methods.rounders import Gptq, Listed, Nearest
+from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest
 from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
 from qtutor.runtime.int8 import Int8Linear
 from tests.models import some_ids, tiny
@@ -48,6 +50,53 @@ def test_fp8_has_a_scale_for_each_row_or_for_the_tensor():
         Recipe("fp8", bits=6)
     with pytest.raises(qtutor.QtutorError, match="takes every group's whole range"):
         Recipe("fp8", clip="mse")
+
+
+def test_methods_and_levels_of_blocks_fix_bits_and_groups():
+    for name, grid in (("mxfp4", MXFP4), ("nvfp4", NVFP4)):
+        for recipe in (Recipe(name), Recipe("rtn", levels=name), Recipe("gptq", levels=name, group_size=128)):
+            assert recipe.grid is grid and (recipe.bits, recipe.symmetric, recipe.group_size) == (4, True, grid.block)
+        assert Recipe(name).rounder == Recipe("rtn", levels=name).rounder == Nearest("none")
+        assert Recipe("gptq", levels=name).rounder == Gptq("output")
+        assert Recipe("awq", levels=name).rounder == Nearest("output") and Recipe("awq", levels=name).transforms
+        assert Recipe("rtn", levels=name, clip="mse").rounder == Nearest("mse")
+    assert Recipe("gptq", levels="fp8").grid == FP8 and Recipe("gptq", levels="fp8").group_size == -1
+    assert Recipe("hqq", bits=3).rounder == Hqq() and Recipe("hqq", bits=3).grid == IntGrid(3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": "mxfp5"}, "levels = 'mxfp5'"),
+        ({"method": "nf4", "levels": "mxfp4"}, "levels = 'mxfp4': method 'nf4' has its own; leave levels out"),
+        ({"levels": "mxfp4", "bits": 3}, "bits = 3: levels of 'mxfp4' have 4 bits"),
+        ({"method": "mxfp4", "bits": 3}, "bits = 3: method 'mxfp4' has 4 bits"),
+        ({"levels": "nvfp4", "target_size": 10**6}, "target_size chooses bits, and levels of 'nvfp4' have 4 bits"),
+        ({"method": "nvfp4", "clip": "mse"}, "takes every group's whole range"),
+        ({"levels": "mxfp4", "layers": {"*": {"bits": 8}}}, "bits = 8: levels of 'mxfp4' have 4 bits"),
+    ],
+)
+def test_levels_that_do_not_go_together(options, message):
+    with pytest.raises(qtutor.QtutorError, match=message):
+        Recipe(**options)
+
+
+def test_exceptions_among_levels():
+    recipe = Recipe("gptq", levels="mxfp4", layers={
+        "a": {"levels": "integers"}, "b": {"levels": "integers", "bits": 8}, "c": {"method": "rtn"},
+        "d": {"method": "fp8"}, "e": {"levels": "nvfp4"},
+    })  # fmt: skip
+    found = {name: (one.method, one.grid, one.group_size) for name, one in recipe.of_layers("abcdef").items()}
+    assert found == {
+        "a": ("gptq", IntGrid(4), 64), "b": ("gptq", IntGrid(8), 64), "c": ("rtn", MXFP4, 32),
+        "d": ("fp8", FP8, -1), "e": ("gptq", NVFP4, 16), "f": ("gptq", MXFP4, 32),
+    }  # fmt: skip
+    other = Recipe("mxfp4", layers={"a": {"method": "gptq"}, "b": {"method": "gptq", "levels": "nvfp4"}})
+    assert {name: (one.grid, one.group_size) for name, one in other.of_layers("ab").items()} == {
+        "a": (IntGrid(4), 64),
+        "b": (NVFP4, 16),
+    }
+    assert other.needs_calibration
 
 
 def test_exceptions_by_pattern_and_the_last_one_counts():

@@ -21,6 +21,7 @@ EXAMPLES = [
     "quantize path/to/llama out --bits 8 --group-size -1 --keep '*.down_proj,model.layers.0.*'",
     "quantize path/to/llama out --method gptq --symmetric --target vllm --plan",
     "quantize path/to/llama out --method awq --group-size 128 --format awq",
+    "quantize path/to/llama out --method gptq --levels mxfp4 --target vllm",
     "quantize embedded out.gguf --type Q4_K_M",
     "quantize path/to/llama out.gguf --target-size 80MB --plan",
     "quantize path/to/llama out.gguf --method awq --calibration text.txt",
@@ -29,7 +30,7 @@ EXAMPLES = [
 MOST = 10**6  # samples, and tokens of each: the embedded decoder's text has no end
 # Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
 OF_A_RECIPE = (
-    *("bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
+    *("levels", "bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
     *("act_order", "damping"),
 )
 
@@ -40,8 +41,11 @@ def add_to(command) -> None:
     default = "(default: %(default)s)"
     add_source(sub)
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
-    methods = "rtn, awq, gptq, awq+gptq, nf4, fp4, int8 or fp8; with gguf: awq scales weights before they are rounded"
+    methods = "rtn, hqq, awq, gptq, awq+gptq, nf4, fp4, int8, fp8, mxfp4 or nvfp4; "
+    methods += "with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
+    levels = "what rtn, awq and gptq round to: integers, fp8, mxfp4 or nvfp4 (default: integers)"
+    sub.add_argument("--levels", type=str.lower, metavar="LEVELS", help=levels)
     text = "a text for awq and gptq to read, or a .jsonl file of texts or conversations (default: our English and "
     text += "Python; the embedded decoder has its own); with gguf also for importance"
     sub.add_argument("--calibration", metavar="FILE", help=text)
@@ -193,7 +197,8 @@ def recipe_of(options):
     chosen["layers"] = {pattern: "float" for pattern in _patterns(options.keep or "")}
     recipe = qtutor.Recipe(**{name: value for name, value in chosen.items() if value is not None})
     if options.bits is not None and not recipe.is_mixed and recipe.bits != options.bits:
-        raise QtutorError(f"--bits {options.bits}: --method {options.method} has {recipe.bits} bits. Leave --bits out.")
+        whose = f"--levels {options.levels}" if options.levels else f"--method {options.method}"
+        raise QtutorError(f"--bits {options.bits}: {whose} has {recipe.bits} bits. Leave --bits out.")
     if "gptq" not in options.method:
         for name in ("act_order", "damping"):
             if getattr(options, name) is not None:

@@ -4,16 +4,32 @@ A code is the bit pattern of the float, so packed codes are the very bytes that 
 near zero, as the weights are. FP8 for neural networks is Micikevicius et al. 2022 (arXiv 2209.05433): E4M3 for weights
 and inputs, values up to 448; each row of weights has a scale of its own, as in llm-compressor's scheme FP8_DYNAMIC.
 
-Left out: formats of 4 bits with a scale for few weights (MXFP4, NVFP4), whose scales are stored in other ways; a
-FloatGrid of E2M1 with classes of their own in :mod:`.scales` is meant to become those.
+With 4 bits (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) a scale serves few weights, and takes 8 bits itself:
+
+    MXFP4   blocks of 32, a scale is a power of two (E8M0)               4.25 bits a weight
+    NVFP4   blocks of 16, a scale is an E4M3 times one number for all    4.5 bits a weight
+
+MXFP4 is OCP Microscaling Formats v1.0 (2023). By its rule for the scale, a block's largest weight lies between 4 and 8
+scales, and what is above 6 is cut off. Here the rule is that of compressed-tensors: from 7 scales on, it doubles.
+
+NVFP4 here tries two scales for each block, and takes the one of less squared error (Cook et al. 2025, "Four Over Six",
+arXiv 2512.02010): the block's largest weight becomes 6, or 4. From 4 to 6 there is no level, so a weight of 5/6 of the
+largest is far from one with the first scale.
+
+The one number for all is a power of two here, so formats that store it (ModelOpt) and formats that store its inverse
+(compressed-tensors) hold exactly the same weights. Others take ``largest / (6 * 448)``, which uses up to one more of
+the 18 powers of two that E4M3 reaches.
+
+Left out: stochastic rounding, rotations before rounding, and MXFP6 and MXFP8.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 
-from qtutor.core.numbers import E4M3, FloatFormat
+from qtutor.core.numbers import E2M1, E4M3, FloatFormat
 from qtutor.errors import QtutorError
 
 CASTS = {E4M3: torch.float8_e4m3fn}  # formats that torch itself rounds to, in a fraction of the time
@@ -80,4 +96,79 @@ class FloatGrid:
             )
 
 
+@dataclass(frozen=True)
+class BlockGrid(FloatGrid):
+    """The values of a float of 4 bits, with scales that are themselves stored in 8 bits.
+
+    block: the number of weights that share a scale. scales: ``"e8m0"``, powers of two, or ``"e4m3"``, times
+    :attr:`unit`. wider: what else to multiply the range of a block by, and keep where the squared error is less.
+    unit: the number for the whole tensor; :meth:`for_tensor` finds it. Two grids that differ only in how scales are
+    found are equal, because the same codes and scales stand for the same weights.
+    """
+
+    block: int = 0
+    scales: str = "e8m0"
+    wider: tuple[float, ...] = field(default=(), compare=False)
+    unit: float = field(default=1.0, compare=False)
+
+    @cached_property
+    def _borders(self) -> torch.Tensor:
+        """Where one positive value ends and the next begins, float32; a weight above a border gets the higher code."""
+        values = self._values[: 2 ** (self.bits - 1)]
+        middles = (values[:-1] + values[1:]) / 2
+        below = torch.nextafter(middles, torch.zeros(()))  # a weight in the middle then lies above, and rounds up
+        odd = torch.arange(len(middles)) % 2 == 1  # the lower of the two codes is odd, so the higher one is even
+        return torch.where(odd, below, middles)
+
+    def for_tensor(self, weight: torch.Tensor) -> "BlockGrid":
+        """This grid with the :attr:`unit` for ``weight``: scales then reach 448 units, also where 4 is the largest."""
+        if self.scales == "e8m0" or not weight.numel():
+            return self
+        most = 4 * E4M3.largest
+        mantissa, exponent = math.frexp(float(weight.detach().abs().max()) / most)
+        exponent -= mantissa == 0.5  # it is a power of two already
+        return replace(self, unit=math.ldexp(1.0, max(exponent, -100)) if mantissa else 1.0)
+
+    def fit(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale (float32, one that can be stored) and zero (uint8, always 0) for ranges ``low ... high``.
+
+        A range of nothing but zeros gets 1 (of ``unit``).
+        """
+        largest = torch.maximum(low.float().abs(), high.float().abs())
+        if self.scales == "e8m0":
+            scale = _power(largest, 1.75) / 4
+        else:
+            scale = largest / self.format.largest
+        scale = self.round_scale(torch.where(largest == 0, self.unit, scale))
+        return scale, torch.zeros(scale.shape, dtype=torch.uint8, device=scale.device)
+
+    def round_scale(self, scale: torch.Tensor) -> torch.Tensor:
+        """The scales (float32) next to ``scale`` that can be stored; never 0."""
+        if self.scales == "e8m0":
+            return _power(scale.float(), 1.5)
+        smallest, largest = E4M3.smallest_subnormal, E4M3.largest
+        return (scale.float() / self.unit).clamp(smallest, largest).to(torch.float8_e4m3fn).float() * self.unit
+
+    def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
+        """The nearest code (uint8) for every weight, ties to the even one; beyond the largest value, its code."""
+        relative = weight.float() / scale.float()
+        code = torch.bucketize(relative.abs().contiguous(), self._borders.to(weight.device), out_int32=True)
+        return (code + (torch.signbit(relative).int() << (self.bits - 1))).to(torch.uint8)
+
+    def check_codes(self, codes: torch.Tensor) -> None:
+        """Nothing to refuse: every code of E2M1 is a number."""
+
+
+def _power(numbers: torch.Tensor, up: float) -> torch.Tensor:
+    """Positive float32 ``numbers`` as powers of two: down, but from ``up`` (1 to 2) times a power of two on, up.
+
+    From 2^-126 to 2^127. It writes the exponent field of a float32, so the result is exact.
+    """
+    mantissa, exponent = torch.frexp(numbers)  # mantissa from 0.5 to 1
+    exponent = exponent - 1 + (mantissa >= up / 2).int()
+    return ((exponent.clamp(-126, 127) + 127) << 23).view(torch.float32)
+
+
 FP8 = FloatGrid("fp8", E4M3)
+MXFP4 = BlockGrid("mxfp4", E2M1, block=32, scales="e8m0")
+NVFP4 = BlockGrid("nvfp4", E2M1, block=16, scales="e4m3", wider=(1.5,))

@@ -3,7 +3,7 @@
 A code is a small unsigned integer. A grid gives it a value, and the scale turns the value into a weight:
 ``weight = scale * value``. Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1),
 ``r = S (q - Z)``. Unevenly spaced values are listed in a :class:`Codebook` (:mod:`qtutor.core.codebooks` has those of
-bitsandbytes), or are those of a small float, :class:`FloatGrid` (:mod:`qtutor.core.float_grid` has FP8).
+bitsandbytes), or are those of a small float, :class:`FloatGrid` (:mod:`qtutor.core.float_grid` has FP8, MXFP4, NVFP4).
 
 All kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode``,
 ``decode`` and ``nearest``, and each may be used wherever a grid is asked for.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from qtutor.core.codebooks import Codebook
-from qtutor.core.float_grid import FloatGrid
+from qtutor.core.float_grid import BlockGrid, FloatGrid
 from qtutor.errors import QtutorError
 
 # Scales are stored in 16 bits, as in every checkpoint format. They are rounded *before* any weight is coded, so the
@@ -94,6 +94,23 @@ class IntGrid:
 
 
 Grid = IntGrid | Codebook | FloatGrid
+
+
+def for_tensor(grid: Grid, weight: torch.Tensor) -> Grid:
+    """``grid`` with what it has to know of all of ``weight`` before it fits scales: :class:`BlockGrid` alone does."""
+    return grid.for_tensor(weight) if isinstance(grid, BlockGrid) else grid
+
+
+def wider_ranges(grid: Grid) -> tuple[float, ...]:
+    """What a range may be multiplied by to be rounded better, beside 1; for most grids nothing."""
+    return grid.wider if isinstance(grid, BlockGrid) else ()
+
+
+def storable(scale: torch.Tensor, grid: Grid, smallest: float) -> torch.Tensor:
+    """``scale`` rounded as it will be stored, since codes have to fit that; never 0. smallest: of plain numbers."""
+    if isinstance(grid, BlockGrid):
+        return grid.round_scale(scale)
+    return scale.clamp(min=smallest).to(grid.scale_dtype)
 
 
 def fit_groups(grouped: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

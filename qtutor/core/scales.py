@@ -5,13 +5,8 @@ counts their bytes and names their tensors. Layers and file formats ask this cla
 
     PlainScales    the numbers themselves: "scales", in the dtype of the grid
     NestedScales   quantized once more: "scale_codes", "scale_absmax", "scale_offset"
-
-Two more would fit, both for codes of a float with 2 bits of exponent and 1 of mantissa (E2M1: 0, 0.5, 1 ... 4, 6):
-
-    MXFP4   groups of 32; a scale is a power of two. It would hold "scales", uint8 ``[out, groups]``, the exponent plus
-            127, and decode to ``2.0 ** (scales - 127)``. It can be split, because rows share nothing.
-    NVFP4   groups of 16. It would hold "scales", float8_e4m3fn ``[out, groups]``, and "scale_of_all", float32 ``[]``,
-            and decode to their product. It can be split: every part gets a copy of "scale_of_all".
+    PowerScales    powers of two (MXFP4): "scale_codes"
+    FloatScales    floats of 8 bits times a number for all (NVFP4): "scale_codes", "scale_of_all"
 """
 
 from abc import ABC, abstractmethod
@@ -22,6 +17,7 @@ from typing import ClassVar, Self
 import torch
 
 from qtutor.core.codebooks import Codebook, dynamic_map
+from qtutor.core.float_grid import BlockGrid
 from qtutor.core.grid import Grid
 from qtutor.errors import QtutorError
 
@@ -130,3 +126,81 @@ class NestedScales(Scales):
         blocks = -(-shape[0] * shape[1] // cls.BLOCK)
         stored = (shape, torch.uint8), ((blocks,), torch.float32), ((), torch.float32)
         return dict(zip(cls.NAMES, stored))
+
+
+@dataclass(frozen=True)
+class PowerScales(Scales):
+    """Powers of two (E8M0, OCP Microscaling Formats v1.0): code c is ``2^(c - 127)``; 255 would be NaN.
+
+    codes: uint8 ``[out, groups]`` or ``[1, 1]``. The code is the exponent field of a float32.
+    """
+
+    codes: torch.Tensor
+
+    NAMES = ("scale_codes",)
+
+    @classmethod
+    def encode(cls, scales: torch.Tensor, unit: float = 1.0) -> "PowerScales":
+        """Store ``scales``, float32 powers of two from 2^-126 on."""
+        return cls((scales.contiguous().view(torch.int32) >> 23).to(torch.uint8))
+
+    def decode(self) -> torch.Tensor:
+        return self.rows(slice(None))
+
+    def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
+        codes = rows_of(self.codes, index)
+        scales = (codes.int() << 23).view(torch.float32)
+        return torch.where(codes == 0, 2.0**-127, scales)  # in a float32, the field 0 is that of smaller steps
+
+    def split(self, rows: list[int]) -> list["PowerScales"]:
+        return [PowerScales(part.scales) for part in PlainScales(self.codes).split(rows)]
+
+    @classmethod
+    def shapes(cls, shape: tuple[int, int], grid: Grid) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"scale_codes": (shape, torch.uint8)}
+
+
+@dataclass(frozen=True)
+class FloatScales(Scales):
+    """Floats of 8 bits (E4M3) times one float32 for the matrix.
+
+    codes: uint8 ``[out, groups]`` or ``[1, 1]``, the bits of E4M3. of_all: float32 ``[]``.
+    """
+
+    codes: torch.Tensor
+    of_all: torch.Tensor
+
+    NAMES = ("scale_codes", "scale_of_all")
+
+    @classmethod
+    def encode(cls, scales: torch.Tensor, unit: float = 1.0) -> "FloatScales":
+        """Store ``scales``, float32, each of them a value of E4M3 times ``unit``."""
+        codes = (scales / unit).to(torch.float8_e4m3fn).view(torch.uint8)
+        return cls(codes, torch.tensor(unit, dtype=torch.float32, device=scales.device))
+
+    def decode(self) -> torch.Tensor:
+        return self.rows(slice(None))
+
+    def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
+        return rows_of(self.codes, index).view(torch.float8_e4m3fn).float() * self.of_all
+
+    def split(self, rows: list[int]) -> list["FloatScales"]:
+        return [FloatScales(part.scales, self.of_all.clone()) for part in PlainScales(self.codes).split(rows)]
+
+    @classmethod
+    def shapes(cls, shape: tuple[int, int], grid: Grid) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"scale_codes": (shape, torch.uint8), "scale_of_all": ((), torch.float32)}
+
+
+def scales_of(grid: Grid, nested: bool = False) -> type[Scales]:
+    """How the scales of ``grid`` are stored; nested: quantized once more, where a recipe says so."""
+    if isinstance(grid, BlockGrid):
+        return {"e8m0": PowerScales, "e4m3": FloatScales}[grid.scales]
+    return NestedScales if nested else PlainScales
+
+
+def stored(scales: torch.Tensor, grid: Grid) -> Scales:
+    """``scales [out, groups]`` that ``grid`` fitted, in the form in which they are stored."""
+    if isinstance(grid, BlockGrid):
+        return scales_of(grid).encode(scales, grid.unit)
+    return PlainScales(scales)

@@ -1,28 +1,36 @@
 """quantization_config of compressed-tensors checkpoints: which layers are stored how, there and back.
 
 Keys and values are those of llm-compressor's schemes: W4A16 and the like for :data:`PACKED`, W8A8 for :data:`INTEGERS`,
-FP8_DYNAMIC for :data:`FLOATS`. The bytes are in :mod:`.compressed_tensors`.
+FP8_DYNAMIC for :data:`FLOATS`, MXFP4A16 and NVFP4A16 for :data:`BLOCKS`. The bytes are in :mod:`.compressed_tensors`.
 """
 
 import re
 import warnings
 
 from qtutor.core.codebooks import INT8
-from qtutor.core.float_grid import FP8
+from qtutor.core.float_grid import FP8, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, shown
-from qtutor.formats.foreign import Layout, are_names, check_integers, expect, names_at, pattern
+from qtutor.formats.foreign import Layout, are_names, check_integers, expect, names_at, pattern, refused
 
 METHOD = "compressed-tensors"
 PACKED, INTEGERS, FLOATS, MIXED = "pack-quantized", "int-quantized", "float-quantized", "mixed-precision"
 WHOLE = {INTEGERS: "int", FLOATS: "float"}  # kinds of 8 bits whose inputs are rounded, too; what numbers they have
 TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
+POWERS, PRODUCTS = "mxfp4-pack-quantized", "nvfp4-pack-quantized"
+BLOCKS = {POWERS: MXFP4, PRODUCTS: NVFP4}  # kinds of 4 bits whose scales have 8, and their grids
+# Of these, how the config calls the scales.
+OF_BLOCKS = {
+    POWERS: {"strategy": "group", "scale_dtype": "torch.uint8"},
+    PRODUCTS: {"strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"},
+}
 STRATEGIES = {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}
 UNREAD = ("sparsity_config", "transform_config", "kv_cache_scheme")
 READ = (
-    f"read are {PACKED!r}, integers of 2 to 8 bits with inputs in float, and with inputs of 8 bits, rounded token by "
-    f"token as they come, {INTEGERS!r} (weights by channel) and {FLOATS!r} (FP8, weights by channel or tensor)."
+    f"read are {PACKED!r}, integers of 2 to 8 bits, {POWERS!r} and {PRODUCTS!r}, these with inputs in float, and with "
+    f"inputs of 8 bits, rounded token by token as they come, {INTEGERS!r} (weights by channel) and {FLOATS!r} (FP8, "
+    "weights by channel or tensor)."
 )
 
 
@@ -57,6 +65,12 @@ def _layout_of(name: str, layer) -> Layout:
         return Layout(INT8, PER_CHANNEL, INTEGERS)
     if layer.grid == FP8:
         return Layout(FP8, layer.group_size, FLOATS)
+    for kind, grid in BLOCKS.items():
+        if layer.grid == grid:
+            if layer.group_size != grid.block:
+                fits = f"holds {grid.name} in groups of {grid.block} alone."
+                raise refused(name, METHOD, f"groups of {layer.group_size} on {grid.name}", fits)
+            return Layout(grid, grid.block, kind)
     check_integers(name, METHOD, layer, range(2, 9), halves=False)
     return Layout(layer.grid, layer.group_size, PACKED)
 
@@ -74,7 +88,7 @@ def _warn_of_outliers(thresholds: list[float | None]) -> None:
 
 def scheme(layout: Layout) -> dict:
     """How layers of one layout are stored, as config.json has it."""
-    numbers = WHOLE.get(layout.kind, "int")
+    numbers = "float" if layout.kind in BLOCKS else WHOLE.get(layout.kind, "int")
     weights = {
         "num_bits": layout.grid.bits,
         "type": numbers,
@@ -84,7 +98,7 @@ def scheme(layout: Layout) -> dict:
         "dynamic": False,
     }
     return {
-        "weights": weights,
+        "weights": weights | OF_BLOCKS.get(layout.kind, {}),
         "input_activations": TOKENS | {"type": numbers} if layout.kind in WHOLE else None,
         "output_activations": None,
     }
@@ -136,11 +150,15 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
         raise QtutorError(f"{where} are {shown(numbers)}, dynamic {shown(weights.get('dynamic'))}; {READ}")
     bits = expect(where, weights, "num_bits", lambda b: type(b) is int and 2 <= b <= 8, "2 to 8", default=8)
     symmetric = expect(where, weights, "symmetric", lambda s: type(s) is bool, "true or false", default=True)
-    size = _group_size(weights, where)
     if group.get("output_activations"):
         raise QtutorError(f"{where}: outputs are rounded as well (output_activations); {READ}")
     kind = group.get("format") or form
     inputs = group.get("input_activations")
+    if isinstance(kind, str) and kind in BLOCKS:
+        if inputs:
+            raise QtutorError(f"{where}: the inputs of {kind} are rounded as well ({shown(inputs)}); {READ}")
+        return _of_blocks(kind, weights, where)
+    size = _group_size(weights, where)
     whole = WHOLE.get(kind) if isinstance(kind, str) else None
     if numbers == whole and bits == 8 and symmetric and _by_token(inputs, numbers):
         if kind == FLOATS and size in STRATEGIES:
@@ -154,6 +172,19 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
             f"{shown(inputs)} is not read here; {READ}"
         )
     return Layout(IntGrid(bits, symmetric), size, PACKED)
+
+
+def _of_blocks(kind: str, weights: dict, where: str) -> Layout:
+    """The layout of weights of 4 bits whose scales have 8. Older files do not say the dtype of the scales."""
+    grid = BLOCKS[kind]
+    wanted = {"type": "float", "num_bits": 4, "group_size": grid.block, **OF_BLOCKS[kind]}
+    found = {"symmetric": True, "scale_dtype": wanted["scale_dtype"]} | {
+        key: value for key, value in weights.items() if value is not None
+    }
+    for key, value in {**wanted, "symmetric": True}.items():
+        if found.get(key) != value:
+            raise QtutorError(f"{where}: {key} is {shown(found.get(key))}, and {kind} has {value}; {READ}")
+    return Layout(grid, grid.block, kind)
 
 
 def _group_size(weights: dict, where: str) -> int:

@@ -1,7 +1,8 @@
 """compressed-tensors: the checkpoints of llm-compressor, which vLLM, SGLang and transformers read.
 
 It replaces compressors/pack_quantized and compressors/naive_quantized of the package compressed-tensors (some 510 lines
-of its 17,000), by the bytes that it writes since version 0.19. A layer ``[out, in]`` is one of three kinds:
+of its 17,000), by the bytes that it writes since version 0.19, and for 4-bit floats compressors/mxfp4 and
+compressors/nvfp4 (some 580 lines, half of them kernels). A layer ``[out, in]`` is one of five kinds:
 
     pack-quantized, 2 to 8 bits              W4A16 and the like: the inputs stay in float
       weight_packed      int32 [out, in * bits / 32]     a row's codes as one stream of bits (:mod:`.words`)
@@ -14,6 +15,13 @@ of its 17,000), by the bytes that it writes since version 0.19. A layer ``[out, 
     float-quantized, FP8                     llm-compressor's FP8_DYNAMIC; the engine rounds the inputs, as above
       weight             float8_e4m3fn [out, in]
       weight_scale       float32 [out, 1]                ("channel"), or [1] ("tensor")
+    mxfp4-pack-quantized                     MXFP4A16: groups of 32, the inputs stay in float
+      weight_packed      uint8 [out, in / 2]             E2M1, the first of two codes in the low bits
+      weight_scale       uint8 [out, in / 32]            powers of two: the exponent plus 127
+    nvfp4-pack-quantized                     NVFP4A16: groups of 16, the inputs stay in float
+      weight_packed      uint8 [out, in / 2]             as above
+      weight_scale       float8_e4m3fn [out, in / 16]
+      weight_global_scale  float32 [1]                   what scales are divided by; ours is a power of two
 
 Block of 4 bits, codes 1, 2, 3 ... 8 in the first 8 columns: 21 43 65 87, the first in the lowest bits. Codes are
 unsigned here as everywhere in qtutor; the package thinks of them as code - 2^(bits-1) and stores the same bits.
@@ -27,6 +35,10 @@ int8 layers by 127. On the embedded decoder, which was given outliers, each of t
 than the other, and than rounding the weights alone, at 3 of 100 places. Beside a reference that rounds as it does, each
 agrees at more than 99 (tests/engines).
 
+A file of others may have any weight_global_scale. Scales here are times its inverse, which float32 rounds: they come
+out at most one last bit off. vLLM makes one layer of q, k and v, and gives it the largest of their global scales, so
+layers that it joins should have the same one; ours are found layer by layer where no text is read.
+
 One FP8 scale a tensor is read by the package as it is. vLLM makes one layer of q, k and v, gives it the largest of
 their scales and rounds the other two again (process_fp8_weight_tensor_strategy in its fp8_utils.py), which is worse:
 take one scale a row.
@@ -37,16 +49,31 @@ transformers 5.23 with compressed-tensors 0.19 or 0.20 makes room for zero point
 asymmetric files, except where it decodes all weights as it loads. ``dequantize: true`` in the settings has it do that;
 it then decodes every layer by the first group, so it reads asymmetric files with one group only. Others ignore the key.
 
-Left out: FP4 (no such grid yet), FP8 in blocks of 128 x 128, static scales of inputs, sparsity, rotations
-(transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19, which packed other bytes.
+transformers also decodes the 4-bit floats to bfloat16 at the first token, whatever the dtype of the model: load it in
+that one.
+
+Left out: FP4 with inputs of 4 bits as well (NVFP4, MXFP4 without A16), FP8 in blocks of 128 x 128, static scales of
+inputs, sparsity, rotations (transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19,
+which packed other bytes.
 """
 
 import torch
 
+from qtutor.core.packing import pack, unpack
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_size
+from qtutor.core.scales import FloatScales, PowerScales
 from qtutor.errors import QtutorError
 from qtutor.formats import foreign_writing
-from qtutor.formats.compressed_settings import FLOATS, INTEGERS, METHOD, PACKED, layouts, settings  # noqa: F401
+from qtutor.formats.compressed_settings import (
+    BLOCKS,
+    FLOATS,
+    INTEGERS,
+    METHOD,
+    PACKED,  # noqa: F401 - tests name the kinds
+    PRODUCTS,
+    layouts,
+    settings,
+)
 from qtutor.formats.foreign import Format, Layout, Wanted, of_floats, stored_scales
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
@@ -68,6 +95,8 @@ def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wante
     if layout.kind == FLOATS:
         shape = None if layout.group_size == PER_TENSOR else (rows, 1)  # [1], or [] in some older files
         return {"weight": Wanted((rows, columns), ("F8_E4M3",)), "weight_scale": Wanted(shape, SCALES)}
+    if layout.kind in BLOCKS:
+        return _stored_blocks(layout, rows, columns)
     bits, groups = layout.grid.bits, columns // resolve_group_size(layout.group_size, columns)
     found = {
         "weight_packed": Wanted((rows, words_in(columns, bits)), ("I32",)),
@@ -88,6 +117,8 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
     if layout.kind == FLOATS:
         scales = quantized.scales.flatten() if layout.group_size == PER_TENSOR else quantized.scales
         return {"weight": quantized.codes.view(torch.float8_e4m3fn), "weight_scale": scales}
+    if layout.kind in BLOCKS:
+        return _encode_blocks(quantized)
     found = {
         "weight_packed": to_words(quantized.codes, bits),
         "weight_scale": quantized.scales,
@@ -108,6 +139,8 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
         if layout.group_size == PER_TENSOR and scales.numel() != 1:
             raise QtutorError(f"weight_scale is {list(scales.shape)}, and the strategy 'tensor' has one scale.")
         return of_floats(tensors["weight"], scales, layout)
+    if layout.kind in BLOCKS:
+        return _decode_blocks(tensors, layout, columns)
     if tensors["weight_shape"].tolist() != [rows, columns]:
         raise QtutorError(f"weight_shape is {tensors['weight_shape'].tolist()}, and the layer is {[rows, columns]}.")
     codes = from_words(tensors["weight_packed"], bits, columns)
@@ -115,6 +148,40 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     if not layout.grid.symmetric:
         zeros = from_words(tensors["weight_zero_point"].T, bits, rows).T.contiguous()
     return QuantizedTensor(codes, stored_scales(scales), zeros, layout.grid, layout.group_size)
+
+
+def _stored_blocks(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+    """The tensors of a layer of MXFP4 or NVFP4."""
+    scale = "F8_E4M3" if layout.kind == PRODUCTS else "U8"
+    found = {
+        "weight_packed": Wanted((rows, columns // 2), ("U8",)),
+        "weight_scale": Wanted((rows, columns // layout.grid.block), (scale,)),
+    }
+    return found | ({"weight_global_scale": Wanted((1,), ("F32",))} if layout.kind == PRODUCTS else {})
+
+
+def _encode_blocks(quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
+    """Codes and scales as they are; the number for all is stored as its inverse."""
+    kept, packed = quantized.stored_scales, pack(quantized.codes, quantized.grid.bits)
+    if isinstance(kept, PowerScales):
+        return {"weight_packed": packed, "weight_scale": kept.codes}
+    inverse = (1 / kept.of_all).reshape(1)
+    scales = kept.codes.view(torch.float8_e4m3fn)
+    return {"weight_packed": packed, "weight_scale": scales, "weight_global_scale": inverse}
+
+
+def _decode_blocks(tensors: dict[str, torch.Tensor], layout: Layout, columns: int) -> QuantizedTensor:
+    """The inverse of :func:`_encode_blocks`."""
+    codes = unpack(tensors["weight_packed"], layout.grid.bits, columns)
+    scales = tensors["weight_scale"].view(torch.uint8)
+    if layout.kind == PRODUCTS:
+        inverse = tensors["weight_global_scale"].float().reshape(())
+        if not (inverse > 0 and (1 / inverse).isfinite()):
+            raise QtutorError(f"weight_global_scale is {inverse.item():.3g}; expected a number above 0.")
+        return QuantizedTensor(codes, FloatScales(scales, 1 / inverse), None, layout.grid, layout.group_size)
+    if (scales == 255).any():
+        raise QtutorError("weight_scale holds 255, which stands for NaN in a scale that is a power of two.")
+    return QuantizedTensor(codes, PowerScales(scales), None, layout.grid, layout.group_size)
 
 
 FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, TOLERANCE)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import nn
 
-from qtutor.core.scales import NestedScales, PlainScales
+from qtutor.core.scales import NestedScales
 from qtutor.errors import QtutorError
 from qtutor.files import folder_written_beside, parents_made, told
 from qtutor.formats import folders
@@ -132,7 +132,7 @@ def _describe(module: QuantWeight) -> dict:
         "bits": module.grid.bits,
         "symmetric": module.grid.symmetric,
         "group_size": module.group_size,
-        "nested": {PlainScales: False, NestedScales: True}[module.scales_as],
+        "nested": module.scales_as is NestedScales,
         "bias": getattr(module, "bias", None) is not None,
         **({"threshold": module.threshold} if isinstance(module, Int8Linear) else {}),
     }

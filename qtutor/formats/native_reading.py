@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from qtutor.core.codebooks import FP4, INT8, NF4
-from qtutor.core.float_grid import FP8, FloatGrid
+from qtutor.core.float_grid import FP8, MXFP4, NVFP4, BlockGrid, FloatGrid
 from qtutor.core.grid import Grid, IntGrid
-from qtutor.core.scales import NestedScales, PlainScales
+from qtutor.core.scales import NestedScales, scales_of
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import embedding_scale, family_of, linear_layers
 from qtutor.formats.checkpoint import GENERATION, config_in, sharded
@@ -31,7 +31,7 @@ from qtutor.runtime.scaled import ScaledLinear
 
 LAYOUT = 1
 ABOUT = "qtutor.json"
-NAMED = {grid.name: grid for grid in (NF4, FP4, INT8, FP8)}
+NAMED = {grid.name: grid for grid in (NF4, FP4, INT8, FP8, MXFP4, NVFP4)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
 # What each kind of layer takes the place of, and the only grid of those that have one.
 KINDS = {
@@ -152,7 +152,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
     _expect(where, layer, "group_size", lambda size: type(size) is int and -1 <= size <= columns, "-1 or more")
     nested = grid in (NF4, FP4)
     _expect(where, layer, "nested", lambda n: n is False or (n is True and nested), "false, or true with nf4 and fp4")
-    scales_as = NestedScales if layer["nested"] else PlainScales
+    scales_as = scales_of(grid, layer["nested"])
     with naming(where):
         if kind == "embedding":
             table = QuantEmbedding(rows, columns, grid, layer["group_size"], dtype, scales_as)
@@ -225,9 +225,11 @@ def _called(grid: Grid) -> str:
 
 
 def _check_numbers(where: str, layer: QuantWeight) -> None:
-    if (least := least_scale(layer)) < 0:
+    if not (least := least_scale(layer)) >= 0:  # scales of 8 bits may be NaN, which no comparison is true of
         raise QtutorError(f"{where} has a scale of {least:.3g}; expected none below 0. {AGAIN}")
-    if isinstance(layer.grid, FloatGrid):  # 8 bits, so a code is a byte
+    if isinstance(layer.grid, BlockGrid) and not layer.stored_scales.decode().isfinite().all():
+        raise QtutorError(f"{where} has scales that are no numbers; {AGAIN}")
+    if isinstance(layer.grid, FloatGrid):  # with 8 bits a code is a byte, and with 4 every code is a number
         with naming(where):
             layer.grid.check_codes(layer.packed)
 
@@ -237,5 +239,5 @@ def least_scale(layer: QuantWeight) -> float:
     and may miss zero by a little, so of these their own scales count.
     """
     scales = layer.stored_scales
-    plain = scales.scales if isinstance(scales, PlainScales) else scales.absmax
+    plain = scales.absmax if isinstance(scales, NestedScales) else scales.decode()
     return plain.min().item() if plain.numel() else 0.0

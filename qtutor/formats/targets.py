@@ -7,8 +7,8 @@ An engine has ways in (:class:`Way`), the best first. A recipe takes the first o
 none does, the error names the layers, why, and what would fit. Each way says what it is known from: an engine that ran
 it here, or the engine's source. Kernels change between versions, so a file that loads is the only proof.
 
-Left out: FP4 (no such grid yet), tensor parallelism (which cuts layers into smaller ones), and whether a GPU is
-recent enough.
+Left out: FP4 whose inputs have 4 bits as well (no such layer here), tensor parallelism (which cuts layers into smaller
+ones), and whether a GPU is recent enough.
 """
 
 from collections.abc import Mapping
@@ -50,6 +50,7 @@ class Way:
 
 GPU = {"rows": 64, "columns": 128, "groups": (PER_CHANNEL, 32, 64, 128)}  # of the Marlin kernels in vLLM and SGLang
 CPU = GPU | {"rows": 32, "columns": 32}  # the group sizes that ran here; others may
+FP4 = {"rows": 64, "columns": 128}  # Marlin's again, by prepare_fp4_layer_for_marlin; groups are those of the grid
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALL = tuple(range(2, 9))
 RAN = "it ran here"
@@ -61,6 +62,8 @@ WAYS = {
         Way(CT, bits=(4, 8), **GPU, known=READ),
         Way(CT, grid="int8", rows=16, columns=16, known=READ),
         Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), rows=16, columns=16, known=READ),
+        Way(CT, grid="mxfp4", groups=(32,), **FP4, known=READ),  # compressed_tensors_w4a16_mxfp4.py
+        Way(CT, grid="nvfp4", groups=(16,), **FP4, known=READ),  # compressed_tensors_w4a16_nvfp4.py
         Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),  # auto_gptq.py, TYPE_MAP
         Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
         Way(MODELOPT, grid="fp8", groups=(PER_CHANNEL,), rows=16, columns=16, mixed=False, known=READ),
@@ -77,6 +80,8 @@ WAYS = {
         Way(CT, bits=(4, 8), **GPU, known=READ),  # asymmetric since PR 25292
         Way(CT, grid="int8", rows=16, columns=16, known=READ),
         Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), rows=16, columns=16, known=READ),
+        Way(CT, grid="mxfp4", groups=(32,), **FP4, known=READ),  # CompressedTensorsW4A16Mxfp4
+        Way(CT, grid="nvfp4", groups=(16,), **FP4, known=READ),  # CompressedTensorsW4A16Fp4
         Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),
         Way(AWQ, bits=(4,), mixed=False, **GPU, known=READ),
     ),
@@ -90,6 +95,8 @@ WAYS = {
         Way(CT, bits=ALL, symmetric=(True,), joined=False, head=True, known=RAN),
         Way(CT, bits=ALL, mixed=False, joined=False, head=True, known=RAN),  # see the top of .compressed_tensors
         Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), joined=False, head=True, known=RAN),
+        Way(CT, grid="mxfp4", groups=(32,), joined=False, head=True, known=RAN),  # in bfloat16
+        Way(CT, grid="nvfp4", groups=(16,), joined=False, head=True, known=RAN),
         Way(BNB, grid="int8", mixed=False, joined=False, head=True, known=RAN),  # first: it keeps the threshold
         Way(BNB, grid="nf4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),
         Way(BNB, grid="fp4", groups=BLOCKS, mixed=False, joined=False, head=True, known=RAN),

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qtutor.core.grid import Grid
+from qtutor.core.grid import Grid, for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.core.scales import stored
 from qtutor.methods import clip, rtn
 
 # Weights and a scale -> what they are once they are multiplied, rounded, and divided again.
@@ -100,8 +101,9 @@ def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int, most: int) -> R
         some = [result[:: max(len(result) // most, 1)] for result in results]
         stacked = torch.cat(some) * scale  # rows do not know of each other, and one tall matrix takes less time
         grouped = stacked.reshape(len(stacked), -1, resolve_group_size(group_size, stacked.shape[1]))
-        found = clip.search_together(grouped, hessian / torch.outer(scale, scale), grid, rounds=0)
-        errors = clip.rounding_errors(grouped, *found, grid).flatten(1) / scale
+        fitted = for_tensor(grid, stacked)
+        found = clip.search_together(grouped, hessian / torch.outer(scale, scale), fitted, rounds=0)
+        errors = clip.rounding_errors(grouped, *found, fitted).flatten(1) / scale
         for rows, error in zip(some, errors.split([len(rows) for rows in some])):
             rows.add_(error)
         return results
@@ -189,6 +191,7 @@ def quantize(
         return rtn.quantize(weight, grid, group_size)
     length = resolve_group_size(group_size, columns)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
-    scale, zero = clip.search_together(grouped, hessian, grid)
-    codes = rtn.encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
-    return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
+    fitted = for_tensor(grid, weight)
+    scale, zero = clip.search_together(grouped, hessian, fitted)
+    codes = rtn.encode_groups(grouped, scale, zero, fitted).reshape(rows, columns)
+    return QuantizedTensor(codes, stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import torch
 
-from qtutor.core.grid import Grid, fit_groups
+from qtutor.core.grid import Grid, fit_groups, storable, wider_ranges
 
 ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
+FITTED = 1 << 18  # ranges that are fitted at once
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
 STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
 UNITS = (0.4, 0.2, 0.1)  # one for each round, since few bits need finer steps, too
@@ -32,21 +33,24 @@ def search(
     """Scale and zero ``[out, groups]`` of the cheapest range of every group of ``grouped [out, groups, group_size]``.
 
     cost: rounding errors, shaped like ``grouped``, to ``[out, groups]``; it may change them. The search tries the
-    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it. Of equals the first stays, so no
-    group ends above what its whole range costs.
+    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it, then those that the grid has of its
+    own (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group ends above what its whole
+    range costs.
     """
-    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+    low, high = grouped.amin(dim=-1).float(), grouped.amax(dim=-1).float()  # all that a fit looks at
+    shares = [1 - shrink * step / max(steps, 1) for step in range(steps + 1)]
+    shares = torch.tensor([*shares, *wider_ranges(grid)], device=low.device)[:, None, None]
     best = None  # cost, scale, zero
-    for step in range(steps + 1):  # every group tries the same shares, and keeps its own best
-        share = 1 - shrink * step / steps
-        # All that a fit looks at: a group of two, its smallest and its largest weight.
-        scale, zero = fit_groups(torch.stack([low, high], dim=-1) * share, grid)
-        tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
-        if best is None:
-            best = tried
-            continue
-        better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
-        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
+    # Every group tries the same shares, and keeps its own best. Few groups are fitted to many shares at once: an
+    # operation on a small tensor costs as much as thousands of numbers.
+    for some in shares.split(max(1, FITTED // max(1, low.numel()))):
+        for scale, zero in zip(*grid.fit(low * some, high * some)):
+            tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
+            if best is None:
+                best = tried
+                continue
+            better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
+            best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
     return best[1], best[2]
 
 
@@ -95,7 +99,7 @@ def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
     What it has comes first: of equals the first stays.
     """
     if turn == 0:
-        tried = [(share, 0) for share in (1.0, *SHARES)]
+        tried = [(share, 0) for share in (1.0, *SHARES, *wider_ranges(grid))]
     else:
         # This factor moves the outermost level by part of a step: about so little makes other codes.
         unit = UNITS[(turn - 1) % len(UNITS)] / (2**grid.bits - 1)
@@ -151,7 +155,7 @@ class Judge:
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Rounded as it will be stored, since the codes have to fit that."""
-        return scale.clamp(min=TINY).to(self.grid.scale_dtype)
+        return storable(scale, self.grid, TINY)
 
 
 def rounding_errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:

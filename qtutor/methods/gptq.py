@@ -27,8 +27,9 @@ from collections.abc import Iterator
 
 import torch
 
-from qtutor.core.grid import Grid
+from qtutor.core.grid import Grid, for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.core.scales import stored
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import rtn
 from qtutor.methods.clip import search
@@ -115,8 +116,9 @@ def round_columns(
         raise QtutorError(f"rows of {columns} weights, but a Hessian of {len(plan.order)} inputs.")
     length = resolve_group_size(group_size, columns)
     static = static_groups or plan.scattered or group_size == PER_TENSOR
+    fitted = for_tensor(grid, weight)
     if static:
-        scales, zeros = _fit_all(weight, plan, grid, group_size, clip)
+        scales, zeros = _fit_all(weight, plan, fitted, group_size, clip)
     else:
         scales, zeros = torch.empty(2, rows, columns // length, device=weight.device)  # filled group by group
     scales, zeros = scales.T.contiguous(), zeros.T.contiguous()  # [groups, out]
@@ -130,18 +132,19 @@ def round_columns(
             last = min(first + together, end)
             if not static and first % length == 0:  # only now have all earlier errors reached this group
                 reached = slice(first, first + length)
-                scale, zero = _fit(work[reached].T.unsqueeze(1), plan.upper.diagonal()[reached], grid, clip)
+                scale, zero = _fit(work[reached].T.unsqueeze(1), plan.upper.diagonal()[reached], fitted, clip)
                 scales[groups[first]], zeros[groups[first]] = scale[:, 0], zero[:, 0]
             own = groups[first:last]
             inside = plan.upper[first:end, first:end]  # columns behind the block wait, see below
-            coded, pushed = round_block(work[first:end], inside, scales[own], zeros[own], grid)
+            coded, pushed = round_block(work[first:end], inside, scales[own], zeros[own], fitted)
             codes[plan.order[first:last]] = coded
             errors.append(pushed)
         # Nobody looks at the columns behind a block before it ends, so they get all its errors in one matrix product:
         # an outer product for every column would mostly wait for memory.
         work[end:].addmm_(plan.upper[begin:end, end:].T, torch.cat(errors), alpha=-1)
     scales, zeros = scales.T.to(grid.scale_dtype).contiguous(), zeros.T.to(torch.uint8).contiguous()
-    return QuantizedTensor(codes.T.contiguous(), scales, None if grid.symmetric else zeros, grid, group_size)
+    zeros = None if grid.symmetric else zeros
+    return QuantizedTensor(codes.T.contiguous(), stored(scales, fitted), zeros, grid, group_size)
 
 
 def round_block(

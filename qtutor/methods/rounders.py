@@ -10,7 +10,7 @@ import torch
 
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import QuantizedTensor
-from qtutor.methods import awq, bnb, gptq, rtn
+from qtutor.methods import awq, bnb, gptq, hqq, rtn
 from qtutor.methods.hessian import Plan
 
 
@@ -80,4 +80,19 @@ class Listed:
         return bnb.quantize(weight, grid, group_size, self.double)
 
 
-Rounder = Nearest | Gptq | Listed
+@dataclass(frozen=True)
+class Hqq:
+    """HQQ: scales and zero points of integers, searched without inputs."""
+
+    clip = "none"
+    follows = False
+    factors = False
+    reads_inputs = False
+
+    def round(
+        self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
+    ) -> QuantizedTensor:
+        return hqq.quantize(weight, grid, group_size)
+
+
+Rounder = Nearest | Gptq | Listed | Hqq

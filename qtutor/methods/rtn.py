@@ -7,8 +7,9 @@ search of GPTQ's ``quant.py``: steps of a hundredth of the range, down to a fift
 
 import torch
 
-from qtutor.core.grid import Grid, encode_groups, fit_groups
+from qtutor.core.grid import Grid, encode_groups, fit_groups, for_tensor, wider_ranges
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.core.scales import stored
 from qtutor.errors import check_choice
 from qtutor.methods.clip import search
 
@@ -35,9 +36,10 @@ def quantize(weight: torch.Tensor, grid: Grid, group_size: int, clip: str = "non
         grouped = weight.float().reshape(1, 1, rows * columns)
     else:
         grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
-    scale, zero = fit_clipped(grouped, grid, clip)
-    codes = encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
-    return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
+    fitted = for_tensor(grid, weight)
+    scale, zero = fit_clipped(grouped, fitted, clip)
+    codes = encode_groups(grouped, scale, zero, fitted).reshape(rows, columns)
+    return QuantizedTensor(codes, stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)
 
 
 def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,9 +47,10 @@ def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Ten
 
     Of ranges with equal errors the widest is taken.
     """
-    if clip == "none":
+    if clip == "none" and not wider_ranges(grid):
         return fit_groups(grouped, grid)
-    return search(grouped, grid, lambda error: error.square_().sum(dim=-1), CLIP_STEPS, CLIP_SHRINK)
+    steps = CLIP_STEPS if clip == "mse" else 0  # a grid may have ranges of its own to choose from
+    return search(grouped, grid, lambda error: error.square_().sum(dim=-1), steps, CLIP_SHRINK)
 
 
 def _without_weights(weight: torch.Tensor, grid: Grid, group_size: int) -> QuantizedTensor:
@@ -56,4 +59,4 @@ def _without_weights(weight: torch.Tensor, grid: Grid, group_size: int) -> Quant
     groups = columns // max(resolve_group_size(group_size, columns), 1)
     scales = weight.new_ones((1, 1) if group_size == PER_TENSOR else (rows, groups), dtype=grid.scale_dtype)
     zeros = None if grid.symmetric else torch.full_like(scales, grid.middle, dtype=torch.uint8)
-    return QuantizedTensor(weight.to(torch.uint8), scales, zeros, grid, group_size)
+    return QuantizedTensor(weight.to(torch.uint8), stored(scales, grid), zeros, grid, group_size)

@@ -20,6 +20,8 @@ HEALTHY = {
     "ct mixed": ("compressed-tensors", {"symmetric": True, "layers": {"*.down_proj": {"bits": 8}, "*.0.*": "float"}}),
     "ct int8": ("compressed-tensors", {"method": "int8"}),
     "ct fp8": ("compressed-tensors", {"method": "fp8"}),
+    "ct mxfp4": ("compressed-tensors", {"method": "mxfp4"}),
+    "ct nvfp4": ("compressed-tensors", {"method": "nvfp4"}),
     "gptq": ("gptq", {"symmetric": True}),
     "gptq asymmetric": ("gptq", {"group_size": 32}),
     "gptq 2": ("gptq", {"bits": 2}),

@@ -1,13 +1,14 @@
 """Every format is decoded by its own library to exactly our weights."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 import qtutor
 from qtutor.core.codebooks import INT8, NF4
-from qtutor.core.float_grid import FP8
+from qtutor.core.float_grid import FP8, MXFP4, NVFP4
 from qtutor.formats import awq, bitsandbytes, compressed_settings, compressed_tensors, gptq, mlx, modelopt
 from qtutor.formats.foreign import Layout
 from qtutor.methods import bnb
@@ -255,3 +256,60 @@ def test_we_read_the_words_that_mlx_packs(bits):
     theirs = core.dequantize(*arrays, group_size=64, bits=bits)
     assert (tensors["scales"] < 0).any() and (tensors["scales"] > 0).any()
     assert torch.equal(mlx.decode(tensors, layout, 32, 256).dequantize(), torch.tensor(theirs.tolist()))
+
+
+@pytest.mark.parametrize("grid", [MXFP4, NVFP4], ids=lambda grid: grid.name)
+@pytest.mark.parametrize(("rows", "columns"), [(48, 64), (1, 32), (7, 96)])
+def test_compressed_tensors_decodes_our_blocks_and_makes_our_bytes(grid, rows, columns):
+    registry = pytest.importorskip("compressed_tensors.compressors")
+    from compressed_tensors.quantization import QuantizationScheme
+
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
+    weight[rows // 2, :32] *= 1e-4
+    quantized = qtutor.rtn.quantize(weight, grid, grid.block)
+    kind = {MXFP4: compressed_settings.POWERS, NVFP4: compressed_settings.PRODUCTS}[grid]
+    layout = Layout(grid, grid.block, kind)
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
+    compressor = registry.BaseCompressor.get_value_from_registry(kind)
+    assert compressor.can_compress(torch.nn.Linear, scheme)
+    tensors = encoded(compressed_tensors.FORMAT, quantized, layout)
+    back = compressor.decompress(tensors, scheme)["weight"]
+    assert torch.equal(back.float(), quantized.dequantize())  # bfloat16 there, which holds all of these exactly
+    state = {"weight": weight, "weight_scale": quantized.scales}
+    if grid == NVFP4:  # scales there are times the global scale, before they are divided by it
+        state["weight_scale"] = quantized.scales * tensors["weight_global_scale"]
+        state["weight_global_scale"] = tensors["weight_global_scale"]
+    packed = compressor.compress(state, scheme)
+    assert packed.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(packed[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("grid", [MXFP4, replace(NVFP4, wider=())], ids=lambda grid: grid.name)
+def test_compressed_tensors_finds_our_scales(grid):
+    """But for four over six, which it does not have, and with our number for the whole tensor."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.quantization import QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(1)) * 0.02
+    quantized = qtutor.rtn.quantize(weight, grid, grid.block)
+    kind = {MXFP4: compressed_settings.POWERS, NVFP4: compressed_settings.PRODUCTS}[grid]
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(Layout(grid, grid.block, kind)))
+    grouped = weight.reshape(64, -1, grid.block)
+    inverse = None if grid == MXFP4 else 1 / quantized.stored_scales.of_all.reshape(1)
+    found, _ = calculate_qparams(grouped.amin(-1), grouped.amax(-1), scheme.weights, inverse)
+    assert torch.equal(found.float() / (1 if inverse is None else inverse), quantized.scales)
+
+
+@pytest.mark.parametrize(("grid", "preset"), [(MXFP4, "MXFP4A16"), (NVFP4, "NVFP4A16")], ids=["mxfp4", "nvfp4"])
+def test_our_settings_of_blocks_are_those_of_the_schemes(grid, preset):
+    schemes = pytest.importorskip("compressed_tensors.quantization")
+
+    theirs = schemes.preset_name_to_scheme(preset, ["Linear"])
+    kind = {MXFP4: compressed_settings.POWERS, NVFP4: compressed_settings.PRODUCTS}[grid]
+    layout = Layout(grid, grid.block, kind)
+    ours = schemes.QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
+    exclude = {"observer", "zp_dtype"}  # there are no zero points
+    assert ours.weights.model_dump(exclude=exclude) == theirs.weights.model_dump(exclude=exclude)
+    assert ours.input_activations is theirs.input_activations is None

@@ -53,6 +53,19 @@ def test_layers_there_and_back_have_the_same_bytes(bits, rows, groups, symmetric
     assert first.keys() == last.keys() and all(torch.equal(first[key], last[key]) for key in first)
 
 
+@pytest.mark.parametrize("method", ["mxfp4", "nvfp4"])
+def test_floats_of_4_bits_there_and_back_have_the_same_bytes(tmp_path, method):
+    first = exported(tmp_path / "a", "compressed-tensors", "qwen2", method=method)[1]
+    convert(first, tmp_path / "b", "qtutor")
+    convert(tmp_path / "b", tmp_path / "c", target="transformers")
+    assert (first / "model.safetensors").read_bytes() == (tmp_path / "c" / "model.safetensors").read_bytes()
+    with pytest.raises(qtutor.QtutorError, match=f"levels are {method}"):
+        convert(first, tmp_path / "d", target="vllm-cpu")
+    with pytest.raises(qtutor.QtutorError, match=method):
+        convert(first, tmp_path / "d", "gptq")
+    assert not (tmp_path / "d").exists()
+
+
 @pytest.mark.parametrize("recipe", [{}, {"bits": 8, "group_size": -1, "symmetric": True}, {"bits": 2}])
 def test_folders_there_and_back_have_the_same_bytes(tmp_path, recipe):
     first = exported(tmp_path / "a", "gptq", "qwen2", **recipe)[1]

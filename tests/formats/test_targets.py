@@ -31,6 +31,10 @@ NARROW = {name: (rows, columns - 64) if "down" in name else (rows, columns) for 
         ("tensorrt-llm", {"symmetric": True}, "modelopt"),
         ("tensorrt-llm", {"method": "fp8"}, "modelopt"),
         ("sglang", {"method": "fp8"}, "compressed-tensors"),
+        ("vllm", {"method": "mxfp4"}, "compressed-tensors"),
+        ("vllm", {"method": "gptq", "levels": "nvfp4"}, "compressed-tensors"),
+        ("sglang", {"method": "awq", "levels": "mxfp4", "layers": {"*.0.*": "float"}}, "compressed-tensors"),
+        ("transformers", {"method": "nvfp4", "lm_head": True}, "compressed-tensors"),
         ("transformers", {"bits": 5, "group_size": 8}, "compressed-tensors"),
         ("transformers", {"bits": 3.5, "symmetric": True}, "compressed-tensors"),
         ("transformers", {"method": "nf4"}, "bitsandbytes"),
@@ -64,6 +68,9 @@ def test_the_format_is_picked(target, recipe, form):
         ("transformers", {"layers": {"*.down_proj": {"bits": 8}}}, WIDE, ["2 of 14", "one bits", "or symmetric=True"]),
         ("mlx", {"bits": 7, "group_size": 16}, WIDE, ["7 bits", "groups of 16", "group_size=32 or 64 or 128"]),
         ("transformers", {"group_size": 0}, WIDE, ["groups of 0", "group_size=-1 or 32"]),
+        ("vllm-cpu", {"method": "mxfp4"}, WIDE, ["14 of 14", "its levels are mxfp4", "method='rtn', 'gptq' or 'awq'"]),
+        ("tensorrt-llm", {"levels": "nvfp4"}, WIDE, ["its levels are nvfp4"]),
+        ("vllm", {"method": "nvfp4"}, NARROW, ["2 of 14 layers", "448 inputs, no multiple of 128"]),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_with_what_would(target, recipe, shapes, parts):

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from qtutor import awq, bnb, gptq, rtn
+from qtutor.core.float_grid import MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.core.scales import NestedScales
 
-GRIDS = [IntGrid(3), IntGrid(4, symmetric=True), bnb.NF4, bnb.INT8]
+GRIDS = [IntGrid(3), IntGrid(4, symmetric=True), bnb.NF4, bnb.INT8, MXFP4, NVFP4]
 METHODS = {
     "rtn": lambda weight, hessian, grid, size: rtn.quantize(weight, grid, size),
     "rtn clipped": lambda weight, hessian, grid, size: rtn.quantize(weight, grid, size, clip="mse"),

@@ -1,0 +1,93 @@
+"""HQQ: find scale and zero point of every group without any text, by an error that forgives outliers.
+
+Badri & Shaji 2023 ("Half-Quadratic Quantization of Large Machine Learning Models", Mobius Labs; peer:
+hqq/core/optimize.py of mobiusml/hqq). Squares make a few far-off weights decide where the grid lies. HQQ takes
+``|error|^p`` with p = 0.7, which no formula minimizes. So it gives every weight a slack of its own, and takes turns:
+
+    1. the slack: as much of the error as makes the rest cheap. It is 0 for small errors, and nearly all of a large one
+       (:func:`shrink`, from one number to one number)
+    2. scale and zero point: least squares for the weights without their slack, with the codes as they are
+
+Turn by turn beta grows, and slack gets cheaper. Every group keeps the best that it came by, whole range included.
+
+Two things differ from the peer:
+
+* Its zero points are floats, 16 bits a group. Here they are codes, as in all formats that this package writes. So the
+  scale moves as well, which the peer leaves as it was.
+* It measures errors as they are, and shrinks with beta = 10: what is below 0.17 becomes no slack. So weights of usual
+  sizes (0.02) have none, and its turns move the zero point to where the mean error is 0. Here errors are in steps of
+  the group's grid, at most a half inside of the range, so that groups of all sizes are treated alike.
+
+Left out: other p, and learning scales by gradients.
+"""
+
+import torch
+
+from qtutor.core.grid import IntGrid, encode_groups, fit_groups, storable
+from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
+from qtutor.errors import QtutorError
+from qtutor.methods import rtn
+from qtutor.methods.clip import TINY, rounding_errors
+
+P = 0.7
+BETA = 10.0
+GROWTH = 1.01  # of beta, every turn
+TURNS = 20
+
+
+def quantize(weight: torch.Tensor, grid: IntGrid, group_size: int) -> QuantizedTensor:
+    """Quantize ``weight [out, in]`` (any float dtype); the arguments and errors are those of
+    :func:`qtutor.rtn.quantize`. One scale for the tensor, and a matrix without weights, are rounded as there.
+
+    Raises :class:`QtutorError` also for a grid that is not of evenly spaced levels.
+    """
+    if not isinstance(grid, IntGrid):
+        raise QtutorError(f"HQQ moves scales and zero points of integers, and {grid.name} has other levels: take rtn.")
+    check_weight(weight)
+    if group_size == PER_TENSOR or not weight.numel():
+        return rtn.quantize(weight, grid, group_size)
+    rows, columns = weight.shape
+    grouped = weight.float().reshape(rows, -1, resolve_group_size(group_size, columns))  # [out, groups, group_size]
+    scale, zero = search(grouped, grid)
+    codes = encode_groups(grouped, scale, zero, grid).reshape(rows, columns)
+    return QuantizedTensor(codes, scale, None if grid.symmetric else zero, grid, group_size)
+
+
+def search(grouped: torch.Tensor, grid: IntGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero ``[out, groups]`` of least ``|error|^p`` that the turns came by, for every group of
+    ``grouped [out, groups, group_size]``.
+    """
+    scale, zero = fit_groups(grouped, grid)
+    best = cost(grouped, scale, zero, grid), scale, zero
+    for turn in range(TURNS):
+        scale, zero = improved(grouped, scale, zero, grid, BETA * GROWTH**turn)
+        tried = cost(grouped, scale, zero, grid), scale, zero
+        better = tried[0] < best[0]  # not <=: of equals the first stays
+        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
+    return best[1], best[2]
+
+
+def cost(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: IntGrid) -> torch.Tensor:
+    """The mean ``|error|^p`` of every group, ``[out, groups]``."""
+    return rounding_errors(grouped, scale, zero, grid).abs_().pow_(P).mean(dim=-1)
+
+
+def improved(
+    grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: IntGrid, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One turn: scale and zero ``[out, groups]`` that fit the codes of these, once every weight has its slack."""
+    step, middle = scale.float().unsqueeze(-1), zero.float().unsqueeze(-1)
+    code = grid.encode(grouped, step, middle).float()
+    weight = grouped / step  # in steps, as everything below
+    fitted = weight - shrink(weight - (code - middle), beta)
+    if not grid.symmetric:
+        middle = (code - fitted).mean(dim=-1, keepdim=True).round().clamp(0, grid.largest_code)
+    level = code - middle
+    factor = (fitted * level).sum(dim=-1) / level.square().sum(dim=-1).clamp(min=1)  # 1: all levels are 0
+    return storable(scale.float() * factor.clamp(0.5, 2), grid, TINY), middle.squeeze(-1).to(torch.uint8)
+
+
+def shrink(error: torch.Tensor, beta: float) -> torch.Tensor:
+    """The slack of each error: ``sign(e) * max(|e| - |e|^(p-1) / beta, 0)``, the generalized soft threshold."""
+    size = error.abs()
+    return error.sign() * (size - size.clamp(min=1e-30).pow(P - 1) / beta).clamp(min=0)
