@@ -41,7 +41,7 @@ def check(name: str, function: Callable) -> None:
     verdict = examine(exercise, function)
     print(verdict.text)
     if verdict.passed:
-        # Outside a workspace the note is empty, so the stored outputs of the course's own chapters stay the same.
+        # Beside the course's own chapters the note is empty, so that their stored outputs stay the same.
         note = answers.keep(exercise, function, lambda again: examine(exercise, again).passed)
         if note:
             print(note)
