@@ -95,14 +95,13 @@ def by_halves(weight, bits, group_size):
 
 
 RIGHT = {NAME: [by_places_of_steps, by_halves]}
-LEAST, SORTED = "(off**2).sum(1).argmin()", "group.sort().values"
+LEAST = "(off**2).sum(1).argmin()"
 LINE = "scales[-1].append(line[best, 0].item())"
 
 WRONG = {
     NAME: [
         (by_halves.edit(LEAST, "off.abs().sum(1).argmin()"), "the least sum of |error|"),
         (by_halves.edit(LEAST, "off.abs().amax(1).argmin()"), "largest error is least"),
-        (by_halves.edit(SORTED, "group"), "Sort them first"),
         (by_halves.edit("range(2**bits)", "range(2**bits - 1)"), "a level too few"),
         (by_halves.edit("range(2**bits)", "range(2**bits + 1)"), "a level too many"),
         (by_halves.edit("return scales, offsets", "return offsets, scales"), "swapped"),
