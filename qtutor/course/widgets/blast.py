@@ -25,8 +25,8 @@ COLOURS = (
     *("#2ab07f", "#52c569", "#86d549", "#c2df23", "#fde725"),
 )
 FIELDS = {  # heading and the bytes below it
-    "d": "d: the step of the scale codes",
-    "dmin": "dmin: the step of the minimum codes",
+    "d": "d: step of scale codes",
+    "dmin": "dmin: step of min codes",
     "scales": "scales and minima, 6 bits each",
     "qs": "codes: two weights a byte",
 }
