@@ -199,7 +199,7 @@ def class_of_scales(grid: Grid, nested: bool = False) -> type[Scales]:
     return NestedScales if nested else PlainScales
 
 
-def stored(scales: torch.Tensor, grid: Grid) -> Scales:
+def as_stored(scales: torch.Tensor, grid: Grid) -> Scales:
     """``scales [out, groups]`` that ``grid`` fitted, in the form in which they are stored."""
     if isinstance(grid, BlockGrid):
         return class_of_scales(grid).encode(scales, grid.unit)
