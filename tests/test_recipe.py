@@ -251,6 +251,26 @@ def test_embeddings_and_the_head_are_rounded_to_nearest_whatever_the_method():
         assert not made.config.tie_word_embeddings and torch.isfinite(made(some_ids()).logits).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"method": "gptq"}, {"method": "awq", "clip": "none"}])
+def test_layers_that_read_the_same_input_share_the_number_for_all_of_nvfp4(options):
+    """vLLM makes one layer of them, and takes the largest number of the three."""
+    model = tiny("qwen2")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.k_proj.weight *= 64
+        model.model.layers[1].mlp.up_proj.weight /= 64
+    made, _ = quantized(model, Recipe(**options, levels="nvfp4"))
+    for block in made.model.layers:
+        for layers in ((block.self_attn, ("q_proj", "k_proj", "v_proj")), (block.mlp, ("gate_proj", "up_proj"))):
+            found = {getattr(layers[0], name).stored_scales.of_all.item() for name in layers[1]}
+            assert len(found) == 1
+    first, second = made.model.layers
+    assert first.self_attn.q_proj.stored_scales.of_all > 8 * first.self_attn.o_proj.stored_scales.of_all
+    exact = model.get_submodule("model.layers.1.mlp.gate_proj").weight
+    alone = qtutor.rtn.quantize(exact, Recipe(levels="nvfp4").grid, 16)
+    if not options:
+        assert torch.equal(second.mlp.gate_proj.quantized().dequantize(), alone.dequantize())
+
+
 def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
     from qtutor import cli
 

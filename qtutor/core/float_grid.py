@@ -102,14 +102,15 @@ class BlockGrid(FloatGrid):
 
     block: the number of weights that share a scale. scales: ``"e8m0"``, powers of two, or ``"e4m3"``, times
     :attr:`unit`. wider: what else to multiply the range of a block by, and keep where the squared error is less.
-    unit: the number for the whole tensor; :meth:`for_tensor` finds it. Two grids that differ only in how scales are
-    found are equal, because the same codes and scales stand for the same weights.
+    unit: the number for the whole tensor; :meth:`for_tensor` finds it, once (``settled``). Two grids that differ only
+    in how scales are found are equal, because the same codes and scales stand for the same weights.
     """
 
     block: int = 0
     scales: str = "e8m0"
     wider: tuple[float, ...] = field(default=(), compare=False)
     unit: float = field(default=1.0, compare=False)
+    settled: bool = field(default=False, compare=False)
 
     @cached_property
     def _borders(self) -> torch.Tensor:
@@ -120,14 +121,17 @@ class BlockGrid(FloatGrid):
         odd = torch.arange(len(middles)) % 2 == 1  # the lower of the two codes is odd, so the higher one is even
         return torch.where(odd, below, middles)
 
-    def for_tensor(self, weight: torch.Tensor) -> "BlockGrid":
-        """This grid with the :attr:`unit` for ``weight``: scales then reach 448 units, also where 4 is the largest."""
-        if self.scales == "e8m0" or not weight.numel():
+    def for_tensor(self, *weights: torch.Tensor) -> "BlockGrid":
+        """This grid with the :attr:`unit` for ``weights``: scales then reach 448 units, also where 4 is the largest.
+
+        Several matrices get one unit for all. A grid that has been through this stays as it is.
+        """
+        if self.scales == "e8m0" or self.settled or not any(weight.numel() for weight in weights):
             return self
-        most = 4 * E4M3.largest
-        mantissa, exponent = math.frexp(float(weight.detach().abs().max()) / most)
+        largest = max(float(weight.detach().abs().max()) for weight in weights if weight.numel())
+        mantissa, exponent = math.frexp(largest / (4 * E4M3.largest))
         exponent -= mantissa == 0.5  # it is a power of two already
-        return replace(self, unit=math.ldexp(1.0, max(exponent, -100)) if mantissa else 1.0)
+        return replace(self, unit=math.ldexp(1.0, max(exponent, -100)) if mantissa else 1.0, settled=True)
 
     def fit(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32, one that can be stored) and zero (uint8, always 0) for ranges ``low ... high``.

@@ -37,7 +37,7 @@ agrees at more than 99 (tests/engines).
 
 A file of others may have any weight_global_scale. Scales here are times its inverse, which float32 rounds: they come
 out at most one last bit off. vLLM makes one layer of q, k and v, and gives it the largest of their global scales, so
-layers that it joins should have the same one; ours are found layer by layer where no text is read.
+layers that it joins should have the same one: layers of ours that read the same input do.
 
 One FP8 scale a tensor is read by the package as it is. vLLM makes one layer of q, k and v, gives it the largest of
 their scales and rounds the other two again (process_fp8_weight_tensor_strategy in its fp8_utils.py), which is worse:
