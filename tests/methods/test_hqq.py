@@ -37,7 +37,7 @@ def test_a_turn_is_that_of_plain_python(bits, symmetric, seed, beta, shift):
             expected, middle = slow.turn(*given, beta, symmetric)
             assert found[row, group].item() == pytest.approx(expected, rel=2e-3)  # it is stored in 16 bits
             assert moved[row, group] == middle
-            own = hqq.cost(grouped, scale, zero, grid)[row, group].item()
+            own = hqq.norm(grouped, scale, zero, grid)[row, group].item()
             assert own == pytest.approx(slow.cost(*given), rel=1e-3)
 
 
