@@ -53,6 +53,7 @@ def test_the_chapters_are_here():
         "07_gguf",
         "08_checkpoints",
         "09_quantized_decoder",
+        "10_serving",
         "11_your_model",
     }
     assert {path.stem for path in NOTEBOOKS} >= chapters

@@ -59,6 +59,12 @@ def tried(make, config, where: Path):
             f"{where}: its tokenizer makes ids up to {shown(max(ids))}, and the decoder knows {config.vocab_size:,} "
             "tokens. It is another model's: copy the original's tokenizer.json and tokenizer_config.json."
         )
+    if set(ids) <= set(tokenizer.all_special_ids):
+        found = f"special ones alone ({ids[:8]})" if ids else "no tokens"
+        raise QtutorError(
+            f"{where}: its tokenizer loses text: of {PROBE!r} it makes {found}. A part of tokenizer.json is "
+            "missing: copy the original model's tokenizer files again."
+        )
     _say_what_is_beyond(tokenizer, config.vocab_size, where)
     return tokenizer
 

@@ -131,7 +131,7 @@ class Pool:
 
     @property
     def nbytes(self) -> int:
-        """What all keys and values take, as :func:`cache_bytes` says; the copy that :meth:`read` makes comes on top."""
+        """What all keys and values take, as :func:`pool_bytes` says; the copy that :meth:`read` makes comes on top."""
         return self.keys.nbytes + self.values.nbytes
 
     def write(self, layer: int, slots: torch.Tensor, keys, values) -> None:

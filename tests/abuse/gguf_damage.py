@@ -132,7 +132,8 @@ def tensor(folder: Path, rng: random.Random) -> str:
     if kind == "missing":
         del held[at]
     elif kind == "renamed":
-        held[at] = Tensor(rng.choice(NAMES), one.shape, one.type, one.data)
+        name = rng.choice([name for name in NAMES if name not in file.tensors])
+        held[at] = Tensor(name, one.shape, one.type, one.data)
     elif kind == "extra":
         name = rng.choice([name for name in NAMES if name not in file.tensors])
         shape = rng.choice([(1,), (8,), (32,), (4, 32), (1, 1, 1, 32)])

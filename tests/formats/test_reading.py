@@ -202,6 +202,28 @@ def test_of_a_generation_config_only_ends_and_a_penalty_are_read(folder):
     assert found.penalty_alpha is None and found.cache_implementation is None and not hasattr(found, "custom_generate")
 
 
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "pair": [],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+}
+
+
+@pytest.mark.parametrize(
+    "broken, said",
+    [
+        ({"post_processor": TEMPLATE | {"single": []}}, "no tokens"),
+        ({"post_processor": TEMPLATE | {"single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}}, "special ones"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": r"[\s\S]"}, "content": ""}}, "no tokens"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_loses_text_is_refused(folder, broken, said):
+    tokens = json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    first = next(token["content"] for token in tokens if token["special"])
+    change(folder / "tokenizer.json", **json.loads(json.dumps(broken).replace("<s>", first)))
+    refused(folder, "its tokenizer loses text", said, "tokenizer.json")
+
+
 # Files
 
 

@@ -153,7 +153,7 @@ def test_explain_says_what_was_asked_for(capsys):
     runtime.explain(layer)
     out = capsys.readouterr().out
     assert "used: inputs are rounded to int8, and codes" in out and "another one was asked for" in out
-    runtime.explain(layer, 9)
+    runtime.explain(layer, cpu.MOST + 1)
     assert "rounded to int8; then 1024 rows" in capsys.readouterr().out
     runtime.use(layer, kernel="reference")
     assert layer.kernel(noise(1, 64)) is reference

@@ -17,10 +17,12 @@ _WHERE = {
     "levels_over_bell": "bnb",
     "microscope": "numbers",
     "outlier_threshold": "bnb",
+    "page_table": "serving",
     "roofline_ladder": "kernels",
     "same_prompt": "start",
     "scale_search": "awq",
     "speed_limits": "start",
+    "users_that_fit": "serving",
     "weight_histogram": "rtn",
     "weights_as_picture": "rtn",
 }

@@ -1,0 +1,9 @@
+"""Chapter 10: what many users at once cost, and who is served when."""
+
+from qtutor.course.exercises.serving.keys import KEYS
+from qtutor.course.exercises.serving.pick import PICK
+from qtutor.course.exercises.serving.room import ROOM
+from qtutor.course.exercises.serving.slots import SLOTS
+from qtutor.course.exercises.serving.turn import TURN
+
+EXERCISES = (ROOM, PICK, SLOTS, KEYS, TURN)

@@ -1,0 +1,3 @@
+"""What the exercises of chapter 10 share."""
+
+CHAPTER = "10_serving"

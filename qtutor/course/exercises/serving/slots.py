@@ -1,0 +1,93 @@
+"""``serving.slots``: where the tokens of a text lie, by its table of blocks."""
+
+from qtutor.course.exercises.edits import solution
+from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.serving.inputs import CHAPTER
+
+
+def slots(table, size, start, end):
+    places = []
+    for block in table:  # all places of the text, in its order
+        places += range(block * size, (block + 1) * size)
+    return places[start:end]
+
+
+def cases():
+    return [
+        ("one block of four, from the beginning", ([2], 4, 0, 3)),
+        ("two blocks, the second before the first in memory", ([5, 1], 4, 0, 8)),
+        ("from the middle of one block into the next", ([5, 1, 3], 4, 2, 7)),
+        ("one token, the first of a block", ([4, 0, 2], 4, 8, 9)),
+        ("one token, the last of a block", ([4, 0, 2], 4, 7, 8)),
+        ("blocks of 16", ([7, 3, 9], 16, 10, 40)),
+        ("blocks of one token", ([3, 1, 2], 1, 0, 3)),
+        ("no new token", ([3, 1], 4, 5, 5)),
+    ]
+
+
+@solution
+def right(table, size, start, end):
+    found = []
+    for position in range(start, end):
+        block = table[position // size]
+        found.append(block * size + position % size)
+    return found
+
+
+PLACE = "block * size + position % size"
+
+MISTAKES = {
+    "the table is not used: the blocks of a text lie anywhere, and the table says where.": (
+        right.edit("table[position // size]", "position // size")
+    ),
+    "all tokens are looked for in the first block.": right.edit("table[position // size]", "table[0]"),
+    "the blocks are taken in the order in which they lie in memory. The table has the order of the text.": (
+        right.edit("table[position // size]", "sorted(table)[position // size]")
+    ),
+    "these are the numbers of blocks. A slot is block * size + the place in the block.": right.edit(PLACE, "block"),
+    "these are places in blocks. A slot is block * size + the place in the block.": (
+        right.edit(PLACE, "position % size")
+    ),
+    "the place in the block is missing: all tokens of a block would lie in its first place.": (
+        right.edit(PLACE, "block * size")
+    ),
+    "the number of the block is added, but a block has `size` places: multiply.": (
+        right.edit(PLACE, "block + position % size")
+    ),
+    "the position in the text is added to the block's first slot. It is the position in the block: % size.": (
+        right.edit(PLACE, "block * size + position")
+    ),
+    "the position is counted from `start`. Block and place depend on where a token stands in the whole text.": (
+        right.edit("range(start, end)", "range(end - start)")
+    ),
+    "the last token is missing or one too many is there: start to end, end excluded.": (
+        right.edit("range(start, end)", "range(start, end + 1) if end < size * len(table) else range(start, end - 1)")
+    ),
+    "blocks are taken for 16 tokens long. They have `size`.": (
+        right.edit(
+            ("table[position // size]", "table[position // 16]"),
+            ("block * size + position % size", "block * 16 + position % 16"),
+        )
+    ),
+    "division and remainder are swapped: // size says which block, % size which place.": (
+        right.edit(
+            ("table[position // size]", "table[position % size % len(table)]"),
+            ("+ position % size", "+ position // size"),
+        )
+    ),
+    "the tokens of a block lie from its last place to its first. They lie in the order of the text.": (
+        right.edit("position % size", "size - 1 - position % size")
+    ),
+}
+
+SLOTS = Exercise(
+    name="serving.slots",
+    chapter=CHAPTER,
+    title="Looking up a block table",
+    difficulty=1,
+    minutes=10,
+    reference=slots,
+    cases=cases,
+    outputs=("slots",),
+    mistakes=MISTAKES,
+)
