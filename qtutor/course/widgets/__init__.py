@@ -11,6 +11,7 @@ _WHERE = {
     "PROMPTS": "start",
     "activation_outliers": "distributions",
     "block_view": "gguf",
+    "budget": "choose",
     "column_stepper": "gptq",
     "explore": "explorer",
     "four_formats": "checkpoints",
