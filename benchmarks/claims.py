@@ -34,7 +34,7 @@ from qtutor.course.choose.candidates import CANDIDATES, GROUP, OF_SMOLLM2, bytes
 from qtutor.course.choose.claims import readme_table
 from qtutor.course.choose.results import EMBEDDED, SMOLLM2, STORED, document
 from qtutor.course.choose.steps import moved_in_model
-from qtutor.decoder import corpus, tasks
+from qtutor.decoder import corpus
 from qtutor.decoder.text import calibration_tokens, held_out_tokens
 from qtutor.families import linear_layers
 from qtutor.files import written_beside
@@ -179,7 +179,11 @@ def one_percent(source: Source) -> dict:
         "loudest inputs": [kl(lambda name, weight, _: inputs[name].mean_abs)],
         "largest weights": [kl(lambda _, weight, __: weight.abs().mean(dim=0))],
         "at random": [
-            kl(lambda _, weight, n, d=d: torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(99 * d + n)))
+            kl(
+                lambda _, weight, n, d=d: torch.rand(
+                    weight.shape[1], generator=torch.Generator().manual_seed(99 * d + n)
+                )
+            )
             for d in range(DRAWS if source.name == EMBEDDED else 1)
         ],
     }
@@ -229,7 +233,9 @@ def same_algorithm(source: Source) -> dict:
     """
     prompts = ["\n\n" + text for text in corpus.held_out_functions()[:40]]
     if source.name != EMBEDDED:
-        prompts = [f"{topic} is" for topic in ("Water", "Paris", "A dog", "The sun", "Music", "Python", "Bread", "Time")]
+        prompts = [
+            f"{topic} is" for topic in ("Water", "Paris", "A dog", "The sun", "Music", "Python", "Bread", "Time")
+        ]
     new = 48
     start = [len(source.tokenizer(prompt)["input_ids"]) for prompt in prompts]
     wrote = generate_batch(source.model, source.tokenizer, prompts, new)
@@ -240,7 +246,10 @@ def same_algorithm(source: Source) -> dict:
         texts = generate_batch(model, source.tokenizer, prompts, new)
         others = [source.tokenizer(text)["input_ids"][n:] for text, n in zip(texts, start)]
         same = [next((i for i, (a, b) in enumerate(zip(x, y)) if a != b), new) for x, y in zip(tokens, others)]
-        rows[name] = {"first_other": statistics.median(same), "same": sum(x == y for x, y in zip(tokens, others)) / len(same)}
+        rows[name] = {
+            "first_other": statistics.median(same),
+            "same": sum(x == y for x, y in zip(tokens, others)) / len(same),
+        }
     packed, _ = made(source.model, source.tokenizer, CANDIDATES["RTN 4"])
     plain = copy.deepcopy(source.model)
     for name, layer in packed.named_modules():

@@ -115,9 +115,7 @@ def loss_against_bits(series: Mapping[str, Sequence[tuple[int, float]]]) -> Figu
     return figure
 
 
-def calibrated_with(
-    kinds: Mapping[str, Sequence[float]], counts: Mapping[str, Sequence[float]], none: float
-) -> Figure:
+def calibrated_with(kinds: Mapping[str, Sequence[float]], counts: Mapping[str, Sequence[float]], none: float) -> Figure:
     """KL by the kind of text, and by the number of samples; each dot is a draw, the dashed line is no text at all."""
     figure, (left, right) = new_figure(7.6, 3.0, panels=2)
     for ax, found in ((left, kinds), (right, counts)):

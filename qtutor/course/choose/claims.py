@@ -139,7 +139,9 @@ def calibration(of: Stored) -> Judged | None:
         f"{means['random tokens'] / matched:.2f}, no text {found['none'] / matched:.2f}"
     )
     worse = min(found["kinds"]["random tokens"]) > (1 + SAME) * max(found["kinds"]["matched"])
-    return Judged(figure, HOLDS if worse and means["another kind"] > (1 + SAME) * matched else PARTLY if worse else FAILS)
+    return Judged(
+        figure, HOLDS if worse and means["another kind"] > (1 + SAME) * matched else PARTLY if worse else FAILS
+    )
 
 
 def arithmetic_kept(of: Stored, name: str) -> tuple[float, float, float] | None:
@@ -196,7 +198,9 @@ def fine_tune(of: Stored) -> Judged | None:
             f"; new task right: {ways['inside the codes']['right']:.0%} in the codes, "
             f"{ways['NF4, adapters']['right']:.0%} with adapters beside NF4"
         )
-        return Judged(figure, HOLDS if ways["NF4, adapters"]["right"] > ways["inside the codes"]["right"] + 0.1 else PARTLY)
+        return Judged(
+            figure, HOLDS if ways["NF4, adapters"]["right"] > ways["inside the codes"]["right"] + 0.1 else PARTLY
+        )
     return Judged(figure, HOLDS if max(none, default=0) >= 1e-4 else FAILS)
 
 

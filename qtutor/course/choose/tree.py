@@ -31,7 +31,12 @@ BRANCHES = (
     Branch("It runs behind someone's API, or fits in 16 bits with room to spare", "16 bits", FLOAT, "nothing is lost"),
     Branch("You want to train it", "NF4, and adapters beside it", "NF4", "claim fine_tune: no step moves a code"),
     Branch("Exact answers count: sums, code, long chains", "8 bits", "RTN 8", "exact tasks fall first"),
-    Branch("A GPU or server with memory for 8 bits", "FP8, or int8 where FP8 is not in hardware", "FP8", "products in 8 bits"),
+    Branch(
+        "A GPU or server with memory for 8 bits",
+        "FP8, or int8 where FP8 is not in hardware",
+        "FP8",
+        "products in 8 bits",
+    ),
     Branch("A laptop, or CPU and GPU together", "a Q4_K_M file", "Q4_K_M file", "llama.cpp reads nothing else"),
     Branch("A GPU short of memory, and text like yours at hand", "GPTQ in 4 bits", "GPTQ 4", "least KL of 4 bits"),
     Branch("A GPU short of memory, and no text or no time", "HQQ in 4 bits", "HQQ 4", "needs weights alone"),

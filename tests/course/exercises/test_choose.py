@@ -50,10 +50,10 @@ def by_arrays(sizes, losses):
 WRONG_FRONTS = [
     (by_arrays.edit("not beaten[i]", "beaten[i]"), "that are beaten are returned"),
     (by_arrays.edit("not beaten[i]", "True or beaten[i]"), "all models are kept"),
-    (by_arrays.edit("np.argsort(s, kind=\"stable\")", "range(len(s))"), "in the order of the list"),
+    (by_arrays.edit('np.argsort(s, kind="stable")', "range(len(s))"), "in the order of the list"),
     (by_arrays.edit("[int(i) for", "[int(s[i]) for"), "these are sizes"),
     (by_arrays.edit("[int(i) for", "[int(i) + 1 for"), "counted from 1"),
-    (by_arrays.edit("np.argsort(s, kind=\"stable\")", "np.argsort(-s, kind=\"stable\")"), "largest comes first"),
+    (by_arrays.edit('np.argsort(s, kind="stable")', 'np.argsort(-s, kind="stable")'), "largest comes first"),
 ]
 
 # --- what a step moves ---

@@ -67,7 +67,9 @@ MISTAKES = {
     "all weights are counted as quantized. Those elsewhere stay in 16 bits.": (
         right.edit(AFTER, "(in_layers + elsewhere) * each")
     ),
-    "the number is upside down: how many times smaller is before / after.": right.edit("before / after", "after / before"),
+    "the number is upside down: how many times smaller is before / after.": right.edit(
+        "before / after", "after / before"
+    ),
     "before is counted with 32 bits a weight. A file of today has 16.": right.edit(
         "16 * (in_layers + elsewhere)", "32 * (in_layers + elsewhere)"
     ),
