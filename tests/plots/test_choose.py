@@ -69,7 +69,10 @@ def test_losses_are_smoothed():
     assert list(ax.lines[0].get_ydata()) == [4.0]
 
 
-FAMILIES = {"RTN": [Point("RTN 4", 4_000_000, 0.1, 0.01), Point("RTN 3", 3_000_000, 0.5)], "NF4": [Point("NF4", 3_900_000, 0.6)]}
+FAMILIES = {
+    "RTN": [Point("RTN 4", 4_000_000, 0.1, 0.01), Point("RTN 3", 3_000_000, 0.5)],
+    "NF4": [Point("NF4", 3_900_000, 0.6)],
+}
 
 
 def test_models_beyond_the_budget_are_pale_and_the_chosen_one_has_a_ring():

@@ -1,8 +1,8 @@
 """Training beside a quantized model: QLoRA in small, and two other ways to compare it with.
 
-Dettmers et al. 2023 (arXiv 2305.14314): the base is NF4 and frozen. Beside each layer stand two thin matrices, and only
-these are trained: ``y = base(x) + (x A^T) B^T * scale``. B starts at 0, so the model starts as the base (Hu et al. 2021,
-LoRA, arXiv 2106.09685). Gradients go through the frozen layer to what lies before it, but never into its codes.
+Dettmers et al. 2023 (arXiv 2305.14314): the base is NF4 and frozen. Beside each layer stand two thin matrices, and
+only these are trained: ``y = base(x) + (x A^T) B^T * scale``. B starts at 0, so the model starts as the base (Hu et al.
+2021, LoRA, arXiv 2106.09685). Gradients go through the frozen layer to what lies before it, but never into its codes.
 
 Left out: paged optimizers, dropout, and adapters in 16 bits.
 """

@@ -60,6 +60,7 @@ CANDIDATES = {
     **_recipes("GPTQ", "gptq", (4, 3, 2)),
     **_recipes("GPTQ", "gptq", (4,), " symmetric", symmetric=True),
     "GPTQ on NVFP4": Candidate("GPTQ", Recipe("gptq", levels="nvfp4")),
+    "GPTQ, embedding too 4": Candidate("GPTQ", Recipe("gptq", 4, GROUP, embeddings=True, lm_head=True)),
     **{
         f"{kind} file": Candidate("GGUF", file=kind)
         for kind in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")

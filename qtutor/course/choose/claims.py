@@ -4,6 +4,7 @@ A verdict has margins: what lies within two standard errors of a bound, or withi
 said to be about the same. So it stays what it is on another machine, until what was measured changes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def six_percent(of: Stored) -> Judged | None:
         f"{len(found)} methods: perplexity rises by {best.rise:.1f} % ({best.name}) to {worst.rise:.1f} % "
         f"({worst.name}); clearly over 6 %: {len(over)}, too close to say: {len(near)}"
     )
-    return Judged(figure, HOLDS if not over else FAILS if 2 * len(over) > len(found) else PARTLY)
+    return Judged(figure, HOLDS if not over + near else FAILS if 2 * len(over) > len(found) else PARTLY)
 
 
 def smaller(found: dict, size: str = "64") -> tuple[float, float]:
@@ -110,7 +111,7 @@ def three_quarters(of: Stored) -> Judged | None:
     if len(rows) < 3:
         return None
     figure = "perplexity rises by " + ", ".join(f"{m.rise:.1f} % at {m.name.split()[-1]} bits" for m in rows)
-    eight, four, three = rows
+    _, four, three = rows
     steep = three.rise > 2 * four.rise
     return Judged(figure, HOLDS if steep and four.rise < 10 else PARTLY if steep else FAILS)
 
@@ -121,11 +122,13 @@ def same_algorithm(of: Stored) -> Judged | None:
         return None
     row = found["rows"]["RTN 4"]
     flips = f"{of.models['RTN 4'].flips:.0%} of tokens flip; " if "RTN 4" in of.models else ""
+    off = found["difference"] / found["of"]
+    nearly = "exactly" if off == 0 else f"up to {off:.0e} of the largest"
     figure = (
-        f"{flips}half of the texts differ from token {row['first_other'] + 1:.0f} on; logits as of float layers with "
-        f"the same numbers, up to {found['difference'] / found['of']:.0e} of the largest"
+        f"{flips}half of the texts differ within {math.ceil(row['first_other'] + 0.5)} tokens; logits as of float "
+        f"layers that hold the same numbers, {nearly}"
     )
-    return Judged(figure, HOLDS if found["difference"] < 1e-3 * found["of"] else FAILS)
+    return Judged(figure, HOLDS if off < 1e-3 else FAILS)
 
 
 def calibration(of: Stored) -> Judged | None:

@@ -14,7 +14,7 @@ from qtutor.formats.targets import RAN, TARGETS, Shape, pick
 
 FLOAT = "float"
 # A class of sizes: the bits of a weight in the blocks, scales left out.
-SIZES = {"8 bits": (5.5, 9), "4 bits": (3.5, 5.5), "under 4 bits": (0, 3.5)}
+SIZES = {"5 to 8 bits": (4.5, 9), "4 bits": (3.5, 4.5), "under 4 bits": (0, 3.5)}
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,14 @@ class Branch:
 
 BRANCHES = (
     Branch("It runs behind someone's API, or fits in 16 bits with room to spare", "16 bits", FLOAT, "nothing is lost"),
-    Branch("You want to train it", "NF4, and adapters beside it", "NF4", "claim fine_tune: no step moves a code"),
-    Branch("Exact answers count: sums, code, long chains", "8 bits", "RTN 8", "exact tasks fall first"),
-    Branch(
-        "A GPU or server with memory for 8 bits",
-        "FP8, or int8 where FP8 is not in hardware",
-        "FP8",
-        "products in 8 bits",
-    ),
-    Branch("A laptop, or CPU and GPU together", "a Q4_K_M file", "Q4_K_M file", "llama.cpp reads nothing else"),
-    Branch("A GPU short of memory, and text like yours at hand", "GPTQ in 4 bits", "GPTQ 4", "least KL of 4 bits"),
-    Branch("A GPU short of memory, and no text or no time", "HQQ in 4 bits", "HQQ 4", "needs weights alone"),
-    Branch("A GPU with products of 4-bit floats", "GPTQ on NVFP4", "GPTQ on NVFP4", "levels that the hardware has"),
-    Branch("Still too large", "GPTQ in 3 bits, or a smaller model", "GPTQ 3", "from here each bit costs more"),
+    Branch("You want to train it", "NF4, and adapters beside it", "NF4", "a training step moves no code"),
+    Branch("Exact answers count: sums, code, long chains", "8 bits", "RTN 8", "exact answers fall first"),
+    Branch("A server with memory for 8 bits", "int8, or FP8 where int8 is missing", "int8", "products in 8 bits"),
+    Branch("A laptop, or CPU and GPU together", "a Q4_K_M file", "Q4_K_M file", "llama.cpp reads its own types"),
+    Branch("Too large even in 4 bits", "GPTQ in 3 bits, or a smaller model", "GPTQ 3", "each further bit costs more"),
+    Branch("A GPU that multiplies 4-bit floats", "GPTQ on NVFP4", "GPTQ on NVFP4", "the levels that it multiplies"),
+    Branch("Text like yours is at hand", "GPTQ in 4 bits", "GPTQ 4", "half the KL of rounding to nearest"),
+    Branch("No text, or no time", "HQQ in 4 bits", "HQQ 4", "needs nothing but the weights"),
 )
 
 

@@ -57,12 +57,13 @@ def test_what_is_missing_is_said_to_be():
 
 
 def test_near_a_bound_nobody_is_said_to_be_over_it():
-    names = dict.fromkeys(AT_FOUR_BITS[:2], {})
+    names = {name: {} for name in AT_FOUR_BITS[:2]}
     near = claims.six_percent(of(names | {"NF4": {"rise": 6.5, "rise_error": 0.5}}))
-    assert near.verdict == claims.HOLDS and "clearly over 6 %: 0, too close to say: 1" in near.figure
+    assert near.verdict == claims.PARTLY and "clearly over 6 %: 0, too close to say: 1" in near.figure
     over = claims.six_percent(of(names | {"NF4": {"rise": 7.5, "rise_error": 0.5}}))
     assert over.verdict == claims.PARTLY and "clearly over 6 %: 1, too close to say: 0" in over.figure
     assert claims.six_percent(of({"NF4": {"rise": 60}})).verdict == claims.FAILS
+    assert claims.six_percent(of(names)).verdict == claims.HOLDS
 
 
 @pytest.mark.parametrize(("loud", "verdict"), [(0.01, claims.HOLDS), (0.07, claims.PARTLY), (0.096, claims.FAILS)])

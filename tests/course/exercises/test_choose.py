@@ -1,4 +1,4 @@
-"""Chapter 12's exercises: right answers in other styles, wrong ones that are told their mistake, and the package itself."""
+"""Chapter 12's exercises: right answers in other styles, wrong ones that are told their mistake, and the package."""
 
 import numpy as np
 import pytest
@@ -105,7 +105,10 @@ def at_most_each_other(sizes, losses):
 
 
 UNKNOWN = {
-    "choose.times": [by_bytes.edit("in_layers / group", "in_layers // 100"), by_bytes.edit("* bits / 8 +", "* bits / 16 +")],
+    "choose.times": [
+        by_bytes.edit("in_layers / group", "in_layers // 100"),
+        by_bytes.edit("* bits / 8 +", "* bits / 16 +"),
+    ],
     "choose.front": [at_most_each_other, by_arrays.edit("(as_good & better)", "(as_good | better)")],
     "choose.moved": [by_groups.edit("2**bits - 1", "2**bits"), by_groups.edit("before + change", "before - change")],
 }  # fmt: skip

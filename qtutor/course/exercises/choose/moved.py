@@ -28,14 +28,15 @@ def cases():
         scales = 0.02 + 0.08 * torch.rand(rows, groups, generator=draw)
         return codes, scales, size * noise(rows, columns, seed=seed + 1), bits
 
+    one, two = torch.tensor([[0.1]]), torch.tensor([[0.1, 0.01]])
     edges = torch.tensor([[15, 0, 15, 0, 8, 8]])
     ends = edges, torch.tensor([[0.1]]), torch.tensor([[0.07, -0.07, -0.07, 0.07, 0.07, -0.07]]), 4
     negative = torch.tensor([[4, 9, 7, 3]]), torch.tensor([[0.1, 0.1]]), torch.tensor([[-0.06, -0.02, -0.16, -0.04]]), 4
     return [
-        ("four weights, one group", (torch.tensor([[3, 8, 8, 12]]), torch.tensor([[0.1]]), torch.tensor([[0.06, 0.04, 0.0, -0.3]]), 4)),
+        ("four weights, one group", (torch.tensor([[3, 8, 8, 12]]), one, torch.tensor([[0.06, 0.04, 0.0, -0.3]]), 4)),
         ("at the ends of the codes", ends),
         ("steps down", negative),
-        ("two groups with different scales", (torch.tensor([[5, 5, 5, 5]]), torch.tensor([[0.1, 0.01]]), torch.full((1, 4), 0.02), 4)),
+        ("two groups with different scales", (torch.tensor([[5, 5, 5, 5]]), two, torch.full((1, 4), 0.02), 4)),
         ("a usual learning rate: nothing moves", some(8, 64, 2, 4, 1e-4, 71)),
         ("steps of about a scale, 4 bits", some(8, 64, 2, 4, 0.04, 72)),
         ("3 bits, several groups", some(6, 48, 3, 3, 0.03, 73)),
@@ -90,5 +91,5 @@ MOVED = Exercise(
     cases=cases,
     outputs=("share",),
     mistakes=MISTAKES,
-    tolerance=1e-9,  # a mean of zeros and ones
+    tolerance=1e-6,  # a mean in float32
 )

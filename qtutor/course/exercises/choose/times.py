@@ -58,13 +58,10 @@ MISTAKES = {
     "a zero point is counted with 16 bits. It is a code, of `bits` bits.": right.edit(ZERO, "0 if symmetric else 16"),
     "a scale is counted for every weight. `group` weights share one.": right.edit(EACH, "bits + 16 + zero"),
     "the scales are counted with 32 bits. They are stored in 16.": right.edit(EACH, "bits + (32 + zero) / group"),
-    "the weights that are not quantized are left out before and after.": (
-        right.edit(("16 * (in_layers + elsewhere)", "16 * in_layers"), (AFTER, "in_layers * each"))
-    ),
     "the weights that are not quantized are left out after, but a file has to hold them.": (
         right.edit(AFTER, "in_layers * each")
     ),
-    "all weights are counted as quantized. Those elsewhere stay in 16 bits.": (
+    "the weights elsewhere do not count, as if all were quantized. They stay in 16 bits, in both files.": (
         right.edit(AFTER, "(in_layers + elsewhere) * each")
     ),
     "the number is upside down: how many times smaller is before / after.": right.edit(
