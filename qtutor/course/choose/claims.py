@@ -91,7 +91,7 @@ def one_percent(of: Stored) -> Judged | None:
     loud, heavy, luck = back["loudest inputs"][0], back["largest weights"][0], max(back["at random"])
     figure = f"1 % by loudest inputs wins back {loud:.0%}, by largest weights {heavy:.0%}, at random up to {luck:.0%}"
     best = loud > max(heavy, luck) + SAME
-    return Judged(figure, HOLDS if best and loud > 0.5 else PARTLY if best else FAILS)
+    return Judged(figure, HOLDS if best and loud > 0.5 + SAME else PARTLY if best else FAILS)
 
 
 def super_weight(of: Stored) -> Judged | None:

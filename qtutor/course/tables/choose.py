@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from qtutor.course.choose import claims, tree
-from qtutor.course.choose.results import EMBEDDED, NAMES, SMOLLM2, Model, Stored
+from qtutor.course.choose.results import NAMES, Model, Stored
 from qtutor.course.scores import table
 from qtutor.course.tables import say
+from qtutor.course.your_model.results import matched_rows
 from qtutor.formats.targets import Shape
 
 
@@ -84,4 +85,12 @@ def spread_of_draws(of: Stored) -> None:
     )
 
 
-STORES = (EMBEDDED, SMOLLM2)
+def calibration_of_smollm2(bits: int = 3) -> None:
+    """What chapter 11 has stored: KL on Python, calibrated with other text, beside Python."""
+    kl = {row["calibrated"]: row["kl"] for row in matched_rows() if row["bits"] == bits and row["measured"] == "Python"}
+    told = {"prose": "with English prose", "built-in": "with the built-in text, half of each", "none": "with no text"}
+    parts = ", ".join(f"{words} {kl[name] / kl['Python']:.2f} times" for name, words in told.items())
+    say(
+        f"SmolLM2, GPTQ at {bits} bits, KL on Python beside that with Python as calibration text: {parts}. (Stored for "
+        "chapter 11 by `benchmarks/calibration_text.py`.)"
+    )

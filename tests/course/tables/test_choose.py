@@ -3,6 +3,7 @@
 from qtutor.course.choose import claims, tree
 from qtutor.course.choose.results import SMOLLM2, Stored, stored
 from qtutor.course.tables import choose as tables
+from qtutor.course.your_model.results import matched_rows
 from qtutor.formats.targets import TARGETS
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (256, 256)}
@@ -37,6 +38,17 @@ def test_branches_say_what_is_missing(shown):
     tables.tree_table({"embedded": stored(), SMOLLM2: empty})
     assert shown[0].count(claims.MISSING) == len(tree.BRANCHES)
     assert len(tables.branches(stored())) == len(tree.BRANCHES) and tables.branches(empty) == []
+
+
+def test_what_chapter_11_knows_of_calibration(shown):
+    tables.calibration_of_smollm2()
+    (matched,) = (
+        r["kl"] for r in matched_rows() if (r["bits"], r["calibrated"], r["measured"]) == (3, "Python", "Python")
+    )
+    (prose,) = (
+        r["kl"] for r in matched_rows() if (r["bits"], r["calibrated"], r["measured"]) == (3, "prose", "Python")
+    )
+    assert f"with English prose {prose / matched:.2f} times" in shown[0]
 
 
 def test_the_spread_of_draws(shown):
