@@ -36,7 +36,7 @@ BRANCHES = (
     Branch("Too large even in 4 bits", "GPTQ in 3 bits, or a smaller model", "GPTQ 3", "each further bit costs more"),
     Branch("A GPU that multiplies 4-bit floats", "GPTQ on NVFP4", "GPTQ on NVFP4", "the levels that it multiplies"),
     Branch("Text like yours is at hand", "GPTQ in 4 bits", "GPTQ 4", "half the KL of rounding to nearest"),
-    Branch("No text, or no time", "HQQ in 4 bits", "HQQ 4", "needs nothing but the weights"),
+    Branch("No text, or no time", "NVFP4, else RTN in 4 bits", "NVFP4", "least KL of these without text"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from qtutor.course.choose import tree
 from qtutor.course.choose.candidates import CANDIDATES
-from qtutor.course.choose.results import stored
+from qtutor.course.choose.results import SMOLLM2, stored
 from qtutor.formats.targets import TARGETS, layer_shapes, pick
 from qtutor.recipe import Recipe
 from tests.models import tiny
@@ -22,8 +22,10 @@ def test_every_branch_leads_to_a_measured_row():
 
 def test_the_reasons_are_true():
     kl = {name: model.kl for name, model in OF.models.items()}
-    assert kl["int8"] < kl["FP8"] and kl["GPTQ 4"] < 0.55 * kl["RTN 4"] and kl["HQQ 4"] < kl["RTN 4"]
-    assert kl["GPTQ on NVFP4"] < kl["NVFP4"]
+    assert kl["int8"] < kl["FP8"] and kl["GPTQ 4"] < 0.55 * kl["RTN 4"] and kl["GPTQ on NVFP4"] < kl["NVFP4"]
+    for of in (OF, stored(SMOLLM2)):
+        others = of.listed(["RTN 4", "HQQ 4", "NF4", "MXFP4"])
+        assert len(others) == 4 and all(of.models["NVFP4"].kl < other.kl for other in others)
 
 
 def test_an_engine_is_only_led_to_what_it_takes():

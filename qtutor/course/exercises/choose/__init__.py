@@ -4,4 +4,4 @@ from qtutor.course.exercises.choose.front import FRONT
 from qtutor.course.exercises.choose.moved import MOVED
 from qtutor.course.exercises.choose.times import TIMES
 
-EXERCISES = (TIMES, FRONT, MOVED)
+EXERCISES = (TIMES, MOVED, FRONT)
