@@ -55,6 +55,7 @@ def test_the_chapters_are_here():
         "09_quantized_decoder",
         "10_serving",
         "11_your_model",
+        "12_choose",
     }
     assert {path.stem for path in NOTEBOOKS} >= chapters
 

@@ -7,7 +7,20 @@ from qtutor.course.exercises.exercise import Exercise
 from qtutor.errors import QtutorError
 
 # In the order of their chapters.
-TOPICS = ("start", "numbers", "rtn", "distributions", "bnb", "awq", "gptq", "gguf", "checkpoints", "kernels", "serving")
+TOPICS = (
+    "start",
+    "numbers",
+    "rtn",
+    "distributions",
+    "bnb",
+    "awq",
+    "gptq",
+    "gguf",
+    "checkpoints",
+    "kernels",
+    "serving",
+    "choose",
+)
 
 
 def of_topic(topic: str) -> tuple[Exercise, ...]:

@@ -12,6 +12,7 @@ _WHERE = {
     "activation_outliers": "distributions",
     "blast_radius": "blast",
     "block_view": "gguf",
+    "budget": "choose",
     "duel": "gptq",
     "explore": "explorer",
     "four_formats": "checkpoints",

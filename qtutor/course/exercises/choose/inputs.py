@@ -1,0 +1,3 @@
+"""What the exercises of chapter 12 share."""
+
+CHAPTER = "12_choose"

@@ -1,0 +1,103 @@
+"""Claims: what is stored is what the README says, verdicts have margins, and rows that are missing are said to be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qtutor.course.choose import claims, results
+from qtutor.course.choose.candidates import AT_FOUR_BITS, CANDIDATES, OF_SMOLLM2
+from qtutor.course.choose.results import EMBEDDED, SMOLLM2, Stored, stored
+
+README = Path(__file__).parents[3] / "README.md"
+
+
+def of(models: dict | None = None, found: dict | None = None) -> Stored:
+    """Made-up numbers. models: name -> what differs from a row without loss."""
+    plain = {"kl": 0.1, "kl_error": 0.01, "rise": 3.0, "rise_error": 0.5, "flips": 0.1}
+    rows = {
+        name: {"family": "x", "nbytes": 10, "draws": [plain | change], "tasks": change.get("tasks", {})}
+        for name, change in (models or {}).items()
+    }
+    return Stored({EMBEDDED: {"models": rows, "claims": found or {}}}, EMBEDDED)
+
+
+def test_the_table_of_the_readme_is_current():
+    text = README.read_text(encoding="utf-8").split("<!-- claims: begin -->\n")[1].split("\n<!-- claims: end -->")[0]
+    assert text == claims.readme_table()
+
+
+def test_every_stored_number_says_how_and_when():
+    for source, parts in results.document().items():
+        assert source in (EMBEDDED, SMOLLM2)
+        for part in parts.values():
+            for row in part.values():
+                assert row["how"].startswith(f"python benchmarks/claims.py --source {source}; 20")
+
+
+def test_every_candidate_was_measured_and_calibrated_ones_three_times():
+    models = stored().models
+    assert set(models) == {"float", *CANDIDATES}
+    for name, candidate in CANDIDATES.items():
+        assert len(models[name].draws) == (3 if candidate.calibrated else 1)
+        assert models[name].kl_error > 0
+    assert set(AT_FOUR_BITS) | set(OF_SMOLLM2) <= set(CANDIDATES)
+
+
+def test_every_claim_is_judged_on_the_embedded_decoder():
+    for claim in claims.CLAIMS:
+        found = claims.judged(claim.name)[EMBEDDED]
+        assert found is not None and found.verdict in (claims.HOLDS, claims.PARTLY, claims.FAILS), claim.name
+
+
+def test_what_is_missing_is_said_to_be():
+    for claim in claims.CLAIMS:
+        assert claim.judge(Stored({}, SMOLLM2)) is None
+    assert any(claims.MISSING in row for row in claims.rows())  # SmolLM2 was asked no questions
+
+
+def test_near_a_bound_nobody_is_said_to_be_over_it():
+    names = {name: {} for name in AT_FOUR_BITS[:2]}
+    near = claims.six_percent(of(names | {"NF4": {"rise": 6.5, "rise_error": 0.5}}))
+    assert near.verdict == claims.PARTLY and "clearly over 6 %: 0, too close to say: 1" in near.figure
+    over = claims.six_percent(of(names | {"NF4": {"rise": 7.5, "rise_error": 0.5}}))
+    assert over.verdict == claims.PARTLY and "clearly over 6 %: 1, too close to say: 0" in over.figure
+    assert claims.six_percent(of({"NF4": {"rise": 60}})).verdict == claims.FAILS
+    assert claims.six_percent(of(names)).verdict == claims.HOLDS
+
+
+@pytest.mark.parametrize(("loud", "verdict"), [(0.01, claims.HOLDS), (0.07, claims.PARTLY), (0.096, claims.FAILS)])
+def test_one_percent_needs_more_than_luck(loud, verdict):
+    kept = {"loudest inputs": [loud], "largest weights": [0.098], "at random": [0.1, 0.099, 0.1]}
+    assert claims.one_percent(of(found={"one_percent": {"none": 0.1, "kept": kept}})).verdict == verdict
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(200, claims.HOLDS), (3, claims.PARTLY), (1.01, claims.FAILS)])
+def test_a_super_weight_kills(times, verdict):
+    found = {"rows": [{"times": 1.0}, {"times": times}], "largest_weights": [1.0]}
+    assert claims.super_weight(of(found={"super_weight": found})).verdict == verdict
+
+
+def test_guessing_is_taken_off():
+    right = dict.fromkeys(("sum", "difference", "product", "compare", "max", "sorted", "reversed", "logic"), 1.0)
+    models = of({"float": {"tasks": right}, "RTN 3": {"tasks": right | {"sum": 0.5, "compare": 0.5, "logic": 0.75}}})
+    kept = claims.kinds_kept(models, "RTN 3")
+    assert (kept["sum"], kept["compare"], kept["logic"], kept["max"]) == (0.5, 0, 0.5, 1)
+
+
+def test_what_perplexity_suggests():
+    right = dict.fromkeys(("sum", "difference", "product"), 0.9)
+    left = dict.fromkeys(right, 0.45)
+    models = of({"float": {"tasks": right}, "RTN 4": {"tasks": left, "rise": 25.0}})
+    kept, suggested, chance = claims.arithmetic_kept(models, "RTN 4")
+    assert (kept, suggested) == pytest.approx((0.5, 0.8)) and 0.02 < chance < 0.04
+
+
+def test_a_file_is_so_many_times_smaller():
+    found = {"groups": {"64": {"bits": 4.0, "layers": 50}}, "bytes_in_16": 300, "not_quantized": 100}
+    assert claims.smaller(found) == (4, 2)
+
+
+def test_the_file_is_json_with_few_digits():
+    text = results.STORED.read_text(encoding="utf-8")
+    assert json.loads(text) == results.document() and len(text) < 200_000

@@ -1,0 +1,57 @@
+"""Tables of chapter 12: what is missing is said, engines and branches have a row each."""
+
+from qtutor.course.choose import claims, tree
+from qtutor.course.choose.results import SMOLLM2, Stored, stored
+from qtutor.course.tables import choose as tables
+from qtutor.course.your_model.results import matched_rows
+from qtutor.formats.targets import TARGETS
+
+SHAPES = {"model.layers.0.self_attn.q_proj": (256, 256)}
+
+
+def test_a_verdict_names_both_decoders(shown):
+    tables.verdict("perplexity_hides")
+    (text,) = shown
+    assert text.startswith("**The claim.** Perplexity hides what tasks show.")
+    assert "the embedded decoder: " in text and f"SmolLM2: {claims.MISSING}." in text
+
+
+def test_every_claim_has_a_row(shown):
+    tables.every_claim()
+    assert all(claim.says in shown[0] for claim in claims.CLAIMS)
+
+
+def test_models_are_ordered_by_loss(shown):
+    tables.every_model(stored())
+    names = [line.split("|")[1].strip() for line in shown[0].splitlines()[2:]]
+    assert names[0] == "float" and names.index("GPTQ 4") < names.index("RTN 4") < names.index("RTN 3")
+
+
+def test_every_engine_has_a_row(shown):
+    tables.engines(stored(), SHAPES)
+    assert [line.split("|")[1].strip() for line in shown[0].splitlines()[2:]] == list(TARGETS)
+    assert "Q4_K_M file" in shown[0].splitlines()[-1]
+
+
+def test_branches_say_what_is_missing(shown):
+    empty = Stored({}, SMOLLM2)
+    tables.tree_table({"embedded": stored(), SMOLLM2: empty})
+    assert shown[0].count(claims.MISSING) == len(tree.BRANCHES)
+    assert len(tables.branches(stored())) == len(tree.BRANCHES) and tables.branches(empty) == []
+
+
+def test_what_chapter_11_knows_of_calibration(shown):
+    tables.calibration_of_smollm2()
+    (matched,) = (
+        r["kl"] for r in matched_rows() if (r["bits"], r["calibrated"], r["measured"]) == (3, "Python", "Python")
+    )
+    (prose,) = (
+        r["kl"] for r in matched_rows() if (r["bits"], r["calibrated"], r["measured"]) == (3, "prose", "Python")
+    )
+    assert f"with English prose {prose / matched:.2f} times" in shown[0]
+
+
+def test_the_spread_of_draws(shown):
+    tables.spread_of_draws(stored())
+    tables.spread_of_draws(Stored({}, SMOLLM2))
+    assert "on 3 draws of it each" in shown[0] and "No calibrated model" in shown[1]
