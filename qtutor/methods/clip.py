@@ -37,14 +37,16 @@ def search(
     own (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group ends above what its whole
     range costs.
     """
-    low, high = grouped.amin(dim=-1).float(), grouped.amax(dim=-1).float()  # all that a fit looks at
+    # All that a fit looks at: a group of two, its smallest and its largest weight.
+    ends = torch.stack([grouped.amin(dim=-1), grouped.amax(dim=-1)], dim=-1).float().unsqueeze(2)
     shares = [1 - shrink * step / max(steps, 1) for step in range(steps + 1)]
-    shares = torch.tensor([*shares, *wider_ranges(grid)], device=low.device)[:, None, None]
+    shares = torch.tensor([*shares, *wider_ranges(grid)], device=ends.device)[:, None]
     best = None  # cost, scale, zero
     # Every group tries the same shares, and keeps its own best. Few groups are fitted to many shares at once: an
     # operation on a small tensor costs as much as thousands of numbers.
-    for some in shares.split(max(1, FITTED // max(1, low.numel()))):
-        for scale, zero in zip(*grid.fit(low * some, high * some)):
+    for some in shares.split(max(1, FITTED // max(1, ends.numel()))):
+        fitted = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group as a group of its own
+        for scale, zero in zip(*(part.unflatten(1, (-1, len(some))).movedim(-1, 0).contiguous() for part in fitted)):
             tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
             if best is None:
                 best = tried

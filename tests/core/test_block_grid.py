@@ -13,7 +13,7 @@ import qtutor
 from qtutor import awq, gptq, rtn
 from qtutor.core.float_grid import FP8, MXFP4, NVFP4, BlockGrid
 from qtutor.core.numbers import E2M1, E4M3
-from qtutor.core.scales import FloatScales, PowerScales, class_of_scales, stored
+from qtutor.core.scales import FloatScales, PowerScales, as_stored, class_of_scales
 from tests.reference import float_blocks as slow
 
 GRIDS = [MXFP4, NVFP4]
@@ -107,7 +107,7 @@ def test_every_scale_is_stored_as_it_was_used(grid):
         assert type(kept) is class_of_scales(grid) and kept.codes.dtype == torch.uint8
         fitted = grid.for_tensor(weight)
         assert torch.equal(fitted.round_scale(quantized.scales), quantized.scales)  # nothing is rounded twice
-        again = stored(quantized.scales, fitted)
+        again = as_stored(quantized.scales, fitted)
         assert all(torch.equal(a, b) for a, b in zip(again.tensors().values(), kept.tensors().values()))
         assert (quantized.scales > 0).all() and quantized.scales.isfinite().all()
 
