@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from qtutor.calibration.precision import WIDE
 from qtutor.core.codebooks import FP4, INT8, NF4
-from qtutor.core.float_grid import FP8, MXFP4, NVFP4
+from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
@@ -59,7 +59,7 @@ METHODS = {
 LEVELS = {"integers": None, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}  # on which any other method may round
 # The groups of these; by itself the first.
 OWN_SIZES = {
-    **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR)},
+    **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR), FP8_TILES: (FP8_TILES.tile,)},
     **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
 }
 CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
@@ -72,7 +72,7 @@ class Recipe:
     method: ``"rtn"``, ``"hqq"`` (:mod:`qtutor.methods.hqq`), ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then
     GPTQ's rounding), or bitsandbytes' ``"nf4"``, ``"fp4"``, ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``,
     ``"nvfp4"``, which fix their bits and grid, and, but for nf4 and fp4, their groups: for int8 and fp8 one scale a row
-    (or, of fp8, one a tensor).
+    (or, of fp8, one a tensor, or, with a group_size of 128 or (128, 128), one a block of 128 x 128).
     levels: what rtn, awq and gptq round to: ``"integers"`` of so many bits, or ``"fp8"``, ``"mxfp4"``, ``"nvfp4"``
     (:mod:`qtutor.core.float_grid`), which fix bits and groups as the methods of these names do. So ``Recipe("gptq",
     levels="mxfp4")`` is GPTQ on MXFP4, and ``Recipe("rtn", levels="mxfp4")`` rounds as ``Recipe("mxfp4")`` does.
@@ -102,7 +102,7 @@ class Recipe:
 
     method: str = "rtn"
     bits: float = 4
-    group_size: int = 64
+    group_size: int | tuple[int, int] = 64
     symmetric: bool = False
     clip: str = "auto"
     levels: str = "integers"
@@ -120,6 +120,8 @@ class Recipe:
     layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
+        if self.method == "fp8" and self.group_size in ((FP8_TILES.tile,) * 2, [FP8_TILES.tile] * 2):
+            object.__setattr__(self, "group_size", FP8_TILES.tile)
         self._check_types()
         if self.method not in METHODS:
             raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
@@ -155,6 +157,10 @@ class Recipe:
             raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
         own = {"bits": codebook.bits, "symmetric": True}
         sizes = OWN_SIZES.get(codebook, (self.group_size,))
+        # The default again. Groups of 32 are no rows.
+        if codebook in (FP8, FP8_TILES) and self.group_size not in (*sizes, Recipe.group_size):
+            fit = " or ".join(map(str, (*sizes, FP8_TILES.tile) if self.method == "fp8" else sizes))
+            raise QtutorError(f"group_size = {self.group_size}: {whose} {fit}. Leave it out, or choose another method.")
         own["group_size"] = self.group_size if self.group_size in sizes else sizes[0]
         for name, value in own.items():
             object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
@@ -194,6 +200,8 @@ class Recipe:
     @property
     def codebook(self) -> Grid | None:
         """The grid that the method or ``levels`` name; ``None`` where bits and symmetry say it."""
+        if self.method == "fp8" and self.group_size == FP8_TILES.tile:
+            return FP8_TILES
         return METHODS[self.method].codebook or LEVELS[self.levels]
 
     @property
@@ -265,6 +273,8 @@ class Recipe:
             method = "rtn" if METHODS[recipe.method].codebook else recipe.method
             usual = {"levels": "integers", "bits": Recipe.bits, "symmetric": False, "group_size": group_size}
             recipe = replace(recipe, method=method, **usual)
+        if "group_size" not in change and self._named_grid(change, recipe) in OWN_SIZES:
+            recipe = replace(recipe, group_size=Recipe.group_size)  # that of the others was not meant for these levels
         changed = replace(recipe, **change)
         for name in ("bits", "group_size", "symmetric"):
             if getattr(changed, name) != change.get(name, getattr(changed, name)):
@@ -278,6 +288,13 @@ class Recipe:
                 "decoder blocks: choose it for all layers or for none."
             )
         return changed
+
+    @staticmethod
+    def _named_grid(change: Mapping, recipe: "Recipe") -> Grid | None:
+        """The grid that an exception of ``recipe`` names by a method or by levels, if it does."""
+        method, levels = (str(change.get(name, "")) for name in ("method", "levels"))
+        named = METHODS.get(method or recipe.method)
+        return LEVELS.get(levels) or (named.codebook if method and named else None)
 
     def _leaves_levels(self, change: Mapping) -> bool:
         """Whether an exception has other levels than this recipe, whose levels are no integers."""

@@ -10,11 +10,11 @@ from torch import nn
 import qtutor
 from qtutor import Recipe
 from qtutor.calibration import stream
-from qtutor.core.float_grid import FP8, MXFP4, NVFP4
+from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.methods import scaling
 from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest
-from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
+from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER, OWN_SIZES
 from qtutor.runtime.int8 import Int8Linear
 from tests.models import some_ids, tiny
 
@@ -43,7 +43,8 @@ def test_what_the_short_names_stand_for():
 
 
 def test_fp8_has_a_scale_for_each_row_or_for_the_tensor():
-    assert [Recipe("fp8", group_size=size).group_size for size in (64, -1, 0, 128)] == [-1, -1, 0, -1]
+    assert [Recipe("fp8", group_size=size).group_size for size in (64, -1, 0, 128)] == [-1, -1, 0, 128]
+    assert Recipe("fp8", group_size=128) == Recipe("fp8", group_size=(128, 128)) == Recipe("fp8", group_size=[128, 128])
     recipe = Recipe("fp8")
     assert (recipe.bits, recipe.symmetric, recipe.rounder, recipe.plain_rounder) == (8, True, Nearest(), Nearest())
     with pytest.raises(qtutor.QtutorError, match="method 'fp8' has 8 bits"):
@@ -157,7 +158,7 @@ def test_layers_of_their_own_width_and_layers_in_float(method):
     model = qtutor.add_outliers(tiny("qwen2"))
     other = {"bits": 8} if METHODS[method].codebook is None else {"method": "rtn", "bits": 8, "group_size": 32}
     layers = {"*.k_proj": other, "*.0.mlp.down_proj": "float", "*.1.self_attn.v_proj": "float"}
-    group_size = {} if method == "int8" else {"group_size": 32}
+    group_size = {} if METHODS[method].codebook in OWN_SIZES else {"group_size": 32}
     made, report = quantized(model, Recipe(method, layers=layers, **group_size))
     assert len(report.rows) == 12
     assert type(made.model.layers[0].mlp.down_proj) is nn.Linear
@@ -244,11 +245,31 @@ def test_how_exactly_a_model_is_multiplied_is_for_the_recipe_to_say(method, wide
 
 def test_embeddings_and_the_head_are_rounded_to_nearest_whatever_the_method():
     for method in METHODS:
-        group_size = {} if method == "int8" else {"group_size": 32}
+        group_size = {} if METHODS[method].codebook in OWN_SIZES else {"group_size": 32}
         made, report = quantized(tiny(), Recipe(method, embeddings=True, lm_head=True, **group_size))
         assert [row.name for row in report.rows[-2:]] == ["model.embed_tokens", "lm_head"]
         assert isinstance(made.lm_head, Int8Linear) == (method == "int8")
         assert not made.config.tie_word_embeddings and torch.isfinite(made(some_ids()).logits).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "gptq"}, {"method": "awq", "clip": "none"}])
+def test_layers_that_read_the_same_input_share_the_number_for_all_of_nvfp4(options):
+    """vLLM makes one layer of them, and takes the largest number of the three."""
+    model = tiny("qwen2")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.k_proj.weight *= 64
+        model.model.layers[1].mlp.up_proj.weight /= 64
+    made, _ = quantized(model, Recipe(**options, levels="nvfp4"))
+    for block in made.model.layers:
+        for layers in ((block.self_attn, ("q_proj", "k_proj", "v_proj")), (block.mlp, ("gate_proj", "up_proj"))):
+            found = {getattr(layers[0], name).stored_scales.of_all.item() for name in layers[1]}
+            assert len(found) == 1
+    first, second = made.model.layers
+    assert first.self_attn.q_proj.stored_scales.of_all > 8 * first.self_attn.o_proj.stored_scales.of_all
+    exact = model.get_submodule("model.layers.1.mlp.gate_proj").weight
+    alone = qtutor.rtn.quantize(exact, Recipe(levels="nvfp4").grid, 16)
+    if not options:
+        assert torch.equal(second.mlp.gate_proj.quantized().dequantize(), alone.dequantize())
 
 
 def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
@@ -277,6 +298,10 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
         ({"group_size": 64.0}, "group_size = 64.0: a whole number"),
         ({"layers": ["*.down_proj"]}, r"layers = \['\*\.down_proj'\]: exceptions by pattern"),
         ({"layers": {5: "float"}}, "layers = {5: 'float'}: exceptions by pattern"),
+        ({"method": "fp8", "group_size": 32}, "group_size = 32: method 'fp8' has -1 or 0 or 128"),
+        ({"levels": "fp8", "group_size": 128}, "group_size = 128: levels of 'fp8' have -1 or 0"),
+        ({"method": "fp8", "group_size": (128, 64)}, r"group_size = \(128, 64\): a whole number"),
+        ({"group_size": (128, 128)}, r"group_size = \(128, 128\): a whole number"),
     ],
 )
 def test_options_of_another_kind_are_not_guessed_at(options, message):
@@ -299,6 +324,8 @@ def test_what_a_method_fixes_is_not_taken_for_something_else(options, message):
 
 def test_a_method_with_sizes_of_its_own_in_a_recipe_with_another():
     recipe = qtutor.Recipe(group_size=32, layers={"a": {"method": "fp8"}, "b": {"method": "fp8", "group_size": 0}})
+    tiles = qtutor.Recipe(group_size=128, layers={"a": {"method": "fp8"}, "b": {"method": "fp8", "group_size": 128}})
+    assert [one.grid for one in tiles.of_layers(["a", "b"]).values()] == [FP8, FP8_TILES]
     found = recipe.of_layers(["a", "b", "c"])
     assert {name: (one.bits, one.group_size) for name, one in found.items()} == {
         "a": (8, -1),

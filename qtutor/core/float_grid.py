@@ -4,6 +4,8 @@ A code is the bit pattern of the float, so packed codes are the very bytes that 
 near zero, as the weights are. FP8 for neural networks is Micikevicius et al. 2022 (arXiv 2209.05433): E4M3 for weights
 and inputs, values up to 448; each row of weights has a scale of its own, as in llm-compressor's scheme FP8_DYNAMIC.
 
+A scale may also serve a block of 128 x 128 weights (DeepSeek-V3, arXiv 2412.19437, section 3.3.2): :class:`TileGrid`.
+
 With 4 bits (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) a scale serves few weights, and takes 8 bits itself:
 
     MXFP4   blocks of 32, a scale is a power of two (E8M0)               4.25 bits a weight
@@ -97,19 +99,36 @@ class FloatGrid:
 
 
 @dataclass(frozen=True)
+class TileGrid(FloatGrid):
+    """A float format with one scale for ``tile`` rows and as many columns. Groups of a row have ``tile`` weights, and
+    the groups of ``tile`` rows, one below the other from the first row on, get the same scale.
+    """
+
+    tile: int = 128
+
+    def fit(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero for ranges ``low ... high [out, groups]``, alike in the rows of a tile."""
+        largest = torch.maximum(low.float().abs(), high.float().abs())
+        tiles = torch.stack([rows.amax(dim=0) for rows in largest.split(self.tile)])
+        shared = tiles.repeat_interleave(self.tile, dim=0)[: len(largest)]
+        return super().fit(-shared, shared)
+
+
+@dataclass(frozen=True)
 class BlockGrid(FloatGrid):
     """The values of a float of 4 bits, with scales that are themselves stored in 8 bits.
 
     block: the number of weights that share a scale. scales: ``"e8m0"``, powers of two, or ``"e4m3"``, times
     :attr:`unit`. wider: what else to multiply the range of a block by, and keep where the squared error is less.
-    unit: the number for the whole tensor; :meth:`for_tensor` finds it. Two grids that differ only in how scales are
-    found are equal, because the same codes and scales stand for the same weights.
+    unit: the number for the whole tensor; :meth:`for_tensor` finds it, once (``settled``). Two grids that differ only
+    in how scales are found are equal, because the same codes and scales stand for the same weights.
     """
 
     block: int = 0
     scales: str = "e8m0"
     wider: tuple[float, ...] = field(default=(), compare=False)
     unit: float = field(default=1.0, compare=False)
+    settled: bool = field(default=False, compare=False)
 
     @cached_property
     def _borders(self) -> torch.Tensor:
@@ -120,14 +139,17 @@ class BlockGrid(FloatGrid):
         odd = torch.arange(len(middles)) % 2 == 1  # the lower of the two codes is odd, so the higher one is even
         return torch.where(odd, below, middles)
 
-    def for_tensor(self, weight: torch.Tensor) -> "BlockGrid":
-        """This grid with the :attr:`unit` for ``weight``: scales then reach 448 units, also where 4 is the largest."""
-        if self.scales == "e8m0" or not weight.numel():
+    def for_tensor(self, *weights: torch.Tensor) -> "BlockGrid":
+        """This grid with the :attr:`unit` for ``weights``: scales then reach 448 units, also where 4 is the largest.
+
+        Several matrices get one unit for all. A grid that has been through this stays as it is.
+        """
+        if self.scales == "e8m0" or self.settled or not any(weight.numel() for weight in weights):
             return self
-        most = 4 * E4M3.largest
-        mantissa, exponent = math.frexp(float(weight.detach().abs().max()) / most)
+        largest = max(float(weight.detach().abs().max()) for weight in weights if weight.numel())
+        mantissa, exponent = math.frexp(largest / (4 * E4M3.largest))
         exponent -= mantissa == 0.5  # it is a power of two already
-        return replace(self, unit=math.ldexp(1.0, max(exponent, -100)) if mantissa else 1.0)
+        return replace(self, unit=math.ldexp(1.0, max(exponent, -100)) if mantissa else 1.0, settled=True)
 
     def fit(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale (float32, one that can be stored) and zero (uint8, always 0) for ranges ``low ... high``.
@@ -170,5 +192,6 @@ def _power(numbers: torch.Tensor, up: float) -> torch.Tensor:
 
 
 FP8 = FloatGrid("fp8", E4M3)
+FP8_TILES = TileGrid("fp8 tiles", E4M3)
 MXFP4 = BlockGrid("mxfp4", E2M1, block=32, scales="e8m0")
 NVFP4 = BlockGrid("nvfp4", E2M1, block=16, scales="e4m3", wider=(1.5,))

@@ -96,9 +96,9 @@ class IntGrid:
 Grid = IntGrid | Codebook | FloatGrid
 
 
-def for_tensor(grid: Grid, weight: torch.Tensor) -> Grid:
-    """``grid`` with what it has to know of all of ``weight`` before it fits scales: :class:`BlockGrid` alone does."""
-    return grid.for_tensor(weight) if isinstance(grid, BlockGrid) else grid
+def for_tensor(grid: Grid, *weights: torch.Tensor) -> Grid:
+    """``grid`` with what it has to know of all of ``weights`` before it fits scales: :class:`BlockGrid` alone does."""
+    return grid.for_tensor(*weights) if isinstance(grid, BlockGrid) else grid
 
 
 def wider_ranges(grid: Grid) -> tuple[float, ...]:

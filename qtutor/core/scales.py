@@ -7,6 +7,7 @@ counts their bytes and names their tensors. Layers and file formats ask this cla
     NestedScales   quantized once more: "scale_codes", "scale_absmax", "scale_offset"
     PowerScales    powers of two (MXFP4): "scale_codes"
     FloatScales    floats of 8 bits times a number for all (NVFP4): "scale_codes", "scale_of_all"
+    TileScales     plain numbers that 128 rows share (FP8 in blocks of 128 x 128): "scale_tiles"
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from typing import ClassVar, Self
 import torch
 
 from qtutor.core.codebooks import Codebook, dynamic_map
-from qtutor.core.float_grid import BlockGrid
+from qtutor.core.float_grid import FP8_TILES, BlockGrid, TileGrid
 from qtutor.core.grid import Grid
 from qtutor.errors import QtutorError
 
@@ -192,10 +193,53 @@ class FloatScales(Scales):
         return {"scale_codes": (shape, torch.uint8), "scale_of_all": ((), torch.float32)}
 
 
+@dataclass(frozen=True)
+class TileScales(Scales):
+    """One float32 for :attr:`TILE` rows and a group of columns.
+
+    tiles: float32 ``[out / TILE, groups]``, rounded up: the last tile may have fewer rows. count: the rows, which the
+    tiles do not tell.
+    """
+
+    tiles: torch.Tensor
+    count: int
+
+    NAMES = ("scale_tiles",)  # of the tensors: the second field is none
+    TILE: ClassVar[int] = FP8_TILES.tile
+
+    @classmethod
+    def encode(cls, scales: torch.Tensor) -> "TileScales":
+        """Store ``scales [out, groups]``, which are alike in the rows of a tile."""
+        return cls(scales[:: cls.TILE].contiguous(), len(scales))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> "TileScales":
+        """The packed codes beside the tiles tell how many rows there are."""
+        return cls(tensors["scale_tiles"], len(tensors["packed"]))
+
+    def decode(self) -> torch.Tensor:
+        return self.rows(slice(None))
+
+    def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
+        return self.tiles[torch.arange(self.count, device=self.tiles.device)[index] // self.TILE]
+
+    def split(self, rows: list[int]) -> list["TileScales"]:
+        if any(count % self.TILE for count in rows[:-1]):
+            raise QtutorError(f"rows cannot be split into {rows}: {self.TILE} of them share a scale.")
+        parts = self.tiles.split([-(-count // self.TILE) for count in rows])
+        return [TileScales(part, count) for part, count in zip(parts, rows)]
+
+    @classmethod
+    def shapes(cls, shape: tuple[int, int], grid: Grid) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"scale_tiles": ((-(-shape[0] // cls.TILE), shape[1]), torch.float32)}
+
+
 def scales_of(grid: Grid, nested: bool = False) -> type[Scales]:
     """How the scales of ``grid`` are stored; nested: quantized once more, where a recipe says so."""
     if isinstance(grid, BlockGrid):
         return {"e8m0": PowerScales, "e4m3": FloatScales}[grid.scales]
+    if isinstance(grid, TileGrid):
+        return TileScales
     return NestedScales if nested else PlainScales
 
 
@@ -203,4 +247,6 @@ def stored(scales: torch.Tensor, grid: Grid) -> Scales:
     """``scales [out, groups]`` that ``grid`` fitted, in the form in which they are stored."""
     if isinstance(grid, BlockGrid):
         return scales_of(grid).encode(scales, grid.unit)
+    if isinstance(grid, TileGrid):
+        return TileScales.encode(scales)
     return PlainScales(scales)

@@ -8,7 +8,7 @@ import re
 import warnings
 
 from qtutor.core.codebooks import INT8
-from qtutor.core.float_grid import FP8, MXFP4, NVFP4
+from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, shown
@@ -18,6 +18,9 @@ METHOD = "compressed-tensors"
 PACKED, INTEGERS, FLOATS, MIXED = "pack-quantized", "int-quantized", "float-quantized", "mixed-precision"
 WHOLE = {INTEGERS: "int", FLOATS: "float"}  # kinds of 8 bits whose inputs are rounded, too; what numbers they have
 TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
+TILE = FP8_TILES.tile
+OF_TILES = {"strategy": "block", "group_size": None, "block_structure": [TILE, TILE]}  # FP8_BLOCK's weights
+GROUPS = TOKENS | {"type": "float", "strategy": "group", "group_size": TILE}
 POWERS, PRODUCTS = "mxfp4-pack-quantized", "nvfp4-pack-quantized"
 BLOCKS = {POWERS: MXFP4, PRODUCTS: NVFP4}  # kinds of 4 bits whose scales have 8, and their grids
 # Of these, how the config calls the scales.
@@ -30,7 +33,7 @@ UNREAD = ("sparsity_config", "transform_config", "kv_cache_scheme")
 READ = (
     f"read are {PACKED!r}, integers of 2 to 8 bits, {POWERS!r} and {PRODUCTS!r}, these with inputs in float, and with "
     f"inputs of 8 bits, rounded token by token as they come, {INTEGERS!r} (weights by channel) and {FLOATS!r} (FP8, "
-    "weights by channel or tensor)."
+    "weights by channel or tensor, or by block of 128 x 128 with inputs in groups of 128)."
 )
 
 
@@ -65,6 +68,8 @@ def _layout_of(name: str, layer) -> Layout:
         return Layout(INT8, PER_CHANNEL, INTEGERS)
     if layer.grid == FP8:
         return Layout(FP8, layer.group_size, FLOATS)
+    if layer.grid == FP8_TILES:
+        return Layout(FP8_TILES, TILE, FLOATS)
     for kind, grid in BLOCKS.items():
         if layer.grid == grid:
             if layer.group_size != grid.block:
@@ -97,6 +102,8 @@ def scheme(layout: Layout) -> dict:
         "group_size": None if layout.group_size in STRATEGIES else layout.group_size,
         "dynamic": False,
     }
+    if layout.grid == FP8_TILES:
+        return {"weights": weights | OF_TILES, "input_activations": GROUPS, "output_activations": None}
     return {
         "weights": weights | OF_BLOCKS.get(layout.kind, {}),
         "input_activations": TOKENS | {"type": numbers} if layout.kind in WHOLE else None,
@@ -158,6 +165,8 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
         if inputs:
             raise QtutorError(f"{where}: the inputs of {kind} are rounded as well ({shown(inputs)}); {READ}")
         return _of_blocks(kind, weights, where)
+    if weights.get("strategy") == "block":
+        return _of_tiles(kind, weights, inputs, where)
     size = _group_size(weights, where)
     whole = WHOLE.get(kind) if isinstance(kind, str) else None
     if numbers == whole and bits == 8 and symmetric and _by_token(inputs, numbers):
@@ -172,6 +181,18 @@ def _layout(group: dict, form: str | None, where: str) -> Layout:
             f"{shown(inputs)} is not read here; {READ}"
         )
     return Layout(IntGrid(bits, symmetric), size, PACKED)
+
+
+def _of_tiles(kind: str, weights: dict, inputs, where: str) -> Layout:
+    """The layout of FP8 in blocks of 128 x 128, whose inputs are rounded in groups of 128."""
+    wanted = OF_TILES | {"num_bits": 8, "type": "float"}
+    rounded = isinstance(inputs, dict) and all(inputs.get(key) == value for key, value in GROUPS.items())
+    if kind != FLOATS or not rounded or any(weights.get(key) != value for key, value in wanted.items()):
+        raise QtutorError(
+            f"{where}: the format {shown(kind)}, strategy 'block' of {shown(weights.get('block_structure'))} with "
+            f"inputs {shown(inputs)} is not read here; {READ}"
+        )
+    return Layout(FP8_TILES, TILE, FLOATS)
 
 
 def _of_blocks(kind: str, weights: dict, where: str) -> Layout:

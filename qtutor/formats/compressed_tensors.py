@@ -14,7 +14,8 @@ compressors/nvfp4 (some 580 lines, half of them kernels). A layer ``[out, in]`` 
       weight_scale       float32 [out, 1]
     float-quantized, FP8                     llm-compressor's FP8_DYNAMIC; the engine rounds the inputs, as above
       weight             float8_e4m3fn [out, in]
-      weight_scale       float32 [out, 1]                ("channel"), or [1] ("tensor")
+      weight_scale       float32 [out, 1]                ("channel"), or [1] ("tensor"), or [out / 128, in / 128]
+                                                         ("block"; the engine rounds inputs in groups of 128)
     mxfp4-pack-quantized                     MXFP4A16: groups of 32, the inputs stay in float
       weight_packed      uint8 [out, in / 2]             E2M1, the first of two codes in the low bits
       weight_scale       uint8 [out, in / 32]            powers of two: the exponent plus 127
@@ -37,7 +38,7 @@ agrees at more than 99 (tests/engines).
 
 A file of others may have any weight_global_scale. Scales here are times its inverse, which float32 rounds: they come
 out at most one last bit off. vLLM makes one layer of q, k and v, and gives it the largest of their global scales, so
-layers that it joins should have the same one; ours are found layer by layer where no text is read.
+layers that it joins should have the same one: layers of ours that read the same input do.
 
 One FP8 scale a tensor is read by the package as it is. vLLM makes one layer of q, k and v, gives it the largest of
 their scales and rounds the other two again (process_fp8_weight_tensor_strategy in its fp8_utils.py), which is worse:
@@ -52,16 +53,17 @@ it then decodes every layer by the first group, so it reads asymmetric files wit
 transformers also decodes the 4-bit floats to bfloat16 at the first token, whatever the dtype of the model: load it in
 that one.
 
-Left out: FP4 with inputs of 4 bits as well (NVFP4, MXFP4 without A16), FP8 in blocks of 128 x 128, static scales of
+Left out: FP4 with inputs of 4 bits as well (NVFP4, MXFP4 without A16), static scales of
 inputs, sparsity, rotations (transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19,
 which packed other bytes.
 """
 
 import torch
 
+from qtutor.core.float_grid import FP8_TILES
 from qtutor.core.packing import pack, unpack
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_size
-from qtutor.core.scales import FloatScales, PowerScales
+from qtutor.core.scales import FloatScales, PowerScales, TileScales
 from qtutor.errors import QtutorError
 from qtutor.formats import foreign_writing
 from qtutor.formats.compressed_settings import (
@@ -94,6 +96,8 @@ def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wante
         return {"weight": Wanted((rows, columns), ("I8",)), "weight_scale": Wanted((rows, 1), SCALES)}
     if layout.kind == FLOATS:
         shape = None if layout.group_size == PER_TENSOR else (rows, 1)  # [1], or [] in some older files
+        if layout.grid == FP8_TILES:
+            shape = -(-rows // TileScales.TILE), columns // TileScales.TILE
         return {"weight": Wanted((rows, columns), ("F8_E4M3",)), "weight_scale": Wanted(shape, SCALES)}
     if layout.kind in BLOCKS:
         return _stored_blocks(layout, rows, columns)
@@ -116,6 +120,8 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
         return {"weight": signed, "weight_scale": quantized.scales.float() / 127}
     if layout.kind == FLOATS:
         scales = quantized.scales.flatten() if layout.group_size == PER_TENSOR else quantized.scales
+        if layout.grid == FP8_TILES:
+            scales = quantized.stored_scales.tiles
         return {"weight": quantized.codes.view(torch.float8_e4m3fn), "weight_scale": scales}
     if layout.kind in BLOCKS:
         return _encode_blocks(quantized)
@@ -138,6 +144,8 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     if layout.kind == FLOATS:
         if layout.group_size == PER_TENSOR and scales.numel() != 1:
             raise QtutorError(f"weight_scale is {list(scales.shape)}, and the strategy 'tensor' has one scale.")
+        if layout.grid == FP8_TILES:
+            return of_floats(tensors["weight"], TileScales(scales.float(), rows), layout)
         return of_floats(tensors["weight"], scales, layout)
     if layout.kind in BLOCKS:
         return _decode_blocks(tensors, layout, columns)

@@ -15,6 +15,7 @@ from torch import nn
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor
+from qtutor.core.scales import Scales
 from qtutor.errors import QtutorError, said, shown
 from qtutor.families import family_of
 from qtutor.formats.documents import AGAIN
@@ -163,13 +164,14 @@ def stored_scales(scales: torch.Tensor) -> torch.Tensor:
     return half if torch.equal(half.float(), scales.float()) else scales.float()
 
 
-def of_floats(weight: torch.Tensor, scales: torch.Tensor, layout: Layout) -> QuantizedTensor:
-    """A layer that is stored as floats of 8 bits, with a scale for each row or one for all. Raises
-    :class:`QtutorError` for codes that stand for no number.
+def of_floats(weight: torch.Tensor, scales: torch.Tensor | Scales, layout: Layout) -> QuantizedTensor:
+    """A layer that is stored as floats of 8 bits, with a scale for each row or one for all, or :class:`Scales` of
+    another kind. Raises :class:`QtutorError` for codes that stand for no number.
     """
     codes = weight.view(torch.uint8)
     layout.grid.check_codes(codes)
-    return QuantizedTensor(codes, scales.float().reshape(-1, 1), None, layout.grid, layout.group_size)
+    scales = scales if isinstance(scales, Scales) else scales.float().reshape(-1, 1)
+    return QuantizedTensor(codes, scales, None, layout.grid, layout.group_size)
 
 
 def pattern(text, where: str) -> re.Pattern:

@@ -140,6 +140,8 @@ def _check_types(file: GGUFFile | Whole) -> None:
 def tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
     """The tensors of a file by name. One matrix for q, k and v is taken as three where the family has three."""
     stored = {name: (info.shape, partial(file.weight, name)) for name, info in file.tensors.items()}
+    for name in [name for name, info in file.tensors.items() if info.type.name == "NVFP4"]:
+        stored |= _scaled(name, stored)
     architecture = architecture_of(config)
     for kind, names in (("llama3", (ROPE,)), (longrope.KIND, longrope.TENSORS)):
         for name in names if kind in architecture.scalings else ():
@@ -148,6 +150,19 @@ def tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
         for name in [name for name in stored if name.split(".")[-2:-1] == ["attn_qkv"]]:
             stored |= _three(name, *stored.pop(name), config)
     return stored
+
+
+def _scaled(name: str, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """An NVFP4 matrix times the number for all of it, if it has one: ``blk.0.attn_q.scale``, taken out of ``stored``.
+
+    What inputs of 4 bits would be multiplied by is taken out as well: here they stay in float.
+    """
+    stem, (shape, values) = name.removesuffix("weight"), stored[name]
+    if stored.get(f"{stem}scale", (None,))[0] != (1,):
+        return {}
+    stored.pop(f"{stem}input_scale", None)
+    _, of_all = stored.pop(f"{stem}scale")
+    return {name: (shape, lambda: values() * of_all())}
 
 
 def _three(name: str, shape: tuple[int, ...], values: Callable, config) -> dict[str, Stored]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qtutor.core.codebooks import FP4, INT8, NF4
-from qtutor.core.float_grid import FP8, MXFP4, NVFP4, BlockGrid, FloatGrid
+from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4, BlockGrid, FloatGrid
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.core.scales import NestedScales, scales_of
 from qtutor.errors import QtutorError, naming, shown
@@ -31,14 +31,14 @@ from qtutor.runtime.scaled import ScaledLinear
 
 LAYOUT = 1
 ABOUT = "qtutor.json"
-NAMED = {grid.name: grid for grid in (NF4, FP4, INT8, FP8, MXFP4, NVFP4)}
+NAMED = {grid.name: grid for grid in (NF4, FP4, INT8, FP8, FP8_TILES, MXFP4, NVFP4)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
-# What each kind of layer takes the place of, and the only grid of those that have one.
+# What each kind of layer takes the place of, and the only grids of those that have some.
 KINDS = {
     **dict.fromkeys(("linear", "int8 linear", "fp8 linear", "scaled linear"), nn.Linear),
     "embedding": nn.Embedding,
 }
-ONLY = {"int8 linear": INT8, "fp8 linear": FP8}
+ONLY = {"int8 linear": (INT8,), "fp8 linear": (FP8, FP8_TILES)}
 
 
 def load(folder: str | Path, device: str | None = None) -> nn.Module:
@@ -138,7 +138,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
         raise QtutorError(f"{where} is damaged: it is {shown(layer)}, expected an object. Export the model again.")
     _expect(where, layer, "kind", lambda kind: isinstance(kind, str) and kind in KINDS, " or ".join(KINDS))
     kind, grid = layer["kind"], _grid(where, layer)
-    if not isinstance(place, KINDS[kind]) or ONLY.get(kind, grid) is not grid:
+    if not isinstance(place, KINDS[kind]) or grid not in ONLY.get(kind, (grid,)):
         raise QtutorError(
             f"{where} is damaged: kind is {kind!r}, on the grid {shown(layer['grid'])} in the place of a "
             f"{type(place).__name__}. Export the model again."

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from qtutor.core.float_grid import FP8, FP8_TILES
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.families import family_of, linear_layers
@@ -62,6 +63,7 @@ WAYS = {
         Way(CT, bits=(4, 8), **GPU, known=READ),
         Way(CT, grid="int8", rows=16, columns=16, known=READ),
         Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), rows=16, columns=16, known=READ),
+        Way(CT, grid="fp8 tiles", groups=(128,), rows=128, columns=128, known=READ),  # validate_fp8_block_shape
         Way(CT, grid="mxfp4", groups=(32,), **FP4, known=READ),  # compressed_tensors_w4a16_mxfp4.py
         Way(CT, grid="nvfp4", groups=(16,), **FP4, known=READ),  # compressed_tensors_w4a16_nvfp4.py
         Way(GPTQ, bits=(4, 8), symmetric=(True,), mixed=False, **GPU, known=READ),  # auto_gptq.py, TYPE_MAP
@@ -202,8 +204,11 @@ def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
     grid, reasons = own.grid, []
     name = getattr(grid, "name", "integers")
     if name != way.grid:
+        sizes = f"group_size={' or '.join(map(str, way.groups))}"
+        if {name, way.grid} == {FP8.name, FP8_TILES.name}:
+            return [(f"scales of {'blocks of 128 x 128' if name == FP8_TILES.name else 'rows'}", sizes)]
         wanted = "method='rtn', 'gptq' or 'awq'" if way.grid == "integers" else f"method={way.grid!r}"
-        return [(f"its levels are {name}", wanted)]
+        return [(f"its levels are {name}", f"method='fp8', {sizes}" if way.grid == FP8_TILES.name else wanted)]
     if name == "int8":
         return []
     if way.bits and grid.bits not in way.bits:

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from qtutor.gguf.layout import IQ4_VALUES, MXFP4_VALUES, TYPES
+from qtutor.gguf.layout import IQ4_VALUES, MXFP4_VALUES, NVFP4_SCALES, TYPES
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ _STRIPS = {
     "TQ1_0": {"qs": _trits(0, 32, 5, 0) + _trits(32, 16, 5, 160), "qh": _trits(0, 4, 4, 240)},
     "TQ2_0": _PAIRS,
     "MXFP4": _NIBBLES,
+    "NVFP4": {"d": _fold("scale", 8, 4, 4), "qs": _fold("code", 4, 8, 32)},
+    "Q1_0": {"qs": _fold("code", 1, 1, 16)},
+    "Q2_0": {"qs": _fold("code", 2, 1, 16)},
 }
 
 _K = "d * scale * code - dmin * min"
@@ -108,7 +111,7 @@ FORMULAS = {
     "F32": "value", "F16": "value", "BF16": "value", "Q4_0": "d * code", "Q4_1": "d * code + m", "Q5_0": "d * code",
     "Q5_1": "d * code + m", "Q8_0": "d * code", "Q2_K": _K, "Q3_K": "d * scale * code", "Q4_K": _K, "Q5_K": _K,
     "Q6_K": "d * scale * code", "IQ4_NL": "d * code", "IQ4_XS": "d * scale * code", "TQ1_0": "d * code",
-    "TQ2_0": "d * code", "MXFP4": "e * code",
+    "TQ2_0": "d * code", "MXFP4": "e * code", "NVFP4": "scale * code", "Q1_0": "d * code", "Q2_0": "d * code",
 }  # fmt: skip
 
 
@@ -136,6 +139,10 @@ _READINGS = {
     ("TQ2_0", "code"): _less(1),
     ("MXFP4", "code"): lambda raw: int(MXFP4_VALUES[raw]),
     ("MXFP4", "e"): lambda raw: 2.0 ** (raw - 128),
+    ("NVFP4", "code"): lambda raw: int(MXFP4_VALUES[raw]),
+    ("NVFP4", "scale"): lambda raw: float(NVFP4_SCALES[raw]),
+    ("Q1_0", "code"): lambda raw: 2 * raw - 1,
+    ("Q2_0", "code"): _less(1),
 }
 _FLOATS = {
     "f16": lambda raw: float(np.uint16(raw).view(np.float16)),

@@ -16,6 +16,8 @@ _MODULES = {
     "iq4": ("IQ4_NL", "IQ4_XS"),
     "ternary": ("TQ1_0", "TQ2_0"),
     "mxfp4": ("MXFP4",),
+    "nvfp4": ("NVFP4",),
+    "few_bits": ("Q1_0", "Q2_0"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _DECODED_AT_ONCE = 1 << 18  # weights; numpy's temporary arrays then fit into the cache

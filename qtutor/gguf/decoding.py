@@ -6,7 +6,7 @@ format. It multiplies in the same order as llama.cpp's ``dequantize_row_*``, so 
 
 import numpy as np
 
-from qtutor.gguf.layout import IQ4_VALUES, MXFP4_VALUES, unfold
+from qtutor.gguf.layout import IQ4_VALUES, MXFP4_VALUES, NVFP4_SCALES, unfold
 
 f4 = np.float32
 
@@ -123,3 +123,17 @@ def tq2_0(data):
 def mxfp4(data):
     power = np.ldexp(f4(1), data[:, :1].astype(np.int32) - 128).astype(f4)
     return MXFP4_VALUES.astype(f4)[unfold(data[:, 1:], 4, 16)] * power
+
+
+def nvfp4(data):
+    scales = NVFP4_SCALES[data[:, :4]]
+    return _spread(scales, 16) * MXFP4_VALUES.astype(f4)[unfold(data[:, 4:], 4, 8)]
+
+
+def q1_0(data):
+    d = _half(data, 0)
+    return np.where(unfold(data[:, 2:], 1, 1) == 1, d, -d)
+
+
+def q2_0(data):
+    return (unfold(data[:, 2:], 2, 1).astype(f4) - f4(1)) * _half(data, 0)

@@ -2,8 +2,8 @@
 
 A GGUF block is a fixed number of weights in a row, encoded together. Sources: the block structs in llama.cpp's
 ``ggml-common.h``, the type numbers in ``ggml.h``; for the file around them, ggml's ``docs/gguf.md``. All numbers are
-little-endian. Left out: encoders and decoders of the types that need a table of lattice points (IQ1, IQ2, IQ3), and of
-NVFP4, Q1_0 and Q2_0; their sizes are here, so that files with them can be read and checked.
+little-endian. Left out: encoders and decoders of the types that need a table of lattice points (IQ1, IQ2, IQ3); their
+sizes are here, so that files with them can be read and checked.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,17 @@ SUPER = 256  # values of a super-block
 # The values of the four-bit codes: of IQ4_NL and IQ4_XS, and of MXFP4 (twice those of E2M1).
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+
+
+def _half_e4m3(code: int) -> float:
+    """Half of what a byte stands for as E4M3 without a sign; 0 for the code of NaN, and bit 7 is not looked at."""
+    exponent, mantissa = code >> 3 & 15, code & 7
+    if code == 0x7F:
+        return 0.0
+    return 0.5 * (mantissa * 2.0**-9 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+
+
+NVFP4_SCALES = np.array([_half_e4m3(code) for code in range(256)], np.float32)
 
 
 @dataclass(frozen=True)
@@ -130,9 +141,15 @@ _TYPES = (
     ),
     BlockType("TQ2_0", 35, SUPER, 66, (_PAIRS, _D), 1),
     BlockType("MXFP4", 39, 32, 17, (Field("e", 1, "power of two, plus 128"), _NIBBLES)),
-    BlockType("NVFP4", 40, 64, 36),
-    BlockType("Q1_0", 41, 128, 18),
-    BlockType("Q2_0", 42, 64, 18),
+    BlockType(
+        "NVFP4", 40, 64, 36,
+        (
+            Field("d", 4, "4 scales as E4M3 without a sign"),
+            Field("qs", 32, "4 bits a code: 8 codes in the low, the next 8 in the high nibbles of 8 bytes"),
+        ),
+    ),
+    BlockType("Q1_0", 41, 128, 18, (_D, Field("qs", 16, "signs: 1 is plus")), 128),
+    BlockType("Q2_0", 42, 64, 18, (_D, Field("qs", 16, "2 bits a code, four neighbours to a byte")), 1),
 )  # fmt: skip
 
 # Numbers of types that files of older versions hold, and that llama.cpp does not read any more.

@@ -6,8 +6,8 @@ A mix is a type for most tensors and a better one for those whose errors hurt mo
 out of the MLP, the output; in all layers or in some. :data:`MIXES` holds them as llama.cpp's ``src/llama-quant.cpp``
 does (``llama_tensor_get_type_impl``, ``tensor_type_fallback``): rules found by trying, not derived from anything.
 
-Left out: mixture-of-experts and the architectures whose rules differ (Falcon, GLM), and the mixes whose block types
-qtutor does not encode (IQ1, IQ2, IQ3, NVFP4, Q1_0, Q2_0).
+Left out: mixture-of-experts and the architectures whose rules differ (Falcon, GLM), the mixes whose block types qtutor
+does not encode (IQ1, IQ2, IQ3), and those of NVFP4, Q1_0 and Q2_0, which ``pure=True`` takes as types.
 """
 
 import math
@@ -112,6 +112,7 @@ MIXES = {
     "TQ1_0": Mix(36, "TQ1_0", token_embd=(("Q4_K", always),)),
     "MXFP4_MOE": Mix(38, "Q8_0"),  # MXFP4 is for experts, and there are none here
 }  # fmt: skip
+PURE = {"MXFP4": 38, "NVFP4": 39, "Q1_0": 40, "Q2_0": 41}  # numbers of types that no mix here consists of
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
 
@@ -181,8 +182,8 @@ def find_mix(name: str) -> Mix:
 
 def file_type(mix: str, pure: bool = False) -> int:
     """What ``general.file_type`` says of a mix, or of a file of one type; readers only show it."""
-    if pure and _block_type(mix) == "MXFP4":
-        mix = "MXFP4_MOE"
+    if pure and _block_type(mix) in PURE:
+        return PURE[mix]
     return find_mix(mix).number
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from qtutor.calibration.block import CalibratedBlock, Reading
 from qtutor.calibration.moments import Moments
+from qtutor.core.grid import for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.errors import naming
 from qtutor.methods.hessian import HessianError, Plan, prepare
@@ -151,6 +152,7 @@ def _round_together(weights: list[torch.Tensor], inputs: LayerInputs | None, rec
     """Layers that read the same input, rounded as one matrix: rows do not know of each other."""
     rounder, grid, group_size = recipe.rounder, recipe.grid, recipe.group_size
     if group_size == PER_TENSOR or not rounder.reads_inputs:  # here rows may, by a scale or scales of scales they share
+        grid = for_tensor(grid, *weights)  # engines make one layer of these
         return [rounder.round(weight, grid, group_size, inputs) for weight in weights]
     together = rounder.round(torch.cat(weights), grid, group_size, inputs)
     return together.split([len(weight) for weight in weights])

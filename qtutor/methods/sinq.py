@@ -15,6 +15,8 @@ scale by a factor from 0.7 to 2, so that a few turns do not overshoot. Left out:
 columns by themselves), the variants for NF4 and with AWQ's scales, and columns folded into norms ("pre-SINQ").
 """
 
+import math
+
 import torch
 
 from qtutor.core.grid import Grid
@@ -24,7 +26,7 @@ from qtutor.methods import rtn
 TURNS = 16
 SMALLEST = 1e-3  # a row or column that deviates less counts as one that deviates so much
 STEP = (0.7, 2.0)  # by what a turn may change a scale
-RANGE = (0.74, 22026.0)  # what scales may come to: exp(-0.3) and exp(10)
+RANGE = (math.exp(-0.3), math.exp(10))  # what scales may come to
 
 
 def quantize(weight: torch.Tensor, grid: Grid, group_size: int) -> tuple[QuantizedTensor, torch.Tensor]:

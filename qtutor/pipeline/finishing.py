@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from qtutor.calibration.mapped import Weights
 from qtutor.calibration.walk import Start, walk
+from qtutor.core.float_grid import BlockGrid
+from qtutor.core.grid import Grid, for_tensor
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
@@ -72,23 +74,41 @@ def _plain(
     weights: Weights, recipe: Recipe, recipes: dict[str, Recipe], token_ids: None, start: Start
 ) -> Iterator[Iterator[Item]]:
     """The items of each block, by methods that look at weights alone."""
-    begin = family_of(weights.model).blocks
+    family = family_of(weights.model)
 
     def items(index: int) -> Iterator[Item]:
         yield Arrived(index)
+        block = f"{family.blocks}.{index}."
+        grids = {}
+        for names in family.shared:
+            grids |= _grids(weights, {block + name: recipes[block + name] for name in names if block + name in recipes})
         for name, own in recipes.items():
-            if name.startswith(f"{begin}.{index}."):
-                yield _rounded(name, weights, own.rounder, own)
+            if name.startswith(block):
+                yield _rounded(name, weights, own.rounder, own, grids.get(name))
 
     for index in range(start.index, len(decoder_blocks(weights.model))):
         yield items(index)
 
 
-def _rounded(name: str, weights: Weights, rounder, recipe: Recipe) -> Packed:
-    """The layer ``name``, rounded without a look at its inputs."""
+def _grids(weights: Weights, recipes: dict[str, Recipe]) -> dict[str, Grid]:
+    """The grids of layers that read the same input: of those that are alike it is one, as engines make one layer of
+    them.
+    """
+    grids = {}
+    for own in set(recipes.values()):
+        if isinstance(own.grid, BlockGrid):
+            names = [name for name in recipes if recipes[name] == own]
+            tensors = [weights.tensor(f"{name}.weight") for name in names]
+            grids |= dict.fromkeys(names, for_tensor(own.grid, *tensors))
+            weights.release(tensors)
+    return grids
+
+
+def _rounded(name: str, weights: Weights, rounder, recipe: Recipe, grid: Grid | None = None) -> Packed:
+    """The layer ``name``, rounded without a look at its inputs. grid: if it is not that of the recipe."""
     place, weight = weights.model.get_submodule(name), weights.tensor(f"{name}.weight")
     with naming(name):
-        quantized = rounder.round(weight, recipe.grid, recipe.group_size)
+        quantized = rounder.round(weight, grid or recipe.grid, recipe.group_size)
     bias = None if getattr(place, "bias", None) is None else weights.tensor(f"{name}.bias")
     packed = _packed(Rounded(name, weight, quantized, quantized.dequantize(), bias), place)
     weights.release([weight])

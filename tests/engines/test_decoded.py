@@ -8,7 +8,7 @@ import torch
 
 import qtutor
 from qtutor.core.codebooks import INT8, NF4
-from qtutor.core.float_grid import FP8, MXFP4, NVFP4
+from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.formats import awq, bitsandbytes, compressed_settings, compressed_tensors, gptq, mlx, modelopt
 from qtutor.formats.foreign import Layout
 from qtutor.methods import bnb
@@ -193,11 +193,30 @@ def test_compressed_tensors_decodes_our_fp8_and_makes_our_bytes(whole, rows, col
     assert torch.equal(packed["weight"].view(torch.uint8), tensors["weight"].view(torch.uint8))
 
 
-def test_our_fp8_settings_are_those_of_the_scheme_fp8_dynamic():
+@pytest.mark.parametrize(("rows", "columns"), [(256, 384), (128, 128)])
+def test_compressed_tensors_decodes_our_fp8_in_blocks_of_128_x_128(rows, columns):
+    base = pytest.importorskip("compressed_tensors.compressors.naive_quantized.base")
+    from compressed_tensors.quantization import QuantizationScheme
+
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
+    weight[:128, :128] *= 1e-3
+    quantized = qtutor.rtn.quantize(weight, FP8_TILES, 128)
+    layout = Layout(FP8_TILES, 128, compressed_settings.FLOATS)
+    scheme = QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
+    compressor = base.FloatQuantizationCompressor
+    assert compressor.can_compress(torch.nn.Linear, scheme)
+    tensors = encoded(compressed_tensors.FORMAT, quantized, layout)
+    assert torch.equal(compressor.decompress(tensors, scheme)["weight"], quantized.dequantize())
+    packed = compressor.compress({"weight": weight, "weight_scale": tensors["weight_scale"]}, scheme)
+    assert torch.equal(packed["weight"].view(torch.uint8), tensors["weight"].view(torch.uint8))
+
+
+@pytest.mark.parametrize(("preset", "grid", "size"), [("FP8_DYNAMIC", FP8, -1), ("FP8_BLOCK", FP8_TILES, 128)])
+def test_our_fp8_settings_are_those_of_the_schemes(preset, grid, size):
     schemes = pytest.importorskip("compressed_tensors.quantization")
 
-    theirs = schemes.preset_name_to_scheme("FP8_DYNAMIC", ["Linear"])
-    layout = Layout(FP8, -1, compressed_settings.FLOATS)
+    theirs = schemes.preset_name_to_scheme(preset, ["Linear"])
+    layout = Layout(grid, size, compressed_settings.FLOATS)
     ours = schemes.QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
     # An observer looks at weights while they are quantized, and says nothing of what is stored.
     assert ours.model_dump(exclude={"weights": {"observer"}}) == theirs.model_dump(exclude={"weights": {"observer"}})

@@ -136,6 +136,22 @@ def test_int8_of_compressed_tensors_rounds_inputs_as_we_say(tmp_path):
     assert 1e-3 < apart(theirs, model, plain_inputs()).max() < 3e-2  # by another step of the inputs
 
 
+@pytest.mark.parametrize("method", ["mxfp4", "nvfp4"])
+def test_floats_of_4_bits_are_decoded_to_our_weights_in_bfloat16(tmp_path, method):
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.quantize(model, qtutor.Recipe(method), progress=False)
+    qtutor.export(model, tmp_path / "out", format="compressed-tensors", tokenizer=tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16, device_map="cpu")
+    with torch.inference_mode():
+        assert theirs(prompts()).logits.isfinite().all()  # it decodes at the first token
+    for name, packed in model.named_modules():
+        if isinstance(packed, QuantLinear):
+            assert torch.equal(theirs.get_submodule(name).weight.float(), packed.dequantized().bfloat16().float())
+
+
 @pytest.mark.parametrize("group_size", [-1, 0])
 def test_fp8_rounds_inputs_as_our_layers_do(tmp_path, group_size):
     """Teacher-forced. Rounding only the weights gives another next token at 4 of 100 positions."""

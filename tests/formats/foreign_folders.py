@@ -11,6 +11,7 @@ import qtutor
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.formats import foreign_reading
 from qtutor.formats.foreign import Layout, resolved_zeros
+from qtutor.recipe import OWN_SIZES
 from tests.gguf.small_tokenizers import letters
 from tests.models import some_ids, tiny
 
@@ -28,7 +29,9 @@ def some(bits, symmetric, rows, columns, group_size, seed=0) -> QuantizedTensor:
 def exported(out: Path, form: str, family: str = "llama", options: dict | None = None, **recipe) -> tuple:
     """(model, folder): a tiny decoder that was quantized and written."""
     model = tiny(family, tied=family != "mistral")
-    qtutor.quantize(model, qtutor.Recipe(**{"group_size": 32} | recipe), progress=False)
+    fixed = qtutor.Recipe(**{key: recipe[key] for key in ("method", "levels") if key in recipe}).grid in OWN_SIZES
+    size = {} if fixed else {"group_size": 32}
+    qtutor.quantize(model, qtutor.Recipe(**size | recipe), progress=False)
     return model, qtutor.export(model, out, form, letters(), **(options or {}))
 
 

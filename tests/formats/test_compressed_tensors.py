@@ -160,7 +160,7 @@ def test_scales_of_others_for_fp8(tmp_path):
             ["the format 'float-quantized' of 8 bits float, strategy 'group'"],
         ),
         (wrong("type", "int", "weights"), ["the format 'float-quantized' of 8 bits int"]),
-        (wrong("strategy", "block", "weights"), ["strategy 'block'", "read are scales by group, channel or tensor"]),
+        (wrong("strategy", "block", "weights"), ["strategy 'block' of None with inputs", "by block of 128 x 128"]),
         (wrong("strategy", ["channel"], "weights"), ["strategy ['channel']", "read are scales by group, channel or"]),
         (
             lambda v: v["config_groups"]["group_0"].update(output_activations={"num_bits": 8, "type": "float"}),

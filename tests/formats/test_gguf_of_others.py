@@ -11,6 +11,7 @@ import torch
 
 import qtutor
 from qtutor.errors import QtutorError
+from qtutor.formats.gguf import save
 from qtutor.gguf import Tensor, read, write
 from qtutor.gguf.llama3_rope import factors_of
 from qtutor.gguf.parts import read_whole
@@ -24,6 +25,30 @@ if llama_cpp.library() is None:
     pytest.skip("llama.cpp itself comes with xllamacpp, which is not installed here", allow_module_level=True)
 
 IDS = some_ids(1, 60)[0].tolist()
+
+
+def test_nvfp4_with_a_number_for_each_matrix(tmp_path):
+    """As llama.cpp's converter writes ModelOpt's: the weights are the blocks' times the number, and it runs them so."""
+    model = tiny(tied=False)
+    save(model, tmp_path / "plain.gguf", small_tokenizers.letters(), type="NVFP4", pure=True)
+    file = read(tmp_path / "plain.gguf")
+    tensors = [Tensor(name, info.shape, info.type.name, file.data(name)) for name, info in file.tensors.items()]
+    for stem in ("blk.0.ffn_down", "blk.1.attn_q"):
+        assert file.tensors[f"{stem}.weight"].type.name == "NVFP4"
+        tensors.append(Tensor(f"{stem}.scale", (1,), "F32", np.array([3.0], np.float32).view(np.uint8)))
+        tensors.append(Tensor(f"{stem}.input_scale", (1,), "F32", np.array([0.5], np.float32).view(np.uint8)))
+    write(tmp_path / "scaled.gguf", file.metadata, tensors)
+    plain, scaled = (qtutor.load(tmp_path / f"{name}.gguf", device="cpu")[0] for name in ("plain", "scaled"))
+    for name, weight in plain.named_parameters():
+        factor = 3 if name in ("model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight") else 1
+        assert torch.equal(scaled.get_parameter(name), factor * weight), name
+    with llama_cpp.Model(tmp_path / "scaled.gguf") as theirs:
+        found = torch.from_numpy(theirs.logits(IDS))
+    with torch.inference_mode():
+        near, far = ((one(torch.tensor([IDS])).logits[0] - found).square().mean() for one in (scaled, plain))
+    assert near < 0.05 * far  # it rounds inputs to 8 bits, so they are not equal
+
+
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
 FACTORS = factors_of(LLAMA3, 16)

@@ -24,7 +24,8 @@ from tests.models import FAMILIES, some_ids, tiny
 
 def quantized(family="llama", **recipe):
     model = tiny(family, tied=family != "mistral")
-    qtutor.quantize(model, qtutor.Recipe(group_size=32, **recipe), progress=False)
+    size = {} if recipe.get("method") == "fp8" else {"group_size": 32}
+    qtutor.quantize(model, qtutor.Recipe(**size | recipe), progress=False)
     return model
 
 
@@ -93,7 +94,9 @@ DTYPES = {
 @pytest.mark.parametrize("method", DTYPES)
 def test_names_and_dtypes_in_the_file(tmp_path, method):
     model = tiny(dtype=torch.bfloat16)
-    qtutor.quantize(model, qtutor.Recipe(method=method, group_size=32, embeddings=True), progress=False)
+    qtutor.quantize(
+        model, qtutor.Recipe(method, group_size=-1 if method == "fp8" else 32, embeddings=True), progress=False
+    )
     qtutor.export(model, tmp_path / "out")
     found = {}
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():

@@ -31,6 +31,7 @@ NARROW = {name: (rows, columns - 64) if "down" in name else (rows, columns) for 
         ("tensorrt-llm", {"symmetric": True}, "modelopt"),
         ("tensorrt-llm", {"method": "fp8"}, "modelopt"),
         ("sglang", {"method": "fp8"}, "compressed-tensors"),
+        ("vllm", {"method": "fp8", "group_size": (128, 128)}, "compressed-tensors"),
         ("vllm", {"method": "mxfp4"}, "compressed-tensors"),
         ("vllm", {"method": "gptq", "levels": "nvfp4"}, "compressed-tensors"),
         ("sglang", {"method": "awq", "levels": "mxfp4", "layers": {"*.0.*": "float"}}, "compressed-tensors"),
@@ -69,6 +70,7 @@ def test_the_format_is_picked(target, recipe, form):
         ("mlx", {"bits": 7, "group_size": 16}, WIDE, ["7 bits", "groups of 16", "group_size=32 or 64 or 128"]),
         ("transformers", {"group_size": 0}, WIDE, ["groups of 0", "group_size=-1 or 32"]),
         ("vllm-cpu", {"method": "mxfp4"}, WIDE, ["14 of 14", "its levels are mxfp4", "method='rtn', 'gptq' or 'awq'"]),
+        ("sglang", {"method": "fp8", "group_size": 128}, WIDE, ["scales of blocks of 128 x 128", "group_size=-1 or 0"]),
         ("tensorrt-llm", {"levels": "nvfp4"}, WIDE, ["its levels are nvfp4"]),
         ("vllm", {"method": "nvfp4"}, NARROW, ["2 of 14 layers", "448 inputs, no multiple of 128"]),
     ],
@@ -102,7 +104,9 @@ def test_what_is_picked_is_written(tmp_path, target):
         recipe = (
             {"method": way.grid} if way.grid != "integers" else {"bits": way.bits[0], "symmetric": way.symmetric[0]}
         )
-        group_size = 32 if 32 in (way.groups or (32,)) else 64
+        if way.grid == "fp8 tiles":
+            continue  # which needs wider rows than the tiny decoder's; tests/core/test_tiles.py writes it
+        group_size = 32 if 32 in (way.groups or (32,)) and way.grid != "fp8" else 64
         recipe = Recipe(**recipe, group_size=group_size, lm_head=way.head)
         quantized = tiny()
         qtutor.quantize(quantized, recipe, progress=False)

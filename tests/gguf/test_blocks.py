@@ -48,6 +48,8 @@ def random_blocks(name, rows):
         if field.kind in ("f16", "bf16", "f32"):  # no infinities, no NaN
             at = sum(other.size for other in TYPES[name].fields[: TYPES[name].fields.index(field)])
             data[:, at + field.size - 1] &= 0xBF
+    if name == "NVFP4":
+        data[:, :4][data[:, :4] == 0x7F] = 0x38  # the same for its scales
     return data
 
 
@@ -56,6 +58,7 @@ WORST = {
     "F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q4_0": 1 / 8, "Q4_1": 1 / 14, "Q5_0": 1 / 16, "Q5_1": 1 / 30,
     "Q8_0": 1 / 220, "Q2_K": 0.9, "Q3_K": 0.6, "Q4_K": 0.3, "Q5_K": 0.16, "Q6_K": 0.1, "IQ4_NL": 0.2, "IQ4_XS": 0.3,
     "TQ1_0": 0.51, "TQ2_0": 0.51, "MXFP4": 0.35,
+    "NVFP4": 0.35, "Q1_0": 1, "Q2_0": 0.51,
 }  # fmt: skip
 
 
@@ -65,6 +68,7 @@ WORST = {
 @example(seed=3181, size=4.0, share=0.75, shift=0.0001)  # two opposite extremes, equal but for the fifth digit
 def test_what_comes_back_is_close(name, seed, size, share, shift):
     generator = np.random.default_rng(seed)
+    size = min(size, 200) if name == "NVFP4" else size  # its scales end at 448
     rows = (generator.standard_normal((3, 256)) + shift) * size * (generator.random((3, 256)) <= share)
     rows = rows.astype(np.float32)
     back = decode(encode(rows, name), name)
@@ -74,6 +78,7 @@ def test_what_comes_back_is_close(name, seed, size, share, shift):
     rounding = 2**-11 if TYPES[name].offsets("f16") else 0
     allowed = np.repeat(largest, TYPES[name].values, axis=1) * (WORST[name] + rounding)
     smallest = 1e-3 if name not in ("F32", "BF16", "MXFP4") else 1e-37  # what float16 scales resolve
+    smallest = 6 * 2.0**-10 if name == "NVFP4" else smallest  # half of what its scales resolve, for the largest level
     assert (np.abs(back - rows) <= allowed + smallest).all()
 
 
@@ -184,7 +189,7 @@ def test_broken_weights_are_named(name, broken):
         encode(rows, name)
 
 
-@pytest.mark.parametrize("name", [name for name in TYPES if name not in ("F32", "MXFP4", "BF16")])
+@pytest.mark.parametrize("name", [name for name in TYPES if name not in ("F32", "MXFP4", "NVFP4", "BF16")])
 def test_weights_that_float16_scales_cannot_hold_are_named(name):
     rows = inputs.gaussian(40, 256)
     rows[21, 99] = -1e20
@@ -247,9 +252,32 @@ def test_numba_is_imported_by_the_first_encoder_only():
     assert "pip install 'qtutor[gguf]'" in done.stdout
 
 
+def test_blocks_of_few_bits_by_hand():
+    row = np.array([[3.0, -1.0, -0.0, 0.0] + [-0.5] * 124], np.float32)
+    data = encode(row, "Q1_0")
+    assert data[0, :2].view(np.float16)[0] == np.float16((4 + 62) / 128)
+    assert data[0, 2:].tolist() == [0b1101] + [0] * 15  # -0.0 counts as plus
+    row = np.array([[2.0, -1.0, 1.0, 0.999, -0.999, -2.0] + [0.0] * 58], np.float32)
+    data = encode(row, "Q2_0")
+    assert data[0, :2].view(np.float16)[0] == 2
+    assert data[0, 2:4].tolist() == [0b01_10_00_10, 0b01_01_00_01] and (data[0, 4:] == 0b01010101).all()
+    assert decode(np.array([[0, 0x3C, 0b11100100, *[0] * 15]], np.uint8), "Q2_0")[0, :4].tolist() == [-1, 0, 1, 2]
+
+
+def test_scales_of_nvfp4_by_hand():
+    """Halves of the last bit go up, 256 and more become 448, below 2**-10 there is nothing."""
+    rows = np.zeros((8, 64), np.float32)
+    rows[:, 0] = 6 * np.array([1, 1.0625, 1.06, 256, 255, 2.0**-10, 2.0**-11, 7.6 * 2.0**-9])
+    assert encode(rows, "NVFP4")[:, 0].tolist() == [0x38, 0x39, 0x38, 0x7E, 0x7E, 1, 0, 7]
+    back = decode(encode(rows, "NVFP4"), "NVFP4")[:, 0]
+    assert back.tolist() == [6, 6.75, 6, 3 * 448, 3 * 448, 3 / 512, 0, 42 / 512]
+
+
 @pytest.mark.parametrize("name", [name for name in TYPES if name != "F32"])
 def test_decoders_equal_those_of_the_gguf_package(name):
     quants = pytest.importorskip("gguf.quants", reason="the gguf package is not installed here")
+    if name in ("Q1_0", "Q2_0"):
+        pytest.skip(f"the gguf package has no decoder of {name}; llama.cpp's own is compared with elsewhere")
     kind = quants.GGMLQuantizationType[name]
     data = random_blocks(name, 32)
     assert np.array_equal(decode(data, name).view(np.int32), quants.dequantize(data, kind).view(np.int32))

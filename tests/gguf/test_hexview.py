@@ -24,6 +24,8 @@ def random_blocks(name: str, count: int, seed: int = 0) -> np.ndarray:
         if field.kind != "bits":
             data[:, at + field.size - 1] &= 0xBF
         at += field.size
+    if name == "NVFP4":
+        data[:, :4][data[:, :4] & 0x7F == 0x7F] = 0x38  # NaN, which stands for 0 there
     return data
 
 
@@ -53,7 +55,10 @@ def test_a_flipped_bit_moves_exactly_the_weights_that_the_view_names(name, seed)
             changed = moved(name, data, byte, bit)
             of_the_byte |= changed
             assert changed <= named, f"{name}, byte {byte}, bit {bit} moves {sorted(changed - named)} as well"
-            if parts[0].trit is None:
+            if (name, byte // 4, bit) == ("NVFP4", 0, 7):
+                assert not changed  # its scales have no sign, and nobody reads where it would be
+                of_the_byte |= named
+            elif parts[0].trit is None:
                 assert changed == named, f"{name}, byte {byte}, bit {bit} never moves {sorted(named - changed)}"
         assert of_the_byte == {weight for part in parts for weight in part.weights}  # trits share all bits of a byte
 

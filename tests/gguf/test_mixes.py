@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qtutor.gguf import TYPES, GGUFError, encode, mixes
 from qtutor.gguf.mixes import MIXES, NARROW, Mix, file_type, fitting, tensor_types
 from tests.gguf import llama_cpp
-from tests.gguf.whole_files import CASES, DIGESTED, MODELS, REFUSED, digest, golden, importances, summary, weights
+from tests.gguf.whole_files import CASES, DIGESTED, MODELS, PURE, REFUSED, digest, golden, importances, summary, weights
 
 made = golden()
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,7 +30,7 @@ def types_or_refused(case, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_types_are_those_that_llama_cpp_chose(model):
     ours = {str(case): types_or_refused(case, model) for case in CASES}
-    assert len(ours) == 2 * len(MIXES) + len(TYPES)
+    assert len(ours) == 2 * len(MIXES) + len(PURE)
     assert ours == made[model]["types"]
 
 
@@ -142,6 +142,7 @@ def test_bad_arguments():
 def test_numbers_of_file_types():
     assert (file_type("Q4_K_M"), file_type("Q4_K"), file_type("Q4_K", pure=True)) == (15, 15, 15)
     assert (file_type("MXFP4_MOE"), file_type("MXFP4", pure=True)) == (38, 38)
+    assert [file_type(name, pure=True) for name in ("NVFP4", "Q1_0", "Q2_0")] == [39, 40, 41]  # llama_ftype
     assert len({mix.number for mix in MIXES.values()}) == len(MIXES)
     assert all(isinstance(mix, Mix) and file_type(mix.base, pure=True) >= 0 for mix in MIXES.values())
 

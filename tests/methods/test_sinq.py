@@ -8,6 +8,7 @@ from qtutor import rtn
 from qtutor.core.grid import IntGrid
 from qtutor.methods import sinq
 from qtutor.runtime.scaled import ScaledLinear
+from tests.reference import sinq_package
 
 
 def some(rows: int, columns: int, seed: int, size: float = 0.02) -> torch.Tensor:
@@ -67,6 +68,21 @@ def test_a_layer_computes_with_it():
     layer = ScaledLinear.from_scaled(quantized, columns)
     assert torch.allclose(layer(x), x @ (quantized.dequantize() * columns).T, atol=1e-4)
     assert torch.allclose(layer.dequantized(), quantized.dequantize() * columns)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_scales_and_errors_are_those_of_the_package(bits):
+    """By an independent page that follows its source, on uneven weights and on the embedded decoder's."""
+    model, _ = qtutor.load_decoder(device="cpu")
+    layers = model.model.layers
+    for weight in (uneven(), layers[0].self_attn.q_proj.weight.detach(), layers[1].mlp.down_proj.weight.detach()):
+        rows, columns = sinq.balance(weight)
+        for ours, theirs in zip((rows, columns), sinq_package.scales(weight.numpy())):
+            assert torch.allclose(ours.double(), torch.from_numpy(theirs), rtol=1e-4)
+        quantized, columns = sinq.quantize(weight, IntGrid(bits), 64)
+        theirs = torch.from_numpy(sinq_package.quantize(weight.numpy(), bits, 64))
+        errors = [(back - weight).abs().mean().item() for back in (quantized.dequantize() * columns, theirs)]
+        assert errors[0] == pytest.approx(errors[1], rel=2e-3)  # our scales are stored in 16 bits
 
 
 def test_weights_that_are_no_numbers_are_refused():

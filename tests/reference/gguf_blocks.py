@@ -17,6 +17,7 @@ SIZES = {
     "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24),
     "Q8_0": (32, 34), "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
     "IQ4_NL": (32, 18), "IQ4_XS": (256, 136), "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17),
+    "NVFP4": (64, 36), "Q1_0": (128, 18), "Q2_0": (64, 18),
 }  # fmt: skip
 
 
@@ -65,6 +66,14 @@ def trit(byte: int, n: int) -> int:
     for _ in range(n):
         byte = byte * 3 % 256
     return byte * 3 // 256
+
+
+def unsigned_e4m3(byte: int) -> float:
+    """Bit 7 is not read; NaN, 0x7F, stands for 0."""
+    exponent, mantissa = byte // 8 % 16, byte % 8
+    if byte == 0x7F:
+        return 0.0
+    return mantissa / 512 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10)
 
 
 def weight(name: str, block: bytes, i: int) -> np.float32:
@@ -125,6 +134,13 @@ def weight(name: str, block: bytes, i: int) -> np.float32:
             return f4(two_bits_of_256(block, 0, i) - 1) * half(block, 64)
         case "MXFP4":
             return f4(E2M1_TWICE[nibble_of_32(block, 1, i)] * 2.0 ** (block[0] - 128))
+        case "NVFP4":
+            byte = block[4 + i // 16 * 8 + i % 8]
+            return f4(unsigned_e4m3(block[i // 16]) / 2) * f4(E2M1_TWICE[byte & 15 if i % 16 < 8 else byte >> 4])
+        case "Q1_0":
+            return half(block, 0) * f4(1 if bit(block[2:], i) else -1)
+        case "Q2_0":
+            return half(block, 0) * f4((bit(block[2:], 2 * i) | bit(block[2:], 2 * i + 1) << 1) - 1)
     raise KeyError(name)
 
 

@@ -1,7 +1,8 @@
 """The product of FP8 layers: E4M3 values of the weights times E4M3 values of the inputs, a scale for each row of both.
 
 As engines do it: every token's largest |x| becomes the largest value, 448; values are multiplied and summed in float32,
-and both scales come after the sum. A product of two values is exact in float32, the sums are not. As in
+and both scales come after the sum. Where weights have a scale for each group of a row (in blocks of 128 x 128), so has
+a token, and the sums of the groups are added. A product of two values is exact in float32, the sums are not. As in
 :mod:`.reference`, only some rows are unpacked at any moment.
 """
 
@@ -18,7 +19,7 @@ from qtutor.runtime.kernels.reference import BLOCK_ROWS
 
 @dataclass(frozen=True)
 class State:
-    """packed: uint8 ``[out, in]``, a code a byte; scales: float32 ``[out, 1]`` or ``[1, 1]``."""
+    """packed: uint8 ``[out, in]``, a code a byte; scales: float32 ``[out, groups]`` or ``[1, 1]``."""
 
     packed: torch.Tensor
     grid: FloatGrid
@@ -33,15 +34,19 @@ def prepare(layer) -> State:
 def run(x: torch.Tensor, state: State) -> torch.Tensor:
     """``x [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
     count, columns = state.packed.shape
-    flat = x.reshape(-1, columns)
-    values, scale = rounded_tokens(flat, state.grid)
+    flat, groups = x.reshape(-1, columns), state.scales.shape[1]
+    size = columns // max(groups, 1)  # spelled out, since there may be no tokens
+    values, scale = rounded_tokens(flat.reshape(len(flat) * groups, size), state.grid)
+    values, scale = values.reshape(len(flat), groups, size), scale.reshape(len(flat), groups, 1)
     y = torch.empty(len(flat), count, dtype=x.dtype, device=x.device)
     for start in range(0, count, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         levels, scales = state.grid.levels(state.packed[rows]), rows_of(state.scales, rows)
-        product = linear(values, levels) * scale * scales.T
+        levels = levels.reshape(len(levels), groups, size)
+        parts = (linear(values[:, g], levels[:, g]) * scale[:, g] * scales[:, g] for g in range(groups))
+        product = sum(parts, start=next(parts))
         if gradients.wanted(x):
-            product = gradients.of_exact(product, flat, levels * scales)
+            product = gradients.of_exact(product, flat, (levels * scales.unsqueeze(-1)).flatten(1))
         y[:, rows] = product.to(x.dtype)
     return y.reshape(*x.shape[:-1], count)
 
@@ -50,5 +55,5 @@ def rounded_tokens(x: torch.Tensor, grid: FloatGrid) -> tuple[torch.Tensor, torc
     """Tokens ``x [tokens, in]`` as values of ``grid`` (float32, same shape), and their scales ``[tokens, 1]``."""
     x = x.float()
     largest = x.abs().amax(dim=1, keepdim=True)
-    scale, _ = grid.fit(-largest, largest)
+    scale, _ = FloatGrid.fit(grid, -largest, largest)  # tokens share no scales, whatever rows of weights do
     return grid.levels(grid.encode(x, scale)), scale

@@ -110,7 +110,20 @@ def test_tensor_and_block_are_chosen_live(path):
 def test_weights_are_shown_in_any_type_that_fits():
     rows = inputs.gaussian(3, 64)
     kind, _, shown = block_view(rows, "Q4_1", 4).children
-    assert kind.options == ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "BF16", "MXFP4")
+    assert kind.options == (
+        "F32",
+        "F16",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "IQ4_NL",
+        "BF16",
+        "MXFP4",
+        "NVFP4",
+        "Q2_0",
+    )
     expected = encode(rows[2:3, :32], "Q4_1")[0]
     assert [button["text"] for button in Seen(shown.value).buttons] == [f"{byte:02x}" for byte in expected]
     assert "weights as Q4_1: block 4 (of 0 to 5), row 2, columns 0 to 31" in Seen(shown.value).text

@@ -1,0 +1,112 @@
+"""FP8 with one scale for a block of 128 x 128 weights: scales by hand, there and back, and what a layer computes."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import linear
+
+import qtutor
+from qtutor import Recipe, rtn
+from qtutor.core.float_grid import FP8_TILES
+from qtutor.core.scales import TileScales
+from qtutor.formats.compressed_settings import FLOATS
+from qtutor.formats.compressed_tensors import FORMAT
+from qtutor.formats.foreign import Layout
+from qtutor.runtime.fp8 import Fp8Linear
+from tests.formats.foreign_folders import edit_settings, refused, round_trip
+
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def some(rows: int, columns: int, seed: int = 0, size: float = 0.02) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=st.sampled_from([1, 127, 128, 129, 300]), blocks=st.integers(1, 3), seed=st.integers(0, 999))
+def test_a_scale_is_the_largest_weight_of_its_block(rows, blocks, seed):
+    weight = some(rows, 128 * blocks, seed)
+    weight[-1] *= 5
+    made = rtn.quantize(weight, FP8_TILES, 128)
+    assert made.scales.shape == (rows, blocks) and made.stored_scales.tiles.shape == (-(-rows // 128), blocks)
+    expected = torch.empty_like(weight)
+    for row in range(0, rows, 128):
+        for column in range(0, 128 * blocks, 128):
+            block = weight[row : row + 128, column : column + 128]
+            scale = block.abs().max() / 448
+            assert made.stored_scales.tiles[row // 128, column // 128] == scale
+            levels = (block / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+            expected[row : row + 128, column : column + 128] = scale * levels
+    assert torch.equal(made.dequantize(), expected)
+    assert made.nbytes == weight.numel() + 4 * made.stored_scales.tiles.numel()
+    some_rows = torch.tensor([rows - 1, 0])
+    assert torch.equal(made.stored_scales.rows(some_rows), made.scales[some_rows])
+    round_trip(FORMAT, made, Layout(FP8_TILES, 128, FLOATS))
+
+
+def test_parts_of_whole_blocks_can_be_split():
+    made = rtn.quantize(some(300, 128), FP8_TILES, 128)
+    first, second = made.split([256, 44])
+    assert torch.equal(torch.cat([first.dequantize(), second.dequantize()]), made.dequantize())
+    with pytest.raises(qtutor.QtutorError, match="128 of them share a scale"):
+        made.split([100, 200])
+
+
+def test_a_layer_rounds_its_inputs_in_groups_of_128():
+    weight, x = some(130, 256, 1), some(5, 256, 2, 1.0)
+    x[:, 200] *= 30  # an outlier makes the second group of a token coarse, and not the first
+    layer = Fp8Linear.from_quantized(rtn.quantize(weight, FP8_TILES, 128))
+    groups = x.reshape(5, 2, 128)
+    scale = groups.abs().amax(-1, keepdim=True) / 448
+    rounded = ((groups / scale).to(torch.float8_e4m3fn).float() * scale).reshape(5, 256)
+    assert torch.allclose(layer(x), linear(rounded, layer.dequantized()), atol=1e-5)
+    assert not torch.allclose(layer(x), linear(x, layer.dequantized()), atol=1e-3)
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert torch.allclose(x.grad, layer.dequantized().sum(0).expand_as(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["qtutor", "compressed-tensors"])
+def test_folders_come_back(tmp_path, form):
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    qtutor.quantize(model, Recipe("fp8", group_size=(128, 128)), progress=False)
+    layer = model.get_submodule(LAYER)
+    assert isinstance(layer, Fp8Linear) and layer.scale_tiles.shape == (2, 2)
+    folder = qtutor.export(model, tmp_path / "out", form, tokenizer)
+    again, _ = qtutor.load(folder, device="cpu")
+    for name, module in model.named_modules():
+        if isinstance(module, Fp8Linear):
+            back = again.get_submodule(name)
+            assert type(back) is Fp8Linear and back.grid == FP8_TILES and isinstance(back.stored_scales, TileScales)
+            assert torch.equal(back.quantized().dequantize(), module.quantized().dequantize())
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def weights_with(key: str, value):
+    return lambda values: values["config_groups"]["group_0"]["weights"].update({key: value})
+
+
+def test_settings_are_those_of_fp8_block_and_others_are_refused(tmp_path):
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    qtutor.quantize(model, Recipe("fp8", group_size=128), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "compressed-tensors", tokenizer)
+    group = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    assert (group["weights"]["strategy"], group["weights"]["block_structure"]) == ("block", [128, 128])
+    inputs = group["input_activations"]
+    assert (inputs["strategy"], inputs["group_size"], inputs["dynamic"]) == ("group", 128, True)
+    for key, value in (("block_structure", [64, 128]), ("num_bits", 4), ("type", "int")):
+        edit_settings(folder, weights_with(key, value))
+        refused(folder, "is not read here")
+        edit_settings(folder, weights_with(key, group["weights"][key]))
+    edit_settings(folder, lambda values: values["config_groups"]["group_0"]["input_activations"].update(group_size=64))
+    refused(folder, "strategy 'block' of [128, 128] with inputs")
+
+
+def test_a_width_without_whole_blocks_is_refused():
+    with pytest.raises(qtutor.QtutorError, match="groups of 128 do not divide rows of 192"):
+        rtn.quantize(some(4, 192), FP8_TILES, 128)
