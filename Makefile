@@ -22,7 +22,7 @@ BOTH_CORES = -n 2 --dist loadfile
 NBVAL = $(BIN)/python -m pytest -p tests.notebook_numbers --nbval --nbval-current-env \
   --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120
 
-.PHONY: help learn test setup lint unit notebooks capabilities engines book browser format clean
+.PHONY: help learn test setup lint unit notebooks capabilities engines package book browser format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make capabilities"
 	@echo "              run a chapter with the sums of older CPUs (those with AVX2, and without) and compare its outputs"
 	@echo "make engines  set up with llama.cpp, vLLM, gptqmodel and others (5 GB) and a real model, and compare with what they compute"
+	@echo "make package  set up, build wheel and sdist, and try them outside of the repository"
 	@echo "make book     set up, and build the chapters as a static site in book/_build/html"
 	@echo "make browser  set up, build the book, and try it and the chapters in JupyterLab in a real browser"
 	@echo "make format   format code and notebooks, and mend what the linter can mend"
@@ -73,11 +74,16 @@ capabilities: setup
 engines:
 	@$(call SETUP,learn$(comma)test$(comma)engines-prebuilt)
 	@$(BIN)/python tests/engines/environments.py
-	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest tests/gguf tests/formats tests/methods/test_bnb.py
+	$(TEST_ENV) GGML_NO_BACKTRACE=1 $(BIN)/python -m pytest $(BOTH_CORES) tests/gguf tests/formats tests/methods/test_bnb.py
 	$(TEST_ENV) SERVING_LOADS=300 $(BIN)/python -m pytest tests/serving/test_engine.py -k generate
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/engines-venv/bin/python -m pytest tests/engines --ignore tests/engines/test_in_vllm.py
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/vllm-venv/bin/python -m pytest tests/engines/test_in_vllm.py
 	$(TEST_ENV) $(NBVAL) notebooks/11_your_model.ipynb
+
+# What somebody gets who has no clone. Built without isolation: hatchling is one of the tested versions.
+package:
+	@$(call SETUP,learn$(comma)test$(comma)package)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/package
 
 book:
 	@$(call SETUP,learn$(comma)book)

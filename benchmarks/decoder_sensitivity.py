@@ -5,19 +5,20 @@
 Rounds the decoder to nearest at falling precision and prints, on standard-library modules and interpreter questions
 that it never saw: how far perplexity rises, KL divergence to the float model, flipped tokens, right answers per kind,
 and the share of completed functions that ``ast.parse`` accepts. Then the bar that the decoder has to clear, line by
-line; the exit status is 1 where it misses one. ``--write`` puts the table into the README and the model card.
+line; the exit status is 1 where it misses one. ``--write`` puts the table into the model card, and an excerpt into the
+README.
 """
 
 import argparse
 import copy
 import sys
-from pathlib import Path
+
+import pages
 
 import qtutor
 from qtutor.decoder import EMBEDDED, tasks
 
-PAGES = (Path(__file__).parent.parent / "README.md", EMBEDDED / "README.md")
-BEGIN, END = "<!-- decoder_sensitivity: begin -->\n", "<!-- decoder_sensitivity: end -->"
+CARD = EMBEDDED / "README.md"
 
 RECIPES = {
     "8-bit g64": {"bits": 8, "group_size": 64},
@@ -98,19 +99,12 @@ def bar(results: dict[str, dict]) -> dict[str, bool]:
     }
 
 
-def write(page: Path, text: str) -> None:
-    """Replace what stands between the markers in ``page``."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(before + BEGIN + text + "\n" + END + after, encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", help="a folder; the embedded decoder if not given")
     parser.add_argument("--questions", type=int, default=150, help="per kind")
     parser.add_argument("--functions", type=int, default=60)
-    parser.add_argument("--write", action="store_true", help="put the table into the README and the model card")
+    parser.add_argument("--write", action="store_true", help="put the table into the model card and the README")
     arguments = parser.parse_args()
     reference, tokenizer = qtutor.load_decoder(arguments.checkpoint)
     ids = qtutor.evaluate.held_out_tokens(tokenizer)
@@ -125,8 +119,8 @@ def main() -> int:
     )
     print(text + "\n")
     if arguments.write:
-        for page in PAGES:
-            write(page, text)
+        pages.write(CARD, "decoder_sensitivity", text)
+        pages.write(pages.README, "decoder_sensitivity", pages.short_sensitivity(text))
     checks = bar(results)
     for requirement, holds in checks.items():
         print(f"{'holds ' if holds else 'MISSED'}  {requirement}")

@@ -7,7 +7,7 @@ with the outliers that large models have (``qtutor.add_outliers``: the same func
 does not like). Calibration: the default text, some of what the decoder was trained on. "Won back" is the share of
 rounding to nearest's KL that is gone. The quantizer's default puts propagation before AWQ and GPTQ, which is part of
 neither: so both have a row without it. Then the bounds, line by line; the exit status is 1 where one is missed.
-``--write`` puts the table into the README. Takes about twelve minutes on one core.
+``--write`` puts the table into methods.md, and an excerpt into the README. Takes about twelve minutes on one core.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import copy
 import sys
 from pathlib import Path
 
+import pages
 import torch
 
 import qtutor
 
-PAGE = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->"
+PAGE = Path(__file__).with_suffix(".md")
 CELLS = ((4, 64), (3, 128), (2, 64))
 AWQ, GPTQ, BOTH = "AWQ with propagation", "GPTQ with propagation", "AWQ, then GPTQ, with propagation"
 METHODS = {  # name -> method, and whether it has propagation (None: where there is text enough, as here)
@@ -90,15 +90,15 @@ def bounds(results: dict) -> dict[str, bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--write", action="store_true", help="put the table into methods.md and the README")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = measure()
     text = table(results)
     print(text + "\n")
     if arguments.write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        PAGE.write_text(before + BEGIN + text + "\n" + END + rest.split(END)[1], encoding="utf-8")
+        pages.write(PAGE, "methods", text)
+        pages.write(pages.README, "methods", pages.short_methods(text))
     checks = bounds(results)
     for requirement, holds in checks.items():
         print(f"{'holds ' if holds else 'MISSED'}  {requirement}")

@@ -38,12 +38,13 @@ AT_A_TIME, REQUESTS, SECONDS = 32, 256, 1.0
 PROMPT, ANSWER, LONGEST = (8, 32), 48, 256  # tokens: the shortest and the longest prompt; answers: mean, longest
 COMPARED = "one at a time", f"static, {STATIC[-1]} at a time"
 # So many times as many tokens a second as those. The embedded decoder's steps are mostly Python, so a step of one text
-# is cheap, too; with packed weights it is cheapest, as their kernel multiplies more than 8 tokens with decoded weights.
+# is cheap, too. With packed weights in a larger decoder the product is the limit from some 8 tokens on, for the engine
+# and for static batches alike: there the engine gains by places that are not empty, no longer by shared weights.
 CLAIMS = {
     ("the embedded decoder", "float32"): (7.0, 3.0),
     ("the embedded decoder", "packed 4 bits"): (7.0, 3.0),
     ("a random decoder", "float32"): (8.0, 3.0),
-    ("a random decoder", "packed 4 bits"): (3.0, 3.0),
+    ("a random decoder", "packed 4 bits"): (3.0, 2.5),
 }
 COMMON = 64  # tokens with which all prompts begin, where blocks are shared
 

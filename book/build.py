@@ -2,8 +2,8 @@
 
 1. The script that draws formulas comes out of an npm package, pinned by version and sha512, and stays in
    book/_build/npm. The package is not installed and none of its code runs here.
-2. Every chapter is written into book/_build/source as a learner gets it: stubs, solutions folded beneath them. The
-   index gets its list of chapters from their titles.
+2. Every chapter is written into book/_build/source as a learner gets it: stubs, solutions folded beneath them, words
+   linked to the glossary. The first page gets its picture, its list of chapters and its tables.
 3. Sphinx builds them, warnings as errors. Stored outputs are shown; nothing is executed.
 
 The site asks no other machine for anything: it can be copied anywhere, and read from the disk too. Files are written
@@ -21,15 +21,18 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import chapters
 import nbformat
 
+from qtutor.course import glossary
 from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
 
 BOOK = Path(__file__).resolve().parent
 BUILD = BOOK / "_build"
-CHAPTERS = BOOK.parent / "notebooks"
-LIST_OF_CHAPTERS = "<!-- the list of chapters -->"
+PICTURES = BOOK / "pictures"
+LIST_OF_CHAPTERS, PICTURE = "<!-- the list of chapters -->", "<!-- the picture -->"
+PAGES = ("glossary", "tool", "teaching")  # behind the chapters
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -111,6 +114,7 @@ def chapter_for_the_book(notebook: nbformat.NotebookNode, name: str) -> nbformat
     frames), that is what the page shows.
     """
     chapter = learner_version(notebook, keep_outputs=True, name=name)
+    chapter = glossary.linked(chapter, name, target="glossary.md", lower=True)
     if "widgets" in chapter.metadata:
         return chapter
     for cell in chapter.cells:
@@ -122,34 +126,48 @@ def chapter_for_the_book(notebook: nbformat.NotebookNode, name: str) -> nbformat
     return chapter
 
 
-def title_and_question(notebook: nbformat.NotebookNode) -> tuple[str, str]:
-    """The chapter's title, and the first paragraph beneath it up to its last question mark (all of it without one)."""
-    title, _, rest = notebook.cells[0].source.partition("\n")
-    paragraph = " ".join(rest.strip().split("\n\n")[0].split()).replace("**The question.**", "").strip()
-    asked = re.match(r".*\?\*?", paragraph)
-    return title.lstrip("# ").strip(), asked[0] if asked else paragraph
-
-
 def write_source(folder: Path) -> list[str]:
-    """Write index and chapters, remove chapters that are no more, and return the chapters' names."""
+    """Write all pages, remove chapters that are no more, and return the chapters' names."""
     folder.mkdir(parents=True, exist_ok=True)
-    masters = sorted(CHAPTERS.glob("*.ipynb"))
-    entries, tree = [], []
-    for path in masters:
-        notebook = nbformat.read(path, 4)
-        title, question = title_and_question(notebook)
-        entries.append(f"[**{title}**]({path.name})\n: {question}\n")
-        tree.append(path.stem)
-        write_if_new(folder / path.name, nbformat.writes(chapter_for_the_book(notebook, path.name)).encode())
-    contents = "\n".join([*entries, "```{toctree}", ":hidden:", "", *tree, "```", ""])
-    index = (BOOK / "index.md").read_text()
-    if LIST_OF_CHAPTERS not in index:
-        raise QtutorError(f"book/index.md has no line {LIST_OF_CHAPTERS!r}, where the list of chapters goes: add it.")
-    write_if_new(folder / "index.md", index.replace(LIST_OF_CHAPTERS, contents).encode())
+    known = chapters.all_chapters()
+    for chapter in known:
+        notebook = nbformat.read(chapters.NOTEBOOKS / chapter.file, 4)
+        content = nbformat.writes(chapter_for_the_book(notebook, chapter.file))
+        write_if_new(folder / chapter.file, content.encode())
+    tree = [chapter.file.removesuffix(".ipynb") for chapter in known]
+    write_if_new(folder / "index.md", index(known, [*tree, *PAGES]).encode())
+    titles = {chapter.file: chapter.title for chapter in known}
+    write_if_new(folder / "glossary.md", glossary.page(titles).encode())
+    for name in ("tool", "teaching"):
+        write_if_new(folder / f"{name}.md", (BOOK / f"{name}.md").read_bytes())
     for old in folder.glob("*.ipynb"):
         if old.stem not in tree:
             old.unlink()
     return tree
+
+
+def index(known: list[chapters.Chapter], tree: list[str]) -> str:
+    """The first page: book/index.md with its picture, its list of chapters and its tables put in."""
+    text = (BOOK / "index.md").read_text(encoding="utf-8")
+    contents = "\n".join([chapters.as_list(known), "```{toctree}", ":hidden:", "", *tree, "```", ""])
+    parts = {LIST_OF_CHAPTERS: contents, PICTURE: panels_of(PICTURES / "widths.svg")}
+    readme = chapters.README.read_text(encoding="utf-8")
+    for name in ("decoder_sensitivity", "methods"):
+        parts[f"<!-- results: {name} -->"] = readme.split(f"<!-- {name}: begin -->\n")[1].split("<!-- ")[0]
+    for marker, content in parts.items():
+        if marker not in text:
+            raise QtutorError(f"book/index.md has no line {marker!r}, where something is put in: add it.")
+        text = text.replace(marker, content)
+    return text
+
+
+def panels_of(picture: Path) -> str:
+    """The panels of a picture as HTML, each an SVG of its own, so that they stand beneath each other on a phone."""
+    panels = re.findall(r'<svg class="panel".*?</svg>', picture.read_text(encoding="utf-8"), re.DOTALL)
+    if not panels:
+        raise QtutorError(f"{picture} has no panels: python book/picture.py draws it anew.")
+    placed = [re.sub(r' x="\d+" y="\d+" width="\d+" height="\d+"', "", panel, count=1) for panel in panels]
+    return "```{raw} html\n" + "\n".join(['<div class="qtutor-panels">', *placed, "</div>"]) + "\n```"
 
 
 def write_if_new(path: Path, content: bytes) -> None:
@@ -174,14 +192,14 @@ def main() -> int:
             content = fetch(asset, BUILD / "npm")
             (BUILD / "assets").mkdir(exist_ok=True)
             write_if_new(BUILD / "assets" / Path(asset.path).name, content)
-        chapters = write_source(BUILD / "source")
+        names = write_source(BUILD / "source")
     except QtutorError as error:
         message = textwrap.fill(f"qtutor: {error}", 100, break_long_words=False, break_on_hyphens=False)
         print("\n" + message, file=sys.stderr)
         return 1
     status = sphinx(BUILD / "source", BUILD / "html")
     if status == 0:
-        print(f"The book has {len(chapters)} chapters; open {BUILD / 'html' / 'index.html'}")
+        print(f"The book has {len(names)} chapters; open {BUILD / 'html' / 'index.html'}")
     return status
 
 

@@ -1,12 +1,18 @@
 """Sphinx's configuration of the book. book/build.py calls Sphinx with it; nothing here names another machine."""
 
 import hashlib
+import json
+import sys
 from base64 import b64decode
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
 from docutils import nodes
 from sphinx.errors import ExtensionError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import cut
 
 project = "qtutor"
 language = "en"
@@ -70,6 +76,57 @@ def describe_pictures(app, doctree) -> None:
             raise ExtensionError(f"{source.name} shows a picture ({image['uri']}) without a text that describes it")
 
 
+def cut_pictures(app, doctree) -> None:
+    """Put the panels of a picture side by side as pictures of their own; a phone shows them beneath each other."""
+    for image in list(doctree.findall(nodes.image)):
+        relative, absolute = app.env.relfn2path(image["uri"], app.env.docname)
+        parts = cut(Path(absolute)) if absolute.endswith(".png") else []
+        if not parts:
+            continue
+        box = nodes.container(classes=["qtutor-parts"])
+        for number, part in enumerate(parts, start=1):
+            one = image.deepcopy()
+            one["uri"] = str(Path(relative).with_name(part.name))
+            one["candidates"] = {"*": one["uri"]}
+            if number > 1:
+                one["alt"] = f"Panel {number} of {len(parts)} of the picture before"
+            app.env.images.add_file(app.env.docname, one["uri"])
+            box += one
+        image.replace_self(box)
+
+
+# --- the search, also from the disk ---
+
+
+def add_search_from_the_disk(app, pagename, templatename, context, doctree) -> None:
+    """On the search page alone: the script that answers what a browser does not read from the disk."""
+    if pagename == "search":
+        app.add_js_file("search_on_disk.js", priority=100)
+
+
+def store_texts(app, exception) -> None:
+    """Write the pages' texts, by section, to a script: pages on the disk may not fetch each other."""
+    if exception or app.builder.name != "html":
+        return
+    texts = {}
+    for name in sorted(app.env.found_docs):
+        page = f"{name}.html"
+        article = BeautifulSoup((Path(app.outdir) / page).read_text(encoding="utf-8"), "html.parser").article
+        for unwanted in article.select("script, style, svg, .headerlink, .qtutor-frames"):
+            unwanted.decompose()
+        for tag in article.find_all(True):
+            if tag.name == "section":
+                tag.attrs = {"id": tag.get("id", "")}
+            else:
+                tag.unwrap()
+        texts[page] = f'<div role="main">{" ".join(article.decode_contents().split())}</div>'
+    script = f"window.qtutorTexts = {json.dumps(texts)};\n"
+    (Path(app.outdir) / "_static" / "search_texts.js").write_text(script, encoding="utf-8")
+
+
 def setup(app) -> dict:
     app.connect("doctree-read", describe_pictures)
+    app.connect("doctree-read", cut_pictures, priority=600)
+    app.connect("html-page-context", add_search_from_the_disk)
+    app.connect("build-finished", store_texts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

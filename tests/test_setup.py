@@ -245,7 +245,7 @@ def test_every_direct_requirement_is_pinned_within_its_range():
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = PROJECT["project"]["dependencies"] + [
         line
-        for name in ("learn", "test", "gguf", "book", "browser", "engines-prebuilt")
+        for name in ("learn", "test", "gguf", "package", "book", "browser", "engines-prebuilt")
         for line in extras[name]
         if not line.startswith("qtutor[")  # one extra that asks for another
     ]
@@ -280,9 +280,18 @@ def test_what_is_installed_here_is_what_the_constraints_say():
 def test_conda_users_get_the_same():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, from_pip = environment["dependencies"]
-    assert python == f"python{PROJECT['project']['requires-python']}"
+    # Binder reads the version from here, and only where it is written with "=".
+    assert re.fullmatch(r"python=3\.\d+", python)
+    assert tuple(map(int, python.removeprefix("python=").split("."))) >= bootstrap.NEEDED
     assert pip == "pip"
     assert from_pip == {"pip": ["-c constraints.txt", "-e .[learn]"]}
+
+
+def test_binder_makes_a_workspace_after_the_installation():
+    assert os.access(ROOT / "postBuild", os.X_OK)
+    first, *rest = (ROOT / "postBuild").read_text().splitlines()
+    assert first == "#!/bin/sh"
+    assert [line for line in rest if line and not line.startswith("#")] == ["set -e", "qtutor learn learn --no-start"]
 
 
 def test_bootstrap_wants_the_python_that_pyproject_wants():

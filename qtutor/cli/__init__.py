@@ -7,9 +7,11 @@ Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one
 129 (SIGHUP). What nobody foresaw ends in one paragraph, too, with status 1; QTUTOR_TRACEBACK=1 shows where it happened.
 """
 
+import argparse
 import os
 import sys
 import traceback
+from importlib.metadata import version
 
 from qtutor.cli import compare, convert, course, doctor, evaluate, generate, inspect, quantize
 from qtutor.cli.parsing import Parser, parser_with_examples
@@ -59,6 +61,7 @@ def build_parser() -> Parser:
         ["learn", "quantize embedded out --bits 3", "eval out", "generate out 'def mean(values):'", "inspect out"],
         prog="qtutor",
     )
+    parser.add_argument("--version", action=_Version, help="print the version, and nothing else")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(run, name, description, examples):
@@ -69,6 +72,17 @@ def build_parser() -> Parser:
     for module in (course, quantize, convert, generate, evaluate, compare, inspect, doctor):
         module.add_to(command)
     return parser
+
+
+class _Version(argparse.Action):
+    """``--version``, looked up only when it is asked for."""
+
+    def __init__(self, option_strings, dest, help):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"qtutor {version('qtutor')}")
+        parser.exit()
 
 
 def _unforeseen(error: BaseException) -> str:

@@ -8,7 +8,9 @@ def add_to(command) -> None:
     description = "Show what a file or folder holds: tensors, their bytes, the recipe; or a block of a GGUF file."
     block = "inspect model.gguf --tensor blk.0.attn_q.weight --block 3"
     sub = command(inspect, "inspect", description, ["inspect out", "inspect out/model.safetensors", block])
-    sub.add_argument("file", metavar="FILE", help="a .safetensors or .gguf file, a folder with some, or 'smollm2'")
+    sub.add_argument(
+        "file", metavar="FILE", help="a .safetensors or .gguf file, a folder with some, 'embedded' or 'smollm2'"
+    )
     sub.add_argument("--tensor", metavar="NAME", help="a tensor of a GGUF file: show one of its blocks, byte by byte")
     sub.add_argument("--block", type=int, metavar="N", help="which block of the tensor, counted from 0 (default: 0)")
 
@@ -16,7 +18,9 @@ def add_to(command) -> None:
 def inspect(options) -> int:
     """``qtutor inspect``: what a checkpoint holds."""
     from qtutor import inspection
+    from qtutor.decoder import EMBEDDED
     from qtutor.formats.gguf_files import located
 
-    inspection.show(Path(located(options.file)), options.tensor, options.block)
+    file = EMBEDDED if options.file == "embedded" else Path(located(options.file))
+    inspection.show(file, options.tensor, options.block)
     return 0

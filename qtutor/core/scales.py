@@ -234,7 +234,7 @@ class TileScales(Scales):
         return {"scale_tiles": ((-(-shape[0] // cls.TILE), shape[1]), torch.float32)}
 
 
-def scales_of(grid: Grid, nested: bool = False) -> type[Scales]:
+def class_of_scales(grid: Grid, nested: bool = False) -> type[Scales]:
     """How the scales of ``grid`` are stored; nested: quantized once more, where a recipe says so."""
     if isinstance(grid, BlockGrid):
         return {"e8m0": PowerScales, "e4m3": FloatScales}[grid.scales]
@@ -243,10 +243,10 @@ def scales_of(grid: Grid, nested: bool = False) -> type[Scales]:
     return NestedScales if nested else PlainScales
 
 
-def stored(scales: torch.Tensor, grid: Grid) -> Scales:
+def as_stored(scales: torch.Tensor, grid: Grid) -> Scales:
     """``scales [out, groups]`` that ``grid`` fitted, in the form in which they are stored."""
     if isinstance(grid, BlockGrid):
-        return scales_of(grid).encode(scales, grid.unit)
+        return class_of_scales(grid).encode(scales, grid.unit)
     if isinstance(grid, TileGrid):
         return TileScales.encode(scales)
     return PlainScales(scales)

@@ -14,7 +14,7 @@ from torch import nn
 from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4, BlockGrid, FloatGrid
 from qtutor.core.grid import Grid, IntGrid
-from qtutor.core.scales import NestedScales, scales_of
+from qtutor.core.scales import NestedScales, class_of_scales
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import embedding_scale, family_of, linear_layers
 from qtutor.formats.checkpoint import GENERATION, config_in, sharded
@@ -152,7 +152,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
     _expect(where, layer, "group_size", lambda size: type(size) is int and -1 <= size <= columns, "-1 or more")
     nested = grid in (NF4, FP4)
     _expect(where, layer, "nested", lambda n: n is False or (n is True and nested), "false, or true with nf4 and fp4")
-    scales_as = scales_of(grid, layer["nested"])
+    scales_as = class_of_scales(grid, layer["nested"])
     with naming(where):
         if kind == "embedding":
             table = QuantEmbedding(rows, columns, grid, layer["group_size"], dtype, scales_as)

@@ -25,7 +25,7 @@ from torch import nn
 
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.core.scales import stored
+from qtutor.core.scales import as_stored
 from qtutor.methods import clip, rtn
 
 # Weights and a scale -> what they are once they are multiplied, rounded, and divided again.
@@ -194,4 +194,4 @@ def quantize(
     fitted = for_tensor(grid, weight)
     scale, zero = clip.search_together(grouped, hessian, fitted)
     codes = rtn.encode_groups(grouped, scale, zero, fitted).reshape(rows, columns)
-    return QuantizedTensor(codes, stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)
+    return QuantizedTensor(codes, as_stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)

@@ -15,6 +15,7 @@ import torch
 from qtutor.core.grid import Grid, fit_groups, storable, wider_ranges
 
 ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
+FITTED = 1 << 18  # ranges that are fitted at once
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
 STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
 UNITS = (0.4, 0.2, 0.1)  # one for each round, since few bits need finer steps, too
@@ -36,18 +37,22 @@ def search(
     own (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group ends above what its whole
     range costs.
     """
-    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
-    best = None  # cost, scale, zero
+    # All that a fit looks at: a group of two, its smallest and its largest weight.
+    ends = torch.stack([grouped.amin(dim=-1), grouped.amax(dim=-1)], dim=-1).float().unsqueeze(2)
     shares = [1 - shrink * step / max(steps, 1) for step in range(steps + 1)]
-    for share in (*shares, *wider_ranges(grid)):  # every group tries the same shares, and keeps its own best
-        # All that a fit looks at: a group of two, its smallest and its largest weight.
-        scale, zero = fit_groups(torch.stack([low, high], dim=-1) * share, grid)
-        tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
-        if best is None:
-            best = tried
-            continue
-        better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
-        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
+    shares = torch.tensor([*shares, *wider_ranges(grid)], device=ends.device)[:, None]
+    best = None  # cost, scale, zero
+    # Every group tries the same shares, and keeps its own best. Few groups are fitted to many shares at once: an
+    # operation on a small tensor costs as much as thousands of numbers.
+    for some in shares.split(max(1, FITTED // max(1, ends.numel()))):
+        fitted = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group as a group of its own
+        for scale, zero in zip(*(part.unflatten(1, (-1, len(some))).movedim(-1, 0).contiguous() for part in fitted)):
+            tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
+            if best is None:
+                best = tried
+                continue
+            better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
+            best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
     return best[1], best[2]
 
 

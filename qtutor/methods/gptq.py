@@ -29,7 +29,7 @@ import torch
 
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.core.scales import stored
+from qtutor.core.scales import as_stored
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import rtn
 from qtutor.methods.clip import search
@@ -144,7 +144,7 @@ def round_columns(
         work[end:].addmm_(plan.upper[begin:end, end:].T, torch.cat(errors), alpha=-1)
     scales, zeros = scales.T.to(grid.scale_dtype).contiguous(), zeros.T.to(torch.uint8).contiguous()
     zeros = None if grid.symmetric else zeros
-    return QuantizedTensor(codes.T.contiguous(), stored(scales, fitted), zeros, grid, group_size)
+    return QuantizedTensor(codes.T.contiguous(), as_stored(scales, fitted), zeros, grid, group_size)
 
 
 def round_block(

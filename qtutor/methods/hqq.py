@@ -58,16 +58,16 @@ def search(grouped: torch.Tensor, grid: IntGrid) -> tuple[torch.Tensor, torch.Te
     ``grouped [out, groups, group_size]``.
     """
     scale, zero = fit_groups(grouped, grid)
-    best = cost(grouped, scale, zero, grid), scale, zero
+    best = norm(grouped, scale, zero, grid), scale, zero
     for turn in range(TURNS):
         scale, zero = improved(grouped, scale, zero, grid, BETA * GROWTH**turn)
-        tried = cost(grouped, scale, zero, grid), scale, zero
+        tried = norm(grouped, scale, zero, grid), scale, zero
         better = tried[0] < best[0]  # not <=: of equals the first stays
         best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
     return best[1], best[2]
 
 
-def cost(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: IntGrid) -> torch.Tensor:
+def norm(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: IntGrid) -> torch.Tensor:
     """The mean ``|error|^p`` of every group, ``[out, groups]``."""
     return rounding_errors(grouped, scale, zero, grid).abs_().pow_(P).mean(dim=-1)
 

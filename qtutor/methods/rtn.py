@@ -9,7 +9,7 @@ import torch
 
 from qtutor.core.grid import Grid, encode_groups, fit_groups, for_tensor, wider_ranges
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.core.scales import stored
+from qtutor.core.scales import as_stored
 from qtutor.errors import check_choice
 from qtutor.methods.clip import search
 
@@ -39,7 +39,7 @@ def quantize(weight: torch.Tensor, grid: Grid, group_size: int, clip: str = "non
     fitted = for_tensor(grid, weight)
     scale, zero = fit_clipped(grouped, fitted, clip)
     codes = encode_groups(grouped, scale, zero, fitted).reshape(rows, columns)
-    return QuantizedTensor(codes, stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)
+    return QuantizedTensor(codes, as_stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)
 
 
 def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,4 +59,4 @@ def _without_weights(weight: torch.Tensor, grid: Grid, group_size: int) -> Quant
     groups = columns // max(resolve_group_size(group_size, columns), 1)
     scales = weight.new_ones((1, 1) if group_size == PER_TENSOR else (rows, groups), dtype=grid.scale_dtype)
     zeros = None if grid.symmetric else torch.full_like(scales, grid.middle, dtype=torch.uint8)
-    return QuantizedTensor(weight.to(torch.uint8), stored(scales, grid), zeros, grid, group_size)
+    return QuantizedTensor(weight.to(torch.uint8), as_stored(scales, grid), zeros, grid, group_size)

@@ -16,7 +16,7 @@ from torch import nn
 
 from qtutor.calibration.mapped import Weights
 from qtutor.core.codebooks import FP4, NF4
-from qtutor.core.scales import scales_of
+from qtutor.core.scales import class_of_scales
 from qtutor.errors import QtutorError, naming
 from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.files import told
@@ -160,7 +160,7 @@ def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.
 def _empty_layer(place: nn.Module, recipe: Recipe) -> QuantWeight:
     """The layer of shapes that takes the ``place`` of one in float."""
     rows, columns = place.weight.shape
-    scales = scales_of(recipe.grid, nested=recipe.grid in (NF4, FP4) and recipe.double)
+    scales = class_of_scales(recipe.grid, nested=recipe.grid in (NF4, FP4) and recipe.double)
     if isinstance(place, nn.Embedding):
         table = QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
         table.multiplier = embedding_scale(place)

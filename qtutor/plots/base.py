@@ -21,6 +21,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#000000",
 )
 SAND = "#F2E2B6"  # for areas: YELLOW would glare
+GREY = "#BBBBBB"  # for areas, too
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 

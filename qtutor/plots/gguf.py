@@ -1,12 +1,14 @@
 """Pictures of chapter 07, GGUF: the bytes of a file, the two levels of a super-block, a search, bits against error."""
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SAND, SKY, new_figure
 
 FILLS = (ORANGE, SKY, GREEN, SAND, PURPLE, RED)
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, BLACK)
 
 
 def file_bytes(data: bytes, parts: list[tuple[str, int]], text: int, row: int = 32) -> Figure:
@@ -32,6 +34,7 @@ def file_bytes(data: bytes, parts: list[tuple[str, int]], text: int, row: int = 
     ax.set(xlim=(-0.05, row + 0.05), ylim=(rows + 0.05, -0.05), xticks=[], yticks=np.arange(rows) + 0.5)
     ax.set_yticklabels([row * i for i in range(rows)], fontsize=7)
     ax.tick_params(length=0)
+    ax.set_ylabel("first byte of the row", fontsize=8)
     ax.spines[:].set_visible(False)
     handles = [Patch(facecolor=fill, edgecolor=BLACK, linewidth=0.4, label=name) for name, fill in fills.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
@@ -72,7 +75,13 @@ def tries(stretch: np.ndarray, as_laid: np.ndarray, fitted: np.ndarray, kept: in
     ax.plot(stretch, as_laid, "s--", color=RED, markersize=4, label="the grid that gave the codes")
     ax.plot(stretch, fitted, "o-", color=BLUE, markersize=4, label="scale and low fitted to these codes")
     ax.plot(stretch[kept], fitted[kept], "o", color=BLACK, markersize=12, fillstyle="none", label="kept")
-    ax.set(xlabel="steps from the smallest weight to the largest", ylabel="weighted squared error", ylim=(0, None))
+    ax.set(
+        title=f"one sub-block, {len(stretch)} grids",
+        xlabel="steps from the smallest weight to the largest",
+        ylabel="weighted squared error",
+        ylim=(0, 1.05 * max(as_laid.max(), fitted.max())),
+    )
+    ax.title.set_size(10)
     ax.legend(frameon=False, fontsize=8)
     return figure
 
@@ -83,32 +92,46 @@ def bits_against(
     through: str | None = None,
     unnamed: tuple[str, ...] = (),
     unnamed_points: tuple[str, ...] = (),
+    title: str = "",
+    height: float = 4.2,
 ) -> Figure:
     """Named points on a logarithmic axis, against true bits a weight; ``series``: label -> a dict name -> (bits, y).
 
     through: the name of a point; a line through it falls by half with every bit. unnamed: series whose points have no
-    names beside them; unnamed_points: further points without.
+    names beside them and are open, so that they hide nothing; unnamed_points: further points without names.
     """
-    figure, (ax,) = new_figure(8.0, 4.2)
-    _points(ax, series)
+    figure, (ax,) = new_figure(8.0, height)
+    _points(ax, series, unnamed)
     named = {name: point for label, points in series.items() if label not in unnamed for name, point in points.items()}
     if through:
         bits = np.array([min(x for x, _ in named.values()), max(x for x, _ in named.values())])
         x, y = named[through]
         label = f"half for every bit, through {through}"
         ax.plot(bits, y * 2 ** (x - bits), ":", color=BLACK, linewidth=1, label=label)
-    ax.set(xlabel="true bits a weight", ylabel=ylabel, yscale="log")
+    ax.set(title=title, xlabel="true bits a weight", ylabel=ylabel, yscale="log")
+    ax.title.set_size(10)
     ax.margins(x=0.08)
     ax.grid(alpha=0.3, which="both", linewidth=0.5)
     ax.legend(frameon=False, fontsize=8)
-    _name(ax, named, unnamed_points)
+    others = {f"{label}: {name}": point for label in unnamed for name, point in series[label].items()}
+    _name(ax, named | others, _dark_colours(series), (*unnamed_points, *others))
     return figure
 
 
-def _points(ax, series: dict[str, dict[str, tuple[float, float]]]) -> None:
-    for (label, points), marker, colour in zip(series.items(), MARKERS, (BLUE, ORANGE, GREEN, RED, PURPLE, BLACK)):
-        if points:
-            ax.plot(*zip(*points.values()), marker, color=colour, markersize=6, mec=BLACK, mew=0.5, label=label)
+def _points(ax, series: dict[str, dict[str, tuple[float, float]]], hollow: tuple[str, ...] = ()) -> None:
+    for (label, points), marker, colour in zip(series.items(), MARKERS, COLOURS):
+        if not points:
+            continue
+        filled = {"markersize": 6, "mec": BLACK, "mew": 0.5}
+        style = {"markersize": 8, "mfc": "none", "mew": 1.6} if label in hollow else filled
+        ax.plot(*zip(*points.values()), marker, color=colour, label=label, **style)
+
+
+def _dark_colours(series: dict[str, dict[str, tuple[float, float]]]) -> dict[str, tuple[float, ...]]:
+    """For each name the colour of its marker, dark enough to read: so a name belongs to a point even between two."""
+    dark = [tuple(0.6 * part for part in to_rgb(colour)) for colour in COLOURS]
+    # The first series that has a name colours it: later ones of the same name have none beside them.
+    return {name: colour for points, colour in reversed(list(zip(series.values(), dark))) for name in points}
 
 
 def types_against_bits(series: dict[str, dict[str, tuple[float, float]]], ylabel: str, through: str) -> Figure:
@@ -118,7 +141,7 @@ def types_against_bits(series: dict[str, dict[str, tuple[float, float]]], ylabel
     """
     near = {label: {n: p for n, p in points.items() if 4.2 <= p[0] <= 5.05} for label, points in series.items()}
     crowded = [name for points in near.values() for name in points]
-    figure = bits_against(series, ylabel, through, unnamed_points=tuple(crowded))
+    figure = bits_against(series, ylabel, through, (), tuple(crowded), "block types on one layer of the decoder")
     (ax,) = figure.axes
     inset = ax.inset_axes((0.02, 0.04, 0.33, 0.44))
     _points(inset, near)
@@ -130,7 +153,7 @@ def types_against_bits(series: dict[str, dict[str, tuple[float, float]]], ylabel
     inset.tick_params(labelsize=7, direction="in", pad=2)
     inset.yaxis.tick_right()
     ax.indicate_inset_zoom(inset, edgecolor=BLACK, linewidth=0.8)
-    _name(inset, {name: point for points in near.values() for name, point in points.items()})
+    _name(inset, {name: point for points in near.values() for name, point in points.items()}, _dark_colours(near))
     return figure
 
 
@@ -150,13 +173,15 @@ def mixes_against_bits(found: dict[str, tuple], mixed: tuple[str, ...]) -> Figur
         "with importance": {label.split(",")[0]: place[label] for label in place if "importance" in label},
         "RTN, groups of 64": {label: place[label] for label in place if label.startswith("RTN")},
     }
-    return bits_against(series, "KL divergence from the float model", unnamed=("with importance",))
+    title = "the decoder in eight mixes, and rounded to nearest"
+    # Higher than the others: near 4.3 bits three points lie close above each other.
+    return bits_against(series, "KL divergence from the float model", None, ("with importance",), (), title, 5.4)
 
 
-def _name(ax, points: dict[str, tuple[float, float]], without: tuple[str, ...] = ()) -> None:
+def _name(ax, points: dict[str, tuple[float, float]], colours: dict, without: tuple[str, ...] = ()) -> None:
     """Write names beside points: right, left, below, above or diagonal, whichever place is free first.
 
-    without: points that get no name; the others' names keep clear of them.
+    colours: of the names. without: points that get no name; the others' names keep clear of them.
     """
     ax.figure.draw_without_rendering()  # the axes do not know their places before
     places = {name: ax.transData.transform(point) for name, point in points.items()}
@@ -164,7 +189,7 @@ def _name(ax, points: dict[str, tuple[float, float]], without: tuple[str, ...] =
     for name, (x, y) in sorted(places.items(), key=lambda place: -place[1][1]):  # from top to bottom
         if name in without:
             continue
-        width = 6.0 * len(name)
+        width = 6.4 * len(name)
         sides = [(x + 9, y, 9, 0), (x - 9 - width, y, -9 - width, 0)]
         sides += [(x - width / 2, y + side, -width / 2, side) for side in (-12, 12)]
         sides += [(x + side, y - 10, side, -10) for side in (7, -7 - width)]
@@ -174,7 +199,8 @@ def _name(ax, points: dict[str, tuple[float, float]], without: tuple[str, ...] =
         pixel = 72 / ax.figure.dpi
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3}
         shift = (dx * pixel, dy * pixel)
-        ax.annotate(name, points[name], shift, textcoords="offset points", va="center", fontsize=7, bbox=box)
+        style = {"va": "center", "fontsize": 7.5, "bbox": box, "color": colours[name]}
+        ax.annotate(name, points[name], shift, textcoords="offset points", **style)
 
 
 FILE_BYTES = (

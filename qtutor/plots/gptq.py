@@ -131,45 +131,6 @@ def orders(panels: dict[str, torch.Tensor], diagonal: torch.Tensor, group_size: 
     return figure
 
 
-def column_step(
-    before: torch.Tensor, after: torch.Tensor, pushed: torch.Tensor, step: int, errors: dict[str, torch.Tensor]
-) -> Figure:
-    """One step of GPTQ over a few rows: the weights, how far they have moved, what this step moved, the error so far.
-
-    before, after, pushed: ``[rows, columns]``, columns in the order of rounding; ``step`` of them are rounded. errors:
-    label -> relative output error after 0, 1 ... steps ``[columns + 1]``. Orange is below zero, purple above. Under a
-    slider the picture has to be quick: margins are fixed, and words give the scale of the colours, not a colour bar.
-    """
-    before, after, pushed = numpy(before), numpy(after), numpy(pushed)
-    columns = before.shape[1]
-    figure = Figure(figsize=(8.0, 5.2))
-    axes = figure.subplots(4, 1, height_ratios=(1, 1, 1, 1.6))
-    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.09, top=0.95, hspace=0.36)
-    limit = max(float(np.quantile(abs(before), 0.98)), 1e-12)
-    panels = {
-        "weights as they now are, rounded to the left of the line": (after, limit),
-        "how far they have moved since the beginning": (after - before, limit / 4),
-        "how far this step moved them": (pushed, limit / 12),
-    }
-    for ax, (title, (matrix, top)) in zip(axes, panels.items()):
-        ax.imshow(matrix, cmap=COLOURS, vmin=-top, vmax=top, interpolation="nearest", aspect="auto")
-        ax.axvline(step - 0.5, color=BLACK, linewidth=1.2)
-        ax.set_title(f"{title} (darkest: ± {top:.2g})", size=9, loc="left")
-        ax.set(xticks=[], yticks=[], ylabel="rows")
-    below = axes[-1]
-    for (label, values), colour, line in zip(errors.items(), (BLUE, RED), ("-", "--")):
-        values = 100 * numpy(values)
-        below.plot(np.arange(len(values)) - 0.5, values, color=colour, linestyle=line, linewidth=1.5, label=label)
-        below.plot(step - 0.5, values[step], "o", color=colour)
-    below.axvline(step - 0.5, color=BLACK, linewidth=1.2)
-    below.set_title("error of the output so far, %", size=9, loc="left")
-    below.set(xlabel="columns in the order of rounding", xlim=(-0.5, columns - 0.5))
-    below.set_ylim(bottom=0)
-    below.spines[["top", "right"]].set_visible(False)
-    below.legend(frameon=False, fontsize=8, loc="upper left")
-    return figure
-
-
 def dampings(values: list[str], few: dict[str, list[float]], many: dict[str, list[float]]) -> Figure:
     """Output error over RTN's against damping, a panel for few tokens of calibration and one for many.
 

@@ -79,8 +79,8 @@ def _arrow(ax, value: float, level: float, low: float, high: float, row: float) 
         ax.plot([high if right else low], [row + 0.3], ">" if right else "<", color=RED, markersize=8, clip_on=False)
 
 
-def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: str, log: bool = False) -> Figure:
-    """Lines over sizes ``2**powers``, with the legend beside them; NaN leaves a gap. log: a logarithmic y axis.
+def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: str) -> Figure:
+    """Lines over sizes ``2**powers``, with the legend beside them; NaN leaves a gap.
 
     Of many powers only every third has a mark and a tick, or these would stand on each other.
     """
@@ -89,7 +89,21 @@ def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: 
     for (label, values), marker, colour in zip(series.items(), MARKERS, (BLUE, RED, GREEN, PURPLE, BLACK)):
         ax.plot(powers, values, marker=marker, markevery=every, color=colour, label=label)
     ax.set_xticks(powers[::every], [f"$2^{{{power}}}$" for power in powers[::every]], fontsize=9)
-    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def worst_over_sizes(powers: np.ndarray, lines: dict[str, np.ndarray]) -> Figure:
+    """Relative errors over sizes ``2**powers``, both axes logarithmic; NaN leaves a gap. lines: name -> errors."""
+    figure, (ax,) = new_figure(7.5, 3.2)
+    styles = ((BLACK, "-"), (BLUE, "-"), (GREEN, "-"), (RED, (0, (5, 1))), (PURPLE, ":"), (ORANGE, "-"))
+    for (name, errors), (colour, style) in zip(lines.items(), styles):
+        ax.plot(powers, errors, color=colour, linestyle=style, label=name)
+    ticks = range(int(np.floor(powers[0])), int(np.ceil(powers[-1])) + 1, 5)
+    ax.set_xticks(ticks, [f"$2^{{{power}}}$" for power in ticks], fontsize=9)
+    ax.set(xlabel="size of the number", ylabel="largest relative error", yscale="log")
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

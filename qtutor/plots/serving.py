@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SAND, SKY, new_figure
+from qtutor.plots.base import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, RED, SAND, SKY, new_figure
 
-LETTERS = (SKY, ORANGE, GREEN, PURPLE, "#BBBBBB", SAND)  # behind black letters
+LETTERS = (SKY, ORANGE, GREEN, PURPLE, GREY, SAND)  # behind black letters
 STYLES = {16: "-", 8: "--", 4: ":"}
 
 

@@ -5,6 +5,7 @@ import itertools
 import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -13,7 +14,7 @@ from tests.browser.conftest import ROOT
 
 HTML = ROOT / "book" / "_build" / "html"
 CHAPTERS = sorted(path.name for path in HTML.glob("[0-9][0-9]_*.html"))
-PAGES = ["index.html", *CHAPTERS]
+PAGES = ["index.html", *CHAPTERS, "glossary.html", "tool.html", "teaching.html"]
 FRAMES = "div.qtutor-frames"  # what qtutor.course.widgets.frames writes
 
 # What the reader sees within a box of frames: its pictures with their descriptions, and all text besides the controls'.
@@ -180,6 +181,89 @@ def test_every_link_leads_somewhere(open_page, site):
                 assert unquote(fragment) in ids[file], f"{name} links to {target}"
 
 
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script of axe-core, which finds what readers with disabilities trip over."""
+    import axe_playwright_python
+
+    return (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*PAGES, "search.html"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing_serious(open_page, site, axe, name, dark):
+    page, _ = open_page(dark=dark)
+    settle(page, f"{site}/{name}")
+    page.evaluate("document.querySelectorAll('article details').forEach(details => { details.open = true; })")
+    page.evaluate(axe)
+    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert len(result["passes"]) > 20, "axe did not look at the page"
+    serious = [
+        f"{found['id']}: {found['help']}: {found['nodes'][0]['html'][:200]} ({len(found['nodes'])} times)"
+        for found in result["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_the_first_pages_picture_stands_in_one_column_on_a_phone_and_follows_the_page(open_page, site):
+    seen = {}
+    for width, dark in ((1280, False), (390, True)):
+        page, _ = open_page(width=width, dark=dark)
+        settle(page, f"{site}/index.html")
+        panels = page.locator(".qtutor-panels > svg")
+        boxes = [panel.bounding_box() for panel in panels.all()]
+        assert len(boxes) == 4 and all(panel.get_attribute("aria-label") for panel in panels.all())
+        ink = panels.first.locator("text").first.evaluate("text => getComputedStyle(text).fill")
+        seen[width] = len({round(box["x"]) for box in boxes}), ink
+    assert seen[1280][0] == 2 and seen[390][0] == 1
+    assert seen[1280][1] != seen[390][1]
+
+
+def test_panels_of_a_picture_stand_beneath_each_other_on_a_phone(open_page, site):
+    columns = {}
+    for width in (1280, 390):
+        page, _ = open_page(width=width)
+        settle(page, f"{site}/02_round_to_nearest.html")
+        images = page.locator(".qtutor-parts").first.locator("img")
+        images.first.scroll_into_view_if_needed()
+        boxes = [image.bounding_box() for image in images.all()]
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+        columns[width] = len({round(box["x"]) for box in boxes})
+    assert columns == {1280: 2, 390: 1}
+
+
+def test_on_paper_there_is_the_text_alone(open_page, site):
+    page, _ = open_page()
+    settle(page, f"{site}/02_round_to_nearest.html")
+    page.emulate_media(media="print")
+    for hidden in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".prev-next-footer"):
+        assert not page.locator(hidden).first.is_visible(), hidden
+    assert page.locator("h1:visible").count() == 1  # the theme prints a title of its own
+    cut_off = (
+        "[...document.querySelectorAll('article pre')].filter(pre => pre.scrollWidth > pre.clientWidth + 1).length"
+    )
+    assert page.evaluate(cut_off) == 0
+    assert len(page.pdf()) > 100_000
+
+
+def test_sections_weigh_more_than_what_is_in_them(open_page, site):
+    page, _ = open_page()
+    settle(page, f"{site}/02_round_to_nearest.html")
+    style = "h => [parseFloat(getComputedStyle(h).fontSize), Number(getComputedStyle(h).fontWeight)]"
+    larger, smaller = (page.locator(f"article {tag}").first.evaluate(style) for tag in ("h2", "h3"))
+    assert larger[0] > smaller[0] and larger[1] > smaller[1]
+
+
+def test_a_word_of_the_glossary_is_explained_under_the_mouse_and_on_its_page(open_page, site):
+    page, _ = open_page()
+    settle(page, f"{site}/02_round_to_nearest.html")
+    link = page.locator("article a[href*='glossary.html#zero-point']")
+    assert link.count() == 1 and link.get_attribute("title").startswith("The code that stands for 0.")
+    link.click()
+    assert page.locator("section#zero-point h2").is_visible()
+
+
 def test_the_frame_of_the_page_has_no_links_to_other_machines(open_page, site):
     page, _ = open_page()
     for name in PAGES:
@@ -190,10 +274,14 @@ def test_the_frame_of_the_page_has_no_links_to_other_machines(open_page, site):
         assert outside and all(href.startswith(site) for href in outside)
 
 
-def test_the_search_finds_a_word_of_a_chapter(open_page, site):
+@pytest.mark.parametrize("from_disk", [False, True], ids=["server", "disk"])
+def test_the_search_finds_a_word_of_a_chapter_and_shows_its_text(open_page, site, from_disk):
     page, noted = open_page()
-    page.goto(f"{site}/search.html?q=perplexity")
+    page.goto(f"{HTML.as_uri() if from_disk else site}/search.html?q=perplexity")
     page.locator("#search-results li a").first.wait_for()
     found = page.locator("#search-results li a").evaluate_all("links => links.map(link => link.href)")
     assert any("02_round_to_nearest.html" in href for href in found)
+    snippet = page.locator("#search-results li p.context", has_text="perplexity").first
+    snippet.wait_for()
+    assert len(snippet.text_content()) > 40
     noted.assert_nothing()

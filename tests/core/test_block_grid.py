@@ -13,7 +13,7 @@ import qtutor
 from qtutor import awq, gptq, rtn
 from qtutor.core.float_grid import FP8, MXFP4, NVFP4, BlockGrid
 from qtutor.core.numbers import E2M1, E4M3
-from qtutor.core.scales import FloatScales, PowerScales, scales_of, stored
+from qtutor.core.scales import FloatScales, PowerScales, as_stored, class_of_scales
 from tests.reference import float_blocks as slow
 
 GRIDS = [MXFP4, NVFP4]
@@ -104,10 +104,10 @@ def test_every_scale_is_stored_as_it_was_used(grid):
         weight[2, :32] *= 1e-6  # far below the others: E4M3 has no such scale
         quantized = rtn.quantize(weight, grid, grid.block)
         kept = quantized.stored_scales
-        assert type(kept) is scales_of(grid) and kept.codes.dtype == torch.uint8
+        assert type(kept) is class_of_scales(grid) and kept.codes.dtype == torch.uint8
         fitted = grid.for_tensor(weight)
         assert torch.equal(fitted.round_scale(quantized.scales), quantized.scales)  # nothing is rounded twice
-        again = stored(quantized.scales, fitted)
+        again = as_stored(quantized.scales, fitted)
         assert all(torch.equal(a, b) for a, b in zip(again.tensors().values(), kept.tensors().values()))
         assert (quantized.scales > 0).all() and quantized.scales.isfinite().all()
 
@@ -177,7 +177,7 @@ def test_gptq_and_awq_change_the_output_less_than_rounding_to_nearest(grid):
     for clip in ("none", "mse", "output"):
         made = gptq.quantize(weight, hessian, grid, size, clip=clip)
         assert error(made) < 0.8 * nearest, clip
-        assert type(made.stored_scales) is scales_of(grid)
+        assert type(made.stored_scales) is class_of_scales(grid)
     assert error(awq.quantize(weight, hessian, grid, size)) < 0.99 * nearest
     if size > 0:  # GPTQ's and AWQ's scales can be stored, too
         assert torch.equal(made.scales, grid.for_tensor(weight).round_scale(made.scales))

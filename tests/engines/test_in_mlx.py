@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import qtutor
+from qtutor.formats import smollm2
+from tests.engines.test_a_real_model import beginnings
 from tests.engines.test_in_transformers import TOKENS, greedy, in_float, prompts
 from tests.engines.test_mistakes import turned
 
@@ -44,6 +46,15 @@ def test_greedy_tokens_are_equal(tmp_path, recipe):
     qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
     theirs = loaded(model, tokenizer, tmp_path / "out")
     ids = prompts()
+    assert torch.equal(written_by(theirs, ids, TOKENS), greedy(in_float(model), ids, TOKENS))
+
+
+@pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
+def test_a_real_model(tmp_path):
+    model, tokenizer = qtutor.load("smollm2", dtype=torch.float32, device="cpu")
+    qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=64), progress=False)
+    theirs = loaded(model, tokenizer, tmp_path / "out")
+    ids = beginnings(tokenizer)[:4]  # on a CPU it takes seconds a token
     assert torch.equal(written_by(theirs, ids, TOKENS), greedy(in_float(model), ids, TOKENS))
 
 

@@ -145,10 +145,12 @@ def test_fp8_of_modelopt_is_the_one_of_compressed_tensors(tmp_path, running):
 
 
 @pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
-def test_a_real_model(tmp_path, running):
-    """SmolLM2, on a grid that is not the one of its file."""
-    recipe = {"bits": 4, "symmetric": True, "group_size": 64}
-    model, tokenizer = exported(tmp_path / "out", "compressed-tensors", recipe, "smollm2")
+@pytest.mark.parametrize(("form", "symmetric"), [("compressed-tensors", True), ("gptq", True), ("awq", False)])
+def test_a_real_model(tmp_path, running, form, symmetric):
+    """SmolLM2, on grids that are not the one of its file."""
+    recipe = {"bits": 4, "symmetric": symmetric, "group_size": 64}
+    model, tokenizer = exported(tmp_path / "out", form, recipe, "smollm2")
+    assert takes(form, recipe, model)
     texts = [qtutor.load_decoder()[1].decode(row) for row in calibration_tokens()[:16]]
     ids = torch.stack([tokenizer(text, return_tensors="pt").input_ids[0, :24] for text in texts])
     check_likeliest(in_float(model), ids, written_by(running(tmp_path / "out", "float16"), ids))

@@ -37,7 +37,7 @@ def test_a_turn_is_that_of_plain_python(bits, symmetric, seed, beta, shift):
             expected, middle = slow.turn(*given, beta, symmetric)
             assert found[row, group].item() == pytest.approx(expected, rel=2e-3)  # it is stored in 16 bits
             assert moved[row, group] == middle
-            own = hqq.cost(grouped, scale, zero, grid)[row, group].item()
+            own = hqq.norm(grouped, scale, zero, grid)[row, group].item()
             assert own == pytest.approx(slow.cost(*given), rel=1e-3)
 
 
@@ -116,10 +116,3 @@ def test_errors_beside_those_of_the_package(bits, most, group_size):
             (back - weight).abs().mean().item() for back in (made, torch.from_numpy(theirs), torch.from_numpy(whole))
         )
         assert ours < most * theirs and ours < 1.01 * whole
-
-
-def test_it_shrinks_as_the_peer_does():
-    optimize = pytest.importorskip("hqq.core.optimize")
-
-    errors = some(16, 64, 4, 1.0)
-    assert torch.allclose(hqq.shrink(errors, 10.0), optimize.shrink_lp_op(errors, 10.0, hqq.P), atol=1e-6)

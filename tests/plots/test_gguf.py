@@ -54,6 +54,10 @@ def test_points_have_names_that_do_not_lie_on_each_other():
     figure.draw_without_rendering()
     boxes = [text.get_window_extent().padded(-2) for text in ax.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    colours = {text.get_text(): text.get_color() for text in ax.texts}
+    assert colours["Q4_0"] == colours["MXFP4"] != colours["Q4_K"] == colours["Q2_K"] != colours["IQ4_NL"]
+    open_ones = [line.get_label() for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert open_ones == ["nameless"]  # what lies below them shows
     line = next(line for line in ax.lines if "half for every bit" in line.get_label()).get_xydata()
     assert np.allclose(line[:, 1], 0.0933 * 2 ** (4.5 - line[:, 0]))
     assert not any("half" in line.get_label() for line in pictures.bits_against(series, "error").axes[0].lines)

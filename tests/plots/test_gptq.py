@@ -55,16 +55,3 @@ def test_orders_are_dots_at_step_and_column():
     figure = pictures.orders({"by size": order, "as they are": torch.arange(4)}, torch.tensor([3.0, 1.0, 4.0, 2.0]), 2)
     assert np.array_equal(figure.axes[0].collections[0].get_offsets(), [[0, 2], [1, 0], [2, 3], [3, 1]])
     assert np.allclose(figure.axes[0].collections[0].get_array(), np.log10([4, 3, 2, 1]))
-
-
-def test_a_step_is_drawn_with_what_moved():
-    before = torch.arange(8.0).reshape(2, 4)
-    after, pushed = before + 0.5, torch.full((2, 4), 0.25)
-    errors = {"GPTQ": torch.linspace(0, 0.1, 5), "round to nearest": torch.linspace(0, 0.2, 5)}
-    figure = pictures.column_step(before, after, pushed, 2, errors)
-    shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes[:3]]
-    for image, expected in zip(shown, (after, after - before, pushed)):
-        assert np.allclose(image, expected)
-    curves = [line for line in figure.axes[3].lines if line.get_label() in errors]
-    assert [len(curve.get_ydata()) for curve in curves] == [5, 5]
-    assert np.allclose(curves[1].get_ydata(), 100 * errors["round to nearest"])

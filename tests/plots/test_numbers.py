@@ -8,7 +8,7 @@ from PIL import Image
 
 from qtutor.core.numbers import E4M3, FP16, FP32, IntFormat
 from qtutor.plots import png
-from qtutor.plots.numbers import DENSE, FIELDS, bit_boxes, grids, over_sizes, pictures
+from qtutor.plots.numbers import DENSE, FIELDS, bit_boxes, grids, over_sizes, pictures, worst_over_sizes
 from qtutor.plots.sunset import sunset
 
 
@@ -67,7 +67,15 @@ def test_ticks_are_the_levels_and_the_arrow_ends_on_the_nearest():
 
 
 def test_lines_over_sizes_have_a_gap_where_there_is_no_number():
-    figure = over_sizes({"a": [1.0, float("nan"), 2.0], "b": [1, 2, 3]}, [-3, 0, 3], "size", "error", log=True)
+    figure = over_sizes({"a": [1.0, float("nan"), 2.0], "b": [1, 2, 3]}, [-3, 0, 3], "size", "error")
     ax = figure.axes[0]
-    assert ax.get_yscale() == "log" and [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
     assert np.isnan(ax.lines[0].get_ydata()).tolist() == [False, True, False]
+
+
+def test_worst_errors_stand_over_powers_of_two_on_a_logarithmic_axis():
+    powers, errors = np.array([-3.5, 0.5, 4.5]), {"a": np.array([0.1, 0.2, np.nan]), "b": np.array([1.0, 1.0, 1.0])}
+    ax = worst_over_sizes(powers, errors).axes[0]
+    assert ax.get_yscale() == "log" and [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+    assert ax.get_xticks().tolist() == [-4, 1]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), errors["a"])

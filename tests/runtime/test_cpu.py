@@ -26,7 +26,7 @@ from tests.models import some_ids, tiny
 from tests.reference import products
 
 pytest.importorskip("numba")
-BATCHES = (1, 2, 3, 8, 31, 32, 33, 64)
+BATCHES = (1, 2, 3, 8, 31, 64, 65)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -41,7 +41,7 @@ def check(name: str, function: Callable) -> None:
     verdict = examine(exercise, function)
     print(verdict.text)
     if verdict.passed:
-        # Outside a workspace the note is empty, so the stored outputs of the course's own chapters stay the same.
+        # Beside the course's own chapters the note is empty, so that their stored outputs stay the same.
         note = answers.keep(exercise, function, lambda again: examine(exercise, again).passed)
         if note:
             print(note)
@@ -62,9 +62,8 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     except limits.TimeUp as up:
         return Verdict(False, _still_running(exercise, cases[min(len(got), len(cases) - 1)][0], up))
     if got[-1].kind == "todo":
-        return Verdict(
-            False, f"{exercise.name}: not done yet. Write the function, then run this cell again; hints are above."
-        )
+        hints = "" if exercise.difficulty == 4 else "; hints are above"
+        return Verdict(False, f"{exercise.name}: not done yet. Write the function, then run this cell again{hints}.")
     expected = [_right(exercise, exercise.reference, names, arguments) for _, arguments in cases]
     broken = [_broken(exercise, case[1], outcome, right) for case, outcome, right in zip(cases, got, expected)]
     wrong = [

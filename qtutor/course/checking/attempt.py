@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from qtutor.course.checking import comparing
 from qtutor.course.checking.limits import TimeUp
@@ -17,9 +18,11 @@ from qtutor.course.exercises.exercise import TURN
 
 LARGEST = 10**5  # numbers in a result; right results have at most a few thousand
 
-# Lines in these files are not the learner's.
+# Lines in these files are not the learner's. torch and numpy may lie outside of this environment: in the user's own
+# packages, or in those of the Python that it was made with.
 LIBRARIES = (
     *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")},
+    *{str(Path(module.__file__).parents[1]) for module in (np, torch)},
     str(Path(__file__).resolve().parents[2]),
     "<frozen",
     "<__array_function__",

@@ -13,7 +13,7 @@ class Exercise:
     """One exercise of one chapter. The solution is not here: it is in the chapter, and is checked like a learner's.
 
     name: topic and function, ``"rtn.encode"``. chapter: ``"02_round_to_nearest"``.
-    difficulty: 1 to 3. minutes: the time that a learner needs.
+    difficulty: 1 to 3; 4 is optional, and comes without hints. minutes: the time that a learner needs.
     reference: an independent version, slow and obvious (plain loops, float64). With one output it returns the value;
     with several ``outputs``, a tuple of them.
     cases: a function that returns a new list of inputs, each as (a description of the input, the positional arguments).
@@ -56,13 +56,13 @@ class Exercise:
     adapt: Callable[[Callable], Callable] | None = None
 
     def __post_init__(self):
-        if self.difficulty not in (1, 2, 3) or self.name.count(".") != 1 or not self.outputs:
+        if self.difficulty not in (1, 2, 3, 4) or self.name.count(".") != 1 or not self.outputs:
             raise QtutorError(
-                f"exercise {self.name!r}: a name has the form topic.function, difficulty is 1, 2 or 3 (found "
+                f"exercise {self.name!r}: a name has the form topic.function, difficulty is 1 to 4 (found "
                 f"{self.difficulty!r}), and outputs names each returned value (found {self.outputs!r})."
             )
 
     @property
     def dots(self) -> str:
-        """The difficulty as dots: ``●●○``."""
+        """The difficulty as dots: ``●●○``, and for 4 one more than there are: ``●●●●``."""
         return "●" * self.difficulty + "○" * (3 - self.difficulty)

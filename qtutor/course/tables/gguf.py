@@ -52,6 +52,16 @@ def super_block(d: float, dmin: float, scale_codes: np.ndarray, min_codes: np.nd
     say(f"d = {d:.6f}, dmin = {dmin:.6f}")
 
 
+def bit_flips(stored: Mapping) -> None:
+    """What single flipped bits do to the decoder's text and to KL; stored: :func:`qtutor.course.bit_flips.document`."""
+    kl, same = stored["kl"], sum(text == 0 for text in stored["text_of"])
+    grows = (kl[9] / kl[0]) ** (1 / 9)  # bits 0 to 9 of the block are the fraction of d
+    say(
+        f"- {same:,} of the {len(kl):,} flips leave the text as it is, character for character: {same / len(kl):.0%}.",
+        f"- In the fraction of `d` each bit is worth twice the one before. From bit to bit KL grows {grows:.1f} times.",
+    )
+
+
 def what_importance_wins(errors: Mapping[str, Sequence[float]]) -> None:
     """Errors by type: of the weights without and with importance, of the output without and with."""
     rows, gains = [], {}

@@ -10,9 +10,10 @@ import importlib
 _WHERE = {
     "PROMPTS": "start",
     "activation_outliers": "distributions",
+    "blast_radius": "blast",
     "block_view": "gguf",
     "budget": "choose",
-    "column_stepper": "gptq",
+    "duel": "gptq",
     "explore": "explorer",
     "four_formats": "checkpoints",
     "levels_over_bell": "bnb",

@@ -1,11 +1,13 @@
-"""The widget of chapter 05: what a ratio of AWQ's scales gains, at any bits, and how it changes a group's grid.
+"""The widget of chapter 05: what a ratio of AWQ's scales gains, how it changes a group's grid, what the decoder writes.
 
 It runs the package's own search on few tokens, which takes some tens of milliseconds, and keeps the result. Moving the
-slider of the ratio only looks it up.
+slider of the ratio looks it up, and rounds the whole decoder with this ratio in every layer to let it write.
 """
 
 import copy
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import ipywidgets
 import torch
@@ -15,49 +17,80 @@ from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import resolve_group_size
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.decoder.outliers import add_outliers
+from qtutor.families import linear_layers
+from qtutor.measure import generation
+from qtutor.measure.against import compare
 from qtutor.methods import awq, rtn
 from qtutor.methods.scaling import parent_of
 from qtutor.plots.awq import search_and_group
+from qtutor.plots.generation import texts_side_by_side
 
 SHOWN = 64  # columns of a group that are drawn
 LOUD = 0.05  # the share of a layer's channels that is drawn as loud
+PROMPT = 'def mean(values):\n    """Return the mean of a list of numbers."""\n'
+NEW_TOKENS = 40
+SUMS = ((37, 48), (12, 9), (56, 27), (81, 14), (5, 68), (43, 39))
 SIZES = [("one scale a row", -1), ("128", 128), ("64", 64), ("32", 32)]
 
 
-def scale_search(model: torch.nn.Module, token_ids: torch.Tensor) -> Explorer:
+class Pair(NamedTuple):
+    """Layers that share an input: what :func:`qtutor.awq.search` takes, and the layers' full names."""
+
+    layers: list[torch.nn.Linear]
+    inputs: list[torch.Tensor]
+    mean_abs: torch.Tensor
+    parent: Callable
+    names: list[str]
+
+
+def scale_search(model: torch.nn.Module, token_ids: torch.Tensor, tokenizer=None) -> Explorer:
     """AWQ's search for the layers of ``model`` (a float decoder) on ``token_ids``, int64 ``[samples, length]``.
 
     Controls: the layers (those that share an input), with or without :func:`qtutor.add_outliers`, bits, group size, and
-    the ratio to draw. A ring marks the best ratio. With one or two hundred tokens every control reacts quickly.
+    the ratio to draw. A ring marks the best ratio. Below stands what becomes of the whole decoder when *all* its layers
+    are rounded so, each with scales of this ratio: its KL divergence, and with a ``tokenizer`` what it writes and how
+    many sums it gets right. With one or two hundred tokens every control reacts quickly.
     """
     decoders = {False: model, True: add_outliers(copy.deepcopy(model))}
     pairs = {outliers: _pairs(decoder, token_ids) for outliers, decoder in decoders.items()}
     names = list(pairs[False])
     ratios = [step / awq.RATIOS for step in range(awq.RATIOS)]
+    in_float = _written(model, tokenizer)
 
     @functools.cache
     def found(layers: str, outliers: bool, bits: int, group_size: int) -> awq.Search:
-        linear, inputs, mean_abs, parent = pairs[outliers][layers]
-        return awq.search(linear, inputs, mean_abs, parent, IntGrid(bits), group_size)
+        return awq.search(*pairs[outliers][layers][:4], IntGrid(bits), group_size)
+
+    @functools.cache
+    def whole(outliers: bool, bits: int, group_size: int, ratio: float) -> tuple[float, tuple]:
+        loudness = {name: pair.mean_abs for pair in pairs[outliers].values() for name in pair.names}
+        rounded = rounded_everywhere(decoders[outliers], loudness, ratio, IntGrid(bits), group_size)
+        return compare(rounded, model, token_ids).kl, _written(rounded, tokenizer)
 
     def draw(layers, outliers, bits, group_size, ratio):
         search = found(layers, outliers, bits, group_size)
-        linear, _, mean_abs, _ = pairs[outliers][layers]
+        linear, _, mean_abs, *_ = pairs[outliers][layers]
         step = ratios.index(ratio)
         scale = awq.scale_of(mean_abs, ratio)
         weights, levels, loud = _loudest_group(linear[0].weight, scale, mean_abs, IntGrid(bits), group_size)
         errors, best = search.errors, search.ratio
         least = min(errors) / max(errors[0], 1e-30)
-        return search_and_group(ratios, errors, ratio, weights, levels, loud), html_table(
-            ["ratio", "its output error, of RTN's", "best ratio", "its output error", "largest scale / smallest"],
+        kl, written = whole(outliers, bits, group_size, ratio)
+        header = ["ratio", "its output error, of RTN's", "best ratio", "its output error", "largest scale / smallest"]
+        numbers = html_table(
+            [*header, "all layers with this ratio: KL"],
             [
                 f"{ratio:.2f}",
                 f"{errors[step] / max(errors[0], 1e-30):.0%}",
                 f"{best:.2f}",
                 f"{least:.0%}",
                 f"{scale.max() / scale.min():.1f}",
+                f"{kl:.3f}",
             ],
         )
+        titles = "the float decoder writes", f"all layers at {bits} bits with ratio {ratio:.2f}"
+        texts = _beside(in_float, written, titles) if tokenizer is not None else ""
+        return search_and_group(ratios, errors, ratio, weights, levels, loud), numbers + texts
 
     def describe(layers, outliers, bits, group_size, ratio):
         return (
@@ -73,26 +106,60 @@ def scale_search(model: torch.nn.Module, token_ids: torch.Tensor) -> Explorer:
         layers=ipywidgets.Dropdown(options=names, index=0, description="layers"),
         outliers=ipywidgets.Checkbox(value=True, description="with add_outliers"),
         bits=ipywidgets.IntSlider(value=3, min=2, max=8, description="bits"),
-        group_size=ipywidgets.Dropdown(options=_sizes(pairs[False]), value=64, description="group size"),
+        group_size=ipywidgets.Dropdown(options=_sizes(model), value=64, description="group size"),
         ratio=ipywidgets.SelectionSlider(options=[(f"{r:.2f}", r) for r in ratios], value=0.5, description="ratio"),
     )
 
 
-def _sizes(pairs: dict) -> list:
-    """The group sizes that divide the inputs of every pair."""
-    widths = [len(mean_abs) for _, _, mean_abs, _ in pairs.values()]
+def rounded_everywhere(
+    decoder: torch.nn.Module, loudness: dict[str, torch.Tensor], ratio: float, grid: IntGrid, group_size: int
+) -> torch.nn.Module:
+    """A copy of ``decoder``, all its layers rounded, with the weights that come back in them.
+
+    loudness: mean |x| ``[in]`` by a layer's full name; its columns get the scales of ``ratio``. Layers that are not
+    named have inputs whose scale cannot be folded, and are rounded as they are.
+    """
+    rounded = copy.deepcopy(decoder)
+    for name, layer in linear_layers(rounded).items():
+        weight = layer.weight.data
+        scale = awq.scale_of(loudness[name].float(), ratio) if name in loudness else weight.new_ones(weight.shape[1])
+        layer.weight.data = rtn.quantize(weight * scale, grid, group_size).dequantize().to(weight.dtype) / scale
+    return rounded
+
+
+def _written(decoder: torch.nn.Module, tokenizer) -> tuple[str, list[bool]] | None:
+    """What the decoder writes after the prompt, and which of the sums it gets right."""
+    if tokenizer is None:
+        return None
+    text = generation.generate(decoder, tokenizer, PROMPT, NEW_TOKENS)
+    prompts = [f">>> {a} + {b}\n" for a, b in SUMS]
+    answers = generation.generate_batch(decoder, tokenizer, prompts, 4)
+    lines = [answer[len(prompt) :].split("\n")[0] for prompt, answer in zip(prompts, answers)]
+    return text, [line.strip() == str(a + b) for line, (a, b) in zip(lines, SUMS)]
+
+
+def _beside(before: tuple, after: tuple, titles: tuple[str, str]) -> str:
+    """Two texts side by side, and under each how many sums came out right."""
+    right = [f"of {len(SUMS)} sums such as 37 + 48, {sum(sums)} right" for _, sums in (before, after)]
+    return texts_side_by_side(before[0], after[0], titles, tuple(right), len(PROMPT))
+
+
+def _sizes(model: torch.nn.Module) -> list:
+    """The group sizes that divide the inputs of every layer."""
+    widths = {layer.in_features for layer in linear_layers(model).values()}
     return [(name, size) for name, size in SIZES if size < 1 or all(width % size == 0 for width in widths)]
 
 
-def _pairs(model: torch.nn.Module, token_ids: torch.Tensor) -> dict[str, tuple]:
-    """The arguments of :func:`qtutor.awq.search`, by name: layers, their inputs, mean |x| of the inputs, the parent."""
+def _pairs(model: torch.nn.Module, token_ids: torch.Tensor) -> dict[str, Pair]:
+    """Every pair that can be scaled, under a short name."""
     pairs = {}
     for number, block in enumerate(walk.walk(model, token_ids)):
         for pair in block.family.pairs_of(block.module):
             layers = [block.module.get_submodule(name) for name in pair.readers]
             given = list(block.inputs(pair.readers[0])), block.statistics(pair.readers[0]).mean_abs
             short = ", ".join(name.rsplit(".")[-1] for name in pair.readers)
-            pairs[f"{number}: {short}"] = (layers, *given, parent_of(block, pair.parent))
+            names = [f"{block.name}.{name}" for name in pair.readers]
+            pairs[f"{number}: {short}"] = Pair(layers, *given, parent_of(block, pair.parent), names)
     return pairs
 
 

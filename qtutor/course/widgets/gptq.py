@@ -1,135 +1,151 @@
-"""The widget of chapter 06: GPTQ column by column, and the error that each column passes to those on its right.
+"""The widget of chapter 06: a duel of GPTQ and rounding to nearest over one row, in an order that the learner chooses.
 
-Everything is computed once for each setting, and kept. Moving the slider only draws.
+:func:`duel` is the widget. Here are its numbers; :mod:`.duel` draws them and runs both methods in the browser, so one
+page serves the live widget, the stored notebook and the book. :func:`trace` runs the package's GPTQ on the same row:
+what it finds stands in the table for pages without scripts, and the browser has to find the same.
 """
 
-import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ipywidgets
 import torch
 
 from qtutor.core.grid import IntGrid
-from qtutor.core.quantized import PER_CHANNEL
+from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor
+from qtutor.course.widgets.duel import duel_html
 from qtutor.course.widgets.explorer import Explorer, explore, html_table
 from qtutor.errors import QtutorError
 from qtutor.methods import gptq, rtn
-from qtutor.plots.gptq import column_step
 
-ROWS, COLUMNS = 16, 64
+DIGITS = 9  # of a number on the page: the percentages shown need four
 
 
 @dataclass(frozen=True)
 class Trace:
-    """GPTQ on a small matrix, step by step; columns are in the order of rounding.
+    """GPTQ on one row, step by step, beside rounding to nearest in the same order.
 
-    order: that order, int64 ``[in]``. states: float32 ``[in + 1, out, in]``, where ``states[k]`` are the weights after
-    k columns. gptq, rtn: output errors relative to the layer's output, ``[in + 1]``, after k columns are rounded (and
-    GPTQ has moved the others). codes: uint8 ``[out, in]``.
+    states: float64 ``[in + 1, in]``, the row as GPTQ leaves it after 0, 1 ... columns; columns stand where they are
+    stored. gptq, rtn: float64 ``[in + 1]``, the output error after so many columns, relative to the row's output.
     """
 
-    order: torch.Tensor
     states: torch.Tensor
     gptq: torch.Tensor
     rtn: torch.Tensor
-    codes: torch.Tensor
 
 
-def trace(weight: torch.Tensor, hessian: torch.Tensor, bits: int, largest_first: bool = False) -> Trace:
-    """All steps for ``weight [out, in]`` and ``hessian [in, in]``; each row has one grid, fitted before all steps."""
-    plan = gptq.prepare(hessian, PER_CHANNEL, act_order="columns" if largest_first else "none")
-    nearest = rtn.quantize(weight, IntGrid(bits), PER_CHANNEL)
-    grid, scale, zero = nearest.grid, nearest.scales[:, 0], nearest.zeros[:, 0]
-    work = weight.float().T[plan.order].contiguous()  # [in, out]
-    states, codes = [work.T.clone()], []
-    for column in range(len(work)):
-        # Round one column with the scales of the rows; all later columns move.
-        code, _ = gptq.round_block(work[column:], plan.upper[column:, column:], scale[None], zero[None], grid)
-        codes.append(code)
-        states.append(work.T.clone())
-    states, before = torch.stack(states), states[0]
-    done = torch.arange(len(states))[:, None, None] > torch.arange(before.shape[1])  # [in + 1, 1, in]
-    rounded = torch.where(done, nearest.dequantize()[:, plan.order], before)
-    ordered = hessian.double()[plan.order][:, plan.order]
-    errors = (_relative_error(states - before, before, ordered), _relative_error(rounded - before, before, ordered))
-    return Trace(plan.order, states, *errors, torch.cat(codes).T)
+def trace(row: torch.Tensor, hessian: torch.Tensor, bits: int, order: Sequence[int]) -> Trace:
+    """The package's GPTQ on ``row [in]``, its columns rounded in ``order``; ``hessian [in, in]`` of their inputs.
+
+    The row has one grid, fitted before all steps.
+    """
+    order = torch.as_tensor(order)
+    nearest = _nearest(row, bits)
+    back = nearest.dequantize()[0].double()
+    scale, zero = nearest.scales[None, 0], nearest.zeros[None, 0]
+    plan = gptq.prepare(hessian[order][:, order], PER_CHANNEL)
+    work = row.float()[order, None].clone()  # [in, 1]: the package keeps columns of weights as rows
+    gptqs, rtns = [row.double()], [row.double()]
+    for step in range(len(order)):
+        gptq.round_block(work[step:], plan.upper[step:, step:], scale, zero, nearest.grid)
+        gptqs.append(torch.empty_like(row, dtype=torch.float64).index_copy_(0, order, work[:, 0].double()))
+        rtns.append(rtns[-1].clone().index_copy_(0, order[step : step + 1], back[order[step : step + 1]]))
+    states = torch.stack(gptqs)
+    return Trace(states, *(_relative_error(of - row.double(), row, hessian) for of in (states, torch.stack(rtns))))
 
 
-def _relative_error(difference: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """``|X D^T| / |X W^T|`` for every D in ``difference [steps, out, in]``."""
-    squares = [((d.double() @ hessian) * d.double()).sum(dim=(-2, -1)).clamp(min=0) for d in (difference, weight)]
-    return (squares[0] / squares[1].clamp(min=1e-30)).sqrt()
+def presets(hessian: torch.Tensor) -> dict[str, list[int]]:
+    """The orders with a button of their own, by name; a further button shuffles the columns in the browser."""
+    largest_first = gptq.column_order(hessian.diagonal(), len(hessian), "columns").tolist()
+    return {
+        "as stored": list(range(len(hessian))),
+        "large inputs first": largest_first,
+        "small inputs first": largest_first[::-1],
+    }
 
 
-def column_stepper(
+def duel_data(row: torch.Tensor, hessian: torch.Tensor, bits: int, inputs: Sequence[int]) -> dict:
+    """What the page needs for ``row [in]`` and ``hessian [in, in]``, as lists and numbers for JSON.
+
+    inputs: the number of each column's input in its layer. Weights, levels and moves are in units of the weights.
+    """
+    nearest, orders = _nearest(row, bits), presets(hessian)
+    traces = [trace(row, hessian, bits, order) for order in orders.values()]
+    upper = gptq.prepare(hessian, PER_CHANNEL).upper.double()  # the package's own, with its damping in it
+    size = hessian.diagonal().sqrt()
+    return {
+        "inputs": list(inputs),
+        "weights": _short(row.double()),
+        "sizes": _short(size / size.max()),
+        "hessian": _short(hessian.double() / _output(row, hessian)),  # errors are then relative to the row's output
+        "inverse": _short(upper.T @ upper),
+        "scale": nearest.scales.double().item(),
+        "zero": nearest.zeros.item(),
+        "largest": nearest.grid.largest_code,
+        "orders": orders,
+        "top": max(_short(error.max()) for of in traces for error in (of.gptq, of.rtn)),
+    }
+
+
+def duel(
     weight: torch.Tensor,
     hessian: torch.Tensor,
+    row: int,
+    inputs: Sequence[int],
     *,
-    columns: slice = slice(0, COLUMNS),
     bits: int = 3,
     frames: dict[str, list] | None = None,
 ) -> Explorer:
-    """GPTQ on a part of a layer, as if the layer had no other inputs: a slider steps through its columns.
+    """One row of a layer, rounded by GPTQ and to nearest side by side, as if the layer had no other inputs.
 
-    weight: ``[out, in]``; only its first 16 rows are used. hessian: ``[in, in]`` of the layer's inputs. columns: the
-    columns to use. bits: the first setting; the slider starts at the step that moves the other columns most. frames: as
-    in :func:`explore`; by default seven steps at 2, 3 and 4 bits.
+    weight: ``[out, in]``. hessian: ``[in, in]`` of the layer's inputs. row: which output. inputs: which inputs, 16 to
+    32 of them; more are too narrow to be clicked. bits: the first setting. frames: as in :func:`explore`; by default 2,
+    3 and 4 bits. Raises :class:`QtutorError` for inputs or a row that the layer has not.
     """
-    part, inputs = weight.detach()[:ROWS, columns], hessian[columns, columns]
-    if not part.shape[1]:
-        raise QtutorError(f"columns {columns.start} to {columns.stop}: the layer has {weight.shape[1]}; none is left.")
-    width = part.shape[1]
-
-    @functools.cache
-    def traced(bits: int, largest_first: bool) -> Trace:
-        return trace(part, inputs, bits, largest_first)
-
-    def draw(step, bits, largest_first):
-        found = traced(bits, largest_first)
-        now, before = found.states[step], found.states[max(step - 1, 0)]
-        errors = {"GPTQ": found.gptq, "round to nearest": found.rtn}
-        figure = column_step(found.states[0], now, now - before, step, errors)
-        return figure, _numbers(found, step, columns.start or 0)
-
-    def describe(step, bits, largest_first):
-        order = "the largest inputs first" if largest_first else "columns from left to right"
-        return (
-            f"{len(part)} rows by {width} columns of a layer after {step} steps of GPTQ at {bits} bits, {order}: the "
-            "weights as they stand, how far they have moved, what the last step moved, and the output error so far as "
-            "a curve beside that of rounding to nearest. The numbers are in the table."
+    inputs = [int(i) for i in inputs]
+    if not inputs or not all(0 <= i < weight.shape[1] for i in inputs) or not 0 <= row < len(weight):
+        raise QtutorError(
+            f"row {row} and inputs {inputs}: the layer has rows 0 to {len(weight) - 1} and inputs 0 to "
+            f"{weight.shape[1] - 1}, and at least one input is needed."
         )
+    part, own = weight.detach()[row, inputs], hessian[inputs][:, inputs]
+    title = f"Output {row} of the layer, {len(inputs)} of its inputs"
 
-    most = _loudest_step(traced(bits, False))
-    stored = sorted({0, 1, most, width // 8, width // 4, width // 2, width})
-    by_itself = {"step": stored, "bits": sorted({2, 3, 4, bits})}
+    def draw(bits: int) -> str:
+        return duel_html(duel_data(part, own, bits, inputs), f"{title}, {bits} bits", _ends(part, own, bits))
+
     return explore(
         draw,
-        frames=by_itself if frames is None else frames,
-        alt=describe,
-        step=ipywidgets.IntSlider(value=most, min=0, max=width, description="step"),
+        frames={"bits": sorted({2, 3, 4, bits})} if frames is None else frames,
         bits=ipywidgets.IntSlider(value=bits, min=2, max=8, description="bits"),
-        largest_first=ipywidgets.Checkbox(value=False, description="largest inputs first"),
     )
 
 
-def _loudest_step(found: Trace) -> int:
-    """The number of rounded columns just after the column that moved the others most."""
-    moves = found.states.diff(dim=0)
-    return 1 + int(torch.stack([move[:, i + 1 :].square().sum() for i, move in enumerate(moves)]).argmax())
+def _ends(row: torch.Tensor, hessian: torch.Tensor, bits: int) -> str:
+    """How the duel ends in each order that has a button: a table for pages without scripts."""
+    rows = []
+    for name, order in presets(hessian).items():
+        found = trace(row, hessian, bits, order)
+        rows.append([name, f"{found.gptq[-1]:.2%}", f"{found.rtn[-1]:.2%}"])
+    return html_table(["order of the columns", "output error at the end: GPTQ", "round to nearest"], *rows)
 
 
-def _numbers(found: Trace, step: int, first: int) -> str:
-    """The table below the picture; ``first`` is the number of the part's first input in its layer."""
-    columns = len(found.order)
-    left = (found.states[step] - found.states[0])[:, step:]
-    return html_table(
-        ["columns rounded", "the last one was input", "columns left, moved by (rms)", "GPTQ's error", "RTN's", "ratio"],
-        [
-            f"{step} of {columns}",
-            int(found.order[step - 1]) + first if step else "-",
-            f"{left.square().mean().sqrt():.4f}" if step < columns else "-",
-            f"{found.gptq[step]:.2%}",
-            f"{found.rtn[step]:.2%}",
-            f"{found.gptq[step] / found.rtn[step]:.2f}" if step else "-",
-        ],
-    )
+def _nearest(row: torch.Tensor, bits: int) -> QuantizedTensor:
+    return rtn.quantize(row[None].float(), IntGrid(bits), PER_CHANNEL)
+
+
+def _output(row: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """The squared output of the row on the calibration text, ``w H w^T``."""
+    return (row.double() @ hessian.double() @ row.double()).clamp(min=1e-30)
+
+
+def _relative_error(changes: torch.Tensor, row: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """``|X d| / |X w|`` for each d in ``changes [steps, in]``."""
+    return (((changes @ hessian.double()) * changes).sum(dim=-1).clamp(min=0) / _output(row, hessian)).sqrt()
+
+
+def _short(values: torch.Tensor):
+    """A tensor as nested lists of numbers with few digits, for a small page."""
+    if values.dim():
+        return [_short(value) for value in values]
+    return float(f"{values.item():.{DIGITS}g}")

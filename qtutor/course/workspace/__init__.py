@@ -1,4 +1,6 @@
-"""The learner's folder: chapters, with stubs in place of solutions. A learner's work is never overwritten.
+"""The learner's folder: chapters, with stubs in place of solutions, and the glossary that they link to.
+
+A learner's work is never overwritten.
 
 `FOLDER/.qtutor.json` stores the hash of each chapter as it was delivered. When the course is newer than the folder,
 these hashes distinguish three cases:
@@ -23,6 +25,7 @@ import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qtutor.course import glossary
 from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
 from qtutor.files import told, written_beside
@@ -78,8 +81,11 @@ def chapters_folder() -> Path:
 
 
 def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) -> Report:
-    """Copy the chapters into `folder`, or bring it up to date, by the rules at the top of this file."""
-    source = Path(source) if source else chapters_folder()
+    """Copy the chapters into `folder`, or bring it up to date, by the rules at the top of this file.
+
+    source: a folder of other chapters than the course's, which the glossary knows nothing of.
+    """
+    own, source = source is None, Path(source) if source else chapters_folder()
     folder = Path(folder).expanduser().resolve()
     if folder == source.resolve():
         raise QtutorError(f"{folder} holds the course's own chapters; choose another folder for your workspace.")
@@ -90,27 +96,39 @@ def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) 
 
     delivered = _read_record(folder)
     report = Report(folder)
+    titles = {}
     for chapter in sorted(source.glob("*.ipynb")):
-        _deliver(chapter.name, _learner_copy(chapter), folder, delivered, report)
+        content, titles[chapter.name] = _learner_copy(chapter, links=own)
+        _deliver(chapter.name, content, folder, delivered, report)
         # Write it after every chapter: if a kill came in between, our own copy would look like a learner's work.
+        write_beside(folder / RECORD, json.dumps({"delivered": delivered}, indent=1).encode())
+    if own:
+        _deliver(glossary.PAGE, _as_file(glossary.page_as_notebook(titles)), folder, delivered, report)
         write_beside(folder / RECORD, json.dumps({"delivered": delivered}, indent=1).encode())
     return report
 
 
-def _learner_copy(chapter: Path) -> bytes:
-    """A chapter as it is delivered: with stubs, without outputs. The same chapter gives the same bytes."""
+def _learner_copy(chapter: Path, links: bool) -> tuple[bytes, str]:
+    """(a chapter as it is delivered, its title): with stubs, without outputs; links: with those to the glossary."""
     try:
         notebook = json.loads(chapter.read_text(encoding="utf-8"))
         learners = learner_version(notebook, name=chapter.name)
-        # JupyterLab would add this as soon as the chapter is opened, and then the chapter would count as changed.
-        learners.setdefault("metadata", {})["language_info"] = LANGUAGE_INFO
+        if links:
+            learners = glossary.linked(learners, chapter.name)
+        return _as_file(learners), glossary.title_of(notebook)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, QtutorError):
             raise
         raise QtutorError(
             f"{chapter} is not a notebook ({error!r}): the installation is damaged. Install qtutor again."
         ) from None
-    return (json.dumps(learners, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def _as_file(notebook: dict) -> bytes:
+    """The bytes of a notebook's file, the same for the same notebook."""
+    # JupyterLab would add this as soon as the notebook is opened, and then it would count as changed.
+    notebook.setdefault("metadata", {})["language_info"] = LANGUAGE_INFO
+    return (json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def find(start: str | Path | None = None) -> Path | None:

@@ -23,13 +23,13 @@ def path_of(exercise: Exercise, folder: Path) -> Path:
 
 
 def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], bool]) -> str:
-    """Keep a function that has passed. Returns a line for the learner, or ``""`` outside of a workspace.
+    """Keep a function that has passed. Returns a line for the learner, or ``""`` beside the course's own chapters.
 
     right: checks a function. The text of the file is executed and checked before it replaces an earlier answer.
     """
     folder = workspace.find()
     if folder is None:
-        return ""
+        return _without_workspace(Path.cwd())
     if is_library_code(function):
         return "Not kept: this is a function of the package, not one of yours."
     try:
@@ -58,6 +58,19 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
     except QtutorError as error:  # a full disk does not make a right answer wrong
         return f"Not kept, and so not counted as done: {error}"
     return f"Kept in {FOLDER}/{path.name}."
+
+
+def _without_workspace(here: Path) -> str:
+    """Where answers are kept, for a learner who works somewhere else; ``""`` beside the course's own chapters.
+
+    Those have stored outputs, which must not depend on where the course is run.
+    """
+    if here.resolve() == workspace.chapters_folder().resolve():
+        return ""
+    return (
+        f"Not kept: {here} is not in a workspace. 'qtutor learn --no-start' makes one, {workspace.DEFAULT_FOLDER}; "
+        f"what you pass in a notebook there is kept in its folder {FOLDER}."
+    )
 
 
 def load(exercise: Exercise, folder: Path) -> Callable | None:

@@ -30,7 +30,7 @@ from qtutor.runtime.kernels.installed import installed
 from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
 
-MOST = 32  # tokens; from some 48 on, decoding once and torch's product are faster
+MOST = 64  # tokens; from some 100 on, decoding once and torch's product are faster
 SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them
 BLOCK_ROWS = 1024  # rows that are decoded at a time for torch's product; a multiple of ROWS
 

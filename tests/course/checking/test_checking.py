@@ -226,6 +226,6 @@ def test_names(capsys):
 
 
 def test_an_exercise_that_is_no_exercise_is_refused():
-    for change in ({"difficulty": 4}, {"name": "halves"}, {"outputs": ()}):
+    for change in ({"difficulty": 5}, {"name": "halves"}, {"outputs": ()}):
         with pytest.raises(QtutorError, match=r"has the form topic\.function"):
             Exercise(**{**vars(EXERCISE), **change})

@@ -5,6 +5,7 @@ Wrong answers are edits of right ones that are written otherwise than the course
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from qtutor import IntGrid, Recipe, awq, quantize
 from qtutor.course import exercises
 from qtutor.course.exercises.edits import solution
 from qtutor.course.workspace.replacing import replaced
-from tests.course.answers import assert_right, assert_told, each
+from tests.course.answers import assert_mistakes_differ, assert_right, assert_told, each
 from tests.models import some_ids, tiny
 
 # --- fold ---
@@ -172,12 +173,70 @@ WRONG_COSTS = [
     (costs.edit(COST, '(torch.einsum("ogi,gij->ogj", error, own) * error).abs().sum(-1)'), "signs are lost"),
 ]
 
+# --- through an activation ---
+
+
+@solution
+def passed(first, bias, second, scale, act):
+    degree, tried = None, [s * 10**e for e in (-2, -1, 0, 1, 1.3) for s in (1.0, -1.0)]
+    for z in tried:
+        small, large = act(torch.tensor([z, 2 * z]).double()).tolist()
+        if small == 0 or large / small <= 0:
+            degree = degree if small == large else 0
+        else:
+            found = round(float(np.log2(large / small)), 5)
+            degree = found if degree in (None, found) else 0
+    if not degree:
+        return first.clone(), bias.clone(), second.clone()
+    part = (scale.double().log() / degree).exp()
+    return (first.T / part).T, bias / part, second * scale
+
+
+def through_in_loops(first, bias, second, scale, act):
+    """A few degrees are tried on random numbers."""
+    z = torch.cat([torch.randn(200, generator=torch.manual_seed(0)) * size for size in (0.1, 1, 10)]).double()
+    for k in (0.5, 1, 2, 3, 4):
+        if all(torch.allclose(act(s * z), s**k * act(z), rtol=1e-6) for s in (0.3, 4.0)):
+            rows = [[w / s ** (1 / k) for w in row] for row, s in zip(first.tolist(), scale.tolist())]
+            biases = [b / s ** (1 / k) for b, s in zip(bias.tolist(), scale.tolist())]
+            return rows, biases, [[w * s for w, s in zip(row, scale.tolist())] for row in second.tolist()]
+    return first.numpy(), bias.numpy(), second.numpy()
+
+
+ROWS, TRIED = "(first.T / part).T", "for e in (-2, -1, 0, 1, 1.3) for s in (1.0, -1.0)"
+WRONG_THROUGHS = [
+    (passed.edit("if not degree:", "degree = degree or 1\n    if not degree:"), "folded through every activation"),
+    (passed.edit("if not degree:", "if True:"), "nothing is folded at all"),
+    (passed.edit("if not degree:", "if degree != 1:"), "only degree 1"),
+    (passed.edit("scale.double().log() / degree", "scale.double().log()"), "are divided by s whatever"),
+    (passed.edit(".log() / degree", ".log() * degree"), "by s to the power k"),
+    (passed.edit("second * scale", "second * part"), "only the root of s"),
+    (passed.edit(TRIED, "for e in (-2, -1, 0, 1, 1.3) for s in (1.0,)"), "only above zero"),
+    (passed.edit(TRIED, "for e in (-2, -1, 0) for s in (1.0, -1.0)"), "only near zero"),
+    (passed.edit(TRIED, "for e in (1.3, 1.5) for s in (1.0, -1.0)"), "only far from zero"),
+    (passed.edit("bias / part", "bias"), "the bias was forgotten"),
+    (
+        passed.edit((ROWS, "(first.T * part).T"), ("bias / part", "bias * part"), ("second * scale", "second / scale")),
+        "it is the other way round: the columns of second",
+    ),
+    (passed.edit((ROWS, "(first.T * part).T"), ("bias / part", "bias * part")), "are both multiplied"),
+    (passed.edit((ROWS, "first"), ("bias / part", "bias")), "only second has changed"),
+    (passed.edit("second * scale", "second"), "only first and bias"),
+    (passed.edit((ROWS, "first / part[torch.arange(first.shape[1]) % len(part)]")), "the columns of first"),
+    (
+        passed.edit("second * scale", "(second.T * scale[torch.arange(len(second)) % len(scale)]).T"),
+        "the rows of second",
+    ),
+]
+
 WRONG = {"awq.fold": WRONG_FOLDS, "awq.scale_of": WRONG_SCALES, "awq.search": WRONG_SEARCHES, "awq.cost": WRONG_COSTS}
+WRONG["awq.through"] = WRONG_THROUGHS
 RIGHT = {
     "awq.fold": [folded, fold_in_loops],
     "awq.scale_of": [scales, scales_in_logarithms],
     "awq.search": [searched, search_in_float64],
     "awq.cost": [costs, cost_in_numpy],
+    "awq.through": [passed, through_in_loops],
 }
 
 
@@ -189,6 +248,10 @@ def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
 @each(RIGHT)
 def test_a_right_answer_passes_however_it_is_written(name, function):
     assert_right(name, function)
+
+
+def test_the_mistakes_about_activations_differ_from_each_other():
+    assert_mistakes_differ("awq.through")
 
 
 def test_awq_runs_on_what_a_learner_wrote():

@@ -15,7 +15,7 @@ from qtutor.course import exercises
 from qtutor.course.checking import comparing
 from qtutor.course.exercises.edits import solution
 from qtutor.course.workspace.replacing import replaced
-from tests.course.answers import assert_right, assert_told, each
+from tests.course.answers import assert_mistakes_differ, assert_right, assert_told, each
 
 # --- a tensor's info ---
 
@@ -196,12 +196,81 @@ WRONG_SCALES = [
     (by_hand.edit("return scales, minima", "return minima, scales"), "scales and minima are swapped"),
 ]
 
-WRONG = {"gguf.tensor_info": WRONG_INFOS, "gguf.q4_0": WRONG_Q4_0, "gguf.fit": WRONG_FITS, "gguf.scales": WRONG_SCALES}
+# --- Q6_K, whole ---
+
+
+@solution
+def q6_k_by_hand(data):
+    rows = []
+    for b in data.tolist():
+        (d,) = struct.unpack_from("<e", bytes(b), 208)
+        row = [0.0] * 256
+        for half in (0, 1):
+            for j in range(32):
+                first, second, upper = b[64 * half + j], b[64 * half + 32 + j], b[128 + 32 * half + j]
+                four = (first & 15, second & 15, first >> 4, second >> 4)
+                for quarter, lower in enumerate(four):
+                    at = 128 * half + 32 * quarter + j
+                    scale = struct.unpack_from("b", bytes(b), 192 + at // 16)[0]
+                    row[at] = d * scale * ((lower | (upper >> 2 * quarter & 3) << 4) - 32)
+        rows.append(row)
+    return rows
+
+
+def q6_k_in_torch(data):
+    t = torch.from_numpy(data)
+    low = t[:, :128].view(-1, 2, 1, 64) >> torch.tensor([0, 4])[:, None] & 15
+    high = t[:, 128:192].view(-1, 2, 1, 32) >> torch.tensor([0, 2, 4, 6])[:, None] & 3
+    steps = low.reshape(-1, 256).float() + 16 * high.reshape(-1, 256).float() - 32
+    step = t[:, 208:].contiguous().view(torch.float16).float() * t[:, 192:208].contiguous().view(torch.int8).float()
+    return step.repeat_interleave(16, dim=1) * steps
+
+
+def q6_k_by_its_places(data):
+    """By the places of bits, as a table would say them, each weight for itself."""
+    bits = np.unpackbits(data, axis=1, bitorder="little").astype(np.int64)
+    half, quarter, j = np.arange(256) // 128, np.arange(256) % 128 // 32, np.arange(256) % 32
+    lower = 8 * (64 * half + 32 * (quarter % 2) + j) + 4 * (quarter // 2)
+    upper = 8 * (128 + 32 * half + j) + 2 * quarter
+    places = [lower, lower + 1, lower + 2, lower + 3, upper, upper + 1]
+    codes = sum(bits[:, place] << i for i, place in enumerate(places))
+    d = np.frombuffer(data[:, 208:].tobytes(), "<f2").astype(np.float32)
+    return (codes - 32) * data[:, 192:208].view(np.int8).repeat(16, axis=1) * d[:, None]
+
+
+LOWERS, STEPS = "(first & 15, second & 15, first >> 4, second >> 4)", "(upper >> 2 * quarter & 3) << 4"
+WRONG_Q6_K = [
+    (q6_k_by_hand.edit(") - 32)", "))"), "32 is not subtracted"),
+    (q6_k_by_hand.edit('"b"', '"B"'), "taken for numbers from 0 to 255"),
+    (q6_k_by_hand.edit("192 + at // 16", "192 + at // 32"), "a scale serves 32 weights"),
+    (q6_k_by_hand.edit("192 + at // 16", "192 + at % 16"), "scales alternate"),
+    (q6_k_by_hand.edit(LOWERS, "(first >> 4, second >> 4, first & 15, second & 15)"), "low and the high halves of ql"),
+    (q6_k_by_hand.edit("2 * quarter & 3", "2 * (3 - quarter) & 3"), "read from the top"),
+    (q6_k_by_hand.edit(STEPS, STEPS.replace("<< 4", "<< 5")), "one place too high"),
+    (q6_k_by_hand.edit(f"lower | {STEPS}", "lower"), "bits of qh are missing"),
+    (q6_k_by_hand.edit("<e", ">e"), "two bytes of d are swapped"),
+    (q6_k_by_hand.edit("d * scale * (", "scale * ("), "d is missing"),
+    (q6_k_by_hand.edit(LOWERS, "(first, second, first >> 4, second >> 4)"), "high halves above them"),
+    (
+        q6_k_by_hand.edit(("b[64 * half + j]", "b[j % 32 + 64 * half]"), (") - 32)", ") - 8)")),
+        "8 is subtracted, as in Q4_0",
+    ),
+    (q6_k_by_hand.edit(f"lower | {STEPS}", "lower << 2 | upper >> 2 * quarter & 3"), "below the four of ql"),
+]
+
+WRONG = {
+    "gguf.tensor_info": WRONG_INFOS,
+    "gguf.q4_0": WRONG_Q4_0,
+    "gguf.fit": WRONG_FITS,
+    "gguf.scales": WRONG_SCALES,
+    "gguf.q6_k": WRONG_Q6_K,
+}
 RIGHT = {
     "gguf.tensor_info": [info, info_as_array],
     "gguf.q4_0": [in_loops, q4_0_in_torch],
     "gguf.fit": [by_sums, polyfit, fit_in_torch],
     "gguf.scales": [by_hand, scales_in_torch],
+    "gguf.q6_k": [q6_k_by_hand, q6_k_in_torch, q6_k_by_its_places],
 }
 
 
@@ -252,3 +321,21 @@ def test_the_package_decodes_with_a_learners_scales(rows, kind):
     with replaced(exercises.find("gguf.scales"), halves_swapped):
         assert not np.array_equal(gguf.decode(data, kind), expected)
     assert np.array_equal(gguf.decode(data, kind), expected)
+
+
+def test_the_package_decodes_with_a_learners_q6_k(rows):
+    data = gguf.encode(rows, "Q6_K")
+    expected = gguf.decode(data, "Q6_K")
+    with replaced(exercises.find("gguf.q6_k"), q6_k_by_its_places):
+        assert gguf.decode(data, "Q6_K") == pytest.approx(expected, rel=1e-6)
+        assert gguf.decode(data, "Q6_K").dtype == np.float32
+    with replaced(exercises.find("gguf.q6_k"), q6_k_by_hand.edit("<< 4) - 32", "<< 4) - 31")):
+        assert not np.allclose(gguf.decode(data, "Q6_K"), expected)
+    assert np.array_equal(gguf.decode(data, "Q6_K"), expected)
+
+
+def test_the_reference_of_q6_k_is_the_packages_decoder():
+    exercise = exercises.find("gguf.q6_k")
+    for label, (data,) in exercise.cases():
+        assert exercise.reference(data) == pytest.approx(gguf.decode(data, "Q6_K"), rel=1e-6), label
+    assert_mistakes_differ("gguf.q6_k")

@@ -13,7 +13,7 @@ from qtutor.course import exercises
 from qtutor.course.exercises.edits import solution
 from qtutor.course.workspace.replacing import replaced
 from qtutor.errors import QtutorError
-from tests.course.answers import assert_right, assert_told, each
+from tests.course.answers import assert_mistakes_differ, assert_right, assert_told, each
 
 # --- one column pushed ---
 
@@ -154,11 +154,91 @@ WRONG_FACTORS = [
     (factored.edit(f"hessian + torch.diag({ADDED})", f"hessian.add_(torch.diag({ADDED}))"), "wrote into its argument"),
 ]
 
-WRONG = {"gptq.push": WRONG_PUSHES, "gptq.loop": WRONG_LOOPS, "gptq.factor": WRONG_FACTORS}
+# --- the order of a row ---
+
+
+@solution
+def ordered(weight, hessian, scale, zero, bits):
+    """A loop that inverts anew, over a list of the columns that are left."""
+    w, h, left = weight.double().numpy().copy(), hessian.numpy(), list(range(len(weight)))
+    order, codes = [], {}
+    for _ in range(len(weight)):
+        inv = np.linalg.inv(h[np.ix_(left, left)])
+        code = np.clip(np.rint(w[left] / scale) + zero, 0, 2**bits - 1)
+        off = w[left] - scale * (code - zero)
+        i = int((off**2 / np.diag(inv)).argmin())
+        w[left] = w[left] - off[i] * inv[i] / inv[i, i]
+        order.append(left[i])
+        codes[left[i]] = code[i]
+        del left[i]
+    return np.array(order), [codes[j] for j in range(len(weight))]
+
+
+def order_by_least_squares(weight, hessian, scale, zero, bits):
+    """The cost of a column is what is left when all that are free are solved for, and so is where they move."""
+    h, w, n = hessian.numpy(), weight.double().numpy(), len(weight)
+    fixed, order = {}, []
+    for _ in range(n):
+        free = [j for j in range(n) if j not in fixed]
+        now = solved(h, w, fixed)
+        best = {}
+        for j in free:
+            code = np.clip(np.rint(now[j] / scale) + zero, 0, 2**bits - 1)
+            d = solved(h, w, fixed | {j: scale * (code - zero)}) - w
+            best[j] = d @ h @ d, code
+        q = min(best, key=lambda j: best[j][0])
+        fixed[q] = scale * (best[q][1] - zero)
+        order.append(q)
+    return order, [round(fixed[j] / scale) + zero for j in range(n)]
+
+
+def solved(h, w, fixed):
+    """The row with the least output error among those with the ``fixed`` weights."""
+    row, free = w.copy(), [j for j in range(len(w)) if j not in fixed]
+    for j, value in fixed.items():
+        row[j] = value
+    if fixed and free:
+        held = list(fixed)
+        row[free] -= np.linalg.solve(h[np.ix_(free, free)], h[np.ix_(free, held)] @ (row - w)[held])
+    return row
+
+
+OFF, LEAST = "off[i] * inv[i] / inv[i, i]", "(off**2 / np.diag(inv)).argmin()"
+WRONG_ORDERS = [
+    (ordered.edit("argmin", "argmax"), "the dearest weight comes first"),
+    (ordered.edit(LEAST, "(off**2).argmin()"), "the smallest rounding error comes first"),
+    (ordered.edit(LEAST, "abs(off).argmin()"), "the smallest rounding error comes first"),
+    (ordered.edit(LEAST, "(off**2 * np.diag(h)[left]).argmin()"), "if nobody makes up for it"),
+    (ordered.edit(LEAST, "(off**2 * np.diag(inv)).argmin()"), "is multiplied by [H^-1]_qq; divide"),
+    (ordered.edit(LEAST, "(abs(off) / np.diag(inv)).argmin()"), "needs e squared"),
+    (ordered.edit(LEAST, "(off / np.diag(inv)).argmin()"), "keeps its sign"),
+    (ordered.edit(LEAST, "np.diag(h)[left].argmax()"), "this is act-order"),
+    (ordered.edit(LEAST, "(off * 0).argmin()"), "in which the row is stored"),
+    (ordered.edit("np.linalg.inv(h[np.ix_(left, left)])", "np.linalg.inv(h)[np.ix_(left, left)]"), "never forgets"),
+    (ordered.edit(LEAST, "(off**2 / np.diag(np.linalg.inv(h))[left]).argmin()"), "are those of the whole inverse"),
+    (ordered.edit(f"        w[left] = w[left] - {OFF}\n", ""), "nothing is pushed"),
+    (ordered.edit(f"w[left] - {OFF}", f"w[left] + {OFF}"), "the wrong way"),
+    (ordered.edit(OFF, "off[i] * inv[i]"), "the push is not divided"),
+    (ordered.edit("np.linalg.inv(h[np.ix_(left, left)])", "h[np.ix_(left, left)]"), "H itself stands"),
+    (ordered.edit("scale * (code - zero)", "scale * np.rint(w[left] / scale)"), "before the code was clamped"),
+    (
+        ordered.edit("np.clip(np.rint(w[left] / scale) + zero, 0, 2**bits - 1)", "np.rint(w[left] / scale) + zero"),
+        "leave 0",
+    ),
+    (ordered.edit("rint", "floor"), "rounded down"),
+    (ordered.edit("np.array(order)", "np.argsort(order)"), "the place of each column"),
+    (ordered.edit("order.append(left[i])", "order.append(i)"), "counts the columns that are *left*"),
+    (ordered.edit("np.array(order)", "order[::-1]"), "order is turned around"),
+    (ordered.edit("for j in range(len(weight))]", "for j in order]"), "stand in the order of rounding"),
+    (ordered.edit("[codes[j] for", "[scale * (codes[j] - zero) for"), "these are weights"),
+]
+
+WRONG = {"gptq.push": WRONG_PUSHES, "gptq.loop": WRONG_LOOPS, "gptq.factor": WRONG_FACTORS, "gptq.order": WRONG_ORDERS}
 RIGHT = {
     "gptq.push": [pushed, push_by_solving],
     "gptq.loop": [looped, loop_all_at_the_end],
     "gptq.factor": [factored, factor_turned_around, factor_by_qr],
+    "gptq.order": [ordered, order_by_least_squares],
 }
 
 
@@ -170,6 +250,28 @@ def test_a_wrong_answer_is_told_which_mistake_it_is(name, function, phrase):
 @each(RIGHT)
 def test_a_right_answer_passes_however_it_is_written(name, function):
     assert_right(name, function)
+
+
+def test_the_mistakes_of_the_order_differ_from_each_other():
+    assert_mistakes_differ("gptq.order")
+
+
+def test_no_choice_of_the_orders_inputs_is_a_close_one():
+    """Else two right answers that add up in other orders could choose other columns."""
+    watched = ordered.edit(
+        ("order, codes = [], {}", "order, codes, margins = [], {}, []"),
+        (
+            "        i = int(",
+            "        steps = w[left] / scale\n"
+            "        margins.append(abs(steps - np.floor(steps) - 0.5).min())\n"
+            "        costs = np.sort(off**2 / np.diag(inv))\n"
+            "        margins += [(costs[1] - costs[0]) / costs[1]] if len(left) > 1 else []\n"
+            "        i = int(",
+        ),
+        ("return np.array(order), [codes[j] for j in range(len(weight))]", "return margins"),
+    )
+    for what, arguments in exercises.find("gptq.order").cases():
+        assert min(watched(*arguments)) > 1e-3, what
 
 
 def test_no_weight_of_the_loops_inputs_lies_near_the_middle_of_two_levels():

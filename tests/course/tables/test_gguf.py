@@ -160,3 +160,10 @@ def test_metadata(shown):
         ["`list`", "2 values", "array of str"],
         ["`array`", "1,200 values", "array of int32"],
     ]
+
+
+def test_flips_of_bits(shown):
+    fraction = [1e-8 * 4.0**place for place in range(10)]
+    tables.bit_flips({"kl": [*fraction, 0.5, 0.1], "text_of": [0] * 9 + [1, 2, 1]})
+    assert "9 of the 12 flips leave the text as it is" in shown[0] and "75%" in shown[0]
+    assert "KL grows 4.0 times" in shown[0]

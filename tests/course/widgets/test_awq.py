@@ -7,8 +7,10 @@ import time
 import pytest
 import torch
 
-from qtutor import IntGrid, awq, rtn
+import qtutor
+from qtutor import IntGrid, awq, evaluate, rtn
 from qtutor.calibration import walk
+from qtutor.calibration.statistics import layer_inputs
 from qtutor.course.widgets import awq as widgets
 from tests.models import some_ids, tiny
 
@@ -44,7 +46,19 @@ def test_the_numbers_are_those_of_awqs_own_search(widget):
             f"{found.ratio:.2f}",
             f"{min(found.errors) / found.errors[0]:.0%}",
             f"{scale.max() / scale.min():.1f}",
+            f"{kl_of_the_whole(step / awq.RATIOS, 2, 32):.3f}",
         ]
+
+
+def kl_of_the_whole(ratio: float, bits: int, group_size: int) -> float:
+    """A tiny decoder with all layers rounded, those whose scale can be folded with this ratio."""
+    rounded = tiny()
+    for name, seen in layer_inputs(tiny(), some_ids(2)).items():
+        layer = rounded.get_submodule(name)
+        folds = not name.endswith("o_proj")  # one head of v feeds two of q
+        scale = awq.scale_of(seen.mean_abs.float(), ratio if folds else 0.0)
+        layer.weight.data = rtn.quantize(layer.weight.data * scale, IntGrid(bits), group_size).dequantize() / scale
+    return evaluate.compare(rounded, tiny(), some_ids(2)).kl
 
 
 def test_every_pair_that_can_be_scaled_is_offered(widget):
@@ -57,6 +71,22 @@ def test_what_is_stored_has_a_frame_for_every_combination_and_says_what_it_shows
     frames = json.loads(re.search(r'<script type="application/json">(.*?)</script>', widget.still, re.DOTALL)[1])
     assert len(frames) == 2 * 3 * 4 == len(set(frames))
     assert all("the output error against the ratio" in frame and "<td" in frame for frame in frames)
+
+
+def test_what_the_whole_decoder_writes_stands_below_and_follows_the_slider():
+    """The embedded decoder: at 8 bits it writes what it writes in float, at 2 bits it does not."""
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    drawn = widgets._written(model, tokenizer)
+    assert drawn[0].startswith(widgets.PROMPT) and sum(drawn[1]) >= 5
+    seen = {name: of.mean_abs for name, of in layer_inputs(model, some_ids(1)).items() if not name.endswith("o_proj")}
+    fine, coarse = (widgets.rounded_everywhere(model, seen, 0.5, IntGrid(bits), 64) for bits in (8, 2))
+    assert sum(widgets._written(fine, tokenizer)[1]) >= 5
+    text, sums = widgets._written(coarse, tokenizer)
+    assert text != drawn[0] and sum(sums) <= 2
+    html = widgets._beside(drawn, (text, sums), ("the float decoder", "2 bits"))
+    assert f"of 6 sums such as 37 + 48, {sum(sums)} right" in html and "<mark" in html
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("group_size", [16, -1])

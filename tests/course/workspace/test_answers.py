@@ -15,6 +15,7 @@ from torch.nn.functional import relu
 
 from qtutor import course
 from qtutor.course import checking, exercises
+from qtutor.course import workspace as course_workspace
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace import answers, standalone
 from qtutor.errors import QtutorError
@@ -207,12 +208,25 @@ def test_a_wrong_answer_leaves_the_right_one_of_before(workspace, capsys):
     assert "FACTOR" in (workspace / "mine" / "test_double.py").read_text()
 
 
-def test_outside_of_a_workspace_nothing_is_written_or_said(tmp_path, monkeypatch, capsys):
+def test_outside_of_a_workspace_nothing_is_written_and_the_learner_reads_where_answers_are_kept(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(exercises, "every", lambda: [EXERCISE])
     course.check("test.double", plain)
-    assert capsys.readouterr().out == "test.double: right on all 2 inputs.\n"
+    right, note = capsys.readouterr().out.splitlines()
+    assert right == "test.double: right on all 2 inputs."
+    assert note.startswith(f"Not kept: {tmp_path} is not in a workspace. 'qtutor learn --no-start' makes one")
     assert list(tmp_path.iterdir()) == []
+    course.check("test.double", lambda x: x * 3)
+    assert "not right yet" in capsys.readouterr().out
+
+
+def test_beside_the_courses_own_chapters_a_right_answer_is_all_that_is_said(monkeypatch, capsys):
+    monkeypatch.chdir(course_workspace.chapters_folder())
+    monkeypatch.setattr(exercises, "every", lambda: [EXERCISE])
+    course.check("test.double", plain)
+    assert capsys.readouterr().out == "test.double: right on all 2 inputs.\n"
 
 
 def test_loading_names_what_is_broken(workspace, tmp_path):

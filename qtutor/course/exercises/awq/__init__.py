@@ -4,5 +4,6 @@ from qtutor.course.exercises.awq.cost import COST
 from qtutor.course.exercises.awq.fold import FOLD
 from qtutor.course.exercises.awq.scale import SCALE
 from qtutor.course.exercises.awq.search import SEARCH
+from qtutor.course.exercises.awq.through import THROUGH
 
-EXERCISES = (FOLD, SCALE, SEARCH, COST)
+EXERCISES = (FOLD, SCALE, SEARCH, COST, THROUGH)

@@ -1,0 +1,66 @@
+"""Widgets that need no kernel: a few lines of JavaScript over data that is stored with them.
+
+:func:`live` makes one piece of HTML that needs nothing else: no request, no library, no id (so the same piece may be on
+a page twice). It works the same in JupyterLab, in VS Code and in the book. Where scripts do not run (GitHub, a notebook
+that is not trusted yet) the reader sees the picture that is stored in it.
+
+The script of a widget is a file beside this one. It only defines functions: arithmetic first, which tests call without
+a browser, and last ``mount(box, data)``, which builds the widget in ``box``.
+"""
+
+import json
+from html import escape
+from pathlib import Path
+
+from qtutor.errors import QtutorError
+
+FOLDER = Path(__file__).parent
+LARGEST = 200_000  # characters in one widget
+STILL = "A still picture. To move things, run this cell in a notebook."
+
+MOUNT = """
+for (const box of document.querySelectorAll('div.qtutor-live[data-waiting="%s"]')) {
+  box.removeAttribute("data-waiting");
+  box.querySelector("[data-still]").remove();
+  mount(box, JSON.parse(box.querySelector("script[type='application/json']").textContent));
+}
+"""
+
+
+class Live:
+    """What :func:`live` returns: the last line of a cell shows it."""
+
+    def __init__(self, html: str):
+        self.html = html
+
+    def _repr_mimebundle_(self, **_kwargs) -> dict:
+        return {"text/plain": "(a picture to move: it needs a page that runs scripts)", "text/html": self.html}
+
+
+def live(name: str, data: dict, still: str, label: str) -> Live:
+    """The widget whose script is ``name``.js, on ``data`` (whatever JSON holds).
+
+    still: HTML for pages without scripts, a picture with its description. label: what the widget is, for those who
+    cannot see it. Raises :class:`QtutorError` if the HTML is too large to be stored in a notebook.
+    """
+    # "</" would end the script element early, and "<\/" is the same string in JSON.
+    stored = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    html = (
+        # suppress-shortcuts: in JupyterLab, a key pressed on a control moves the control, not the selected cell.
+        f'<div class="qtutor-live" data-waiting="{name}" data-lm-suppress-shortcuts="true" role="group" '
+        f'aria-label="{escape(label)}"><style>{(FOLDER / "live.css").read_text(encoding="utf-8")}</style>'
+        f"<div data-still>{still}<p><small>{STILL}</small></p></div>"
+        f'<script type="application/json">{stored}</script>'
+        f"<script>(() => {{\n{script(name)}{MOUNT % name}}})();</script></div>"
+    )
+    if len(html) > LARGEST:
+        raise QtutorError(
+            f"the widget {name} takes {len(html):,} characters, more than the {LARGEST:,} that one may add to a "
+            "notebook. Store fewer numbers with it."
+        )
+    return Live(html)
+
+
+def script(name: str) -> str:
+    """The functions of the widget ``name`` and those that all widgets share, as JavaScript."""
+    return "\n".join((FOLDER / f"{file}.js").read_text(encoding="utf-8") for file in ("shared", name))
