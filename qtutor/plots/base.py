@@ -21,7 +21,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#000000",
 )
 SAND = "#F2E2B6"  # for areas: YELLOW would glare
-GREY = "#BBBBBB"  # for areas, too
+GREY, PALE = "#BBBBBB", "#DCEFFA"  # for areas, too
+DARK_GREY, BROWN = "#777777", "#8C564B"  # where eight colours are too few
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 

@@ -6,10 +6,23 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure
+from qtutor.plots.base import (
+    BLACK,
+    BLUE,
+    BROWN,
+    DARK_GREY,
+    GREEN,
+    MARKERS,
+    ORANGE,
+    PALE,
+    PURPLE,
+    RED,
+    SKY,
+    new_figure,
+)
 from qtutor.plots.comparison import Point, best, label
 
-COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, "#777777", "#8C564B", BLACK)
+COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, DARK_GREY, BROWN, BLACK)
 SHAPES = (*MARKERS, "X", "<", ">", "p")
 
 
@@ -227,7 +240,7 @@ def decision(branches: Sequence[tuple[str, str, str]]) -> Figure:
     ax.set(xlim=(0, 10), ylim=(len(branches) + 0.1, -0.6))
     ax.axis("off")
     asks = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": BLACK, "linewidth": 0.9}
-    takes = {"boxstyle": "round,pad=0.35", "facecolor": "#DCEFFA", "edgecolor": BLUE, "linewidth": 0.9}
+    takes = {"boxstyle": "round,pad=0.35", "facecolor": PALE, "edgecolor": BLUE, "linewidth": 0.9}
     for row, (question, take, figures) in enumerate(branches):
         ax.text(0.05, row, question, va="center", fontsize=8.5, bbox=asks, wrap=False)
         ax.annotate("", (6.0, row), (5.35, row), arrowprops={"arrowstyle": "->", "color": BLUE})

@@ -38,6 +38,7 @@ class Claim:
 
 
 def six_percent(of: Stored) -> Judged | None:
+    """How far perplexity rises with each method at 4 bits; within two standard errors of 6 % it is too close to say."""
     found = of.listed(AT_FOUR_BITS)
     if not found:
         return None
@@ -58,6 +59,7 @@ def smaller(found: dict, size: str = "64") -> tuple[float, float]:
 
 
 def four_times(of: Stored) -> Judged | None:
+    """True bits and sizes of layers and of the whole model at 4 bits, groups of 64."""
     found = of.found("four_times")
     if found is None:
         return None
@@ -68,6 +70,7 @@ def four_times(of: Stored) -> Judged | None:
 
 
 def near_zero(of: Stored) -> Judged | None:
+    """Shares of weights within one standard deviation and beyond three, beside those of a bell curve."""
     found = of.found("near_zero")
     if found is None:
         return None
@@ -84,6 +87,7 @@ def won_back(found: dict) -> dict[str, list[float]]:
 
 
 def one_percent(of: Stored) -> Judged | None:
+    """What 1 % of the channels kept in float wins back of the loss, by who chooses them."""
     found = of.found("one_percent")
     if found is None:
         return None
@@ -95,6 +99,7 @@ def one_percent(of: Stored) -> Judged | None:
 
 
 def super_weight(of: Stored) -> Judged | None:
+    """By how much perplexity grows without the worst single weight, beside the largest ones."""
     found = of.found("super_weight")
     if found is None:
         return None
@@ -107,6 +112,7 @@ def super_weight(of: Stored) -> Judged | None:
 
 
 def three_quarters(of: Stored) -> Judged | None:
+    """How perplexity rises at 8, 4 and 3 bits."""
     rows = [of.models[name] for name in ("RTN 8", "RTN 4", "RTN 3") if name in of.models]
     if len(rows) < 3:
         return None
@@ -117,6 +123,7 @@ def three_quarters(of: Stored) -> Judged | None:
 
 
 def same_algorithm(of: Stored) -> Judged | None:
+    """How many tokens flip, and whether logits are those of float layers with the same numbers."""
     found = of.found("same_algorithm")
     if found is None:
         return None
@@ -132,6 +139,7 @@ def same_algorithm(of: Stored) -> Judged | None:
 
 
 def calibration(of: Stored) -> Judged | None:
+    """KL with other texts to calibrate, beside that with matched text."""
     found = of.found("calibration")
     if found is None:
         return None
@@ -157,6 +165,7 @@ def arithmetic_kept(of: Stored, name: str) -> tuple[float, float, float] | None:
 
 
 def perplexity_hides(of: Stored) -> Judged | None:
+    """Sums that are still right, beside what perplexity suggests."""
     found = {name: arithmetic_kept(of, name) for name in ("RTN 4", "NF4", "RTN 3")}
     if None in found.values():
         return None
@@ -178,6 +187,7 @@ def kinds_kept(of: Stored, name: str) -> dict[str, float] | None:
 
 
 def exact_first(of: Stored) -> Judged | None:
+    """At 3 bits: what is left of exact answers, and of the others."""
     kept = kinds_kept(of, "RTN 3")
     if kept is None:
         return None
@@ -190,6 +200,7 @@ def exact_first(of: Stored) -> Judged | None:
 
 
 def fine_tune(of: Stored) -> Judged | None:
+    """Codes that a training step moves, and what a new task reaches in the codes and with adapters beside them."""
     found = of.found("fine_tune")
     if found is None:
         return None
@@ -223,6 +234,7 @@ CLAIMS = (
 
 
 def find(name: str) -> Claim:
+    """The claim called ``name``."""
     return next(claim for claim in CLAIMS if claim.name == name)
 
 
