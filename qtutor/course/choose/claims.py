@@ -255,7 +255,24 @@ def rows() -> list[list[str]]:
 HEADER = ["claim", *(f"{name}" for name in NAMES.values())]
 
 
-def readme_table() -> str:
-    """The same as Markdown, for the README."""
+def page_table() -> str:
+    """The same as Markdown, for ``benchmarks/claims.md``."""
     lines = [HEADER, ["---"] * len(HEADER), *rows()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def in_short() -> str:
+    """All verdicts in a few sentences, for the README."""
+    told = []
+    for source, name in NAMES.items():
+        found = {claim.says: claim.judge(stored(source)) for claim in CLAIMS}
+        parts = []
+        for verdict in (HOLDS, PARTLY, FAILS):
+            says = [f'"{one}"' for one, judged in found.items() if judged and judged.verdict == verdict]
+            parts += [f"{verdict}: {', '.join(says)}"] if says else []
+        missing = sum(judged is None for judged in found.values())
+        told.append(f"{name}: {'; '.join(parts)}" + (f"; {missing} not measured" if missing else ""))
+    return (
+        f"{len(CLAIMS)} claims that people make of quantization, put to the test by chapter 12 (with figures: "
+        f"[claims.md](benchmarks/claims.md)). On {'. On '.join(told)}."
+    )

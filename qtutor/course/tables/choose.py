@@ -20,7 +20,7 @@ def verdict(name: str) -> None:
 
 
 def every_claim() -> None:
-    """The table that the README has, too."""
+    """The table that ``benchmarks/claims.md`` has, too."""
     table(claims.HEADER, *claims.rows())
 
 

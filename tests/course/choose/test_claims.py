@@ -22,9 +22,12 @@ def of(models: dict | None = None, found: dict | None = None) -> Stored:
     return Stored({EMBEDDED: {"models": rows, "claims": found or {}}}, EMBEDDED)
 
 
-def test_the_table_of_the_readme_is_current():
-    text = README.read_text(encoding="utf-8").split("<!-- claims: begin -->\n")[1].split("\n<!-- claims: end -->")[0]
-    assert text == claims.readme_table()
+def test_the_table_and_the_readme_are_current():
+    text = README.read_text(encoding="utf-8").split("<!-- claims: begin -->")[1].split("<!-- claims: end -->")[0]
+    assert text == claims.in_short()
+    page = (README.parent / "benchmarks" / "claims.md").read_text(encoding="utf-8")
+    assert page.endswith("\n\n" + claims.page_table() + "\n")
+    assert all(page.count(claim.says) == 1 for claim in claims.CLAIMS)
 
 
 def test_every_stored_number_says_how_and_when():
