@@ -18,6 +18,7 @@ from qtutor.gguf.parts import read_whole
 from qtutor.measure.losses import model_bytes
 
 
+@torch.inference_mode(False)  # kernels keep nothing of tensors whose changes torch does not count
 def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, device: str | None = None):
     """``(model, tokenizer)`` of whatever a person may name.
 

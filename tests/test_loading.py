@@ -10,6 +10,7 @@ from qtutor import loading
 from qtutor.decoder import EMBEDDED
 from qtutor.formats import tokenizers_files
 from qtutor.gguf.reader import read
+from qtutor.runtime.kernels import cpu
 from tests.gguf.small_tokenizers import letters
 from tests.models import some_ids, tiny
 
@@ -103,3 +104,15 @@ def test_a_folder_of_ours_comes_before_other_checkpoints_in_it(tmp_path):
     shutil.copy(source, ours / "model.gguf")
     for loaded in (qtutor.load(ours, device="cpu")[0], qtutor.load_quantized(ours, device="cpu")):
         assert type(loaded.model.layers[0].mlp.up_proj).__name__ == "QuantLinear"
+
+
+def test_what_is_loaded_in_inference_mode_is_as_fast(tmp_path):
+    model = tiny()
+    qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=32), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", tokenizer=letters())
+    x = torch.randn(1, 64)
+    with torch.inference_mode():
+        for loaded in (qtutor.load_quantized(folder, device="cpu"), qtutor.load(folder, device="cpu")[0]):
+            layer = loaded.model.layers[0].self_attn.q_proj
+            assert layer.kernel(x) is model.model.layers[0].self_attn.q_proj.kernel(x) is cpu
+            assert not any(tensor.is_inference() for tensor in loaded.state_dict().values())

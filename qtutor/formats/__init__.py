@@ -79,11 +79,14 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     Our own layout, and those of other tools, with their packed codes; a GGUF file as the float32 weights that it stands
     for. Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
+    import torch
+
     from qtutor.formats import foreign_reading, gguf, native
     from qtutor.formats.documents import reading
     from qtutor.formats.gguf_files import file_in
 
-    with reading(source):
+    # Also where a caller is in inference mode: kernels keep nothing of tensors whose changes torch does not count.
+    with reading(source), torch.inference_mode(False):
         ours = (Path(source) / native.ABOUT).is_file()
         if not ours and Path(source).is_dir() and foreign_reading.settings_in(Path(source)) is not None:
             return foreign_reading.load(source, device)
