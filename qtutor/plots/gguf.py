@@ -218,8 +218,8 @@ SUPER_BLOCK = (
 )
 ALL_TYPES = (
     "Relative error, logarithmic, against true bits a weight for the types of the table, with a dotted line that falls "
-    "by half for every bit and goes through Q4_0. An inset shows the types of 4 to 5 bits larger. The K types and both "
-    "IQ4 lie below the line, Q5_0 and Q8_0 on it, Q4_1, Q5_1, MXFP4 and the types of three levels above."
+    "by half for every bit and goes through Q4_0. An inset shows the types of 4 to 5 bits larger. The K types, both "
+    "IQ4 and Q1_0 lie below the line, Q5_0, Q8_0 and NVFP4 on it, Q4_1, Q5_1, MXFP4, TQ1_0, TQ2_0 and Q2_0 above."
 )
 MIXES = (
     "KL divergence, logarithmic, against true bits a weight. From Q2_K to Q8_0 the mixes fall steadily; the same mixes "
