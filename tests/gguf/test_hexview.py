@@ -240,7 +240,7 @@ def test_inspect_shows_a_block(path, capsys, monkeypatch):
     [
         (
             ["--tensor", "blk.0.Q4K.weight"],
-            "no tensor 'blk.0.Q4K.weight' among its 19. Did you mean blk.0.Q4_K.weight or",
+            "no tensor 'blk.0.Q4K.weight' among its 22. Did you mean blk.0.Q4_K.weight or",
         ),
         (["--tensor", "zzzzzz"], "lists all"),
         (["--tensor", "blk.0.Q4_K.weight", "--block", "4"], "blk.0.Q4_K.weight has no block 4: it has 4, 0 to 3"),
