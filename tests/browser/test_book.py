@@ -261,7 +261,7 @@ def test_a_word_of_the_glossary_is_explained_under_the_mouse_and_on_its_page(ope
     link = page.locator("article a[href*='glossary.html#zero-point']")
     assert link.count() == 1 and link.get_attribute("title").startswith("The code that stands for 0.")
     link.click()
-    assert page.locator("section#zero-point h2").is_visible()
+    page.locator("section#zero-point h2").wait_for(state="visible")  # fails if it never is
 
 
 def test_the_frame_of_the_page_has_no_links_to_other_machines(open_page, site):
