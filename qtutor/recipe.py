@@ -157,7 +157,8 @@ class Recipe:
             raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
         own = {"bits": codebook.bits, "symmetric": True}
         sizes = OWN_SIZES.get(codebook, (self.group_size,))
-        if self.group_size not in (*sizes, Recipe.group_size):  # the default again
+        # The default again. Groups of 32 are no rows.
+        if codebook in (FP8, FP8_TILES) and self.group_size not in (*sizes, Recipe.group_size):
             fit = " or ".join(map(str, (*sizes, FP8_TILES.tile) if self.method == "fp8" else sizes))
             raise QtutorError(f"group_size = {self.group_size}: {whose} {fit}. Leave it out, or choose another method.")
         own["group_size"] = self.group_size if self.group_size in sizes else sizes[0]

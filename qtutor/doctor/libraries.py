@@ -59,6 +59,8 @@ def _compressed_tensors(layer: Layer) -> torch.Tensor | None:
         compressed_settings.PACKED: ("pack_quantized", "PackedQuantizationCompressor"),
         compressed_settings.INTEGERS: ("naive_quantized", "IntQuantizationCompressor"),
         compressed_settings.FLOATS: ("naive_quantized", "FloatQuantizationCompressor"),
+        compressed_settings.POWERS: ("mxfp4", "MXFP4PackedCompressor"),
+        compressed_settings.PRODUCTS: ("nvfp4", "NVFP4PackedCompressor"),
     }.get(layer.layout.kind, (None, None))
     if module is None:
         return None

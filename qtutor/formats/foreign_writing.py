@@ -97,11 +97,22 @@ def _write_about(new: Path, model: nn.Module, config, keys: dict, tokenizer) -> 
     config.architectures = [type(model).__name__]
     config.save_pretrained(new)
     values = json.loads((new / CONFIG).read_text(encoding="utf-8"))
-    _write_json(new / CONFIG, values | keys)
+    _write_json(new / CONFIG, values | _older_names(values) | keys)
     if ending := generation_settings(model):
         _write_json(new / GENERATION, ending)
     if tokenizer is not None:
         tokenizer.save_pretrained(new)
+
+
+def _older_names(values: dict) -> dict:
+    """What transformers 5 keeps in ``rope_parameters``, by its names before: an engine that knows only these (mlx-lm)
+    would turn positions by the usual 10000 without a word.
+    """
+    rope = values.get("rope_parameters") or {}
+    found = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    if rope.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {name: value for name, value in rope.items() if name not in found}
+    return found
 
 
 def _write_json(path: Path, values: Mapping) -> None:

@@ -51,6 +51,7 @@ def test_greedy_tokens_are_equal(tmp_path, recipe):
 
 @pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
 def test_a_real_model(tmp_path):
+    """Its positions are turned by another base than the usual 10000."""
     model, tokenizer = qtutor.load("smollm2", dtype=torch.float32, device="cpu")
     qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=64), progress=False)
     theirs = loaded(model, tokenizer, tmp_path / "out")

@@ -15,7 +15,7 @@ from qtutor.formats.foreign import pattern
 from qtutor.formats.words import from_words, to_words, words_in
 from tests.formats.foreign_folders import check_comes_back, exported, refused, words
 from tests.gguf.small_tokenizers import letters
-from tests.models import tiny
+from tests.models import some_ids, tiny
 from tests.reference import layouts as slow
 
 FITTING = {"bitsandbytes": {"method": "nf4"}, "modelopt": {"symmetric": True}}
@@ -159,3 +159,24 @@ def test_conversion_from_format_to_format_rounds_nothing(tmp_path):
         source = qtutor.export(model, tmp_path / f"{form} again", form, tokenizer)
     for name in ("model.safetensors", "config.json", "quantize_config.json"):
         assert (folder / name).read_bytes() == (source / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("form", ["compressed-tensors", "gptq", "awq", "mlx"])
+@pytest.mark.parametrize("scaled", [{}, {"rope_type": "linear", "factor": 2.0}])
+def test_engines_that_know_older_names_find_how_positions_turn(tmp_path, form, scaled):
+    model = tiny()
+    config = type(model.config)(
+        **model.config.to_dict() | {"rope_parameters": {"rope_theta": 123456.0, "rope_type": "default"} | scaled}
+    )
+    changed = type(model)(config).eval()
+    changed.load_state_dict(model.state_dict())
+    recipe = qtutor.Recipe(bits=4, group_size=32, symmetric=form == "gptq")
+    qtutor.quantize(changed, recipe, progress=False)
+    folder = qtutor.export(changed, tmp_path / "out", form, letters())
+    written = json.loads((folder / "config.json").read_text("utf-8"))
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 123456.0
+    assert written.get("rope_scaling", {}) == scaled
+    again = qtutor.load(folder, device="cpu")[0]
+    assert again.config.rope_parameters == changed.config.rope_parameters
+    with torch.inference_mode():
+        assert torch.equal(again(some_ids()).logits, changed(some_ids()).logits)
