@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 import traceback
-from importlib.metadata import version
 
 from qtutor.cli import compare, convert, course, doctor, evaluate, generate, inspect, quantize
 from qtutor.cli.parsing import Parser, parser_with_examples
@@ -81,6 +80,8 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help=help)
 
     def __call__(self, parser, namespace, values, option_string=None):
+        from importlib.metadata import version
+
         print(f"qtutor {version('qtutor')}")
         parser.exit()
 
