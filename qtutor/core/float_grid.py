@@ -120,7 +120,8 @@ class BlockGrid(FloatGrid):
 
     block: the number of weights that share a scale. scales: ``"e8m0"``, powers of two, or ``"e4m3"``, times
     :attr:`unit`. wider: what else to multiply the range of a block by, and keep where the squared error is less.
-    unit: the number for the whole tensor; :meth:`for_tensor` finds it, once (``settled``). Two grids that differ only
+    unit: the number for the whole tensor; :meth:`for_tensor` finds it, once: then, and where there is none, the grid
+    is ``settled``. Two grids that differ only
     in how scales are found are equal, because the same codes and scales stand for the same weights.
     """
 
@@ -144,7 +145,7 @@ class BlockGrid(FloatGrid):
 
         Several matrices get one unit for all. A grid that has been through this stays as it is.
         """
-        if self.scales == "e8m0" or self.settled or not any(weight.numel() for weight in weights):
+        if self.settled or not any(weight.numel() for weight in weights):
             return self
         largest = max(float(weight.detach().abs().max()) for weight in weights if weight.numel())
         mantissa, exponent = math.frexp(largest / (4 * E4M3.largest))
@@ -193,5 +194,5 @@ def _power(numbers: torch.Tensor, up: float) -> torch.Tensor:
 
 FP8 = FloatGrid("fp8", E4M3)
 FP8_TILES = TileGrid("fp8 tiles", E4M3)
-MXFP4 = BlockGrid("mxfp4", E2M1, block=32, scales="e8m0")
+MXFP4 = BlockGrid("mxfp4", E2M1, block=32, scales="e8m0", settled=True)
 NVFP4 = BlockGrid("nvfp4", E2M1, block=16, scales="e4m3", wider=(1.5,))

@@ -31,9 +31,9 @@ class Scales(ABC):
 
     NAMES: ClassVar[tuple[str, ...]]
 
-    @abstractmethod
     def decode(self) -> torch.Tensor:
         """The scales, float16 or float32 ``[out, groups]`` or ``[1, 1]``."""
+        return self.rows(slice(None))
 
     @abstractmethod
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
@@ -145,9 +145,6 @@ class PowerScales(Scales):
         """Store ``scales``, float32 powers of two from 2^-126 on."""
         return cls((scales.contiguous().view(torch.int32) >> 23).to(torch.uint8))
 
-    def decode(self) -> torch.Tensor:
-        return self.rows(slice(None))
-
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         codes = rows_of(self.codes, index)
         scales = (codes.int() << 23).view(torch.float32)
@@ -178,9 +175,6 @@ class FloatScales(Scales):
         """Store ``scales``, float32, each of them a value of E4M3 times ``unit``."""
         codes = (scales / unit).to(torch.float8_e4m3fn).view(torch.uint8)
         return cls(codes, torch.tensor(unit, dtype=torch.float32, device=scales.device))
-
-    def decode(self) -> torch.Tensor:
-        return self.rows(slice(None))
 
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         return rows_of(self.codes, index).view(torch.float8_e4m3fn).float() * self.of_all
@@ -216,9 +210,6 @@ class TileScales(Scales):
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> "TileScales":
         """The packed codes beside the tiles tell how many rows there are."""
         return cls(tensors["scale_tiles"], len(tensors["packed"]))
-
-    def decode(self) -> torch.Tensor:
-        return self.rows(slice(None))
 
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         return self.tiles[torch.arange(self.count, device=self.tiles.device)[index] // self.TILE]

@@ -96,7 +96,7 @@ def _grids(weights: Weights, recipes: dict[str, Recipe]) -> dict[str, Grid]:
     """
     grids = {}
     for own in set(recipes.values()):
-        if isinstance(own.grid, BlockGrid):
+        if isinstance(own.grid, BlockGrid) and not own.grid.settled:
             names = [name for name in recipes if recipes[name] == own]
             tensors = [weights.tensor(f"{name}.weight") for name in names]
             grids |= dict.fromkeys(names, for_tensor(own.grid, *tensors))
