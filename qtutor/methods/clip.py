@@ -48,12 +48,14 @@ def search(
         fitted = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group as a group of its own
         for scale, zero in zip(*(part.unflatten(1, (-1, len(some))).movedim(-1, 0).contiguous() for part in fitted)):
             tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
-            if best is None:
-                best = tried
-                continue
-            better = tried[0] < best[0]  # not <=: of equals the first stays, which is the wider range
-            best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
+            best = tried if best is None else cheaper(best, tried)  # of equals the wider range
     return best[1], best[2]
+
+
+def cheaper(best: tuple[torch.Tensor, ...], tried: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Of two (cost, scale, zero), each ``[out, groups]``, the one of less cost for every group."""
+    better = tried[0] < best[0]  # not <=: of equals the first stays
+    return tuple(torch.where(better, new, old) for new, old in zip(tried, best))
 
 
 def search_together(

@@ -27,7 +27,7 @@ from qtutor.core.grid import IntGrid, encode_groups, fit_groups, storable
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.errors import QtutorError
 from qtutor.methods import rtn
-from qtutor.methods.clip import TINY, rounding_errors
+from qtutor.methods.clip import TINY, cheaper, rounding_errors
 
 P = 0.7
 BETA = 10.0
@@ -61,9 +61,7 @@ def search(grouped: torch.Tensor, grid: IntGrid) -> tuple[torch.Tensor, torch.Te
     best = norm(grouped, scale, zero, grid), scale, zero
     for turn in range(TURNS):
         scale, zero = improved(grouped, scale, zero, grid, BETA * GROWTH**turn)
-        tried = norm(grouped, scale, zero, grid), scale, zero
-        better = tried[0] < best[0]  # not <=: of equals the first stays
-        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best))
+        best = cheaper(best, (norm(grouped, scale, zero, grid), scale, zero))
     return best[1], best[2]
 
 
