@@ -24,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 
+import pages
 import torch
 
 import qtutor
@@ -46,9 +47,7 @@ from qtutor.measure.texts import text_of
 from qtutor.methods import rtn
 from qtutor.runtime.linear import QuantLinear
 
-README = Path(__file__).parent.parent / "README.md"
 PAGE = Path(__file__).with_suffix(".md")
-BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 DRAWS, SAMPLES, LENGTH = 3, 32, 512
 TOKENS = {EMBEDDED: 8192, SMOLLM2: 2048}
 QUESTIONS = 100  # of each kind
@@ -364,8 +363,7 @@ def write() -> None:
         + "\n",
         encoding="utf-8",
     )
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(before + BEGIN + in_short() + END + rest.split(END)[1], encoding="utf-8")
+    pages.write(pages.README, "claims", in_short())
 
 
 def main() -> None:

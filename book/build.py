@@ -24,6 +24,7 @@ from pathlib import Path
 import chapters
 import nbformat
 
+from benchmarks import pages
 from qtutor.course import glossary
 from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
@@ -151,9 +152,8 @@ def index(known: list[chapters.Chapter], tree: list[str]) -> str:
     text = (BOOK / "index.md").read_text(encoding="utf-8")
     contents = "\n".join([chapters.as_list(known), "```{toctree}", ":hidden:", "", *tree, "```", ""])
     parts = {LIST_OF_CHAPTERS: contents, PICTURE: panels_of(PICTURES / "widths.svg")}
-    readme = chapters.README.read_text(encoding="utf-8")
     for name in ("decoder_sensitivity", "methods"):
-        parts[f"<!-- results: {name} -->"] = readme.split(f"<!-- {name}: begin -->\n")[1].split("<!-- ")[0]
+        parts[f"<!-- results: {name} -->"] = pages.read(chapters.README, name) + "\n"
     for marker, content in parts.items():
         if marker not in text:
             raise QtutorError(f"book/index.md has no line {marker!r}, where something is put in: add it.")

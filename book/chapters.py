@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 
+from benchmarks import pages
 from qtutor.course import exercises, glossary
 from qtutor.errors import QtutorError
 
@@ -20,7 +21,6 @@ BOOK = Path(__file__).resolve().parent
 NOTEBOOKS = BOOK.parent / "notebooks"
 README = BOOK.parent / "README.md"
 TEACHING = BOOK / "teaching.md"
-BEGIN, END = "<!-- timetable: begin -->\n", "<!-- timetable: end -->"
 ROW = re.compile(r"^\| \[[^\]]*\]\(notebooks/([^)]*)\) \| (.*) \| (.*) \|$", re.MULTILINE)
 
 
@@ -89,10 +89,7 @@ def timetable(chapters: list[Chapter]) -> str:
 
 
 def main() -> int:
-    text = TEACHING.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    table = timetable(all_chapters())
-    TEACHING.write_text(f"{before}{BEGIN}{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    pages.write(TEACHING, "timetable", timetable(all_chapters()))
     return 0
 
 

@@ -89,5 +89,10 @@ def scores_table(measured: Mapping[str, Score], against: Mapping[str, str] | Non
 
 def table(header: list, *rows: list) -> None:
     """Show rows as a Markdown table, which Jupyter and the book render."""
+    display(Markdown(as_markdown(header, *rows)))
+
+
+def as_markdown(header: list, *rows: list) -> str:
+    """Rows as a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    display(Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)))
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from qtutor.course.choose.candidates import AT_FOUR_BITS
 from qtutor.course.choose.results import EMBEDDED, NAMES, SMOLLM2, Stored, stored
+from qtutor.course.scores import as_markdown
 from qtutor.course.tables import SAME, deviation
 from qtutor.decoder import tasks
 
@@ -252,13 +253,12 @@ def rows() -> list[list[str]]:
     return table
 
 
-HEADER = ["claim", *(f"{name}" for name in NAMES.values())]
+HEADER = ["claim", *NAMES.values()]
 
 
 def page_table() -> str:
     """The same as Markdown, for ``benchmarks/claims.md``."""
-    lines = [HEADER, ["---"] * len(HEADER), *rows()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return as_markdown(HEADER, *rows())
 
 
 def in_short() -> str:

@@ -1,15 +1,13 @@
 """Claims: what is stored is what the README says, verdicts have margins, and rows that are missing are said to be."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from benchmarks import pages
 from qtutor.course.choose import claims, results
 from qtutor.course.choose.candidates import AT_FOUR_BITS, CANDIDATES, OF_SMOLLM2
 from qtutor.course.choose.results import EMBEDDED, SMOLLM2, Stored, stored
-
-README = Path(__file__).parents[3] / "README.md"
 
 
 def of(models: dict | None = None, found: dict | None = None) -> Stored:
@@ -23,9 +21,8 @@ def of(models: dict | None = None, found: dict | None = None) -> Stored:
 
 
 def test_the_table_and_the_readme_are_current():
-    text = README.read_text(encoding="utf-8").split("<!-- claims: begin -->")[1].split("<!-- claims: end -->")[0]
-    assert text == claims.in_short()
-    page = (README.parent / "benchmarks" / "claims.md").read_text(encoding="utf-8")
+    assert pages.read(pages.README, "claims") == claims.in_short()
+    page = pages.README.with_name("benchmarks").joinpath("claims.md").read_text(encoding="utf-8")
     assert page.endswith("\n\n" + claims.page_table() + "\n")
     assert all(page.count(claim.says) == 1 for claim in claims.CLAIMS)
 
