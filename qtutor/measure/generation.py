@@ -1,6 +1,7 @@
 """What a decoder writes, and how much of it is right: greedy text, answers to questions, code that parses."""
 
 import ast
+from collections.abc import Sequence
 
 import torch
 
@@ -23,17 +24,22 @@ def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count:
     """
     result = {}
     for kind in kinds or tuple(tasks.KINDS):
-        asked = tasks.questions(kind, count)
-        prompts = [f"{tasks.PROMPT}{expression}\n" for expression, _ in asked]
-        longest = 1 + max(len(answer) for _, answer in asked)  # a token is at least a character long
-        if not all(fitting(model, tokenizer, prompts, longest)):
-            raise TooShort(_too_short(model, f"a question of kind {kind!r} and its answer"))
-        texts = generate_batch(model, tokenizer, prompts, longest)
-        right = [
-            text[len(prompt) :].startswith(f"{answer}\n") for prompt, text, (_, answer) in zip(prompts, texts, asked)
-        ]
+        right = right_answers(model, tokenizer, tasks.questions(kind, count), f"a question of kind {kind!r}")
         result[kind] = sum(right) / count
     return result
+
+
+def right_answers(model, tokenizer, asked: Sequence[tuple[str, str]], what: str = "a question") -> list[bool]:
+    """Which of the interpreter's questions ``asked``, (expression, answer), are answered right.
+
+    Right and too short are what they are in :func:`task_accuracy`; what: how the error calls a question.
+    """
+    prompts = [f"{tasks.PROMPT}{expression}\n" for expression, _ in asked]
+    longest = 1 + max(len(answer) for _, answer in asked)  # a token is at least a character long
+    if not all(fitting(model, tokenizer, prompts, longest)):
+        raise TooShort(_too_short(model, f"{what} and its answer"))
+    texts = generate_batch(model, tokenizer, prompts, longest)
+    return [text[len(prompt) :].startswith(f"{answer}\n") for prompt, text, (_, answer) in zip(prompts, texts, asked)]
 
 
 def first_body(beginning: str, continuation: str) -> str:

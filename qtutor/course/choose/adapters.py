@@ -8,14 +8,16 @@ Left out: paged optimizers, dropout, and adapters in 16 bits.
 """
 
 import random
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qtutor.core.grid import IntGrid
+from qtutor.course.choose.steps import recoded
 from qtutor.families import decoder_blocks
-from qtutor.measure.generation import generate_batch
+from qtutor.measure.generation import right_answers
 from qtutor.methods import rtn
 from qtutor.runtime.linear import QuantLinear
 
@@ -45,8 +47,7 @@ def with_adapters(model, rank: int = RANK, seed: int = 0) -> list[nn.Parameter]:
         layers = {name: m for name, m in block.named_modules() if isinstance(m, QuantLinear | nn.Linear)}
         for name, layer in layers.items():
             adapter = Adapter(layer, rank)
-            parent, _, last = name.rpartition(".")
-            setattr(block.get_submodule(parent), last, adapter)
+            block.set_submodule(name, adapter)
             trained += [adapter.a, adapter.b]
     return trained
 
@@ -79,10 +80,7 @@ def examples(tokenizer, count: int, seed: int, each: int = 6) -> tuple[torch.Ten
 def right(model, tokenizer, count: int = 100, seed: int = 10**6) -> float:
     """The share of ``count`` new questions that greedy decoding answers right."""
     rng = random.Random(seed)
-    pairs = [question(rng) for _ in range(count)]
-    prompts = [f">>> {asked}\n" for asked, _ in pairs]
-    texts = generate_batch(model, tokenizer, prompts, 12)
-    return sum(t[len(p) :].startswith(f"{a}\n") for t, p, (_, a) in zip(texts, prompts, pairs)) / count
+    return sum(right_answers(model, tokenizer, [question(rng) for _ in range(count)])) / count
 
 
 def train(model, tokenizer, trained, steps: int, rate: float, batch: int = 8, after=None) -> list[float]:
@@ -110,11 +108,8 @@ def rounded_again(layers: list[nn.Linear], bits: int = 4, group_size: int = 64):
 
     @torch.no_grad()
     def back() -> None:
-        from qtutor.course.choose.steps import recoded
-
         for place, (layer, now) in enumerate(zip(layers, fitted, strict=True)):
-            codes = recoded(now, layer.weight - now.dequantize())
-            fitted[place] = type(now)(codes, now.scales, now.zeros, now.grid, now.group_size)
+            fitted[place] = replace(now, codes=recoded(now, layer.weight - now.dequantize()))
             layer.weight.copy_(fitted[place].dequantize())
 
     back()

@@ -95,8 +95,7 @@ def by_sinq(model, bits: int, group_size: int = GROUP) -> None:
     """Replace every layer of the blocks by one that SINQ rounded; columns' scales stay beside the codes."""
     for name, layer in linear_layers(model).items():
         quantized, columns = sinq.quantize(layer.weight.detach(), IntGrid(bits), group_size)
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, ScaledLinear.from_scaled(quantized, columns, layer.bias))
+        model.set_submodule(name, ScaledLinear.from_scaled(quantized, columns, layer.bias))
 
 
 def bytes_in_16(model: nn.Module) -> int:

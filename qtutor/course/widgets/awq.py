@@ -70,27 +70,13 @@ def scale_search(model: torch.nn.Module, token_ids: torch.Tensor, tokenizer=None
     def draw(layers, outliers, bits, group_size, ratio):
         search = found(layers, outliers, bits, group_size)
         linear, _, mean_abs, *_ = pairs[outliers][layers]
-        step = ratios.index(ratio)
         scale = awq.scale_of(mean_abs, ratio)
         weights, levels, loud = _loudest_group(linear[0].weight, scale, mean_abs, IntGrid(bits), group_size)
-        errors, best = search.errors, search.ratio
-        least = min(errors) / max(errors[0], 1e-30)
         kl, written = whole(outliers, bits, group_size, ratio)
-        header = ["ratio", "its output error, of RTN's", "best ratio", "its output error", "largest scale / smallest"]
-        numbers = html_table(
-            [*header, "all layers with this ratio: KL"],
-            [
-                f"{ratio:.2f}",
-                f"{errors[step] / max(errors[0], 1e-30):.0%}",
-                f"{best:.2f}",
-                f"{least:.0%}",
-                f"{scale.max() / scale.min():.1f}",
-                f"{kl:.3f}",
-            ],
-        )
+        numbers = _numbers(ratio, search.errors[ratios.index(ratio)], search, scale, kl)
         titles = "the float decoder writes", f"all layers at {bits} bits with ratio {ratio:.2f}"
         texts = _beside(in_float, written, titles) if tokenizer is not None else ""
-        return search_and_group(ratios, errors, ratio, weights, levels, loud), numbers + texts
+        return search_and_group(ratios, search.errors, ratio, weights, levels, loud), numbers + texts
 
     def describe(layers, outliers, bits, group_size, ratio):
         return (
@@ -108,6 +94,16 @@ def scale_search(model: torch.nn.Module, token_ids: torch.Tensor, tokenizer=None
         bits=ipywidgets.IntSlider(value=3, min=2, max=8, description="bits"),
         group_size=ipywidgets.Dropdown(options=_sizes(model), value=64, description="group size"),
         ratio=ipywidgets.SelectionSlider(options=[(f"{r:.2f}", r) for r in ratios], value=0.5, description="ratio"),
+    )
+
+
+def _numbers(ratio: float, error: float, search: awq.Search, scale: torch.Tensor, kl: float) -> str:
+    """The table under the picture. error: of ``ratio``; kl: of the decoder that has it in all layers."""
+    plain = max(search.errors[0], 1e-30)
+    header = ["ratio", "its output error, of RTN's", "best ratio", "its output error", "largest scale / smallest"]
+    row = [f"{ratio:.2f}", f"{error / plain:.0%}", f"{search.ratio:.2f}", f"{min(search.errors) / plain:.0%}"]
+    return html_table(
+        [*header, "all layers with this ratio: KL"], [*row, f"{scale.max() / scale.min():.1f}", f"{kl:.3f}"]
     )
 
 
@@ -132,10 +128,7 @@ def _written(decoder: torch.nn.Module, tokenizer) -> tuple[str, list[bool]] | No
     if tokenizer is None:
         return None
     text = generation.generate(decoder, tokenizer, PROMPT, NEW_TOKENS)
-    prompts = [f">>> {a} + {b}\n" for a, b in SUMS]
-    answers = generation.generate_batch(decoder, tokenizer, prompts, 4)
-    lines = [answer[len(prompt) :].split("\n")[0] for prompt, answer in zip(prompts, answers)]
-    return text, [line.strip() == str(a + b) for line, (a, b) in zip(lines, SUMS)]
+    return text, generation.right_answers(decoder, tokenizer, [(f"{a} + {b}", str(a + b)) for a, b in SUMS])
 
 
 def _beside(before: tuple, after: tuple, titles: tuple[str, str]) -> str:

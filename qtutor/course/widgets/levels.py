@@ -151,5 +151,5 @@ def _short(points: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
 def _panel(relative: torch.Tensor, levels: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weights, levels and shares of the levels, as :func:`.levels_over_weights` takes them."""
     values = torch.tensor(LEVELS[levels], dtype=torch.float64)
-    places = torch.bucketize(relative, (values[1:] + values[:-1]) / 2)
+    places = nearest(relative, values)
     return relative, values, torch.bincount(places, minlength=len(values)) / len(relative)
