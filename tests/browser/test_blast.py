@@ -25,9 +25,7 @@ def shown(open_page):
     def show(**how):
         page, noted = open_page(**how)
         colours = "background:#121212;color:#ddd" if how.get("dark") else ""
-        page.set_content(
-            f"<!doctype html><html lang='en'><body style='{colours}'>{blast_radius()._repr_html_()}</body></html>"
-        )
+        page.set_content(f"<!doctype html><html lang='en'><body style='{colours}'>{blast_radius().html}</body></html>")
         return page, noted
 
     return show
@@ -138,7 +136,7 @@ def test_it_fits_the_page_and_every_bit_says_what_it_is(shown, width, dark):
 
 def test_two_on_one_page_do_not_disturb_each_other(open_page):
     page, noted = open_page()
-    page.set_content(f"<!doctype html><body>{blast_radius()._repr_html_() * 2}</body>")
+    page.set_content(f"<!doctype html><body>{blast_radius().html * 2}</body>")
     page.locator(".qtutor-blast >> nth=0").locator(".bits [data-bit='30']").click()
     chosen = page.locator(".bits [aria-pressed=true]").evaluate_all("all => all.map(one => one.dataset.bit)")
     assert chosen == ["30", page.locator(".qtutor-blast >> nth=1").get_attribute("data-start")]

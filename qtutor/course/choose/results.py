@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 STORED = Path(__file__).parents[1] / "stored" / "claims.json"
@@ -65,6 +66,7 @@ def document() -> dict:
     return json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
 
 
+@cache
 def stored(source: str = EMBEDDED) -> Stored:
     """What is stored of ``source``, :data:`EMBEDDED` or :data:`SMOLLM2`."""
     return Stored(document(), source)

@@ -6,7 +6,6 @@ takes the decoder itself, a KL for each bit and the texts, is stored (:mod:`qtut
 not run, a table with the numbers remains.
 """
 
-import json
 import statistics
 from dataclasses import asdict
 from html import escape
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from qtutor.course.bit_flips import BLOCK, LAYER, PROMPT, TYPE, bits_by_kind, document, part_of
 from qtutor.course.widgets.explorer import html_table
+from qtutor.course.widgets.live import Live, stored_with
 from qtutor.gguf import TYPES
 from qtutor.gguf.anatomy import strips_of
 
@@ -34,35 +34,21 @@ KINDS = {"d": "d", "dmin": "dmin", "scale": "a scale", "min": "a minimum", "code
 STILL = "The bits need a script: run this cell in a notebook, or read the chapter in the book."
 
 
-class BlastRadius:
-    """What :func:`blast_radius` returns: it shows itself as HTML."""
-
-    def __init__(self, html: str):
-        self.html = html
-
-    def __repr__(self) -> str:
-        return "(bits over a picture: click one)"
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-
-def blast_radius() -> BlastRadius:
+def blast_radius() -> Live:
     """The widget: a map of all 1,152 bits of a block coloured by KL, its 256 weights as bars, the decoder's text."""
     stored = document()
     shown = {key: stored[key] for key in ("block", "kl", "texts", "text_of")}
     shown |= {"strips": [asdict(strip) for strip in strips_of(TYPE)], "colours": COLOURS, "range": RANGE}
-    # "</" would end the script element early, and "<\/" is the same string in JSON.
-    data = json.dumps(shown, ensure_ascii=False).replace("</", "<\\/")
     worst = {kind: max(bits, key=stored["kl"].__getitem__) for kind, bits in bits_by_kind().items()}
     # suppress-shortcuts: in JupyterLab, a key pressed on a bit moves in the map, not to the next cell.
-    return BlastRadius(
+    return Live(
         f"<div class='qtutor-blast' data-still data-start='{worst['scale']}' data-lm-suppress-shortcuts='true' "
         f"role='group' aria-label='one bit of a block, flipped'><style>{STYLE}</style>"
         f"<p><b>{LAYER}, block {BLOCK}, as {TYPE}.</b> Every small square is one of its {len(stored['kl']):,} bits.</p>"
         f"<div class='live' hidden>{_map_html()}{_shortcuts_html(worst)}{_weights_html()}{_texts_html(stored)}</div>"
         f"{_table_html(stored['kl'])}<p data-remark><small>{STILL}</small></p>"
-        f"<script type='application/json'>{data}</script><script>{SCRIPT}</script></div>"
+        f"{stored_with(shown)}<script>{SCRIPT}</script></div>",
+        plain="(bits over a picture: click one)",
     )
 
 

@@ -11,11 +11,11 @@ from qtutor.gguf import TYPES
 
 
 def data_of(html: str) -> dict:
-    return json.loads(re.search(r"<script type='application/json'>(.*?)</script>", html, re.DOTALL)[1])
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)[1])
 
 
 def test_it_brings_all_that_its_script_needs():
-    html = blast_radius()._repr_html_()
+    html = blast_radius().html
     data, stored = data_of(html), bit_flips.document()
     assert {key: data[key] for key in ("block", "kl", "texts", "text_of")} == {
         key: stored[key] for key in ("block", "kl", "texts", "text_of")
@@ -23,11 +23,11 @@ def test_it_brings_all_that_its_script_needs():
     assert data["colours"] == list(COLOURS) and data["range"][0] < data["range"][1]
     assert sum(strip["count"] * strip["bits"] for strip in data["strips"]) == bit_flips.BITS
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|<link|<img| src=| id=", html)
-    assert len(html) < LARGEST and html == blast_radius()._repr_html_()
+    assert len(html) < LARGEST and html == blast_radius().html
 
 
 def test_every_field_of_the_block_has_its_place():
-    html = blast_radius()._repr_html_()
+    html = blast_radius().html
     places = re.findall(r"data-field='(\w+)' data-first='(\d+)' data-last='(\d+)'", html)
     assert [name for name, _, _ in places] == list(FIELDS) == [field.name for field in TYPES["Q4_K"].fields]
     at = 0
@@ -38,7 +38,7 @@ def test_every_field_of_the_block_has_its_place():
 
 
 def test_the_table_tells_each_kind_without_a_script():
-    html = blast_radius()._repr_html_()
+    html = blast_radius().html
     rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)][1:]
     assert [row[:3] for row in rows] == [
         ["d", "16", "256"],

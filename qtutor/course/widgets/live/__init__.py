@@ -28,13 +28,23 @@ for (const box of document.querySelectorAll('div.qtutor-live[data-waiting="%s"]'
 
 
 class Live:
-    """What :func:`live` returns: the last line of a cell shows it."""
+    """What a widget without a kernel returns: the last line of a cell shows it. plain: where no HTML is shown."""
 
-    def __init__(self, html: str):
-        self.html = html
+    def __init__(self, html: str, plain: str = "(a picture to move: it needs a page that runs scripts)"):
+        self.html, self.plain = html, plain
+
+    def __repr__(self) -> str:
+        return self.plain
 
     def _repr_mimebundle_(self, **_kwargs) -> dict:
-        return {"text/plain": "(a picture to move: it needs a page that runs scripts)", "text/html": self.html}
+        return {"text/plain": self.plain, "text/html": self.html}
+
+
+def stored_with(data: dict) -> str:
+    """The script element that holds ``data``, whatever JSON holds, for the script of a widget."""
+    # "</" would end the element early, and "<\/" is the same string in JSON.
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    return f'<script type="application/json">{text}</script>'
 
 
 def live(name: str, data: dict, still: str, label: str) -> Live:
@@ -43,14 +53,12 @@ def live(name: str, data: dict, still: str, label: str) -> Live:
     still: HTML for pages without scripts, a picture with its description. label: what the widget is, for those who
     cannot see it. Raises :class:`QtutorError` if the HTML is too large to be stored in a notebook.
     """
-    # "</" would end the script element early, and "<\/" is the same string in JSON.
-    stored = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     html = (
         # suppress-shortcuts: in JupyterLab, a key pressed on a control moves the control, not the selected cell.
         f'<div class="qtutor-live" data-waiting="{name}" data-lm-suppress-shortcuts="true" role="group" '
         f'aria-label="{escape(label)}"><style>{(FOLDER / "live.css").read_text(encoding="utf-8")}</style>'
         f"<div data-still>{still}<p><small>{STILL}</small></p></div>"
-        f'<script type="application/json">{stored}</script>'
+        f"{stored_with(data)}"
         f"<script>(() => {{\n{script(name)}{MOUNT % name}}})();</script></div>"
     )
     if len(html) > LARGEST:
