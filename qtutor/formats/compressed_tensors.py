@@ -61,9 +61,9 @@ which packed other bytes.
 import torch
 
 from qtutor.core.float_grid import FP8_TILES
+from qtutor.core.float_scales import FloatScales, PowerScales, TileScales
 from qtutor.core.packing import pack, unpack
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, resolve_group_size
-from qtutor.core.scales import FloatScales, PowerScales, TileScales
 from qtutor.errors import QtutorError
 from qtutor.formats import foreign_writing
 from qtutor.formats.compressed_settings import (

@@ -13,8 +13,9 @@ from torch import nn
 
 from qtutor.core.codebooks import FP4, INT8, NF4
 from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4, BlockGrid, FloatGrid
+from qtutor.core.float_scales import class_of_scales
 from qtutor.core.grid import Grid, IntGrid
-from qtutor.core.scales import NestedScales, class_of_scales
+from qtutor.core.scales import NestedScales
 from qtutor.errors import QtutorError, naming, shown
 from qtutor.families import embedding_scale, family_of, linear_layers
 from qtutor.formats.checkpoint import GENERATION, config_in, sharded

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qtutor.core.float_scales import as_stored
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.core.scales import as_stored
 from qtutor.methods import clip, rtn
 
 # Weights and a scale -> what they are once they are multiplied, rounded, and divided again.

@@ -27,9 +27,9 @@ from collections.abc import Iterator
 
 import torch
 
+from qtutor.core.float_scales import as_stored
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.core.scales import as_stored
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import rtn
 from qtutor.methods.clip import search

@@ -7,9 +7,9 @@ search of GPTQ's ``quant.py``: steps of a hundredth of the range, down to a fift
 
 import torch
 
+from qtutor.core.float_scales import as_stored
 from qtutor.core.grid import Grid, encode_groups, fit_groups, for_tensor, wider_ranges
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.core.scales import as_stored
 from qtutor.errors import check_choice
 from qtutor.methods.clip import search
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from qtutor.calibration.mapped import Weights
 from qtutor.core.codebooks import FP4, NF4
-from qtutor.core.scales import class_of_scales
+from qtutor.core.float_scales import class_of_scales
 from qtutor.errors import QtutorError, naming
 from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
 from qtutor.files import told

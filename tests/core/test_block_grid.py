@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import qtutor
 from qtutor import awq, gptq, rtn
 from qtutor.core.float_grid import FP8, MXFP4, NVFP4, BlockGrid
+from qtutor.core.float_scales import FloatScales, PowerScales, as_stored, class_of_scales
 from qtutor.core.numbers import E2M1, E4M3
-from qtutor.core.scales import FloatScales, PowerScales, as_stored, class_of_scales
 from tests.reference import float_blocks as slow
 
 GRIDS = [MXFP4, NVFP4]

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 import qtutor
 from qtutor import Recipe, rtn
 from qtutor.core.float_grid import FP8_TILES
-from qtutor.core.scales import TileScales
+from qtutor.core.float_scales import TileScales
 from qtutor.formats.compressed_settings import FLOATS
 from qtutor.formats.compressed_tensors import FORMAT
 from qtutor.formats.foreign import Layout
