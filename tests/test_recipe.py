@@ -43,7 +43,7 @@ def test_what_the_short_names_stand_for():
 
 
 def test_fp8_has_a_scale_for_each_row_or_for_the_tensor():
-    assert [Recipe("fp8", group_size=size).group_size for size in (64, -1, 0, 128)] == [-1, -1, 0, 128]
+    assert [Recipe("fp8", group_size=size).group_size for size in (None, -1, 0, 128)] == [-1, -1, 0, 128]
     assert Recipe("fp8", group_size=128) == Recipe("fp8", group_size=(128, 128)) == Recipe("fp8", group_size=[128, 128])
     recipe = Recipe("fp8")
     assert (recipe.bits, recipe.symmetric, recipe.rounder, recipe.plain_rounder) == (8, True, Nearest(), Nearest())
@@ -55,7 +55,7 @@ def test_fp8_has_a_scale_for_each_row_or_for_the_tensor():
 
 def test_methods_and_levels_of_blocks_fix_bits_and_groups():
     for name, grid in (("mxfp4", MXFP4), ("nvfp4", NVFP4)):
-        for recipe in (Recipe(name), Recipe("rtn", levels=name), Recipe("gptq", levels=name, group_size=128)):
+        for recipe in (Recipe(name), Recipe("rtn", levels=name), Recipe("gptq", levels=name)):
             assert recipe.grid is grid and (recipe.bits, recipe.symmetric, recipe.group_size) == (4, True, grid.block)
         assert Recipe(name).rounder == Recipe("rtn", levels=name).rounder == Nearest("none")
         assert Recipe("gptq", levels=name).rounder == Gptq("output")
@@ -124,7 +124,7 @@ def test_the_recipe_of_a_layer_is_its_own():
     recipes = recipe.of_layers(NAMES)
     assert all(own.layers == {} for own in recipes.values())
     assert [name for name, own in recipes.items() if own.needs_calibration] == ["model.layers.1.mlp.up_proj"]
-    sizes = ("int8", 64, 64), ("fp8", 0, 64), ("nf4", 32, 32), ("fp4", 128, 128), ("rtn", 16, 16)
+    sizes = ("int8", -1, 64), ("fp8", 0, 64), ("nf4", 32, 32), ("fp4", 128, 128), ("rtn", 16, 16)
     for method, group_size, expected in sizes:
         other = Recipe(method, group_size=group_size, layers={"*.down_proj": {"method": "gptq"}}).of_layers(NAMES)
         layer = other["model.layers.0.mlp.down_proj"]
@@ -312,9 +312,9 @@ def test_options_of_another_kind_are_not_guessed_at(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "fp8", "layers": {"*": {"bits": 4}}}, "bits = 4, and method 'fp8' has 8"),
+        ({"method": "fp8", "layers": {"*": {"bits": 4}}}, "layers: '\\*': bits = 4: method 'fp8' has 8"),
         ({"method": "nf4", "layers": {"*": {"symmetric": False}}}, "symmetric = False, and method 'nf4' has True"),
-        ({"layers": {"*": {"method": "int8", "group_size": 64}}}, "group_size = 64, and method 'int8' has -1"),
+        ({"layers": {"*": {"method": "int8", "group_size": 64}}}, "group_size = 64: method 'int8' has -1"),
     ],
 )
 def test_what_a_method_fixes_is_not_taken_for_something_else(options, message):

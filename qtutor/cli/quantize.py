@@ -57,7 +57,7 @@ def add_to(command) -> None:
     size = "in place of --bits: the size of the result, like 90MB; layers that matter more get more bits"
     sub.add_argument("--target-size", type=nbytes, metavar="SIZE", help=size)
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
-    sub.add_argument("--group-size", type=int, default=64, metavar="N", help=f"{groups} {default}")
+    sub.add_argument("--group-size", type=int, metavar="N", help=f"{groups} (default: 64, or the method's own)")
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
     clip = "narrow each group's range to the least error of its weights (mse) or of the layer's output; none: never"
     clips = ["none", "mse", "output"]
