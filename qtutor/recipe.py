@@ -77,8 +77,8 @@ class Recipe:
     levels: what rtn, awq and gptq round to: ``"integers"`` of so many bits, or ``"fp8"``, ``"mxfp4"``, ``"nvfp4"``
     (:mod:`qtutor.core.float_grid`), which fix bits and groups as the methods of these names do. So ``Recipe("gptq",
     levels="mxfp4")`` is GPTQ on MXFP4, and ``Recipe("rtn", levels="mxfp4")`` rounds as ``Recipe("mxfp4")`` does.
-    bits: 2 to 8, by itself 4. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it matters on the
-    calibration text (:mod:`qtutor.budget`).
+    bits: 2 to 8, by itself 4. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it
+    matters on the calibration text (:mod:`qtutor.budget`).
     group_size: the number of weights that share a scale, by itself 64; -1: one scale a row, 0: one a tensor. symmetric:
     the zero point is always the middle code.
     Bits and groups that contradict what a method or levels fix are refused; ``None`` leaves them to these. Afterwards

@@ -299,7 +299,16 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
         ({"layers": ["*.down_proj"]}, r"layers = \['\*\.down_proj'\]: exceptions by pattern"),
         ({"layers": {5: "float"}}, "layers = {5: 'float'}: exceptions by pattern"),
         ({"method": "fp8", "group_size": 32}, "group_size = 32: method 'fp8' has -1 or 0 or 128"),
+        ({"method": "fp8", "group_size": 64}, "group_size = 64: method 'fp8' has -1 or 0 or 128"),
         ({"levels": "fp8", "group_size": 128}, "group_size = 128: levels of 'fp8' have -1 or 0"),
+        ({"method": "int8", "group_size": 64}, "group_size = 64: method 'int8' has -1"),
+        ({"method": "int8", "group_size": 0}, "group_size = 0: method 'int8' has -1"),
+        ({"method": "mxfp4", "group_size": 64}, "group_size = 64: method 'mxfp4' has 32"),
+        ({"levels": "nvfp4", "group_size": 32}, "group_size = 32: levels of 'nvfp4' have 16"),
+        ({"method": "gptq", "levels": "mxfp4", "group_size": -1}, "group_size = -1: levels of 'mxfp4' have 32"),
+        ({"method": "int8", "bits": 4}, "bits = 4: method 'int8' has 8 bits"),
+        ({"levels": "fp8", "bits": 4}, "bits = 4: levels of 'fp8' have 8 bits"),
+        ({"layers": {"*": {"method": "mxfp4", "group_size": 64}}}, r"layers: '\*': group_size = 64: method 'mxfp4'"),
         ({"method": "fp8", "group_size": (128, 64)}, r"group_size = \(128, 64\): a whole number"),
         ({"group_size": (128, 128)}, r"group_size = \(128, 128\): a whole number"),
     ],
@@ -320,6 +329,31 @@ def test_options_of_another_kind_are_not_guessed_at(options, message):
 def test_what_a_method_fixes_is_not_taken_for_something_else(options, message):
     with pytest.raises(qtutor.QtutorError, match=message):
         qtutor.Recipe(**options)
+
+
+def test_bits_and_groups_that_say_what_a_method_has_anyway():
+    """Also those that a recipe shows, given to another one."""
+    for method, bits, group_size in (("int8", 8, -1), ("fp8", 8, -1), ("mxfp4", 4, 32), ("nvfp4", 4, 16), ("nf4", 4, 64)):
+        plain = qtutor.Recipe(method)
+        assert (plain.bits, plain.group_size) == (bits, group_size)
+        assert plain == qtutor.Recipe(method, bits, group_size) == qtutor.Recipe(**plain.as_dict())
+    assert (qtutor.Recipe().bits, qtutor.Recipe().group_size) == (4, 64)
+
+
+def test_an_exception_that_changes_no_levels_keeps_the_groups_of_fp8():
+    recipe = qtutor.Recipe("fp8", group_size=0, layers={"a": {"damping": 0.1}})
+    assert {one.group_size for one in recipe.of_layers(["a", "b"]).values()} == {0}
+    tiles = qtutor.Recipe("fp8", group_size=128, layers={"a": {"damping": 0.1}})
+    assert {one.grid for one in tiles.of_layers(["a", "b"]).values()} == {FP8_TILES}
+
+
+def test_bits_of_the_others_are_not_meant_for_a_method_with_its_own():
+    found = qtutor.Recipe(bits=3, layers={"a": {"method": "int8"}, "b": {"levels": "nvfp4"}}).of_layers(["a", "b", "c"])
+    assert {name: (one.bits, one.group_size) for name, one in found.items()} == {
+        "a": (8, -1),
+        "b": (4, 16),
+        "c": (3, 64),
+    }
 
 
 def test_a_method_with_sizes_of_its_own_in_a_recipe_with_another():

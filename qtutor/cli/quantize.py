@@ -196,9 +196,6 @@ def recipe_of(options):
     chosen = {name: getattr(options, name) for name in OF_A_RECIPE if name != "keep"} | {"method": options.method}
     chosen["layers"] = {pattern: "float" for pattern in _patterns(options.keep or "")}
     recipe = qtutor.Recipe(**{name: value for name, value in chosen.items() if value is not None})
-    if options.bits is not None and not recipe.is_mixed and recipe.bits != options.bits:
-        whose = f"--levels {options.levels}" if options.levels else f"--method {options.method}"
-        raise QtutorError(f"--bits {options.bits}: {whose} has {recipe.bits} bits. Leave --bits out.")
     if "gptq" not in options.method:
         for name in ("act_order", "damping"):
             if getattr(options, name) is not None:

@@ -171,6 +171,8 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
 def check_embedded(model, tokenizer, ids: list[int], what: str) -> None:
     """Raise :class:`QtutorError` for a token that the model has no embedding of; what: the text that it stands in."""
     embedded, largest = model.config.vocab_size, max(ids, default=0)
+    if min(ids, default=0) < 0:
+        raise QtutorError(f"{what} has the token {min(ids)}, which is none: bos_token_id in config.json is wrong.")
     if largest >= embedded:
         raise QtutorError(
             f"{what} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and the model "
