@@ -16,7 +16,7 @@ from qtutor.methods import scaling
 from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest
 from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER, OWN_SIZES
 from qtutor.runtime.int8 import Int8Linear
-from tests.models import some_ids, tiny
+from tests.models import groups_of, some_ids, tiny
 
 NAMES = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")]
 
@@ -158,8 +158,7 @@ def test_layers_of_their_own_width_and_layers_in_float(method):
     model = qtutor.add_outliers(tiny("qwen2"))
     other = {"bits": 8} if METHODS[method].codebook is None else {"method": "rtn", "bits": 8, "group_size": 32}
     layers = {"*.k_proj": other, "*.0.mlp.down_proj": "float", "*.1.self_attn.v_proj": "float"}
-    group_size = {} if METHODS[method].codebook in OWN_SIZES else {"group_size": 32}
-    made, report = quantized(model, Recipe(method, layers=layers, **group_size))
+    made, report = quantized(model, Recipe(method, layers=layers, **groups_of(method)))
     assert len(report.rows) == 12
     assert type(made.model.layers[0].mlp.down_proj) is nn.Linear
     assert type(made.model.layers[1].self_attn.v_proj) is nn.Linear
@@ -245,8 +244,7 @@ def test_how_exactly_a_model_is_multiplied_is_for_the_recipe_to_say(method, wide
 
 def test_embeddings_and_the_head_are_rounded_to_nearest_whatever_the_method():
     for method in METHODS:
-        group_size = {} if METHODS[method].codebook in OWN_SIZES else {"group_size": 32}
-        made, report = quantized(tiny(), Recipe(method, embeddings=True, lm_head=True, **group_size))
+        made, report = quantized(tiny(), Recipe(method, embeddings=True, lm_head=True, **groups_of(method)))
         assert [row.name for row in report.rows[-2:]] == ["model.embed_tokens", "lm_head"]
         assert isinstance(made.lm_head, Int8Linear) == (method == "int8")
         assert not made.config.tie_word_embeddings and torch.isfinite(made(some_ids()).logits).all()

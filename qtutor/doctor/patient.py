@@ -17,6 +17,7 @@ from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.errors import QtutorError
 from qtutor.formats import FOREIGN, checkpoint, foreign_reading, native
+from qtutor.formats.checkpoint import STORED
 from qtutor.formats.documents import file_in, read_json, reading
 from qtutor.formats.foreign import Layout
 from qtutor.formats.gguf_files import file_in as gguf_in
@@ -87,6 +88,24 @@ class Patient:
             for name, module in self.quant_layers().items():
                 quantized = module.quantized()
                 yield Layer(name, None, {"scales": quantized.scales}, quantized, exact=self.exact(name))
+
+    def floats(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Matrices that are not packed and that FLOAT has, too: name, weights and FLOAT's, float32 ``[out, in]``."""
+        if self.float_weights is None or self.problem:
+            return
+        theirs = self.float_weights.model.state_dict()
+        if self.foreign is not None:
+            stored = {name: self.files[name][1].shape for name in self.files if self.files[name][1].dtype in STORED}
+        else:
+            own = {id(tensor): (name, tensor) for name, tensor in self.loaded[0].named_parameters()}
+            stored = {name: tensor.shape for name, tensor in own.values() if tensor.is_floating_point()}
+        for name, shape in stored.items():
+            layer = name.removesuffix(".weight")
+            packed = self.foreign is not None and layer in self.foreign.layouts
+            if name.endswith(".weight") and len(shape) == 2 and not packed and name in theirs:
+                if tuple(theirs[name].shape) == tuple(shape):
+                    tensor = self.tensor(name) if self.foreign else self.loaded[0].get_parameter(name).detach()
+                    yield layer, tensor.float().cpu(), self.exact(layer)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, whatever numbers it holds."""

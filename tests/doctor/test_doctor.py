@@ -283,6 +283,57 @@ def test_another_model_is_told_from_the_one_that_was_quantized(tmp_path):
         examine(healthy("gptq"), healthy("ours"))
 
 
+def negative(found):
+    """Of compressed-tensors with integers around 0, by the sign of scales."""
+    found[f"{UP}.weight_scale"] = -found[f"{UP}.weight_scale"]
+
+
+UP, OTHER = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.gate_proj"
+
+
+def weights(change):
+    """A change of one layer of the decoder before it is quantized: what a converter with a mistake writes."""
+
+    def made(tmp_path, form, recipe):
+        model, tokenizer = qtutor.load_decoder()
+        with torch.no_grad():
+            change(model)
+        if form != "gguf":
+            qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
+        out = tmp_path / ("a.gguf" if form == "gguf" else "out")
+        return qtutor.export(model, out, form, tokenizer, **(recipe if form == "gguf" else {}))
+
+    return made
+
+
+def of(model, name=UP):
+    return model.get_submodule(name).weight
+
+
+WRONG_PLACES = {
+    "is the negative": (lambda m: of(m).neg_(), f"{UP}: its weights are the negative of FLOAT's"),
+    "rows moved by one": (lambda m: of(m).copy_(of(m).roll(1, 0)), "rows stand in other places (row 0 is FLOAT's 511)"),
+    "columns turned round": (lambda m: of(m).copy_(of(m).flip(1)), "columns stand in other places (column 0 is"),
+    "another layer": (lambda m: of(m).copy_(of(m, OTHER)), f"{UP}: its weights are those of {OTHER} in FLOAT"),
+    "transposed": (lambda m: of(m, Q).copy_(of(m, Q).T.clone()), f"{Q}: it is transposed"),
+    "two rows exchanged": (lambda m: of(m)[[3, 9]].neg_() is of(m)[[9, 3]] or of(m).index_copy_(
+        0, torch.tensor([3, 9]), of(m)[[9, 3]]), None),
+    "three rows negative": (lambda m: of(m)[[3, 9, 20]].neg_() is None or of(m)[3:6].neg_(),
+                            f"{UP}: 3 of 512 rows are the negative of FLOAT's"),
+    "nothing known": (lambda m: of(m).copy_(torch.randn(512, 256) * of(m).std()), f"{UP}: its weights are not at all"),
+    "embedding moved": (lambda m: of(m, "model.embed_tokens").copy_(of(m, "model.embed_tokens").roll(1, 0)),
+                        "model.embed_tokens: "),
+}  # fmt: skip
+MADE = {
+    "ours": ("qtutor", {}),
+    "ours, 2 bits": ("qtutor", {"bits": 2}),
+    "gptq": ("gptq", {"symmetric": True}),
+    "awq": ("awq", {}),
+    "nf4": ("bitsandbytes", {"method": "nf4"}),
+    "gguf": ("gguf", {"type": "Q4_0"}),
+}
+
+
 def test_a_gguf_file(tmp_path):
     model, tokenizer = qtutor.load_decoder()
     path = qtutor.export(model, tmp_path / "a.gguf", "gguf", tokenizer, type="Q8_0")
