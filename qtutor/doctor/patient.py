@@ -22,6 +22,7 @@ from qtutor.formats.documents import file_in, read_json, reading
 from qtutor.formats.foreign import Layout
 from qtutor.formats.gguf_files import file_in as gguf_in
 from qtutor.formats.headers import Stored
+from qtutor.guards import promises
 from qtutor.runtime.linear import QuantLinear
 
 
@@ -89,23 +90,32 @@ class Patient:
                 quantized = module.quantized()
                 yield Layer(name, None, {"scales": quantized.scales}, quantized, exact=self.exact(name))
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Rows and columns of what FLOAT has to have as well: packed layers, or all matrices of a model that loads."""
+        if self.foreign is not None:
+            found = self.foreign.model
+            return {name: tuple(found.get_submodule(name).weight.shape) for name in self.foreign.layouts}
+        if self.problem:
+            return {}
+        found = promises.shapes(self.loaded[0]).items()
+        return {name.removesuffix(".weight"): shape for name, shape in found if len(shape) == 2}
+
     def floats(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """Matrices that are not packed and that FLOAT has, too: name, weights and FLOAT's, float32 ``[out, in]``."""
         if self.float_weights is None or self.problem:
             return
         theirs = self.float_weights.model.state_dict()
-        if self.foreign is not None:
-            stored = {name: self.files[name][1].shape for name in self.files if self.files[name][1].dtype in STORED}
+        if self.foreign is None:
+            stored = {name: tuple(tensor.shape) for name, tensor in self.loaded[0].named_parameters()}  # no buffers
         else:
-            own = {id(tensor): (name, tensor) for name, tensor in self.loaded[0].named_parameters()}
-            stored = {name: tensor.shape for name, tensor in own.values() if tensor.is_floating_point()}
+            stored = {name: tuple(one.shape) for name, (_, one) in self.files.items() if one.dtype in STORED}
         for name, shape in stored.items():
+            if not name.endswith(".weight") or len(shape) < 2 or name not in theirs or tuple(theirs[name].shape) != shape:
+                continue  # packed layers are elsewhere, norms no matrices
+            tensor = self.tensor(name) if self.foreign else self.loaded[0].get_parameter(name).detach()
             layer = name.removesuffix(".weight")
-            packed = self.foreign is not None and layer in self.foreign.layouts
-            if name.endswith(".weight") and len(shape) == 2 and not packed and name in theirs:
-                if tuple(theirs[name].shape) == tuple(shape):
-                    tensor = self.tensor(name) if self.foreign else self.loaded[0].get_parameter(name).detach()
-                    yield layer, tensor.float().cpu(), self.exact(layer)
+            if self.foreign is None or layer not in self.foreign.layouts:
+                yield layer, tensor.float().cpu(), self.exact(layer)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, whatever numbers it holds."""
@@ -150,13 +160,13 @@ def opened(source: str | Path, against: str | Path | None, device: str | None) -
         patient = Patient(str(source), folder, form, device=device)
         if folder.is_dir() and form == "a float checkpoint":
             _open_foreign(patient)
-        if against is not None:
-            _compare(patient, against, device)
         if patient.foreign is None and not patient.problem:
             try:
                 _ = patient.loaded
             except QtutorError as error:
                 patient.problem = str(error)
+        if against is not None:
+            _compare(patient, against, device)
     return patient
 
 
@@ -194,9 +204,7 @@ def _compare(patient: Patient, against: str | Path, device: str | None) -> None:
     if any(isinstance(module, QuantLinear) for module in weights.model.modules()):
         raise QtutorError(f"--against {against} is quantized itself: name the float checkpoint.")
     theirs = weights.model.state_dict()
-    model = patient.foreign.model if patient.foreign else None
-    for name in patient.foreign.layouts if patient.foreign else ():
-        shape = tuple(model.get_submodule(name).weight.shape)
+    for name, shape in patient.shapes().items():
         own = theirs.get(f"{name}.weight")
         if own is None or tuple(own.shape) != shape:
             raise QtutorError(

@@ -70,7 +70,7 @@ def _described(name: str, weights: torch.Tensor, exact: torch.Tensor, others: Ca
     if not len(rows):
         return ""  # all of it vanished, which its scales tell
     mean, turned = rows.mean().item(), int((rows < TURNED).sum())
-    if mean > LIKE and not turned:
+    if mean > LIKE and not (rows < AWAY).any():
         return ""
     if mean < -LIKE:
         return "its weights are the negative of FLOAT's"
@@ -81,7 +81,9 @@ def _described(name: str, weights: torch.Tensor, exact: torch.Tensor, others: Ca
         if weights.shape[0] == weights.shape[1] and _alike(weights.T, exact):
             return "it is transposed, so that its rows are FLOAT's columns"
     moved = _moved("rows", weights, exact) or _moved("columns", weights.T, exact.T)
-    return moved or (UNLIKE if mean <= LIKE else f"{turned} of {len(rows)} rows are not at all like FLOAT's")
+    if moved or (mean > LIKE and not turned):
+        return moved
+    return UNLIKE if mean <= LIKE else f"at least {turned} of {len(rows)} rows are not at all like FLOAT's"
 
 
 def _alike(weights: torch.Tensor, exact: torch.Tensor) -> bool:
@@ -106,10 +108,10 @@ def _moved(what: str, weights: torch.Tensor, exact: torch.Tensor) -> str:
     if (cosines.abs().amax(1) > LIKE).float().mean() < SHARE:
         return ""
     if (best == tried).all():
-        return f"{len(away)} of {len(ours)} {what} are the negative of FLOAT's"
+        return f"at least {len(away)} of {len(ours)} {what} are the negative of FLOAT's"
     first = (best != tried).nonzero()[0, 0]
     place = f"{what[:-1]} {tried[first]} is FLOAT's {best[first]}"
-    return f"{len(away)} of {len(ours)} {what} stand in other places ({place})"
+    return f"at least {len(away)} of {len(ours)} {what} stand in other places ({place})"
 
 
 def _even(matrix: torch.Tensor) -> torch.Tensor:
