@@ -14,7 +14,7 @@ from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.methods import scaling
 from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest
-from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER, OWN_SIZES
+from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
 from qtutor.runtime.int8 import Int8Linear
 from tests.models import groups_of, some_ids, tiny
 
@@ -331,7 +331,8 @@ def test_what_a_method_fixes_is_not_taken_for_something_else(options, message):
 
 def test_bits_and_groups_that_say_what_a_method_has_anyway():
     """Also those that a recipe shows, given to another one."""
-    for method, bits, group_size in (("int8", 8, -1), ("fp8", 8, -1), ("mxfp4", 4, 32), ("nvfp4", 4, 16), ("nf4", 4, 64)):
+    own = {"int8": (8, -1), "fp8": (8, -1), "mxfp4": (4, 32), "nvfp4": (4, 16), "nf4": (4, 64)}
+    for method, (bits, group_size) in own.items():
         plain = qtutor.Recipe(method)
         assert (plain.bits, plain.group_size) == (bits, group_size)
         assert plain == qtutor.Recipe(method, bits, group_size) == qtutor.Recipe(**plain.as_dict())

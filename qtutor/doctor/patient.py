@@ -110,8 +110,9 @@ class Patient:
         else:
             stored = {name: tuple(one.shape) for name, (_, one) in self.files.items() if one.dtype in STORED}
         for name, shape in stored.items():
-            if not name.endswith(".weight") or len(shape) < 2 or name not in theirs or tuple(theirs[name].shape) != shape:
-                continue  # packed layers are elsewhere, norms no matrices
+            matrix = name.endswith(".weight") and len(shape) == 2
+            if not matrix or name not in theirs or tuple(theirs[name].shape) != shape:
+                continue
             tensor = self.tensor(name) if self.foreign else self.loaded[0].get_parameter(name).detach()
             layer = name.removesuffix(".weight")
             if self.foreign is None or layer not in self.foreign.layouts:

@@ -225,7 +225,8 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path, label, then):
 
 def comes_back(model, tmp_path, **recipe):
     """Quantize, export, load: the logits stay."""
-    qtutor.quantize(model, qtutor.Recipe(**groups_of(recipe.get("method", "rtn")) | recipe), some_ids(16, 32), progress=False)
+    size = groups_of(recipe.get("method", "rtn"))
+    qtutor.quantize(model, qtutor.Recipe(**size | recipe), some_ids(16, 32), progress=False)
     expected = model(some_ids()).logits
     qtutor.export(model, tmp_path / "out")
     again = qtutor.load_quantized(tmp_path / "out", device="cpu")
