@@ -37,8 +37,8 @@ class Places:
         wrong = [(name, said) for name, said in self.said.items() if said]
         unlike = [name for name, said in wrong if said == UNLIKE]
         if unlike and len(unlike) >= SHARE * len(self.said):
-            text = f"{unlike[0]} (and {len(unlike) - 1} more layers) are not at all like FLOAT's: this is not "
-            yield Finding("another model", unlike[0], f"{text}the model that was quantized, or its weights were rotated.")
+            text = f"{unlike[0]} (and {len(unlike) - 1} more layers) are not at all like FLOAT's: this is not the "
+            yield Finding("another model", unlike[0], f"{text}model that was quantized, or its weights were rotated.")
             return
         for said in dict.fromkeys(said for _, said in wrong):
             names = [name for name, own in wrong if own == said]
