@@ -92,6 +92,8 @@ def quantize(options) -> int:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
         if getattr(options, name) is not None and getattr(options, name) > MOST:
             raise QtutorError(f"--{name} is {getattr(options, name):,}; more than {MOST:,} would not end. Take fewer.")
+    if options.bits is not None and options.target_size is not None:
+        raise QtutorError("--bits and --target-size both say how large the result gets: leave one out.")
     check_source(options.source)
     check_rounded(options.source, options.allow_requantize or options.plan)
     check_device(options.device)

@@ -115,8 +115,6 @@ def _refuse(options) -> None:
                 f"--{name.replace('_', '-')} chooses a block type for every matrix, and --type {options.type} names "
                 "them: leave one out."
             )
-    if options.bits is not None and options.target_size is not None:
-        raise QtutorError("--bits and --target-size both say how large the file gets: leave one out.")
     for name in OF_A_RECIPE:
         if name not in BUDGET and getattr(options, name) != options.parser.get_default(name):
             raise QtutorError(
