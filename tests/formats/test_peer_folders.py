@@ -16,7 +16,7 @@ weights = json.loads(WEIGHTS.read_text())
 
 @pytest.fixture
 def folder(request, tmp_path):
-    """A copy of a folder, with a tokenizer; its doctor's findings are about this tokenizer alone, and random weights."""
+    """The name of a folder, and a copy of it with a tokenizer."""
     letters().save_pretrained(tmp_path / "out")
     shutil.copytree(FOLDERS / request.param, tmp_path / "out", dirs_exist_ok=True)
     return request.param, tmp_path / "out"
