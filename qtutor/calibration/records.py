@@ -109,7 +109,8 @@ class Records:
             return self.tokenizer(given[:most], verbose=False)["input_ids"]
         text = rendered(self.tokenizer, given)
         self.conversations += 1
-        return self.tokenizer(text[:most], verbose=False, add_special_tokens=False)["input_ids"]  # the template wrote them
+        # No special tokens: the template wrote them.
+        return self.tokenizer(text[:most], verbose=False, add_special_tokens=False)["input_ids"]
 
 
 def _record(data: bytes) -> str | list[dict[str, str]]:
