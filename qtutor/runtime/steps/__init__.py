@@ -11,8 +11,8 @@ other call runs the model's own forward, and so do all where anything unusual is
 :mod:`.anatomy` says which decoders are known. Their own forward defines what is right: results differ from it by the
 rounding of sums alone.
 
-:mod:`.products` multiplies by a layer, :mod:`.loops` has the rest of a block, and :mod:`.growing` lets transformers' own
-cache grow in place.
+:mod:`.products` multiplies by a layer, :mod:`.loops` has the rest of a block, and :mod:`.growing` lets the cache of
+transformers grow in place.
 """
 
 from qtutor.runtime.steps.opening import quick_steps

@@ -1,5 +1,7 @@
 """Which decoders :mod:`.plan` knows: Llama's anatomy, whole and unchanged, on a CPU, with packed layers."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn.modules import module as modules
@@ -26,12 +28,9 @@ def packed_kernel(layer, dtype: torch.dtype):
 def is_llama_like(model) -> bool:
     """Whether it is transformers' own decoder of a family whose blocks are Llama's, perhaps with norms on q and k."""
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", None))
-    if (
-        family is None
-        or family.halves != LLAMA.halves
-        or family.norm_offset
-        or family.extra_norms not in ((), QK_NORMS)
-    ):
+    if family is None or replace(family, model_type="llama", extra_norms=(), multiplier=None) != LLAMA:
+        return False
+    if family.extra_norms not in ((), QK_NORMS) or not type(model).__name__.endswith("ForCausalLM"):
         return False
     home = f"transformers.models.{family.model_type}.modeling_{family.model_type}"
     return all(type(part).__module__ == home for part in (model, model.model, *decoder_blocks(model)))
@@ -43,7 +42,8 @@ def reason_against(model) -> str | None:
         return "its blocks are not known to have Llama's anatomy"
     if model.device.type != "cpu":
         return "it is not on the CPU"
-    dtype = model.get_input_embeddings().weight.dtype if _has_weight(model.get_input_embeddings()) else model.dtype
+    embedding = model.get_input_embeddings()
+    dtype = embedding.weight.dtype if isinstance(embedding, nn.Embedding) else embedding.dtype
     if dtype not in DTYPES:
         return f"it computes in {str(dtype)[6:]}"
     if any(norm.weight.dtype != dtype for norm in _norms(model)):
@@ -60,10 +60,6 @@ def windows(model) -> list[int | None]:
     blocks = decoder_blocks(model)[: model.config.num_hidden_layers]
     of_all = getattr(model.config, "sliding_window", None)  # Mistral's; others say it in each block
     return [getattr(block.self_attn, "sliding_window", of_all) for block in blocks]
-
-
-def _has_weight(embedding) -> bool:
-    return isinstance(getattr(embedding, "weight", None), torch.Tensor)
 
 
 def _norms(model) -> list[nn.Module]:

@@ -9,8 +9,8 @@ PLAIN = {"use_cache", "return_dict", "logits_to_keep", "cache_position"}  # argu
 def tokens_before(model, windows: list[int | None], ids, cache, mask, positions, more: dict) -> int | None:
     """How many tokens are in the cache, at least one, if a step of :class:`.plan.Plan` is what was asked for.
 
-    ids, cache, mask, positions: the first arguments of the model's forward; more: all others. windows: of attention, for
-    each block; no token may leave one. ``None``: the model's own forward has to run.
+    ids, cache, mask, positions: the first arguments of the model's forward; more: all others. windows: of attention,
+    for each block; no token may leave one. ``None``: the model's own forward has to run.
     """
     if torch.is_grad_enabled() or model.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None
@@ -22,7 +22,7 @@ def tokens_before(model, windows: list[int | None], ids, cache, mask, positions,
         return None
     if not _one_token(ids) or not (positions is None or _one_token(positions)):
         return None
-    count = _held(cache, windows)
+    count = _held(cache, windows, model.model.norm.weight.dtype)
     if count is None or not (mask is None or _sees_all(mask, count + 1)):
         return None
     return count
@@ -42,7 +42,7 @@ def _sees_all(mask, count: int) -> bool:
     return isinstance(mask, torch.Tensor) and mask.shape == (1, count) and bool(mask.all())
 
 
-def _held(cache, windows: list[int | None]) -> int | None:
+def _held(cache, windows: list[int | None], dtype: torch.dtype) -> int | None:
     """The tokens in a cache that may grow by one; ``None`` for other caches, and where one would leave a window."""
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False) or len(cache.layers) != len(windows):
         return None
@@ -50,7 +50,7 @@ def _held(cache, windows: list[int | None]) -> int | None:
     for layer, window in zip(cache.layers, windows, strict=True):
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or not layer.is_initialized:
             return None
-        if layer.keys.dim() != 4 or len(layer.keys) != 1:
+        if layer.keys.dim() != 4 or len(layer.keys) != 1 or layer.keys.dtype != dtype or not layer.keys.is_cpu:
             return None
         count = layer.keys.shape[-2]
         if type(layer) is DynamicSlidingWindowLayer:

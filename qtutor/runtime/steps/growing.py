@@ -1,9 +1,9 @@
 """A layer of transformers' cache that grows in place.
 
 ``DynamicLayer`` copies all of its keys and values for each new token. Here they lie in tensors with room behind them,
-and what the layer holds is a view of their beginning: longer by one token after each step. So whoever looks at the cache
-finds what is always there. Whoever has changed it in between (cropped, reordered, written by the model itself) has put
-other tensors in, and these are copied to a new room.
+and what the layer holds is a view of their beginning: longer by one token after each step. So whoever looks at the
+cache finds what is always there. Whoever has changed it in between (cropped, reordered, written by the model itself)
+has put other tensors in, and these are copied to a new room.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ class Room:
     """Keys and values of one layer of the cache, ``[1, kv heads, room, dim]``, in its dtype."""
 
     def __init__(self, layer):
-        self.layer, self.held = layer, (layer.keys, layer.values)
+        self.held = layer.keys, layer.values
         count = layer.keys.shape[-2]
         self.room = count + max(LEAST, count // 2)
         self._tensors = [self._roomy(tensor, count) for tensor in self.held]
@@ -29,12 +29,10 @@ class Room:
 
     def fits(self, layer, count: int) -> bool:
         """Whether ``layer`` still holds what it was given, ``count`` tokens, and one more fits."""
-        same = layer is self.layer and layer.keys is self.held[0] and layer.values is self.held[1]
-        return same and count < self.room
+        return layer.keys is self.held[0] and layer.values is self.held[1] and count < self.room
 
-    def grow(self, count: int) -> None:
-        """The layer now holds ``count`` tokens: one more, which has been written to :attr:`keys` and :attr:`values`."""
-        layer = self.layer
+    def grow(self, layer, count: int) -> None:
+        """``layer`` now holds ``count`` tokens: one more, which has been written to :attr:`keys` and :attr:`values`."""
         self.held = layer.keys, layer.values = [tensor.narrow(-2, 0, count) for tensor in self._tensors]
         if hasattr(layer, "cumulative_length"):
             layer.cumulative_length += 1

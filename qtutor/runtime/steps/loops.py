@@ -121,7 +121,8 @@ def attended(q, k, v, cos, sin, scaling, keys, values, place, half, out, first, 
     """Store the new token's keys and values at ``place``, and attend to all tokens up to it.
 
     q, out: float32 ``[heads, dim]``; k, v: ``[kv heads, dim]``, of which ``first ... last - 1`` are this call's. cos,
-    sin: float32 ``[dim]``, or empty for a block without rope. keys, values: ``[kv heads, room, dim]``, see :func:`load`.
+    sin: float32 ``[dim]``, or empty for a block without rope. keys, values: ``[kv heads, room, dim]``, in the numbers
+    that `load` reads.
     """
     wide()
     dim, share = q.shape[1], len(q) // len(k)

@@ -11,7 +11,7 @@ from qtutor.runtime.kernels import cpu
 from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.steps import loops
 from qtutor.runtime.steps.growing import Room
-from qtutor.runtime.steps.products import NOTHING, Called, Product, products
+from qtutor.runtime.steps.products import NOTHING, Product, products
 
 ATTENTION, MLP = LLAMA.halves
 
@@ -127,8 +127,8 @@ class Plan:
         rooms = [self._room(layer, count) for layer in cache.layers]
         for block, room in zip(self.blocks, rooms, strict=True):
             block.run(cos, sin, room, count)
-        for room in rooms:
-            room.grow(count + 1)
+        for layer, room in zip(cache.layers, rooms, strict=True):
+            room.grow(layer, count + 1)
         stream = torch.from_numpy(self.stream).to(stream.dtype).reshape(stream.shape)
         logits = self.model.lm_head(body.norm(stream))
         return logits / self.model.config.logits_scaling if hasattr(self.model.config, "logits_scaling") else logits
