@@ -8,7 +8,7 @@ float layers are torch's, and what only the reference takes stays with the refer
 import numpy as np
 import torch
 
-from qtutor.runtime.kernels import cpu, rounded
+from qtutor.runtime.kernels import cpu
 from qtutor.runtime.kernels.tiles import ROWS
 from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.steps import loops
@@ -51,40 +51,22 @@ class Packed(Product):
     """By a kernel of the CPU, from what it has prepared."""
 
     def __init__(self, layer: QuantLinear, kernel, x: np.ndarray, half: bool, others: list["Packed"]):
-        self.layer, self.kernel, self.x, self.half = layer, kernel, x.reshape(1, -1, 8), half
-        self.state = layer.prepared(kernel)
+        self.layer, self.half = layer, half
+        state = self.state = layer.prepared(kernel)
         self.loan = layer._loan
         self.bias = NOTHING if layer.bias is None else layer.bias.to(torch.float32).numpy()
-        tiles, groups, _ = self.state.scales.shape
-        self.tiles, self.alone = tiles, tiles * ROWS * self.state.columns < 2 * cpu.SHARE
-        kind = kernel, groups, self.state.bits, self.state.levels
-        same = next((other for other in others if other.kind == kind), None)
-        self.kind, self.first = kind, same is None
-        self._choose_loop(*(same.inputs if same else self._places(groups)))
-        self.padded = np.empty((1, tiles * ROWS), np.float32)
-        state = self.state
-        self.arguments = (*self.inputs, state.planes, state.scales, state.zeros, state.each, self.padded)
-        self.y = self.padded[0, : layer.rows]
-
-    def _places(self, groups: int) -> tuple[np.ndarray, ...]:
-        """Arrays for what the kernel makes of x first."""
-        sums = np.empty((1, groups), np.int32 if self.kernel is rounded else np.float32)
-        if self.kernel is rounded:
-            return np.empty(self.x.shape, np.int8), np.empty((1, groups), np.float32), sums
-        return np.empty_like(self.x), sums
-
-    def _choose_loop(self, *inputs: np.ndarray) -> None:
-        """What reads x into ``inputs``, and the loop that multiplies them."""
-        self.inputs, made = inputs, self.kernel._loops()
-        if self.kernel is rounded:
-            self.loop, self.reading, self.read = made.product, (self.x, *inputs), made.quantize
-            return
-        self.loop = made.many if self.state.levels else made.one
-        factors = cpu._UNCHANGED if self.state.levels else cpu._FACTORS[self.state.bits]
-        self.reading, self.read = (self.x, factors, *inputs), made.spread
+        tiles, groups, _ = state.scales.shape
+        self.tiles, self.alone = tiles, tiles * ROWS * state.columns < 2 * cpu.SHARE  # too few for two threads
+        self.kind = kernel, groups, state.bits, state.levels
+        same = next((other for other in others if other.kind == self.kind), None)
+        self.reads = same is None
+        self.read, self.inputs, self.loop = kernel.in_place(x.reshape(1, -1, 8), state, same and same.inputs)
+        padded = np.empty((1, tiles * ROWS), np.float32)
+        self.arguments = *self.inputs, state.planes, state.scales, state.zeros, state.each, padded
+        self.y = padded[0, : layer.rows]
 
     def __call__(self) -> None:
-        if self.first and not self.read(*self.reading):
+        if self.reads and not self.read():
             raise NotFinite
         if self.alone:
             self.loop(*self.arguments, 0, self.tiles)
