@@ -67,8 +67,8 @@ def quick_steps(model) -> Iterator[Steps]:
     """Inside, ``model`` writes one token after the other as quickly as its packed weights can be read.
 
     Only where it is known how (:func:`.anatomy.reason_against`), and for one text: everything else runs as it always
-    does. Inside, nobody should exchange layers of the model, change their weights, or add hooks to them. What this
-    holds besides the model is let go at the end.
+    does. Inside, nobody should exchange layers of the model, change their weights, add hooks to them, or copy the
+    model. What this holds besides the model is let go at the end.
     """
     steps = Steps(model)
     if steps.against:

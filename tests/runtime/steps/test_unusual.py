@@ -222,6 +222,17 @@ def test_bytes_that_are_asked_for_in_between_come_back(model):
     assert small.near(found, one_more(model, cache).logits, NEAR)
 
 
+def test_steps_in_and_out_of_inference_mode():
+    """What torch makes in inference mode cannot be written to outside of it."""
+    model = packed(small.random("llama"), layers={"*.up_proj": "float"})
+    with torch.no_grad(), quick_steps(model) as steps:
+        cache = filled(model)
+        expected = one_more(model, copy.deepcopy(cache)).logits
+        with torch.inference_mode():
+            one_more(model, copy.deepcopy(cache))
+        assert torch.equal(one_more(model, cache).logits, expected) and steps.taken == 3
+
+
 def test_the_forward_is_put_back_whatever_happens(model):
     with pytest.raises(KeyError), quick_steps(model):
         with quick_steps(model) as inner:  # the outer one goes on
