@@ -8,10 +8,10 @@ import torch
 
 from qtutor.families import LLAMA, decoder_blocks, family_of
 from qtutor.runtime.kernels import cpu
-from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.steps import loops
 from qtutor.runtime.steps.growing import Room
 from qtutor.runtime.steps.products import NOTHING, Product, products
+from qtutor.threads import in_shares
 
 ATTENTION, MLP = LLAMA.halves
 
