@@ -8,6 +8,7 @@ import torch
 from qtutor.decoder import corpus, tasks
 from qtutor.errors import QtutorError
 from qtutor.guards.model import check_measurable
+from qtutor.runtime.steps import quick_steps
 
 BETWEEN = "\n\n"  # what stands between functions in the text that the embedded decoder learned from
 
@@ -112,7 +113,7 @@ def generate_batch(
     pad = tokenizer.eos_token_id or 0
     ids = torch.tensor([[pad] * (longest - len(e)) + e for e in encoded])  # padded on the left
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in encoded])
-    with torch.inference_mode():
+    with torch.inference_mode(), quick_steps(model):
         written = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
