@@ -1,13 +1,20 @@
 """SINQ: what its scales do to a matrix, and what is rounded with them."""
 
+import copy
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import qtutor
-from qtutor import rtn
+from qtutor import cli, rtn
 from qtutor.core.grid import IntGrid
 from qtutor.methods import sinq
+from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.scaled import ScaledLinear
+from tests.gguf.small_tokenizers import letters
+from tests.models import some_ids, tiny
 from tests.reference import sinq_package
 
 
@@ -90,3 +97,92 @@ def test_weights_that_are_no_numbers_are_refused():
     weight[0, 0] = torch.inf
     with pytest.raises(qtutor.QtutorError, match="NaN or infinite"):
         sinq.quantize(weight, IntGrid(4), 32)
+
+
+def edges() -> torch.Tensor:
+    """Rows and columns of zeros, of one number, with one outlier, and tiny ones."""
+    weight = uneven()
+    weight[0], weight[1], weight[:, 0], weight[:, 1] = 0, 0.25, 0, -0.5
+    weight[2, 5], weight[3] = 40.0, weight[3] * 1e-6
+    return weight
+
+
+@pytest.mark.parametrize("weight", [edges(), torch.zeros(8, 32), torch.full((8, 32), 0.3), edges() * 1e3])
+def test_edges_stay_numbers(weight):
+    quantized, columns = sinq.quantize(weight, IntGrid(8), 32)
+    back = quantized.dequantize() * columns
+    assert back.isfinite().all() and (columns > 0).all()
+    largest = weight.reshape(len(weight), -1, 32).abs().amax(-1, keepdim=True) * columns.max() / columns.min()
+    off = (back - weight).abs().reshape(len(weight), -1, 32)
+    assert (off <= largest / 255 + 1e-4 + 1e-3 * largest).all()
+    assert (back[(weight == 0).all(dim=1)] == 0).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(bits=st.integers(2, 8), symmetric=st.booleans(), seed=st.integers(0, 999), power=st.integers(-3, 3))
+def test_no_weight_is_further_off_than_its_step(bits, symmetric, seed, power):
+    """A weight lies within half a step of its group, times its column's scale; with zero points and scales of 16 bits
+    a little more, and a symmetric grid clips the largest by a whole step at most."""
+    weight = some(6, 64, seed) * 2.0**power * (1 + 9 * (torch.arange(64) % 16 == 0))
+    quantized, columns = sinq.quantize(weight, IntGrid(bits, symmetric), 16)
+    step = quantized.scales.float().repeat_interleave(16, dim=1) * columns
+    assert ((quantized.dequantize() * columns - weight).abs() <= 1.01 * step).all()
+
+
+def test_a_recipe_makes_the_layers_of_the_function_and_counts_their_columns():
+    model, ids = tiny("qwen2"), some_ids()  # with biases
+    exact, report = copy.deepcopy(model), qtutor.quantize(model, qtutor.Recipe("sinq", group_size=32), progress=False)
+    expected = copy.deepcopy(exact)
+    for row in report.rows:
+        before, layer = exact.get_submodule(row.name), model.get_submodule(row.name)
+        quantized, columns = sinq.quantize(before.weight.detach(), IntGrid(4), 32)
+        assert type(layer) is ScaledLinear and torch.equal(layer.input_scale, columns)
+        assert torch.equal(layer.quantized().codes, quantized.codes)
+        assert row.bytes_after == quantized.nbytes + 4 * len(columns)
+        error = (quantized.dequantize() * columns - before.weight).norm() / before.weight.norm()
+        assert row.error == pytest.approx(error.item(), rel=1e-5)
+        expected.get_submodule(row.name).weight.data = quantized.dequantize() * columns
+    torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_behind_read_what_its_columns_make():
+    """Errors of GPTQ's layers, and of SINQ's among them, are of weights that columns were multiplied back into."""
+    model, ids = tiny(), some_ids(16, 32)
+    layers = {"*.q_proj": {"method": "sinq"}}
+    report = qtutor.quantize(model, qtutor.Recipe("gptq", group_size=32, layers=layers), ids, progress=False)
+    made = {row.name: type(model.get_submodule(row.name)) is ScaledLinear for row in report.rows}
+    assert all(scaled == ("q_proj" in name) for name, scaled in made.items()) and any(made.values())
+    assert all(row.error < 0.3 and row.output_error < 0.3 for row in report.rows)
+
+
+def test_a_folder_comes_back_and_other_formats_say_why_not(tmp_path):
+    model, ids = tiny("qwen2", tied=False), some_ids()
+    qtutor.quantize(model, qtutor.Recipe("sinq", group_size=32, symmetric=True, lm_head=True), progress=False)
+    qtutor.export(model, tmp_path / "ours", tokenizer=letters())
+    back = qtutor.load_quantized(tmp_path / "ours", device="cpu")
+    assert torch.equal(back(ids).logits, model(ids).logits) and back.qtutor_recipe["method"] == "sinq"
+    assert type(back.lm_head) is QuantLinear  # the output matrix is rounded to nearest by every method
+    for form in ("compressed-tensors", "gptq", "awq", "modelopt", "mlx"):
+        with pytest.raises(qtutor.QtutorError, match="inputs that are multiplied by a number each"):
+            qtutor.export(model, tmp_path / form, format=form)
+        assert not (tmp_path / form).exists()
+
+
+def test_a_gguf_file_holds_the_weights_with_their_columns(tmp_path):
+    model, ids = tiny(), some_ids()
+    qtutor.quantize(model, qtutor.Recipe("sinq", group_size=32), progress=False)
+    file = qtutor.export(model, tmp_path / "out.gguf", format="gguf", type="F32", tokenizer=letters())
+    torch.testing.assert_close(
+        qtutor.load_decoder(file, device="cpu")[0](ids).logits, model(ids).logits, atol=1e-4, rtol=0
+    )
+
+
+def test_the_command_line_writes_it_and_inspects_it(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert cli.main(["quantize", "embedded", out, "--method", "sinq", "--bits", "3"]) == 0
+    assert cli.main(["inspect", out]) == 0
+    text = capsys.readouterr().out
+    assert "3          64  asymmetric, columns" in text and "method = 'sinq'" in text
+    assert cli.main(["doctor", out, "--against", "embedded"]) == 0
+    text = capsys.readouterr().out
+    assert "healthy" in text and "inputs are multiplied" not in text.split("Who takes it")[0]
