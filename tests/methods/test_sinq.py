@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import qtutor
 from qtutor import cli, rtn
 from qtutor.core.grid import IntGrid
+from qtutor.doctor.patient import opened
 from qtutor.methods import sinq
 from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.scaled import ScaledLinear
@@ -145,14 +146,20 @@ def test_a_recipe_makes_the_layers_of_the_function_and_counts_their_columns():
     torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-3, atol=1e-4)
 
 
-def test_layers_behind_read_what_its_columns_make():
-    """Errors of GPTQ's layers, and of SINQ's among them, are of weights that columns were multiplied back into."""
+def test_among_calibrated_layers_columns_are_multiplied_back():
+    """The report's errors, and what the layers behind read, are of the weights that the layer computes with."""
     model, ids = tiny(), some_ids(16, 32)
-    layers = {"*.q_proj": {"method": "sinq"}}
-    report = qtutor.quantize(model, qtutor.Recipe("gptq", group_size=32, layers=layers), ids, progress=False)
-    made = {row.name: type(model.get_submodule(row.name)) is ScaledLinear for row in report.rows}
-    assert all(scaled == ("q_proj" in name) for name, scaled in made.items()) and any(made.values())
-    assert all(row.error < 0.3 and row.output_error < 0.3 for row in report.rows)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[:, ::8] *= 6
+    exact, layers = copy.deepcopy(model), {"*.q_proj": {"method": "sinq"}}
+    recipe = qtutor.Recipe("gptq", group_size=32, propagate=False, layers=layers)
+    report = qtutor.quantize(model, recipe, ids, progress=False)
+    for row in report.rows:
+        layer, weight = model.get_submodule(row.name), exact.get_submodule(row.name).weight
+        assert (type(layer) is ScaledLinear) == ("q_proj" in row.name)
+        assert row.error == pytest.approx(((layer.dequantized() - weight).norm() / weight.norm()).item(), rel=1e-4)
+    first = report.rows[0]
+    assert first.name.endswith("0.self_attn.q_proj") and 0.5 * first.error < first.output_error < 2 * first.error
 
 
 def test_a_folder_comes_back_and_other_formats_say_why_not(tmp_path):
@@ -183,6 +190,11 @@ def test_the_command_line_writes_it_and_inspects_it(tmp_path, capsys):
     assert cli.main(["inspect", out]) == 0
     text = capsys.readouterr().out
     assert "3          64  asymmetric, columns" in text and "method = 'sinq'" in text
+    embedded, model = (qtutor.load(name, device="cpu")[0] for name in ("embedded", out))
+    for layer in opened(out, "embedded", None).layers():  # FLOAT's weights for inputs that were multiplied
+        assert (layer.quantized.dequantize() - layer.exact).norm() < 0.25 * layer.exact.norm()
+        columns = model.get_submodule(layer.name).input_scale
+        assert torch.allclose(layer.exact * columns, embedded.get_submodule(layer.name).weight, atol=1e-6)
     assert cli.main(["doctor", out, "--against", "embedded"]) == 0
     text = capsys.readouterr().out
     assert "healthy" in text and "inputs are multiplied" not in text.split("Who takes it")[0]
