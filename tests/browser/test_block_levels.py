@@ -1,4 +1,4 @@
-"""Four formats over one block in a real browser: weights dragged, by keys too, and what the package computes of them."""
+"""Four formats over one block in a real browser: weights dragged, by keys too, and compared with the package."""
 
 import re
 
@@ -42,9 +42,9 @@ def near(found: dict[str, str], wanted: dict[str, str]) -> bool:
 def test_every_block_has_the_errors_that_the_package_computes(open_page, width, dark):
     page, noted = shown(open_page, width, dark)
     for layer, weight in LAYERS.items():
-        page.get_by_label("layer").first.select_option(layer)
+        page.locator("select").nth(0).select_option(layer)
         for place, block in enumerate(block_levels.told_blocks(layer, weight)):
-            page.get_by_label("block").first.select_option(str(place))
+            page.locator("select").nth(1).select_option(str(place))
             assert near(errors(page), expected(block.weights, layer)), (layer, block.what)
             option = page.locator("select").nth(1).locator("option").nth(place).inner_text()
             assert option == f"{block.what} (row {block.row}, from {block.first})"
