@@ -126,7 +126,9 @@ def test_transformers_own_decoder_of_such_blocks_comes_to_the_same_weights(rows)
 def test_a_layer_whose_width_has_no_whole_blocks_is_named_before_the_work():
     model, ids = tiny(), torch.zeros(1, 8, dtype=torch.long)  # 64 wide
     before = model(ids).logits
-    with pytest.raises(qtutor.QtutorError, match="layers.0.self_attn.q_proj: groups of 128 do not divide rows of 64"):
+    with pytest.raises(
+        qtutor.QtutorError, match=r"layers\.0\.self_attn\.q_proj: groups of 128 do not divide rows of 64"
+    ):
         qtutor.quantize(model, Recipe("fp8", group_size=128), progress=False)
     assert torch.equal(model(ids).logits, before)
     report = qtutor.quantize(model, Recipe("fp8", group_size=128, layers={"*_proj": {"group_size": -1},
