@@ -17,7 +17,7 @@ from tests.course.answers import assert_named, assert_right, each, verdict
 
 @solution
 def sizes_in_a_list(in_layers, elsewhere, bits, group, symmetric):
-    weights = [16] + [bits + 16 / group + (0 if symmetric else bits / group)]
+    weights = [16, bits + 16 / group + (0 if symmetric else bits / group)]
     small = np.dot([elsewhere, in_layers], weights)
     return float(16 * (elsewhere + in_layers) / small)
 
@@ -37,8 +37,8 @@ WRONG_TIMES = [
     sizes_in_a_list.edit("(elsewhere + in_layers)", "in_layers"),
     sizes_in_a_list.edit("float(16 *", "round(16 *"),
     sizes_in_a_list.edit("0 if symmetric else bits / group", "bits / group if symmetric else 0"),
-    sizes_in_a_list.edit("[16] +", "[bits] +"),
-    sizes_in_a_list.edit("[16] +", "[8] +"),
+    sizes_in_a_list.edit("[16, bits", "[bits, bits"),
+    sizes_in_a_list.edit("[16, bits", "[8, bits"),
     sizes_in_a_list.edit("16 / group +", "8 / group +"),
     sizes_in_a_list.edit("16 / group +", "1 / group +"),
 ]
