@@ -12,7 +12,7 @@ from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
 from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
-from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder
+from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder, Sinq
 from qtutor.methods.scaling import Scaling
 
 CLIPS = ("auto", *gptq.CLIPS)
@@ -46,6 +46,7 @@ class Method:
 METHODS = {
     "rtn": Method(Nearest),
     "hqq": Method(Hqq),
+    "sinq": Method(Sinq),
     "awq": Method(Nearest, scaled=True, clip="output"),
     "gptq": Method(Gptq, clip="output"),
     "awq+gptq": Method(Gptq, scaled=True, clip="output"),
@@ -63,6 +64,7 @@ OWN_SIZES = {
     **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR), FP8_TILES: (FP8_TILES.tile,)},
     **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
 }
+OF_INTEGERS = (Hqq, Sinq)  # these find ranges by themselves, and have no options
 CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
 
 
@@ -70,10 +72,11 @@ CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated
 class Recipe:
     """How to quantize.
 
-    method: ``"rtn"``, ``"hqq"`` (:mod:`qtutor.methods.hqq`), ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then
-    GPTQ's rounding), or bitsandbytes' ``"nf4"``, ``"fp4"``, ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``,
-    ``"nvfp4"``, which fix their bits and grid, and, but for nf4 and fp4, their groups: for int8 and fp8 one scale a row
-    (or, of fp8, one a tensor, or, with a group_size of 128 or (128, 128), one a block of 128 x 128).
+    method: ``"rtn"``, ``"hqq"`` and ``"sinq"``, which read no text (:mod:`qtutor.methods.hqq`, :mod:`~.methods.sinq`),
+    ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes' ``"nf4"``, ``"fp4"``,
+    ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``, ``"nvfp4"``, which fix their bits and grid, and, but for
+    nf4 and fp4, their groups: for int8 and fp8 one scale a row (or, of fp8, one a tensor, or, with a group_size of 128
+    or (128, 128), one a block of 128 x 128).
     levels: what rtn, awq and gptq round to: ``"integers"`` of so many bits, or ``"fp8"``, ``"mxfp4"``, ``"nvfp4"``
     (:mod:`qtutor.core.float_grid`), which fix bits and groups as the methods of these names do. So ``Recipe("gptq",
     levels="mxfp4")`` is GPTQ on MXFP4, and ``Recipe("rtn", levels="mxfp4")`` rounds as ``Recipe("mxfp4")`` does.
@@ -132,10 +135,11 @@ class Recipe:
         check_choice("levels", self.levels, tuple(LEVELS))
         if METHODS[self.method].codebook and self.levels != "integers":
             raise QtutorError(f"levels = {self.levels!r}: method {self.method!r} has its own; leave levels out.")
-        if METHODS[self.method].rounder is Hqq and (self.levels != "integers" or self.clip not in ("auto", "none")):
+        asked = self.levels != "integers" or self.clip not in ("auto", "none")
+        if METHODS[self.method].rounder in OF_INTEGERS and asked:
             raise QtutorError(
-                f"levels = {self.levels!r}, clip = {self.clip!r}: method 'hqq' searches ranges of integers by itself; "
-                "leave both out."
+                f"levels = {self.levels!r}, clip = {self.clip!r}: method {self.method!r} finds ranges of integers by "
+                "itself; leave both out."
             )
         if self.clip == "output" and not self.needs_calibration:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
@@ -226,8 +230,8 @@ class Recipe:
         kind = METHODS[self.method].rounder
         if kind is Listed:
             return Listed(self.double)
-        if kind is Hqq:
-            return Hqq()
+        if kind in OF_INTEGERS:
+            return kind()
         clip = METHODS[self.method].clip if self.clip == "auto" else self.clip
         return Gptq(clip, self.static_groups) if kind is Gptq else Nearest(clip)
 

@@ -13,7 +13,7 @@ from qtutor.calibration import stream
 from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.methods import scaling
-from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest
+from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Sinq
 from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
 from qtutor.runtime.int8 import Int8Linear
 from tests.models import groups_of, some_ids, tiny
@@ -63,6 +63,8 @@ def test_methods_and_levels_of_blocks_fix_bits_and_groups():
         assert Recipe("rtn", levels=name, clip="mse").rounder == Nearest("mse")
     assert Recipe("gptq", levels="fp8").grid == FP8 and Recipe("gptq", levels="fp8").group_size == -1
     assert Recipe("hqq", bits=3).rounder == Hqq() and Recipe("hqq", bits=3).grid == IntGrid(3)
+    sinq = Recipe("sinq", bits=3, symmetric=True)
+    assert sinq.rounder == Sinq() and sinq.grid == IntGrid(3, True) and sinq.plain_rounder == Nearest()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,11 @@ def test_methods_and_levels_of_blocks_fix_bits_and_groups():
         ({"method": "mxfp4", "bits": 3}, "bits = 3: method 'mxfp4' has 4 bits"),
         ({"levels": "nvfp4", "target_size": 10**6}, "target_size chooses bits, and levels of 'nvfp4' have 4 bits"),
         ({"method": "nvfp4", "clip": "mse"}, "takes every group's whole range"),
+        ({"method": "hqq", "clip": "mse"}, "clip = 'mse': method 'hqq' finds ranges of integers by itself"),
+        (
+            {"method": "sinq", "levels": "mxfp4"},
+            "levels = 'mxfp4', .* method 'sinq' finds ranges of integers by itself",
+        ),
         ({"levels": "mxfp4", "layers": {"*": {"bits": 8}}}, "bits = 8: levels of 'mxfp4' have 4 bits"),
     ],
 )

@@ -41,7 +41,7 @@ def add_to(command) -> None:
     default = "(default: %(default)s)"
     add_source(sub)
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
-    methods = "rtn, hqq, awq, gptq, awq+gptq, nf4, fp4, int8, fp8, mxfp4 or nvfp4; "
+    methods = "rtn, hqq, sinq, awq, gptq, awq+gptq, nf4, fp4, int8, fp8, mxfp4 or nvfp4; "
     methods += "with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
     levels = "what rtn, awq and gptq round to: integers, fp8, mxfp4 or nvfp4 (default: integers)"

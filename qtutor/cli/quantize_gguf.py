@@ -16,7 +16,7 @@ from qtutor.gguf import TYPES, imatrix
 from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
 
 BUDGET = ("bits", "target_size")  # of a recipe's options those that GGUF takes, too
-NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4")  # types that its releases take late or not at all
+NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0")  # types that its releases take late or not at all
 
 
 def write(options) -> int:

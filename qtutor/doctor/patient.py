@@ -87,8 +87,9 @@ class Patient:
                 yield replace(layer, exact=_for_scaled_inputs(self.exact(name), layer, self.foreign.form.input_scale))
         elif not self.problem:
             for name, module in self.quant_layers().items():
-                quantized = module.quantized()
-                yield Layer(name, None, {"scales": quantized.scales}, quantized, exact=self.exact(name))
+                quantized, exact, times = module.quantized(), self.exact(name), getattr(module, "input_scale", None)
+                exact = exact if exact is None or times is None else exact / times.cpu()
+                yield Layer(name, None, {"scales": quantized.scales}, quantized, exact=exact)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Rows and columns of what FLOAT has to have as well: packed layers, or all matrices of a model that loads."""

@@ -54,6 +54,8 @@ def test_the_format_is_picked(target, recipe, form):
     ("target", "recipe", "shapes", "parts"),
     [
         ("vllm", {"bits": 3}, WIDE, ["14 of 14 layers (model.layers.0.self_", "zero points", "symmetric=True"]),
+        ("vllm", {"method": "sinq"}, WIDE, ["14 of 14", "inputs are multiplied by a number each", "method='hqq'"]),
+        ("tensorrt-llm", {"method": "sinq", "symmetric": True}, WIDE, ["10 of 14", "multiplied by a number each"]),
         ("vllm", {"group_size": 16}, WIDE, ["groups of 16", "group_size=-1 or 32 or 64 or 128"]),
         ("vllm", {}, NARROW, ["2 of 14 layers (model.layers.0.mlp.down_proj, model.layers.1.mlp.down_proj)",
                               "448 inputs, no multiple of 128", "{'model.layers.0.mlp.down_proj': 'float', ...}"]),

@@ -54,6 +54,8 @@ RECIPES = {
     "nf4": {"method": "nf4"},
     "fp4": {"method": "fp4", "double": False},
     "int8": {"method": "int8"},
+    "sinq": {"method": "sinq"},
+    "sinq among gptq": {"method": "gptq", "lm_head": True, "layers": {"*.down_proj": {"method": "sinq"}}},
     "embeddings": {"embeddings": True},
     "lm_head": {"lm_head": True},
     "both": {"method": "nf4", "embeddings": True, "lm_head": True},
