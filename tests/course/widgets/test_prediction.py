@@ -114,7 +114,7 @@ def test_a_chapter_shows_every_prediction_that_it_asks_for_and_in_the_same_unit(
             called = getattr(getattr(node, "func", None), "id", "")
             if called in ("predict", "revealed"):
                 name, unit = node.args[0].value, node.args[2].value if len(node.args) > 2 else ""
-                assert name.startswith(path.name[:3])
+                assert name.startswith(f"{path.name[:2]}-")
                 if called == "revealed":
                     assert (name, unit) in asked
                 (asked if called == "predict" else answered).append((name, unit))
