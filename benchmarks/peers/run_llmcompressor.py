@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM
 def recipe(options: argparse.Namespace) -> list:
     """What oneshot() is to do; ``options.set`` holds settings that differ from the defaults."""
     more = json.loads(options.set)
+    if options.method == "scheme":
+        return [QuantizationModifier(targets=["Linear"], scheme=options.scheme, ignore=["lm_head"], **more)]
     weights = QuantizationArgs(
         num_bits=options.bits,
         type="int",
@@ -47,7 +49,9 @@ def dequantized(model: torch.nn.Module) -> torch.nn.Module:
         if scheme is None or scheme.weights is None:
             continue
         zero = getattr(module, "weight_zero_point", None)
-        module.weight.copy_(fake_quantize(module.weight, module.weight_scale, zero, scheme.weights))
+        whole = getattr(module, "weight_global_scale", None)  # of NVFP4, beside the scales of its blocks
+        values = fake_quantize(module.weight, module.weight_scale, zero, scheme.weights, global_scale=whole)
+        module.weight.copy_(values)
     return model
 
 
@@ -56,7 +60,8 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("tokens")
     parser.add_argument("out")
-    parser.add_argument("--method", choices=["gptq", "awq"], required=True)
+    parser.add_argument("--method", choices=["gptq", "awq", "scheme"], required=True)
+    parser.add_argument("--scheme", help="one of compressed-tensors' names, like FP8_DYNAMIC, for --method scheme")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--symmetric", action="store_true")

@@ -79,8 +79,8 @@ def check_weight(weight: torch.Tensor) -> None:
         raise QtutorError(
             f"the weight is {weight.dtype} of shape {list(weight.shape)}; a floating-point matrix [out, in] is needed."
         )
-    finite = torch.isfinite(weight)
-    if not finite.all():
+    if not all_finite(weight):
+        finite = torch.isfinite(weight)
         row, column = (~finite).nonzero()[0].tolist()
         raise QtutorError(
             f"{int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first at "

@@ -8,11 +8,12 @@ made up for it, AWQ what the group adds to the layer's output, together with all
 quadratic in the errors, so one look at a scale also tells a better one, and few looks do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from qtutor.core.grid import Grid, fit_groups, storable, wider_ranges
+from qtutor.methods import compiled
 
 ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
 FITTED = 1 << 18  # ranges that are fitted at once
@@ -37,19 +38,54 @@ def search(
     own (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group ends above what its whole
     range costs.
     """
+    best = None  # cost, scale, zero
+    for scales, zeros in ranges(grouped, grid, steps, shrink):
+        for scale, zero in zip(scales, zeros):  # every group tries the same shares, and keeps its own best
+            tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
+            best = tried if best is None else cheaper(best, tried)
+    return best[1], best[2]
+
+
+def ranges(grouped: torch.Tensor, grid: Grid, steps: int, shrink: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Scales and zeros, both ``[ranges, out, groups]``, of the ranges that :func:`search` tries, some at a time."""
     # All that a fit looks at: a group of two, its smallest and its largest weight.
     ends = torch.stack([grouped.amin(dim=-1), grouped.amax(dim=-1)], dim=-1).float().unsqueeze(2)
     shares = [1 - shrink * step / max(steps, 1) for step in range(steps + 1)]
     shares = torch.tensor([*shares, *wider_ranges(grid)], device=ends.device)[:, None]
-    best = None  # cost, scale, zero
-    # Every group tries the same shares, and keeps its own best. Few groups are fitted to many shares at once: an
-    # operation on a small tensor costs as much as thousands of numbers.
+    # Few groups are fitted to many shares at once: an operation on a small tensor costs as much as thousands of
+    # numbers.
     for some in shares.split(max(1, FITTED // max(1, ends.numel()))):
-        fitted = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group as a group of its own
-        for scale, zero in zip(*(part.unflatten(1, (-1, len(some))).movedim(-1, 0).contiguous() for part in fitted)):
-            tried = cost(rounding_errors(grouped, scale, zero, grid)), scale, zero
-            best = tried if best is None else cheaper(best, tried)  # of equals the wider range
-    return best[1], best[2]
+        scales, zeros = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group as a group of its own
+        yield tuple(part.unflatten(1, (-1, len(some))).movedim(-1, 0).contiguous() for part in (scales, zeros))
+
+
+def search_squares(
+    grouped: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None, steps: int = 20, shrink: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`search` where the square of an error costs ``importance [groups, group_size]``; 1 if ``None``.
+
+    On a CPU, grids of integers have a compiled loop (:mod:`.loops`).
+    """
+    if compiled.takes(grouped, grid):
+        return _search_compiled(grouped.float(), grid, importance, steps, shrink)
+    factor = 1 if importance is None else importance
+    return search(grouped, grid, lambda error: error.square_().mul_(factor).sum(dim=-1), steps, shrink)
+
+
+def _search_compiled(
+    grouped: torch.Tensor, grid: Grid, importance: torch.Tensor | None, steps: int, shrink: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`search_squares` by the compiled loop."""
+    weights = grouped.permute(1, 2, 0).contiguous()  # rows are the lanes
+    importance = torch.ones(weights.shape[:2]) if importance is None else importance.contiguous()
+    costs = torch.full((weights.shape[0], weights.shape[2]), torch.inf)
+    found = None
+    for scales, zeros in ranges(grouped, grid, steps, shrink):
+        turned = scales.transpose(1, 2), zeros.transpose(1, 2)
+        best = compiled.cheapest(weights, importance, *turned, grid, costs).T
+        chosen = [part.gather(0, best.clamp(min=0).unsqueeze(0))[0] for part in (scales, zeros)]
+        found = chosen if found is None else [torch.where(best < 0, old, new) for new, old in zip(chosen, found)]
+    return found[0], found[1]
 
 
 def cheaper(best: tuple[torch.Tensor, ...], tried: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

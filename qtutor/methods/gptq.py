@@ -31,8 +31,8 @@ from qtutor.core.float_scales import as_stored
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.errors import QtutorError, check_choice
-from qtutor.methods import rtn
-from qtutor.methods.clip import search
+from qtutor.methods import compiled, rtn
+from qtutor.methods.clip import search_squares
 from qtutor.methods.hessian import (
     ACT_ORDERS,
     DAMPING,
@@ -157,6 +157,8 @@ def round_block(
     E, the errors over U's diagonal, float32 ``[rounded, out]``. Afterwards ``work`` holds the rounded weights, and in
     its other columns the corrected ones. Columns that are not in ``work`` still have to move by ``-U^T E``.
     """
+    if compiled.takes(work, grid):  # the same in one go; see :mod:`.loops`
+        return compiled.round_block(work, upper, scale, zero, grid)
     steps = upper.diagonal().tolist()  # all at once: to ask a tensor for one number costs as much as a column
     errors = torch.empty(len(scale), work.shape[1], device=work.device)
     for column in range(len(scale)):  # in turn: each column is rounded with the corrections of all before it
@@ -200,7 +202,7 @@ def _fit(grouped: torch.Tensor, upper: torch.Tensor | None, grid: Grid, clip: st
     error e of column q, it still costs ``e^2 / U_qq^2``.
     """
     if clip == "output":
-        scale, zero = search(grouped, grid, lambda error: error.div_(upper).square_().sum(dim=-1), shrink=CLIP_SHRINK)
+        scale, zero = search_squares(grouped, grid, upper.reshape(-1, grouped.shape[2]) ** -2, shrink=CLIP_SHRINK)
     else:
         scale, zero = rtn.fit_clipped(grouped, grid, clip)
     return scale.float(), zero.float()

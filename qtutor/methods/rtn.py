@@ -11,7 +11,7 @@ from qtutor.core.float_scales import as_stored
 from qtutor.core.grid import Grid, encode_groups, fit_groups, for_tensor, wider_ranges
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.errors import check_choice
-from qtutor.methods.clip import search
+from qtutor.methods.clip import search_squares
 
 CLIPS = ("none", "mse")
 CLIP_STEPS = 80
@@ -50,7 +50,7 @@ def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Ten
     if clip == "none" and not wider_ranges(grid):
         return fit_groups(grouped, grid)
     steps = CLIP_STEPS if clip == "mse" else 0  # a grid may have ranges of its own to choose from
-    return search(grouped, grid, lambda error: error.square_().sum(dim=-1), steps, CLIP_SHRINK)
+    return search_squares(grouped, grid, steps=steps, shrink=CLIP_SHRINK)
 
 
 def _without_weights(weight: torch.Tensor, grid: Grid, group_size: int) -> QuantizedTensor:

@@ -14,6 +14,7 @@ from qtutor.formats import smollm2
 from qtutor.measure.texts import text_of
 from tests.engines.likeliest import check_likeliest
 from tests.engines.test_in_transformers import PROMPTS, greedy, in_float
+from tests.reference.int8_inputs import RoundedInputs
 
 pytestmark = pytest.mark.skipif(
     not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})"
@@ -57,12 +58,16 @@ def test_greedy_tokens_are_equal(tmp_path, original, package, form, recipe):
     assert torch.equal(greedy(theirs, ids), greedy(in_float(model), ids))
 
 
-def test_every_fp8_layer_computes_what_ours_does(tmp_path, original):
+@pytest.mark.parametrize("method", ["fp8", "int8"])
+def test_every_layer_that_rounds_its_inputs_computes_what_we_say(tmp_path, original, method):
     """On the engine's own inputs. Tokens say little: inputs are rounded, so a last bit of float32 may move one by a
-    step, and over thirty blocks that grows to 8 % of the logits, as much as all rounding of inputs changes them.
+    step, and over thirty blocks that grows to 8 % of the logits, as much as all rounding of inputs changes them. (Our
+    own model of int8 layers, computed in float64, finds other tokens likeliest than in float32 at 9 of 100 places.)
     """
     pytest.importorskip("compressed_tensors")
-    model, theirs, _ = loaded(original, tmp_path / "out", "compressed-tensors", {"method": "fp8"}, torch.float32)
+    model, theirs, _ = loaded(original, tmp_path / "out", "compressed-tensors", {"method": method}, torch.float32)
+    if method == "int8":  # the package divides a token's largest value by 127.5; vLLM and our layers do by 127
+        model = in_float(model, layer=lambda weight: RoundedInputs(weight, 127.5))
     apart = {}
 
     def compare(name, inputs, output):

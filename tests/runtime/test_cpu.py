@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 import qtutor
-from qtutor import bnb, rtn
+from qtutor import bnb, rtn, threads
 from qtutor.core.codebooks import FP4
 from qtutor.core.float_grid import FP8
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.runtime import explain
-from qtutor.runtime.kernels import choosing, cpu, reference, threads
+from qtutor.runtime.kernels import choosing, cpu, reference
 from qtutor.runtime.linear import QuantLinear
 from tests.models import some_ids, tiny
 from tests.reference import products

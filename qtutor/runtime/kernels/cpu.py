@@ -27,8 +27,8 @@ from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
 from qtutor.runtime.kernels import gradients
 from qtutor.runtime.kernels.installed import installed
-from qtutor.runtime.kernels.threads import in_shares
 from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
+from qtutor.threads import in_shares
 
 MOST = 64  # tokens; from some 100 on, decoding once and torch's product are faster
 SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them

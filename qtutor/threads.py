@@ -1,4 +1,4 @@
-"""Tiles shared out among threads.
+"""Work of compiled loops, shared out among threads.
 
 The loops release Python's lock, so plain threads are enough. They need no layer of their own (numba's may not be
 entered from two Python threads, and does not live on after a fork), and torch's count of threads is obeyed:
