@@ -162,6 +162,7 @@ def print_layers(path: Path, sizes: dict[str, int]) -> None:
             size = sum(sizes[key] for key in sizes if key.startswith(f"{name}.") and key != f"{name}.bias")
             grid = "symmetric" if layer["symmetric"] else "asymmetric"
             grid = grid if layer["grid"] == "integers" else layer["grid"]
+            grid += ", columns" if layer["kind"] == "scaled linear" else ""  # SINQ's: its inputs are multiplied
             cells = (printable(str(cell)) for cell in (layer["bits"], layer["group_size"], grid))
             rows.append((printable(name), *cells, f"{8 * size / count:.3f}"))
             weights, total = weights + count, total + size

@@ -12,7 +12,7 @@ from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
 from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
-from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder
+from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder, Sinq
 from qtutor.methods.scaling import Scaling
 
 CLIPS = ("auto", *gptq.CLIPS)
@@ -46,6 +46,7 @@ class Method:
 METHODS = {
     "rtn": Method(Nearest),
     "hqq": Method(Hqq),
+    "sinq": Method(Sinq),
     "awq": Method(Nearest, scaled=True, clip="output"),
     "gptq": Method(Gptq, clip="output"),
     "awq+gptq": Method(Gptq, scaled=True, clip="output"),
@@ -56,12 +57,14 @@ METHODS = {
     "mxfp4": Method(Nearest, codebook=MXFP4),
     "nvfp4": Method(Nearest, codebook=NVFP4),
 }
+BITS, GROUP_SIZE = 4, 64  # where nothing is said, and no method or levels have their own
 LEVELS = {"integers": None, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}  # on which any other method may round
 # The groups of these; by itself the first.
 OWN_SIZES = {
     **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR), FP8_TILES: (FP8_TILES.tile,)},
     **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
 }
+OF_INTEGERS = (Hqq, Sinq)  # these find ranges by themselves, and have no options
 CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
 
 
@@ -69,17 +72,20 @@ CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated
 class Recipe:
     """How to quantize.
 
-    method: ``"rtn"``, ``"hqq"`` (:mod:`qtutor.methods.hqq`), ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then
-    GPTQ's rounding), or bitsandbytes' ``"nf4"``, ``"fp4"``, ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``,
-    ``"nvfp4"``, which fix their bits and grid, and, but for nf4 and fp4, their groups: for int8 and fp8 one scale a row
-    (or, of fp8, one a tensor, or, with a group_size of 128 or (128, 128), one a block of 128 x 128).
+    method: ``"rtn"``, ``"hqq"`` and ``"sinq"``, which read no text (:mod:`qtutor.methods.hqq`, :mod:`~.methods.sinq`),
+    ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes' ``"nf4"``, ``"fp4"``,
+    ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``, ``"nvfp4"``, which fix their bits and grid, and, but for
+    nf4 and fp4, their groups: for int8 and fp8 one scale a row (or, of fp8, one a tensor, or, with a group_size of 128
+    or (128, 128), one a block of 128 x 128).
     levels: what rtn, awq and gptq round to: ``"integers"`` of so many bits, or ``"fp8"``, ``"mxfp4"``, ``"nvfp4"``
     (:mod:`qtutor.core.float_grid`), which fix bits and groups as the methods of these names do. So ``Recipe("gptq",
     levels="mxfp4")`` is GPTQ on MXFP4, and ``Recipe("rtn", levels="mxfp4")`` rounds as ``Recipe("mxfp4")`` does.
-    bits: 2 to 8. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it matters on the
-    calibration text (:mod:`qtutor.budget`).
-    group_size: the number of weights that share a scale; -1: one scale a row, 0: one a tensor. symmetric: the zero
-    point is always the middle code.
+    bits: 2 to 8, by itself 4. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it
+    matters on the calibration text (:mod:`qtutor.budget`).
+    group_size: the number of weights that share a scale, by itself 64; -1: one scale a row, 0: one a tensor. symmetric:
+    the zero point is always the middle code.
+    Bits and groups that contradict what a method or levels fix are refused; ``None`` leaves them to these. Afterwards
+    ``recipe.bits`` and ``recipe.group_size`` are the numbers that are used.
     clip: how to narrow the range of a group: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"`` (least
     error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"`` for
     the others.
@@ -101,8 +107,8 @@ class Recipe:
     """
 
     method: str = "rtn"
-    bits: float = 4
-    group_size: int | tuple[int, int] = 64
+    bits: float | None = None
+    group_size: int | tuple[int, int] | None = None
     symmetric: bool = False
     clip: str = "auto"
     levels: str = "integers"
@@ -129,10 +135,11 @@ class Recipe:
         check_choice("levels", self.levels, tuple(LEVELS))
         if METHODS[self.method].codebook and self.levels != "integers":
             raise QtutorError(f"levels = {self.levels!r}: method {self.method!r} has its own; leave levels out.")
-        if METHODS[self.method].rounder is Hqq and (self.levels != "integers" or self.clip not in ("auto", "none")):
+        asked = self.levels != "integers" or self.clip not in ("auto", "none")
+        if METHODS[self.method].rounder in OF_INTEGERS and asked:
             raise QtutorError(
-                f"levels = {self.levels!r}, clip = {self.clip!r}: method 'hqq' searches ranges of integers by itself; "
-                "leave both out."
+                f"levels = {self.levels!r}, clip = {self.clip!r}: method {self.method!r} finds ranges of integers by "
+                "itself; leave both out."
             )
         if self.clip == "output" and not self.needs_calibration:
             raise QtutorError(f"clip = 'output' needs inputs, and method {self.method!r} looks at none: choose 'mse'.")
@@ -142,6 +149,7 @@ class Recipe:
             self._changed(pattern, change)  # raises for an exception that fits no layer at all
         codebook = self.codebook
         if codebook is None:
+            self._settle(BITS, GROUP_SIZE)
             if self.target_size is not None:
                 self._check_target_size()
             elif not self.is_mixed:
@@ -151,19 +159,22 @@ class Recipe:
         whose = f"method {self.method!r} has" if self.levels == "integers" else f"levels of {self.levels!r} have"
         if self.target_size is not None:
             raise QtutorError(f"target_size chooses bits, and {whose} {codebook.bits} bits.")
-        if self.bits not in (4, codebook.bits):  # 4 is the default, so perhaps nobody asked for it
-            raise QtutorError(f"bits = {self.bits}: {whose} {codebook.bits} bits.")
+        if self.bits not in (None, codebook.bits):
+            raise QtutorError(f"bits = {self.bits}: {whose} {codebook.bits} bits. Leave it out.")
         if self.clip not in ("auto", "none") and self.levels == "integers":
             raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
-        own = {"bits": codebook.bits, "symmetric": True}
-        sizes = OWN_SIZES.get(codebook, (self.group_size,))
-        # The default again. Groups of 32 are no rows.
-        if codebook in (FP8, FP8_TILES) and self.group_size not in (*sizes, Recipe.group_size):
+        sizes = OWN_SIZES.get(codebook)
+        if sizes and self.group_size not in (None, *sizes):
             fit = " or ".join(map(str, (*sizes, FP8_TILES.tile) if self.method == "fp8" else sizes))
             raise QtutorError(f"group_size = {self.group_size}: {whose} {fit}. Leave it out, or choose another method.")
-        own["group_size"] = self.group_size if self.group_size in sizes else sizes[0]
-        for name, value in own.items():
-            object.__setattr__(self, name, value)  # so that this frozen dataclass shows what will be done
+        self._settle(codebook.bits, sizes[0] if sizes else GROUP_SIZE)
+        object.__setattr__(self, "symmetric", True)
+
+    def _settle(self, bits: int, group_size: int) -> None:
+        """Take these where nothing was said, so that this frozen dataclass shows what will be done."""
+        for name, value in {"bits": bits, "group_size": group_size}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def _check_types(self) -> None:
         """A text like "no" would count as True, and a list of patterns as none."""
@@ -171,7 +182,7 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "propagate" and value is None):
                 raise QtutorError(f"{name} = {value!r}: True or False is needed.")
-        if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
+        if not isinstance(self.group_size, int | None) or isinstance(self.group_size, bool):
             raise QtutorError(f"group_size = {self.group_size!r}: a whole number of weights is needed, or -1.")
         if not isinstance(self.layers, Mapping) or not all(isinstance(pattern, str) for pattern in self.layers):
             raise QtutorError(
@@ -181,7 +192,7 @@ class Recipe:
     def _check_target_size(self) -> None:
         if type(self.target_size) is not int or self.target_size < 1:
             raise QtutorError(f"target_size = {self.target_size!r}: a whole number of bytes is needed.")
-        if self.bits != Recipe.bits:
+        if self.bits != BITS:
             raise QtutorError(f"bits = {self.bits} and target_size = {self.target_size:,}: give one of the two.")
 
     @property
@@ -219,8 +230,8 @@ class Recipe:
         kind = METHODS[self.method].rounder
         if kind is Listed:
             return Listed(self.double)
-        if kind is Hqq:
-            return Hqq()
+        if kind in OF_INTEGERS:
+            return kind()
         clip = METHODS[self.method].clip if self.clip == "auto" else self.clip
         return Gptq(clip, self.static_groups) if kind is Gptq else Nearest(clip)
 
@@ -269,19 +280,23 @@ class Recipe:
         recipe = recipe or replace(self, layers={})
         codebook = recipe.codebook
         if codebook and recipe._leaves_levels(change):  # its method or levels fixed these options, so nobody chose them
-            group_size = Recipe.group_size if codebook in OWN_SIZES else recipe.group_size
+            group_size = None if codebook in OWN_SIZES else recipe.group_size
             method = "rtn" if METHODS[recipe.method].codebook else recipe.method
-            usual = {"levels": "integers", "bits": Recipe.bits, "symmetric": False, "group_size": group_size}
+            usual = {"levels": "integers", "bits": None, "symmetric": False, "group_size": group_size}
             recipe = replace(recipe, method=method, **usual)
-        if "group_size" not in change and self._named_grid(change, recipe) in OWN_SIZES:
-            recipe = replace(recipe, group_size=Recipe.group_size)  # that of the others was not meant for these levels
-        changed = replace(recipe, **change)
-        for name in ("bits", "group_size", "symmetric"):
-            if getattr(changed, name) != change.get(name, getattr(changed, name)):
-                raise QtutorError(
-                    f"layers: {pattern!r} is given {name} = {change[name]!r}, and method {changed.method!r} has "
-                    f"{getattr(changed, name)!r}. Leave it out, or choose another method."
-                )
+        named = self._named_grid(change, recipe)
+        if named and named != recipe.codebook and {"method", "levels"} & set(change):
+            # What the others have was not meant for these levels.
+            change = {"bits": None, **({"group_size": None} if named in OWN_SIZES else {}), **change}
+        try:
+            changed = replace(recipe, **change)
+        except QtutorError as error:
+            raise QtutorError(f"layers: {pattern!r}: {error}") from None
+        if changed.symmetric != change.get("symmetric", changed.symmetric):
+            raise QtutorError(
+                f"layers: {pattern!r} is given symmetric = {change['symmetric']!r}, and method {changed.method!r} has "
+                f"{changed.symmetric!r}. Leave it out, or choose another method."
+            )
         if changed.transforms != self.transforms:
             raise QtutorError(
                 f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "

@@ -12,6 +12,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from qtutor.recipe import METHODS, OWN_SIZES
+
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
@@ -44,6 +46,11 @@ def tiny(family: str = "llama", tied: bool = True, seed: int = 0, dtype: torch.d
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.to(dtype)
+
+
+def groups_of(method: str, size: int = 32) -> dict[str, int]:
+    """The option of a recipe for groups of ``size``; none for a method that has groups of its own."""
+    return {} if METHODS[method].codebook in OWN_SIZES else {"group_size": size}
 
 
 def some_ids(rows: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:

@@ -212,7 +212,7 @@ def models() -> None:
         for method in METHODS:  # text enough for propagation, which None then chooses
             quantized_model(about, small(family, tied, grouped), {"method": method, "bits": 3}, random_ids(24))
     for method in ("rtn", "nf4", "int8", *METHODS):
-        options = {"method": method, "group_size": 32}
+        options = {"method": method} | ({} if method == "int8" else {"group_size": 32})
         quantized_model("small qwen2, bf16", small("qwen2", dtype=torch.bfloat16), options, random_ids(24))
     of_embedded()
 

@@ -9,7 +9,9 @@ from PIL import Image
 import qtutor
 from qtutor import cli
 from qtutor.calibration import builtin
+from qtutor.cli import compare
 from qtutor.decoder import EMBEDDED
+from qtutor.plots.base import new_figure, png
 from tests.gguf.small_tokenizers import byte_level
 from tests.measure.test_generation import small
 from tests.test_cli import refused
@@ -105,6 +107,10 @@ def test_compare_is_one_table_and_one_picture(folder, tmp_path, capsys):
 
     found = json.loads(told([*arguments, "--json", "--picture", tmp_path / "kl.svg"], capsys))
     assert (tmp_path / "kl.svg").read_text().startswith("<?xml")
+    before = picture.read_bytes()
+    told(["compare", sources[0], "--against", "embedded", *SMALL, "--picture", picture], capsys)
+    assert picture.read_bytes() != before  # its own is replaced
+    assert compare._is_ours(tmp_path / "kl.svg")
     three, four, file = found["decoders"]
     assert three["kl"] > 3 * four["kl"] and three["bytes"] < four["bytes"] < found["float"]["bytes"]
     assert file["bits_per_weight"] == pytest.approx(8 * file["bytes"] / 1_442_048, rel=0.01)
@@ -136,20 +142,27 @@ def nothing_is_loaded(monkeypatch):
 def test_what_is_known_to_be_wrong_is_refused_before_anything_is_loaded(
     folder, other, tmp_path, capsys, nothing_is_loaded
 ):
-    compare = ["compare", folder / "out4", "--against", "embedded"]
+    line = ["compare", folder / "out4", "--against", "embedded"]
     size = json.loads((other / "config.json").read_text())["vocab_size"]
     expected = f"different sizes (embedded 1,024, {folder / 'out4'} 1,024, {other} {size:,})"
-    assert expected in refused([*compare[:2], other, *compare[2:]], capsys)
+    assert expected in refused([*line[:2], other, *line[2:]], capsys)
     assert "different sizes" in refused(["eval", folder / "q8.gguf", "--against", other], capsys)
-    assert "ends in .png or .svg" in refused([*compare, "--picture", tmp_path / "a.pdf"], capsys)
+    assert "ends in .png or .svg" in refused([*line, "--picture", tmp_path / "a.pdf"], capsys)
     (tmp_path / "a.png").mkdir()
-    assert "that is a folder" in refused([*compare, "--picture", tmp_path / "a.png"], capsys)
-    assert "does not exist. Name a file in" in refused([*compare, "--picture", tmp_path / "b" / "a.png"], capsys)
-    assert "nothing.txt" in refused([*compare, "--text", tmp_path / "nothing.txt"], capsys)
-    assert "--window is 1" in refused([*compare, "--window", "1"], capsys)
-    assert "--tokens is 500, and one window takes 512" in refused([*compare, "--tokens", "500"], capsys)
+    assert "that is a folder" in refused([*line, "--picture", tmp_path / "a.png"], capsys)
+    figure, _ = new_figure()  # as anybody draws with the same library
+    for name, data in (("mine.png", png(figure)), ("mine.svg", b"<svg></svg>"), ("notes.png", b"")):
+        (tmp_path / name).write_bytes(data)
+        assert "exists, and qtutor did not draw it" in refused([*line, "--picture", tmp_path / name], capsys)
+        assert (tmp_path / name).read_bytes() == data
+    (tmp_path / "link.png").symlink_to("nowhere")
+    assert "exists, and qtutor did not draw it" in refused([*line, "--picture", tmp_path / "link.png"], capsys)
+    assert "does not exist. Name a file in" in refused([*line, "--picture", tmp_path / "b" / "a.png"], capsys)
+    assert "nothing.txt" in refused([*line, "--text", tmp_path / "nothing.txt"], capsys)
+    assert "--window is 1" in refused([*line, "--window", "1"], capsys)
+    assert "--tokens is 500, and one window takes 512" in refused([*line, "--tokens", "500"], capsys)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"prompt": "b"}\n')
-    assert "a.jsonl, line 2: it has the keys 'prompt'" in refused([*compare, "--text", tmp_path / "a.jsonl"], capsys)
+    assert "a.jsonl, line 2: it has the keys 'prompt'" in refused([*line, "--text", tmp_path / "a.jsonl"], capsys)
     for name in (tmp_path / "nosuch", "./nosuch", "a/b/c"):
         expected = f"{name} does not exist. Name 'embedded', a folder, a file or a hub id"
         assert expected in refused(["compare", "embedded", name, "--against", "embedded"], capsys)

@@ -98,7 +98,7 @@ def test_levels(tmp_path, levels, group_size, capsys):
         (["--levels", "fp4"], "levels = 'fp4'"),
         (["--levels", "mxfp4", "--method", "nf4"], "method 'nf4' has its own; leave levels out"),
         (["--levels", "mxfp4", "--bits", "8"], "levels of 'mxfp4' have 4 bits"),
-        (["--levels", "fp8", "--bits", "4"], "--levels fp8 has 8 bits. Leave --bits out"),
+        (["--levels", "fp8", "--bits", "4"], "bits = 4: levels of 'fp8' have 8 bits. Leave it out"),
         (["--levels", "mxfp4", "--type", "Q4_K_M", "--format", "gguf"], "--levels does not go with --format gguf"),
     ],
 )

@@ -13,10 +13,10 @@ from qtutor.calibration import stream
 from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.methods import scaling
-from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest
-from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER, OWN_SIZES
+from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Sinq
+from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
 from qtutor.runtime.int8 import Int8Linear
-from tests.models import some_ids, tiny
+from tests.models import groups_of, some_ids, tiny
 
 NAMES = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")]
 
@@ -43,7 +43,7 @@ def test_what_the_short_names_stand_for():
 
 
 def test_fp8_has_a_scale_for_each_row_or_for_the_tensor():
-    assert [Recipe("fp8", group_size=size).group_size for size in (64, -1, 0, 128)] == [-1, -1, 0, 128]
+    assert [Recipe("fp8", group_size=size).group_size for size in (None, -1, 0, 128)] == [-1, -1, 0, 128]
     assert Recipe("fp8", group_size=128) == Recipe("fp8", group_size=(128, 128)) == Recipe("fp8", group_size=[128, 128])
     recipe = Recipe("fp8")
     assert (recipe.bits, recipe.symmetric, recipe.rounder, recipe.plain_rounder) == (8, True, Nearest(), Nearest())
@@ -55,7 +55,7 @@ def test_fp8_has_a_scale_for_each_row_or_for_the_tensor():
 
 def test_methods_and_levels_of_blocks_fix_bits_and_groups():
     for name, grid in (("mxfp4", MXFP4), ("nvfp4", NVFP4)):
-        for recipe in (Recipe(name), Recipe("rtn", levels=name), Recipe("gptq", levels=name, group_size=128)):
+        for recipe in (Recipe(name), Recipe("rtn", levels=name), Recipe("gptq", levels=name)):
             assert recipe.grid is grid and (recipe.bits, recipe.symmetric, recipe.group_size) == (4, True, grid.block)
         assert Recipe(name).rounder == Recipe("rtn", levels=name).rounder == Nearest("none")
         assert Recipe("gptq", levels=name).rounder == Gptq("output")
@@ -63,6 +63,8 @@ def test_methods_and_levels_of_blocks_fix_bits_and_groups():
         assert Recipe("rtn", levels=name, clip="mse").rounder == Nearest("mse")
     assert Recipe("gptq", levels="fp8").grid == FP8 and Recipe("gptq", levels="fp8").group_size == -1
     assert Recipe("hqq", bits=3).rounder == Hqq() and Recipe("hqq", bits=3).grid == IntGrid(3)
+    sinq = Recipe("sinq", bits=3, symmetric=True)
+    assert sinq.rounder == Sinq() and sinq.grid == IntGrid(3, True) and sinq.plain_rounder == Nearest()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,11 @@ def test_methods_and_levels_of_blocks_fix_bits_and_groups():
         ({"method": "mxfp4", "bits": 3}, "bits = 3: method 'mxfp4' has 4 bits"),
         ({"levels": "nvfp4", "target_size": 10**6}, "target_size chooses bits, and levels of 'nvfp4' have 4 bits"),
         ({"method": "nvfp4", "clip": "mse"}, "takes every group's whole range"),
+        ({"method": "hqq", "clip": "mse"}, "clip = 'mse': method 'hqq' finds ranges of integers by itself"),
+        (
+            {"method": "sinq", "levels": "mxfp4"},
+            "levels = 'mxfp4', .* method 'sinq' finds ranges of integers by itself",
+        ),
         ({"levels": "mxfp4", "layers": {"*": {"bits": 8}}}, "bits = 8: levels of 'mxfp4' have 4 bits"),
     ],
 )
@@ -124,7 +131,7 @@ def test_the_recipe_of_a_layer_is_its_own():
     recipes = recipe.of_layers(NAMES)
     assert all(own.layers == {} for own in recipes.values())
     assert [name for name, own in recipes.items() if own.needs_calibration] == ["model.layers.1.mlp.up_proj"]
-    sizes = ("int8", 64, 64), ("fp8", 0, 64), ("nf4", 32, 32), ("fp4", 128, 128), ("rtn", 16, 16)
+    sizes = ("int8", -1, 64), ("fp8", 0, 64), ("nf4", 32, 32), ("fp4", 128, 128), ("rtn", 16, 16)
     for method, group_size, expected in sizes:
         other = Recipe(method, group_size=group_size, layers={"*.down_proj": {"method": "gptq"}}).of_layers(NAMES)
         layer = other["model.layers.0.mlp.down_proj"]
@@ -158,8 +165,7 @@ def test_layers_of_their_own_width_and_layers_in_float(method):
     model = qtutor.add_outliers(tiny("qwen2"))
     other = {"bits": 8} if METHODS[method].codebook is None else {"method": "rtn", "bits": 8, "group_size": 32}
     layers = {"*.k_proj": other, "*.0.mlp.down_proj": "float", "*.1.self_attn.v_proj": "float"}
-    group_size = {} if METHODS[method].codebook in OWN_SIZES else {"group_size": 32}
-    made, report = quantized(model, Recipe(method, layers=layers, **group_size))
+    made, report = quantized(model, Recipe(method, layers=layers, **groups_of(method)))
     assert len(report.rows) == 12
     assert type(made.model.layers[0].mlp.down_proj) is nn.Linear
     assert type(made.model.layers[1].self_attn.v_proj) is nn.Linear
@@ -245,8 +251,7 @@ def test_how_exactly_a_model_is_multiplied_is_for_the_recipe_to_say(method, wide
 
 def test_embeddings_and_the_head_are_rounded_to_nearest_whatever_the_method():
     for method in METHODS:
-        group_size = {} if METHODS[method].codebook in OWN_SIZES else {"group_size": 32}
-        made, report = quantized(tiny(), Recipe(method, embeddings=True, lm_head=True, **group_size))
+        made, report = quantized(tiny(), Recipe(method, embeddings=True, lm_head=True, **groups_of(method)))
         assert [row.name for row in report.rows[-2:]] == ["model.embed_tokens", "lm_head"]
         assert isinstance(made.lm_head, Int8Linear) == (method == "int8")
         assert not made.config.tie_word_embeddings and torch.isfinite(made(some_ids()).logits).all()
@@ -299,7 +304,16 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
         ({"layers": ["*.down_proj"]}, r"layers = \['\*\.down_proj'\]: exceptions by pattern"),
         ({"layers": {5: "float"}}, "layers = {5: 'float'}: exceptions by pattern"),
         ({"method": "fp8", "group_size": 32}, "group_size = 32: method 'fp8' has -1 or 0 or 128"),
+        ({"method": "fp8", "group_size": 64}, "group_size = 64: method 'fp8' has -1 or 0 or 128"),
         ({"levels": "fp8", "group_size": 128}, "group_size = 128: levels of 'fp8' have -1 or 0"),
+        ({"method": "int8", "group_size": 64}, "group_size = 64: method 'int8' has -1"),
+        ({"method": "int8", "group_size": 0}, "group_size = 0: method 'int8' has -1"),
+        ({"method": "mxfp4", "group_size": 64}, "group_size = 64: method 'mxfp4' has 32"),
+        ({"levels": "nvfp4", "group_size": 32}, "group_size = 32: levels of 'nvfp4' have 16"),
+        ({"method": "gptq", "levels": "mxfp4", "group_size": -1}, "group_size = -1: levels of 'mxfp4' have 32"),
+        ({"method": "int8", "bits": 4}, "bits = 4: method 'int8' has 8 bits"),
+        ({"levels": "fp8", "bits": 4}, "bits = 4: levels of 'fp8' have 8 bits"),
+        ({"layers": {"*": {"method": "mxfp4", "group_size": 64}}}, r"layers: '\*': group_size = 64: method 'mxfp4'"),
         ({"method": "fp8", "group_size": (128, 64)}, r"group_size = \(128, 64\): a whole number"),
         ({"group_size": (128, 128)}, r"group_size = \(128, 128\): a whole number"),
     ],
@@ -312,14 +326,40 @@ def test_options_of_another_kind_are_not_guessed_at(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "fp8", "layers": {"*": {"bits": 4}}}, "bits = 4, and method 'fp8' has 8"),
+        ({"method": "fp8", "layers": {"*": {"bits": 4}}}, "layers: '\\*': bits = 4: method 'fp8' has 8"),
         ({"method": "nf4", "layers": {"*": {"symmetric": False}}}, "symmetric = False, and method 'nf4' has True"),
-        ({"layers": {"*": {"method": "int8", "group_size": 64}}}, "group_size = 64, and method 'int8' has -1"),
+        ({"layers": {"*": {"method": "int8", "group_size": 64}}}, "group_size = 64: method 'int8' has -1"),
     ],
 )
 def test_what_a_method_fixes_is_not_taken_for_something_else(options, message):
     with pytest.raises(qtutor.QtutorError, match=message):
         qtutor.Recipe(**options)
+
+
+def test_bits_and_groups_that_say_what_a_method_has_anyway():
+    """Also those that a recipe shows, given to another one."""
+    own = {"int8": (8, -1), "fp8": (8, -1), "mxfp4": (4, 32), "nvfp4": (4, 16), "nf4": (4, 64)}
+    for method, (bits, group_size) in own.items():
+        plain = qtutor.Recipe(method)
+        assert (plain.bits, plain.group_size) == (bits, group_size)
+        assert plain == qtutor.Recipe(method, bits, group_size) == qtutor.Recipe(**plain.as_dict())
+    assert (qtutor.Recipe().bits, qtutor.Recipe().group_size) == (4, 64)
+
+
+def test_an_exception_that_changes_no_levels_keeps_the_groups_of_fp8():
+    recipe = qtutor.Recipe("fp8", group_size=0, layers={"a": {"damping": 0.1}})
+    assert {one.group_size for one in recipe.of_layers(["a", "b"]).values()} == {0}
+    tiles = qtutor.Recipe("fp8", group_size=128, layers={"a": {"damping": 0.1}})
+    assert {one.grid for one in tiles.of_layers(["a", "b"]).values()} == {FP8_TILES}
+
+
+def test_bits_of_the_others_are_not_meant_for_a_method_with_its_own():
+    found = qtutor.Recipe(bits=3, layers={"a": {"method": "int8"}, "b": {"levels": "nvfp4"}}).of_layers(["a", "b", "c"])
+    assert {name: (one.bits, one.group_size) for name, one in found.items()} == {
+        "a": (8, -1),
+        "b": (4, 16),
+        "c": (3, 64),
+    }
 
 
 def test_a_method_with_sizes_of_its_own_in_a_recipe_with_another():

@@ -33,7 +33,7 @@ def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=
     or "float" keep what they are given there, and do not count for the mean. token_ids: int64 ``[samples, length]``.
     Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest one.
     """
-    plain = replace(recipe, bits=Recipe.bits, target_size=None)
+    plain = replace(recipe, bits=None, target_size=None)
     free = free_layers(weights.model, plain)
     if not free:
         raise QtutorError("the recipe leaves no layer whose bits could be chosen: keep fewer, or name bits for fewer.")

@@ -18,7 +18,9 @@ from qtutor.calibration.chat import messages_of, rendered
 from qtutor.errors import QtutorError, said, shown
 
 WHOLE = 1 << 25  # bytes: a file of so many is read from the first line to the last
+TOKENIZED = 1 << 22  # about so many bytes of it at most become tokens, which takes a second or two a megabyte
 LONGEST = 1 << 24  # bytes in a line
+CHARACTERS = 256  # for each wanted token: pages of spaces have few tokens
 NAMED = 5  # bad lines that a message names; of the others it says how many there are
 KEYS = ("text", "messages", "conversations")
 
@@ -58,17 +60,26 @@ class Records:
     def __init__(self, file: str | Path, tokenizer):
         self.file, self.tokenizer = Path(file), tokenizer
         self.texts = self.conversations = 0
+        self.every = 1  # one record in so many becomes tokens
 
     def all(self) -> list[int]:
-        """The token ids of all records, one after the other."""
-        ids, bad = [], []
+        """The token ids of all records, one after the other; of every second, third ... in more than TOKENIZED bytes.
+
+        All lines have to be records.
+        """
+        ids, bad, size = [], [], self.file.stat().st_size
+        self.every, good = -(-size // TOKENIZED), 0
         with open(self.file, "rb") as opened:
-            for line in _lines(opened, 0, self.file.stat().st_size):
+            for line in _lines(opened, 0, size):
                 try:
-                    ids += self._ids(line.data)
+                    if good % self.every == 0:
+                        ids += self._ids(line.data, TOKENIZED)
+                    else:
+                        _record(line.data)
+                    good += 1
                 except QtutorError as error:
                     bad.append((line.number, error))
-        _refuse(self.file, bad, self.texts + self.conversations)
+        _refuse(self.file, bad, good)
         return ids
 
     def some(self, begin: int, end: int, length: int) -> list[int]:
@@ -77,7 +88,7 @@ class Records:
         with open(self.file, "rb") as opened:
             for line in _lines(opened, begin, end):
                 try:
-                    ids += self._ids(line.data)
+                    ids += self._ids(line.data, CHARACTERS * length)
                 except QtutorError as error:
                     number = line.number + _lines_before(self.file, begin)
                     raise QtutorError(f"{self.file}, line {number:,}: {error}") from error
@@ -90,15 +101,16 @@ class Records:
         kinds = {"text": self.texts, "conversation": self.conversations}
         return " and ".join(f"{n:,} {kind}{'s' * (n != 1)}" for kind, n in kinds.items() if n) or "no records"
 
-    def _ids(self, data: bytes) -> list[int]:
-        """One record's token ids."""
+    def _ids(self, data: bytes, most: int) -> list[int]:
+        """The token ids of one record's first ``most`` characters."""
         given = _record(data)
         if isinstance(given, str):
             self.texts += 1
-            return self.tokenizer(given, verbose=False)["input_ids"]
+            return self.tokenizer(given[:most], verbose=False)["input_ids"]
         text = rendered(self.tokenizer, given)
         self.conversations += 1
-        return self.tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]  # the template wrote them
+        # No special tokens: the template wrote them.
+        return self.tokenizer(text[:most], verbose=False, add_special_tokens=False)["input_ids"]
 
 
 def _record(data: bytes) -> str | list[dict[str, str]]:

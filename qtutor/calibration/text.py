@@ -58,7 +58,12 @@ def text_in(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SA
         if not len(rows):
             raise QtutorError(f"{file} has {len(ids):,} tokens; one sample takes {length}. Name a longer text.")
     told = f"{rows.numel():,} tokens ({len(rows)} samples of {length})"
-    told += f" from all over the {size:,} bytes of {file}" if large else f" of the {len(ids):,} in {file}"
+    if large:
+        told += f" from all over the {size:,} bytes of {file}"
+    elif records and records.every > 1:
+        told += f" of the {len(ids):,} in one of {records.every} records of {file}"
+    else:
+        told += f" of the {len(ids):,} in {file}"
     return Text(rows, told + (f", {records.told()}" if records else ""))
 
 

@@ -1,5 +1,6 @@
 """`qtutor compare`: several decoders against the float one that they were made of, as one table and one picture."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qtutor.cli.parsing import DEVICE, SOURCE
 from qtutor.cli.source import load_source
 from qtutor.cli.terminal import passes
 from qtutor.errors import QtutorError
+from qtutor.files import kind_of
 
 EXAMPLES = [
     "compare out3 out4 --against embedded",
@@ -25,6 +27,8 @@ EXAMPLES = [
     "compare out --against embedded --json",
 ]
 PICTURES = (".png", ".svg")
+OURS = "Drawn by qtutor compare"  # stands in a picture of ours, which alone may be replaced
+NEAR = 4096  # bytes at the beginning of a picture, in which that stands
 HEAD = ("decoder", "bytes", "bits", "perplexity", "rise %", "±", "KL", "±", "flips %", "±")
 
 
@@ -123,6 +127,16 @@ def _check_picture(file: str | None) -> None:
     if path.is_dir() or not path.parent.is_dir():
         what = "that is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
         raise QtutorError(f"--picture {file}: {what}. Name a file in a folder that is there.")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise QtutorError(f"--picture {file} exists, and qtutor did not draw it: choose another name, or remove it.")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether ``path`` is a picture that an earlier run has drawn."""
+    if kind_of(path) != "a file":
+        return False
+    with path.open("rb") as picture:
+        return OURS.encode() in picture.read(NEAR)
 
 
 def _draw(file: str, found: list[dict]) -> None:
@@ -134,7 +148,7 @@ def _draw(file: str, found: list[dict]) -> None:
     points = [Point(name, one["bytes"], one["kl"], one["kl_error"]) for name, one in zip(names, found, strict=True)]
     path = Path(file)
     with told(path), written_beside(path) as new:
-        new.write_bytes(image(bytes_against_kl(points), path.suffix.lower().removeprefix(".")))
+        new.write_bytes(image(bytes_against_kl(points), path.suffix.lower().removeprefix("."), OURS))
     print(f"Drawn into {path}.", file=sys.stderr)  # stdout may be JSON
 
 

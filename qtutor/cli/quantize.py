@@ -41,7 +41,7 @@ def add_to(command) -> None:
     default = "(default: %(default)s)"
     add_source(sub)
     sub.add_argument("out", metavar="OUT", help="the folder to write; or a .gguf file")
-    methods = "rtn, hqq, awq, gptq, awq+gptq, nf4, fp4, int8, fp8, mxfp4 or nvfp4; "
+    methods = "rtn, hqq, sinq, awq, gptq, awq+gptq, nf4, fp4, int8, fp8, mxfp4 or nvfp4; "
     methods += "with gguf: awq scales weights before they are rounded"
     sub.add_argument("--method", type=str.lower, default="rtn", help=f"{methods} {default}")
     levels = "what rtn, awq and gptq round to: integers, fp8, mxfp4 or nvfp4 (default: integers)"
@@ -57,7 +57,7 @@ def add_to(command) -> None:
     size = "in place of --bits: the size of the result, like 90MB; layers that matter more get more bits"
     sub.add_argument("--target-size", type=nbytes, metavar="SIZE", help=size)
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
-    sub.add_argument("--group-size", type=int, default=64, metavar="N", help=f"{groups} {default}")
+    sub.add_argument("--group-size", type=int, metavar="N", help=f"{groups} (default: 64, or the method's own)")
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
     clip = "narrow each group's range to the least error of its weights (mse) or of the layer's output; none: never"
     clips = ["none", "mse", "output"]
@@ -92,6 +92,8 @@ def quantize(options) -> int:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
         if getattr(options, name) is not None and getattr(options, name) > MOST:
             raise QtutorError(f"--{name} is {getattr(options, name):,}; more than {MOST:,} would not end. Take fewer.")
+    if options.bits is not None and options.target_size is not None:
+        raise QtutorError("--bits and --target-size both say how large the result gets: leave one out.")
     check_source(options.source)
     check_rounded(options.source, options.allow_requantize or options.plan)
     check_device(options.device)
@@ -196,9 +198,6 @@ def recipe_of(options):
     chosen = {name: getattr(options, name) for name in OF_A_RECIPE if name != "keep"} | {"method": options.method}
     chosen["layers"] = {pattern: "float" for pattern in _patterns(options.keep or "")}
     recipe = qtutor.Recipe(**{name: value for name, value in chosen.items() if value is not None})
-    if options.bits is not None and not recipe.is_mixed and recipe.bits != options.bits:
-        whose = f"--levels {options.levels}" if options.levels else f"--method {options.method}"
-        raise QtutorError(f"--bits {options.bits}: {whose} has {recipe.bits} bits. Leave --bits out.")
     if "gptq" not in options.method:
         for name in ("act_order", "damping"):
             if getattr(options, name) is not None:

@@ -16,7 +16,7 @@ from qtutor.gguf import TYPES, imatrix
 from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
 
 BUDGET = ("bits", "target_size")  # of a recipe's options those that GGUF takes, too
-NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4")  # types that its releases take late or not at all
+NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0")  # types that its releases take late or not at all
 
 
 def write(options) -> int:
@@ -115,8 +115,6 @@ def _refuse(options) -> None:
                 f"--{name.replace('_', '-')} chooses a block type for every matrix, and --type {options.type} names "
                 "them: leave one out."
             )
-    if options.bits is not None and options.target_size is not None:
-        raise QtutorError("--bits and --target-size both say how large the file gets: leave one out.")
     for name in OF_A_RECIPE:
         if name not in BUDGET and getattr(options, name) != options.parser.get_default(name):
             raise QtutorError(

@@ -90,7 +90,7 @@ def check_device(device: str | None) -> str | None:
         AssertionError,
         NotImplementedError,
     ) as error:  # torch says all three for one that is not there
-        said = str(error).strip().split("\n")[0].rstrip(".")
+        said = str(error).strip().split("\n")[0].partition(". ")[0].rstrip(".")  # the rest is for torch's authors
         raise QtutorError(f"--device {device}: {said}. Name one that is here, like cpu.") from None
     if kind.type == "meta":
         raise QtutorError("--device meta holds shapes and no values: name one that computes, like cpu.")

@@ -7,7 +7,8 @@ The folder is opened (:mod:`.patient`), checked as a whole (:mod:`.folder`), the
 :data:`OF_A_LAYER` says in a sentence what is wrong with one layer, those of :data:`OF_ALL` collect what every layer
 says and judge at the end (an error of conversion is in all layers alike). Then the model reads a text
 (:mod:`.running`), and engines are asked (:mod:`qtutor.formats.taking`). With FLOAT, what was quantized, zero points and
-orders are compared exactly; without it they show in statistics of the codes, if they show.
+orders are compared exactly; without it they show in statistics of the codes, if they show. Only with FLOAT weights show
+that are in wrong places (:mod:`.places`).
 
 What it cannot see: a model that was quantized badly, but whose bytes are as they should be. `qtutor eval --against`
 measures that.
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtutor.doctor import engines, folder, index, libraries, order, scales, zeros
+from qtutor.doctor import engines, folder, index, libraries, order, places, scales, zeros
 from qtutor.doctor.finding import Finding, counted
 from qtutor.doctor.patient import Patient, opened
 from qtutor.doctor.running import Run, run
@@ -99,21 +100,22 @@ def examine(source: str | Path, against: str | Path | None = None, device: str |
 def _of_layers(patient: Patient) -> Iterator[Finding]:
     """What the layers say, each read once."""
     said, unread = {check: [] for check in OF_A_LAYER}, []
-    judges = [make(patient) for make in OF_ALL]
+    judges, where = [make(patient) for make in OF_ALL], places.Places(patient)
     for layer in patient.layers():
-        for check in OF_A_LAYER:
-            sentence = check(layer)
-            if sentence:
-                said[check].append((layer.name, sentence))
+        signs = {check: sentence for check in OF_A_LAYER if (sentence := check(layer))}
+        for check, sentence in signs.items():
+            said[check].append((layer.name, sentence))
         if layer.problem:
             unread.append((layer.name, layer.problem))
-        for judge in judges:
+        for judge in judges if signs else (*judges, where):
             judge.see(layer)
     for check, signs in said.items():
         if signs:
             yield counted(check.__module__, signs)
-    for judge in judges:
-        yield from judge.findings()
+    found = [finding for judge in judges for finding in judge.findings()]
+    yield from found
+    if not any(one.kind in places.SAID_BY for one in found):  # which are reasons for it
+        yield from where.findings()
     if unread:
         yield counted("unreadable", unread)
 

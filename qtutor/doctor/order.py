@@ -1,4 +1,4 @@
-"""Codes in the wrong order: AWQ's nibbles read plainly or the reverse, nibbles or words turned round; another model.
+"""Codes in the wrong order: AWQ's nibbles read plainly or the reverse, nibbles or words turned round.
 
 A format that packs outputs (AWQ, ModelOpt) mixes rows up, and then scales belong to other rows. In a row the range of a
 group is wide where its scale is large, and codes are spread over the range whatever it is: so the spread of the codes
@@ -22,7 +22,7 @@ ORDERS = {
     "the nibbles of each word are turned round": (7, 6, 5, 4, 3, 2, 1, 0),
 }
 PACKED_ROWS = ("awq", "modelopt")
-SUSPECT, FAR, BETTER = 0.4, 0.9, 0.6  # distances from FLOAT; and what of it the right order leaves
+SUSPECT, BETTER = 0.4, 0.6  # distances from FLOAT; and what of it the right order leaves
 STEADIER = 0.8  # of the variance in rows, by the right order
 SHARE = 0.8
 
@@ -31,7 +31,7 @@ class Orders:
     """Votes of all layers of 4 bits: the order that fits better than the file's, "" where that is right."""
 
     def __init__(self, patient: Patient):
-        self.patient, self.votes, self.far = patient, {}, {}
+        self.patient, self.votes = patient, {}
 
     def see(self, layer: Layer) -> None:
         quantized = layer.quantized
@@ -40,7 +40,6 @@ class Orders:
         rows = self.patient.form in PACKED_ROWS
         if layer.exact is not None:
             before = distance(quantized.dequantize(), layer.exact)
-            self.far[layer.name] = before > FAR
             self.votes[layer.name] = _compared(quantized, layer.exact, rows, before)
         elif rows and quantized.scales.shape[1] > 1:
             self.votes[layer.name] = _by_spread(quantized)
@@ -52,10 +51,6 @@ class Orders:
                 first = next(name for name, vote in self.votes.items() if vote == text)
                 yield Finding("order", first, self._sentence(first, text, votes.count(text) - 1))
                 return
-        far = [name for name, is_far in self.far.items() if is_far]
-        if far and len(far) >= SHARE * len(self.far):
-            text = f"{far[0]} (and {len(far) - 1} more layers) are not at all like FLOAT's: this is not "
-            yield Finding("another model", far[0], f"{text}the model that was quantized, or its weights were rotated.")
 
     def _sentence(self, name: str, text: str, more: int) -> str:
         found = self.patient.foreign

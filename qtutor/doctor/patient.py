@@ -17,10 +17,12 @@ from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.errors import QtutorError
 from qtutor.formats import FOREIGN, checkpoint, foreign_reading, native
+from qtutor.formats.checkpoint import STORED
 from qtutor.formats.documents import file_in, read_json, reading
 from qtutor.formats.foreign import Layout
 from qtutor.formats.gguf_files import file_in as gguf_in
 from qtutor.formats.headers import Stored
+from qtutor.guards import promises
 from qtutor.runtime.linear import QuantLinear
 
 
@@ -85,8 +87,37 @@ class Patient:
                 yield replace(layer, exact=_for_scaled_inputs(self.exact(name), layer, self.foreign.form.input_scale))
         elif not self.problem:
             for name, module in self.quant_layers().items():
-                quantized = module.quantized()
-                yield Layer(name, None, {"scales": quantized.scales}, quantized, exact=self.exact(name))
+                quantized, exact, times = module.quantized(), self.exact(name), getattr(module, "input_scale", None)
+                exact = exact if exact is None or times is None else exact / times.cpu()
+                yield Layer(name, None, {"scales": quantized.scales}, quantized, exact=exact)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Rows and columns of what FLOAT has to have as well: packed layers, or all matrices of a model that loads."""
+        if self.foreign is not None:
+            found = self.foreign.model
+            return {name: tuple(found.get_submodule(name).weight.shape) for name in self.foreign.layouts}
+        if self.problem:
+            return {}
+        found = promises.shapes(self.loaded[0]).items()
+        return {name.removesuffix(".weight"): shape for name, shape in found if len(shape) == 2}
+
+    def floats(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Matrices that are not packed and that FLOAT has, too: name, weights and FLOAT's, float32 ``[out, in]``."""
+        if self.float_weights is None or self.problem:
+            return
+        theirs = self.float_weights.model.state_dict()
+        if self.foreign is None:
+            stored = {name: tuple(tensor.shape) for name, tensor in self.loaded[0].named_parameters()}  # no buffers
+        else:
+            stored = {name: tuple(one.shape) for name, (_, one) in self.files.items() if one.dtype in STORED}
+        for name, shape in stored.items():
+            matrix = name.endswith(".weight") and len(shape) == 2
+            if not matrix or name not in theirs or tuple(theirs[name].shape) != shape:
+                continue
+            tensor = self.tensor(name) if self.foreign else self.loaded[0].get_parameter(name).detach()
+            layer = name.removesuffix(".weight")
+            if self.foreign is None or layer not in self.foreign.layouts:
+                yield layer, tensor.float().cpu(), self.exact(layer)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, whatever numbers it holds."""
@@ -131,13 +162,13 @@ def opened(source: str | Path, against: str | Path | None, device: str | None) -
         patient = Patient(str(source), folder, form, device=device)
         if folder.is_dir() and form == "a float checkpoint":
             _open_foreign(patient)
-        if against is not None:
-            _compare(patient, against, device)
         if patient.foreign is None and not patient.problem:
             try:
                 _ = patient.loaded
             except QtutorError as error:
                 patient.problem = str(error)
+        if against is not None:
+            _compare(patient, against, device)
     return patient
 
 
@@ -175,9 +206,7 @@ def _compare(patient: Patient, against: str | Path, device: str | None) -> None:
     if any(isinstance(module, QuantLinear) for module in weights.model.modules()):
         raise QtutorError(f"--against {against} is quantized itself: name the float checkpoint.")
     theirs = weights.model.state_dict()
-    model = patient.foreign.model if patient.foreign else None
-    for name in patient.foreign.layouts if patient.foreign else ():
-        shape = tuple(model.get_submodule(name).weight.shape)
+    for name, shape in patient.shapes().items():
         own = theirs.get(f"{name}.weight")
         if own is None or tuple(own.shape) != shape:
             raise QtutorError(

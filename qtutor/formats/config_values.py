@@ -3,7 +3,6 @@
 Everything here looks at plain values out of a file; :mod:`.transformers_files` makes a config of those that pass.
 """
 
-import math
 import warnings
 
 from qtutor.errors import QtutorError, shown
@@ -37,7 +36,10 @@ FACTORS = (
 )
 # What every config of these families says; transformers would put another model's numbers where it is missing.
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
-LARGEST = 1 << 31  # of a size
+LARGEST = 1 << 31  # of a size, and of a token's number
+OF_FACTORS = 1e-12, 1e12  # a factor beyond makes zeros or infinities of states in float32, where they are squared
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+KINDS_OF_LAYERS = ("full_attention", "sliding_attention")  # each may have angles of its own
 MOST_BLOCKS = 1000  # the largest decoders have some 130; each takes time to build, also where it has no weights
 MEND = "The file is damaged: copy, download or export it again."
 DTYPES = ("float32", "float16", "bfloat16")
@@ -87,8 +89,13 @@ def check_values(values: dict, where: str, blocks: int) -> None:
     if blocks > MOST_BLOCKS:
         raise QtutorError(f"{where}: there are {blocks:,} blocks, and decoders of at most {MOST_BLOCKS:,} are read.")
     window = values.get("sliding_window")
-    if window is not None and (type(window) is not int or window < 1):
-        raise wrong(where, "sliding_window", window, "a whole number from 1, or null")
+    if window is not None and (type(window) is not int or not 1 <= window <= LARGEST):
+        raise wrong(where, "sliding_window", window, f"a whole number from 1 to {LARGEST:,}, or null")
+    check_special_tokens(values, where, -1)  # Llama 1 says -1 where it has no pad
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = values.get(name) if isinstance(values.get(name), dict) else {}
+        for key in (key for key, own in rope.items() if isinstance(own, dict) and key not in KINDS_OF_LAYERS):
+            raise wrong(where, name, key, f"parameters, or those of {' and '.join(KINDS_OF_LAYERS)}")
     for key in ("dtype", "torch_dtype"):
         if values.get(key) is not None and values[key] not in DTYPES:
             raise wrong(where, key, values[key], f"one of {', '.join(DTYPES)}")
@@ -97,8 +104,9 @@ def check_values(values: dict, where: str, blocks: int) -> None:
         raise wrong(where, "rms_norm_eps", epsilon, "a number from 0 to 1")
     for key in FACTORS:
         factor = values.get(key, 1)
-        if factor is not None and (type(factor) not in (int, float) or not 0 < factor < math.inf):
-            raise wrong(where, key, factor, "a number above 0")
+        low, high = OF_FACTORS
+        if factor is not None and (type(factor) not in (int, float) or not low <= factor <= high):
+            raise wrong(where, key, factor, f"a number above 0, from {low:g} to {high:g}")
     ropes = values.get("no_rope_layers")
     if ropes is not None and not (
         isinstance(ropes, list) and len(ropes) >= blocks and set(map(str, ropes)) <= {"0", "1"}
@@ -107,6 +115,15 @@ def check_values(values: dict, where: str, blocks: int) -> None:
     for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", OURS):
         if type(values.get(key, False)) is not bool:
             raise wrong(where, key, values[key], "true or false")
+
+
+def check_special_tokens(values: dict, where: str, lowest: int = 0) -> None:
+    """The tokens that begin, end and pad texts are numbers of tokens; several may end one. ``None``: there is none."""
+    for key in SPECIAL_TOKENS:
+        ids = values.get(key)
+        several = ids if isinstance(ids, list) and ids and key == "eos_token_id" else [ids]
+        if ids is not None and not all(type(number) is int and lowest <= number <= LARGEST for number in several):
+            raise wrong(where, key, ids, "the number of a token")
 
 
 def wrong(where: str, key: str, found, wanted: str) -> QtutorError:

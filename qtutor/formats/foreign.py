@@ -85,8 +85,9 @@ class Format:
         for name, layer in layers.items():
             if isinstance(layer, ScaledLinear) and not self.input_scale:
                 raise refused(
-                    name, self.method, "inputs that are multiplied by a number each (ModelOpt's pre_quant_scale)",
-                    "has no place for the numbers: take 'modelopt' or 'qtutor', or quantize the float checkpoint.",
+                    name, self.method,
+                    "inputs that are multiplied by a number each (SINQ's columns, ModelOpt's pre_quant_scale)",
+                    "has no place for the numbers: take 'modelopt' or 'qtutor', or quantize the float checkpoint anew.",
                 )  # fmt: skip
         return self.settings(layers, left, **options)
 

@@ -50,13 +50,13 @@ from qtutor.formats.foreign import (
     stored_scales,
 )
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
+from qtutor.formats.targets import ALONE
 from qtutor.runtime.scaled import ScaledLinear
 
 target = foreign_writing.target  # where save may write
 METHOD = "modelopt"
 FOUR, BY_ROW, BY_TENSOR = "W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN", "FP8"  # quant_algo
 BITS = 4
-ALONE = (".o_proj", ".down_proj")  # layers that the engine does not join with others
 SCALES = ("F16", "BF16", "F32")
 
 
@@ -69,10 +69,10 @@ def settings(layers: dict, left: list[str]) -> dict:
     """quantization_config: what ModelOpt itself writes there, and what it writes into hf_quant_config.json."""
     whole = all(layer.grid == FP8 for layer in layers.values())
     for name, layer in layers.items():
-        (_check_holds_rows if whole else _check_holds)(name, layer)
         if isinstance(layer, ScaledLinear) and not name.endswith(ALONE):
             fits = "has them for o_proj and down_proj alone, as TensorRT-LLM does: take 'qtutor'."
             raise refused(name, METHOD, "inputs that are multiplied by a number each", fits)
+        (_check_holds_rows if whole else _check_holds)(name, layer)
     about = {"quant_algo": BY_ROW}
     if not whole:
         size = one_group_size(METHOD, layers)

@@ -165,7 +165,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
         _expect(
             where, layer, "threshold", lambda t: kind == "int8 linear" and _threshold(t), "null, or a number from 0"
         )
-        module.threshold = layer["threshold"]
+        module.threshold = None if layer["threshold"] is None else float(layer["threshold"])
     return module
 
 

@@ -20,10 +20,13 @@ from qtutor.core.float_grid import FP8, FP8_TILES
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.families import family_of, linear_layers
+from qtutor.methods.rounders import Sinq
 from qtutor.recipe import Recipe
 from qtutor.runtime.linear import QuantLinear
+from qtutor.runtime.scaled import ScaledLinear
 
 Shape = tuple[int, int]  # out, in
+ALONE = (".o_proj", ".down_proj")  # and what none does
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines make one layer of
 
 
@@ -186,7 +189,7 @@ def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: b
     kinds = {name: (own.grid, own.group_size) for name, own in recipes.items()}
     most = max(kinds.values(), key=list(kinds.values()).count) if kinds else None
     for name, own in recipes.items():
-        reasons = [*_wrong_grid(way, own), *_wrong_shape(way, shapes[name])]
+        reasons = [*_wrong_grid(way, own), *_wrong_inputs(way, name, own), *_wrong_shape(way, shapes[name])]
         if fraction and (way.joined or not way.mixed or way.bits != ALL):
             reasons.append(("every layer would get bits of its own", "whole bits"))
         if name == "lm_head" and not way.head:
@@ -219,6 +222,14 @@ def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
         sizes = way.groups or (PER_CHANNEL, 32, 64, 128)
         reasons.append((f"groups of {own.group_size}", f"group_size={' or '.join(map(str, sizes))}"))
     return reasons
+
+
+def _wrong_inputs(way: Way, name: str, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
+    """SINQ's layers multiply their inputs by numbers, for which ModelOpt's format alone has a place, in some layers."""
+    scaled = isinstance(own.rounder, Sinq) if isinstance(own, Recipe) else isinstance(own, ScaledLinear)
+    if not scaled or (way.format == MODELOPT and name.endswith(ALONE)):
+        return []
+    return [("inputs are multiplied by a number each", "method='hqq' or 'rtn'")]
 
 
 def _wrong_shape(way: Way, shape: Shape) -> list[tuple[str, str]]:

@@ -18,7 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.errors import QtutorError, naming, said, shown
 from qtutor.families import embedding_scale, family_called, family_of, head_dim
-from qtutor.formats.config_values import MEND, OURS, check_keys, check_values, wrong
+from qtutor.formats.config_values import (
+    MEND,
+    OURS,
+    SPECIAL_TOKENS,
+    check_keys,
+    check_special_tokens,
+    check_values,
+    wrong,
+)
 
 # Keys that transformers reads though a family's config does not list them.
 OLDER = ("torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings")
@@ -159,13 +167,10 @@ def take_generation(model: nn.Module, values: dict, where: str) -> None:
 
     Nothing else in it is read: it can ask for other ways to search, some of which transformers fetches from the hub.
     """
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = values.get(key)
-        if ids is not None:
-            several = ids if isinstance(ids, list) and ids and key == "eos_token_id" else [ids]
-            if not all(type(number) is int and number >= 0 for number in several):
-                raise wrong(where, key, ids, "the number of a token")
-            setattr(model.generation_config, key, ids)
+    check_special_tokens(values, where)
+    for key in SPECIAL_TOKENS:
+        if values.get(key) is not None:
+            setattr(model.generation_config, key, values[key])
     penalty = values.get("repetition_penalty")
     if penalty is not None:
         if type(penalty) not in (int, float) or not 0 < penalty < 100:

@@ -6,8 +6,9 @@ A mix is a type for most tensors and a better one for those whose errors hurt mo
 out of the MLP, the output; in all layers or in some. :data:`MIXES` holds them as llama.cpp's ``src/llama-quant.cpp``
 does (``llama_tensor_get_type_impl``, ``tensor_type_fallback``): rules found by trying, not derived from anything.
 
-Left out: mixture-of-experts and the architectures whose rules differ (Falcon, GLM), the mixes whose block types qtutor
-does not encode (IQ1, IQ2, IQ3), and those of NVFP4, Q1_0 and Q2_0, which ``pure=True`` takes as types.
+Left out: mixture-of-experts and the architectures whose rules differ (Falcon, GLM), and the mixes whose block types
+qtutor does not encode (IQ1, IQ2, IQ3). NVFP4 is no mix of llama-quantize, which gets such weights from ModelOpt alone;
+ours follows the rules that hold for all.
 """
 
 import math
@@ -111,15 +112,19 @@ MIXES = {
     "TQ2_0": Mix(37, "TQ2_0", token_embd=(("Q4_K", always),)),
     "TQ1_0": Mix(36, "TQ1_0", token_embd=(("Q4_K", always),)),
     "MXFP4_MOE": Mix(38, "Q8_0"),  # MXFP4 is for experts, and there are none here
+    "NVFP4": Mix(39, "NVFP4"),
+    "Q1_0": Mix(40, "Q1_0"),
+    "Q2_0": Mix(41, "Q2_0", token_embd=(("Q4_K", always),)),
 }  # fmt: skip
-PURE = {"MXFP4": 38, "NVFP4": 39, "Q1_0": 40, "Q2_0": 41}  # numbers of types that no mix here consists of
+PURE = {"MXFP4": 38}  # the number of a type that no mix here consists of
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
 
-# Blocks of 256 need rows that 256 divides; these take their place where only 32 does, a little larger each.
+# Blocks of 64 to 256 need rows that they divide; these take their place where only 32 does, a little larger each.
+# llama.cpp has none for NVFP4 and Q1_0, and gives up there.
 NARROW = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+    "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q2_0": "Q4_0", "NVFP4": "Q4_0", "Q1_0": "Q4_0",
 }  # fmt: skip
 
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")

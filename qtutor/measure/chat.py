@@ -6,6 +6,7 @@ from qtutor.calibration.chat import end_of_turn, rendered
 from qtutor.errors import QtutorError
 from qtutor.guards.model import check_measurable
 from qtutor.measure.generation import before, check_embedded, room_behind, text_ends
+from qtutor.runtime.steps import quick_steps
 
 
 def answer(model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int = 256, streamer=None) -> str:
@@ -21,7 +22,7 @@ def answer(model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int
     room = room_behind(model, len(ids))
     ends = answer_ends(model, tokenizer)
     given = torch.tensor([ids], device=model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), quick_steps(model):
         written = model.generate(
             given,
             attention_mask=torch.ones_like(given),

@@ -8,6 +8,7 @@ import torch
 from qtutor.decoder import corpus, tasks
 from qtutor.errors import QtutorError
 from qtutor.guards.model import check_measurable
+from qtutor.runtime.steps import quick_steps
 
 BETWEEN = "\n\n"  # what stands between functions in the text that the embedded decoder learned from
 
@@ -112,7 +113,7 @@ def generate_batch(
     pad = tokenizer.eos_token_id or 0
     ids = torch.tensor([[pad] * (longest - len(e)) + e for e in encoded])  # padded on the left
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in encoded])
-    with torch.inference_mode():
+    with torch.inference_mode(), quick_steps(model):
         written = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -171,6 +172,8 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
 def check_embedded(model, tokenizer, ids: list[int], what: str) -> None:
     """Raise :class:`QtutorError` for a token that the model has no embedding of; what: the text that it stands in."""
     embedded, largest = model.config.vocab_size, max(ids, default=0)
+    if min(ids, default=0) < 0:
+        raise QtutorError(f"{what} has the token {min(ids)}, which is none: bos_token_id in config.json is wrong.")
     if largest >= embedded:
         raise QtutorError(
             f"{what} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and the model "

@@ -12,6 +12,7 @@ import torch
 
 from qtutor.guards.model import check_measurable, in_eval
 from qtutor.measure.losses import model_bytes
+from qtutor.runtime.steps import quick_steps
 
 PROMPT, TOKENS = 32, 32
 WARM = 4  # first steps, in which memory is taken and kernels are chosen
@@ -40,10 +41,11 @@ def token_times(
 ) -> tuple[float, list[float]]:
     """Seconds until the first token behind ``ids``, int64 ``[1, count]``, is known, and of ``steps`` further ones.
 
-    Greedily, with a cache. clock: what counts seconds, by itself ``time.perf_counter``.
+    Greedily, with a cache, by :func:`~qtutor.runtime.steps.quick_steps` where it knows the model. clock: what counts
+    seconds, by itself ``time.perf_counter``.
     """
     clock, each = clock or time.perf_counter, []
-    with in_eval(model):
+    with in_eval(model), quick_steps(model):
         begin = clock()
         out = model(ids, use_cache=True, logits_to_keep=1)
         out.logits[0, -1, 0].item()  # a GPU works on in the background until somebody wants a number

@@ -19,7 +19,7 @@ from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, res
 from qtutor.errors import naming
 from qtutor.methods.hessian import HessianError, Plan, prepare
 from qtutor.methods.propagation import propagated, strength
-from qtutor.methods.rounders import LayerInputs
+from qtutor.methods.rounders import LayerInputs, divided
 from qtutor.methods.scaling import Quantizer, Rounding
 from qtutor.recipe import Recipe
 
@@ -30,7 +30,8 @@ ERROR_ROWS = 128
 class Rounded:
     """A layer that is rounded; ``name`` in the model, weight and bias in float32, as ``quantized`` stands for them.
 
-    back: ``quantized.dequantize()``. output_error, note: see :class:`qtutor.report.LayerReport`.
+    columns: what the layer multiplies its inputs by, float32 ``[in]``; ``None``: nothing (all methods but SINQ). back:
+    ``quantized.dequantize()``, times ``columns``. output_error, note: see :class:`qtutor.report.LayerReport`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Rounded:
     bias: torch.Tensor | None = None
     output_error: float | None = None
     note: str = ""
+    columns: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,13 @@ def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, re
         wanted = [propagated(weight, moments, plan, share) for weight in wanted]
     inputs = LayerInputs(moments.hessian, plan) if moments is not None else None
     with naming(f"{block.name}.{names[0]}"):
-        quantized = _round_together(wanted, inputs, recipe)
+        to_round, columns = zip(*(divided(recipe.rounder, weight) for weight in wanted))
+        quantized = _round_together(list(to_round), inputs, recipe)
     hessian = None if moments is None else moments.hessian.float()
-    for name, layer, before, after in zip(names, layers, wanted, quantized):
-        back = after.dequantize()
+    for name, layer, before, after, times in zip(names, layers, wanted, quantized, columns):
+        back = after.dequantize() if times is None else after.dequantize() * times
         error = None if hessian is None else _output_error(before, back, hessian)
-        yield Rounded(f"{block.name}.{name}", layer.weight, after, back, layer.bias, error, note)
+        yield Rounded(f"{block.name}.{name}", layer.weight, after, back, layer.bias, error, note, times)
 
 
 def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[Plan | None, str]:

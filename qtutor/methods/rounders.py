@@ -10,7 +10,7 @@ import torch
 
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import QuantizedTensor
-from qtutor.methods import awq, bnb, gptq, hqq, rtn
+from qtutor.methods import awq, bnb, gptq, hqq, rtn, sinq
 from qtutor.methods.hessian import Plan
 
 
@@ -95,4 +95,30 @@ class Hqq:
         return hqq.quantize(weight, grid, group_size)
 
 
-Rounder = Nearest | Gptq | Listed | Hqq
+@dataclass(frozen=True)
+class Sinq:
+    """SINQ: what :func:`divided` leaves of the weights, rounded to nearest; the layer multiplies its inputs instead."""
+
+    clip = "none"
+    follows = False
+    factors = False
+    reads_inputs = False
+
+    def round(
+        self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
+    ) -> QuantizedTensor:
+        return rtn.quantize(weight, grid, group_size)
+
+
+Rounder = Nearest | Gptq | Listed | Hqq | Sinq
+
+
+def divided(rounder: Rounder, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What ``rounder`` is to round in place of ``weight [out, in]``, and what columns were divided by.
+
+    Only SINQ divides them, by float32 ``[in]``; for the others it is the weight itself, and ``None``.
+    """
+    if not isinstance(rounder, Sinq):
+        return weight, None
+    columns = sinq.columns_of(weight)
+    return weight.float() / columns, columns

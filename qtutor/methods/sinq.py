@@ -34,9 +34,17 @@ def quantize(weight: torch.Tensor, grid: Grid, group_size: int) -> tuple[Quantiz
 
     columns: float32 ``[in]``. The other arguments and the errors are those of :func:`qtutor.rtn.quantize`.
     """
-    check_weight(weight)
-    _, columns = balance(weight.float())
+    columns = columns_of(weight)
     return rtn.quantize(weight.float() / columns, grid, group_size), columns
+
+
+def columns_of(weight: torch.Tensor) -> torch.Tensor:
+    """What the columns of ``weight [out, in]`` are divided by before they are rounded: float32 ``[in]``.
+
+    Raises :class:`QtutorError` for weights that are NaN or infinite.
+    """
+    check_weight(weight)
+    return balance(weight.float())[1]
 
 
 def balance(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

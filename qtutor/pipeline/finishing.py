@@ -18,12 +18,14 @@ from qtutor.core.grid import Grid, for_tensor
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of
 from qtutor.methods.blocks import Changed, Rounded, round_block
+from qtutor.methods.rounders import divided
 from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
 from qtutor.report import LayerReport, weight_error, what_is_lost
 from qtutor.runtime.kinds import linear_for
 from qtutor.runtime.linear import QuantEmbedding
+from qtutor.runtime.scaled import ScaledLinear
 
 
 def finished(
@@ -108,9 +110,11 @@ def _rounded(name: str, weights: Weights, rounder, recipe: Recipe, grid: Grid | 
     """The layer ``name``, rounded without a look at its inputs. grid: if it is not that of the recipe."""
     place, weight = weights.model.get_submodule(name), weights.tensor(f"{name}.weight")
     with naming(name):
-        quantized = rounder.round(weight, grid or recipe.grid, recipe.group_size)
+        to_round, columns = divided(rounder, weight)
+        quantized = rounder.round(to_round, grid or recipe.grid, recipe.group_size)
+    back = quantized.dequantize() if columns is None else quantized.dequantize() * columns
     bias = None if getattr(place, "bias", None) is None else weights.tensor(f"{name}.bias")
-    packed = _packed(Rounded(name, weight, quantized, quantized.dequantize(), bias), place)
+    packed = _packed(Rounded(name, weight, quantized, back, bias, columns=columns), place)
     weights.release([weight])
     return packed
 
@@ -122,13 +126,17 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
         module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))
     else:
         bias = None if bias is None else bias.to(original.bias.dtype)
-        module = linear_for(quantized.grid).from_quantized(quantized, bias)
+        if rounded.columns is None:
+            module = linear_for(quantized.grid).from_quantized(quantized, bias)
+        else:
+            module = ScaledLinear.from_scaled(quantized, rounded.columns, bias)
     exact = rounded.weight.float()
     error = weight_error(rounded.back, exact)
     lost = what_is_lost(rounded.back, exact, quantized.scales, error)
     if lost:
         warnings.warn(f"{rounded.name}: {lost}", stacklevel=2)
-    sizes = quantized.bits_per_weight, original.weight.nbytes, quantized.nbytes
+    nbytes = quantized.nbytes + (0 if rounded.columns is None else rounded.columns.nbytes)
+    sizes = 8 * nbytes / max(quantized.codes.numel(), 1), original.weight.nbytes, nbytes
     note = "; ".join(filter(None, [rounded.note, lost]))
     row = LayerReport(rounded.name, quantized.shape, error, *sizes, rounded.output_error, note)
     return Packed(rounded.name, module, row)

@@ -24,10 +24,12 @@ from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
 from qtutor.methods.propagation import ENOUGH
+from qtutor.methods.rounders import Sinq
 from qtutor.pipeline.plan_table import Row, as_table, kept_rows, rounded_rows
 from qtutor.recipe import KEEP, Recipe
 from qtutor.runtime.kinds import linear_for
 from qtutor.runtime.linear import QuantEmbedding, QuantWeight
+from qtutor.runtime.scaled import ScaledLinear
 
 RUNNING = 300_000_000  # bytes that Python takes with torch and transformers, before any model
 OF_A_MATRIX = 24  # bytes for each entry of the widest layer's Hessian: float64, its factor too, and one in float32
@@ -152,20 +154,22 @@ def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.
         empty.config.tie_word_embeddings = False  # each of the two is then a tensor of its own
     for name, recipe in recipes.items():
         with naming(name), torch.device("meta"):
-            empty.set_submodule(name, _empty_layer(empty.get_submodule(name), recipe))
+            scaled = isinstance(recipe.plain_rounder if name in outside else recipe.rounder, Sinq)
+            empty.set_submodule(name, _empty_layer(empty.get_submodule(name), recipe, scaled))
     empty.generation_config = getattr(model, "generation_config", None)
     return empty
 
 
-def _empty_layer(place: nn.Module, recipe: Recipe) -> QuantWeight:
-    """The layer of shapes that takes the ``place`` of one in float."""
+def _empty_layer(place: nn.Module, recipe: Recipe, scaled: bool) -> QuantWeight:
+    """The layer of shapes that takes the ``place`` of one in float. scaled: it will multiply its inputs."""
     rows, columns = place.weight.shape
     scales = class_of_scales(recipe.grid, nested=recipe.grid in (NF4, FP4) and recipe.double)
     if isinstance(place, nn.Embedding):
         table = QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
         table.multiplier = embedding_scale(place)
         return table
-    layer = linear_for(recipe.grid)(rows, columns, recipe.grid, recipe.group_size, place.bias is not None, scales)
+    kind = ScaledLinear if scaled else linear_for(recipe.grid)
+    layer = kind(rows, columns, recipe.grid, recipe.group_size, place.bias is not None, scales)
     if place.bias is not None:
         layer.bias = torch.empty_like(place.bias)
     return layer

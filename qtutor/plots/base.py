@@ -35,10 +35,13 @@ def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tupl
     return figure, axes
 
 
-def png(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as PNG bytes, without the software's version, so that equal figures give equal bytes."""
+def png(figure: Figure, dpi: int = 100, title: str | None = None) -> bytes:
+    """The figure as PNG bytes, without the software's version, so that equal figures give equal bytes.
+
+    title: is written into the file, where nobody sees it.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None} | ({"Title": title} if title else {}))
     return buffer.getvalue()
 
 

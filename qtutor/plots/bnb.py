@@ -61,6 +61,31 @@ def _shares(ax, levels: np.ndarray, shares: np.ndarray) -> None:
     ax.legend(framealpha=1, fontsize=8, loc="upper right")
 
 
+def levels_over_one_block(weights: torch.Tensor, rows: dict[str, list[list[float]]]) -> Figure:
+    """The weights of one block as dots, and below them the levels of each format as ticks.
+
+    weights: ``[n]``. rows: format -> its lists of levels; of several, each belongs to an equal part of the weights,
+    and has a row and a lane of dots of its own.
+    """
+    parts = max(map(len, rows.values()))
+    named = [(f"{name} {'ab'[i]}" if len(lists) > 1 else name, levels) for name, lists in rows.items()
+             for i, levels in enumerate(lists)]  # fmt: skip
+    figure, (ax,) = new_figure(8.0, 0.36 * (len(named) + parts) + 0.7)
+    limit = 1.08 * max(numpy(weights.abs()).max(), 1e-30)
+    labels = [f"weights {'ab'[i]}" for i in range(parts)] if parts > 1 else ["weights"]
+    for lane, some in enumerate(weights.chunk(parts)):
+        ax.plot(numpy(some), [-lane] * len(some), "o", color=SKY, mec=BLACK, mew=0.4, markersize=5)
+    for row, (name, levels) in enumerate(named):
+        inside = [level for level in levels if abs(level) <= limit]
+        colour = (BLUE, GREEN, ORANGE, PURPLE)[list(rows).index(name.split(" ")[0]) % 4]
+        ax.vlines(inside, -parts - row - 0.36, -parts - row + 0.36, color=colour, linewidth=2)
+    ax.set_yticks([-place for place in range(parts + len(named))], [*labels, *(label for label, _ in named)])
+    ax.set(xlim=(-limit, limit), xlabel="weight")
+    ax.set_title("one block of weights, and the levels of each format", size=10)
+    ax.grid(axis="y", alpha=0.3)
+    return figure
+
+
 def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
     """The bell curve cut into slices of equal area on each side, and the levels at their borders.
 

@@ -58,13 +58,16 @@ def best(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def image(figure: Figure, kind: str = "png") -> bytes:
-    """The figure as the bytes of a "png" or "svg" file, without a date, so that equal figures are equal bytes."""
+def image(figure: Figure, kind: str = "png", title: str | None = None) -> bytes:
+    """The figure as the bytes of a "png" or "svg" file, without a date, so that equal figures are equal bytes.
+
+    title: is written into the file, where nobody sees it.
+    """
     if kind == "png":
-        return png(figure, dpi=150)
+        return png(figure, dpi=150, title=title)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "qtutor"}):  # ids inside the file are made of it
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None} | ({"Title": title} if title else {}))
     return buffer.getvalue()
 
 

@@ -184,3 +184,30 @@ def test_the_end_of_a_turn_is_found_in_the_template(tokenizer):
     assert end_of_turn(tokenizer) == []
     tokenizer.chat_template = None
     assert end_of_turn(tokenizer) == []
+
+
+def test_of_many_bytes_only_some_become_tokens(tmp_path, tokenizer, monkeypatch):
+    """20 MB took half a minute. Every line is still looked at, and one text without end is cut."""
+    monkeypatch.setattr(records, "TOKENIZED", 1000)
+    path, seen = tmp_path / "a.jsonl", []
+
+    def counted(text, **options):
+        seen.append(text)
+        return tokenizer(text, **options)
+
+    lines = [json.dumps({"text": f"value {number:03} is here"}) for number in range(100)]
+    path.write_text("\n".join(lines))
+    found = text.text_in(path, counted, 8, 4)
+    every = -(-path.stat().st_size // 1000)
+    assert every == 3 and seen == [f"value {number:03} is here" for number in range(0, 100, every)]
+    assert f"in one of 3 records of {path}, 34 texts" in found.told and found.token_ids.shape == (4, 8)
+    path.write_text("\n".join([*lines[:-2], "{", lines[-1]]))
+    with pytest.raises(QtutorError, match=r"line 99: it is no JSON"):
+        text.text_in(path, counted, 8, 4)
+    path.write_text(json.dumps({"text": "abc " * 5000}))
+    seen.clear()
+    assert text.text_in(path, counted, 8, 4).token_ids.shape == (4, 8) and seen == ["abc " * 250]
+    monkeypatch.setattr(text, "WHOLE_RECORDS", 1000)  # from places: as much as the wanted tokens may take
+    seen.clear()
+    text.text_in(path, counted, 8, 4)
+    assert seen == [("abc " * 5000)[: 256 * 8]]

@@ -17,6 +17,7 @@ from qtutor.formats.compressed_tensors import FORMAT
 from qtutor.formats.foreign import Layout
 from qtutor.runtime.fp8 import Fp8Linear
 from tests.formats.foreign_folders import edit_settings, refused, round_trip
+from tests.models import tiny
 
 LAYER = "model.layers.0.self_attn.q_proj"
 
@@ -110,3 +111,27 @@ def test_settings_are_those_of_fp8_block_and_others_are_refused(tmp_path):
 def test_a_width_without_whole_blocks_is_refused():
     with pytest.raises(qtutor.QtutorError, match="groups of 128 do not divide rows of 192"):
         rtn.quantize(some(4, 192), FP8_TILES, 128)
+
+
+@pytest.mark.parametrize("rows", [128, 384])
+def test_transformers_own_decoder_of_such_blocks_comes_to_the_same_weights(rows):
+    """That of DeepSeek's files (quant_method "fp8"), which divides the matrix evenly: so whole blocks alone."""
+    decoder = pytest.importorskip("transformers.integrations.finegrained_fp8").Fp8Dequantize(None)
+    made = rtn.quantize(some(rows, 256), FP8_TILES, 128)
+    values = made.codes.view(torch.float8_e4m3fn)
+    theirs = decoder._dequantize_one(values, made.stored_scales.tiles)
+    assert torch.equal(theirs.float(), made.dequantize())
+
+
+def test_a_layer_whose_width_has_no_whole_blocks_is_named_before_the_work():
+    model, ids = tiny(), torch.zeros(1, 8, dtype=torch.long)  # 64 wide
+    before = model(ids).logits
+    with pytest.raises(
+        qtutor.QtutorError, match=r"layers\.0\.self_attn\.q_proj: groups of 128 do not divide rows of 64"
+    ):
+        qtutor.quantize(model, Recipe("fp8", group_size=128), progress=False)
+    assert torch.equal(model(ids).logits, before)
+    report = qtutor.quantize(model, Recipe("fp8", group_size=128, layers={"*_proj": {"group_size": -1},
+                             "*.down_proj": {"group_size": 128}}), progress=False)  # fmt: skip
+    kinds = {row.name.rpartition(".")[2]: model.get_submodule(row.name).group_size for row in report.rows}
+    assert kinds["down_proj"] == 128 and kinds["q_proj"] == -1

@@ -20,6 +20,7 @@ HEALTHY = {
     "ct mixed": ("compressed-tensors", {"symmetric": True, "layers": {"*.down_proj": {"bits": 8}, "*.0.*": "float"}}),
     "ct int8": ("compressed-tensors", {"method": "int8"}),
     "ct fp8": ("compressed-tensors", {"method": "fp8"}),
+    "ct fp8 tiles": ("compressed-tensors", {"method": "fp8", "group_size": 128}),
     "ct mxfp4": ("compressed-tensors", {"method": "mxfp4"}),
     "ct nvfp4": ("compressed-tensors", {"method": "nvfp4"}),
     "gptq": ("gptq", {"symmetric": True}),

@@ -27,7 +27,7 @@ from tests.doctor.folders import (
 )
 from tests.formats.foreign_folders import exported
 from tests.gguf.small_tokenizers import letters
-from tests.models import tiny
+from tests.models import some_ids, tiny
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -281,6 +281,107 @@ def test_another_model_is_told_from_the_one_that_was_quantized(tmp_path):
         examine(healthy("gptq"), tmp_path / "tiny")
     with pytest.raises(qtutor.QtutorError, match="is quantized itself: name the float checkpoint"):
         examine(healthy("gptq"), healthy("ours"))
+
+
+UP, OTHER = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.gate_proj"  # of one shape
+MADE = {  # formats in which a model with a layer in the wrong place is written
+    "ours": ("qtutor", {}),
+    "ours, 2 bits": ("qtutor", {"bits": 2}),
+    "gptq": ("gptq", {"symmetric": True}),
+    "awq": ("awq", {}),
+    "nf4": ("bitsandbytes", {"method": "nf4"}),
+    "modelopt": ("modelopt", {"method": "fp8"}),
+    "gguf": ("gguf", {"type": "Q4_0"}),
+    "float layer": ("qtutor", {"layers": {UP: "float"}}),
+}
+
+
+def written(tmp_path, name: str, form: str, options: dict, change):
+    """The embedded decoder as a converter with a mistake writes it: ``change`` of the weights of one layer first."""
+    model, tokenizer = qtutor.load_decoder()
+    weight = model.get_submodule(name).weight
+    weight.data = change(weight.data.clone(), model).contiguous()
+    if form == "gguf":
+        return qtutor.export(model, tmp_path / "a.gguf", form, tokenizer, **options)
+    qtutor.quantize(model, qtutor.Recipe(**options), progress=False)
+    return qtutor.export(model, tmp_path / "out", form, tokenizer)
+
+
+def places(source, against="embedded"):
+    found = examine(source, against).findings
+    assert {one.kind for one in found} <= {"places", "forward pass"}, found
+    return [str(one) for one in found if one.kind == "places"]
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_layer_that_is_the_negative_of_float_s(tmp_path, made):
+    form, options = MADE[made]
+    found = places(written(tmp_path, UP, form, options, lambda weight, model: -weight))
+    assert len(found) == 1 and found[0].startswith(f"places: {UP}: its weights are the negative of FLOAT's:"), found
+
+
+def exchanged(weight, model):
+    weight[[3, 9]] = weight[[9, 3]]
+    return weight
+
+
+def partly_negative(weight, model):
+    weight[[3, 9, 20]] *= -1
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (UP, lambda w, model: w.roll(1, 0), "rows stand in other places (row 0 is FLOAT's 511)"),
+        (UP, lambda w, model: w.flip(1), "columns stand in other places (column 0 is FLOAT's 255)"),
+        (UP, lambda w, model: w[torch.randperm(512)] * 0.5, "rows stand in other places (row "),
+        (UP, lambda w, model: model.get_submodule(OTHER).weight.data, f"its weights are those of {OTHER} in FLOAT"),
+        (Q, lambda w, model: w.T, "it is transposed, so that its rows are FLOAT's columns"),
+        (UP, exchanged, "at least 2 of 512 rows stand in other places (row 3 is FLOAT's 9)"),
+        (UP, partly_negative, "at least 3 of 512 rows are the negative of FLOAT's"),
+        (UP, lambda w, model: torch.randn_like(w) * w.std(), "its weights are not at all like FLOAT's"),
+        ("model.embed_tokens", lambda w, model: w.roll(1, 0), "rows stand in other places (row 0 is FLOAT's 1023)"),
+    ],
+)
+def test_weights_in_other_places(tmp_path, name, change, said):
+    torch.manual_seed(0)
+    found = places(written(tmp_path, name, "qtutor", {}, change))
+    assert len(found) == 1 and found[0].startswith(f"places: {name}: ") and said in found[0], found
+
+
+@pytest.mark.parametrize("recipe", [
+    {"bits": 2, "group_size": 0},
+    {"method": "hqq", "bits": 2},
+    {"method": "gptq", "bits": 2, "group_size": -1, "lm_head": True, "embeddings": True},
+    {"method": "awq+gptq", "bits": 2, "group_size": -1, "symmetric": True, "duo": True},
+])  # fmt: skip
+def test_coarse_grids_are_no_wrong_places(tmp_path, recipe):
+    """Also where most weights are rounded to 0, where AWQ moves factors, and where GPTQ moves errors."""
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.add_outliers(model)
+    model.save_pretrained(tmp_path / "float")
+    tokenizer.save_pretrained(tmp_path / "float")
+    qtutor.quantize(model, qtutor.Recipe(**recipe), some_ids(16, 64), progress=False)
+    assert not places(qtutor.export(model, tmp_path / "out", tokenizer=tokenizer), tmp_path / "float")
+
+
+def test_another_model_than_a_folder_of_ours_or_a_gguf_file_was_made_of(tmp_path):
+    """The same sizes and other weights; and other sizes, which are told before anything is compared."""
+    model, tokenizer = qtutor.load_decoder()
+    path = qtutor.export(model, tmp_path / "a.gguf", "gguf", tokenizer, type="Q8_0")
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight) * weight.std() if weight.dim() == 2 else weight.data
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    tiny(tied=False).save_pretrained(tmp_path / "tiny")
+    letters().save_pretrained(tmp_path / "tiny")
+    for source in (healthy("ours"), path):
+        found = examine(source, tmp_path / "other").findings
+        assert [one.kind for one in found] == ["another model"] and "this is not the model that was" in found[0].text
+        with pytest.raises(qtutor.QtutorError, match=r" is \[\d+, 256\], and in .*tiny it is \[\d+, 64\]: that is not"):
+            examine(source, tmp_path / "tiny")
 
 
 def test_a_gguf_file(tmp_path):

@@ -19,12 +19,12 @@ from qtutor.formats import native
 from qtutor.runtime.fp8 import Fp8Linear
 from tests.disks import needs_mount
 from tests.gguf.small_tokenizers import letters
-from tests.models import FAMILIES, some_ids, tiny
+from tests.models import FAMILIES, groups_of, some_ids, tiny
 
 
 def quantized(family="llama", **recipe):
     model = tiny(family, tied=family != "mistral")
-    size = {} if recipe.get("method") == "fp8" else {"group_size": 32}
+    size = groups_of(recipe.get("method", "rtn"))
     qtutor.quantize(model, qtutor.Recipe(**size | recipe), progress=False)
     return model
 
@@ -94,9 +94,7 @@ DTYPES = {
 @pytest.mark.parametrize("method", DTYPES)
 def test_names_and_dtypes_in_the_file(tmp_path, method):
     model = tiny(dtype=torch.bfloat16)
-    qtutor.quantize(
-        model, qtutor.Recipe(method, group_size=-1 if method == "fp8" else 32, embeddings=True), progress=False
-    )
+    qtutor.quantize(model, qtutor.Recipe(method, **groups_of(method), embeddings=True), progress=False)
     qtutor.export(model, tmp_path / "out")
     found = {}
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():

@@ -13,7 +13,7 @@ from qtutor.formats import gguf, gguf_reading, native
 from qtutor.gguf import imatrix
 from qtutor.gguf.reader import read
 from tests.gguf.small_tokenizers import letters
-from tests.models import FAMILIES, some_ids, tiny
+from tests.models import FAMILIES, groups_of, some_ids, tiny
 
 METHODS = ["rtn", "awq", "gptq", "awq+gptq", "nf4", "fp4", "int8"]
 RECIPE = qtutor.Recipe(group_size=32)
@@ -71,7 +71,8 @@ def test_tied_is_what_the_tensors_are(tmp_path, label, family):
 @pytest.mark.parametrize("tied", [True, False])
 def test_layers_outside_of_the_blocks_come_back_by_every_method(tmp_path, method, outside, tied):
     model = tiny(tied=tied)
-    report = qtutor.quantize(model, qtutor.Recipe(method, group_size=32, **outside), some_ids(16, 32), progress=False)
+    recipe = qtutor.Recipe(method, **groups_of(method), **outside)
+    report = qtutor.quantize(model, recipe, some_ids(16, 32), progress=False)
     assert len(report.rows) == 14 + len(outside)
     qtutor.export(model, tmp_path / "out")
     again = qtutor.load_quantized(tmp_path / "out", device="cpu")

@@ -22,6 +22,7 @@ from qtutor.formats import checkpoint, hub_gguf, tokenizers_files
 from qtutor.formats.gguf_files import located
 from qtutor.formats.headers import read_header
 from qtutor.gguf import Tensor, read, write
+from tests.families import small
 from tests.formats.test_native import quantized
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -177,13 +178,20 @@ def test_every_call_of_transformers_that_reads_a_folder_is_in_one_of_two_modules
         ("config.json", {"hidden_act": "os.system"}, ["no decoder can be made", "os.system"]),
         ("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, ["rope_parameters"]),
         ("config.json", {"rope_parameters": {"rope_type": "\x1b[2J" * 9000, "rope_theta": 1e4}}, ["\\x1b[2J"]),
+        ("config.json", {"rope_parameters": {"full": {"rope_theta": 1e6}}}, ["rope_parameters is 'full', exp"]),
+        ("config.json", {"rope_scaling": {"x": {"factor": 8.0}}}, ["rope_scaling is 'x', expected parameters, or"]),
         ("config.json", {"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan"]),
+        ("config.json", {"bos_token_id": 2**63}, ["bos_token_id is 9223372036854775808, expected the number of a"]),
+        ("config.json", {"eos_token_id": [0, 10**400]}, ["eos_token_id is [0, 1000", "expected the number of a token"]),
+        ("config.json", {"pad_token_id": -2}, ["pad_token_id is -2, expected the number of a token"]),
         ("tokenizer_config.json", {"tokenizer_class": "AutoModelForCausalLM"}, ["tokenizer_class", "is no tokenizer"]),
         ("tokenizer_config.json", {"tokenizer_class": "AutoTokenizerFast"}, ["is no tokenizer"]),
         ("tokenizer_config.json", {"tokenizer_class": "pipeline"}, ["is no tokenizer"]),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.4.0.json"]}, ["fast_tokenizer_files"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": 1}}, ["tokenizer cannot be loaded"]),
         ("generation_config.json", {"eos_token_id": "x" * 70_000}, ["eos_token_id", "the number of a token"]),
+        ("generation_config.json", {"eos_token_id": [0, 10**20]}, ["eos_token_id is [0, 100000000000000000000], exp"]),
+        ("generation_config.json", {"bos_token_id": -1}, ["bos_token_id is -1, expected the number of a token"]),
         ("generation_config.json", {"repetition_penalty": -1}, ["repetition_penalty is -1"]),
     ],
 )  # fmt: skip
@@ -192,6 +200,46 @@ def test_keys_that_would_make_it_another_model_are_named(folder, name, values, w
     start = time.process_time()
     refused(folder, name if "shape" not in words[0] and "embed" not in words[0] else "checkpoint", *words)
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("value", [2**63, 10**400, 1e308, 1e-308, 5e-324, float("nan"), float("inf")])
+@pytest.mark.parametrize("family, key", [
+    ("granite", "residual_multiplier"),
+    ("granite", "embedding_multiplier"),
+    ("granite", "attention_multiplier"),
+    ("granite", "logits_scaling"),
+    ("gemma2", "query_pre_attn_scalar"),
+    ("gemma2", "attn_logit_softcapping"),
+    ("gemma2", "final_logit_softcapping"),
+])  # fmt: skip
+def test_factors_with_which_nothing_can_be_computed(tmp_path, family, key, value):
+    """Beyond 64 bits torch stops; a factor near the ends of float32 makes zeros or infinities."""
+    small.random(family).save_pretrained(tmp_path)
+    small.put_tokenizer(tmp_path)
+    change(tmp_path / "config.json", **{key: value})
+    refused(tmp_path, f"{key} is {str(value)[:19]}", "expected a number above 0, from 1e-12 to 1e+12")
+
+
+@pytest.mark.parametrize("window", [2**31 + 1, 2**63, 10**400])
+def test_windows_that_no_text_reaches(tmp_path, window):
+    """torch counts positions in 64 bits."""
+    small.random("gemma2").save_pretrained(tmp_path)
+    small.put_tokenizer(tmp_path)
+    change(tmp_path / "config.json", sliding_window=window)
+    refused(tmp_path, "config.json: sliding_window is ", "expected a whole number from 1 to 2,147,483,648")
+    change(tmp_path / "config.json", sliding_window=2**31)
+    assert logits(tmp_path).isfinite().all()
+
+
+def test_minus_one_is_no_token_that_begins_a_prompt(folder):
+    """Llama 1 writes it where it has none; texts that begin with it cannot be."""
+    change(folder / "config.json", pad_token_id=-1)
+    model, tokenizer = qtutor.load(folder, device="cpu")
+    assert qtutor.evaluate.generate(model, tokenizer, "x = 1", 2).startswith("x = 1")
+    change(folder / "config.json", bos_token_id=-1)
+    model, tokenizer = qtutor.load(folder, device="cpu")
+    with pytest.raises(QtutorError, match=r"the prompt has the token -1, which is none: bos_token_id in config\.json"):
+        qtutor.evaluate.generate(model, tokenizer, "x = 1", 2)
 
 
 def test_of_a_generation_config_only_ends_and_a_penalty_are_read(folder):
@@ -502,6 +550,22 @@ LAYERS = [
     ({"threshold": 6.0}, "threshold is 6.0; expected null, or a number from 0"),
     ({"threshold": 10**400}, "threshold is 1000"),
 ]  # fmt: skip
+
+
+def test_a_threshold_beyond_64_bits_is_a_number_like_any_other(tmp_path):
+    """torch compares no tensor with such a whole number."""
+    model, _ = qtutor.load(device="cpu")
+    qtutor.quantize(model, qtutor.Recipe("int8"), progress=False)
+    folder = qtutor.export(model, tmp_path / "out")
+    about = json.loads((folder / "qtutor.json").read_text())
+    for layer in about["layers"].values():
+        layer["threshold"] = 2**64
+    (folder / "qtutor.json").write_text(json.dumps(about))
+    found = qtutor.load_quantized(folder, "cpu")
+    name = next(iter(about["layers"]))
+    assert found.get_submodule(name).threshold == 2.0**64
+    with torch.inference_mode():
+        assert found(some_ids()).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("values, words", [*DESCRIPTIONS, *[({"layer": layer}, words) for layer, words in LAYERS]])

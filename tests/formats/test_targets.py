@@ -6,7 +6,7 @@ import qtutor
 from qtutor import Recipe
 from qtutor.formats import FORMATS
 from qtutor.formats.targets import TARGETS, WAYS, layer_shapes, pick
-from tests.models import tiny
+from tests.models import groups_of, tiny
 
 WIDE = {f"model.layers.{block}.{name}": shape for block in range(2) for name, shape in {
     "self_attn.q_proj": (256, 256), "self_attn.k_proj": (128, 256), "self_attn.v_proj": (128, 256),
@@ -54,6 +54,8 @@ def test_the_format_is_picked(target, recipe, form):
     ("target", "recipe", "shapes", "parts"),
     [
         ("vllm", {"bits": 3}, WIDE, ["14 of 14 layers (model.layers.0.self_", "zero points", "symmetric=True"]),
+        ("vllm", {"method": "sinq"}, WIDE, ["14 of 14", "inputs are multiplied by a number each", "method='hqq'"]),
+        ("tensorrt-llm", {"method": "sinq", "symmetric": True}, WIDE, ["10 of 14", "multiplied by a number each"]),
         ("vllm", {"group_size": 16}, WIDE, ["groups of 16", "group_size=-1 or 32 or 64 or 128"]),
         ("vllm", {}, NARROW, ["2 of 14 layers (model.layers.0.mlp.down_proj, model.layers.1.mlp.down_proj)",
                               "448 inputs, no multiple of 128", "{'model.layers.0.mlp.down_proj': 'float', ...}"]),
@@ -106,8 +108,8 @@ def test_what_is_picked_is_written(tmp_path, target):
         )
         if way.grid == "fp8 tiles":
             continue  # which needs wider rows than the tiny decoder's; tests/core/test_tiles.py writes it
-        group_size = 32 if 32 in (way.groups or (32,)) and way.grid != "fp8" else 64
-        recipe = Recipe(**recipe, group_size=group_size, lm_head=way.head)
+        size = groups_of(recipe.get("method", "rtn"), 32 if 32 in (way.groups or (32,)) else 64)
+        recipe = Recipe(**recipe, **size, lm_head=way.head)
         quantized = tiny()
         qtutor.quantize(quantized, recipe, progress=False)
         if way.grid == "int8" and way.format != "bitsandbytes":

@@ -161,9 +161,10 @@ class Case:
         )  # fmt: skip
 
 
-NEWER = ("NVFP4", "Q1_0", "Q2_0")  # than the llama.cpp that made whole_files.json
+NEWER = ("NVFP4", "Q1_0", "Q2_0")  # than the llama.cpp that made whole_files.json; see test_newer_mixes.py
 PURE = [name for name in TYPES if name not in NEWER]
-CASES = [Case(mix, importance) for mix in MIXES for importance in (False, True)] + [Case(t, pure=True) for t in PURE]
+OLDER = [mix for mix in MIXES if mix not in NEWER]
+CASES = [Case(mix, importance) for mix in OLDER for importance in (False, True)] + [Case(t, pure=True) for t in PURE]
 
 
 def summary(types: dict[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from qtutor.guards.model import decoder_of, in_eval
 from qtutor.report import what_is_lost
 from qtutor.runtime.linear import QuantLinear
 from tests.gguf.small_tokenizers import letters
-from tests.models import FAMILIES, some_ids, tiny
+from tests.models import FAMILIES, groups_of, some_ids, tiny
 
 RECIPE = qtutor.Recipe(group_size=32)
 
@@ -225,7 +225,8 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path, label, then):
 
 def comes_back(model, tmp_path, **recipe):
     """Quantize, export, load: the logits stay."""
-    qtutor.quantize(model, qtutor.Recipe(**{"group_size": 32} | recipe), some_ids(16, 32), progress=False)
+    size = groups_of(recipe.get("method", "rtn"))
+    qtutor.quantize(model, qtutor.Recipe(**size | recipe), some_ids(16, 32), progress=False)
     expected = model(some_ids()).logits
     qtutor.export(model, tmp_path / "out")
     again = qtutor.load_quantized(tmp_path / "out", device="cpu")
@@ -347,7 +348,7 @@ def test_dtypes(tmp_path, dtype, method):
         comes_back(model, tmp_path, method=method)
         return
     exact = model(some_ids()).logits
-    qtutor.quantize(model, qtutor.Recipe(method, group_size=32), some_ids(16, 32), progress=False)
+    qtutor.quantize(model, qtutor.Recipe(method, **groups_of(method)), some_ids(16, 32), progress=False)
     assert (model(some_ids()).logits - exact).norm() < 0.3 * exact.norm()
     with pytest.raises(qtutor.QtutorError, match=r"float64, which no checkpoint holds: call model\.float\(\) first"):
         qtutor.export(model, tmp_path / "out")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qtutor import IntGrid, awq, bnb, gptq, rtn
-from qtutor.methods.rounders import Gptq, LayerInputs, Listed, Nearest
+from qtutor.methods import sinq
+from qtutor.methods.rounders import Gptq, LayerInputs, Listed, Nearest, Sinq, divided
 from tests.methods.test_gptq import correlated, weights
 
 GRID, GROUP = IntGrid(3), 16
@@ -63,3 +64,14 @@ def test_listed(double):
     assert found.nbytes == bnb.quantize(weight, bnb.NF4, 16, double).nbytes
     assert found.nbytes != Listed(not double).round(weight, bnb.NF4, 16).nbytes
     assert not (Listed().follows or Listed().factors or Listed().reads_inputs)
+
+
+def test_sinq_divides_columns_and_the_others_nothing():
+    weight = weights(12, 64, seed=1)
+    left, columns = divided(Sinq(), weight)
+    expected, scales = sinq.quantize(weight, GRID, GROUP)
+    assert torch.equal(columns, scales) and same(Sinq().round(left, GRID, GROUP), expected)
+    assert (columns != 1).any() and not (Sinq().follows or Sinq().factors or Sinq().reads_inputs)
+    for other in (Nearest(), Gptq(), Listed()):
+        left, columns = divided(other, weight)
+        assert left is weight and columns is None

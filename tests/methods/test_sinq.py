@@ -1,13 +1,21 @@
 """SINQ: what its scales do to a matrix, and what is rounded with them."""
 
+import copy
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import qtutor
-from qtutor import rtn
+from qtutor import cli, rtn
 from qtutor.core.grid import IntGrid
+from qtutor.doctor.patient import opened
 from qtutor.methods import sinq
+from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.scaled import ScaledLinear
+from tests.gguf.small_tokenizers import letters
+from tests.models import some_ids, tiny
 from tests.reference import sinq_package
 
 
@@ -90,3 +98,103 @@ def test_weights_that_are_no_numbers_are_refused():
     weight[0, 0] = torch.inf
     with pytest.raises(qtutor.QtutorError, match="NaN or infinite"):
         sinq.quantize(weight, IntGrid(4), 32)
+
+
+def edges() -> torch.Tensor:
+    """Rows and columns of zeros, of one number, with one outlier, and tiny ones."""
+    weight = uneven()
+    weight[0], weight[1], weight[:, 0], weight[:, 1] = 0, 0.25, 0, -0.5
+    weight[2, 5], weight[3] = 40.0, weight[3] * 1e-6
+    return weight
+
+
+@pytest.mark.parametrize("weight", [edges(), torch.zeros(8, 32), torch.full((8, 32), 0.3), edges() * 1e3])
+def test_edges_stay_numbers(weight):
+    quantized, columns = sinq.quantize(weight, IntGrid(8), 32)
+    back = quantized.dequantize() * columns
+    assert back.isfinite().all() and (columns > 0).all()
+    largest = weight.reshape(len(weight), -1, 32).abs().amax(-1, keepdim=True) * columns.max() / columns.min()
+    off = (back - weight).abs().reshape(len(weight), -1, 32)
+    assert (off <= largest / 255 + 1e-4 + 1e-3 * largest).all()
+    assert (back[(weight == 0).all(dim=1)] == 0).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(bits=st.integers(2, 8), symmetric=st.booleans(), seed=st.integers(0, 999), power=st.integers(-3, 3))
+def test_no_weight_is_further_off_than_its_step(bits, symmetric, seed, power):
+    """A weight lies within half a step of its group, times its column's scale; with zero points and scales of 16 bits
+    a little more, and a symmetric grid clips the largest by a whole step at most."""
+    weight = some(6, 64, seed) * 2.0**power * (1 + 9 * (torch.arange(64) % 16 == 0))
+    quantized, columns = sinq.quantize(weight, IntGrid(bits, symmetric), 16)
+    step = quantized.scales.float().repeat_interleave(16, dim=1) * columns
+    assert ((quantized.dequantize() * columns - weight).abs() <= 1.01 * step).all()
+
+
+def test_a_recipe_makes_the_layers_of_the_function_and_counts_their_columns():
+    model, ids = tiny("qwen2"), some_ids()  # with biases
+    exact, report = copy.deepcopy(model), qtutor.quantize(model, qtutor.Recipe("sinq", group_size=32), progress=False)
+    expected = copy.deepcopy(exact)
+    for row in report.rows:
+        before, layer = exact.get_submodule(row.name), model.get_submodule(row.name)
+        quantized, columns = sinq.quantize(before.weight.detach(), IntGrid(4), 32)
+        assert type(layer) is ScaledLinear and torch.equal(layer.input_scale, columns)
+        assert torch.equal(layer.quantized().codes, quantized.codes)
+        assert row.bytes_after == quantized.nbytes + 4 * len(columns)
+        error = (quantized.dequantize() * columns - before.weight).norm() / before.weight.norm()
+        assert row.error == pytest.approx(error.item(), rel=1e-5)
+        expected.get_submodule(row.name).weight.data = quantized.dequantize() * columns
+    torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_among_calibrated_layers_columns_are_multiplied_back():
+    """The report's errors, and what the layers behind read, are of the weights that the layer computes with."""
+    model, ids = tiny(), some_ids(16, 32)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[:, ::8] *= 6
+    exact, layers = copy.deepcopy(model), {"*.q_proj": {"method": "sinq"}}
+    recipe = qtutor.Recipe("gptq", group_size=32, propagate=False, layers=layers)
+    report = qtutor.quantize(model, recipe, ids, progress=False)
+    for row in report.rows:
+        layer, weight = model.get_submodule(row.name), exact.get_submodule(row.name).weight
+        assert (type(layer) is ScaledLinear) == ("q_proj" in row.name)
+        assert row.error == pytest.approx(((layer.dequantized() - weight).norm() / weight.norm()).item(), rel=1e-4)
+    first = report.rows[0]
+    assert first.name.endswith("0.self_attn.q_proj") and 0.5 * first.error < first.output_error < 2 * first.error
+
+
+def test_a_folder_comes_back_and_other_formats_say_why_not(tmp_path):
+    model, ids = tiny("qwen2", tied=False), some_ids()
+    qtutor.quantize(model, qtutor.Recipe("sinq", group_size=32, symmetric=True, lm_head=True), progress=False)
+    qtutor.export(model, tmp_path / "ours", tokenizer=letters())
+    back = qtutor.load_quantized(tmp_path / "ours", device="cpu")
+    assert torch.equal(back(ids).logits, model(ids).logits) and back.qtutor_recipe["method"] == "sinq"
+    assert type(back.lm_head) is QuantLinear  # the output matrix is rounded to nearest by every method
+    for form in ("compressed-tensors", "gptq", "awq", "modelopt", "mlx"):
+        with pytest.raises(qtutor.QtutorError, match="inputs that are multiplied by a number each"):
+            qtutor.export(model, tmp_path / form, format=form)
+        assert not (tmp_path / form).exists()
+
+
+def test_a_gguf_file_holds_the_weights_with_their_columns(tmp_path):
+    model, ids = tiny(), some_ids()
+    qtutor.quantize(model, qtutor.Recipe("sinq", group_size=32), progress=False)
+    file = qtutor.export(model, tmp_path / "out.gguf", format="gguf", type="F32", tokenizer=letters())
+    torch.testing.assert_close(
+        qtutor.load_decoder(file, device="cpu")[0](ids).logits, model(ids).logits, atol=1e-4, rtol=0
+    )
+
+
+def test_the_command_line_writes_it_and_inspects_it(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert cli.main(["quantize", "embedded", out, "--method", "sinq", "--bits", "3"]) == 0
+    assert cli.main(["inspect", out]) == 0
+    text = capsys.readouterr().out
+    assert "3          64  asymmetric, columns" in text and "method = 'sinq'" in text
+    embedded, model = (qtutor.load(name, device="cpu")[0] for name in ("embedded", out))
+    for layer in opened(out, "embedded", None).layers():  # FLOAT's weights for inputs that were multiplied
+        assert (layer.quantized.dequantize() - layer.exact).norm() < 0.25 * layer.exact.norm()
+        columns = model.get_submodule(layer.name).input_scale
+        assert torch.allclose(layer.exact * columns, embedded.get_submodule(layer.name).weight, atol=1e-6)
+    assert cli.main(["doctor", out, "--against", "embedded"]) == 0
+    text = capsys.readouterr().out
+    assert "healthy" in text and "inputs are multiplied" not in text.split("Who takes it")[0]

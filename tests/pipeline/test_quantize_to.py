@@ -14,7 +14,7 @@ from qtutor.formats import folders, shards
 from qtutor.formats.streamed import opened
 from tests.gguf.small_tokenizers import letters
 from tests.live_bytes import LiveBytes
-from tests.models import FAMILIES, some_ids, tiny
+from tests.models import FAMILIES, groups_of, some_ids, tiny
 
 IDS = some_ids(16, 32)
 
@@ -54,6 +54,8 @@ RECIPES = {
     "nf4": {"method": "nf4"},
     "fp4": {"method": "fp4", "double": False},
     "int8": {"method": "int8"},
+    "sinq": {"method": "sinq"},
+    "sinq among gptq": {"method": "gptq", "lm_head": True, "layers": {"*.down_proj": {"method": "sinq"}}},
     "embeddings": {"embeddings": True},
     "lm_head": {"lm_head": True},
     "both": {"method": "nf4", "embeddings": True, "lm_head": True},
@@ -68,7 +70,7 @@ UNTIED = ("gptq", "awq+gptq", "embeddings", "lm_head", "both")
 @pytest.mark.parametrize(("name", "tied"), [*((n, True) for n in RECIPES), *((n, False) for n in UNTIED)])
 def test_the_same_bytes_as_in_memory(tmp_path, name, tied):
     source = checkpoint(tmp_path / "float", tied=tied)
-    recipe = qtutor.Recipe(**{"group_size": 32} | RECIPES[name])
+    recipe = qtutor.Recipe(**groups_of(RECIPES[name].get("method", "rtn")) | RECIPES[name])
     in_one = in_memory(source, tmp_path / "memory", recipe)
     in_parts = streamed(source, tmp_path / "streamed", recipe)
     assert in_parts == in_one
@@ -158,7 +160,7 @@ def test_the_embedded_decoder_brings_its_own_text(tmp_path):
 @pytest.mark.parametrize("recipe", [{}, {"method": "gptq"}, {"method": "int8", "lm_head": True}, {"bits": 2}])
 def test_the_plan_counts_every_byte(tmp_path, recipe):
     source = checkpoint(tmp_path / "float", "qwen2", tied=False)
-    recipe = qtutor.Recipe(**{"group_size": 32} | recipe)
+    recipe = qtutor.Recipe(**groups_of(recipe.get("method", "rtn")) | recipe)
     made, said = qtutor.plan(source, recipe, IDS, device="cpu"), []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float"]
     report = streamed(source, tmp_path / "out", recipe, said=said)
@@ -206,7 +208,7 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
 def test_what_can_be_known_is_refused_before_anything_is_written(tmp_path, recipe, words):
     source = checkpoint(tmp_path / "float")
     with pytest.raises(qtutor.QtutorError, match=words):
-        streamed(source, tmp_path / "out", qtutor.Recipe(**{"group_size": 32} | recipe))
+        streamed(source, tmp_path / "out", qtutor.Recipe(**groups_of(recipe.get("method", "rtn")) | recipe))
     assert [path.name for path in tmp_path.iterdir()] == ["float"]
 
 
@@ -288,7 +290,7 @@ def test_a_block_has_gone_before_the_next_is_brought(tmp_path, monkeypatch, reci
     monkeypatch.setattr(type(weights), "block", bring)
     with LiveBytes(weights.model) as live:
         live.known |= {mapped.untyped_storage()._cdata for mapped in weights.tensors.values()}
-        recipe = qtutor.Recipe(**{"group_size": 32} | recipe)
+        recipe = qtutor.Recipe(**groups_of(recipe.get("method", "rtn")) | recipe)
         qtutor.quantize_to(weights, tmp_path / "out", recipe, IDS[:4, :16], tokenizer, progress=False, tell=str)
     assert len(taken) == 2 and all(bytes_then < states + block / 4 for bytes_then in taken)
 

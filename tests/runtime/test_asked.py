@@ -23,6 +23,7 @@ from tests.reference import products
 from tests.runtime.test_cpu import layer_of, noise
 
 pytest.importorskip("numba")
+from qtutor.runtime.kernels.instructions import has
 
 
 def rounding(*arguments, **options) -> QuantLinear:
@@ -115,9 +116,25 @@ def test_the_gradient_passes_the_rounding():
     torch.testing.assert_close(x.grad, layer.quantized().dequantize().sum(0).expand(2, 64), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("features", ["", "+sse2,+avx,+avx2,+fma"])
-def test_older_cpus_compute_the_same(features, tmp_path):
-    """Plain loops, and 256 bits: the same whole numbers, so the same bits."""
+AVX2 = "+sse2,+avx,+avx2,+fma"
+AVX512 = f"{AVX2},+avx512f,+avx512bw"
+
+
+@pytest.mark.parametrize(
+    ("features", "width"),
+    [
+        ("", "0"),
+        (AVX2, "256"),
+        (f"{AVX2},+avxvnni", "256"),
+        (AVX512, "512"),
+        (f"{AVX512},+avx512vnni", "512"),
+    ],
+)
+def test_other_cpus_compute_the_same(features, width, tmp_path):
+    """Plain loops, pairs and fours of products, in 256 bits and 512: the same whole numbers, so the same bits."""
+    missing = [name for name in features.replace("+", "").split(",") if name and not has(name)]
+    if missing:
+        pytest.skip(f"this CPU has no {', '.join(missing)}")
     program = (
         "import sys, torch; from qtutor import rtn, runtime, IntGrid; from qtutor.runtime.linear import QuantLinear\n"
         "from qtutor.runtime.kernels.dots import width; w = int(sys.argv[1]); assert width() == w, width()\n"
@@ -125,11 +142,11 @@ def test_older_cpus_compute_the_same(features, tmp_path):
         "runtime.use(layer, activations='int8'); torch.save(layer(torch.randn(2, 120)), sys.argv[2])\n"
         "runtime.explain(layer)\n"
     )
-    path, width = tmp_path / "y.pt", "256" if features else "0"
+    path = tmp_path / "y.pt"
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-c", program, width, str(path)]
     said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
-    assert ("256 bits" if features else "neither AVX2") in said
+    assert (f"{width} bits" if features else "neither AVX2") in said
     got = torch.load(path)
     torch.manual_seed(0)
     layer = QuantLinear.from_quantized(rtn.quantize(torch.randn(70, 120), IntGrid(4), 40))

@@ -8,11 +8,8 @@ from pathlib import Path
 from torch import nn
 
 import qtutor
-from qtutor.core.grid import IntGrid
-from qtutor.families import linear_layers
 from qtutor.loading import weight_bytes
 from qtutor.measure.losses import model_bytes
-from qtutor.methods import sinq
 from qtutor.recipe import Recipe
 from qtutor.runtime.scaled import ScaledLinear
 
@@ -21,12 +18,11 @@ GROUP = 64
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to quantize: a recipe, a type of GGUF file, or SINQ's bits. family: what pictures call its kind."""
+    """One way to quantize: a recipe, or a type of GGUF file. family: what pictures call its kind."""
 
     family: str
     recipe: Recipe | None = None
     file: str | None = None
-    sinq: int | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -49,7 +45,7 @@ CANDIDATES = {
     **_recipes("RTN", "rtn", (4,), " g32", group_size=32),
     **_recipes("RTN", "rtn", (4, 3), " g128", group_size=128),
     **_recipes("HQQ", "hqq", (4, 3, 2)),
-    **{f"SINQ {bits}": Candidate("SINQ", sinq=bits) for bits in (4, 3)},
+    **_recipes("SINQ", "sinq", (4, 3)),
     **_fixed("NF4", "nf4"),
     **_fixed("MXFP4", "mxfp4"),
     **_fixed("NVFP4", "nvfp4"),
@@ -84,18 +80,8 @@ def made(model, tokenizer, candidate: Candidate, calibration=None):
             quantized = qtutor.load_quantized(file, device="cpu")
             return quantized, weight_bytes(file, quantized)
     quantized = copy.deepcopy(model)
-    if candidate.sinq is not None:
-        by_sinq(quantized, candidate.sinq)
-    else:
-        qtutor.quantize(quantized, candidate.recipe, calibration if candidate.calibrated else None, progress=False)
+    qtutor.quantize(quantized, candidate.recipe, calibration if candidate.calibrated else None, progress=False)
     return quantized, bytes_in_16(quantized)
-
-
-def by_sinq(model, bits: int, group_size: int = GROUP) -> None:
-    """Replace every layer of the blocks by one that SINQ rounded; columns' scales stay beside the codes."""
-    for name, layer in linear_layers(model).items():
-        quantized, columns = sinq.quantize(layer.weight.detach(), IntGrid(bits), group_size)
-        model.set_submodule(name, ScaledLinear.from_scaled(quantized, columns, layer.bias))
 
 
 def bytes_in_16(model: nn.Module) -> int:

@@ -44,13 +44,11 @@ def bits_of(candidate: Candidate) -> float:
     """Bits of a code of ``candidate``; of a mix of llama.cpp's, those of its name."""
     if candidate.file is not None:
         return float(candidate.file[1])
-    return float(candidate.sinq or candidate.recipe.bits)
+    return float(candidate.recipe.bits)
 
 
 def taken(target: str, candidate: Candidate, shapes: Mapping[str, Shape]) -> str | None:
     """The format in which ``target`` takes ``candidate``; ``None`` if it does not. "*": by its source, not run here."""
-    if candidate.sinq is not None:
-        return None  # no format of today has scales of columns beside the codes
     if (candidate.file is not None) != (target == "llama.cpp"):
         return None  # llama.cpp rounds anew whatever the recipe is, and nobody else has its types
     if candidate.file is not None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from qtutor.course.float_blocks import Cost
 from qtutor.course.scores import Score, table
 from qtutor.course.tables import SAME, say
 
@@ -59,6 +60,32 @@ def scales_of(ways: Sequence[tuple], exact: torch.Tensor, weight: torch.Tensor, 
         back = stored.repeat_interleave(weight.shape[1] // stored.shape[1], dim=1) * levels[codes]
         rows.append([name, f"{bits:.3f}", f"{off:.2%}", f"{(back - weight).norm() / weight.norm():.3%}"])
     table(["scales", "bits a weight for them", "error of the scales", "error of the weights"], *rows)
+
+
+def by_scale(errors: Mapping[str, Sequence[float]], blocks: Sequence[int], fours: float) -> None:
+    """What kinds of scales cost on the same levels. errors: kind -> one for each of ``blocks``; the first kind is the
+    exact one. fours: the share of NVFP4's blocks whose largest weight becomes 4.
+    """
+    exact = next(iter(errors.values()))
+    rows = []
+    for kind, found in errors.items():
+        cells = [f"{error:.2%} ({error / base - 1:+.0%})" for error, base in zip(found, exact)]
+        rows.append([kind, *cells])
+    table(["scale", *(f"error, blocks of {block}" for block in blocks)], *rows)
+    say(f"Four over six: in {fours:.0%} of the blocks of 16 the largest weight becomes 4, in the others 6.")
+
+
+def costs(found: Mapping[str, Cost], pairs: Sequence[tuple[str, str]]) -> None:
+    """What formats cost a decoder; and of each pair which has the smaller KL, with how many bits."""
+    rows = [[name, f"{cost.bits:.3f}", f"{cost.error:.2%}", f"{cost.kl:.4f}"] for name, cost in found.items()]
+    table(["format", "true bits", "relative error", "KL"], *rows)
+    lines = []
+    for a, b in pairs:
+        ratio = found[a].kl / found[b].kl
+        words = "about as good as" if 1 - SAME < ratio < 1 + SAME else "better than" if ratio < 1 else "worse than"
+        bits = f"{found[a].bits:.2f} against {found[b].bits:.2f} bits"
+        lines.append(f"- **{a} is {words} {b}**: {ratio:.2f} times its KL, at {bits}.")
+    say(*lines)
 
 
 def thresholds(swept: Mapping[str, Swept], labels: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ _WHERE = {
     "explore": "explorer",
     "four_formats": "checkpoints",
     "levels_over_bell": "bnb",
+    "levels_over_block": "block_levels",
     "microscope": "numbers",
     "outlier_threshold": "bnb",
     "page_table": "serving",

@@ -163,7 +163,7 @@ class IntoFolder:
             tensors = {key: self.shards.read(f"{name}.{key}", stored[f"{name}.{key}"]) for key in layer.state_dict()}
             layer.load_state_dict(tensors, assign=True)
             weight = module.get_submodule(name.removeprefix(f"{block}.")).weight
-            weight.copy_(layer.quantized().dequantize())
+            weight.copy_(layer.dequantized())
 
 
 def _rows_of(piece: dict) -> list[LayerReport] | None:

@@ -15,6 +15,7 @@ bits in groups of 64, scales and zero points in the loops' order take 8 % more m
 import functools
 import importlib
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -126,6 +127,18 @@ def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
     arguments = inputs, sums, state.planes, state.scales, state.zeros, state.each, y
     shared_out(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
     return y
+
+
+def in_place(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
+    """For one token after the other in the same array: what reads x, what it makes of it, and the loop.
+
+    x: float32 ``[1, columns / 8, 8]``. ``read()`` writes ``inputs`` and says whether x is finite; ``loop(*inputs,
+    planes, scales, zeros, each, y, first, last)`` multiplies. inputs: those of another matrix that reads the same x.
+    """
+    loops = _loops()
+    loop, factors = (loops.many, _UNCHANGED) if state.levels else (loops.one, _FACTORS[state.bits])
+    inputs = inputs or (np.empty_like(x), np.empty((1, state.scales.shape[1]), np.float32))
+    return functools.partial(loops.spread, x, factors, *inputs), inputs, loop
 
 
 def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:

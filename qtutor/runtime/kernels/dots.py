@@ -2,7 +2,8 @@
 
 On x86 PMADDUBSW multiplies bytes by bytes and adds pairs, 64 products in one instruction of 512 bits, and PMADDWD adds
 the pairs. A sum of two products is at most 2 * 15 * 127 = 3810. So eight of these sums, the :data:`RUN` words of a row,
-fit 16 bits; then they move on to 32 bits.
+fit 16 bits; then they move on to 32 bits. Newer CPUs have VPDPBUSD, which multiplies and adds four products in 32 bits
+at once.
 
 On ARM the twin is NEON's SDOT: 16 products, added up by fours in 32 bits. It is untested: no ARM has run it. LLVM
 compiles it for one, and with SDOT written out it is right on an x86 (``tests/runtime/test_dots.py``).
@@ -24,6 +25,13 @@ _NAMES = {256: ("avx2.pmadd.ub.sw", "avx2.pmadd.wd"), 512: ("avx512.pmaddubs.w.5
 def width() -> int:
     """The bits of the vectors that are multiplied by an instruction of their own, or 0: numba compiles for this CPU."""
     return 512 if has("avx512bw") else 256 if has("avx2") else 128 if has("dotprod") else 0
+
+
+def adds_by_fours(bits: int) -> bool:
+    """Whether the CPU has VPDPBUSD for vectors of so many bits."""
+    if bits == 512:
+        return has("avx512vnni")
+    return has("avxvnni") or (has("avx512vnni") and has("avx512vl"))
 
 
 def add_products(builder, words, x, acc, count: int, bits: int) -> None:
@@ -53,8 +61,9 @@ def add_products(builder, words, x, acc, count: int, bits: int) -> None:
                 codes = builder.bitcast(builder.and_(moved, _every_lane(0x0F0F0F0F, whole)), byte)
                 yield codes, every_x[2 * k + half]
 
+    add = _by_sdot if bits == 128 else _by_vpdpbusd if adds_by_fours(bits) else _by_pmadd
     for first in range(0, ROWS, bits // 32):
-        added = _by_sdot(builder, factors(first)) if bits == 128 else _by_pmadd(builder, factors(first), bits)
+        added = add(builder, factors(first), bits)
         place = at(builder, acc, 4 * first, whole)
         builder.store(builder.add(builder.load(place, align=4), added), place, align=4)
 
@@ -70,7 +79,17 @@ def _by_pmadd(builder, factors: Iterator[tuple], bits: int):
     return builder.call(widen, [total, _every_lane(1, short)])
 
 
-def _by_sdot(builder, factors: Iterator[tuple]):
+def _by_vpdpbusd(builder, factors: Iterator[tuple], bits: int):
+    """The same where the CPU adds by fours. LLVM takes the bytes as vectors of 32 bits; newer ones as bytes, too."""
+    whole = _vector(32, bits)
+    dot = named(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", whole, [whole] * 3)
+    total = _every_lane(0, whole)
+    for codes, inputs in factors:
+        total = builder.call(dot, [total, *(builder.bitcast(part, whole) for part in (codes, inputs))])
+    return total
+
+
+def _by_sdot(builder, factors: Iterator[tuple], bits: int):
     """The same on ARM: codes are below 16, so it does not matter that they count as signed."""
     whole, byte = _vector(32, 128), _vector(8, 128)
     dot = named(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", whole, [whole, byte, byte])

@@ -13,6 +13,7 @@ not rounded. Weights of 4 bits on an integer grid only.
 
 import functools
 import importlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -61,6 +62,14 @@ def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     arguments = codes, steps, sums, state.planes, state.scales, state.zeros, state.each, y
     cpu.shared_out(loops.product, lambda first, last: loops.product(*arguments, first, last), tiles, state)
     return torch.from_numpy(y)[:, : state.rows].to(x.dtype).reshape(*x.shape[:-1], state.rows)
+
+
+def in_place(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
+    """As :func:`.cpu.in_place`; the inputs are codes, steps and sums of codes."""
+    loops, groups = _loops(), state.scales.shape[1]
+    shape = 1, groups
+    inputs = inputs or (np.empty(x.shape, np.int8), np.empty(shape, np.float32), np.empty(shape, np.int32))
+    return functools.partial(loops.quantize, x, *inputs), inputs, loops.product
 
 
 def _rounded(x: torch.Tensor, state: Tiles) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:

@@ -102,7 +102,7 @@ def test_only_answers_are_asked_for():
 def test_bytes_of_sinq_count_columns_in_16_bits():
     model = tiny()
     plain = copy.deepcopy(model)
-    candidates.by_sinq(model, 4, group_size=32)
+    qtutor.quantize(model, qtutor.Recipe("sinq", group_size=32), progress=False)
     qtutor.quantize(plain, qtutor.Recipe(bits=4, group_size=32), progress=False)
     columns = sum(m.columns for m in model.modules() if isinstance(m, ScaledLinear))
     assert candidates.bytes_in_16(model) == candidates.bytes_in_16(plain) + 2 * columns

@@ -17,7 +17,7 @@ from qtutor.course.checking import examine
 from qtutor.course.exercises.edits import solution
 from qtutor.course.workspace import answers
 from tests.course.answers import assert_right, assert_told, each
-from tests.models import some_ids, tiny
+from tests.models import groups_of, some_ids, tiny
 
 # --- levels ---
 
@@ -360,7 +360,7 @@ def keep(name: str) -> None:
 
 def logits(method: str) -> torch.Tensor:
     model = tiny()
-    pipeline.quantize(model, qtutor.Recipe(method=method, group_size=32), progress=False)
+    pipeline.quantize(model, qtutor.Recipe(method=method, **groups_of(method)), progress=False)
     with torch.inference_mode():
         return model(some_ids()).logits
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qtutor.course.float_blocks import Cost
 from qtutor.course.tables import bnb as tables
 from qtutor.plots import bnb as pictures
 from tests.course.tables.conftest import cells
@@ -84,3 +85,21 @@ def test_the_axis_of_shares_is_the_same_for_formats_of_as_many_levels():
     panels = {"even": (weights / 4, levels, torch.full((16,), 1 / 16)), "steep": (weights / 4, levels, steep)}
     tops = {ax.get_ylim()[1] for ax in pictures.levels_over_weights(panels).axes[1::2]}
     assert len(tops) == 1
+
+
+def test_scales_are_compared_with_the_exact_one(shown):
+    tables.by_scale({"any number": [0.1, 0.2], "a power of two": [0.117, 0.19]}, (16, 32), 0.45)
+    assert cells(shown[0])[0] == ["scale", "error, blocks of 16", "error, blocks of 32"]
+    assert cells(shown[0])[1:] == [
+        ["any number", "10.00% (+0%)", "20.00% (+0%)"],
+        ["a power of two", "11.70% (+17%)", "19.00% (-5%)"],
+    ]
+    assert "in 45% of the blocks of 16" in shown[1]
+
+
+@pytest.mark.parametrize(("kl", "words"), [(1.04, "about as good as"), (0.9, "better than"), (1.1, "worse than")])
+def test_costs_of_formats(shown, kl, words):
+    found = {"a": Cost(4.25, 0.1134, kl), "b": Cost(4.5, 0.087, 1.0)}
+    tables.costs(found, [("a", "b")])
+    assert cells(shown[0])[1:] == [["a", "4.250", "11.34%", f"{kl:.4f}"], ["b", "4.500", "8.70%", "1.0000"]]
+    assert shown[1] == f"- **a is {words} b**: {kl:.2f} times its KL, at 4.25 against 4.50 bits."

@@ -35,6 +35,7 @@ RECIPES = {
     "gptq": {"method": "gptq", "propagate": False},
     "gptq, propagated": {"method": "gptq", "propagate": True, "layers": {"*.2.*": "float"}},
     "awq": {"method": "awq", "lm_head": True},
+    "gptq behind sinq": {"method": "gptq", "propagate": True, "layers": {"*.1.*": {"method": "sinq"}}},
 }
 
 
@@ -216,7 +217,7 @@ def test_it_goes_on_with_the_block_that_was_at_hand_and_says_so(source, whole, t
     assert contents(out) == whole(name)[1] and os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq, propagated", "awq"])
+@pytest.mark.parametrize("name", ["gptq", "gptq, propagated", "awq", "gptq behind sinq"])
 def test_states_that_were_not_kept_are_made_again(source, whole, tmp_path, monkeypatch, name):
     """By a forward pass through the finished blocks; AWQ's cannot be, and so it starts anew."""
     said, out = [], tmp_path / "out"

@@ -4,8 +4,9 @@
 a page twice). It works the same in JupyterLab, in VS Code and in the book. Where scripts do not run (GitHub, a notebook
 that is not trusted yet) the reader sees the picture that is stored in it.
 
-The script of a widget is a file beside this one. It only defines functions: arithmetic first, which tests call without
-a browser, and last ``mount(box, data)``, which builds the widget in ``box``.
+The script of a widget is a file beside this one, and so is what it adds to the common style (live.css), if anything.
+A script only defines functions: arithmetic first, which tests call without a browser, and last ``mount(box, data)``,
+which builds the widget in ``box``.
 """
 
 import json
@@ -56,7 +57,7 @@ def live(name: str, data: dict, still: str, label: str) -> Live:
     html = (
         # suppress-shortcuts: in JupyterLab, a key pressed on a control moves the control, not the selected cell.
         f'<div class="qtutor-live" data-waiting="{name}" data-lm-suppress-shortcuts="true" role="group" '
-        f'aria-label="{escape(label)}"><style>{(FOLDER / "live.css").read_text(encoding="utf-8")}</style>'
+        f'aria-label="{escape(label)}"><style>{style(name)}</style>'
         f"<div data-still>{still}<p><small>{STILL}</small></p></div>"
         f"{stored_with(data)}"
         f"<script>(() => {{\n{script(name)}{MOUNT % name}}})();</script></div>"
@@ -67,6 +68,12 @@ def live(name: str, data: dict, still: str, label: str) -> Live:
             "notebook. Store fewer numbers with it."
         )
     return Live(html)
+
+
+def style(name: str) -> str:
+    """The style of all widgets, and what the widget ``name`` adds to it."""
+    files = [FOLDER / "live.css", FOLDER / f"{name}.css"]
+    return "\n".join(file.read_text(encoding="utf-8").rstrip("\n") for file in files if file.exists()) + "\n"
 
 
 def script(name: str) -> str:

@@ -1,0 +1,91 @@
+"""Which decoders :mod:`.plan` knows: Llama's anatomy, whole and unchanged, on a CPU, with packed layers."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn.modules import module as modules
+
+from qtutor.families import FAMILIES, LLAMA, decoder_blocks
+from qtutor.families.known import QK_NORMS
+from qtutor.guards.model import CAPTURING
+from qtutor.runtime.kernels import cpu, rounded
+from qtutor.runtime.linear import QuantLinear
+
+KERNELS = cpu, rounded
+DTYPES = (torch.float32, torch.bfloat16)
+ATTENTION = ("sdpa", "eager")  # both compute the same
+
+
+def packed_kernel(layer, dtype: torch.dtype):
+    """The kernel of :data:`KERNELS` that multiplies one token of ``dtype`` by ``layer``, or ``None``."""
+    if type(layer) is not QuantLinear:  # others compute something else besides
+        return None
+    kernel = layer.kernel(torch.empty(0, dtype=dtype))
+    return kernel if kernel in KERNELS else None
+
+
+def is_llama_like(model) -> bool:
+    """Whether it is transformers' own decoder of a family whose blocks are Llama's, perhaps with norms on q and k."""
+    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", None))
+    if family is None or replace(family, model_type="llama", extra_norms=(), multiplier=None) != LLAMA:
+        return False
+    if family.extra_norms not in ((), QK_NORMS) or not type(model).__name__.endswith("ForCausalLM"):
+        return False
+    home = f"transformers.models.{family.model_type}.modeling_{family.model_type}"
+    return all(type(part).__module__ == home for part in (model, model.model, *decoder_blocks(model)))
+
+
+def reason_against(model) -> str | None:
+    """Why the model runs as transformers runs it, in words that end a sentence, or ``None``."""
+    if not is_llama_like(model):
+        return "its blocks are not known to have Llama's anatomy"
+    if model.device.type != "cpu":
+        return "it is not on the CPU"
+    embedding = model.get_input_embeddings()
+    dtype = embedding.weight.dtype if isinstance(embedding, nn.Embedding) else embedding.dtype
+    if dtype not in DTYPES:
+        return f"it computes in {str(dtype)[6:]}"
+    if any(norm.weight.dtype != dtype for norm in _norms(model)):
+        return "its norms have another dtype than its embedding"
+    if not any(packed_kernel(layer, dtype) for layer in _block_layers(model)):
+        return "no layer of its blocks has packed weights that a fast kernel takes"
+    if not cpu.available():
+        return "numba is not installed"
+    return _changed(model)
+
+
+def windows(model) -> list[int | None]:
+    """How many tokens the attention of each block sees at most, itself among them; ``None`` for all."""
+    blocks = decoder_blocks(model)[: model.config.num_hidden_layers]
+    of_all = getattr(model.config, "sliding_window", None)  # Mistral's; others say it in each block
+    return [getattr(block.self_attn, "sliding_window", of_all) for block in blocks]
+
+
+def _norms(model) -> list[nn.Module]:
+    names = (half.norm for half in LLAMA.halves)
+    return [model.model.norm, *(block.get_submodule(name) for name in names for block in decoder_blocks(model))]
+
+
+def _block_layers(model):
+    for block in decoder_blocks(model):
+        yield from (module for module in block.modules() if isinstance(module, QuantLinear))
+
+
+def _changed(model) -> str | None:
+    """What somebody has added to the model, or exchanged in it, that only its own forward would run."""
+    from transformers.activations import ACT2FN
+
+    if getattr(model.config, "_attn_implementation", None) not in ATTENTION:
+        return "its attention is another than torch's"
+    if not all(type(block.mlp.act_fn) is type(ACT2FN["silu"]) for block in decoder_blocks(model)):
+        return "its activation is not SiLU"
+    if modules._global_forward_hooks or modules._global_forward_pre_hooks:
+        return "torch has hooks for all modules"
+    for name, part in model.named_modules():
+        hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+        if name and any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
+            return f"{name} has a hook"
+        if "forward" in vars(part):
+            return f"{name or 'the model'} has a forward of its own"
+    return None
