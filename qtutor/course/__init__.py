@@ -1,4 +1,5 @@
-"""The machinery of the course: exercises and their checks, the workspace with the learner's answers, widgets.
+"""The machinery of the course: exercises and their checks, the workspace with the learner's answers and
+predictions, widgets.
 
 A chapter needs ``from qtutor.course import check, mine``. The names are imported when they are first used, so that the
 command line need not wait for torch.
@@ -11,7 +12,9 @@ _WHERE = {
     "check": "checking",
     "learner_version": "workspace.stubs",
     "mine": "workspace.replacing",
+    "predict": "widgets.prediction",
     "progress_table": "workspace.progress",
+    "revealed": "widgets.prediction",
 }
 
 __all__ = sorted(_WHERE)

@@ -133,7 +133,7 @@ def search_and_group(
     left.axhline(1, color=BLACK, linewidth=0.8, linestyle=":")
     left.axvline(ratio, color=ORANGE, linewidth=2, linestyle="--", label="the ratio shown")
     left.plot([], [], "o", color=BLUE, markersize=9, fillstyle="none", mew=1.6, label="the ratio chosen")
-    left.set(title="output error, of rounding to nearest's", xlabel="ratio", ylim=(0, TOP))
+    left.set(title="output error / that of rounding to nearest", xlabel="ratio", ylim=(0, TOP))
     left.legend(framealpha=1, edgecolor="none", fontsize=8, loc="upper left")
     weights, levels = numpy(weights), numpy(levels)
     _on_levels(right, weights, levels, numpy(loud).astype(bool))

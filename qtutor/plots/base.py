@@ -5,8 +5,12 @@ Colour-blind readers can distinguish the colours, which are Okabe and Ito's; no 
 
 import io
 
+import numpy as np
+import PIL.Image
+import PIL.PngImagePlugin
 import torch
 from IPython.display import Image, display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -24,6 +28,7 @@ SAND = "#F2E2B6"  # for areas: YELLOW would glare
 GREY, PALE = "#BBBBBB", "#DCEFFA"  # for areas, too
 DARK_GREY, BROWN = "#777777", "#8C564B"  # where eight colours are too few
 MARKERS = ("o", "s", "^", "D", "v", "P")
+MARGIN = 0.1  # inches: on a dark page a figure is a white card, and letters at its very edge would look cut off
 
 
 def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tuple[Figure, list]:
@@ -35,13 +40,36 @@ def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tupl
     return figure, axes
 
 
+def card(figure: Figure, dpi: int, within: bool = False) -> PIL.Image.Image:
+    """The figure on a white card with a margin, in dots. within: the card is as large as the figure says; otherwise
+    the figure is, so that pictures drawn pixel by pixel stay sharp, and the margin is added.
+    """
+    size, margin = figure.get_size_inches(), round(MARGIN * dpi)
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    added = 0 if within else 2 * margin
+    drawn = PIL.Image.new("RGB", [dots + added for dots in canvas.get_width_height()], "white")
+    if within:
+        figure.set_size_inches(size - 2 * MARGIN)
+    engine = figure.get_layout_engine()
+    if engine is not None:  # otherwise matplotlib draws twice: once to measure the layout, and once more for real
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    canvas.draw()
+    drawn.paste(PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), (margin, margin))
+    figure.set_size_inches(size)
+    return drawn
+
+
 def png(figure: Figure, dpi: int = 100, title: str | None = None) -> bytes:
     """The figure as PNG bytes, without the software's version, so that equal figures give equal bytes.
 
     title: is written into the file, where nobody sees it.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None} | ({"Title": title} if title else {}))
+    buffer, about = io.BytesIO(), PIL.PngImagePlugin.PngInfo()
+    if title:
+        about.add_text("Title", title)
+    card(figure, dpi).save(buffer, format="PNG", optimize=True, pnginfo=about)
     return buffer.getvalue()
 
 

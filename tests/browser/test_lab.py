@@ -144,3 +144,28 @@ def solution_of(chapter: str, exercise: str) -> str:
     cells = nbformat.read(ROOT / "notebooks" / chapter, 4).cells
     (source,) = [cell.source for cell in cells if f'check("{exercise}"' in cell.source]
     return "\n".join(line for line in source.splitlines() if "SOLUTION" not in line)
+
+
+def test_a_prediction_outlives_the_kernel_and_stands_beside_the_measured_number(open_page, lab):
+    first = 'from qtutor.course import predict, revealed\npredict("05-best-factor", "Which factor is best?")'
+    notebook = nbformat.v4.new_notebook(metadata=nbformat.read(ROOT / "notebooks" / CHAPTERS[0], 4).metadata)
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in (first, 'revealed("05-best-factor", 2)')]
+    nbformat.write(notebook, lab.folder / "prediction.ipynb")
+    page, noted = open_page()
+    lab.open(page, "prediction.ipynb")
+    assert live.errors_in(live.run_all(page)) == []
+    widget = page.locator(WIDGET)
+    field = widget.get_by_label("prediction")
+    for typed, said in (("much", "Not kept: 'much' is not a number"), ("3", "Your prediction: 3. It is kept in mine/")):
+        field.fill(typed)
+        field.press("Enter")
+        widget.get_by_text(said).wait_for()
+    live.shut_down_kernel(page)
+
+    page, noted = open_page()
+    lab.open(page, "prediction.ipynb")
+    assert live.errors_in(live.run_all(page)) == []
+    assert page.locator(WIDGET).get_by_label("prediction").input_value() == "3"
+    page.get_by_text("You predicted 3. Measured: 2.").wait_for()
+    live.shut_down_kernel(page)
+    noted.assert_nothing()

@@ -121,6 +121,21 @@ def test_levels_move_by_keys_and_stop_at_their_neighbours(open_page):
     noted.assert_nothing()
 
 
+def test_start_again_goes_back_to_the_format_that_is_chosen(open_page):
+    page, noted = shown(open_page, beat_nf4({"some weights": [WEIGHT]}))
+    for start in (None, "NF4"):
+        if start:
+            page.get_by_label("start from").first.select_option(start)
+        first = levels_of(page)
+        assert first == pytest.approx(LEVELS[start or "int4"], abs=1e-4)
+        page.get_by_role("button", name="Lloyd step", exact=True).first.click()
+        page.locator(".qtutor-live").first.get_by_role("slider").nth(3).press("ArrowRight")
+        assert levels_of(page) != first
+        page.get_by_role("button", name="start again").first.click()
+        assert levels_of(page) == first
+    noted.assert_nothing()
+
+
 @SIZES
 def test_the_ruler_says_what_python_rounds(open_page, width, dark):
     page, noted = shown(open_page, ruler(FORMATS), width, dark)

@@ -193,3 +193,16 @@ def test_verdict(prompt, added, said):
 def test_the_cache_of_fonts_is_the_clones_own():
     """One of another clone names fonts that are gone once that clone is deleted (tests/conftest.py)."""
     assert Path(get_cachedir()).is_relative_to(Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("name", figures())
+def test_every_picture_has_a_white_margin(name):
+    """On a dark page a picture is a card. Within a widget the card is as large as the figure says."""
+    picture = figures()[name]
+    width, height = (round(100 * inches) for inches in picture.get_size_inches())
+    for within, size in ((True, (width, height)), (False, (width + 20, height + 20))):
+        card = base.card(picture, dpi=100, within=within)
+        assert np.abs(np.subtract(card.size, size)).max() <= 1
+        grey = np.asarray(card.convert("L"))
+        inner = grey[10:-10, 10:-10]
+        assert (inner < 128).any() and (grey < 250).sum() == (inner < 250).sum()

@@ -26,7 +26,7 @@ def one_column_larger(weight: torch.Tensor, tried: Mapping[float, tuple], loud: 
         row = [s, f"{step:.3f}", f"{scaled[loud]:.2f}", f"{comes_back:.4f}", f"{own:.3f}"]
         rows.append(row + [f"{root:.3f}" for root in roots])
     header = ["s", "step", f"{weight[loud]:.2f} · s", "comes back as", "changes the output by"]
-    table([*header, "the nine others", "all ten, root of squares"], *rows)
+    table([*header, "the nine others", "all ten: root of the sum of squares"], *rows)
 
 
 def loud_and_others(
@@ -40,7 +40,7 @@ def loud_and_others(
         mean = float(steps.mean())
         row = [s, f"{(steps != 1).float().mean():.0%}", f"{mean:.3f}", f"{mean / s:.3f}"]
         rows.append([*row, f"{loud[s]:.2f}", f"{quiet[s]:.2f}", f"{both[s] / first:.0%}"])
-    header = ["s", "groups with a new step", "Δ'/Δ", "Δ'/Δ · 1/s", "error, loud", "error, others", "all, of s = 1"]
+    header = ["s", "groups with a new step", "Δ'/Δ", "Δ'/Δ · 1/s", "error, loud", "error, others", "all / s = 1"]
     table(header, *rows)
     say(f"The sum is smallest at **s = {min(both, key=both.get)}** of those tried.")
 
@@ -55,13 +55,13 @@ def one_factor(factors: Sequence[float], measured: Mapping[str, tuple]) -> None:
         rows.append([name, f"{exact:.2f}", *(f"{value:.2f}" for value in found), f"{kept:.2f}", f"{share:.0%}"])
         best = min(range(len(factors)), key=found.__getitem__)
         part = math.log(found[0] / found[best]) / math.log(found[0] / kept)
-        gets = f"{part:.0%} at best, with s = {factors[best]}" if part > 0.1 else "less than a tenth, whatever s"
+        gain = f"at best {part:.0%} of this gain, with s = {factors[best]}" if part > 0.1 else "less than a tenth of it"
         lines.append(
-            f"- **{name}**: keeping the 1 % takes perplexity from {found[0]:.2f} to {kept:.2f}. Of that gain (in log "
-            f"perplexity), multiplying gets {gets}."
+            f"- **{name}**: keeping the 1 % in 16 bits lowers perplexity from {found[0]:.2f} to {kept:.2f}. "
+            f"Multiplying gives {gain} (in log perplexity)."
         )
     header = ["3 bits, groups of 128", "float", "rounded (s = 1)", *(f"s = {s}" for s in factors[1:])]
-    table([*header, "1 % kept in 16 bits", "expected squared error in the 1 %"], *rows)
+    table([*header, "1 % kept in 16 bits", "part of the expected squared error in this 1 %"], *rows)
     say(*lines)
 
 
@@ -72,7 +72,7 @@ def searches(found: Found) -> None:
         louder, spread = mean_abs.max() / mean_abs.median(), search.scale.max() / search.scale.min()
         row = [label, name, f"{search.ratio:.2f}", f"{left(search):.0%}"]
         rows.append([*row, f"{louder:.1f}", f"{spread:.1f}"])
-    header = ["layers", "decoder", "ratio chosen", "output error, of ratio 0's", "loudest channel / median"]
+    header = ["layers", "decoder", "ratio chosen", "output error / that of ratio 0", "loudest channel / median"]
     table([*header, "largest scale / smallest"], *rows)
 
 
@@ -99,25 +99,26 @@ def with_and_without_outliers(found: Found, put_in: torch.Tensor, where: str) ->
         f"On average the search leaves {means[plain]:.0%} of rounding's squared output error in the decoder {plain}, "
         f'and {means[harder]:.0%} {harder}. The two differ most in "{differing}"; elsewhere by {100 * rest:.1f} '
         "points at most.",
-        f'In "{where}" the logarithms of mean |x| and of the factors that `add_outliers` had put in have a correlation '
-        f"of {correlation:.2f}, and the search chose ratio {search.ratio:.2f}. It undoes "
-        f"{'nearly all' if search.ratio > 0.8 else 'a part'} of what was done, and looks at nothing but the "
-        "activations.",
+        f'`add_outliers` had multiplied the inputs of "{where}" by its own factors. Compare these with mean |x|: the '
+        f"logarithms have a correlation of {correlation:.2f}. The search chose ratio {search.ratio:.2f} there. So it "
+        f"undoes {'nearly all' if search.ratio > 0.8 else 'a part'} of what `add_outliers` did, although it looks only "
+        "at the activations.",
     )
 
 
 def judges(chosen: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> None:
     """Ratios chosen by three judges, each with the parent's error, of ratio 0's; ``chosen``: (layers, decoder) ->."""
     rows = [[*who, *(f"{ratio:.2f}: {error:.0%}" for ratio, error in of)] for who, of in chosen.items()]
-    header = ["ratio, and the parent's error with it", "decoder", "judged by the weights", "by the layers' outputs"]
-    table([*header, "by the parent's output"], *rows)
+    header = ["layers", "decoder", "judged by the weights", "by the layers' outputs", "by the parent's output"]
+    table(header, *rows)
+    say("Each cell has the chosen ratio, and then the parent's error with this ratio / that of ratio 0.")
 
 
 def tokens_counted(label: str, ways: Mapping[str, Search], counts: torch.Tensor) -> None:
     """The ratio that is chosen when tokens count in different ways. counts: how much each token counts."""
     rows = [[how, f"{search.ratio:.2f}", f"{left(search):.0%}"] for how, search in ways.items()]
-    table([f"{label}: tokens count", "ratio chosen", "error, of ratio 0's by the same count"], *rows)
-    say(f"A token counts from {counts.min():.3f} to {counts.max():.2f} times, 1 on average.")
+    table([f"{label}: tokens count", "ratio chosen", "error / that of ratio 0, counted in the same way"], *rows)
+    say(f"A token counts between {counts.min():.3f} and {counts.max():.2f} times. The average is 1.")
 
 
 def ranges(found: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> None:
@@ -128,7 +129,7 @@ def ranges(found: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> None
         for bits, (errors, kept) in found.items()
     ]
     header = ["bits", "output error, whole ranges", "ranges by the weights", "by the output, each group by itself"]
-    table([*header, "by the output, in turns", "part of the range kept by the last three"], *rows)
+    table([*header, "by the output, in turns", "part of the range that the last three keep"], *rows)
     harmful = [str(bits) for bits, (errors, _) in found.items() if errors[1] > errors[0]]
     say(
         f"With ranges that are best for the weights, the output gets **worse** than with whole ranges at "
@@ -187,9 +188,9 @@ def what_outliers_cost(plain: Mapping[str, Score], outliers: Mapping[str, Score]
     with_awq, without = (scored["awq, 4 bits"].comparison.kl for scored in (outliers, plain))
     never, own = with_awq / plain["rtn, 4 bits"].comparison.kl, with_awq / without
     say(
-        f"At 4 bits, AWQ's KL with outliers is {never:.0%} of what plain rounding costs the decoder that never had "
-        f"any, and {own:.2f} times what AWQ costs that decoder: {'most, not all,' if own > 1 + SAME else 'all'} of "
-        "what the outliers cost is undone."
+        f"At 4 bits, the KL of AWQ with outliers is {never:.0%} of the KL of plain rounding *without* outliers, and "
+        f"{own:.2f} times the KL of AWQ without outliers. So AWQ undoes {'most' if own > 1 + SAME else 'all'} of the "
+        f"harm of the outliers{', but not all' if own > 1 + SAME else ''}."
     )
 
 
@@ -208,9 +209,10 @@ def where_it_loses(measured: Mapping[str, Mapping[str, Score]], found: Found, qu
     inputs = " and ".join(f"{count} of {len(found) // len(flat)} inputs {name}" for name, count in flat.items())
     noise = deviation(questions * len(tasks.ARITHMETIC))
     say(
-        f"**Where it loses, by over 1 %**: {'; '.join(worse)}."
+        f"**Here AWQ is worse than plain rounding, by more than 1 %**: {'; '.join(worse)}."
         if worse
         else "There is no row in which plain rounding is clearly better.",
-        f"In the search above, scaling won less than a tenth of the squared error for {inputs}.",
-        f"{questions} questions a kind: one standard deviation of the share of arithmetic is {noise:.0%} at most.",
+        f"In the search above, scaling removed less than a tenth of the squared error for {inputs}.",
+        f"There are {questions} questions of each kind. So one standard deviation of the share of right answers in "
+        f"arithmetic is at most {noise:.0%}.",
     )

@@ -93,7 +93,7 @@ def made_up_for(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) 
     header = ["layer, its weights exact", "tokens of calibration", "on these: error with W", "with W'"]
     table([*header, "on held-out text: with W", "with W'", "part of the way", "which part"], *rows)
     say(
-        "Of the error on held-out text W' takes back (in brackets: part of the way):",
+        "How much of the error on held-out text W' removes (in brackets: going only part of the way):",
         *(f"- {layer}: {', '.join(took)}." for layer, took in lines.items()),
     )
 
@@ -134,8 +134,8 @@ def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], quest
     noise = [deviation(questions * kinds) for kinds in KINDS]
     say(
         *lines,
-        "- Right answers, all kinds together: GPTQ gives fewer than RTN, by over 3.5 points (one standard deviation), "
-        f"at {', '.join(f'{bits} bits' for bits in fewer) or 'none of the widths'}.",
+        "- Right answers, all kinds together: GPTQ is worse than RTN, by more than 3.5 points (one standard "
+        f"deviation), at {', '.join(f'{bits} bits' for bits in fewer) or 'none of the widths'}.",
         f"- One standard deviation is up to {noise[0]:.1%} for arithmetic and {noise[1]:.1%} for the other answers; "
         "that of KL is far smaller.",
     )
@@ -157,7 +157,7 @@ def by_text(found: Mapping[str, Score], without: str, questions: int) -> None:
     best, worst = (choose(found, key=lambda name: found[name].comparison.kl) for choose in (min, max))
     answers = ", ".join(f"{s.arithmetic:.0%} ({name})" for name, s in found.items())
     say(
-        f"On Python, the least KL comes from **{best}**, the largest from **{worst}**"
-        f"{', more than without any text' if worst != without else ''}.",
-        f"Of arithmetic are right: {answers}. One standard deviation is {deviation(questions * KINDS[0]):.1%}.",
+        f"On Python, the lowest KL comes from **{best}**, and the highest from **{worst}**"
+        f"{'. That is even higher than without any text' if worst != without else ''}.",
+        f"Right answers in arithmetic: {answers}. One standard deviation is {deviation(questions * KINDS[0]):.1%}.",
     )

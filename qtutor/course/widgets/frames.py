@@ -14,12 +14,11 @@ from collections.abc import Callable
 from html import escape
 
 import ipywidgets
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from qtutor.errors import QtutorError
+from qtutor.plots.base import card
 
 FRAME_DPI = 80
 FRAME_COLOURS = 96  # enough for antialiased lines and both sides of a colour map; a picture takes 6 to 12 kB
@@ -73,14 +72,7 @@ def frame(drawn: str | tuple[Figure, str], alt: str, small: bool) -> str:
 
 def _png(figure: Figure, small: bool) -> tuple[bytes, tuple[int, int]]:
     """PNG bytes and size in dots. Equal figures give equal bytes."""
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(FRAME_DPI if small else 100)
-    engine = figure.get_layout_engine()
-    if engine is not None:  # otherwise matplotlib draws twice: once to measure the layout, and once more for real
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image = card(figure, FRAME_DPI if small else 100, within=True)
     if small:
         image = image.quantize(FRAME_COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()

@@ -61,7 +61,8 @@ def test_one_factor_against_keeping(shown):
     tables.one_factor([1, 2], measured)
     assert cells(shown[0])[1] == ["plain", "10.00", "40.00", "20.00", "10.00", "25%"]
     first, second = shown[1].splitlines()
-    assert first.endswith("multiplying gets 50% at best, with s = 2.") and second.endswith("whatever s.")
+    assert first.endswith("gives at best 50% of this gain, with s = 2 (in log perplexity).")
+    assert second.endswith("gives less than a tenth of it (in log perplexity).")
     left, _ = pictures.one_factor([1, 2], measured).axes
     assert [line.get_ydata().tolist() for line in left.lines] == [[40.0, 20.0], [10.0, 10.0]]
 
@@ -72,14 +73,14 @@ def test_searches_in_both_decoders(shown):
     tables.with_and_without_outliers(FOUND, torch.tensor([1.0, 2.0, 8.0]), "0: a")
     assert "leaves 72% of" in shown[1] and "and 52% put in" in shown[1]
     assert 'differ most in "0: a"; elsewhere by 5.0 points' in shown[1]
-    assert "correlation of 1.00" in shown[1] and "chose ratio 0.90. It undoes nearly all" in shown[1]
+    assert "correlation of 1.00" in shown[1] and "chose ratio 0.90 there. So it undoes nearly all" in shown[1]
 
 
 def test_judges_and_tokens(shown):
     tables.judges({("0: a", "plain"): [(0.0, 1.0), (0.25, 0.64), (0.4, 0.5)]})
     assert cells(shown[0])[1] == ["0: a", "plain", "0.00: 100%", "0.25: 64%", "0.40: 50%"]
     tables.tokens_counted("gate", {"alike": search(0.1, 2.0, 1.0)}, torch.tensor([0.5, 1.5]))
-    assert cells(shown[1])[1] == ["alike", "0.10", "50%"] and "from 0.500 to 1.50 times" in shown[2]
+    assert cells(shown[2])[1] == ["alike", "0.10", "50%"] and "between 0.500 and 1.50 times" in shown[3]
 
 
 @pytest.mark.parametrize(
@@ -111,16 +112,18 @@ def test_propagation_is_told_apart_from_awq(shown):
     assert shown[0].endswith("Propagation, which is no part of AWQ, adds 25%.")
 
 
-@pytest.mark.parametrize(("kl", "words"), [(0.41, "all of"), (0.44, "most, not all, of")])
+@pytest.mark.parametrize(
+    ("kl", "words"), [(0.41, "all of the harm of the outliers."), (0.44, "outliers, but not all.")]
+)
 def test_what_outliers_cost(shown, kl, words):
     tables.what_outliers_cost(SCORED, scored(awq__4_bits=kl))
-    assert f"{kl / 0.8:.0%} of what plain rounding costs" in shown[0] and f": {words} what the outliers" in shown[0]
+    assert f"{kl / 0.8:.0%} of the KL of plain rounding" in shown[0] and shown[0].endswith(words)
 
 
 def test_where_it_loses(shown):
     worse = scored(rtn__4_bits=0.5, awq__4_bits=0.51)
     tables.where_it_loses({"plain": SCORED, "put in": worse}, FOUND, questions=25)
-    assert "**Where it loses, by over 1 %**: put in, awq, 4 bits (in KL)." in shown[0]
-    assert "1 of 2 inputs plain and 0 of 2 inputs put in" in shown[0] and "arithmetic is 6% at most" in shown[0]
+    assert "worse than plain rounding, by more than 1 %**: put in, awq, 4 bits (in KL)." in shown[0]
+    assert "1 of 2 inputs plain and 0 of 2 inputs put in" in shown[0] and "arithmetic is at most 6%" in shown[0]
     tables.where_it_loses({"plain": SCORED}, FOUND, questions=25)
     assert "no row in which plain rounding" in shown[1]

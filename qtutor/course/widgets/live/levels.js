@@ -55,6 +55,8 @@ function mount(box, data) {
   const start = make("select", {}, ...options(Object.keys(data.formats)));
   const step = make("button", { type: "button" }, "Lloyd step");
   const steps = make("button", { type: "button" }, "20 Lloyd steps");
+  // Choosing a format that is chosen already is no change, so going back to it needs a button.
+  const again = make("button", { type: "button" }, "start again");
   const zero = make("input", { type: "checkbox" });
   zero.checked = true;
   const said = make("p", { class: "said", "aria-live": "polite" });
@@ -64,7 +66,7 @@ function mount(box, data) {
   box.append(
     make("div", { class: "controls" }, make("label", {}, "weights ", source), make("label", {}, "start from ", start),
       make("label", {}, zero, " one level stays at 0")),
-    make("div", { class: "controls" }, step, steps),
+    make("div", { class: "controls" }, step, steps, again),
     said, place, about, make("p", { class: "said" }, make("small", {}, "Your levels: ", list)),
   );
 
@@ -115,11 +117,13 @@ function mount(box, data) {
   steps.addEventListener("click", () => lloyd(20));
   zero.addEventListener("change", () => { keepZero(); show(true); });
   source.addEventListener("change", () => { state.source = source.value; picture.draw(); show(false); });
-  start.addEventListener("change", () => {
+  function begin() {
     state.levels = [...data.formats[start.value]];
     keepZero();
     show(true);
-  });
+  }
+  start.addEventListener("change", begin);
+  again.addEventListener("click", begin);
   keepZero();
   whenResized(place, (width) => { picture.draw(width); show(false); });
 }
