@@ -1,5 +1,6 @@
 """Questions for a decoder of English: the answers are right, and a model is judged by what it prefers."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ def test_answers_are_right():
         assert answer == f" {asked.upper()}\n" and answer.strip() not in prompt
     for prompt, answer in english.questions("sequence", 100):
         numbers = [int(part) for part in (prompt + answer).split(",") if part.strip()]
-        assert len(numbers) == 6 and len({b - a for a, b in zip(numbers, numbers[1:])}) == 1
+        assert len(numbers) == 6 and len({b - a for a, b in itertools.pairwise(numbers)}) == 1
 
 
 def test_choices_have_one_right_side():
