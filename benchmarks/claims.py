@@ -28,9 +28,10 @@ import pages
 import torch
 
 import qtutor
+from qtutor.calibration.builtin import builtin_calibration
 from qtutor.calibration.statistics import layer_inputs
 from qtutor.core.grid import IntGrid
-from qtutor.course.choose import adapters, super_weight
+from qtutor.course.choose import adapters, english, super_weight
 from qtutor.course.choose.candidates import CANDIDATES, GROUP, OF_SMOLLM2, bytes_in_16, made
 from qtutor.course.choose.claims import in_short, page_table
 from qtutor.course.choose.results import EMBEDDED, SMOLLM2, STORED, document
@@ -51,7 +52,13 @@ PAGE = Path(__file__).with_suffix(".md")
 DRAWS, SAMPLES, LENGTH = 3, 32, 512
 TOKENS = {EMBEDDED: 8192, SMOLLM2: 2048}
 QUESTIONS = 100  # of each kind
-ASKED = ("float", "RTN 8", "RTN 4", "RTN 3", "RTN 2", "NF4", "MXFP4", "NVFP4", "AWQ 4", "AWQ 3", "GPTQ 4", "GPTQ 3")
+ASKED = {
+    EMBEDDED: (
+        *("float", "RTN 8", "RTN 4", "RTN 3", "RTN 2", "NF4", "MXFP4", "NVFP4"),
+        *("AWQ 4", "AWQ 3", "GPTQ 4", "GPTQ 3"),
+    ),
+    SMOLLM2: ("float", "RTN 8", "RTN 4", "RTN 3", "NF4", "GPTQ 4"),
+}
 
 
 class Source:
@@ -105,8 +112,9 @@ def measured(source: Source, name: str) -> dict:
                 "flips": round(found.flips, 4),
             }
         )
-        if draw == 0 and source.name == EMBEDDED and name in ASKED:
-            row["tasks"] = task_accuracy(model, source.tokenizer, count=QUESTIONS)
+        if draw == 0 and name in ASKED[source.name]:
+            answered = task_accuracy if source.name == EMBEDDED else english.accuracy
+            row["tasks"] = answered(model, source.tokenizer, count=QUESTIONS)
     return row
 
 
@@ -264,7 +272,13 @@ def same_algorithm(source: Source) -> dict:
 
 def calibration(source: Source) -> dict:
     """GPTQ by itself at 3 bits, on matched text, on text of another kind, on random tokens; and on more or less."""
-    size, length = 32, 128
+    size, length, largest = 32, 128, 512 if source.name == EMBEDDED else 128
+    built_in = None if source.name == EMBEDDED else builtin_calibration(source.tokenizer, length, DRAWS * largest)
+
+    def matched(draw: int, count: int = size) -> torch.Tensor:
+        if built_in is None:
+            return calibration_tokens(count, length, draw)
+        return built_in.token_ids[draw::DRAWS][:count]  # every third, so that each draw has both languages
 
     def sessions(draw: int) -> torch.Tensor:
         texts = corpus.training_sessions(size, seed=100 + draw, examples=length // 6)
@@ -280,9 +294,9 @@ def calibration(source: Source) -> dict:
         qtutor.quantize(model, recipe, ids, progress=False)
         return source.kl(model)
 
-    kinds = {"matched": lambda d: calibration_tokens(size, length, d), "another kind": sessions, "random tokens": noise}
+    kinds = {"matched": matched, "another kind": sessions, "random tokens": noise}
     found = {name: [kl(make(draw)) for draw in range(DRAWS)] for name, make in kinds.items()}
-    counts = {str(n): [kl(calibration_tokens(n, length, d)) for d in range(DRAWS)] for n in (8, 32, 128, 512)}
+    counts = {str(n): [kl(matched(d, n)) for d in range(DRAWS)] for n in (8, 32, 128, 512) if n <= largest}
     return {"kinds": found, "counts": counts, "none": kl(None), "length": length, "samples": size}
 
 
@@ -327,7 +341,7 @@ CLAIMS = {
     "one_percent": (one_percent, (EMBEDDED, SMOLLM2)),
     "super_weight": (super_weights, (EMBEDDED, SMOLLM2)),
     "same_algorithm": (same_algorithm, (EMBEDDED, SMOLLM2)),
-    "calibration": (calibration, (EMBEDDED,)),
+    "calibration": (calibration, (EMBEDDED, SMOLLM2)),
     "fine_tune": (fine_tune, (EMBEDDED, SMOLLM2)),
 }
 

@@ -8,17 +8,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qtutor.course.choose.answers import arithmetic_kept, exact_and_others
 from qtutor.course.choose.candidates import AT_FOUR_BITS
 from qtutor.course.choose.results import EMBEDDED, NAMES, SMOLLM2, Stored, stored
 from qtutor.course.scores import as_markdown
-from qtutor.course.tables import SAME, deviation
-from qtutor.decoder import tasks
+from qtutor.course.tables import SAME
 
 HOLDS, PARTLY, FAILS = "holds", "holds in part", "does not hold"
 MISSING = "not measured"
-EXACT = (*tasks.ARITHMETIC, "sorted", "reversed")  # every character of the answer has to be worked out
-GUESSABLE = ("compare", "logic")  # True or False: half of all guesses are right
-ASKED = 100  # questions a kind
 
 
 @dataclass(frozen=True)
@@ -156,15 +153,6 @@ def calibration(of: Stored) -> Judged | None:
     )
 
 
-def arithmetic_kept(of: Stored, name: str) -> tuple[float, float, float] | None:
-    """Share of the right arithmetic answers that is left, what perplexity suggests, and a deviation by chance."""
-    plain, model = of.models.get("float"), of.models.get(name)
-    if plain is None or model is None or not plain.tasks or not model.tasks:
-        return None
-    kept = sum(model.tasks[k] for k in tasks.ARITHMETIC) / sum(plain.tasks[k] for k in tasks.ARITHMETIC)
-    return kept, 1 / (1 + model.rise / 100), deviation(ASKED * len(tasks.ARITHMETIC))
-
-
 def perplexity_hides(of: Stored) -> Judged | None:
     """Sums that are still right, beside what perplexity suggests."""
     found = {name: arithmetic_kept(of, name) for name in ("RTN 4", "NF4", "RTN 3")}
@@ -178,24 +166,12 @@ def perplexity_hides(of: Stored) -> Judged | None:
     return Judged(figure, HOLDS if below == len(found) else PARTLY if below else FAILS)
 
 
-def kinds_kept(of: Stored, name: str) -> dict[str, float] | None:
-    """Kind of question -> the share of what float knew that is left, counted from what guessing brings."""
-    plain, model = of.models.get("float"), of.models.get(name)
-    if plain is None or model is None or not plain.tasks or not model.tasks:
-        return None
-    chance = {kind: 0.5 if kind in GUESSABLE else 0.0 for kind in tasks.KINDS}
-    return {k: max(0.0, (model.tasks[k] - c) / (plain.tasks[k] - c)) for k, c in chance.items()}
-
-
 def exact_first(of: Stored) -> Judged | None:
     """At 3 bits: what is left of exact answers, and of the others."""
-    kept = kinds_kept(of, "RTN 3")
-    if kept is None:
+    found = exact_and_others(of, "RTN 3")
+    if found is None:
         return None
-    exact, rest = (
-        sum(kept[k] for k in kinds) / len(kinds) for kinds in (EXACT, [k for k in tasks.KINDS if k not in EXACT])
-    )
-    chance = deviation(ASKED * len(EXACT)) + 2 * deviation(ASKED * 3)  # what guessing is taken from counts double
+    exact, rest, chance = found
     figure = f"at 3 bits {exact:.0%} of exact answers are left, {rest:.0%} of the others (guessing taken off)"
     return Judged(figure, HOLDS if exact < rest - chance else FAILS if exact > rest + chance else PARTLY)
 

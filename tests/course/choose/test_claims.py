@@ -5,19 +5,19 @@ import json
 import pytest
 
 from benchmarks import pages
-from qtutor.course.choose import claims, results
+from qtutor.course.choose import answers, claims, results
 from qtutor.course.choose.candidates import AT_FOUR_BITS, CANDIDATES, OF_SMOLLM2
 from qtutor.course.choose.results import EMBEDDED, SMOLLM2, Stored, stored
 
 
-def of(models: dict | None = None, found: dict | None = None) -> Stored:
+def of(models: dict | None = None, found: dict | None = None, source: str = EMBEDDED) -> Stored:
     """Made-up numbers. models: name -> what differs from a row without loss."""
     plain = {"kl": 0.1, "kl_error": 0.01, "rise": 3.0, "rise_error": 0.5, "flips": 0.1}
     rows = {
         name: {"family": "x", "nbytes": 10, "draws": [plain | change], "tasks": change.get("tasks", {})}
         for name, change in (models or {}).items()
     }
-    return Stored({EMBEDDED: {"models": rows, "claims": found or {}}}, EMBEDDED)
+    return Stored({source: {"models": rows, "claims": found or {}}}, source)
 
 
 def test_the_table_and_the_readme_are_current():
@@ -81,7 +81,7 @@ def test_a_super_weight_kills(times, verdict):
 def test_guessing_is_taken_off():
     right = dict.fromkeys(("sum", "difference", "product", "compare", "max", "sorted", "reversed", "logic"), 1.0)
     models = of({"float": {"tasks": right}, "RTN 3": {"tasks": right | {"sum": 0.5, "compare": 0.5, "logic": 0.75}}})
-    kept = claims.kinds_kept(models, "RTN 3")
+    kept = answers.kinds_kept(models, "RTN 3")
     assert (kept["sum"], kept["compare"], kept["logic"], kept["max"]) == (0.5, 0, 0.5, 1)
 
 
@@ -89,7 +89,7 @@ def test_what_perplexity_suggests():
     right = dict.fromkeys(("sum", "difference", "product"), 0.9)
     left = dict.fromkeys(right, 0.45)
     models = of({"float": {"tasks": right}, "RTN 4": {"tasks": left, "rise": 25.0}})
-    kept, suggested, chance = claims.arithmetic_kept(models, "RTN 4")
+    kept, suggested, chance = answers.arithmetic_kept(models, "RTN 4")
     assert (kept, suggested) == pytest.approx((0.5, 0.8)) and 0.02 < chance < 0.04
 
 
@@ -101,3 +101,23 @@ def test_a_file_is_so_many_times_smaller():
 def test_the_file_is_json_with_few_digits():
     text = results.STORED.read_text(encoding="utf-8")
     assert json.loads(text) == results.document() and len(text) < 200_000
+
+
+def test_smollm2_is_judged_by_its_own_questions():
+    right = {"sum": 0.6, "capitals": 0.8, "sequence": 0.4, "verb": 0.9, "object": 1.0}
+    left = {"sum": 0.0, "capitals": 0.2, "sequence": 0.3, "verb": 0.7, "object": 1.0}
+    stored = of({"float": {"tasks": right}, "RTN 3": {"tasks": left, "rise": 100.0}}, source=SMOLLM2)
+    kept = answers.kinds_kept(stored, "RTN 3")
+    assert kept == pytest.approx({"sum": 0, "capitals": 0.25, "sequence": 0.75, "verb": 0.5, "object": 1})
+    assert answers.arithmetic_kept(stored, "RTN 3")[:2] == pytest.approx((0.3, 0.5))
+    assert answers.exact_and_others(stored, "RTN 3")[:2] == pytest.approx((1 / 3, 0.75))
+    assert claims.exact_first(stored).verdict == claims.HOLDS
+    same = of({"float": {"tasks": right}, "RTN 3": {"tasks": right}}, source=SMOLLM2)
+    assert claims.exact_first(same).verdict == claims.PARTLY
+
+
+@pytest.mark.parametrize("source", results.NAMES)
+def test_questions_are_of_one_sort_each(source):
+    kinds = answers.QUESTIONS[source]
+    assert not set(kinds.exact) & set(kinds.others) and set(kinds.guessable) <= set(kinds.others)
+    assert set(kinds.arithmetic) <= set(kinds.exact)

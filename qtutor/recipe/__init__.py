@@ -5,67 +5,20 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from qtutor.calibration.precision import WIDE
-from qtutor.core.codebooks import FP4, INT8, NF4
-from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
+from qtutor.core.float_grid import FP8_TILES
 from qtutor.core.grid import Grid, IntGrid
-from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
 from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
-from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder, Sinq
+from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
 from qtutor.methods.scaling import Scaling
+from qtutor.recipe.exceptions import KEEP, OF_A_LAYER, changed
+from qtutor.recipe.methods import BITS, CALIBRATED, GROUP_SIZE, LEVELS, METHODS, OF_INTEGERS, OWN_SIZES
+
+__all__ = ["CALIBRATED", "CLIPS", "KEEP", "LEVELS", "METHODS", "OF_A_LAYER", "OWN_SIZES", "Recipe"]
 
 CLIPS = ("auto", *gptq.CLIPS)
-KEEP = "float"
-OF_A_LAYER = (
-    *("method", "bits", "group_size", "symmetric", "clip", "levels"),
-    *("act_order", "static_groups", "damping", "double"),
-)
-
-
 SWITCHES = ("symmetric", "static_groups", "duo", "propagate", "token_weights", "double", "embeddings", "lm_head")
-
-
-@dataclass(frozen=True)
-class Method:
-    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it.
-
-    codebook: the one grid of a method that has no choice of levels.
-    """
-
-    rounder: type[Rounder]
-    scaled: bool = False
-    clip: str = "none"
-    codebook: Grid | None = None
-
-    @property
-    def calibrated(self) -> bool:
-        return self.scaled or self.rounder is Gptq
-
-
-METHODS = {
-    "rtn": Method(Nearest),
-    "hqq": Method(Hqq),
-    "sinq": Method(Sinq),
-    "awq": Method(Nearest, scaled=True, clip="output"),
-    "gptq": Method(Gptq, clip="output"),
-    "awq+gptq": Method(Gptq, scaled=True, clip="output"),
-    "nf4": Method(Listed, codebook=NF4),
-    "fp4": Method(Listed, codebook=FP4),
-    "int8": Method(Listed, codebook=INT8),
-    "fp8": Method(Nearest, codebook=FP8),
-    "mxfp4": Method(Nearest, codebook=MXFP4),
-    "nvfp4": Method(Nearest, codebook=NVFP4),
-}
-BITS, GROUP_SIZE = 4, 64  # where nothing is said, and no method or levels have their own
-LEVELS = {"integers": None, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}  # on which any other method may round
-# The groups of these; by itself the first.
-OWN_SIZES = {
-    **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR), FP8_TILES: (FP8_TILES.tile,)},
-    **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
-}
-OF_INTEGERS = (Hqq, Sinq)  # these find ranges by themselves, and have no options
-CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
 
 
 @dataclass(frozen=True)
@@ -146,7 +99,7 @@ class Recipe:
         check_choice("act_order", self.act_order, ACT_ORDERS)
         check_damping(self.damping)
         for pattern, change in self.layers.items():
-            self._changed(pattern, change)  # raises for an exception that fits no layer at all
+            changed(self, pattern, change)  # raises for an exception that fits no layer at all
         codebook = self.codebook
         if codebook is None:
             self._settle(BITS, GROUP_SIZE)
@@ -265,58 +218,8 @@ class Recipe:
                 some = ", ".join(list(recipes)[:3])
                 raise QtutorError(f"layers: no layer is called {pattern!r}. Patterns fit whole names, like {some}.")
             for name in fitting:
-                recipes[name] = self._changed(pattern, change, recipes[name])
+                recipes[name] = changed(self, pattern, change, recipes[name])
         return {name: recipe for name, recipe in recipes.items() if recipe is not None}
-
-    def _changed(self, pattern: str, change: Mapping | str, recipe: "Recipe | None" = None) -> "Recipe | None":
-        """``recipe`` with an exception applied; ``None`` if the layer stays in float. The default is this recipe."""
-        if change == KEEP:
-            return None
-        if not isinstance(change, Mapping) or not set(change) <= set(OF_A_LAYER):
-            raise QtutorError(
-                f"layers: {pattern!r} is given {change!r}. Give 'float' to leave a layer alone, or a dict of what "
-                f"differs: {', '.join(OF_A_LAYER)}."
-            )
-        recipe = recipe or replace(self, layers={})
-        codebook = recipe.codebook
-        if codebook and recipe._leaves_levels(change):  # its method or levels fixed these options, so nobody chose them
-            group_size = None if codebook in OWN_SIZES else recipe.group_size
-            method = "rtn" if METHODS[recipe.method].codebook else recipe.method
-            usual = {"levels": "integers", "bits": None, "symmetric": False, "group_size": group_size}
-            recipe = replace(recipe, method=method, **usual)
-        named = self._named_grid(change, recipe)
-        if named and named != recipe.codebook and {"method", "levels"} & set(change):
-            # What the others have was not meant for these levels.
-            change = {"bits": None, **({"group_size": None} if named in OWN_SIZES else {}), **change}
-        try:
-            changed = replace(recipe, **change)
-        except QtutorError as error:
-            raise QtutorError(f"layers: {pattern!r}: {error}") from None
-        if changed.symmetric != change.get("symmetric", changed.symmetric):
-            raise QtutorError(
-                f"layers: {pattern!r} is given symmetric = {change['symmetric']!r}, and method {changed.method!r} has "
-                f"{changed.symmetric!r}. Leave it out, or choose another method."
-            )
-        if changed.transforms != self.transforms:
-            raise QtutorError(
-                f"layers: {pattern!r} has method {changed.method!r}, and the others {self.method!r}. AWQ scales whole "
-                "decoder blocks: choose it for all layers or for none."
-            )
-        return changed
-
-    @staticmethod
-    def _named_grid(change: Mapping, recipe: "Recipe") -> Grid | None:
-        """The grid that an exception of ``recipe`` names by a method or by levels, if it does."""
-        method, levels = (str(change.get(name, "")) for name in ("method", "levels"))
-        named = METHODS.get(method or recipe.method)
-        return LEVELS.get(levels) or (named.codebook if method and named else None)
-
-    def _leaves_levels(self, change: Mapping) -> bool:
-        """Whether an exception has other levels than this recipe, whose levels are no integers."""
-        if "levels" in change or METHODS[self.method].codebook:
-            return "levels" in change or "method" in change
-        other = METHODS.get(change.get("method"))
-        return other is not None and other.codebook is not None
 
     def as_dict(self) -> dict:
         """All options by name, in types that JSON can hold."""

@@ -1,0 +1,51 @@
+"""The methods by name: each is a rounder, perhaps behind AWQ's scales, and perhaps with the one grid that it has."""
+
+from dataclasses import dataclass
+
+from qtutor.core.codebooks import FP4, INT8, NF4
+from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
+from qtutor.core.grid import Grid
+from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
+from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder, Sinq
+
+
+@dataclass(frozen=True)
+class Method:
+    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it.
+
+    codebook: the one grid of a method that has no choice of levels.
+    """
+
+    rounder: type[Rounder]
+    scaled: bool = False
+    clip: str = "none"
+    codebook: Grid | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        return self.scaled or self.rounder is Gptq
+
+
+METHODS = {
+    "rtn": Method(Nearest),
+    "hqq": Method(Hqq),
+    "sinq": Method(Sinq),
+    "awq": Method(Nearest, scaled=True, clip="output"),
+    "gptq": Method(Gptq, clip="output"),
+    "awq+gptq": Method(Gptq, scaled=True, clip="output"),
+    "nf4": Method(Listed, codebook=NF4),
+    "fp4": Method(Listed, codebook=FP4),
+    "int8": Method(Listed, codebook=INT8),
+    "fp8": Method(Nearest, codebook=FP8),
+    "mxfp4": Method(Nearest, codebook=MXFP4),
+    "nvfp4": Method(Nearest, codebook=NVFP4),
+}
+BITS, GROUP_SIZE = 4, 64  # where nothing is said, and no method or levels have their own
+LEVELS = {"integers": None, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}  # on which any other method may round
+# The groups of these; by itself the first.
+OWN_SIZES = {
+    **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR), FP8_TILES: (FP8_TILES.tile,)},
+    **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
+}
+OF_INTEGERS = (Hqq, Sinq)  # these find ranges by themselves, and have no options
+CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)
