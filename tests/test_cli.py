@@ -1,6 +1,7 @@
 """The command line, run in this process, on the embedded decoder and on broken files."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import qtutor
 from qtutor import cli, gguf
 from qtutor.decoder import text
 from qtutor.formats.gguf_files import file_in
+from qtutor.measure import generation
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "compare", "inspect")
@@ -374,3 +376,27 @@ def test_a_quantized_folder_without_tokenizer_says_so(quantized, tmp_path, capsy
     for file in (tmp_path / "out").glob("token*"):
         file.unlink()
     assert "tokenizer cannot be loaded" in refused(["generate", tmp_path / "out", "x"], capsys)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("int8", 8), ("int4", 4), ("fp8", "fp8")])
+def test_generate_stores_keys_and_values_as_asked(monkeypatch, capsys, name, bits):
+    given = []
+    plain = generation.stored_in
+    monkeypatch.setattr(generation, "stored_in", lambda cache, model: given.append(cache) or plain(cache, model))
+    assert cli.main(["generate", "embedded", "def add(a, b):", "--max-new-tokens", "4", "--cache", name]) == 0
+    assert given[0].bits == bits and capsys.readouterr().out.startswith("def add(a, b):")
+    assert cli.main(["generate", "embedded", "def add(a, b):", "--max-new-tokens", "4"]) == 0 and given[1] is None
+
+
+@pytest.mark.parametrize(
+    ("own", "count"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_threads_wait_little_unless_the_user_says_how(own, count):
+    program = (
+        "import os, sys; from qtutor import cli\n"
+        "assert 'torch' not in sys.modules, 'too late: torch has read how its threads shall wait'\n"
+        "try: cli.main(['--version'])\nexcept SystemExit: pass\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    said = subprocess.run([sys.executable, "-c", program], env=clean | own, capture_output=True, text=True, check=True)
+    assert said.stdout.split()[-1] == str(count)

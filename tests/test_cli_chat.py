@@ -31,7 +31,7 @@ def asked(pair, monkeypatch):
     """What the template was given, one conversation after the other; answers are the number of messages."""
     conversations = []
 
-    def answer(model, tokenizer, messages, most, streamer):
+    def answer(model, tokenizer, messages, most, streamer, cache):
         conversations.append([(message["role"], message["content"]) for message in messages])
         text = f"answer {len(messages)}"
         streamer.put(torch.tensor([0]))

@@ -15,8 +15,14 @@ EXAMPLES = [
     "generate out '>>> 37 + 48' --max-new-tokens 8",
     "generate path/to/llama-instruct 'Why is the sky blue?' --chat",
     "generate path/to/llama-instruct --chat    # a conversation; Ctrl-D ends it",
+    "generate path/to/llama-instruct --chat --cache int4    # keys and values of long texts in 4 bits",
 ]
 CONTINUED, ANSWERED = 64, 256  # tokens at most
+CACHES = {  # benchmarks/kv_cache.md says what they cost
+    "int8": {"bits": 8, "rotate": True},
+    "int4": {"bits": 4, "keys": "channel"},
+    "fp8": {"bits": "fp8"},
+}
 
 
 def add_to(command) -> None:
@@ -32,6 +38,7 @@ def add_to(command) -> None:
     speed = (
         "say on stderr how fast the text came, and how near that is to what memory allows (a terminal gets it anyway)"
     )
+    sub.add_argument("--cache", choices=CACHES, help="store keys and values in so many bits (default: as they come)")
     sub.add_argument("--speed", action="store_true", help=speed)
 
 
@@ -52,10 +59,17 @@ def generate(options) -> int:
     room_behind(model, len(prompt_tokens(model, tokenizer, options.text)))  # refuses before anything is printed
     print(options.text, end="", flush=True)
     watch, streamer = Watch(options, model), Streamer(tokenizer, text_ends(model), show)
-    qtutor.generate(model, tokenizer, options.text, options.max_new_tokens or CONTINUED, streamer)
+    qtutor.generate(model, tokenizer, options.text, options.max_new_tokens or CONTINUED, streamer, cache_of(options))
     print(flush=True)
     watch.say(streamer)
     return 0
+
+
+def cache_of(options):
+    """The format of keys and values that was asked for, or ``None``."""
+    from qtutor.runtime.kv import KVFormat
+
+    return KVFormat(**CACHES[options.cache]) if options.cache else None
 
 
 class Watch:
@@ -94,7 +108,7 @@ def _chat(options, model, tokenizer) -> int:
         if not question.strip() and options.text is None:
             continue
         messages = _with_room(model, tokenizer, [*messages, {"role": "user", "content": question}])
-        text = _answer(watch, tokenizer, messages, options.max_new_tokens or ANSWERED)
+        text = _answer(watch, tokenizer, messages, options.max_new_tokens or ANSWERED, cache_of(options))
         messages.append({"role": "assistant", "content": text})
     return 0
 
@@ -112,12 +126,12 @@ def _questions(with_person: bool) -> Iterator[str]:
             raise QtutorError(f"stdin is no text in this terminal's encoding ({error.reason}): use UTF-8.") from None
 
 
-def _answer(watch: Watch, tokenizer, messages: list[dict[str, str]], most: int) -> str:
+def _answer(watch: Watch, tokenizer, messages: list[dict[str, str]], most: int, cache) -> str:
     """Print an answer while it is written, and return it."""
     from qtutor.measure.chat import answer, answer_ends
 
     streamer = Streamer(tokenizer, answer_ends(watch.model, tokenizer), show)
-    text = answer(watch.model, tokenizer, messages, most, streamer)
+    text = answer(watch.model, tokenizer, messages, most, streamer, cache)
     print(flush=True)
     watch.say(streamer)
     return text

@@ -5,17 +5,20 @@ import torch
 from qtutor.calibration.chat import end_of_turn, rendered
 from qtutor.errors import QtutorError
 from qtutor.guards.model import check_measurable
-from qtutor.measure.generation import before, check_embedded, room_behind, text_ends
+from qtutor.measure.generation import before, check_embedded, room_behind, stored_in, text_ends
 from qtutor.runtime.steps import quick_steps
 
 
-def answer(model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int = 256, streamer=None) -> str:
+def answer(
+    model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int = 256, streamer=None, cache=None
+) -> str:
     """The greedy answer to a conversation, without what ends it.
 
     messages: ``[{"role": "user", "content": "..."}, ...]``. streamer: transformers', is told of the tokens while they
-    are made. The answer ends at a token that ends texts, or with which the template ends a turn; or after
-    ``max_new_tokens``, or where the context does. Raises :class:`QtutorError` for a tokenizer without a template, a
-    conversation that its template refuses, and one that leaves no room in the model's context.
+    are made. cache: a :class:`qtutor.runtime.kv.KVFormat` to store keys and values in. The answer ends at a token that
+    ends texts, or with which the template ends a turn; or after ``max_new_tokens``, or where the context does. Raises
+    :class:`QtutorError` for a tokenizer without a template, a conversation that its template refuses, and one that
+    leaves no room in the model's context.
     """
     check_measurable(model)
     ids = conversation_tokens(model, tokenizer, messages)
@@ -31,6 +34,7 @@ def answer(model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int
             eos_token_id=ends or None,
             pad_token_id=tokenizer.eos_token_id or 0,
             streamer=streamer,
+            **stored_in(cache, model),
         )
     return tokenizer.decode(before(ends, written[0, len(ids) :].tolist()), skip_special_tokens=True)
 

@@ -121,7 +121,7 @@ def generate_batch(
             do_sample=False,
             pad_token_id=pad,
             streamer=streamer,
-            **_stored_in(cache, model),
+            **stored_in(cache, model),
         )
     rows = [before(text_ends(model), row) for row in written[:, longest:].tolist()]
     added = tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -133,7 +133,7 @@ def generate(model, tokenizer, prompt: str, max_new_tokens: int = 64, streamer=N
     return generate_batch(model, tokenizer, [prompt], max_new_tokens, streamer, cache)[0]
 
 
-def _stored_in(cache, model) -> dict:
+def stored_in(cache, model) -> dict:
     """The argument of ``model.generate`` that says where keys and values are stored; none for its own cache."""
     if cache is None:
         return {}

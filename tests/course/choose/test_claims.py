@@ -50,10 +50,13 @@ def test_every_claim_is_judged_on_the_embedded_decoder():
         assert found is not None and found.verdict in (claims.HOLDS, claims.PARTLY, claims.FAILS), claim.name
 
 
-def test_what_is_missing_is_said_to_be():
+def test_what_is_missing_is_said_to_be(monkeypatch):
     for claim in claims.CLAIMS:
         assert claim.judge(Stored({}, SMOLLM2)) is None
-    assert any(claims.MISSING in row for row in claims.rows())  # SmolLM2 was asked no questions
+    assert not any(claims.MISSING in row for row in claims.rows())
+    monkeypatch.setattr(claims, "stored", lambda source: stored(source) if source == EMBEDDED else Stored({}, source))
+    assert all(row[2] == claims.MISSING and row[1] != claims.MISSING for row in claims.rows())
+    assert claims.in_short().endswith(f"{len(claims.CLAIMS)} not measured.")
 
 
 def test_near_a_bound_nobody_is_said_to_be_over_it():
