@@ -129,7 +129,7 @@ def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
     return y
 
 
-def in_place(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
+def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
     """For one token after the other in the same array: what reads x, what it makes of it, and the loop.
 
     x: float32 ``[1, columns / 8, 8]``. ``read()`` writes ``inputs`` and says whether x is finite; ``loop(*inputs,

@@ -64,8 +64,8 @@ def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     return torch.from_numpy(y)[:, : state.rows].to(x.dtype).reshape(*x.shape[:-1], state.rows)
 
 
-def in_place(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
-    """As :func:`.cpu.in_place`; the inputs are codes, steps and sums of codes."""
+def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
+    """As :func:`.cpu.one_token`; the inputs are codes, steps and sums of codes."""
     loops, groups = _loops(), state.scales.shape[1]
     shape = 1, groups
     inputs = inputs or (np.empty(x.shape, np.int8), np.empty(shape, np.float32), np.empty(shape, np.int32))

@@ -107,7 +107,7 @@ def gated(gate, up, half, out):
 
 
 @register_jitable
-def turned(x, cos, sin, half, out):
+def rotated_by_half(x, cos, sin, half, out):
     """Rotate a head by its position: the two halves of x ``[dim]`` are the coordinates of points in planes."""
     middle = len(x) // 2
     for i in range(middle):
@@ -130,14 +130,14 @@ def attended(q, k, v, cos, sin, scaling, keys, values, place, half, out, first, 
     for h in range(first, last):
         head[:] = k[h]
         if len(cos):
-            turned(k[h], cos, sin, half, head)
+            rotated_by_half(k[h], cos, sin, half, head)
         for i in range(dim):
             store(keys[h, place], i, head[i])
             store(values[h, place], i, v[h, i])
         for j in range(h * share, (h + 1) * share):
             head[:] = q[j]
             if len(cos):
-                turned(q[j], cos, sin, half, head)
+                rotated_by_half(q[j], cos, sin, half, head)
             largest = f4(-np.inf)
             for t in range(place + 1):
                 score = f4(0)

@@ -59,7 +59,7 @@ class Packed(Product):
         self.kind = kernel, groups, state.bits, state.levels
         same = next((other for other in others if other.kind == self.kind), None)
         self.reads = same is None
-        self.read, self.inputs, self.loop = kernel.in_place(x.reshape(1, -1, 8), state, same and same.inputs)
+        self.read, self.inputs, self.loop = kernel.one_token(x.reshape(1, -1, 8), state, same and same.inputs)
         padded = np.empty((1, tiles * ROWS), np.float32)
         self.arguments = *self.inputs, state.planes, state.scales, state.zeros, state.each, padded
         self.y = padded[0, : layer.rows]
