@@ -7,11 +7,13 @@ goes through the same endless queue of requests, with the same layers. Prompts h
 average; most are shorter, and a few have 256. Texts end where the request says. A static server takes requests in their
 order, 8 or 16 at a time, padded on the left (transformers' generate), and hands a batch out when its longest text is
 finished; in each place it needs room for the longest text that may come. The engine has as many bytes for its cache as
-the larger of the two, and serves 32 at a time: as soon as one is finished, the next one starts. Figures are processor
+the larger of the two, and serves 32 at a time: as soon as one is finished, the next one starts. Packed decoders also
+write one text at a time by quick steps (qtutor.runtime.steps), as `qtutor generate` does. Figures are processor
 time, and wall time beside it. The exit status says whether all claims hold.
 """
 
 import argparse
+import contextlib
 import copy
 import itertools
 import os
@@ -30,12 +32,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
 from benchmarks.packed_matmul import processor
+from qtutor.runtime.linear import QuantLinear
+from qtutor.runtime.steps import quick_steps
 from qtutor.serving import Engine, pool_bytes
 from qtutor.serving.cache import BLOCK
 
 STATIC = 8, 16  # texts in a static batch; the engine's cache is as large as that of the last
 AT_A_TIME, REQUESTS, SECONDS = 32, 256, 1.0
 PROMPT, ANSWER, LONGEST = (8, 32), 48, 256  # tokens: the shortest and the longest prompt; answers: mean, longest
+QUICK = "one at a time, quick"
 COMPARED = "one at a time", f"static, {STATIC[-1]} at a time"
 # So many times as many tokens a second as those. The embedded decoder's steps are mostly Python, so a step of one text
 # is cheap, too. With packed weights in a larger decoder the product is the limit from some 8 tokens on, for the engine
@@ -64,10 +69,10 @@ def load(count: int, vocabulary: int, seed: int = 0) -> list[Asked]:
     return [Asked(draw.choices(range(vocabulary), k=draw.randint(*PROMPT)), new) for new in lengths]
 
 
-def static(model, asked: list[Asked], size: int, seen: dict) -> Iterator[int]:
+def static(model, asked: list[Asked], size: int, seen: dict, steps=contextlib.nullcontext) -> Iterator[int]:
     """Batch after batch, each until its longest text is finished: how many tokens each wrote that were asked for.
 
-    seen: gets the bytes of the largest cache.
+    seen: gets the bytes of the largest cache. steps: around what is generated.
     """
     for start in itertools.count(0, size):
         batch = [asked[number % len(asked)] for number in range(start, start + size)]
@@ -75,7 +80,7 @@ def static(model, asked: list[Asked], size: int, seen: dict) -> Iterator[int]:
         ids = torch.tensor([[0] * (longest - len(one.prompt)) + one.prompt for one in batch])
         mask = torch.tensor([[0] * (longest - len(one.prompt)) + [1] * len(one.prompt) for one in batch])
         options = {"do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
-        with torch.inference_mode():
+        with torch.inference_mode(), steps(model):
             written = model.generate(ids, attention_mask=mask, max_new_tokens=new, **options)
         assert written.sequences.shape[1] == longest + new
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in written.past_key_values.layers)
@@ -121,6 +126,9 @@ def measured(model, asked: list[Asked], turns: int, claims: tuple[float, ...]) -
     assert predicted == engine.pool.nbytes == engine.pool.keys.nbytes + engine.pool.values.nbytes
     seen = {"one at a time": {}} | {f"static, {size} at a time": {} for size in STATIC} | {"the engine": {}}
     servers = {name: static(model, asked, size, seen[name]) for name, size in zip(seen, (1, *STATIC), strict=False)}
+    if any(isinstance(layer, QuantLinear) for layer in model.modules()):
+        seen[QUICK] = {}
+        servers[QUICK] = static(model, asked, 1, seen[QUICK], quick_steps)
     servers["the engine"] = continuous(engine, asked, seen["the engine"])
     taken = take_turns(servers, turns)
     speed = {name: tokens / seconds for name, (tokens, seconds, _) in taken.items()}
