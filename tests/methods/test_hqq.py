@@ -94,7 +94,7 @@ def test_what_is_rounded_as_rtn_does_and_what_is_refused():
     with pytest.raises(qtutor.QtutorError, match="do not divide rows of 64"):
         hqq.quantize(weight, IntGrid(4), 48)
     for options in ({"levels": "mxfp4"}, {"clip": "mse"}):
-        with pytest.raises(qtutor.QtutorError, match="method 'hqq' searches ranges of integers by itself"):
+        with pytest.raises(qtutor.QtutorError, match="method 'hqq' finds ranges of integers by itself"):
             qtutor.Recipe("hqq", **options)
     weight[1, 1] = torch.nan
     with pytest.raises(qtutor.QtutorError, match="NaN or infinite"):

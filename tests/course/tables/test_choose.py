@@ -1,7 +1,7 @@
 """Tables of chapter 12: what is missing is said, engines and branches have a row each."""
 
 from qtutor.course.choose import claims, tree
-from qtutor.course.choose.results import SMOLLM2, Stored, stored
+from qtutor.course.choose.results import NAMES, SMOLLM2, Stored, stored
 from qtutor.course.tables import choose as tables
 from qtutor.course.your_model.results import matched_rows
 from qtutor.formats.targets import TARGETS
@@ -13,7 +13,14 @@ def test_a_verdict_names_both_decoders(shown):
     tables.verdict("perplexity_hides")
     (text,) = shown
     assert text.startswith("**The claim.** Perplexity hides what tasks show.")
-    assert "the embedded decoder: " in text and f"SmolLM2: {claims.MISSING}." in text
+    both = claims.judged("perplexity_hides")
+    assert all(f"- {NAMES[source]}: {one.figure}. It **{one.verdict}**." in text for source, one in both.items())
+
+
+def test_a_verdict_says_what_is_missing(shown, monkeypatch):
+    monkeypatch.setattr(claims, "judged", lambda name: {SMOLLM2: None})
+    tables.verdict("perplexity_hides")
+    assert shown[0].endswith(f"- SmolLM2: {claims.MISSING}.")
 
 
 def test_every_claim_has_a_row(shown):
