@@ -11,6 +11,7 @@ needs, and of vLLM's requirements torchaudio, torchvision, torchcodec and triton
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,31 +21,39 @@ import bootstrap  # noqa: E402
 
 NEEDED_BYTES = 5 * 10**9  # for both
 HERE = "tests/engines"
-# By environment: the files that it is made from, the first with all that they require, the second alone; and pip's
-# options for the versions of both.
+# By environment: the files that it is made from. The first with all that they require, the second alone, the third also
+# alone, into the folder "aside", where one test looks; and pip's options for the versions of the first two.
 ENVIRONMENTS = {
-    "engines-venv": (f"{HERE}/requirements.txt", f"{HERE}/without_dependencies.txt", ("-c", "constraints.txt")),
-    "vllm-venv": (f"{HERE}/vllm.txt", f"{HERE}/vllm_without_dependencies.txt", ()),
+    "engines-venv": (
+        *(f"{HERE}/requirements.txt", f"{HERE}/without_dependencies.txt", f"{HERE}/aside.txt"),
+        ("-c", "constraints.txt"),
+    ),
+    "vllm-venv": (f"{HERE}/vllm.txt", f"{HERE}/vllm_without_dependencies.txt", None, ()),
 }
 
 
 def set_up(name: str, candidates: list[str]) -> bool:
     """Make sure that build/``name`` is whole and up to date. Returns False when there was nothing to do."""
-    required, alone, constraints = ENVIRONMENTS[name]
+    required, alone, aside, constraints = ENVIRONMENTS[name]
+    files = [file for file in (required, alone, aside) if file]
     version, executable = bootstrap.find_python(candidates)
     folder = ROOT / "build" / name
     folder.parent.mkdir(exist_ok=True)
     venv = bootstrap.Venv(folder)
-    wanted = bootstrap.fingerprint(ROOT, version, (required, alone, *constraints[1:]))
+    wanted = bootstrap.fingerprint(ROOT, version, (*files, *constraints[1:]))
     if venv.state().get("fingerprint") == wanted and venv.is_usable(version):
         return False
     bootstrap.check_disk(ROOT, NEEDED_BYTES)
     if not venv.is_usable(version):
         venv.make(executable)
     venv.unfinished.touch()
+    os.environ["DISABLE_CUDA"] = "1"  # hqq would compile kernels for GPUs
     bootstrap.run_pip(venv.python, ROOT, ["-r", required], constraints)
     # Without a build of its own: gptqmodel's set-up looks at the torch that is there.
     bootstrap.run_pip(venv.python, ROOT, ["--no-deps", "--no-build-isolation", "-r", alone], constraints)
+    if aside:  # what only stands there
+        place = ("--no-deps", "--no-build-isolation", "--upgrade", "--target", str(folder / "aside"), "-r", aside)
+        bootstrap.run_pip(venv.python, ROOT, list(place), ())
     venv.mark_done({"fingerprint": wanted})
     return True
 
