@@ -87,7 +87,7 @@ def nearest(grid: Grid, group_size: int) -> Rounded:
 
 
 def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int, most: int) -> Rounded:
-    """Rounding in ranges about like those that :func:`quantize` will find, of some rows; the others stay exact.
+    """Rounds some rows in ranges that are close to those that :func:`quantize` will find; the other rows stay exact.
 
     hessian: ``X^T X [in, in]`` of the inputs as they are. most: of every layer, about so many rows are rounded (up to
     twice that). Errors of different rows add up in what the layer makes, so those of a few rows, evenly spread, tell
@@ -154,9 +154,10 @@ def fold(
 ) -> None:
     """Divide the outputs of ``source`` (norm or linear) by ``scale``, multiply the columns of ``layers`` with it.
 
-    Of a linear source, its last outputs, as many as there are scales. dtype: what the norm's weight will be stored in.
-    It is rounded to that first, and the columns get the factor that then really applies, so that folding is exact for
-    bf16 models too. norm_offset: what the norm adds to its weight before it multiplies.
+    If the source is a linear layer, only its last outputs are divided: as many as there are scales. dtype: what the
+    norm's weight will be stored in. The divided weight is rounded to it first. Then the columns get the factor that
+    really applies, so folding is exact for bf16 models, too. norm_offset: what the norm adds to its weight before it
+    multiplies.
     """
     weight, scale = source.weight, scale.to(source.weight.device)
     if weight.dim() == 1:

@@ -34,9 +34,9 @@ def search(
     """Scale and zero ``[out, groups]`` of the cheapest range of every group of ``grouped [out, groups, group_size]``.
 
     cost: rounding errors, shaped like ``grouped``, to ``[out, groups]``; it may change them. The search tries the
-    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it, then those that the grid has of its
-    own (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group ends above what its whole
-    range costs.
+    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it, then the extra ranges of this grid
+    (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group costs more than with its whole
+    range.
     """
     best = None  # cost, scale, zero
     for scales, zeros in ranges(grouped, grid, steps, shrink):
@@ -100,9 +100,10 @@ def search_together(
     """Scale and zero ``[out, groups]`` with which ``grouped [out, groups, group_size]`` changes the output least.
 
     hessian: ``X^T X [in, in]``. The errors of a row's groups add up in its output, so each group is judged beside what
-    the others have: an error e costs ``e H_g e^T + 2 e H_o o^T``, H_g being the group's block of the Hessian, o the
-    others' errors and H_o the blocks that couple them. Groups take turns, once coarsely and ``rounds`` times in finer
-    steps; llm-awq judges each by itself, once. A row never ends above what whole ranges cost.
+    the others have: an error e costs ``e H_g e^T + 2 e H_o o^T``. H_g is the group's block of the Hessian, o are the
+    errors of the other groups, and H_o is the part of the Hessian between this group and the others. Groups take turns,
+    once coarsely and ``rounds`` times in finer steps; llm-awq judges each by itself, once. A row never costs more than
+    with whole ranges.
     """
     # Costs are only compared; a mean diagonal of 1 keeps them in float32, however many tokens there were.
     hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
@@ -173,7 +174,8 @@ class Judge:
     def better(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """The scale ``[out]`` that costs least with the codes that ``scale`` and ``zero`` make.
 
-        With it times 1 + t, what the codes stand for, v, becomes v + t v. The cost is a parabola in t.
+        v are the values of the codes. If the scale is multiplied by 1 + t, they become v + t v. So the cost is a
+        parabola in t.
         """
         error = self.errors(scale, zero)
         levels = self.weight + error
@@ -190,7 +192,7 @@ class Judge:
         cost = self.cost(scale, zero)
         best = cost.argmin(dim=0, keepdim=True)  # of equals the first, which is what the group had
         cost, scale, zero = (tried.gather(0, best)[0] for tried in (cost, scale, zero))
-        better = self._stored(self.better(scale, zero))  # for the codes as they are; some of them change with it
+        better = self._stored(self.better(scale, zero))  # best for the present codes; some may change with it
         return torch.where(self.cost(better, zero) < cost, better, scale), zero
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:

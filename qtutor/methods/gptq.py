@@ -79,8 +79,8 @@ def quantize(
     """Quantize ``weight [out, in]`` (any float dtype) so that the layer's outputs change least.
 
     hessian: ``X^T X [in, in]`` of the layer's inputs, times any constant. grid, group_size: as in
-    :func:`qtutor.rtn.quantize`. clip: ``"none"``, ``"mse"``, or ``"output"``, which narrows each group's range to
-    where the errors are least that other columns cannot make up for.
+    :func:`qtutor.rtn.quantize`. clip: ``"none"``, ``"mse"``, or ``"output"``, which narrows each group's range: it
+    chooses the one with the smallest remaining error, which other columns cannot correct.
     act_order: the order in which columns are rounded. Columns with large inputs are better rounded early, while many
     others can still make up for them. ``"columns"`` sorts all of them (groups are then static), ``"groups"`` sorts
     whole groups, and the columns inside each.
@@ -125,12 +125,12 @@ def round_columns(
     work = weight.float().T[plan.order].contiguous()  # [in, out]: a column of weights lies in one piece
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
     groups = plan.order // length  # of every column, in the order of rounding
-    together = columns if static else length  # a grid that is still to be fitted ends what can be rounded in one go
+    together = columns if static else length  # rounding has to stop in front of a group without a grid
     for begin, end in blocks(columns, length, block_size):  # a block's corrections stay in the processor's cache
         errors = []
         for first in range(begin, end, together):  # group by group, since a grid needs all corrections before it
             last = min(first + together, end)
-            if not static and first % length == 0:  # only now have all earlier errors reached this group
+            if not static and first % length == 0:  # now all earlier errors have reached this group
                 reached = slice(first, first + length)
                 scale, zero = _fit(work[reached].T.unsqueeze(1), plan.upper.diagonal()[reached], fitted, clip)
                 scales[groups[first]], zeros[groups[first]] = scale[:, 0], zero[:, 0]
@@ -174,8 +174,8 @@ def round_block(
 def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, int]]:
     """(begin, end) of the blocks, of at most ``block_size`` columns each.
 
-    A block ends where a group of ``length`` ends, or lies within one group: a group that begins inside a block and goes
-    on behind it would be fitted on columns that still miss corrections.
+    A block ends where a group of ``length`` ends, or the whole block lies in one group. Otherwise a group could begin
+    in one block and end in the next. Its grid would then be fitted to columns that do not have all corrections yet.
     """
     span = max(block_size // length, 1) * length
     for start in range(0, columns, span):  # whole groups, as many as fit into a block

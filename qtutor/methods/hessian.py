@@ -84,8 +84,9 @@ def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.T
 def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Upper triangular U, float32, with ``(H + d)^-1 = U^T U``, and the damping that it took.
 
-    Rows and columns turned around, ``H = L L^T`` gives ``H^-1 = L^-T L^-1``, and L^-1 turned back is U: one Cholesky
-    factorisation and one triangular inverse, where the paper's script takes a Cholesky, an inverse and a Cholesky.
+    Reverse the order of the rows and columns of H, and factor it: ``H = L L^T``, so ``H^-1 = L^-T L^-1``. Reverse the
+    order of L^-1 again: this is U. It takes one Cholesky factorisation and one triangular inverse, where the paper's
+    script takes a Cholesky, an inverse and a Cholesky.
     order: of the rows and columns of U, int64 ``[in]``; that of ``hessian [in, in]`` (float64) if ``None``.
     """
     diagonal = hessian.diagonal()
@@ -109,7 +110,7 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
             raise HessianError(
                 f"the Hessian is not positive definite, even with its mean diagonal ({mean.item():.3g}) added "
                 f"to the diagonal, which runs from {diagonal.min().item():.3g} to {diagonal.max().item():.3g}. X^T X "
-                "of real inputs always can be mended so: check how it was computed, or round this layer to nearest."
+                "of real inputs this always helps: check how it was computed, or round this layer to nearest."
             )
         damping = min(max(2 * damping, DAMPING), 1.0)
 

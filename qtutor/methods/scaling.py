@@ -97,7 +97,7 @@ def scale_pairs(
     effort = CHEAP if block.states.shape[-1] <= NARROW else SPARING
     unchanged = block.states[:1]
     before = module(unchanged, **block.arguments)
-    # Scales are folded in while the search goes through the block: what the layers behind it read stays the same.
+    # A scale is folded in before the next one is searched. This does not change what later layers read.
     for reading in block.sample(effort.statistics_tokens).readings(ahead=True):
         pair, rounding = pairs.get(reading.names), rounding_of(reading.names)
         if pair is None or rounding is None:
@@ -114,7 +114,7 @@ def scale_pairs(
             f"{block.name}: folding AWQ's scales changed the block's output by {difference:.2g} of its size; it should "
             "change nothing. Its norms or layers do something that is not known here: quantize it with method 'gptq'."
         )
-    if block.twin is not None:  # the twin's inputs have to be divided as well, or they would seem to have drifted
+    if block.twin is not None:  # its float inputs are divided, too: else they would differ because of the scale alone
         block.twin.module.load_state_dict(module.state_dict())
     return changed
 

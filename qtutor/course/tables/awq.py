@@ -100,9 +100,9 @@ def with_and_without_outliers(found: Found, put_in: torch.Tensor, where: str) ->
         f'and {means[harder]:.0%} {harder}. The two differ most in "{differing}"; elsewhere by {100 * rest:.1f} '
         "points at most.",
         f'`add_outliers` had multiplied the inputs of "{where}" by its own factors. Compare these with mean |x|: the '
-        f"logarithms have a correlation of {correlation:.2f}. The search chose ratio {search.ratio:.2f} there. So it "
-        f"undoes {'nearly all' if search.ratio > 0.8 else 'a part'} of what `add_outliers` did, although it looks only "
-        "at the activations.",
+        f"logarithms have a correlation of {correlation:.2f}. The search chose ratio {search.ratio:.2f} there. So the "
+        f"scales undo {'nearly all' if search.ratio > 0.8 else 'a part'} of what `add_outliers` did. They are computed "
+        "only from the activations.",
     )
 
 
@@ -213,6 +213,6 @@ def where_it_loses(measured: Mapping[str, Mapping[str, Score]], found: Found, qu
         if worse
         else "There is no row in which plain rounding is clearly better.",
         f"In the search above, scaling removed less than a tenth of the squared error for {inputs}.",
-        f"There are {questions} questions of each kind. So one standard deviation of the share of right answers in "
-        f"arithmetic is at most {noise:.0%}.",
+        f"There are {questions} questions of each kind, and {len(tasks.ARITHMETIC)} kinds are arithmetic. So one "
+        f"standard deviation of the share of right answers in arithmetic is at most {noise:.0%}.",
     )

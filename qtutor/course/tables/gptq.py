@@ -88,12 +88,12 @@ def made_up_for(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) 
     for (layer, tokens), (errors, part) in found.items():
         rows.append([layer, tokens, *(f"{error:.1%}" for error in errors), f"{part:.0%}"])
         _, _, before, whole, some = errors
-        took = f"{1 - whole / before:+.0%} ({1 - some / before:+.0%}) with {tokens} tokens"
+        took = f"{whole / before - 1:+.0%} ({some / before - 1:+.0%}) with {tokens} tokens"
         lines.setdefault(layer, []).append(took)
     header = ["layer, its weights exact", "tokens of calibration", "on these: error with W", "with W'"]
-    table([*header, "on held-out text: with W", "with W'", "part of the way", "which part"], *rows)
+    table([*header, "on held-out text: with W", "with W'", "error part of the way", "the part"], *rows)
     say(
-        "How much of the error on held-out text W' removes (in brackets: going only part of the way):",
+        "How W' changes the error on held-out text (in brackets: going only part of the way). A minus is good:",
         *(f"- {layer}: {', '.join(took)}." for layer, took in lines.items()),
     )
 
@@ -134,11 +134,15 @@ def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], quest
     noise = [deviation(questions * kinds) for kinds in KINDS]
     say(
         *lines,
-        "- Right answers, all kinds together: GPTQ is worse than RTN, by more than 3.5 points (one standard "
-        f"deviation), at {', '.join(f'{bits} bits' for bits in fewer) or 'none of the widths'}.",
+        f"- Right answers, all kinds together: {_fewer_right(fewer)}, by more than 3.5 points (one standard "
+        "deviation).",
         f"- One standard deviation is up to {noise[0]:.1%} for arithmetic and {noise[1]:.1%} for the other answers; "
         "that of KL is far smaller.",
     )
+
+
+def _fewer_right(widths: Sequence[int]) -> str:
+    return f"GPTQ is worse than RTN at {', '.join(f'{n} bits' for n in widths)}" if widths else "GPTQ is never worse"
 
 
 def _verdict(gain: float) -> str:

@@ -70,7 +70,7 @@ def test_orders(shown):
 def test_what_propagation_takes_back(shown):
     tables.made_up_for({("q", 512): ([0.2, 0.1, 0.4, 0.5, 0.3], 0.25), ("q", 2048): ([0.2, 0.1, 0.4, 0.2, 0.4], 0.5)})
     assert cells(shown[0])[1] == ["q", "512", "20.0%", "10.0%", "40.0%", "50.0%", "30.0%", "25%"]
-    assert shown[1].splitlines()[-1] == "- q: -25% (+25%) with 512 tokens, +50% (+0%) with 2048 tokens."
+    assert shown[1].splitlines()[-1] == "- q: +25% (-25%) with 512 tokens, -50% (+0%) with 2048 tokens."
 
 
 def test_each_row_is_compared_with_rtn_at_as_many_bits(shown):
@@ -85,10 +85,10 @@ def test_what_gptq_recovers(shown):
     assert lines[1].endswith("recovers 25% at 4 bits.")
     assert lines[2].endswith("by itself recovers 50%. Propagation: better (+25.0% of RTN's KL).")
     assert lines[3].endswith("about the same (-2.0% of RTN's KL).")
-    assert lines[4].endswith("at 4 bits.")
+    assert "GPTQ is worse than RTN at 4 bits, by more than 3.5 points" in lines[4]
     assert "up to 5.8% for arithmetic and 4.5%" in lines[5]
     tables.what_it_recovers({**MEASURED, "GPTQ 4": score(0.2, 0.47)}, [4], questions=25)
-    assert "at none of the widths" in shown[1]
+    assert "GPTQ is never worse, by more than 3.5 points" in shown[1]
 
 
 def test_right_answers_are_counted_by_kind():
