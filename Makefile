@@ -30,7 +30,7 @@ help:
 	@echo "make test     set up, lint, run the unit tests, then run every notebook and compare its outputs"
 	@echo "make capabilities"
 	@echo "              run a chapter with the sums of older CPUs (those with AVX2, and without) and compare its outputs"
-	@echo "make engines  set up with llama.cpp, vLLM, gptqmodel and others (5 GB) and a real model, and compare with what they compute"
+	@echo "make engines  set up with llama.cpp, vLLM, gptqmodel and others (6 GB) and a real model, and compare with what they compute"
 	@echo "make package  set up, build wheel and sdist, and try them outside of the repository"
 	@echo "make book     set up, and build the chapters as a static site in book/_build/html"
 	@echo "make browser  set up, build the book, and try it and the chapters in JupyterLab in a real browser"
@@ -78,6 +78,7 @@ engines:
 	$(TEST_ENV) SERVING_LOADS=300 $(BIN)/python -m pytest tests/serving/test_engine.py -k generate
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/engines-venv/bin/python -m pytest tests/engines --ignore tests/engines/test_in_vllm.py
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/vllm-venv/bin/python -m pytest tests/engines/test_in_vllm.py
+	$(TEST_ENV) PYTHONPATH="$(CURDIR):build/engines-venv/triton" $(BIN)/python -m pytest tests/runtime/test_cuda.py
 	$(TEST_ENV) $(NBVAL) notebooks/11_your_model.ipynb
 
 # What somebody gets who has no clone. Built without isolation: hatchling is one of the tested versions.

@@ -116,15 +116,15 @@ def test_environments_of_the_engines_are_made_once(repository, monkeypatch, caps
     monkeypatch.setattr(bootstrap, "check_disk", lambda folder, needed: None)
     monkeypatch.setattr(bootstrap, "run_pip", lambda python, root, wanted, constraints: calls.append(wanted[-1]))
     (root / "tests" / "engines").mkdir(parents=True)
-    files = ("requirements", "without_dependencies", "aside", "vllm", "vllm_without_dependencies")
+    files = ("requirements", "without_dependencies", "aside", "triton", "vllm", "vllm_without_dependencies")
     for name in files:
         (root / "tests" / "engines" / f"{name}.txt").write_text("torch\n")
     assert environments.main([]) == environments.main([]) == 0
     assert calls == [f"tests/engines/{name}.txt" for name in files]
     (root / "tests" / "engines" / "vllm.txt").write_text("torch==2.13.0\n")
-    assert environments.main([]) == 0 and calls[5:] == calls[3:5]
+    assert environments.main([]) == 0 and calls[6:] == calls[4:6]
     (root / "tests" / "engines" / "aside.txt").write_text("torch==2.13.0\n")
-    assert environments.main([]) == 0 and calls[7:] == calls[:3]
+    assert environments.main([]) == 0 and calls[8:] == calls[:4]
 
     def unreachable(python, root, wanted, constraints):
         raise bootstrap.SetupError(bootstrap.explain("Failed to establish a new connection"))

@@ -19,28 +19,27 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import bootstrap  # noqa: E402
 
-NEEDED_BYTES = 5 * 10**9  # for both
+NEEDED_BYTES = 6 * 10**9  # for both
 HERE = "tests/engines"
-# By environment: the files that it is made from. The first with all that they require, the second alone, the third also
-# alone, into the folder "aside", where one test looks; and pip's options for the versions of the first two.
+# By environment: the files that it is made from, the first with all that they require, the second alone; pip's options
+# for the versions of both; and folders in it that only some tests look into, each with the file of what stands there.
 ENVIRONMENTS = {
     "engines-venv": (
-        *(f"{HERE}/requirements.txt", f"{HERE}/without_dependencies.txt", f"{HERE}/aside.txt"),
-        ("-c", "constraints.txt"),
+        *(f"{HERE}/requirements.txt", f"{HERE}/without_dependencies.txt", ("-c", "constraints.txt")),
+        {"aside": f"{HERE}/aside.txt", "triton": f"{HERE}/triton.txt"},
     ),
-    "vllm-venv": (f"{HERE}/vllm.txt", f"{HERE}/vllm_without_dependencies.txt", None, ()),
+    "vllm-venv": (f"{HERE}/vllm.txt", f"{HERE}/vllm_without_dependencies.txt", (), {}),
 }
 
 
 def set_up(name: str, candidates: list[str]) -> bool:
     """Make sure that build/``name`` is whole and up to date. Returns False when there was nothing to do."""
-    required, alone, aside, constraints = ENVIRONMENTS[name]
-    files = [file for file in (required, alone, aside) if file]
+    required, alone, constraints, aside = ENVIRONMENTS[name]
     version, executable = bootstrap.find_python(candidates)
     folder = ROOT / "build" / name
     folder.parent.mkdir(exist_ok=True)
     venv = bootstrap.Venv(folder)
-    wanted = bootstrap.fingerprint(ROOT, version, (*files, *constraints[1:]))
+    wanted = bootstrap.fingerprint(ROOT, version, (required, alone, *aside.values(), *constraints[1:]))
     if venv.state().get("fingerprint") == wanted and venv.is_usable(version):
         return False
     bootstrap.check_disk(ROOT, NEEDED_BYTES)
@@ -51,9 +50,9 @@ def set_up(name: str, candidates: list[str]) -> bool:
     bootstrap.run_pip(venv.python, ROOT, ["-r", required], constraints)
     # Without a build of its own: gptqmodel's set-up looks at the torch that is there.
     bootstrap.run_pip(venv.python, ROOT, ["--no-deps", "--no-build-isolation", "-r", alone], constraints)
-    if aside:  # what only stands there
-        place = ("--no-deps", "--no-build-isolation", "--upgrade", "--target", str(folder / "aside"), "-r", aside)
-        bootstrap.run_pip(venv.python, ROOT, list(place), ())
+    for place, file in aside.items():
+        target = ("--no-deps", "--no-build-isolation", "--upgrade", "--target", str(folder / place), "-r", file)
+        bootstrap.run_pip(venv.python, ROOT, list(target), ())
     venv.mark_done({"fingerprint": wanted})
     return True
 

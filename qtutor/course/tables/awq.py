@@ -99,10 +99,10 @@ def with_and_without_outliers(found: Found, put_in: torch.Tensor, where: str) ->
         f"On average the search leaves {means[plain]:.0%} of rounding's squared output error in the decoder {plain}, "
         f'and {means[harder]:.0%} {harder}. The two differ most in "{differing}"; elsewhere by {100 * rest:.1f} '
         "points at most.",
-        f'`add_outliers` had multiplied the inputs of "{where}" by its own factors. Compare these with mean |x|: the '
-        f"logarithms have a correlation of {correlation:.2f}. The search chose ratio {search.ratio:.2f} there. So the "
-        f"scales undo {'nearly all' if search.ratio > 0.8 else 'a part'} of what `add_outliers` did. They are computed "
-        "only from the activations.",
+        f'`add_outliers` had multiplied the inputs of "{where}" by its own factors. Take the logarithms of these '
+        f"factors and of mean |x|, channel by channel: their correlation is {correlation:.2f}. The search chose ratio "
+        f"{search.ratio:.2f} there. So the scales undo {'nearly all' if search.ratio > 0.8 else 'a part'} of what "
+        "`add_outliers` did. Yet they are computed only from the activations.",
     )
 
 

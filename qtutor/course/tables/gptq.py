@@ -134,15 +134,15 @@ def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], quest
     noise = [deviation(questions * kinds) for kinds in KINDS]
     say(
         *lines,
-        f"- Right answers, all kinds together: {_fewer_right(fewer)}, by more than 3.5 points (one standard "
-        "deviation).",
+        f"- Right answers, all kinds together: {_fewer_right(fewer)} 3.5 points (one standard deviation) below RTN.",
         f"- One standard deviation is up to {noise[0]:.1%} for arithmetic and {noise[1]:.1%} for the other answers; "
         "that of KL is far smaller.",
     )
 
 
 def _fewer_right(widths: Sequence[int]) -> str:
-    return f"GPTQ is worse than RTN at {', '.join(f'{n} bits' for n in widths)}" if widths else "GPTQ is never worse"
+    at = ", ".join(f"{bits} bits" for bits in widths)
+    return f"at {at} GPTQ is more than" if widths else "at no number of bits is GPTQ more than"
 
 
 def _verdict(gain: float) -> str:

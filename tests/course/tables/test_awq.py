@@ -73,7 +73,7 @@ def test_searches_in_both_decoders(shown):
     tables.with_and_without_outliers(FOUND, torch.tensor([1.0, 2.0, 8.0]), "0: a")
     assert "leaves 72% of" in shown[1] and "and 52% put in" in shown[1]
     assert 'differ most in "0: a"; elsewhere by 5.0 points' in shown[1]
-    assert "correlation of 1.00" in shown[1] and "chose ratio 0.90 there. So the scales undo nearly all" in shown[1]
+    assert "correlation is 1.00" in shown[1] and "chose ratio 0.90 there. So the scales undo nearly all" in shown[1]
 
 
 def test_judges_and_tokens(shown):
