@@ -192,8 +192,8 @@ def page(found: dict[Row, dict]) -> str:
         "process on one thread, imports included; other work on the second core makes them up to twice as long. Alone "
         "on the machine were the rows of GPTQ in groups of 64 with 16 samples (but GPTQModel's at 3 bits) and qtutor's "
         "AWQ at 4 bits; those with 64 samples were not. qtutor propagates by itself where there are 64 samples. The "
-        "model's own weights are those that a file of 4 bits in groups of 32 stands for, so a grid that hits the file's "
-        "own loses less than it would on weights in 16 bits (Q4_1 would lose nothing).\n\n"
+        "model's own weights are those that a file of 4 bits in groups of 32 stands for, so a grid that hits "
+        "the file's own loses less than it would on weights in 16 bits (Q4_1 would lose nothing).\n\n"
         + table(found)
         + "\n\n"
         + "\n".join(marks)
