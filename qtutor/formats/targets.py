@@ -20,7 +20,6 @@ from qtutor.core.float_grid import FP8, FP8_TILES
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.families import family_of, linear_layers
-from qtutor.methods.rounders import Sinq
 from qtutor.recipe import Recipe
 from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.scaled import ScaledLinear
@@ -226,7 +225,7 @@ def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
 
 def _wrong_inputs(way: Way, name: str, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
     """SINQ's layers multiply their inputs by numbers, for which ModelOpt's format alone has a place, in some layers."""
-    scaled = isinstance(own.rounder, Sinq) if isinstance(own, Recipe) else isinstance(own, ScaledLinear)
+    scaled = own.rounder.divides if isinstance(own, Recipe) else isinstance(own, ScaledLinear)
     if not scaled or (way.format == MODELOPT and name.endswith(ALONE)):
         return []
     return [("inputs are multiplied by a number each", "method='hqq' or 'rtn'")]

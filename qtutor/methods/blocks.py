@@ -19,7 +19,7 @@ from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, res
 from qtutor.errors import naming
 from qtutor.methods.hessian import HessianError, Plan, prepare
 from qtutor.methods.propagation import propagated, strength
-from qtutor.methods.rounders import LayerInputs, divided
+from qtutor.methods.rounders import LayerInputs
 from qtutor.methods.scaling import Quantizer, Rounding
 from qtutor.recipe import Recipe
 
@@ -31,7 +31,7 @@ class Rounded:
     """A layer that is rounded; ``name`` in the model, weight and bias in float32, as ``quantized`` stands for them.
 
     columns: what the layer multiplies its inputs by, float32 ``[in]``; ``None``: nothing (all methods but SINQ). back:
-    ``quantized.dequantize()``, times ``columns``. output_error, note: see :class:`qtutor.report.LayerReport`.
+    :func:`dequantized`. output_error, note: see :class:`qtutor.report.LayerReport`.
     """
 
     name: str
@@ -42,6 +42,11 @@ class Rounded:
     output_error: float | None = None
     note: str = ""
     columns: torch.Tensor | None = None
+
+
+def dequantized(quantized: QuantizedTensor, columns: torch.Tensor | None) -> torch.Tensor:
+    """The weights float32 ``[out, in]`` that a layer stands for which multiplies its inputs by ``columns [in]``."""
+    return quantized.dequantize() if columns is None else quantized.dequantize() * columns
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,11 @@ def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, re
         wanted = [propagated(weight, moments, plan, share) for weight in wanted]
     inputs = LayerInputs(moments.hessian, plan) if moments is not None else None
     with naming(f"{block.name}.{names[0]}"):
-        to_round, columns = zip(*(divided(recipe.rounder, weight) for weight in wanted))
+        to_round, columns = zip(*(recipe.rounder.divided(weight) for weight in wanted))
         quantized = _round_together(list(to_round), inputs, recipe)
     hessian = None if moments is None else moments.hessian.float()
     for name, layer, before, after, times in zip(names, layers, wanted, quantized, columns):
-        back = after.dequantize() if times is None else after.dequantize() * times
+        back = dequantized(after, times)
         error = None if hessian is None else _output_error(before, back, hessian)
         yield Rounded(f"{block.name}.{name}", layer.weight, after, back, layer.bias, error, note, times)
 

@@ -26,14 +26,39 @@ class LayerInputs:
     plan: Plan | None = None
 
 
+class Rounder:
+    """What all rounders have. By itself one looks at no inputs, and rounds a layer's weights as they are.
+
+    follows: the layers behind read what the rounded layer makes, and not what the float layer makes. factors: it needs
+    a factored Hessian. reads_inputs: it needs :class:`LayerInputs`. divides: :meth:`divided` changes weights, and the
+    layer multiplies its inputs.
+    """
+
+    clip: str = "none"
+    follows = False
+    factors = False
+    reads_inputs = False
+    divides = False
+
+    def round(
+        self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
+    ) -> QuantizedTensor:
+        """``weight [out, in]`` on ``grid``, or what :meth:`divided` has left of it."""
+        raise NotImplementedError
+
+    def divided(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What is to be rounded in place of ``weight [out, in]``, and by what its columns were divided.
+
+        That is float32 ``[in]``, or ``None`` where the weight stays what it is.
+        """
+        return weight, None
+
+
 @dataclass(frozen=True)
-class Nearest:
+class Nearest(Rounder):
     """Round to nearest. clip: ``"none"``, ``"mse"``, or ``"output"``: ranges that change the layer's output least."""
 
     clip: str = "none"
-
-    follows = False  # the layers behind read what the float layer makes
-    factors = False  # needs no factored Hessian
 
     @property
     def reads_inputs(self) -> bool:
@@ -48,13 +73,13 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(Rounder):
     """GPTQ; see :func:`qtutor.methods.gptq.quantize` for its options. Where there is no plan, round to nearest."""
 
     clip: str = "output"
     static_groups: bool = False
 
-    follows = True  # the layers behind read what the rounded layer makes
+    follows = True
     factors = True
     reads_inputs = True
 
@@ -65,14 +90,10 @@ class Gptq:
 
 
 @dataclass(frozen=True)
-class Listed:
+class Listed(Rounder):
     """bitsandbytes' formats, whose levels are listed. double: quantize the scales, too."""
 
     double: bool = True
-
-    follows = False
-    factors = False
-    reads_inputs = False
 
     def round(
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
@@ -81,13 +102,8 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Hqq:
+class Hqq(Rounder):
     """HQQ: scales and zero points of integers, searched without inputs."""
-
-    clip = "none"
-    follows = False
-    factors = False
-    reads_inputs = False
 
     def round(
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
@@ -96,29 +112,16 @@ class Hqq:
 
 
 @dataclass(frozen=True)
-class Sinq:
-    """SINQ: what :func:`divided` leaves of the weights, rounded to nearest; the layer multiplies its inputs instead."""
+class Sinq(Rounder):
+    """SINQ: what :meth:`divided` leaves of the weights, rounded to nearest; the layer multiplies its inputs instead."""
 
-    clip = "none"
-    follows = False
-    factors = False
-    reads_inputs = False
+    divides = True
+
+    def divided(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        columns = sinq.columns_of(weight)
+        return weight.float() / columns, columns
 
     def round(
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
     ) -> QuantizedTensor:
         return rtn.quantize(weight, grid, group_size)
-
-
-Rounder = Nearest | Gptq | Listed | Hqq | Sinq
-
-
-def divided(rounder: Rounder, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What ``rounder`` is to round in place of ``weight [out, in]``, and what columns were divided by.
-
-    Only SINQ divides them, by float32 ``[in]``; for the others it is the weight itself, and ``None``.
-    """
-    if not isinstance(rounder, Sinq):
-        return weight, None
-    columns = sinq.columns_of(weight)
-    return weight.float() / columns, columns

@@ -17,8 +17,7 @@ from qtutor.core.float_grid import BlockGrid
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of
-from qtutor.methods.blocks import Changed, Rounded, round_block
-from qtutor.methods.rounders import divided
+from qtutor.methods.blocks import Changed, Rounded, dequantized, round_block
 from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
@@ -110,9 +109,9 @@ def _rounded(name: str, weights: Weights, rounder, recipe: Recipe, grid: Grid | 
     """The layer ``name``, rounded without a look at its inputs. grid: if it is not that of the recipe."""
     place, weight = weights.model.get_submodule(name), weights.tensor(f"{name}.weight")
     with naming(name):
-        to_round, columns = divided(rounder, weight)
+        to_round, columns = rounder.divided(weight)
         quantized = rounder.round(to_round, grid or recipe.grid, recipe.group_size)
-    back = quantized.dequantize() if columns is None else quantized.dequantize() * columns
+    back = dequantized(quantized, columns)
     bias = None if getattr(place, "bias", None) is None else weights.tensor(f"{name}.bias")
     packed = _packed(Rounded(name, weight, quantized, back, bias, columns=columns), place)
     weights.release([weight])

@@ -24,7 +24,6 @@ from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
 from qtutor.methods.propagation import ENOUGH
-from qtutor.methods.rounders import Sinq
 from qtutor.pipeline.plan_table import Row, as_table, kept_rows, rounded_rows
 from qtutor.recipe import KEEP, Recipe
 from qtutor.runtime.kinds import linear_for
@@ -154,7 +153,7 @@ def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.
         empty.config.tie_word_embeddings = False  # each of the two is then a tensor of its own
     for name, recipe in recipes.items():
         with naming(name), torch.device("meta"):
-            scaled = isinstance(recipe.plain_rounder if name in outside else recipe.rounder, Sinq)
+            scaled = (recipe.plain_rounder if name in outside else recipe.rounder).divides
             empty.set_submodule(name, _empty_layer(empty.get_submodule(name), recipe, scaled))
     empty.generation_config = getattr(model, "generation_config", None)
     return empty

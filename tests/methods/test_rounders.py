@@ -5,7 +5,7 @@ import torch
 
 from qtutor import IntGrid, awq, bnb, gptq, rtn
 from qtutor.methods import sinq
-from qtutor.methods.rounders import Gptq, LayerInputs, Listed, Nearest, Sinq, divided
+from qtutor.methods.rounders import Gptq, LayerInputs, Listed, Nearest, Sinq
 from tests.methods.test_gptq import correlated, weights
 
 GRID, GROUP = IntGrid(3), 16
@@ -68,10 +68,10 @@ def test_listed(double):
 
 def test_sinq_divides_columns_and_the_others_nothing():
     weight = weights(12, 64, seed=1)
-    left, columns = divided(Sinq(), weight)
+    left, columns = Sinq().divided(weight)
     expected, scales = sinq.quantize(weight, GRID, GROUP)
     assert torch.equal(columns, scales) and same(Sinq().round(left, GRID, GROUP), expected)
     assert (columns != 1).any() and not (Sinq().follows or Sinq().factors or Sinq().reads_inputs)
     for other in (Nearest(), Gptq(), Listed()):
-        left, columns = divided(other, weight)
+        left, columns = other.divided(weight)
         assert left is weight and columns is None
