@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import importlib.util
 from types import ModuleType
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from qtutor.compiling import told_if_slow
 from qtutor.core.grid import Grid, IntGrid
+from qtutor.installed import is_installed
 from qtutor.threads import in_shares
 
 SHARE = 2_000_000  # weights times ranges, or times columns, that are worth a thread
@@ -22,10 +22,7 @@ def takes(tensor: torch.Tensor, grid: Grid) -> bool:
 
 @functools.cache
 def _available() -> bool:
-    try:
-        return importlib.util.find_spec("numba") is not None
-    except ValueError:  # a module that is forbidden has no specification
-        return False
+    return is_installed("numba")
 
 
 @functools.cache

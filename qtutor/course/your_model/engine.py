@@ -3,11 +3,12 @@
 It runs in a process of its own. Whatever happens there, a crash or megabytes of log, the notebook goes on.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+from qtutor.installed import is_installed
 
 SECONDS = 120
 PROGRAM = """
@@ -33,7 +34,7 @@ print("ANSWER " + json.dumps(text), flush=True)
 
 def is_here() -> bool:
     """Whether llama.cpp can be asked."""
-    return importlib.util.find_spec("xllamacpp") is not None
+    return is_installed("xllamacpp")
 
 
 def said(file: str | Path, question: str, tokens: int = 48, chat: bool = True) -> str:

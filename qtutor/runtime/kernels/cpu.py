@@ -26,8 +26,8 @@ from qtutor.compiling import told_if_slow
 from qtutor.core.codebooks import Codebook
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
+from qtutor.installed import installed
 from qtutor.runtime.kernels import gradients
-from qtutor.runtime.kernels.installed import installed
 from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
 from qtutor.threads import in_shares
 
@@ -119,14 +119,21 @@ def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
 def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
     """float32 ``[tokens, columns / 8, 8]`` to float32 ``[tokens, tiles * ROWS]``; ``None`` if x is not finite."""
     loops, tokens, (tiles, groups, _) = _loops(), len(x), state.scales.shape
-    loop = loops.one if tokens == 1 and not state.levels else loops.many
+    loop, factors = _loop_of(tokens, state)
     inputs, sums = np.empty_like(x), np.empty((tokens, groups), np.float32)
-    if not loops.spread(x, _FACTORS[state.bits] if loop is loops.one else _UNCHANGED, inputs, sums):
+    if not loops.spread(x, factors, inputs, sums):
         return None
     y = np.empty((tokens, tiles * ROWS), np.float32)
     arguments = inputs, sums, state.planes, state.scales, state.zeros, state.each, y
     shared_out(loop, lambda first, last: loop(*arguments, first, last), tiles, state)
     return y
+
+
+def _loop_of(tokens: int, state: Tiles) -> tuple[Callable, np.ndarray]:
+    """The loop for so many tokens, and the factors that `spread` makes its inputs with."""
+    if tokens == 1 and not state.levels:
+        return _loops().one, _FACTORS[state.bits]
+    return _loops().many, _UNCHANGED
 
 
 def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
@@ -135,10 +142,9 @@ def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple
     x: float32 ``[1, columns / 8, 8]``. ``read()`` writes ``inputs`` and says whether x is finite; ``loop(*inputs,
     planes, scales, zeros, each, y, first, last)`` multiplies. inputs: those of another matrix that reads the same x.
     """
-    loops = _loops()
-    loop, factors = (loops.many, _UNCHANGED) if state.levels else (loops.one, _FACTORS[state.bits])
+    loop, factors = _loop_of(1, state)
     inputs = inputs or (np.empty_like(x), np.empty((1, state.scales.shape[1]), np.float32))
-    return functools.partial(loops.spread, x, factors, *inputs), inputs, loop
+    return functools.partial(_loops().spread, x, factors, *inputs), inputs, loop
 
 
 def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:

@@ -27,8 +27,8 @@ import torch
 from qtutor.core.codebooks import Codebook
 from qtutor.core.float_grid import FloatGrid
 from qtutor.core.quantized import resolve_group_size
+from qtutor.installed import installed
 from qtutor.runtime.kernels import gradients, reference
-from qtutor.runtime.kernels.installed import installed
 
 MOST = 16  # tokens
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -66,17 +66,20 @@ def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
 
 def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
     """As :func:`.cpu.one_token`; the inputs are codes, steps and sums of codes."""
-    loops, groups = _loops(), state.scales.shape[1]
-    shape = 1, groups
-    inputs = inputs or (np.empty(x.shape, np.int8), np.empty(shape, np.float32), np.empty(shape, np.int32))
-    return functools.partial(loops.quantize, x, *inputs), inputs, loops.product
+    inputs = inputs or _room(x, state)
+    return functools.partial(_loops().quantize, x, *inputs), inputs, _loops().product
+
+
+def _room(x: np.ndarray, state: Tiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where :func:`.rounded_loops.quantize` writes codes, steps and sums of codes of ``x [tokens, columns / 8, 8]``."""
+    shape = len(x), state.scales.shape[1]
+    return np.empty(x.shape, np.int8), np.empty(shape, np.float32), np.empty(shape, np.int32)
 
 
 def _rounded(x: torch.Tensor, state: Tiles) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """x as codes, steps and sums of codes, see :func:`.rounded_loops.quantize`; no codes if x is not finite."""
     values = x.detach().to(torch.float32).reshape(-1, state.columns // 8, 8).contiguous().numpy()
-    codes, groups = np.empty(values.shape, np.int8), state.scales.shape[1]
-    steps, sums = np.empty((len(values), groups), np.float32), np.empty((len(values), groups), np.int32)
+    codes, steps, sums = _room(values, state)
     return codes if _loops().quantize(values, codes, steps, sums) else None, steps, sums
 
 

@@ -6,7 +6,6 @@ where the package compressed-tensors is installed.
 """
 
 import hashlib
-import importlib.util
 import json
 import tempfile
 from functools import cache
@@ -28,6 +27,7 @@ from qtutor.formats.foreign_reading import opened, settings_in
 from qtutor.formats.transformers_files import as_transformers_loads, shapes_alone
 from qtutor.formats.words import to_words
 from qtutor.guards.promises import is_tied
+from qtutor.installed import is_installed
 from qtutor.methods import rtn
 from qtutor.runtime.linear import QuantWeight
 
@@ -118,7 +118,7 @@ def tokens_of(model, ids: list[list[int]] = PROMPT, count: int = TOKENS) -> list
 
 def has_engine() -> bool:
     """Whether transformers can load the format here."""
-    return importlib.util.find_spec("compressed_tensors") is not None
+    return is_installed("compressed_tensors")
 
 
 def seen(returned, given: tuple) -> tuple[str, list[int]]:
