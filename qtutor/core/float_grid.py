@@ -121,8 +121,8 @@ class BlockGrid(FloatGrid):
     block: the number of weights that share a scale. scales: ``"e8m0"``, powers of two, or ``"e4m3"``, times
     :attr:`unit`. wider: what else to multiply the range of a block by, and keep where the squared error is less.
     unit: the number for the whole tensor; :meth:`for_tensor` finds it, once: then, and where there is none, the grid
-    is ``settled``. Two grids that differ only
-    in how scales are found are equal, because the same codes and scales stand for the same weights.
+    is ``settled``. Two grids that differ only in how scales are found are equal, because the same codes and scales
+    stand for the same weights.
     """
 
     block: int = 0

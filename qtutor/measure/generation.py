@@ -35,12 +35,17 @@ def right_answers(model, tokenizer, asked: Sequence[tuple[str, str]], what: str 
 
     Right and too short are what they are in :func:`task_accuracy`; what: how the error calls a question.
     """
-    prompts = [f"{tasks.PROMPT}{expression}\n" for expression, _ in asked]
-    longest = 1 + max(len(answer) for _, answer in asked)  # a token is at least a character long
-    if not all(fitting(model, tokenizer, prompts, longest)):
+    asked = [(f"{tasks.PROMPT}{expression}\n", f"{answer}\n") for expression, answer in asked]
+    longest = max(len(answer) for _, answer in asked)  # a token is at least a character long
+    if not all(fitting(model, tokenizer, [prompt for prompt, _ in asked], longest)):
         raise TooShort(_too_short(model, f"{what} and its answer"))
-    texts = generate_batch(model, tokenizer, prompts, longest)
-    return [text[len(prompt) :].startswith(f"{answer}\n") for prompt, text, (_, answer) in zip(prompts, texts, asked)]
+    return continued(model, tokenizer, asked, longest)
+
+
+def continued(model, tokenizer, asked: Sequence[tuple[str, str]], max_new_tokens: int) -> list[bool]:
+    """Which of the prompts in ``asked``, (prompt, text), the model continues greedily by exactly their text."""
+    texts = generate_batch(model, tokenizer, [prompt for prompt, _ in asked], max_new_tokens)
+    return [text[len(prompt) :].startswith(right) for text, (prompt, right) in zip(texts, asked)]
 
 
 def first_body(beginning: str, continuation: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from qtutor.measure.generation import generate_batch, prompt_tokens
+from qtutor.measure.generation import continued, prompt_tokens
 
 NEW = 8  # tokens of an answer
 TOGETHER = 20  # prompts that are continued at once
@@ -84,21 +84,16 @@ def accuracy(model, tokenizer, count: int = 100) -> dict[str, float]:
 
 def _right(model, tokenizer, asked: Sequence[tuple[str, str]]) -> int:
     """How many prompts are continued by exactly their answers."""
-    right = 0
-    for start in range(0, len(asked), TOGETHER):
-        some = asked[start : start + TOGETHER]
-        texts = generate_batch(model, tokenizer, [prompt for prompt, _ in some], NEW)
-        right += sum(text[len(prompt) :].startswith(answer) for text, (prompt, answer) in zip(texts, some))
-    return right
+    batches = (asked[start : start + TOGETHER] for start in range(0, len(asked), TOGETHER))
+    return sum(sum(continued(model, tokenizer, some, NEW)) for some in batches)
 
 
 @torch.inference_mode()
 def likelier(model, tokenizer, prompt: str, right: str, wrong: str) -> bool:
     """Whether the model holds ``right`` for a likelier continuation of ``prompt`` than ``wrong``."""
-    scores = []
+    scores, start = [], len(prompt_tokens(model, tokenizer, prompt))
     for option in (right, wrong):
         ids = torch.tensor([prompt_tokens(model, tokenizer, prompt + option)], device=model.device)
-        start = len(prompt_tokens(model, tokenizer, prompt))
         chances = model(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
         scores.append(chances.gather(1, ids[0, start:, None]).sum().item())
     return scores[0] > scores[1]

@@ -53,10 +53,11 @@ def levels_over_block(layers: torch.nn.Module | Mapping[str, torch.Tensor], laye
     if first not in weights:
         raise QtutorError(f"there is no layer {first!r}; the layers are {', '.join(weights)}.")
     names = [first, *(name for name in weights if name != first)]
-    data = {"nf4": sorted(NF4.values), "layers": {name: _stored(name, weights[name]) for name in names}}
-    data["bits"] = _bits(weights[first])
-    block = told_blocks(first, weights[first])[0]
-    made = made_of(block.weights, unit_of(weights[first]))
+    told = {name: told_blocks(name, weights[name]) for name in names}
+    stored = {name: _stored(weights[name], told[name]) for name in names}
+    data = {"nf4": sorted(NF4.values), "layers": stored, "bits": _bits(weights[first])}
+    block = told[first][0]
+    made = made_of(block.weights, stored[first]["unit"])
     errors = [f"{_error(quantized.dequantize()[0], block.weights):.1%}" for quantized in made.values()]
     table = html_table([f"{first}, {block.what}", *made], ["relative error", *errors])
     rows = {name: [part.tolist() for part in levels_of(quantized)] for name, quantized in made.items()}
@@ -74,10 +75,9 @@ def told_blocks(name: str, weight: torch.Tensor) -> list[Block]:
     rows = sample_rows(weight, SAMPLE)
     blocks = weight.detach()[rows].float().cpu().reshape(-1, LENGTH)
     peaks = blocks.abs().amax(dim=1) / blocks.square().mean(dim=1).sqrt().clamp(min=1e-30)
-    unit = unit_of(weight)
-    six = replace(NVFP4, wider=(), unit=unit, settled=True)
-    errors = {key: _errors(blocks, grid) for key, grid in {"mx": MXFP4, "nf4": NF4, "six": six}.items()}
-    errors["nvfp4"] = _errors(blocks, _grid("NVFP4", unit))
+    nvfp4 = for_tensor(NVFP4, weight)
+    grids = {"mx": MXFP4, "nf4": NF4, "nvfp4": nvfp4, "six": replace(nvfp4, wider=())}
+    errors = {key: _errors(blocks, grid) for key, grid in grids.items()}
     found = {
         "a usual one": peaks.argsort()[len(peaks) // 2],
         "the largest peak": peaks.argmax(),
@@ -137,10 +137,10 @@ def _bits(weight: torch.Tensor) -> dict[str, float]:
     return {name: round(made[name].bits_per_weight, 3) for name in FORMATS}
 
 
-def _stored(name: str, weight: torch.Tensor) -> dict:
-    """What the page has of a layer: four blocks with six digits, the unit, and how far a weight may be dragged."""
+def _stored(weight: torch.Tensor, told: list[Block]) -> dict:
+    """What the page has of a layer: its blocks with six digits, the unit, and how far a weight may be dragged."""
     blocks = [
         {"what": b.what, "row": b.row, "first": b.first, "weights": [float(f"{w:.6g}") for w in b.weights.tolist()]}
-        for b in told_blocks(name, weight)
+        for b in told
     ]
     return {"unit": unit_of(weight), "largest": weight.detach().abs().max().item(), "blocks": blocks}
