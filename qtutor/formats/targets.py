@@ -99,6 +99,7 @@ WAYS = {
         Way(CT, bits=ALL, symmetric=(True,), joined=False, head=True, known=RAN),
         Way(CT, bits=ALL, mixed=False, joined=False, head=True, known=RAN),  # see the top of .compressed_tensors
         Way(CT, grid="fp8", groups=(PER_CHANNEL, PER_TENSOR), joined=False, head=True, known=RAN),
+        Way(CT, grid="fp8 tiles", groups=(128,), columns=128, joined=False, head=True, known=RAN),
         Way(CT, grid="mxfp4", groups=(32,), joined=False, head=True, known=RAN),  # in bfloat16
         Way(CT, grid="nvfp4", groups=(16,), joined=False, head=True, known=RAN),
         Way(BNB, grid="int8", mixed=False, joined=False, head=True, known=RAN),  # first: it keeps the threshold

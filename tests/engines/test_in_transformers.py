@@ -1,6 +1,7 @@
 """transformers loads our folders, and writes the same tokens as a float model that holds our decoded weights."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -152,17 +153,23 @@ def test_floats_of_4_bits_are_decoded_to_our_weights_in_bfloat16(tmp_path, metho
             assert torch.equal(theirs.get_submodule(name).weight.float(), packed.dequantized().bfloat16().float())
 
 
-@pytest.mark.parametrize("group_size", [-1, 0])
-def test_fp8_rounds_inputs_as_our_layers_do(tmp_path, group_size):
-    """Teacher-forced. Rounding only the weights gives another next token at 4 of 100 positions."""
+@pytest.mark.parametrize(
+    ("group_size", "recipe"),
+    [(-1, {}), (0, {}), (128, {}), (128, {"lm_head": True}), (128, {"layers": {"*.1.*": "float"}})],
+)
+def test_fp8_rounds_inputs_as_our_layers_do(tmp_path, group_size, recipe):
+    """Teacher-forced. Rounding only the weights gives another next token at 4 of 100 positions. Groups of 128 are those
+    of a token; the weights have a scale for each block of 128 x 128 then.
+    """
     pytest.importorskip("compressed_tensors")
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = qtutor.load_decoder()
-    qtutor.quantize(model, qtutor.Recipe("fp8", group_size=group_size), progress=False)
+    qtutor.quantize(model, qtutor.Recipe("fp8", group_size=group_size, **recipe), progress=False)
     qtutor.export(model, tmp_path / "out", format="compressed-tensors", tokenizer=tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
-    assert agreeing(in_float(model, layer=Fp8Inputs), theirs) >= LEAST and agreeing(model, theirs) >= LEAST
+    slow = partial(Fp8Inputs, group=group_size if group_size > 0 else None)
+    assert agreeing(in_float(model, layer=slow), theirs) >= LEAST and agreeing(model, theirs) >= LEAST
     for x in (plain_inputs(), with_outliers()):
         assert apart(theirs, model, x).max() < 1e-5  # sums of float32 in another order
         assert apart(theirs, in_float(model), x).max() > 1e-3  # which does not round them

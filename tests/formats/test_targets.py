@@ -24,6 +24,7 @@ NARROW = {name: (rows, columns - 64) if "down" in name else (rows, columns) for 
         ("vllm", {"method": "fp8", "group_size": 0}, "compressed-tensors"),
         ("vllm-cpu", {"method": "fp8"}, "compressed-tensors"),
         ("transformers", {"method": "fp8"}, "compressed-tensors"),
+        ("transformers", {"method": "fp8", "group_size": 128, "layers": {"*.0.*": "float"}}, "compressed-tensors"),
         ("vllm", {"layers": {"*.down_proj": {"bits": 8}}}, "compressed-tensors"),
         ("vllm", {"layers": {"*.0.*": "float"}}, "compressed-tensors"),
         ("vllm-cpu", {"group_size": 16}, "awq"),
@@ -75,6 +76,7 @@ def test_the_format_is_picked(target, recipe, form):
         ("sglang", {"method": "fp8", "group_size": 128}, WIDE, ["scales of blocks of 128 x 128", "group_size=-1 or 0"]),
         ("tensorrt-llm", {"levels": "nvfp4"}, WIDE, ["its levels are nvfp4"]),
         ("vllm", {"method": "nvfp4"}, NARROW, ["2 of 14 layers", "448 inputs, no multiple of 128"]),
+        ("transformers", {"method": "fp8", "group_size": 128}, NARROW, ["2 of 14", "448 inputs, no multiple of 128"]),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_with_what_would(target, recipe, shapes, parts):

@@ -21,15 +21,18 @@ def e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 class Fp8Inputs(nn.Module):
-    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448. weight: ``[out, in]``."""
+    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448. weight: ``[out, in]``.
 
-    def __init__(self, weight):
+    group: numbers of a token that share a scale; all of them where it is None.
+    """
+
+    def __init__(self, weight, group: int | None = None):
         super().__init__()
-        self.weight = weight.double()
+        self.weight, self.group = weight.double(), group or weight.shape[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = x.reshape(-1, x.shape[-1]).float()
-        scale = tokens.abs().amax(dim=1, keepdim=True) / 448  # [tokens, 1]
+        groups = x.reshape(-1, self.group).float()
+        scale = groups.abs().amax(dim=1, keepdim=True) / 448  # [tokens * groups, 1]
         scale = torch.where(scale > 0, scale, 1.0)
-        rounded = e4m3(tokens / scale) * scale.double()
+        rounded = (e4m3(groups / scale) * scale.double()).reshape(-1, x.shape[-1])
         return (rounded @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
