@@ -104,6 +104,22 @@ def test_weights_are_chosen_and_moved_by_keys(open_page):
     noted.assert_nothing()
 
 
+@pytest.mark.parametrize("largest", [0.0, 2.0], ids=["in a layer of zeros", "in another layer"])
+def test_a_block_of_zeros_has_an_axis_and_its_weights_move(open_page, largest):
+    page, noted = open_page()
+    weight = torch.zeros(4, 64)
+    weight[2, 40] = largest
+    page.set_content(f"<!doctype html><body>{levels_over_block({'zeros': weight}).html}</body>")
+    page.locator(".qtutor-live svg").wait_for()
+    assert not block_levels.told_blocks("zeros", weight)[0].weights.any()
+    assert "NaN" not in page.locator(".qtutor-live svg").inner_html()
+    assert errors(page) == dict.fromkeys(block_levels.FORMATS, "0.0")
+    page.get_by_label("its value").focus()
+    page.keyboard.press("End")
+    assert float(page.get_by_label("its value").input_value()) == pytest.approx(largest or 1.0)
+    noted.assert_nothing()
+
+
 def test_without_scripts_the_picture_and_its_table_are_there(chromium):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()

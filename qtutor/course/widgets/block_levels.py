@@ -14,12 +14,12 @@ import torch
 from qtutor.core.codebooks import NF4
 from qtutor.core.float_grid import MXFP4, NVFP4, BlockGrid
 from qtutor.core.grid import Grid, IntGrid, for_tensor
-from qtutor.core.quantized import QuantizedTensor
+from qtutor.core.quantized import QuantizedTensor, check_weight
 from qtutor.course.widgets.explorer import html_table
 from qtutor.course.widgets.frames import frame
 from qtutor.course.widgets.live import Live, live
 from qtutor.course.widgets.sampling import named_layers, sample_rows
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.methods import bnb, rtn
 from qtutor.plots.bnb import levels_over_one_block
 
@@ -72,6 +72,8 @@ def told_blocks(name: str, weight: torch.Tensor) -> list[Block]:
             f"{name} of shape {list(weight.shape)} does not fall into blocks of {LENGTH}: a matrix [out, in] is "
             f"wanted, with in a multiple of {LENGTH}."
         )
+    with naming(name):
+        check_weight(weight)
     rows = sample_rows(weight, SAMPLE)
     blocks = weight.detach()[rows].float().cpu().reshape(-1, LENGTH)
     peaks = blocks.abs().amax(dim=1) / blocks.square().mean(dim=1).sqrt().clamp(min=1e-30)

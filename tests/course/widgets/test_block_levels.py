@@ -1,6 +1,7 @@
 """Four formats over a block: the script fits what the package fits, and the blocks are what they are called."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -25,10 +26,18 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 LAYERS = {"first": noise(64, 128), "second": noise(32, 64, seed=1) ** 3}
 EDGES = torch.stack([
-    torch.zeros(32), torch.full((32,), 0.3), -noise(32, seed=2).abs(), torch.tensor([0.0] * 31 + [1.0]),
+    torch.zeros(32), torch.full((32,), 0.3), torch.full((32,), -0.3), -noise(32, seed=2).abs(),
+    torch.tensor([0.0] * 31 + [1.0]), torch.cat([noise(31, seed=7), torch.tensor([-40.0])]),
     torch.cat([torch.zeros(16), noise(16, seed=3)]), noise(32, seed=4) * 1e-5,
     torch.tensor([7.0, 6.9, 5.0, 3.5, 1.75, -7.0] + [0.1] * 26) / 4, torch.tensor([1.75] * 2 + [0.2] * 30),
 ])  # fmt: skip
+
+
+def broken(number: float) -> torch.Tensor:
+    """A layer with one weight that is no number."""
+    weight = LAYERS["first"].clone()
+    weight[50, 3] = number
+    return weight
 
 
 def error(back: torch.Tensor, weights: torch.Tensor) -> float:
@@ -127,6 +136,12 @@ def test_a_layer_of_zeros_and_of_16_bits_is_shown():
         ({"narrow": noise(4, 48)}, None, "narrow of shape .4, 48. does not fall into blocks of 32"),
         ({"one": noise(64)}, None, "does not fall into blocks of 32"),
         ({}, None, "no layer to show"),
+        ({"bad": broken(math.nan)}, None, r"^bad: 1 of 8192 weights are NaN or infinite, the first at \[50, 3\] .nan"),
+        (
+            {"bad": broken(-math.inf)},
+            None,
+            r"^bad: 1 of 8192 weights are NaN or infinite, the first at \[50, 3\] .-inf",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(layers, layer, said):

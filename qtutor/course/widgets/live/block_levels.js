@@ -89,7 +89,11 @@ function mount(box, data) {
 
   const given = () => ({ nf4: data.nf4, unit: data.layers[state.layer].unit });
   const stored = () => data.layers[state.layer].blocks[state.block];
-  const limit = () => Math.min(1.7 * Math.max(...sizes(stored().weights)), data.layers[state.layer].largest);
+  // How far a weight may be dragged; in a block of zeros as far as the layer goes, else there would be no axis.
+  const limit = () => {
+    const { largest } = data.layers[state.layer];
+    return Math.min(1.7 * Math.max(...sizes(stored().weights)), largest) || largest || 1;
+  };
   const picture = blockPicture(place, state, limit, {
     choose(i) { state.chosen = i; show(); },
     move(x) { state.weights[state.chosen] = clamp(x, -limit(), limit()); show(); },
