@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from qtutor.core.float_grid import TileGrid
 from qtutor.core.grid import Grid, fit_groups, storable, wider_ranges
+from qtutor.errors import QtutorError
 from qtutor.methods import compiled
 
 ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
@@ -48,6 +50,8 @@ def search(
 
 def ranges(grouped: torch.Tensor, grid: Grid, steps: int, shrink: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Scales and zeros, both ``[ranges, out, groups]``, of the ranges that :func:`search` tries, some at a time."""
+    if steps:
+        check_rows_alone(grid)
     # All that a fit looks at: a group of two, its smallest and its largest weight.
     ends = torch.stack([grouped.amin(dim=-1), grouped.amax(dim=-1)], dim=-1).float().unsqueeze(2)
     shares = [1 - shrink * step / max(steps, 1) for step in range(steps + 1)]
@@ -57,6 +61,15 @@ def ranges(grouped: torch.Tensor, grid: Grid, steps: int, shrink: float) -> Iter
     for some in shares.split(max(1, FITTED // max(1, ends.numel()))):
         scales, zeros = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group as a group of its own
         yield tuple(part.unflatten(1, (-1, len(some))).movedim(-1, 0).contiguous() for part in (scales, zeros))
+
+
+def check_rows_alone(grid: Grid) -> None:
+    """Raise :class:`QtutorError` for a grid whose scales rows share: here each row chooses a range of its own."""
+    if isinstance(grid, TileGrid):
+        raise QtutorError(
+            f"levels of {grid.name!r} have a scale for {grid.tile} rows, and a narrower range is chosen for each row "
+            "by itself: take clip='none'."
+        )
 
 
 def search_squares(
@@ -105,6 +118,7 @@ def search_together(
     once coarsely and ``rounds`` times in finer steps; llm-awq judges each by itself, once. A row never costs more than
     with whole ranges.
     """
+    check_rows_alone(grid)
     # Costs are only compared; a mean diagonal of 1 keeps them in float32, however many tokens there were.
     hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
     found = [_in_turns(rows, hessian, grid, rounds) for rows in grouped.split(ROWS)]  # rows do not know of each other

@@ -41,7 +41,7 @@ class Recipe:
     ``recipe.bits`` and ``recipe.group_size`` are the numbers that are used.
     clip: how to narrow the range of a group: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"`` (least
     error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"`` for
-    the others.
+    the others, and where 128 x 128 weights share a scale.
     act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales depend on the weights, too.
     propagate: AWQ and GPTQ let each layer compensate for the errors of earlier layers
     (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: do so if there is enough text, eight tokens
@@ -79,7 +79,7 @@ class Recipe:
     layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        if self.method == "fp8" and self.group_size in ((FP8_TILES.tile,) * 2, [FP8_TILES.tile] * 2):
+        if self._on_fp8 and self.group_size in ((FP8_TILES.tile,) * 2, [FP8_TILES.tile] * 2):
             object.__setattr__(self, "group_size", FP8_TILES.tile)
         self._check_types()
         if self.method not in METHODS:
@@ -114,11 +114,12 @@ class Recipe:
             raise QtutorError(f"target_size chooses bits, and {whose} {codebook.bits} bits.")
         if self.bits not in (None, codebook.bits):
             raise QtutorError(f"bits = {self.bits}: {whose} {codebook.bits} bits. Leave it out.")
-        if self.clip not in ("auto", "none") and self.levels == "integers":
-            raise QtutorError(f"clip = {self.clip!r}: method {self.method!r} takes every group's whole range.")
+        if self.clip not in ("auto", "none") and (self.levels == "integers" or codebook == FP8_TILES):
+            who = f"method {self.method!r}" if self.levels == "integers" else "a scale for 128 x 128 weights"
+            raise QtutorError(f"clip = {self.clip!r}: {who} takes every group's whole range.")
         sizes = OWN_SIZES.get(codebook)
         if sizes and self.group_size not in (None, *sizes):
-            fit = " or ".join(map(str, (*sizes, FP8_TILES.tile) if self.method == "fp8" else sizes))
+            fit = " or ".join(map(str, (*sizes, FP8_TILES.tile) if self._on_fp8 else sizes))
             raise QtutorError(f"group_size = {self.group_size}: {whose} {fit}. Leave it out, or choose another method.")
         self._settle(codebook.bits, sizes[0] if sizes else GROUP_SIZE)
         object.__setattr__(self, "symmetric", True)
@@ -164,9 +165,13 @@ class Recipe:
     @property
     def codebook(self) -> Grid | None:
         """The grid that the method or ``levels`` name; ``None`` where bits and symmetry say it."""
-        if self.method == "fp8" and self.group_size == FP8_TILES.tile:
+        if self._on_fp8 and self.group_size == FP8_TILES.tile:
             return FP8_TILES
         return METHODS[self.method].codebook or LEVELS[self.levels]
+
+    @property
+    def _on_fp8(self) -> bool:
+        return "fp8" in (self.method, self.levels)
 
     @property
     def grid(self) -> Grid:
@@ -186,6 +191,7 @@ class Recipe:
         if kind in OF_INTEGERS:
             return kind()
         clip = METHODS[self.method].clip if self.clip == "auto" else self.clip
+        clip = "none" if self.codebook == FP8_TILES else clip
         return Gptq(clip, self.static_groups) if kind is Gptq else Nearest(clip)
 
     @property

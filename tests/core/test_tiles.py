@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 import qtutor
-from qtutor import Recipe, rtn
+from qtutor import Recipe, awq, gptq, rtn
 from qtutor.core.float_grid import FP8_TILES
 from qtutor.core.float_scales import TileScales
+from qtutor.decoder.text import calibration_tokens
 from qtutor.formats.compressed_settings import FLOATS
 from qtutor.formats.compressed_tensors import FORMAT
 from qtutor.formats.foreign import Layout
@@ -135,3 +136,45 @@ def test_a_layer_whose_width_has_no_whole_blocks_is_named_before_the_work():
                              "*.down_proj": {"group_size": 128}}), progress=False)  # fmt: skip
     kinds = {row.name.rpartition(".")[2]: model.get_submodule(row.name).group_size for row in report.rows}
     assert kinds["down_proj"] == 128 and kinds["q_proj"] == -1
+
+
+@pytest.mark.parametrize("rows", [130, 256])
+def test_gptq_rounds_to_tiles(rows):
+    """Better than to nearest by the layer's output, with one scale for a block, and there and back."""
+    weight, x = some(rows, 256), some(2048, 256, 1, 1.0) * torch.linspace(0.1, 3, 256)
+    made = gptq.quantize(weight, x.T @ x, FP8_TILES, 128)
+    nearest = rtn.quantize(weight, FP8_TILES, 128)
+    off = [((back.dequantize() - weight) @ x.T).norm() for back in (made, nearest)]
+    assert off[0] < 0.99 * off[1]
+    assert torch.equal(made.scales, made.stored_scales.tiles.repeat_interleave(128, dim=0)[:rows])
+    round_trip(FORMAT, made, Layout(FP8_TILES, 128, FLOATS))
+
+
+def test_ranges_of_tiles_are_not_narrowed():
+    weight, hessian = some(256, 128), torch.eye(128)
+    for make in (
+        lambda: rtn.quantize(weight, FP8_TILES, 128, clip="mse"),
+        lambda: gptq.quantize(weight, hessian, FP8_TILES, 128, clip="output"),
+        lambda: awq.quantize(weight, hessian, FP8_TILES, 128),
+    ):
+        with pytest.raises(qtutor.QtutorError, match=r"a scale for 128 rows.*clip='none'"):
+            make()
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_methods_that_read_text_run_on_tiles_and_their_folders_come_back(tmp_path, method):
+    model, tokenizer = qtutor.load_decoder(device="cpu")
+    recipe = Recipe(method, levels="fp8", group_size=(128, 128))
+    assert recipe.grid == FP8_TILES and recipe.group_size == 128 and recipe.rounder.clip == "none"
+    texts = calibration_tokens(2, 128) if recipe.needs_calibration else None
+    qtutor.quantize(model, recipe, texts, progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "compressed-tensors", tokenizer)
+    again, _ = qtutor.load(folder, device="cpu")
+    ids = calibration_tokens(2, 32)
+    with torch.inference_mode():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_range_cannot_be_asked_for_in_a_recipe_either():
+    with pytest.raises(qtutor.QtutorError, match="a scale for 128 x 128 weights takes every group's whole range"):
+        Recipe("gptq", levels="fp8", group_size=128, clip="output")
