@@ -9,7 +9,7 @@ A function for each claim. What it finds goes into qtutor/course/stored/claims.j
 command, so a run may be stopped at any time. Models that read text are calibrated three times, on three draws of it. KL
 and perplexity are measured on text that no model has read, right answers on questions that were held out of training.
 
-The embedded decoder takes some 15 minutes on one core, most of it for GPTQ and AWQ; SmolLM2 as long.
+The embedded decoder takes some 15 minutes on one core, most of it for GPTQ and AWQ; SmolLM2 some 45.
 """
 
 import argparse
@@ -78,12 +78,17 @@ class Source:
         """Token ids ``[samples, length]`` of one draw."""
         if self.name == EMBEDDED:
             return calibration_tokens(SAMPLES, LENGTH, seed=draw)
-        from qtutor.course.your_model.model import calibration_of
-
-        return calibration_of(self.tokenizer, SAMPLES)
+        return built_in(self.tokenizer, draw, SAMPLES, SAMPLES)
 
     def kl(self, model) -> float:
         return compare(model, self.model, self.text).kl
+
+
+def built_in(tokenizer, draw: int, samples: int, most: int, **length: int) -> torch.Tensor:
+    """Token ids ``[samples, length]`` of one draw of the built-in text. No two draws share a sample as long as none
+    takes more than ``most``; each has English and Python, which stand in turns.
+    """
+    return builtin_calibration(tokenizer, samples=DRAWS * most, **length).token_ids[draw::DRAWS][:samples]
 
 
 # --- the models ---
@@ -94,7 +99,7 @@ def measured(source: Source, name: str) -> dict:
     row: dict = {"draws": []}
     candidate = None if name == "float" else CANDIDATES[name]
     row["family"] = "float" if candidate is None else candidate.family
-    draws = DRAWS if candidate is not None and candidate.calibrated and source.name == EMBEDDED else 1
+    draws = DRAWS if candidate is not None and candidate.calibrated else 1
     for draw in range(draws):
         if candidate is None:
             model, nbytes = source.model, bytes_in_16(source.model)
@@ -192,7 +197,7 @@ def one_percent(source: Source) -> dict:
                     weight.shape[1], generator=torch.Generator().manual_seed(99 * d + n)
                 )
             )
-            for d in range(DRAWS if source.name == EMBEDDED else 1)
+            for d in range(DRAWS)
         ],
     }
     return {"none": none, "kept": found}
@@ -273,12 +278,11 @@ def same_algorithm(source: Source) -> dict:
 def calibration(source: Source) -> dict:
     """GPTQ by itself at 3 bits, on matched text, on text of another kind, on random tokens; and on more or less."""
     size, length, largest = 32, 128, 512 if source.name == EMBEDDED else 128
-    built_in = None if source.name == EMBEDDED else builtin_calibration(source.tokenizer, length, DRAWS * largest)
 
     def matched(draw: int, count: int = size) -> torch.Tensor:
-        if built_in is None:
+        if source.name == EMBEDDED:
             return calibration_tokens(count, length, draw)
-        return built_in.token_ids[draw::DRAWS][:count]  # every third, so that each draw has both languages
+        return built_in(source.tokenizer, draw, count, largest, length=length)
 
     def sessions(draw: int) -> torch.Tensor:
         texts = corpus.training_sessions(size, seed=100 + draw, examples=length // 6)
@@ -371,7 +375,8 @@ def write() -> None:
     """The table of claims, into its page, and the verdicts, into the README."""
     PAGE.write_text(
         "# What people say of quantization, measured\n\nWritten by `python benchmarks/claims.py --write` from what the "
-        "script stored (qtutor/course/stored/claims.json says how and when). Chapter 12 shows it. The float weights of "
+        "script stored (qtutor/course/stored/claims.json says how and when). Chapter 12 shows it. What reads "
+        f"text was calibrated on {DRAWS} draws of it, and its figures are means over them. The float weights of "
         "SmolLM2 are those of a 4-bit file, so its rows only compare methods with one another.\n\n"
         + page_table()
         + "\n",

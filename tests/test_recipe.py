@@ -305,7 +305,7 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
         ({"layers": {5: "float"}}, "layers = {5: 'float'}: exceptions by pattern"),
         ({"method": "fp8", "group_size": 32}, "group_size = 32: method 'fp8' has -1 or 0 or 128"),
         ({"method": "fp8", "group_size": 64}, "group_size = 64: method 'fp8' has -1 or 0 or 128"),
-        ({"levels": "fp8", "group_size": 128}, "group_size = 128: levels of 'fp8' have -1 or 0"),
+        ({"levels": "fp8", "group_size": 64}, "group_size = 64: levels of 'fp8' have -1 or 0 or 128"),
         ({"method": "int8", "group_size": 64}, "group_size = 64: method 'int8' has -1"),
         ({"method": "int8", "group_size": 0}, "group_size = 0: method 'int8' has -1"),
         ({"method": "mxfp4", "group_size": 64}, "group_size = 64: method 'mxfp4' has 32"),

@@ -116,7 +116,7 @@ def without_one_weight(panels: Mapping[str, Sequence[tuple[int, float]]]) -> Fig
 def loss_against_bits(series: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """The rise of perplexity, logarithmic, against bits; series: name -> (bits, per cent)."""
     figure, (ax,) = new_figure(7.0, 3.2)
-    for (name, rows), colour, marker in zip(series.items(), (BLUE, RED, GREEN), MARKERS):
+    for (name, rows), colour, marker in zip(series.items(), (BLUE, RED, GREEN, PURPLE), MARKERS):
         shown = [(bits, rise) for bits, rise in rows if rise > 0]
         ax.plot(*zip(*shown), marker=marker, color=colour, label=name)
     ax.set(yscale="log", xlabel="bits of a code", ylabel="perplexity rises by, per cent")
@@ -149,22 +149,25 @@ def calibrated_with(kinds: Mapping[str, Sequence[float]], counts: Mapping[str, S
     return figure
 
 
-def arithmetic_against_perplexity(points: Sequence[tuple[str, float, float]], chance: float) -> Figure:
-    """Shares of right sums that are left, against what perplexity suggests; below the line, perplexity hides a loss.
+def arithmetic_against_perplexity(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> Figure:
+    """A row for each model: the share of right sums that is left, and as a ring what perplexity suggests. A ring to the
+    right of a dot and its bar says that perplexity hides a loss.
 
-    points: (name, suggested, left). chance: one standard deviation, drawn twice.
+    panels: decoder -> (name, suggested, left, chance). chance: one standard deviation of left, drawn twice.
     """
-    figure, (ax,) = new_figure(5.6, 4.2)
-    ax.plot([0, 1], [0, 1], "--", color="0.5", linewidth=1, label="as perplexity suggests")
-    for _, suggested, left in points:
-        ax.errorbar(suggested, left, yerr=2 * chance, fmt="o", color=BLUE, capsize=2, markersize=5)
-    low = min(min(left for *_, left in points), min(s for _, s, _ in points)) - 0.1
-    ax.set(xlim=(max(low, 0), 1.08), ylim=(max(low, 0), 1.08))
-    ax.set(xlabel="share that perplexity suggests", ylabel="share of right sums that is left")
-    ax.set_title("right answers beside what perplexity says", size=10)
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
-    label(figure, ax, [Point(name, round(suggested * 1e6), left) for name, suggested, left in points])
+    figure, axes = new_figure(7.6, 0.3 * max(map(len, panels.values())) + 1.2, panels=len(panels))
+    for ax, (title, rows) in zip(axes, panels.items()):
+        names, suggested, left, chances = zip(*rows)
+        places = range(len(rows))
+        bars = [2 * chance for chance in chances]
+        ax.errorbar(left, places, xerr=bars, fmt="o", color=BLUE, capsize=2, markersize=5, label="is left")
+        ax.plot(suggested, places, "o", color=RED, fillstyle="none", markersize=9, label="as perplexity suggests")
+        ax.set_yticks(places, names, fontsize=8)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        ax.set(xlabel="share of the right sums", xlim=(0, 1.15), ylim=(len(rows) - 0.5, -0.5))
+        ax.set_title(title, size=10)
+        ax.grid(axis="x", alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -53,10 +53,14 @@ def test_both_panels_of_calibration_share_what_no_text_loses():
     assert [label.get_text() for label in right.get_xticklabels()] == ["8", "32"]
 
 
-def test_sums_against_perplexity():
-    ax = pictures.arithmetic_against_perplexity([("RTN 4", 0.9, 0.8)], 0.03).axes[0]
-    assert [text.get_text() for text in ax.texts] == ["RTN 4"]
-    assert ax.get_xlim() == ax.get_ylim()
+def test_sums_against_perplexity_have_a_row_for_each_model():
+    left, right = pictures.arithmetic_against_perplexity(
+        {"a": [("RTN 4", 0.9, 0.8, 0.03), ("NF4", 0.95, 0.97, 0.03)], "b": [("RTN 4", 0.7, 0.4, 0.05)]}
+    ).axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["RTN 4", "NF4"]
+    dots, rings = (next(line for line in left.lines if line.get_markersize() == size) for size in (5, 9))
+    assert list(dots.get_xdata()) == [0.8, 0.97] and list(rings.get_xdata()) == [0.9, 0.95]
+    assert left.get_xlim() == right.get_xlim() and right.get_title() == "b"
 
 
 def test_kinds_have_a_row_each():

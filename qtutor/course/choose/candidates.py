@@ -63,9 +63,14 @@ CANDIDATES = {
     },
 }
 # What SmolLM2 has time for.
-OF_SMOLLM2 = ("RTN 8", "RTN 4", "RTN 3", "HQQ 4", "SINQ 4", "NF4", "MXFP4", "NVFP4", "GPTQ 4")
+OF_SMOLLM2 = (
+    *("RTN 8", "RTN 4", "RTN 3", "HQQ 4", "SINQ 4", "NF4", "MXFP4", "NVFP4", "FP8", "int8"),
+    *("AWQ 4", "AWQ 3", "GPTQ 4", "GPTQ 3", "GPTQ on NVFP4", "Q4_K_M file"),
+)
 # The claim "all methods within 6 % at 4 bits" is about these.
 AT_FOUR_BITS = ("RTN 4", "HQQ 4", "SINQ 4", "NF4", "MXFP4", "NVFP4", "AWQ 4", "GPTQ 4")
+# Whose right sums are shown beside perplexity, where they were asked for any.
+BESIDE_PERPLEXITY = ("RTN 4", "NF4", "MXFP4", "NVFP4", "AWQ 4", "GPTQ 4", "RTN 3", "AWQ 3", "GPTQ 3")
 
 
 def made(model, tokenizer, candidate: Candidate, calibration=None):

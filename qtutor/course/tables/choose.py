@@ -25,7 +25,10 @@ def every_claim() -> None:
 
 
 def every_model(of: Stored) -> None:
-    """Bytes and losses of all models, the smallest KL first."""
+    """Bytes and losses of all models of a decoder, the smallest KL first."""
+    say(
+        f"**{len(of.models)} models of {NAMES[of.source]}.**" if of.models else f"{NAMES[of.source]}: {claims.MISSING}."
+    )
     rows = []
     for m in sorted(of.models.values(), key=lambda m: m.kl):
         spread = f"{m.spread:.4f}" if len(m.draws) > 1 else ""
@@ -72,17 +75,20 @@ def tree_table(stores: Mapping[str, Stored]) -> None:
     table(["if", "take", "row", "because", *(NAMES[source] for source in stores)], *rows)
 
 
-def spread_of_draws(of: Stored) -> None:
-    """How much the draw of calibration text changes, beside the difference between methods."""
-    drawn = [m for m in of.models.values() if len(m.draws) > 1]
-    if not drawn:
-        say("No calibrated model is stored.")
-        return
-    most = max(drawn, key=lambda m: m.spread / m.kl)
-    say(
-        f"{len(drawn)} models read text, and were made on {len(drawn[0].draws)} draws of it each. The draw changes KL "
-        f"most in {most.name}: by {most.spread / most.kl:.0%} of it, one standard deviation."
-    )
+def spread_of_draws(*stores: Stored) -> None:
+    """For each decoder, how much the draw of calibration text changes."""
+    lines = []
+    for of in stores:
+        drawn = [m for m in of.models.values() if len(m.draws) > 1]
+        if not drawn:
+            lines.append(f"- {NAMES[of.source]}: no calibrated model is stored.")
+            continue
+        most = max(drawn, key=lambda m: m.spread / m.kl)
+        lines.append(
+            f"- {NAMES[of.source]}: {len(drawn)} models read text, and were made on {len(most.draws)} draws each. "
+            f"The draw changes KL most in {most.name}: by {most.spread / most.kl:.0%} of it, one standard deviation."
+        )
+    say("**The draws.**", *lines)
 
 
 def calibration_of_smollm2(bits: int = 3) -> None:

@@ -1,6 +1,9 @@
 """Claims: what is stored is what the README says, verdicts have margins, and rows that are missing are said to be."""
 
 import json
+import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,8 @@ from benchmarks import pages
 from qtutor.course.choose import answers, claims, results
 from qtutor.course.choose.candidates import AT_FOUR_BITS, CANDIDATES, OF_SMOLLM2
 from qtutor.course.choose.results import EMBEDDED, SMOLLM2, Stored, stored
+
+CHAPTER = Path(__file__).parents[3] / "notebooks" / "12_choose.ipynb"
 
 
 def of(models: dict | None = None, found: dict | None = None, source: str = EMBEDDED) -> Stored:
@@ -36,12 +41,13 @@ def test_every_stored_number_says_how_and_when():
 
 
 def test_every_candidate_was_measured_and_calibrated_ones_three_times():
-    models = stored().models
-    assert set(models) == {"float", *CANDIDATES}
-    for name, candidate in CANDIDATES.items():
-        assert len(models[name].draws) == (3 if candidate.calibrated else 1)
-        assert models[name].kl_error > 0
-    assert set(AT_FOUR_BITS) | set(OF_SMOLLM2) <= set(CANDIDATES)
+    for source, wanted in ((EMBEDDED, CANDIDATES), (SMOLLM2, OF_SMOLLM2)):
+        models = stored(source).models
+        assert set(models) == {"float", *wanted}
+        for name in wanted:
+            assert len(models[name].draws) == (3 if CANDIDATES[name].calibrated else 1)
+            assert models[name].kl_error > 0
+    assert set(AT_FOUR_BITS) <= set(OF_SMOLLM2) <= set(CANDIDATES)
 
 
 def test_every_claim_is_judged_on_the_embedded_decoder():
@@ -99,6 +105,17 @@ def test_what_perplexity_suggests():
 def test_a_file_is_so_many_times_smaller():
     found = {"groups": {"64": {"bits": 4.0, "layers": 50}}, "bytes_in_16": 300, "not_quantized": 100}
     assert claims.smaller(found) == (4, 2)
+
+
+def test_what_is_said_of_published_figures_follows_from_them():
+    """Shares that AWQ's table 1 (OPT-6.7B, 3 bits) wins back, and rises out of its table 4 and torchao's README."""
+    text = CHAPTER.read_text(encoding="utf-8")
+    exact, none = 10.86, 23.54
+    for shares, change in (("94 % and 7 %", math.log), ("96 % and 9 %", lambda perplexity: perplexity)):
+        back = [(change(none) - change(kept)) / (change(none) - change(exact)) for kept in (11.39, 22.37)]
+        assert " and ".join(f"{share:.0%}".replace("%", " %") for share in back) == shares and shares in text
+    for before, after in ((5.47, 5.60), (10.936, 11.409), (10.936, 11.905), (10.936, 12.380)):
+        assert re.search(rf"{after:.{2 if before < 10 else 3}f}, [a-z ]*\+ {100 * (after / before - 1):.1f} %", text)
 
 
 def test_the_file_is_json_with_few_digits():

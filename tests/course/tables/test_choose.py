@@ -30,7 +30,8 @@ def test_every_claim_has_a_row(shown):
 
 def test_models_are_ordered_by_loss(shown):
     tables.every_model(stored())
-    names = [line.split("|")[1].strip() for line in shown[0].splitlines()[2:]]
+    assert shown[0] == f"**{len(stored().models)} models of the embedded decoder.**"
+    names = [line.split("|")[1].strip() for line in shown[1].splitlines()[2:]]
     assert names[0] == "float" and names.index("GPTQ 4") < names.index("RTN 4") < names.index("RTN 3")
 
 
@@ -59,6 +60,7 @@ def test_what_chapter_11_knows_of_calibration(shown):
 
 
 def test_the_spread_of_draws(shown):
-    tables.spread_of_draws(stored())
-    tables.spread_of_draws(Stored({}, SMOLLM2))
-    assert "on 3 draws of it each" in shown[0] and "No calibrated model" in shown[1]
+    tables.spread_of_draws(stored(), Stored({}, SMOLLM2))
+    (text,) = shown
+    assert "- the embedded decoder: 9 models read text, and were made on 3 draws each." in text
+    assert text.endswith("- SmolLM2: no calibrated model is stored.")
