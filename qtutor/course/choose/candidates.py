@@ -62,10 +62,10 @@ CANDIDATES = {
         for kind in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
     },
 }
-# What SmolLM2 has time for.
+# What SmolLM2 has time for. No files: its float weights are those of one, so llama.cpp's types would fit them too well.
 OF_SMOLLM2 = (
     *("RTN 8", "RTN 4", "RTN 3", "HQQ 4", "SINQ 4", "NF4", "MXFP4", "NVFP4", "FP8", "int8"),
-    *("AWQ 4", "AWQ 3", "GPTQ 4", "GPTQ 3", "GPTQ on NVFP4", "Q4_K_M file"),
+    *("AWQ 4", "AWQ 3", "GPTQ 4", "GPTQ 3"),
 )
 # The claim "all methods within 6 % at 4 bits" is about these.
 AT_FOUR_BITS = ("RTN 4", "HQQ 4", "SINQ 4", "NF4", "MXFP4", "NVFP4", "AWQ 4", "GPTQ 4")
