@@ -33,7 +33,6 @@ def off_by_one(weight, bits):
 
 EXERCISE = Exercise(
     name="test.halves",
-    chapter="99_test",
     title="half of everything",
     difficulty=1,
     minutes=1,
