@@ -29,9 +29,8 @@ from qtutor.formats.foreign_settings import IN_CONFIG, format_of, settings_in
 from qtutor.formats.headers import Stored
 from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.runtime.int8 import Int8Linear
-from qtutor.runtime.kinds import linear_for
+from qtutor.runtime.kinds import layer_of
 from qtutor.runtime.linear import QuantLinear
-from qtutor.runtime.scaled import ScaledLinear
 
 
 @dataclass(frozen=True)
@@ -189,9 +188,7 @@ def _layer(
 
     scale: what its inputs are multiplied by, if anything.
     """
-    if scale is not None:
-        return ScaledLinear.from_scaled(quantized, scale, bias)
-    layer = linear_for(quantized.grid).from_quantized(quantized, bias)
+    layer = layer_of(quantized, bias, scale)
     if isinstance(layer, Int8Linear):
         layer.threshold = layout.threshold
     return layer
