@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from qtutor.gguf import TYPES, encode
-from qtutor.gguf.pieces import thread_count
+from qtutor.threads import thread_count
 from tests.gguf import llama_cpp
 
 SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qtutor.errors import QtutorError, naming, shown
-from qtutor.formats import checkpoint, foreign_reading, gguf, load_quantized
+from qtutor.formats import checkpoint, foreign_reading, gguf_reading, load_quantized
 from qtutor.formats.documents import reading
 from qtutor.formats.gguf_files import file_in
 from qtutor.formats.sources import FLOAT, GGUF, OURS, Source, find
@@ -42,10 +42,10 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
 def _load(source: Source, dtype: torch.dtype | str | None, device: str | None):
     found = find(source)
     if found.kind == GGUF:
-        opened = gguf.opened(found.path)
+        opened = gguf_reading.opened(found.path)
         tokenizer = tokenizer_in_gguf(opened, found.path)
         dtype = torch.float32 if dtype in (None, "auto") else checkpoint.dtype_of(dtype)
-        return gguf.decoded(opened, device, dtype), tokenizer
+        return gguf_reading.decoded(opened, device, dtype), tokenizer
     if found.kind == OURS:
         model = load_quantized(found.path, device)
         return model, tokenizer_in(found.path, model.config)

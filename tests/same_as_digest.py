@@ -411,10 +411,11 @@ def exercises() -> None:
 def answers_of_tests(known: dict, examine) -> None:
     """Right and wrong answers in the tests of this tree (each tree has those that its modules fit)."""
     root = Path(sys.argv[2])
-    for path in sorted((root / "tests").rglob("test_exercises*.py")):
+    of_old = (root / "tests").rglob("test_exercises*.py")
+    for path in sorted([*of_old, *(root / "tests" / "course" / "exercises").glob("test_*.py")]):
         module = ".".join(path.relative_to(root).with_suffix("").parts)
         with attempt("verdicts, answers", module):
-            for test in vars(importlib.import_module(module)).values():
+            for test in list(vars(importlib.import_module(module)).values()):
                 for mark in getattr(test, "pytestmark", ()):
                     for row in mark.args[1]:
                         if isinstance(row, tuple) and row[0] in known and callable(row[1]):

@@ -19,7 +19,7 @@ from qtutor.budget.allocation import allocate
 from qtutor.budget.sensitivity import Rounding, losses_of
 from qtutor.errors import QtutorError
 from qtutor.families import family_of
-from qtutor.formats.gguf import contents, importance_by_name
+from qtutor.formats.gguf_contents import contents, importance_by_name
 from qtutor.formats.gguf_reading import parameters
 from qtutor.gguf.architecture import tensor_name
 from qtutor.gguf.coding import decode, encode

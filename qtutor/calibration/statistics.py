@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qtutor.errors import QtutorError
+from qtutor.guards.ids import check_token_ids
 from qtutor.guards.model import in_eval
 
 BATCH = 8
@@ -109,18 +110,3 @@ def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) ->
             hook.remove()
     shared = {id(statistics): statistics.result() for statistics in running.values()}
     return {name: shared[id(running[name])] for name in layers}
-
-
-def check_token_ids(token_ids: torch.Tensor, vocabulary: int) -> None:
-    """Raise :class:`QtutorError` unless ``token_ids`` is an int64 ``[samples, length]`` of ids below ``vocabulary``."""
-    if token_ids.dim() != 2 or token_ids.dtype not in (torch.int64, torch.int32) or token_ids.numel() == 0:
-        raise QtutorError(
-            f"calibration text: {token_ids.dtype} of shape {list(token_ids.shape)}; token ids, int64 [samples, "
-            "length], are needed. One long text becomes that by ids[: samples * length].reshape(samples, length)."
-        )
-    low, high = int(token_ids.min()), int(token_ids.max())
-    if low < 0 or high >= vocabulary:
-        raise QtutorError(
-            f"calibration text: token ids run from {low} to {high}, but the model's vocabulary has {vocabulary}: 0 to "
-            f"{vocabulary - 1}. Was the text tokenized with another model's tokenizer?"
-        )

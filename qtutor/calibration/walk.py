@@ -35,10 +35,9 @@ from torch import nn
 from qtutor.calibration.block import CalibratedBlock
 from qtutor.calibration.mapped import Weights
 from qtutor.calibration.precision import WIDE
-from qtutor.calibration.statistics import check_token_ids
 from qtutor.calibration.stream import Stream, check_finite
-from qtutor.errors import QtutorError
 from qtutor.families import decoder_blocks, family_of
+from qtutor.guards.ids import check_calibration
 from qtutor.guards.model import in_eval
 
 
@@ -74,7 +73,7 @@ def walk(
     """
     weights, start = source if isinstance(source, Weights) else Weights(source), start or Start()
     model, family = weights.model, family_of(weights.model)
-    check_tokens(model, token_ids)
+    check_calibration(token_ids, model.config)
     with weights.around_blocks():
         states, arguments = first_states(model, token_ids)
     twin_states = states.clone() if twin else None
@@ -95,22 +94,6 @@ def walk(
             yield calibrated
         calibrated.advance()
         del module, place, calibrated  # before the next one is brought
-
-
-def check_tokens(model: nn.Module, token_ids: torch.Tensor) -> None:
-    """Raise :class:`QtutorError` unless ``token_ids`` can calibrate ``model``."""
-    check_token_ids(token_ids, model.config.vocab_size)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and token_ids.shape[1] > longest:
-        raise QtutorError(
-            f"calibration text: samples of {token_ids.shape[1]} tokens, but the model reads {longest} at most. Cut the "
-            "text into more and shorter samples."
-        )
-    if token_ids.numel() > 1 and (token_ids == token_ids[0, 0]).all():
-        raise QtutorError(
-            f"calibration text: all {token_ids.numel()} tokens are {int(token_ids[0, 0])}. One token says nothing "
-            "about which inputs are large together: take ordinary text, a few thousand tokens of it."
-        )
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which engine takes which recipe, as a table computed from the rules in :mod:`qtutor.formats.targets`; and an engine
+"""Which engine takes which recipe, as a table computed from the rules in :mod:`qtutor.formats.ways`; and an engine
 that loads a folder here, if one is installed.
 """
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from torch import nn
 
 import qtutor
-from qtutor.course.exercises.checkpoints.folder import has_engine
+from qtutor.course.exercises.checkpoints.readers import has_engine
 from qtutor.course.scores import table
 from qtutor.errors import QtutorError
-from qtutor.formats.targets import RAN, TARGETS, Shape, pick
+from qtutor.formats.targets import Shape, pick
 from qtutor.formats.transformers_files import as_transformers_loads
+from qtutor.formats.ways import RAN, TARGETS
 from qtutor.recipe import Recipe
 
 NOBODY = "-"

@@ -9,7 +9,7 @@ from qtutor.doctor.finding import Finding
 from qtutor.doctor.patient import Patient
 from qtutor.errors import QtutorError, shown
 from qtutor.families import FAMILIES
-from qtutor.formats import foreign_reading
+from qtutor.formats import foreign_settings
 from qtutor.formats.checkpoint import STORED
 from qtutor.formats.documents import file_in, read_json
 from qtutor.formats.tokenizers_files import tokenizer_in
@@ -52,7 +52,7 @@ def _packed_under(patient: Patient, layer: str) -> str | None:
 
 def _is_to_be_packed(patient: Patient, layer: str) -> bool:
     try:
-        form = foreign_reading.format_of(patient.settings, "")
+        form = foreign_settings.format_of(patient.settings, "")
         return layer in form.layouts(patient.settings, [layer], "")
     except QtutorError:
         return True  # other faults of the settings are told elsewhere

@@ -16,7 +16,7 @@ from torch import nn
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.errors import QtutorError
-from qtutor.formats import FOREIGN, checkpoint, foreign_reading, native
+from qtutor.formats import FOREIGN, checkpoint, foreign_reading, foreign_settings, native
 from qtutor.formats.checkpoint import STORED
 from qtutor.formats.documents import file_in, read_json, reading
 from qtutor.formats.foreign import Layout
@@ -178,7 +178,7 @@ def _open_foreign(patient: Patient) -> None:
     try:
         config = file_in(folder, checkpoint.CONFIG)
         patient.values = {} if config is None else read_json(config)
-        found = foreign_reading.settings_in(folder)
+        found = foreign_settings.settings_in(folder)
         if found is None:
             return
         patient.settings, where = found
@@ -186,7 +186,7 @@ def _open_foreign(patient: Patient) -> None:
         patient.form = method if isinstance(method, str) and method in FOREIGN else "an unknown format"
         for path, header in checkpoint.headers_in(folder).items():
             patient.files |= {name: (path, stored) for name, stored in header.items()}
-        foreign_reading.format_of(patient.settings, where)
+        foreign_settings.format_of(patient.settings, where)
         patient.foreign = foreign_reading.opened(folder)
     except QtutorError as error:
         patient.problem = str(error)

@@ -81,14 +81,14 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     """
     import torch
 
-    from qtutor.formats import foreign_reading, gguf, native
+    from qtutor.formats import foreign_reading, foreign_settings, gguf, native
     from qtutor.formats.documents import reading
     from qtutor.formats.gguf_files import file_in
 
     # Also where a caller is in inference mode: kernels keep nothing of tensors whose changes torch does not count.
     with reading(source), torch.inference_mode(False):
         ours = (Path(source) / native.ABOUT).is_file()
-        if not ours and Path(source).is_dir() and foreign_reading.settings_in(Path(source)) is not None:
+        if not ours and Path(source).is_dir() and foreign_settings.settings_in(Path(source)) is not None:
             return foreign_reading.load(source, device)
         file = None if ours else file_in(source, alone=False)
         return native.load(source, device) if file is None else gguf.load(file, device)

@@ -9,7 +9,6 @@ A layer that the settings call quantized and that is there as a plain float weig
 engines. Left out: an order of columns that an engine looks up while it multiplies (``g_idx`` that is not trivial).
 """
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,24 +19,18 @@ from safetensors import safe_open
 from torch import nn
 
 from qtutor.core.quantized import QuantizedTensor, resolve_group_size
-from qtutor.errors import QtutorError, is_failure, naming, said, shown
+from qtutor.errors import QtutorError, is_failure, naming, said
 from qtutor.families import family_called, family_of, linear_layers
-from qtutor.formats import FOREIGN
 from qtutor.formats.checkpoint import CONFIG, STORED, dtype_of, headers_in, take_settings
 from qtutor.formats.comparing import NAMES, blocks_in, check_finite, compare
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.foreign import Format, Layout, Wanted
+from qtutor.formats.foreign_settings import IN_CONFIG, format_of, settings_in
 from qtutor.formats.headers import Stored
 from qtutor.formats.transformers_files import config_of, empty_model, filled
 from qtutor.runtime.int8 import Int8Linear
-from qtutor.runtime.kinds import linear_for
+from qtutor.runtime.kinds import layer_of
 from qtutor.runtime.linear import QuantLinear
-from qtutor.runtime.scaled import ScaledLinear
-
-# The second is what compressed-tensors had before 0.4. The third is MLX's, which has the first, too, by now.
-IN_CONFIG = ("quantization_config", "compression_config", "quantization")
-# Files that had the settings before config.json did, or still have: and what quant_method is where they do not say it.
-BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 
 
 @dataclass(frozen=True)
@@ -92,54 +85,6 @@ class Opened:
             return None
         scale = read(key).float()
         return None if (scale == 1).all() else scale
-
-
-def settings_in(folder: Path) -> tuple[dict, str] | None:
-    """The quantization settings of a folder, and the file that they are from; ``None`` where there are none.
-
-    quant_method is always there. Raises :class:`QtutorError` for settings that are no object.
-    """
-    path = file_in(folder, CONFIG)
-    values = read_json(path) if path is not None else {}
-    for key in IN_CONFIG:
-        if values.get(key) is not None:
-            if not isinstance(values[key], dict):
-                raise QtutorError(f"{path}: {key} is {shown(values[key])}, expected an object. {AGAIN}")
-            if key == IN_CONFIG[2] and values[key].get("quant_method", "mlx") != "mlx":
-                continue  # no engine looks for another tool's settings there
-            usual = {"quant_method": "compressed-tensors"} if key == IN_CONFIG[1] else {}
-            usual |= {"quant_method": "bitsandbytes"} if {"load_in_4bit", "load_in_8bit"} & values[key].keys() else {}
-            if values.get("quantization") is not None:
-                usual["quant_method"] = "mlx"
-                _check_same(values, key, path)
-            return usual | values[key], str(path)
-    for name, method in BESIDE.items():
-        beside = file_in(folder, name)
-        if beside is not None and path is not None:
-            return {"quant_method": method, **read_json(beside)}, str(beside)
-    return None
-
-
-def _check_same(values: dict, key: str, path: Path) -> None:
-    """MLX looks at ``quantization`` alone; its copy, at ``key``, has to say the same."""
-    copy = {name: value for name, value in values[key].items() if name != "quant_method"}
-    if values[key].get("quant_method", "mlx") == "mlx" and copy != values["quantization"]:
-        raise QtutorError(
-            f"{path}: {key} differs from quantization, which is the one that MLX looks at: the file was edited, or is "
-            f"damaged. {AGAIN}"
-        )
-
-
-def format_of(settings: dict, where: str) -> Format:
-    """The format that ``settings`` belong to. Raises :class:`QtutorError` naming those that are read."""
-    method = settings.get("quant_method")
-    if not isinstance(method, str) or method not in FOREIGN:
-        raise QtutorError(
-            f"{where}: the model is quantized by {shown(method)}, which is not read here. Read are "
-            f"{', '.join(FOREIGN)}, GGUF files and qtutor's own folders; or take the float checkpoint that it was made "
-            "of."
-        )
-    return importlib.import_module(f"qtutor.formats.{FOREIGN[method]}").FORMAT
 
 
 def load(folder: str | Path, device: str | None = None, dtype: torch.dtype | str = "auto") -> nn.Module:
@@ -243,9 +188,7 @@ def _layer(
 
     scale: what its inputs are multiplied by, if anything.
     """
-    if scale is not None:
-        return ScaledLinear.from_scaled(quantized, scale, bias)
-    layer = linear_for(quantized.grid).from_quantized(quantized, bias)
+    layer = layer_of(quantized, bias, scale)
     if isinstance(layer, Int8Linear):
         layer.threshold = layout.threshold
     return layer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qtutor.decoder import EMBEDDED
 from qtutor.errors import QtutorError, naming
-from qtutor.formats import foreign_reading, hub, native_reading
+from qtutor.formats import foreign_settings, hub, native_reading
 from qtutor.formats.gguf_files import file_in
 
 Source = str | os.PathLike
@@ -41,4 +41,4 @@ def find(source: Source) -> Found:
     if (folder / native_reading.ABOUT).is_file():
         return Found(OURS, folder)
     with naming(f"{source}: the checkpoint cannot be loaded"):
-        return Found(FLOAT if foreign_reading.settings_in(folder) is None else FOREIGN, folder)
+        return Found(FLOAT if foreign_settings.settings_in(folder) is None else FOREIGN, folder)

@@ -15,7 +15,8 @@ from torch import nn
 from qtutor.errors import QtutorError
 from qtutor.formats import FOREIGN
 from qtutor.formats.foreign import linear_names, packed_layers
-from qtutor.formats.targets import AWQ, GPTQ, RAN, TARGETS, WAYS, Way, misfits
+from qtutor.formats.targets import misfits
+from qtutor.formats.ways import AWQ, GPTQ, RAN, TARGETS, WAYS, Way
 from qtutor.runtime.linear import QuantLinear
 
 BY_GPTQMODEL = f"{RAN}, with the package gptqmodel"

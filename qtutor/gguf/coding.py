@@ -7,7 +7,7 @@ import numpy as np
 from qtutor.errors import QtutorError
 from qtutor.gguf import decoding
 from qtutor.gguf.layout import TYPES, BlockType
-from qtutor.gguf.pieces import in_pieces
+from qtutor.threads import in_steps, thread_count
 
 _MODULES = {
     "simple": ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
@@ -20,6 +20,8 @@ _MODULES = {
     "few_bits": ("Q1_0", "Q2_0"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+PIECE = 1 << 18  # values that a thread encodes at a time: they stay in its cache from the check to the last pass
+ROWS = 16  # pieces are whole multiples of so many rows, so that the encoders' lanes are filled
 _DECODED_AT_ONCE = 1 << 18  # weights; numpy's temporary arrays then fit into the cache
 _HALF_LIMIT = 65520  # float16 rounds this number, and every larger one, to infinity
 
@@ -48,7 +50,7 @@ def encode(rows: np.ndarray, type: str, importance: np.ndarray | None = None) ->
     if importance is not None:
         importance = _check_importance(importance, rows.shape[1])
     if type == "F32":
-        in_pieces(lambda first, last: _look_through(rows[first:last], first, block_type), *rows.shape)
+        _in_pieces(lambda first, last: _look_through(rows[first:last], first, block_type), *rows.shape)
         return rows.astype("<f4", copy=False).view(np.uint8)
     width = rows.shape[1] // block_type.values * block_type.nbytes
     data = np.empty((len(rows), width), np.uint8)
@@ -110,7 +112,11 @@ def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: 
             kernel(blocks, weights, target)
         _check_scales(target, blocks, first * rows.shape[1], rows.shape[1], block_type, len(weights) > 0)
 
-    in_pieces(work, *rows.shape)
+    _in_pieces(work, *rows.shape)
+
+
+def _in_pieces(work, rows: int, columns: int) -> None:
+    in_steps(work, rows, max(1, PIECE // max(columns, 1) // ROWS) * ROWS, thread_count())
 
 
 def _look_through(rows: np.ndarray, first: int, block_type: BlockType) -> None:

@@ -10,7 +10,7 @@ differently, and one different bit in a sum can choose another scale. But the su
 
 Each lane still adds its values in order, with C's rounding (no ``fastmath``: no reordering, no fused multiply-add). The
 iterations of the inner loop are independent, so it becomes one vector instruction. Everything else in the encoders is
-the algorithm itself; :mod:`qtutor.gguf.pieces` shares the rows among threads.
+the algorithm itself; :mod:`qtutor.threads` shares the rows among threads.
 
 Scratch arrays are rows of one array, picked by index (``room[0], room[1]``). Unpacking would give the same arrays, but
 numba would not know that each of them is contiguous, and would write no vector instructions.

@@ -1,8 +1,8 @@
 """One entrance for token ids: all usual forms of them become a tensor, int64 ``[samples, length]`` (or ``[count]``).
 
 These forms are tensors, arrays, lists of ids, what a tokenizer returns, lists of those, and with ``tokenizer`` the
-texts themselves. The code that reads the ids checks their values (in the vocabulary, not all alike, no longer than the
-context).
+texts themselves. What reads the ids asks :func:`check_token_ids` or :func:`check_calibration` whether their values fit
+its model.
 """
 
 from collections.abc import Mapping
@@ -51,6 +51,37 @@ def ids_of(given) -> torch.Tensor:
         "ids, or what the model's tokenizer returns for texts of one length. quantize() also takes texts, with "
         "tokenizer=."
     )
+
+
+def check_token_ids(token_ids: torch.Tensor, vocabulary: int) -> None:
+    """Raise :class:`QtutorError` unless ``token_ids`` is an int64 ``[samples, length]`` of ids below ``vocabulary``."""
+    if token_ids.dim() != 2 or token_ids.dtype not in (torch.int64, torch.int32) or token_ids.numel() == 0:
+        raise QtutorError(
+            f"calibration text: {token_ids.dtype} of shape {list(token_ids.shape)}; token ids, int64 [samples, "
+            "length], are needed. One long text becomes that by ids[: samples * length].reshape(samples, length)."
+        )
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= vocabulary:
+        raise QtutorError(
+            f"calibration text: token ids run from {low} to {high}, but the model's vocabulary has {vocabulary}: 0 to "
+            f"{vocabulary - 1}. Was the text tokenized with another model's tokenizer?"
+        )
+
+
+def check_calibration(token_ids: torch.Tensor, config) -> None:
+    """Raise :class:`QtutorError` unless ``token_ids`` can calibrate a model of this ``config``."""
+    check_token_ids(token_ids, config.vocab_size)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and token_ids.shape[1] > longest:
+        raise QtutorError(
+            f"calibration text: samples of {token_ids.shape[1]} tokens, but the model reads {longest} at most. Cut the "
+            "text into more and shorter samples."
+        )
+    if token_ids.numel() > 1 and (token_ids == token_ids[0, 0]).all():
+        raise QtutorError(
+            f"calibration text: all {token_ids.numel()} tokens are {int(token_ids[0, 0])}. One token says nothing "
+            "about which inputs are large together: take ordinary text, a few thousand tokens of it."
+        )
 
 
 def _cut(texts: list[str], tokenizer, length: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ def _loops() -> ModuleType:
         many, few, one = (np.ones(shape, np.float32) for shape in ((1, 1, 0), (1, 0), (1, 1)))
         codes, best = np.empty((1, 0), np.uint8), np.empty((1, 0), np.int64)
         loops.cheapest(many, one, many, many, one[0, 0], few, best, 0, 0)
-        loops.round_columns(few, one, few, few, one[0, 0], codes, few, 0, 0)
+        loops.round_block(few, one, few, few, one[0, 0], codes, few, 0, 0)
     return loops
 
 
@@ -65,7 +65,7 @@ def round_block(
     shape = len(scale), work.shape[1]
     codes, errors = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
     given = work.detach().numpy(), *_floats(upper, scale.expand(shape), zero.expand(shape))
-    loop, largest, places = _loops().round_columns, np.float32(grid.largest_code), (codes.numpy(), errors.numpy())
+    loop, largest, places = _loops().round_block, np.float32(grid.largest_code), (codes.numpy(), errors.numpy())
     least = SHARE // max(1, len(work) * len(scale))
     in_shares(lambda first, last: loop(*given, largest, *places, first, last), work.shape[1], least)
     return codes, errors

@@ -26,7 +26,7 @@ def jit(function):
 
 
 @jit
-def round_columns(work, upper, scale, zero, largest, codes, errors, first, last):
+def round_block(work, upper, scale, zero, largest, codes, errors, first, last):
     """:func:`~qtutor.methods.gptq.round_block` for the rows ``first ... last - 1`` of the matrix.
 
     work: float32 ``[columns, out]``, changed. upper: float32 ``[columns, columns]``. scale, zero: float32

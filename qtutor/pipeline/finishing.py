@@ -22,9 +22,8 @@ from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
 from qtutor.report import LayerReport, weight_error, what_is_lost
-from qtutor.runtime.kinds import linear_for
+from qtutor.runtime.kinds import layer_of
 from qtutor.runtime.linear import QuantEmbedding
-from qtutor.runtime.scaled import ScaledLinear
 
 
 def finished(
@@ -125,10 +124,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
         module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))
     else:
         bias = None if bias is None else bias.to(original.bias.dtype)
-        if rounded.columns is None:
-            module = linear_for(quantized.grid).from_quantized(quantized, bias)
-        else:
-            module = ScaledLinear.from_scaled(quantized, rounded.columns, bias)
+        module = layer_of(quantized, bias, rounded.columns)
     exact = rounded.weight.float()
     error = weight_error(rounded.back, exact)
     lost = what_is_lost(rounded.back, exact, quantized.scales, error)

@@ -118,5 +118,5 @@ def test_inputs_are_fresh_and_the_same_each_time(exercise):
 
 def test_names_are_unique_and_topics_are_modules():
     assert len({exercise.name for exercise in EXERCISES}) == len(EXERCISES)
-    for topic in exercises.TOPICS:
+    for topic in exercises.CHAPTERS:
         assert all(exercise.name.startswith(f"{topic}.") for exercise in exercises.of_topic(topic))

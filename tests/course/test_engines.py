@@ -2,7 +2,7 @@
 
 import qtutor
 from qtutor.course import engines
-from qtutor.formats import targets
+from qtutor.formats import targets, ways
 
 SHAPES = {f"model.layers.0.{name}": (4096, 4096) for name in ("self_attn.q_proj", "mlp.down_proj")}
 FOUR = qtutor.Recipe(bits=4, symmetric=True, group_size=128)
@@ -10,11 +10,11 @@ FOUR = qtutor.Recipe(bits=4, symmetric=True, group_size=128)
 
 def test_a_row_is_what_pick_says_of_each_engine():
     row = engines.takers({"four": FOUR}, SHAPES)["four"]
-    assert list(row) == list(targets.TARGETS)
+    assert list(row) == list(ways.TARGETS)
     for target, found in row.items():
         choice = targets.pick(target, SHAPES, FOUR)
         assert found.split("*")[0].split(",")[0] == choice.format
-        assert ("*" in found) == (choice.known == targets.READ)
+        assert ("*" in found) == (choice.known == ways.READ)
         assert ("rounds anew" in found) == (not choice.recipe)
 
 
@@ -31,7 +31,7 @@ def test_the_table_has_a_row_for_each_recipe(monkeypatch):
     monkeypatch.setattr(engines, "table", lambda header, *rows: shown.append((header, rows)))
     engines.takers_table({"four": FOUR, "nf4": qtutor.Recipe("nf4")}, SHAPES)
     ((header, rows),) = shown
-    assert header == ["recipe", *targets.TARGETS]
+    assert header == ["recipe", *ways.TARGETS]
     assert [row[0] for row in rows] == ["four", "nf4"] and all(len(row) == len(header) for row in rows)
 
 
@@ -50,7 +50,7 @@ def test_without_the_package_our_own_reader_loads_and_is_named(tmp_path, monkeyp
 
 def test_a_changed_rule_changes_the_table(monkeypatch):
     before = engines.takers({"four": FOUR}, SHAPES)["four"]["vllm"]
-    ways = {**targets.WAYS, "vllm": tuple(way for way in targets.WAYS["vllm"] if way.format != "compressed-tensors")}
-    monkeypatch.setattr(targets, "WAYS", ways)
+    others = {"vllm": tuple(way for way in ways.WAYS["vllm"] if way.format != "compressed-tensors")}
+    monkeypatch.setattr(targets, "WAYS", ways.WAYS | others)
     assert before.startswith("compressed-tensors")
     assert engines.takers({"four": FOUR}, SHAPES)["four"]["vllm"].startswith("gptq")

@@ -12,7 +12,7 @@ from qtutor import cli
 from qtutor.doctor import examine
 from qtutor.doctor.fitting import distance
 from qtutor.doctor.patient import opened
-from qtutor.formats.targets import TARGETS
+from qtutor.formats.ways import TARGETS
 from tests.doctor.folders import (
     HEALTHY,
     config,

@@ -17,7 +17,7 @@ import torch
 
 import qtutor
 from qtutor.decoder.text import calibration_tokens
-from qtutor.formats import smollm2, targets
+from qtutor.formats import smollm2, targets, ways
 from tests.engines.likeliest import check_likeliest, likeliest
 from tests.engines.test_in_transformers import in_float, prompts
 from tests.engines.test_mistakes import one_more, turned
@@ -103,8 +103,8 @@ def takes(form: str, recipe: dict, model) -> bool:
     """Whether qtutor says that vLLM on a CPU takes a recipe in a format."""
     own = qtutor.Recipe(**recipe)
     shapes = {name: (layer.rows, layer.columns) for name, layer in model.named_modules() if hasattr(layer, "quantized")}
-    ways = [way for way in targets.WAYS["vllm-cpu"] if way.format == form]
-    return any(not targets.misfits(way, shapes, own.of_layers(shapes)) for way in ways)
+    own_ways = [way for way in ways.WAYS["vllm-cpu"] if way.format == form]
+    return any(not targets.misfits(way, shapes, own.of_layers(shapes)) for way in own_ways)
 
 
 @pytest.mark.parametrize(("form", "recipe"), TAKEN)

@@ -16,7 +16,7 @@ from qtutor.families import linear_layers
 from qtutor.formats import ENGINES, FOREIGN, compressed_tensors, gguf_packed, gptq
 from qtutor.formats.converting import convert
 from qtutor.formats.foreign import Layout
-from qtutor.formats.targets import TARGETS
+from qtutor.formats.ways import TARGETS
 from qtutor.gguf import coding
 from tests.formats.foreign_folders import edit_settings, edit_tensors, exported, same
 from tests.gguf.small_tokenizers import letters

@@ -353,7 +353,7 @@ def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode(rows, *rest)
 
-    monkeypatch.setattr("qtutor.formats.gguf.encode", interrupted)
+    monkeypatch.setattr("qtutor.formats.gguf_contents.encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(tiny(seed=1), path)
     assert len(encoded) == 9 and path.read_bytes() == before and os.listdir(tmp_path) == ["a.gguf"]
@@ -425,7 +425,7 @@ def test_a_disk_without_room_is_told_before_a_weight_is_encoded(tmp_path, monkey
     monkeypatch.setattr(
         "qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=size - 1)
     )
-    monkeypatch.setattr("qtutor.formats.gguf.encode", None)
+    monkeypatch.setattr("qtutor.formats.gguf_contents.encode", None)
     with pytest.raises(QtutorError, match=f"b.gguf will take at least {size:,} bytes, and {size - 1:,} are free"):
         export(tiny(), tmp_path / "b.gguf")
     with pytest.raises(QtutorError, match="at least"):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import qtutor
 from qtutor.course.engines import settings_of
-from qtutor.formats.targets import WAYS
+from qtutor.formats.ways import WAYS
 
 LAYER, ROWS, COLUMNS = "model.layers.0.mlp.up_proj", 512, 256
 

@@ -5,7 +5,8 @@ import pytest
 import qtutor
 from qtutor import Recipe
 from qtutor.formats import FORMATS
-from qtutor.formats.targets import TARGETS, WAYS, layer_shapes, pick
+from qtutor.formats.targets import layer_shapes, pick
+from qtutor.formats.ways import TARGETS, WAYS
 from tests.models import groups_of, tiny
 
 WIDE = {f"model.layers.{block}.{name}": shape for block in range(2) for name, shape in {

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qtutor import threads
 from qtutor.errors import QtutorError
-from qtutor.gguf import TYPES, decode, encode, pieces
+from qtutor.gguf import TYPES, coding, decode, encode
 from qtutor.gguf.layout import ALL_TYPES, BY_NUMBER, REMOVED, unfold
 from tests.gguf import inputs
 from tests.gguf.make_golden import GOLDEN, REFUSED, cases, digest
@@ -95,15 +96,15 @@ def test_rows_do_not_know_of_each_other(name):
 def test_threads_change_nothing(monkeypatch):
     rows = inputs.gaussian(70, 512)
     expected = encode(rows, "Q4_K")
-    monkeypatch.setattr(pieces, "PIECE", 16 * 512)
-    monkeypatch.setattr(pieces, "thread_count", lambda: 3)
+    monkeypatch.setattr(coding, "PIECE", 16 * 512)
+    monkeypatch.setattr(coding, "thread_count", lambda: 3)
     assert np.array_equal(encode(rows, "Q4_K"), expected)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_of_several_broken_pieces_the_first_is_named(monkeypatch, threads):
-    monkeypatch.setattr(pieces, "PIECE", 16 * 256)
-    monkeypatch.setattr(pieces, "thread_count", lambda: threads)
+@pytest.mark.parametrize("count", [1, 3])
+def test_of_several_broken_pieces_the_first_is_named(monkeypatch, count):
+    monkeypatch.setattr(coding, "PIECE", 16 * 256)
+    monkeypatch.setattr(coding, "thread_count", lambda: count)
     rows = inputs.gaussian(160, 256)
     rows[[21, 35, 120], 7] = np.nan
     for _ in range(20):
@@ -113,10 +114,10 @@ def test_of_several_broken_pieces_the_first_is_named(monkeypatch, threads):
 
 def test_a_thread_that_comes_late_keeps_nobody_waiting(monkeypatch):
     """The calling thread does all the work where its helpers do not get going."""
-    monkeypatch.setattr(pieces, "thread_count", lambda: 2)
-    monkeypatch.setattr(pieces.ThreadPoolExecutor, "_adjust_thread_count", lambda self: None)
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(threads.ThreadPoolExecutor, "_adjust_thread_count", lambda self: None)
     done = []
-    pieces.in_pieces(lambda first, last: done.append((first, last)), 40, pieces.PIECE // 16)
+    threads.in_steps(lambda first, last: done.append((first, last)), 40, 16, 2)
     assert done == [(0, 16), (16, 32), (32, 40)]
 
 

@@ -14,6 +14,7 @@ from qtutor import rtn
 from qtutor.errors import QtutorError
 from qtutor.measure import distributions
 from qtutor.plots import distributions as pictures
+from qtutor.plots.kept import kept_columns
 from tests.reference import distributions as reference
 
 BITS = range(2, 9)
@@ -286,7 +287,7 @@ def test_tokens_and_channels_shows_the_largest_of_each_channel(x, log):
 
 def test_kept_draws_values_between_its_levels_and_bars_from_lowest_to_highest():
     choices = {"one": ([3.0, 2.0], None, None), "random": ([3.5, 3.0], [3.2, 2.5], [3.9, 3.6])}
-    figure = pictures.kept_columns(
+    figure = kept_columns(
         {"a": (choices, 1.0, 4.0), "b": (choices, 1.0, 4.0), "c": (choices, 1.0, 4.0)}, ["1%", "3%"], "", ""
     )
     figure.draw_without_rendering()

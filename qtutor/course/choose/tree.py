@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from qtutor.course.choose.candidates import CANDIDATES, Candidate
 from qtutor.course.choose.results import Model, Stored
 from qtutor.errors import QtutorError
-from qtutor.formats.targets import RAN, TARGETS, Shape, pick
+from qtutor.formats.targets import Shape, pick
+from qtutor.formats.ways import RAN, TARGETS
 
 FLOAT = "float"
 # A class of sizes: the bits of a weight in the blocks, scales left out.

@@ -1,26 +1,10 @@
-"""The exercises, in one module for each topic, which has a tuple EXERCISES. A new topic is a new name in TOPICS."""
+"""The exercises, in one module for each topic, which has a tuple EXERCISES. A new topic is a new row in CHAPTERS."""
 
 import difflib
 import importlib
 
-from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.exercise import CHAPTERS, Exercise
 from qtutor.errors import QtutorError
-
-# In the order of their chapters.
-TOPICS = (
-    "start",
-    "numbers",
-    "rtn",
-    "distributions",
-    "bnb",
-    "awq",
-    "gptq",
-    "gguf",
-    "checkpoints",
-    "kernels",
-    "serving",
-    "choose",
-)
 
 
 def of_topic(topic: str) -> tuple[Exercise, ...]:
@@ -30,7 +14,7 @@ def of_topic(topic: str) -> tuple[Exercise, ...]:
 
 def every() -> list[Exercise]:
     """All exercises, in the order of the course."""
-    return [exercise for topic in TOPICS for exercise in of_topic(topic)]
+    return [exercise for topic in CHAPTERS for exercise in of_topic(topic)]
 
 
 def find(name: str) -> Exercise:

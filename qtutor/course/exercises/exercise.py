@@ -5,6 +5,21 @@ from dataclasses import dataclass, field
 
 from qtutor.errors import QtutorError
 
+# The topics and their chapters, in the order of the course.
+CHAPTERS = {
+    "start": "00_start_here",
+    "numbers": "01_numbers",
+    "rtn": "02_round_to_nearest",
+    "distributions": "03_distributions",
+    "bnb": "04_nf4_and_int8",
+    "awq": "05_awq",
+    "gptq": "06_gptq",
+    "gguf": "07_gguf",
+    "checkpoints": "08_checkpoints",
+    "kernels": "09_quantized_decoder",
+    "serving": "10_serving",
+    "choose": "12_choose",
+}
 TURN = "your turn"  # what a stub raises NotImplementedError with
 
 
@@ -12,7 +27,7 @@ TURN = "your turn"  # what a stub raises NotImplementedError with
 class Exercise:
     """One exercise of one chapter. The solution is not here: it is in the chapter, and is checked like a learner's.
 
-    name: topic and function, ``"rtn.encode"``. chapter: ``"02_round_to_nearest"``.
+    name: topic and function, ``"rtn.encode"``. The topic says which chapter it belongs to.
     difficulty: 1 to 3; 4 is optional, and comes without hints. minutes: the time that a learner needs.
     reference: an independent version, slow and obvious (plain loops, float64). With one output it returns the value;
     with several ``outputs``, a tuple of them.
@@ -38,7 +53,6 @@ class Exercise:
     """
 
     name: str
-    chapter: str
     title: str
     difficulty: int
     minutes: int
@@ -61,6 +75,11 @@ class Exercise:
                 f"exercise {self.name!r}: a name has the form topic.function, difficulty is 1 to 4 (found "
                 f"{self.difficulty!r}), and outputs names each returned value (found {self.outputs!r})."
             )
+
+    @property
+    def chapter(self) -> str:
+        """The chapter of its topic, ``"02_round_to_nearest"``."""
+        return CHAPTERS[self.name.partition(".")[0]]
 
     @property
     def dots(self) -> str:

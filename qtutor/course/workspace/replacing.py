@@ -57,7 +57,7 @@ def _parts(names: tuple[str, ...]) -> list[Exercise]:
     """The exercises chosen by ``names`` whose answers can replace a function of the package."""
     known = [exercise for exercise in exercises.every() if exercise.replaces]
     for name in names:
-        if name not in exercises.TOPICS and not exercises.find(name).replaces:
+        if name not in exercises.CHAPTERS and not exercises.find(name).replaces:
             raise QtutorError(f"{name}: the package has no function that your answer to this exercise can replace.")
     return [e for e in known if not names or e.name in names or e.name.partition(".")[0] in names]
 

@@ -22,7 +22,6 @@ from qtutor.course.exercises.exercise import Exercise
 
 EXERCISE = Exercise(
     name="test.numbers",
-    chapter="99_test",
     title="three numbers",
     difficulty=1,
     minutes=1,

@@ -3,7 +3,8 @@
 from qtutor.course.choose import tree
 from qtutor.course.choose.candidates import CANDIDATES
 from qtutor.course.choose.results import SMOLLM2, stored
-from qtutor.formats.targets import TARGETS, layer_shapes, pick
+from qtutor.formats.targets import layer_shapes, pick
+from qtutor.formats.ways import TARGETS
 from qtutor.recipe import Recipe
 from tests.models import tiny
 

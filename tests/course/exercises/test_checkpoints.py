@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import qtutor
 from qtutor.course import exercises
 from qtutor.course.exercises.checkpoints import folder as folders
+from qtutor.course.exercises.checkpoints import readers
 from qtutor.course.exercises.checkpoints.inputs import as_words
 from qtutor.course.exercises.edits import solution
 from qtutor.course.workspace.replacing import replaced
@@ -324,25 +325,25 @@ def test_transformers_is_asked_too_where_it_can(monkeypatch):
 
     given = copy.deepcopy(folders.cases()[0][1])
     folders.right(*given)
-    said, tokens = folders._asked(given[0])
-    assert said == folders.LOADED and len(tokens) == folders.TOKENS
-    monkeypatch.setattr(folders, "has_engine", lambda: True)
-    monkeypatch.setattr(folders, "as_transformers_loads", lambda folder: qtutor.load_quantized(folder, device="cpu"))
-    assert folders._asked(given[0]) == (said, tokens)
+    said, tokens = readers._asked(given[0])
+    assert said == readers.LOADED and len(tokens) == readers.TOKENS
+    monkeypatch.setattr(readers, "has_engine", lambda: True)
+    monkeypatch.setattr(readers, "as_transformers_loads", lambda folder: qtutor.load_quantized(folder, device="cpu"))
+    assert readers._asked(given[0]) == (said, tokens)
 
     def other(folder):
         model = qtutor.load_quantized(folder, device="cpu")
         model.model.embed_tokens.weight.data.neg_()
         return model
 
-    monkeypatch.setattr(folders, "as_transformers_loads", other)
-    assert folders._asked(given[0])[0].startswith("transformers loads it, and writes other tokens")
+    monkeypatch.setattr(readers, "as_transformers_loads", other)
+    assert readers._asked(given[0])[0].startswith("transformers loads it, and writes other tokens")
 
     def broken(folder):
         raise KeyError("no such scheme")
 
-    monkeypatch.setattr(folders, "as_transformers_loads", broken)
-    assert folders._asked(given[0]) == ("transformers: 'no such scheme'", [])
+    monkeypatch.setattr(readers, "as_transformers_loads", broken)
+    assert readers._asked(given[0]) == ("transformers: 'no such scheme'", [])
 
 
 def test_the_pieces_of_a_model_make_a_folder_that_loads(packed, tmp_path):
@@ -351,4 +352,4 @@ def test_the_pieces_of_a_model_make_a_folder_that_loads(packed, tmp_path):
     folders.right(tmp_path, *folders.pieces_of(model))
     ids = [tokenizer("def mean(values):")["input_ids"]]
     loaded = qtutor.load_quantized(tmp_path, device="cpu")
-    assert folders.tokens_of(loaded, ids, 16) == folders.tokens_of(model, ids, 16)
+    assert readers.tokens_of(loaded, ids, 16) == readers.tokens_of(model, ids, 16)

@@ -4,7 +4,7 @@ from qtutor.course.choose import claims, tree
 from qtutor.course.choose.results import NAMES, SMOLLM2, Stored, stored
 from qtutor.course.tables import choose as tables
 from qtutor.course.your_model.results import matched_rows
-from qtutor.formats.targets import TARGETS
+from qtutor.formats.ways import TARGETS
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (256, 256)}
 

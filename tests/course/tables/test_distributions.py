@@ -8,6 +8,7 @@ import torch
 from qtutor.course.tables import distributions as tables
 from qtutor.course.tables import kept
 from qtutor.plots import distributions as pictures
+from qtutor.plots import kept as kept_pictures
 from tests.course.tables.conftest import cells
 
 SHARES = [0.01, 0.1]
@@ -112,7 +113,7 @@ def test_draws_are_a_mean_with_their_ends(shown):
         "38.00 (37.00 to 39.00)",
         "32.00 (30.00 to 34.00)",
     ]
-    figure = pictures.ways_to_keep(RESULTS, SHARES)
+    figure = kept_pictures.ways_to_keep(RESULTS, SHARES)
     assert [ax.get_title() for ax in figure.axes[:2]] == ["plain, 3 bits", "put in, 3 bits"]
     assert all(ax.get_yscale() == "log" for ax in figure.axes[:2])
 

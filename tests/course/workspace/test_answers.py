@@ -88,7 +88,6 @@ def closure(factor):
 
 EXERCISE = Exercise(
     name="test.double",
-    chapter="99_test",
     title="twice",
     difficulty=1,
     minutes=1,

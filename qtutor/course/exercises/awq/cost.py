@@ -2,7 +2,6 @@
 
 import torch
 
-from qtutor.course.exercises.awq.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
@@ -138,7 +137,6 @@ MISTAKES = {
 
 COST = Exercise(
     name="awq.cost",
-    chapter=CHAPTER,
     title="What a group's errors cost",
     difficulty=2,
     minutes=10,

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.awq.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
@@ -173,7 +172,6 @@ def adapt(theirs):
 
 FOLD = Exercise(
     name="awq.fold",
-    chapter=CHAPTER,
     title="A scale folded into a norm and its readers",
     difficulty=2,
     minutes=10,

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.awq.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
@@ -145,7 +144,6 @@ def adapt(theirs):
 
 SCALE = Exercise(
     name="awq.scale_of",
-    chapter=CHAPTER,
     title="The scales of a ratio",
     difficulty=1,
     minutes=5,

@@ -1,10 +1,12 @@
 """``awq.search``: round with every candidate, compare the outputs of the parent module, keep the best."""
 
+import functools
+
 import torch
 
 from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.awq.inputs import CHAPTER
+from qtutor.course.exercises.awq.parents import gated, layer, rounding, steps_of
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
@@ -23,48 +25,6 @@ def search(weight, scales, rounded, output):
     return errors.index(min(errors)), errors
 
 
-def rounding(bits: int, group_size: int):
-    """A function that rounds weights ``[out, in]`` to nearest; each group's largest weight is exactly a level.
-
-    In the package it lies half a step beyond a level, and then float32 and float64 would round it differently.
-    """
-
-    def rounded(weight):
-        grouped = weight.reshape(len(weight), -1, group_size)
-        scale = grouped.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
-        return ((grouped / scale).round() * scale).reshape(weight.shape)
-
-    return rounded
-
-
-def steps_of(step: float):
-    """A function that rounds to whole steps, the same for all rows, so that it shows whether a row was scaled."""
-
-    def rounded(weight):
-        return (weight / step).round() * step
-
-    return rounded
-
-
-def layer(x: torch.Tensor):
-    """The layer alone as the parent: its inputs times its weights."""
-
-    def output_of_the_layer(weight):
-        return x.to(weight.dtype) @ weight.T
-
-    return output_of_the_layer
-
-
-def gated(x: torch.Tensor, damp: float = 1.0):
-    """A parent that is not linear: half of the rows are a gate, and the gate multiplies the other half."""
-
-    def output_of_the_parent(weight):
-        gate, up = (x.to(weight.dtype) @ weight.T).chunk(2, dim=-1)
-        return torch.sigmoid(damp * gate) * up
-
-    return output_of_the_parent
-
-
 def cases():
     def inputs(tokens, width, seed, loud):
         x = noise(tokens, width, seed=seed)
@@ -75,43 +35,36 @@ def cases():
         size = x.abs().mean(dim=0).clamp(min=1e-4)
         return torch.stack([s / (s.max() * s.min()).sqrt() for s in (size**ratio for ratio in ratios)])
 
-    def random(rows, width):
-        """Weights that no candidate moves near the middle between two steps."""
-        return 1.3 * noise(rows, width, seed=12)
+    def case(weight, x, ratios, rounded, parent=layer):
+        return weight, candidates(x, *ratios), rounded, parent(x)
 
     tall = inputs(14, 6, 13, [4])
     x, many, wide = inputs(12, 8, 1, [2]), inputs(16, 8, 3, [1, 6]), inputs(10, 4, 5, [0])
+    far = 1.3 * noise(4, 6, seed=12)  # no candidate moves them near the middle between two steps
     bad = torch.stack([torch.ones(8), torch.tensor([40.0, 1, 1, 1, 1, 1, 1, 1]), torch.tensor([1.0] * 7 + [0.01])])
+    any_x, silence, three = noise(9, 8, seed=8), torch.zeros(3, 8), (0, 0.5, 0.9)
+    hardly_open = functools.partial(gated, damp=0.1)
     return [
-        (
-            "one loud channel, three candidates",
-            (noise(6, 8, seed=2), candidates(x, 0, 0.5, 0.9), rounding(3, 8), layer(x)),
-        ),
+        ("one loud channel, three candidates", case(noise(6, 8, seed=2), x, three, rounding(3, 8))),
         (
             "a gate, and what it lets through",
-            (noise(8, 8, seed=4), candidates(many, 0, 0.3, 0.6, 0.9), rounding(3, 4), gated(many)),
+            case(noise(8, 8, seed=4), many, (0, 0.3, 0.6, 0.9), rounding(3, 4), gated),
         ),
-        ("a square matrix", (noise(4, 4, seed=6), candidates(wide, 0, 0.4, 0.8), rounding(2, 4), layer(wide))),
-        (
-            "one grid for the whole matrix",
-            (random(4, 6), candidates(tall, 0, 0.3, 0.7), steps_of(0.375), layer(tall)),
-        ),
+        ("a square matrix", case(noise(4, 4, seed=6), wide, (0, 0.4, 0.8), rounding(2, 4))),
+        ("one grid for the whole matrix", case(far, tall, (0, 0.3, 0.7), steps_of(0.375))),
         (
             "candidates that are all worse than leaving it as it is",
-            (noise(5, 8, seed=7), bad, rounding(4, 8), layer(noise(9, 8, seed=8))),
+            (noise(5, 8, seed=7), bad, rounding(4, 8), layer(any_x)),
         ),
         (
             "silent inputs: all candidates are equally good",
-            (noise(4, 8, seed=9), candidates(x, 0, 0.5, 0.9), rounding(3, 8), layer(torch.zeros(3, 8))),
+            (noise(4, 8, seed=9), candidates(x, *three), rounding(3, 8), layer(silence)),
         ),
         (
             "a gate that hardly opens",
-            (noise(8, 8, seed=10), candidates(x, 0, 0.25, 0.5, 0.75), rounding(3, 8), gated(x, damp=0.1)),
+            case(noise(8, 8, seed=10), x, (0, 0.25, 0.5, 0.75), rounding(3, 8), hardly_open),
         ),
-        (
-            "the best candidate is the last",
-            (noise(12, 8, seed=11), candidates(x, 0, 0.2, 0.45), rounding(4, 8), layer(x)),
-        ),
+        ("the best candidate is the last", case(noise(12, 8, seed=11), x, (0, 0.2, 0.45), rounding(4, 8))),
     ]
 
 
@@ -247,7 +200,6 @@ def adapt(theirs):
 
 SEARCH = Exercise(
     name="awq.search",
-    chapter=CHAPTER,
     title="The search for the best scale",
     difficulty=2,
     minutes=15,

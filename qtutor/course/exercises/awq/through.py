@@ -8,7 +8,6 @@ import math
 
 import torch
 
-from qtutor.course.exercises.awq.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
@@ -171,7 +170,6 @@ def _the_same_function(arguments, results):
 
 THROUGH = Exercise(
     name="awq.through",
-    chapter=CHAPTER,
     title="A scale folded through what is not linear",
     difficulty=4,
     minutes=30,

@@ -4,9 +4,9 @@ import torch
 
 from qtutor.core.codebooks import FP4, NF4, Codebook
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.bnb.inputs import CHAPTER, random
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import short
 from qtutor.methods import rtn
 
 
@@ -37,18 +37,18 @@ def cases():
     return [
         ("one block, five levels", (*blocks(torch.tensor([[0.50, -0.13, 0.08, -0.38]]), 4), five)),
         ("two rows with an absmax each", (*blocks(torch.tensor([[2.0, -0.9, 0.3], [0.02, -0.05, 0.01]]), 3), five)),
-        ("two blocks in each row", (*blocks(random(21, 2, 8) * torch.tensor([[1.0], [3.0]]), 4), five)),
-        ("NF4, a block a row", (*blocks(random(22, 2, 16), 16), nf4)),
-        ("FP4, whose levels do not ascend", (*blocks(random(23, 2, 16), 8), fp4)),
+        ("two blocks in each row", (*blocks(short(21, 2, 8) * torch.tensor([[1.0], [3.0]]), 4), five)),
+        ("NF4, a block a row", (*blocks(short(22, 2, 16), 16), nf4)),
+        ("FP4, whose levels do not ascend", (*blocks(short(23, 2, 16), 8), fp4)),
         ("a block of nothing but zeros", (*blocks(zeros, 4), nf4)),
-        ("a largest weight that is negative", (*blocks(-random(24, 1, 8).abs(), 8), nf4)),
+        ("a largest weight that is negative", (*blocks(-short(24, 1, 8).abs(), 8), nf4)),
         (
             "weights beyond their absmax, which double quantization rounds a little",
             (torch.tensor([[0.52, -0.3, 0.05, -0.51]]), torch.tensor([[0.5]]), nf4),
         ),
-        ("a block of very small weights beside another", (*blocks(random(26, 2, 8) * tiny, 4), nf4)),
+        ("a block of very small weights beside another", (*blocks(short(26, 2, 8) * tiny, 4), nf4)),
         ("weights not far from the middle of two levels", (near, torch.ones(1, 1), nf4)),
-        ("weights in bfloat16", (*blocks(random(25, 3, 8).bfloat16(), 4), nf4)),
+        ("weights in bfloat16", (*blocks(short(25, 3, 8).bfloat16(), 4), nf4)),
     ]
 
 
@@ -168,7 +168,6 @@ def adapt(theirs):
 
 ENCODE = Exercise(
     name="bnb.encode",
-    chapter=CHAPTER,
     title="The nearest level of every weight",
     difficulty=2,
     minutes=10,

@@ -4,7 +4,6 @@ from statistics import NormalDist
 
 import torch
 
-from qtutor.course.exercises.bnb.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
@@ -113,7 +112,6 @@ MISTAKES = {
 
 LEVELS = Exercise(
     name="bnb.levels",
-    chapter=CHAPTER,
     title="Levels at quantiles of the bell",
     difficulty=2,
     minutes=15,

@@ -3,9 +3,9 @@
 import torch
 
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.bnb.inputs import CHAPTER, random
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import short
 from qtutor.methods.bnb import mixed_product as packages_own
 from qtutor.methods.bnb import quantize_rows
 
@@ -26,17 +26,17 @@ def product(x, codes, absmax, outliers, weight, weight_absmax):
 def cases():
     def layer(x: torch.Tensor, out: int, threshold: float, seed: int) -> tuple:
         codes, absmax, outliers = quantize_rows(x, threshold)
-        weight = random(seed, out, x.shape[1])
+        weight = short(seed, out, x.shape[1])
         weight_codes, weight_absmax, _ = quantize_rows(weight)
         return x, codes.to(torch.int8), absmax, outliers, weight_codes.to(torch.int8), weight_absmax
 
-    wide = random(41, 5, 24)
+    wide = short(41, 5, 24)
     wide[:, [3, 17]] *= 20
-    square = random(42, 4, 4)
+    square = short(42, 4, 4)
     square[:, 2] *= 9
-    every = 10 + random(44, 2, 3).abs()
+    every = 10 + short(44, 2, 3).abs()
     return [
-        ("no outlier channel", layer(random(43, 2, 3), 4, 6.0, seed=51)),
+        ("no outlier channel", layer(short(43, 2, 3), 4, 6.0, seed=51)),
         ("one outlier channel", layer(torch.tensor([[1.0, -2.0, 8.0], [0.5, 0.25, 3.0]]), 2, 6.0, seed=52)),
         ("two outlier channels of 24", layer(wide, 7, 6.0, seed=53)),
         ("as many tokens as channels as outputs", layer(square, 4, 4.0, seed=54)),
@@ -186,7 +186,6 @@ def adapt(theirs):
 
 PRODUCT = Exercise(
     name="bnb.product",
-    chapter=CHAPTER,
     title="A product in two parts",
     difficulty=3,
     minutes=15,

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.bnb.inputs import CHAPTER, random
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import short
 from qtutor.methods.bnb import quantize_rows as packages_own
 
 
@@ -23,18 +23,18 @@ def quantize_tokens(x, threshold):
 
 def cases():
     hand = torch.tensor([[1.1, -2.0, 0.3, 8.0], [0.5, 0.21, -0.47, 3.0]])
-    quiet = random(33, 3, 6)
+    quiet = short(33, 3, 6)
     quiet[1] = 0
-    tiny = random(34, 3, 6) * torch.tensor([[1.0], [1e-15], [3.0]])  # far below what is added against 0 / 0
-    late = random(35, 3, 5)
+    tiny = short(34, 3, 6) * torch.tensor([[1.0], [1e-15], [3.0]])  # far below what is added against 0 / 0
+    late = short(35, 3, 5)
     late[2, 1] = 7.5
     return [
         ("two tokens, no channel beyond the threshold", (torch.tensor([[1.1, -2.0, 0.3], [0.5, 0.21, -0.47]]), 6.0)),
         ("an outlier at the first token, a smaller input in the same channel at the second", (hand, 6.0)),
         ("an outlier that is negative", (hand * torch.tensor([1.0, 1.0, 1.0, -1.0]), 6.0)),
         ("an input of exactly the threshold", (torch.tensor([[6.0, 1.3, -0.4], [0.2, 0.9, 2.1]]), 6.0)),
-        ("as many tokens as channels", (random(31, 4, 4) * torch.tensor([1.0, 1.0, 9.0, 1.0]), 3.0)),
-        ("outliers in different channels at different tokens", (random(32, 5, 8) * 3, 6.0)),
+        ("as many tokens as channels", (short(31, 4, 4) * torch.tensor([1.0, 1.0, 9.0, 1.0]), 3.0)),
+        ("outliers in different channels at different tokens", (short(32, 5, 8) * 3, 6.0)),
         ("a token of nothing but zeros", (quiet, 6.0)),
         ("a token in which every input is an outlier", (torch.tensor([[9.0, -7.5], [0.3, 0.4]]), 6.0)),
         ("a token of very small inputs", (tiny, 6.0)),
@@ -190,7 +190,6 @@ def adapt(theirs):
 
 TOKENS = Exercise(
     name="bnb.quantize_tokens",
-    chapter=CHAPTER,
     title="Inputs in int8, and the channels that are too large for it",
     difficulty=2,
     minutes=15,

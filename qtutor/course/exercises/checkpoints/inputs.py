@@ -1,22 +1,14 @@
-"""What the exercises of chapter 08 share: codes by chance, and words of 32 bits however they are returned."""
+"""What the exercises of chapter 08 share: codes in rows, and words of 32 bits however they are returned."""
 
 import numpy as np
 import torch
 
 from qtutor.course.checking.comparing import NotNumbers, to_array
 
-CHAPTER = "08_checkpoints"
-
 
 def rows(*codes: list[int]) -> torch.Tensor:
     """Codes as the package has them: uint8 ``[rows, count]``."""
     return torch.tensor(codes, dtype=torch.uint8)
-
-
-def drawn(seed: int, *shape: int, bits: int = 4, least: int = 0) -> torch.Tensor:
-    """uint8 codes from ``least`` to ``2**bits - 1``, the same on every machine."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(least, 2**bits, shape, generator=generator, dtype=torch.uint8)
 
 
 def as_words(returned, given: tuple):

@@ -3,9 +3,10 @@
 import torch
 
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.checkpoints.inputs import CHAPTER, WHOLE_WORDS, as_words, drawn, rows
+from qtutor.course.exercises.checkpoints.inputs import WHOLE_WORDS, as_words, rows
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import codes_of
 
 
 def order(codes):
@@ -26,9 +27,9 @@ def cases():
         ("the same, in the second of two inputs", (rows(*([0, code] for (code,) in eight)),)),
         ("sixteen outputs, one input", (rows(*([code % 16] for code in range(3, 19))),)),
         ("an output whose highest bit is set in the last nibble", (rows(*([15 * (o == 7)] for o in range(8))),)),
-        ("eight outputs, eight inputs", (drawn(11, 8, 8),)),
-        ("sixteen outputs, three inputs", (drawn(12, 16, 3),)),
-        ("24 outputs, 16 inputs", (drawn(13, 24, 16),)),
+        ("eight outputs, eight inputs", (codes_of(11, 8, 8),)),
+        ("sixteen outputs, three inputs", (codes_of(12, 16, 3),)),
+        ("24 outputs, 16 inputs", (codes_of(13, 24, 16),)),
     ]
 
 
@@ -120,7 +121,6 @@ def adapt(theirs):
 
 ORDER_OF_NIBBLES = Exercise(
     name="checkpoints.order",
-    chapter=CHAPTER,
     title="AWQ's words, in AWQ's order",
     difficulty=1,
     minutes=10,

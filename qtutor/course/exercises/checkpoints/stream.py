@@ -2,10 +2,11 @@
 
 import torch
 
-from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.checkpoints.inputs import CHAPTER, drawn, rows
+from qtutor.course.exercises.adapting import tensor, whole_codes
+from qtutor.course.exercises.checkpoints.inputs import rows
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import codes_of
 from qtutor.formats.words import from_words, to_words
 
 
@@ -24,13 +25,13 @@ def cases():
     return [
         ("3 bits, ten codes: they fit in one word", (file(rows([1, 2, 3, 4, 5, 6, 7, 0, 1, 2]), 3))),
         ("3 bits, eleven codes: the last has a bit in the next word", file(rows([0] * 10 + [7]), 3)),
-        ("3 bits, 32 codes in three words", file(drawn(31, 1, 32, bits=3), 3)),
-        ("3 bits, two rows of 21 codes, which leave bits over", file(drawn(32, 2, 21, bits=3), 3)),
-        ("3 bits, three rows of 64 codes", file(drawn(33, 3, 64, bits=3), 3)),
-        ("4 bits: no code crosses a border", file(drawn(34, 2, 16), 4)),
-        ("5 bits, two rows of 32 codes", file(drawn(35, 2, 32, bits=5), 5)),
+        ("3 bits, 32 codes in three words", file(codes_of(31, 1, 32, bits=3), 3)),
+        ("3 bits, two rows of 21 codes, which leave bits over", file(codes_of(32, 2, 21, bits=3), 3)),
+        ("3 bits, three rows of 64 codes", file(codes_of(33, 3, 64, bits=3), 3)),
+        ("4 bits: no code crosses a border", file(codes_of(34, 2, 16), 4)),
+        ("5 bits, two rows of 32 codes", file(codes_of(35, 2, 32, bits=5), 5)),
         ("6 bits, words that are negative", file(torch.full((2, 16), 63, dtype=torch.uint8), 6)),
-        ("7 bits, two rows of nine codes", file(drawn(36, 2, 9, bits=7), 7)),
+        ("7 bits, two rows of nine codes", file(codes_of(36, 2, 9, bits=7), 7)),
     ]
 
 
@@ -65,7 +66,7 @@ def one_stream(words, bits, count):
     return [codes[start : start + count] for start in range(0, count * len(words), count)]
 
 
-LOW, HIGH = "row[word] >> start", "row[word + 1] << 32 - start"
+HIGH = "row[word + 1] << 32 - start"
 RESULT, UNSIGNED = "(low | high) & (1 << bits) - 1", "[word & 0xFFFFFFFF for word in row]"
 
 MISTAKES = {
@@ -161,7 +162,6 @@ def adapt(theirs):
 
 STREAM = Exercise(
     name="checkpoints.stream",
-    chapter=CHAPTER,
     title="A dense stream of 3-bit codes",
     difficulty=2,
     minutes=15,
@@ -169,12 +169,7 @@ STREAM = Exercise(
     cases=cases,
     outputs=("codes",),
     mistakes=MISTAKES,
-    properties=(
-        (
-            "a code is a whole number from 0 to 2**bits - 1.",
-            lambda arguments, results: bool(((results[0] >= 0) & (results[0] < 2 ** arguments[1])).all()),
-        ),
-    ),
+    properties=(whole_codes(1),),
     replaces="qtutor.formats.words.from_words",
     adapt=adapt,
 )

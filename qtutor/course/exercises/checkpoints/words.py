@@ -3,9 +3,10 @@
 import torch
 
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.checkpoints.inputs import CHAPTER, WHOLE_WORDS, as_words, drawn, rows
+from qtutor.course.exercises.checkpoints.inputs import WHOLE_WORDS, as_words, rows
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import codes_of
 from qtutor.formats.words import SAFE, to_words, words_in
 
 
@@ -22,11 +23,11 @@ def cases():
         ("one output, eight inputs, 4 bits", (rows([1, 2, 3, 4, 5, 6, 7, 0]), 4)),
         ("two outputs", (rows([1, 2, 3, 4, 5, 6, 7, 0], [0, 9, 0, 0, 0, 0, 0, 1]), 4)),
         ("a last code whose highest bit is set", (rows([0, 0, 0, 0, 0, 0, 0, 15]), 4)),
-        ("three outputs, sixteen inputs", (drawn(1, 3, 16), 4)),
-        ("eight outputs, eight inputs", (drawn(2, 8, 8), 4)),
-        ("2 bits: sixteen codes in a word", (drawn(3, 2, 32, bits=2), 2)),
-        ("8 bits: four codes in a word", (drawn(4, 3, 8, bits=8), 8)),
-        ("twelve outputs, 32 inputs", (drawn(5, 12, 32), 4)),
+        ("three outputs, sixteen inputs", (codes_of(1, 3, 16), 4)),
+        ("eight outputs, eight inputs", (codes_of(2, 8, 8), 4)),
+        ("2 bits: sixteen codes in a word", (codes_of(3, 2, 32, bits=2), 2)),
+        ("8 bits: four codes in a word", (codes_of(4, 3, 8, bits=8), 8)),
+        ("twelve outputs, 32 inputs", (codes_of(5, 12, 32), 4)),
     ]
 
 
@@ -125,7 +126,6 @@ def adapt(theirs):
 
 WORDS = Exercise(
     name="checkpoints.words",
-    chapter=CHAPTER,
     title="Codes in the words of a GPTQ file",
     difficulty=1,
     minutes=10,

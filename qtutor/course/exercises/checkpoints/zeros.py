@@ -3,9 +3,9 @@
 import torch
 
 from qtutor.course.exercises.adapting import tensor
-from qtutor.course.exercises.checkpoints.inputs import CHAPTER, drawn
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import codes_of
 from qtutor.formats.gptq import FIRST, zeros_of
 from qtutor.formats.words import to_words
 
@@ -29,11 +29,11 @@ def cases():
         ("the same zero points in version 2", file(middle, "gptq_v2")),
         ("eight outputs with the zero points 1 to 8, version 1", file(steps, "gptq")),
         ("eight outputs with the zero points 1 to 8, version 2", file(steps, "gptq_v2")),
-        ("two groups, sixteen outputs, version 1", file(drawn(21, 16, 2, least=1), "gptq")),
-        ("three groups, eight outputs, version 2", file(drawn(22, 8, 3), "gptq_v2")),
-        ("eight groups, eight outputs, version 1", file(drawn(23, 8, 8, least=1), "gptq")),
+        ("two groups, sixteen outputs, version 1", file(codes_of(21, 16, 2, least=1), "gptq")),
+        ("three groups, eight outputs, version 2", file(codes_of(22, 8, 3), "gptq_v2")),
+        ("eight groups, eight outputs, version 1", file(codes_of(23, 8, 8, least=1), "gptq")),
         ("zero points of 15, which need the highest bit", file(torch.full((8, 2), 15, dtype=torch.uint8), "gptq_v2")),
-        ("32 outputs, four groups, version 1", file(drawn(24, 32, 4, least=1), "gptq")),
+        ("32 outputs, four groups, version 1", file(codes_of(24, 32, 4, least=1), "gptq")),
     ]
 
 
@@ -118,7 +118,6 @@ def adapt(theirs):
 
 ZEROS = Exercise(
     name="checkpoints.zeros",
-    chapter=CHAPTER,
     title="The zero point that is stored minus one",
     difficulty=2,
     minutes=10,

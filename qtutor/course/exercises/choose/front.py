@@ -1,6 +1,5 @@
 """``choose.front``: the models that no other beats in bytes and loss at once."""
 
-from qtutor.course.exercises.choose.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
@@ -79,7 +78,6 @@ MISTAKES = {
 
 FRONT = Exercise(
     name="choose.front",
-    chapter=CHAPTER,
     title="What nothing beats",
     difficulty=2,
     minutes=15,

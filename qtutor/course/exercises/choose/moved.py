@@ -2,7 +2,6 @@
 
 import torch
 
-from qtutor.course.exercises.choose.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
@@ -83,7 +82,6 @@ MISTAKES = {
 
 MOVED = Exercise(
     name="choose.moved",
-    chapter=CHAPTER,
     title="What a step moves",
     difficulty=2,
     minutes=15,

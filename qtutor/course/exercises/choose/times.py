@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 
-from qtutor.course.exercises.choose.inputs import CHAPTER
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 
@@ -74,7 +73,6 @@ MISTAKES = {
 
 TIMES = Exercise(
     name="choose.times",
-    chapter=CHAPTER,
     title="How many times smaller",
     difficulty=1,
     minutes=10,

@@ -94,7 +94,7 @@ MISTAKES = {
     "the first columns were kept, as many as there are channels; channels holds the indices of those to keep.": (
         right.edit("mixed[", "channels = torch.arange(len(channels)); mixed[")
     ),
-    "the columns were set to 0; they belong to the original weights.": right.edit("weight[:, channels]", "0"),
+    "the columns were set to 0; they belong to the original weights.": right.edit(KEPT, "0"),
     "only the kept columns are left; all others have to be the rounded ones.": (
         right.edit("rounded.clone()", "torch.zeros_like(weight)")
     ),
@@ -106,7 +106,6 @@ MISTAKES = {
 
 KEEP = Exercise(
     name="distributions.keep_columns",
-    chapter="03_distributions",
     title="Some columns kept as they were",
     difficulty=1,
     minutes=5,

@@ -125,26 +125,23 @@ MISTAKES = {
         right.edit("descending=True, ", "")
     ),
     "share * in was cut off to a whole number, so that 1 % of a few channels is none: round, and take at least "
-    "one.": right.edit("max(1, round(share * x.shape[1]))", "int(share * x.shape[1])"),
+    "one.": right.edit(COUNT, "int(share * x.shape[1])"),
     "share * in was cut off; 1 % of 256 is 2.56, which rounds to 3.": right.edit("round", "int"),
     "share * in was rounded up; asked for is the nearest whole number.": right.edit("round", "math.ceil"),
-    "1 % of few channels rounds to none: take at least one.": (
-        right.edit("max(1, round(share * x.shape[1]))", "round(share * x.shape[1])")
-    ),
+    "1 % of few channels rounds to none: take at least one.": right.edit(COUNT, "round(share * x.shape[1])"),
     "these are the right channels in the order of their importance; sort the indices ascending.": (
         right.edit(".sort().values", "")
     ),
     "this is a mask with a place for every channel; return the indices (mask.nonzero()[:, 0]).": (
-        right.edit("chosen.sort().values", "torch.isin(torch.arange(len(size)), chosen)")
+        right.edit(SORTED, "torch.isin(torch.arange(len(size)), chosen)")
     ),
     "these are the means themselves; return the indices of the channels that have them.": (
-        right.edit("chosen.sort().values", "size[chosen]")
+        right.edit(SORTED, "size[chosen]")
     ),
 }
 
 SALIENT = Exercise(
     name="distributions.salient_channels",
-    chapter="03_distributions",
     title="The channels with the largest inputs",
     difficulty=2,
     minutes=10,

@@ -4,7 +4,7 @@ import numpy as np
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gguf.inputs import CHAPTER, drawn
+from qtutor.course.exercises.gguf.inputs import drawn
 
 
 def fit(x, w, codes):
@@ -147,7 +147,6 @@ MISTAKES = {
 
 FIT = Exercise(
     name="gguf.fit",
-    chapter=CHAPTER,
     title="The best scale and lowest value for given codes",
     difficulty=2,
     minutes=15,

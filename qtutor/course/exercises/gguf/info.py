@@ -4,7 +4,6 @@ import struct
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gguf.inputs import CHAPTER
 
 
 def info(name, shape, number, offset):
@@ -129,7 +128,6 @@ def form(returned) -> str:
 
 INFO = Exercise(
     name="gguf.tensor_info",
-    chapter=CHAPTER,
     title="What a file says of one tensor",
     difficulty=1,
     minutes=10,

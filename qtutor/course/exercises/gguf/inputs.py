@@ -2,8 +2,6 @@
 
 import numpy as np
 
-CHAPTER = "07_gguf"
-
 
 def drawn(seed: int, *shape: int) -> np.ndarray:
     """Normally distributed float32 weights, the same each time."""

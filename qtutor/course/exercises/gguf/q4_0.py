@@ -8,7 +8,7 @@ from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.adapting import WHOLE_BYTES
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gguf.inputs import CHAPTER, drawn
+from qtutor.course.exercises.gguf.inputs import drawn
 from qtutor.gguf import encode
 
 
@@ -194,7 +194,6 @@ def adapt(theirs):
 
 Q4_0 = Exercise(
     name="gguf.q4_0",
-    chapter=CHAPTER,
     title="Blocks of Q4_0, as llama.cpp writes them",
     difficulty=2,
     minutes=15,

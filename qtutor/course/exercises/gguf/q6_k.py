@@ -7,7 +7,6 @@ import numpy as np
 from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gguf.inputs import CHAPTER
 
 
 def weights(data):
@@ -158,7 +157,6 @@ def adapt(theirs):
 
 Q6_K = Exercise(
     name="gguf.q6_k",
-    chapter=CHAPTER,
     title="Q6_K, whole, out of a table",
     difficulty=4,
     minutes=30,

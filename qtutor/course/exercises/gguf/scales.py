@@ -5,7 +5,6 @@ import numpy as np
 from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gguf.inputs import CHAPTER
 
 
 def scales(packed):
@@ -80,13 +79,13 @@ MISTAKES = {
     "the &.": right.edit(
         ("p[:, 8:] & 15,", "p[:, 8:] & (15 + (p[:, :4] >> 6 << 4)),"),
         ("p[:, 8:] >> 4]", "p[:, 8:] >> 4 | p[:, 4:8] >> 6 << 4]"),
-        ("last = lower | upper << 4", "last = lower"),
+        (UPPER_BITS, "last = lower"),
     ),
     "+ is done before & and >>, so that these take the sum apart. Write | in place of +, or put brackets around & and "
     ">>.": right.edit(
         ("p[:, 8:] & 15,", "p[:, 8:] & (15 + (p[:, :4] >> 6 << 4)),"),
         ("p[:, 8:] >> 4]", "p[:, 8:] >> (4 + (p[:, 4:8] >> 6 << 4))]"),
-        ("last = lower | upper << 4", "last = lower"),
+        (UPPER_BITS, "last = lower"),
     ),
     "+ is done before everything else here, so that 15 and a whole byte were added, and the sum was shifted. Write | "
     "in place of +, or put brackets around both parts.": right.edit(
@@ -172,7 +171,6 @@ def adapt(theirs):
 
 SCALES = Exercise(
     name="gguf.scales",
-    chapter=CHAPTER,
     title="Sixteen numbers of six bits out of twelve bytes",
     difficulty=2,
     minutes=15,

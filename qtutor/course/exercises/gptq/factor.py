@@ -6,7 +6,7 @@ import torch
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian
+from qtutor.course.exercises.gptq.inputs import hessian
 from qtutor.methods.gptq import factor as packages_own
 
 
@@ -178,7 +178,6 @@ def adapt_factor(theirs):
 
 FACTOR = Exercise(
     name="gptq.factor",
-    chapter=CHAPTER,
     title="From the Hessian to U",
     difficulty=2,
     minutes=10,
@@ -186,12 +185,7 @@ FACTOR = Exercise(
     cases=factor_cases,
     outputs=("upper",),
     mistakes=MISTAKES,
-    properties=(
-        (
-            "U is an upper triangle with a positive diagonal.",
-            _upper,
-        ),
-    ),
+    properties=(("U is an upper triangle with a positive diagonal.", _upper),),
     tolerance=1e-3,  # an inverse loses digits: eight of float64's sixteen where inputs are nearly the same
     replaces="qtutor.methods.gptq.factor",
     adapt=adapt_factor,

@@ -6,13 +6,6 @@ after every column, in float64. No weight lies near the middle between two level
 
 import torch
 
-CHAPTER = "06_gptq"
-
-
-def random(seed: int, *shape: int) -> torch.Tensor:
-    """Normally distributed weights, the same on every machine, with few digits so that messages stay short."""
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 100).round() / 100
-
 
 def hessian(seed: int, width: int, tokens: int = 40, shared: float = 1.0) -> torch.Tensor:
     """X^T X, float64 ``[width, width]``, of whole-number inputs; ``shared`` is the size of the part common to all."""

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 
 from qtutor.core.grid import IntGrid
-from qtutor.course.exercises.adapting import tensor
+from qtutor.course.exercises.adapting import tensor, whole_codes
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
+from qtutor.course.exercises.gptq.inputs import hessian
+from qtutor.course.exercises.inputs import short
 from qtutor.methods.gptq import round_block as packages_own
 
 
@@ -35,7 +36,7 @@ def triangle(matrix: torch.Tensor) -> torch.Tensor:
 
 def loop_cases():
     def of(seed, rows, width, bits, groups=1, shared=1.0, step=0.0):
-        weight = random(seed, rows, width)
+        weight = short(seed, rows, width, digits=2)
         grouped = weight.reshape(rows, groups, -1)
         low, high = grouped.amin(dim=-1).clamp(max=0), grouped.amax(dim=-1).clamp(min=0)
         scale = torch.full_like(low, step) if step else (high - low) / (2**bits - 1)
@@ -52,7 +53,10 @@ def loop_cases():
         ("two groups in each row", of(3, 3, 8, 3, groups=2)),
         ("inputs that are very much alike", of(4, 3, 6, 4, groups=3, shared=3.0)),
         ("weights that are pushed beyond the range", of(5, 3, 8, 2, shared=2.0, step=0.3)),
-        ("independent inputs, where nothing is to be pushed", (random(6, 2, 4), torch.eye(4), *of(6, 2, 4, 3)[2:])),
+        (
+            "independent inputs, where nothing is to be pushed",
+            (short(6, 2, 4, digits=2), torch.eye(4), *of(6, 2, 4, 3)[2:]),
+        ),
         ("as many rows as columns", of(7, 6, 6, 4)),
         ("8 bits", of(8, 4, 12, 8, groups=2)),
     ]
@@ -223,7 +227,6 @@ def adapt_loop(theirs):
 
 LOOP = Exercise(
     name="gptq.loop",
-    chapter=CHAPTER,
     title="The loop of GPTQ",
     difficulty=3,
     minutes=20,
@@ -231,12 +234,7 @@ LOOP = Exercise(
     cases=loop_cases,
     outputs=("codes",),
     mistakes=MISTAKES,
-    properties=(
-        (
-            "a code is a whole number from 0 to 2**bits - 1.",
-            lambda arguments, results: bool(np.isin(results[0], range(2 ** arguments[4])).all()),
-        ),
-    ),
+    properties=(whole_codes(4),),
     replaces="qtutor.methods.gptq.round_block",
     adapt=adapt_loop,
 )

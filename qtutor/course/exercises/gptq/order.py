@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
+from qtutor.course.exercises.adapting import whole_codes
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
+from qtutor.course.exercises.gptq.inputs import hessian
+from qtutor.course.exercises.inputs import short
 
 
 def order(weight, hessian, scale, zero, bits):
@@ -24,7 +26,7 @@ def order(weight, hessian, scale, zero, bits):
 
 def cases():
     def of(seed, width, bits, shared=1.0, step=0.0):
-        weight = random(seed, width)
+        weight = short(seed, width, digits=2)
         low, high = min(weight.min().item(), 0), max(weight.max().item(), 0)
         scale = step or round((high - low) / (2**bits - 1), 3)
         zero = min(max(round(-low / scale), 0), 2**bits - 1)
@@ -40,7 +42,7 @@ def cases():
         ("weights that are beyond the range", of(14, 8, 2, shared=2.0, step=0.31)),
         (
             "independent inputs, where nothing is to be pushed",
-            (random(15, 5), torch.diag(torch.tensor([9.0, 1, 25, 4, 16])).double(), 0.5, 3, 3),
+            (short(15, 5, digits=2), torch.diag(torch.tensor([9.0, 1, 25, 4, 16])).double(), 0.5, 3, 3),
         ),
         ("a mean over tokens in place of the sum", (small[0], small[1] / 400, *small[2:])),
         ("a row of sixteen", of(17, 16, 3)),
@@ -143,7 +145,6 @@ MISTAKES = {
 
 ORDER = Exercise(
     name="gptq.order",
-    chapter=CHAPTER,
     title="A row in an order of its own",
     difficulty=4,
     minutes=30,
@@ -156,9 +157,6 @@ ORDER = Exercise(
             "every column is rounded once: order holds each number from 0 to in - 1.",
             lambda arguments, results: sorted(results[0].tolist()) == list(range(len(arguments[0]))),
         ),
-        (
-            "a code is a whole number from 0 to 2**bits - 1.",
-            lambda arguments, results: bool(np.isin(results[1], range(2 ** arguments[4])).all()),
-        ),
+        whole_codes(4, returned=1),
     ),
 )

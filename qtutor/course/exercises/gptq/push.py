@@ -5,7 +5,8 @@ import torch
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.gptq.inputs import CHAPTER, hessian, random
+from qtutor.course.exercises.gptq.inputs import hessian
+from qtutor.course.exercises.inputs import short
 
 
 def push(weight, inverse, rounded):
@@ -22,7 +23,7 @@ def push(weight, inverse, rounded):
 
 def push_cases():
     def of(seed, rows, width, shared=1.0):
-        weight = random(seed, rows, width)
+        weight = short(seed, rows, width, digits=2)
         return weight, torch.linalg.inv(hessian(seed, width, shared=shared)).float(), weight[:, 0].round()
 
     chapter = torch.tensor([[0.40, 0.45]]), torch.tensor([[14.0, -13.0], [-13.0, 14.0]]) / 27, torch.tensor([0.0])
@@ -34,9 +35,15 @@ def push_cases():
         ("three rows of four", of(2, 3, 4)),
         ("a square matrix", of(3, 4, 4, 2.0)),
         ("inputs that move against each other", (torch.tensor([[0.40, 0.45]]), opposed, torch.tensor([0.0]))),
-        ("inputs that have nothing to do with each other", (random(4, 2, 3), torch.eye(3) / 5, torch.tensor([1.0, 0]))),
+        (
+            "inputs that have nothing to do with each other",
+            (short(4, 2, 3, digits=2), torch.eye(3) / 5, torch.tensor([1.0, 0])),
+        ),
         ("steps of a quarter, down from the weights", (quarters, inverse, (quarters[:, 0] * 4).floor() / 4)),
-        ("a single column, the last one", (random(5, 3, 1), torch.tensor([[0.2]]), torch.tensor([1.0, -1.0, 0.0]))),
+        (
+            "a single column, the last one",
+            (short(5, 3, 1, digits=2), torch.tensor([[0.2]]), torch.tensor([1.0, -1.0, 0.0])),
+        ),
         ("a weight that lies on a level already", (torch.tensor([[1.0, 0.3, -0.7]]), of(6, 1, 3)[1], torch.ones(1))),
     ]
 
@@ -170,7 +177,6 @@ MISTAKES = {
 
 PUSH = Exercise(
     name="gptq.push",
-    chapter=CHAPTER,
     title="One column rounded, the others moved",
     difficulty=1,
     minutes=10,

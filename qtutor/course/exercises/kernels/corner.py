@@ -4,7 +4,6 @@ from fractions import Fraction
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.kernels.inputs import CHAPTER
 
 
 def roof(peak, bandwidth, bits, batch):
@@ -84,7 +83,6 @@ MISTAKES = {
 
 CORNER = Exercise(
     name="kernels.corner",
-    chapter=CHAPTER,
     title="The corner of the roofline",
     difficulty=2,
     minutes=10,

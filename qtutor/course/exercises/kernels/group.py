@@ -4,8 +4,7 @@ import torch
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.inputs import noise
-from qtutor.course.exercises.kernels.inputs import CHAPTER, codes_of
+from qtutor.course.exercises.inputs import codes_of, noise
 
 
 def zeros_outside(sums, x, scales, zeros):
@@ -25,9 +24,9 @@ def zeros_outside(sums, x, scales, zeros):
 
 def case(seed: int, rows: int, groups: int, size: int) -> tuple:
     """Sums of codes times x in every group, x, scales and zero points of a random matrix."""
-    codes, x = codes_of(seed, rows, groups, size), noise(groups * size, seed=seed) + 0.5
+    codes, x = codes_of(seed, rows, groups, size).long(), noise(groups * size, seed=seed) + 0.5
     sums = (codes * x.reshape(groups, size)).sum(-1)
-    return sums, x, 0.01 + noise(rows, groups, seed=seed + 1).abs() / 10, codes_of(seed + 2, rows, groups)
+    return sums, x, 0.01 + noise(rows, groups, seed=seed + 1).abs() / 10, codes_of(seed + 2, rows, groups).long()
 
 
 def cases():
@@ -97,7 +96,6 @@ MISTAKES = {
 
 GROUP = Exercise(
     name="kernels.group",
-    chapter=CHAPTER,
     title="Zero points outside of the sum",
     difficulty=1,
     minutes=10,

@@ -4,8 +4,7 @@ import torch
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.inputs import noise
-from qtutor.course.exercises.kernels.inputs import CHAPTER, codes_of
+from qtutor.course.exercises.inputs import codes_of, noise
 
 
 def in_place(words, x):
@@ -25,7 +24,7 @@ def cases():
         return torch.tensor([sum(code << 4 * i for i, code in enumerate(codes))]).to(torch.int32)
 
     def drawn(seed: int, rows: int) -> tuple:
-        codes = codes_of(seed, rows, 8)
+        codes = codes_of(seed, rows, 8).long()
         return (codes << 4 * torch.arange(8)).sum(1).to(torch.int32), noise(8, seed=seed)
 
     ones = torch.ones(8)
@@ -94,7 +93,6 @@ MISTAKES = {
 
 IN_PLACE = Exercise(
     name="kernels.in_place",
-    chapter=CHAPTER,
     title="Codes that stay in their place",
     difficulty=2,
     minutes=15,

@@ -8,7 +8,6 @@ import numpy as np
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.kernels.inputs import CHAPTER
 from qtutor.course.exercises.kernels.racing import adapt, raced
 
 f4, i4 = np.float32, np.int32
@@ -132,7 +131,6 @@ MISTAKES = {
 
 INNER_LOOP = Exercise(
     name="kernels.inner_loop",
-    chapter=CHAPTER,
     title="Your inner loop in place of the package's",
     difficulty=3,
     minutes=30,

@@ -4,8 +4,7 @@ import torch
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.inputs import noise
-from qtutor.course.exercises.kernels.inputs import CHAPTER, codes_of
+from qtutor.course.exercises.inputs import codes_of, noise
 
 
 def int8_product(codes, zeros, scales, x):
@@ -30,7 +29,7 @@ def cases():
         x = noise(groups * size, seed=seed)
         x[0] = 30.0 if loud else x[0]
         scales = 0.01 + noise(rows, groups, seed=seed + 1).abs() / 10
-        return codes_of(seed, rows, groups * size), codes_of(seed + 2, rows, groups), scales, x
+        return codes_of(seed, rows, groups * size).long(), codes_of(seed + 2, rows, groups).long(), scales, x
 
     by_hand = torch.tensor([[5, 2]]), torch.tensor([[3]]), torch.tensor([[0.5]])
     silent = case(35, 2, 2, 8)
@@ -112,7 +111,6 @@ MISTAKES = {
 
 INT8 = Exercise(
     name="kernels.int8",
-    chapter=CHAPTER,
     title="Inputs of eight bits",
     difficulty=2,
     minutes=15,

@@ -4,7 +4,6 @@ from fractions import Fraction
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.kernels.inputs import CHAPTER
 
 LLAMA = [(2048, 2048), (256, 2048), (256, 2048), (2048, 2048), (5632, 2048), (5632, 2048), (2048, 5632)]
 
@@ -94,7 +93,6 @@ MISTAKES = {
 
 TOKEN = Exercise(
     name="kernels.token_bytes",
-    chapter=CHAPTER,
     title="What a token reads",
     difficulty=1,
     minutes=10,

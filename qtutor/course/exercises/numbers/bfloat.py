@@ -126,15 +126,13 @@ MISTAKES = {
     "the low 16 bits are cut off, which rounds everything towards zero. Round to the nearest: what was cut off may "
     "be more than a half.": right.edit(" + 0x7FFF + (bits >> 16 & 1)", ""),
     "ties are rounded away from zero (0x8000 is added before the cut). A number exactly in the middle goes to the "
-    "neighbour whose last bit is 0.": right.edit("0x7FFF + (bits >> 16 & 1)", "0x8000"),
+    "neighbour whose last bit is 0.": right.edit(ADDED, "0x8000"),
     "ties are always rounded towards zero (0x7FFF is added). They go to the neighbour whose last bit is 0: add one "
     "more where the last kept bit is 1.": right.edit(" + (bits >> 16 & 1)", ""),
     "ties go to the odd neighbour: add the one where the last kept bit is 1, not where it is 0.": (
         right.edit("(bits >> 16 & 1)", "(~bits >> 16 & 1)")
     ),
-    "everything that was cut off is rounded up, away from zero, not to the nearest.": (
-        right.edit("0x7FFF + (bits >> 16 & 1)", "0xFFFF")
-    ),
+    "everything that was cut off is rounded up, away from zero, not to the nearest.": right.edit(ADDED, "0xFFFF"),
     "one mantissa bit too few: bf16 has 7, and the hidden 1 is not among them.": (
         right.edit(("0x7FFF", "0xFFFF"), (">> 16 & 1", ">> 17 & 1"), (">> 16 << 16", ">> 17 << 17"))
     ),
@@ -150,7 +148,6 @@ MISTAKES = {
 
 TO_BFLOAT16 = Exercise(
     name="numbers.to_bfloat16",
-    chapter="01_numbers",
     title="Rounding to bfloat16",
     difficulty=3,
     minutes=15,

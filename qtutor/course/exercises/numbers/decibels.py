@@ -109,35 +109,32 @@ MISTAKES = {
     "10 · log10 belongs to a ratio of powers; of amplitudes (square roots, norms) take 20 · log10.": (
         right.edit("log10(ratio", "log10(ratio.sqrt()")
     ),
-    "this is the ratio itself, not yet in decibels: take 10 · log10 of it.": (
-        right.edit("10 * torch.log10(ratio)", "ratio")
-    ),
+    "this is the ratio itself, not yet in decibels: take 10 · log10 of it.": right.edit(DECIBELS, "ratio"),
     "this is the natural logarithm; decibels need the one to base 10.": right.edit("log10", "log"),
     "this is the logarithm to base 2, which counts bits; decibels need base 10.": right.edit("log10", "log2"),
     "the factor 10 is missing: log10 of the ratio is bels, and a decibel is a tenth of one.": right.edit("10 * ", ""),
     "the squares of the numbers count, not their squared distances from the mean (var and std subtract it).": (
-        right.edit(("signal.square().mean()", "signal.var()"), ("error.square().mean()", "error.var()"))
+        right.edit((POWER, "signal.var()"), (NOISE, "error.var()"))
     ),
     "the mean was subtracted from the signal: its power is the mean of its squares, not its variance.": (
-        right.edit("signal.square().mean()", "signal.var(correction=0)")
+        right.edit(POWER, "signal.var(correction=0)")
     ),
     "absolute values were added up in place of squares.": (
         right.edit(("signal.square()", "signal.abs()"), ("error.square()", "error.abs()"))
     ),
     "this takes the peak of the signal (that is PSNR); its power is the mean of its squares.": (
-        right.edit("signal.square().mean()", "signal.square().max()")
+        right.edit(POWER, "signal.square().max()")
     ),
     "the power of the signal was taken after rounding; take it of the signal as it was.": (
         right.edit("signal.square()", "rounded.square()")
     ),
     "subtract first, then square: the error is rounded - signal, number by number.": (
-        right.edit("error.square().mean()", "(rounded.square().mean() - signal.square().mean()).abs()")
+        right.edit(NOISE, "(rounded.square().mean() - signal.square().mean()).abs()")
     ),
 }
 
 SQNR = Exercise(
     name="numbers.sqnr",
-    chapter="01_numbers",
     title="Signal over rounding error, in decibels",
     difficulty=1,
     minutes=5,

@@ -52,7 +52,7 @@ def right(bits, exponent_bits, mantissa_bits):
 
 
 EXPONENT, MANTISSA = "bits[1 : 1 + exponent_bits]", "bits[1 + exponent_bits :]"
-BIAS, FRACTION = "2 ** (exponent_bits - 1) - 1", f'int({MANTISSA} or "0", 2) / 2**mantissa_bits'
+BIAS = "2 ** (exponent_bits - 1) - 1"
 FIRST = "exponent = int"
 
 
@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "the sign bit is ignored: where it is 1 the number is negative.": right.edit('-value if bits[0] == "1" else ', ""),
     "the bias is one too large: it is 2**(exponent_bits - 1) - 1.": right.edit("- 1) - 1", "- 1)"),
-    "the bias is not subtracted from the exponent.": right.edit("2 ** (exponent_bits - 1) - 1", "0"),
+    "the bias is not subtracted from the exponent.": right.edit(BIAS, "0"),
     "the hidden 1 in front of the mantissa is missing: where E > 0 the number is 1.M times a power of two.": (
         right.edit("1 + fraction", "fraction")
     ),
@@ -145,7 +145,7 @@ MISTAKES = {
         right.edit("1 - bias", "0 - bias")
     ),
     "the mantissa bits are read from the wrong end: the first is worth a half.": (
-        right.edit("bits[1 + exponent_bits :]", "bits[:exponent_bits:-1]")
+        right.edit(MANTISSA, "bits[:exponent_bits:-1]")
     ),
     "the mantissa is divided by 2**mantissa_bits - 1; M = all ones is not yet the next power of two, so divide by "
     "2**mantissa_bits.": right.edit("2**mantissa_bits", "(2**mantissa_bits - 1)"),
@@ -153,7 +153,6 @@ MISTAKES = {
 
 DECODE_FLOAT = Exercise(
     name="numbers.decode_float",
-    chapter="01_numbers",
     title="From bits to a number",
     difficulty=2,
     minutes=10,

@@ -12,7 +12,7 @@ import torch
 from qtutor.course.checking.comparing import NotNumbers, to_array
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.rtn.inputs import CHAPTER, random
+from qtutor.course.exercises.inputs import short
 
 ZERO = 1e-9  # squared errors below it are what float32 leaves of an exact grid
 
@@ -44,15 +44,15 @@ def best(weight, bits, group_size):
 def cases():
     return [
         ("one group of five weights, 2 bits", (torch.tensor([[-0.31, 0.74, 0.12, 0.55, -0.08]]), 2, 5)),
-        ("two groups in each of two rows", (random(1, 2, 12), 2, 6)),
-        ("3 bits, groups of six", (random(2, 1, 18), 3, 6)),
+        ("two groups in each of two rows", (short(1, 2, 12), 2, 6)),
+        ("3 bits, groups of six", (short(2, 1, 18), 3, 6)),
         ("weights that a grid meets exactly, with a level to spare", (torch.tensor([[0.5, 0.25, 1.0, 0.5]]), 2, 4)),
         ("a group of equal weights", (torch.tensor([[0.3, 0.3, 0.3, -0.4, 0.1, 0.35]]), 2, 3)),
         ("an outlier", (torch.tensor([[0.11, -0.42, 0.27, 4.0, -0.16, 0.33, 0.02]]), 2, 7)),
         ("two heaps", (torch.tensor([[-1.02, -0.95, -0.9, 0.61, 0.7, 0.76, 1.03]]), 2, 7)),
-        ("groups of ten, more of them than rows", (random(3, 2, 30), 2, 10)),
+        ("groups of ten, more of them than rows", (short(3, 2, 30), 2, 10)),
         ("weights that are all negative", (torch.tensor([[-0.52, -0.71, -0.94, -0.6, -0.66, -1.3]]), 2, 6)),
-        ("four rows of groups of eight", (random(4, 4, 16), 2, 8)),
+        ("four rows of groups of eight", (short(4, 4, 16), 2, 8)),
     ]
 
 
@@ -222,7 +222,6 @@ MISTAKES = {
 
 BEST = Exercise(
     name="rtn.best",
-    chapter=CHAPTER,
     title="The best grid of a group, exactly",
     difficulty=4,
     minutes=60,

@@ -7,7 +7,8 @@ from qtutor.core.quantized import dequantize as packages_own
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.rtn.inputs import CHAPTER, stored
+from qtutor.course.exercises.inputs import codes_of
+from qtutor.course.exercises.rtn.inputs import stored
 
 
 def dequantize(codes, scale, zero):
@@ -18,21 +19,16 @@ def dequantize(codes, scale, zero):
     return weight
 
 
-def codes_of(bits: int, *shape: int) -> torch.Tensor:
-    """Codes of all sizes, uint8, as unpacking gives them."""
-    return torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(bits), dtype=torch.uint8)
-
-
 def cases():
     low = stored([[0.0123]], [[5]])
     return [
         ("one group, zero in the middle", (torch.tensor([[6, 8, 15, 0]], dtype=torch.uint8), *stored([[0.06]], [[8]]))),
         ("codes above the zero point only", (torch.tensor([[5, 9, 2]], dtype=torch.uint8), *stored([[0.25]], [[2]]))),
-        ("two rows with a scale each", (codes_of(3, 2, 4), *stored([[0.3], [0.05]], [[3], [4]]))),
+        ("two rows with a scale each", (codes_of(3, 2, 4, bits=3), *stored([[0.3], [0.05]], [[3], [4]]))),
         ("two groups in each row", (codes_of(4, 2, 8), *stored([[0.2, 0.05], [0.11, 0.4]], [[7, 3], [9, 6]]))),
-        ("three groups of two", (codes_of(2, 1, 6), *stored([[0.1, 0.2, 0.4]], [[1, 0, 2]]))),
+        ("three groups of two", (codes_of(2, 1, 6, bits=2), *stored([[0.1, 0.2, 0.4]], [[1, 0, 2]]))),
         ("8-bit codes far from a low zero point", (torch.tensor([[255, 0, 200, 3]], dtype=torch.uint8), *low)),
-        ("8-bit codes", (codes_of(8, 2, 6), *stored([[0.0123], [0.0171]], [[128], [100]]))),
+        ("8-bit codes", (codes_of(8, 2, 6, bits=8), *stored([[0.0123], [0.0171]], [[128], [100]]))),
     ]
 
 
@@ -102,13 +98,9 @@ MISTAKES = {
     "codes and zero points are uint8, which holds no negative numbers: 3 - 8 wraps around to 251. Turn both into float "
     "(or int) before you subtract.": right.edit("codes.double() - zero.double()", "codes - zero"),
     "you computed in float16: a 16-bit scale times whole numbers stays in 16 bits and is rounded again. Turn the scale "
-    "into float32 first (scale.float()).": right.edit(
-        "scale.double() * (codes.double() - zero.double())", "scale * (codes.int() - zero.int())"
-    ),
+    "into float32 first (scale.float()).": right.edit(WEIGHT, "scale * (codes.int() - zero.int())"),
     "you computed with numbers as they are stored. In uint8 3 - 8 wraps around to 251, and in float16 the product is "
-    "rounded again: turn all three into float32 (.float()).": right.edit(
-        "scale.double() * (codes.double() - zero.double())", "scale * (codes - zero)"
-    ),
+    "rounded again: turn all three into float32 (.float()).": right.edit(WEIGHT, "scale * (codes - zero)"),
     "the zero point is added. weight = scale * (code - zero).": right.edit("- zero", "+ zero"),
     "the zero point is missing: weight = scale * (code - zero).": right.edit(" - zero.double()", ""),
     "the zero point is subtracted after scaling, but it is a code: scale * (code - zero), with brackets.": (
@@ -148,7 +140,6 @@ def adapt(theirs):
 
 DEQUANTIZE = Exercise(
     name="rtn.dequantize",
-    chapter=CHAPTER,
     title="From codes back to weights",
     difficulty=1,
     minutes=5,

@@ -7,7 +7,7 @@ from qtutor.core.grid import IntGrid
 from qtutor.course.exercises.adapting import tensor
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.rtn.inputs import CHAPTER, random
+from qtutor.course.exercises.inputs import short
 from qtutor.errors import QtutorError
 from qtutor.methods.rtn import fit_groups as packages_own
 
@@ -30,16 +30,16 @@ def fit(weight, bits, group_size, symmetric):
 def fit_cases():
     return [
         ("one group of four weights", (torch.tensor([[-0.1, 0.8, 0.3, 0.55]]), 4, 4, False)),
-        ("two groups in each of two rows", (random(1, 2, 8), 4, 4, False)),
+        ("two groups in each of two rows", (short(1, 2, 8), 4, 4, False)),
         ("weights that are all positive", (torch.tensor([[0.5, 0.7, 0.9, 0.6]]), 4, 4, False)),
         ("weights that are all negative", (torch.tensor([[-0.5, -0.7, -0.9, -0.6]]), 4, 4, False)),
         ("a group of nothing but zeros", (torch.tensor([[0.0, 0.0, 0.0, 0.3, -0.2, 0.1]]), 3, 3, False)),
         ("a symmetric grid, the largest weight positive", (torch.tensor([[-0.31, 0.82, 0.3, 0.0]]), 4, 4, True)),
         ("a symmetric grid, the largest weight negative", (torch.tensor([[-0.77, 0.31, 0.6, 0.2]]), 3, 4, True)),
-        ("more groups than rows, 2 bits, symmetric", (random(2, 2, 12), 2, 2, True)),
-        ("as many groups as weights in one, 8 bits", (random(3, 3, 16), 8, 4, False)),
+        ("more groups than rows, 2 bits, symmetric", (short(2, 2, 12), 2, 2, True)),
+        ("as many groups as weights in one, 8 bits", (short(3, 3, 16), 8, 4, False)),
         ("8 bits: zero from the stored scale", (torch.tensor([[-0.261, 0.408, 0.1, -0.05]]), 8, 4, False)),
-        ("an outlier in one group", (torch.cat([random(4, 2, 6), 40 * random(5, 2, 6)], dim=1), 5, 6, False)),
+        ("an outlier in one group", (torch.cat([short(4, 2, 6), 40 * short(5, 2, 6)], dim=1), 5, 6, False)),
         ("a symmetric grid with zeros", (torch.tensor([[0.0, 0.0, -0.4, 0.25]]), 8, 2, True)),
         ("weights so small that a 16-bit scale has few digits left", (torch.tensor([[-1e-6, -4e-7]]), 4, 2, False)),
     ]
@@ -74,7 +74,7 @@ MISTAKES = {
     ),
     "the range does not contain 0. Take low = min(low, 0) and high = max(high, 0): otherwise a group on one side of 0 "
     "gets a zero point outside of the codes, and 0 is not met.": (
-        right.edit((".clamp(max=0)", ""), (".clamp(min=0)", ""), (".clamp(0, 2**bits - 1)", ""))
+        right.edit((LOW, ""), (HIGH, ""), (".clamp(0, 2**bits - 1)", ""))
     ),
     "the range does not contain 0, and its zero point is then clamped to a code that stands for another number. Take "
     "low = min(low, 0) and high = max(high, 0).": right.edit((LOW, ""), (HIGH, "")),
@@ -110,9 +110,7 @@ MISTAKES = {
     "this is the smallest weight itself. The zero point is the code of 0: round(-low / scale).": right.edit(
         ZERO, "low"
     ),
-    "scale and zero are swapped: return scale first.": (
-        right.edit(f"return scale, {CHOSEN}", f"return {CHOSEN}, scale")
-    ),
+    "scale and zero are swapped: return scale first.": right.edit(f"return scale, {CHOSEN}", f"return {CHOSEN}, scale"),
     "both results are transposed: they are [out, groups].": (
         right.edit(f"return scale, {CHOSEN}", f"return scale.T, ({CHOSEN}).T")
     ),
@@ -134,7 +132,7 @@ MISTAKES = {
         right.edit(("if symmetric:", "if False:"), ("torch.full_like(zero, 2 ** (bits - 1)) if symmetric else ", ""))
     ),
     "on the symmetric grid the zero point is not computed: it is always the middle code, 2**(bits-1).": (
-        right.edit("torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero", "zero")
+        right.edit(CHOSEN, "zero")
     ),
     "symmetric is taken the wrong way round.": right.edit(
         "rows, groups =", "symmetric = not symmetric; rows, groups ="
@@ -168,10 +166,10 @@ MISTAKES = {
         right.edit(("amin(dim=-1)", "amin(dim=1)"), ("amax(dim=-1)", "amax(dim=1)"))
     ),
     "all groups of a row have the same scale: smallest and largest are those of the whole row.": (
-        right.edit(".reshape(rows, groups, group_size)", "[:, None].expand(rows, groups, -1)")
+        right.edit(GROUPED, "[:, None].expand(rows, groups, -1)")
     ),
     "all groups have the same scale: smallest and largest are those of the whole matrix.": (
-        right.edit(".reshape(rows, groups, group_size)", ".flatten().expand(rows, groups, -1)")
+        right.edit(GROUPED, ".flatten().expand(rows, groups, -1)")
     ),
 }
 
@@ -200,7 +198,6 @@ def adapt_fit(theirs):
 
 FIT = Exercise(
     name="rtn.fit",
-    chapter=CHAPTER,
     title="Scale and zero point of every group",
     difficulty=2,
     minutes=15,

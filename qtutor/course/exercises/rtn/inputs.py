@@ -6,13 +6,6 @@ levels, because either choice would be right.
 
 import torch
 
-CHAPTER = "02_round_to_nearest"
-
-
-def random(seed: int, *shape: int) -> torch.Tensor:
-    """Normally distributed weights, the same on every machine, with few digits so that messages stay short."""
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 1000).round() / 1000
-
 
 def stored(scale: list, zero: list) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zero points as they are stored: float16 and uint8."""

@@ -5,7 +5,7 @@ import torch
 from qtutor.course.exercises.adapting import WHOLE_BYTES, tensor
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.rtn.inputs import CHAPTER
+from qtutor.course.exercises.inputs import codes_of
 
 
 def pack(codes, bits, width):
@@ -15,11 +15,6 @@ def pack(codes, bits, width):
         text = text.ljust(8 * width, "0")
         data.append([int(text[start : start + 8][::-1], 2) for start in range(0, 8 * width, 8)])
     return data
-
-
-def codes_of(bits: int, rows: int, count: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(10 * bits + count)
-    return torch.randint(0, 2**bits, (rows, count), generator=generator, dtype=torch.uint8)
 
 
 def cases():
@@ -33,11 +28,11 @@ def cases():
         ("2 bits", (rows([3, 0, 1, 2, 2, 1, 0, 3]), 2, 2)),
         ("8 bits: a code is a byte", (rows([200, 3, 255]), 8, 3)),
         ("3 bits, codes across the borders of bytes", (rows([5, 1, 6, 3, 7, 0, 2, 4]), 3, 3)),
-        ("3 bits, two rows of 16 codes", (codes_of(3, 2, 16), 3, 6)),
-        ("3 bits, a row that ends within a byte", (codes_of(3, 2, 5), 3, 3)),
-        ("5 bits", (codes_of(5, 2, 8), 5, 5)),
-        ("4 bits, 20 codes: 80 bits in a row", (codes_of(4, 2, 20), 4, 10)),
-        ("2 bits, three rows that do not fill their last byte", (codes_of(2, 3, 5), 2, 2)),
+        ("3 bits, two rows of 16 codes", (codes_of(46, 2, 16, bits=3), 3, 6)),
+        ("3 bits, a row that ends within a byte", (codes_of(35, 2, 5, bits=3), 3, 3)),
+        ("5 bits", (codes_of(58, 2, 8, bits=5), 5, 5)),
+        ("4 bits, 20 codes: 80 bits in a row", (codes_of(60, 2, 20), 4, 10)),
+        ("2 bits, three rows that do not fill their last byte", (codes_of(25, 3, 5, bits=2), 2, 2)),
     ]
 
 
@@ -134,7 +129,7 @@ MISTAKES = {
     ),
     "bits that a byte has no room for are lost. Where a code crosses the border, its high bits belong at the beginning "
     "of the next byte (and uint8 drops what is shifted past it: compute in int or int64).": (
-        right.edit("code << (i * bits)", "(code << i * bits % 8 & 255) << i * bits // 8 * 8")
+        right.edit(SUM, "(code << i * bits % 8 & 255) << i * bits // 8 * 8")
     ),
     "the last byte of a row is left out where codes do not fill it. Fill it up with zeros.": (
         right.edit("enumerate(row)", "enumerate(row[: len(row) * bits // 8 * 8 // bits])")
@@ -165,7 +160,6 @@ def adapt(theirs):
 
 PACK = Exercise(
     name="rtn.pack",
-    chapter=CHAPTER,
     title="Codes packed into bytes, no bit wasted",
     difficulty=3,
     minutes=20,

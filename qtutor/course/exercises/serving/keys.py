@@ -5,7 +5,6 @@ import torch
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
-from qtutor.course.exercises.serving.inputs import CHAPTER
 
 
 def int8_keys(keys):
@@ -88,7 +87,6 @@ MISTAKES = {
 
 KEYS = Exercise(
     name="serving.keys",
-    chapter=CHAPTER,
     title="Keys in eight bits, channel by channel",
     difficulty=2,
     minutes=15,

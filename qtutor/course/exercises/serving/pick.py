@@ -2,7 +2,6 @@
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.serving.inputs import CHAPTER
 
 
 def pick(running, waiting, budget, free, size):
@@ -125,7 +124,6 @@ MISTAKES = {
 
 PICK = Exercise(
     name="serving.pick",
-    chapter=CHAPTER,
     title="The scheduler's choice",
     difficulty=3,
     minutes=25,

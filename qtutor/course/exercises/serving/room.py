@@ -4,7 +4,6 @@ from fractions import Fraction
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.serving.inputs import CHAPTER
 
 
 def room(layers, heads, kv_heads, head, tokens, bits, group):
@@ -39,7 +38,7 @@ def right(layers, heads, kv_heads, head, tokens, bits, group):
     return numbers * (bits + shared) / 8
 
 
-NUMBERS, SHARED, RESULT = "2 * layers * kv_heads * head", "(16 + bits) / group if group else 0", "(bits + shared) / 8"
+SHARED, RESULT = "(16 + bits) / group if group else 0", "(bits + shared) / 8"
 
 MISTAKES = {
     "only keys or only values are counted. A token leaves both.": right.edit("2 * layers", "layers"),
@@ -69,7 +68,6 @@ MISTAKES = {
 
 ROOM = Exercise(
     name="serving.room",
-    chapter=CHAPTER,
     title="The bytes of a cache",
     difficulty=1,
     minutes=10,

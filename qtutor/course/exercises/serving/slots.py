@@ -2,7 +2,6 @@
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
-from qtutor.course.exercises.serving.inputs import CHAPTER
 
 
 def slots(table, size, start, end):
@@ -66,7 +65,7 @@ MISTAKES = {
     "blocks are taken for 16 tokens long. They have `size`.": (
         right.edit(
             ("table[position // size]", "table[position // 16]"),
-            ("block * size + position % size", "block * 16 + position % 16"),
+            (PLACE, "block * 16 + position % 16"),
         )
     ),
     "division and remainder are swapped: // size says which block, % size which place.": (
@@ -82,7 +81,6 @@ MISTAKES = {
 
 SLOTS = Exercise(
     name="serving.slots",
-    chapter=CHAPTER,
     title="Looking up a block table",
     difficulty=1,
     minutes=10,

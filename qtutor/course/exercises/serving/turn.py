@@ -5,7 +5,6 @@ import torch
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import noise
-from qtutor.course.exercises.serving.inputs import CHAPTER
 
 
 def turn(queries, keys):
@@ -77,7 +76,6 @@ MISTAKES = {
 
 TURN = Exercise(
     name="serving.turn",
-    chapter=CHAPTER,
     title="A rotation that leaves scores alone",
     difficulty=2,
     minutes=15,

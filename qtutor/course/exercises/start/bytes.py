@@ -108,7 +108,7 @@ MISTAKES = {
     "all rows are packed as one stream. Every row begins with a new byte, so round up row by row.": right.edit(
         ("columns * bits", "rows * columns * bits"),
         ("groups * bits", "rows * groups * bits"),
-        ("rows * (codes + scales + zeros)", "codes + rows * scales + zeros"),
+        (ALL, "codes + rows * scales + zeros"),
     ),
     "scales are counted for one row only: every row has its own groups.": (
         right.edit("(codes + scales + zeros)", "codes + scales + zeros")
@@ -135,7 +135,6 @@ MISTAKES = {
 
 BYTES = Exercise(
     name="start.true_bytes",
-    chapter="00_start_here",
     title="The true bytes of a quantized layer",
     difficulty=1,
     minutes=10,

@@ -8,6 +8,7 @@ import torch
 from qtutor.course.checking.comparing import to_array
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
+from qtutor.course.exercises.inputs import short
 
 
 def perplexity(logits, token_ids):
@@ -20,22 +21,18 @@ def perplexity(logits, token_ids):
     return math.exp(math.fsum(losses) / len(losses))
 
 
-def random(seed: int, *shape: int) -> torch.Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 100).round() / 100
-
-
 def cases():
     # One-hot rows that predict the next token of 0, 1, 2, 0, with high probability, and correctly.
     sure = 20 * torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]])
-    hard = random(3, 5, 4)
+    hard = short(3, 5, 4, digits=2)
     hard[1, 2] -= 120  # hardly thinkable, and then it comes
     return [
         ("three tokens, two to predict", (torch.tensor([[0.0, 2, 1], [1, 0, 0], [3, 1, 2]]), torch.tensor([2, 1, 0]))),
         ("a model that knows nothing, 5 tokens", (torch.zeros(4, 5), torch.tensor([1, 4, 0, 2]))),
         ("a model that is sure and right", (sure, torch.tensor([0, 1, 2, 0]))),
-        ("eight tokens", (3 * random(1, 8, 6), torch.tensor([5, 0, 3, 3, 1, 2, 4, 0]))),
-        ("two tokens, one to predict", (random(2, 2, 3), torch.tensor([0, 2]))),
-        ("logits far from 0", (random(4, 4, 5) + 1000, torch.tensor([3, 1, 4, 0]))),
+        ("eight tokens", (3 * short(1, 8, 6, digits=2), torch.tensor([5, 0, 3, 3, 1, 2, 4, 0]))),
+        ("two tokens, one to predict", (short(2, 2, 3, digits=2), torch.tensor([0, 2]))),
+        ("logits far from 0", (short(4, 4, 5, digits=2) + 1000, torch.tensor([3, 1, 4, 0]))),
         ("a token that the model thought next to impossible", (hard, torch.tensor([0, 1, 2, 3, 0]))),
     ]
 
@@ -68,10 +65,10 @@ MISTAKES = {
         right.edit("mean().exp()", "exp().mean()")
     ),
     "you averaged the probabilities. Average their logarithms: perplexity is a geometric mean.": (
-        right.edit("losses.mean().exp()", "1 / (-losses).exp().mean()")
+        right.edit(MEAN, "1 / (-losses).exp().mean()")
     ),
     "natural logarithms were taken, but 2 to the power of their mean. To log belongs exp.": (
-        right.edit("losses.mean().exp()", "2 ** losses.mean()")
+        right.edit(MEAN, "2 ** losses.mean()")
     ),
     "logarithms to base 2 were taken, but exp of their mean. To log2 belongs 2 ** mean.": (
         right.edit("losses.mean()", "(losses / math.log(2)).mean()")
@@ -139,7 +136,7 @@ MISTAKES = {
     "exp(logit) overflows, in float64 as well, where logits are large. Subtract each row's largest first, or use "
     "log_softmax.": right.edit(LOG_P, "(logits.double().exp() / logits.double().exp().sum(-1, keepdim=True)).log()"),
     "exp(logit) overflows where logits are large. Subtract each row's largest first, or use log_softmax.": right.edit(
-        "logits.double().log_softmax(-1)", "(logits.exp() / logits.exp().sum(-1, keepdim=True)).log().double()"
+        LOG_P, "(logits.exp() / logits.exp().sum(-1, keepdim=True)).log().double()"
     ),
     "a tiny probability becomes 0 in float32, and its logarithm infinite. Use log_softmax, which never leaves the "
     "logarithm.": right.edit("double().log_softmax(-1)", "softmax(-1).log().double()"),
@@ -171,7 +168,6 @@ def adapt(theirs):
 
 PERPLEXITY = Exercise(
     name="start.perplexity",
-    chapter="00_start_here",
     title="Perplexity, from logits and token ids",
     difficulty=2,
     minutes=15,

@@ -39,15 +39,11 @@ LONGER = "max(reading, computing)"
 MISTAKES = {
     "bits are divided by bytes a second: 8 bits make one byte.": right.edit(" / 8", ""),
     "the two times are added. Reading and computing go on side by side, so the longer one counts.": (
-        right.edit("max(reading, computing)", "reading + computing")
+        right.edit(LONGER, "reading + computing")
     ),
     "the shorter of the two times is taken; the step is over when the longer one is.": right.edit("max", "min"),
-    "only reading is counted. With many sequences at once computing takes longer.": (
-        right.edit("max(reading, computing)", "reading")
-    ),
-    "only computing is counted. With one sequence reading takes longer.": (
-        right.edit("max(reading, computing)", "computing")
-    ),
+    "only reading is counted. With many sequences at once computing takes longer.": right.edit(LONGER, "reading"),
+    "only computing is counted. With one sequence reading takes longer.": right.edit(LONGER, "computing"),
     "a weight is counted as one operation for each sequence; it is two, a multiplication and an addition.": (
         right.edit("2 * ", "")
     ),
@@ -101,7 +97,6 @@ MISTAKES = {
 
 TIME = Exercise(
     name="start.step_time",
-    chapter="00_start_here",
     title="How long one decoding step takes at least",
     difficulty=1,
     minutes=5,
