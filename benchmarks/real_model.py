@@ -159,9 +159,11 @@ def table(found: dict[Row, dict]) -> str:
             what = [f"types chosen for {row.settings['type']}'s size" if own else row.settings["type"], "", "", reads]
         elif row.method == "rtn":
             what[3] = "none"
+        star = " *" if measured["alone"] else ""
         numbers = [
             f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['flips']:.1%}",
-            f"{measured['seconds']:.0f}{' *' * measured.get('alone', False)}", f"{measured['peak_bytes'] / 1e9:.2f} GB", f"{measured['bytes'] / 1e6:.1f} MB",
+            f"{measured['seconds']:.0f}{star}", f"{measured['peak_bytes'] / 1e9:.2f} GB",
+            f"{measured['bytes'] / 1e6:.1f} MB",
         ]  # fmt: skip
         lines.append("| " + " | ".join([PEERS.get(row.who, row.who), *what, *numbers]) + " |")
     return "\n".join(lines)
@@ -239,9 +241,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="names of rows, or patterns of names")
     parser.add_argument("--list", action="store_true", help="all rows, and which are stored")
     parser.add_argument("--again", action="store_true", help="run rows that are stored, too")
-    parser.add_argument(
-        "--alone", action="store_true", help="nothing else runs on this machine: their seconds get a star"
-    )
+    parser.add_argument("--alone", action="store_true", help="nothing else runs here: their seconds get a star")
     parser.add_argument("--write", action="store_true", help="write real_model.md")
     options = parser.parse_args()
     if options.list:
