@@ -9,8 +9,9 @@ it in the quantizer's own format. Memory is the process's largest resident size.
 machine that grows busier or hotter does so for all; ratios are medians over the rounds, each taken within its round.
 All get as many threads as ``--threads`` says, one by default; ``--peer-threads`` gives the peers another number.
 
-Two things to know. qtutor multiplies blocks this wide in bfloat16 where the CPU can (``qtutor/precision.py``), peers
-multiply in float32, the checkpoint's own; ``--float32`` times qtutor in float32, too. And 8192 tokens are three for
+Two things to know. qtutor multiplies blocks this wide in bfloat16 on a CPU with AMX
+(``qtutor/calibration/precision.py``), peers multiply in float32, the checkpoint's own; ``--float32`` times qtutor in
+float32, too. And 8192 tokens are three for
 every input of the widest layer: too few for propagation, which qtutor leaves out by itself then, and which would double
 its time.
 

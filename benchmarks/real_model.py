@@ -9,12 +9,16 @@
 Every row is a process of its own that loads, calibrates, quantizes and writes, with one thread; seconds are processor
 time, since other work on the machine lengthens everything else. Memory is the process's largest resident size. Then
 another process measures the weights that were written against the float model, on text of another kind
-(peers/texts.py). A row is stored as soon as it is measured, under ~/.cache/qtutor/peers/real_model, so a run may be
-stopped at any time. ``--again`` runs rows that are stored, too. ``--write`` also prints the bounds; its exit status is
-1 where one is missed.
+(peers/texts.py). A row is stored as soon as it is measured, in real_model.json with the day, so a run may be stopped at
+any time. ``--again`` runs rows that are stored, too. ``--write`` also prints the bounds; its exit status is 1 where one
+is missed.
+
+The row ``transformers forward`` is what no quantizer that reads the text can fall below: the model is loaded, and reads
+the text once.
 """
 
 import argparse
+import datetime
 import fnmatch
 import hashlib
 import json
@@ -31,7 +35,8 @@ sys.path.insert(0, str(PEERS_FOLDER))
 from launch import CACHE, PEERS, launch, python_of  # noqa: E402 - torch is imported by none of these, see launch
 
 PAGE = Path(__file__).with_suffix(".md")
-STORE = CACHE / "real_model"
+STORE = Path(__file__).with_suffix(".json")
+FORWARD = "forward"
 MIXES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K")
 EVALUATION = "evaluation-16"
 
@@ -52,20 +57,28 @@ class Row:
         if self.method == "gguf":
             own = " own types" * self.settings.get("own", False)
             return f"{self.who} gguf {self.settings['type']}{own}" + " importance" * self.settings["importance"]
+        if self.method == FORWARD:
+            return f"{self.who} {self.method} {self.samples}x512"
         return f"{self.who} {self.method} {self.bits}-bit g{self.group_size} {self.samples}x512"
-
-    @property
-    def file(self) -> Path:
-        return STORE / f"{self.name.replace(' ', '_')}.json"
 
     def stored(self) -> dict | None:
         """What was measured, or ``None``."""
-        return json.loads(self.file.read_text()) if self.file.exists() else None
+        return measured_rows().get(self.name)
+
+    def store(self, measured: dict) -> None:
+        """Keep what was measured, with the day."""
+        rows = measured_rows() | {self.name: measured | {"on": datetime.date.today().isoformat()}}
+        STORE.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n", encoding="utf-8")
+
+
+def measured_rows() -> dict[str, dict]:
+    """What is stored, by the names of the rows."""
+    return json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
 
 
 def all_rows() -> list[Row]:
     """Every row of the table, in its order."""
-    found = []
+    found = [Row("transformers", FORWARD, samples=samples) for samples in (16, 64)]
     for bits in (4, 3, 2):
         for group_size in (64, 32):
             found += [Row("qtutor", method, bits, group_size) for method in ("rtn", "awq", "gptq", "awq+gptq")]
@@ -96,7 +109,7 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()[:16]
 
 
-def run(row: Row, folder: Path) -> None:
+def run(row: Row, folder: Path, alone: bool = False) -> None:
     """Quantize, measure, store."""
     out, plain = CACHE / "packed" / row.name.replace(" ", "_"), None
     shutil.rmtree(out, ignore_errors=True)
@@ -106,12 +119,15 @@ def run(row: Row, folder: Path) -> None:
     tokens = folder / f"calibration-{row.samples}.tokens"
     place = row.who, folder, tokens, out, row.method, row.bits, row.group_size, row.settings
     took = launch(*place, dequantized=plain)
+    if row.method == FORWARD:
+        about = {"seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes, "alone": alone}
+        row.store(about | {"of": fingerprint(folder), "with": versions(row.who)})
+        return
     command = [sys.executable, PEERS_FOLDER / "measure.py", folder, folder / f"{EVALUATION}.tokens", plain or out]
     measured = json.loads(subprocess.check_output(list(map(str, command)), text=True).splitlines()[-1])
     size = sum(file.stat().st_size for file in out.rglob("*") if file.suffix in (".safetensors", ".gguf"))
-    about = {"seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes, "bytes": size}
-    STORE.mkdir(parents=True, exist_ok=True)
-    row.file.write_text(json.dumps(measured | about | {"of": fingerprint(folder), "with": versions(row.who)}, indent=1))
+    about = {"seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes, "bytes": size, "alone": alone}
+    row.store(measured | about | {"of": fingerprint(folder), "with": versions(row.who)})
     for made in (out, plain):
         if made:
             shutil.rmtree(made)
@@ -119,10 +135,10 @@ def run(row: Row, folder: Path) -> None:
 
 def versions(who: str) -> str:
     """What ran, as its environment reports it."""
-    wanted = {"qtutor": ("torch", "transformers"), "llmcompressor": ("llmcompressor", "compressed-tensors", "torch")}
+    wanted = {"llmcompressor": ("llmcompressor", "compressed-tensors", "torch"), "gptqmodel": ("gptqmodel", "torch")}
     program = (
         "import importlib.metadata as m\n"
-        f"print(', '.join(f'{{n}} {{m.version(n)}}' for n in {wanted.get(who, ('gptqmodel', 'torch'))}))"
+        f"print(', '.join(f'{{n}} {{m.version(n)}}' for n in {wanted.get(who, ('torch', 'transformers'))}))"
     )
     return subprocess.check_output([python_of(who), "-c", program], text=True).strip()
 
@@ -134,6 +150,8 @@ def table(found: dict[Row, dict]) -> str:
         "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row, measured in found.items():
+        if row.method == FORWARD:
+            continue
         what = [row.method.upper(), str(row.bits), str(row.group_size), f"{row.samples} x 512"]
         if row.method == "gguf":
             own = row.settings.get("own", False)
@@ -141,9 +159,11 @@ def table(found: dict[Row, dict]) -> str:
             what = [f"types chosen for {row.settings['type']}'s size" if own else row.settings["type"], "", "", reads]
         elif row.method == "rtn":
             what[3] = "none"
+        star = " *" if measured["alone"] else ""
         numbers = [
             f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['flips']:.1%}",
-            f"{measured['seconds']:.0f}", f"{measured['peak_bytes'] / 1e9:.2f} GB", f"{measured['bytes'] / 1e6:.1f} MB",
+            f"{measured['seconds']:.0f}{star}", f"{measured['peak_bytes'] / 1e9:.2f} GB",
+            f"{measured['bytes'] / 1e6:.1f} MB",
         ]  # fmt: skip
         lines.append("| " + " | ".join([PEERS.get(row.who, row.who), *what, *numbers]) + " |")
     return "\n".join(lines)
@@ -176,26 +196,41 @@ def bounds(found: dict[Row, dict]) -> dict[str, bool]:
     return checks
 
 
+def reading(found: dict[Row, dict]) -> str:
+    """What it takes to read the text alone, beside the faster peer's whole run on it."""
+    at, sentences = {row.name: measured["seconds"] for row, measured in found.items()}, []
+    for samples in (16, 64):
+        peers = [at[name] for peer in PEERS if (name := f"{peer} gptq 4-bit g64 {samples}x512") in at]
+        once = at.get(f"transformers {FORWARD} {samples}x512")
+        if once and peers:
+            sentences.append(f"{once:.0f} s for {samples} samples ({once / min(peers):.2f} of the faster peer's GPTQ)")
+    return (
+        "To load the float model and let it read the text once, without quantizing anything, takes "
+        f"{' and '.join(sentences)}: no quantizer that multiplies in float32 is faster than that."
+        if sentences
+        else ""
+    )
+
+
 def page(found: dict[Row, dict]) -> str:
     """What is committed: how it was made, the table, the bounds."""
-    reference = next(iter(found.values()))["reference_perplexity"]
+    reference = next(measured for row, measured in found.items() if row.method != FORWARD)["reference_perplexity"]
     ran = "; ".join(sorted({measured["with"] for measured in found.values()}))
     marks = [f"- {'holds' if holds else '**missed**'}: {what}" for what, holds in bounds(found).items()]
     return (
         "# A pretrained model: SmolLM2-135M\n\n"
-        f"Made by `python benchmarks/real_model.py --write` from stored rows, with Python {platform.python_version()}; "
-        f"{ran}.\n\n"
+        f"Made by `python benchmarks/real_model.py --write` from real_model.json, with Python "
+        f"{platform.python_version()}; {ran}.\n\n"
         "All quantizers get the same float32 checkpoint and the same tokens. They quantize every linear layer but "
         "lm_head, with zero points (asymmetric). Calibration text: docstrings of the standard library, samples of 512 "
         "tokens. Text to measure on: the language reference that `help()` shows, 8,192 tokens. KL is in nats a token, "
         f"against the float model, whose perplexity is {reference:.2f}. Seconds are processor time of the whole "
-        "process on one thread, imports included; other work on the second core makes them up to twice as long. Alone "
-        "on the machine were the rows of GPTQ in groups of 64 with 16 samples (but GPTQModel's at 3 bits) and qtutor's "
-        "AWQ at 4 bits; those with 64 samples were not. qtutor propagates by itself where there are 64 samples. The "
-        "model's own weights are those that a file of 4 bits in groups of 32 stands for, so a grid that hits "
-        "the file's own loses less than it would on weights in 16 bits (Q4_1 would lose nothing).\n\n"
+        "process on one thread, imports included; with a star nothing else ran on the machine, without one other work "
+        "on the second core may have made them up to twice as long. qtutor propagates by itself where there are 64 "
+        "samples. The model's own weights are those that a file of 4 bits in groups of 32 stands for, so a grid that "
+        "hits the file's own loses less than it would on weights in 16 bits (Q4_1 would lose nothing).\n\n"
         + table(found)
-        + "\n\n"
+        + f"\n\n{reading(found)}\n\n"
         + "\n".join(marks)
         + "\n"
     )
@@ -206,6 +241,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="names of rows, or patterns of names")
     parser.add_argument("--list", action="store_true", help="all rows, and which are stored")
     parser.add_argument("--again", action="store_true", help="run rows that are stored, too")
+    parser.add_argument("--alone", action="store_true", help="nothing else runs here: their seconds get a star")
     parser.add_argument("--write", action="store_true", help="write real_model.md")
     options = parser.parse_args()
     if options.list:
@@ -216,7 +252,7 @@ def main() -> int:
         wanted = any(fnmatch.fnmatchcase(row.name, pattern) for pattern in options.rows)
         if wanted and (options.again or not row.stored()):
             print(row.name, file=sys.stderr, flush=True)
-            run(row, folder)
+            run(row, folder, options.alone)
             print(row.stored(), file=sys.stderr, flush=True)
     if not options.write:
         return 0

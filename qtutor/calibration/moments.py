@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qtutor.calibration.precision import in_float32
+
 
 class Gram:
     """A sum of ``left^T right`` over batches, in float64.
@@ -25,7 +27,8 @@ class Gram:
             size = left.shape[1], right.shape[1]
             self.total = torch.zeros(size, dtype=torch.float64, device=left.device)
         for panel, behind in self._panels():  # rows of the sum, each from the diagonal on
-            self.total[panel, behind] += left[:, panel].T @ right[:, behind]
+            with in_float32():
+                self.total[panel, behind] += left[:, panel].T @ right[:, behind]
 
     def result(self) -> torch.Tensor | None:
         """The sum, ``[a, b]``; ``None`` where nothing was counted in."""

@@ -12,6 +12,7 @@ from qtutor.calibration import block as block_module
 from qtutor.calibration import mapped, precision, stream, walk
 from qtutor.calibration.moments import Gram
 from qtutor.families import LLAMA
+from tests.families import small
 from tests.live_bytes import LiveBytes
 from tests.models import FAMILIES, VOCABULARY, some_ids, tiny
 
@@ -322,8 +323,8 @@ def test_wide_blocks_may_multiply_in_bfloat16_and_small_ones_may_not():
         exact = block.module(block.states, **block.arguments)
     wide = block.run(slice(None))
     error = (wide - exact).norm() / (exact - block.states).norm()
-    # Factors rounded to 8 bits are off by up to 2^-9; with a CPU that has no such products nothing is rounded.
-    assert (1e-4 < error < 0.01) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else error < 1e-6
+    # Factors rounded to 8 bits are off by up to 2^-9; a CPU without AMX rounds nothing, whatever else it has.
+    assert (1e-4 < error < 0.01) if torch.cpu._is_amx_tile_supported() else error < 1e-6
     assert torch.backends.mkldnn.matmul.fp32_precision == before
     for threshold in (None, precision.WIDE + 1):
         narrow = next(walk.walk(model, some_ids(4), wide=threshold))
@@ -341,8 +342,9 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("wide", "expected"), [(64, "bf16"), (65, None), (None, None)])
-def test_every_product_of_a_wide_block_is_as_exact_as_asked_for(way, wide, expected):
+def test_every_product_of_a_wide_block_is_as_exact_as_asked_for(way, wide, expected, monkeypatch):
     """Whatever the CPU can do: here a block of 64 counts as wide, or just not."""
+    monkeypatch.setattr(precision, "rounds_factors", lambda: True)
     before, seen = torch.backends.mkldnn.matmul.fp32_precision, []
     for stream_of in ("block", "twin"):
         block = next(walk.walk(tiny(), some_ids(3), twin=True, wide=wide))
@@ -355,13 +357,62 @@ def test_every_product_of_a_wide_block_is_as_exact_as_asked_for(way, wide, expec
         seen.clear()
 
 
-def test_precision_is_put_back_after_a_failure():
+def test_a_cpu_that_rounds_nothing_takes_the_faster_library_at_every_size(monkeypatch):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    for rounds, expected in ((False, "bf16"), (True, before)):
+        monkeypatch.setattr(precision, "rounds_factors", lambda rounds=rounds: rounds)
+        for way in (precision.in_float32(), precision.products(63, 64), precision.products(64, None)):
+            with way:
+                assert torch.backends.mkldnn.matmul.fp32_precision == expected
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_what_a_cpu_does_with_factors_is_found_by_a_product(monkeypatch):
+    before, real = torch.backends.mkldnn.matmul.fp32_precision, torch.nn.functional.linear
+    assert precision.rounds_factors.__wrapped__() is torch.cpu._is_amx_tile_supported()
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: real(x.bfloat16().float(), w.bfloat16().float()))
+    assert precision.rounds_factors.__wrapped__() is True
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: real(x.double(), w.double()).float())
+    assert precision.rounds_factors.__wrapped__() is False
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_precision_is_put_back_after_a_failure(monkeypatch):
+    monkeypatch.setattr(precision, "rounds_factors", lambda: True)
     before = torch.backends.mkldnn.matmul.fp32_precision
     for width, wide in ((64, 64), (63, 64), (64, None)):
         with pytest.raises(KeyboardInterrupt), precision.products(width, wide):
             assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if (width, wide) == (64, 64) else before)
             raise KeyboardInterrupt
         assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("family", ["llama", "granite"])  # the second multiplies what a half adds
+def test_the_sizes_of_a_wide_stream_come_from_sums_of_its_channels(family, half, bias, monkeypatch):
+    block = next(walk.walk(small.random(family), some_ids(19)))
+    last = block.module.get_submodule(block.family.halves[half].last)
+    with torch.no_grad():
+        last.weight.mul_(20)  # so that what the half adds is as large as the stream
+    if bias:
+        last.bias = torch.nn.Parameter(torch.linspace(-2, 2, last.out_features))
+    exact = block.sizes(half)
+    monkeypatch.setattr(stream, "SUMS", 9)  # 64 channels are less than eight times as many
+    assert torch.equal(block.sizes(half), exact)
+    monkeypatch.setattr(stream, "SUMS", 8)
+    assert 0.05 < (block.sizes(half) / exact - 1).abs().mean() < 1  # one of eight sums is off by a half of it
+    turned = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
+    monkeypatch.setattr(stream, "random_signs", lambda width, device: turned)  # as many sums as channels tell all
+    assert torch.allclose(block.sizes(half), exact, rtol=1e-4)
+
+
+def test_random_signs_keep_lengths():
+    signs = stream.random_signs(1000, torch.device("cpu"))
+    assert signs.shape == (stream.SUMS, 1000) and torch.equal(signs.abs(), torch.full_like(signs, stream.SUMS**-0.5))
+    vectors = torch.randn(200, 1000, generator=torch.Generator().manual_seed(1))
+    ratio = (vectors @ signs.T).square().sum(-1) / vectors.square().sum(-1)
+    assert 0.95 < ratio.mean() < 1.05 and ratio.std() < 0.25
 
 
 def test_nothing_stays_behind():
