@@ -89,12 +89,11 @@ def _rounding(names: tuple[str, ...], recipes: dict[str, Recipe]) -> Rounding | 
 
 
 def _quantizer(recipe: Recipe) -> Quantizer:
-    """How AWQ's scales are judged in the end: by what will really round the layers."""
-    rounder = recipe.rounder
+    """How AWQ's scales are judged in the end: by what will really round the layers, which factors a Hessian."""
 
     def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
-        plan = _factored(hessian, recipe)[0] if rounder.factors else None
-        return rounder.round(weight, recipe.grid, recipe.group_size, LayerInputs(hessian, plan))
+        inputs = LayerInputs(hessian, _factored(hessian, recipe)[0])
+        return recipe.rounder.round(weight, recipe.grid, recipe.group_size, inputs)
 
     return quantizer
 

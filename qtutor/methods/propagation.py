@@ -3,7 +3,7 @@
 Once the layers before it are rounded, a layer reads x where it would have read x'. The weights that then come closest
 to what the float layer made of x' are not W, but the least squares solution W' of ``W' x = W x'`` over the calibration
 tokens: ``W' = W + W C H^-1`` with ``H = sum x x^T`` and ``C = sum (x' - x) x^T`` (both come from
-:meth:`qtutor.calibration.walk.CalibratedBlock.moments`). Whatever rounds the layer then rounds W'.
+:meth:`qtutor.calibration.block.Reading.moments`). Whatever rounds the layer then rounds W'.
 
 A layer whose output is added to the residual stream r can make up for the stream's drift, too: what has to come close
 to ``r' + W x'`` is ``r + W' x``, which adds ``sum (r' - r) x^T`` to W C.
