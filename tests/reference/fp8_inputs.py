@@ -21,15 +21,18 @@ def e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 class Fp8Inputs(nn.Module):
-    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448. weight: ``[out, in]``."""
+    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448.
 
-    def __init__(self, weight):
+    weight: ``[out, in]``. sums: the dtype that products are added in.
+    """
+
+    def __init__(self, weight, sums=torch.float64):
         super().__init__()
-        self.weight = weight.double()
+        self.weight = weight.to(sums)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.reshape(-1, x.shape[-1]).float()
         scale = tokens.abs().amax(dim=1, keepdim=True) / 448  # [tokens, 1]
         scale = torch.where(scale > 0, scale, 1.0)
         rounded = e4m3(tokens / scale) * scale.double()
-        return (rounded @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
+        return (rounded.to(self.weight.dtype) @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
