@@ -199,6 +199,11 @@ def opened(folder: Path) -> Opened:
             wanted = form.stored(layout, *shape)
         if _is_packed(name, wanted, rest):
             _check_stored(folder, name, wanted, rest)
+            if "weight" not in wanted and f"{name}.weight" in rest:
+                raise QtutorError(
+                    f"{folder}: {name} is there twice, packed and as {name}.weight, and engines take one or the other: "
+                    f"two checkpoints were mixed. {AGAIN}"
+                )
             for kind in wanted:
                 rest.pop(f"{name}.{kind}", None)
             rest[f"{name}.weight"] = Stored("F16", shape, 0)
