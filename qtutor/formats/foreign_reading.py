@@ -195,8 +195,8 @@ def opened(folder: Path) -> Opened:
     for name, layout in layouts.items():
         shape = tuple(places[name].weight.shape)
         with naming(f"{source}: {name}"):
-            resolve_group_size(layout.group_size, shape[1])
             wanted = form.stored(layout, *shape)
+            resolve_group_size(layout.group_size, shape[1])
         if _is_packed(name, wanted, rest):
             _check_stored(folder, name, wanted, rest)
             if "weight" not in wanted and f"{name}.weight" in rest:
