@@ -27,7 +27,7 @@ from qtutor.errors import QtutorError
 from qtutor.formats.taking import Verdict
 
 OF_A_FOLDER = (folder.packed_embedding, folder.packed_head, folder.broken_floats, folder.tokenizer)
-OF_A_LAYER = (scales.not_finite, scales.too_large, scales.vanished, index.missing, index.another_order)
+OF_A_LAYER = (scales.not_finite, scales.too_large, scales.vanished, scales.negative, index.missing, index.another_order)
 OF_ALL = (zeros.ZeroPoints, order.Orders, libraries.Decoded)
 EXPLAINS = ("scales", "zero points", "group index", "head", "embedding")  # findings that say why a layer is refused
 
@@ -68,7 +68,7 @@ class Diagnosis:
             "format": self.form,
             "layers": self.layers,
             "findings": [vars(one) for one in self.findings],
-            "run": None if self.run is None else vars(self.run),
+            "run": None if self.run is None else {k: v for k, v in vars(self.run).items() if k != "findings"},  # above
             "engines": [vars(one) for one in self.engines],
         }
 
@@ -92,6 +92,7 @@ def examine(source: str | Path, against: str | Path | None = None, device: str |
             except QtutorError as error:
                 if not any(one.kind in ("numbers", "tokenizer") for one in found):  # which say why
                     found.append(Finding("unreadable", patient.name, str(error)))
+        found += folder.contradicting_files(patient)
         table, more = engines.asked(patient)
         more = [] if any(one.kind == "zero points" for one in found) else more  # engines go by the label that is wrong
         return Diagnosis(str(source), patient.form, patient.packed, (*found, *more), done, tuple(table))

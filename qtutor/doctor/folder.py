@@ -1,4 +1,4 @@
-"""Checks of a folder as a whole: what is packed by accident, broken floats, the tokenizer."""
+"""Checks of a folder as a whole: what is packed by accident, broken floats, the tokenizer, files that contradict."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,6 +14,8 @@ from qtutor.formats.checkpoint import STORED
 from qtutor.formats.documents import file_in, read_json
 from qtutor.formats.tokenizers_files import tokenizer_in
 
+# What config.json and the file beside it both say, each read by some engines.
+SAID_TWICE = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "quant_algo", "has_zero_point")
 FEW = 0.5  # of the tokens that a decoder embeds, if its tokenizer has no more
 
 
@@ -69,6 +71,29 @@ def broken_floats(patient: Patient) -> Iterator[Finding]:
                 "numbers", name, f"{name} holds {wrong} numbers that are NaN or infinite: copy or export it again."
             )
             return
+
+
+def contradicting_files(patient: Patient) -> Iterator[Finding]:
+    """Settings that stand in two files, and differ: engines read one or the other."""
+    for file in foreign_reading.BESIDE if patient.settings else ():
+        path = file_in(patient.folder, file)
+        beside = {} if path is None else _readable(path)
+        beside = beside["quantization"] if isinstance(beside.get("quantization"), dict) else beside
+        for key in SAID_TWICE:
+            one, other = patient.settings.get(key), beside.get(key)
+            if one is not None and other is not None and one != other:
+                yield Finding(
+                    "settings", file, f"{file} says that {key} is {shown(other)}, and config.json says {shown(one)}, "
+                    "and an engine reads one or the other: correct the wrong one.",
+                )  # fmt: skip
+                break
+
+
+def _readable(path) -> dict:
+    try:
+        return read_json(path)
+    except QtutorError:
+        return {}  # config.json has the settings, too
 
 
 def tokenizer(patient: Patient) -> Iterator[Finding]:

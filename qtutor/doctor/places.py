@@ -1,4 +1,5 @@
 """Weights in wrong places: a layer that is the negative of FLOAT's, has its rows or columns moved, or is another layer.
+Or of another size: scales that were taken for something else.
 
 Only FLOAT tells, and of rounding it needs no exact account: rounded weights point where the float ones do, also with 2
 bits. So this is a question of cosines. Methods move positive factors between a layer and what is before it (AWQ,
@@ -17,6 +18,7 @@ from qtutor.doctor.patient import Layer, Patient
 LIKE = 0.5  # a cosine of matrices or rows that belong together; with 2 bits GPTQ leaves 0.7
 AWAY, TURNED = 0.2, -0.1  # a row's cosine that rounding seldom leaves, and one that it never leaves
 TRIED = 128  # rows for which the one that fits is looked for
+TIMES = 30.0  # how large factors that methods move between layers do not become, of a whole matrix
 SHARE = 0.8  # of all layers: more that are not like FLOAT's are another model
 SAID_BY = ("zero points", "order")  # findings of all layers, with which weights are not like FLOAT's
 
@@ -71,7 +73,8 @@ def _described(name: str, weights: torch.Tensor, exact: torch.Tensor, others: Ca
         return ""  # all of it vanished, which its scales tell
     mean, turned = rows.mean().item(), int((rows < TURNED).sum())
     if mean > LIKE and not (rows < AWAY).any():
-        return ""
+        times = (weights.norm() / exact.norm()).item()
+        return "" if 1 / TIMES < times < TIMES else f"its weights are {times:.2g} times as large as FLOAT's"
     if mean < -LIKE:
         return "its weights are the negative of FLOAT's"
     if mean <= LIKE:

@@ -7,6 +7,7 @@ from qtutor.core.grid import IntGrid
 from qtutor.doctor.patient import Layer
 
 LARGEST, SMALLEST = 65504.0, 2.0**-25  # of float16; what is below half its least step becomes 0
+MANY = 32  # scales that by chance are not all below 0, where each may be
 
 
 def not_finite(layer: Layer) -> str | None:
@@ -56,6 +57,16 @@ def vanished(layer: Layer) -> str | None:
     return (
         f"{layer.name}: {int(lost.sum())} of {lost.numel()} scales are 0 in float16, though their codes are not, so "
         "that these groups of weights vanished: leave the layer in float, or store its scales in more bits."
+    )
+
+
+def negative(layer: Layer) -> str | None:
+    """Nothing but scales below 0: each weight has the wrong sign. Some are so in good files (llama.cpp's Q4_0, MLX)."""
+    if layer.quantized is None or layer.quantized.scales.numel() < MANY or not (layer.quantized.scales < 0).all():
+        return None
+    return (
+        f"{layer.name}: all of its {layer.quantized.scales.numel()} scales are below 0, so that its weights have the "
+        "wrong sign: convert or export it again."
     )
 
 

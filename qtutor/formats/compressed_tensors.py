@@ -97,6 +97,12 @@ def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wante
     if layout.kind == FLOATS:
         shape = None if layout.group_size == PER_TENSOR else (rows, 1)  # [1], or [] in some older files
         if layout.grid == FP8_TILES:
+            if columns % TileScales.TILE:
+                raise QtutorError(
+                    f"its rows have {columns} weights, and FP8 in blocks of {TileScales.TILE} x {TileScales.TILE} "
+                    f"rounds inputs in groups of {TileScales.TILE}: no engine runs such a layer (transformers and vLLM "
+                    "stop at the first token). Quantize it with a scale a row (FP8_DYNAMIC)."
+                )
             shape = -(-rows // TileScales.TILE), columns // TileScales.TILE
         return {"weight": Wanted((rows, columns), ("F8_E4M3",)), "weight_scale": Wanted(shape, SCALES)}
     if layout.kind in BLOCKS:

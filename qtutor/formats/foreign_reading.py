@@ -140,10 +140,15 @@ def opened(folder: Path) -> Opened:
     for name, layout in layouts.items():
         shape = tuple(places[name].weight.shape)
         with naming(f"{source}: {name}"):
-            resolve_group_size(layout.group_size, shape[1])
             wanted = form.stored(layout, *shape)
+            resolve_group_size(layout.group_size, shape[1])
         if _is_packed(name, wanted, rest):
             _check_stored(folder, name, wanted, rest)
+            if "weight" not in wanted and f"{name}.weight" in rest:
+                raise QtutorError(
+                    f"{folder}: {name} is there twice, packed and as {name}.weight, and engines take one or the other: "
+                    f"two checkpoints were mixed. {AGAIN}"
+                )
             for kind in wanted:
                 rest.pop(f"{name}.{kind}", None)
             rest[f"{name}.weight"] = Stored("F16", shape, 0)

@@ -13,11 +13,11 @@ from qtutor import Recipe, awq, gptq, rtn
 from qtutor.core.float_grid import FP8_TILES
 from qtutor.core.float_scales import TileScales
 from qtutor.decoder.text import calibration_tokens
-from qtutor.formats.compressed_settings import FLOATS
+from qtutor.formats.compressed_settings import FLOATS, scheme
 from qtutor.formats.compressed_tensors import FORMAT
 from qtutor.formats.foreign import Layout
 from qtutor.runtime.fp8 import Fp8Linear
-from tests.formats.foreign_folders import edit_settings, refused, round_trip
+from tests.formats.foreign_folders import edit_settings, exported, refused, round_trip
 from tests.models import tiny
 
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -112,6 +112,14 @@ def test_settings_are_those_of_fp8_block_and_others_are_refused(tmp_path):
 def test_a_width_without_whole_blocks_is_refused():
     with pytest.raises(qtutor.QtutorError, match="groups of 128 do not divide rows of 192"):
         rtn.quantize(some(4, 192), FP8_TILES, 128)
+
+
+def test_a_folder_whose_widths_have_no_whole_blocks_is_refused(tmp_path):
+    """As llm-compressor's FP8_BLOCK writes it: transformers 5.23 loads it and then has no groups of 128 inputs."""
+    folder = exported(tmp_path / "out", "compressed-tensors", method="fp8")[1]
+    group = {"targets": ["Linear"], **scheme(Layout(FP8_TILES, 128, FLOATS))}
+    edit_settings(folder, lambda values: values["config_groups"].update(group_0=group))
+    refused(folder, "q_proj: its rows have 64 weights, and FP8 in blocks of 128 x 128", "no engine runs such a layer")
 
 
 @pytest.mark.parametrize("rows", [128, 384])

@@ -222,6 +222,13 @@ def reverse(found):
         ("gptq", [put(f"{Q}.g_idx", 9)], "group index", ["groups from 0 to 9", "there are 4"]),
         ("ct head", [config(tie_word_embeddings=True)], "head", ["lm_head.weight_", "tie_word_embeddings", "left out"]),
         ("ct head", [setting(ignore=["lm_head"])], "head", ["lm_head.weight_", "stays in float", "correct the"]),
+        ("ct", [each(f"{Q}.weight_scale", torch.neg)], "scales", [f"{Q}: all of its", "are below 0", "wrong sign"]),
+        ("gptq", [tensors(lambda t: t.update({f"{Q}.weight": torch.zeros(256, 256)}))], "unreadable",
+         [f"{Q} is there twice, packed and as {Q}.weight"]),
+        ("gptq", [config("quantize_config.json", bits=8)], "settings",
+         ["quantize_config.json says that bits is 8, and config.json says 4"]),
+        ("modelopt", [config("hf_quant_config.json", quantization={"quant_algo": "FP8"})], "settings",
+         ["hf_quant_config.json says that quant_algo is 'FP8', and config.json says 'W4A16_AWQ'"]),
         ("ct", [put("model.norm.weight", float("nan"))], "numbers", ["model.norm.weight holds 1"]),
         ("ct", [config("tokenizer_config.json", eos_token="def")], "tokenizer", ["ends texts with token"]),
         ("ct", [config("generation_config.json", eos_token_id=[0, 5000])], "tokenizer", ["eos_token_id is 5000"]),
@@ -240,6 +247,15 @@ def reverse(found):
 )  # fmt: skip
 def test_each_fault_has_its_finding(tmp_path, name, changes, kind, parts):
     check_finds(damaged(tmp_path, name, *changes), kind, parts)
+
+
+def test_scales_of_another_size_are_seen_beside_float(tmp_path, capsys):
+    """int8 scales that are the largest weight, as bitsandbytes has them, where a step is meant."""
+    folder = damaged(tmp_path, "ct int8", each("weight_scale", lambda scale: scale * 127))
+    assert f"{Q} (and 13 more layers): its weights are 1.3e+02 times as large as FLOAT's" in places(folder)[0]
+    assert cli.main(["doctor", str(folder), "--json"]) == 1  # without FLOAT, the text tells it
+    found = json.loads(capsys.readouterr().out)
+    assert [one["kind"] for one in found["findings"]] == ["forward pass"] and "findings" not in found["run"]
 
 
 def test_a_packed_embedding(tmp_path):

@@ -1,6 +1,9 @@
-"""Whether what an engine wrote is what a reference holds for likeliest, but for ties that its 16 bits make."""
+"""Whether what an engine writes is what a reference holds for likeliest, but for ties: those that its 16 bits make, and
+places where the reference itself, computed once more, is not sure.
+"""
 
 import torch
+from torch.nn.functional import kl_div, log_softmax
 
 LAST_BIT = 2.0**-10  # of float16, as a share of the number
 
@@ -20,3 +23,34 @@ def check_likeliest(reference, ids: torch.Tensor, written: torch.Tensor) -> None
     best, token, own = likeliest(reference, ids, written)
     assert (best - own <= LAST_BIT * best.abs()).all()
     assert (token == written).double().mean() >= 0.99
+
+
+def logits_of(model, ids: torch.Tensor, texts: int = 4) -> torch.Tensor:
+    """float32 ``[places, vocabulary]`` of all places of ``ids``, a few texts at once."""
+    with torch.inference_mode():
+        return torch.cat([model(part).logits.float().flatten(0, 1) for part in ids.split(texts)])
+
+
+def noise(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far logits ``[places, vocabulary]`` of the same model are from each other, computed in two ways.
+
+    The root of the mean square; what is added to all logits of a place changes nothing, and is left out.
+    """
+    apart = one - other
+    return (apart - apart.mean(-1, keepdim=True)).square().mean().sqrt().item()
+
+
+def is_sure(logits: torch.Tensor, noise: float) -> torch.Tensor:
+    """bool ``[places]``: whether the likeliest token leads by more than three times the noise of a logit.
+
+    Two runs have this noise between them, so the lead of one token over another has 1.4 times as much: such a lead is
+    beyond two standard deviations.
+    """
+    first, second = logits.topk(2).values.T
+    return first - second > 3 * noise
+
+
+def divergence(reference: torch.Tensor, logits: torch.Tensor) -> float:
+    """The mean KL divergence of ``logits`` from the reference's, in nats a place."""
+    ours, theirs = log_softmax(logits, -1), log_softmax(reference, -1)
+    return kl_div(ours, theirs, log_target=True, reduction="batchmean").item()

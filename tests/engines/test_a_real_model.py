@@ -8,12 +8,14 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import qtutor
 from qtutor.formats import smollm2
 from qtutor.measure.texts import text_of
-from tests.engines.likeliest import check_likeliest
+from tests.engines.likeliest import check_likeliest, divergence, logits_of
 from tests.engines.test_in_transformers import PROMPTS, greedy, in_float
+from tests.reference.fp8_inputs import Fp8Inputs
 from tests.reference.int8_inputs import RoundedInputs
 
 pytestmark = pytest.mark.skipif(
@@ -60,10 +62,7 @@ def test_greedy_tokens_are_equal(tmp_path, original, package, form, recipe):
 
 @pytest.mark.parametrize("method", ["fp8", "int8"])
 def test_every_layer_that_rounds_its_inputs_computes_what_we_say(tmp_path, original, method):
-    """On the engine's own inputs. Tokens say little: inputs are rounded, so a last bit of float32 may move one by a
-    step, and over thirty blocks that grows to 8 % of the logits, as much as all rounding of inputs changes them. (Our
-    own model of int8 layers, computed in float64, finds other tokens likeliest than in float32 at 9 of 100 places.)
-    """
+    """On the engine's own inputs, each of our packed layers."""
     pytest.importorskip("compressed_tensors")
     model, theirs, _ = loaded(original, tmp_path / "out", "compressed-tensors", {"method": method}, torch.float32)
     if method == "int8":  # the package divides a token's largest value by 127.5; vLLM and our layers do by 127
@@ -80,6 +79,48 @@ def test_every_layer_that_rounds_its_inputs_computes_what_we_say(tmp_path, origi
     with torch.inference_mode():
         theirs(original[2])
     assert len(apart) == 210 and max(apart.values()) < 1e-5  # sums of float32 in another order
+
+
+IN_FLOAT32 = {
+    "int8": lambda weight: RoundedInputs(weight, 127.5, sums=torch.float32),
+    "fp8": lambda weight: Fp8Inputs(weight, sums=torch.float32),
+}
+
+
+def of_file(model, folder, method: str):
+    """``model`` with float32 layers that round their inputs as compressed-tensors does, and the weights of ``folder``.
+
+    These are read plainly, a number times its scale: for int8 our weights but for a last bit or two of the scale.
+    """
+    reference, stored = in_float(model, layer=IN_FLOAT32[method]), load_file(folder / "model.safetensors")
+    for name in [key.removesuffix("_scale") for key in stored if key.endswith(".weight_scale")]:
+        layer = reference.get_submodule(name.removesuffix(".weight"))
+        weight = stored[name].float() * stored[f"{name}_scale"]
+        assert torch.allclose(weight, layer.weight, rtol=2.0**-22, atol=0)
+        layer.weight = weight
+    return reference
+
+
+@pytest.mark.parametrize("method", IN_FLOAT32)
+def test_the_likeliest_tokens_are_equal_where_inputs_are_rounded(tmp_path, original, method):
+    """Teacher-forced, at all of 512 places. The reference adds in float32 as the engine does, so no bit differs.
+
+    That is needed: a last bit may move an input by a step, and thirty blocks carry that on. With sums in float64, the
+    reference finds other tokens likeliest at 8 to 12 of 100 places. So the test sees a last bit of one layer's scales.
+    """
+    pytest.importorskip("compressed_tensors")
+    model, theirs, _ = loaded(original, tmp_path / "out", "compressed-tensors", {"method": method}, torch.float32)
+    ids = text_of(original[1], window=32, tokens=PROMPTS * 32).token_ids
+    reference, found = of_file(model, tmp_path / "out", method), logits_of(theirs, ids)
+    again = logits_of(reference, ids)
+    assert (again.argmax(-1) == found.argmax(-1)).double().mean() >= 0.99
+    assert divergence(found, again) < 1e-6
+    layer, few, some = reference.model.layers[3].mlp.up_proj, ids[:4], found[: 4 * 32]
+    right = layer.weight
+    for wrong in (right * (1 + 2.0**-22), right + right.abs().amax(dim=1, keepdim=True) / 127):  # scales, zero points
+        layer.weight = wrong
+        again = logits_of(reference, few)
+        assert (again.argmax(-1) == some.argmax(-1)).double().mean() < 0.99 and divergence(some, again) > 1e-3
 
 
 @pytest.mark.parametrize(("form", "symmetric"), [("gptq", True), ("awq", False)])

@@ -21,18 +21,19 @@ def e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 class Fp8Inputs(nn.Module):
-    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448. weight: ``[out, in]``.
+    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448.
 
-    group: numbers of a token that share a scale; all of them where it is None.
+    weight: ``[out, in]``. group: numbers of a token that share a scale; all of them where it is None. sums: the dtype
+    that products are added in.
     """
 
-    def __init__(self, weight, group: int | None = None):
+    def __init__(self, weight, group: int | None = None, sums=torch.float64):
         super().__init__()
-        self.weight, self.group = weight.double(), group or weight.shape[1]
+        self.weight, self.group = weight.to(sums), group or weight.shape[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         groups = x.reshape(-1, self.group).float()
         scale = groups.abs().amax(dim=1, keepdim=True) / 448  # [tokens * groups, 1]
         scale = torch.where(scale > 0, scale, 1.0)
         rounded = (e4m3(groups / scale) * scale.double()).reshape(-1, x.shape[-1])
-        return (rounded @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
+        return (rounded.to(self.weight.dtype) @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)

@@ -12,11 +12,14 @@ class RoundedInputs(nn.Module):
 
     weight: float ``[out, in]``. largest: the code of a token's largest value; codes beyond 127 become 127. dtype: that
     inputs are rounded to before. threshold: channels with a value from there in any token are multiplied as they are.
+    sums: the dtype that products are added in.
     """
 
-    def __init__(self, weight, largest: float = 127.0, dtype=torch.float32, threshold: float = float("inf")):
+    def __init__(
+        self, weight, largest: float = 127.0, dtype=torch.float32, threshold: float = float("inf"), sums=torch.float64
+    ):
         super().__init__()
-        self.weight, self.largest, self.dtype, self.threshold = weight.double(), largest, dtype, threshold
+        self.weight, self.largest, self.dtype, self.threshold = weight.to(sums), largest, dtype, threshold
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -26,4 +29,4 @@ class RoundedInputs(nn.Module):
         steps = small.abs().amax(dim=1, keepdim=True) / self.largest  # [tokens, 1]
         codes = (small / torch.where(steps > 0, steps, 1.0)).round().clamp(-128, 127)
         rounded = torch.where(outliers, tokens, codes * steps)
-        return (rounded.double() @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
+        return (rounded.to(self.weight.dtype) @ self.weight.T).to(x.dtype).reshape(*x.shape[:-1], -1)
