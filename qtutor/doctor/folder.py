@@ -75,7 +75,7 @@ def broken_floats(patient: Patient) -> Iterator[Finding]:
 
 def contradicting_files(patient: Patient) -> Iterator[Finding]:
     """Settings that stand in two files, and differ: engines read one or the other."""
-    for file in foreign_reading.BESIDE if patient.settings else ():
+    for file in foreign_settings.BESIDE if patient.settings else ():
         path = file_in(patient.folder, file)
         beside = {} if path is None else _readable(path)
         beside = beside["quantization"] if isinstance(beside.get("quantization"), dict) else beside

@@ -4,7 +4,8 @@ Every weight is then one step too large, or too small, which talks garbage. A sy
 points are all one beside the middle. With FLOAT the rounding errors tell it: they are about half of what they were with
 another zero point. Without, statistics do: weights of a decoder lie around 0, so codes less their zero points have a
 mean of 0 in nearly all groups, and with a wrong zero point of exactly 1 or -1, in every layer. Of 8 bits many layers
-cannot tell, since a step is a small part of the weights' width, and the others have to agree.
+cannot tell, since a step is a small part of the weights' width, and the others have to agree. A few layers that are off
+while the others are not, only FLOAT tells.
 """
 
 from collections.abc import Iterator
@@ -28,37 +29,43 @@ class ZeroPoints:
     """Votes of all layers: by how many steps their zero points are off, ``None`` where nobody can say."""
 
     def __init__(self, patient: Patient):
-        self.patient, self.votes = patient, {}
+        self.patient, self.votes, self.compared = patient, {}, set()
 
     def see(self, layer: Layer) -> None:
         quantized = layer.quantized
         if quantized is None or not isinstance(quantized.grid, IntGrid) or not quantized.scales.isfinite().all():
             return
         vote = _compared(quantized, layer.exact) if layer.exact is not None else _by_middle(layer)
+        if layer.exact is not None:
+            self.compared.add(layer.name)
         self.votes[layer.name] = _by_statistics(quantized) if vote is None and layer.exact is None else vote
 
     def findings(self) -> Iterator[Finding]:
         known = [vote for vote in self.votes.values() if vote is not None]
         for off in (1, -1):
-            if known and known.count(off) >= SHARE * len(known) and len(known) >= ENOUGH * len(self.votes):
-                first = next(name for name, vote in self.votes.items() if vote == off)
-                yield Finding("zero points", first, self._sentence(first, off, known.count(off)))
+            names = [name for name, vote in self.votes.items() if vote == off]
+            if known and len(names) >= SHARE * len(known) and len(known) >= ENOUGH * len(self.votes):
+                yield Finding("zero points", names[0], f"{self._said(names, off)}: {self._advice(off)}")
+            elif sure := [name for name in names if name in self.compared]:
+                again = "those of the other layers are right. Convert the original again."
+                yield Finding("zero points of some layers", sure[0], f"{self._said(sure, off)}: {again}")
 
-    def _sentence(self, name: str, off: int, count: int) -> str:
-        gptq = self.patient.form == "gptq"
-        tensor = f"{name}.{STORED.get(self.patient.form, 'weight_zero_point')}"
-        also = f" (and in {count - 1} more layers)" if count > 1 else ""
-        said = (
-            f"{tensor}{also}: zero points are one too {'small' if off > 0 else 'large'}, so every weight is a step off"
+    def _said(self, names: list[str], off: int) -> str:
+        also = f" (and in {len(names) - 1} more layers)" if len(names) > 1 else ""
+        return (
+            f"{names[0]}.{STORED.get(self.patient.form, 'weight_zero_point')}{also}: zero points are one too "
+            f"{'small' if off > 0 else 'large'}, so every weight is a step off"
         )
+
+    def _advice(self, off: int) -> str:
         version = self.patient.settings.get("checkpoint_format") or self.patient.settings.get("format") or FIRST
         meant = FIRST if off > 0 else SECOND
-        if gptq and version != meant:
+        if self.patient.form == "gptq" and version != meant:
             return (
-                f"{said}: the file stores them as {meant!r} does and says that it is {version!r}. Set "
-                f"checkpoint_format to {meant!r} in config.json and quantize_config.json."
+                f"the file stores them as {meant!r} does and says that it is {version!r}. Set checkpoint_format to "
+                f"{meant!r} in config.json and quantize_config.json."
             )
-        return f"{said}: whatever wrote it counted them otherwise than its format does. Convert the original again."
+        return "whatever wrote it counted them otherwise than its format does. Convert the original again."
 
 
 def _by_middle(layer: Layer) -> int | None:

@@ -126,6 +126,27 @@ def test_zero_points_off_by_one(tmp_path, name, change, parts, against):
     assert found.run is None or found.run.perplexity > 100
 
 
+@pytest.mark.parametrize(
+    ("bits", "step", "said"), [(4, -0x11111111, "one too small"), (8, 0x01010101, "one too large")]
+)
+def test_zero_points_of_a_few_layers_that_are_off_by_one(tmp_path, bits, step, said):
+    """Only FLOAT tells these: a layer may have a mean of its own."""
+    model, tokenizer = qtutor.load_decoder()
+    qtutor.quantize(model, qtutor.Recipe(bits=bits, symmetric=True), progress=False)
+    folder = qtutor.export(model, tmp_path / "out", "gptq", tokenizer)
+    wrong = [f"{Q}.qzeros", "model.layers.1.mlp.up_proj.qzeros"]
+
+    def change(found):
+        for name in wrong:
+            found[name] = found[name] + torch.tensor(step, dtype=torch.int64).to(torch.int32)
+
+    tensors(change)(folder)
+    found = examine(folder, "embedded")
+    [one] = [one for one in found.findings if one.kind == "zero points of some layers"]
+    assert one.layer == Q and all(part in one.text for part in (f"{wrong[0]} (and in 1 more layers)", said))
+    assert not [one for one in found.findings if one.kind in ("zero points", "places")]
+
+
 @pytest.mark.parametrize("against", [None, "embedded"])
 def test_biases_of_mlx_that_are_a_step_off(tmp_path, against):
     """Of a symmetric model, so that no zero point leaves the codes."""
