@@ -22,7 +22,6 @@ import datetime
 import fnmatch
 import hashlib
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -213,26 +212,38 @@ def reading(found: dict[Row, dict]) -> str:
 
 
 def page(found: dict[Row, dict]) -> str:
-    """What is committed: how it was made, the table, the bounds."""
-    reference = next(measured for row, measured in found.items() if row.method != FORWARD)["reference_perplexity"]
-    ran = "; ".join(sorted({measured["with"] for measured in found.values()}))
-    marks = [f"- {'holds' if holds else '**missed**'}: {what}" for what, holds in bounds(found).items()]
+    """What is committed: how it was made, and for each text that rows were measured on a table and the bounds."""
+    parts: dict[str, dict[Row, dict]] = {}
+    for row, measured in sorted(found.items(), key=lambda item: item[1]["on"], reverse=True):
+        parts.setdefault(measured["of"], {})[row] = measured
+    order = {row: place for place, row in enumerate(all_rows())}
     return (
         "# A pretrained model: SmolLM2-135M\n\n"
-        f"Made by `python benchmarks/real_model.py --write` from real_model.json, with Python "
-        f"{platform.python_version()}; {ran}.\n\n"
+        "Made by `python benchmarks/real_model.py --write` from real_model.json.\n\n"
         "All quantizers get the same float32 checkpoint and the same tokens. They quantize every linear layer but "
         "lm_head, with zero points (asymmetric). Calibration text: docstrings of the standard library, samples of 512 "
         "tokens. Text to measure on: the language reference that `help()` shows, 8,192 tokens. KL is in nats a token, "
-        f"against the float model, whose perplexity is {reference:.2f}. Seconds are processor time of the whole "
-        "process on one thread, imports included; with a star nothing else ran on the machine, without one other work "
-        "on the second core may have made them up to twice as long. qtutor propagates by itself where there are 64 "
-        "samples. The model's own weights are those that a file of 4 bits in groups of 32 stands for, so a grid that "
-        "hits the file's own loses less than it would on weights in 16 bits (Q4_1 would lose nothing).\n\n"
-        + table(found)
-        + f"\n\n{reading(found)}\n\n"
-        + "\n".join(marks)
-        + "\n"
+        "against the float model. Seconds are processor time of the whole process on one thread, imports included; "
+        "with a star nothing else ran on the machine, without one other work on the second core may have made them up "
+        "to twice as long. qtutor propagates by itself where there are 64 samples. The model's own weights are those "
+        "that a file of 4 bits in groups of 32 stands for, so a grid that hits the file's own loses less than it would "
+        "on weights in 16 bits (Q4_1 would lose nothing).\n\n"
+        "Rows of one table were measured with the same tokens. Those of different tables were not, and often on "
+        "different machines: compare within a table.\n"
+        + "".join(part({row: rows[row] for row in sorted(rows, key=order.get)}) for rows in parts.values())
+    )
+
+
+def part(found: dict[Row, dict]) -> str:
+    """The rows of one text."""
+    days = sorted({measured["on"] for measured in found.values()})
+    ran = "; ".join(sorted({measured["with"] for measured in found.values()}))
+    known = [measured for row, measured in found.items() if row.method != FORWARD]
+    marks = [f"- {'holds' if holds else '**missed**'}: {what}" for what, holds in bounds(found).items()]
+    return (
+        f"\n## Measured on {' and '.join(days)}\n\nWith {ran}. "
+        f"The float model's perplexity is {known[0]['reference_perplexity']:.2f}. {reading(found)}\n\n"
+        f"{table(found)}\n\n" + "\n".join(marks) + "\n"
     )
 
 
@@ -256,8 +267,7 @@ def main() -> int:
             print(row.stored(), file=sys.stderr, flush=True)
     if not options.write:
         return 0
-    mark = fingerprint(folder)
-    found = {row: stored for row in all_rows() if (stored := row.stored()) and stored["of"] == mark}
+    found = {row: stored for row in all_rows() if (stored := row.stored())}
     text = page(found)
     PAGE.write_text(text, encoding="utf-8")
     print(text)

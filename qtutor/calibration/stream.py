@@ -6,7 +6,7 @@ wanted: for ``q_proj`` it runs only a norm, for ``down_proj`` nearly a whole blo
 half. So a method that rounds the layers in order runs each weight little more than once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -109,25 +109,29 @@ class Stream:
         the square of such a sum is on average the sum of the squares (Johnson & Lindenstrauss 1984). So the half's last
         layer makes as many outputs in place of all.
         """
-        squares, last = [], self.family.halves[half]
-        hidden = self.states.shape[-1]
-        signs = random_signs(hidden, self.states.device) if hidden >= 8 * SUMS and last.after is None else None
-        layer = self.module.get_submodule(last.last)
-        if signs is not None:
-            weight = self.multiplier * signs @ layer.weight
-            bias = None if layer.bias is None else self.multiplier * signs @ layer.bias
+        squares, ahead = [], self.family.halves[self.passed : half + 1]  # none where the states lie behind it by now
+        sums = self._sums(ahead[-1]) if ahead else None
         for some in self.batches():
             residual = self.states[some]
-            with products(hidden, self.wide), torch.no_grad():
-                for ahead in self.family.halves[self.passed : half]:  # a look ahead: the states stay where they are
-                    residual = self._behind(ahead, residual, some)
-                if signs is None:
-                    residual = self._behind(last, residual, some)
-                else:
-                    x = self._arriving(last, residual, some)
-                    residual = residual @ signs.T + nn.functional.linear(x, weight, bias)
-            squares.append(residual.square().sum(-1) / hidden)
+            with products(self.states.shape[-1], self.wide), torch.no_grad():
+                for one in ahead if sums is None else ahead[:-1]:  # a look ahead: the states stay where they are
+                    residual = self._behind(one, residual, some)
+                if sums is not None:
+                    residual = sums(residual, self._arriving(ahead[-1], residual, some))
+            squares.append(residual.square().sum(-1) / self.states.shape[-1])
         return torch.cat(squares)
+
+    def _sums(self, half: Half) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """Of the stream before ``half`` and what its last layer reads: the sums of channels behind it; ``None`` where
+        the stream is narrow, or a norm needs all channels."""
+        hidden, layer = self.states.shape[-1], self.module.get_submodule(half.last)
+        if hidden < 8 * SUMS or half.after is not None:
+            return None
+        signs = random_signs(hidden, self.states.device)
+        with torch.no_grad():
+            weight = self.multiplier * signs @ layer.weight
+            bias = None if layer.bias is None else self.multiplier * signs @ layer.bias
+        return lambda residual, x: residual @ signs.T + nn.functional.linear(x, weight, bias)
 
     def advance(self) -> None:
         """Replace ``states`` by the outputs of ``module`` as it is now: those that arrive at the next block."""

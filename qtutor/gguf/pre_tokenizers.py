@@ -5,9 +5,9 @@ in. :func:`name_of` recognises a name by the expressions in a ``tokenizer.json``
 wrong name still gives the same tokens for simple words, and other ones for digits, contractions and indented code.
 
 In the table is what tests/gguf/test_in_llama_cpp.py proves: tokenizers that merge across every cut make the same tokens
-in llama.cpp. Three names are :data:`APPROXIMATE`: llama.cpp tells capitals from small letters in ASCII alone. Left out
-are falcon (which cuts once more after it made bytes), tiny_aya (llama.cpp finds other borders of words), afmoe, kimi-k2
-(cut by programs of their own), and chameleon. Source: llama.cpp's ``src/llama-vocab.cpp``.
+in llama.cpp. Three names are :data:`APPROXIMATE`: llama.cpp tells capitals from small letters in ASCII alone, or not at
+all. Left out are falcon (which cuts once more after it made bytes), tiny_aya (llama.cpp finds other borders of words),
+afmoe, kimi-k2 (cut by programs of their own), and chameleon. Source: llama.cpp's ``src/llama-vocab.cpp``.
 """
 
 import unicodedata
@@ -101,7 +101,11 @@ PRE_TOKENIZERS = {
 }  # fmt: skip
 OTHER_SPELLINGS = {((_CL100K,), True): "llama-bpe", ((_CL100K,), False): "smaug-bpe"}
 DIGITS_APART = {((*_DEEPSEEK_LLM, r"\p{N}"), False): "deepseek-llm"}  # llama.cpp leaves them to the merges
-APPROXIMATE = ("tekken", "gpt-4o", "youtu")
+# Which words llama.cpp may cut in other places than the tokenizer
+APPROXIMATE = {
+    **dict.fromkeys(("tekken", "gpt-4o"), "a word with capitals outside of ASCII in its middle"),
+    "youtu": "a word with capitals behind small letters (camelCase)",
+}
 
 # Other names for the same in llama.cpp; those that begin texts with bos unless the file says otherwise come first.
 _LIKE_LLAMA3 = ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")

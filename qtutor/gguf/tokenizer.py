@@ -91,8 +91,8 @@ def _byte_level(data: dict) -> dict:
         raise _unknown("pre_tokenizer", found, ", ".join(PRE_TOKENIZERS.values()))
     if pre in APPROXIMATE:
         _warn(
-            f"llama.cpp cuts words as {pre} does in ASCII, and elsewhere nearly so: a word with capitals outside of "
-            "ASCII in its middle, or with accents that are characters of their own, may become other tokens there."
+            f"llama.cpp cuts most words as {pre} does, and others nearly so: {APPROXIMATE[pre]}, or with accents that "
+            "are characters of their own, may become other tokens there."
         )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
     return {"model": "gpt2", "pre": pre, "merges": merges}

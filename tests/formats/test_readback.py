@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import qtutor
-from qtutor.formats import gguf, gguf_reading, native
+from qtutor.formats import gguf, gguf_contents, gguf_reading, native
 from qtutor.gguf import imatrix
 from qtutor.gguf.reader import read
 from tests.gguf.small_tokenizers import letters
@@ -121,13 +121,13 @@ def test_a_writer_that_loses_a_tensor_is_found_before_the_old_export_is_replaced
     monkeypatch.setattr(native, "stored_tensors", called)
     with pytest.raises(qtutor.QtutorError, match=r"not expected: model\.layers\.0\.ffn"):
         qtutor.export(model, tmp_path / "out")
-    monkeypatch.setattr(gguf, "parameters", lambda model: list(gguf_reading.parameters(model))[:-1])
+    monkeypatch.setattr(gguf_contents, "parameters", lambda model: list(gguf_reading.parameters(model))[:-1])
     with pytest.raises(
         qtutor.QtutorError, match=r"a\.gguf was not written, since .*1 tensor is missing: output_norm\.weight"
     ):
         qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=letters())
     monkeypatch.undo()
-    monkeypatch.setattr(gguf, "tokenizer_metadata", lambda *_: {"tokenizer.ggml.model": "gpt2"})
+    monkeypatch.setattr(gguf_contents, "tokenizer_metadata", lambda *_: {"tokenizer.ggml.model": "gpt2"})
     with pytest.raises(qtutor.QtutorError, match=r"a\.gguf was not written, since .*token"):
         qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=letters())
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
