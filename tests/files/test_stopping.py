@@ -17,6 +17,16 @@ from qtutor.files.stopping import Stopped, signals_raise
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_ignored():
+    """A shell lets what it runs in the background ignore SIGINT, and nohup SIGHUP."""
+    default = {number: signal.SIG_DFL for number in STATUS} | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in default.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", STATUS)
 def test_a_command_that_is_stopped_cleans_up_and_says_so(tmp_path, monkeypatch, capsys, number):
     path = tmp_path / "out"
@@ -29,8 +39,6 @@ def test_a_command_that_is_stopped_cleans_up_and_says_so(tmp_path, monkeypatch, 
 
     parser = SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=run))
     monkeypatch.setattr(cli, "build_parser", lambda: parser)
-    if number == signal.SIGINT:  # a shell lets what it runs in the background ignore it
-        signal.signal(number, signal.default_int_handler)
     before = signal.getsignal(number)
     assert cli.main([]) == STATUS[number]
     assert capsys.readouterr().err == "\nqtutor: stopped.\n"
@@ -51,8 +59,6 @@ def test_a_request_that_a_library_catches_is_not_forgotten(monkeypatch, capsys, 
 
     parser = SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=run))
     monkeypatch.setattr(cli, "build_parser", lambda: parser)
-    if number == signal.SIGINT:  # a shell lets what it runs in the background ignore it
-        signal.signal(number, signal.default_int_handler)
     assert cli.main([]) == STATUS[number]
     assert capsys.readouterr().err == "\nqtutor: stopped.\n"
 
