@@ -118,15 +118,15 @@ def run(row: Row, folder: Path, alone: bool = False) -> None:
     tokens = folder / f"calibration-{row.samples}.tokens"
     place = row.who, folder, tokens, out, row.method, row.bits, row.group_size, row.settings
     took = launch(*place, dequantized=plain)
+    about = {"seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes, "alone": alone}
+    about |= {"of": fingerprint(folder), "with": versions(row.who)}
     if row.method == FORWARD:
-        about = {"seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes, "alone": alone}
-        row.store(about | {"of": fingerprint(folder), "with": versions(row.who)})
+        row.store(about)
         return
     command = [sys.executable, PEERS_FOLDER / "measure.py", folder, folder / f"{EVALUATION}.tokens", plain or out]
     measured = json.loads(subprocess.check_output(list(map(str, command)), text=True).splitlines()[-1])
     size = sum(file.stat().st_size for file in out.rglob("*") if file.suffix in (".safetensors", ".gguf"))
-    about = {"seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes, "bytes": size, "alone": alone}
-    row.store(measured | about | {"of": fingerprint(folder), "with": versions(row.who)})
+    row.store(measured | {"bytes": size} | about)
     for made in (out, plain):
         if made:
             shutil.rmtree(made)
@@ -211,12 +211,16 @@ def reading(found: dict[Row, dict]) -> str:
     )
 
 
-def page(found: dict[Row, dict]) -> str:
-    """What is committed: how it was made, and for each text that rows were measured on a table and the bounds."""
+def by_text(found: dict[Row, dict]) -> list[dict[Row, dict]]:
+    """Rows that were measured with the same weights and tokens stand together; the newest text comes first."""
     parts: dict[str, dict[Row, dict]] = {}
-    for row, measured in sorted(found.items(), key=lambda item: item[1]["on"], reverse=True):
+    for row, measured in found.items():
         parts.setdefault(measured["of"], {})[row] = measured
-    order = {row: place for place, row in enumerate(all_rows())}
+    return sorted(parts.values(), key=lambda rows: max(measured["on"] for measured in rows.values()), reverse=True)
+
+
+def page(parts: list[dict[Row, dict]]) -> str:
+    """What is committed: how it was made, and for each text that rows were measured on a table and the bounds."""
     return (
         "# A pretrained model: SmolLM2-135M\n\n"
         "Made by `python benchmarks/real_model.py --write` from real_model.json.\n\n"
@@ -229,8 +233,7 @@ def page(found: dict[Row, dict]) -> str:
         "that a file of 4 bits in groups of 32 stands for, so a grid that hits the file's own loses less than it would "
         "on weights in 16 bits (Q4_1 would lose nothing).\n\n"
         "Rows of one table were measured with the same tokens. Those of different tables were not, and often on "
-        "different machines: compare within a table.\n"
-        + "".join(part({row: rows[row] for row in sorted(rows, key=order.get)}) for rows in parts.values())
+        "different machines: compare within a table.\n" + "".join(map(part, parts))
     )
 
 
@@ -267,11 +270,11 @@ def main() -> int:
             print(row.stored(), file=sys.stderr, flush=True)
     if not options.write:
         return 0
-    found = {row: stored for row in all_rows() if (stored := row.stored())}
-    text = page(found)
+    parts = by_text({row: stored for row in all_rows() if (stored := row.stored())})
+    text = page(parts)
     PAGE.write_text(text, encoding="utf-8")
     print(text)
-    return 0 if all(bounds(found).values()) else 1
+    return 0 if all(holds for rows in parts for holds in bounds(rows).values()) else 1
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ class Gram:
         if self.total is None:
             size = left.shape[1], right.shape[1]
             self.total = torch.zeros(size, dtype=torch.float64, device=left.device)
-        for panel, behind in self._panels():  # rows of the sum, each from the diagonal on
-            with in_float32():
+        with in_float32():
+            for panel, behind in self._panels():  # rows of the sum, each from the diagonal on
                 self.total[panel, behind] += left[:, panel].T @ right[:, behind]
 
     def result(self) -> torch.Tensor | None:

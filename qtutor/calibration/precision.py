@@ -43,13 +43,8 @@ def rounds_factors() -> bool:
     Tried out, since what torch and oneDNN do with a CPU changes from version to version. Rounded factors are off by up
     to 2^-9, sums in float32 by some 2^-21.
     """
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
     factor = torch.arange(SIZE * SIZE).reshape(SIZE, SIZE).double().sin().float()  # no sums of one sign: errors show
-    try:
-        matmul.fp32_precision = "bf16"
+    with products(SIZE, SIZE):  # wide, so what this function says is not asked for
         made = torch.nn.functional.linear(factor, factor)
-    finally:
-        matmul.fp32_precision = before
     exact = factor.double() @ factor.double().T
     return bool((made - exact).norm() > 2.0**-14 * exact.norm())

@@ -8,6 +8,7 @@ half. So a method that rounds the layers in order runs each weight little more t
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from qtutor.calibration.precision import WIDE, products
 from qtutor.errors import QtutorError
 from qtutor.families import Family, Half
 
-SUMS = 64
+SUMS = 64  # of channels, which tell how large a wide stream is
 PASS = 1024  # tokens that run at once: activations of so few stay in a CPU's cache, and more run no faster
 
 
@@ -109,29 +110,29 @@ class Stream:
         the square of such a sum is on average the sum of the squares (Johnson & Lindenstrauss 1984). So the half's last
         layer makes as many outputs in place of all.
         """
-        squares, ahead = [], self.family.halves[self.passed : half + 1]  # none where the states lie behind it by now
-        sums = self._sums(ahead[-1]) if ahead else None
+        ahead = self.family.halves[self.passed : half + 1]  # none where the states lie behind it by now
+        steps = [partial(self._behind, one) for one in ahead[:-1]] + [self._measured(one) for one in ahead[-1:]]
+        squares = []
         for some in self.batches():
             residual = self.states[some]
             with products(self.states.shape[-1], self.wide), torch.no_grad():
-                for one in ahead if sums is None else ahead[:-1]:  # a look ahead: the states stay where they are
-                    residual = self._behind(one, residual, some)
-                if sums is not None:
-                    residual = sums(residual, self._arriving(ahead[-1], residual, some))
+                for step in steps:  # a look ahead: the states stay where they are
+                    residual = step(residual, some)
             squares.append(residual.square().sum(-1) / self.states.shape[-1])
         return torch.cat(squares)
 
-    def _sums(self, half: Half) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-        """Of the stream before ``half`` and what its last layer reads: the sums of channels behind it; ``None`` where
-        the stream is narrow, or a norm needs all channels."""
+    def _measured(self, half: Half) -> Callable[[torch.Tensor, slice | torch.Tensor], torch.Tensor]:
+        """:meth:`_behind` of ``half``, or what has the same squares: sums of its channels, where the stream is wide."""
         hidden, layer = self.states.shape[-1], self.module.get_submodule(half.last)
-        if hidden < 8 * SUMS or half.after is not None:
-            return None
+        if hidden < 8 * SUMS or half.after is not None:  # a norm behind the half needs all channels
+            return partial(self._behind, half)
         signs = random_signs(hidden, self.states.device)
         with torch.no_grad():
             weight = self.multiplier * signs @ layer.weight
             bias = None if layer.bias is None else self.multiplier * signs @ layer.bias
-        return lambda residual, x: residual @ signs.T + nn.functional.linear(x, weight, bias)
+        return lambda residual, some: (
+            residual @ signs.T + nn.functional.linear(self._arriving(half, residual, some), weight, bias)
+        )
 
     def advance(self) -> None:
         """Replace ``states`` by the outputs of ``module`` as it is now: those that arrive at the next block."""

@@ -35,10 +35,12 @@ class ZeroPoints:
         quantized = layer.quantized
         if quantized is None or not isinstance(quantized.grid, IntGrid) or not quantized.scales.isfinite().all():
             return
-        vote = _compared(quantized, layer.exact) if layer.exact is not None else _by_middle(layer)
         if layer.exact is not None:
             self.compared.add(layer.name)
-        self.votes[layer.name] = _by_statistics(quantized) if vote is None and layer.exact is None else vote
+            self.votes[layer.name] = _compared(quantized, layer.exact)
+        else:
+            vote = _by_middle(layer)
+            self.votes[layer.name] = _by_statistics(quantized) if vote is None else vote
 
     def findings(self) -> Iterator[Finding]:
         known = [vote for vote in self.votes.values() if vote is not None]
