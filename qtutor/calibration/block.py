@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qtutor.calibration.moments import Gram, Moments
+from qtutor.calibration.precision import rounds
 from qtutor.calibration.statistics import InputStatistics, RunningStatistics
 from qtutor.calibration.stream import Stream
 
@@ -78,16 +79,19 @@ class CalibratedBlock(Stream):
         yield from zip(self.inputs(layer, tokens), weights[self.chosen(tokens)].unsqueeze(-1).split(self.step()))
 
     def hessian(self, layer: str, weighted: bool = False, tokens: int | None = None) -> torch.Tensor:
-        """X^T X, float64 ``[in, in]``: products of a batch in float32, summed in float64.
+        """X^T X, float64 ``[in, in]``: products of a batch as in :class:`Gram`, summed in float64.
 
         weighted: each token counts by :meth:`weights`. tokens: about so many, as in :meth:`inputs`; all if ``None``.
         """
-        gram, weights = Gram(), self.weights(layer) if weighted else None
+        gram, roots = self.gram(), self.roots(layer) if weighted else None
         # Larger batches than elsewhere: every sum in float64 walks through the whole matrix.
         for some in self.chosen(tokens).split(self.step(TOGETHER)):
-            x = self.reach(layer, some)
-            gram.add(x, _weighted(x, weights, some))
+            gram.add(_times(self.reach(layer, some), roots, some))
         return gram.result()
+
+    def gram(self, symmetric: bool = True) -> Gram:
+        """A sum of products of this block's inputs, as exact as its own products have to be."""
+        return Gram(symmetric, rounded=rounds(self.states.shape[-1], self.wide))
 
     def statistics(self, layer: str, tokens: int | None = None) -> InputStatistics:
         """Mean and largest |x| and mean square, per input channel of ``layer``; tokens: as in :meth:`inputs`."""
@@ -113,6 +117,12 @@ class CalibratedBlock(Stream):
             self._sizes[behind] = (self.twin or self).sizes(behind)
         inverse = 1 / self._sizes[behind].clamp(min=1e-30)
         return inverse / inverse.mean()
+
+    def roots(self, layer: str) -> torch.Tensor | None:
+        """Square roots of :meth:`weights`: in a product of two inputs that are multiplied by them, a token counts by
+        its weight."""
+        weights = self.weights(layer)
+        return None if weights is None else weights.sqrt()
 
     @property
     def tokens(self) -> int:
@@ -149,21 +159,22 @@ class Reading:
     def moments(self) -> Moments:
         """Sums over all tokens, each by its weight: X^T X and, with a twin, how far the inputs have drifted."""
         block, layer = self.block, self.names[0]
-        twin, weights = block.twin, block.weights(layer)
+        twin, roots = block.twin, block.roots(layer)
         joins_stream = any(layer == half.last for half in block.family.halves)
-        hessian, drift, stream_drift = Gram(), Gram(symmetric=False), Gram(symmetric=False)
+        hessian, drift, stream_drift = block.gram(), block.gram(symmetric=False), block.gram(symmetric=False)
         for some in block.batches(TOGETHER):  # one pass for all three sums: to reach x costs more than to multiply it
             x = block.reach(layer, some)
-            weighted = _weighted(x, weights, some)
-            hessian.add(x, weighted)
+            weighted = _times(x, roots, some)
+            hessian.add(weighted)
             if twin is not None:
-                drift.add(twin.reach(layer, some) - x, weighted)
+                drift.add(_times(twin.reach(layer, some) - x, roots, some), weighted)
                 if joins_stream:
                     # As much as the layer's output is short of, which the block multiplies before it adds it.
-                    stream_drift.add((twin.states[some] - block.states[some]) / block.multiplier, weighted)
+                    short = (twin.states[some] - block.states[some]) / block.multiplier
+                    stream_drift.add(_times(short, roots, some), weighted)
         return Moments(hessian.result(), drift.result(), stream_drift.result())
 
 
-def _weighted(x: torch.Tensor, weights: torch.Tensor | None, some: slice | torch.Tensor) -> torch.Tensor:
-    """``x``, the inputs in ``some`` of the samples, each token times its weight; ``None``: all count the same."""
-    return x if weights is None else x * weights[some].unsqueeze(-1)
+def _times(x: torch.Tensor, roots: torch.Tensor | None, some: slice | torch.Tensor) -> torch.Tensor:
+    """``x``, the inputs in ``some`` of the samples, each token times its root; ``None``: all count the same."""
+    return x if roots is None else x * roots[some].unsqueeze(-1)

@@ -5,30 +5,47 @@ from dataclasses import dataclass
 
 import torch
 
-from qtutor.calibration.precision import in_float32
+from qtutor.calibration.precision import bytes_of, in_float32, quick_in
 
 
 class Gram:
     """A sum of ``left^T right`` over batches, in float64.
 
-    symmetric: right is left, each token (row) times some weight. Then only what is on or above the diagonal has to be
-    computed, in panels.
+    symmetric: right is left. Then only what is on or above the diagonal has to be computed, in panels. rounded: factors
+    may be rounded to bytes (:func:`~.precision.bytes_of`) where the CPU multiplies these four times as fast as float32.
+    The sums of bytes are exact, so a symmetric one stays what it has to be for GPTQ: positive semidefinite.
     """
 
     PANEL = 256
 
-    def __init__(self, symmetric: bool = True):
-        self.symmetric, self.total = symmetric, None
+    def __init__(self, symmetric: bool = True, rounded: bool = False):
+        self.symmetric, self.rounded, self.total = symmetric, rounded, None
 
-    def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        """Add ``left [..., a]`` and ``right [..., b]``; a batch's products are summed in their own precision."""
-        left, right = left.flatten(0, -2), right.flatten(0, -2)
+    def add(self, left: torch.Tensor, right: torch.Tensor | None = None) -> None:
+        """Add ``left [..., a]`` and ``right [..., b]``, ``None`` for left; float32 or bfloat16.
+
+        A batch's products are summed in float32, or exactly if they are of bytes.
+        """
+        left = left.flatten(0, -2)
+        right = left if right is None else right.flatten(0, -2)
         if self.total is None:
             size = left.shape[1], right.shape[1]
             self.total = torch.zeros(size, dtype=torch.float64, device=left.device)
+        if self.rounded and left.device.type == "cpu" and quick_in("avx512_vnni"):
+            self._add_bytes(left, right)
+            return
+        left, right = left.float(), right.float()
         with in_float32():
             for panel, behind in self._panels():  # rows of the sum, each from the diagonal on
                 self.total[panel, behind] += left[:, panel].T @ right[:, behind]
+
+    def _add_bytes(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        rows, row_steps = columns, steps = bytes_of(left)
+        if right is not left:
+            columns, steps = bytes_of(right)
+        for panel, behind in self._panels():
+            sums = torch._int_mm(rows[:, panel].T, columns[:, behind])  # int32: exact up to 133,000 tokens
+            self.total[panel, behind] += (sums * row_steps[panel, None]).mul_(steps[behind])
 
     def result(self) -> torch.Tensor | None:
         """The sum, ``[a, b]``; ``None`` where nothing was counted in."""

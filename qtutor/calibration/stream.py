@@ -29,7 +29,7 @@ class Stream:
     name: ``"model.layers.3"``. module: the block, in float32. states: float32 ``[samples, length, hidden]``, the
     block's inputs, or the residual stream behind the halves that are ``passed``. arguments: what else the model passes
     to the block (positions, mask). wide: see :func:`~.precision.products`. kept: the last layer of the current half
-    and its inputs, float32 ``[samples, length, in]``, or ``None``.
+    and its inputs ``[samples, length, in]``, in the dtype that the block makes them in, or ``None``.
     """
 
     name: str
@@ -63,7 +63,11 @@ class Stream:
         Raises :class:`QtutorError` where that is NaN or infinite, naming the layer.
         """
         if self.kept is not None and self.kept[0] == layer:
-            return self.kept[1][some]
+            return self.kept[1][some].float()
+        return self._reach(layer, some).float()
+
+    def _reach(self, layer: str, some: slice | torch.Tensor) -> torch.Tensor:
+        """:meth:`reach` in the dtype that the block makes it in."""
         residual = self.states[some]
         with products(residual.shape[-1], self.wide):
             for half in self.family.halves[self.passed :]:  # the states lie behind the halves before
@@ -83,15 +87,16 @@ class Stream:
                 residual = self._behind(half, residual, some)
         return residual
 
+    @torch.no_grad()
     def keep(self) -> None:
         """Keep the inputs of the current half's last layer. From now on, nothing before that layer may change."""
         trim_heap()  # the last layer's Hessian is the largest: what work on the others has left goes first
         last = self.family.halves[self.passed].last
         found = None
         for some in self.batches():
-            x = self.reach(last, some)
+            x = self._reach(last, some)
             if found is None:  # only the first batch tells how wide the layer is
-                found = self.states.new_empty(*self.states.shape[:2], x.shape[-1])
+                found = x.new_empty(*self.states.shape[:2], x.shape[-1])
             found[some] = x
         self.kept = last, found
 
@@ -118,7 +123,7 @@ class Stream:
             with products(self.states.shape[-1], self.wide), torch.no_grad():
                 for step in steps:  # a look ahead: the states stay where they are
                     residual = step(residual, some)
-            squares.append(residual.square().sum(-1) / self.states.shape[-1])
+            squares.append(residual.float().square().sum(-1) / self.states.shape[-1])
         return torch.cat(squares)
 
     def _measured(self, half: Half) -> Callable[[torch.Tensor, slice | torch.Tensor], torch.Tensor]:

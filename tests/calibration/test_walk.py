@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import qtutor
 from qtutor import gptq
 from qtutor.calibration import block as block_module
-from qtutor.calibration import mapped, precision, stream, walk
+from qtutor.calibration import mapped, moments, precision, stream, walk
 from qtutor.calibration.moments import Gram
 from qtutor.families import LLAMA
 from tests.families import small
@@ -293,17 +293,58 @@ def test_half_precision_models_are_calibrated_in_float32(dtype):
 def test_gram_is_the_sum_of_products(symmetric, monkeypatch):
     monkeypatch.setattr(Gram, "PANEL", 16)  # 40 channels: panels of 16, 16 and 8
     generator = torch.Generator().manual_seed(0)
-    x, w = torch.randn(3, 7, 40, generator=generator), torch.rand(3, 7, 1, generator=generator)
-    other = torch.randn(3, 7, 24, generator=generator)
+    x, other = torch.randn(3, 7, 40, generator=generator), torch.randn(3, 7, 24, generator=generator)
     gram = Gram(symmetric)
     for some in ([0, 1], [2]):
-        gram.add(x[some] if symmetric else other[some], x[some] * w[some])
-    expected = (x if symmetric else other).double().flatten(0, 1).T @ (x.double() * w).flatten(0, 1)
+        gram.add(*[x[some]] if symmetric else [other[some], x[some]])
+    expected = (x if symmetric else other).double().flatten(0, 1).T @ x.double().flatten(0, 1)
     assert gram.result().dtype == torch.float64 and torch.allclose(gram.result(), expected, atol=1e-4)
     if symmetric:
         lower = gram.result().tril(-16)
         assert torch.equal(lower, gram.result().triu(16).T)
     assert Gram().result() is None
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_gram_of_bytes_is_that_of_rounded_numbers(symmetric, monkeypatch):
+    """torch multiplies bytes on every CPU, though not on every one fast."""
+    monkeypatch.setattr(Gram, "PANEL", 16)
+    monkeypatch.setattr(moments, "quick_in", lambda instructions: instructions == "avx512_vnni")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 7, 40, generator=generator) * torch.logspace(-6, 6, 40)  # channels of all sizes
+    x[..., 3] = 0
+    x[..., 4], x[0, 0, 4] = 1e-3, 50  # one token has it all
+    other = torch.randn(3, 7, 24, generator=generator)
+    gram, rounded = Gram(symmetric, rounded=True), []
+    for some in ([0, 1], [2]):
+        gram.add(*[x[some]] if symmetric else [other[some], x[some]])
+        both = []
+        for given in (x if symmetric else other, x):
+            flat = given[some].flatten(0, 1).double()
+            step = (flat.abs().amax(0) / 127).clamp(min=1e-40)
+            both.append((flat / step).round() * step)
+        rounded.append(both[0].T @ both[1])
+    # Relative to the channels' sizes: a number near the middle of two steps may go to either.
+    sizes = [given.double().flatten(0, 1).norm(dim=0).clamp(min=1e-30) for given in (x if symmetric else other, x)]
+    difference = (gram.result() - sum(rounded)) / torch.outer(*sizes)
+    assert difference.abs().max() < 1e-5 and (gram.result()[:, 3] == 0).all()
+    if symmetric:
+        assert torch.linalg.eigvalsh(gram.result() / torch.outer(*sizes)).min() > -1e-6
+    plain = Gram(symmetric, rounded=False)
+    plain.add(*[x] if symmetric else [other, x])
+    lost = (gram.result() - plain.result()) / torch.outer(*sizes)
+    assert 1e-5 < lost.abs().max() < 0.01
+
+
+def test_little_is_lost_in_bytes_even_where_one_token_has_all():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2048, 64, generator=generator)
+    x[0] *= torch.logspace(0, 3, 64)  # the last channels are one token's alone
+    for given in (x, x.bfloat16()):
+        codes, step = precision.bytes_of(given)
+        assert codes.dtype == torch.int8 and step.dtype == torch.float32 and codes.abs().amax(0).eq(127).all()
+        lost = (codes * step - given.float()).square().sum(0) / given.float().square().sum(0)
+        assert lost.max() < 0.0107 and lost[:8].max() < 5e-4  # 2048 / (12 * 127^2) is 0.0106
 
 
 def test_wide_blocks_may_multiply_in_bfloat16_and_small_ones_may_not():
@@ -323,9 +364,11 @@ def test_wide_blocks_may_multiply_in_bfloat16_and_small_ones_may_not():
         exact = block.module(block.states, **block.arguments)
     wide = block.run(slice(None))
     error = (wide - exact).norm() / (exact - block.states).norm()
-    # Factors rounded to 8 bits are off by up to 2^-9; a CPU without AMX rounds nothing, whatever else it has.
-    assert (1e-4 < error < 0.01) if torch.cpu._is_amx_tile_supported() else error < 1e-6
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    # Numbers rounded to 8 bits are off by up to 2^-9; a CPU without instructions for it goes on in float32.
+    able = torch.cpu.get_capabilities().get("avx512_bf16") and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    assert (1e-4 < error < 0.01) if able else error < 1e-6
+    assert wide.dtype == block.reach("mlp.down_proj", slice(None)).dtype == torch.float32
+    assert torch.backends.mkldnn.matmul.fp32_precision == before and not torch.is_autocast_enabled("cpu")
     for threshold in (None, precision.WIDE + 1):
         narrow = next(walk.walk(model, some_ids(4), wide=threshold))
         assert (narrow.run(slice(None)) - exact).norm() < 1e-6 * (exact - block.states).norm()
@@ -341,20 +384,34 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("wide", "expected"), [(64, "bf16"), (65, None), (None, None)])
+@pytest.mark.parametrize(("wide", "expected"), [(64, True), (65, False), (None, False)])
 def test_every_product_of_a_wide_block_is_as_exact_as_asked_for(way, wide, expected, monkeypatch):
     """Whatever the CPU can do: here a block of 64 counts as wide, or just not."""
-    monkeypatch.setattr(precision, "rounds_factors", lambda: True)
-    before, seen = torch.backends.mkldnn.matmul.fp32_precision, []
+    monkeypatch.setattr(precision, "quick_in", lambda instructions: instructions == "avx512_bf16")
+    seen = []
     for stream_of in ("block", "twin"):
         block = next(walk.walk(tiny(), some_ids(3), twin=True, wide=wide))
         block = block if stream_of == "block" else block.twin
         for module in block.module.modules():
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_hook(lambda *_: seen.append(torch.backends.mkldnn.matmul.fp32_precision))
+                module.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
         WAYS[way](block)
-        assert set(seen) == {expected or before} and torch.backends.mkldnn.matmul.fp32_precision == before
+        assert set(seen) == {expected} and not torch.is_autocast_enabled("cpu")
+        assert block.states.dtype == torch.float32
+        if way == "keep":  # as the block makes it: half the memory
+            assert block.kept[1].dtype == (torch.bfloat16 if expected else torch.float32)
+            assert block.reach(block.kept[0], slice(None)).dtype == torch.float32
         seen.clear()
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX512_VNNI", "AVX2", "DEFAULT"])
+@pytest.mark.parametrize("has", [{"avx512_bf16": True, "avx512_vnni": False}, {}])
+def test_instructions_count_where_torch_may_use_them(capability, has, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    wanted = bool(has) and capability.startswith("AVX512")
+    assert precision.quick_in.__wrapped__("avx512_bf16") is wanted
+    assert precision.quick_in.__wrapped__("avx512_vnni") is False
 
 
 def test_a_cpu_that_rounds_nothing_takes_the_faster_library_at_every_size(monkeypatch):
@@ -378,13 +435,15 @@ def test_what_a_cpu_does_with_factors_is_found_by_a_product(monkeypatch):
 
 
 def test_precision_is_put_back_after_a_failure(monkeypatch):
-    monkeypatch.setattr(precision, "rounds_factors", lambda: True)
+    monkeypatch.setattr(precision, "quick_in", lambda _: True)
     before = torch.backends.mkldnn.matmul.fp32_precision
     for width, wide in ((64, 64), (63, 64), (64, None)):
         with pytest.raises(KeyboardInterrupt), precision.products(width, wide):
-            assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if (width, wide) == (64, 64) else before)
+            assert torch.is_autocast_enabled("cpu") == (width == wide)
+            with precision.in_float32():
+                assert not torch.is_autocast_enabled("cpu")
             raise KeyboardInterrupt
-        assert torch.backends.mkldnn.matmul.fp32_precision == before
+        assert torch.backends.mkldnn.matmul.fp32_precision == before and not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("bias", [False, True])
