@@ -19,6 +19,7 @@ from qtutor.errors import QtutorError
 from qtutor.families import Family, Half
 
 SUMS = 64  # of channels, which tell how large a wide stream is
+LEFT = 200_000_000  # bytes that may lie idle
 PASS = 1024  # tokens that run at once: activations of so few stay in a CPU's cache, and more run no faster
 
 
@@ -90,7 +91,7 @@ class Stream:
     @torch.no_grad()
     def keep(self) -> None:
         """Keep the inputs of the current half's last layer. From now on, nothing before that layer may change."""
-        trim_heap()  # the last layer's Hessian is the largest: what work on the others has left goes first
+        trim_heap(LEFT)  # the last layer's Hessian is the largest: what work on the others has left goes first
         last = self.family.halves[self.passed].last
         found = None
         for some in self.batches():

@@ -143,8 +143,10 @@ def _in_turns(
             judge = Judge(grouped[:, group].contiguous(), block, others, grid)
             scale[:, group], zero[:, group] = judge.cheapest(scale[:, group], zero[:, group], *tried)
             errors[:, group] = judge.errors(scale[:, group], zero[:, group])
-            # Only this group's errors have changed, so its rows of the Hessian are enough.
-            slopes.addmm_(errors[:, group] - before, hessian[own])
+            # Only this group's errors have changed, so its rows of the Hessian are enough; and in the last round only
+            # the groups behind it still look.
+            left = slice(own.stop if turn == rounds else 0, None)
+            slopes[:, left].addmm_(errors[:, group] - before, hessian[own, left])
     return scale, zero
 
 

@@ -1,5 +1,6 @@
 """Weights that are mapped from a file leave memory, and come back as they were."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qtutor.calibration import mapped
 from qtutor.calibration.mapped import page_out
 
 
@@ -35,3 +37,27 @@ def test_other_weights_are_left_alone():
     page_out(model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     page_out(torch.nn.Linear(3, 3, device="meta").parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's own")
+def test_free_heap_is_handed_back_where_there_is_enough_of_it():
+    kept = [torch.ones(16_000) for _ in range(4000)]  # 256 MB, each small enough for the heap
+    kept = kept[::40]  # so that holes lie between tensors in use
+    before = resident("RssAnon")
+    mapped.trim_heap(above=10**12)
+    assert resident("RssAnon") > before - 20_000_000
+    mapped.trim_heap(above=50_000_000)
+    assert resident("RssAnon") < before - 150_000_000
+    assert all(torch.equal(tensor, torch.ones(16_000)) for tensor in kept)
+
+
+def test_a_heap_that_cannot_tell_is_trimmed(monkeypatch):
+    asked = []
+    library = type("Library", (), {"malloc_trim": staticmethod(asked.append)})()
+    monkeypatch.setattr(mapped.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(mapped.sys, "platform", "linux")
+    mapped.trim_heap(above=10**12)
+    assert asked == [0]
+    monkeypatch.setattr(mapped.sys, "platform", "darwin")
+    mapped.trim_heap()
+    assert asked == [0]
