@@ -60,9 +60,9 @@ class Weights:
 class _Mallinfo(ctypes.Structure):
     """What glibc says of its heap, in bytes (mallinfo2(3)); ``fordblks`` is what is free."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    _fields_ = [(f"before_{place}", ctypes.c_size_t) for place in range(8)] + [
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
     ]
 
 
