@@ -47,8 +47,9 @@ class Recipe:
     (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: do so if there is enough text, eight tokens
     for every input of the widest layer.
     token_weights: an error counts less at a token whose residual stream is large
-    (:meth:`qtutor.calibration.block.CalibratedBlock.weights`). wide: models of at least this hidden size multiply in
-    bfloat16 during calibration; ``None``: no model does (:func:`qtutor.calibration.precision.products`).
+    (:meth:`qtutor.calibration.block.CalibratedBlock.weights`). wide: models of at least this hidden size multiply
+    rounded numbers during calibration, on CPUs that do so faster; ``None``: no model does
+    (:mod:`qtutor.calibration.precision`).
     double: quantize the scales of NF4 and FP4, too.
     embeddings, lm_head: quantize these, too, always to nearest. With tied embeddings, lm_head becomes a matrix of its
     own.
