@@ -32,6 +32,9 @@ from qtutor.methods import clip, rtn
 Rounded = Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 
 RATIOS = 20  # 0, 1/20 ... 19/20
+NARROW = (
+    512  # inputs: up to here the whole search is cheap; the last, finest round of ranges changes KL by 1 %, no more
+)
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,6 @@ def quantize(
     length = resolve_group_size(group_size, columns)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
     fitted = for_tensor(grid, weight)
-    scale, zero = clip.search_together(grouped, hessian, fitted)
+    scale, zero = clip.search_together(grouped, hessian, fitted, len(clip.UNITS) - (columns > NARROW))
     codes = rtn.encode_groups(grouped, scale, zero, fitted).reshape(rows, columns)
     return QuantizedTensor(codes, as_stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)

@@ -177,6 +177,9 @@ class Judge:
 
     def __init__(self, weight: torch.Tensor, block: torch.Tensor, others: torch.Tensor, grid: Grid):
         self.weight, self.block, self.others, self.grid = weight, block, others, grid
+        self.turned = None  # as the compiled loop wants them, where it takes these
+        if compiled.takes(weight, grid):
+            self.turned = weight.T.contiguous(), block, others.T.contiguous()
 
     def errors(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """Of rounding with ``scale`` and ``zero [..., out]``."""
@@ -187,17 +190,17 @@ class Judge:
         error = self.errors(scale, zero)
         return (error @ self.block).add_(self.others, alpha=2).mul_(error).sum(dim=-1)
 
-    def better(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        """The scale ``[out]`` that costs least with the codes that ``scale`` and ``zero`` make.
+    def too_large(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """By what share of itself ``scale [out]`` is too large for the codes that it and ``zero`` make.
 
-        v are the values of the codes. If the scale is multiplied by 1 + t, they become v + t v. So the cost is a
-        parabola in t.
+        v are the values of the codes. If the scale is multiplied by 1 - t, they become v - t v. So the cost is a
+        parabola in t, and t is where it is least.
         """
         error = self.errors(scale, zero)
         levels = self.weight + error
-        slope = (levels * (error @ self.block).add_(self.others)).sum(dim=-1)
-        curvature = (levels * (levels @ self.block)).sum(dim=-1)
-        return scale.float() * (1 - slope / curvature.clamp(min=1e-30)).clamp(0.8, 1.2)
+        coupled = levels @ self.block  # which is symmetric, so the errors' product with it is among its sums, too
+        slope, curvature = (error * coupled + levels * self.others).sum(dim=-1), (levels * coupled).sum(dim=-1)
+        return slope / curvature.clamp(min=1e-30)
 
     def cheapest(
         self, scale: torch.Tensor, zero: torch.Tensor, factors: torch.Tensor, shifts: torch.Tensor
@@ -205,11 +208,18 @@ class Judge:
         """Scale and zero ``[out]`` of the cheapest of those around the ones given."""
         scale = self._stored(scale.float() * factors)
         zero = (zero + shifts).clamp(0, 2**self.grid.bits - 1).to(torch.uint8)
-        cost = self.cost(scale, zero)
-        best = cost.argmin(dim=0, keepdim=True)  # of equals the first, which is what the group had
-        cost, scale, zero = (tried.gather(0, best)[0] for tried in (cost, scale, zero))
-        better = self._stored(self.better(scale, zero))  # best for the present codes; some may change with it
-        return torch.where(self.cost(better, zero) < cost, better, scale), zero
+        cost, best, share = self.judged(scale, zero)
+        scale, zero = (tried.gather(0, best[None])[0] for tried in (scale, zero))
+        better = self._stored(scale.float() * (1 - share).clamp(0.8, 1.2))  # best for these codes; some may change
+        return torch.where(self.judged(better[None], zero[None])[0] < cost, better, scale), zero
+
+    def judged(self, scale: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of ranges ``[ranges, out]``: the least cost, whose it is (of equals the first's), and :meth:`too_large`."""
+        if self.turned is not None:  # the same in one go; see :mod:`.loops`
+            return compiled.judge(*self.turned, scale, zero, self.grid)
+        cost, best = self.cost(scale, zero).min(dim=0)
+        chosen = [tried.gather(0, best[None])[0] for tried in (scale, zero)]
+        return cost, best, self.too_large(*chosen)
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Rounded as it will be stored, since the codes have to fit that."""

@@ -31,9 +31,10 @@ def _loops() -> ModuleType:
     loops = importlib.import_module("qtutor.methods.loops")
     with told_if_slow("the loops of GPTQ"):
         many, few, one = (np.ones(shape, np.float32) for shape in ((1, 1, 0), (1, 0), (1, 1)))
-        codes, best = np.empty((1, 0), np.uint8), np.empty((1, 0), np.int64)
+        codes, best, none = np.empty((1, 0), np.uint8), np.empty((1, 0), np.int64), few[0]
         loops.cheapest(many, one, many, many, one[0, 0], few, best, 0, 0)
         loops.round_block(few, one, few, few, one[0, 0], codes, few, 0, 0)
+        loops.judge(few, one, few, few, few, one[0, 0], none, best[0], none, 0, 0)
     return loops
 
 
@@ -69,6 +70,27 @@ def round_block(
     least = SHARE // max(1, len(work) * len(scale))
     in_shares(lambda first, last: loop(*given, largest, *places, first, last), work.shape[1], least)
     return codes, errors
+
+
+def judge(
+    weights: torch.Tensor,
+    block: torch.Tensor,
+    others: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    grid: IntGrid,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:meth:`qtutor.methods.clip.Judge.judged`, ``[out]`` each; where there is one range, without its share.
+
+    weights, others: float32 ``[group_size, out]``, the others' axes exchanged, too. block: float32
+    ``[group_size, group_size]``. scales, zeros: ``[ranges, out]``.
+    """
+    rows = weights.shape[1]
+    costs, best, shares = torch.empty(rows), torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    given, loop, largest = _floats(weights, block, others, scales, zeros), _loops().judge, np.float32(grid.largest_code)
+    places, least = (costs.numpy(), best.numpy(), shares.numpy()), SHARE // max(1, len(scales) * len(block) ** 2)
+    in_shares(lambda first, last: loop(*given, largest, *places, first, last), rows, least)
+    return costs, best, shares
 
 
 def _floats(*tensors: torch.Tensor) -> list[np.ndarray]:

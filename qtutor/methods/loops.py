@@ -1,8 +1,9 @@
-"""GPTQ's loop over columns and the search for ranges, compiled by numba: what torch does in ten passes, done in one.
+"""GPTQ's loop over columns and the searches for ranges, compiled by numba: what torch does in ten passes, done in one.
 
-The definitions are :func:`qtutor.methods.gptq.round_block` and :func:`qtutor.methods.clip.search`. These loops do the
-same for grids of integers on a CPU, and take their place where numba is installed. They compute in float32 as torch
-does, in another order, so that sums may differ in their last bits.
+The definitions are :func:`qtutor.methods.gptq.round_block`, :func:`qtutor.methods.clip.search` and
+:meth:`qtutor.methods.clip.Judge.judged`. These loops do the same for grids of integers on a CPU, and take their place
+where numba is installed. They compute in float32 as torch does, in another order, so that sums may differ in their last
+bits.
 
 Rows of a matrix do not know of each other, so they are the lanes of vectors, and no loop has to add up across a vector.
 :data:`ROWS` rows at a time stay in the nearest cache, together with all the columns of a block.
@@ -78,3 +79,81 @@ def cheapest(weights, importance, scales, zeros, largest, costs, best, first, la
                 for r in range(count):
                     if cost[r] < costs[g, begin + r]:  # not <=: of equals the first stays
                         costs[g, begin + r], best[g, begin + r] = cost[r], tried
+
+
+@jit
+def _errors(weights, scale, zero, largest, errors, begin, count):
+    """What rounding ``weights [group_size, out]`` adds to ``count`` rows from ``begin`` on: ``errors``."""
+    for q in range(len(weights)):
+        weight, error = weights[q, begin : begin + count], errors[q]
+        for r in range(count):
+            code = ((weight[r] / scale[r] + MAGIC) - MAGIC) + zero[r]
+            code = min(max(code, np.float32(0)), largest)
+            error[r] = (code - zero[r]) * scale[r] - weight[r]
+
+
+@jit
+def _add_products(factors, values, upto, sums, count):
+    """Add ``factors[p] * values[p]`` to ``sums`` for p below ``upto``, eight at once: sums are fetched less often."""
+    whole = upto // 8 * 8
+    for p in range(0, whole, 8):
+        a, b, c, d = factors[p], factors[p + 1], factors[p + 2], factors[p + 3]
+        e, f, g, h = factors[p + 4], factors[p + 5], factors[p + 6], factors[p + 7]
+        s, t, u, v = values[p], values[p + 1], values[p + 2], values[p + 3]
+        w, x, y, z = values[p + 4], values[p + 5], values[p + 6], values[p + 7]
+        for r in range(count):
+            first = (a * s[r] + b * t[r]) + (c * u[r] + d * v[r])
+            sums[r] += first + ((e * w[r] + f * x[r]) + (g * y[r] + h * z[r]))
+    for p in range(whole, upto):
+        a, v = factors[p], values[p]
+        for r in range(count):
+            sums[r] += a * v[r]
+
+
+@jit
+def judge(weights, block, others, scales, zeros, largest, costs, best, shares, first, last):
+    """Find the cheapest range of one group for each of the rows ``first ... last - 1``, beside all other groups.
+
+    weights, others: float32 ``[group_size, out]``; others as :class:`~qtutor.methods.clip.Judge` has them. block:
+    float32 ``[group_size, group_size]``, symmetric. scales, zeros: float32 ``[ranges, out]``. Written are, ``[out]``
+    each: costs, float32, the least; best, int64, its range; and, of more ranges than one, shares, float32, by what
+    share of itself its scale is too large for the codes it makes.
+    """
+    length = len(weights)
+    errors, products = np.empty((length, ROWS), np.float32), np.empty(ROWS, np.float32)
+    levels, slope, curvature = np.empty_like(errors), np.empty_like(products), np.empty_like(products)
+    scale, zero, cost = np.empty_like(products), np.empty_like(products), np.empty_like(products)
+    for begin in range(first, last, ROWS):
+        count = min(ROWS, last - begin)
+        for tried in range(len(scales)):
+            scale[:count], zero[:count] = scales[tried, begin : begin + count], zeros[tried, begin : begin + count]
+            _errors(weights, scale, zero, largest, errors, begin, count)
+            cost[:] = 0
+            for q in range(length):
+                # The block is symmetric: what is left of its diagonal counts twice, so half of it is enough.
+                half, own, other = np.float32(0.5) * block[q, q], errors[q], others[q, begin : begin + count]
+                for r in range(count):
+                    products[r] = half * own[r] + other[r]
+                _add_products(block[q], errors, q, products, count)
+                for r in range(count):
+                    cost[r] += 2 * own[r] * products[r]
+            for r in range(count):
+                if tried == 0 or cost[r] < costs[begin + r]:  # not <=: of equals the first stays
+                    costs[begin + r], best[begin + r] = cost[r], tried
+        if len(scales) == 1:
+            continue
+        for r in range(count):
+            scale[r], zero[r] = scales[best[begin + r], begin + r], zeros[best[begin + r], begin + r]
+        _errors(weights, scale, zero, largest, errors, begin, count)
+        slope[:], curvature[:] = 0, 0
+        for q in range(length):
+            levels[q, :count] = weights[q, begin : begin + count] + errors[q, :count]
+        for q in range(length):
+            own, error, other = levels[q], errors[q], others[q, begin : begin + count]
+            products[:] = 0
+            _add_products(block[q], levels, length, products, count)
+            for r in range(count):
+                slope[r] += error[r] * products[r] + own[r] * other[r]
+                curvature[r] += own[r] * products[r]
+        for r in range(count):
+            shares[begin + r] = slope[r] / max(curvature[r], np.float32(1e-30))

@@ -33,7 +33,8 @@ class Effort:
     """How much a search for scales looks at.
 
     search_tokens: each ratio runs the parent module on them. statistics_tokens: for mean |x| and the Hessian behind
-    the choice. rows: of every layer, rounded for each ratio; the others stay exact.
+    the choice. rows: of every layer, rounded for each ratio; the others stay exact. Narrow models take all rows and
+    more tokens.
     """
 
     search_tokens: int
@@ -41,7 +42,6 @@ class Effort:
     rows: int
 
 
-NARROW = 512  # layers up to here: the whole search is cheap, and takes all rows and more tokens
 CHEAP = Effort(search_tokens=2048, statistics_tokens=16384, rows=sys.maxsize)
 SPARING = Effort(search_tokens=1024, statistics_tokens=2048, rows=128)
 
@@ -94,7 +94,7 @@ def scale_pairs(
     """:func:`scale_block` with a rounding for each pair, by its layers' names; ``None`` leaves the pair alone."""
     module, changed = block.module, {}
     pairs = {pair.readers: pair for pair in block.family.pairs_of(module)}
-    effort = CHEAP if block.states.shape[-1] <= NARROW else SPARING
+    effort = CHEAP if block.states.shape[-1] <= awq.NARROW else SPARING
     unchanged = block.states[:1]
     before = module(unchanged, **block.arguments)
     # A scale is folded in before the next one is searched. This does not change what later layers read.

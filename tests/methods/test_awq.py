@@ -170,7 +170,7 @@ def test_every_search_sees_what_the_float_block_reads_and_makes(heads, monkeypat
 
 @pytest.mark.parametrize("narrow", [512, 32])
 def test_a_search_looks_at_few_tokens_and_statistics_at_more(narrow, monkeypatch):
-    monkeypatch.setattr(scaling, "NARROW", narrow)
+    monkeypatch.setattr(awq, "NARROW", narrow)
     model, tokens, rows = tiny(), [], set()
     hessian, search, narrowed = scaling.CalibratedBlock.hessian, awq.search, awq.narrowed
     monkeypatch.setattr(scaling.CalibratedBlock, "hessian", lambda block, *rest: (

@@ -65,6 +65,45 @@ def test_the_range_found_is_the_definition_s(in_torch, monkeypatch, shape, bits,
         torch.testing.assert_close(cost, plain_cost, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (63, 8), (64, 30), (200, 33)])  # eights of columns, and the rest
+def test_a_group_beside_all_others_is_judged_as_by_the_definition(in_torch, rows, length, bits, symmetric):
+    grid, weight, x = qtutor.IntGrid(bits, symmetric), weights(rows, length, bits), correlated(100, length, 3).float()
+    others = weights(rows, length, 7) * 0.1
+    scale, zero = (part[:, 0] for part in rtn.fit_groups(weight.reshape(rows, 1, length), grid))
+    scales = scale.float() * torch.tensor([0.7, 1.0, 1.3, 0.9])[:, None]
+    zeros = zero.expand_as(scales).clone()
+    zeros[2] = (zeros[2].int() + 1).clamp(0, grid.largest_code).to(torch.uint8)
+    judge, plain = (call(clip.Judge, weight, x.T @ x, others, grid) for call in (lambda f, *args: f(*args), in_torch))
+    assert judge.turned is not None and plain.turned is None
+    for upto in (1, 4):
+        cost, best, share = judge.judged(scales[:upto], zeros[:upto])
+        wanted = plain.judged(scales[:upto], zeros[:upto])
+        assert best.dtype == torch.int64 and best.shape == cost.shape == (rows,)
+        # An error near half a step may go either way, and its cost with it; a cost may be negative beside the others'.
+        size = plain.cost(scales[:upto], zeros[:upto]).abs().amax(0) + others.abs().sum(1) * 1e-3
+        near = (cost - wanted[0]).abs() <= 1e-4 * size
+        assert near.float().mean() > 0.97 and (best == wanted[1]).float().mean() > 0.97
+        if upto > 1:
+            same = near & (best == wanted[1])
+            torch.testing.assert_close(share[same], wanted[2][same], rtol=2e-3, atol=2e-4)
+    assert len(best.unique()) > 1 or rows == 1
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_ranges_for_the_whole_output_are_as_good_by_either_way(in_torch, bits):
+    weight, x, grid = weights(150, 96, 5), correlated(400, 96, 6), qtutor.IntGrid(bits)
+    given = weight.reshape(150, 3, 32), x.T @ x, grid
+    errors = []
+    for found in (clip.search_together(*given), in_torch(clip.search_together, *given)):
+        change = clip.rounding_errors(given[0], *found, grid).flatten(1)
+        errors.append(((change.double() @ given[1]) * change).sum(1))
+    assert (errors[0] / errors[1] - 1).abs().median() < 1e-3 and errors[0].sum().item() == pytest.approx(
+        errors[1].sum().item(), rel=5e-3
+    )
+
+
 def test_of_equal_ranges_the_widest_stays():
     grouped = torch.zeros(70, 2, 8)
     scale, zero = clip.search_squares(grouped, qtutor.IntGrid(4))
