@@ -19,7 +19,7 @@ from qtutor.errors import QtutorError
 from qtutor.families import Family, Half
 
 SUMS = 64  # of channels, which tell how large a wide stream is
-LEFT = 200_000_000  # bytes that may lie idle
+LEFT = 130_000_000  # bytes that may lie idle
 PASS = 1024  # tokens that run at once: activations of so few stay in a CPU's cache, and more run no faster
 
 

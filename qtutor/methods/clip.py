@@ -17,7 +17,7 @@ from qtutor.core.grid import Grid, fit_groups, storable, wider_ranges
 from qtutor.errors import QtutorError
 from qtutor.methods import compiled
 
-ROWS = 512  # rows that are searched together: what is computed of so many stays in a processor's cache
+ROWS = 1024  # rows that are searched together: what is computed of so many stays in a processor's cache
 FITTED = 1 << 18  # ranges that are fitted at once
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
 STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
