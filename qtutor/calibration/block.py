@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from qtutor.calibration.moments import Gram, Moments
+from qtutor.calibration.moments import Factor, Gram, Moments
 from qtutor.calibration.precision import rounds
 from qtutor.calibration.statistics import InputStatistics, RunningStatistics
 from qtutor.calibration.stream import Stream
@@ -86,7 +86,8 @@ class CalibratedBlock(Stream):
         gram, roots = self.gram(), self.roots(layer) if weighted else None
         # Larger batches than elsewhere: every sum in float64 walks through the whole matrix.
         for some in self.chosen(tokens).split(self.step(TOGETHER)):
-            gram.add(_times(self.reach(layer, some), roots, some))
+            x = Factor(_times(self.reach(layer, some), roots, some))
+            gram.add(x, x)
         return gram.result()
 
     def gram(self, symmetric: bool = True) -> Gram:
@@ -164,14 +165,14 @@ class Reading:
         hessian, drift, stream_drift = block.gram(), block.gram(symmetric=False), block.gram(symmetric=False)
         for some in block.batches(TOGETHER):  # one pass for all three sums: to reach x costs more than to multiply it
             x = block.reach(layer, some)
-            weighted = _times(x, roots, some)
-            hessian.add(weighted)
+            weighted = Factor(_times(x, roots, some))
+            hessian.add(weighted, weighted)
             if twin is not None:
-                drift.add(_times(twin.reach(layer, some) - x, roots, some), weighted)
+                drift.add(Factor(_times(twin.reach(layer, some) - x, roots, some)), weighted)
                 if joins_stream:
                     # As much as the layer's output is short of, which the block multiplies before it adds it.
                     short = (twin.states[some] - block.states[some]) / block.multiplier
-                    stream_drift.add(_times(short, roots, some), weighted)
+                    stream_drift.add(Factor(_times(short, roots, some)), weighted)
         return Moments(hessian.result(), drift.result(), stream_drift.result())
 
 

@@ -1,11 +1,24 @@
 """Sums over calibration tokens: all that GPTQ and its like need to know about a layer's inputs."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from qtutor.calibration.precision import bytes_of, in_float32, quick_in
+
+
+class Factor:
+    """``x [..., channels]``, float32 or bfloat16, as a factor of products; its bytes are made once, when asked for."""
+
+    def __init__(self, x: torch.Tensor):
+        self.x = x.flatten(0, -2)
+
+    @functools.cached_property
+    def bytes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`~.precision.bytes_of`."""
+        return bytes_of(self.x)
 
 
 class Gram:
@@ -21,28 +34,20 @@ class Gram:
     def __init__(self, symmetric: bool = True, rounded: bool = False):
         self.symmetric, self.rounded, self.total = symmetric, rounded, None
 
-    def add(self, left: torch.Tensor, right: torch.Tensor | None = None) -> None:
-        """Add ``left [..., a]`` and ``right [..., b]``, ``None`` for left; float32 or bfloat16.
-
-        A batch's products are summed in float32, or exactly if they are of bytes.
-        """
-        left = left.flatten(0, -2)
-        right = left if right is None else right.flatten(0, -2)
+    def add(self, left: Factor, right: Factor) -> None:
+        """Add ``left [..., a]`` and ``right [..., b]``; their products are summed in float32, or exactly, of bytes."""
         if self.total is None:
-            size = left.shape[1], right.shape[1]
-            self.total = torch.zeros(size, dtype=torch.float64, device=left.device)
-        if self.rounded and left.device.type == "cpu" and quick_in("avx512_vnni"):
+            size = left.x.shape[1], right.x.shape[1]
+            self.total = torch.zeros(size, dtype=torch.float64, device=left.x.device)
+        if self.rounded and left.x.device.type == "cpu" and quick_in("avx512_vnni"):
             self._add_bytes(left, right)
             return
-        left, right = left.float(), right.float()
         with in_float32():
             for panel, behind in self._panels():  # rows of the sum, each from the diagonal on
-                self.total[panel, behind] += left[:, panel].T @ right[:, behind]
+                self.total[panel, behind] += left.x[:, panel].float().T @ right.x[:, behind].float()
 
-    def _add_bytes(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        rows, row_steps = columns, steps = bytes_of(left)
-        if right is not left:
-            columns, steps = bytes_of(right)
+    def _add_bytes(self, left: Factor, right: Factor) -> None:
+        (rows, row_steps), (columns, steps) = left.bytes, right.bytes
         for panel, behind in self._panels():
             sums = torch._int_mm(rows[:, panel].T, columns[:, behind])  # int32: exact up to 133,000 tokens
             self.total[panel, behind] += (sums * row_steps[panel, None]).mul_(steps[behind])

@@ -10,7 +10,7 @@ import qtutor
 from qtutor import gptq
 from qtutor.calibration import block as block_module
 from qtutor.calibration import mapped, moments, precision, stream, walk
-from qtutor.calibration.moments import Gram
+from qtutor.calibration.moments import Factor, Gram
 from qtutor.families import LLAMA
 from tests.families import small
 from tests.live_bytes import LiveBytes
@@ -289,6 +289,11 @@ def test_half_precision_models_are_calibrated_in_float32(dtype):
     assert all(parameter.dtype == dtype for parameter in model.parameters())
 
 
+def add(gram: Gram, x: torch.Tensor, other: torch.Tensor) -> None:
+    factor = Factor(x)
+    gram.add(factor if gram.symmetric else Factor(other), factor)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gram_is_the_sum_of_products(symmetric, monkeypatch):
     monkeypatch.setattr(Gram, "PANEL", 16)  # 40 channels: panels of 16, 16 and 8
@@ -296,7 +301,7 @@ def test_gram_is_the_sum_of_products(symmetric, monkeypatch):
     x, other = torch.randn(3, 7, 40, generator=generator), torch.randn(3, 7, 24, generator=generator)
     gram = Gram(symmetric)
     for some in ([0, 1], [2]):
-        gram.add(*[x[some]] if symmetric else [other[some], x[some]])
+        add(gram, x[some], other[some])
     expected = (x if symmetric else other).double().flatten(0, 1).T @ x.double().flatten(0, 1)
     assert gram.result().dtype == torch.float64 and torch.allclose(gram.result(), expected, atol=1e-4)
     if symmetric:
@@ -317,7 +322,7 @@ def test_a_gram_of_bytes_is_that_of_rounded_numbers(symmetric, monkeypatch):
     other = torch.randn(3, 7, 24, generator=generator)
     gram, rounded = Gram(symmetric, rounded=True), []
     for some in ([0, 1], [2]):
-        gram.add(*[x[some]] if symmetric else [other[some], x[some]])
+        add(gram, x[some], other[some])
         both = []
         for given in (x if symmetric else other, x):
             flat = given[some].flatten(0, 1).double()
@@ -331,7 +336,7 @@ def test_a_gram_of_bytes_is_that_of_rounded_numbers(symmetric, monkeypatch):
     if symmetric:
         assert torch.linalg.eigvalsh(gram.result() / torch.outer(*sizes)).min() > -1e-6
     plain = Gram(symmetric, rounded=False)
-    plain.add(*[x] if symmetric else [other, x])
+    add(plain, x, other)
     lost = (gram.result() - plain.result()) / torch.outer(*sizes)
     assert 1e-5 < lost.abs().max() < 0.01
 
