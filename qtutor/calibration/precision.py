@@ -3,7 +3,8 @@
 What arrives at a layer decides how its weights are rounded, but not to the last bit: other text changes it by far more.
 So models of some size are multiplied in bfloat16, and what their layers read is rounded to bytes before its products
 are summed, on CPUs with instructions for that. On SmolLM2 GPTQ's KL stayed what it was (0.1008 beside 0.1018 at 4 bits,
-on average of three draws of the text), in two thirds of the time.
+on average of three draws of the text), in two thirds of the time. On the embedded decoder, forced to do so, KL is 2 %
+less to 3 % more.
 """
 
 import contextlib
