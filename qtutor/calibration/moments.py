@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qtutor.calibration.precision import bytes_of, in_float32, quick_in
+from qtutor.calibration.precision import bytes_of, in_float32, sums_bytes
 
 
 class Factor:
@@ -39,7 +39,7 @@ class Gram:
         if self.total is None:
             size = left.x.shape[1], right.x.shape[1]
             self.total = torch.zeros(size, dtype=torch.float64, device=left.x.device)
-        if self.rounded and left.x.device.type == "cpu" and quick_in("avx512_vnni"):
+        if self.rounded and left.x.device.type == "cpu" and sums_bytes():
             self._add_bytes(left, right)
             return
         with in_float32():

@@ -73,6 +73,19 @@ def quick_in(instructions: str) -> bool:
 
 
 @functools.cache
+def sums_bytes() -> bool:
+    """Whether this CPU multiplies bytes fast, and torch's sums of these products are exact."""
+    return quick_in("avx512_vnni") and bytes_are_exact()
+
+
+@functools.cache
+def bytes_are_exact() -> bool:
+    """Tried out: where oneDNN may not use instructions for bytes, it adds up pairs of products in 16 bits: too few."""
+    most = torch.full((SIZE, SIZE), LEVELS, dtype=torch.int8)
+    return bool((torch._int_mm(most, most) == SIZE * LEVELS**2).all())
+
+
+@functools.cache
 def rounds_factors() -> bool:
     """Whether this CPU rounds the factors of a float32 product to bfloat16 when it is asked to.
 
