@@ -36,14 +36,21 @@ def products(width: int, wide: int | None = WIDE) -> Iterator[None]:
     Float32 is multiplied by MKL, or by oneDNN if torch is asked for bfloat16 factors. A CPU that rounds no factors then
     multiplies float32 exactly, and one of AMD's 1.2 times as fast: there oneDNN is asked for at every size.
     """
+    quick = rounds(width, wide) and quick_in("avx512_bf16")
+    # No cache of converted weights: methods change weights in place.
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=quick, cache_enabled=False)
+    with _bfloat16_factors(asked=not rounds_factors()), autocast:
+        yield
+
+
+@contextlib.contextmanager
+def _bfloat16_factors(asked: bool) -> Iterator[None]:
+    """Inside, torch is ``asked`` for bfloat16 factors of float32 products, and so for oneDNN in place of MKL."""
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     try:
-        matmul.fp32_precision = before if rounds_factors() else "bf16"
-        # No cache of converted weights: methods change weights in place.
-        quick = rounds(width, wide) and quick_in("avx512_bf16")
-        with torch.autocast("cpu", torch.bfloat16, enabled=quick, cache_enabled=False):
-            yield
+        matmul.fp32_precision = "bf16" if asked else before
+        yield
     finally:
         matmul.fp32_precision = before
 
@@ -93,12 +100,7 @@ def rounds_factors() -> bool:
     to 2^-9, sums in float32 by some 2^-21.
     """
     factor = torch.arange(SIZE * SIZE).reshape(SIZE, SIZE).double().sin().float()  # no sums of one sign: errors show
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision = "bf16"
+    with _bfloat16_factors(asked=True):
         made = torch.nn.functional.linear(factor, factor)
-    finally:
-        matmul.fp32_precision = before
     exact = factor.double() @ factor.double().T
     return bool((made - exact).norm() > 2.0**-14 * exact.norm())
