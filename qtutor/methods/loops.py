@@ -27,6 +27,13 @@ def jit(function):
 
 
 @jit
+def _code(weight, scale, zero, largest):
+    """The code nearest to ``weight``, as a number."""
+    code = ((weight / scale + MAGIC) - MAGIC) + zero
+    return min(max(code, np.float32(0)), largest)
+
+
+@jit
 def round_block(work, upper, scale, zero, largest, codes, errors, first, last):
     """:func:`~qtutor.methods.gptq.round_block` for the rows ``first ... last - 1`` of the matrix.
 
@@ -41,8 +48,7 @@ def round_block(work, upper, scale, zero, largest, codes, errors, first, last):
             own, error = work[column, begin:end], errors[column, begin:end]
             scales, zeros, coded = scale[column, begin:end], zero[column, begin:end], codes[column, begin:end]
             for r in range(end - begin):
-                code = ((own[r] / scales[r] + MAGIC) - MAGIC) + zeros[r]
-                code = min(max(code, np.float32(0)), largest)
+                code = _code(own[r], scales[r], zeros[r], largest)
                 nearest = (code - zeros[r]) * scales[r]
                 coded[r] = np.uint8(code)
                 error[r] = (own[r] - nearest) / step
@@ -72,8 +78,7 @@ def cheapest(weights, importance, scales, zeros, largest, costs, best, first, la
                 for q in range(weights.shape[1]):
                     counts, weight = importance[g, q], weights[g, q, begin : begin + count]
                     for r in range(count):
-                        code = ((weight[r] / scale[r] + MAGIC) - MAGIC) + zero[r]
-                        code = min(max(code, np.float32(0)), largest)
+                        code = _code(weight[r], scale[r], zero[r], largest)
                         error = (code - zero[r]) * scale[r] - weight[r]
                         cost[r] += counts * (error * error)
                 for r in range(count):
@@ -87,8 +92,7 @@ def _errors(weights, scale, zero, largest, errors, begin, count):
     for q in range(len(weights)):
         weight, error = weights[q, begin : begin + count], errors[q]
         for r in range(count):
-            code = ((weight[r] / scale[r] + MAGIC) - MAGIC) + zero[r]
-            code = min(max(code, np.float32(0)), largest)
+            code = _code(weight[r], scale[r], zero[r], largest)
             error[r] = (code - zero[r]) * scale[r] - weight[r]
 
 
