@@ -19,12 +19,14 @@ class CalibratedBlock(Stream):
     """A decoder block and the calibration states that arrive at it.
 
     module: a float32 copy that methods may change. dtype: the model stores the block in this. twin: the block and its
-    inputs as they are in the float decoder, or ``None``. token_weights: whether tokens count by :meth:`weights`.
+    inputs as they are in the float decoder, or ``None``. token_weights: whether tokens count by :meth:`weights`. wanted:
+    see :meth:`readings`.
     """
 
     dtype: torch.dtype = torch.float32
     twin: Stream | None = None
     token_weights: bool = True
+    wanted: torch.Tensor | None = None
     _sizes: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def readings(self, ahead: bool = False) -> Iterator["Reading"]:
@@ -33,27 +35,25 @@ class CalibratedBlock(Stream):
         When the caller asks for the next reading, the states move on behind the last one, through its layers as they
         are by then. ahead: move the states before the caller gets a half's last layer. That is for changes that leave
         what the block computes as it is, but change what the last layer reads (AWQ's scales).
+
+        The twin is always ahead at a half's last layer: ``wanted`` is then what this layer would have to make so that
+        the stream behind it becomes the twin's, ``[samples, length, hidden]``.
         """
-        streams = [self] if self.twin is None else [self, self.twin]
         for half in self.family.halves:
             yield Reading(self, half.readers)
-            for stream in streams:  # the readers are final now, so what the last layer reads is final, too
-                stream.keep()
+            if self.twin is not None:
+                self.wanted = self.twin.pass_half(behind=self.states)
+            self.keep()  # the readers are final now, so what the last layer reads is final, too
             if ahead:
-                self._pass_half(streams)
+                self.pass_half()
             yield Reading(self, (half.last,))
             if not ahead:
-                self._pass_half(streams)
-            for stream in streams:  # the widest activations of the half: nobody needs them any more
-                stream.kept = None
-
-    def _pass_half(self, streams: list[Stream]) -> None:
-        for stream in streams:  # the twin too: the two are compared at the same layer
-            stream.pass_half()
+                self.pass_half()
+            self.kept = self.wanted = None  # the widest activations of the half: nobody needs them any more
 
     def sample(self, tokens: int) -> "CalibratedBlock":
         """The same block with its own copy of some states: samples that hold about so many tokens; without a twin."""
-        return replace(self, states=self.states[self.chosen(tokens)], twin=None, kept=None, _sizes={})
+        return replace(self, states=self.states[self.chosen(tokens)], twin=None, kept=None, wanted=None, _sizes={})
 
     def chosen(self, tokens: int | None = None) -> torch.Tensor:
         """Which samples hold about so many tokens, int64; always the same ones, in order."""
@@ -161,19 +161,19 @@ class Reading:
         """Sums over all tokens, each by its weight: X^T X and, with a twin, how far the inputs have drifted."""
         block, layer = self.block, self.names[0]
         twin, roots = block.twin, block.roots(layer)
-        joins_stream = any(layer == half.last for half in block.family.halves)
-        hessian, drift, stream_drift = block.gram(), block.gram(symmetric=False), block.gram(symmetric=False)
-        for some in block.batches(TOGETHER):  # one pass for all three sums: to reach x costs more than to multiply it
+        hessian, drift, target = block.gram(), block.gram(symmetric=False), block.gram(symmetric=False)
+        for some in block.batches(TOGETHER):  # one pass for both sums: to reach x costs more than to multiply it
             x = block.reach(layer, some)
             weighted = Factor(_times(x, roots, some))
             hessian.add(weighted, weighted)
-            if twin is not None:
+            if block.wanted is not None:
+                made = block.wanted[some].float()
+                if self.layers[0].bias is not None:
+                    made -= self.layers[0].bias
+                target.add(Factor(_times(made, roots, some)), weighted)
+            elif twin is not None:
                 drift.add(Factor(_times(twin.reach(layer, some) - x, roots, some)), weighted)
-                if joins_stream:
-                    # As much as the layer's output is short of, which the block multiplies before it adds it.
-                    short = (twin.states[some] - block.states[some]) / block.multiplier
-                    stream_drift.add(Factor(_times(short, roots, some)), weighted)
-        return Moments(hessian.result(), drift.result(), stream_drift.result())
+        return Moments(hessian.result(), drift.result(), target.result())
 
 
 def _times(x: torch.Tensor, roots: torch.Tensor | None, some: slice | torch.Tensor) -> torch.Tensor:

@@ -68,11 +68,12 @@ class Gram:
 class Moments:
     """Sums over tokens of products of a layer's inputs, float64 ``[in, in]``; each token counts by its weight w.
 
-    hessian: the sum of ``w x x^T``, where x arrives at the layer. drift: that of ``w (x' - x) x^T``, where x' would
-    arrive if no layer before were rounded; ``None`` without a twin. stream_drift ``[hidden, in]``: that of
-    ``w (r' - r) x^T``, where r is the residual stream that the layer adds to; ``None`` for layers that add nothing.
+    hessian: the sum of ``w x x^T``, where x arrives at the layer. With a twin also one of these: drift, the sum of
+    ``w (x' - x) x^T``, where x' would arrive if no layer before were rounded; target ``[out, in]``, for a layer that
+    adds to the residual stream, the sum of ``w y x^T``, where y is what it would have to make (its bias left out) so
+    that the stream becomes that of the float decoder.
     """
 
     hessian: torch.Tensor
     drift: torch.Tensor | None = None
-    stream_drift: torch.Tensor | None = None
+    target: torch.Tensor | None = None

@@ -101,13 +101,25 @@ class Stream:
             found[some] = x
         self.kept = last, found
 
-    def pass_half(self) -> None:
-        """Move the states behind the current half, as its layers are now; :meth:`reach` no longer finds these."""
-        half = self.family.halves[self.passed]
+    @torch.no_grad()
+    def pass_half(self, behind: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Move the states behind the current half, as its layers are now; :meth:`reach` no longer finds these.
+
+        behind: the states of a stream that is still before the half, and differs. Returns what the half's last layer
+        would have to make there so that the two become equal, ``[samples, length, hidden]`` in the dtype of what it
+        makes, or ``None`` without such states.
+        """
+        half, wanted = self.family.halves[self.passed], None
         for some in self.batches():  # in place: a second copy of all states would be the largest thing in memory
-            with products(self.states.shape[-1], self.wide), torch.no_grad():
-                self.states[some] = self._behind(half, self.states[some], some)
+            residual = self.states[some]
+            with products(residual.shape[-1], self.wide):
+                made = self._made(half, residual, some)
+                if behind is not None:
+                    wanted = made.new_empty(self.states.shape) if wanted is None else wanted
+                    wanted[some] = made + (residual - behind[some]) / self.multiplier
+                self.states[some] = self._joined(half, residual, made)
         self.passed += 1
+        return wanted
 
     def sizes(self, half: int) -> torch.Tensor:
         """Mean squares of the residual stream behind half number ``half`` as it is, ``[samples, length]``.
@@ -172,7 +184,14 @@ class Stream:
 
     def _behind(self, half: Half, residual: torch.Tensor, some: slice | torch.Tensor) -> torch.Tensor:
         """The residual stream with what ``half`` adds to it."""
-        x = self.module.get_submodule(half.last)(self._arriving(half, residual, some))
+        return self._joined(half, residual, self._made(half, residual, some))
+
+    def _made(self, half: Half, residual: torch.Tensor, some: slice | torch.Tensor) -> torch.Tensor:
+        """What the last layer of ``half`` makes."""
+        return self.module.get_submodule(half.last)(self._arriving(half, residual, some))
+
+    def _joined(self, half: Half, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream with ``x`` added, which the last layer of ``half`` has made."""
         if half.after is not None:
             x = self.module.get_submodule(half.after)(x)
         return residual + x if self.family.multiplier is None else residual + x * self.multiplier

@@ -32,9 +32,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qtutor.calibration.attention import attend_in_spans
 from qtutor.calibration.block import CalibratedBlock
 from qtutor.calibration.mapped import Weights
-from qtutor.calibration.precision import WIDE
+from qtutor.calibration.precision import WIDE, rounds
 from qtutor.calibration.stream import Stream, check_finite
 from qtutor.families import decoder_blocks, family_of
 from qtutor.guards.ids import check_calibration
@@ -84,6 +85,8 @@ def walk(
         if index < start.index and start.states:
             continue
         module = weights.block(index)
+        if rounds(model.config.hidden_size, wide):
+            attend_in_spans(module.get_submodule(family.halves[0].parent))
         place = f"{family.blocks}.{index}", module, states, arguments[index], family, wide
         calibrated = CalibratedBlock(*place, dtype=next(block.parameters()).dtype, token_weights=token_weights)
         if twin:

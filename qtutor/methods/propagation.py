@@ -6,7 +6,8 @@ tokens: ``W' = W + W C H^-1`` with ``H = sum x x^T`` and ``C = sum (x' - x) x^T`
 :meth:`qtutor.calibration.block.Reading.moments`). Whatever rounds the layer then rounds W'.
 
 A layer whose output is added to the residual stream r can make up for the stream's drift, too: what has to come close
-to ``r' + W x'`` is ``r + W' x``, which adds ``sum (r' - r) x^T`` to W C.
+to ``r' + W x'`` is ``r + W' x``. So it is y = ``W x' + r' - r`` that ``W' x`` has to come close to, and W C becomes
+``T - W H`` with ``T = sum y x^T``.
 
 A least squares solution over few tokens fits their chance, too. So only a part of the way to W' is gone: ``n / (n +
 12 in)`` for n tokens. On the embedded decoder (excerpts of training text) the whole way was best from some 128 tokens
@@ -36,10 +37,11 @@ def propagated(weight: torch.Tensor, moments: Moments, plan: Plan, strength: flo
 
     Without a drift, or where the inputs did not change, that is ``weight`` itself.
     """
-    if moments.drift is None:
+    if moments.target is not None:  # the difference of two large sums, which float32 would leave little of
+        change = (moments.target - weight.double() @ moments.hessian).float()
+    elif moments.drift is not None:
+        change = weight @ moments.drift.float()
+    else:
         return weight
-    change = weight @ moments.drift.float()
-    if moments.stream_drift is not None:
-        change = change + moments.stream_drift.float()
     change = change[:, plan.order] @ plan.upper.T @ plan.upper  # U's columns stand in the plan's order
     return weight + strength * change[:, plan.order.argsort()]

@@ -112,12 +112,15 @@ def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
             w = 1 / behind[name].square().mean(-1).flatten()[:, None]
             w = w / w.mean()
         moments = reading.moments()
-        expected = {"hessian": (w * x).T @ x, "drift": (undisturbed - x).T @ (w * x)}
-        if streams is not None:
-            expected["stream_drift"] = (streams[1] - streams[0]).flatten(0, 1).T @ (w * x)
+        expected = {"hessian": (w * x).T @ x}
+        if streams is None:
+            expected["drift"] = (undisturbed - x).T @ (w * x)
+        else:
+            made = undisturbed @ reading.layers[0].weight.double().T
+            expected["target"] = (made + (streams[1] - streams[0]).flatten(0, 1)).T @ (w * x)
         for key, value in expected.items():
             assert torch.allclose(getattr(moments, key), value, atol=2e-4 * value.abs().max()), key
-        assert (moments.stream_drift is None) == (streams is None)
+        assert {key for key, value in vars(moments).items() if value is not None} == expected.keys()
 
 
 def test_some_tokens_are_whole_samples_always_the_same():

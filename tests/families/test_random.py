@@ -104,28 +104,31 @@ def test_outliers_and_folded_scales_leave_the_logits(model):
     assert {name.removesuffix(".weight") for name in changed if not name.endswith(".bias")} == scaled
 
 
-@pytest.mark.parametrize("family", ["llama", "granite"])
-def test_the_stream_s_drift_is_made_up_for_by_what_is_really_added(family):
+@pytest.mark.parametrize("variant", ["llama", "granite", "smollm3, biases"])
+def test_the_stream_s_drift_is_made_up_for_by_what_is_really_added(variant):
     """Granite adds a share of what a half makes: the least squares solution has no gradient left for that sum."""
-    model = small.random(family)
+    family, changes = VARIANTS[variant]
+    model = small.random(family, **changes)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
     blocks = walk(model, some_ids(16, 32), twin=True, token_weights=False)
     first = next(blocks)
     with torch.no_grad():
         first.module.mlp.down_proj.weight.mul_(0.5)
     block = next(blocks)
     by = getattr(block.module, "residual_multiplier", 1.0)
-    assert (by == 1) == (family == "llama")
+    assert (by == 1) == (family != "granite")
     for reading in block.readings():
         name = reading.names[0]
         if not name.endswith(("o_proj", "down_proj")):
             continue
-        x, undisturbed = (stream.reach(name, slice(None)) for stream in (block, block.twin))
-        streams = block.states.clone(), block.twin.states.clone()
+        x, state = block.reach(name, slice(None)).double(), block.states.double()
         moments, weight = reading.moments(), reading.layers[0].weight.double()
-        change = (weight @ moments.drift + moments.stream_drift) @ torch.linalg.inv(moments.hessian)
-        wanted = streams[1].double() + by * undisturbed.double() @ weight.T
-        errors = [wanted - (streams[0].double() + by * x.double() @ tried.T) for tried in (weight, weight + change)]
-        slopes = [(error.flatten(0, 1).T @ x.double().flatten(0, 1)).norm() for error in errors]
+        fit = moments.target @ torch.linalg.inv(moments.hessian)
+        bias = 0.0 if reading.layers[0].bias is None else reading.layers[0].bias.double()
+        errors = [block.twin.states.double() - (state + by * (x @ tried.T + bias)) for tried in (weight, fit)]
+        slopes = [(error.flatten(0, 1).T @ x.flatten(0, 1)).norm() for error in errors]
         assert slopes[1] < 1e-3 * slopes[0]
 
 
