@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qtutor.calibration.moments import Factor, Gram, Moments
-from qtutor.calibration.precision import rounds
+from qtutor.calibration.precision import product_dtype, rounds
 from qtutor.calibration.statistics import InputStatistics, RunningStatistics
 from qtutor.calibration.stream import Stream
 
@@ -19,8 +19,8 @@ class CalibratedBlock(Stream):
     """A decoder block and the calibration states that arrive at it.
 
     module: a float32 copy that methods may change. dtype: the model stores the block in this. twin: the block and its
-    inputs as they are in the float decoder, or ``None``. token_weights: whether tokens count by :meth:`weights`. wanted:
-    see :meth:`readings`.
+    inputs as they are in the float decoder, or ``None``. token_weights: whether tokens count by :meth:`weights`.
+    wanted: see :meth:`readings`.
     """
 
     dtype: torch.dtype = torch.float32
@@ -89,6 +89,12 @@ class CalibratedBlock(Stream):
             x = Factor(_times(self.reach(layer, some), roots, some))
             gram.add(x, x)
         return gram.result()
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What methods may multiply in where a product only tells which of several ways is better."""
+        on_cpu = self.states.device.type == "cpu"
+        return product_dtype(self.states.shape[-1], self.wide) if on_cpu else torch.float32
 
     def gram(self, symmetric: bool = True) -> Gram:
         """A sum of products of this block's inputs, as exact as its own products have to be."""

@@ -26,6 +26,11 @@ def rounds(width: int, wide: int | None = WIDE) -> bool:
     return wide is not None and width >= wide
 
 
+def product_dtype(width: int, wide: int | None = WIDE) -> torch.dtype:
+    """What a CPU multiplies in for a model of hidden size ``width``: bfloat16 if it may and is quick at it."""
+    return torch.bfloat16 if rounds(width, wide) and quick_in("avx512_bf16") else torch.float32
+
+
 @contextlib.contextmanager
 def products(width: int, wide: int | None = WIDE) -> Iterator[None]:
     """How a block of hidden size ``width`` multiplies: if it :func:`rounds`, as torch's autocast does, in bfloat16.
@@ -36,7 +41,7 @@ def products(width: int, wide: int | None = WIDE) -> Iterator[None]:
     Float32 is multiplied by MKL, or by oneDNN if torch is asked for bfloat16 factors. A CPU that rounds no factors then
     multiplies float32 exactly, and one of AMD's 1.2 times as fast: there oneDNN is asked for at every size.
     """
-    quick = rounds(width, wide) and quick_in("avx512_bf16")
+    quick = product_dtype(width, wide) == torch.bfloat16
     # No cache of converted weights: methods change weights in place.
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=quick, cache_enabled=False)
     with _bfloat16_factors(asked=not rounds_factors()), autocast:

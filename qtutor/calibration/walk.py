@@ -16,8 +16,9 @@ have arrived had nothing been rounded, so that a method can see what earlier lay
 
 Memory beyond the model: hidden states (float32, ``samples * length * hidden``), one block in float32, the inputs of its
 o_proj or down_proj (``samples * length * (hidden or intermediate)``), one batch of activations, and the moments
-(float64, the square of the layer's width) while a method holds them; with ``twin`` all of that twice. No block but the
-one at hand is touched, so blocks may as well come from disk (:class:`~qtutor.calibration.mapped.Weights`).
+(float64, the square of the layer's width) while a method holds them; with ``twin`` states and block twice, and as much
+as the states once more for what o_proj or down_proj would have to make. No block but the one at hand is touched, so
+blocks may as well come from disk (:class:`~qtutor.calibration.mapped.Weights`).
 
 A walk may begin at a later block, with the states that arrive there, or with what earlier blocks have become
 (:class:`Start`).

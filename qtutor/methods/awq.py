@@ -89,23 +89,25 @@ def nearest(grid: Grid, group_size: int) -> Rounded:
     return rounded
 
 
-def narrowed(hessian: torch.Tensor, grid: Grid, group_size: int, most: int) -> Rounded:
+def narrowed(
+    hessian: torch.Tensor, grid: Grid, group_size: int, most: int, dtype: torch.dtype = torch.float32
+) -> Rounded:
     """Rounds some rows in ranges that are close to those that :func:`quantize` will find; the other rows stay exact.
 
-    hessian: ``X^T X [in, in]`` of the inputs as they are. most: of every layer, about so many rows are rounded (up to
-    twice that). Errors of different rows add up in what the layer makes, so those of a few rows, evenly spread, tell
-    which of two scales is better.
+    hessian: ``X^T X [in, in]`` of the inputs as they are. most: of every layer, at most so many rows are rounded.
+    Errors of different rows add up in what the layer makes, so those of a few rows, evenly spread, tell which of two
+    scales is better. dtype: see :func:`.clip.search_together`.
     """
     if group_size == PER_TENSOR:
         return nearest(grid, group_size)
 
     def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
         results = [weight.clone() for weight in weights]
-        some = [result[:: max(len(result) // most, 1)] for result in results]
+        some = [result[:: -(-len(result) // most)] for result in results]
         stacked = torch.cat(some) * scale  # rows do not know of each other, and one tall matrix takes less time
         grouped = stacked.reshape(len(stacked), -1, resolve_group_size(group_size, stacked.shape[1]))
         fitted = for_tensor(grid, stacked)
-        found = clip.search_together(grouped, hessian / torch.outer(scale, scale), fitted, rounds=0)
+        found = clip.search_together(grouped, hessian / torch.outer(scale, scale), fitted, 0, dtype)
         errors = clip.rounding_errors(grouped, *found, fitted).flatten(1) / scale
         for rows, error in zip(some, errors.split([len(rows) for rows in some])):
             rows.add_(error)
@@ -183,11 +185,12 @@ def quantize(
     hessian: torch.Tensor,
     grid: Grid,
     group_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> QuantizedTensor:
     """Round ``weight [out, in]`` to nearest in ranges that change the layer's output least: AWQ's clipping.
 
     hessian: ``X^T X [in, in]``. Others: as in :func:`qtutor.rtn.quantize`. With a group_size of 0 (one scale for the
-    tensor) ranges stay whole.
+    tensor) ranges stay whole. dtype: see :func:`.clip.search_together`.
     """
     check_weight(weight)
     rows, columns = weight.shape
@@ -196,6 +199,6 @@ def quantize(
     length = resolve_group_size(group_size, columns)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]
     fitted = for_tensor(grid, weight)
-    scale, zero = clip.search_together(grouped, hessian, fitted, len(clip.UNITS) - (columns > NARROW))
+    scale, zero = clip.search_together(grouped, hessian, fitted, len(clip.UNITS) - (columns > NARROW), dtype)
     codes = rtn.encode_groups(grouped, scale, zero, fitted).reshape(rows, columns)
     return QuantizedTensor(codes, as_stored(scale, fitted), None if grid.symmetric else zero, grid, group_size)

@@ -119,7 +119,7 @@ def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, re
     if plan is not None:
         share = strength(block.tokens, wanted[0].shape[1])
         wanted = [propagated(weight, moments, plan, share) for weight in wanted]
-    inputs = LayerInputs(moments.hessian, plan) if moments is not None else None
+    inputs = LayerInputs(moments.hessian, plan, block.product_dtype) if moments is not None else None
     with naming(f"{block.name}.{names[0]}"):
         to_round, columns = zip(*(recipe.rounder.divided(weight) for weight in wanted))
         quantized = _round_together(list(to_round), inputs, recipe)

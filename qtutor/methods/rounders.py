@@ -19,11 +19,12 @@ class LayerInputs:
     """What a rounder may know of a layer's inputs.
 
     hessian: ``X^T X``, float64 ``[in, in]``. plan: that ordered and factored; ``None`` where it was not wanted, or
-    nothing could factor it.
+    nothing could factor it. dtype: what products of errors may be computed in (:func:`.clip.search_together`).
     """
 
     hessian: torch.Tensor
     plan: Plan | None = None
+    dtype: torch.dtype = torch.float32
 
 
 class Rounder:
@@ -68,7 +69,7 @@ class Nearest(Rounder):
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
     ) -> QuantizedTensor:
         if self.clip == "output":
-            return awq.quantize(weight, inputs.hessian, grid, group_size)
+            return awq.quantize(weight, inputs.hessian, grid, group_size, inputs.dtype)
         return rtn.quantize(weight, grid, group_size, self.clip)
 
 

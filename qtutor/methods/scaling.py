@@ -5,7 +5,7 @@ same, so the scales of one pair are folded in before those of the next are searc
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,17 +33,18 @@ class Effort:
     """How much a search for scales looks at.
 
     search_tokens: each ratio runs the parent module on them. statistics_tokens: for mean |x| and the Hessian behind
-    the choice. rows: of every layer, rounded for each ratio; the others stay exact. Narrow models take all rows and
-    more tokens.
+    the choice. rows: of every layer, rounded for each ratio; the others stay exact. first: so many of the ratios are
+    tried at first, see :func:`_best_scale`. Narrow models take all rows and ratios, and more tokens.
     """
 
     search_tokens: int
     statistics_tokens: int
     rows: int
+    first: int
 
 
-CHEAP = Effort(search_tokens=2048, statistics_tokens=16384, rows=sys.maxsize)
-SPARING = Effort(search_tokens=1024, statistics_tokens=2048, rows=128)
+CHEAP = Effort(search_tokens=2048, statistics_tokens=16384, rows=sys.maxsize, first=len(RATIOS))
+SPARING = Effort(search_tokens=1024, statistics_tokens=2048, rows=128, first=3)
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,34 @@ def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Eff
     hessian = block.hessian(first, True) if rounding.narrowed or rounding.judge else None
     rounded = None
     if rounding.narrowed:
-        rounded = awq.narrowed(hessian.float(), rounding.grid, rounding.group_size, effort.rows)
-    found = awq.search(*given, RATIOS, rounded)
-    near = [ratio for ratio in (found.ratio - CLOSER, found.ratio + CLOSER) if 0 < ratio < 1]
-    closer = awq.search(*given, near, rounded)
-    best = min(found, closer, key=lambda search: min(search.errors))  # of equals the first, which scales less
+        kind = rounding.grid, rounding.group_size
+        rounded = awq.narrowed(hessian.float(), *kind, effort.rows, block.product_dtype)
+    best = _best_scale(lambda ratios: awq.search(*given, ratios, rounded), effort.first)
     if rounding.judge is None or best.ratio == 0:
         return best.scale
     return _confirmed(layers, inputs, best.scale, parent, _rounded(rounding.judge, hessian))
+
+
+def _best_scale(search: Callable[[Sequence[float]], awq.Search], first: int = len(RATIOS)) -> awq.Search:
+    """The best of :data:`RATIOS` or, close to it, of two more.
+
+    first: try only so many, and the others only if the last of these is the best: the error falls to one minimum and
+    rises behind it. Then one ratio more is enough, the lowest point of a parabola through the best and its neighbours.
+    """
+    found = search(RATIOS[:first])
+    errors, all_tried = found.errors, first == len(RATIOS)
+    if not all_tried and found.ratio == RATIOS[first - 1]:
+        further = search(RATIOS[first:])
+        errors, found = errors + further.errors, _better(found, further)
+    near = [found.ratio - CLOSER, found.ratio + CLOSER]
+    if not all_tried and 0 < (best := RATIOS.index(found.ratio)) < len(errors) - 1:
+        before, lowest, behind = errors[best - 1 : best + 2]
+        near = [found.ratio + CLOSER * (before - behind) / (before - 2 * lowest + behind)]
+    return _better(found, search([ratio for ratio in near if 0 < ratio < 1]))
+
+
+def _better(first: awq.Search, second: awq.Search) -> awq.Search:
+    return min(first, second, key=lambda found: min(found.errors))  # of equals the first, which scales less
 
 
 def _rounded(quantizer: Quantizer, hessian: torch.Tensor) -> awq.Rounded:

@@ -184,8 +184,10 @@ def _memory(model: nn.Module, recipe: Recipe, states_shape: tuple[int, ...]) -> 
         return total
     streams, samples, length, hidden = states_shape
     width = max(layer.in_features for layer in layers)
-    numbers = samples * length * (hidden + width) + sum(parameter.numel() for parameter in block.parameters())
-    return total + 4 * streams * numbers + OF_A_MATRIX * width**2
+    tokens, twins = samples * length, streams - 1
+    carried = tokens * hidden + sum(parameter.numel() for parameter in block.parameters())
+    kept = tokens * (width + hidden * twins)  # inputs of a half's last layer, and what it would have to make
+    return total + 4 * (streams * carried + kept) + OF_A_MATRIX * width**2
 
 
 def _weighed(packed: nn.Module, tokenizer, recipe: Recipe, files: tuple[ShardFile, ...]) -> int:

@@ -7,8 +7,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qtutor.calibration import attention, walk
-from tests.models import some_ids, tiny
 from tests.families import small
+from tests.models import some_ids, tiny
 
 
 class Module:

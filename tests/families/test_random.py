@@ -104,7 +104,7 @@ def test_outliers_and_folded_scales_leave_the_logits(model):
     assert {name.removesuffix(".weight") for name in changed if not name.endswith(".bias")} == scaled
 
 
-@pytest.mark.parametrize("variant", ["llama", "granite", "smollm3, biases"])
+@pytest.mark.parametrize("variant", ["llama", "granite, biases", "smollm3, biases"])
 def test_the_stream_s_drift_is_made_up_for_by_what_is_really_added(variant):
     """Granite adds a share of what a half makes: the least squares solution has no gradient left for that sum."""
     family, changes = VARIANTS[variant]

@@ -88,6 +88,23 @@ def test_ranges_judged_in_turns_are_the_slow_ones_over_outputs(bits, rounds):
     )  # sums in float32 tell ranges that cost nearly the same apart otherwise, and one choice moves others
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_other_groups_errors_may_be_multiplied_in_bfloat16(bits, monkeypatch):
+    """What tells ranges apart is mostly the group's own part of the Hessian, and that stays in float32."""
+    weight, x, grid = layer(64, 192, seed=bits).weight.data, with_outliers(600, 192, seed=bits), IntGrid(bits)
+    linear, seen, costs = torch.nn.functional.linear, set(), []
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: (
+        seen.update(factor.dtype for factor in given), linear(*given))[1])  # fmt: skip
+    for dtype in (torch.float32, torch.bfloat16):
+        seen.clear()
+        found = awq.quantize(weight, (x.T @ x).double(), grid, 16, dtype)
+        assert seen == {dtype}
+        costs.append((x.double() @ (found.dequantize() - weight).double().T).square().sum())
+    whole = rtn.quantize(weight, grid, 16).dequantize()
+    costs.append((x.double() @ (whole - weight).double().T).square().sum())
+    assert costs[1] < 1.01 * costs[0] and costs[1] < 0.9 * costs[2]
+
+
 def test_what_is_tried_in_turns():
     """Ranges from the whole to about half, then steps that move the outermost level by parts of a step."""
     for bits in (2, 4, 8):

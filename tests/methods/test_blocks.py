@@ -8,9 +8,10 @@ import torch
 
 import qtutor
 from qtutor import Recipe, rtn
+from qtutor.calibration import precision
 from qtutor.calibration.walk import walk
 from qtutor.families import LLAMA, linear_layers
-from qtutor.methods import blocks
+from qtutor.methods import blocks, clip
 from qtutor.methods.propagation import strength
 from tests.models import some_ids, tiny
 
@@ -86,6 +87,18 @@ def rounded_first_block(recipe: Recipe, model=None):
         else:  # as it is when it is handed out: the block goes on changing its layers
             rounded[name] = replace(item, weight=item.weight.clone())
     return block, rounded, changed
+
+
+@pytest.mark.parametrize(("wide", "expected"), [(64, torch.bfloat16), (65, torch.float32), (None, torch.float32)])
+def test_searches_multiply_as_exactly_as_the_block_itself(wide, expected, monkeypatch):
+    """Those for scales and those for ranges, whatever the CPU can do: 64 counts as wide here, or just not."""
+    monkeypatch.setattr(precision, "quick_in", lambda instructions: instructions == "avx512_bf16")
+    monkeypatch.setattr(precision, "sums_bytes", lambda: False)
+    search, seen = clip.search_together, set()
+    monkeypatch.setattr(clip, "search_together", lambda *given: (seen.add((given[3], given[4])), search(*given))[1])
+    model = tiny()
+    qtutor.quantize(model, Recipe("awq", 3, 32, wide=wide), some_ids(16, 32), progress=False)
+    assert seen == {(0, expected), (3, expected)}
 
 
 @pytest.mark.parametrize("propagate", [False, True])

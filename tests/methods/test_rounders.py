@@ -1,5 +1,7 @@
 """Rounders are the methods' own functions, with their options; what judges scales is the same with less effort."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,6 +35,14 @@ def test_nearest(clip):
     assert [name for name, make in expected.items() if same(found, make())] == [clip]
     assert Nearest(clip).reads_inputs == (clip == "output")
     assert not Nearest(clip).follows and not Nearest(clip).factors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_search_of_ranges_multiplies_in_the_dtype_that_the_block_allows(dtype, monkeypatch):
+    seen, quantize = [], awq.quantize
+    monkeypatch.setattr(awq, "quantize", lambda *given: (seen.append(given[-1]), quantize(*given))[1])
+    Nearest("output").round(weights(12, 64, seed=1), GRID, GROUP, replace(inputs(), dtype=dtype))
+    assert seen == [dtype]
 
 
 @pytest.mark.parametrize("static", [False, True])
