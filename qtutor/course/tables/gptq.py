@@ -146,8 +146,9 @@ def _fewer_right(widths: Sequence[int]) -> str:
 
 
 def _verdict(gain: float) -> str:
-    verdict = "about the same" if abs(gain) < 0.04 else "better" if gain > 0 else "**worse**"
-    return f"{verdict} ({gain:+.1%} of RTN's KL)"
+    if abs(gain) < 0.04:  # on which side of zero it lies, the order of sums decides
+        return "about the same (within 4% of RTN's KL)"
+    return f"{'better' if gain > 0 else '**worse**'} ({gain:+.1%} of RTN's KL)"
 
 
 def by_text(found: Mapping[str, Score], without: str, questions: int) -> None:
