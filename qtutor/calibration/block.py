@@ -112,9 +112,15 @@ class CalibratedBlock(Stream):
         """How much an error in what ``layer`` makes of a token counts, float32 ``[samples, length]``, 1 on average.
 
         Attention and MLP add to the residual stream, and every reader of the stream first divides it by its size
-        (RMSNorm). So an error at a token whose stream is ten times as large counts a hundredth. Without this, a few
-        tokens with large activations decide alone. The size is that behind attention, for ``down_proj`` that behind
-        the MLP. q, k and v add nothing to the stream: the result is ``None``, all tokens count the same.
+        (RMSNorm). So an error at a token whose stream is ten times as large does a tenth of the harm: its square a
+        hundredth. If all squares counted the same, a few tokens with large activations would decide alone; if they
+        counted by a hundredth, those with the smallest streams would. So they count by a tenth here: the weight is 1
+        over the size, the root of the mean square. On SmolLM2 (three draws of 8,192 tokens, 4 bits) GPTQ's KL was 0.096
+        with all alike, 0.097 with this weight and 0.103 with its square; on the embedded decoder the two weights were
+        equally good, and all alike 4 % worse.
+
+        The size is that behind attention, for ``down_proj`` that behind the MLP. q, k and v add nothing to the stream:
+        the result is ``None``, all tokens count the same.
         """
         attention, mlp = self.family.halves
         if not self.token_weights or layer in attention.readers:
@@ -122,7 +128,7 @@ class CalibratedBlock(Stream):
         behind = 1 if layer == mlp.last else 0
         if behind not in self._sizes:
             self._sizes[behind] = (self.twin or self).sizes(behind)
-        inverse = 1 / self._sizes[behind].clamp(min=1e-30)
+        inverse = self._sizes[behind].clamp(min=1e-30).rsqrt()
         return inverse / inverse.mean()
 
     def roots(self, layer: str) -> torch.Tensor | None:
