@@ -146,8 +146,8 @@ def _fewer_right(widths: Sequence[int]) -> str:
 
 
 def _verdict(gain: float) -> str:
-    if abs(gain) < 0.04:  # on which side of zero it lies, the order of sums decides
-        return "about the same (within 4% of RTN's KL)"
+    if abs(gain) < 0.06:  # so much the order of sums changes: AWQ's scales were -2 % to 5 % better on several CPUs
+        return "about the same (within 6% of RTN's KL)"
     return f"{'better' if gain > 0 else '**worse**'} ({gain:+.1%} of RTN's KL)"
 
 
