@@ -101,6 +101,13 @@ def test_searches_multiply_as_exactly_as_the_block_itself(wide, expected, monkey
     assert seen == {(0, expected), (3, expected)}
 
 
+def test_bfloat16_on_a_cpu_says_nothing_of_other_devices(monkeypatch):
+    monkeypatch.setattr(precision, "quick_in", lambda instructions: instructions == "avx512_bf16")
+    block = next(walk(tiny(), some_ids(2), wide=64))
+    elsewhere = replace(block, states=block.states.to("meta"))
+    assert (block.product_dtype, elsewhere.product_dtype) == (torch.bfloat16, torch.float32)
+
+
 @pytest.mark.parametrize("propagate", [False, True])
 @pytest.mark.parametrize("method", ["awq", "gptq", "awq+gptq"])
 def test_what_lies_behind_a_layer_reads_what_it_makes_when_rounded(method, propagate):

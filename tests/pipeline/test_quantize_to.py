@@ -193,6 +193,12 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     )
     made = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=True), IDS, device="cpu")
     states = 2 * 4 * IDS.numel() * 64
+    # What the float decoder takes besides: its states and its block, and what o_proj or down_proj would have to make.
+    alone = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS, device="cpu")
+    block = sum(parameter.numel() for parameter in tiny().model.layers[0].parameters())
+    assert made.memory - alone.memory == 4 * (2 * IDS.numel() * 64 + block)
+    fewer = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS[:4], device="cpu")
+    assert alone.memory - fewer.memory == 4 * (IDS.numel() - IDS[:4].numel()) * (64 + 128)
     assert f"({states:,} bytes)" in str(made) and f"at most {made.nbytes + 2 * states:,} bytes until" in str(made)
 
 
