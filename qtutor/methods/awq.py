@@ -32,9 +32,8 @@ from qtutor.methods import clip, rtn
 Rounded = Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 
 RATIOS = 20  # 0, 1/20 ... 19/20
-NARROW = (
-    512  # inputs: up to here the whole search is cheap; the last, finest round of ranges changes KL by 1 %, no more
-)
+# Inputs: up to here the whole search is cheap; the last, finest round of ranges changes KL by 1 %, no more.
+NARROW = 512
 
 
 @dataclass(frozen=True)
