@@ -51,8 +51,15 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = qtutor.quantise
 
 
-def test_help_does_not_wait_for_torch():
-    program = "import sys, qtutor.cli; qtutor.cli.build_parser(); assert 'torch' not in sys.modules"
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys, qtutor.cli; qtutor.cli.build_parser(); assert 'torch' not in sys.modules",
+        "import sys, qtutor.pipeline; assert 'transformers.modeling_utils' not in sys.modules",
+    ],
+    ids=["help", "a recipe and the pipeline"],
+)
+def test_nobody_waits_for_what_they_do_not_need(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

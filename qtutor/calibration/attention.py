@@ -10,8 +10,6 @@ import copy
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SPAN = 64  # queries: more compute more that is not used, fewer make small products
 NAME = "qtutor_spans"
@@ -22,6 +20,10 @@ def attend_in_spans(attention: nn.Module) -> None:
     """Let ``attention``, a transformers module that asks for torch's attention, call :func:`causal_attention`."""
     config = getattr(attention, "config", None)
     if getattr(config, "_attn_implementation", None) == PLAIN:
+        # Here, since it takes half a second, and whoever only wants a recipe imports this module, too.
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        ALL_ATTENTION_FUNCTIONS.register(NAME, causal_attention)
         attention.config = copy.copy(config)  # the model's own goes on to say what it said
         attention.config._attn_implementation = NAME
 
@@ -35,6 +37,8 @@ def causal_attention(module, query, key, value, attention_mask, scaling=None, **
     length = query.shape[2]
     is_causal = others.get("is_causal", getattr(module, "is_causal", True))
     if attention_mask is not None or not is_causal or key.shape[2] != length or query.device.type != "cpu":
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     found = []
     for begin in range(0, length, SPAN):
@@ -44,6 +48,3 @@ def causal_attention(module, query, key, value, attention_mask, scaling=None, **
         enough = key.shape[1] == query.shape[1]
         found.append(scaled_dot_product_attention(*given, scale=scaling, enable_gqa=not enough).transpose(1, 2))
     return torch.cat(found, dim=1), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, causal_attention)

@@ -210,9 +210,8 @@ def test_the_best_ratio_is_looked_for_coarsely_and_then_closer(lowest, first, po
         return awq.Search(torch.tensor(best[1]), best[1], errors)
 
     found = scaling._best_scale(search, first)
-    assert abs(found.ratio - lowest) <= (0.1 if power == 1 else 0.05) + 1e-9 and found.scale == torch.tensor(
-        found.ratio
-    )
+    assert abs(found.ratio - lowest) <= (0.1 if power == 1 else 0.05) + 1e-9
+    assert found.scale == torch.tensor(found.ratio)
     assert tried[0] == scaling.RATIOS[:first]
     if first == 5:
         assert len(tried) == 2
