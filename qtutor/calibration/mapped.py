@@ -1,8 +1,8 @@
 """The weights of a decoder, one block at a time, wherever they are.
 
-:class:`Weights` are those of a model in memory. Of one that is mapped from its files, as safetensors maps them, the
-memory behind a block is handed back once the block is copied. :mod:`qtutor.formats.streamed` has weights that are in
-files alone, where the model itself has only shapes.
+:class:`Weights` are those of a model in memory. Of one that is mapped from its files, as safetensors maps them, all
+memory is handed back before the first block, and that behind a block once the block is copied.
+:mod:`qtutor.formats.streamed` has weights that are in files alone, where the model itself has only shapes.
 """
 
 import contextlib
@@ -47,6 +47,7 @@ class Weights:
     def around_blocks(self) -> Iterator[None]:
         """Inside, the model can be run as far as everything but its blocks is concerned."""
         yield
+        page_out(self.model.parameters())  # whoever loaded the model has read all of it: blocks come back one by one
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:

@@ -270,12 +270,13 @@ def test_a_model_that_is_being_trained_is_calibrated_without_dropout():
     assert model.training and all(module.training for module in model.modules())
 
 
-def test_every_block_leaves_memory_once_it_is_copied(monkeypatch):
+def test_all_blocks_leave_memory_at_the_beginning_and_each_once_it_is_copied(monkeypatch):
     """Where it is mapped from a file: what page_out does is in test_mapped."""
     model, paged = tiny(), []
     monkeypatch.setattr(mapped, "page_out", lambda tensors: paged.append(list(tensors)))
     for number, _ in enumerate(walk.walk(model, some_ids(3)), 1):
-        assert len(paged) == number and paged[-1][0] is next(model.model.layers[number - 1].parameters())
+        assert len(paged) == number + 1 and paged[-1][0] is next(model.model.layers[number - 1].parameters())
+    assert {id(parameter) for parameter in paged[0]} == {id(parameter) for parameter in model.parameters()}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
