@@ -69,7 +69,7 @@ def export(
 
 
 def target(out: str | Path, format: str = "qtutor", **options) -> Path:
-    """The path that :func:`export` would write, its links followed; refuses before any work what it would refuse after.
+    """The path that :func:`export` would write, its links followed; raises export's errors about it before the work.
 
     options: ``sources`` (what is read), ``need`` (bytes), and for "gguf" ``overwrite``; see :mod:`qtutor.files.target`.
     """

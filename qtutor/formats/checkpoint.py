@@ -100,7 +100,7 @@ def described(folder: Path, dtype: torch.dtype | str) -> Described:
 
 
 def take_settings(model: nn.Module, folder: Path) -> None:
-    """Take from the checkpoint's generation_config.json, if there is one, how texts end."""
+    """Take the settings of how texts end from the checkpoint's generation_config.json, if there is one."""
     generation = file_in(folder, GENERATION)
     if generation is not None:
         take_generation(model, read_json(generation), str(generation))

@@ -1,4 +1,4 @@
-"""quantization_config of compressed-tensors checkpoints: which layers are stored in which way, there and back.
+"""quantization_config of compressed-tensors checkpoints: which layers are stored in which way, written and read.
 
 Keys and values are those of llm-compressor's schemes: W4A16 and similar for :data:`PACKED`, W8A8 for :data:`INTEGERS`,
 FP8_DYNAMIC for :data:`FLOATS`, MXFP4A16 and NVFP4A16 for :data:`BLOCKS`. The bytes are in :mod:`.compressed_tensors`.

@@ -79,7 +79,7 @@ def decoded_one(opened: Opened, parameter: str) -> torch.Tensor:
 
 
 def take_ends(model: nn.Module, file: GGUFFile | Whole) -> None:
-    """Take from the file how texts end."""
+    """Take the settings of how texts end from the file."""
     where = str(file.path)
     if CONFIG in file.metadata:
         give_back(model, file.metadata.get(GENERATION), f"{where}: {GENERATION}")

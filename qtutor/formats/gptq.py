@@ -13,10 +13,10 @@ The word of 4 bits with the codes 1, 2, 3 ... 8 of inputs 0 to 7 is 0x87654321.
 
 Version 1 stores zero - 1 (a symmetric 4-bit file has 7 everywhere), version 2 the zero itself. Version 1 cannot store
 the zero point 0: GPTQModel subtracts across the borders of the codes, other tools do not, so such a zero point is
-refused. By default, a symmetric model becomes version 1, which everybody reads, and an asymmetric one becomes version
-2. GPTQModel refuses asymmetric files of version 1 from other tools than itself (models/loader.py in 7.7), and vLLM
-reads none at all. So a conversion writes version 2 even from an asymmetric version 1, unless ``version=1`` is given;
-then it writes the same bytes again.
+refused. By default, a symmetric model becomes version 1, which everybody reads, and an asymmetric one version 2.
+GPTQModel refuses asymmetric files of version 1 from other tools than itself (models/loader.py in 7.7), and vLLM reads
+none at all. So a conversion writes version 2 even from an asymmetric version 1, unless ``version=1`` is given; then it
+writes the same bytes again.
 
 A g_idx that is not trivial, from desc_act with groups of scattered columns, is neither written nor read. None of our
 recipes produces one: GPTQ rounds columns in any order (act_order, static_groups), but a group always consists of
@@ -57,8 +57,7 @@ BITS = (2, 3, 4, 8)
 
 
 def save(model, folder, tokenizer=None, *, version: int | None = None):
-    """Write a quantized ``model`` to ``folder`` (:func:`.foreign_writing.save`). version: 1, 2, or ``None``: the
-    best."""
+    """Write a quantized ``model`` to ``folder`` (:func:`.foreign_writing.save`). version: 1, 2 or ``None`` (best)."""
     check_choice("version", version, (None, *VERSIONS))
     # Older readers expect the settings in a file of their own.
     beside = lambda settings: {"quantize_config.json": settings}  # noqa: E731

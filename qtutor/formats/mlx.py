@@ -128,9 +128,8 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     """The inverse of :func:`encode`, also for negative scales. Raises for biases that are no whole steps."""
     grid = layout.grid
     codes = from_words(tensors["weight"].view(torch.int32), grid.bits, columns)
-    scales, biases = (tensors[kind].double() for kind in ("scales", "biases"))  # all products are exact in it
-    # A negative scale counts down from a group's top. The same weights count up from its bottom, where the last code
-    # was.
+    scales, biases = (tensors[kind].double() for kind in ("scales", "biases"))  # in double, all products are exact
+    # A negative scale counts down from a group's top. The same weights count up from its bottom, the last code's place.
     down = scales < 0
     biases = torch.where(down, biases + scales * grid.largest_code, biases)
     codes = torch.where(_each(down, codes), grid.largest_code - codes, codes)

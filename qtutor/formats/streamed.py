@@ -131,7 +131,7 @@ def _of_gguf(file: Path, device: str | None) -> tuple[FileWeights, object]:
     found.model.config.dtype = torch.float32
     model = outlined(found.model, torch.float32, str(file), device)
     gguf_reading.take_ends(model, found.file)
-    parts = [part.path for part in found.file.parts] if isinstance(found.file, Whole) else [file]  # a name in its place
+    parts = [part.path for part in found.file.parts] if isinstance(found.file, Whole) else [file]  # as they were read
     return FileWeights(model, Decoded(found), device, parts, parts), tokenizer
 
 

@@ -1,7 +1,7 @@
 """What can be done with layers that are quantized already: which formats hold them, which engines accept them.
 
-:mod:`.targets` has the rules. Here they are applied to packed layers from a folder instead of a recipe. Formats that
-transformers reads with gptqmodel are added, which nobody would choose for a new checkpoint.
+:mod:`.targets` has the rules. Here they are applied to packed layers from a folder instead of a recipe. The formats
+that transformers reads with gptqmodel, which nobody would choose for a new checkpoint, are added.
 """
 
 import importlib
@@ -105,7 +105,7 @@ def _refusal(form: str, layers: dict, left: list[str]) -> str | None:
 
 
 def commands(out: str, form: str, model: nn.Module) -> dict[str, list[str]]:
-    """By engine, the commands that start those which accept a ``model`` written to ``out``."""
+    """The commands that start the engines that accept a ``model`` written to ``out``, by engine."""
     found = verdicts(form, packed_layers(model))
     return {
         one.engine: [STARTS[one.engine].format(shlex.quote(out))] for one in found if one.takes and one.engine in STARTS

@@ -104,7 +104,8 @@ def _first(target: str, ways: tuple[Way, ...], shapes: Mapping[str, Shape], own:
 def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: bool = False) -> dict[str, list]:
     """By layer, the reasons why it does not fit this ``way``, each with a choice that would fit.
 
-    recipes: by layer, an object with its grid and group_size: a :class:`Recipe` or a packed layer. fraction: of bits.
+    recipes: by layer, an object with its grid and group_size: a :class:`Recipe` or a packed layer. fraction: whether
+    the recipe's bits are one.
     """
     found = {}
     kinds = {name: (own.grid, own.group_size) for name, own in recipes.items()}

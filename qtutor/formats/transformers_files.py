@@ -163,7 +163,7 @@ def with_tied(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) ->
 
 
 def take_generation(model: nn.Module, values: dict, where: str) -> None:
-    """Take from a generation_config.json what greedy text depends on: where it ends, and a penalty for repeating.
+    """Take the settings of greedy text from a generation_config.json: where it ends, and a penalty for repeating.
 
     Nothing else in the file is used: it can name other ways to search, some of which transformers downloads from the
     hub.
@@ -182,8 +182,8 @@ def take_generation(model: nn.Module, values: dict, where: str) -> None:
 def angles_in(module: nn.Module) -> dict[str, torch.Tensor]:
     """The angles per position that ``module`` itself holds, by name; a decoder with two kinds of rope has two.
 
-    The angles are those computed from the config. If scaling depends on the length of a text, other angles change while
-    it is read.
+    The angles are those computed from the config. If scaling depends on the length of a text, the angles in use change
+    while the text is read.
     """
     held = dict(module.named_buffers(recurse=False))
     return {name: angles for name, angles in held.items() if name.endswith("original_inv_freq")}

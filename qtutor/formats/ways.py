@@ -15,9 +15,9 @@ class Way:
     """One format that an engine reads, and its conditions. An empty tuple means no condition.
 
     grid: "integers", or another grid's name. bits, symmetric, groups: the accepted values; the group -1 is one scale a
-    row, and 0 is one scale a tensor. rows, columns: divisors of a layer's outputs and inputs. mixed: whether layers may
-    differ. joined: whether layers that the engine makes one of must be alike. head: whether the head may be packed.
-    known: how this is known.
+    row, and 0 is one scale a tensor. rows, columns: numbers that must divide a layer's outputs and inputs. mixed:
+    whether layers may differ. joined: whether layers that the engine joins into one must be alike. head: whether the
+    head may be packed. known: how this is known.
     """
 
     format: str
