@@ -1,4 +1,4 @@
-"""Budgets on the command line: a mean of bits, or the size of the result, and what is no size."""
+"""Budgets on the command line: a mean number of bits, or the size of the result, and words that are no size."""
 
 import argparse
 import json

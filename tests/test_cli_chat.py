@@ -1,4 +1,4 @@
-"""`qtutor generate --chat`: answers through the template, a conversation of a person, a question a line of a file."""
+"""`qtutor generate --chat`: answers through the template, a person's conversation, a file with one question a line."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""`qtutor quantize` into other tools' formats, and for an engine; and the same in Python."""
+"""`qtutor quantize` into other tools' formats and for an engine, and the same in Python."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`qtutor eval --against`, `qtutor compare`, and texts of one's own: tables, JSON, pictures; what is refused before."""
+"""`qtutor eval --against`, `qtutor compare`, and a user's own texts: tables, JSON, pictures, early refusals."""
 
 import json
 import shutil

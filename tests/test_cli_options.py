@@ -1,4 +1,4 @@
-"""What the command line has besides its commands: spellings, options of a recipe, terminals, short contexts, parts."""
+"""The command line beyond its commands: spellings, options of a recipe, terminals, short contexts, parts."""
 
 import json
 import os

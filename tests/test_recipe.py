@@ -1,4 +1,4 @@
-"""Recipes: what a method's name stands for, exceptions for single layers, and what they refuse."""
+"""Recipes: the meaning of a method's name, exceptions for single layers, and refusals."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What is printed of a report: every layer of a small model, kinds of layers and the worst of a large one."""
+"""The printed report: every layer of a small model; for a large model, kinds of layers and the worst layers."""
 
 import shlex
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""Misuses of the command line: each has to end in one paragraph that helps, soon, and with a status that says so.
+"""Misuses of the command line: each has to end soon, in one helpful paragraph, and with an exit status that fits.
 
-    python -m tests.abuse.command_line            # tries all of them, prints how many end so
+    python -m tests.abuse.command_line            # tries all of them, prints how many end as they should
 
-What each has to mention stands beside it. tests/abuse/test_command_line.py runs them, too.
+Beside each misuse are the words that the paragraph has to contain. tests/abuse/test_command_line.py also runs them.
 """
 
 import contextlib

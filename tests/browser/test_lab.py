@@ -1,4 +1,4 @@
-"""Chapters in a live JupyterLab, as a learner has them: cells run, controls move their pictures, checks answer."""
+"""Chapters in a live JupyterLab, as a learner has them: cells run, controls change their pictures, checks answer."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Types of a GGUF file's matrices: what fits, what is lost beside llama.cpp's mixes of that size, what is refused."""
+"""Types of a GGUF file's matrices: which types fit, their loss against llama.cpp's mixes of that size, and refusals."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The built-in text: ours, small, in two parts that share nothing, and taken where no other is named."""
+"""The built-in text: it is ours, small, in two parts that share nothing, and used if no other text is named."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Calibration text: small files whole, large ones in excerpts, and files that are no text refused at once."""
+"""Calibration text: small files are read whole, large ones in excerpts, and files without text are refused at once."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""The walk over blocks: the states are the model's own, nothing runs that need not, and the model is only read."""
+"""The walk over blocks: the states are the model's own, nothing runs without need, and the model is only read."""
 
 import copy
 

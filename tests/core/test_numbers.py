@@ -1,5 +1,5 @@
-"""Formats bit by bit: every code of the small ones against torch's own view of the same bits, every rounding against
-torch's own cast."""
+"""Formats bit by bit: every code of the small formats against torch's view of the same bits, every rounding against
+torch's cast."""
 
 import math
 import struct

@@ -1,4 +1,4 @@
-"""FP8 with one scale for a block of 128 x 128 weights: scales by hand, there and back, and what a layer computes."""
+"""FP8 with one scale for a block of 128 x 128 weights: scales by hand, there and back, and the output of a layer."""
 
 import json
 

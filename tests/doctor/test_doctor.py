@@ -1,4 +1,4 @@
-"""A damaged copy for every finding, and healthy folders for which none fires."""
+"""A damaged copy for every finding, and healthy folders without findings."""
 
 import json
 import warnings

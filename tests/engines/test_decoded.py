@@ -1,4 +1,4 @@
-"""Every format is decoded by its own library to exactly our weights."""
+"""Its own library decodes every format to exactly our weights."""
 
 from contextlib import nullcontext
 from dataclasses import replace

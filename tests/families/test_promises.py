@@ -1,4 +1,4 @@
-"""What the modules of a family took from its config, and what a config.json of theirs may say."""
+"""The values that a family's modules take from the config, and the values that its config.json may have."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Models of kinds that are not quantized here: refused by name, before any work, with what would be needed."""
+"""Models of kinds that are not quantized here are refused by name, before any work, with what they would need."""
 
 import json
 

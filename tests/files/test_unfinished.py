@@ -1,4 +1,4 @@
-"""The hidden folder of a long run: kept as long as it is of use, found again by the same run only, never in the way."""
+"""The hidden folder of a long run: kept while it is useful, found again only by the same run, never in the way."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Export to GGUF: names, sizes, order of rows, types, and what cannot be written; llama.cpp itself is not needed."""
+"""Export to GGUF: names, sizes, order of rows, types, and refusals; llama.cpp itself is not needed."""
 
 import copy
 import errno

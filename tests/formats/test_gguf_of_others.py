@@ -1,4 +1,4 @@
-"""Files that others wrote: read as llama.cpp reads them, logits and tokens alike; what cannot be read is named."""
+"""Files that others wrote: logits and tokens are the same as in llama.cpp; files that cannot be read get the reason."""
 
 import copy
 import itertools

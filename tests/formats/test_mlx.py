@@ -1,4 +1,4 @@
-"""MLX's affine layout: the word by hand, every grid there and back, both copies of its settings, and what is wrong."""
+"""MLX's affine layout: the word by hand, every grid there and back, both copies of its settings, and wrong folders."""
 
 import json
 

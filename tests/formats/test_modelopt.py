@@ -1,4 +1,4 @@
-"""ModelOpt's W4A16_AWQ and FP8: bytes by hand, there and back, whole folders, and what TensorRT-LLM's source asks."""
+"""ModelOpt's W4A16_AWQ and FP8: bytes by hand, there and back, whole folders, and TensorRT-LLM's source."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What is written says what the tensors are, and is read back before it gets its name."""
+"""A written folder says what its tensors are, and is read back before it gets its name."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints of others: no code of theirs runs, nothing is filled with random numbers, all else is told in a line."""
+"""Checkpoints of others: none of their code runs, nothing is filled with random numbers, other problems get a line."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""What engines take: the format that is picked, and the layers and choices that are named where none fits."""
+"""What engines accept: the format that is picked, and if none fits, the layers and choices that the message names."""
 
 import pytest
 

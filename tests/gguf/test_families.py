@@ -1,4 +1,4 @@
-"""Decoders of every family that have learned something, as files: in llama.cpp, back without a key of ours, refused."""
+"""Trained decoders of every family as files: in llama.cpp, read back without keys of ours, and refused."""
 
 import copy
 import warnings

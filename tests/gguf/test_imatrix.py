@@ -1,4 +1,4 @@
-"""Importance matrices: the numbers, files equal to llama.cpp's byte for byte, and all that can be wrong with them."""
+"""Importance matrices: the numbers, files equal to llama.cpp's byte for byte, and everything that can be wrong."""
 
 import ctypes
 import struct

@@ -1,4 +1,4 @@
-"""Files that were exported, in the real llama.cpp: it computes what transformers computes, from the same tokens."""
+"""Exported files in the real llama.cpp: it computes what transformers computes, from the same tokens."""
 
 import copy
 import re

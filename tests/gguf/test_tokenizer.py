@@ -1,4 +1,4 @@
-"""Which tokenizers are recognised, what is written of them, and that no other one is guessed at."""
+"""Which tokenizers are recognised, and what is written for them; no other tokenizer is guessed."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Tokenizers that were written into a file come back and make the same tokens; what is not known is not guessed."""
+"""Tokenizers that were written into a file come back and make the same tokens; unknown ones are not guessed."""
 
 import numpy as np
 import pytest

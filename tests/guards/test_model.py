@@ -1,4 +1,4 @@
-"""Models that are not what they seem: each is quantized right, or refused by name before any work."""
+"""Models that are not what they seem: each is quantized correctly, or refused by name before any work."""
 
 import copy
 import re

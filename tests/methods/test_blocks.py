@@ -1,4 +1,4 @@
-"""What the report says of a layer: the error of its output against the outputs themselves, and what went wrong."""
+"""The report's row for a layer: the error of its output against the outputs themselves, and problems in words."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""HQQ against a turn in plain Python, and what has to hold: never worse by its own measure, alike at all sizes."""
+"""HQQ against one turn in plain Python, and its properties: never worse by its own measure, the same at all sizes."""
 
 import pytest
 import torch

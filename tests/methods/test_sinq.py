@@ -1,4 +1,4 @@
-"""SINQ: what its scales do to a matrix, and what is rounded with them."""
+"""SINQ: the effect of its scales on a matrix, and rounding with them."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Kernels that are used only where they are asked for: int8 inputs, and torch's product."""
+"""Kernels that are used only on request: int8 inputs, and torch's product."""
 
 import copy
 import os

@@ -1,6 +1,6 @@
-"""The GPU's kernel: what the reference computes, to float32 rounding; under Triton's interpreter where no GPU is.
+"""The GPU's kernel: the same results as the reference, up to float32 rounding; without a GPU, in Triton's interpreter.
 
-The interpreter runs each step with numpy, so right sums are proved here, and neither speed nor what a GPU makes of it.
+The interpreter runs each step with numpy, so these tests prove right sums, but neither speed nor right code on a GPU.
 """
 
 import importlib.metadata

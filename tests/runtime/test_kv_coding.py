@@ -1,4 +1,4 @@
-"""Codes of keys and values: against a slow version, their bytes, their errors, and how a stored tensor grows."""
+"""Codes of keys and values: comparison with a slow version, bytes, errors, and the growth of a stored tensor."""
 
 import pytest
 import torch

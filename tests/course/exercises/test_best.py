@@ -1,6 +1,6 @@
-"""``rtn.best``: answers that find the least squared error in other ways pass, and plausible ones that do not are named.
+"""``rtn.best``: answers that find the least squared error in other ways pass, and plausible wrong ones are named.
 
-The wrong answers are edits of these right ones or functions of their own, none of them the course's own.
+The wrong answers are edits of these right ones, or separate functions; none is the course's own.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Chapter 12's exercises: right answers in other styles, wrong ones that are told their mistake, and the package."""
+"""Chapter 12's exercises: right answers in other styles, wrong ones whose mistake check names, and the package."""
 
 import numpy as np
 import pytest

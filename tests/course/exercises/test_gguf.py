@@ -1,6 +1,6 @@
-"""The exercises of chapter 07: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 07: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's, or functions where no edit does.
+A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
 """
 
 import struct

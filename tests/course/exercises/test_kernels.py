@@ -1,6 +1,6 @@
-"""The exercises of chapter 09: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 09: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's.
+Wrong answers are edits of right ones that differ from the course's solutions.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Chapter 12 as learners would write it: answers in other styles, and wrong ones that nobody thought of beforehand.
 
-The wrong ones are refused, and those whose mistake has a name are told it.
+The wrong ones are refused; if a mistake has a name, the message says it.
 """
 
 import bisect

@@ -1,6 +1,6 @@
-"""Answers of all chapters that were accepted, or refused without a name: each with the words of its own mistake.
+"""Wrong answers of all chapters that check once accepted, or refused without a name: each now gets the right message.
 
-They are written otherwise than the exercises' own solutions, so that a diagnosis is not found by its spelling.
+They are not written like the exercises' own solutions, so that check cannot recognise a mistake by its spelling.
 """
 
 import struct

@@ -1,6 +1,6 @@
-"""Chapter 00 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 00 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""The exercises of chapter 01: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 01: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that a learner may write; none of those is the course's own solution.
+Wrong answers are edits of right answers that a learner may write, none of which is the course's own solution.
 """
 
 import math

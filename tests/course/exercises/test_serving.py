@@ -1,6 +1,6 @@
-"""The exercises of chapter 10: right answers pass however they are written, wrong ones are told which mistake it is.
+"""The exercises of chapter 10: right answers pass in any form, and check names the mistake in a wrong answer.
 
-Wrong answers are edits of right ones that are written otherwise than the course's.
+Wrong answers are edits of right ones that differ from the course's solutions.
 """
 
 import random

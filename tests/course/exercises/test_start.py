@@ -1,4 +1,4 @@
-"""The exercises of chapter 00: wrong answers are told which mistake it is, right ones pass however they are written."""
+"""The exercises of chapter 00: check names the mistake in a wrong answer, and right answers pass in any form."""
 
 import math
 

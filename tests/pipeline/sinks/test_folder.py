@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or fails goes on where it was, and ends in the same bytes."""
+"""After a kill, an interrupt or a failure, the next run continues at the same place and ends in the same bytes."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Whatever is unusual runs through the model's own forward, and gives what it gives."""
+"""Everything unusual runs through the model's own forward, and gives the same results."""
 
 import copy
 import threading
