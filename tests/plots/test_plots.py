@@ -1,4 +1,4 @@
-"""Pictures: colours that colour-blind readers can tell apart, no meaning in colour alone, equal bytes from equal data."""
+"""Pictures: colours that colour-blind readers tell apart, no meaning in colour alone, equal bytes from equal data."""
 
 import itertools
 import re

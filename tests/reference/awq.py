@@ -38,8 +38,8 @@ def scales(x: list[list[float]], ratio: float) -> list[float]:
 
 
 def duo_scales(x: list[list[float]], weight: list[list[float]], ratio: float, size: int) -> list[float]:
-    """The powers of mean |x|, divided by the mean of a column's |weight| / (largest |weight| of its group) to the power of
-    ``1 - ratio``; the largest scale times the smallest is 1."""
+    """The powers of mean |x|, divided by the mean of a column's |weight| / (largest |weight| of its group) to the power
+    of ``1 - ratio``; the largest scale times the smallest is 1."""
     powers = []
     for i in range(len(x[0])):
         mean_abs = max(sum(abs(token[i]) for token in x) / len(x), 1e-4)

@@ -1,4 +1,4 @@
-"""The CPU's kernel: the same results as the reference, up to float32 rounding, for each grid, group, shape and batch."""
+"""The CPU's kernel: the same results as the reference, up to float32 rounding, for all grids, groups, shapes, batches."""
 
 import itertools
 import os
