@@ -1,4 +1,4 @@
-"""The CPU's kernel: the same results as the reference, up to float32 rounding, for all grids, groups, shapes, batches."""
+"""The CPU's kernel: the same results as the reference, up to float32 rounding, on all grids, groups and shapes."""
 
 import itertools
 import os
