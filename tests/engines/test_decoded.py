@@ -1,4 +1,4 @@
-"""Its own library decodes every format to exactly our weights."""
+"""Each format's own library decodes our files to exactly our weights."""
 
 from contextlib import nullcontext
 from dataclasses import replace
