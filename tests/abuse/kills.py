@@ -6,7 +6,7 @@ that continues after a kill has to end in the same bytes.
 
 A run writes a folder (rounded to nearest, or by GPTQ) or a GGUF file, to a new place or over an older export. SIGKILL,
 SIGTERM or SIGINT ends the run at any moment; every second run is ended soon after its hidden folder has appeared, or
-after its first block is finished. The next run for a folder continues with the finished blocks. The possible findings are:
+after its first block is finished. The next run for a folder continues with the finished blocks. Possible findings:
 
     lost         OUT is neither the old export nor the whole new one, or a file beside it has changed
     left behind  something half-written is still there, although the run could clean up; finished blocks may stay

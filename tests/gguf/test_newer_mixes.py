@@ -1,6 +1,6 @@
 """Whole files of NVFP4, Q1_0 and Q2_0: their types, llama.cpp's own bytes of every matrix, and that it runs them.
 
-These types are newer than the llama.cpp that made ``whole_files.json``, so they are taken from its later source.
+These types are newer than the llama.cpp that made ``whole_files.json``, so expectations follow its later source.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The CPU's kernel: the same results as the reference, up to float32 rounding, on all grids, groups and shapes."""
+"""The CPU's kernel: the reference's results, up to float32 rounding, on every grid, group, shape and batch."""
 
 import itertools
 import os
