@@ -1,7 +1,7 @@
 """Decoders: the bytes of blocks to float32 weights, in plain numpy.
 
-There is one function for each type, ``data [blocks, nbytes]`` -> ``[blocks, values]``, and it is the formula of its
-format. It multiplies in the same order as llama.cpp's ``dequantize_row_*``, so the floats are the same bit for bit.
+There is one function for each type, ``data [blocks, nbytes]`` -> ``[blocks, values]``. It is the formula of the format.
+It multiplies in the same order as llama.cpp's ``dequantize_row_*``, so the floats are the same bit for bit.
 """
 
 import numpy as np
