@@ -1,7 +1,7 @@
 """GGUF, the file format of llama.cpp: block types, encoded byte for byte as llama.cpp does, and decoded.
 
     data = qtutor.gguf.encode(rows, "Q4_K")   # float32 [rows, columns] -> uint8 [rows, bytes of a row]
-    rows = qtutor.gguf.decode(data, "Q4_K")   # and back, to what llama.cpp computes with
+    rows = qtutor.gguf.decode(data, "Q4_K")   # and back, to the weights that llama.cpp computes with
     file = qtutor.gguf.read("model.gguf")     # file.metadata, file.tensors, file.weight(name)
 
 :mod:`~qtutor.gguf.layout` describes the bytes, and :mod:`~qtutor.gguf.decoding` decodes them in numpy.

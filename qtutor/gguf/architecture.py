@@ -34,7 +34,7 @@ def architecture_of(config) -> Architecture:
 
 
 def tensor_name(parameter: str, config=None) -> str:
-    """The GGUF name of a parameter; with ``config``, checked against what llama.cpp reads for that architecture.
+    """The GGUF name of a parameter; with ``config``, checked against the tensors that llama.cpp reads there.
 
     Raises :class:`QtutorError` for a parameter that has no place in a file.
 
@@ -108,5 +108,5 @@ def permuted_heads(name: str, config) -> int:
 
 
 def norm_offset(name: str, config) -> float:
-    """What is added to a norm's weight in the file; 0 for all other tensors."""
+    """The number added to a norm's weight in the file; 0 for all other tensors."""
     return FAMILIES[config.model_type].norm_offset if name.endswith("_norm.weight") else 0.0

@@ -90,7 +90,7 @@ def decode(data: np.ndarray, type: str) -> np.ndarray:
 
 
 def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: BlockType, data: np.ndarray) -> None:
-    """Encode ``rows`` into ``data``; each thread takes one piece of the rows at a time."""
+    """Encode ``rows`` into ``data``; each thread encodes one piece of the rows at a time."""
     lanes = _import("lanes")
     kernel = getattr(_import(_MODULE_OF[block_type.name]), block_type.name.lower())
     if importance is None or not block_type.importance:

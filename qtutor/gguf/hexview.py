@@ -3,7 +3,7 @@
     print(as_text(block_of(qtutor.gguf.read("model.gguf"), "blk.0.attn_q.weight", 3)))
 
 `qtutor inspect FILE --tensor NAME --block N` prints this, and :mod:`qtutor.course.widgets.gguf` shows the same in a
-notebook. Only the one block is read. Which bits are what comes from :mod:`.anatomy`.
+notebook. Only that block is read. :mod:`.anatomy` says which bits belong to what.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""The metadata that stand for a decoder's config, so that llama.cpp computes what transformers does.
+"""The metadata that describe a decoder's config, so that llama.cpp computes what transformers does.
 
     metadata(config)       # {"general.architecture": "llama", ...}
 

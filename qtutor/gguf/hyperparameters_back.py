@@ -8,7 +8,7 @@ another form with the same results. Llama 3's positions, which a file holds as a
 (:mod:`.llama3_rope`). A sliding window in an architecture that has none in llama.cpp makes Llama a Mistral: both
 compute the same for texts up to the length of the window.
 
-Left out: mixtures of experts, encoders, and what differs from block to block.
+Left out: mixtures of experts, encoders, and settings that differ from block to block.
 """
 
 import math
@@ -114,7 +114,7 @@ class Keys:
         return int(value)
 
     def number(self, key: str, default=NEEDED) -> float:
-        """A float32 as the shortest decimal number that stands for it: 1e-05, not 9.999999747378752e-06."""
+        """A float32 as the shortest decimal number that gives it: 1e-05, not 9.999999747378752e-06."""
         if not self.has(key) and default is not NEEDED:
             return default
         value = self.found(key)

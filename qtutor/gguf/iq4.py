@@ -25,7 +25,7 @@ MIDDLES = (VALUES[1:] + VALUES[:-1]) / f4(2)  # exact: multiples of one half
 
 @jit
 def nearest_value(x):
-    """The value closest to ``x``; the upper one where two are equally close. Each middle below ``x`` adds a step."""
+    """The value closest to ``x``; the upper one if two are equally close. Each middle below ``x`` adds a step."""
     value = VALUES[0]
     for step in range(15):
         value += STEPS[step] if x >= MIDDLES[step] else f4(0)

@@ -73,7 +73,7 @@ def share(values, weights, weighted, top, codes, shared):
         greatest = f4(0)
         for s in range(len(values)):
             greatest = max(greatest, values[s, lane])
-        inv = top / greatest if greatest > 0 else f4(0)  # all values are 0 where the greatest is
+        inv = top / greatest if greatest > 0 else f4(0)  # all values are 0 if the greatest is 0
         for s in range(len(values)):
             # & 255: llama.cpp keeps these codes in a byte
             codes[s, lane] = min(nearest(inv * values[s, lane]) & 255, i4(top))

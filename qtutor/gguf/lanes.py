@@ -125,7 +125,7 @@ fold = jit(fold, inline="always")  # six times as fast, because bits and stride 
 
 @jit
 def extremes(values):
-    """The smallest and the largest value; where 0.0 and -0.0 tie, the first of them."""
+    """The smallest and the largest value; if 0.0 and -0.0 tie, the first of them."""
     low, high = f4(np.inf), f4(-np.inf)
     for i in range(len(values)):
         value = values[i]
@@ -136,7 +136,7 @@ def extremes(values):
 
 @jit
 def first_largest(values):
-    """The value of largest magnitude, with its sign; the first one where several tie."""
+    """The value of largest magnitude, with its sign; the first one if several tie."""
     low, high = extremes(values)
     if high > -low:
         return high

@@ -1,6 +1,6 @@
 """Llama 3's scaling of positions: a few parameters in transformers' config, a tensor of factors in a GGUF file.
 
-    factors_of(rope_parameters, 128)  # float32 [64], what each frequency of a head is divided by
+    factors_of(rope_parameters, 128)  # float32 [64], the divisor of each frequency of a head
     rope_of(factors, 5e5, 128, 131_072, "a.gguf")  # and back
 
 Source: llama.cpp's ``conversion/llama.py``; transformers' ``modeling_rope_utils.py``.

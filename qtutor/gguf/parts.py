@@ -20,8 +20,7 @@ MOST_NAMED = 6  # names of files in a message
 
 
 class Whole:
-    """Parts as one file, like a :class:`~.reader.GGUFFile`; the offset of a tensor counts from the start of its
-    part."""
+    """Parts as one file, like a :class:`~.reader.GGUFFile`; a tensor's offset counts from the start of its part."""
 
     def __init__(self, parts: list[GGUFFile]):
         self.parts, first = parts, parts[0]

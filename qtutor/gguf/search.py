@@ -78,7 +78,7 @@ def _least_squares(x, w, top, sum_w, sum_x, inv, origin, scale, low):
             sum_l[lane] += weighted
             sum_ll[lane] += weighted * code
             sum_xl[lane] += weighted * x[i, lane]
-    # The least error has derivatives of 0 by scale and by low: two equations, solved by Cramer's rule.
+    # At the least error, the derivatives by scale and by low are 0: two equations, solved by Cramer's rule.
     for lane in range(LANES):
         determinant = sum_w[lane] * sum_ll[lane] - sum_l[lane] * sum_l[lane]
         scale[lane] = (sum_w[lane] * sum_xl[lane] - sum_x[lane] * sum_l[lane]) / determinant

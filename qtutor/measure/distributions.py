@@ -77,8 +77,7 @@ def expected_error(crest: torch.Tensor, bits: int) -> torch.Tensor:
 def top_channels(importance: torch.Tensor, share: float) -> torch.Tensor:
     """Indices, ascending, of the ``share`` of channels with the largest ``importance [in]``; at least one.
 
-    If two are equal, the lower index is chosen. Raises :class:`QtutorError` for NaN or a share that is not within 0 to
-    1.
+    If two are equal, the lower index is chosen. Raises :class:`QtutorError` for NaN or a share outside of 0 to 1.
     """
     with naming("importance"):
         importance, _ = _checked(importance, 0)

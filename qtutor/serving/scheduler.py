@@ -91,7 +91,7 @@ class Scheduler:
     def pick(self) -> list[Piece]:
         """The pieces to read in this step: at most ``budget`` tokens, the oldest request first."""
         # Each text that is being written gets a token: a request is only admitted into a step that has a token left for
-        # it, so never more requests run than the budget has tokens.
+        # it, so no more requests run than the budget has tokens.
         left = self.budget - sum(request.unread == 1 for request in self.running)
         pieces = []
         for request in list(self.running):
@@ -99,8 +99,7 @@ class Scheduler:
                 count = 1 if request.unread == 1 else min(request.unread, left)
                 left -= count if request.unread > 1 else 0
                 pieces += self._piece(request, count)
-        # A request that was just preempted is first in the queue, and needs more than it gave back: so none is admitted
-        # then.
+        # A just preempted request is first in the queue, and needs more than it gave back: so none is admitted then.
         while left and self.waiting and self._admit():
             count = min(self.waiting[0].unread, left)
             left -= count
