@@ -169,8 +169,9 @@ def _tell(what) -> None:
 
 
 def check_out(options, bits: float, model=None) -> None:
-    """Refuse an OUT that could not be written, before SRC is loaded; or, with the sizes of the ``model``, before it is
-    quantized, because a hub id has no headers here.
+    """Refuse an OUT that could not be written, before SRC is loaded.
+
+    With the sizes of the ``model``, this is checked again before it is quantized, because a hub id has no headers here.
     """
     from qtutor.decoder import EMBEDDED
     from qtutor.files.target import least_bytes, tensors_in

@@ -39,8 +39,11 @@ WITHOUT_ENTRY = ("token_embd.weight", "output.weight")  # llama.cpp measures nei
 
 @dataclass(frozen=True)
 class Entry:
-    """The input of a tensor: ``sums`` of x² over all tokens, float32 ``[experts, columns]``; ``counts`` of tokens,
-    float32 ``[experts]``. Only mixtures of experts have more than one row."""
+    """The sums over the input of a tensor.
+
+    sums: x² summed over all tokens, float32 ``[experts, columns]``. counts: the number of tokens, float32
+    ``[experts]``. Only mixtures of experts have more than one row.
+    """
 
     sums: np.ndarray
     counts: np.ndarray

@@ -34,8 +34,10 @@ def scale_code(scale):
 
 @jit
 def nearest_code(value, scale):
-    """The code of least error, the first of several. So a tie gives the smaller magnitude, and code 0 is chosen if the
-    scale is 0, or if the value is so large that all levels have the same error in float32.
+    """The code of least error, the first of several.
+
+    So a tie gives the smaller magnitude, and code 0 is chosen if the scale is 0, or if the value is so large that all
+    levels have the same error in float32.
     """
     best, least = i4(0), abs(VALUES[0] * scale - value)
     for code in range(1, 16):

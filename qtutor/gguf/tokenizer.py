@@ -151,9 +151,10 @@ def _space_in_front(normalizer: dict | None, pre_tokenizer: dict | None) -> tupl
 
 
 def _joined(model: dict, added: set[str]) -> list[str]:
-    """Tokens in the order of their merges. Scores can express this order only if a token has all possible merges, in
-    one run: llama.cpp joins any two neighbours whose texts together are a token, but a BPE may have been trained with
-    fewer merges.
+    """Tokens in the order of their merges.
+
+    Scores can express this order only if a token has all possible merges, in one run: llama.cpp joins any two
+    neighbours whose texts together are a token, but a BPE may have been trained with fewer merges.
     """
     vocab, joined, last = model["vocab"], {}, None
     for merge in model["merges"]:

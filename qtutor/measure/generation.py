@@ -148,9 +148,11 @@ def stored_in(cache, model) -> dict:
 
 
 def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
-    """Token ids of a prompt. Usually the tokenizer alone decides whether a prompt begins with bos. A model may have
-    learned from texts with bos while its tokenizer adds none. Then ``prompts_begin_with_bos`` in the config decides (as
-    in the embedded decoder's: its training excerpts begin anywhere, and its prompts do not).
+    """Token ids of a prompt.
+
+    Usually the tokenizer alone decides whether a prompt begins with bos. A model may have learned from texts with bos
+    while its tokenizer adds none. Then ``prompts_begin_with_bos`` in the config decides (as in the embedded decoder's:
+    its training excerpts begin anywhere, and its prompts do not).
     """
     if not isinstance(prompt, str):
         raise QtutorError(

@@ -41,8 +41,10 @@ def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tupl
 
 
 def card(figure: Figure, dpi: int, within: bool = False) -> PIL.Image.Image:
-    """The figure on a white card with a margin, in dots. within: the whole card has the size of the figure. Otherwise
-    the picture without the margin has this size, so that pictures drawn pixel by pixel stay sharp.
+    """The figure on a white card with a margin, in dots.
+
+    within: the whole card has the size of the figure. Otherwise the picture without the margin has this size, so that
+    pictures drawn pixel by pixel stay sharp.
     """
     size, margin = figure.get_size_inches(), round(MARGIN * dpi)
     figure.set_dpi(dpi)

@@ -1,5 +1,4 @@
-"""Pictures of chapter 08: weights in files, the content of a word, the reads of threads, 3-bit streams, and inputs that
-lean to one side.
+"""Pictures of chapter 08: weights in files, a word, reads of threads, 3-bit streams, inputs that lean to one side.
 
 Layouts come from :mod:`qtutor.course.layouts`, as arrays of places.
 """

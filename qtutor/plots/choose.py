@@ -150,8 +150,9 @@ def calibrated_with(kinds: Mapping[str, Sequence[float]], counts: Mapping[str, S
 
 
 def arithmetic_against_perplexity(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> Figure:
-    """For each model a row: a dot for the share of right sums that is left, a ring for the share that perplexity
-    suggests. If the ring is to the right of the dot and its bar, perplexity hides a loss.
+    """A row for each model: the share of right sums that is left, and a ring for the share that perplexity suggests.
+
+    If the ring is to the right of the dot and its bar, perplexity hides a loss.
 
     panels: decoder -> (name, suggested, left, chance). chance: one standard deviation of left, drawn twice.
     """

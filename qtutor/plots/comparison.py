@@ -28,9 +28,10 @@ class Point:
 
 
 def bytes_against_kl(points: Sequence[Point], title: str = "") -> Figure:
-    """Every model as a labelled mark with its standard error: further left is smaller, lower is nearer to the float
-    model. A dotted line joins the models that no other beats in both. The KL axis is logarithmic if KL spans more than
-    a factor of ten.
+    """Every model as a labelled mark with its standard error.
+
+    Further left is smaller, lower is nearer to the float model. A dotted line joins the models that no other beats in
+    both. The KL axis is logarithmic if KL spans more than a factor of ten.
     """
     figure, (ax,) = new_figure(7.5, 4.2)
     kls = [point.kl for point in points]

@@ -31,8 +31,10 @@ def shapes(samples: dict[str, torch.Tensor], reach: float = 10.0, bins: int = 12
 
 
 def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Figure:
-    """A histogram of the values, linear and logarithmic, with the normal distribution of the same mean and variance;
-    and their quantiles against its quantiles, for which normally distributed values are on the straight line.
+    """A histogram of the values, linear and logarithmic, and their quantiles, against the normal distribution.
+
+    The normal distribution has the same mean and variance; normally distributed values have quantiles on the straight
+    line.
 
     The linear one ends at five standard deviations: values further out are too rare to be seen on it.
     """

@@ -116,8 +116,9 @@ def pareto_picture(points: Sequence[Point], title: str = "") -> Figure:
 
 
 def attempts_picture(tried: Sequence[tuple[int, float]], limit: int, others: Mapping[str, tuple[int, float]]) -> Figure:
-    """A learner's attempts, (bytes, KL), with their numbers; the best has a ring. others: models to compare with, grey.
-    The dashed line is the limit.
+    """A learner's attempts, (bytes, KL), with their numbers; the best has a ring, and the dashed line is the limit.
+
+    others: models to compare with, grey.
     """
     figure, (ax,) = new_figure(7.5, 4.0)
     ax.axvline(limit / 1e6, color=RED, linestyle="--", linewidth=1.2)
