@@ -48,10 +48,10 @@ class Family:
     """The common parts of all decoders of one ``model_type`` (transformers' name).
 
     halves: attention and MLP, in the order in which a block runs them. pairs: the pairs that AWQ may scale, in the same
-    order. norm_offset: the number that a norm adds to its weight before it multiplies. extra_norms: norms inside
-    attention, named after their inputs. multiplier: the name, in the block, of the number by which the block multiplies
-    the output of a half; ``None``: it does not. blocks, embedding, norm, head: names in the model; embedding, norm and
-    head stay in float unless a recipe includes them.
+    order. norm_offset: the number that a norm adds to its weight before it multiplies. extra_norms: the names of norms
+    inside attention. multiplier: the name, in the block, of the number by which the block multiplies the output of a
+    half; ``None``: it does not. blocks, embedding, norm, head: names in the model; embedding, norm and head stay in
+    float unless a recipe includes them.
     """
 
     model_type: str

@@ -46,8 +46,7 @@ def cheapest(
     grid: IntGrid,
     costs: torch.Tensor,
 ) -> torch.Tensor:
-    """The index of the cheapest range for each group, int64 ``[groups, out]``; -1 if no range costs less than
-    ``costs``.
+    """The index of each group's cheapest range, int64 ``[groups, out]``; -1 if no range costs less than ``costs``.
 
     weights: float32 ``[groups, group_size, out]``. importance: float32 ``[groups, group_size]``, the cost factors of
     squared errors. scales, zeros: ``[ranges, groups, out]``. costs: float32 ``[groups, out]``, lowered in place.

@@ -88,8 +88,7 @@ def cheapest(weights, importance, scales, zeros, largest, costs, best, first, la
 
 @jit
 def _errors(weights, scale, zero, largest, errors, begin, count):
-    """Write into ``errors`` what rounding adds to ``weights [group_size, out]``, for ``count`` rows from ``begin``
-    on."""
+    """Write into ``errors`` what rounding adds to ``weights [group_size, out]``: ``count`` rows from ``begin`` on."""
     for q in range(len(weights)):
         weight, error = weights[q, begin : begin + count], errors[q]
         for r in range(count):
