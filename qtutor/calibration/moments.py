@@ -35,7 +35,7 @@ class Gram:
         self.symmetric, self.rounded, self.total = symmetric, rounded, None
 
     def add(self, left: Factor, right: Factor) -> None:
-        """Add ``left [..., a]`` and ``right [..., b]``; their products are summed in float32, or exactly, in bytes."""
+        """Add ``left [..., a]`` and ``right [..., b]``; their products are summed in float32, or exactly as bytes."""
         if self.total is None:
             size = left.x.shape[1], right.x.shape[1]
             self.total = torch.zeros(size, dtype=torch.float64, device=left.x.device)

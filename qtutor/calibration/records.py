@@ -83,8 +83,7 @@ class Records:
         return ids
 
     def some(self, begin: int, end: int, length: int) -> list[int]:
-        """At least ``length`` token ids of the records that begin at bytes ``begin`` to ``end``; or all if they are
-        fewer."""
+        """At least ``length`` token ids of the records that begin at bytes ``begin`` to ``end``; all if fewer."""
         ids = []
         with open(self.file, "rb") as opened:
             for line in _lines(opened, begin, end):
