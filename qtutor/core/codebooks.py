@@ -80,7 +80,7 @@ FP4 = Codebook("fp4", tuple(sign * value / 12 for sign in (1, -1) for value in (
 
 
 class EvenCodebook(Codebook):
-    """-127/127 ... 127/127, stored as 1 ... 255 (0 is never used). Levels are evenly spaced: rounding finds the code."""
+    """-127/127 ... 127/127, stored as 1 ... 255 (0 is never used). Evenly spaced, so rounding finds the code."""
 
     def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
         """The nearest code (uint8); exact halves round to the even number, as in bitsandbytes."""
