@@ -73,7 +73,7 @@ class FloatGrid:
         return scale, torch.zeros(scale.shape, dtype=torch.uint8, device=scale.device)
 
     def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
-        """The nearest code (uint8) for every weight, ties to even; the code of the largest value beyond it."""
+        """The nearest code (uint8) for every weight, ties to the even one; weights are clamped to the largest value."""
         largest = self.format.largest
         relative = (weight.float() / scale.float()).clamp(-largest, largest)
         if self.format in CASTS:
@@ -180,7 +180,7 @@ class BlockGrid(FloatGrid):
         return (scale.float() / self.unit).clamp(smallest, largest).to(torch.float8_e4m3fn).float() * self.unit
 
     def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
-        """The nearest code (uint8) for every weight, ties to even; the code of the largest value beyond it."""
+        """The nearest code (uint8) for every weight, ties to the even one; weights are clamped to the largest value."""
         relative = weight.float() / scale.float()
         code = torch.bucketize(relative.abs().contiguous(), self._borders.to(weight.device), out_int32=True)
         return (code + (torch.signbit(relative).int() << (self.bits - 1))).to(torch.uint8)

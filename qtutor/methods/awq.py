@@ -38,7 +38,7 @@ NARROW = 512
 
 @dataclass(frozen=True)
 class Search:
-    """What :func:`search` found: the best ``scale [in]``, its ``ratio``, and the mean squared ``errors`` of all ratios
+    """The result of :func:`search`: the best ``scale [in]``, its ``ratio``, and the mean squared ``errors`` of all ratios
     in the order in which they were tried."""
 
     scale: torch.Tensor
