@@ -38,8 +38,10 @@ NARROW = 512
 
 @dataclass(frozen=True)
 class Search:
-    """The result of :func:`search`: the best ``scale [in]``, its ``ratio``, and the mean squared ``errors`` of all ratios
-    in the order in which they were tried."""
+    """The result of :func:`search`: the best ``scale [in]``, its ``ratio``, and the mean squared ``errors``.
+
+    The errors are those of all ratios, in the order in which they were tried.
+    """
 
     scale: torch.Tensor
     ratio: float
