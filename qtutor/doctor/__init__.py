@@ -1,16 +1,16 @@
-"""`qtutor doctor FOLDER`: why a checkpoint talks garbage, a finding a sentence; who takes it; and one forward pass.
+"""`qtutor doctor FOLDER`: why a checkpoint talks garbage, a sentence a finding; which engines accept it; a test run.
 
     print(examine("path/to/llama-gptq"))
     examine("out", against="path/to/llama").findings
 
-The folder is opened (:mod:`.patient`), checked as a whole (:mod:`.folder`), then layer by layer: each check of
-:data:`OF_A_LAYER` says in a sentence what is wrong with one layer, those of :data:`OF_ALL` collect what every layer
-says and judge at the end (an error of conversion is in all layers alike). Then the model reads a text
-(:mod:`.running`), and engines are asked (:mod:`qtutor.formats.taking`). With FLOAT, what was quantized, zero points and
-orders are compared exactly; without it they show in statistics of the codes, if they show. Only with FLOAT weights show
-that are in wrong places (:mod:`.places`).
+The folder is opened (:mod:`.patient`) and checked as a whole (:mod:`.folder`), and then layer by layer. Each check of
+:data:`OF_A_LAYER` says in a sentence what is wrong with one layer. The checks of :data:`OF_ALL` collect a sign from
+every layer and judge at the end, since an error of conversion is in all layers alike. Then the model reads a text
+(:mod:`.running`), and :mod:`qtutor.formats.taking` says which engines accept it. If FLOAT (the float checkpoint that
+was quantized) is given, zero points and orders are compared with it exactly. Without FLOAT, they are judged by
+statistics of the codes, which do not show every error. Weights in wrong places show only with FLOAT (:mod:`.places`).
 
-What it cannot see: a model that was quantized badly, but whose bytes are as they should be. `qtutor eval --against`
+The doctor cannot see that a model was quantized badly, if its bytes are as they should be. `qtutor eval --against`
 measures that.
 """
 
@@ -34,9 +34,9 @@ EXPLAINS = ("scales", "zero points", "group index", "head", "embedding")  # find
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found. form: the format's name. layers: how many are packed. run: ``None`` where no pass was possible.
+    """What was found. form: the format's name. layers: how many are packed. run: ``None`` if no pass was possible.
 
-    engines: what each says of the folder; empty where it could not be read.
+    engines: the verdict of each engine on the folder; empty if the folder could not be read.
     """
 
     source: str
@@ -61,7 +61,7 @@ class Diagnosis:
         return "\n".join(lines)
 
     def as_dict(self) -> dict:
-        """All of it in types that JSON can hold."""
+        """All fields, in types that JSON can hold."""
         return {
             "source": self.source,
             "healthy": self.healthy,
@@ -74,12 +74,12 @@ class Diagnosis:
 
 
 def examine(source: str | Path, against: str | Path | None = None, device: str | None = None) -> Diagnosis:
-    """Look at a quantized checkpoint, and with FLOAT (``against``) compare it with what it was made of.
+    """Look at a quantized checkpoint, and compare it with FLOAT (``against``, its float checkpoint) if that is given.
 
-    Raises :class:`QtutorError` where ``source`` is no checkpoint at all, or FLOAT is another decoder's.
+    Raises :class:`QtutorError` if ``source`` is no checkpoint at all, or FLOAT belongs to another decoder.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what loading warns of is found here
+        warnings.simplefilter("ignore")  # the findings below say what loading would warn of
         patient = opened(source, against, device)
         found = [finding for check in OF_A_FOLDER for finding in check(patient)]
         found += _of_layers(patient)
@@ -90,16 +90,16 @@ def examine(source: str | Path, against: str | Path | None = None, device: str |
                 done = run(patient, bool(found))
                 found += done.findings
             except QtutorError as error:
-                if not any(one.kind in ("numbers", "tokenizer") for one in found):  # which say why
+                if not any(one.kind in ("numbers", "tokenizer") for one in found):  # these say why
                     found.append(Finding("unreadable", patient.name, str(error)))
         found += folder.contradicting_files(patient)
         table, more = engines.asked(patient)
-        more = [] if any(one.kind == "zero points" for one in found) else more  # engines go by the label that is wrong
+        more = [] if any(one.kind == "zero points" for one in found) else more  # the label is wrong
         return Diagnosis(str(source), patient.form, patient.packed, (*found, *more), done, tuple(table))
 
 
 def _of_layers(patient: Patient) -> Iterator[Finding]:
-    """What the layers say, each read once."""
+    """The findings of the layers, each of which is read once."""
     said, unread = {check: [] for check in OF_A_LAYER}, []
     judges, where = [make(patient) for make in OF_ALL], places.Places(patient)
     for layer in patient.layers():
@@ -115,14 +115,14 @@ def _of_layers(patient: Patient) -> Iterator[Finding]:
             yield counted(check.__module__, signs)
     found = [finding for judge in judges for finding in judge.findings()]
     yield from found
-    if not any(one.kind in places.SAID_BY for one in found):  # which are reasons for it
+    if not any(one.kind in places.SAID_BY for one in found):  # these are reasons for weights in wrong places
         yield from where.findings()
     if unread:
         yield counted("unreadable", unread)
 
 
 def _without_repeats(found: list[Finding], patient: Patient) -> list[Finding]:
-    """Without what the reader says of a fault that has a finding of its own, which says more."""
+    """The findings without the reader's complaint about a fault that has a finding of its own, which says more."""
     explained = [one for one in found if one.kind in EXPLAINS]
     if patient.problem and not any(one.layer in patient.problem for one in explained):
         found = [*found, Finding("unreadable", str(patient.folder), patient.problem)]

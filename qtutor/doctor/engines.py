@@ -1,4 +1,4 @@
-"""Which engines will take a checkpoint, and the finding that none will."""
+"""Which engines will accept a checkpoint, and the finding that none will."""
 
 from qtutor.doctor.finding import Finding
 from qtutor.doctor.patient import Patient
@@ -8,7 +8,7 @@ from qtutor.formats.taking import Verdict, verdicts
 
 
 def asked(patient: Patient) -> tuple[list[Verdict], list[Finding]]:
-    """What each engine says of the folder, and a finding where no engine takes it. Both empty if it cannot be read."""
+    """The verdict of each engine, and a finding if none accepts the folder. Both are empty if it cannot be read."""
     if patient.foreign is None and (patient.problem or patient.form != "gguf"):
         return [], []
     layers = {} if patient.form == "gguf" else patient.quant_layers()
@@ -22,7 +22,7 @@ def asked(patient: Patient) -> tuple[list[Verdict], list[Finding]]:
 
 
 def _in_the_way(patient: Patient) -> dict[str, str]:
-    """By engine, what is not in the layers' grids: of GPTQ, the version of asymmetric files."""
+    """By engine, an obstacle outside the layers' grids: for GPTQ, version 1 of an asymmetric file, or desc_act."""
     settings, found = patient.settings, {}
     if patient.form != "gptq":
         return found

@@ -10,7 +10,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: what it is about. layer: the layer, tensor or file. text: a sentence that names it and says what to do."""
+    """kind: its topic. layer: the layer, tensor or file. text: a sentence that names the layer and says what to do."""
 
     kind: str
     layer: str
@@ -21,7 +21,7 @@ class Finding:
 
 
 def counted(kind: str, signs: list[tuple[str, str]]) -> Finding:
-    """One finding for what several layers have; it speaks of the first. signs: layer and sentence."""
+    """One finding for a fault that several layers have; its text is about the first. signs: layer and sentence."""
     (layer, text), more = signs[0], len(signs) - 1
     also = f" ({more} more layer{'s' if more > 1 else ''} likewise.)" if more else ""
     return Finding(KINDS.get(kind, kind), layer, f"{text}{also}")

@@ -1,4 +1,4 @@
-"""Checks of a folder as a whole: what is packed by accident, broken floats, the tokenizer, files that contradict."""
+"""Checks of a folder as a whole: layers packed by accident, broken floats, the tokenizer, files that contradict."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from qtutor.formats.checkpoint import STORED
 from qtutor.formats.documents import file_in, read_json
 from qtutor.formats.tokenizers_files import tokenizer_in
 
-# What config.json and the file beside it both say, each read by some engines.
+# Keys that both config.json and the file beside it have; some engines read the one, some the other.
 SAID_TWICE = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "quant_algo", "has_zero_point")
-FEW = 0.5  # of the tokens that a decoder embeds, if its tokenizer has no more
+FEW = 0.5  # if the tokenizer has no more than this share of the tokens that the decoder embeds, it is another model's
 
 
 def packed_embedding(patient: Patient) -> Iterator[Finding]:
@@ -32,7 +32,7 @@ def packed_embedding(patient: Patient) -> Iterator[Finding]:
 
 
 def packed_head(patient: Patient) -> Iterator[Finding]:
-    """A packed head is meant only where the settings say so and the config has it as a matrix of its own."""
+    """A packed head is right only if the settings say so and, by the config, the head has a matrix of its own."""
     family = FAMILIES.get(patient.values.get("model_type"))
     name = _packed_under(patient, family.head) if family else None
     if not name:
@@ -57,11 +57,11 @@ def _is_to_be_packed(patient: Patient, layer: str) -> bool:
         form = foreign_settings.format_of(patient.settings, "")
         return layer in form.layouts(patient.settings, [layer], "")
     except QtutorError:
-        return True  # other faults of the settings are told elsewhere
+        return True  # other checks report other faults of the settings
 
 
 def broken_floats(patient: Patient) -> Iterator[Finding]:
-    """NaN and infinities in what is not packed."""
+    """NaN and infinities in tensors that are not packed."""
     packed = patient.foreign.layouts if patient.foreign else {}
     for name, (_, stored) in patient.files.items() if patient.foreign else ():
         owner = next((layer for layer in packed if name.startswith(f"{layer}.")), None)
@@ -74,7 +74,7 @@ def broken_floats(patient: Patient) -> Iterator[Finding]:
 
 
 def contradicting_files(patient: Patient) -> Iterator[Finding]:
-    """Settings that stand in two files, and differ: engines read one or the other."""
+    """Settings that are in two files and differ: an engine reads one of the two."""
     for file in foreign_settings.BESIDE if patient.settings else ():
         path = file_in(patient.folder, file)
         beside = {} if path is None else _readable(path)
@@ -93,13 +93,13 @@ def _readable(path) -> dict:
     try:
         return read_json(path)
     except QtutorError:
-        return {}  # config.json has the settings, too
+        return {}  # the settings are in config.json, too
 
 
 def tokenizer(patient: Patient) -> Iterator[Finding]:
     """Whether texts become the tokens that the decoder knows, and end where it ends."""
     if patient.foreign is None:
-        return  # of a GGUF file and of our own folder, loading tells it
+        return  # for a GGUF file and for our own folder, loading checks the tokenizer
     config = patient.foreign.model.config
     try:
         with warnings.catch_warnings(record=True) as told:
@@ -120,7 +120,7 @@ def tokenizer(patient: Patient) -> Iterator[Finding]:
 
 
 def _special_ids(patient: Patient, found, config) -> Iterator[Finding]:
-    """bos, eos and pad of the configs have to be tokens, and the tokenizer's end one that ends texts."""
+    """bos, eos and pad of the configs have to be tokens, and the tokenizer's end has to be one that ends texts."""
     path = file_in(patient.folder, "generation_config.json")
     places = {"config.json": patient.values, "generation_config.json": read_json(path) if path else {}}
     ends = set()

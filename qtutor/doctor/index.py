@@ -1,4 +1,4 @@
-"""GPTQ's g_idx, which says of every input to which group it belongs."""
+"""GPTQ's g_idx, which gives the group of every input."""
 
 import torch
 
@@ -7,7 +7,7 @@ from qtutor.doctor.patient import Layer
 
 
 def missing(layer: Layer) -> str | None:
-    """A layer of GPTQ without one."""
+    """Whether a layer of GPTQ has no g_idx."""
     if layer.layout is None or "qweight" not in layer.tensors or layer.layout.kind == "gemm":
         return None
     if "g_idx" in layer.tensors:
@@ -19,7 +19,7 @@ def missing(layer: Layer) -> str | None:
 
 
 def another_order(layer: Layer) -> str | None:
-    """One that does not simply count the groups."""
+    """Whether the g_idx of a layer does anything but count the groups."""
     index = layer.tensors.get("g_idx")
     if index is None:
         return None

@@ -1,4 +1,4 @@
-"""The format's own library decodes each layer, too, where it is installed; it has to find the same weights.
+"""The format's own library, if it is installed, decodes each layer too; it has to find the same weights.
 
 Left out: ModelOpt, whose library unpacks nothing on a CPU.
 """
@@ -15,11 +15,11 @@ from qtutor.formats import compressed_settings
 from qtutor.formats.bitsandbytes import FOUR
 from qtutor.formats.gptq import FIRST
 
-TOLERANCE = 2.0**-9  # of the largest weight: libraries decode to float16
+TOLERANCE = 2.0**-9  # as a share of the largest weight: libraries decode to float16
 
 
 class Decoded:
-    """Compares layer by layer. A library that cannot be used says nothing: that it refuses is the engines' affair."""
+    """Compares layer by layer. A library that fails gives no finding: refusals are a matter of the engines' check."""
 
     def __init__(self, patient: Patient):
         self.patient, self.differing = patient, []
@@ -44,7 +44,7 @@ class Decoded:
 
 
 def decoders() -> dict[str, Callable[[Layer], torch.Tensor | None]]:
-    """By format, what the library makes of a layer, ``[out, in]``; ``None`` for a kind that is not asked."""
+    """By format, the function of its library that decodes a layer to ``[out, in]``, or to ``None`` if it cannot."""
     return {
         "compressed-tensors": _compressed_tensors,
         "gptq": _gptq,
@@ -80,7 +80,7 @@ def _gptq(layer: Layer) -> torch.Tensor:
     if layout.kind == FIRST:
         model = importlib.import_module("gptqmodel.utils.model")
         model.convert_gptq_v1_to_v2_format_module(of_its_own, bits=grid.bits, pack_dtype=torch.int32)
-    of_its_own.optimized = True  # else it is compiled first, seconds a layer
+    of_its_own.optimized = True  # otherwise it is compiled first, which takes seconds for each layer
     of_its_own.post_init()
     return of_its_own.dequantize_weight().T
 

@@ -1,9 +1,10 @@
-"""Codes in the wrong order: AWQ's nibbles read plainly or the reverse, nibbles or words turned round.
+"""Codes in the wrong order: AWQ's nibbles read in the plain order or the reverse, nibbles or words turned round.
 
-A format that packs outputs (AWQ, ModelOpt) mixes rows up, and then scales belong to other rows. In a row the range of a
-group is wide where its scale is large, and codes are spread over the range whatever it is: so the spread of the codes
-times the scale is nearly the same in all groups of a row, and far from it where codes are another row's. Formats that
-pack inputs (GPTQ, compressed-tensors, bitsandbytes) mix columns up inside of a group, which only FLOAT shows.
+A format that packs outputs (AWQ, ModelOpt) mixes up rows if it is read in a wrong order, and then scales belong to
+other rows. In a row, the range of a group is wide if its scale is large, and the codes are spread over the whole range,
+wide or not. So the spread of the codes times the scale is nearly the same in all groups of a row. If the codes belong
+to another row, it is far from the same. Formats that pack inputs (GPTQ, compressed-tensors, bitsandbytes) mix up
+columns inside of a group, which shows only with FLOAT, the float checkpoint.
 """
 
 from collections.abc import Iterator
@@ -22,13 +23,13 @@ ORDERS = {
     "the nibbles of each word are turned round": (7, 6, 5, 4, 3, 2, 1, 0),
 }
 PACKED_ROWS = ("awq", "modelopt")
-SUSPECT, BETTER = 0.4, 0.6  # distances from FLOAT; and what of it the right order leaves
-STEADIER = 0.8  # of the variance in rows, by the right order
+SUSPECT, BETTER = 0.4, 0.6  # distance from FLOAT that is suspicious; the right order leaves less than this share of it
+STEADIER = 0.8  # the right order leaves less than this share of the variance in rows
 SHARE = 0.8
 
 
 class Orders:
-    """Votes of all layers of 4 bits: the order that fits better than the file's, "" where that is right."""
+    """Votes of all layers of 4 bits: the order that fits better than the file's, "" if the file's order is right."""
 
     def __init__(self, patient: Patient):
         self.patient, self.votes = patient, {}
@@ -62,13 +63,13 @@ class Orders:
 
 
 def _orders(count: int) -> dict[str, torch.Tensor]:
-    """Of each order, the place that every one of ``count`` rows or columns is to be taken from."""
+    """By order, the place from which each of ``count`` rows or columns is to be taken."""
     eights = torch.arange(count).reshape(-1, 8)
     return {text: eights[:, list(order)].flatten() for text, order in ORDERS.items()}
 
 
 def _compared(quantized: QuantizedTensor, exact: torch.Tensor, rows: bool, before: float) -> str:
-    """The order that brings weights near FLOAT's, if the file's is far from them."""
+    """The order that brings the weights near FLOAT's, if the file's order leaves them far away; else ""."""
     if before < SUSPECT or quantized.grid.bits != 4 or quantized.shape[1 - rows] % 8:
         return ""
     errors = {}
@@ -82,7 +83,7 @@ def _compared(quantized: QuantizedTensor, exact: torch.Tensor, rows: bool, befor
 
 
 def _by_spread(quantized: QuantizedTensor) -> str:
-    """The order by which rows are steadier than by the file's."""
+    """The order in which the spreads of a row vary less than in the file's order; "" if there is none."""
     if quantized.grid.bits != 4 or quantized.shape[0] % 8:
         return ""
     spread = quantized.codes.reshape(*quantized.scales.shape, -1).float().std(-1)  # [out, groups]

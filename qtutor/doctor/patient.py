@@ -1,7 +1,7 @@
-"""A checkpoint that may be ill: opened as far as it can be, its layers decoded one by one, without refusing.
+"""A checkpoint that may be ill: opened as far as possible, its layers decoded one by one, without refusing.
 
-Our readers stop at the first fault, as they should. Here what they say is kept (:attr:`Patient.problem`,
-:attr:`Layer.problem`), and whatever else can be read is.
+Our readers stop at the first fault, as they should. Here their message is kept (:attr:`Patient.problem`,
+:attr:`Layer.problem`), and everything else that can be read is read.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,10 @@ from qtutor.runtime.linear import QuantLinear
 
 @dataclass(frozen=True)
 class Layer:
-    """One packed layer. tensors: as stored, by what comes after its name. quantized: what they mean, ``None`` where
-    nobody knows, and then ``problem`` says why. exact: FLOAT's weights, float32 ``[out, in]``.
+    """One packed layer. tensors: as stored, by the part of the name after the layer's.
+
+    quantized: the decoded matrix; ``None`` if it cannot be decoded, and then ``problem`` says why. exact: FLOAT's
+    weights, float32 ``[out, in]``.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Layer:
 
 @dataclass
 class Patient:
-    """What is known of a checkpoint. form: its format's name. files: of each tensor the file and how it is stored."""
+    """All that is known of a checkpoint. form: its format's name. files: by tensor, its file and how it is stored."""
 
     name: str
     folder: Path
@@ -53,12 +55,12 @@ class Patient:
     foreign: foreign_reading.Opened | None = None
     problem: str = ""
     device: str | None = None
-    group_sizes: dict[str, int] = field(default_factory=dict)  # of layers that were read; bitsandbytes has them there
-    float_weights: object = None  # FLOAT's, see qtutor.calibration.mapped.Weights
+    group_sizes: dict[str, int] = field(default_factory=dict)  # of layers that were read; bitsandbytes stores it there
+    float_weights: object = None  # a qtutor.calibration.mapped.Weights
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, object]:
-        """``(model, tokenizer)``, as :func:`qtutor.load` makes them; raises as it does."""
+        """``(model, tokenizer)``, as :func:`qtutor.load` returns them; raises the same errors."""
         from qtutor.loading import load
 
         return load(self.name, device=self.device)
@@ -71,14 +73,14 @@ class Patient:
         return 0 if self.problem else len(self.quant_layers())
 
     def quant_layers(self) -> dict[str, QuantLinear]:
-        """The packed layers of the loaded model; for the engines, of shapes alone where it cannot be loaded."""
+        """The packed layers of the loaded model, or layers of shapes alone, which are enough for the engines' check."""
         if self.foreign is not None:
             return {name: _of_shapes(self, name) for name in self.foreign.layouts}
         model = self.loaded[0]
         return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
 
     def layers(self) -> Iterator[Layer]:
-        """Every packed layer, read once."""
+        """Every packed layer; each is read once."""
         if self.foreign is not None:
             for name in self.foreign.layouts:
                 layer = self._foreign_layer(name)
@@ -92,7 +94,7 @@ class Patient:
                 yield Layer(name, None, {"scales": quantized.scales}, quantized, exact=exact)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Rows and columns of what FLOAT has to have as well: packed layers, or all matrices of a model that loads."""
+        """Rows and columns that FLOAT has to have too: of packed layers, or of all matrices of a model that loads."""
         if self.foreign is not None:
             found = self.foreign.model
             return {name: tuple(found.get_submodule(name).weight.shape) for name in self.foreign.layouts}
@@ -102,7 +104,7 @@ class Patient:
         return {name.removesuffix(".weight"): shape for name, shape in found if len(shape) == 2}
 
     def floats(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Matrices that are not packed and that FLOAT has, too: name, weights and FLOAT's, float32 ``[out, in]``."""
+        """Float matrices that FLOAT has too: name, weights, FLOAT's weights, float32 ``[out, in]``."""
         if self.float_weights is None or self.problem:
             return
         theirs = self.float_weights.model.state_dict()
@@ -120,12 +122,12 @@ class Patient:
                 yield layer, tensor.float().cpu(), self.exact(layer)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor as it is stored, whatever numbers it holds."""
+        """A tensor as it is stored; its numbers are not checked."""
         with safe_open(self.files[name][0], "pt") as file:
             return file.get_tensor(name)
 
     def exact(self, name: str) -> torch.Tensor | None:
-        """FLOAT's weights of a layer."""
+        """FLOAT's weights of a layer, ``None`` without FLOAT."""
         return None if self.float_weights is None else self.float_weights.tensor(f"{name}.weight").float().cpu()
 
     def _foreign_layer(self, name: str) -> Layer:
@@ -147,12 +149,12 @@ class Patient:
 
 
 def _for_scaled_inputs(exact: torch.Tensor | None, layer: Layer, kind: str) -> torch.Tensor | None:
-    """FLOAT's weights, for inputs that the layer multiplies first."""
+    """FLOAT's weights, divided by the numbers by which the layer multiplies its inputs, if it does."""
     return exact / layer.tensors[kind].float() if exact is not None and kind in layer.tensors else exact
 
 
 def opened(source: str | Path, against: str | Path | None, device: str | None) -> Patient:
-    """The checkpoint ``source``. Raises :class:`QtutorError` where there is none, or FLOAT cannot be its model."""
+    """The checkpoint ``source``. Raises :class:`QtutorError` if there is none, or if FLOAT cannot be its model."""
     folder = Path(source)
     with reading(source):
         if source != "embedded" and not folder.exists():
@@ -173,7 +175,7 @@ def opened(source: str | Path, against: str | Path | None, device: str | None) -
 
 
 def _open_foreign(patient: Patient) -> None:
-    """Settings, headers and layouts, as far as the reader gets; what it says where it stops."""
+    """Read settings, headers and layouts until the reader stops; then keep its message."""
     folder = patient.folder
     try:
         config = file_in(folder, checkpoint.CONFIG)
@@ -199,7 +201,7 @@ def _of_shapes(patient: Patient, name: str) -> QuantLinear:
 
 
 def _compare(patient: Patient, against: str | Path, device: str | None) -> None:
-    """Take FLOAT's weights, if they are of a decoder of the same shapes."""
+    """Keep FLOAT's weights, if they belong to a decoder of the same shapes."""
     from qtutor.formats.streamed import opened as streamed
 
     weights = streamed(str(against), device)[0]

@@ -1,11 +1,12 @@
 """Weights in wrong places: a layer that is the negative of FLOAT's, has its rows or columns moved, or is another layer.
-Or of another size: scales that were taken for something else.
+Also weights of a wrong size: scales that were mistaken for something else.
 
-Only FLOAT tells, and of rounding it needs no exact account: rounded weights point where the float ones do, also with 2
-bits. So this is a question of cosines. Methods move positive factors between a layer and what is before it (AWQ,
-SmoothQuant); each column and then each row of both is brought to the size 1 first, and after that factors are gone.
-Where a weight was rounded to 0, FLOAT's is left out: a grid that is too coarse is no wrong place.
-Floats that are not packed (embeddings, layers left alone, all of a GGUF file) are compared in the same way.
+These faults show only with FLOAT, the float checkpoint. The rounding need not be followed exactly: rounded weights
+point in the direction of the float ones, even with 2 bits. So cosines decide. Methods like AWQ and SmoothQuant move
+positive factors between a layer and what is before it. So each column and then each row of both matrices is first
+brought to the size 1, which removes such factors. If a weight was rounded to 0, FLOAT's weight is left out: a grid that
+is too coarse is no wrong place. Floats that are not packed (embeddings, layers left alone, all of a GGUF file) are
+compared in the same way.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,16 +16,16 @@ import torch
 from qtutor.doctor.finding import Finding
 from qtutor.doctor.patient import Layer, Patient
 
-LIKE = 0.5  # a cosine of matrices or rows that belong together; with 2 bits GPTQ leaves 0.7
-AWAY, TURNED = 0.2, -0.1  # a row's cosine that rounding seldom leaves, and one that it never leaves
-TRIED = 128  # rows for which the one that fits is looked for
-TIMES = 30.0  # how large factors that methods move between layers do not become, of a whole matrix
-SHARE = 0.8  # of all layers: more that are not like FLOAT's are another model
-SAID_BY = ("zero points", "order")  # findings of all layers, with which weights are not like FLOAT's
+LIKE = 0.5  # cosine of matrices or rows that belong together is higher; with 2 bits GPTQ leaves 0.7
+AWAY, TURNED = 0.2, -0.1  # cosine of a row below which rounding seldom leads, and one below which it never leads
+TRIED = 128  # rows for which the fitting row is searched
+TIMES = 30.0  # factors that methods move between layers do not change the size of a whole matrix by so much
+SHARE = 0.8  # of all layers: if more than these are unlike FLOAT's, it is another model
+SAID_BY = ("zero points", "order")  # findings on all layers that explain why weights are unlike FLOAT's
 
 
 class Places:
-    """What each layer is in FLOAT's terms: "" where it is the layer of its name."""
+    """What each layer is in FLOAT's terms: "" if it is the layer of its name."""
 
     def __init__(self, patient: Patient):
         self.patient, self.said = patient, {}
@@ -64,13 +65,13 @@ UNLIKE = "its weights are not at all like FLOAT's"
 
 
 def _described(name: str, weights: torch.Tensor, exact: torch.Tensor, others: Callable) -> str:
-    """What ``weights`` are, as a sentence goes on behind the layer's name; "" for FLOAT's. Both float32 ``[out, in]``.
+    """The rest of a sentence that says what ``weights`` are; "" if they are FLOAT's. Both are float32 ``[out, in]``.
 
     others(name, shape): names and values of FLOAT's other matrices.
     """
     rows = _cosines(weights, exact)
     if not len(rows):
-        return ""  # all of it vanished, which its scales tell
+        return ""  # all of it vanished, which the check of its scales reports
     mean, turned = rows.mean().item(), int((rows < TURNED).sum())
     if mean > LIKE and not (rows < AWAY).any():
         times = (weights.norm() / exact.norm()).item()
@@ -94,13 +95,13 @@ def _alike(weights: torch.Tensor, exact: torch.Tensor) -> bool:
 
 
 def _cosines(weights: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Of each row that is not all zero, the cosine of what is left of it and FLOAT's weights in the same places."""
+    """For each row that is not all zero, the cosine between its nonzero weights and FLOAT's in the same places."""
     kept = weights != 0
     return (_even(weights) * _even(exact * kept)).sum(1)[kept.any(1)]
 
 
 def _moved(what: str, weights: torch.Tensor, exact: torch.Tensor) -> str:
-    """Whether rows that are not FLOAT's are others of FLOAT's, or the negative of their own; "" if they are not."""
+    """Whether rows unlike FLOAT's are other rows of FLOAT's, or the negative of their own; "" if they are not."""
     ours, theirs = _even(weights), _even(exact)
     away = (((ours * theirs).sum(1) < AWAY) & (weights != 0).any(1)).nonzero().flatten()
     if not len(away):
@@ -118,7 +119,7 @@ def _moved(what: str, weights: torch.Tensor, exact: torch.Tensor) -> str:
 
 
 def _even(matrix: torch.Tensor) -> torch.Tensor:
-    """Each column, then each row, brought to the length 1; what is zero stays so."""
+    """Bring each column, then each row, to the length 1; zero columns and rows stay zero."""
     for dim in (0, 1):
         matrix = matrix / matrix.norm(dim=dim, keepdim=True).clamp(min=1e-30)
     return matrix

@@ -1,4 +1,4 @@
-"""One forward pass: are the logits numbers, is the text less of a surprise than by guessing, and how does it go on."""
+"""One forward pass: are the logits numbers, does the model predict text better than guessing, how does it go on."""
 
 import math
 from collections.abc import Iterator
@@ -14,13 +14,14 @@ from qtutor.measure.texts import text_of
 
 WINDOW, WINDOWS = 128, 4
 PROMPT, WRITTEN = 12, 24  # tokens
-WORSE = 1.1  # times the number of tokens: a model of random weights guesses evenly, and may be a little beyond
+WORSE = 1.1  # times the perplexity of guessing: a model of random weights guesses evenly, and may be a little worse
 
 
 @dataclass(frozen=True)
 class Run:
-    """perplexity: on a text of ours. vocabulary: what guessing has. before, after: a beginning and how it goes
-    on, greedily.
+    """perplexity: on a text of ours. vocabulary: the perplexity of guessing.
+
+    before, after: a beginning, and its greedy continuation.
     """
 
     perplexity: float | None
@@ -39,9 +40,9 @@ class Run:
 
 
 def run(patient: Patient, explained: bool) -> Run:
-    """Load the model, and let it read and write. explained: there are findings already.
+    """Load the model, and let it read and write. explained: whether there are findings already.
 
-    Raises :class:`QtutorError` where it cannot be loaded.
+    Raises :class:`QtutorError` if the model cannot be loaded.
     """
     model, tokenizer = patient.loaded
     window = min(WINDOW, model.config.max_position_embeddings)

@@ -6,8 +6,8 @@ from qtutor.core.float_grid import FloatGrid
 from qtutor.core.grid import IntGrid
 from qtutor.doctor.patient import Layer
 
-LARGEST, SMALLEST = 65504.0, 2.0**-25  # of float16; what is below half its least step becomes 0
-MANY = 32  # scales that by chance are not all below 0, where each may be
+LARGEST, SMALLEST = 65504.0, 2.0**-25  # of float16; a number below half its smallest step becomes 0
+MANY = 32  # so many scales are not all below 0 by chance, even if each of them may be
 
 
 def not_finite(layer: Layer) -> str | None:
@@ -39,11 +39,11 @@ def too_large(layer: Layer) -> str | None:
 
 
 def vanished(layer: Layer) -> str | None:
-    """Scales of 0 where codes say that there were weights."""
+    """Scales of 0 although the codes say that there were weights."""
     if layer.quantized is None:
         return None
     scales, grid = layer.quantized.scales.float(), layer.quantized.grid
-    # Engines keep the scales of FP8 in float32: they are the weights' size over 448.
+    # Engines keep the scales of FP8, which are the weights' size over 448, in float32.
     small = scales == 0 if isinstance(grid, FloatGrid) else scales.abs() < SMALLEST
     if not small.any() or not torch.isfinite(scales).all():
         return None
@@ -61,7 +61,7 @@ def vanished(layer: Layer) -> str | None:
 
 
 def negative(layer: Layer) -> str | None:
-    """Nothing but scales below 0: each weight has the wrong sign. Some are so in good files (llama.cpp's Q4_0, MLX)."""
+    """Nothing but scales below 0: each weight has the wrong sign. Good files have some (llama.cpp's Q4_0, MLX)."""
     if layer.quantized is None or layer.quantized.scales.numel() < MANY or not (layer.quantized.scales < 0).all():
         return None
     return (
@@ -71,6 +71,6 @@ def negative(layer: Layer) -> str | None:
 
 
 def _scales(layer: Layer):
-    """The floats among the tensors; those of 8 bits are weights, which the reader looks at."""
+    """The float tensors of more than 8 bits; those of 8 bits are weights, which the reader checks."""
     floats = [(kind, tensor) for kind, tensor in layer.tensors.items() if tensor.is_floating_point()]
     return [(kind, tensor) for kind, tensor in floats if tensor.dtype.itemsize > 1]

@@ -1,11 +1,12 @@
 """Zero points that are off by one: version 1 of GPTQ read as version 2, or the reverse.
 
-Every weight is then one step too large, or too small, which talks garbage. A symmetric file tells it exactly: its zero
-points are all one beside the middle. With FLOAT the rounding errors tell it: they are about half of what they were with
-another zero point. Without, statistics do: weights of a decoder lie around 0, so codes less their zero points have a
-mean of 0 in nearly all groups, and with a wrong zero point of exactly 1 or -1, in every layer. Of 8 bits many layers
-cannot tell, since a step is a small part of the weights' width, and the others have to agree. A few layers that are off
-while the others are not, only FLOAT tells.
+Every weight is then one step too large, or too small, and the model talks garbage. A symmetric file shows this exactly:
+its zero points are all one beside the middle. With FLOAT, the float checkpoint, the rounding errors show it: with the
+right zero point they are about half of those with the wrong one. Without FLOAT, statistics show it: the weights of a
+decoder are around 0, so codes minus their zero points have a mean of 0 in nearly all groups. With a wrong zero point,
+the mean is exactly 1 or -1, in every layer. With 8 bits, many layers cannot show it, since a step is a small part of
+the weights' width; then the other layers have to agree. If a few layers are off while the others are not, only FLOAT
+shows it.
 """
 
 from collections.abc import Iterator
@@ -19,14 +20,14 @@ from qtutor.doctor.fitting import distance
 from qtutor.doctor.patient import Layer, Patient
 from qtutor.formats.gptq import FIRST, SECOND
 
-STORED = {"gptq": "qzeros", "awq": "qzeros", "mlx": "biases"}  # as what zero points are stored
+STORED = {"gptq": "qzeros", "awq": "qzeros", "mlx": "biases"}  # the tensor in which zero points are stored
 NEAR, SURE = 0.3, 0.12  # how far a mean may be from a whole step; its largest standard error
-SHARE, ENOUGH = 0.8, 0.3  # of the layers that know have to agree; so many of all have to know
+SHARE, ENOUGH = 0.8, 0.3  # of the layers with a vote have to agree; this share of all layers has to have one
 BETTER = 0.85  # of the error, with another zero point
 
 
 class ZeroPoints:
-    """Votes of all layers: by how many steps their zero points are off, ``None`` where nobody can say."""
+    """Votes of all layers: by how many steps their zero points are off, ``None`` if that cannot be said."""
 
     def __init__(self, patient: Patient):
         self.patient, self.votes, self.compared = patient, {}, set()
@@ -71,7 +72,7 @@ class ZeroPoints:
 
 
 def _by_middle(layer: Layer) -> int | None:
-    """Of a symmetric file whose zero points were read as they are stored: how far from the middle they are."""
+    """How far the zero points of a symmetric file, read as stored, are from the middle; ``None`` if they differ."""
     if layer.layout is None or not layer.layout.grid.symmetric or layer.quantized.zeros is None:
         return None
     off = layer.layout.grid.middle - layer.quantized.zeros.int()
@@ -79,7 +80,7 @@ def _by_middle(layer: Layer) -> int | None:
 
 
 def _by_statistics(quantized: QuantizedTensor) -> int | None:
-    """1 or -1 where codes less zero points have that mean, 0 where they have another, ``None`` where it is not sure."""
+    """1 or -1 if codes minus zero points have that mean, 0 if they have another, ``None`` if the mean is not sure."""
     shape, zeros = quantized.scales.shape, quantized.zeros
     middle = quantized.grid.middle if zeros is None else zeros.float()
     means = quantized.codes.reshape(*shape, -1).float().mean(-1) - middle  # [out, groups]
@@ -91,7 +92,7 @@ def _by_statistics(quantized: QuantizedTensor) -> int | None:
 
 
 def _compared(quantized: QuantizedTensor, exact: torch.Tensor) -> int | None:
-    """Which zero points give the weights that were rounded."""
+    """By how many steps the zero points are off, judged by which ones give weights nearest to FLOAT's."""
     weights = quantized.dequantize()
     step = quantized.scales.float().repeat_interleave(weights.shape[1] // quantized.scales.shape[1], 1)
     errors = {off: distance(weights - off * step, exact) for off in (0, 1, -1)}

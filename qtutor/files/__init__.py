@@ -41,7 +41,7 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_written_beside(path: str | Path) -> Iterator[Path]:
-    """:func:`written_beside` for a folder with all its files. The old folder is removed after the exchange."""
+    """Like :func:`written_beside`, for a folder with all its files. The old folder is removed after the exchange."""
     path = Path(path)
     with stage(path) as folder:
         new = folder / "new"
@@ -52,9 +52,9 @@ def folder_written_beside(path: str | Path) -> Iterator[Path]:
 
 
 def put_folder(new: Path, path: Path, mode: int, old: Path) -> None:
-    """The folder ``new`` takes the place of ``path`` once all of it is on disk, readable as ``mode`` has it.
+    """Put the folder ``new`` in the place of ``path`` once all of it is on disk. mode: its permissions from then on.
 
-    Afterwards a folder that was at ``path`` is at ``new``, or at ``old`` where the system cannot exchange two names.
+    Afterwards, a folder that was at ``path`` is at ``new``, or at ``old`` if the system cannot exchange two names.
     """
     for found in new.rglob("*"):
         if not found.is_dir():
@@ -113,7 +113,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def kind_of(path: str | Path) -> str:
-    """What lies at ``path``, in words: "a file", "a folder", "a pipe" ... It opens nothing, so it never waits."""
+    """What is at ``path``, in words: "a file", "a folder", "a pipe" ... It opens nothing, so it never waits."""
     kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISCHR: "a device",
              stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}  # fmt: skip
     try:

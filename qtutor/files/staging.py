@@ -28,13 +28,13 @@ except ImportError:  # Windows: without locks nothing shows which stages are lef
     fcntl = None
 
 SUFFIX = ".qtutor-partial"
-UNFINISHED = ".qtutor-unfinished"  # of the folder of a long run, which stays: see .unfinished
+UNFINISHED = ".qtutor-unfinished"  # suffix of the folder of a long run, which is kept: see .unfinished
 LONGEST_MARK = 100  # bytes of the longest name that a stage repeats; eCryptfs allows the shortest names, of 143 bytes
 
 
 @contextlib.contextmanager
 def stage(path: Path) -> Iterator[Path]:
-    """A hidden folder beside ``path``, with a lock. It is removed at the end, and left-overs of killed runs before."""
+    """A hidden folder beside ``path``, with a lock; removed at the end. Left-overs of killed runs are removed first."""
     remove_leftovers(path)
     made: list[Path] = []  # gets a name before the folder is made, because an interrupt may come at any moment
     with contextlib.ExitStack() as held:
@@ -71,7 +71,7 @@ def remove_leftovers(path: str | Path) -> None:
 
 
 def mark_of(path: Path) -> str:
-    """The part of a stage's name that stands for its target: the target's name, or a digest of it if it is long."""
+    """The part of a stage's name that names its target: the target's name, or a digest of it if it is long."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= LONGEST_MARK else hashlib.sha256(name).hexdigest()[:32]
 

@@ -18,11 +18,11 @@ class Stopped(KeyboardInterrupt):
 def signals_raise() -> Iterator[list[Stopped]]:
     """SIGINT (Ctrl-C), SIGTERM (kill, timeout, a shutdown) and SIGHUP (closed terminal) raise :class:`Stopped` inside.
 
-    The block gets a list of the requests so far. It is needed because a library may catch a request (an import inside
-    of transformers does) and raise an error of its own later: whoever sees that error looks into the list.
+    The block gets a list of the requests so far. The list is needed because a library may catch a request (an import
+    inside of transformers does) and raise an error of its own later. A caller that sees that error looks into the list.
 
-    A signal that is ignored (nohup) or has a handler of somebody else does not change. Only the main thread can set
-    handlers; in other threads this does nothing.
+    A signal that is ignored (nohup), or that has another handler already, does not change. Only the main thread can set
+    handlers; in other threads this function does nothing.
     """
     asked = []
     names = ["SIGINT", "SIGTERM", "SIGHUP"] if threading.current_thread() is threading.main_thread() else []
@@ -43,7 +43,7 @@ def signals_raise() -> Iterator[list[Stopped]]:
 
 
 def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """The interrupt in whose wake ``error`` was raised, or ``None``."""
+    """The interrupt that led to ``error``, or ``None``."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error

@@ -3,12 +3,12 @@
     path = checked("out", folder=True, sources=["path/to/llama"], need=5_000_000_000)
 
 - OUT is neither SRC nor inside SRC, even through links.
-- What lies at OUT is of the kind that will be written (a folder or a file), and can be replaced: it is not a mount
+- The object at OUT is of the kind that will be written (a folder or a file), and can be replaced: it is not a mount
   point, not the current folder, and not write-protected.
-- Its name is not too long, and the folder that holds it can be written to; this is tried out.
-- The disk has room for what will be written, as far as that is known (:func:`least_bytes`).
+- The name of OUT is not too long, and the folder that holds OUT can be written to; this is tried out.
+- The disk has room for the new files, as far as their size is known (:func:`least_bytes`).
 
-Only a format knows whether what lies there is ours to replace (``target`` of its module in :mod:`qtutor.formats`).
+Only a format knows whether the object at OUT is ours to replace (``target`` of its module in :mod:`qtutor.formats`).
 """
 
 import math
@@ -30,12 +30,12 @@ def checked(out: str | Path, folder: bool, sources: Iterable[str | Path] = (), n
 
     folder: whether a folder or a file will be written. sources: what will be read; sources that do not exist here (hub
     ids) are ignored. need: the least number of bytes that will be written. Raises :class:`QtutorError`, which says what
-    is in the way.
+    the obstacle is.
     """
     try:
         path = Path(os.path.realpath(out))
         str(path).encode()  # the Rust libraries need names in UTF-8
-    except (OSError, ValueError) as error:  # the current folder is gone; a zero byte in the name; not UTF-8
+    except (OSError, ValueError) as error:  # the current folder was removed; a zero byte in the name; not UTF-8
         raise QtutorError(f"{str(out)!r} is not a usable name ({error}): choose another name.") from None
     for source in sources:
         _apart(path, source)
@@ -61,7 +61,7 @@ def least_bytes(tensors: Iterable[tuple[str, Shape, int]], bits: float, everywhe
     """The least number of bytes of a model whose matrices get ``bits`` for each weight.
 
     tensors: name, shape, bytes. Matrices outside the decoder blocks keep their bytes, unless ``everywhere``. Scales are
-    not counted, so that nobody is refused who has just enough room.
+    not counted, so that a user with just enough room is not refused.
     """
     total = 0
     for name, shape, nbytes in tensors:
@@ -86,7 +86,7 @@ def tensors_in(source: str | Path) -> Iterator[tuple[str, Shape, int]]:
 
 
 def _apart(path: Path, source: str | Path) -> None:
-    """Refuse a target that is the source, or lies inside it."""
+    """Refuse a target that is the source, or is inside it."""
     if not os.path.exists(source):
         return
     for at in (path, *path.parents):
@@ -134,7 +134,7 @@ def _replaceable(path: Path, folder: bool) -> None:
 
 
 def _around_us(path: Path) -> bool:
-    """Whether it is the current folder or one above. A shell in it would be left in a folder that is removed."""
+    """Whether ``path`` is the current folder or one above it. A shell in it would be left in a removed folder."""
     try:
         here = Path.cwd()
     except OSError:  # removed already

@@ -1,14 +1,14 @@
-"""The hidden folder of a long run: what is finished is kept there, so that the same run can go on after a kill.
+"""The hidden folder of a long run: finished work is kept there, so that the same run can go on after a kill.
 
     .out.qtutor-unfinished/    lock        held by the run that writes, as long as it lives
-                               work.json   what the run makes, of what: another run must not go on with it
+                               work.json   what the run computes, and from what: another run must not go on with it
                                done.jsonl  a line for every piece of work that is finished and on disk
-                               new         the folder to come; after the step, the old folder to be removed
-                               old         the old folder, only where the system cannot exchange two names in one step
-                               ...         whatever else the run wants to find again
+                               new         the folder to come; after the exchange, the old folder to be removed
+                               old         the old folder, only if the system cannot exchange two names in one step
+                               ...         everything else that the run needs when it goes on
 
-Unlike a :func:`~.staging.stage` it stays when the run is interrupted or fails, once a piece is finished. It goes when
-the new folder has taken its place, and when another run begins for the same target.
+Unlike a :func:`~.staging.stage`, the folder stays when the run is interrupted or fails, once a piece is finished. It is
+removed when the new folder has taken its place, and when another run begins for the same target.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ WORK, DONE = "work.json", "done.jsonl"
 class Unfinished:
     """The folder of a run. new: the folder to come. done: the pieces that an earlier run finished, as they were noted.
 
-    differs: why the work of an earlier run cannot be gone on with, the keys of ``work`` that were others; empty if it
-    can, or if there was none.
+    differs: why the work of an earlier run cannot be continued, as the keys of ``work`` that differed; empty if it can,
+    or if there was none.
     """
 
     def __init__(self, folder: Path, work: dict):
@@ -45,7 +45,7 @@ class Unfinished:
         self.done = _lines(folder / DONE)
 
     def note(self, piece: dict) -> None:
-        """One more piece is finished; the files in which it lies have to be on disk already."""
+        """Note that one more piece is finished; its files have to be on disk already."""
         self.done.append(piece)
         with open(self.folder / DONE, "a", encoding="utf-8") as file:
             file.write(json.dumps(piece) + "\n")
@@ -60,11 +60,11 @@ class Unfinished:
 
 @contextlib.contextmanager
 def unfinished(path: Path, work: dict) -> Iterator[Unfinished]:
-    """The folder of a run that makes the folder ``path``; ``new`` takes that place when the block ends.
+    """The folder of a run that writes the folder ``path``; ``new`` replaces ``path`` when the block ends.
 
-    work: what JSON can hold, telling what is made. Only a run with an equal one goes on with what is there. Where the
-    block raises, or is interrupted, the old ``path`` stays as it was, and so does what is finished. Raises
-    :class:`QtutorError` while another run for the same ``path`` is alive.
+    work: a description, in types that JSON can hold, of what is computed. Only a run with an equal one continues
+    earlier work. If the block raises, or is interrupted, the old ``path`` stays as it was, and finished work is kept.
+    Raises :class:`QtutorError` while another run for the same ``path`` is alive.
     """
     folder, made, new = folder_of(path), [], None
     with contextlib.ExitStack() as held:
@@ -85,29 +85,29 @@ def unfinished(path: Path, work: dict) -> Iterator[Unfinished]:
 
 
 def folder_of(path: Path) -> Path:
-    """Where a run for ``path`` keeps what is finished."""
+    """The folder in which a run for ``path`` keeps its finished work."""
     return path.parent / f".{mark_of(path)}{UNFINISHED}"
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes that the files in ``folder`` take on the disk now; 0 where there is none."""
+    """Bytes that the files in ``folder`` take on the disk now; 0 if there is no such folder."""
     files = [path.lstat() for path in folder.rglob("*")] if folder.is_dir() and not folder.is_symlink() else []
     return sum(512 * found.st_blocks if hasattr(found, "st_blocks") else found.st_size for found in files)
 
 
 def bytes_kept(path: str | Path) -> int:
-    """Bytes of the folder to come that an unfinished run for ``path`` has written."""
-    with contextlib.suppress(OSError, ValueError):  # a name that is none is refused elsewhere
+    """Bytes that an unfinished run for ``path`` has written of the folder to come."""
+    with contextlib.suppress(OSError, ValueError):  # an invalid name is refused elsewhere
         return bytes_in(folder_of(Path(os.path.realpath(path))) / "new")
     return 0
 
 
 def _taken(folder: Path, path: Path, made: list) -> contextlib.AbstractContextManager:
-    """The lock on ``folder``, which is made, and noted in ``made``, where there is none."""
+    """The lock on ``folder``. If there is no such folder, it is created, and added to ``made``."""
     for _ in range(100):
         with contextlib.suppress(FileExistsError):
             if not os.path.lexists(folder):
-                made.append(folder)  # noted first: an interrupt may come at any moment
+                made.append(folder)  # added first: an interrupt may come at any moment
                 folder.mkdir(mode=0o700)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
@@ -131,7 +131,7 @@ def _taken(folder: Path, path: Path, made: list) -> contextlib.AbstractContextMa
 
 
 def _put_back(folder: Path, path: Path) -> None:
-    """A run that was killed between its two last steps has moved the old folder away, and put no new one there."""
+    """Move the old folder back if a run was killed between its last two steps, before the new one took its place."""
     old = folder / "old"
     if old.is_dir() and (folder / "new").is_dir():
         if os.path.lexists(path):
@@ -143,7 +143,7 @@ def _put_back(folder: Path, path: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove ``folder``; its work.json first, so that nobody goes on with the rest after a kill."""
+    """Remove ``folder``; its work.json first, so that no run continues with the rest after a kill."""
     try:
         (folder / WORK).unlink(missing_ok=True)
         remove_tree(folder)
@@ -180,7 +180,7 @@ def _read(path: Path) -> dict | None:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The objects in a file of lines; the last one may be cut off."""
+    """The objects in a file of lines; the last line may be cut off."""
     found = []
     with contextlib.suppress(OSError, ValueError, RecursionError):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):

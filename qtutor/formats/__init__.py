@@ -1,6 +1,7 @@
-"""Checkpoint formats, a module each, with ``save``, ``target`` and ``load``: ours (:mod:`.native`) and those of others.
+"""Checkpoint formats, one module each, with ``save``, ``target`` and ``load``: our own (:mod:`.native`) and others.
 
-The package is not called ``export``, as the function is: the import of a submodule would hide ``qtutor.export``.
+The package is not called ``export``, since the import of a submodule with that name would hide the function
+``qtutor.export``.
 """
 
 from __future__ import annotations  # nn.Module below: headers are read without waiting for torch
@@ -22,7 +23,7 @@ FOREIGN = {
     "bitsandbytes": "bitsandbytes",
     "modelopt": "modelopt",
     "mlx": "mlx",
-}  # formats of other tools, by what quant_method is called in a config.json -> module
+}  # formats of other tools: quant_method in a config.json -> module
 FORMATS = {"qtutor": "native", "gguf": "gguf", **FOREIGN}  # name -> module
 ENGINES = ("vllm", "vllm-cpu", "sglang", "tensorrt-llm", "transformers", "mlx", "llama.cpp")  # see .targets
 
@@ -30,23 +31,25 @@ ENGINES = ("vllm", "vllm-cpu", "sglang", "tensorrt-llm", "transformers", "mlx", 
 def export(
     model: nn.Module, out: str | Path, format: str | None = None, tokenizer=None, target: str | None = None, **options
 ) -> Path:
-    """Write ``model`` to ``out`` in a checkpoint format, and return what was written. What was there before stays until
-    the new one is whole.
+    """Write ``model`` to ``out`` in a checkpoint format, and return the path that was written.
+
+    Anything that was there before stays until the new checkpoint is whole.
 
     "qtutor": the packed tensors of a quantized model, as a folder, with the tokenizer's files if there is one
     (:func:`qtutor.formats.native.save`).
     "gguf": llama.cpp's file, ``out`` if it ends in .gguf, else ``model.gguf`` in the folder ``out``; encodes from float
     weights (:func:`qtutor.formats.gguf.save`, with its options ``type``, ``importance``, ``pure`` and ``overwrite``).
-    "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt", "mlx": the packed layers of a quantized model as
-    vLLM, SGLang, TensorRT-LLM, transformers or MLX read them, in a whole folder; each holds certain grids (its module
-    says which).
-    options: those of the format's ``save``; ``None`` stands for what it does by itself.
-    target: the engine that is to read it, one of :data:`ENGINES`; it picks the format, and refuses layers that it does
-    not take (:mod:`qtutor.formats.targets`). Without both the format is "qtutor".
+    "compressed-tensors", "gptq", "awq", "bitsandbytes", "modelopt", "mlx": the packed layers of a quantized model, in a
+    whole folder, as vLLM, SGLang, TensorRT-LLM, transformers or MLX read them. Each format holds certain grids, which
+    its module lists.
+    options: those of the format's ``save``; ``None`` means the format's default.
+    target: the engine that will read the checkpoint, one of :data:`ENGINES`. It picks the format, and refuses layers
+    that the engine does not accept (:mod:`qtutor.formats.targets`). Without ``format`` and ``target``, the format is
+    "qtutor".
 
-    Raises :class:`QtutorError` for an unknown format, for options that another format has, for what the format cannot
-    hold, where ``out`` cannot be written or holds what qtutor did not write, and for a model that is not as its config
-    says (:mod:`qtutor.guards.model`).
+    Raises :class:`QtutorError` for an unknown format, for options of another format, for layers that the format cannot
+    hold, and for a model that is not as its config says (:mod:`qtutor.guards.model`); also if ``out`` cannot be
+    written, or holds files that qtutor did not write.
     """
     from qtutor.guards.model import decoder_of
 
@@ -66,7 +69,7 @@ def export(
 
 
 def target(out: str | Path, format: str = "qtutor", **options) -> Path:
-    """Where :func:`export` would write, its links followed; refuses before any work what it would refuse after it.
+    """The path that :func:`export` would write, its links followed; raises export's errors about it before the work.
 
     options: ``sources`` (what is read), ``need`` (bytes), and for "gguf" ``overwrite``; see :mod:`qtutor.files.target`.
     """
@@ -74,10 +77,10 @@ def target(out: str | Path, format: str = "qtutor", **options) -> Path:
 
 
 def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
-    """What :func:`export` wrote comes back, on ``device`` (by itself: the GPU if there is one).
+    """Load what :func:`export` wrote, on ``device`` (the default is the GPU, if there is one).
 
-    Our own layout, and those of other tools, with their packed codes; a GGUF file as the float32 weights that it stands
-    for. Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit.
+    Our own layout and those of other tools keep their packed codes; a GGUF file becomes the float32 weights that its
+    codes represent. Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit.
     """
     import torch
 
@@ -85,7 +88,7 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     from qtutor.formats.documents import reading
     from qtutor.formats.gguf_files import file_in
 
-    # Also where a caller is in inference mode: kernels keep nothing of tensors whose changes torch does not count.
+    # Even if the caller is in inference mode: kernels cache nothing of tensors whose changes torch does not count.
     with reading(source), torch.inference_mode(False):
         ours = (Path(source) / native.ABOUT).is_file()
         if not ours and Path(source).is_dir() and foreign_settings.settings_in(Path(source)) is not None:
@@ -95,7 +98,7 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
 
 
 def _format_for(model: nn.Module, format: str | None, target: str | None) -> str:
-    """The format that is given, or that an engine reads."""
+    """The given format, or one that the engine ``target`` reads."""
     if target is None:
         return format or "qtutor"
     from qtutor.formats.foreign import packed_layers

@@ -1,22 +1,23 @@
-"""AWQ checkpoints in the layout "gemm": AutoAWQ's, which vLLM, SGLang and (by gptqmodel) transformers read.
+"""AWQ checkpoints in the layout "gemm": AutoAWQ's, which vLLM, SGLang and transformers (with gptqmodel) read.
 
 It replaces awq/utils/packing_utils.py and WQLinear_GEMM of AutoAWQ, now in gptqmodel/quantization/awq and
-gptqmodel/nn_modules/qlinear/gemm_awq.py. A layer ``[out, in]`` of 4 bits lies on its side:
+gptqmodel/nn_modules/qlinear/gemm_awq.py. A layer ``[out, in]`` of 4 bits is stored transposed:
 
     qweight  int32 [in, out / 8]       eight outputs in a word
     qzeros   int32 [groups, out / 8]   zero points, in the same order; nothing is subtracted from them
     scales   float16 [groups, out]
 
-Nibble i of a word, from the lowest, is output 8 c + (0, 2, 4, 6, 1, 3, 5, 7)[i]: a GPU takes the even and the odd
-nibbles of a word apart with two masks, and has them in pairs. Word of the codes 1, 2 ... 8 of outputs 0 to 7:
-0x86427531.
+Nibble i of a word, from the lowest, is output 8 c + (0, 2, 4, 6, 1, 3, 5, 7)[i]. With this order, a GPU separates the
+even and the odd nibbles of a word with two masks, and gets them in pairs. The word of the codes 1, 2 ... 8 of outputs 0
+to 7 is 0x86427531.
 
-The format has no symmetric grid: one is written with the zero point 8 everywhere, and comes back with it.
+The format has no symmetric grid. A symmetric grid is written with the zero point 8 everywhere, and is read back as an
+asymmetric grid with this zero point.
 
 Any rounding can be stored like this. AWQ's own scales are not in the file: they are folded into norms and weights.
 
-Left out: other bits than 4, the layouts gemv and gemv_fast, quantized heads, mixed bits or groups (none of the readers
-takes them).
+Left out: bits other than 4, the layouts gemv and gemv_fast, quantized heads, mixed bits or groups (none of the readers
+accepts them).
 """
 
 import torch
@@ -40,7 +41,7 @@ from qtutor.formats.foreign import (
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words
 
-target = foreign_writing.target  # where save may write
+target = foreign_writing.target  # the path that save may write to
 METHOD = "awq"
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output of each nibble, from the lowest
@@ -53,7 +54,7 @@ def save(model, folder, tokenizer=None):
 
 
 def settings(layers: dict, left: list[str]) -> dict:
-    """quantization_config: one for all layers."""
+    """quantization_config: one setting for all layers."""
     for name, layer in layers.items():
         check_integers(name, METHOD, layer, (BITS,))
         if name == "lm_head":

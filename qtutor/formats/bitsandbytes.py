@@ -1,29 +1,30 @@
 """bitsandbytes checkpoints: NF4, FP4 and int8, as transformers loads them with the package bitsandbytes.
 
-It replaces QuantState.as_dict and from_dict in bitsandbytes/functional.py, and what Linear8bitLt saves. A layer
+It replaces QuantState.as_dict and from_dict in bitsandbytes/functional.py, and the saving of Linear8bitLt. A layer
 ``[out, in]`` of 4 bits:
 
     weight                             uint8 [out * in / 2, 1]  row after row, the first code in the high nibble
     weight.absmax                      float32 [blocks]         the scales, row after row, or
                                        uint8 [blocks]           if they are quantized, too ("double quantization"):
     weight.nested_absmax               float32 [blocks / 256]
-    weight.nested_quant_map            float32 [256]            what these codes stand for
-    weight.quant_map                   float32 [16]             what the codes of the weights stand for
+    weight.nested_quant_map            float32 [256]            the values of these codes
+    weight.quant_map                   float32 [16]             the values of the codes of the weights
     weight.quant_state.bitsandbytes__nf4  uint8 [n]             JSON: blocksize, shape, dtype, nested_offset ...
 
-Byte of the codes 1 and 2: 0x12. Of 8 bits (LLM.int8):
+The byte of the codes 1 and 2 is 0x12. A layer of 8 bits (LLM.int8):
 
     weight         int8 [out, in]     code - 128
     SCB            float32 [out]      the largest weight of each row; a weight is code * SCB / 127
     weight_format  uint8 []           0: row after row
 
-Its int8 layers round inputs to float16 before they round them to 8 bits, which ours do not: on the embedded decoder the
-likeliest next token is another one at 1 of 100 places.
+The int8 layers of bitsandbytes round inputs to float16 before they round them to 8 bits; ours do not. On the embedded
+decoder, the likeliest next token therefore differs at 1 of 100 places.
 
-Blocks go on from row to row in bitsandbytes, and end with the row in qtutor, which is the same where they divide it.
-bitsandbytes takes blocks of 32, 64, 128 ... 4096. transformers has one quant type for a model, so mixtures are refused.
+Blocks continue from row to row in bitsandbytes, and end with the row in qtutor. The two are the same if the block size
+divides the row. bitsandbytes accepts blocks of 32, 64, 128 ... 4096. transformers has one quant type for a model, so
+mixtures are refused.
 
-Left out: packed weights in other dtypes than uint8 (bnb_4bit_quant_storage), 8-bit files in the old tile orders.
+Left out: packed weights in dtypes other than uint8 (bnb_4bit_quant_storage), 8-bit files in the old tile orders.
 """
 
 import json
@@ -40,12 +41,12 @@ from qtutor.formats.foreign import Format, Layout, Wanted, expect, names_at, ref
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.runtime.int8 import Int8Linear
 
-target = foreign_writing.target  # where save may write
+target = foreign_writing.target  # the path that save may write to
 METHOD = "bitsandbytes"
 FOUR = {"nf4": NF4, "fp4": FP4}
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 MAP = NestedScales.GRID
-USUAL = 64  # weights in a block; a config does not say it, each layer does
+USUAL = 64  # weights in a block; the config does not say it, but each layer does
 
 
 def save(model, folder, tokenizer=None):
@@ -113,7 +114,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
         number = lambda t: type(t) in (int, float) and 0 <= t < 1e30  # noqa: E731
         threshold = expect(where, settings, "llm_int8_threshold", number, "a number from 0", default=6.0)
         layout = Layout(INT8, PER_CHANNEL, "int8", threshold=float(threshold) or None)
-    # As transformers: a name, a part of it up to a dot, or an end of it.
+    # As in transformers: a whole name, its beginning up to a dot, or its end.
     return {
         name: layout
         for name in names
@@ -194,7 +195,7 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
 
 
 def _state(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns: int) -> tuple[int, float]:
-    """The size of a block, and what was subtracted from the scales; all else in the state is compared."""
+    """The size of a block, and the number that was subtracted from the scales; the rest of the state is checked."""
     text = bytes(tensors[f"weight.quant_state.bitsandbytes__{layout.kind}"].flatten().tolist())
     state, where = parse_json(text, "quant_state"), "quant_state"
     expect(where, state, "quant_type", lambda kind: kind == layout.kind, layout.kind)

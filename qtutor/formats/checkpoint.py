@@ -1,8 +1,8 @@
-"""A float checkpoint: a folder with config.json and *.safetensors, as nearly everybody ships decoders.
+"""A float checkpoint: a folder with config.json and *.safetensors, the form in which nearly all decoders are published.
 
-All is decided from config.json and the headers of the weights: which tensors there are, of which shapes and dtypes.
-Only then are weights mapped from their files, each converted where another dtype is wanted. transformers'
-``from_pretrained`` would fill what is missing with random numbers.
+config.json and the headers of the weights decide everything: which tensors there are, and their shapes and dtypes. Only
+then are weights mapped from their files, and converted if another dtype is requested. transformers' ``from_pretrained``
+would fill missing tensors with random numbers.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,16 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 STORED = (*FLOATS, "F64")  # dtypes of weights that are floats
-OURS = ("packed", "scales", "zeros", "scale_codes", "scale_absmax", "scale_offset")  # names in our own folders
+OURS = ("packed", "scales", "zeros", "scale_codes", "scale_absmax", "scale_offset")  # ends of names in our folders
 
 
 @dataclass(frozen=True)
 class Described:
-    """What config.json and the headers say of a checkpoint, compared with each other.
+    """What config.json and the headers say about a checkpoint, compared with each other.
 
     model: of shapes alone. where: the config's file. names: by name in the model, the file of a tensor and its name
-    there; of tied matrices one may be missing. dtype: what the model is to be loaded in. folder: of the checkpoint.
+    there; one of two tied matrices may be missing. dtype: the dtype in which the model will be loaded. folder: of the
+    checkpoint.
     """
 
     model: nn.Module
@@ -47,13 +48,13 @@ class Described:
         return list(dict.fromkeys(path for path, _ in self.names.values()))
 
     def mapped(self) -> dict[str, torch.Tensor]:
-        """All tensors by name in the model, in the dtypes of their files and mapped from them: nothing is read yet."""
+        """All tensors by name in the model, mapped from their files, in the files' dtypes: nothing is read yet."""
         read = {path: tensors_of(path) for path in self.files}
         return {name: read[path][own] for name, (path, own) in self.names.items()}
 
 
 def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Module:
-    """The decoder in ``folder``. dtype: ``"auto"`` for the config's, without one the first tensor's.
+    """The decoder in ``folder``. dtype: ``"auto"`` for the config's dtype, or, if it has none, the first tensor's.
 
     Raises :class:`QtutorError` naming the file for anything that is missing, damaged, not expected, or not safetensors.
     """
@@ -67,7 +68,7 @@ def load(folder: Path, dtype: torch.dtype | str, device: str | None) -> nn.Modul
 
 
 def _converted(name: str, tensor: torch.Tensor, found: Described) -> torch.Tensor:
-    """``tensor`` in the dtype that is loaded. Refuse one that it does not hold: float16 would have infinities there."""
+    """``tensor`` in the requested dtype. Refuse a tensor with numbers beyond it: float16 would hold infinities."""
     value, largest = tensor.to(found.dtype), torch.finfo(found.dtype).max
     if torch.finfo(tensor.dtype).max > largest and not all_finite(value):
         raise QtutorError(
@@ -78,7 +79,7 @@ def _converted(name: str, tensor: torch.Tensor, found: Described) -> torch.Tenso
 
 
 def described(folder: Path, dtype: torch.dtype | str) -> Described:
-    """Everything about the decoder in ``folder`` but its weights. Arguments and errors are those of :func:`load`."""
+    """The decoder in ``folder`` without the values of its weights. Arguments and errors are those of :func:`load`."""
     check_family(folder)
     stored = weights_in(folder)
     tensors = {name: (path, found) for path, header in stored.items() for name, found in header.items()}
@@ -99,7 +100,7 @@ def described(folder: Path, dtype: torch.dtype | str) -> Described:
 
 
 def take_settings(model: nn.Module, folder: Path) -> None:
-    """What the checkpoint's generation_config.json says of how texts end, if there is one."""
+    """Take the settings of how texts end from the checkpoint's generation_config.json, if there is one."""
     generation = file_in(folder, GENERATION)
     if generation is not None:
         take_generation(model, read_json(generation), str(generation))
@@ -112,7 +113,7 @@ def tokenizer(folder: Path):
 
 
 def check_family(folder: Path) -> None:
-    """Refuse a family that is not known by its config alone, before weights are looked at, or fetched."""
+    """Refuse an unknown family by its config alone, before weights are checked or downloaded."""
     path = file_in(folder, CONFIG)
     if path is not None:
         values = read_json(path)
@@ -121,7 +122,7 @@ def check_family(folder: Path) -> None:
 
 
 def config_in(folder: Path, names) -> tuple:
-    """transformers' config of config.json, and the file's name for messages. names: of the checkpoint's tensors."""
+    """transformers' config for config.json, and the file's name for messages. names: of the checkpoint's tensors."""
     path = file_in(folder, CONFIG)
     if path is None:
         raise QtutorError(f"{folder / CONFIG} does not exist: the checkpoint is incomplete. {AGAIN}")
@@ -150,7 +151,7 @@ def headers_in(folder: Path) -> dict[Path, dict[str, Stored]]:
 
 
 def weights_in(folder: Path) -> dict[Path, dict[str, Stored]]:
-    """:func:`headers_in` of a float checkpoint: none of our packed layers is among them."""
+    """Like :func:`headers_in`, for a float checkpoint: refuses our own packed layers."""
     found = headers_in(folder)
     for path, header in found.items():
         packed = [name for name in header if name.rpartition(".")[2] in OURS]
@@ -163,7 +164,7 @@ def weights_in(folder: Path) -> dict[Path, dict[str, Stored]]:
 
 
 def sharded(folder: Path, index: Path) -> dict[Path, dict[str, Stored]]:
-    """The headers of all files that an index names; it and they have to agree on what is where."""
+    """The headers of all files that an index names; both have to agree on which tensor is in which file."""
     mapped = read_json(index).get("weight_map")
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(file, str) for file in mapped.values()):
         raise QtutorError(f"{index} is damaged: weight_map is {shown(mapped)}, expected files by tensor. {AGAIN}")
@@ -189,7 +190,7 @@ def sharded(folder: Path, index: Path) -> dict[Path, dict[str, Stored]]:
 
 
 def _no_weights(folder: Path) -> str:
-    """What to do in a folder without a file of weights that is read."""
+    """The message for a folder without a readable file of weights: what to do."""
     files = sorted(path.name for path in folder.iterdir())
     pickles = [path.name for kind in PICKLES for path in folder.glob(kind)]
     if pickles:
@@ -205,14 +206,14 @@ def _no_weights(folder: Path) -> str:
 
 
 def _with_prefix(tensors: dict, prefix: str) -> dict:
-    """Names as in the whole model: a decoder that was saved without its head has them without ``model.``."""
+    """Names as in the whole model: a decoder that was saved without its head has names without ``model.``."""
     if any(name.startswith(f"{prefix}.") for name in tensors):
         return tensors
     return {name if name.startswith("lm_head.") else f"{prefix}.{name}": found for name, found in tensors.items()}
 
 
 def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
-    """torch's dtype of a name."""
+    """torch's dtype for a name."""
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in (*DTYPES.values(), torch.float64):
         raise QtutorError(f"dtype = {shown(dtype)}: choose 'auto', or one of {', '.join(DTYPES)}.")

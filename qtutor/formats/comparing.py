@@ -1,4 +1,4 @@
-"""What a checkpoint's file holds against what its model wants, told from the header alone."""
+"""Compares the tensors in a checkpoint's file with those that its model needs, from the header alone."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -19,9 +19,9 @@ NAMES = {
     torch.bfloat16: "BF16",
     torch.float32: "F32",
     torch.float64: "F64",
-}  # torch's dtypes as headers call them
+}  # names of torch's dtypes in headers
 FLOATS = ("F16", "BF16", "F32")
-# Checkpoints of older versions hold position angles, which are computed now.
+# Checkpoints of older versions hold position angles, which are now computed.
 ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -40,8 +40,9 @@ def compare(
 ) -> None:
     """Raise :class:`QtutorError` listing tensors that are missing, not expected, or of another shape or dtype.
 
-    model: with the right shapes; integers have their own dtype, parameters may be any of ``floats``, buffers (what a
-    packed layer is stored as) have theirs. optional: tied tensors, of which at least one has to be there.
+    model: with the right shapes. Integers have to have their own dtype, parameters may have any of ``floats``, and
+    buffers (the stored form of a packed layer) have to have theirs. optional: tied tensors, of which at least one has
+    to be there.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     wanted = model.state_dict()
@@ -65,7 +66,7 @@ def compare(
 
 
 def listed(names: list[str], what: str) -> str:
-    """A sentence that counts ``names`` and shows the first three; empty where there are none."""
+    """A sentence that counts ``names`` and shows the first three; empty if there are none."""
     if not names:
         return ""
     some = ", ".join(shown(name, 160)[1:-1] for name in names[:3])
@@ -73,10 +74,10 @@ def listed(names: list[str], what: str) -> str:
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file whose header was read, mapped from it."""
+    """All tensors of a safetensors file whose header was read before, mapped from the file."""
     try:
         return load_file(path)
-    except BaseException as error:  # it changed meanwhile, or holds what this version of safetensors does not know
+    except BaseException as error:  # it changed meanwhile, or this version of safetensors does not know something in it
         if not is_failure(error):
             raise
         raise QtutorError(f"{path} cannot be read ({said(error)}). {AGAIN}") from error

@@ -1,6 +1,6 @@
-"""quantization_config of compressed-tensors checkpoints: which layers are stored how, there and back.
+"""quantization_config of compressed-tensors checkpoints: which layers are stored in which way, written and read.
 
-Keys and values are those of llm-compressor's schemes: W4A16 and the like for :data:`PACKED`, W8A8 for :data:`INTEGERS`,
+Keys and values are those of llm-compressor's schemes: W4A16 and similar for :data:`PACKED`, W8A8 for :data:`INTEGERS`,
 FP8_DYNAMIC for :data:`FLOATS`, MXFP4A16 and NVFP4A16 for :data:`BLOCKS`. The bytes are in :mod:`.compressed_tensors`.
 """
 
@@ -16,14 +16,14 @@ from qtutor.formats.foreign import Layout, are_names, check_integers, expect, na
 
 METHOD = "compressed-tensors"
 PACKED, INTEGERS, FLOATS, MIXED = "pack-quantized", "int-quantized", "float-quantized", "mixed-precision"
-WHOLE = {INTEGERS: "int", FLOATS: "float"}  # kinds of 8 bits whose inputs are rounded, too; what numbers they have
+WHOLE = {INTEGERS: "int", FLOATS: "float"}  # kinds of 8 bits whose inputs are rounded, too; the type of their numbers
 TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
 TILE = FP8_TILES.tile
 OF_TILES = {"strategy": "block", "group_size": None, "block_structure": [TILE, TILE]}  # FP8_BLOCK's weights
 GROUPS = TOKENS | {"type": "float", "strategy": "group", "group_size": TILE}
 POWERS, PRODUCTS = "mxfp4-pack-quantized", "nvfp4-pack-quantized"
-BLOCKS = {POWERS: MXFP4, PRODUCTS: NVFP4}  # kinds of 4 bits whose scales have 8, and their grids
-# Of these, how the config calls the scales.
+BLOCKS = {POWERS: MXFP4, PRODUCTS: NVFP4}  # kinds of 4 bits whose scales have 8 bits, and their grids
+# For these kinds, the config's names for the scales.
 OF_BLOCKS = {
     POWERS: {"strategy": "group", "scale_dtype": "torch.uint8"},
     PRODUCTS: {"strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"},
@@ -40,8 +40,9 @@ READ = (
 def settings(layers: dict, left: list[str]) -> dict:
     """quantization_config. Layers that are alike share a group.
 
-    One group is addressed as all "Linear" layers but those to ignore, as everybody does. Several are addressed by the
-    names of their layers: vLLM joins q, k and v into a layer of its own, and finds the class before it looks at names.
+    A single group is addressed as all "Linear" layers except those to ignore, as everybody does. Several groups are
+    addressed by the names of their layers: vLLM joins q, k and v into a layer of its own, and tries the class before it
+    tries names.
     """
     groups: dict[Layout, list[str]] = {}
     for name, layer in layers.items():
@@ -59,7 +60,7 @@ def settings(layers: dict, left: list[str]) -> dict:
         "config_groups": written,
         "ignore": left,
     }
-    # For transformers alone, see the top of this file.
+    # For transformers alone, see the top of compressed_tensors.py.
     return found | ({} if all(layout.grid.symmetric for layout in groups) else {"dequantize": True})
 
 
@@ -92,7 +93,7 @@ def _warn_of_outliers(thresholds: list[float | None]) -> None:
 
 
 def scheme(layout: Layout) -> dict:
-    """How layers of one layout are stored, as config.json has it."""
+    """How layers of one layout are stored, in the terms of config.json."""
     numbers = "float" if layout.kind in BLOCKS else WHOLE.get(layout.kind, "int")
     weights = {
         "num_bits": layout.grid.bits,
@@ -112,7 +113,7 @@ def scheme(layout: Layout) -> dict:
 
 
 def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
-    """The layout of each of ``names`` that a group targets and that is not ignored."""
+    """The layout of each of ``names`` that a group targets and that is not to be ignored."""
     groups = expect(where, settings, "config_groups", lambda g: isinstance(g, dict) and g, "groups of layers by name")
     ignored = names_at(where, settings, "ignore")
     for key in UNREAD:
@@ -136,7 +137,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
 
 
 def _matcher(targets, where: str):
-    """A function from a layer's name to the target that it belongs to: names first, then patterns, then the class."""
+    """A function from a layer's name to the target that it belongs to: tries names, then patterns, then the class."""
     patterns = {text: pattern(text.removeprefix("re:"), where) for text in sorted(targets) if text.startswith("re:")}
 
     def match(name: str) -> str | None:
@@ -196,7 +197,7 @@ def _of_tiles(kind: str, weights: dict, inputs, where: str) -> Layout:
 
 
 def _of_blocks(kind: str, weights: dict, where: str) -> Layout:
-    """The layout of weights of 4 bits whose scales have 8. Older files do not say the dtype of the scales."""
+    """The layout of 4-bit weights whose scales have 8 bits. Older files do not say the dtype of the scales."""
     grid = BLOCKS[kind]
     wanted = {"type": "float", "num_bits": 4, "group_size": grid.block, **OF_BLOCKS[kind]}
     found = {"symmetric": True, "scale_dtype": wanted["scale_dtype"]} | {
@@ -209,7 +210,7 @@ def _of_blocks(kind: str, weights: dict, where: str) -> Layout:
 
 
 def _group_size(weights: dict, where: str) -> int:
-    """How many weights share a scale, by strategy and group_size, of which older files have only the second."""
+    """How many weights share a scale, by strategy and group_size. Older files have only group_size."""
     size = expect(
         where, weights, "group_size", lambda g: g is None or (type(g) is int and (g > 0 or g == -1)), "a size"
     )
@@ -226,7 +227,7 @@ def _group_size(weights: dict, where: str) -> int:
 
 
 def _by_token(inputs, numbers: str) -> bool:
-    """Whether inputs are rounded as they come, each token to a scale of its own."""
+    """Whether inputs are rounded while the model runs, each token with a scale of its own."""
     usual = TOKENS | {"type": numbers}
     keys = ("num_bits", "type", "symmetric", "strategy", "dynamic")
     return isinstance(inputs, dict) and all(inputs.get(key) == usual[key] for key in keys)

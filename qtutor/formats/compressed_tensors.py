@@ -1,10 +1,11 @@
 """compressed-tensors: the checkpoints of llm-compressor, which vLLM, SGLang and transformers read.
 
 It replaces compressors/pack_quantized and compressors/naive_quantized of the package compressed-tensors (some 510 lines
-of its 17,000), by the bytes that it writes since version 0.19, and for 4-bit floats compressors/mxfp4 and
-compressors/nvfp4 (some 580 lines, half of them kernels). A layer ``[out, in]`` is one of five kinds:
+of its 17,000), with the bytes that the package writes since version 0.19. For 4-bit floats, it replaces
+compressors/mxfp4 and compressors/nvfp4 (some 580 lines, half of them kernels). A layer ``[out, in]`` is one of five
+kinds:
 
-    pack-quantized, 2 to 8 bits              W4A16 and the like: the inputs stay in float
+    pack-quantized, 2 to 8 bits              W4A16 and similar: the inputs stay in float
       weight_packed      int32 [out, in * bits / 32]     a row's codes as one stream of bits (:mod:`.words`)
       weight_scale       float [out, groups]             groups of a row, or one for the row ("channel")
       weight_zero_point  int32 [out * bits / 32, groups]  only if asymmetric; the stream goes down a column
@@ -22,40 +23,43 @@ compressors/nvfp4 (some 580 lines, half of them kernels). A layer ``[out, in]`` 
     nvfp4-pack-quantized                     NVFP4A16: groups of 16, the inputs stay in float
       weight_packed      uint8 [out, in / 2]             as above
       weight_scale       float8_e4m3fn [out, in / 16]
-      weight_global_scale  float32 [1]                   what scales are divided by; ours is a power of two
+      weight_global_scale  float32 [1]                   scales are divided by it; ours is a power of two
 
-Block of 4 bits, codes 1, 2, 3 ... 8 in the first 8 columns: 21 43 65 87, the first in the lowest bits. Codes are
-unsigned here as everywhere in qtutor; the package thinks of them as code - 2^(bits-1) and stores the same bits.
+The block of 4 bits with the codes 1, 2, 3 ... 8 in the first 8 columns is 21 43 65 87: the first code is in the lowest
+bits. Codes are unsigned here as everywhere in qtutor; the package thinks of them as code - 2^(bits-1) and stores the
+same bits.
 
-Two things are not as in our own folders. A scale of our int8 grid is the largest weight of the row, and a scale here is
-that over 127, which float32 rounds: it comes back at most one last bit off. And LLM.int8 keeps outlier channels of the
-inputs in float, which no engine does for these files: it says so in a warning, and what comes back has no threshold.
+Two things differ from our own folders. A scale of our int8 grid is the largest weight of the row. A scale here is that
+number divided by 127, which float32 rounds: it comes back with an error of at most one last bit. And LLM.int8 keeps
+outlier channels of the inputs in float, which no engine does for these files: a warning says so, and the layer that is
+read back has no threshold.
 
-Engines do not round the inputs of W8A8 alike: the package itself divides a token's largest value by 127.5, vLLM and our
-int8 layers by 127. On the embedded decoder, which was given outliers, each of the two has another likeliest next token
-than the other, and than rounding the weights alone, at 3 of 100 places. Beside a reference that rounds as it does, each
-agrees at more than 99 (tests/engines).
+Engines round the inputs of W8A8 in different ways: the package itself divides a token's largest value by 127.5, vLLM
+and our int8 layers by 127. On the embedded decoder with added outliers, the likeliest next token differs between these
+two ways at 3 of 100 places, and between each of them and rounding the weights alone as well. With a reference that
+rounds as it does, each agrees at more than 99 (tests/engines).
 
-A file of others may have any weight_global_scale. Scales here are times its inverse, which float32 rounds: they come
-out at most one last bit off. vLLM makes one layer of q, k and v, and gives it the largest of their global scales, so
-layers that it joins should have the same one: layers of ours that read the same input do.
+Files of other tools may have any weight_global_scale. Scales here are multiplied by its inverse, which float32 rounds:
+their error is at most one last bit. vLLM makes one layer of q, k and v, and gives it the largest of their global
+scales. So layers that vLLM joins should have the same one, and our layers that read the same input do.
 
-One FP8 scale a tensor is read by the package as it is. vLLM makes one layer of q, k and v, gives it the largest of
-their scales and rounds the other two again (process_fp8_weight_tensor_strategy in its fp8_utils.py), which is worse:
-take one scale a row.
+If a tensor has one FP8 scale, the package reads it unchanged. vLLM makes one layer of q, k and v, gives it the largest
+of their scales and rounds the other two again (process_fp8_weight_tensor_strategy in its fp8_utils.py). This makes the
+result worse: choose one scale a row.
 
-Scales are written with all their 16 or 32 bits; an engine that computes in bfloat16 rounds them to 8 as it loads.
+Scales are written with all their 16 or 32 bits; an engine that computes in bfloat16 rounds them to 8 when it loads
+them.
 
-transformers 5.23 with compressed-tensors 0.19 or 0.20 makes room for zero points that are not packed, and so refuses
-asymmetric files, except where it decodes all weights as it loads. ``dequantize: true`` in the settings has it do that;
-it then decodes every layer by the first group, so it reads asymmetric files with one group only. Others ignore the key.
+transformers 5.23 with compressed-tensors 0.19 or 0.20 allocates zero points that are not packed, and so refuses
+asymmetric files, unless it decodes all weights when it loads them. ``dequantize: true`` in the settings makes it do
+that. It then decodes every layer by the first group, so it reads asymmetric files with one group only. Other engines
+ignore the key.
 
-transformers also decodes the 4-bit floats to bfloat16 at the first token, whatever the dtype of the model: load it in
-that one.
+transformers also decodes the 4-bit floats to bfloat16 at the first token, for any dtype of the model: load the model in
+bfloat16.
 
-Left out: FP4 with inputs of 4 bits as well (NVFP4, MXFP4 without A16), static scales of
-inputs, sparsity, rotations (transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19,
-which packed other bytes.
+Left out: FP4 with inputs of 4 bits as well (NVFP4, MXFP4 without A16), static scales of inputs, sparsity, rotations
+(transform_config), quantized caches, and files of 3, 5, 6 and 7 bits from before 0.19, whose packed bytes differ.
 """
 
 import torch
@@ -80,9 +84,9 @@ from qtutor.formats.foreign import Format, Layout, Wanted, of_floats, stored_sca
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
 
-target = foreign_writing.target  # where save may write
+target = foreign_writing.target  # the path that save may write to
 SCALES = ("F16", "BF16", "F32")
-TOLERANCE = 2.0**-22  # of a scale that was divided by 127 and multiplied again, twice half a last bit of float32
+TOLERANCE = 2.0**-22  # of a scale, divided by 127 and multiplied again: twice half a last bit of float32
 
 
 def save(model, folder, tokenizer=None):
@@ -175,7 +179,7 @@ def _stored_blocks(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]
 
 
 def _encode_blocks(quantized: QuantizedTensor) -> dict[str, torch.Tensor]:
-    """Codes and scales as they are; the number for all is stored as its inverse."""
+    """Codes and scales are stored unchanged; the factor for all scales is stored as its inverse."""
     kept, packed = quantized.stored_scales, pack(quantized.codes, quantized.grid.bits)
     if isinstance(kept, PowerScales):
         return {"weight_packed": packed, "weight_scale": kept.codes}

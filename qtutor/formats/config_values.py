@@ -1,6 +1,6 @@
-"""What the values of a config.json may be, before transformers is asked: no code, no absurd size, numbers that compute.
+"""Which values of a config.json are allowed, checked before transformers is called: no code, no absurd size.
 
-Everything here looks at plain values out of a file; :mod:`.transformers_files` makes a config of those that pass.
+Everything here checks plain values from a file; :mod:`.transformers_files` makes a config of those that pass.
 """
 
 import warnings
@@ -8,7 +8,7 @@ import warnings
 from qtutor.errors import QtutorError, shown
 from qtutor.families import FAMILIES
 
-# Keys of a config that would make it another model, or name code: what they ask for, and what to do about it.
+# Keys of a config that would make it another model, or name code: what they would do, and what the user can do.
 REFUSED = {
     "auto_map": "asks for code of its own, and no code from a checkpoint is ever run. If its decoder is a plain "
     "{family}, remove the key",
@@ -21,32 +21,32 @@ REFUSED = {
     "per_layer_config": "has layers that differ from each other, which is not known here. Choose another checkpoint",
     "fusion_config": "changes how layers are joined, which is not known here. Remove the key",
 }
-# Classes that checkpoints of a family bring along though transformers has them, under the same names.
+# Classes that checkpoints of a family include as code although transformers has them, under the same names.
 COPIES = {"phi3": ("Phi3Config", "Phi3ForCausalLM")}
 OURS = "prompts_begin_with_bos"  # a key of ours: see qtutor.measure.generation
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
-# Numbers by which something is multiplied or divided; where there may be none, a config says null.
+# Numbers that something is multiplied or divided by; null in a config means that there is none.
 FACTORS = (
     *("residual_multiplier", "embedding_multiplier", "attention_multiplier", "logits_scaling"),  # Granite
     *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),  # Gemma
     *("rope_theta", "rope_local_base_freq", "partial_rotary_factor"),
 )
-# What every config of these families says; transformers would put another model's numbers where it is missing.
+# Keys that every config of these families has; for a missing one, transformers would use another model's number.
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
-LARGEST = 1 << 31  # of a size, and of a token's number
-OF_FACTORS = 1e-12, 1e12  # a factor beyond makes zeros or infinities of states in float32, where they are squared
+LARGEST = 1 << 31  # of a size, and of a token's id
+OF_FACTORS = 1e-12, 1e12  # beyond these factors, float32 states become zero or infinite when they are squared
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-KINDS_OF_LAYERS = ("full_attention", "sliding_attention")  # each may have angles of its own
-MOST_BLOCKS = 1000  # the largest decoders have some 130; each takes time to build, also where it has no weights
+KINDS_OF_LAYERS = ("full_attention", "sliding_attention")  # each may have its own angles
+MOST_BLOCKS = 1000  # the largest decoders have some 130; each takes time to build, even if it has no weights
 MEND = "The file is damaged: copy, download or export it again."
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def check_keys(values: dict, family: str, where: str) -> None:
-    """Refuse keys that ask for code, or make of it another model than ``family``'s."""
+    """Refuse keys that name code, or turn the config into another model than ``family``'s."""
     for key in REFUSED.keys() & values.keys():
         if values[key] is not None and not (key == "auto_map" and _is_copy(values[key], family, where)):
             by = values[key].get("quant_method") if isinstance(values[key], dict) else None
@@ -60,9 +60,9 @@ def check_keys(values: dict, family: str, where: str) -> None:
 
 
 def _is_copy(auto_map, family: str, where: str) -> bool:
-    """Whether the code that ``auto_map`` names is a copy of what transformers has, as Phi-3's is: said, and not run."""
+    """Whether the code that ``auto_map`` names copies transformers' classes, as Phi-3's does. Warns, runs none."""
     own = COPIES.get(family, ())
-    # A tokenizer is read from its own files, whatever is named here.
+    # A tokenizer is read from its own files, so its entry here does not matter.
     named = [n for key, n in auto_map.items() if key != "AutoTokenizer"] if isinstance(auto_map, dict) else []
     if not named or not all(isinstance(name, str) and name.rpartition(".")[2] in own for name in named):
         return False
@@ -75,7 +75,7 @@ def _is_copy(auto_map, family: str, where: str) -> bool:
 
 
 def check_values(values: dict, where: str, blocks: int) -> None:
-    """Numbers are numbers, and no size is absurd; whether the tensors have these sizes is found out later."""
+    """Check that numbers are numbers, and that no size is absurd; the tensors' real sizes are compared later."""
     for key in NEEDED:
         if values.get(key) is None:
             raise QtutorError(f"{where}: {key} is missing. {MEND}")
@@ -91,7 +91,7 @@ def check_values(values: dict, where: str, blocks: int) -> None:
     window = values.get("sliding_window")
     if window is not None and (type(window) is not int or not 1 <= window <= LARGEST):
         raise wrong(where, "sliding_window", window, f"a whole number from 1 to {LARGEST:,}, or null")
-    check_special_tokens(values, where, -1)  # Llama 1 says -1 where it has no pad
+    check_special_tokens(values, where, -1)  # Llama 1 says -1 if it has no pad
     for name in ("rope_parameters", "rope_scaling"):
         rope = values.get(name) if isinstance(values.get(name), dict) else {}
         for key in (key for key, own in rope.items() if isinstance(own, dict) and key not in KINDS_OF_LAYERS):
@@ -118,7 +118,7 @@ def check_values(values: dict, where: str, blocks: int) -> None:
 
 
 def check_special_tokens(values: dict, where: str, lowest: int = 0) -> None:
-    """The tokens that begin, end and pad texts are numbers of tokens; several may end one. ``None``: there is none."""
+    """Tokens that begin, end and pad texts have to be token ids; several may end a text. ``None``: there is none."""
     for key in SPECIAL_TOKENS:
         ids = values.get(key)
         several = ids if isinstance(ids, list) and ids and key == "eos_token_id" else [ids]
@@ -127,5 +127,5 @@ def check_special_tokens(values: dict, where: str, lowest: int = 0) -> None:
 
 
 def wrong(where: str, key: str, found, wanted: str) -> QtutorError:
-    """The error for a value that cannot be."""
+    """The error for an impossible value."""
     return QtutorError(f"{where}: {key} is {shown(found)}, expected {wanted}. {MEND}")

@@ -1,9 +1,9 @@
-"""From one checkpoint format to another without rounding again: the same codes, scales and zero points in other bytes.
+"""From one checkpoint format to another without a second rounding: the same codes, scales and zero points, other bytes.
 
     convert("a GPTQ folder", "out", format="compressed-tensors")
 
-Where a format cannot hold the grid, or an engine does not take it, the error says why, for which layers, and what would
-fit. Left out: GGUF as the format that is written, since its types round by rules of their own.
+If a format cannot hold the grid, or an engine does not accept it, the error says why, for which layers, and what would
+fit. Left out: GGUF as the output format, since its types round by rules of their own.
 """
 
 from pathlib import Path
@@ -40,11 +40,11 @@ def convert(
     """Write the quantized checkpoint ``source`` to the folder ``out`` in another format, and return the model, its
     tokenizer and the format.
 
-    source: what :func:`qtutor.load` takes, if its layers are packed; of GGUF files those whose levels our grid has.
-    target: the engine that is to read it; it picks the format if none is given. version: of the format gptq, 1 or 2; by
-    itself the one that most readers take (:mod:`.gptq`), whatever the source has. Raises :class:`QtutorError` for a
-    source that is not quantized, for a grid that the format does not hold or the engine does not take, and as
-    :func:`qtutor.load` and :func:`qtutor.export` do.
+    source: anything that :func:`qtutor.load` accepts, if its layers are packed; GGUF files only if our grid has their
+    levels. target: the engine that will read the output; it picks the format if none is given. version: of the format
+    gptq, 1 or 2; the default is the one that most readers accept (:mod:`.gptq`), independent of the source's version.
+    Raises :class:`QtutorError` for a source that is not quantized, for a grid that the format does not hold or the
+    engine does not accept, and as :func:`qtutor.load` and :func:`qtutor.export` do.
     """
     if format is target is None and Path(out).suffix.lower() == ".gguf":
         raise QtutorError(f"{source}: {NO_GGUF}")
@@ -89,6 +89,6 @@ def packed(source: str | Path, device: str | None = None) -> tuple[nn.Module, ob
 
 
 def _weights_in(source: str | Path) -> int:
-    """Bytes of the weights in a folder: about so many are written, in whatever format."""
+    """Half the bytes of the weights in a folder: at least about so many are written, in any format."""
     folder = Path(source)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2 if folder.is_dir() else 0

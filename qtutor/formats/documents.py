@@ -1,6 +1,6 @@
-"""JSON files of a checkpoint: read as what they are, numbers and texts that somebody wrote, perhaps in bad faith.
+"""JSON files of a checkpoint: numbers and texts that somebody wrote, perhaps in bad faith, and read with this in mind.
 
-Each has to lie in its folder, be UTF-8, hold one object, and no key twice: of two values readers take different ones.
+Each has to be in its folder, be UTF-8, hold one object, and no key twice: readers differ in which value they take.
 """
 
 import json
@@ -17,7 +17,7 @@ AGAIN = "Copy, download or export it again."
 
 @contextmanager
 def reading(source) -> Iterator[None]:
-    """What the file system refuses is told as every other fault of a checkpoint is."""
+    """Report errors of the file system in the same way as every other fault of a checkpoint."""
     try:
         yield
     except OSError as error:
@@ -26,10 +26,10 @@ def reading(source) -> Iterator[None]:
 
 
 def file_in(folder: Path, name: str) -> Path | None:
-    """The file ``name`` of a checkpoint's folder, ``None`` where there is none.
+    """The file ``name`` of a checkpoint's folder, ``None`` if there is none.
 
     Raises :class:`QtutorError` for a name that leads out of the folder, itself or by a link. In a cache of
-    huggingface_hub every file is a link to the folder ``blobs`` beside, which is as good.
+    huggingface_hub, every file is a link to the folder ``blobs`` beside it, which is allowed.
     """
     path, home = folder / name, folder.resolve()
     homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
@@ -44,7 +44,7 @@ def file_in(folder: Path, name: str) -> Path | None:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises :class:`QtutorError` naming the file where it holds anything else."""
+    """The object in a JSON file. Raises :class:`QtutorError` naming the file if it holds anything else."""
     size = path.stat().st_size
     if size > LARGEST:
         raise QtutorError(f"{path} has {size:,} bytes; expected at most {LARGEST:,}. {AGAIN}")
@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict:
 
 
 def parse_json(data: bytes | str, subject: str) -> dict:
-    """The object that ``data`` writes down; messages begin with ``subject``."""
+    """The object in the JSON text ``data``; messages begin with ``subject``."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         found = json.loads(text, object_pairs_hook=_no_key_twice)
@@ -60,7 +60,7 @@ def parse_json(data: bytes | str, subject: str) -> dict:
         raise QtutorError(
             f"{subject} is damaged: lists in lists, more than {sys.getrecursionlimit()} deep. {AGAIN}"
         ) from None
-    except ValueError as error:  # no JSON, no UTF-8, a number of more digits than Python reads
+    except ValueError as error:  # no JSON, no UTF-8, or a number with more digits than Python reads
         raise QtutorError(f"{subject} is damaged and no JSON ({said(error)}). {AGAIN}") from None
     if not isinstance(found, dict):
         raise QtutorError(f"{subject} is damaged: it holds {shown(found)}, and has to hold an object. {AGAIN}")

@@ -1,6 +1,6 @@
-"""What ``generation_config.json`` says beyond a model's config, for instance that three tokens end a text, not one.
+"""Settings of ``generation_config.json`` beyond a model's config, for instance that three tokens end a text, not one.
 
-transformers makes it out of the config where there is none, so only what differs has to be kept.
+If the file is missing, transformers derives it from the config. So only settings that differ have to be kept.
 """
 
 import warnings
@@ -16,9 +16,10 @@ VERSION = "transformers_version"
 
 
 def generation_settings(model: nn.Module) -> dict:
-    """The settings that the config alone would not give back; empty for most models.
+    """The settings that cannot be derived from the config alone; empty for most models.
 
-    Ends of a text beyond the vocabulary are left out and told: the model cannot write them, so nothing changes.
+    Tokens beyond the vocabulary that would end a text are left out, with a warning: the model cannot write them, so
+    nothing changes.
     """
     own = getattr(model, "generation_config", None)
     if own is None:
@@ -42,9 +43,10 @@ def generation_settings(model: nn.Module) -> dict:
 
 
 def give_back(model: nn.Module, text: str | None, where: str) -> None:
-    """Put settings, JSON as it was written, into ``model``. where: names the file in :class:`QtutorError`.
+    """Put settings, in the JSON text that was written, into ``model``. where: the file's name for :class:`QtutorError`.
 
-    Only what :func:`~.transformers_files.take_generation` takes of any checkpoint: the rest could ask for code.
+    Only settings that :func:`~.transformers_files.take_generation` accepts from any checkpoint are used: others could
+    name code.
     """
     if text is None:
         return
@@ -54,7 +56,7 @@ def give_back(model: nn.Module, text: str | None, where: str) -> None:
 
 
 def _check_ends(ends, vocabulary: int, where: str) -> None:
-    """Ends of a text have to be tokens, or it would not end, or fail after it was written."""
+    """Tokens that end a text have to exist; otherwise the text would not end, or fail after it was written."""
     for number in ends if isinstance(ends, list) else [] if ends is None else [ends]:
         if type(number) is not int or not 0 <= number < vocabulary:
             raise QtutorError(

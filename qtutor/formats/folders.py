@@ -1,7 +1,7 @@
-"""What all formats that are folders share when they are written: what may be replaced, and which tensors there are.
+"""Shared by all formats that are folders when they are written: what may be replaced, and which tensors there are.
 
-An export notes the names of its files in a file of its own (``about`` below). What is not among them is not ours, and
-stays.
+An export notes the names of its files in a file of its own (``about`` below). Files that are not noted there are not
+ours, and are kept.
 """
 
 import json
@@ -21,9 +21,9 @@ LITTER = ".DS_Store"  # macOS puts it anywhere
 
 
 def target(folder: str | Path, about: str, sources: Iterable[str | Path] = (), need: int = 0, usual=None) -> Path:
-    """``folder`` with its links followed, if an export may go there (:func:`qtutor.files.target.checked`).
+    """``folder`` with its links followed, if an export may be written there (:func:`qtutor.files.target.checked`).
 
-    about, usual: see :func:`refuse_others`. Raises :class:`QtutorError` that says what is in the way.
+    about, usual: see :func:`refuse_others`. Raises :class:`QtutorError` that names the obstacle.
     """
     if Path(folder).suffix == ".gguf":
         raise QtutorError(
@@ -36,10 +36,10 @@ def target(folder: str | Path, about: str, sources: Iterable[str | Path] = (), n
 
 
 def refuse_others(folder: Path, about: str, usual: Callable[[str], bool] | None = None) -> None:
-    """Refuse a folder that holds files of others: an export replaces all of it.
+    """Refuse a folder that holds files of others, since an export replaces all of it.
 
-    about: the file in which our exports note their files. usual: whether a name is one of ours where the file does not
-    say so; without it, such a folder is nobody's export.
+    about: the file in which our exports note their files. usual: whether a name is one of ours, for an ``about`` that
+    does not say so; without ``usual``, such a folder is refused.
     """
     found = [name for name in files_in(folder) if Path(name).name != LITTER] if folder.exists() else []
     noted = _noted(folder / about)
@@ -55,7 +55,7 @@ def refuse_others(folder: Path, about: str, usual: Callable[[str], bool] | None 
 
 
 def _noted(about: Path) -> set[str] | None:
-    """The names of the files of an earlier export, as it noted them itself; ``None`` where it did not."""
+    """The names of the files of an earlier export, as the export noted them; ``None`` if it did not."""
     try:
         return {*json.loads(about.read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -63,19 +63,19 @@ def _noted(about: Path) -> set[str] | None:
 
 
 def files_in(folder: Path) -> list[str]:
-    """The names of all files in a folder and those below it, links included."""
+    """The names of all files in a folder and in those below it, links included."""
     found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise :class:`QtutorError` for a model in a dtype that checkpoints do not have."""
+    """Raise :class:`QtutorError` for a model in a dtype that no checkpoint has."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise QtutorError(f"the model is in {dtype}, which no checkpoint holds: call model.float() first.")
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without a tied output matrix; what else shares memory is copied, since safetensors refuses it."""
+    """The state dict without a tied output matrix; other shared memory is copied, since safetensors refuses it."""
     tensors, seen, tied = {}, set(), f"{family_of(model).head}.weight" if is_tied(model) else None
     for name, tensor in model.state_dict().items():
         if name == tied:

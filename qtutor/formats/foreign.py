@@ -1,6 +1,6 @@
-"""What a checkpoint format of another tool is here: five functions, and what they share.
+"""Defines a checkpoint format of another tool as five functions, with the helpers that these formats share.
 
-:class:`Format` says which functions; :mod:`.foreign_writing` writes whole folders with them, :mod:`.foreign_reading`
+:class:`Format` lists the functions; :mod:`.foreign_writing` writes whole folders with them, :mod:`.foreign_reading`
 reads them. Left out, for every format: quantized embeddings, which no engine here reads, and one scale for a matrix.
 """
 
@@ -28,10 +28,10 @@ MOST_REPEATS = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """How one layer is stored. kind: the format's own name for it, where it has several.
+    """How one layer is stored. kind: the format's own name for this way, if it has several.
 
     nested: its scales are quantized, too. threshold: of an int8 layer, see :class:`~qtutor.runtime.int8.Int8Linear`.
-    ordered: columns may belong to groups in another order than they are stored in, and the file has to say how.
+    ordered: columns may belong to groups in another order than they are stored in, and then the file has to say how.
     """
 
     grid: Grid
@@ -43,7 +43,7 @@ class Layout:
 
 
 class Wanted(NamedTuple):
-    """A tensor that a stored layer has: its shape (``None``: any) and the dtypes it may have, as headers call them."""
+    """A tensor of a stored layer: its shape (``None``: any) and the dtypes that it may have, as named in headers."""
 
     shape: tuple[int, ...] | None
     dtypes: tuple[str, ...]
@@ -58,16 +58,18 @@ def _usual(settings: dict) -> dict:
 class Format:
     """A format of another tool, as five functions. Names of layers are full: "model.layers.0.mlp.up_proj".
 
-    method: what ``quant_method`` is called in config.json.
+    method: the value of ``quant_method`` in config.json.
     settings(layers, left, **options): config.json's quantization_config for the packed ``layers`` by name; ``left`` are
-    the linear layers that stay in float. It raises :class:`QtutorError` for what the format cannot hold.
-    layouts(settings, names, where): its inverse, for what anybody wrote: the layout of each of ``names`` that is
-    quantized. It raises :class:`QtutorError`, beginning with ``where``, for settings that it does not know.
-    stored(layout, rows, columns): the tensors of a layer, by what comes after its name and a dot.
-    encode(quantized, layout), decode(tensors, layout, rows, columns): a :class:`QuantizedTensor` to these, and back.
+    the linear layers that stay in float. It raises :class:`QtutorError` for layers that the format cannot hold.
+    layouts(settings, names, where): the inverse, for settings from any tool: the layout of each of ``names`` that is
+    quantized. It raises :class:`QtutorError`, beginning with ``where``, for unknown settings.
+    stored(layout, rows, columns): the tensors of a layer, by the part of their names after the layer's name and a dot.
+    encode(quantized, layout), decode(tensors, layout, rows, columns): from a :class:`QuantizedTensor` to these tensors,
+    and back.
     tolerance: how far a scale may be from the one that was written, as a share of it.
-    in_config(settings): what config.json has of the settings, by key.
-    input_scale: the tensor of a layer that its inputs are multiplied by (:class:`.ScaledLinear`), "" where none is.
+    in_config(settings): the keys of config.json that hold the settings.
+    input_scale: the tensor of a layer that its inputs are multiplied by (:class:`.ScaledLinear`), "" if the format has
+    none.
     """
 
     method: str
@@ -81,7 +83,7 @@ class Format:
     input_scale: str = ""
 
     def settings_for(self, layers: dict, left: list[str], **options) -> dict:
-        """:attr:`settings`, also raising for layers that multiply their inputs, if the format has no place for it."""
+        """:attr:`settings`, also raising for layers that multiply their inputs, if the format has no place for that."""
         for name, layer in layers.items():
             if isinstance(layer, ScaledLinear) and not self.input_scale:
                 raise refused(
@@ -93,7 +95,7 @@ class Format:
 
 
 def packed_layers(model: nn.Module) -> dict[str, QuantLinear]:
-    """The packed linear layers of a model by name. Raises :class:`QtutorError` for what no engine would read."""
+    """The packed linear layers of a model by name. Raises :class:`QtutorError` for layers that no engine would read."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     if not found:
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
@@ -123,12 +125,12 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def refused(name: str, form: str, found: str, fits: str) -> QtutorError:
-    """A layer that a format cannot hold, and what would fit."""
+    """The error for a layer that a format cannot hold; it says what would fit."""
     return QtutorError(f"{name} has {found}, and the format {form!r} {fits}")
 
 
 def check_integers(name: str, method: str, layer: QuantLinear, bits: Collection[int], halves: bool = True) -> None:
-    """Raise :class:`QtutorError` unless a layer has evenly spaced levels of ``bits``. halves: and float16 scales."""
+    """Raise :class:`QtutorError` unless a layer has even levels of ``bits`` and, if ``halves``, float16 scales."""
     grid, elsewhere = layer.grid, "take 'compressed-tensors', or leave the layer in float."
     if not isinstance(grid, IntGrid):
         other = "compressed-tensors" if isinstance(grid, FloatGrid) else "bitsandbytes"
@@ -153,21 +155,22 @@ def one_group_size(method: str, layers: dict[str, QuantLinear]) -> int:
 
 
 def resolved_zeros(quantized: QuantizedTensor) -> torch.Tensor:
-    """The zero points of a matrix, uint8 ``[out, groups]``, those of a symmetric grid as well."""
+    """The zero points of a matrix, uint8 ``[out, groups]``, also for a symmetric grid."""
     if quantized.zeros is not None:
         return quantized.zeros
     return torch.full(quantized.scales.shape, quantized.grid.middle, dtype=torch.uint8, device=quantized.codes.device)
 
 
 def stored_scales(scales: torch.Tensor) -> torch.Tensor:
-    """Scales of a checkpoint as ours are stored: float16 where that is exact, float32 where it is not."""
+    """Scales of a checkpoint in the dtype of our own: float16 if that is exact, otherwise float32."""
     half = scales.to(torch.float16)
     return half if torch.equal(half.float(), scales.float()) else scales.float()
 
 
 def of_floats(weight: torch.Tensor, scales: torch.Tensor | Scales, layout: Layout) -> QuantizedTensor:
-    """A layer that is stored as floats of 8 bits, with a scale for each row or one for all, or :class:`Scales` of
-    another kind. Raises :class:`QtutorError` for codes that stand for no number.
+    """A layer that is stored as floats of 8 bits, with one scale a row, one for all, or other :class:`Scales`.
+
+    Raises :class:`QtutorError` for codes that represent no number.
     """
     codes = weight.view(torch.uint8)
     layout.grid.check_codes(codes)
@@ -176,7 +179,7 @@ def of_floats(weight: torch.Tensor, scales: torch.Tensor | Scales, layout: Layou
 
 
 def pattern(text, where: str) -> re.Pattern:
-    """A regular expression out of a checkpoint; some would take longer than anybody waits, and these are refused."""
+    """A regular expression from a checkpoint. Patterns that could take too long to match are refused."""
     try:
         if not isinstance(text, str) or len(text) > LONGEST_PATTERN:
             raise ValueError("it is too long")
@@ -191,7 +194,7 @@ def pattern(text, where: str) -> re.Pattern:
 
 
 def names_at(where: str, settings: dict, key: str, default: Iterable[str] = ()) -> list[str]:
-    """The names of layers at ``key``; ``default`` where it is missing or null. Raises as :func:`expect` does."""
+    """The names of layers at ``key``; ``default`` if it is missing or null. Raises as :func:`expect` does."""
     if settings.get(key) is None:
         return list(default)
     return expect(where, settings, key, are_names, "names of layers")
@@ -203,7 +206,7 @@ def are_names(value) -> bool:
 
 
 def expect(where: str, settings: dict, key: str, fits: Callable[[object], bool], wanted: str, default=None):
-    """``settings[key]``, checked. Raises :class:`QtutorError` that says what was found and expected."""
+    """``settings[key]``, checked. Raises :class:`QtutorError` that says what was found and what was expected."""
     value = settings.get(key, default)
     if not fits(value):
         found = shown(value) if key in settings else "missing"

@@ -1,11 +1,12 @@
 """Quantized checkpoints that other tools wrote, or that we wrote for other engines, as our own packed layers.
 
-Nothing is rounded again: codes, scales and zero points become those of :class:`QuantLinear`. In this order, so that a
-promise costs nothing: the settings in config.json (or in a file beside it, as older tools had it); the headers of the
-weights; the decoder, built of shapes; what each layer is stored as, by its settings, against the headers. Then the
-tensors are read. No code from a checkpoint is run, and a pattern in it that could take hours to match is refused.
+Nothing is rounded again: codes, scales and zero points become those of :class:`QuantLinear`. The order of reading is
+such that a false claim in a file costs nothing. First come the settings in config.json (or in a file beside it, for
+older tools), then the headers of the weights, then the decoder, built of shapes. Then the stored form of each layer by
+its settings is compared with the headers. Only then are the tensors read. No code from a checkpoint is run, and a
+pattern in it that could take hours to match is refused.
 
-A layer that the settings call quantized and that is there as a plain float weight stays in float, as it does in the
+If the settings call a layer quantized and the file has a plain float weight for it, the layer stays in float, as in the
 engines. Left out: an order of columns that an engine looks up while it multiplies (``g_idx`` that is not trivial).
 """
 
@@ -35,10 +36,10 @@ from qtutor.runtime.linear import QuantLinear
 
 @dataclass(frozen=True)
 class Opened:
-    """What can be said of a folder without reading a tensor.
+    """All that can be said about a folder without reading a tensor.
 
-    model: the decoder, of shapes alone, and no layer packed. layouts: of the packed layers by name. files: in which
-    file each tensor is, and as what.
+    model: the decoder, of shapes alone, and no layer packed. layouts: of the packed layers by name. files: by tensor,
+    its file and how it is stored there.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Opened:
                 if path not in opened:
                     opened[path] = safe_open(path, "pt")
                 tensor = opened[path].get_tensor(name)
-            except BaseException as error:  # it changed meanwhile, or holds what this version does not know
+            except BaseException as error:  # it changed meanwhile, or this version does not know something in it
                 if not is_failure(error):
                     raise
                 raise QtutorError(f"{path} cannot be read ({said(error)}). {AGAIN}") from error
@@ -70,7 +71,7 @@ class Opened:
         yield read
 
     def decode(self, name: str, read) -> QuantizedTensor:
-        """The packed layer ``name``; raises :class:`QtutorError` naming it where its numbers do not fit."""
+        """The packed layer ``name``; raises :class:`QtutorError` naming the layer if its numbers do not fit."""
         layout, place = self.layouts[name], self.model.get_submodule(name)
         kinds = [kind for kind in self.form.stored(layout, *place.weight.shape) if f"{name}.{kind}" in self.files]
         with naming(f"{self.folder}: {name}"):
@@ -79,7 +80,7 @@ class Opened:
             )
 
     def input_scale(self, name: str, read) -> torch.Tensor | None:
-        """The numbers that the inputs of a layer are multiplied by, float32 ``[in]``; ``None`` where all are 1."""
+        """The numbers that the inputs of a layer are multiplied by, float32 ``[in]``; ``None`` if all of them are 1."""
         key = f"{name}.{self.form.input_scale}"
         if not self.form.input_scale or key not in self.files:
             return None
@@ -88,10 +89,10 @@ class Opened:
 
 
 def load(folder: str | Path, device: str | None = None, dtype: torch.dtype | str = "auto") -> nn.Module:
-    """The decoder in ``folder``, its quantized layers packed as they are there, on ``device`` (by itself: the GPU).
+    """The decoder in ``folder``, its quantized layers packed as they are in the file, on ``device`` (default: the GPU).
 
     dtype: of everything that is not quantized; ``"auto"``: the config's. Raises :class:`QtutorError` naming the file,
-    the layer or the setting that is missing, damaged, or not known.
+    the layer or the setting that is missing, damaged, or unknown.
     """
     folder = Path(folder)
     found = opened(folder)
@@ -129,7 +130,7 @@ def opened(folder: Path) -> Opened:
     values = {key: value for key, value in read_json(path).items() if key not in IN_CONFIG}
     head = family_called(values.get("model_type"), values).head
     if any(name.startswith(f"{head}.") and name != f"{head}.weight" for name in files):
-        values["tie_word_embeddings"] = False  # it is packed, so it is a matrix of its own
+        values["tie_word_embeddings"] = False  # the head is packed, so it is a matrix of its own
     config = config_of(values, str(path), blocks)
     config.name_or_path = str(folder)
     model = empty_model(config, str(path))
@@ -173,7 +174,7 @@ def _is_packed(name: str, wanted: dict[str, Wanted], rest: dict[str, Stored]) ->
 
 
 def _check_stored(folder: Path, name: str, wanted: dict[str, Wanted], rest: dict[str, Stored]) -> None:
-    """Raise :class:`QtutorError` for a tensor of a packed layer that is missing, or is of another shape or dtype."""
+    """Raise :class:`QtutorError` if a tensor of a packed layer is missing, or has another shape or dtype."""
     for kind, (shape, dtypes, optional) in wanted.items():
         found = rest.get(f"{name}.{kind}")
         if found is None and not optional:
@@ -189,9 +190,10 @@ def _check_stored(folder: Path, name: str, wanted: dict[str, Wanted], rest: dict
 def _layer(
     quantized: QuantizedTensor, layout: Layout, bias: torch.Tensor | None, scale: torch.Tensor | None
 ) -> QuantLinear:
-    """A layer that computes with ``quantized`` as its format says; of the right size already, unlike a meta one.
+    """A layer that computes with ``quantized`` in the way of its format; it has the right size already, unlike a meta
+    one.
 
-    scale: what its inputs are multiplied by, if anything.
+    scale: the numbers that its inputs are multiplied by, if any.
     """
     layer = layer_of(quantized, bias, scale)
     if isinstance(layer, Int8Linear):
@@ -200,7 +202,7 @@ def _layer(
 
 
 def _check_spare_biases(found: Opened, read) -> None:
-    """A bias where the decoder has none has to be zero: older tools write one for every layer."""
+    """A bias that the decoder does not have must be zero: older tools write one for every layer."""
     for name in found.layouts:
         spare = f"{name}.bias"
         if spare in found.files and found.model.get_submodule(name).bias is None and read(spare).count_nonzero():

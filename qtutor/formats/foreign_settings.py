@@ -1,4 +1,4 @@
-"""By which settings a folder says that it is quantized, and which tool's format that is."""
+"""Finds the settings by which a folder says that it is quantized, and the format that they belong to."""
 
 import importlib
 from pathlib import Path
@@ -9,16 +9,16 @@ from qtutor.formats.checkpoint import CONFIG
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.foreign import Format
 
-# The second is what compressed-tensors had before 0.4. The third is MLX's, which has the first, too, by now.
+# The second is the key of compressed-tensors before 0.4. The third is MLX's; newer MLX files have the first, too.
 IN_CONFIG = ("quantization_config", "compression_config", "quantization")
-# Files that had the settings before config.json did, or still have: and what quant_method is where they do not say it.
+# Files that had the settings before config.json did, or still have them; and the quant_method if they do not say it.
 BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 
 
 def settings_in(folder: Path) -> tuple[dict, str] | None:
-    """The quantization settings of a folder, and the file that they are from; ``None`` where there are none.
+    """The quantization settings of a folder, and the file that they come from; ``None`` if there are none.
 
-    quant_method is always there. Raises :class:`QtutorError` for settings that are no object.
+    The settings always have a quant_method. Raises :class:`QtutorError` for settings that are no object.
     """
     path = file_in(folder, CONFIG)
     values = read_json(path) if path is not None else {}
@@ -42,7 +42,7 @@ def settings_in(folder: Path) -> tuple[dict, str] | None:
 
 
 def _check_same(values: dict, key: str, path: Path) -> None:
-    """MLX looks at ``quantization`` alone; its copy, at ``key``, has to say the same."""
+    """MLX reads ``quantization`` alone; the copy of it, at ``key``, has to say the same."""
     copy = {name: value for name, value in values[key].items() if name != "quant_method"}
     if values[key].get("quant_method", "mlx") == "mlx" and copy != values["quantization"]:
         raise QtutorError(
@@ -52,7 +52,7 @@ def _check_same(values: dict, key: str, path: Path) -> None:
 
 
 def format_of(settings: dict, where: str) -> Format:
-    """The format that ``settings`` belong to. Raises :class:`QtutorError` naming those that are read."""
+    """The format that ``settings`` belong to. For an unknown one, raises :class:`QtutorError` naming the known ones."""
     method = settings.get("quant_method")
     if not isinstance(method, str) or method not in FOREIGN:
         raise QtutorError(

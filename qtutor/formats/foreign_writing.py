@@ -2,13 +2,13 @@
 
     config.json                 the transformers config, with ``quantization_config``
     model.safetensors           or model-00001-of-0000N.safetensors and an index, at most 5 GB each
-    generation_config.json      what the config does not say of how texts end, if anything
+    generation_config.json      what the config does not say about how texts end, if anything
     tokenizer.json ...          with a tokenizer, its files and its chat template
-    qtutor_files.json           for us: the names of all files, so that others are noticed before the next export
-                                replaces them, and the recipe
+    qtutor_files.json           for us: the names of all files, so that files of others are noticed before the next
+                                export replaces them; and the recipe
 
-What is written is read back by our importer, and its codes, scales and zero points are compared with the model's,
-before the folder takes its name: written beside and renamed, so nobody ever sees half of one.
+The written folder is read back by our importer before it takes its name, and its codes, scales and zero points are
+compared with the model's. The folder is written beside its target and renamed, so nobody ever sees half of one.
 """
 
 import json
@@ -39,9 +39,10 @@ ABOUT = "qtutor_files.json"
 def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, beside=lambda settings: {}, **options):
     """Write a quantized ``model`` to ``folder`` in the format ``form``. Returns the folder.
 
-    beside: more JSON files, by name, made of the settings. An earlier export of ours in ``folder`` is replaced, a
-    folder that holds anything else is refused. Raises :class:`QtutorError` for that, for a model that is not quantized,
-    for a layer that the format cannot hold, and where the folder cannot be written; the old one is then untouched.
+    beside: more JSON files, by name, computed from the settings. An earlier export of ours in ``folder`` is replaced; a
+    folder that holds anything else is refused. Raises :class:`QtutorError` for such a folder, for a model that is not
+    quantized, for a layer that the format cannot hold, and if the folder cannot be written; the old folder is then
+    untouched.
     """
     layers = packed_layers(model)
     left = [name for name in linear_names(model) if name not in layers]
@@ -52,7 +53,7 @@ def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, bes
     check_finite(model)
     floats = _floats(model)
     shapes = kinds(floats)
-    for name, layer in layers.items():  # encoded here for its shapes, and once more when it is written
+    for name, layer in layers.items():  # encoded here for its shapes, and again when it is written
         shapes |= kinds(_encoded(form, name, layer, layouts[name]))
     files = laid_out(shapes, LARGEST)
     place = target(folder, need=sum(file.size for file in files))
@@ -74,7 +75,7 @@ def target(folder: str | Path, sources: Iterable[str | Path] = (), need: int = 0
 
 
 def _floats(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What is not packed: all that a checkpoint has of the model but packed layers, whose biases stay in float."""
+    """The float tensors: all tensors of the model except packed layers, whose biases stay in float."""
     packed = {name for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     found = {}
     for name, tensor in stored_tensors(model).items():
@@ -93,7 +94,7 @@ def _encoded(form: Format, name: str, layer: QuantLinear, layout: Layout) -> dic
 
 
 def _write_about(new: Path, model: nn.Module, config, keys: dict, tokenizer) -> None:
-    """Everything but the weights. keys: more of config.json. Engines look for the class by its name in config.json."""
+    """Write everything but the weights. keys: more of config.json, where engines look for the class by its name."""
     config.architectures = [type(model).__name__]
     config.save_pretrained(new)
     values = json.loads((new / CONFIG).read_text(encoding="utf-8"))
@@ -105,8 +106,9 @@ def _write_about(new: Path, model: nn.Module, config, keys: dict, tokenizer) -> 
 
 
 def _older_names(values: dict) -> dict:
-    """What transformers 5 keeps in ``rope_parameters``, by its names before: an engine that knows only these (mlx-lm)
-    would turn positions by the usual 10000 without a word.
+    """The keys that held the values in ``rope_parameters`` before transformers 5.
+
+    An engine that knows only these (mlx-lm) would otherwise turn positions by the usual 10000 without a warning.
     """
     rope = values.get("rope_parameters") or {}
     found = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
@@ -120,7 +122,7 @@ def _write_json(path: Path, values: Mapping) -> None:
 
 
 def _write_weights(new: Path, form: Format, files: list[ShardFile], floats: dict, layers: dict, layouts: dict) -> None:
-    """The files with the weights, and their index. One layer at a time is encoded, and forgotten when it is written."""
+    """Write the files with the weights, and their index. One layer at a time is encoded, written and then released."""
     with Shards(new, files) as shards:
         for name, tensor in floats.items():
             shards.write(name, tensor)
@@ -132,7 +134,7 @@ def _write_weights(new: Path, form: Format, files: list[ShardFile], floats: dict
 
 
 def _compare(new: Path, form: Format, model: nn.Module, layers: dict[str, QuantLinear]) -> None:
-    """Raise :class:`QtutorError` where the folder holds other numbers than the model; layer by layer."""
+    """Raise :class:`QtutorError` if the folder holds other numbers than the model; compares layer by layer."""
     found = opened(new)
     with found.reading() as read:
         for name, tensor in _floats(model).items():
@@ -142,7 +144,7 @@ def _compare(new: Path, form: Format, model: nn.Module, layers: dict[str, QuantL
             if name not in found.layouts:
                 raise QtutorError(f"{name} came back as a float layer.")
             back, ours = found.decode(name, read), layer.quantized()
-            used = ours.scales.cpu() != 0  # in a group with the scale 0 all weights are 0, whatever its zero point
+            used = ours.scales.cpu() != 0  # if a group has the scale 0, all of its weights are 0 for any zero point
             ours_zeros, zeros = (resolved_zeros(one).cpu() * used for one in (ours, back))
             wrong = not torch.equal(back.codes, ours.codes.cpu()) or not torch.equal(zeros, ours_zeros)
             scales = back.scales.double(), ours.scales.double().cpu()

@@ -1,15 +1,14 @@
 """A decoder as one GGUF file for llama.cpp, and back.
 
     qtutor.export(model, "out.gguf", format="gguf", type="Q4_K_M", tokenizer=tokenizer)
-    model = qtutor.formats.gguf.load("out.gguf")    # float32, with the weights that the file stands for; any file
+    model = qtutor.formats.gguf.load("out.gguf")    # float32 weights, decoded from the file; any GGUF file
 
-The grids of GGUF's block types are part of the format, so weights are encoded from their float values, whatever a
-recipe would have made of them. Two ways bring better rounding along: ``importance``, and AWQ's scales
-(:func:`.scaling.fold_model`). A model that is quantized already is written as what its codes stand for, and
-so rounded a second time.
+The grids of GGUF's block types are part of the format. So weights are encoded from their float values, and the rounding
+of a recipe is not used. Two ways still improve the rounding: ``importance``, and AWQ's scales
+(:func:`.scaling.fold_model`). A model that is quantized already is decoded first, and so rounded a second time.
 
-One tensor is in memory at a time, as float32 and encoded: a checkpoint that transformers maps from its file
-(``dtype="auto"``) is never there whole. Left out: writing a file in several parts.
+One tensor at a time is in memory, as float32 and encoded: a checkpoint that transformers maps from its file
+(``dtype="auto"``) is never in memory as a whole. Left out: writing a file in several parts.
 """
 
 import math
@@ -52,16 +51,16 @@ def save(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write ``model`` with its ``tokenizer`` to ``out``, or ``out/model.gguf`` where ``out`` does not end in .gguf.
+    """Write ``model`` with its ``tokenizer`` to ``out``, or to ``out/model.gguf`` if ``out`` does not end in .gguf.
 
     type: a mix (:data:`qtutor.gguf.mixes.MIXES`), or with ``pure`` a block type for every matrix. types: block types of
-    single matrices in place of the mix's, by GGUF name or a pattern of names (``{"blk.*.ffn_down.weight": "Q6_K"}``);
+    single matrices that replace the mix's, by GGUF name or a pattern of names (``{"blk.*.ffn_down.weight": "Q6_K"}``);
     :func:`qtutor.budget.block_types.choose` finds some for a size. importance: an
     :class:`~qtutor.gguf.imatrix.Imatrix`, a file that holds one, or a mapping of GGUF names to float32 ``[in]``.
-    overwrite: replace a file that is there even if qtutor did not write it. progress: show a bar where it takes long.
+    overwrite: replace an existing file even if qtutor did not write it. progress: show a bar if encoding takes long.
     Returns the file's path.
-    Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and where the file
-    cannot be written; the old one is then untouched.
+    Raises :class:`QtutorError` for a family, a tokenizer or a tensor that the format cannot hold, and if the file
+    cannot be written; the old file is then untouched.
     """
     keys, tensors = contents(model, tokenizer, type=type, types=types, importance=importance, pure=pure)
     _say_of_window(model.config)
@@ -75,7 +74,7 @@ def save(
 def planned(model: nn.Module, tokenizer=None, **options) -> dict[str, int]:
     """The bytes of the file that :func:`save` would write with these options, by block type; shapes are enough.
 
-    "header" are those of the metadata, with the tokenizer, and of what aligns tensors.
+    "header" counts the bytes of the metadata, with the tokenizer, and of the padding that aligns tensors.
     """
     keys, tensors = contents(model, tokenizer, **options)
     found = {}
@@ -85,7 +84,7 @@ def planned(model: nn.Module, tokenizer=None, **options) -> dict[str, int]:
 
 
 def target(out: str | Path, sources: Iterable[str | Path] = (), need: int = 0, overwrite: bool = False) -> Path:
-    """The file that :func:`save` would write, its links followed, if it may (:func:`qtutor.files.target.checked`)."""
+    """The path that :func:`save` would write, its links followed, if allowed (:func:`qtutor.files.target.checked`)."""
     place = checked(_path(out), folder=False, sources=sources, need=need)
     if place.exists() and place.stat().st_size and not overwrite and not _ours(place):
         raise QtutorError(
@@ -108,7 +107,7 @@ def _ours(path: Path) -> bool:
 
 @contextmanager
 def _progress(tensors: list[Tensor], shown: bool) -> Iterator[list[Tensor]]:
-    """The tensors; where encoding them takes over a second and a person is looking, a bar counts their weights."""
+    """The tensors; if encoding them takes over a second, a bar on the terminal counts their weights."""
     total = sum(math.prod(tensor.shape) for tensor in tensors)
     looks = {"unit": "weight", "unit_scale": True, "leave": False}
     with tqdm(total=total, desc="encoding", delay=1, disable=None if shown else True, **looks) as bar:

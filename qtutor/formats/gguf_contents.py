@@ -1,7 +1,7 @@
-"""What a GGUF file of a decoder holds: metadata, and tensors that are encoded when their turn to be written comes.
+"""The content of a decoder's GGUF file: metadata, and tensors that are encoded only when they are written.
 
-:mod:`.gguf` writes it; :mod:`qtutor.budget.block_types` looks at it before. Shapes are enough until a tensor is asked
-for its bytes.
+:mod:`.gguf` writes it; :mod:`qtutor.budget.block_types` looks at it before. Shapes are enough until the bytes of a
+tensor are needed.
 """
 
 import json
@@ -31,7 +31,7 @@ from qtutor.guards.promises import config_to_write
 
 DEFAULT = "Q4_K_M"  # the mix
 PHI3_TOKENS = {"<s>", "</s>", "<unk>", "<|endoftext|>"}
-SMALL = 1e-3  # weights that no format's scales lose are larger
+SMALL = 1e-3  # weights of this size are not lost by the scales of any format
 
 
 def contents(
@@ -44,10 +44,10 @@ def contents(
     guided: bool = False,
     pure: bool = False,
 ) -> tuple[dict, list[Tensor]]:
-    """Metadata, and tensors whose bytes are made when they are asked for. Shapes are enough.
+    """Metadata, and tensors whose bytes are computed on request. Shapes are enough.
 
     Arguments and errors are those of :func:`qtutor.formats.gguf.save`. guided: there will be an importance, which is
-    not at hand yet.
+    not available yet.
     """
     family_of(model)
     config = config_to_write(model)
@@ -61,7 +61,7 @@ def contents(
     for name, factors in rope_tensors(config).items():
         tensors.append(Tensor(name, factors.shape, "F32", factors.astype("<f4").view(np.uint8)))
     keys = _keys(config, tokenizer)
-    if not types:  # of types that somebody chose, no mix is the name; readers then look for themselves
+    if not types:  # chosen types are no mix, so without this key readers look at the tensors
         keys["general.file_type"] = file_type(type, pure)
     if settings := generation_settings(model):
         keys[GENERATION] = json.dumps(settings)
@@ -69,7 +69,7 @@ def contents(
 
 
 def _given(types: Mapping[str, str] | None, sources: Mapping[str, Source]) -> dict[str, str]:
-    """The block types that a caller names, of each tensor that a pattern fits."""
+    """The block types that a caller names, for each tensor that a pattern fits."""
     found = {}
     for pattern, kind in (types or {}).items():
         find_type(kind)
@@ -113,13 +113,14 @@ def _keys(config, tokenizer) -> dict:
 
 
 def _name_for(name: str, tokens: Iterable[str]) -> str:
-    """``name``, but not Phi-3's with a vocabulary that is not: by that name llama.cpp looks for tokens of Phi-3's, and
-    refuses the file where they are not there."""
+    """``name``, but changed if it says Phi-3 and the vocabulary is another one.
+
+    For a name with Phi-3, llama.cpp looks for Phi-3's tokens, and refuses the file if they are missing."""
     return name if set(tokens) >= PHI3_TOKENS else re.sub(r"(?i)(phi)-?(?=3)", r"\1 ", name)
 
 
 def _check_special_ids(config, tokenizer) -> None:
-    """bos and eos of the config are those of the file where the tokenizer has none: they have to be tokens."""
+    """bos and eos of the config are used for the file if the tokenizer has none: they have to be tokens."""
     for name in ("bos_token_id", "eos_token_id"):
         found = getattr(config, name, None)
         for number in found if isinstance(found, list) else [found]:
@@ -131,14 +132,14 @@ def _check_special_ids(config, tokenizer) -> None:
 
 
 def _config_text(config) -> str:
-    """transformers' own, but for its version: the same model makes the same file whichever wrote it."""
+    """transformers' own text without its version, so that the same model gives the same file for any version."""
     diff = json.loads(config.to_json_string(use_diff=True))
     diff.pop("transformers_version", None)
     return json.dumps(diff, indent=2, sort_keys=True) + "\n"
 
 
 def _encoder(name: str, type: str, values: Callable, config, importance: Callable) -> Callable[[], np.ndarray]:
-    """A function that makes the tensor's bytes when its turn to be written comes."""
+    """A function that computes the tensor's bytes when the tensor is written."""
 
     def encoded() -> np.ndarray:
         weight = values().detach()
@@ -154,7 +155,7 @@ def _encoder(name: str, type: str, values: Callable, config, importance: Callabl
 
 
 def _say_what_is_lost(name: str, type: str, rows: np.ndarray, data: np.ndarray) -> None:
-    """Blocks of small weights may become zero without a word, since the format's scales have 16 bits."""
+    """Warn of blocks of small weights that become zero, since the format's scales have 16 bits."""
     kind = find_type(type)
     blocks = rows.reshape(-1, kind.values)
     largest = np.maximum(blocks.max(axis=1, initial=0), -blocks.min(axis=1, initial=0))
@@ -170,10 +171,10 @@ def _say_what_is_lost(name: str, type: str, rows: np.ndarray, data: np.ndarray) 
 
 
 def importance_by_name(importance, names: Collection[str]) -> Callable[[str, int], np.ndarray | None]:
-    """What an ``importance`` says of a tensor: a function of (name, columns) to float32 ``[in]`` or None.
+    """The entries of ``importance`` by tensor: a function of (name, columns) to float32 ``[in]`` or None.
 
-    importance: as :func:`qtutor.formats.gguf.save` takes it. names: all tensors. Raises :class:`QtutorError` for what
-    is no importance, or that of another model.
+    importance: as :func:`qtutor.formats.gguf.save` accepts it. names: all tensors. Raises :class:`QtutorError` for an
+    object that is no importance, or that belongs to another model.
     """
     if importance is None:
         return lambda name, columns: None

@@ -1,6 +1,6 @@
 """Which GGUF file a source names: itself, the one in a folder, or the first of its parts.
 
-Nothing but names and first bytes is looked at, and no torch is imported: the command line asks before anything else.
+Only names and first bytes are read, and torch is not imported: the command line calls this before anything else.
 """
 
 from pathlib import Path
@@ -9,21 +9,21 @@ from qtutor.errors import QtutorError, shown
 from qtutor.files import is_gguf
 from qtutor.formats import documents, hub_gguf, smollm2
 
-NAME = "model.gguf"  # what we call the file in a folder
+NAME = "model.gguf"  # our name for the file in a folder
 
 
 def located(source: str | Path) -> str | Path:
-    """``source``, or the file that the word "smollm2" or a name like ``owner/name:Q4_K_M`` stands for."""
+    """``source``, or the file that the word "smollm2" or a name like ``owner/name:Q4_K_M`` refers to."""
     if source == smollm2.WORD:
         return smollm2.file()
     return hub_gguf.file(source) or source if isinstance(source, str) else source
 
 
 def file_in(source: str | Path, alone: bool = True) -> Path | None:
-    """The GGUF file that ``source`` names, ``None`` where it names something else; of a split file the first part.
+    """The GGUF file that ``source`` names, ``None`` if it names something else; for a split file, its first part.
 
-    alone: in a folder only if no other weights are there. A folder may hold one file of any name, and one called
-    ``model.gguf`` beside others: that is what we write. Raises :class:`QtutorError` for a folder with several.
+    alone: in a folder, only if no other weights are there. A folder may hold one file of any name, or several of which
+    one is called ``model.gguf``, the name that we write. Raises :class:`QtutorError` for other folders with several.
     """
     path = Path(located(source))
     if not path.is_dir():
@@ -40,7 +40,7 @@ def file_in(source: str | Path, alone: bool = True) -> Path | None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The GGUF files in a folder, by name, whatever case their suffix is in; of the parts of one file the first."""
+    """The GGUF files in a folder by name, with a suffix in any case; of the parts of a file, only the first."""
     from qtutor.gguf.parts import names_of
 
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and not path.is_dir())
@@ -53,5 +53,5 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _other_weights(folder: Path) -> bool:
-    """Whether a checkpoint of another kind lies in a folder. A config.json alone comes with many GGUF files."""
+    """Whether a folder holds a checkpoint of another kind. A config.json alone comes with many GGUF files."""
     return (folder / "qtutor.json").is_file() or any(path.suffix.lower() == ".safetensors" for path in folder.iterdir())

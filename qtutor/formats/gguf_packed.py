@@ -1,12 +1,12 @@
-"""A GGUF file as packed layers: the codes and scales that it holds, where our grid has the same levels.
+"""A GGUF file as packed layers: the codes and scales in the file, if our grid has the same levels.
 
-Q4_0, Q5_0, Q8_0 and Q6_K are codes around a middle, times one scale a block: groups of 32, or of 16 for Q6_K. Their
-scales may be negative and ours are not, so a block with a negative one is turned round: ``d (q - 8) = -d (7 - (15 -
-q))`` has the code ``15 - q`` and the zero point 7. Nothing is rounded.
+Q4_0, Q5_0, Q8_0 and Q6_K are codes around a middle, times one scale for each group of 32 weights, or of 16 for Q6_K.
+Their scales may be negative and ours are not, so a block with a negative scale is turned round:
+``d (q - 8) = -d (7 - (15 - q))`` has the code ``15 - q`` and the zero point 7. Nothing is rounded.
 
-Left out: types with a minimum of their own (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K), which lies anywhere between two levels where
-a zero point is one of them; types with levels of their own (IQ4_NL, MXFP4 ...); Q3_K, ternary ones. Embeddings, the
-head and layers in 16 or 32 bits become float32, which holds what they stand for.
+Left out: types with a minimum of their own (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K), since that may be anywhere between two
+levels, while a zero point is one of the levels; types with levels of their own (IQ4_NL, MXFP4 ...); Q3_K, ternary
+types. Embeddings, the head and layers in 16 or 32 bits become float32, which holds their values exactly.
 """
 
 from pathlib import Path
@@ -27,14 +27,14 @@ from qtutor.gguf.architecture import from_file
 from qtutor.gguf.coding import decode
 from qtutor.runtime.linear import QuantLinear
 
-HELD = {"Q4_0": (4, 32), "Q5_0": (5, 32), "Q8_0": (8, 32), "Q6_K": (6, 16)}  # bits, weights of a scale
+HELD = {"Q4_0": (4, 32), "Q5_0": (5, 32), "Q8_0": (8, 32), "Q6_K": (6, 16)}  # bits, weights that share a scale
 FLOATS = ("F32", "F16", "BF16")
 ONE = np.array([0x00, 0x3C], np.uint8)  # 1.0 as float16
-D = {"Q6_K": 208}  # where a block has its float16 scale, if not in front
+D = {"Q6_K": 208}  # the byte at which the float16 scale of a block begins, if not at 0
 
 
 class _Part:
-    """A file in which every tensor is what ``parts`` makes of its blocks, not the weights."""
+    """A file whose tensors are one part of their blocks, codes or scales, in place of the weights."""
 
     def __init__(self, file, part: int):
         self.tensors, self.metadata, self.path = file.tensors, file.metadata, file.path
@@ -45,8 +45,10 @@ class _Part:
 
 
 def load(path: str | Path, device: str | None = None) -> nn.Module:
-    """The decoder in a GGUF file with packed layers. Raises :class:`QtutorError` naming the layers whose type has
-    levels that our grid has not, and as :func:`qtutor.formats.gguf.load` does.
+    """The decoder in a GGUF file with packed layers.
+
+    Raises :class:`QtutorError` naming the layers whose type has levels that our grid does not have, and as
+    :func:`qtutor.formats.gguf.load` does.
     """
     found = opened(path)
     model, where = found.model, str(found.file.path)
@@ -73,10 +75,9 @@ def load(path: str | Path, device: str | None = None) -> nn.Module:
 
 
 def codes_and_scales(data: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the blocks ``[rows, bytes]`` hold: codes less the middle ``[rows, columns]``, and scales ``[rows, groups]``,
-    float32.
+    """The codes minus the middle ``[rows, columns]`` and the scales ``[rows, groups]`` of blocks ``[rows, bytes]``.
 
-    The codes are what the decoder makes of the same blocks with all scales 1.
+    Both are float32. The codes are computed by decoding the same blocks with all scales set to 1.
     """
     at, nbytes = D.get(kind, 0), {"Q4_0": 18, "Q5_0": 22, "Q8_0": 34, "Q6_K": 210}[kind]
     blocks = np.array(data).reshape(len(data), -1, nbytes)
@@ -89,7 +90,7 @@ def codes_and_scales(data: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarra
 
 
 def quantized_of(values: torch.Tensor, scales: torch.Tensor, bits: int, group_size: int) -> QuantizedTensor:
-    """Codes less the middle, and scales of any sign, as a matrix of ours: symmetric where no scale is negative."""
+    """A matrix of ours from codes minus the middle and scales of any sign: symmetric if no scale is negative."""
     middle = 2 ** (bits - 1)
     codes = (values + middle).to(torch.uint8)
     if not (scales < 0).any():
@@ -101,7 +102,7 @@ def quantized_of(values: torch.Tensor, scales: torch.Tensor, bits: int, group_si
 
 
 def _type(found: Opened, tensor: str) -> str:
-    """The block type of a tensor; of q, k and v in one, that of all three."""
+    """The block type of a tensor; if q, k and v are one tensor in the file, the type of that."""
     stored = found.file.tensors
     name = tensor if tensor in stored else ".".join([*tensor.split(".")[:2], "attn_qkv", "weight"])
     return stored[name].type.name

@@ -1,8 +1,8 @@
-"""Reading GGUF files, by whomever they were written: header and config are compared before a tensor is decoded.
+"""Reading GGUF files from any tool: header and config are compared before a tensor is decoded.
 
-A file of ours says what its config was (:data:`CONFIG`), and llama.cpp's keys have to say the same. Of any other file
-the config is made of these keys (:mod:`qtutor.gguf.hyperparameters_back`). From there on both go the same way: the
-decoder is built of shapes alone, each of its tensors has to be in the file in that shape, and no others.
+Our own files contain their config (:data:`CONFIG`), and llama.cpp's keys have to say the same. For any other file, the
+config is built from these keys (:mod:`qtutor.gguf.hyperparameters_back`). From there on, both kinds are read in the
+same way: the decoder is built of shapes alone, the file has to hold each of its tensors in that shape, and no others.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,27 +32,27 @@ from qtutor.gguf.tokenizer_back import text_ends
 from qtutor.guards.promises import is_tied
 from qtutor.runtime.linear import QuantWeight
 
-GENERATION = "qtutor.generation_config"  # what transformers' config does not say of how texts end, if anything
-CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not give back whole
-Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that gives the values
+GENERATION = "qtutor.generation_config"  # what transformers' config does not say about how texts end, if anything
+CONFIG = "qtutor.config"  # a key of ours: transformers' config, which llama.cpp's keys do not describe completely
+Source = tuple[tuple[int, ...], Callable[[], torch.Tensor]]  # shape, and a function that returns the values
 Stored = tuple[tuple[int, ...], Callable[[], np.ndarray]]  # the same in a file: float32
 
 
 def load(path: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The decoder in a GGUF file, its blocks decoded to float32, and each tensor then stored as ``dtype``.
 
-    Raises :class:`QtutorError` for a file that is damaged, whose architecture or block types are not known here, a part
-    of which is missing, or whose tensors do not fit its config.
+    Raises :class:`QtutorError` for a file that is damaged or misses a part, whose architecture or block types are
+    unknown here, or whose tensors do not fit its config.
     """
     return decoded(opened(path), device, dtype)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What can be said of a file without decoding a tensor.
+    """All that can be said about a file without decoding a tensor.
 
-    file: its header. model: of shapes alone, with its config. wanted: of each parameter its tensor's name, its shape,
-    and a function that decodes it.
+    file: its header. model: of shapes alone, with its config. wanted: by parameter, its tensor's name, its shape, and a
+    function that decodes it.
     """
 
     file: GGUFFile | Whole
@@ -79,7 +79,7 @@ def decoded_one(opened: Opened, parameter: str) -> torch.Tensor:
 
 
 def take_ends(model: nn.Module, file: GGUFFile | Whole) -> None:
-    """How texts end, as the file says it."""
+    """Take the settings of how texts end from the file."""
     where = str(file.path)
     if CONFIG in file.metadata:
         give_back(model, file.metadata.get(GENERATION), f"{where}: {GENERATION}")
@@ -90,13 +90,13 @@ def take_ends(model: nn.Module, file: GGUFFile | Whole) -> None:
 
 
 def _name(file: GGUFFile | Whole) -> str:
-    """What the model is called, for whoever writes it again: llama.cpp knows Phi-3's tokens by it."""
+    """The model's name, kept for a later export: llama.cpp recognizes Phi-3's tokens by it."""
     name = file.metadata.get("general.name")
     return one_line(name.replace("/", "-"), 120) if isinstance(name, str) else ""
 
 
 def opened(path: str | Path) -> Opened:
-    """The first half of :func:`load`: nothing is allocated before it was found in the file. Raises as that does."""
+    """The first half of :func:`load`: nothing is allocated before it was found in the file. Raises the same errors."""
     file = read_whole(path)
     _check_types(file)
     ours = CONFIG in file.metadata
@@ -108,7 +108,7 @@ def opened(path: str | Path) -> Opened:
         name = place_of(parameter, config) or parameter
         if (
             parameter.endswith(".bias") and name not in stored and not ours
-        ):  # which llama.cpp leaves out where it is not
+        ):  # llama.cpp leaves out biases that a model does not have
             stored[name] = (shape, partial(np.zeros, shape, np.float32))
         wanted[parameter] = (name, shape, stored.get(name, (None, None))[1])
     _compare(str(path), {name: shape for name, shape, _ in wanted.values()}, stored)
@@ -118,7 +118,7 @@ def opened(path: str | Path) -> Opened:
 
 
 def _config(file: GGUFFile | Whole):
-    """transformers' config as a file of ours says it; the number of blocks is checked, the sizes of tensors are not."""
+    """transformers' config from a file of ours; the number of blocks is checked, the sizes of tensors are not."""
     text = file.metadata[CONFIG]
     if not isinstance(text, str):
         raise QtutorError(f"{file.path}: {CONFIG} is damaged: it is {shown(text)}, expected a text. Export it again.")
@@ -138,7 +138,7 @@ def _check_types(file: GGUFFile | Whole) -> None:
 
 
 def tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
-    """The tensors of a file by name. One matrix for q, k and v is taken as three where the family has three."""
+    """The tensors of a file by name. One matrix for q, k and v becomes three if the family has three."""
     stored = {name: (info.shape, partial(file.weight, name)) for name, info in file.tensors.items()}
     for name in [name for name, info in file.tensors.items() if info.type.name == "NVFP4"]:
         stored |= _scaled(name, stored)
@@ -153,9 +153,9 @@ def tensors_in(file: GGUFFile | Whole, config) -> dict[str, Stored]:
 
 
 def _scaled(name: str, stored: dict[str, Stored]) -> dict[str, Stored]:
-    """An NVFP4 matrix times the number for all of it, if it has one: ``blk.0.attn_q.scale``, taken out of ``stored``.
+    """An NVFP4 matrix times the factor for all of it, if it has one: ``blk.0.attn_q.scale``, removed from ``stored``.
 
-    What inputs of 4 bits would be multiplied by is taken out as well: here they stay in float.
+    The factor for inputs of 4 bits is removed as well, since inputs stay in float here.
     """
     stem, (shape, values) = name.removesuffix("weight"), stored[name]
     if stored.get(f"{stem}scale", (None,))[0] != (1,):
@@ -166,7 +166,7 @@ def _scaled(name: str, stored: dict[str, Stored]) -> dict[str, Stored]:
 
 
 def _three(name: str, shape: tuple[int, ...], values: Callable, config) -> dict[str, Stored]:
-    """The rows of q, k and v in one tensor, by the names that they have where they are three."""
+    """The rows of q, k and v in one tensor, under the names of three separate tensors."""
     dim = head_dim(config)
     kv = config.num_key_value_heads * dim
     ends = np.cumsum([0, config.num_attention_heads * dim, kv, kv]).tolist()
@@ -196,10 +196,10 @@ def _compare(where: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, S
 
 
 def _compare_keys(file: GGUFFile | Whole, config) -> None:
-    """llama.cpp's keys and our config say the same, each in its own words."""
+    """Check that llama.cpp's keys and our config say the same, each in its own terms."""
     try:
         expected, factors = metadata(config), rope_tensors(config)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:  # rope_parameters are free in what they hold
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:  # rope_parameters may hold anything
         if isinstance(error, QtutorError):
             raise
         raise QtutorError(
@@ -223,12 +223,12 @@ def _compare_keys(file: GGUFFile | Whole, config) -> None:
 def _same(found, value) -> bool:
     if isinstance(value, str):
         return isinstance(found, str) and found == value
-    found = found.item() if isinstance(found, np.number) else found  # whose differences may overflow
+    found = found.item() if isinstance(found, np.number) else found  # differences of numpy numbers may overflow
     return isinstance(found, int | float) and abs(found - value) <= 1e-6 * abs(value)
 
 
 def parameters(model: nn.Module) -> Iterator[tuple[str, Source]]:
-    """Every parameter under transformers' name, but for an output matrix that is the embedding itself."""
+    """Every parameter under transformers' name, except an output matrix that is the embedding itself."""
     tied = family_of(model).head if is_tied(model) else None
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantWeight):

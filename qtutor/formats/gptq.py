@@ -1,26 +1,28 @@
-"""GPTQ checkpoints, as AutoGPTQ began them and GPTQModel, vLLM, SGLang and transformers (by gptqmodel) read them.
+"""GPTQ checkpoints, as AutoGPTQ began them; GPTQModel, vLLM, SGLang and transformers (with gptqmodel) read them.
 
-It replaces the packing in gptqmodel/nn_modules/qlinear/__init__.py and the format's conversions in gptqmodel/utils/
-model.py. A layer ``[out, in]`` of 2, 3, 4 or 8 bits lies there on its side, as a GPU's threads read it:
+It replaces the packing in gptqmodel/nn_modules/qlinear/__init__.py and the conversions of the format in
+gptqmodel/utils/model.py. A layer ``[out, in]`` of 2, 3, 4 or 8 bits is stored transposed, in the order in which a GPU's
+threads read it:
 
     qweight  int32 [in * bits / 32, out]      a column holds the codes of one output, low bits first along in
     qzeros   int32 [groups, out * bits / 32]  zero points, packed along out
     scales   float16 [groups, out]
     g_idx    int32 [in]                       the group of every input; here always i // group_size
 
-Word of 4 bits, codes 1, 2, 3 ... 8 of inputs 0 to 7: 0x87654321.
+The word of 4 bits with the codes 1, 2, 3 ... 8 of inputs 0 to 7 is 0x87654321.
 
-Version 1 stores zero - 1 (a symmetric 4-bit file has 7 everywhere), version 2 the zero itself. Zero 0 has no place in
-version 1: GPTQModel subtracts across the borders of the codes, others do not, and so it is refused. By itself a
-symmetric model becomes version 1, which everybody reads, and an asymmetric one version 2: GPTQModel refuses asymmetric
-files of version 1 from other tools than itself (models/loader.py in 7.7), and vLLM reads none at all. So a conversion
-makes version 2 even of an asymmetric version 1, unless it is told ``version=1``; then it gives the same bytes again.
+Version 1 stores zero - 1 (a symmetric 4-bit file has 7 everywhere), version 2 the zero itself. Version 1 cannot store
+the zero point 0: GPTQModel subtracts across the borders of the codes, other tools do not, so such a zero point is
+refused. By default, a symmetric model becomes version 1, which everybody reads, and an asymmetric one version 2.
+GPTQModel refuses asymmetric files of version 1 from other tools than itself (models/loader.py in 7.7), and vLLM reads
+none at all. So a conversion writes version 2 even from an asymmetric version 1, unless ``version=1`` is given; then it
+writes the same bytes again.
 
-g_idx that is not trivial, from desc_act with groups of columns that lie apart, is neither written nor read. No recipe
-of ours makes one: GPTQ rounds columns in any order (act_order, static_groups), but a group is always of neighbours in
-the stored row, so desc_act is false and engines look nothing up. A QuantizedTensor has no place for such an index, so
-a file with one is refused when it is read. Layers of other bits or groups than most are named in ``dynamic``, by
-patterns.
+A g_idx that is not trivial, from desc_act with groups of scattered columns, is neither written nor read. None of our
+recipes produces one: GPTQ rounds columns in any order (act_order, static_groups), but a group always consists of
+neighbours in the stored row. So desc_act is false, and engines look nothing up. A QuantizedTensor has no place for such
+an index, so a file with one is refused when it is read. Layers whose bits or groups differ from those of most layers
+are listed in ``dynamic``, by patterns.
 
 Left out: 5, 6 and 7 bits (GPTQModel's bit planes), Marlin's own layout.
 """
@@ -47,7 +49,7 @@ from qtutor.formats.foreign import (
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import WORD, from_words, to_words, words_in
 
-target = foreign_writing.target  # where save may write
+target = foreign_writing.target  # the path that save may write to
 METHOD = "gptq"
 FIRST, SECOND = "gptq", "gptq_v2"  # checkpoint_format
 VERSIONS = {1: FIRST, 2: SECOND}
@@ -55,15 +57,15 @@ BITS = (2, 3, 4, 8)
 
 
 def save(model, folder, tokenizer=None, *, version: int | None = None):
-    """Write a quantized ``model`` to ``folder`` (:func:`.foreign_writing.save`). version: 1, 2, or what fits best."""
+    """Write a quantized ``model`` to ``folder`` (:func:`.foreign_writing.save`). version: 1, 2 or ``None`` (best)."""
     check_choice("version", version, (None, *VERSIONS))
-    # Older readers look for the settings in a file of their own.
+    # Older readers expect the settings in a file of their own.
     beside = lambda settings: {"quantize_config.json": settings}  # noqa: E731
     return foreign_writing.save(FORMAT, model, folder, tokenizer, beside, version=version)
 
 
 def settings(layers: dict, left: list[str], version: int | None = None) -> dict:
-    """quantization_config: what most layers have, and ``dynamic`` for the others and for those left in float."""
+    """quantization_config: the setting of most layers, and ``dynamic`` for the others and for those left in float."""
     for name, layer in layers.items():
         check_integers(name, METHOD, layer, BITS)
         _check_words(name, layer.grid.bits, layer.rows, layer.columns)
@@ -128,7 +130,8 @@ def _layout(values: dict, version: str, where: str) -> Layout:
     values = {"sym": True} | {key: value for key, value in values.items() if value is not None}
     symmetric = expect(where, values, "sym", lambda flag: type(flag) is bool, "true or false")
     ordered = expect(where, values, "desc_act", lambda flag: type(flag) is bool, "true or false", default=False)
-    # An ordered file has to say which group a column is of; for all others that is plain, and older ones do not.
+    # An ordered file has to give the group of each column. In other files it is plain, and older ones do not have
+    # g_idx.
     return Layout(IntGrid(bits, symmetric), size, version, ordered=ordered)
 
 
@@ -166,7 +169,7 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
 
 
 def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns: int) -> QuantizedTensor:
-    """The inverse of :func:`encode`. Raises :class:`QtutorError` for columns in another order than their groups."""
+    """The inverse of :func:`encode`. Raises :class:`QtutorError` if columns are not in the order of their groups."""
     bits, grid = layout.grid.bits, layout.grid
     group = resolve_group_size(layout.group_size, columns)
     order = tensors.get("g_idx")
@@ -192,7 +195,7 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
 
 def zeros_of(words: torch.Tensor, bits: int, rows: int, version: str) -> torch.Tensor:
     """Zero points uint8 ``[rows, groups]`` from qzeros, int32 ``[groups, rows * bits / 32]``; version: see above."""
-    if version == FIRST and bits != 3:  # as GPTQModel, which carries from code to code where one was 0 - 1
+    if version == FIRST and bits != 3:  # as in GPTQModel, where a stored -1 carries into the next code
         words = words + to_words(torch.ones(1, rows, dtype=torch.uint8), bits)
     zeros = from_words(words, bits, rows).T.contiguous()
     return (zeros + 1) & 7 if version == FIRST and bits == 3 else zeros

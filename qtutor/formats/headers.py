@@ -1,7 +1,8 @@
-"""The header of a safetensors file: the names, dtypes, shapes and places of its tensors, none of which is read.
+"""The header of a safetensors file: the names, dtypes, shapes and places of its tensors; no tensor is read.
 
-The file is 8 bytes of length, so much JSON, and the tensors' bytes. As in :mod:`qtutor.gguf.reader` nothing is believed
-before it has been compared with the file's size: the tensors have to fill it exactly, without gaps and overlaps.
+The file is the length of the header in 8 bytes, the header as JSON, and the bytes of the tensors. As in
+:mod:`qtutor.gguf.reader`, nothing is trusted before it was compared with the file's size: the tensors have to fill it
+exactly, without gaps and overlaps.
 """
 
 import math
@@ -18,14 +19,14 @@ BITS = {
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}  # by the dtypes' names in a header
-LARGEST = 100_000_000  # bytes of a header; safetensors itself reads no longer one
+}  # by their names in a header
+LARGEST = 100_000_000  # bytes of a header; safetensors itself refuses longer ones
 MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: dtype as the file calls it, shape, bytes."""
+    """A tensor in a file: dtype by its name in the file, shape, bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,7 +45,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Raises :class:`QtutorError` naming the file, and the entry, where anything in the header does not add up."""
+    """Read a header. Raises :class:`QtutorError` naming the file and the entry if anything in it does not add up."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -77,7 +78,7 @@ def read_header(path: Path) -> Header:
 
 
 def _entry(path: Path, name: str, entry) -> tuple[Stored, tuple[int, int]]:
-    """One tensor, and from which byte to which it goes."""
+    """One tensor, its first byte, and the byte after its last."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise _damaged(path, name, entry, "dtype, shape and data_offsets")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]

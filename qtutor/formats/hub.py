@@ -1,7 +1,7 @@
 """A checkpoint on the hub becomes a folder: the files that qtutor reads are downloaded, and no others.
 
-No pickles, no code, no second copy of the weights in another format. What was downloaded once is there without network.
-Files of a repository of GGUF files are found by :mod:`.hub_gguf`.
+No pickles, no code, no second copy of the weights in another format. Files that were downloaded once are available
+without network. Files in a repository of GGUF files are found by :mod:`.hub_gguf`.
 """
 
 import re
@@ -20,8 +20,8 @@ TOKENIZER = (
 
 
 def folder_of(source: str) -> Path:
-    """The local folder of a hub id. Raises :class:`QtutorError` where it cannot be had."""
-    from huggingface_hub import snapshot_download  # takes a while to import; who loads a folder need not wait
+    """The local folder of a hub id. Raises :class:`QtutorError` if it cannot be downloaded."""
+    from huggingface_hub import snapshot_download  # slow to import, and not needed for a local folder
 
     if not IDS.fullmatch(source):
         raise QtutorError(
@@ -33,7 +33,7 @@ def folder_of(source: str) -> Path:
             raise QtutorError(
                 f"{source}: the repository has no config.json, so it holds no checkpoint. {hub_gguf.types_of(source)}"
             )
-        check_family(small)  # before gigabytes are fetched
+        check_family(small)  # before gigabytes are downloaded
         weights = ["model-*-of-*.safetensors"] if (small / INDEX).is_file() else [WEIGHTS]
         return Path(snapshot_download(source, revision=small.name, allow_patterns=weights))
     except QtutorError:

@@ -1,6 +1,7 @@
-"""A GGUF file on the hub is named ``owner/name:Q4_K_M``, as llama.cpp's ``-hf`` and ollama take it, and is downloaded.
+"""Downloads a GGUF file from the hub, named ``owner/name:Q4_K_M`` as in llama.cpp's ``-hf`` and in ollama.
 
-What was downloaded once is there without network. No torch is imported: the command line asks before anything else.
+A file that was downloaded once is available without network. torch is not imported: the command line calls this before
+anything else.
 """
 
 import re
@@ -15,9 +16,9 @@ PART = "-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"  # of a split f
 
 @cache
 def file(source: str) -> Path | None:
-    """The local file of ``owner/name:TYPE``, of a split one the first part; ``None`` for a name of another form.
+    """The local file of ``owner/name:TYPE``, or the first part of a split one; ``None`` for a name of another form.
 
-    Raises :class:`QtutorError` where it cannot be had, and where no file or more than one has this type in its name.
+    Raises :class:`QtutorError` if it cannot be downloaded, and if not exactly one file has this type in its name.
     """
     found = NAMES.fullmatch(source)
     if not found or Path(source).exists():
@@ -25,7 +26,7 @@ def file(source: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     name, type = found.groups()
-    wanted = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in type)  # whatever the case
+    wanted = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in type)  # in upper or lower case
     ends = [f"{wanted}{part}.[gG][gG][uU][fF]" for part in ("", PART)]
     try:
         patterns = [f"{begin}{end}" for begin in ("", "*[-._/]") for end in ends]
@@ -57,12 +58,12 @@ def _is_of(name: str, type: str) -> bool:
 
 
 def types_of(name: str) -> str:
-    """A sentence on the GGUF files of a repository, for whoever named none of them."""
+    """A sentence about the GGUF files of a repository, for a user who named none of them."""
     from huggingface_hub import HfApi
 
     try:
         files = [file for file in HfApi().list_repo_files(name) if file.lower().endswith(".gguf")]
-    except Exception:  # without network nobody knows
+    except Exception:  # unknown without network
         files = []
     if not files:
         return f"No GGUF file of that type was found there. A file is named like {name}:Q4_K_M."

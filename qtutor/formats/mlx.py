@@ -1,27 +1,29 @@
 """MLX's affine checkpoints, as mlx-lm reads them on Apple's machines.
 
-It replaces the affine mode of mlx.core.quantize, and what convert in mlx_lm/utils.py (mlx-lm 0.32) writes around it. A
+It replaces the affine mode of mlx.core.quantize, and the files that convert in mlx_lm/utils.py (mlx-lm 0.32) writes. A
 layer ``[out, in]`` of 2, 3, 4, 5, 6 or 8 bits:
 
     weight  uint32 [out, in * bits / 32]   a row's codes as one stream of bits, low bits first (:mod:`.words`)
     scales  float32 [out, groups]
-    biases  float32 [out, groups]          of each group the weight of code 0; a layer's own bias is called ``bias``
+    biases  float32 [out, groups]          the weight of code 0 in each group; a layer's own bias is called ``bias``
 
-A weight is scales * code + biases, and so biases are -scales * zero point. Word of 4 bits, codes 1, 2 ... 8 of the
-first 8 columns: 0x87654321. Group with the scale 0.5 and the zero point 3: biases -1.5.
+A weight is scales * code + biases, and so biases are -scales * zero point. The word of 4 bits with the codes 1, 2 ... 8
+of the first 8 columns is 0x87654321. A group with the scale 0.5 and the zero point 3 has biases -1.5.
 
 Our scales have 11 significant bits and a zero point has at most 8, so their product is exact in float32, and so is
-every step of scales * code + biases: MLX computes with our very weights. In float16, or with scales alone in float16,
-MLX rounds on the way: two of three weights of 4 bits differ, by up to a hundredth of a step, and nearly all of 8 bits,
-by up to a seventh. The price: 64 bits a group instead of 32, and MLX multiplies in float32 (its types are promoted to
-the widest one).
+every step of scales * code + biases: MLX computes with exactly our weights. In float16, or with only the scales in
+float16, MLX rounds intermediate results. Then two of three weights of 4 bits differ, by up to a hundredth of a step,
+and nearly all of 8 bits, by up to a seventh. Float32 costs 64 bits a group instead of 32, and MLX multiplies in float32
+(its types are promoted to the widest one).
 
-config.json has the settings twice: as ``quantization``, which MLX looks at, and as ``quantization_config``, where other
-readers look. Layers of other bits or groups than most stand in it by name; those in float are known by their tensors.
+config.json has the settings twice: as ``quantization``, which MLX reads, and as ``quantization_config``, which other
+readers expect. Layers whose bits or groups differ from those of most layers are listed there by name; layers in float
+are recognized by their tensors.
 
-The format has no symmetric grid: one is written with its zero point everywhere, and comes back with it. A file of other
-tools is read where its biases are whole steps, whatever the sign of its scales. MLX's own rounding makes them nearly
-whole, in 16 bits; such a layer has no zero point, which is a code, and is refused.
+The format has no symmetric grid. A symmetric grid is written with its zero point everywhere, and is read back as an
+asymmetric grid with this zero point. A file of other tools is read if its biases are whole steps, for any sign of its
+scales. MLX's own rounding makes them nearly whole, in 16 bits. Such a layer has no zero point, which has to be a code,
+and is refused.
 
 Left out: 1 bit; groups other than 32, 64 and 128 (MLX has no other); quantized embeddings, which MLX's own conversions
 have; its modes of FP4 and FP8 (mxfp4, mxfp8, nvfp4).
@@ -46,7 +48,7 @@ from qtutor.formats.foreign import (
 from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
 
-target = foreign_writing.target  # where save may write
+target = foreign_writing.target  # the path that save may write to
 METHOD, MODE = "mlx", "affine"
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -59,7 +61,7 @@ def save(model, folder, tokenizer=None):
 
 
 def settings(layers: dict, left: list[str]) -> dict:
-    """quantization_config: what most layers have, and by name what the others have. ``left`` need not be told."""
+    """quantization_config: the setting of most layers, and by name those of the others. ``left`` is not needed."""
     for name, layer in layers.items():
         check_integers(name, METHOD, layer, BITS)
         if layer.group_size not in GROUPS:
@@ -76,7 +78,7 @@ def _kind(group_size: int, bits: int) -> dict:
 
 
 def in_config(settings: dict) -> dict:
-    """Both copies. Older versions of mlx-lm hand all keys of the first on, so it has none that MLX does not know."""
+    """Both copies. Older versions of mlx-lm pass on all keys of the first, so it has only keys that MLX knows."""
     plain = {key: value for key, value in settings.items() if key != "quant_method"}
     return {"quantization": plain, "quantization_config": settings}
 
@@ -123,11 +125,11 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
 
 
 def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns: int) -> QuantizedTensor:
-    """The inverse of :func:`encode`, also where scales are negative. Raises for biases that are no whole steps."""
+    """The inverse of :func:`encode`, also for negative scales. Raises for biases that are no whole steps."""
     grid = layout.grid
     codes = from_words(tensors["weight"].view(torch.int32), grid.bits, columns)
-    scales, biases = (tensors[kind].double() for kind in ("scales", "biases"))  # where all products are exact
-    # Downwards from a group's top: the same weights upwards from its bottom, which is where the last code was.
+    scales, biases = (tensors[kind].double() for kind in ("scales", "biases"))  # in double, all products are exact
+    # A negative scale counts down from a group's top. The same weights count up from its bottom, the last code's place.
     down = scales < 0
     biases = torch.where(down, biases + scales * grid.largest_code, biases)
     codes = torch.where(_each(down, codes), grid.largest_code - codes, codes)
@@ -138,12 +140,12 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
 
 
 def _each(groups: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """A value a group as one a code, ``[out, in]``."""
+    """Repeat the value of each group for each of its codes: ``[out, in]``."""
     return groups.repeat_interleave(codes.shape[1] // groups.shape[1], 1)
 
 
 def _check_whole(biases: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> None:
-    wrong = (biases != -scales * zeros) & biases.isfinite() & scales.isfinite()  # what is not is told elsewhere
+    wrong = (biases != -scales * zeros) & biases.isfinite() & scales.isfinite()  # others are reported elsewhere
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         raise QtutorError(

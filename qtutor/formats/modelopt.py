@@ -1,31 +1,34 @@
-"""ModelOpt checkpoints of 4 bits (W4A16_AWQ) and FP8, as TensorRT-LLM's PyTorch backend reads them; FP8 vLLM, too.
+"""ModelOpt checkpoints of 4 bits (W4A16_AWQ) and FP8; TensorRT-LLM's PyTorch backend reads them, and vLLM the FP8 ones.
 
 It replaces pack_int4_in_uint8 and to_quantized_weight in modelopt/torch/export/quant_utils.py (nvidia-modelopt 0.47),
 and its export of a whole folder. A symmetric layer ``[out, in]`` of 4 bits:
 
     weight           uint8 [out / 2, in]   output 2 r in the low nibble, 2 r + 1 in the high one, signed
     weight_scale     float16 [out, groups]
-    pre_quant_scale  float16 [in]          by which the engine multiplies the layer's input
+    pre_quant_scale  float16 [in]          the engine multiplies the layer's input by it
 
-A signed nibble is -8 to 7 in two's complement. Byte of -1 (output 0) and 3 (output 1) of one input: 0x3f. And of FP8:
+A signed nibble is -8 to 7 in two's complement. The byte of -1 (output 0) and 3 (output 1) of one input is 0x3f. An FP8
+layer:
 
     weight           float8_e4m3fn [out, in]
-    weight_scale     float32 [out]     FP8_PER_CHANNEL_PER_TOKEN: the engine rounds each token's inputs as they come
+    weight_scale     float32 [out]     FP8_PER_CHANNEL_PER_TOKEN: the engine rounds each token's inputs at run time
                      float32 []        FP8: one for the tensor; inputs are rounded by a scale that ModelOpt measured,
     input_scale      float32 []        this one
 
-FP8 is read, not written, since qtutor measures no such scale: without it TensorRT-LLM takes one for all tokens at once,
-and vLLM takes none. What was read rounds each token by itself, and says so in a warning.
+The algorithm FP8 is read, but not written, since qtutor measures no input_scale: without it, TensorRT-LLM uses one
+scale for all tokens at once, and vLLM uses none. A layer that was read rounds each token by itself, and a warning says
+so.
 
-hf_quant_config.json says the rest: quant_algo, group_size, and exclude_modules, the layers in float.
+hf_quant_config.json holds the rest: quant_algo, group_size, and exclude_modules, the layers in float.
 
-pre_quant_scale is 1 where we quantized: our AWQ folds its scales into norms and weights. TensorRT-LLM reads one for
-every layer that it does not join with others, and for no other layer, so it is written for o_proj and down_proj. Where
-the norms took in the scales, ModelOpt writes none either. What was read with others than 1 becomes a layer that
-multiplies its inputs (:mod:`qtutor.runtime.scaled`), which only this format and our own hold.
+pre_quant_scale is 1 in models that we quantized: our AWQ folds its scales into norms and weights. TensorRT-LLM reads a
+pre_quant_scale for every layer that it does not join with others, and for no other layer, so it is written for o_proj
+and down_proj. If the scales were folded into the norms, ModelOpt writes none either. A layer whose file has other
+numbers than 1 becomes one that multiplies its inputs (:mod:`qtutor.runtime.scaled`), which only this format and our own
+can hold.
 
-Left out: NVFP4 (no such grid yet), FP8 in blocks, quantized caches (their scales are passed over), asymmetric grids,
-4 bits with one scale a row, mixed algorithms.
+Left out: NVFP4 (no such grid yet), FP8 in blocks, quantized caches (their scales are ignored), asymmetric grids, 4 bits
+with one scale a row, mixed algorithms.
 """
 
 import warnings
@@ -53,7 +56,7 @@ from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has
 from qtutor.formats.targets import ALONE
 from qtutor.runtime.scaled import ScaledLinear
 
-target = foreign_writing.target  # where save may write
+target = foreign_writing.target  # the path that save may write to
 METHOD = "modelopt"
 FOUR, BY_ROW, BY_TENSOR = "W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN", "FP8"  # quant_algo
 BITS = 4
@@ -66,7 +69,7 @@ def save(model, folder, tokenizer=None):
 
 
 def settings(layers: dict, left: list[str]) -> dict:
-    """quantization_config: what ModelOpt itself writes there, and what it writes into hf_quant_config.json."""
+    """quantization_config: the keys that ModelOpt writes there, and those that it writes to hf_quant_config.json."""
     whole = all(layer.grid == FP8 for layer in layers.values())
     for name, layer in layers.items():
         if isinstance(layer, ScaledLinear) and not name.endswith(ALONE):
@@ -135,7 +138,7 @@ def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wante
 
 
 def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor]:
-    """A layer's tensors. Code 0 is -8, so the highest bit of the nibble is the other way round."""
+    """A layer's tensors. Code 0 is -8, so the highest bit of the nibble is inverted."""
     if layout.grid == FP8:
         return {"weight": quantized.codes.view(torch.float8_e4m3fn), "weight_scale": quantized.scales.flatten()}
     nibbles = quantized.codes ^ 8
@@ -146,9 +149,10 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
 
 
 def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns: int) -> QuantizedTensor:
-    """The inverse of :func:`encode`, but for ``pre_quant_scale``, which is no part of the matrix.
+    """The inverse of :func:`encode`, except for ``pre_quant_scale``, which is no part of the matrix.
 
-    Raises :class:`QtutorError` for one that no tool writes: AWQ divides by what it multiplies with.
+    Raises :class:`QtutorError` for a ``pre_quant_scale`` that is not above 0: AWQ divides by it, so no tool writes
+    that.
     """
     if layout.grid == FP8:
         return _floats(tensors, layout, rows)

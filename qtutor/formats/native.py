@@ -4,12 +4,12 @@
                         model-00001-of-00003.safetensors ... and an index, as transformers has them
     qtutor.json         per quantized module its kind, shape, grid, bits, symmetric, group_size, nested scales or not,
                         bias or not; the threshold of an int8 linear (null: none); the recipe; and the names of all
-                        files in the folder, so that others are noticed before the next export replaces it
+                        files in the folder, so that files of others are noticed before the next export replaces it
     config.json         the transformers config; with a tokenizer, its files
-    generation_config.json  what the config does not say of how texts end, if anything
+    generation_config.json  what the config does not say about how texts end, if anything
 
-Written beside and renamed, so a reader never sees half a folder. Safetensors only, no pickle, no code from a
-checkpoint.
+The folder is written beside its target and renamed, so a reader never sees half of it. Safetensors only, no pickle, no
+code from a checkpoint.
 """
 
 import json
@@ -35,7 +35,7 @@ from qtutor.runtime.int8 import Int8Linear
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear, QuantWeight
 from qtutor.runtime.scaled import ScaledLinear
 
-# What an export holds that does not tell: one from before the names were stored, or one that is damaged.
+# The usual names in an export that does not list its files: one from before the names were stored, or a damaged one.
 USUAL = {
     *(WEIGHTS, INDEX, ABOUT, CONFIG, GENERATION, "tokenizer.json", "tokenizer_config.json"),
     *(
@@ -54,8 +54,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     """Write a quantized ``model`` to ``folder``; with ``tokenizer``, its files too. Returns the folder.
 
     An earlier export in ``folder`` is replaced; a folder that holds anything else is refused. Raises
-    :class:`QtutorError` for that, for a model that is not quantized, and where the folder cannot be written; the old
-    one is then untouched.
+    :class:`QtutorError` for such a folder, for a model that is not quantized, and if the folder cannot be written; the
+    old folder is then untouched.
     """
     if not any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is not quantized: call qtutor.quantize(model, recipe) before qtutor.export.")
@@ -75,7 +75,9 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
 
 
 def _check_scales(model: nn.Module) -> None:
-    """Some tools give a group a negative scale, and their formats hold it; a folder of ours with one would be refused
+    """Refuse negative scales.
+
+    Some tools give a group a negative scale, and their formats hold it, but a folder of ours with one would be refused
     when it is read.
     """
     for name, module in model.named_modules():
@@ -87,10 +89,10 @@ def _check_scales(model: nn.Module) -> None:
 
 
 def write_others(new: Path, model: nn.Module, tokenizer, recipe: dict | None, files: Iterable) -> None:
-    """Everything in the folder ``new`` but the tensors: settings, tokenizer, and what says how layers are packed.
+    """Write everything in the folder ``new`` except the tensors: settings, tokenizer, and how layers are packed.
 
-    model: with packed layers; shapes are enough. recipe: what it was made with, for whoever reads the files. files: the
-    :class:`~.shards.ShardFile` with the tensors.
+    model: with packed layers; shapes are enough. recipe: the one that the model was quantized with, for readers of the
+    files. files: the :class:`~.shards.ShardFile` with the tensors.
     """
     config, files = config_to_write(model), list(files)
     config.save_pretrained(new)
@@ -112,7 +114,7 @@ def target(folder: str | Path, sources: Iterable[str | Path] = (), need: int = 0
 
 
 def refuse_others(folder: Path) -> None:
-    """Refuse a folder that holds files of others: an export replaces all of it."""
+    """Refuse a folder that holds files of others, since an export replaces all of it."""
     folders.refuse_others(folder, ABOUT, _is_usual)
 
 

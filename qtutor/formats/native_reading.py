@@ -1,8 +1,9 @@
-"""Reading our own layout (:mod:`.native`): nothing in the folder is believed before it was compared with the rest.
+"""Reading our own layout (:mod:`.native`): nothing in the folder is trusted before it was compared with the rest.
 
-In this order, so that a promise costs nothing: qtutor.json alone; the header of the weights; the config, whose decoder
-is built of shapes; each layer of qtutor.json against the layer of the decoder and against the recipe; every tensor of
-the header against what these layers are stored as. Then the tensors are read, and their numbers looked at.
+The order of reading is such that a false claim in a file costs nothing. First comes qtutor.json alone, then the header
+of the weights, then the config, whose decoder is built of shapes. Then each layer of qtutor.json is compared with the
+layer of the decoder and with the recipe, and every tensor of the header with the stored form of these layers. Only then
+are the tensors read and their numbers checked.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ LAYOUT = 1
 ABOUT = "qtutor.json"
 NAMED = {grid.name: grid for grid in (NF4, FP4, INT8, FP8, FP8_TILES, MXFP4, NVFP4)}
 LARGEST_THRESHOLD = 1e30  # no input is larger, and float32 holds it
-# What each kind of layer takes the place of, and the only grids of those that have some.
+# The module that each kind of layer replaces; and for kinds that allow only some grids, these.
 KINDS = {
     **dict.fromkeys(("linear", "int8 linear", "fp8 linear", "scaled linear"), nn.Linear),
     "embedding": nn.Embedding,
@@ -43,7 +44,7 @@ ONLY = {"int8 linear": (INT8,), "fp8 linear": (FP8, FP8_TILES)}
 
 
 def load(folder: str | Path, device: str | None = None) -> nn.Module:
-    """The model that :func:`.native.save` wrote to ``folder``, on ``device`` (by itself: the GPU if there is one).
+    """The model that :func:`.native.save` wrote to ``folder``, on ``device`` (default: the GPU if there is one).
 
     Raises :class:`QtutorError` naming the file that is missing, damaged or does not fit the others.
     """
@@ -66,8 +67,10 @@ def load(folder: str | Path, device: str | None = None) -> nn.Module:
 
 
 def opened(folder: Path) -> tuple[nn.Module, dict, list[Path], str]:
-    """What can be said without reading a tensor: the model of shapes alone, qtutor.json, the files with the tensors,
-    and where the config is from. Raises as :func:`load` does.
+    """All that can be said without reading a tensor.
+
+    It is the model of shapes alone, qtutor.json, the files with the tensors, and the source of the config. Raises as
+    :func:`load` does.
     """
     about = _read_about(folder)
     path, headers = folder / ABOUT, _headers(folder)
@@ -84,7 +87,7 @@ def opened(folder: Path) -> tuple[nn.Module, dict, list[Path], str]:
 
 
 def _headers(folder: Path) -> dict[Path, dict[str, Stored]]:
-    """The headers of the files with the tensors: of the one, or of all that an index names."""
+    """The headers of the files with the tensors: of a single file, or of all that an index names."""
     single, index = file_in(folder, WEIGHTS), file_in(folder, INDEX)
     if single is None and index is not None:
         return sharded(folder, index)
@@ -94,7 +97,7 @@ def _headers(folder: Path) -> dict[Path, dict[str, Stored]]:
 
 
 def _read_about(folder: Path) -> dict:
-    """qtutor.json: layout, dtype, layers, recipe; the layers one by one are looked at by :func:`_layer`."""
+    """qtutor.json: layout, dtype, layers, recipe; :func:`_layer` checks the layers one by one."""
     path = file_in(folder, ABOUT)
     if path is None:
         raise QtutorError(
@@ -107,7 +110,7 @@ def _read_about(folder: Path) -> dict:
         raise QtutorError(f"{path}: layout {shown(about['layout'])}, but this version reads {LAYOUT}; update qtutor.")
     _expect(path, about, "dtype", lambda value: isinstance(value, str) and value in DTYPES, ", ".join(DTYPES))
     _expect(path, about, "layers", lambda value: isinstance(value, dict) and value, "layers by name")
-    about.setdefault("recipe", None)  # exports from before it was stored have none
+    about.setdefault("recipe", None)  # exports from before the recipe was stored have none
     _expect(path, about, "recipe", lambda value: isinstance(value, dict | None), "the options of a recipe")
     return about
 
@@ -119,7 +122,7 @@ def _expect(where: str | Path, entry: Mapping, key: str, fits, wanted: str) -> N
 
 
 def _put_layers(model: nn.Module, about: dict, where: str) -> None:
-    """Empty packed layers in the places that qtutor.json names."""
+    """Put empty packed layers in the places that qtutor.json names."""
     family, dtype = family_of(model), DTYPES[about["dtype"]]
     places: dict[str, nn.Module] = linear_layers(model)
     places |= {name: model.get_submodule(name) for name in (family.embedding, family.head)}
@@ -134,7 +137,7 @@ def _put_layers(model: nn.Module, about: dict, where: str) -> None:
 
 
 def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeight:
-    """The empty layer that qtutor.json describes, to take the place of ``place``."""
+    """The empty layer that qtutor.json describes and that will replace ``place``."""
     if not isinstance(layer, dict):
         raise QtutorError(f"{where} is damaged: it is {shown(layer)}, expected an object. Export the model again.")
     _expect(where, layer, "kind", lambda kind: isinstance(kind, str) and kind in KINDS, " or ".join(KINDS))
@@ -161,7 +164,7 @@ def _layer(where: str, layer, place: nn.Module, dtype: torch.dtype) -> QuantWeig
             return table
         made = linear_for(grid) if kind in ONLY else ScaledLinear if kind == "scaled linear" else QuantLinear
         module = made(rows, columns, grid, layer["group_size"], has_bias, scales_as)
-    if "threshold" in layer:  # exports from before it was stored keep the class's own
+    if "threshold" in layer:  # exports from before it was stored keep the default of the class
         _expect(
             where, layer, "threshold", lambda t: kind == "int8 linear" and _threshold(t), "null, or a number from 0"
         )
@@ -189,14 +192,14 @@ def _threshold(value) -> bool:
 
 
 def _compare_with_recipe(model: nn.Module, recipe: dict | None, where: str) -> None:
-    """The same layers, grids and groups as the recipe makes; nf4 and fp4 differ in nothing else that is stored."""
+    """Compare layers, grids and groups with the recipe's; nf4 and fp4 differ in nothing else that is stored."""
     if recipe is None:
         return
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     floats = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     try:
         made = Recipe(**recipe).of_layers(list(_places(model)), floats)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:  # every option has its own ways to be wrong
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # each option can be wrong in its own ways
         raise QtutorError(
             f"{where} is damaged: its recipe cannot be followed ({shown(error, 200)}). Export the model again."
         ) from error
@@ -211,7 +214,7 @@ def _compare_with_recipe(model: nn.Module, recipe: dict | None, where: str) -> N
 
 
 def _places(model: nn.Module) -> list[str]:
-    """The names that a recipe's patterns may fit: the linear layers of the blocks, packed or not, and those outside."""
+    """The names that a recipe's patterns may fit: linear layers of the blocks, packed or not, embedding and head."""
     family = family_of(model)
     inside = [
         name
@@ -226,7 +229,7 @@ def _called(grid: Grid) -> str:
 
 
 def _check_numbers(where: str, layer: QuantWeight) -> None:
-    if not (least := least_scale(layer)) >= 0:  # scales of 8 bits may be NaN, which no comparison is true of
+    if not (least := least_scale(layer)) >= 0:  # scales of 8 bits may be NaN, for which every comparison is false
         raise QtutorError(f"{where} has a scale of {least:.3g}; expected none below 0. {AGAIN}")
     if isinstance(layer.grid, BlockGrid) and not layer.stored_scales.decode().isfinite().all():
         raise QtutorError(f"{where} has scales that are no numbers; {AGAIN}")
@@ -236,8 +239,9 @@ def _check_numbers(where: str, layer: QuantWeight) -> None:
 
 
 def least_scale(layer: QuantWeight) -> float:
-    """The least scale of ``layer``: a step between levels, and never negative in our folders. Nested ones are rounded,
-    and may miss zero by a little, so of these their own scales count.
+    """The least scale of ``layer``: a step between levels, and never negative in our folders.
+
+    Nested scales are rounded, and may be below zero by a little. For these, the scales of the scales are checked.
     """
     scales = layer.stored_scales
     plain = scales.absmax if isinstance(scales, NestedScales) else scales.decode()

@@ -1,8 +1,8 @@
-"""What was written is read back before it gets its name, by what will load it, and headers only: that takes a moment.
+"""A written checkpoint is read back by its own reader before it gets its name.
 
-A model that is not as its config says is refused before (:mod:`qtutor.guards`). This is the net below: whatever a
-writer lost or called by another name is found here, while the old file is still in its place, and not by who loads the
-new one.
+A model that is not as its config says is refused before (:mod:`qtutor.guards`). This check is the safety net: a tensor
+that a writer lost or called by another name is found here, while the old file is still in its place, and not when
+somebody loads the new one.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from qtutor.errors import QtutorError
 
 
 def read_back(place: Path, reading: Callable[[], object]) -> None:
-    """Call ``reading``; where it raises :class:`QtutorError`, say of ``place`` that it was not written."""
+    """Call ``reading``; if it raises :class:`QtutorError`, say that ``place`` was not written."""
     try:
         reading()
     except QtutorError as error:

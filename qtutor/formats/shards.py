@@ -1,16 +1,17 @@
-"""Where tensors lie in safetensors files: told before there are any, and written one by one, in any order.
+"""The places of tensors in safetensors files: fixed before there are any tensors, which are then written in any order.
 
 A run that writes a checkpoint larger than memory knows every shape before its work. So the files are laid out first,
-with their headers and their final size; each tensor then goes to its place when it is finished. A run that is killed
-leaves the rest of a file empty, and goes on in the same file.
+with their headers and their final size; each tensor is then written to its place when it is finished. A run that is
+killed leaves the rest of a file empty, and later continues in the same file.
 
     files = laid_out({"lm_head.weight": (torch.bfloat16, (32000, 2048)), ...})     # names, headers, offsets
     with Shards(folder, files) as shards:
         shards.write("lm_head.weight", tensor)
 
-As transformers does it: one ``model.safetensors`` as long as that has at most 5 GB, else ``model-00001-of-00003
-.safetensors`` and so on in the order of the tensors, with an index. Inside a file the order is that of the safetensors
-library: the widest dtype first, then by name, so that a file has the same bytes as the library's.
+Files are split as in transformers: one ``model.safetensors`` if it has at most 5 GB, otherwise
+``model-00001-of-00003.safetensors`` and so on in the order of the tensors, with an index. Inside a file, the order is
+that of the safetensors library: the widest dtype first, then by name, so that a file has the same bytes as the
+library's.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ import torch
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LARGEST = 5 * 10**9  # bytes of tensors in a file; a larger tensor has a file to itself
-NAMES = {  # in the order in which the safetensors library has them in a file
+NAMES = {  # in the order of the safetensors library in a file
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -39,7 +40,7 @@ NAMES = {  # in the order in which the safetensors library has them in a file
     torch.uint8: "U8",
 }
 ORDER = tuple(NAMES)
-CHUNK = 1 << 22  # numbers that are converted and written, or read, at once
+CHUNK = 1 << 22  # numbers that are converted and written, or read, at a time
 
 Kind = tuple[torch.dtype, tuple[int, ...]]  # dtype and shape
 
@@ -57,7 +58,7 @@ class ShardFile:
 
 
 def laid_out(tensors: Mapping[str, Kind], largest: int = LARGEST) -> list[ShardFile]:
-    """The files that hold ``tensors``, by name their dtype and shape, of at most about ``largest`` bytes each."""
+    """The files, of at most about ``largest`` bytes each, that hold ``tensors`` (by name: dtype and shape)."""
     parts, size = [{}], 0
     for name, kind in tensors.items():
         nbytes = bytes_of(kind)
@@ -82,7 +83,7 @@ def index_text(files: list[ShardFile]) -> str | None:
 
 
 def bytes_of(kind: Kind) -> int:
-    """What a tensor of this dtype and shape takes."""
+    """The bytes of a tensor of this dtype and shape."""
     dtype, shape = kind
     return math.prod(shape) * dtype.itemsize
 
@@ -98,7 +99,7 @@ def save_file(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 class Shards:
     """Files that are laid out, open for tensors to be written to their places and read again.
 
-    A file that is there already, with the right header and size, keeps what is in it; any other is begun anew.
+    An existing file with the right header and size keeps its content; any other is begun anew.
     """
 
     def __init__(self, folder: Path, files: list[ShardFile]):
@@ -114,7 +115,7 @@ class Shards:
                 opened = closing.enter_context(open(path, "r+b" if kept else "w+b"))
                 if not kept:
                     opened.write(file.header)
-                    opened.truncate(file.size)  # what is not written yet takes no room on most file systems
+                    opened.truncate(file.size)  # bytes that are not written yet take no room on most file systems
                 self._open |= {name: (opened, begin) for name, begin in file.places.items()}
             self._closing = closing.pop_all()
         return self
@@ -155,7 +156,7 @@ class Shards:
         return found.hexdigest()
 
     def flush(self) -> Iterable[int]:
-        """Hand all bytes to the system; returns the files' handles, for whoever wants to see them on disk."""
+        """Hand all bytes to the system; returns the files' handles, for a caller that waits until they are on disk."""
         opened = {id(file): file for file, _ in self._open.values()}
         for file in opened.values():
             file.flush()

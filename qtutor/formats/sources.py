@@ -1,4 +1,4 @@
-"""What a source names: one place decides between GGUF files, folders of ours, of other tools, and float checkpoints."""
+"""Decides what a source names: a GGUF file, a folder of ours, a folder of other tools, or a float checkpoint."""
 
 import os
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Found:
 
 
 def find(source: Source) -> Found:
-    """What ``source`` names: "embedded", "smollm2", a GGUF file, a folder, or a hub id, whose files are then fetched.
+    """What ``source`` names: "embedded", "smollm2", a GGUF file, a folder, or a hub id, whose files are downloaded.
 
     Raises :class:`QtutorError` for a file of another kind, and for a hub id that cannot be reached.
     """

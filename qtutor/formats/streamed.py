@@ -1,7 +1,7 @@
-"""A checkpoint that never is in memory as a whole: a decoder of shapes alone, whose weights stay in their files.
+"""A checkpoint that is never in memory as a whole: a decoder of shapes alone, whose weights stay in their files.
 
-What a block or a layer needs is mapped from the files when it is asked for, and handed back afterwards; of a GGUF file
-it is decoded, and forgotten.
+The weights of a block or a layer are mapped from the files when they are needed, and released afterwards. From a GGUF
+file they are decoded instead, and then dropped.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from qtutor.guards.model import decoder_of
 
 
 class FileWeights(Weights):
-    """Weights in files. model: of shapes, in the dtype that it is to have. tensors: by name in the model.
+    """Weights in files. model: of shapes, in the dtype that it will have. tensors: by name in the model.
 
     files, places: see :class:`Weights`.
     """
@@ -54,13 +54,13 @@ class FileWeights(Weights):
         page_out(tensors)
 
     def block(self, index: int) -> nn.Module:
-        trim_heap()  # of what the work on the block before has left
+        trim_heap()  # memory that was left over from the block before
         own = decoder_blocks(self.model)[index]
         begin = f"{family_of(self.model).blocks}.{index}."
         module, values = copy.deepcopy(own), {}
         for name in own.state_dict():
             found = self.tensor(begin + name)
-            values[name] = found.to(torch.float32, copy=True)  # in the model's dtype first, as it would be in memory
+            values[name] = found.to(torch.float32, copy=True)  # in the model's dtype first, as if it were in memory
             self.release([found])
         module.load_state_dict(values, strict=True, assign=True)
         return module.requires_grad_(False)
@@ -74,7 +74,7 @@ class FileWeights(Weights):
 
     @contextlib.contextmanager
     def _present(self, wanted: Callable[[str], bool]) -> Iterator[None]:
-        """Inside, the model has the weights with ``wanted`` names; mapped ones take memory as far as they are read."""
+        """Inside, the model has the weights with ``wanted`` names; mapped ones use memory only where they are read."""
         empty, brought = {}, {}
         try:
             for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
@@ -95,9 +95,9 @@ class FileWeights(Weights):
 
 
 def opened(source, device: str | None = None) -> tuple[Weights, object]:
-    """The weights of whatever :func:`qtutor.load` takes, and the tokenizer; weights stay in their files.
+    """The weights and the tokenizer of any source that :func:`qtutor.load` accepts; weights stay in their files.
 
-    What is packed already comes into memory, for whoever says that it cannot be quantized again. Raises
+    Packed layers are loaded into memory, so that the caller can report that they cannot be quantized again. Raises
     :class:`QtutorError` as :func:`qtutor.load` does.
     """
     from qtutor.loading import load
@@ -125,18 +125,18 @@ def _of_folder(folder: Path, device: str | None) -> FileWeights:
 
 
 def _of_gguf(file: Path, device: str | None) -> tuple[FileWeights, object]:
-    """The float32 weights that a GGUF file stands for, each decoded when it is asked for; and the tokenizer."""
+    """The float32 weights of a GGUF file, each decoded when it is requested; and the tokenizer."""
     found = gguf_reading.opened(file)
     tokenizer = tokenizer_in_gguf(found, file)
     found.model.config.dtype = torch.float32
     model = outlined(found.model, torch.float32, str(file), device)
     gguf_reading.take_ends(model, found.file)
-    parts = [part.path for part in found.file.parts] if isinstance(found.file, Whole) else [file]  # not by its name
+    parts = [part.path for part in found.file.parts] if isinstance(found.file, Whole) else [file]  # as they were read
     return FileWeights(model, Decoded(found), device, parts, parts), tokenizer
 
 
 class Decoded(Mapping):
-    """The parameters of a model in a GGUF file, decoded anew whenever one is asked for."""
+    """The parameters of a model in a GGUF file, decoded again each time one is requested."""
 
     def __init__(self, opened: gguf_reading.Opened):
         family = family_of(opened.model)

@@ -1,7 +1,7 @@
-"""What can be done with layers that are quantized already: which formats hold them, which engines take them.
+"""What can be done with layers that are quantized already: which formats hold them, which engines accept them.
 
-:mod:`.targets` has the rules. Here they are asked about packed layers, as a folder holds them, and not about a recipe;
-and what transformers reads with gptqmodel is added, which nobody would choose for a new checkpoint.
+:mod:`.targets` has the rules. Here they are applied to packed layers from a folder instead of a recipe. The formats
+that transformers reads with gptqmodel, which nobody would choose for a new checkpoint, are added.
 """
 
 import importlib
@@ -37,7 +37,7 @@ STARTS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an engine takes a folder. why: from what it is known, or what is in the way."""
+    """Whether an engine accepts a folder. why: how this is known, or what the obstacle is."""
 
     engine: str
     takes: bool
@@ -45,9 +45,9 @@ class Verdict:
 
 
 def verdicts(form: str, layers: Mapping[str, QuantLinear], against: Mapping[str, str] | None = None) -> list[Verdict]:
-    """What each engine says of packed ``layers`` in the format ``form``; empty ``layers`` are a float checkpoint.
+    """The verdict of each engine on packed ``layers`` in the format ``form``; empty ``layers`` mean a float checkpoint.
 
-    against: by engine, what else is in the way.
+    against: by engine, a further obstacle.
     """
     shapes = {name: (layer.rows, layer.columns) for name, layer in layers.items()}
     return [_verdict(engine, form, shapes, layers, (against or {}).get(engine, "")) for engine in TARGETS]
@@ -68,12 +68,12 @@ def _verdict(engine: str, form: str, shapes: Mapping, layers: Mapping, against: 
 
 
 def _others_method(found: Mapping[str, list]) -> bool:
-    """Whether a way is for other levels altogether: its reasons say less than those of a way that is nearly right."""
+    """Whether a way is for quite other levels: its reasons say less than those of a way that fits nearly."""
     return any("method" in fits for reasons in found.values() for _, fits in reasons)
 
 
 def check_holds(form: str, layers: Mapping[str, QuantLinear], model: nn.Module) -> None:
-    """Raise :class:`QtutorError` unless the format ``form`` holds packed ``layers`` of ``model``, all as they are.
+    """Raise :class:`QtutorError` unless the format ``form`` holds all packed ``layers`` of ``model`` unchanged.
 
     It names the layers, each kind of reason, and the formats that would hold them.
     """
@@ -93,7 +93,7 @@ def check_holds(form: str, layers: Mapping[str, QuantLinear], model: nn.Module) 
 
 
 def _refusal(form: str, layers: dict, left: list[str]) -> str | None:
-    """What the format says against ``layers``, or ``None``."""
+    """The format's reason against ``layers``, or ``None``."""
     settings = importlib.import_module(f"qtutor.formats.{FOREIGN[form]}").FORMAT.settings_for
     try:
         with warnings.catch_warnings():
@@ -105,7 +105,7 @@ def _refusal(form: str, layers: dict, left: list[str]) -> str | None:
 
 
 def commands(out: str, form: str, model: nn.Module) -> dict[str, list[str]]:
-    """The commands that start the engines which take a ``model`` written to ``out``, by engine."""
+    """The commands that start the engines that accept a ``model`` written to ``out``, by engine."""
     found = verdicts(form, packed_layers(model))
     return {
         one.engine: [STARTS[one.engine].format(shlex.quote(out))] for one in found if one.takes and one.engine in STARTS

@@ -1,10 +1,10 @@
-"""What each engine takes, and which format a recipe becomes for it: found out before the hours of work.
+"""What each engine accepts, and which format fits a recipe for it: decided before the hours of work.
 
     choice = pick("vllm", layer_shapes(model, recipe), recipe)
     quantize(model, recipe); export(model, "out", choice.format, tokenizer, **choice.options)
 
-An engine has ways in (:mod:`.ways`), the best first. A recipe takes the first one that all of its layers fit; where
-none does, the error names the layers, why, and what would fit.
+An engine has ways in (:mod:`.ways`), the best first: formats, each with its conditions. A recipe uses the first way
+that all of its layers fit. If no way fits, the error names the layers, the reasons, and choices that would fit.
 
 Left out: FP4 whose inputs have 4 bits as well (no such layer here), tensor parallelism (which cuts layers into smaller
 ones), and whether a GPU is recent enough.
@@ -25,16 +25,18 @@ from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.scaled import ScaledLinear
 
 Shape = tuple[int, int]  # out, in
-ALONE = (".o_proj", ".down_proj")  # and what none does
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines make one layer of
-# llama.cpp's types are grids of their own, rounded to from float weights; the recipe's rounding would be a second one.
+ALONE = (".o_proj", ".down_proj")  # only layers like these may multiply their inputs, and only in one format
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that engines join into one
+# llama.cpp's types are grids of their own, rounded from float weights; the recipe's rounding would be a second one.
 GGUF = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to call :func:`qtutor.export` with. recipe: whether the file holds what the recipe rounds, or, as GGUF does,
-    the float weights by its own rounding. known: from what we know that the engine takes it.
+    """The arguments for :func:`qtutor.export`.
+
+    recipe: whether the file holds the weights as the recipe rounds them; a GGUF file rounds the float weights by its
+    own rules. known: how we know that the engine accepts it.
     """
 
     format: str
@@ -53,21 +55,21 @@ def layer_shapes(model: nn.Module, recipe: Recipe) -> dict[str, Shape]:
 def pick(target: str, shapes: Mapping[str, Shape], recipe: Recipe, form: str | None = None) -> Choice:
     """The format for ``target``, one of :data:`TARGETS`. shapes: as :func:`layer_shapes` gives them.
 
-    form: the format to be taken, of those that the target reads. Raises :class:`QtutorError` naming the layers that fit
-    none of its ways, and the choices that would.
+    form: one of the formats that the target reads, if only this one is allowed. Raises :class:`QtutorError` naming the
+    layers that fit none of its ways, and the choices that would.
     """
     ways = ways_into(target, form)
     if target == "llama.cpp":
         return Choice("gguf", {"type": GGUF[min(8, max(2, round(recipe.bits)))]}, False, RAN)
     if recipe.embeddings:
         raise QtutorError(f"{target} reads no quantized embeddings: quantize with embeddings=False.")
-    # Of a fraction every layer gets whole bits of its own, from 2 to 8, and nobody knows yet which.
+    # With a fraction of bits, every layer gets whole bits of its own, from 2 to 8, and they are not known yet.
     whole = replace(recipe, bits=int(recipe.bits)) if recipe.is_mixed else recipe
     return _first(target, ways, shapes, whole.of_layers(shapes), recipe.is_mixed)
 
 
 def pick_for(target: str, layers: Mapping[str, QuantLinear], form: str | None = None) -> Choice:
-    """:func:`pick` for what is quantized already: packed ``layers`` by name."""
+    """Like :func:`pick`, for a model that is quantized already: packed ``layers`` by name."""
     ways = ways_into(target, form)
     if target == "llama.cpp":
         return Choice("gguf", {}, False, RAN)
@@ -75,9 +77,9 @@ def pick_for(target: str, layers: Mapping[str, QuantLinear], form: str | None = 
 
 
 def ways_into(target: str, form: str | None = None) -> tuple[Way, ...]:
-    """The ways of ``target``, those of one format if ``form`` is given; none for llama.cpp, which reads GGUF alone.
+    """The ways of ``target``, or those of one format if ``form`` is given; none for llama.cpp, which reads only GGUF.
 
-    Raises :class:`QtutorError` for a target that is not known, and for a format that it does not read.
+    Raises :class:`QtutorError` for an unknown target, and for a format that it does not read.
     """
     check_choice("target", target, TARGETS)
     found = tuple(way for way in WAYS.get(target, ()) if form in (None, way.format))
@@ -88,8 +90,9 @@ def ways_into(target: str, form: str | None = None) -> tuple[Way, ...]:
 
 
 def _first(target: str, ways: tuple[Way, ...], shapes: Mapping[str, Shape], own: Mapping, mixed: bool) -> Choice:
-    """The first way that all layers fit. own: of each layer what has its grid and group_size. mixed: bits are not yet
-    known.
+    """The first way that all layers fit.
+
+    own: by layer, an object with its grid and group_size. mixed: whether bits are not known yet.
     """
     problems = {way: misfits(way, shapes, own, mixed) for way in ways}
     for way, found in problems.items():
@@ -99,9 +102,10 @@ def _first(target: str, ways: tuple[Way, ...], shapes: Mapping[str, Shape], own:
 
 
 def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: bool = False) -> dict[str, list]:
-    """By layer, what keeps it from going this ``way``, each with a choice that would fit.
+    """By layer, the reasons why it does not fit this ``way``, each with a choice that would fit.
 
-    recipes: of each layer what has its grid and group_size, a :class:`Recipe` or a packed layer. fraction: of bits.
+    recipes: by layer, an object with its grid and group_size: a :class:`Recipe` or a packed layer. fraction: whether
+    the recipe's bits are one.
     """
     found = {}
     kinds = {name: (own.grid, own.group_size) for name, own in recipes.items()}
@@ -143,7 +147,7 @@ def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
 
 
 def _wrong_inputs(way: Way, name: str, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
-    """SINQ's layers multiply their inputs by numbers, for which ModelOpt's format alone has a place, in some layers."""
+    """SINQ's layers multiply their inputs by numbers; only ModelOpt's format has a place for them, in some layers."""
     scaled = own.rounder.divides if isinstance(own, Recipe) else isinstance(own, ScaledLinear)
     if not scaled or (way.format == MODELOPT and name.endswith(ALONE)):
         return []
@@ -162,9 +166,9 @@ def _joined_with(name: str, names: Mapping) -> list[str]:
 
 
 def _explained(target: str, problems: Mapping[Way, Mapping], recipes: Mapping) -> str:
-    """The ways with the fewest changes: the layers and reasons of the first, and what would fit each of them."""
+    """The ways with the fewest changes: the layers and reasons of the best one, and what would fit each of them."""
     changes = {way: {fits for found in layers.values() for _, fits in found} for way, layers in problems.items()}
-    # Another method is another model: that is only advised where nothing else would help.
+    # Another method is another model: it is only advised if nothing else would help.
     same = {way: found for way, found in changes.items() if not any("method" in fits for fits in found)} or changes
     nearest = [way for way in same if len(same[way]) == min(map(len, same.values()))]
     way = min(nearest, key=lambda one: len(problems[one]))

@@ -1,7 +1,7 @@
-"""The tokenizer in a checkpoint's folder, read by transformers after its files were looked at.
+"""The tokenizer in a checkpoint's folder, read by transformers after its files were checked.
 
-What a tokenizer_config.json may not do: name code, name a class that is no tokenizer (``AutoModel`` would be asked to
-read the folder once more, by its own rules), or name files elsewhere.
+A tokenizer_config.json may not name code, files elsewhere, or a class that is no tokenizer (``AutoModel`` would read
+the folder once more, by its own rules).
 """
 
 import warnings
@@ -41,7 +41,7 @@ def tokenizer_in_gguf(opened: Opened, file: Path):
 
 
 def tried(make, config, where: Path):
-    """The tokenizer that ``make`` returns, after a short text: what cannot be used is refused before long work."""
+    """The tokenizer that ``make`` returns, tried on a short text: an unusable one is refused before the long work."""
     try:
         tokenizer = make()
         ids = tokenizer(PROBE, verbose=False)["input_ids"]
@@ -70,7 +70,7 @@ def tried(make, config, where: Path):
 
 
 def _say_what_is_beyond(tokenizer, embedded: int, where: Path) -> None:
-    """Warn of tokens that the decoder does not embed: whoever added them forgot the embedding. Others work as ever."""
+    """Warn of tokens that the decoder does not embed: somebody added them without the embedding. Others still work."""
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= embedded)
     if beyond:
         some = ", ".join(f"{shown(token)} ({number})" for number, token in beyond[:5])
@@ -93,7 +93,7 @@ def _check(values: dict, path: Path) -> None:
 
 
 def _check_class(name, path: Path) -> None:
-    """A class of transformers that is no tokenizer would read the folder by rules of its own."""
+    """Refuse a class of transformers that is no tokenizer, which would read the folder by rules of its own."""
     if name is None:
         return
     found = []

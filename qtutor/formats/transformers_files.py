@@ -1,11 +1,10 @@
-"""The one place where transformers is given what a checkpoint's files say. No code from a checkpoint is ever run.
+"""The one place where the contents of a checkpoint's files are passed to transformers. No code from them is ever run.
 
-transformers by itself asks whether to run code that a folder brings along (``auto_map``), fetches kernels that a config
-names (``_attn_implementation: "owner/kernel"``), adds adapters, reads pickles, and hands weights that are quantized to
-the library of another tool. Here a config is made of the keys that say what a decoder of a known family computes, and
-of no others; a key that asks for more is refused and named. Models are built from shapes alone, on torch's device
-"meta", and get the tensors that were compared with them (:func:`filled`). What is left for transformers to read itself
-is a tokenizer's files.
+transformers by itself asks whether to run code from a folder (``auto_map``), downloads kernels that a config names
+(``_attn_implementation: "owner/kernel"``), adds adapters, reads pickles, and passes quantized weights to the library of
+another tool. Here a config is made only of the keys that say what a decoder of a known family computes; a key with any
+further request is refused and named. Models are built from shapes alone, on torch's device "meta", and get the tensors
+that were compared with them (:func:`filled`). Only a tokenizer's files are still read by transformers itself.
 """
 
 import contextlib
@@ -28,11 +27,11 @@ from qtutor.formats.config_values import (
     wrong,
 )
 
-# Keys that transformers reads though a family's config does not list them.
+# Keys that transformers reads although a family's config does not list them.
 OLDER = ("torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings")
 BESIDE = ("head_dim", "tokenizer_class")
 OLDER_OF_FAMILY = {"gemma3_text": ("rope_local_base_freq", "sliding_window_pattern")}
-# Keys that every config has, and that change what a model returns or say nothing of a decoder.
+# Keys of every config that change what a model returns, or say nothing about a decoder.
 NOT_READ = (
     *("output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder", "chunk_size_feed_forward"),
     *("id2label", "label2id", "problem_type", "_name_or_path"),
@@ -41,10 +40,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def config_of(values: dict, where: str, blocks: int):
-    """transformers' config of what a file says. where: the file. blocks: so many have tensors in the checkpoint.
+    """transformers' config for the values in a file. where: the file. blocks: how many have tensors in the checkpoint.
 
-    Raises :class:`QtutorError` for a family that is not known, a key that asks for code or names another tool, and a
-    number with which nothing can be computed.
+    Raises :class:`QtutorError` for an unknown family, for a key that names code or another tool, and for a number with
+    which nothing can be computed.
     """
     with naming(where):
         family = family_called(values.get("model_type"), values)
@@ -64,13 +63,13 @@ def config_of(values: dict, where: str, blocks: int):
 
 
 def _detail(error: Exception) -> str:
-    """transformers' validation errors say only in their second line what is wrong."""
+    """The text of an error of transformers: its validation errors say only in their second line what is wrong."""
     lines = [line.strip() for line in str(error)[:2000].splitlines() if line.strip()]
     return said(ValueError(" ".join(lines[:2]))) if lines else type(error).__name__
 
 
 def _check_config(config, where: str) -> None:
-    """What follows from several values together, and from what a config has by itself where a file says nothing."""
+    """Check values that depend on each other, and defaults of a config for values that a file does not have."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     dim = head_dim(config)
     if heads % kv_heads:
@@ -80,13 +79,13 @@ def _check_config(config, where: str) -> None:
 
 
 def shapes_alone(config) -> nn.Module:
-    """The decoder of a config, of shapes alone; transformers raises errors of many kinds where there is none."""
+    """The decoder of a config, of shapes alone; if there is none, transformers raises errors of many kinds."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
 
 
 def empty_model(config, where: str) -> nn.Module:
-    """The decoder of a config, of shapes alone: nothing is allocated. where: the file that the config is from."""
+    """The decoder of a config, of shapes alone: nothing is allocated. where: the file that holds the config."""
     try:
         return shapes_alone(config)
     except Exception as error:  # KeyError for an unknown hidden_act, RuntimeError for a size beyond 2^63, and more
@@ -96,18 +95,19 @@ def empty_model(config, where: str) -> nn.Module:
 def as_transformers_loads(folder) -> nn.Module:
     """The decoder in ``folder`` as transformers itself loads it, in float32 on the CPU, with the package of its format.
 
-    For folders that our own reader took before: they name no code and no other files. Raises what transformers raises.
+    Only for folders that our own reader accepted before: they name no code and no other files. Raises transformers'
+    errors.
     """
-    with contextlib.redirect_stderr(io.StringIO()):  # bars for every step
+    with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bars
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, device_map="cpu", local_files_only=True, trust_remote_code=False
         ).eval()
 
 
 def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, device: str | None) -> nn.Module:
-    """An empty model with ``tensors`` in place of its shapes, which they have, on ``device`` (by itself: the GPU).
+    """An empty model filled with ``tensors`` of the same shapes, on ``device`` (by default the GPU, if there is one).
 
-    Of tied matrices one may be missing. Position angles, which no file holds, are computed from the config.
+    One of two tied matrices may be missing. Position angles, which no file holds, are computed from the config.
     """
     model.load_state_dict(with_tied(model, tensors, where), strict=True, assign=True)
     if model.config.tie_word_embeddings:
@@ -122,18 +122,18 @@ def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, devic
 
 
 def outlined(model: nn.Module, dtype: torch.dtype, where: str, device: str | None) -> nn.Module:
-    """An empty model of ``dtype`` that stays empty, for whoever brings its blocks in one by one; with position angles.
+    """An empty model of ``dtype`` with position angles; it stays empty, and the caller brings its blocks in one by one.
 
-    Everything but the blocks can be run once its weights are there (:mod:`qtutor.formats.streamed`).
+    Everything except the blocks can be run once its weights are there (:mod:`qtutor.formats.streamed`).
     """
-    model = model.to(dtype).requires_grad_(False).eval()  # shapes alone: costs nothing, and tied ones stay tied
+    model = model.to(dtype).requires_grad_(False).eval()  # costs nothing for shapes alone, and tied ones stay tied
     _compute(model, where)
     model.model.rotary_emb.to(usual_device(device))
     return model
 
 
 def _compute(model: nn.Module, where: str) -> None:
-    """Put what no file holds into an empty model: angles of positions, and what Gemma multiplies embeddings by."""
+    """Put values that no file holds into an empty model: position angles, and Gemma's factor for embeddings."""
     model.model.rotary_emb = _angles(model, where)
     embedding = model.get_submodule(family_of(model).embedding)
     if hasattr(embedding, "embed_scale"):
@@ -141,14 +141,14 @@ def _compute(model: nn.Module, where: str) -> None:
 
 
 def usual_device(device: str | None) -> str:
-    """``device``, or where models go by themselves: the GPU if there is one."""
+    """``device``, or the default for models: the GPU if there is one."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def with_tied(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """``tensors`` with both names of a tied matrix, where the config says that it is one.
+    """``tensors`` with both names of a tied matrix, if the config says that it is tied.
 
-    Raises :class:`QtutorError` where there are two that differ.
+    Raises :class:`QtutorError` if there are two that differ.
     """
     family = family_of(model)
     embedding, head = f"{family.embedding}.weight", f"{family.head}.weight"
@@ -163,9 +163,10 @@ def with_tied(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) ->
 
 
 def take_generation(model: nn.Module, values: dict, where: str) -> None:
-    """What greedy text depends on, out of a generation_config.json: where it ends, and a penalty for repeating.
+    """Take the settings of greedy text from a generation_config.json: where it ends, and a penalty for repeating.
 
-    Nothing else in it is read: it can ask for other ways to search, some of which transformers fetches from the hub.
+    Nothing else in the file is used: it can name other ways to search, some of which transformers downloads from the
+    hub.
     """
     check_special_tokens(values, where)
     for key in SPECIAL_TOKENS:
@@ -179,9 +180,10 @@ def take_generation(model: nn.Module, values: dict, where: str) -> None:
 
 
 def angles_in(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The angles a position that ``module`` itself holds, by name; a decoder with two kinds of rope has two.
+    """The angles per position that ``module`` itself holds, by name; a decoder with two kinds of rope has two.
 
-    As they were made of the config: where scaling depends on the length of a text, they change while it is read.
+    The angles are those computed from the config. If scaling depends on the length of a text, the angles in use change
+    while the text is read.
     """
     held = dict(module.named_buffers(recurse=False))
     return {name: angles for name, angles in held.items() if name.endswith("original_inv_freq")}
@@ -195,7 +197,7 @@ def _angles(model: nn.Module, where: str) -> nn.Module:
         useful = all(bool(((angles > 0) & angles.isfinite()).all()) for angles in angles_in(rotary).values())
         scalings = [value for key, value in vars(rotary).items() if key.endswith("attention_scaling")]
         useful = useful and bool(scalings) and all(map(math.isfinite, scalings))
-    except Exception as error:  # a kind of scaling that is not known, a parameter that is missing or no number
+    except Exception as error:  # an unknown kind of scaling, or a parameter that is missing or no number
         raise QtutorError(f"{where}: rope_parameters = {rope} give no angles ({_detail(error)}). {MEND}") from error
     if not useful:
         raise QtutorError(f"{where}: rope_parameters = {rope} give angles that are zero or infinite. {MEND}")

@@ -1,8 +1,8 @@
-"""The formats that each engine reads, and what of them: a table, the best way of an engine first.
+"""The formats that each engine reads, with conditions: a table, with the best way of an engine first.
 
-Each way says what it is known from: an engine that ran it here, or the engine's source. Kernels change between
-versions, so a file that loads is the only proof. :mod:`.targets` asks which way a recipe fits, :mod:`.taking` which a
-folder.
+Each way says how it is known: an engine that ran it here, or the engine's source. Kernels change between versions, so
+the only proof is a file that loads. :mod:`.targets` finds the way that fits a recipe, :mod:`.taking` the way that fits
+a folder.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 
 @dataclass(frozen=True)
 class Way:
-    """One format that an engine reads, and what of it. Empty tuples stand for no condition.
+    """One format that an engine reads, and its conditions. An empty tuple means no condition.
 
-    grid: "integers", or another grid's name. bits, symmetric, groups: those that are taken; -1 is one scale a row, and
-    0 one a tensor. rows, columns: what has to divide a layer's outputs and inputs. mixed: layers may differ. joined:
-    but not those that the engine makes one of. head: the head may be packed. known: from what.
+    grid: "integers", or another grid's name. bits, symmetric, groups: the accepted values; the group -1 is one scale a
+    row, and 0 is one scale a tensor. rows, columns: numbers that must divide a layer's outputs and inputs. mixed:
+    whether layers may differ. joined: whether layers that the engine joins into one must be alike. head: whether the
+    head may be packed. known: how this is known.
     """
 
     format: str
@@ -33,8 +34,8 @@ class Way:
 
 
 GPU = {"rows": 64, "columns": 128, "groups": (PER_CHANNEL, 32, 64, 128)}  # of the Marlin kernels in vLLM and SGLang
-CPU = GPU | {"rows": 32, "columns": 32}  # the group sizes that ran here; others may
-FP4 = {"rows": 64, "columns": 128}  # Marlin's again, by prepare_fp4_layer_for_marlin; groups are those of the grid
+CPU = GPU | {"rows": 32, "columns": 32}  # the group sizes that ran here; others may run too
+FP4 = {"rows": 64, "columns": 128}  # of Marlin again, by prepare_fp4_layer_for_marlin; groups are those of the grid
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ALL = tuple(range(2, 9))
 RAN = "it ran here"

@@ -3,8 +3,8 @@
     4 bits: word = code0 | code1 << 4 | ... | code7 << 28
     3 bits: 32 codes fill 3 words; code 10 has two bits in the first word and one in the second
 
-GPTQ and compressed-tensors pack like this, each along a dimension of its own. It is :mod:`qtutor.core.packing`'s
-stream of bytes, four of them in one number, so the last word of a row may be partly empty (zeros).
+GPTQ and compressed-tensors pack like this, each along a dimension of its own. The stream is the one of bytes in
+:mod:`qtutor.core.packing`, with four bytes in one number, so the last word of a row may be partly empty (zeros).
 """
 
 import torch
@@ -12,11 +12,11 @@ import torch
 from qtutor.core.packing import pack_rows, packed_width, unpack
 
 WORD = 32  # bits
-SAFE = 32  # codes; so many fill whole words for every number of bits
+SAFE = 32  # codes; this number of codes fills whole words for every number of bits
 
 
 def words_in(count: int, bits: int) -> int:
-    """How many words ``count`` codes of ``bits`` bits take in one row."""
+    """How many words ``count`` codes of ``bits`` bits need in one row."""
     return -(-count * bits // WORD)
 
 
@@ -38,5 +38,5 @@ def from_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The inverse of :func:`to_words`: int32 ``[rows, words_in(count, bits)]`` to uint8 codes ``[rows, count]``."""
     data = words.contiguous().view(torch.uint8)
     width = packed_width(count, bits)
-    data = torch.nn.functional.pad(data, (0, max(width - data.shape[1], 0)))  # unpack wants whole groups of 8 codes
+    data = torch.nn.functional.pad(data, (0, max(width - data.shape[1], 0)))  # unpack needs whole groups of 8 codes
     return unpack(data[:, :width], bits, count)
