@@ -170,7 +170,7 @@ class Reading:
 
     @torch.no_grad()
     def moments(self) -> Moments:
-        """Sums over all tokens, each by its weight: X^T X and, with a twin, how far the inputs have drifted."""
+        """Sums over all tokens, each by its weight: X^T X and, with a twin, the drift of inputs or the target."""
         block, layer = self.block, self.names[0]
         twin, roots = block.twin, block.roots(layer)
         hessian, drift, target = block.gram(), block.gram(symmetric=False), block.gram(symmetric=False)

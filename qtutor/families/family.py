@@ -50,8 +50,8 @@ class Family:
     halves: attention and MLP, in the order in which a block runs them. pairs: the pairs that AWQ may scale, in the same
     order. norm_offset: the number that a norm adds to its weight before it multiplies. extra_norms: the names of norms
     inside attention. multiplier: the name, in the block, of the number by which the block multiplies the output of a
-    half; ``None``: it does not. blocks, embedding, norm, head: names in the model; embedding, norm and head stay in
-    float unless a recipe includes them.
+    half; ``None``: it does not. blocks, embedding, norm, head: names in the model; embedding and head stay in float
+    unless a recipe includes them.
     """
 
     model_type: str

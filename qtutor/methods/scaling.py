@@ -149,8 +149,8 @@ def _best_scale(search: Callable[[Sequence[float]], awq.Search], first: int = le
     """The best of :data:`RATIOS`, and of one or two ratios close to it.
 
     first: try this many ratios, and the others only if the last of these is the best: the error falls to one minimum
-    and then rises. If fewer than all are tried first, one more ratio is enough at the end: the lowest point of the
-    parabola through the best ratio and its two neighbours.
+    and then rises. If fewer than all are tried first, and both neighbours of the best ratio have been tried, one more
+    ratio is enough: the lowest point of the parabola through these three.
     """
     found = search(RATIOS[:first])
     errors, all_tried = found.errors, first == len(RATIOS)
