@@ -221,8 +221,8 @@ def fold_model(
     The model changes in place, and nothing is rounded. Formats with their own grids then round better, too.
 
         model, tokenizer = qtutor.load_decoder()
-        qtutor.methods.scaling.fold_model(model, token_ids)        # same outputs as before qtutor.export(model,
-        "out.gguf", format="gguf", type="Q4_K_M", tokenizer=tokenizer)
+        qtutor.methods.scaling.fold_model(model, token_ids)        # same outputs as before
+        qtutor.export(model, "out.gguf", format="gguf", type="Q4_K_M", tokenizer=tokenizer)
 
     calibration: token ids, int64 ``[samples, length]``. grid: a replacement for the format's own grid, asymmetric 4
     bits if not given, in groups of ``group_size``: Q4_K, for instance, rounds groups of 32 asymmetrically to 4 bits.
