@@ -45,7 +45,7 @@ def quantize(
 
     calibration: token ids, int64 ``[samples, length]``, of text like the model's later input; with the model's
     ``tokenizer``, it may be the texts themselves (:mod:`qtutor.guards.ids`). It may be left out for the embedded
-    decoder, which has its own text, and for any decoder with a ``tokenizer``: then the text of
+    decoder, which has its own text, and for any other decoder with a ``tokenizer``: then the text of
     :mod:`qtutor.calibration.builtin` is used, and a warning says so. Methods that do not look at inputs (rtn, nf4, fp4,
     int8, fp8) ignore it. About ten thousand tokens are enough.
     progress: show a bar with an estimate if the work takes longer than a second.
