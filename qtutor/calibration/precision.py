@@ -2,9 +2,9 @@
 
 The inputs of a layer decide how its weights are rounded, but their last bits do not matter: other text changes the
 inputs far more. So models of some size multiply in bfloat16, and the inputs of their layers are rounded to bytes before
-their products are summed, on CPUs with instructions for this. On SmolLM2, GPTQ's KL stayed about the same (0.1008
-with rounding, 0.1018 without, at 4 bits, the mean of three draws of the text), in two thirds of the time. On the embedded decoder, if it
-is forced to round, KL is 2 % less to 3 % more.
+their products are summed, on CPUs with instructions for this. On SmolLM2, GPTQ's KL stayed about the same (0.1008 with
+rounding, 0.1018 without, at 4 bits, the mean of three draws of the text), in two thirds of the time. On the embedded
+decoder, if it is forced to round, KL is 2 % less to 3 % more.
 """
 
 import contextlib

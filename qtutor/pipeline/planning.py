@@ -31,7 +31,7 @@ from qtutor.runtime.linear import QuantEmbedding, QuantWeight
 from qtutor.runtime.scaled import ScaledLinear
 
 RUNNING = 300_000_000  # bytes that Python takes with torch and transformers, before any model
-OF_A_MATRIX = 24  # bytes for each entry of the widest layer's Hessian: float64, its factor too, and one in float32
+OF_A_MATRIX = 24  # bytes for each entry of the widest layer's Hessian: it and a copy in float64, the factor in float32
 OF_A_LAYER = 16  # bytes for each weight of the layer that is being rounded: float32 copies, codes, errors
 
 
