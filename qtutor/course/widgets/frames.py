@@ -154,7 +154,7 @@ def describe(control: ipywidgets.ValueWidget, name: str) -> str:
 
 
 def label(control: ipywidgets.ValueWidget, value) -> str:
-    """The text that a control shows for ``value``: that of the option, or yes or no, or the value itself."""
+    """The text that a control shows for ``value``: the option's text, yes or no, or the value itself."""
     for option in getattr(control, "options", ()):
         if isinstance(option, tuple) and len(option) == 2 and option[1] == value:
             return str(option[0])
