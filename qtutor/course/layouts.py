@@ -1,8 +1,8 @@
 """One block of a layer in the bytes of four formats: which half of which byte holds which weight.
 
 No table lists the places. They are found by trials with each format's own writer. In trial k, the code of a weight is
-15 if bit k of the weight's number is 1, else 0. The bits of a half byte over all trials then spell the number of the
-weight in it. Scales and zero points are found in the same way.
+15 if bit k of the weight's number (counted from 1) is set, else 0. The bits of a half byte over all trials then spell
+the number of the weight in it. Scales and zero points are found in the same way.
 
 The block has 8 outputs and 32 inputs, on a symmetric grid of 4 bits in groups of 32, which all four formats can hold.
 GGUF's Q4_0 has the same grid and blocks of 32 inputs. But qtutor's exporter rounds anew for Q4_0, so its bytes are made
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Laid:
-    """A block in one format. unit: the piece that a reader takes at once. unit_bytes: the size of this piece."""
+    """A block in one format. unit: the piece that a reader reads at once. unit_bytes: the size of this piece."""
 
     format: str
     unit: str

@@ -19,7 +19,7 @@ import torch
 SECONDS = 60  # for all inputs of an exercise together; each takes milliseconds
 MEMORY = 4 * 2**30  # bytes that a function may take in addition to those of the process
 PRINTED = 20_000  # characters that a function may print during a check
-DEPTH = 20_000  # nested calls that a function may ask for; leaving millions of them takes minutes
+DEPTH = 20_000  # nested calls that a function may set as its limit; leaving millions of them takes minutes
 
 AGAIN = 0.05  # seconds until the alarm rings again, in case a bare `except:` has caught the first
 

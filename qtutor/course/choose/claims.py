@@ -137,7 +137,7 @@ def same_algorithm(of: Stored) -> Judged | None:
 
 
 def calibration(of: Stored) -> Judged | None:
-    """KL with other calibration texts, compared with that with matched text."""
+    """KL with other calibration texts, compared with matched text."""
     found = of.found("calibration")
     if found is None:
         return None

@@ -2,8 +2,7 @@
 
 Exact: sums of two digits, words in capitals, and sequences of numbers, each with examples before it. Every character of
 the answer counts. Choices: the verb that fits the subject, and the object that fits the verb. The model has to find the
-right one of two likelier, so half of all guesses are right. All questions come from a seed, so every model gets the
-same.
+right one likelier, so half of all guesses are right. All questions come from a seed, so every model gets the same.
 """
 
 import random

@@ -27,7 +27,7 @@ BATCHES = (1, 4, 16)
 
 @dataclass(frozen=True)
 class Rung:
-    """work: ``work(x)`` multiplies x ``[batch, columns]``. moved: ``moved(batch)`` is the bytes moved by this."""
+    """work: ``work(x)`` multiplies x ``[batch, columns]``. moved: ``moved(batch)`` is how many bytes this moves."""
 
     name: str
     work: Callable[[torch.Tensor], object]

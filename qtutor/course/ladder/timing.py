@@ -1,6 +1,6 @@
 """Timing of computations that take turns, so that all of them meet the same load; the shortest run of each counts.
 
-On one thread, processor time is measured and not clock time, because other programs on the machine do not lengthen it.
+On one thread, processor time is measured and not clock time: other programs do not lengthen processor time.
 """
 
 import math

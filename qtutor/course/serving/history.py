@@ -124,7 +124,7 @@ def _step(scheduler: Scheduler, requests: dict[Request, str], events: list[str])
 
 
 def _text(request: Request, name: str, piece: Piece | None) -> Text:
-    """piece: ``None`` for a prompt that is only read in a later step, because the budget of this step is spent."""
+    """piece: ``None`` for a prompt that is read further only in a later step: the budget of this step is spent."""
     if piece is None:
         return Text(name, tuple(request.table), request.cached, request.cached, False)
     return Text(name, tuple(request.table), piece.start, piece.end, piece.writes)

@@ -10,7 +10,7 @@ SAME = 0.05  # two numbers that differ by less than this share are "about the sa
 
 
 def deviation(answers: int) -> float:
-    """The largest possible standard deviation of the share of right ``answers``: that with half of them right."""
+    """The largest possible standard deviation of a share of right answers: half of all ``answers`` are right."""
     return (0.25 / answers) ** 0.5
 
 

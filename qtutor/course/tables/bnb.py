@@ -114,7 +114,7 @@ def inputs_at(swept: Mapping[str, Swept], place: int) -> None:
 
 
 def what_six_takes_back(swept: Mapping[str, Swept], place: int) -> None:
-    """How much of the cost of rounding the inputs threshold number ``place`` removes. Thresholds go from 0 to none."""
+    """How much threshold number ``place`` removes of the cost of rounding the inputs. Thresholds go from 0 to none."""
     lines = []
     for name, found in swept.items():
         floor, six, none = found[0][0], found[place][0], found[-1][0]

@@ -41,7 +41,7 @@ def tries(stretches: np.ndarray, laid: np.ndarray, fitted: np.ndarray, whole: in
 
 
 def super_block(d: float, dmin: float, scale_codes: np.ndarray, min_codes: np.ndarray) -> None:
-    """The codes of a super-block's scales and minima, and what they stand for."""
+    """The codes of a super-block's scales and minima, and the values that they stand for."""
     table(
         ["sub-block", *range(len(scale_codes))],
         ["scale code", *map(int, scale_codes)],

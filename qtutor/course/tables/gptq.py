@@ -44,7 +44,7 @@ def correlations(hessians: Mapping[str, torch.Tensor]) -> None:
 
 
 def dampings(values: Sequence[float], few: Mapping[str, Sequence[float]], many: Mapping[str, Sequence[float]]) -> None:
-    """Output errors over RTN's by damping, calibrated on few and on many tokens; the last series is held-out text."""
+    """Output errors / RTN's for each damping, calibrated on few and many tokens; the last series is held-out text."""
     rows = [
         [name, where, *(f"{value:.2f}" for value in errors)]
         for name, series in (("128 tokens", few), ("8192 tokens", many))
@@ -117,7 +117,7 @@ def right(score: Score) -> float:
 
 
 def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], questions: int) -> None:
-    """GPTQ beside clipping alone, what propagation and AWQ's scales add, fewer right answers, and chance."""
+    """GPTQ beside clipping alone, what propagation and AWQ's scales add, bits with fewer right answers, and chance."""
     shares = {
         label: ", ".join(f"{recovered(measured, f'{label} {bits}'):.0%} at {bits} bits" for bits in widths)
         for label in ("GPTQ", "RTN clipped")

@@ -1,8 +1,8 @@
 """The widget of chapter 05: what a ratio of AWQ's scales gains, how it changes a group's grid, what the decoder writes.
 
 The widget runs the package's own search on few tokens, which takes some tens of milliseconds, and keeps the result.
-Moving the slider of the ratio looks up this result. It also rounds the whole decoder with this ratio in every layer,
-and the decoder then writes.
+When the slider of the ratio moves, the widget looks up this result. It also rounds the whole decoder with this ratio in
+every layer, and lets it write.
 """
 
 import copy

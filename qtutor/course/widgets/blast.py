@@ -19,7 +19,7 @@ from qtutor.gguf.anatomy import strips_of
 
 STYLE, SCRIPT = (Path(__file__).with_name(f"blast.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
 RANGE = (-8, 1)  # log10 of the KL of the first colour and of the last; values outside get the nearer of the two
-# Viridis from its second tenth on: evenly lighter, so it reads without colour as well, and nowhere as dark as a theme.
+# Viridis from its second tenth on: it gets evenly lighter, so it reads without colour, and is never as dark as a theme.
 COLOURS = (
     *("#482475", "#424086", "#38598c", "#2d708e", "#25848e", "#1e9b8a"),
     *("#2ab07f", "#52c569", "#86d549", "#c2df23", "#fde725"),

@@ -1,9 +1,10 @@
 """Four formats over one block, in chapter 04: the levels of int4, NF4, MXFP4 and NVFP4 laid over its 32 weights.
 
 :func:`levels_over_block` is the widget. Its script (live/block_levels.js) fits the levels by itself, so the levels move
-with a weight that is dragged. The page stores four blocks of each layer, chosen by their errors (:func:`told_blocks`),
-and the one number of the whole layer that NVFP4 needs, its unit. The package's own rounding (:func:`made_of`) draws the
-picture for pages without scripts, and gives the tests the results that the script must reach.
+with a weight that is dragged. The page stores four blocks of each layer, chosen by their peaks and errors
+(:func:`told_blocks`), and the one number of the whole layer that NVFP4 needs, its unit. The package's own rounding
+(:func:`made_of`) draws the picture for pages without scripts, and gives the tests the results that the script must
+reach.
 """
 
 from collections.abc import Mapping

@@ -109,9 +109,9 @@ def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool) -> Quan
 def seen(weight: torch.Tensor, quantized: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The three parts of the picture of ``weight`` and its :class:`QuantizedTensor`: weights, levels, shares.
 
-    The weights are divided by the largest of their block, ``[out, groups, group_size]``. The levels, on the same axis,
-    ascend; on an integer grid every block has its own levels, and those of the block with the median scale are shown. A
-    share is the part of all weights that are rounded to a level.
+    The weights are divided by the largest of their block, ``[out, groups, group_size]``. The levels are on the same
+    axis, in ascending order; on an integer grid every block has its own levels, and those of the block with the median
+    scale are shown. A share is the part of all weights that are rounded to a level.
     """
     grid, groups = quantized.grid, quantized.scales.shape[1]
     grouped = weight.float().reshape(len(weight), groups, -1)

@@ -170,7 +170,7 @@ def _half(inside: int) -> str:
 
 
 def _dump_html(part: Part, laid: Laid, first: int, marks: dict[int, str]) -> str:
-    """The bytes of a tensor, two digits each, in fours. A half byte is an element; the high one is written first."""
+    """The bytes of a tensor, two digits each, in groups of four. A half byte is an element; the high one is first."""
     ahead = laid.unit_bytes % 4  # a Q4_0 block has two bytes of scale before its codes
     row = laid.unit_bytes if laid.unit == "block" else 16
     lines = []

@@ -221,7 +221,7 @@ if (next) {
 
 
 def duel_html(data: dict, title: str, ends: str) -> str:
-    """The duel as HTML. data: of :func:`.gptq.duel_data`. ends: HTML that stands there where scripts do not run."""
+    """The duel as HTML. data: from :func:`.gptq.duel_data`. ends: HTML that is shown where scripts do not run."""
     stored = escape(json.dumps(data, separators=(",", ":")))
     return (
         f"<div class='qtutor-duel' data-lm-suppress-shortcuts='true' data-duel=\"{stored}\" "

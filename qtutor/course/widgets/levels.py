@@ -3,7 +3,7 @@
 :func:`beat_nf4` is the widget. Its script (live/levels.js) has no weights. For each of :data:`BINS` bins of a
 histogram, it has two points with the same count, sum and sum of squares as the bin's weights. These points give the
 error of any levels to 0.05 % of the error. The functions here do in torch what the script does. Weights are divided by
-the absmax of their block, so all lie from -1 to 1.
+the absmax of their block, so all weights are from -1 to 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,8 +50,8 @@ def beat_nf4(sources: Mapping[str, Sequence[torch.Tensor]]) -> Live:
 def normalised(matrices: Sequence[torch.Tensor], block: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
     """All weights over the absmax of their block, and the square of that absmax for each: both float64 ``[n]``.
 
-    A squared error is in units of the absmax's square, so each weight counts so much. Blocks of zeros are left out:
-    any levels with a 0 meet them.
+    After the division, a squared error is in units of the absmax's square, so this square is the weight's factor in the
+    total error. Blocks of zeros are left out: levels that include 0 give them no error.
     """
     blocks = []
     for weight in matrices:

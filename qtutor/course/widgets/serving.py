@@ -27,7 +27,7 @@ STYLE = """
 
 
 def page_table(moments: Sequence[Moment], *, size: int, frames: dict[str, list] | None = None) -> Explorer:
-    """A slider over the steps of :func:`.history.continuous`: what happens, whose blocks are which, who waits.
+    """A slider over the steps of :func:`.history.continuous`: the events, the owners of the blocks, who waits.
 
     size: tokens of a block. frames: by default every step. Raises :class:`QtutorError` if there is no step.
     """

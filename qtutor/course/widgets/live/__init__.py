@@ -4,9 +4,9 @@
 a page twice). It works the same in JupyterLab, in VS Code and in the book. Where scripts do not run (GitHub, a notebook
 that is not trusted yet) the reader sees the picture that is stored in it.
 
-The script of a widget is a file beside this one, and so is what it adds to the common style (live.css), if anything.
-A script only defines functions: arithmetic first, which tests call without a browser, and last ``mount(box, data)``,
-which builds the widget in ``box``.
+The script of a widget is a file beside this one. If the widget adds to the common style (live.css), its own style is a
+file here, too. A script only defines functions: first those for arithmetic, which tests call without a browser, and
+last ``mount(box, data)``, which builds the widget in ``box``.
 """
 
 import json
