@@ -1,4 +1,4 @@
-"""The models that chapter 12 compares: all methods, bits and formats; each model is made anew from the float model."""
+"""The models that chapter 12 compares: every method, several bits and formats, each made anew from the float model."""
 
 import copy
 import tempfile
