@@ -1,4 +1,4 @@
-"""A folder in which numba keeps compiled code, for every room whose loops it compiles."""
+"""A folder in which numba keeps compiled code, for every subpackage whose loops it compiles."""
 
 import contextlib
 import hashlib
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-SLOW = 2.0  # seconds after which a person who waits is told why
+SLOW = 2.0  # seconds after which a waiting user is told the reason
 
 
 def cache_folder(name: str, sources: Iterable[Path]) -> str | None:
@@ -40,7 +40,7 @@ def compiled(function, folder: str | None, **options):
 
 @contextlib.contextmanager
 def told_if_slow(what: str) -> Iterator[None]:
-    """Say on a terminal that ``what`` is being compiled, if what is done here takes over two seconds."""
+    """Say on a terminal that ``what`` is being compiled, if the work inside takes more than two seconds."""
     timer = threading.Timer(SLOW, _say, [what])
     timer.daemon = True
     timer.start()

@@ -19,8 +19,8 @@ def check_choice(what: str, value, choices: Collection) -> None:
 def naming(subject: str) -> Iterator[None]:
     """Put ``subject`` (the name of a layer or file) in front of the message of a :class:`QtutorError` raised inside.
 
-    So numeric code need not know the name of its input. The error stays the same object, of the same type. A message
-    that already begins with this subject does not change.
+    Numeric code therefore does not have to know the name of its input. The error stays the same object, of the same
+    type. A message that already begins with this subject does not change.
 
     >>> with naming("layers.0.q_proj"):
     ...     raise QtutorError("1 of 64 weights are NaN.")
@@ -38,7 +38,7 @@ def naming(subject: str) -> Iterator[None]:
 def shown(value, longest: int = 80) -> str:
     """A name or value from a file, for a message: as Python writes it, cut to ``longest`` characters.
 
-    Files may hold texts of 65 kB, and characters that control a terminal. This lets neither through.
+    Files may hold texts of 65 kB, and characters that control a terminal. This function lets neither through.
 
     >>> shown("\x1b[31mred"), shown("x" * 70_000, 10)
     ("'\\\\x1b[31mred'", "'xx...xxx'")
@@ -49,7 +49,7 @@ def shown(value, longest: int = 80) -> str:
 
 
 def said(error: BaseException, longest: int = 200) -> str:
-    """The first line of another library's error, cut, to be part of a sentence; the error's class if it has no text."""
+    """The first line of another library's error, cut to fit into a sentence; the error's class if it has no text."""
     text = str(error).strip()[: 10 * longest]
     return one_line((text.splitlines() or [""])[0].strip(" .:"), longest) or type(error).__name__
 

@@ -1,4 +1,4 @@
-"""`qtutor inspect`: show what a file or folder holds. It reads headers alone, so it is quick for files of any size.
+"""`qtutor inspect`: show what a file or folder holds. It reads only headers, so it is quick for files of any size.
 
 It also shows any one block of a GGUF file, byte by byte.
 """
@@ -98,7 +98,7 @@ def described(value) -> tuple[str, str]:
 
 
 def shortened(text: str, count: int, of: str) -> str:
-    """``text``; if it is longer than :data:`LONGEST`, its beginning and its whole length, ``count`` and ``of`` what."""
+    """``text``; if it is longer than :data:`LONGEST`, its beginning and its whole length, ``count`` in units ``of``."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({count:,} {of})"
 
 
@@ -108,7 +108,7 @@ def show_block(path: Path, tensor: str, number: int) -> None:
     from qtutor.gguf.parts import read_here
 
     file = read_here(path)
-    file = getattr(file, "part_of", {}).get(tensor, file)  # the part of a split file in which it is
+    file = getattr(file, "part_of", {}).get(tensor, file)  # the part of a split file that holds the tensor
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print(as_text(block_of(file, tensor, number), colour))
 

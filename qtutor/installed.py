@@ -1,4 +1,4 @@
-"""Whether a package is there that only a part of this one needs."""
+"""Whether a package is installed that only a part of this one needs."""
 
 import importlib.util
 import warnings
@@ -13,7 +13,7 @@ def is_installed(package: str) -> bool:
 
 
 def installed(package: str, otherwise: str) -> bool:
-    """:func:`is_installed`, with a warning if it is not; otherwise: its sentences."""
+    """:func:`is_installed`, with a warning if it is not; otherwise: the warning's text."""
     found = is_installed(package)
     if not found:
         warnings.warn(otherwise, stacklevel=3)

@@ -1,6 +1,6 @@
-"""``qtutor.load(source)``: a decoder and its tokenizer, whatever names them.
+"""``qtutor.load(source)``: a decoder and its tokenizer, from a name, a folder, a file or a hub id.
 
-The module is not called ``load``, as the function is: the import of a submodule would hide ``qtutor.load``.
+The module does not have the function's name, ``load``: importing a submodule ``load`` would hide ``qtutor.load``.
 """
 
 import os
@@ -18,18 +18,20 @@ from qtutor.gguf.parts import read_whole
 from qtutor.measure.losses import model_bytes
 
 
-@torch.inference_mode(False)  # kernels keep nothing of tensors whose changes torch does not count
+@torch.inference_mode(False)  # torch does not count changes of inference tensors, so kernels would keep nothing
 def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, device: str | None = None):
-    """``(model, tokenizer)`` of whatever a person may name.
+    """``(model, tokenizer)`` from a name, a folder, a file or a hub id.
 
     source: ``"embedded"``, the decoder that comes with qtutor; ``"smollm2"``, the real model that another package
-    brings (:mod:`qtutor.formats.smollm2`); a folder or a hub id, as others ship decoders; a folder that
-    :func:`qtutor.export` wrote, with its packed layers; or a GGUF file by whomever, any part of a split one, a folder
-    with one, or ``owner/name:Q4_K_M`` on the hub, as the float32 weights that it stands for; or a folder or hub id that
-    another tool quantized (:data:`qtutor.formats.FOREIGN`), with its packed layers. dtype: of a float checkpoint, and
-    of what is not packed, ``"auto"`` for its own; by itself float32 for the embedded decoder (small models are computed
-    in float32 so that results agree between CPUs) and for GGUF files, its own for any other. device: by itself the GPU
-    if there is one. No code from a checkpoint is run and no pickle is read.
+    brings (:mod:`qtutor.formats.smollm2`); a folder or a hub id with a float checkpoint; a folder that
+    :func:`qtutor.export` wrote, with its packed layers; a GGUF file from any tool, any part of a split one, a folder
+    with one, or ``owner/name:Q4_K_M`` on the hub, decoded to float32 weights; or a folder or hub id that another tool
+    quantized (:data:`qtutor.formats.FOREIGN`), with its packed layers. dtype: that of a float checkpoint, and of the
+    tensors of another tool's folder that are not packed; ``"auto"`` is the checkpoint's own, and float32 for GGUF
+    files. The default is float32 for the embedded decoder (small models are computed in float32 so that results agree
+    between CPUs) and for GGUF files, and the checkpoint's own for all others. Folders that :func:`qtutor.export` wrote
+    always keep their own. device: the default is the GPU if there is one. No code from a checkpoint is
+    run and no pickle is read.
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
     family, architecture, block type or tokenizer.
     """
@@ -63,6 +65,6 @@ def load_decoder(source: Source | None = None, dtype: torch.dtype | str | None =
 
 
 def weight_bytes(source: Source, model: nn.Module) -> int:
-    """What the weights take: in memory, or where they come out of a GGUF file (as float32) in that."""
+    """The bytes of the weights: in memory, or in the GGUF file if they were decoded from one (to float32)."""
     file = file_in(source)
     return model_bytes(model) if file is None else sum(info.nbytes for info in read_whole(file).tensors.values())

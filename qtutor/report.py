@@ -12,9 +12,9 @@ import torch
 
 from qtutor.recipe import Recipe
 
-MOST_ROWS = 30  # a longer table is folded to one line for each kind of layer, and the worst layers
+MOST_ROWS = 30  # a longer table is folded into one line for each kind of layer, and the worst layers
 WORST = 5
-LOST = 0.9  # at a larger relative error, next to nothing of a layer is left
+LOST = 0.9  # above this relative error, almost nothing of a layer is left
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LayerReport:
 
     W are the weights and Q the quantized ones. output_error: ``|X (W - Q)^T| / |X W^T|`` on the calibration text; here
     W are the weights just before rounding, which propagation may have changed. ``None`` without calibration.
-    note: what did not happen as asked.
+    note: what was not done as requested.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """The layers for which something did not happen as asked, each with the reason."""
+        """The layers for which something was not done as requested, each with the reason."""
         return [f"{row.name}: {row.note}" for row in self.rows if row.note]
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ def _together(name: str, rows: list[LayerReport]) -> LayerReport:
 def weight_error(back: torch.Tensor, exact: torch.Tensor) -> float:
     """``|W - Q| / |W|`` of float32 matrices ``[out, in]``, with Q = ``back`` and W = ``exact``; 0 if W is all zeros."""
     largest = exact.abs().amax().item() if exact.numel() else 0.0
-    if largest and not 1e-15 < largest < 1e15:  # float32 does not hold the squares of such numbers
+    if largest and not 1e-15 < largest < 1e15:  # float32 cannot hold the squares of such numbers
         back, exact = back.double(), exact.double()
     return ((back - exact).norm() / exact.norm().clamp(min=torch.finfo(exact.dtype).tiny)).item()
 
@@ -135,7 +135,7 @@ def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, 
 
     back, exact: float32 ``[out, in]``; scales: ``[out, groups]`` or ``[1, 1]``. Scales have 16 bits, as in the formats
     of all engines. The scale of a group whose largest weight is below about 4e-7 (at 4 bits) then rounds to zero, and
-    so do its weights. Scales of 32 bits would keep them, but those engines could not read the files.
+    so do its weights. Scales of 32 bits would keep these weights, but those engines could not read the files.
     """
     if not exact.numel():
         return ""
@@ -155,11 +155,11 @@ def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, 
 def next_steps(
     out: str, source: str, chats: bool, ollama: bool = True, more: Mapping[str, list[str]] = MappingProxyType({})
 ) -> str:
-    """The commands that load what was written to ``out``, a line each under the engine that runs them.
+    """The commands that load the model written to ``out``, one line each, under the engine that runs them.
 
-    A folder of ours is read by qtutor alone; a .gguf file by llama.cpp and what is built on it. source: what it was
-    made of, to measure against. chats: whether its tokenizer has a chat template. ollama: whether Ollama takes it.
-    more: commands of other engines that read it.
+    Only qtutor reads a folder of ours; llama.cpp and the tools built on it read a .gguf file. source: the model from
+    which ``out`` was made, to measure against. chats: whether its tokenizer has a chat template. ollama: whether Ollama
+    accepts the file. more: commands of other engines that read ``out``.
     """
     quoted = shlex.quote(out)
     talk = "--chat" if chats else "'some text'"

@@ -1,9 +1,9 @@
-"""Work shared out among threads: rows of a GGUF file that is written, columns and tiles of compiled loops.
+"""Share work out among threads: rows of a GGUF file while it is written, columns and tiles of compiled loops.
 
 numpy and compiled loops release Python's lock, so plain threads are enough. Left out: numba's ``prange``. It needs a
-threading layer of its own, which may neither be entered from two Python threads nor live on next to torch's OpenMP
-after a fork. The calling thread works, too: it takes shares until none is left, so nobody waits for a thread that has
-not begun.
+threading layer of its own. Two Python threads must not enter that layer, and after a fork it cannot run next to torch's
+OpenMP. The calling thread works, too: it takes shares until none is left, so it never waits for a thread that has not
+begun.
 """
 
 import os
@@ -16,7 +16,7 @@ _making = threading.Lock()
 
 
 def thread_count() -> int:
-    """As many as this process may use cores, or ``OMP_NUM_THREADS`` where that is set (torch obeys it too)."""
+    """The number of cores that this process may use, or ``OMP_NUM_THREADS`` if that is less (torch obeys it, too)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
@@ -25,16 +25,16 @@ def thread_count() -> int:
 def in_shares(work: Callable[[int, int], object], count: int, least: int) -> None:
     """Call ``work(first, last)`` for consecutive shares of ``count`` things, on torch's number of threads.
 
-    torch's: ``torch.set_num_threads`` or ``OMP_NUM_THREADS``. least: the smallest share that is worth a thread. Of the
-    errors of shares the first one is raised.
+    That number is set by ``torch.set_num_threads`` or ``OMP_NUM_THREADS``. least: the smallest share that is worth a
+    thread. If several shares fail, the error of the first one is raised.
     """
-    import torch  # here, because qtutor.gguf does without it
+    import torch  # here, because qtutor.gguf does not need it
 
     threads = min(torch.get_num_threads(), max(1, count // max(1, least)))
     if threads < 2:
         work(0, count)
         return
-    in_steps(work, count, -(-count // (4 * threads)), threads)  # smaller than needed: who is disturbed takes fewer
+    in_steps(work, count, -(-count // (4 * threads)), threads)  # smaller than needed: a slower thread takes fewer
 
 
 def in_steps(work: Callable[[int, int], object], count: int, step: int, threads: int) -> None:
@@ -42,7 +42,7 @@ def in_steps(work: Callable[[int, int], object], count: int, step: int, threads:
     left, taking, errors = iter(range(0, count, step)), threading.Lock(), {}
 
     def take() -> None:
-        # A step that was taken is finished, so whatever comes before one that failed has been looked at.
+        # Every step that was taken is finished, so all steps before a failed one have been tried.
         while not errors:
             with taking:
                 first = next(left, None)
@@ -73,7 +73,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """A forked child has none of the threads, and perhaps a lock that nobody will open."""
+    """A forked child has none of the threads, and perhaps a lock that no thread will release."""
     global _pool, _making
     _pool, _making = None, threading.Lock()
 

@@ -1,8 +1,9 @@
-"""Which layer gets how many bits: the least loss that a given number of bits, or of bytes, allows.
+"""Choose the bits of each layer: the smallest loss that a given number of bits or bytes allows.
 
-A layer that matters little can be stored in 2 or 3 bits, and what it saves gives another one 5 or 6. Two numbers are
-needed for that, for every layer and every choice of bits: what it takes, and what it costs (:mod:`.sensitivity`). Then
-:mod:`.allocation` says who gets what. :mod:`.block_types` does the same for the block types of a GGUF file.
+A layer that matters little can be stored in 2 or 3 bits, and the bytes that it saves give another layer 5 or 6 bits.
+For that, two numbers are needed for every layer and every choice of bits: its size, and its cost in loss
+(:mod:`.sensitivity`). Then :mod:`.allocation` chooses. :mod:`.block_types` does the same for the block types of a GGUF
+file.
 """
 
 from dataclasses import replace
@@ -22,16 +23,16 @@ from qtutor.recipe import Recipe
 
 __all__ = ["CHOICES", "Table", "allocate", "choose", "free_layers", "losses", "packed_bytes"]
 
-MARGIN = 200  # bytes a layer: the written recipe names the bits of each
+MARGIN = 200  # bytes per layer: the written recipe names the bits of every layer
 
 
 def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=None) -> Recipe:
-    """``recipe`` with bits of its own for every layer: the least loss within the budget that it gives.
+    """``recipe`` with bits of its own for every layer: the smallest loss within the recipe's budget.
 
     The budget is ``recipe.target_size``, bytes of the folder that will be written (with the files of ``tokenizer``), or
     a fraction in ``recipe.bits``, the mean bits of the codes. Layers for which ``recipe.layers`` names bits, a method
-    or "float" keep what they are given there, and do not count for the mean. token_ids: int64 ``[samples, length]``.
-    Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest one.
+    or "float" keep that choice, and do not count in the mean. token_ids: int64 ``[samples, length]``.
+    Raises :class:`QtutorError` for a budget that is too small, naming the smallest possible one.
     """
     plain = replace(recipe, bits=None, target_size=None)
     free = free_layers(weights.model, plain)
@@ -52,13 +53,13 @@ def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=
 
 
 def _bytes_of_the_rest(weights: Weights, plain: Recipe, sizes: Table, token_ids, tokenizer) -> int:
-    """What the folder takes beside the layers of ``sizes``, and some bytes for names that become longer."""
+    """The bytes of the folder without the layers of ``sizes``, and some more for names that become longer."""
     layers = sum(row[plain.bits] for row in sizes.values())
     return plan_of(weights, plain, token_ids, tokenizer).nbytes - layers + MARGIN * len(sizes)
 
 
 def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
-    """The layers whose bits nothing fixes, by name, each with its own recipe."""
+    """The layers whose bits the recipe does not fix, by name, each with its own recipe."""
 
     def fixed(name: str) -> bool:
         changes = [change for pattern, change in recipe.layers.items() if fnmatchcase(name, pattern)]
@@ -68,5 +69,5 @@ def free_layers(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
 
 
 def packed_bytes(layer: nn.Module, recipe: Recipe, bits: int) -> int:
-    """What the codes, scales and zero points of ``layer`` take at so many bits."""
+    """The bytes of the codes, scales and zero points of ``layer`` at this number of ``bits``."""
     return nbytes_of(*layer.weight.shape, IntGrid(bits, recipe.symmetric), recipe.group_size)

@@ -1,8 +1,8 @@
-"""Who gets what: the least sum of losses among all choices that a budget allows.
+"""Make a choice for every layer: the smallest sum of losses that a budget allows.
 
-For a price ``p`` of a byte, every layer alone chooses what costs least in all, ``loss + p * bytes``. A higher price
-makes all of it smaller, so bisection finds the price whose choices just fit (a Lagrange multiplier; Everett 1963,
-"Generalized Lagrange Multiplier Method").
+Given a price ``p`` per byte, every layer by itself takes the choice with the smallest total cost, ``loss + p * bytes``.
+A higher price makes the result smaller, so bisection finds the price whose choices just fit (a Lagrange multiplier;
+Everett 1963, "Generalized Lagrange Multiplier Method").
 """
 
 from collections.abc import Hashable, Mapping
@@ -13,7 +13,7 @@ Choice = Hashable  # a number of bits, or a block type
 Table = Mapping[str, Mapping[Choice, float]]  # layer -> choice -> a number
 
 
-FEWEST = "2 bits"  # what the smallest choice of a layer is called in messages, and what helps where it is too much
+FEWEST = "2 bits"  # for messages: the name of a layer's smallest choice, and advice if even that is too large
 ADVICE = "Allow more, use larger groups, or quantize embeddings and lm_head, too."
 
 
@@ -26,12 +26,12 @@ def allocate(
     fewest: str = FEWEST,
     advice: str = ADVICE,
 ) -> dict[str, Choice]:
-    """The choice of every layer: the least sum of ``costs`` among those whose ``sizes`` sum to ``budget`` at most.
+    """The choice of every layer: the smallest sum of ``costs`` whose ``sizes`` sum to ``budget`` at most.
 
-    Choices that no price leads to are not found (those above the convex hull of size and cost), so what is left of the
-    budget is spent afterwards, step by step where it helps most. rest, fewest, advice: what is needed besides, what the
-    smallest choices are, and what helps where these are too large, for the error's text.
-    Raises :class:`QtutorError` where nothing fits, naming the least that would.
+    No price leads to the choices above the convex hull of size and cost, so these are not found. Therefore the rest of
+    the budget is spent afterwards, step by step where it helps most. rest, fewest, advice: for the error's text: what
+    is needed besides the layers, the name of the smallest choices, and what to do if these are too large.
+    Raises :class:`QtutorError` if nothing fits, naming the smallest budget that would.
     """
     smallest = sum(min(row.values()) for row in sizes.values())
     if smallest > budget:
@@ -46,7 +46,7 @@ def allocate(
             for name, row in sizes.items()
         }
 
-    low, high = 0.0, max(max(row.values()) for row in costs.values()) + 1e-30  # there a byte outweighs any loss
+    low, high = 0.0, max(max(row.values()) for row in costs.values()) + 1e-30  # at that price a byte outweighs any loss
     for _ in range(200):
         middle = (low + high) / 2
         if _total(sizes, cheapest(middle)) <= budget:
@@ -57,7 +57,7 @@ def allocate(
 
 
 def _spend_the_rest(sizes: Table, costs: Table, budget: float, chosen: dict[str, Choice]) -> dict[str, Choice]:
-    """One layer after the other gets more, the one first where a byte gains most, as long as there is room."""
+    """Give layers more, one after the other, first the layer that gains most per byte, as long as there is room."""
     while True:
         left = budget - _total(sizes, chosen)
         gains = [

@@ -1,11 +1,11 @@
-"""Which matrix of a GGUF file gets which block type: the least loss that a size of the file allows.
+"""Choose the block type of each matrix of a GGUF file: the smallest loss that a given file size allows.
 
     types = choose(model, token_ids, tokenizer, target_size=90_000_000)
     qtutor.export(model, "out.gguf", format="gguf", tokenizer=tokenizer, types=types)
 
-llama.cpp's mixes say so by rules that were found by trying, the same for all models. Here each matrix is rounded to
-every type, and :mod:`.sensitivity` says what that costs this model. The embedding counts twice where it is the output
-matrix, too.
+llama.cpp's mixes choose types by rules that were found by trying and are the same for all models. Here each matrix is
+rounded to every type, and :mod:`.sensitivity` estimates what that costs this model. The embedding counts twice if it is
+the output matrix, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ from qtutor.gguf.mixes import fitting
 from qtutor.gguf.writer import Tensor, size_of
 from qtutor.guards.promises import is_tied
 
-TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")  # where rows are too narrow, what stands for them
+TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")  # or a substitute, if rows are too narrow
 ADVICE = "Allow more, or take a smaller model."
 
 
@@ -41,15 +41,15 @@ def choose(
     bits: float | None = None,
     importance=None,
 ) -> dict[str, str]:
-    """GGUF name -> block type of every matrix: what :func:`qtutor.formats.gguf.save` takes as ``types``.
+    """GGUF name -> block type of every matrix: the ``types`` that :func:`qtutor.formats.gguf.save` accepts.
 
-    token_ids: int64 ``[samples, length]``, some of which the model reads. target_size: the bytes of the whole file,
-    with this ``tokenizer``; or bits: what a weight of these matrices takes on average, scales included. importance: as
-    ``save`` gets it. Raises :class:`QtutorError` for a budget that nothing fits, naming the smallest one.
+    token_ids: int64 ``[samples, length]``; the model reads some of them. target_size: the bytes of the whole file, with
+    this ``tokenizer``. bits, in place of it: the mean bits per weight of these matrices, scales included. importance:
+    as in ``save``. Raises :class:`QtutorError` for a budget that is too small, naming the smallest possible one.
     """
     _check_budget(target_size, bits)
     keys, tensors = contents(model, tokenizer, guided=importance is not None)
-    keys.pop("general.file_type")  # is not written where types are given
+    keys.pop("general.file_type")  # not written if types are given
     free = [tensor for tensor in tensors if tensor.type != "F32"]
     sizes = {tensor.name: {kind: _padded(tensor, kind) for kind in _types(tensor)} for tensor in free}
     rest = size_of(keys, tensors) - sum(_padded(tensor, tensor.type) for tensor in free)
@@ -81,7 +81,7 @@ def _padded(tensor: Tensor, kind: str) -> int:
 
 
 def _losses(model: nn.Module, token_ids: torch.Tensor, sizes: dict, of_column: Callable) -> dict[str, dict[str, float]]:
-    """What each matrix costs in each type, in nats a token, summed over the modules that read it."""
+    """The cost of each matrix in each type, in nats per token, summed over the modules that use it."""
     modules = {module: name for module, name in _modules(model) if name in sizes}
     importance = {name: of_column(name, _width(model, module)) for module, name in modules.items()}
     roundings = {

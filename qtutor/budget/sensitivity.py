@@ -1,13 +1,13 @@
-"""What rounding a layer costs the model, for every layer and every way to round it, out of one pass.
+"""What rounding a layer costs the model, for every layer and every way to round it, from one pass.
 
 Rounding a layer moves its outputs by ``d = X (W - Q)^T``. The KL divergence between the model and the rounded one is,
-to second order, half the expectation of ``(g . d)^2``, where ``g`` is the gradient of ``-log p(token)`` by these
-outputs, for a token drawn from what the model itself predicts (the Fisher information; Amari and Nagaoka 2000,
-section 2.2). Outputs and tokens are taken as independent, so each counts with its own ``g^2 d^2``: errors of v, which
-attention adds up, come out too cheap, those of k too dear, both within a factor of 5. One pass forward and one backward
-give it for all layers; benchmarks/budget.py compares it with other predictions.
+to second order, half the expectation of ``(g . d)^2``. Here ``g`` is the gradient of ``-log p(token)`` with respect to
+these outputs, for a token drawn from the model's own predictions (the Fisher information; Amari and Nagaoka 2000,
+section 2.2). Outputs and tokens are treated as independent, so each counts with its own ``g^2 d^2``. Therefore the
+estimate is too low for errors of v, which attention adds up, and too high for those of k, both within a factor of 5.
+One forward and one backward pass give the estimate for all layers; benchmarks/budget.py compares it with others.
 
-Left out: what one rounded layer changes for the loss of another.
+Left out: how rounding one layer changes the cost of another.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,16 +30,16 @@ CHOICES = (2, 3, 4, 5, 6, 8)
 TOKENS = 2048  # read for the losses; more hardly change the choice
 LENGTH = 256  # of a sample
 ROWS = 128  # of a layer's outputs
-Rounding = Callable[[torch.Tensor], torch.Tensor]  # weights [rows, in] -> what their codes stand for, float32
+Rounding = Callable[[torch.Tensor], torch.Tensor]  # weights [rows, in] -> rounded weights, float32
 Roundings = Mapping[Choice, Rounding]
 
 
 def losses(model: nn.Module, token_ids: torch.Tensor, recipes: Mapping[str, Recipe], seed: int = 0) -> Table:
-    """What each layer of ``recipes`` costs at every number of bits, in nats a token of KL divergence.
+    """The cost of each layer of ``recipes`` at every number of bits: KL divergence, in nats per token.
 
-    token_ids: int64 ``[samples, length]``; about :data:`TOKENS` of them are read, from samples all over it. Layers are
-    rounded to nearest in the groups of their recipes: how much more one layer suffers than another hardly depends on
-    the method. Tokens are drawn with ``seed``, so the same call gives the same table.
+    token_ids: int64 ``[samples, length]``; about :data:`TOKENS` of them are read, from samples spread over all of it.
+    Layers are rounded to nearest in the groups of their recipes: how much more one layer suffers than another hardly
+    depends on the method. Tokens are drawn with ``seed``, so the same call gives the same table.
     Raises :class:`QtutorError` (naming the layer) for a width that no group divides.
     """
     roundings = {
@@ -57,10 +57,10 @@ def losses_of(
     whole: frozenset[str] | set[str] = frozenset(),
     seed: int = 0,
 ) -> Table:
-    """:func:`losses` for any ways to round: layer -> what a choice is called -> a function that rounds some rows.
+    """:func:`losses` for any way to round: layer -> name of a choice -> a function that rounds some rows.
 
-    Rows are rounded by themselves and count by themselves, so :data:`ROWS` of them, drawn at random, stand for all; but
-    not in the layers ``whole``.
+    Each row is rounded and counted by itself, so :data:`ROWS` random rows stand for all. In the layers ``whole``, whose
+    rows are rounded together, all rows are used.
     """
     ids = _some(token_ids).to(model.device)
     table = {name: {} for name in roundings}
@@ -68,7 +68,7 @@ def losses_of(
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in frozen:
-            parameter.requires_grad = False  # gradients are wanted by outputs alone
+            parameter.requires_grad = False  # only outputs need gradients
         with torch.enable_grad(), in_eval(model), _watched(model, roundings, whole, table):
             logits = model(ids, use_cache=False).logits.flatten(0, 1).float()
             predicted = logits.detach().softmax(-1).cpu()
@@ -95,7 +95,7 @@ def _watched(model: nn.Module, roundings: Mapping[str, Roundings], whole: set[st
     """While a backward pass runs inside, fill ``table`` with the loss of every layer."""
 
     def begin(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        output.requires_grad_()  # no parameter wants a gradient, so the graph begins behind the embedding
+        output.requires_grad_()  # no parameter needs a gradient, so the graph begins after the embedding
 
     def watch(name: str, layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         def cost(gradient: torch.Tensor) -> None:
@@ -120,7 +120,7 @@ def _costs(
     """``sum of g^2 d^2 / 2`` over tokens and outputs, for every choice."""
     weight, share, costs = layer.weight, 1.0, {}
     if isinstance(layer, nn.Embedding):
-        used, inputs = inputs.unique(return_inverse=True)  # of a vocabulary, only the tokens that occur
+        used, inputs = inputs.unique(return_inverse=True)  # only the tokens that occur
         weight = weight[used]
     elif not whole:
         rows = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:ROWS].to(weight.device)

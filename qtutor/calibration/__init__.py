@@ -1,1 +1,1 @@
-"""What the layers of a decoder read: text, states block by block, statistics and moments of inputs."""
+"""The inputs of a decoder's layers: calibration text, states block by block, statistics and moments."""

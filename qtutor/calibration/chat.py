@@ -1,14 +1,14 @@
-"""Conversations as a model reads them: messages written out by the chat template of its tokenizer.
+"""Conversations in the form that a model reads: messages written out by the chat template of its tokenizer.
 
 A template is a program in Jinja that comes with the checkpoint. transformers renders it in a sandbox
 (``apply_chat_template``): it sees the messages and nothing else, and can neither open files nor import anything. So it
-is the one thing out of a checkpoint that is carried out. It can still be wrong, or refuse a conversation; both end
-here in a :class:`QtutorError`.
+is the only part of a checkpoint that is executed. It can still be wrong, or refuse a conversation; here, both raise a
+:class:`QtutorError`.
 """
 
 from qtutor.errors import QtutorError, said, shown
 
-# What datasets in ShareGPT's layout call the speakers.
+# The names of the speakers in datasets of ShareGPT's layout.
 SPEAKERS = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant"},
     **{"bot": "assistant", "chatgpt": "assistant", "system": "system", "tool": "tool", "function": "tool"},
@@ -19,8 +19,8 @@ ANSWER = "qtutor asks what follows an answer"
 def messages_of(given) -> list[dict[str, str]]:
     """A conversation in either common layout as ``[{"role": "user", "content": "..."}, ...]``.
 
-    given: a list of ``{"role", "content"}`` (a content may be a list of text parts) or of ``{"from", "value"}``, as
-    ShareGPT has it. Raises :class:`QtutorError` that says what is missing, and in which message.
+    given: a list of ``{"role", "content"}`` (a content may be a list of text parts) or of ``{"from", "value"}``, as in
+    ShareGPT. Raises a :class:`QtutorError` that says what is missing, and in which message.
     """
     if not isinstance(given, list) or not given:
         raise QtutorError(f"{shown(given)} is no conversation: a list of messages is needed, at least one.")
@@ -28,15 +28,15 @@ def messages_of(given) -> list[dict[str, str]]:
 
 
 def has_template(tokenizer) -> bool:
-    """Whether the tokenizer says how a conversation is written."""
+    """Whether the tokenizer has a template for conversations."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
 def rendered(tokenizer, messages: list[dict[str, str]], ask: bool = False) -> str:
     """``messages`` (of :func:`messages_of`) as one text, special tokens included: tokenize it without adding any.
 
-    ask: up to the place where the next answer begins. Raises :class:`QtutorError` where the tokenizer has no template
-    or several, and where the template fails or refuses these messages.
+    ask: write up to the place where the next answer begins. Raises :class:`QtutorError` if the tokenizer has no
+    template or several, and if the template fails or refuses these messages.
     """
     if not has_template(tokenizer):
         raise QtutorError(
@@ -47,7 +47,7 @@ def rendered(tokenizer, messages: list[dict[str, str]], ask: bool = False) -> st
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except RecursionError:
         raise QtutorError("the chat template does not come to an end. Take the original model's tokenizer.") from None
-    except Exception as error:  # a template raises what it likes: its own refusals, TypeError, UndefinedError
+    except Exception as error:  # a template may raise anything: its own refusals, TypeError, UndefinedError
         raise QtutorError(
             f"the chat template cannot write this conversation ({said(error)}). Most want user and assistant in turns, "
             "the user first."
@@ -55,10 +55,10 @@ def rendered(tokenizer, messages: list[dict[str, str]], ask: bool = False) -> st
 
 
 def end_of_turn(tokenizer) -> list[int]:
-    """The token with which the template ends an answer, as a list of one; empty where no special token does.
+    """The token with which the template ends an answer, as a list of one; empty if no special token does.
 
-    Templates say it nowhere by name: an answer is written out, and what stands behind it is looked at. Some checkpoints
-    name this token among the ends of a text in generation_config.json, and some forget it.
+    Templates do not name this token. So an answer is written out, and the token after it is used. Some checkpoints name
+    this token among the ends of a text in generation_config.json, and some forget it.
     """
     try:
         text = rendered(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}])
@@ -82,7 +82,7 @@ def _message(message, number: int) -> dict[str, str]:
     else:
         role, content, keys = SPEAKERS.get(str(message.get("from")).lower()), message.get("value"), "from and value"
     if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
-        texts = [part.get("text") for part in content]  # of a picture there is none
+        texts = [part.get("text") for part in content]  # a picture has no text
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(role, str) or not isinstance(content, str):
         raise QtutorError(

@@ -1,8 +1,8 @@
-"""The weights of a decoder, one block at a time, wherever they are.
+"""The weights of a decoder, one block at a time, from memory or from files.
 
-:class:`Weights` are those of a model in memory. Of one that is mapped from its files, as safetensors maps them, all
-memory is handed back before the first block, and that behind a block once the block is copied.
-:mod:`qtutor.formats.streamed` has weights that are in files alone, where the model itself has only shapes.
+:class:`Weights` are those of a model in memory. If the model is mapped from its files, as safetensors maps it, all of
+its memory is handed back before the first block, and the memory of each block again once the block is copied.
+:mod:`qtutor.formats.streamed` has weights that are only in files; its models have only shapes.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ MADV_PAGEOUT = 21  # of madvise(2), since Linux 5.4
 class Weights:
     """The weights of ``model``, a transformers decoder, which is only read.
 
-    files: what they were loaded from, for whoever wants to know later whether they are the same; maybe none. places:
-    what must not be written to while they are read: the files, or the folder of a checkpoint.
+    files: the files from which the weights were loaded, to check later whether they are the same; may be empty. places:
+    the files, or the folder of a checkpoint, that must not be written to while the weights are read.
     """
 
     def __init__(self, model: nn.Module, files: Iterable[Path] = ()):
@@ -33,11 +33,11 @@ class Weights:
         self.places = self.files
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The parameter ``name`` in the model's dtype, to be read and not to be changed."""
+        """The parameter ``name`` in the model's dtype; read it, but do not change it."""
         return self.model.get_parameter(name).detach()
 
     def block(self, index: int) -> nn.Module:
-        """A copy of a decoder block, float32, free to be changed."""
+        """A copy of a decoder block, float32, which may be changed."""
         own = decoder_blocks(self.model)[index]
         module = copy.deepcopy(own).eval().float().requires_grad_(False)
         page_out(own.parameters())
@@ -45,21 +45,21 @@ class Weights:
 
     @contextlib.contextmanager
     def around_blocks(self) -> Iterator[None]:
-        """Inside, the model can be run as far as everything but its blocks is concerned."""
+        """Inside this context, everything in the model except its blocks can be run."""
         yield
-        page_out(self.model.parameters())  # whoever loaded the model has read all of it: blocks come back one by one
+        page_out(self.model.parameters())  # loading has read the whole model: blocks come back one by one
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, the model can be run."""
+        """Inside this context, the model can be run."""
         yield
 
     def release(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Nobody needs these ``tensors`` soon; those of a model in memory stay there."""
+        """Say that these ``tensors`` are not needed soon; tensors of a model in memory stay there."""
 
 
 class _Mallinfo(ctypes.Structure):
-    """What glibc says of its heap, in bytes (mallinfo2(3)); ``fordblks`` is what is free."""
+    """What glibc says about its heap, in bytes (mallinfo2(3)); ``fordblks`` is the free part."""
 
     _fields_ = [(f"before_{place}", ctypes.c_size_t) for place in range(8)] + [
         ("fordblks", ctypes.c_size_t),
@@ -68,16 +68,17 @@ class _Mallinfo(ctypes.Structure):
 
 
 def trim_heap(above: int = 0) -> None:
-    """Hand back memory that is free in the heap: glibc keeps what lies between tensors that are in use.
+    """Hand back free memory of the heap: glibc keeps free memory between tensors that are in use.
 
-    Without it, GPTQ on blocks of 44 million weights held 0.2 to 0.4 GB that nobody used. above: not for so few bytes.
-    What is handed back has to be fetched again, page by page: with SmolLM2 that took a tenth of GPTQ's time.
+    Without this function, GPTQ on blocks of 44 million weights held 0.2 to 0.4 GB of unused memory. above: do nothing
+    if this many bytes or fewer are free. Memory that was handed back has to be fetched again, page by page: with
+    SmolLM2 this took a tenth of GPTQ's time.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     trim, info = getattr(library, "malloc_trim", None), getattr(library, "mallinfo2", None)
     if trim is None:
         return
-    if above and info is not None:  # glibc tells since 2.33
+    if above and info is not None:  # glibc has this since 2.33
         info.restype = _Mallinfo
         if info().fordblks <= above:
             return
@@ -85,10 +86,10 @@ def trim_heap(above: int = 0) -> None:
 
 
 def page_out(tensors: Iterable[torch.Tensor]) -> None:
-    """Hand back the memory behind those of ``tensors`` that are mapped from a file.
+    """Hand back the memory of those ``tensors`` that are mapped from a file.
 
-    They stay what they are: whoever reads them next has them read from the file again. A model that is read block by
-    block then never is in memory as a whole. Does nothing to other tensors, and on systems other than Linux.
+    Their values stay the same: the next access reads them from the file again. So a model that is read block by block
+    is never in memory as a whole. Does nothing to other tensors, and nothing on systems other than Linux.
     """
     if sys.platform != "linux":
         return

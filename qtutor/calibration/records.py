@@ -1,12 +1,12 @@
-"""Texts and conversations out of a .jsonl file: one JSON object a line, as most data sets for training are kept.
+"""Texts and conversations from a .jsonl file: one JSON object per line, the form of most data sets for training.
 
     {"text": "Once upon a time ..."}
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]}
     {"conversations": [{"from": "human", "value": "What is 2 + 2?"}, {"from": "gpt", "value": "4"}]}
 
-A text becomes the tokens that the tokenizer makes of it, a conversation those of the model's chat template
-(:mod:`.chat`). One line after the other is read, so that memory does not depend on the file's length; of a large file
-whole lines are taken from places evenly spread over it.
+A text is tokenized as it is; a conversation is first written out by the model's chat template (:mod:`.chat`). Lines are
+read one after the other, so memory does not depend on the file's length. From a large file, whole lines are read at
+places evenly spread over it.
 """
 
 import json
@@ -17,23 +17,23 @@ from pathlib import Path
 from qtutor.calibration.chat import messages_of, rendered
 from qtutor.errors import QtutorError, said, shown
 
-WHOLE = 1 << 25  # bytes: a file of so many is read from the first line to the last
-TOKENIZED = 1 << 22  # about so many bytes of it at most become tokens, which takes a second or two a megabyte
+WHOLE = 1 << 25  # bytes: a file of up to this size is read from the first line to the last
+TOKENIZED = 1 << 22  # at most about this many of its bytes become tokens, which takes a second or two per megabyte
 LONGEST = 1 << 24  # bytes in a line
-CHARACTERS = 256  # for each wanted token: pages of spaces have few tokens
-NAMED = 5  # bad lines that a message names; of the others it says how many there are
+CHARACTERS = 256  # read for each wanted token: pages of spaces have few tokens
+NAMED = 5  # bad lines that a message names; the others are only counted
 KEYS = ("text", "messages", "conversations")
 
 
 def is_jsonl(file: str | Path) -> bool:
-    """Whether the file's name says that it holds a record a line."""
+    """Whether the file's name says that it holds one record per line."""
     return Path(file).suffix.lower() in (".jsonl", ".ndjson")
 
 
 def check_records(file: str | Path) -> None:
-    """Refuse lines that hold no text and no conversation, by number; of a large file the first :data:`WHOLE` bytes.
+    """Refuse lines without a text or a conversation, by number; in a large file, check the first :data:`WHOLE` bytes.
 
-    Whether the tokenizer has a template, and whether that takes every conversation, only shows when they are read.
+    Whether the tokenizer has a template, and whether it accepts every conversation, only shows when they are read.
     """
     bad, good = [], 0
     with open(file, "rb") as opened:
@@ -55,15 +55,15 @@ class Line:
 
 
 class Records:
-    """The records of a .jsonl file as token ids, and how many of which kind were read so far."""
+    """The records of a .jsonl file as token ids, and the number of each kind that was read so far."""
 
     def __init__(self, file: str | Path, tokenizer):
         self.file, self.tokenizer = Path(file), tokenizer
         self.texts = self.conversations = 0
-        self.every = 1  # one record in so many becomes tokens
+        self.every = 1  # one record of this many becomes tokens
 
     def all(self) -> list[int]:
-        """The token ids of all records, one after the other; of every second, third ... in more than TOKENIZED bytes.
+        """The token ids of all records in order; above TOKENIZED bytes, only of every second, third ... record.
 
         All lines have to be records.
         """
@@ -83,7 +83,7 @@ class Records:
         return ids
 
     def some(self, begin: int, end: int, length: int) -> list[int]:
-        """At least ``length`` token ids of the records that begin at bytes ``begin`` to ``end``; fewer if there are."""
+        """At least ``length`` token ids of the records that begin at bytes ``begin`` to ``end``; all if fewer."""
         ids = []
         with open(self.file, "rb") as opened:
             for line in _lines(opened, begin, end):
@@ -109,7 +109,7 @@ class Records:
             return self.tokenizer(given[:most], verbose=False)["input_ids"]
         text = rendered(self.tokenizer, given)
         self.conversations += 1
-        # No special tokens: the template wrote them.
+        # No special tokens are added: the template wrote them.
         return self.tokenizer(text[:most], verbose=False, add_special_tokens=False)["input_ids"]
 
 
@@ -136,10 +136,10 @@ def _record(data: bytes) -> str | list[dict[str, str]]:
 
 
 def _lines(opened, begin: int, end: int) -> Iterator[Line]:
-    """Lines with something on them that begin at bytes ``begin`` to ``end``, that one left out."""
+    """Lines that are not empty and begin at bytes ``begin`` to ``end``, without ``end``."""
     opened.seek(max(begin - 1, 0))
     if begin:
-        _skip(opened, opened.readline(LONGEST))  # a line that begins before; of one that ends here only its end
+        _skip(opened, opened.readline(LONGEST))  # a line that begins before; if one ends here, only its line end
     number = 0
     while opened.tell() < end and (data := opened.readline(LONGEST)):
         number += 1
@@ -155,7 +155,7 @@ def _skip(opened, data: bytes) -> None:
 
 
 def _lines_before(file: Path, begin: int) -> int:
-    """How many lines begin before byte ``begin``: what a number counted from there is short of."""
+    """How many lines begin before byte ``begin``: to be added to a line number that is counted from there."""
     count = 0
     with open(file, "rb") as opened:
         while opened.tell() < begin and (data := opened.read(min(1 << 20, begin - opened.tell()))):

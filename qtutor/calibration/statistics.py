@@ -1,8 +1,8 @@
-"""Calibration: run text through a decoder and see what each of its layers gets to read.
+"""Calibration: run text through a decoder and watch the inputs of each of its layers.
 
 The weights alone do not say which of them matter: if an input channel is always near zero, its weights may be rounded
-as coarsely as one likes. :func:`layer_inputs` watches the inputs of every linear layer while the model reads. It keeps
-a few sums per channel, not the activations, so memory does not grow with the text.
+very coarsely. :func:`layer_inputs` watches the inputs of every linear layer while the model reads. It keeps a few sums
+per channel, not the activations, so memory does not grow with the text.
 
 Left out: a block whose inputs come from *quantized* blocks before it; see :mod:`.walk`.
 """
@@ -21,10 +21,10 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What a layer read, per input channel; float64 ``[in]`` on the CPU.
+    """Statistics of a layer's inputs, per input channel; float64 ``[in]`` on the CPU.
 
-    mean_abs, max_abs, mean_square: of x over all tokens. tokens: how many. samples: the inputs of the first tokens,
-    float32 ``[samples, in]``, if the caller of :func:`layer_inputs` wanted some, else ``None``.
+    mean_abs, max_abs, mean_square: of x over all tokens. tokens: the number of tokens. samples: the inputs of the first
+    tokens, float32 ``[samples, in]``, if the caller of :func:`layer_inputs` requested some, else ``None``.
     """
 
     mean_abs: torch.Tensor
@@ -35,7 +35,7 @@ class InputStatistics:
 
 
 class RunningStatistics:
-    """Sums over batches of inputs, from which :class:`InputStatistics` come at the end."""
+    """Sums over batches of inputs, from which :class:`InputStatistics` are computed at the end."""
 
     def __init__(self, width: int, samples: int = 0, device: torch.device | str = "cpu"):
         self.sum_abs, self.max_abs, self.sum_square = torch.zeros(3, width, dtype=torch.float64, device=device)
@@ -69,13 +69,13 @@ class RunningStatistics:
 
 @torch.inference_mode()
 def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) -> dict[str, InputStatistics]:
-    """Statistics of the inputs of every ``nn.Linear`` but the output matrix, by the layer's full name.
+    """Statistics of the inputs of every ``nn.Linear`` except the output matrix, by the layer's full name.
 
     model: a transformers decoder in any float dtype; it stays as it is. token_ids: int64 ``[samples, length]``, the
-    text. samples: keep the inputs of that many tokens as well, the first ones. Layers that read the same tensor (q, k
-    and v; gate and up) share one :class:`InputStatistics`, which is computed once.
-    Raises :class:`QtutorError` for token ids that are no such matrix or not in the vocabulary, and for a model without
-    float layers. For activations that are NaN or infinite the error names the layer that reads them first.
+    text. samples: also keep the inputs of this many tokens, the first ones. Layers that read the same tensor (q, k and
+    v; gate and up) share one :class:`InputStatistics`, which is computed once.
+    Raises :class:`QtutorError` for token ids that are not such a matrix or not in the vocabulary, and for a model
+    without float layers. If activations are NaN or infinite, the error names the layer that reads them first.
     """
     check_token_ids(token_ids, model.config.vocab_size)
     head = model.get_output_embeddings()

@@ -1,8 +1,8 @@
-"""A text of the user's as token ids, to calibrate with or to measure on.
+"""A text from the user as token ids, to calibrate with or to measure on.
 
-A file is plain text, or records (.jsonl, :mod:`.records`). A small one is read whole. Of a large one excerpts are read
-that lie evenly spread over it, so that time and memory depend on how many tokens are wanted, not on how long the file
-is.
+A file is plain text, or records (.jsonl, :mod:`.records`). A small file is read whole. From a large file, excerpts are
+read that are evenly spread over it. So time and memory depend on the number of wanted tokens, not on the length of the
+file.
 """
 
 import codecs
@@ -18,18 +18,18 @@ from qtutor.errors import QtutorError
 from qtutor.files import kind_of
 
 LENGTH, SAMPLES = 256, 128
-SMALL = 1 << 20  # bytes: a file of so many is read whole,
-WHOLE = 32  # or of so many for each wanted token
-EXCERPT = 16  # bytes for each wanted token that are tried first; most texts have one in three to five bytes
-MOST = 16  # as many times that are read where text has few tokens, like a page of spaces
-BORDER = 1024  # bytes in which an excerpt looks for the end of a line to begin after
+SMALL = 1 << 20  # bytes: a file of up to this size is read whole,
+WHOLE = 32  # or of up to this many bytes for each wanted token
+EXCERPT = 16  # bytes for each wanted token that are tried first; most texts have a token per three to five bytes
+MOST = 16  # this many times as much is read if the text has few tokens, like a page of spaces
+BORDER = 1024  # an excerpt begins after the first end of a line within this many bytes
 MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Text:
-    """What was read of a text: token ids, int64 ``[samples, length]``, and in words how many of how many."""
+    """The part of a text that was read: token ids, int64 ``[samples, length]``, and in words how many of how many."""
 
     token_ids: torch.Tensor
     told: str
@@ -43,8 +43,8 @@ def calibration_text(file: str | Path, tokenizer, length: int = LENGTH, samples:
 def text_in(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SAMPLES) -> Text:
     """A text file, or a .jsonl file of texts and conversations, as samples of ``length`` tokens evenly spread over it.
 
-    Fewer samples where the text is short. A byte order mark of UTF-8 is no part of the text. Raises
-    :class:`QtutorError` where :func:`check_text` does, for bytes that are no UTF-8, for lines that are no records, and
+    There are fewer samples if the text is short. A byte order mark of UTF-8 is not part of the text. Raises
+    :class:`QtutorError` if :func:`check_text` does, for bytes that are not UTF-8, for lines that are not records, and
     for too little text.
     """
     check_text(file, length)
@@ -68,16 +68,17 @@ def text_in(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SA
 
 
 def evenly(ids: torch.Tensor, length: int, samples: int) -> torch.Tensor:
-    """``ids [count]`` cut into rows of ``length``, and of these at most ``samples``, evenly spread; none if too few."""
+    """``ids [count]`` cut into rows of ``length``; at most ``samples`` rows, evenly spread; none if ids are too few."""
     whole = len(ids) // length
     chosen = torch.arange(min(whole, samples)) * whole // max(min(whole, samples), 1)
     return ids[: whole * length].reshape(whole, length)[chosen]
 
 
 def check_text(file: str | Path, length: int = LENGTH) -> None:
-    """What can be said of a text before a model is loaded: raises :class:`QtutorError` unless ``file`` is a regular
-    file of bytes enough for ``length`` tokens, whose first kilobytes are UTF-8, and of a .jsonl file unless every line
-    is a record (:func:`.records.check_records`).
+    """Check a text before a model is loaded.
+
+    Raises :class:`QtutorError` unless ``file`` is a regular file with enough bytes for ``length`` tokens, and its first
+    kilobytes are UTF-8. In a .jsonl file, every line also has to be a record (:func:`.records.check_records`).
     """
     kind = kind_of(file)
     if kind != "a file":
@@ -95,7 +96,7 @@ def check_text(file: str | Path, length: int = LENGTH) -> None:
     _decoded(data, file, 0, final=False)
     if is_jsonl(file):
         check_records(file)
-    if size + 8 < length:  # a token is a byte at least, and some may come in front
+    if size + 8 < length:  # a token has at least one byte, and the tokenizer may add some
         raise QtutorError(f"{file} has {size} bytes; one sample takes {length} tokens. Name a longer text.")
 
 
@@ -107,7 +108,7 @@ def _whole(file: str | Path, tokenizer) -> list[int]:
 
 
 def _from_places(file: Path, tokenizer, length: int, samples: int, records: Records | None) -> torch.Tensor:
-    """A row from each of ``samples`` parts of the file, all of as many bytes; none from parts with too few tokens."""
+    """A row from each of ``samples`` parts of the file, all of the same size; none from parts with too few tokens."""
     size, rows = file.stat().st_size, []
     with open(file, "rb") as opened:
         for number in range(samples):
@@ -124,13 +125,13 @@ def _from_places(file: Path, tokenizer, length: int, samples: int, records: Reco
 
 
 def _excerpt(opened, tokenizer, begin: int, end: int, length: int) -> list[int]:
-    """``length`` token ids of what stands at ``begin``, or none if there are not that many before ``end``."""
+    """``length`` token ids of the text from ``begin`` on, or none if there are too few before ``end``."""
     for times in (1, MOST):
         opened.seek(begin)
         data = opened.read(min(EXCERPT * length * times + BORDER, end - begin))
         skipped = _first_border(data) if begin else 0
         text = _decoded(data[skipped:], opened.name, begin + skipped, final=False)
-        # No special tokens: the rows of a file that is read whole are cuts out of it, too.
+        # No special tokens: rows from inside a file that is read whole have none, either.
         ids = tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
         if len(ids) >= length:
             return ids[:length]
@@ -138,11 +139,11 @@ def _excerpt(opened, tokenizer, begin: int, end: int, length: int) -> list[int]:
 
 
 def _first_border(data: bytes) -> int:
-    """Where the first line begins, or else, where none does soon, the first character."""
+    """Where the first whole line begins, or, if none begins soon, the first whole character."""
     line = data.find(b"\n", 0, BORDER)
     if line >= 0:
         return line + 1
-    return next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)  # no byte inside a character
+    return next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)  # skip bytes inside a character
 
 
 def _decoded(data: bytes, file: str | Path, at: int, final: bool) -> str:

@@ -1,26 +1,26 @@
-"""One decoder block at a time: what its layers read, and what it hands to the next, quantized or not.
+"""One decoder block at a time: the inputs of its layers, and its output for the next block, quantized or not.
 
 :func:`walk` carries the calibration text through the decoder as hidden states. Each block comes as a float32 copy that
 a method may change as it likes; the model itself is only read. ``block.readings()`` goes through the layers of a
-block in the order in which it runs them; those that share an input (q, k, v; gate, up) come together. The walk moves on
-by itself: what follows a layer reads what that layer makes by then.
+block in the order in which it runs them; layers with the same input (q, k, v; gate, up) come together. The walk moves
+on by itself: the inputs of later layers are computed with the current weights of a layer.
 
     for block in walk(model, token_ids):
         for reading in block.readings():
             hessian = reading.moments().hessian
             ...  # change the weights of reading.layers
 
-With ``twin`` the float decoder is carried along: each block comes a second time as it was, with the states that would
-have arrived had nothing been rounded, so that a method can see what earlier layers did to its inputs
+With ``twin``, the float decoder is carried along: each block also comes in its original form, with the states that
+would arrive without any rounding. So a method can see the errors that earlier layers caused in its inputs
 (:mod:`qtutor.methods.propagation`).
 
 Memory beyond the model: hidden states (float32, ``samples * length * hidden``), one block in float32, the inputs of its
 o_proj or down_proj (``samples * length * (hidden or intermediate)``), one batch of activations, and the moments
-(float64, the square of the layer's width) while a method holds them; with ``twin`` states and block twice, and as much
-as the states once more for what o_proj or down_proj would have to make. No block but the one at hand is touched, so
-blocks may as well come from disk (:class:`~qtutor.calibration.mapped.Weights`).
+(float64, the square of the layer's width) while a method holds them. With ``twin``, states and block are held twice,
+and the wanted outputs of o_proj or down_proj take the size of the states once more. Only the current block is used, so
+blocks may also come from disk (:class:`~qtutor.calibration.mapped.Weights`).
 
-A walk may begin at a later block, with the states that arrive there, or with what earlier blocks have become
+A walk may begin at a later block, with the states that arrive there, or with the earlier blocks in their finished form
 (:class:`Start`).
 
 Left out: encoders, padding (all samples have one length), and decoders that mix other things into their blocks.
@@ -45,11 +45,12 @@ from qtutor.guards.model import in_eval
 
 @dataclass(frozen=True)
 class Start:
-    """Where a walk begins: at block ``index``, all before it being finished.
+    """The place where a walk begins: block ``index``; all blocks before it are finished.
 
-    states: what arrives there, and at the twin's block if there is a twin, float32 ``[samples, length, hidden]`` each.
-    Without states they are made again: the walk goes through the finished blocks, into whose float32 copies ``refill``
-    puts what they have become. It is called with the name of a block and the copy.
+    states: the states that arrive there, and, with a twin, those that arrive at the twin's block, float32
+    ``[samples, length, hidden]`` each. If states are not given, they are computed again: the walk runs the finished
+    blocks, and ``refill`` puts the finished weights into their float32 copies. It is called with the name of a block
+    and the copy.
     """
 
     index: int = 0
@@ -67,11 +68,11 @@ def walk(
 ) -> Iterator[CalibratedBlock]:
     """The blocks of a model, each with the states that arrive at it; token_ids: int64 ``[samples, length]``.
 
-    source: the model, or where its weights are. When the next block is asked for, the states move on through the last
-    one as it is by then. twin: carry the float decoder along. token_weights: see :meth:`CalibratedBlock.weights`. wide:
+    source: the model, or its weights. When the caller gets the next block, the states move on through the last one with
+    its current weights. twin: carry the float decoder along. token_weights: see :meth:`CalibratedBlock.weights`. wide:
     see :func:`~qtutor.calibration.precision.products`. start: leave out the blocks before it.
-    Raises :class:`QtutorError` for token ids that are no matrix, not in the vocabulary, all equal, or too long for the
-    model, and for NaN or infinite activations, naming where they first appear.
+    Raises :class:`QtutorError` for token ids that are not a matrix, not in the vocabulary, all equal, or too long for
+    the model, and for NaN or infinite activations, and names the place where they first appear.
     """
     weights, start = source if isinstance(source, Weights) else Weights(source), start or Start()
     model, family = weights.model, family_of(weights.model)
@@ -97,15 +98,15 @@ def walk(
         else:
             yield calibrated
         calibrated.advance()
-        del module, place, calibrated  # before the next one is brought
+        del module, place, calibrated  # free them before the next block is copied
 
 
 @torch.no_grad()
 def first_states(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[dict]]:
-    """What arrives at the first block, float32 ``[samples, length, hidden]``, and each block's other arguments.
+    """The states at the first block, float32 ``[samples, length, hidden]``, and each block's other arguments.
 
-    The model runs with blocks that only note how they are called and hand their input on. Positions and masks do not
-    depend on the text, so one sample tells them.
+    The model runs with blocks that only record their arguments and return their input. Positions and masks do not
+    depend on the text, so one sample shows them.
     """
     blocks = decoder_blocks(model)
     noted = []

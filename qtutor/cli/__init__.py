@@ -1,10 +1,9 @@
 """The command line: `qtutor learn | progress | quantize | convert | generate | eval | compare | inspect | doctor`.
 
-Each is a module.
-
-torch and transformers are imported inside the commands that need them, so that --help and inspect do not wait for them.
-Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one line and 130 (Ctrl-C), 143 (SIGTERM) or
-129 (SIGHUP). What nobody foresaw ends in one paragraph, too, with status 1; QTUTOR_TRACEBACK=1 shows where it happened.
+Each command is a module. torch and transformers are imported inside the commands that need them, so that --help and
+inspect do not wait for them. Bad input ends in one paragraph on stderr and exit status 2, an interrupt in one line and
+130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP). An unexpected error also ends in one paragraph, with status 1;
+QTUTOR_TRACEBACK=1 shows where it happened.
 """
 
 import argparse
@@ -27,11 +26,11 @@ def main(argv: list[str] | None = None) -> int:
     with warnings_in_words(), signals_raise() as asked:
         try:
             status = options.run(options)
-            sys.stdout.flush()  # a full disk is told here, not by the interpreter when all is over
+            sys.stdout.flush()  # a full disk is reported here, not by the interpreter at the end
             return status
         except (SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # where Rust code gives up, Python sees a PanicException, which is no Exception
+        except BaseException as error:  # a panic in Rust code is a PanicException, which is no Exception
             # After a request to stop, any error can be its result: a library caught the request and raised its own.
             return _status(asked[-1] if asked else error)
 
@@ -39,16 +38,16 @@ def main(argv: list[str] | None = None) -> int:
 def _wait_little() -> None:
     """Have torch's threads sleep early when they wait for one another.
 
-    By itself a waiting thread looks again and again for a millisecond. If other work needs the core, the one that it
-    waits for cannot run meanwhile: beside one busy process SmolLM2 wrote 2 tokens a second, and so it writes 8. Alone
-    it is as fast as before. OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user's own stay.
+    By default a waiting thread checks again and again for a millisecond. If other work needs the core, the thread that
+    it waits for cannot run meanwhile. Beside one busy process, SmolLM2 wrote 2 tokens a second by default, and writes 8
+    with this setting. Alone it is as fast as before. If the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT, they stay.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is imported
 
 
 def _status(error: BaseException) -> int:
-    """Tell what went wrong, if anything did; returns the exit status."""
+    """Print an error message, if there is an error; returns the exit status."""
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qtutor inspect FILE | head` is no error
         return 0
@@ -86,7 +85,7 @@ def build_parser() -> Parser:
 
 
 class _Version(argparse.Action):
-    """``--version``, looked up only when it is asked for."""
+    """``--version``, looked up only if the option is given."""
 
     def __init__(self, option_strings, dest, help):
         super().__init__(option_strings, dest, nargs=0, help=help)
@@ -99,7 +98,7 @@ class _Version(argparse.Action):
 
 
 def _unforeseen(error: BaseException) -> str:
-    """One sentence for an exception that is no :class:`QtutorError`: what it says, and where it came from."""
+    """One sentence for an exception that is no :class:`QtutorError`: its message, and where it came from."""
     said = " ".join(str(error).split())[:300]
     if isinstance(error, MemoryError) or "out of memory" in said.lower() or "can't allocate memory" in said:
         return f"there is not enough memory ({said or 'MemoryError'}). Choose a smaller model, or fewer --samples."

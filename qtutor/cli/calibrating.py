@@ -1,4 +1,4 @@
-"""The text that a method reads: which file, how much of it, and whether the method reads any."""
+"""The calibration text of a method: which file, how much of it, and whether the method reads any."""
 
 from qtutor.calibration.text import LENGTH, SAMPLES, Text, check_text, text_in
 from qtutor.cli.terminal import paragraph
@@ -8,7 +8,7 @@ MATCHED = "Text like what the model will read does better: name some with --cali
 
 
 def check_calibration(options, needed: bool, what: str) -> None:
-    """Refuse before a model is loaded: a file that is no text, and one that nothing reads.
+    """Before a model is loaded, refuse a file that is no text, and one that no method reads.
 
     what: the option that decides whether text is read.
     """
@@ -23,10 +23,10 @@ def check_calibration(options, needed: bool, what: str) -> None:
 
 
 def calibration_of(options, model, tokenizer, always: bool = False):
-    """Token ids int64 ``[samples, length]`` that the options ask for, or ``None`` for what a method takes by itself.
+    """Token ids int64 ``[samples, length]`` as the options say, or ``None`` if the method may use its own default.
 
-    always: of the embedded decoder its own text, where no other is named. Of any other model that is the built-in text.
-    Samples are cut to the model's context. How many tokens of what were taken is printed.
+    always: for the embedded decoder, return its own text if no other is named. For any other model, the built-in text
+    is used. Samples are cut to the model's context. The number of tokens and the name of the text are printed.
     """
     from qtutor.decoder import is_embedded
     from qtutor.measure.generation import check_embedded
@@ -43,7 +43,7 @@ def calibration_of(options, model, tokenizer, always: bool = False):
 
 
 def _check_float(model) -> None:
-    """Refuse what is quantized already before a text is read for it."""
+    """Refuse a model that is quantized already, before a text is read for it."""
     from qtutor.runtime.linear import QuantWeight
 
     if any(isinstance(module, QuantWeight) for module in model.modules()):
@@ -67,7 +67,7 @@ def _of_the_embedded_decoder(options, model):
 
 
 def _cut(length: int, model) -> int:
-    """``length``, or the model's context, which is told."""
+    """``length``, or the model's context if that is shorter; then a message says so."""
     context = getattr(model.config, "max_position_embeddings", None) or length
     if context < length:
         paragraph(

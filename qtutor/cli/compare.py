@@ -1,4 +1,4 @@
-"""`qtutor compare`: several decoders against the float one that they were made of, as one table and one picture."""
+"""`qtutor compare`: several decoders against their float original, as one table and one picture."""
 
 import os
 import sys
@@ -27,13 +27,13 @@ EXAMPLES = [
     "compare out --against embedded --json",
 ]
 PICTURES = (".png", ".svg")
-OURS = "Drawn by qtutor compare"  # stands in a picture of ours, which alone may be replaced
-NEAR = 4096  # bytes at the beginning of a picture, in which that stands
+OURS = "Drawn by qtutor compare"  # a text in every picture of ours; only such pictures may be replaced
+NEAR = 4096  # that text is in this many bytes at the beginning of a picture
 HEAD = ("decoder", "bytes", "bits", "perplexity", "rise %", "±", "KL", "±", "flips %", "±")
 
 
 def add_to(command) -> None:
-    """Add ``compare`` to the commands; ``command`` makes one."""
+    """Add ``compare`` to the commands; ``command`` creates its parser."""
     description = "Compare quantized decoders with the float one: one table, and one picture of bytes against KL."
     sub = command(compare, "compare", description, EXAMPLES)
     sub.add_argument("sources", metavar="SRC", nargs="+", help=f"each {SOURCE}")
@@ -44,7 +44,7 @@ def add_to(command) -> None:
 
 
 def compare(options) -> int:
-    """``qtutor compare``: one after the other is loaded and measured beside the float one, so two are in memory."""
+    """``qtutor compare``: load one decoder after the other and measure it beside the float one: two are in memory."""
     _check_picture(options.picture)
     check_measuring(options, [options.against, *options.sources])
     reference, tokenizer = load_source(options.against, options.device)
@@ -56,7 +56,7 @@ def compare(options) -> int:
     try:
         for source in options.sources:
             found.append(_measured(options, source, reference, tokenizer, text, window))
-    finally:  # what was measured before one failed, or before Ctrl-C, is not lost
+    finally:  # results from before a failure or Ctrl-C are not lost
         if found:
             _show(options, reference, text, window, found, notes)
     if options.picture is not None:
@@ -118,7 +118,7 @@ def _row(one: dict) -> tuple[str, ...]:
 
 
 def _check_picture(file: str | None) -> None:
-    """Refuse before anything is measured a picture that could not be written."""
+    """Before anything is measured, refuse a picture that could not be written."""
     if file is None:
         return
     path = Path(file)
@@ -140,7 +140,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _draw(file: str, found: list[dict]) -> None:
-    """Write the picture, whole or not at all."""
+    """Write the picture completely or not at all."""
     from qtutor.files import told, written_beside
     from qtutor.plots.comparison import Point, bytes_against_kl, image
 
@@ -153,6 +153,6 @@ def _draw(file: str, found: list[dict]) -> None:
 
 
 def _short(sources: list[str]) -> list[str]:
-    """The last parts of the names, whole names where those are not enough."""
+    """The last parts of the names; whole names if the last parts are not enough."""
     names = [Path(source).name or source for source in sources]
     return names if len(set(names)) == len(names) else sources

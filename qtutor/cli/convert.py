@@ -12,7 +12,7 @@ EXAMPLES = [
 
 
 def add_to(command) -> None:
-    """Add ``convert`` to the commands; ``command`` makes one."""
+    """Add ``convert`` to the commands; ``command`` creates its parser."""
     description = "Convert a quantized checkpoint into another format: the same codes and scales, not rounded again."
     sub = command(convert, "convert", description, EXAMPLES)
     held = "a quantized folder (ours, GPTQ, AWQ, compressed-tensors, bitsandbytes, ModelOpt, MLX), a hub id of one, or"

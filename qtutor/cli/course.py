@@ -1,8 +1,8 @@
-"""`qtutor learn` and `qtutor progress`: the chapters and what is done of them."""
+"""`qtutor learn` and `qtutor progress`: the chapters, and which exercises are done."""
 
 
 def add_to(command) -> None:
-    """Add ``learn`` and ``progress`` to the commands; ``command`` makes one."""
+    """Add ``learn`` and ``progress`` to the commands; ``command`` creates their parsers."""
     sub = command(
         learn,
         "learn",

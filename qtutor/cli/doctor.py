@@ -1,4 +1,4 @@
-"""`qtutor doctor`: what is wrong with a checkpoint, and which engines take it."""
+"""`qtutor doctor`: what is wrong with a checkpoint, and which engines can read it."""
 
 from qtutor.cli.parsing import DEVICE
 from qtutor.cli.source import check_device, check_source
@@ -11,7 +11,7 @@ EXAMPLES = [
 
 
 def add_to(command) -> None:
-    """Add ``doctor`` to the commands; ``command`` makes one."""
+    """Add ``doctor`` to the commands; ``command`` creates its parser."""
     description = "Find out why a quantized checkpoint talks garbage, and which engines take it. Status 0: healthy; 1: "
     sub = command(doctor, "doctor", f"{description}findings; 2: bad input.", EXAMPLES)
     sub.add_argument("source", metavar="FOLDER", help="a quantized folder of any tool, or a GGUF file")

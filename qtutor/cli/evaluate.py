@@ -1,4 +1,4 @@
-"""`qtutor eval`: what a decoder is worth, in a table or as JSON."""
+"""`qtutor eval`: how good a decoder is, in a table or as JSON."""
 
 from qtutor.cli.measuring import (
     add_measuring,
@@ -24,7 +24,7 @@ EXAMPLES = [
 
 
 def add_to(command) -> None:
-    """Add ``eval`` to the commands; ``command`` makes one."""
+    """Add ``eval`` to the commands; ``command`` creates its parser."""
     description = "Measure a decoder: perplexity, bytes, speed, and what it lost against the float one."
     sub = command(evaluate, "eval", description, EXAMPLES)
     add_source(sub)
@@ -60,7 +60,7 @@ def evaluate(options) -> int:
 
 
 def _losses(options, model, tokenizer, text, window: int, found: dict) -> list[tuple[str, str, str]]:
-    """What the text tells: rows of the table, and numbers in ``found``."""
+    """The measures on the text: rows of the table, and numbers in ``found``."""
     import qtutor
 
     total = passes_of(text.token_ids, window)

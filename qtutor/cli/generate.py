@@ -17,8 +17,8 @@ EXAMPLES = [
     "generate path/to/llama-instruct --chat    # a conversation; Ctrl-D ends it",
     "generate path/to/llama-instruct --chat --cache int4    # keys and values of long texts in 4 bits",
 ]
-CONTINUED, ANSWERED = 64, 256  # tokens at most
-CACHES = {  # benchmarks/kv_cache.md says what they cost
+CONTINUED, ANSWERED = 64, 256  # the most tokens that are written
+CACHES = {  # benchmarks/kv_cache.md lists their cost
     "int8": {"bits": 8, "rotate": True},
     "int4": {"bits": 4, "keys": "channel"},
     "fp8": {"bits": "fp8"},
@@ -26,7 +26,7 @@ CACHES = {  # benchmarks/kv_cache.md says what they cost
 
 
 def add_to(command) -> None:
-    """Add ``generate`` to the commands; ``command`` makes one."""
+    """Add ``generate`` to the commands; ``command`` creates its parser."""
     sub = command(generate, "generate", "Let a decoder continue a text, or answer in a chat.", EXAMPLES)
     add_source(sub)
     text = "what the decoder continues or, with --chat, answers; with --chat it may be left out: questions come from "
@@ -43,7 +43,7 @@ def add_to(command) -> None:
 
 
 def generate(options) -> int:
-    """``qtutor generate``: how a model goes on with a prompt, or what it answers."""
+    """``qtutor generate``: the model's continuation of a prompt, or its answer."""
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     if options.text is None and not options.chat:
@@ -66,21 +66,21 @@ def generate(options) -> int:
 
 
 def cache_of(options):
-    """The format of keys and values that was asked for, or ``None``."""
+    """The format of keys and values that the options name, or ``None``."""
     from qtutor.runtime.kv import KVFormat
 
     return KVFormat(**CACHES[options.cache]) if options.cache else None
 
 
 class Watch:
-    """Says on stderr how fast texts came, where somebody looks or asked for it."""
+    """Prints on stderr how fast texts came, if stderr is a terminal or an option requests it."""
 
     def __init__(self, options, model):
         from qtutor.measure.speed import bytes_of_a_token
 
         self.wanted = options.speed or sys.stderr.isatty()
         self.model = model
-        # Asked beforehand: to list a model's tensors takes packed bytes back from the kernels that have them.
+        # Computed beforehand: listing a model's tensors takes packed bytes back from the kernels that have them.
         self.size = bytes_of_a_token(model) if self.wanted else 0
 
     def say(self, streamer: "Streamer") -> None:
@@ -91,12 +91,12 @@ class Watch:
 
 
 def _chat(options, model, tokenizer) -> int:
-    """One answer; or one to each question, of a person in one conversation, of a file in a new one each time."""
+    """One answer; or one to each question: a person has one conversation, each line of a file starts a new one."""
     from qtutor.calibration.chat import rendered
 
     with_person = options.text is None and sys.stdin is not None and sys.stdin.isatty()
     if with_person:
-        with contextlib.suppress(ImportError):  # not there on Windows
+        with contextlib.suppress(ImportError):  # Windows does not have it
             import readline  # noqa: F401 - from now on input() knows arrow keys
     rendered(tokenizer, [{"role": "user", "content": "?"}], ask=True)  # refuses a tokenizer without template
     if with_person:
@@ -114,7 +114,7 @@ def _chat(options, model, tokenizer) -> int:
 
 
 def _questions(with_person: bool) -> Iterator[str]:
-    """Lines from the keyboard, each behind a "> ", or of stdin; the end of both ends it."""
+    """Lines from the keyboard, each after a "> ", or lines of stdin; until the end of the input."""
     while True:
         try:
             yield input("> ") if with_person else input()
@@ -138,7 +138,7 @@ def _answer(watch: Watch, tokenizer, messages: list[dict[str, str]], most: int, 
 
 
 def _with_room(model, tokenizer, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """``messages`` without the oldest questions and answers where the context has no room for an answer to them all."""
+    """``messages`` without the oldest questions and answers if the context has no room for another answer."""
     from qtutor.measure.chat import conversation_tokens
 
     context = getattr(model.config, "max_position_embeddings", None)
@@ -151,13 +151,13 @@ def _with_room(model, tokenizer, messages: list[dict[str, str]]) -> list[dict[st
 
 
 def show(text: str) -> None:
-    """Print text as it comes."""
+    """Print text as soon as it comes."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 class Streamer:
-    """Hands a continuation to ``write`` piece by piece, whole characters only, while it is made; see :meth:`put`.
+    """Passes a continuation to ``write`` piece by piece, only whole characters, while it is computed; see :meth:`put`.
 
     A character may be several tokens. So all tokens are decoded each time, and an unfinished end is kept back.
     asked, came: when the prompt and each token came, in seconds.
@@ -169,7 +169,7 @@ class Streamer:
         self.asked, self.came = 0.0, []
 
     def put(self, ids) -> None:
-        """What transformers' ``generate`` calls: first with the prompt, then with each new token."""
+        """Called by transformers' ``generate``: first with the prompt, then with each new token."""
         if not self.begun:
             self.asked = time.perf_counter()
         else:

@@ -1,10 +1,10 @@
-"""`qtutor inspect`: what a file or folder holds."""
+"""`qtutor inspect`: the contents of a file or folder."""
 
 from pathlib import Path
 
 
 def add_to(command) -> None:
-    """Add ``inspect`` to the commands; ``command`` makes one."""
+    """Add ``inspect`` to the commands; ``command`` creates its parser."""
     description = "Show what a file or folder holds: tensors, their bytes, the recipe; or a block of a GGUF file."
     block = "inspect model.gguf --tensor blk.0.attn_q.weight --block 3"
     sub = command(inspect, "inspect", description, ["inspect out", "inspect out/model.safetensors", block])
@@ -16,7 +16,7 @@ def add_to(command) -> None:
 
 
 def inspect(options) -> int:
-    """``qtutor inspect``: what a checkpoint holds."""
+    """``qtutor inspect``: the contents of a checkpoint."""
     from qtutor import inspection
     from qtutor.decoder import EMBEDDED
     from qtutor.formats.gguf_files import located

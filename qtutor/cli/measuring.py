@@ -1,4 +1,4 @@
-"""What `qtutor eval` and `qtutor compare` share: the text, the float decoder, numbers as table cells and as JSON."""
+"""The common parts of `qtutor eval` and `qtutor compare`: the text, the float decoder, numbers as cells and as JSON."""
 
 import json
 import math
@@ -14,7 +14,7 @@ TEXT += "decoder, else English and Python of ours)"
 
 
 def add_measuring(sub) -> None:
-    """Add the options of whatever is measured on a text."""
+    """Add the options of all commands that measure on a text."""
     sub.add_argument("--text", metavar="FILE", help=TEXT)
     sub.add_argument(
         "--tokens",
@@ -27,9 +27,9 @@ def add_measuring(sub) -> None:
 
 
 def check_measuring(options, sources: list[str]) -> None:
-    """Refuse before anything is loaded what can be known to be wrong by then.
+    """Before anything is loaded, refuse all that is already known to be wrong.
 
-    sources: all models; they are compared, so their vocabularies have to be of one size, as far as files tell it.
+    sources: all models. They are compared, so their vocabularies must have one size, as far as the files show it.
     """
     from qtutor.calibration.text import check_text
     from qtutor.measure.texts import TOKENS, WINDOW
@@ -48,7 +48,7 @@ def check_measuring(options, sources: list[str]) -> None:
         check_text(options.text, 2)
     found = {source: sizes_of(source) for source in sources}
     contexts = [context for _, context in found.values()]
-    if None not in contexts:  # where one is not known, window_for looks when the model is loaded
+    if None not in contexts:  # if one is not known, window_for checks when the model is loaded
         _check_tokens(tokens, min(window, *contexts))
     sizes = {source: size for source, (size, _) in found.items() if size is not None}
     if len(set(sizes.values())) > 1:
@@ -65,11 +65,11 @@ def _check_tokens(tokens: int, window: int) -> None:
 
 
 def sizes_of(source: str) -> tuple[int | None, int | None]:
-    """How many tokens a decoder knows, and how many its context holds, out of its config or file.
+    """The size of a decoder's vocabulary and the length of its context, from its config or file.
 
-    ``None`` for what nothing here says, as of a hub id.
+    ``None`` for a number that is not known here, as for a hub id.
 
-    What cannot be read is told when it is loaded.
+    Files that cannot be read are reported when the decoder is loaded.
     """
     from qtutor.decoder import EMBEDDED
     from qtutor.formats.documents import read_json
@@ -90,7 +90,7 @@ def sizes_of(source: str) -> tuple[int | None, int | None]:
 
 
 def window_for(options, model, notes: list[str]) -> int:
-    """Tokens in a window: what --window says, at most the model's context. Raises if --tokens are fewer than that."""
+    """Tokens in a window: --window, but at most the model's context. Raises if --tokens is less than one window."""
     from qtutor.measure.texts import TOKENS, WINDOW
 
     wanted = options.window or WINDOW
@@ -115,9 +115,9 @@ def text_for(options, tokenizer, window: int, model):
 
 
 def check_same_tokens(text, first, second, names: tuple[str, str]) -> None:
-    """Refuse two tokenizers to which the ids of ``text`` do not mean the same tokens.
+    """Refuse two tokenizers for which the ids of ``text`` mean different tokens.
 
-    Sizes may be equal by chance, and each model would then be measured on another text.
+    The sizes may be equal by chance; each model would then be measured on another text.
     """
     ids = text.token_ids.unique().tolist()
     ours, theirs = (tokenizer.convert_ids_to_tokens(ids) for tokenizer in (first, second))
@@ -132,7 +132,7 @@ def check_same_tokens(text, first, second, names: tuple[str, str]) -> None:
 
 
 def reference_for(options, text, model, tokenizer):
-    """FLOAT of --against, of one vocabulary with ``model``."""
+    """The float decoder FLOAT of --against; its vocabulary must be that of ``model``."""
     from qtutor.measure.against import check_comparable
 
     reference, its_tokenizer = load_source(options.against, options.device)
@@ -142,13 +142,13 @@ def reference_for(options, text, model, tokenizer):
 
 
 def numbers(comparison) -> dict:
-    """A comparison as JSON has it: its fields, the rise of perplexity, and the float model's under ``float_...``."""
+    """A comparison for JSON: its fields, the rise of perplexity, and the float model's under ``float_...``."""
     found = {name.replace("reference_", "float_"): value for name, value in asdict(comparison).items()}
     return found | {"loss_percent": comparison.loss_percent}
 
 
 def error(value: float | None, digits: int, factor: float = 1) -> str:
-    """A standard error as a cell; empty where there is none."""
+    """A standard error as a cell; empty if there is none."""
     return "" if value is None else f"{factor * value:.{digits}f}"
 
 
@@ -160,7 +160,7 @@ def passes_of(token_ids, window: int) -> int:
 
 
 def as_json(found) -> str:
-    """JSON, in which numbers that are none (an infinite perplexity) are null."""
+    """JSON, in which numbers that JSON does not have (an infinite perplexity) are null."""
 
     def finite(value):
         if isinstance(value, dict):

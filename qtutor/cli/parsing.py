@@ -1,4 +1,4 @@
-"""argparse, with messages of one paragraph that suggest what may have been meant."""
+"""argparse, with messages of one paragraph that suggest what was probably meant."""
 
 import argparse
 import difflib
@@ -15,7 +15,7 @@ DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
 
 
 class Parser(argparse.ArgumentParser):
-    """Unknown options are refused by the command that they were given to, which knows what is near."""
+    """Unknown options are refused by the parser of the command, which knows similar names."""
 
     given: tuple[str, ...] = ()
 
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         options, rest = self.parse_known_args(args, namespace)
-        if rest and getattr(options, "text", "") is None:  # argparse has given up on a text that comes behind an option
+        if rest and getattr(options, "text", "") is None:  # argparse does not find a text that comes after an option
             behind = rest[0] == "--"
             if len(rest) == 1 + behind and (behind or not rest[0].startswith("-")):
                 options.text, rest = rest[-1], []
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
     def unknown(self, given) -> str | None:
-        """What to say of the first option in ``given`` that is none, nor the beginning of one."""
+        """A message about the first option in ``given`` that does not exist and is not the beginning of one."""
         known = [option for option in self._option_string_actions if option.startswith("--")]
         before = given[: given.index("--")] if "--" in given else given
         for option in before:
@@ -83,7 +83,7 @@ def number(text: str) -> int | float:
 
 
 def nbytes(text: str) -> int:
-    """Bytes out of ``90MB``, ``1.5 GiB`` or ``90000000``; k, M and G are powers of 1000, Ki, Mi and Gi of 1024."""
+    """Bytes from ``90MB``, ``1.5 GiB`` or ``90000000``; k, M and G are powers of 1000, Ki, Mi and Gi of 1024."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?\s*", text.lower())
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write it like 90MB or 1.5GB")

@@ -1,6 +1,6 @@
-"""`qtutor quantize`: a recipe out of options, a text to calibrate with, and a folder or a GGUF file that is written.
+"""`qtutor quantize`: a recipe from the options, a text to calibrate with, and a folder or a GGUF file as the result.
 
-Other tools' formats are written by :mod:`.quantize_foreign`, GGUF files by :mod:`.quantize_gguf`.
+:mod:`.quantize_foreign` writes other tools' formats, :mod:`.quantize_gguf` writes GGUF files.
 """
 
 import sys
@@ -28,7 +28,7 @@ EXAMPLES = [
     "quantize path/to/llama out.gguf --type IQ4_XS --imatrix imatrix.gguf",
 ]
 MOST = 10**6  # samples, and tokens of each: the embedded decoder's text has no end
-# Options of a recipe that --format gguf does not take, and which of its methods each belongs to (none: all).
+# Options of a recipe that --format gguf does not accept, and the methods to which each belongs (none: all).
 OF_A_RECIPE = (
     *("levels", "bits", "target_size", "group_size", "symmetric", "clip", "keep", "embeddings", "lm_head"),
     *("act_order", "damping"),
@@ -36,7 +36,7 @@ OF_A_RECIPE = (
 
 
 def add_to(command) -> None:
-    """Add ``quantize`` to the commands; ``command`` makes one."""
+    """Add ``quantize`` to the commands; ``command`` creates its parser."""
     sub = command(quantize, "quantize", "Quantize a decoder and write it to a folder, or to a GGUF file.", EXAMPLES)
     default = "(default: %(default)s)"
     add_source(sub)
@@ -83,9 +83,9 @@ def add_to(command) -> None:
 
 
 def quantize(options) -> int:
-    """``qtutor quantize``: what can be said before anything is loaded, then a folder or a GGUF file."""
+    """``qtutor quantize``: check the options before anything is loaded, then write a folder or a GGUF file."""
     gguf = Path(options.out).suffix.lower() == ".gguf" or options.target == "llama.cpp"
-    if options.format is None and (gguf or options.target is None):  # other engines read several: it is picked later
+    if options.format is None and (gguf or options.target is None):  # others read several: it is chosen later
         options.format = "gguf" if gguf else "qtutor"
     for name in ("samples", "length"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -100,7 +100,7 @@ def quantize(options) -> int:
     if options.target is not None and options.format is not None:
         from qtutor.formats.targets import ways_into
 
-        ways_into(options.target, options.format)  # refuses a format that it does not read
+        ways_into(options.target, options.format)  # refuses a format that the target does not read
     if options.format == "gguf":
         from qtutor.cli.quantize_gguf import write
 
@@ -123,15 +123,15 @@ def write_folder(options) -> int:
         print(qtutor.plan(weights, recipe, calibration, tokenizer))
         return 0
     report = qtutor.quantize_to(weights, options.out, recipe, calibration, tokenizer, tell=_tell)
-    print(report)  # once it is written: whoever reads this may have gone
+    print(report)  # only after writing: the reader of stdout may have closed it
     print(f"Written to {options.out}.\n\n{next_steps(options.out, options.source, has_template(tokenizer))}")
     return 0
 
 
 def prepared(options, check=lambda recipe, model: None):
-    """``(recipe, weights, tokenizer, calibration)``, once nothing speaks against OUT.
+    """``(recipe, weights, tokenizer, calibration)``, after OUT and the model were checked.
 
-    check(recipe, model): is called with the decoder of shapes, before a text is read.
+    check(recipe, model): called with a model of shapes without weights, before a text is read.
     """
     from qtutor import budget
     from qtutor.cli.calibrating import calibration_of, check_calibration
@@ -161,7 +161,7 @@ def prepared(options, check=lambda recipe, model: None):
 
 
 def _tell(what) -> None:
-    """The plan as it is, a sentence as a paragraph; on stderr, where the bar is."""
+    """Print a plan as it is, a sentence as a paragraph; on stderr, like the progress bar."""
     if isinstance(what, str):
         paragraph(f"qtutor: {what}")
     else:
@@ -169,8 +169,9 @@ def _tell(what) -> None:
 
 
 def check_out(options, bits: float, model=None) -> None:
-    """Refuse an OUT that could not be written, before SRC is loaded; or, with the sizes of the ``model``, before it is
-    quantized: what a hub id names has no headers here.
+    """Refuse an OUT that could not be written, before SRC is loaded.
+
+    With the sizes of the ``model``, this is checked again before it is quantized, because a hub id has no headers here.
     """
     from qtutor.decoder import EMBEDDED
     from qtutor.files.target import least_bytes, tensors_in
@@ -185,7 +186,7 @@ def check_out(options, bits: float, model=None) -> None:
         tensors = ((name, tuple(weight.shape), weight.nbytes) for name, weight in model.named_parameters())
     read = [name for name in (source, options.calibration, options.imatrix) if name]
     need = least_bytes(tensors, bits, everywhere=gguf) - (0 if gguf else bytes_kept(options.out))
-    form = options.format or "compressed-tensors"  # what engines read besides is written to the same places
+    form = options.format or "compressed-tensors"  # other formats for engines are written to the same places
     target(options.out, form, sources=read, need=need, **({"overwrite": options.force} if gguf else {}))
 
 

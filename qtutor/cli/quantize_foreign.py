@@ -1,8 +1,8 @@
 """`qtutor quantize SRC OUT --format gptq`, or `--target vllm`: a folder in another tool's format.
 
-Whether the format holds every layer, and whether the engine takes it, is found out of shapes, before a text is read.
-Unlike our own folders these are not written block by block: the whole model is in memory, and a run that was stopped
-begins anew.
+Before a text is read, the shapes show whether the format holds every layer and whether the engine accepts it. Unlike
+our own folders, these are not written block by block: the whole model is in memory, and a run that was stopped starts
+again from the beginning.
 """
 
 import sys
@@ -38,16 +38,16 @@ def write(options) -> int:
 
 
 def _choice(options, recipe, model) -> Choice:
-    """The format, by the target or as it was asked for."""
+    """The format, chosen by the target or named by the option."""
     if options.target is None:
         return Choice(options.format, {}, True, "")
     return pick(options.target, layer_shapes(model, recipe), recipe, options.format)
 
 
 def _check_holds(form: str, packed) -> None:
-    """Raise :class:`QtutorError` for a layer that the format cannot hold; packed: the decoder of shapes as it will be.
+    """Raise :class:`QtutorError` for a layer that the format cannot hold; packed: the model's shapes after packing.
 
-    What it warns of is told when it is written.
+    Warnings about the format come when it is written.
     """
     from qtutor.formats.foreign import packed_layers
     from qtutor.formats.taking import check_holds
@@ -58,7 +58,7 @@ def _check_holds(form: str, packed) -> None:
 
 
 def as_text(plan, choice: Choice, target: str | None, model) -> str:
-    """A plan as it is for these formats: what is quantized, the format and who reads it, bytes, memory."""
+    """A plan in the form for these formats: what is quantized, the format and its readers, bytes, memory."""
     lines = str(plan).splitlines()
     table = lines[: next(at for at, line in enumerate(lines) if line.startswith("Result: "))]
     reads = ""

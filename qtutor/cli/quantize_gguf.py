@@ -1,7 +1,7 @@
 """`qtutor quantize SRC OUT.gguf`: a file for llama.cpp.
 
-GGUF's types say how to round; what a recipe would say is refused, not ignored. But AWQ can come before it, an
-importance matrix, measured or read, can guide it, and a size in place of a type gives each matrix a type of its own.
+GGUF's types determine the rounding; options of a recipe are refused, not ignored. But AWQ can come before the rounding,
+an importance matrix, measured or read, can guide it, and a size instead of a type gives each matrix a type of its own.
 """
 
 from collections import Counter
@@ -15,12 +15,12 @@ from qtutor.formats.gguf import DEFAULT
 from qtutor.gguf import TYPES, imatrix
 from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
 
-BUDGET = ("bits", "target_size")  # of a recipe's options those that GGUF takes, too
-NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0")  # types that its releases take late or not at all
+BUDGET = ("bits", "target_size")  # the options of a recipe that GGUF accepts, too
+NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0")  # its releases support these late or not at all
 
 
 def write(options) -> int:
-    """Encode the decoder as a GGUF file, with AWQ's scales, importance or types of its own if options ask for it."""
+    """Encode the decoder as a GGUF file, with AWQ's scales, importance or types of its own if options request them."""
     import qtutor
     from qtutor.calibration.chat import has_template
     from qtutor.methods.scaling import fold_model
@@ -59,7 +59,7 @@ def write(options) -> int:
 
 
 def _opened(options):
-    """The decoder of shapes alone, and its tokenizer."""
+    """A model of shapes without weights, and its tokenizer."""
     from qtutor.formats.streamed import opened
 
     weights, tokenizer = opened(options.source)
@@ -67,7 +67,7 @@ def _opened(options):
 
 
 def _types(model, tokenizer, tokens, importance, budget: dict) -> dict[str, str]:
-    """A block type for each matrix, out of --target-size or --bits; and how many matrices get which."""
+    """A block type for each matrix, for --target-size or --bits; prints how many matrices get each type."""
     from qtutor.budget.block_types import choose
 
     types = choose(model, tokens, tokenizer, importance=importance, **budget)
@@ -77,7 +77,7 @@ def _types(model, tokenizer, tokens, importance, budget: dict) -> dict[str, str]
 
 
 def _plan(model, tokenizer, mix: str | None, types: dict[str, str] | None = None, guided: bool = False) -> str:
-    """What the file will hold, from shapes alone."""
+    """The contents of the file, from shapes alone."""
     from qtutor.formats.gguf import planned
 
     sizes = planned(model, tokenizer, type=mix or DEFAULT, types=types, guided=guided)
@@ -94,16 +94,16 @@ def _plan(model, tokenizer, mix: str | None, types: dict[str, str] | None = None
 
 
 def type_of(options) -> str | None:
-    """--type as llama.cpp spells it, whatever the case."""
+    """--type in llama.cpp's spelling, upper or lower case."""
     if options.type is None:
         return None
     spelled = {name.lower(): name for name in (*ALIASES, *MIXES)}.get(options.type.lower(), options.type)
-    find_mix(spelled)  # refuses what is none
+    find_mix(spelled)  # refuses an unknown mix
     return spelled
 
 
 def _refuse(options) -> None:
-    """What only a recipe has, and two sources of importance."""
+    """Refuse options that only a recipe has, and two sources of importance."""
     if options.method not in ("rtn", "awq"):
         raise QtutorError(
             f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "

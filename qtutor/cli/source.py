@@ -1,4 +1,4 @@
-"""SRC, and other files that a command reads: what can be said of them before anything is loaded."""
+"""SRC, and other files that a command reads: checks of these files before anything is loaded."""
 
 import difflib
 import math
@@ -24,7 +24,7 @@ def load(options, dtype=None):
 
 
 def load_source(source: str, device: str | None, dtype=None):
-    """``(model, tokenizer)`` of what a command calls a decoder."""
+    """``(model, tokenizer)`` of a SRC on the command line."""
     import qtutor
 
     check_source(source)
@@ -32,10 +32,10 @@ def load_source(source: str, device: str | None, dtype=None):
 
 
 def check_source(source: str) -> None:
-    """Raise :class:`QtutorError` where SRC cannot be a decoder, and say what can."""
+    """Raise :class:`QtutorError` if SRC cannot be a decoder, and say what can."""
     if source == "embedded":
         return
-    source = str(located(source))  # of "smollm2" the file, if it is here
+    source = str(located(source))  # for "smollm2" the file, if it is here
     path = Path(source)
     if not source.strip() or "\0" in source:
         raise QtutorError(f"SRC is {source!r}: name 'embedded', 'smollm2', a folder, a GGUF file or a hub id.")
@@ -48,7 +48,7 @@ def check_source(source: str) -> None:
 
 
 def check_rounded(source: str, allowed: bool) -> None:
-    """Refuse a GGUF file whose weights were rounded before, unless ``allowed``; then say so on stderr."""
+    """Refuse a GGUF file whose weights were rounded before, unless ``allowed``; if allowed, warn on stderr."""
     file = None if source == "embedded" else file_in(source)
     if file is None:
         return
@@ -77,7 +77,7 @@ def check_file(file: str, what: str) -> None:
 
 
 def check_device(device: str | None) -> str | None:
-    """``device`` as torch knows it, if it is there."""
+    """``device`` in torch's form, if it exists on this machine."""
     if device is None:
         return None
     import torch
@@ -89,8 +89,8 @@ def check_device(device: str | None) -> str | None:
         RuntimeError,
         AssertionError,
         NotImplementedError,
-    ) as error:  # torch says all three for one that is not there
-        said = str(error).strip().split("\n")[0].partition(". ")[0].rstrip(".")  # the rest is for torch's authors
+    ) as error:  # torch raises all three for a missing device
+        said = str(error).strip().split("\n")[0].partition(". ")[0].rstrip(".")  # the rest is for torch's developers
         raise QtutorError(f"--device {device}: {said}. Name one that is here, like cpu.") from None
     if kind.type == "meta":
         raise QtutorError("--device meta holds shapes and no values: name one that computes, like cpu.")
@@ -102,10 +102,10 @@ def _check_file(path: Path) -> None:
     if kind != "a file":
         raise QtutorError(f"{path} is {kind}: name a folder, a GGUF file, a hub id, or 'embedded'.")
     if is_gguf(path):
-        from qtutor.gguf.parts import part_of, read_whole  # numpy: --help shall not wait for it
+        from qtutor.gguf.parts import part_of, read_whole  # imports numpy: --help should not wait for it
 
         if part_of(path):
-            read_whole(path)  # refuses where a part is missing
+            read_whole(path)  # raises if a part is missing
     elif path.suffix.lower() == ".safetensors":
         raise QtutorError(
             f"{path} is one file of a checkpoint: name the folder, {path.parent}, with its config.json and tokenizer. "
@@ -122,18 +122,18 @@ def _check_folder(path: Path) -> None:
     ends = [Path(name).suffix.lower() for name in names]
     if "qtutor.json" in names or ".safetensors" in ends:
         return
-    if ".gguf" in ends and (file := file_in(path)):  # refuses several
+    if ".gguf" in ends and (file := file_in(path)):  # raises if there are several
         return _check_file(file)
     pickles = [name for name, end in zip(names, ends, strict=True) if end in PICKLES]
     if pickles:
         from qtutor.formats.checkpoint import check_family
 
-        check_family(path)  # a family that is not known would be refused all the same
+        check_family(path)  # an unknown family would be refused in any case
         raise QtutorError(f"{path} holds the weights as pickles ({', '.join(pickles[:3])}). {SAFE}")
 
 
 def _suggest(path: Path) -> None:
-    """A hub id is looked for elsewhere; but something of nearly that name may lie here."""
+    """A hub id is not on this disk; but there may be a file or folder with a similar name: suggest it."""
     with_names = path.parent if path.parent.is_dir() else None
     names = os.listdir(with_names) if with_names else []
     words = ["embedded", WORD] if len(path.parts) == 1 else []

@@ -1,4 +1,4 @@
-"""What reaches the terminal: one paragraph for what goes wrong, and no character that it cannot show."""
+"""Output on the terminal: one paragraph for an error, and no character that the terminal cannot show."""
 
 import contextlib
 import os
@@ -13,17 +13,17 @@ WIDTH = 110
 
 
 def plain_output() -> None:
-    """From now on a character that the terminal's encoding lacks is printed as ?, and a closed stream takes all."""
+    """From now on a character that the terminal's encoding lacks is printed as ?; a closed stream ignores output."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # `qtutor inspect out >&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the program
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the program ends
         elif hasattr(stream, "reconfigure") and stream.errors != "backslashreplace":
             stream.reconfigure(errors="replace")
 
 
 def paragraph(text: str) -> None:
-    """``text`` on stderr as one paragraph; a name in it may hold characters that steer a terminal, or ends of lines."""
+    """Print ``text`` on stderr as one paragraph; names may hold control characters of a terminal, or line ends."""
     print(
         textwrap.fill(escaped(" ".join(text.split())), WIDTH, break_long_words=False, break_on_hyphens=False),
         file=sys.stderr,
@@ -32,7 +32,7 @@ def paragraph(text: str) -> None:
 
 @contextlib.contextmanager
 def warnings_in_words() -> Iterator[None]:
-    """Warnings as paragraphs, without the line of code that gave them."""
+    """Print warnings as paragraphs, without the line of code that gave them."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: paragraph(f"qtutor: attention, {message}")
         yield
@@ -40,7 +40,7 @@ def warnings_in_words() -> Iterator[None]:
 
 @contextlib.contextmanager
 def passes(module, what: str, total: int) -> Iterator[None]:
-    """A bar that counts how often ``module`` runs, where that takes over a second and a person is looking.
+    """A bar that counts how often ``module`` runs, if that takes over a second and stderr is a terminal.
 
     total: how often at most.
     """

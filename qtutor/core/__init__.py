@@ -1,1 +1,1 @@
-"""The representation on which all other parts build: number formats, grids, codes, scales, packed bytes."""
+"""The basic representation that all other parts use: number formats, grids, codes, scales, packed bytes."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-TINY = 1e-35  # 127 over less than this is infinite in float32
+TINY = 1e-35  # 127 divided by less than this is infinite in float32
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Codebook:
 
 
 # Normal quantiles at 8 probabilities from 0.9677083 down to 0.5 (0.5 itself is left out), the negative quantiles at 7
-# probabilities, and 0; all divided by the largest. bitsandbytes computed them in float32, so its own numbers stand here
-# (a test recomputes them to 2e-7).
+# probabilities, and 0; all divided by the largest. bitsandbytes computed them in float32, so its own numbers are used
+# here (a test recomputes them to 2e-7).
 NF4 = Codebook(
     "nf4",
     (
@@ -75,12 +75,12 @@ NF4 = Codebook(
         *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
     ),
 )
-# One bit of sign, two of exponent, one of mantissa. The values stand in the order of bitsandbytes' own bit patterns.
+# One bit of sign, two of exponent, one of mantissa. The values are in the order of bitsandbytes' own bit patterns.
 FP4 = Codebook("fp4", tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)))
 
 
 class EvenCodebook(Codebook):
-    """-127/127 ... 127/127, stored as 1 ... 255 (0 is never used). Spaced evenly, so rounding finds the code."""
+    """-127/127 ... 127/127, stored as 1 ... 255 (0 is never used). Evenly spaced, so rounding finds the code."""
 
     def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
         """The nearest code (uint8); exact halves round to the even number, as in bitsandbytes."""
@@ -92,7 +92,7 @@ INT8 = EvenCodebook("int8", tuple((code - 128) / 127 for code in range(256)))
 
 
 def dynamic_map() -> Codebook:
-    """The 8-bit map for scales: seven decades of both signs, each with twice as many levels as the decade below it.
+    """The 8-bit map for scales: seven decades of both signs, each with twice as many levels as the next smaller decade.
 
     Dettmers 2015 (arXiv 1511.04561, section 3.2), in float32 as bitsandbytes' ``create_dynamic_map`` computes it.
     """

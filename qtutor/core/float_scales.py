@@ -1,7 +1,7 @@
-"""Scales of small floats, which are stored in 8 bits or shared by many rows; and which grid has which kind of scales.
+"""Scales of small float grids, stored in 8 bits or shared by many rows; and the kind of scales for each grid.
 
 PowerScales    powers of two (MXFP4): "scale_codes"
-FloatScales    floats of 8 bits times a number for all (NVFP4): "scale_codes", "scale_of_all"
+FloatScales    floats of 8 bits times one number for all (NVFP4): "scale_codes", "scale_of_all"
 TileScales     plain numbers that 128 rows share (FP8 in blocks of 128 x 128): "scale_tiles"
 """
 
@@ -36,7 +36,7 @@ class PowerScales(Scales):
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         codes = rows_of(self.codes, index)
         scales = (codes.int() << 23).view(torch.float32)
-        return torch.where(codes == 0, 2.0**-127, scales)  # in a float32, the field 0 is that of smaller steps
+        return torch.where(codes == 0, 2.0**-127, scales)  # in a float32, the exponent field 0 means subnormal numbers
 
     def split(self, rows: list[int]) -> list["PowerScales"]:
         return [PowerScales(part.scales) for part in PlainScales(self.codes).split(rows)]
@@ -79,24 +79,24 @@ class FloatScales(Scales):
 class TileScales(Scales):
     """One float32 for :attr:`TILE` rows and a group of columns.
 
-    tiles: float32 ``[out / TILE, groups]``, rounded up: the last tile may have fewer rows. count: the rows, which the
-    tiles do not tell.
+    tiles: float32 ``[out / TILE, groups]``, rounded up: the last tile may have fewer rows. count: the number of rows,
+    which the tiles do not show.
     """
 
     tiles: torch.Tensor
     count: int
 
-    NAMES = ("scale_tiles",)  # of the tensors: the second field is none
+    NAMES = ("scale_tiles",)  # only tensors: the second field is not one
     TILE: ClassVar[int] = FP8_TILES.tile
 
     @classmethod
     def encode(cls, scales: torch.Tensor) -> "TileScales":
-        """Store ``scales [out, groups]``, which are alike in the rows of a tile."""
+        """Store ``scales [out, groups]``, which are equal in the rows of a tile."""
         return cls(scales[:: cls.TILE].contiguous(), len(scales))
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> "TileScales":
-        """The packed codes beside the tiles tell how many rows there are."""
+        """The inverse of :meth:`tensors`; the packed codes beside the tiles show how many rows there are."""
         return cls(tensors["scale_tiles"], len(tensors["packed"]))
 
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ class TileScales(Scales):
 
 
 def class_of_scales(grid: Grid, nested: bool = False) -> type[Scales]:
-    """How the scales of ``grid`` are stored; nested: quantized once more, where a recipe says so."""
+    """How the scales of ``grid`` are stored; nested: quantized once more, if a recipe says so."""
     if isinstance(grid, BlockGrid):
         return {"e8m0": PowerScales, "e4m3": FloatScales}[grid.scales]
     if isinstance(grid, TileGrid):
@@ -123,7 +123,7 @@ def class_of_scales(grid: Grid, nested: bool = False) -> type[Scales]:
 
 
 def as_stored(scales: torch.Tensor, grid: Grid) -> Scales:
-    """``scales [out, groups]`` that ``grid`` fitted, in the form in which they are stored."""
+    """``scales [out, groups]``, fitted by ``grid``, in the form in which they are stored."""
     if isinstance(grid, BlockGrid):
         return class_of_scales(grid).encode(scales, grid.unit)
     if isinstance(grid, TileGrid):

@@ -1,12 +1,13 @@
-"""Grids: the numbers that a code can stand for.
+"""Grids: the numbers that codes can represent.
 
 A code is a small unsigned integer. A grid gives it a value, and the scale turns the value into a weight:
 ``weight = scale * value``. Integer quantization in this form is Jacob et al. 2017 (arXiv 1712.05877, eq. 1),
 ``r = S (q - Z)``. Unevenly spaced values are listed in a :class:`Codebook` (:mod:`qtutor.core.codebooks` has those of
-bitsandbytes), or are those of a small float, :class:`FloatGrid` (:mod:`qtutor.core.float_grid` has FP8, MXFP4, NVFP4).
+bitsandbytes), or they are the values of a small float, :class:`FloatGrid` (:mod:`qtutor.core.float_grid` has FP8,
+MXFP4, NVFP4).
 
 All kinds of grid have ``bits``, ``symmetric`` (no zero points are stored), ``scale_dtype``, ``fit``, ``encode``,
-``decode`` and ``nearest``, and each may be used wherever a grid is asked for.
+``decode`` and ``nearest``, and each can be used wherever a grid is needed.
 """
 
 from dataclasses import dataclass
@@ -52,9 +53,9 @@ class IntGrid:
         """Scale (float16) and zero (uint8) for ranges ``low ... high``; all tensors have the same shape.
 
         The range is widened to contain 0; the range 0 ... 0 gets scale 1. A symmetric scale is
-        ``absmax / (2**bits / 2 - 0.5)``, as in GPTQ and llm-compressor. The largest weight then lies half a step beyond
-        the last positive level, so no weight of the range is further than half a step from a level, except for what
-        rounding the scale to 16 bits adds. Raises :class:`QtutorError` if a scale is too large for float16.
+        ``absmax / (2**bits / 2 - 0.5)``, as in GPTQ and llm-compressor. The largest weight is then half a step beyond
+        the last positive level. So no weight of the range is further than half a step from a level, apart from the
+        error of rounding the scale to 16 bits. Raises :class:`QtutorError` if a scale is too large for float16.
         """
         low, high = low.float().clamp(max=0), high.float().clamp(min=0)
         if self.symmetric:
@@ -67,7 +68,7 @@ class IntGrid:
                 f"a range of {(high - low).max():.3g} needs the scale {exact.max():.3g}, more than float16 holds "
                 "(65504). Check the weights for broken values, or divide the whole tensor by a number first."
             )
-        # A scale that rounds to zero belongs to weights that are too small for 16 bits: they become exact zeros.
+        # If a scale rounds to zero, its weights are too small for 16 bits: they become exact zeros.
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         if self.symmetric:
             return scale, torch.full(scale.shape, self.middle, dtype=torch.uint8, device=scale.device)
@@ -89,7 +90,7 @@ class IntGrid:
     def nearest(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """Every weight rounded to its nearest level, float32: equal to decode(encode(weight)), but without codes."""
         scale, zero = scale.float(), zero.float()
-        # Between two numbers rather than two tensors, a clamp takes a tenth of the time, zeros there and back included.
+        # A clamp between two numbers takes a tenth of the time of one between two tensors, even with the added zeros.
         return (weight.float() / scale).round_().add_(zero).clamp_(0, self.largest_code).sub_(zero).mul_(scale)
 
 
@@ -97,24 +98,24 @@ Grid = IntGrid | Codebook | FloatGrid
 
 
 def for_tensor(grid: Grid, *weights: torch.Tensor) -> Grid:
-    """``grid`` with what it has to know of all of ``weights`` before it fits scales: :class:`BlockGrid` alone does."""
+    """``grid``, adjusted to all of ``weights`` before it fits scales; only a :class:`BlockGrid` needs this."""
     return grid.for_tensor(*weights) if isinstance(grid, BlockGrid) else grid
 
 
 def wider_ranges(grid: Grid) -> tuple[float, ...]:
-    """What a range may be multiplied by to be rounded better, beside 1; for most grids nothing."""
+    """Factors for a range, besides 1, with which it may be rounded better; most grids have none."""
     return grid.wider if isinstance(grid, BlockGrid) else ()
 
 
 def storable(scale: torch.Tensor, grid: Grid, smallest: float) -> torch.Tensor:
-    """``scale`` rounded as it will be stored, since codes have to fit that; never 0. smallest: of plain numbers."""
+    """``scale`` rounded as it will be stored, since codes have to fit it; never 0. smallest: for plain numbers."""
     if isinstance(grid, BlockGrid):
         return grid.round_scale(scale)
     return scale.clamp(min=smallest).to(grid.scale_dtype)
 
 
 def fit_groups(grouped: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero ``[out, groups]`` from the smallest and largest of ``grouped [out, groups, group_size]``."""
+    """Scale and zero ``[out, groups]`` from the extremes of each group of ``grouped [out, groups, group_size]``."""
     return grid.fit(grouped.amin(dim=-1), grouped.amax(dim=-1))
 
 

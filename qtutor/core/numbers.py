@@ -1,4 +1,4 @@
-"""Numbers as bits: the values of the codes of a float or integer format, and rounding to these values.
+"""Numbers as bits: the values of the codes in a float or integer format, and rounding to these values.
 
 A float has a sign S, an exponent E and a mantissa M. Its value is ``(-1)^S * 1.M * 2^(E - bias)``; if E = 0, it is the
 subnormal number ``(-1)^S * 0.M * 2^(1 - bias)`` (IEEE 754-2019, section 3.4). The largest exponent has three meanings:
@@ -24,7 +24,7 @@ SPECIALS = ("ieee", "nan", "none")
 class FloatFormat:
     """A float of ``1 + exponent_bits + mantissa_bits`` bits; the top of this file explains ``specials``.
 
-    Raises :class:`QtutorError` for widths that make no format, and for more than 32 bits.
+    Raises :class:`QtutorError` for widths that are too small for a format, and for more than 32 bits.
     """
 
     name: str
@@ -93,8 +93,9 @@ class FloatFormat:
     def encode(self, values) -> torch.Tensor:
         """The codes (int64) of the values nearest to ``values`` (numbers or a tensor of any dtype); ties to even.
 
-        A value beyond :attr:`largest` by half a step or more becomes infinity. In a format without infinity it becomes
-        the largest value, and so does infinity itself, as in torch's casts to fp8 since 2.13 (before, they gave NaN).
+        A value that is half a step or more beyond :attr:`largest` becomes infinity. In a format without infinity, it
+        becomes the largest value, and so does infinity itself, as in torch's casts to fp8 since 2.13 (before, they gave
+        NaN).
         Raises :class:`QtutorError` for NaN if the format has none.
         """
         values = torch.as_tensor(values, dtype=torch.float64)
@@ -107,8 +108,9 @@ class FloatFormat:
         exponent = (torch.frexp(magnitude).exponent.long() - 1).clamp(min=lowest)
         exponent = torch.where(magnitude == 0, lowest, exponent)
         steps = torch.round(magnitude / _power_of_two(exponent - self.mantissa_bits)).long()
-        # The steps of a normal number include its hidden 1. So a mantissa that rounds up to the next power of two
-        # carries into the exponent without further work: codes of positive floats have the same order as their values.
+        # The steps of a normal number include its hidden 1. So if a mantissa rounds up to the next power of two, the
+        # carry goes into the exponent without further work: codes of positive floats have the same order as their
+        # values.
         code = ((exponent - lowest) << self.mantissa_bits) + steps
         past = self.largest_code + (self.specials == "ieee")
         code = torch.where(infinite, past, code.clamp(max=past))
@@ -126,16 +128,16 @@ class FloatFormat:
             return None
         ranks = torch.arange(first, last + 1)
         values = torch.where(ranks < 0, -1.0, 1.0) * self.decode(ranks.abs())
-        return values[(values >= low) & (values <= high)]  # the ends were rounded, perhaps to values outside
+        return values[(values >= low) & (values <= high)]  # low and high were rounded, perhaps to values outside
 
     def _rank(self, value: float) -> int:
-        """The place of ``value``'s code when all finite codes are sorted by value; zero has place 0."""
+        """The position of ``value``'s code if all finite codes are sorted by value; zero has position 0."""
         code = int(self.encode(min(max(value, -self.largest), self.largest)))
         magnitude = code & (2 ** (self.bits - 1) - 1)
         return magnitude if code == magnitude else -magnitude
 
     def values(self) -> torch.Tensor:
-        """All finite values, ascending, float64; zero once. For formats of up to 16 bits: 32 bits have billions."""
+        """All finite values, ascending, float64; zero once. Only for formats of up to 16 bits (32 bits: billions)."""
         if self.bits > 16:
             raise QtutorError(f"{self.name} has 2**{self.bits} codes; ask for a part of its values with levels().")
         return self.levels(-self.largest, self.largest)
@@ -143,7 +145,7 @@ class FloatFormat:
 
 @dataclass(frozen=True)
 class IntFormat:
-    """A signed integer in two's complement, times ``scale``: the highest bit counts ``-2**(bits - 1)``.
+    """A signed integer in two's complement, times ``scale``: the highest bit has the value ``-2**(bits - 1)``.
 
     It has the methods of :class:`FloatFormat`. Raises :class:`QtutorError` for bits outside 2 ... 32 and for a scale
     that is not positive.
@@ -222,7 +224,7 @@ def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
 def sqnr_db(signal: torch.Tensor, noisy: torch.Tensor) -> float:
     """Signal-to-quantization-noise ratio in decibels: ``10 * log10`` of the power of ``signal`` over that of the error.
 
-    It is infinite if nothing was lost. Raises :class:`QtutorError` for shapes that differ.
+    It is infinite if there is no error. Raises :class:`QtutorError` for shapes that differ.
     """
     signal, noisy = torch.as_tensor(signal).double(), torch.as_tensor(noisy).double()
     if signal.shape != noisy.shape:

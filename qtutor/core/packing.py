@@ -1,4 +1,4 @@
-"""Packing: codes of ``bits`` bits laid end to end in bytes, low bits first.
+"""Packing: codes of ``bits`` bits, written end to end into bytes, low bits first.
 
 Eight codes of ``bits`` bits fill exactly ``bits`` bytes, for every number of bits. So the unit is a word of eight
 codes: ``word = code0 | code1 << bits | code2 << 2*bits ...``, written as its lowest ``bits`` bytes. For 2, 4 and 8 bits
@@ -12,12 +12,12 @@ from qtutor.errors import QtutorError
 
 
 def packed_width(count: int, bits: int) -> int:
-    """Bytes that ``count`` codes of ``bits`` bits take in one row."""
+    """The number of bytes that ``count`` codes of ``bits`` bits need in one row."""
     return -(-count // 8) * bits if bits not in (2, 4, 8) else -(-count * bits // 8)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes ``[rows, count]``, each below ``2**bits``, to uint8 bytes ``[rows, packed_width(count, bits)]``.
+    """Pack uint8 codes ``[rows, count]`` below ``2**bits`` into uint8 bytes ``[rows, packed_width(count, bits)]``.
 
     >>> pack(torch.tensor([[1, 2, 3, 0]], dtype=torch.uint8), 4)
     tensor([[33,  3]], dtype=torch.uint8)
@@ -32,7 +32,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def pack_rows(codes: torch.Tensor, bits: int, width: int) -> torch.Tensor:
-    """Lay codes ``[rows, count]`` below ``2**bits`` end to end in ``width`` bytes a row; spare bits are 0."""
+    """Write codes ``[rows, count]`` below ``2**bits`` end to end into ``width`` bytes per row; spare bits are 0."""
     rows, count = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -count % 8)).reshape(rows, (count + 7) // 8, 8)
     word = torch.zeros(padded.shape[:2], dtype=torch.int64, device=codes.device)
@@ -51,7 +51,7 @@ def unpack(data: torch.Tensor, bits: int, count: int) -> torch.Tensor:
         )
     if bits == 8:
         return data
-    if bits in (2, 4):  # every byte holds whole codes, which is a shorter way to the same result
+    if bits in (2, 4):  # every byte holds whole codes, so there is a shorter way to the same result
         shifts = torch.arange(0, 8, bits, device=data.device, dtype=torch.uint8)
         codes = (data.unsqueeze(-1) >> shifts) & (2**bits - 1)
         return codes.reshape(rows, width * (8 // bits))[:, :count]

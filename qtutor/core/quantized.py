@@ -1,4 +1,4 @@
-"""The one representation in the middle: every method makes a :class:`QuantizedTensor`, all other parts start from it.
+"""The common representation: every method returns a :class:`QuantizedTensor`, and all other parts start from it.
 
 ``weight[o, i]  ≈  scales[o, i // group_size] * (codes[o, i] - zeros[o, i // group_size])``
 """
@@ -13,7 +13,7 @@ from qtutor.core.packing import packed_width
 from qtutor.core.scales import PlainScales, Scales
 from qtutor.errors import QtutorError
 
-PER_CHANNEL = -1  # one group a row
+PER_CHANNEL = -1  # one group per row
 PER_TENSOR = 0  # one group for the whole matrix
 
 
@@ -34,7 +34,7 @@ def resolve_group_size(group_size: int, columns: int) -> int:
 
 
 def scales_shape(rows: int, columns: int, group_size: int) -> tuple[int, int]:
-    """``(out, groups)``, or ``(1, 1)`` for one scale a tensor. Raises as :func:`resolve_group_size` does."""
+    """``(out, groups)``, or ``(1, 1)`` for one scale per tensor. Raises as :func:`resolve_group_size` does."""
     if group_size == PER_TENSOR:
         return 1, 1
     return rows, columns // max(resolve_group_size(group_size, columns), 1)
@@ -45,7 +45,7 @@ def shapes(
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor that stores a packed matrix ``[rows, columns]``, by name.
 
-    scales_as: the way in which scales are stored. Raises :class:`QtutorError` if the groups do not divide the row.
+    scales_as: the class that stores the scales. Raises :class:`QtutorError` if the groups do not divide the row.
 
     >>> shapes(64, 128, IntGrid(4), 32)
     {'packed': ((64, 64), torch.uint8), 'scales': ((64, 4), torch.float16), 'zeros': ((64, 2), torch.uint8)}
@@ -58,17 +58,17 @@ def shapes(
 
 
 def nbytes_of(rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales) -> int:
-    """True bytes of a packed matrix, from its shape alone. The arguments are those of :func:`shapes`."""
+    """True number of bytes of a packed matrix, from its shape alone. The arguments are those of :func:`shapes`."""
     stored = shapes(rows, columns, grid, group_size, scales_as)
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite. It needs no memory of the tensor's size, but for floats of 8 bits."""
+    """Whether all numbers are finite. Only for floats of 8 bits, this needs memory of the tensor's size."""
     if not tensor.numel():
         return True
     numbers = tensor.detach()
-    if numbers.dtype.itemsize == 1:  # torch compares no floats of 8 bits, and float16 holds them all
+    if numbers.dtype.itemsize == 1:  # torch cannot compare floats of 8 bits, and float16 holds them all
         numbers = numbers.half()
     return bool(torch.stack(torch.aminmax(numbers)).isfinite().all())
 
@@ -93,9 +93,10 @@ def check_weight(weight: torch.Tensor) -> None:
 class QuantizedTensor:
     """A quantized matrix ``[out, in]``.
 
-    codes: uint8 ``[out, in]``, one code a byte, which is easier to work with (:attr:`nbytes` counts packed codes).
-    scales: ``[out, groups]``, or ``[1, 1]`` for one scale a tensor; float16 for an :class:`qtutor.IntGrid`, float32 for
-    a codebook. The constructor also takes :class:`~.scales.Scales` that are stored in another way, and decodes them.
+    codes: uint8 ``[out, in]``, one code per byte, which is easier to work with (:attr:`nbytes` counts packed codes).
+    scales: ``[out, groups]``, or ``[1, 1]`` for one scale per tensor; float16 for an :class:`qtutor.IntGrid`, float32
+    for a codebook. The constructor also accepts :class:`~.scales.Scales` that are stored in another way, and decodes
+    them.
     zeros: uint8, shaped like ``scales``; ``None`` for a symmetric grid, which does not store its zero point.
     group_size: the number of weights that share a scale, or :data:`PER_CHANNEL`, or :data:`PER_TENSOR`.
     stored_scales: ``scales`` in the form in which they are stored; by default the numbers themselves.
@@ -126,11 +127,11 @@ class QuantizedTensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """True bits a weight, including scales and zero points."""
+        """True bits per weight, including scales and zero points."""
         return 8 * self.nbytes / max(self.codes.numel(), 1)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weights of the codes, ``[out, in]``."""
+        """The weights that the codes represent, ``[out, in]``."""
         return dequantize(self.codes, self.scales, self.zeros, self.grid, dtype)
 
     def split(self, rows: list[int]) -> list["QuantizedTensor"]:

@@ -1,12 +1,12 @@
 """Scales, and the ways to store them.
 
 A matrix has scales ``[out, groups]``, or one scale ``[1, 1]``. Each way to store them is a class that decodes them,
-counts their bytes and names their tensors. Layers and file formats ask this class, and need to know no more. Here:
+counts their bytes and names their tensors. Layers and file formats use only this class. The classes here are:
 
     PlainScales    the numbers themselves: "scales", in the dtype of the grid
     NestedScales   quantized once more: "scale_codes", "scale_absmax", "scale_offset"
 
-:mod:`.float_scales` has those of small floats.
+:mod:`.float_scales` has the classes for small floats.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ class Scales(ABC):
 
     @abstractmethod
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """``decode()[index]``, without decoding the other rows; one scale ``[1, 1]`` serves every row."""
+        """``decode()[index]``, without decoding the other rows; one scale ``[1, 1]`` is used for every row."""
 
     @abstractmethod
     def split(self, rows: list[int]) -> list[Self]:
@@ -61,7 +61,7 @@ class Scales(ABC):
 
 
 def rows_of(tensor: torch.Tensor, index: slice | torch.Tensor) -> torch.Tensor:
-    """Rows of ``tensor``, which has a row for every row of the matrix, or a single row for all of them."""
+    """Rows of ``tensor``, which has one row for every row of the matrix, or a single row for all of them."""
     return tensor if len(tensor) == 1 else tensor[index]
 
 
@@ -121,7 +121,7 @@ class NestedScales(Scales):
 
     @classmethod
     def shapes(cls, shape: tuple[int, int], grid: Grid) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """The same for every grid, which has no influence on the dtypes."""
+        """The same for every grid: the grid has no influence on the dtypes."""
         blocks = -(-shape[0] * shape[1] // cls.BLOCK)
         stored = (shape, torch.uint8), ((blocks,), torch.float32), ((), torch.float32)
         return dict(zip(cls.NAMES, stored))

@@ -1,5 +1,5 @@
-"""The machinery of the course: exercises and their checks, the workspace with the learner's answers and
-predictions, widgets.
+"""The machinery of the course: exercises and their checks, the workspace with the learner's answers and predictions,
+and the widgets.
 
 A chapter needs ``from qtutor.course import check, mine``. The names are imported when they are first used, so that the
 command line need not wait for torch.

@@ -1,11 +1,12 @@
-"""One bit of a Q4_K block turned over: which weights move, what the decoder then expects, and what it writes.
+"""One flipped bit of a Q4_K block: which weights it changes, what the decoder then predicts, and what it writes.
 
-The block is one of the embedded decoder, in whose down projection :data:`LAYER` alone is stored as Q4_K; all other
-matrices stay as they are. So what is measured is the bit and nothing else. A bit is counted as ``8 * byte + place``,
-place 0 being the lowest of its byte. All 1,152 take about two minutes, too long for a chapter, so
-``benchmarks/bit_flips.py`` measures them and stores what :func:`document` reads.
+The block belongs to the embedded decoder. Only its down projection :data:`LAYER` is stored as Q4_K; all other matrices
+stay as they are. So only the effect of the bit is measured. A bit's number is ``8 * byte + place``; place 0 is the
+lowest bit of its byte. All 1,152 bits take about two minutes, too long for a chapter. So ``benchmarks/bit_flips.py``
+measures them and stores the results that :func:`document` reads.
 
-Everything is computed in float64: a flip of a low bit changes logits by so little that float32 would round it away.
+Everything is computed in float64: the flip of a low bit changes the logits so little that float32 would round the
+change away.
 """
 
 import copy
@@ -24,7 +25,7 @@ from qtutor.measure.generation import generate, prompt_tokens
 
 TYPE = "Q4_K"
 LAYER = "model.layers.1.mlp.down_proj"
-BLOCK = 3  # its number in the layer: the one that chapter 07 takes apart
+BLOCK = 3  # its number in the layer; chapter 07 takes this block apart
 BITS = 8 * TYPES[TYPE].nbytes
 TOKENS = 512  # of held-out text, one window
 PROMPT = 'def mean(values):\n    """Return the mean of a list of numbers."""\n'
@@ -33,20 +34,20 @@ STORED = Path(__file__).parent / "stored" / "bit_flips.json"
 
 
 def flipped(block: np.ndarray, bit: int) -> np.ndarray:
-    """A copy of ``block`` (uint8 ``[nbytes]``) in which one bit is turned over."""
+    """A copy of ``block`` (uint8 ``[nbytes]``) with one bit flipped."""
     other = block.copy()
     other[bit // 8] ^= 1 << bit % 8
     return other
 
 
 def part_of(bit: int) -> Part:
-    """The bits of its byte to which ``bit`` belongs: of which item they are, and which weights depend on that."""
+    """The part of a byte that contains ``bit``: its bits, the item they store, and the weights that depend on it."""
     byte, place = divmod(bit, 8)
     return next(part for part in parts_of(TYPE, byte) if part.low <= place < part.low + part.bits)
 
 
 def weights_moved(block: np.ndarray, bit: int) -> np.ndarray:
-    """Numbers of the weights that come back as another number. A scale does not move weights whose code is 0."""
+    """The indices of the weights that change if ``bit`` is flipped. A scale does not change weights whose code is 0."""
     before, after = decode(np.stack([block, flipped(block, bit)]), TYPE)
     return np.flatnonzero(before != after)
 
@@ -60,7 +61,7 @@ def bits_by_kind() -> dict[str, list[int]]:
 
 
 class Decoder:
-    """The embedded decoder with one block that can be damaged, and what it expects and writes while it is whole."""
+    """The embedded decoder with one block that can be damaged, and the predictions and text of the whole decoder."""
 
     def __init__(self):
         model, self.tokenizer = qtutor.load_decoder()
@@ -83,9 +84,9 @@ class Decoder:
         return float((self.whole.exp() * (self.whole - log_p)).sum(-1).mean())
 
     def continuation(self, bit: int) -> str:
-        """What the damaged decoder writes after :data:`PROMPT`, greedily; the prompt is not part of it."""
+        """What the damaged decoder writes after :data:`PROMPT`, greedily; the prompt is not part of the text."""
         with _Damaged(self, bit):
-            # One pass over the text of the whole decoder: where each token is still the likeliest, nothing changes.
+            # One pass over the text of the whole decoder: if each token is still the likeliest, the text is the same.
             likeliest = self._log_p(self.ids).argmax(-1)[len(self.start) - 1 : -1]
             return self.text if torch.equal(likeliest, self.ids[0, len(self.start) :]) else self._written()
 
@@ -98,7 +99,7 @@ class Decoder:
 
 
 class _Damaged:
-    """While it is open, one bit of the decoder's block is turned over."""
+    """Within a ``with`` block, one bit of the decoder's block is flipped."""
 
     def __init__(self, decoder: Decoder, bit: int):
         self.weights = decoder.weights
@@ -114,14 +115,15 @@ class _Damaged:
 
 @cache
 def document() -> dict:
-    """What ``benchmarks/bit_flips.py`` stored.
+    """The results that ``benchmarks/bit_flips.py`` stored.
 
-    ``block``: the bytes in hexadecimal. ``kl``: a number for each bit. ``texts``: what was written, each text once,
-    the undamaged decoder's first. ``text_of``: for each bit the place of its text in that list. And the settings.
+    ``block``: the bytes in hexadecimal. ``kl``: a number for each bit. ``texts``: the texts that were written, each
+    text once, the undamaged decoder's first. ``text_of``: for each bit, the index of its text in ``texts``. The
+    settings are stored, too.
     """
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
 def settings() -> dict:
-    """What the stored numbers depend on besides the decoder, so that a test sees when the two part."""
+    """The settings behind the stored numbers, without the decoder; a test compares them with the stored settings."""
     return {"layer": LAYER, "number": BLOCK, "tokens": TOKENS, "prompt": PROMPT, "new_tokens": NEW_TOKENS}

@@ -1,4 +1,4 @@
-"""Which engine takes which recipe, as a table computed from the rules in :mod:`qtutor.formats.ways`; and an engine
+"""Which engine accepts which recipe, as a table computed from the rules in :mod:`qtutor.formats.ways`; and an engine
 that loads a folder here, if one is installed.
 """
 
@@ -21,9 +21,9 @@ NOBODY = "-"
 
 
 def takers(recipes: Mapping[str, Recipe], shapes: Mapping[str, Shape]) -> dict[str, dict[str, str]]:
-    """recipe -> engine -> the format that it takes it in, or :data:`NOBODY`.
+    """recipe -> engine -> the format in which the engine accepts the recipe, or :data:`NOBODY`.
 
-    "*" behind a format: known from the engine's source, not run here. "rounds anew": the file holds the engine's own
+    "*" after a format: known from the engine's source, not run here. "rounds anew": the file holds the engine's own
     rounding of the float weights, not that of the recipe.
     """
     return {label: {target: _format(target, shapes, recipe) for target in TARGETS} for label, recipe in recipes.items()}
@@ -44,7 +44,7 @@ def takers_table(recipes: Mapping[str, Recipe], shapes: Mapping[str, Shape]) -> 
 
 
 def why_not(target: str, recipe: Recipe, shapes: Mapping[str, Shape]) -> str:
-    """What :func:`qtutor.formats.targets.pick` says of a recipe that ``target`` does not take, or ``""``."""
+    """The reason from :func:`qtutor.formats.targets.pick` why ``target`` does not accept the recipe, or ``""``."""
     try:
         pick(target, shapes, recipe)
     except QtutorError as error:
@@ -58,7 +58,7 @@ def settings_of(folder: str | Path) -> dict:
 
 
 def loaded_by_an_engine(folder: str | Path) -> tuple[str, nn.Module]:
-    """(who loaded it, the model): transformers where the package compressed-tensors is there, else qtutor's reader."""
+    """(who loaded it, the model): transformers if the package compressed-tensors is installed, else qtutor's reader."""
     if has_engine():
         return "transformers with compressed-tensors", as_transformers_loads(folder)
     return "qtutor's reader, since the package compressed-tensors is not installed", qtutor.load_quantized(

@@ -1,7 +1,8 @@
-"""Floats of four bits, taken apart for chapter 04: what their levels cost, and what the kind of scale costs.
+"""Four-bit floats, taken apart for chapter 04: the cost of their levels, and the cost of the kind of scale.
 
-MXFP4 and NVFP4 have the same eight sizes of levels. They differ in the length of a block and in what a scale may be. So
-:func:`errors_by_scale` rounds the same weights to these levels with every kind of scale, in blocks of one length.
+MXFP4 and NVFP4 have the same eight sizes of levels. They differ in the length of a block and in the values that a scale
+may have. So :func:`errors_by_scale` rounds the same weights to these levels with every kind of scale, in blocks of the
+same length.
 """
 
 import copy
@@ -44,12 +45,12 @@ class Cost:
 
 
 def errors_by_scale(layers: Mapping[str, torch.Tensor], blocks: tuple[int, ...]) -> dict[str, list[float]]:
-    """For each kind of scale the relative errors of ``layers`` (matrices ``[out, in]``), one for each block length."""
+    """For each kind of scale, the relative errors of ``layers`` (matrices ``[out, in]``), one for each block length."""
     return {name: [mean_error(layers, grid, block) for block in blocks] for name, grid in SCALES.items()}
 
 
 def mean_error(layers: Mapping[str, torch.Tensor], grid: Grid, block: int) -> float:
-    """``|W - Q| / |W|`` of all layers, each counting alike: the root of the mean of squares."""
+    """``|W - Q| / |W|``, the root of the mean of squares over all layers; every layer counts equally."""
     squares = []
     for weight in layers.values():
         back = rtn.quantize(weight, grid, block).dequantize()

@@ -1,11 +1,12 @@
 """One block of a layer in the bytes of four formats: which half of which byte holds which weight.
 
-Nobody wrote down the places. Each format's own writer is tried: in try k it gets codes that are 0 or 15 by bit k of the
-weight's number. The bits that a half byte had in all tries then spell the number of the weight in it. Scales and zero
-points are found in the same way.
+No table lists the places. They are found by trials with each format's own writer. In trial k, the code of a weight is
+15 if bit k of the weight's number (counted from 1) is set, else 0. The bits of a half byte over all trials then spell
+the number of the weight in it. Scales and zero points are found in the same way.
 
-The block has 8 outputs and 32 inputs of a symmetric grid of 4 bits in groups of 32, which all four can hold. GGUF's
-Q4_0 has the same grid and a block of 32 inputs. qtutor's exporter rounds anew for it, so its bytes are made here.
+The block has 8 outputs and 32 inputs, on a symmetric grid of 4 bits in groups of 32, which all four formats can hold.
+GGUF's Q4_0 has the same grid and blocks of 32 inputs. But qtutor's exporter rounds anew for Q4_0, so its bytes are made
+here.
 """
 
 from collections.abc import Callable
@@ -23,15 +24,15 @@ from qtutor.gguf import decode
 
 OUTPUTS, INPUTS = 8, 32
 GRID = IntGrid(4, symmetric=True)
-_CLEAR, _SET = 0x3C00, 0xC3FF  # float16 numbers all of whose bits differ
+_CLEAR, _SET = 0x3C00, 0xC3FF  # two float16 numbers that differ in every bit
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a block. name, kind: as the file has them. data: its bytes, uint8, in the order of the file.
+    """One tensor of a block. name, kind: as in the file. data: its bytes, uint8, in the order of the file.
 
     shape: of the tensor. holds: "codes", "scales" or "zeros". numbers: for every half byte, the low one of each byte
-    first, the number of the weight (output * 32 + input), or of the output, that is in it; -1 for none.
+    first, the number of the weight in it (output * 32 + input), or of the output; -1 for none.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Laid:
-    """A block in one format: unit is what a reader takes at once, unit_bytes its size."""
+    """A block in one format. unit: the piece that a reader reads at once. unit_bytes: the size of this piece."""
 
     format: str
     unit: str
@@ -52,11 +53,11 @@ class Laid:
     parts: tuple[Part, ...]
 
     def part(self, holds: str) -> Part | None:
-        """The tensor that holds "codes", "scales" or "zeros"; in a Q4_0 block it is the same one."""
+        """The tensor that holds "codes", "scales" or "zeros"; in a Q4_0 block, one tensor holds scales and codes."""
         return next((part for part in self.parts if holds in part.holds), None)
 
     def places(self, holds: str = "codes") -> np.ndarray:
-        """int64: for each number, in order, the half bytes that hold it, ``[numbers, half bytes of one]``."""
+        """For each number, in order, the half bytes that hold it: int64 ``[numbers, half bytes of one]``."""
         part = self.part(holds)
         numbers = np.where(part.numbers >= 0, part.numbers, -1)
         if part.holds == "scales and codes":  # the first two bytes of 18 are the scale
@@ -69,7 +70,7 @@ class Laid:
 def block_of(layer: QuantizedTensor, outputs: int = 0, inputs: int = 0) -> QuantizedTensor:
     """The block of 8 outputs and 32 inputs of ``layer`` that begins at output 8 * outputs and input 32 * inputs.
 
-    Raises :class:`QtutorError` for another grid or group size, and for a block that is not there.
+    Raises :class:`QtutorError` for another grid or group size, and for a block that does not exist.
     """
     if layer.grid != GRID or layer.group_size != INPUTS:
         raise QtutorError(
@@ -103,7 +104,7 @@ Writer = Callable[[QuantizedTensor], dict[str, torch.Tensor]]
 
 def _writer(form, kind: str) -> Writer:
     def write(block: QuantizedTensor) -> dict[str, torch.Tensor]:
-        # A block with zero points stands for a try; version 1 of GPTQ cannot hold a zero point of 0, version 2 can.
+        # Only trials have zero points. Version 1 of GPTQ cannot hold a zero point of 0, but version 2 can.
         layout = Layout(block.grid, INPUTS, gptq.SECOND if kind == gptq.FIRST and block.zeros is not None else kind)
         found = form.encode(block, layout)
         return {name: found[name].contiguous() for name in found if any(name in of for of in HOLDS.values())}
@@ -144,7 +145,7 @@ def _parts(write: Writer, block: QuantizedTensor) -> list[Part]:
 
 
 def _numbers(write_bits: Callable[[torch.Tensor], dict], count: int) -> dict[str, np.ndarray]:
-    """By tensor and half byte, which of ``count`` numbers it holds; -1 for none."""
+    """For each tensor and half byte, which of ``count`` numbers it holds; -1 for none."""
     of = torch.arange(count) + 1  # so that the first has a bit, too
     base = {name: _halves(tensor) for name, tensor in write_bits(torch.zeros(count, dtype=torch.bool)).items()}
     numbers = {name: np.full(len(halves), -1) for name, halves in base.items()}

@@ -1,4 +1,4 @@
-"""Weights that are hard to round, by name: what a chapter's check tries beside ordinary ones."""
+"""Weights that are hard to round, by name: a chapter's check tries them beside ordinary ones."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""What zero points that are off by one do to a decoder: weights moved by a whole step, and inputs that lean.
+"""What zero points that are off by one do to a decoder: weights move by a whole step, and inputs lean to one side.
 
-A weight that is a step off is 3.5 times as wrong as one that is rounded. What ruins a model is that all of them are off
-to the same side: then all outputs of a layer move together, and the next layer adds them up.
+A weight that is one step off is 3.5 times as wrong as a rounded weight. But the model is ruined because all weights are
+off to the same side: then all outputs of a layer move together, and the next layer adds them up.
 """
 
 import copy
@@ -11,14 +11,14 @@ from torch import nn
 
 from qtutor.runtime.linear import QuantLinear
 
-# One layer of those that read the same input.
+# One of the layers that read the same input -> all of these layers.
 READERS = {"q_proj": "q, k, v", "o_proj": "o", "gate_proj": "gate, up", "down_proj": "down"}
 
 
 def stepped(packed: nn.Module, random: bool = False) -> nn.Module:
     """A float copy of a ``packed`` decoder in which every quantized weight is one step of its scale too large.
 
-    random: to either side by chance, the same in every run, in place of all to the same side.
+    random: move each weight up or down at random, the same in every run; otherwise, all move to the same side.
     """
     moved = copy.deepcopy(packed)
     generator = torch.Generator().manual_seed(0)
@@ -37,10 +37,10 @@ def stepped(packed: nn.Module, random: bool = False) -> nn.Module:
 
 
 def lean(model: nn.Module, ids: torch.Tensor) -> dict[str, float]:
-    """How far the inputs of each layer lie to one side, 0 to 1, by "block: layers", in the order of the decoder.
+    """How much the inputs of each layer lean to one side, 0 to 1, by "block: layers", in the order of the decoder.
 
-    That is |mean| / root mean square of a token's inputs, averaged over the tokens of ``ids`` ``[texts, tokens]``. Of
-    numbers with either sign by chance it is near 0; of numbers that are all equal it is 1.
+    That is |mean| / root mean square of a token's inputs, averaged over the tokens of ``ids`` ``[texts, tokens]``. For
+    numbers with random signs it is near 0; for numbers that are all equal it is 1.
     """
     found, hooks = {}, []
 

@@ -1,4 +1,4 @@
-"""The table at the end of every chapter on a method: what it costs the real decoder, beside rounding to nearest.
+"""The table at the end of every chapter on a method: what it costs the real decoder, compared with rounding to nearest.
 
 The measures are those of chapter 02: perplexity, KL divergence, flips, right answers. They use text and questions that
 the decoder never saw.
@@ -24,7 +24,7 @@ OTHERS = tuple(kind for kind in tasks.KINDS if kind not in tasks.ARITHMETIC)
 
 @dataclass(frozen=True)
 class Score:
-    """What a recipe cost: the measures on text, the shares of right answers, and the quantizer's report.
+    """The cost of a recipe: the measures on text, the shares of right answers, and the quantizer's report.
 
     arithmetic, others: shares of right answers, 0 to 1. report: ``None`` for the float model.
     """
@@ -53,7 +53,8 @@ def scores(
     """Quantize a copy of ``model`` by each recipe, and measure it.
 
     recipes: label -> recipe, or ``None`` for the float model. calibration: token ids, int64 ``[samples, length]``, for
-    the methods that look at inputs. tokens: the number of held-out tokens. questions: the number of each kind.
+    the methods that look at inputs. tokens: the number of held-out tokens. questions: the number of questions of each
+    kind.
     """
     text = held_out_tokens(tokenizer, limit=tokens)
     measured = {}
@@ -70,9 +71,10 @@ def scores(
 
 
 def scores_table(measured: Mapping[str, Score], against: Mapping[str, str] | None = None) -> None:
-    """Show ``measured`` as a table. against: label -> the label with whose KL it is compared.
+    """Show ``measured`` as a table. against: label -> the label to compare its KL with.
 
-    "recovered" is the share by which that KL fell: at 0 % it is no better, at 100 % as good as the float model.
+    "recovered" is the share by which the KL fell: at 0 % the row is no better, at 100 % it is as good as the float
+    model.
     """
     against = against or {}
     header = ["weights", "true bits", "perplexity", "rise", "KL", "flips", "arithmetic right", "other answers right"]

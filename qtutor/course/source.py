@@ -1,4 +1,4 @@
-"""The source of the package's functions on the page: the core in full, the rest folded."""
+"""Show the source of the package's functions on the page: the core in full, the rest folded."""
 
 import inspect
 import textwrap

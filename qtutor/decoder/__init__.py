@@ -1,7 +1,7 @@
 """The embedded decoder: a small Llama that writes Python, the text it learned from, and its questions.
 
 Corpus and questions: :mod:`.corpus`, :mod:`.tasks`; text as tokens: :mod:`.text`; training: :mod:`.training`; the
-outliers of a large model: :mod:`.outliers`; what the decoder can do and cannot do: ``weights/README.md``.
+outliers of a large model: :mod:`.outliers`; what the decoder can and cannot do: ``weights/README.md``.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Give a small model the activation outliers of a large one, by a change of weights that keeps its outputs."""
+"""Give a small model the activation outliers of a large one, by a change of its weights that keeps its outputs."""
 
 import torch
 from torch import nn
@@ -11,10 +11,10 @@ def add_outliers(model: nn.Module, share: float = 0.05, largest: float = 32.0, s
     """Give ``model`` the activation outliers of a large model, without changing the function it computes.
 
     Some channels of every norm's gain, and some rows of every ``up_proj``, are multiplied by a power of two up to
-    ``largest``. The matching columns of the layers that read them are divided by it. Powers of two change exponents
-    only, so the logits of the float model stay the same, in bf16 too. But quantized weights change: a few columns now
-    matter far more than the rest, as in models of billions of parameters (Dettmers et al. 2022, arXiv 2208.07339,
-    section 4). Changes ``model`` in place, and returns it.
+    ``largest``. The matching columns of the layers that read them are divided by the same power. Powers of two change
+    only exponents, so the logits of the float model stay the same, in bf16 too. But quantized weights change: a few
+    columns now matter far more than the rest, as in models of billions of parameters (Dettmers et al. 2022, arXiv
+    2208.07339, section 4). Changes ``model`` in place, and returns it.
     """
     generator = torch.Generator().manual_seed(seed)
 

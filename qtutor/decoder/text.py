@@ -7,7 +7,7 @@ import torch
 from qtutor.decoder import EMBEDDED, corpus
 from qtutor.formats import checkpoint
 
-# More than in training (9 of 16), because measures use code, and a few of the sessions, which are much alike, suffice.
+# More than in training (9 of 16): measures use code, and sessions are much alike, so a few of them are enough.
 CODE_SHARE = 7 / 8
 
 

@@ -104,12 +104,12 @@ class Batches:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """It rises linearly during warm-up, then falls linearly to zero."""
+    """The learning rate of ``step``: it rises linearly during warm-up, then falls linearly to zero."""
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
 
 
 def save_checkpoint(path: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights and AdamW's moments to one safetensors file (no pickle), beside ``path`` first, then renamed."""
+    """Write weights and AdamW's moments to one safetensors file (no pickle), first beside ``path``, then renamed."""
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach().contiguous()

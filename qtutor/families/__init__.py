@@ -1,8 +1,8 @@
-"""Families of decoders: where the blocks of one are, and what is in a block.
+"""Families of decoders: where the blocks of a decoder are, and what is in a block.
 
-Everything that has to know a layer by its name asks a :class:`Family`: the walk over blocks, AWQ's pairs, the embedded
-decoder's outliers, GGUF's names. A new family is a new instance in :mod:`.known`; :mod:`.refused` says of others what
-they would need.
+All code that needs the names of layers asks a :class:`Family`: the walk over blocks, AWQ's pairs, the embedded
+decoder's outliers, GGUF's names. A new family is a new instance in :mod:`.known`; :mod:`.refused` says what other
+families would need.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from qtutor.errors import QtutorError, shown
-from qtutor.families.family import Family, Half, Pair, embedding_scale  # noqa: F401 - asked for here
+from qtutor.families.family import Family, Half, Pair, embedding_scale  # noqa: F401 - imported from here
 from qtutor.families.known import (  # noqa: F401
     FAMILIES,
     GEMMA2,
@@ -28,20 +28,20 @@ from qtutor.families.refused import why_not
 
 
 def head_dim(config) -> int:
-    """Rows of a head; most configs leave it to be the hidden size over the heads."""
+    """Rows of a head; most configs do not give them: then it is the hidden size divided by the number of heads."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a decoder, by its config; :class:`QtutorError` for one that is not known here."""
+    """The family of a decoder, by its config; raises :class:`QtutorError` for an unknown family."""
     config = getattr(model, "config", None)
     return family_called(getattr(config, "model_type", type(model).__name__), config)
 
 
 def family_called(model_type, config=None) -> Family:
-    """The family of a ``model_type``, which may be anything: it can come out of a file.
+    """The family of a ``model_type``, which may be any value: it can come from a file.
 
-    config: transformers', or the values of a config.json; it may tell of an unknown family what kind it is of.
+    config: a config of transformers, or the values of a config.json; for an unknown family, it may show its kind.
     """
     look = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
     if isinstance(model_type, str) and model_type in FAMILIES:
@@ -60,7 +60,7 @@ def family_called(model_type, config=None) -> Family:
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a model; :class:`QtutorError` for a family that is not known here."""
+    """The decoder blocks of a model; raises :class:`QtutorError` for an unknown family."""
     return model.get_submodule(family_of(model).blocks)
 
 

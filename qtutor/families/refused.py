@@ -1,7 +1,7 @@
-"""What cannot be quantized here, by kind: what it is, and what would be needed.
+"""Kinds of models that cannot be quantized here: what they are, and what support would need.
 
-A kind is told by the ``model_type`` alone, or by what else a config says: whoever names a model after themselves still
-writes down that it has experts. Only the words of an error depend on this; whatever is not in
+A kind is recognized by the ``model_type`` alone, or by other keys of a config: a model with an unusual name still says
+that it has experts. Only the words of an error depend on the kind: every model type that is not in
 :data:`~qtutor.families.known.FAMILIES` is refused.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """what: completes "is ...". needed: a sentence. names: of families. parts: of such names. keys: of a config."""
+    """what: completes "is ...". needed: a sentence. names: of families. parts: parts of names. keys: in a config."""
 
     what: str
     needed: str
@@ -20,12 +20,12 @@ class Kind:
     keys: tuple[str, ...] = ()
 
     def fits(self, model_type: str, value: Callable[[str], object]) -> bool:
-        """Whether a config is of this kind; ``value`` looks up what it has under a key."""
+        """Whether a config is of this kind; ``value`` looks up a key of the config."""
         by_name = model_type in self.names or any(part in model_type for part in self.parts)
         return by_name or any(value(key) for key in self.keys)
 
 
-# In this order: Qwen3-VL-MoE sees first of all, and has experts besides.
+# The first kind that fits counts: Qwen3-VL-MoE reads images, and also has experts.
 KINDS = (
     Kind(
         "a model that reads images or sound besides text",
@@ -79,7 +79,7 @@ KINDS = (
 
 
 def why_not(model_type: str, value: Callable[[str], object]) -> str:
-    """One or two sentences on a ``model_type`` that is not known, ``""`` where nothing is known of it at all."""
+    """One or two sentences about an unknown ``model_type``; ``""`` if nothing at all is known about it."""
     name = model_type.lower()
     kind = next((kind for kind in KINDS if kind.fits(name, value)), None)
     return f"It is {kind.what}. {kind.needed} " if kind else ""

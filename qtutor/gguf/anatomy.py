@@ -1,9 +1,10 @@
 """Which bit of a block belongs to what: the layout of every type as data, for views that take a block apart.
 
-A block holds *items*: a code for every weight, a scale (and a minimum) for every sub-block, a float16 for all. They lie
-in *strips*, equal bits of neighbouring bytes: in Q4_K, bits 6 and 7 of the bytes 4 to 7 are the upper bits of scales
-4 to 7. :func:`parts_of` says what a byte's bits are and which weights they move, :func:`item_value` what an item stands
-for, and :data:`FORMULAS` how a weight is computed. The decoders make no use of this: it is tested against them.
+A block holds *items*: a code for every weight, a scale (and a minimum) for every sub-block, and a float16 for the whole
+block. The items are stored in *strips*, the same bits of neighbouring bytes: in Q4_K, bits 6 and 7 of bytes 4 to 7 are
+the upper bits of scales 4 to 7. :func:`parts_of` says what the bits of a byte are and which weights depend on them,
+:func:`item_value` returns the value of an item, and :data:`FORMULAS` holds the formula of a weight for every type. The
+decoders do not use this module: it is tested against them.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Part:
-    """Some bits of one byte: of which item they are bits ``shift`` and up, and which weights depend on it."""
+    """Some bits of one byte: they are bits ``shift`` and up of item ``number``, and ``weights`` depend on this item."""
 
     byte: int
     low: int
@@ -63,7 +64,7 @@ def _trits(at: int, stride: int, count: int, first: int) -> tuple[Strip, ...]:
 _NIBBLES = {"qs": _fold("code", 4, 16, 16)}
 _FIFTH = {"qh": _fold("code", 1, 1, 4, shift=4)}
 _PAIRS = {"qs": _fold("code", 2, 32, 64)}
-# Four scales and four minima have six bits to themselves. Of the others, the upper two bits lie above those.
+# Four scales and four minima have six bits to themselves. Above those are the upper two bits of the others.
 _SIX_BITS = {
     "scales": (
         Strip("scale", 0, 4, 0, 6),
@@ -123,7 +124,7 @@ def _int8(raw: int) -> int:
     return raw - 256 if raw > 127 else raw
 
 
-# What an item's bits stand for where that is not the whole number they spell.
+# The value of an item, if it is not simply the whole number that its bits form.
 _READINGS = {
     ("Q4_0", "code"): _less(8),
     ("Q5_0", "code"): _less(16),
@@ -196,7 +197,7 @@ def _where(name: str) -> dict[tuple[str, int], list[Part]]:
 
 
 def item_bits(name: str, block: np.ndarray, item: str, number: int = 0) -> int:
-    """The whole number that an item's bits spell in a block, uint8 ``[nbytes]``."""
+    """The whole number that the bits of an item form in a block, uint8 ``[nbytes]``."""
     raw = 0
     for part in _where(name)[item, number]:
         byte = int(block[part.byte])
@@ -207,7 +208,7 @@ def item_bits(name: str, block: np.ndarray, item: str, number: int = 0) -> int:
 
 
 def item_value(name: str, block: np.ndarray, item: str, number: int = 0) -> float:
-    """What an item stands for: a float16's number, a code less its offset, a value out of a table."""
+    """The value of an item: the number of a float16, a code minus its offset, or a value from a table."""
     raw = item_bits(name, block, item, number)
     kinds = {field.name: field.kind for field in TYPES[name].fields}
     reading = _FLOATS.get(kinds.get(item)) or _READINGS.get((name, item))

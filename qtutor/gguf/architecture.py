@@ -1,16 +1,16 @@
-"""What llama.cpp calls the decoders that it knows: names of tensors, order of rows.
+"""llama.cpp's architectures for the decoders that it knows: the names of their tensors, the order of their rows.
 
     architecture_of(config).name                              # "llama"
     tensor_name("model.layers.3.self_attn.q_proj.weight")     # "blk.3.attn_q.weight"
 
-A new one is a row in :mod:`.architectures`; its metadata are in :mod:`.hyperparameters`, the way back from them in
-:mod:`.hyperparameters_back`, which block types its matrices get in :mod:`.mixes`.
+A new architecture is a row in :mod:`.architectures`. Its metadata are in :mod:`.hyperparameters`, the way back from
+them is in :mod:`.hyperparameters_back`, and :mod:`.mixes` chooses the block types of its matrices.
 
-Some architectures rotate neighbours (rows 0 and 1 of a head, 2 and 3 ...), where transformers rotates the halves (rows
-0 and d/2, 1 and d/2 + 1 ...), so the rows of q and k change places: :func:`permute`. All of them multiply by a norm's
-weight as it is, where Gemma multiplies by ``1 + weight``, so that a file holds these norms with 1 added.
+Some architectures rotate neighbours (rows 0 and 1 of a head, 2 and 3 ...), while transformers rotates the halves (rows
+0 and d/2, 1 and d/2 + 1 ...), so the rows of q and k change places: :func:`permute`. All architectures multiply by the
+weight of a norm as it is, while Gemma multiplies by ``1 + weight``. So a file holds the norms of Gemma with 1 added.
 
-Source: llama.cpp's ``conversion/`` for what is done to weights. Left out: mixtures of experts.
+Source: llama.cpp's ``conversion/`` for the changes to the weights. Left out: mixtures of experts.
 """
 
 import re
@@ -19,7 +19,7 @@ import numpy as np
 
 from qtutor.errors import QtutorError
 from qtutor.families import FAMILIES, QWEN3
-from qtutor.gguf.architectures import ARCHITECTURES, OF_FAMILY, QKV, Architecture  # noqa: F401 - asked for here
+from qtutor.gguf.architectures import ARCHITECTURES, OF_FAMILY, QKV, Architecture  # noqa: F401 - imported from here
 
 
 def architecture_of(config) -> Architecture:
@@ -34,7 +34,7 @@ def architecture_of(config) -> Architecture:
 
 
 def tensor_name(parameter: str, config=None) -> str:
-    """The GGUF name of a parameter; with ``config``, checked against what llama.cpp reads for that architecture.
+    """The GGUF name of a parameter; with ``config``, checked against the tensors that llama.cpp reads there.
 
     Raises :class:`QtutorError` for a parameter that has no place in a file.
 
@@ -52,7 +52,7 @@ def tensor_name(parameter: str, config=None) -> str:
 
 def place_of(parameter: str, config=None) -> str | None:
     """:func:`tensor_name`, or ``None`` for a parameter that has no place in a file."""
-    family = QWEN3 if config is None else FAMILIES[config.model_type]  # Qwen3 has all parts that a name can be asked of
+    family = QWEN3 if config is None else FAMILIES[config.model_type]  # Qwen3 has every part that has a name
     architecture = OF_FAMILY[family.model_type] if config is None else architecture_of(config)
     layer, _, kind = parameter.rpartition(".")
     in_block = re.fullmatch(rf"{re.escape(family.blocks)}\.(\d+)\.(.+)", layer)
@@ -66,7 +66,7 @@ def place_of(parameter: str, config=None) -> str | None:
 
 
 def to_file(name: str, values: np.ndarray, config) -> np.ndarray:
-    """What a file holds for a tensor: rows in llama.cpp's order, the norms as what is multiplied by.
+    """What a file holds for a tensor: its rows are in llama.cpp's order, and the norms can be multiplied by directly.
 
     name: the GGUF name. values: the parameter, ``[out, in]`` or ``[out]``, float32; returned in the same shape.
     """
@@ -101,12 +101,12 @@ def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def permuted_heads(name: str, config) -> int:
-    """How many heads the tensor's rows are to be permuted in; 0 for all that stay as they are."""
+    """The number of heads in which the rows of the tensor are permuted; 0 for all tensors that stay as they are."""
     if not architecture_of(config).neighbours:
         return 0
     return {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2], 0)
 
 
 def norm_offset(name: str, config) -> float:
-    """What is added to a norm's weight in the file; 0 for all other tensors."""
+    """The number added to a norm's weight in the file; 0 for all other tensors."""
     return FAMILIES[config.model_type].norm_offset if name.endswith("_norm.weight") else 0.0

@@ -1,7 +1,7 @@
-"""llama.cpp's architectures, a row each: names in a block, what is told by keys, what is built in.
+"""llama.cpp's architectures, one row each: the names in a block, which settings are keys, and which are built in.
 
-Most rows are Llama's with a difference. Source: llama.cpp's ``src/models/*.cpp`` for what is read,
-``llama_model_rope_type`` for the rotation.
+Most rows are Llama's row with a difference. Source: llama.cpp's ``src/models/*.cpp`` for the tensors and keys that it
+reads, ``llama_model_rope_type`` for the rotation.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from qtutor.families import Family
 
 @dataclass(frozen=True)
 class Names:
-    """llama.cpp's names for the parts of a :class:`~qtutor.families.Half`; of those that a family lacks, no tensor."""
+    """llama.cpp's names for the parts of a :class:`~qtutor.families.Half`; a part that a family lacks has no tensor."""
 
     norm: str
     readers: tuple[str, ...]
@@ -34,8 +34,8 @@ def _full_heads(values: Mapping) -> dict:
 
 
 def _gemma(values: Mapping, period: int, widest: int) -> dict:
-    """Every ``period``-th block sees all of the text. Queries are scaled by the width of a head, but in the decoder of
-    ``widest`` blocks, Google's largest."""
+    """Every ``period``-th block sees all of the text. Queries are scaled by the width of a head, except in the decoder
+    of ``widest`` blocks, Google's largest."""
     share = values["hidden_size"] // values["num_attention_heads"]
     kinds = ["sliding_attention"] * (period - 1) + ["full_attention"]
     return {
@@ -63,19 +63,20 @@ def _smollm3(values: Mapping) -> dict:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One of llama.cpp's architectures; what is called a config's is a key of transformers' config.
+    """One of llama.cpp's architectures; "the config's" means a key of transformers' config.
 
-    name: in the file, ``general.architecture``. model_types: the families that are written as this one. halves: names
-    in a block, attention and MLP. extra_norms: names of a family's extra norms, in its order. biases: the layers whose
-    bias is added; another one would be ignored in silence. neighbours: whether it rotates neighbours. scalings: the
-    ways to scale positions that it computes, by the config's ``rope_type``. partial: whether it can leave a part of
-    each head as it is (the config's ``partial_rotary_factor``). window: one block in so many sees all of the text, and
-    the others a sliding window; 0 where there are no windows: the context of a file then ends where the window does.
-    local_rope: whether blocks with a window have positions of their own. output: "own" or "tied" where only one of the
-    two is read, a matrix of its own behind the last norm, or the embedding. keys: what more of a config is told, key of
-    the file -> key of the config, numbers all. needed: what has to be a number in the config, since llama.cpp has
-    numbers of its own for where a file has none. built_in: what it computes whatever the file says: of the config's
-    sizes (hidden size, blocks, heads ...), the config's keys and values.
+    name: in the file, ``general.architecture``. model_types: the families that are written as this architecture.
+    halves: names in a block, attention and MLP. extra_norms: names of a family's extra norms, in its order. biases: the
+    layers whose bias is added; llama.cpp would ignore any other bias without a message. neighbours: whether it rotates
+    neighbours. scalings: the ways to scale positions that it computes, by the config's ``rope_type``. partial: whether
+    it can leave a part of each head as it is (the config's ``partial_rotary_factor``). window: one block in ``window``
+    blocks sees all of the text, and the others see a sliding window; 0 if there are no windows: the context of a file
+    then ends where the window does. local_rope: whether blocks with a window have positions of their own. output: "own"
+    or "tied" if llama.cpp reads only one of the two, a separate matrix after the last norm or the embedding. keys:
+    further settings from the config, key of the file -> key of the config, all of them numbers. needed: keys that must
+    be a number in the config, because llama.cpp uses its own numbers if the file has none. built_in: values that
+    llama.cpp computes with, whatever the file says: a function from the config's sizes (hidden size, blocks, heads ...)
+    to the config's keys and values.
     """
 
     name: str

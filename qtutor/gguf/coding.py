@@ -21,7 +21,7 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 PIECE = 1 << 18  # values that a thread encodes at a time: they stay in its cache from the check to the last pass
-ROWS = 16  # pieces are whole multiples of so many rows, so that the encoders' lanes are filled
+ROWS = 16  # the rows of a piece are a multiple of this, so that the encoders' lanes are filled
 _DECODED_AT_ONCE = 1 << 18  # weights; numpy's temporary arrays then fit into the cache
 _HALF_LIMIT = 65520  # float16 rounds this number, and every larger one, to infinity
 
@@ -90,7 +90,7 @@ def decode(data: np.ndarray, type: str) -> np.ndarray:
 
 
 def _encode_pieces(rows: np.ndarray, importance: np.ndarray | None, block_type: BlockType, data: np.ndarray) -> None:
-    """Encode ``rows`` into ``data``; each thread takes one piece of the rows at a time."""
+    """Encode ``rows`` into ``data``; each thread encodes one piece of the rows at a time."""
     lanes = _import("lanes")
     kernel = getattr(_import(_MODULE_OF[block_type.name]), block_type.name.lower())
     if importance is None or not block_type.importance:
@@ -140,7 +140,7 @@ def _import(module: str):
 
 
 def _limit(block_type: BlockType) -> np.float32:
-    """The largest weight worth trying. A search may shorten the range a little, so :func:`_check_scales` decides."""
+    """The largest weight that may fit. A search may shorten the range a little, so :func:`_check_scales` decides."""
     if block_type.name == "BF16":
         return np.int32(0x7F7F7FFF).view(np.float32)
     if block_type.largest:
@@ -162,7 +162,7 @@ def _check_rows(rows: np.ndarray, block_type: BlockType) -> np.ndarray:
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    """A read-only view. numba compiles for its type; weights that are mapped from a file have the same type."""
+    """A read-only view. numba compiles for this type; weights that are mapped from a file have the same type."""
     view = array.view()
     view.flags.writeable = False
     return view

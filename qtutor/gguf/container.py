@@ -1,4 +1,4 @@
-"""What a GGUF file is made of, apart from the blocks: the names and sizes that reader and writer share.
+"""The parts of a GGUF file around the blocks: the names and sizes that reader and writer share.
 
     "GGUF", version, number of tensors, number of metadata entries
     metadata: key, type of the value, value                              (:data:`VALUE_TYPES`)
@@ -6,7 +6,7 @@
     padding, then the tensors' bytes, each padded to ``general.alignment``
 
 Source: ggml's ``docs/gguf.md``, version 3, little-endian. Left out: version 1, big-endian files, and arrays of arrays,
-which the text allows and llama.cpp refuses.
+which the specification allows and llama.cpp refuses.
 """
 
 import math
@@ -19,13 +19,13 @@ from qtutor.gguf.layout import BlockType
 
 MAGIC = b"GGUF"
 VERSION = 3
-ALIGNMENT = 32  # where general.alignment says nothing
+ALIGNMENT = 32  # if the file has no general.alignment
 MOST_DIMENSIONS = 4
 LONGEST_NAME = 63  # bytes; llama.cpp keeps 64 with a closing zero
 LONGEST_KEY = 65535
 
 BOOL, STRING, ARRAY = 7, 8, 9
-# Numbers of the value types that numpy knows, and numpy's names for them.
+# The value types that numpy knows: their numbers in a file, and numpy's names for them.
 NUMBERS = {
     0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
     5: np.dtype("<i4"), 6: np.dtype("<f4"), 10: np.dtype("<u8"), 11: np.dtype("<i8"), 12: np.dtype("<f8"),
@@ -37,12 +37,12 @@ VALUE_TYPES = {
 
 
 class GGUFError(QtutorError):
-    """A GGUF file that cannot be read or written: the message names file, field, offset, and what is wrong."""
+    """A GGUF file that cannot be read or written: the message names the file, the field, the offset, and the fault."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's place in a file. ``shape`` as torch and numpy have it: the fastest dimension last."""
+    """A tensor's place in a file. ``shape`` has the order of torch and numpy: the fastest dimension last."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Decoders: the bytes of blocks to float32 weights, in plain numpy.
 
-There is one function for each type, ``data [blocks, nbytes]`` -> ``[blocks, values]``, and it is the formula of its
-format. It multiplies in the same order as llama.cpp's ``dequantize_row_*``, so the floats are the same bit for bit.
+There is one function for each type, ``data [blocks, nbytes]`` -> ``[blocks, values]``. It is the formula of the format.
+It multiplies in the same order as llama.cpp's ``dequantize_row_*``, so the floats are the same bit for bit.
 """
 
 import numpy as np
@@ -105,7 +105,7 @@ def iq4_xs(data):
 
 
 def _trits(data, count, stride):
-    """The ``count`` trits of every byte: multiply it by 3, take what goes beyond 8 bits, go on with the rest."""
+    """The ``count`` trits of every byte: multiply it by 3, take the bits above the lowest 8, go on with the rest."""
     runs = data.reshape(len(data), -1, 1, stride)
     powers = (3 ** np.arange(count)).astype(np.uint8)[:, None]
     return ((runs * powers).astype(np.uint16) * 3 >> 8).reshape(len(data), -1)

@@ -47,10 +47,10 @@ def descent(x, half, scale, levels):
                 xl = sum_xl[lane] - w * x[i, lane] * old  # the sums of all other values
                 ll = sum_ll[lane] - w * old * old
                 new = level(x[i, lane] * ll / xl, i4(-half), i4(half - f4(1)))  # xl / ll is their best scale
-                others_agree = xl > 0  # otherwise that scale is not positive, and the code from it is of no use
+                others_agree = xl > 0  # otherwise that scale is not positive, and its code is useless
                 xl += w * x[i, lane] * new
                 ll += w * new * new
-                # Is xl**2 / ll, by which the error is reduced, larger than before? Without divisions, as in llama.cpp.
+                # Is xl**2 / ll, the reduction of the error, larger than before? Without divisions, as in llama.cpp.
                 better = xl * xl * sum_ll[lane] > sum_xl[lane] * sum_xl[lane] * ll
                 if others_agree and new != old and ll > 0 and better:
                     levels[i, lane], sum_xl[lane], sum_ll[lane] = new, xl, ll
@@ -85,7 +85,7 @@ def positive(x, w, top, scale, codes):
         for lane in range(LANES):
             off = x[i, lane] - f4(1) / inv[lane] * f4(nearest(inv[lane] * x[i, lane]) & 255)
             least[lane] += w[i, lane] * off * off
-    for t in range(-4, 5):  # grids that put it up to 0.4 codes below top, or beyond it, where it is clipped
+    for t in range(-4, 5):  # grids that put it up to 0.4 codes below top, or above top, where it is clipped
         if t == 0:
             continue
         for lane in range(LANES):
@@ -98,7 +98,7 @@ def positive(x, w, top, scale, codes):
         for lane in range(LANES):
             if error[lane] < least[lane]:
                 least[lane], inv[lane] = error[lane], new_inv[lane]
-    # Round to the best of them, and add up the two sums that every step then updates.
+    # Round to the best of these grids, and add up the two sums that every step then updates.
     for i in range(len(x)):
         for lane in range(LANES):
             code = min(nearest(inv[lane] * x[i, lane]), top_code)

@@ -1,10 +1,10 @@
-"""Q1_0 and Q2_0: one scale, and one or two bits a weight (Bonsai, 2026: models that were trained to be so).
+"""Q1_0 and Q2_0: one scale, and one or two bits a weight (Bonsai, 2026: models that were trained in this form).
 
-    Q1_0  weight = d * sign              blocks of 128; d: the mean magnitude, which loses least for signs alone
+    Q1_0  weight = d * sign              blocks of 128; d: the mean magnitude, which has the least error for signs alone
     Q2_0  weight = d * (code - 1)        blocks of 64; d: the largest magnitude
 
-The levels of Q2_0 are -d, 0, d and 2 d. Its encoder rounds to the first three, so it never writes code 3; a file of a
-model that was trained with four levels may. Importance makes no difference. Follows llama.cpp's
+The levels of Q2_0 are -d, 0, d and 2 d. Its encoder rounds to the first three, so it never writes code 3. The file of a
+model that was trained with four levels may contain code 3. Importance makes no difference. Follows llama.cpp's
 ``quantize_row_q{1,2}_0_ref``.
 """
 

@@ -3,7 +3,7 @@
     print(as_text(block_of(qtutor.gguf.read("model.gguf"), "blk.0.attn_q.weight", 3)))
 
 `qtutor inspect FILE --tensor NAME --block N` prints this, and :mod:`qtutor.course.widgets.gguf` shows the same in a
-notebook. Only the one block is read. Which bits are what comes from :mod:`.anatomy`.
+notebook. Only that block is read. :mod:`.anatomy` says which bits belong to what.
 """
 
 import difflib
@@ -20,8 +20,8 @@ from qtutor.gguf.reader import GGUFFile
 
 ROW = 16  # bytes on a line
 WEIGHTS_ROW = 8
-# Okabe and Ito's colours and the closest of a terminal's 256, by field. Black text can be read on all of them; the
-# fields' names stand beside, so that colour is never the only sign.
+# For each field, a colour by Okabe and Ito and the closest of a terminal's 256. Black text can be read on all of
+# them. The names of the fields are printed too, so that colour is never the only sign.
 _ORANGE, _RED, _PURPLE = ("#E69F00", 178), ("#D55E00", 166), ("#CC79A7", 175)
 _GREEN, _SKY, _YELLOW = ("#009E73", 36), ("#56B4E9", 74), ("#F0E442", 227)
 COLOURS = {
@@ -32,9 +32,9 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its bytes, uint8 ``[nbytes]``; what of, which, and where in it.
+    """One block: its bytes, uint8 ``[nbytes]``; the title and number that say which block it is; its place.
 
-    at: where it begins in the file, ``None`` for one that is in none. ``first``: row and column of its first weight.
+    at: its first byte in the file, ``None`` if it is in no file. ``first``: row and column of its first weight.
     """
 
     title: str
@@ -65,7 +65,7 @@ def check_number(number: int, count: int, title: str) -> None:
 
 
 def block_of(file: GGUFFile, tensor: str, number: int = 0) -> Block:
-    """Block ``number`` of a tensor in an open file; :class:`QtutorError`, with close names, where there is none."""
+    """Block ``number`` of a tensor in an open file; :class:`QtutorError`, with similar names, if it is missing."""
     if tensor not in file.tensors:
         close = difflib.get_close_matches(tensor, file.tensors, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"`qtutor inspect {file.path}` lists all."
@@ -80,7 +80,7 @@ def block_of(file: GGUFFile, tensor: str, number: int = 0) -> Block:
 
 
 def format_numbers(values: np.ndarray, digits: int = 4) -> list[str]:
-    """Numbers with as many places as show ``digits`` of the largest; powers of ten where that would be too long."""
+    """Numbers with ``digits`` digits of the largest one; as powers of ten if that would be too long."""
     values = values + np.float32(0)  # no -0.0
     finite = np.abs(values[np.isfinite(values)])
     largest = float(finite.max()) if finite.size else 0.0
@@ -91,7 +91,7 @@ def format_numbers(values: np.ndarray, digits: int = 4) -> list[str]:
 
 
 def items_of(block: Block, field: str) -> dict[str, list[float]]:
-    """What the scales and minima in a field stand for, by item; nothing for codes, which the weights show better."""
+    """The values of the scales and minima in a field, by item; nothing for codes, which the weights show better."""
     if field not in ("scales", "scales_l"):  # scales_h holds the upper bits of those in scales_l
         return {}
     counts = item_counts(block.type.name)
@@ -103,7 +103,7 @@ def items_of(block: Block, field: str) -> dict[str, list[float]]:
 
 
 def part_text(block: Block, part: Part) -> str:
-    """What some bits of a byte are, what they stand for, and which weights they move."""
+    """What some bits of a byte are, what they stand for, and which weights depend on them."""
     name, counts = block.type.name, item_counts(block.type.name)
     called = f"{part.item} {part.number}" if counts[part.item] > 1 else part.item
     top, width = part.shift + part.bits - 1, item_width(name, part.item, part.number)
@@ -166,7 +166,7 @@ def as_text(block: Block, colour: bool = False) -> str:
 
 
 def _headings(block: Block) -> list[tuple[str, int, str]]:
-    """Per field its name, its bytes, and what to say of it."""
+    """For each field its name, its number of bytes, and the text after its name."""
     headings, at = [], 0
     for field in block.type.fields:
         span = f"byte {at}" if field.size == 1 else f"bytes {at} to {at + field.size - 1}"

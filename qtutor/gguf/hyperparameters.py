@@ -1,11 +1,11 @@
-"""The metadata that stand for a decoder's config, so that llama.cpp computes what transformers does.
+"""The metadata that describe a decoder's config, so that llama.cpp computes what transformers does.
 
     metadata(config)       # {"general.architecture": "llama", ...}
 
-Left out: ways to scale positions that llama.cpp has none for. Where an architecture has no sliding window, a model with
-one is given a context that ends where the window does: there both compute the same. Source: llama.cpp's
-``llama_model_base::load_hparams`` and ``src/models/*.cpp`` for what is read, its ``conversion/llama.py`` for Llama 3's
-factors.
+Left out: ways to scale positions that llama.cpp does not have. If an architecture has no sliding window but the model
+has one, the file gets a context that ends where the window does: within it both compute the same. Source: llama.cpp's
+``llama_model_base::load_hparams`` and ``src/models/*.cpp`` for the keys that are read, its ``conversion/llama.py`` for
+Llama 3's factors.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ from qtutor.gguf import llama3_rope, longrope
 from qtutor.gguf.architecture import Architecture, architecture_of
 
 SAME = {"swish": "silu"}  # two names of one activation
-YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # llama.cpp computes these, and reads no others
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # llama.cpp uses these, and reads no others
 
 
 def metadata(config) -> dict:
-    """The keys that tell llama.cpp the sizes, in its order; :class:`QtutorError` for what it cannot compute."""
+    """The keys that tell llama.cpp the sizes, in its order; :class:`QtutorError` for a model it cannot compute."""
     architecture, dim = architecture_of(config), head_dim(config)
     _check_built_in(architecture, config)
     window = window_of(config)
@@ -46,13 +46,13 @@ def metadata(config) -> dict:
 
 
 def window_of(config) -> int | None:
-    """How many tokens those blocks see that do not see all; ``None`` where all do."""
+    """How many tokens a block with a window sees; ``None`` if all blocks see all tokens."""
     kinds = getattr(config, "layer_types", None)
     return getattr(config, "sliding_window", None) if kinds is None or "sliding_attention" in kinds else None
 
 
 def _check_built_in(architecture: Architecture, config) -> None:
-    """What llama.cpp computes without being told is what the config says."""
+    """Check that the config agrees with all that llama.cpp has built in."""
     if architecture.output == "tied" and not config.tie_word_embeddings:
         raise _other(architecture, "tie_word_embeddings", False, True)
     if architecture.output == "own" and config.tie_word_embeddings:
@@ -85,7 +85,7 @@ def _rope(architecture: Architecture, config) -> dict:
     rope = {key: value for key, value in parameters.items() if value is not None}
     kind, own = rope.get("rope_type", "default"), {"mscale", "mscale_all_dim", "attention_factor"} & rope.keys()
     part = rope.get("partial_rotary_factor", 1.0)
-    # Llama 3's scaling is not told by a key, but by a tensor that not all architectures read.
+    # Llama 3's scaling is not in a key, but in a tensor that not all architectures read.
     if kind not in architecture.scalings or (kind == "yarn" and own) or (part != 1.0 and not architecture.partial):
         raise QtutorError(
             f"rope_parameters = {rope}: of the ways to scale positions, 'default', 'linear' and plain 'yarn' can be "
@@ -109,7 +109,7 @@ def _rope(architecture: Architecture, config) -> dict:
 
 
 def rope_tensors(config) -> dict[str, np.ndarray]:
-    """The tensors in which a file holds a scaling of positions, float32, by name; none for most ways to scale."""
+    """The tensors of a file that hold a scaling of positions, float32, by name; none for most ways to scale."""
     rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
         return {llama3_rope.ROPE: llama3_rope.factors_of(rope, head_dim(config))}

@@ -1,13 +1,14 @@
-"""transformers' config out of a GGUF file by whomever: the way back from :mod:`.hyperparameters`.
+"""transformers' config from any GGUF file, whoever wrote it: the way back from :mod:`.hyperparameters`.
 
     config_values(read_whole("model.gguf"))     # {"model_type": "llama", "hidden_size": 576, ...}
 
-What a file does not say is as in llama.cpp: its defaults, and what an architecture has built in. What a file says and
-llama.cpp does not read (of this architecture) is not read here either. Two things are told otherwise, and computed
-alike: Llama 3's positions, which a file holds as a tensor of factors (:mod:`.llama3_rope`); and a sliding window in
-an architecture where llama.cpp has none, which makes Llama a Mistral: as long as the window, both compute the same.
+Settings that are missing in the file are as in llama.cpp: its defaults, and the values that are built into an
+architecture. Settings that llama.cpp does not read for this architecture are not read here either. Two settings get
+another form with the same results. Llama 3's positions, which a file holds as a tensor of factors, become parameters
+(:mod:`.llama3_rope`). A sliding window in an architecture that has none in llama.cpp makes Llama a Mistral: both
+compute the same for texts up to the length of the window.
 
-Left out: mixtures of experts, encoders, and what differs from block to block.
+Left out: mixtures of experts, encoders, and settings that differ from block to block.
 """
 
 import math
@@ -20,17 +21,17 @@ from qtutor.gguf.architecture import ARCHITECTURES, Architecture
 from qtutor.gguf.llama3_rope import ROPE, rope_of
 from qtutor.gguf.reader import GGUFFile
 
-LARGEST = 1 << 31  # of a size
-WITH_WINDOW = {"llama": "mistral"}  # families that are the same but for a window
+LARGEST = 1 << 31  # the limit of a size
+WITH_WINDOW = {"llama": "mistral"}  # families that differ only in a window
 MEND = "The file is damaged: fetch or convert it again."
 ELSEWHERE = "Run the file in llama.cpp."
-NEEDED = object()  # in place of a default
+NEEDED = object()  # instead of a default: the key must be there
 
 
 def config_values(file: GGUFFile) -> dict:
     """Keys and values of transformers' config.
 
-    Raises :class:`QtutorError` naming the key where one is missing or damaged, and for what cannot be computed here.
+    Raises :class:`QtutorError` naming a key that is missing or damaged, and for a model that cannot be computed here.
     """
     keys = Keys(file)
     architecture, blocks = keys.architecture, keys.size("block_count")
@@ -56,17 +57,17 @@ def config_values(file: GGUFFile) -> dict:
     values |= {ours: keys.number(key) for key, ours in architecture.keys.items() if keys.has(key)}
     for name, key in (("attention_bias", "attn"), ("mlp_bias", "ffn")):
         values[name] = any(name.endswith(".bias") and f".{key}_" in name for name in file.tensors)
-    if values["rope_parameters"].get("rope_type") == longrope.KIND:  # which Phi-3's config has in two places
+    if values["rope_parameters"].get("rope_type") == longrope.KIND:  # Phi-3's config has it in two places
         values["original_max_position_embeddings"] = values["rope_parameters"]["original_max_position_embeddings"]
     for name in ("bos", "eos"):
         number = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         values[f"{name}_token_id"] = int(number) if isinstance(number, np.integer) else None
-    values["pad_token_id"] = None  # a family's own may lie beyond this vocabulary
+    values["pad_token_id"] = None  # the default of a family may be outside this vocabulary
     return _with_window(keys, values) | architecture.built_in(values)
 
 
 class Keys:
-    """The keys of a file's architecture, without its name in front; each is looked at before it is believed."""
+    """The keys of a file's architecture, without its name in front; each value is checked before it is used."""
 
     def __init__(self, file: GGUFFile):
         self.file = file
@@ -100,7 +101,7 @@ class Keys:
         return QtutorError(f"{self.file.path}: {self.name}.{key} is {found}, expected {wanted}. {mend}")
 
     def size(self, key: str, default=NEEDED, least: int = 1) -> int:
-        """A whole number; one for every block is taken where all are the same."""
+        """A whole number; a list with a number for every block is accepted if all of them are the same."""
         if not self.has(key) and default is not NEEDED:
             return default
         value = self.found(key)
@@ -113,7 +114,7 @@ class Keys:
         return int(value)
 
     def number(self, key: str, default=NEEDED) -> float:
-        """A float32 as the shortest decimal number that stands for it: 1e-05, not 9.999999747378752e-06."""
+        """A float32 as the shortest decimal number that gives it: 1e-05, not 9.999999747378752e-06."""
         if not self.has(key) and default is not NEEDED:
             return default
         value = self.found(key)
@@ -142,14 +143,14 @@ def _vocabulary(file: GGUFFile) -> int:
 
 
 def _with_window(keys: Keys, values: dict) -> dict:
-    """With the file's sliding window, where it has one that is shorter than its context."""
+    """``values`` with the file's sliding window, if the file has one that is shorter than its context."""
     window, context = keys.size("attention.sliding_window", 0, least=0), values["max_position_embeddings"]
     period = keys.architecture.window
     if period:
         pattern = "attention.sliding_window_pattern"
         if keys.has(pattern) and keys.found(pattern) != period:
             raise keys.wrong(pattern, f"{period}: qtutor runs no others", ELSEWHERE)
-        default = NEEDED if keys.architecture.local_rope else 4096  # without one, Gemma 3 is another graph there
+        default = NEEDED if keys.architecture.local_rope else 4096  # without it, Gemma 3 is another graph there
         return values | {"sliding_window": keys.size("attention.sliding_window", default)}
     if not 0 < window < context:
         return values
@@ -160,7 +161,7 @@ def _with_window(keys: Keys, values: dict) -> dict:
 
 
 def _ropes(keys: Keys, dim: int, context: int) -> dict:
-    """transformers' ``rope_parameters``; by the kind of block where those with a window have their own."""
+    """transformers' ``rope_parameters``; one set for each kind of block if blocks with a window have their own."""
     rope = _rope(keys, dim, context)
     if not keys.architecture.local_rope:
         return rope
@@ -169,7 +170,7 @@ def _ropes(keys: Keys, dim: int, context: int) -> dict:
 
 
 def _rope(keys: Keys, dim: int, context: int) -> dict:
-    """Those of one kind."""
+    """The ``rope_parameters`` of one kind of block."""
     base = keys.number("rope.freq_base", 10000.0)
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
@@ -205,7 +206,7 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
 
 
 def _factors(file: GGUFFile, dim: int, name: str) -> np.ndarray:
-    """What the tensor ``name`` divides frequencies by, float32 ``[dim / 2]``."""
+    """The divisors of the frequencies in the tensor ``name``, float32 ``[dim / 2]``."""
     if name not in file.tensors:
         raise QtutorError(f"{file.path}: tensor {name!r} is not there. {MEND}")
     factors = file.weight(name).ravel()

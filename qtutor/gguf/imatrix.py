@@ -1,20 +1,20 @@
-"""Importance matrices: the mean square of every input column of every tensor, measured, and as llama.cpp's files.
+"""Importance matrices: the mean square of every input column of every tensor, measured, or from llama.cpp's files.
 
     imatrix = importance(model, token_ids)      # or read("imatrix.gguf")
     data = encode(rows, "Q4_K", imatrix.importance_of("blk.0.attn_q.weight", columns))
-    write("imatrix.gguf", imatrix)              # llama-quantize --imatrix takes it
+    write("imatrix.gguf", imatrix)              # for llama-quantize --imatrix
 
-A file holds sums over tokens and how many tokens there were, so that files can be added up; what an encoder gets is
-their quotient, in float32, the division that llama-quantize does. Follows llama.cpp's ``tools/imatrix/imatrix.cpp``
-(write), ``common/imatrix-loader.cpp`` and ``tools/quantize/quantize.cpp`` (read). As there, only the blocks' matrices
-have entries: the embedding is looked up rather than multiplied with, and llama-imatrix counts the output matrix only
-when told to.
+A file holds sums over tokens and the number of tokens, so that files can be added up. An encoder gets the quotient in
+float32, the division that llama-quantize does. Follows llama.cpp's ``tools/imatrix/imatrix.cpp`` (write),
+``common/imatrix-loader.cpp`` and ``tools/quantize/quantize.cpp`` (read). As in llama.cpp, only the matrices of the
+blocks have entries: the embedding is a lookup, not a multiplication, and llama-imatrix measures the output matrix only
+on request.
 
-What is wrong in a matrix costs a model quietly, so :meth:`Imatrix.importance_of` says it aloud and goes on. llama.cpp
-refuses a matrix with a NaN or infinity, hands zeros to the encoders, which then round those columns any which way, and
-mentions a missing tensor among hundreds of lines of log. Left out: adding files up, writing the older ``.dat`` files
-(:func:`read` reads them), and putting a BOS token before each piece of text, as llama-imatrix does for tokenizers that
-have one: the token ids are taken as they are.
+A fault in a matrix makes a model worse without any sign, so :meth:`Imatrix.importance_of` warns of it and goes on.
+llama.cpp refuses a matrix with a NaN or infinity. It hands zeros to the encoders, which then round those columns
+arbitrarily, and mentions a missing tensor only among hundreds of lines of log. Left out: adding files up, writing the
+older ``.dat`` files (:func:`read` reads them), and putting a BOS token before each piece of text, as llama-imatrix does
+for tokenizers that have one: the token ids are used as they are.
 """
 
 import struct
@@ -39,23 +39,26 @@ WITHOUT_ENTRY = ("token_embd.weight", "output.weight")  # llama.cpp measures nei
 
 @dataclass(frozen=True)
 class Entry:
-    """What a tensor read: ``sums`` of x² over all tokens, float32 ``[experts, columns]``; ``counts`` of tokens, float32
-    ``[experts]``. All but mixtures of experts have one row."""
+    """The sums over the input of a tensor.
+
+    sums: x² summed over all tokens, float32 ``[experts, columns]``. counts: the number of tokens, float32
+    ``[experts]``. Only mixtures of experts have more than one row.
+    """
 
     sums: np.ndarray
     counts: np.ndarray
 
     @property
     def mean_square(self) -> np.ndarray:
-        """float32 ``[experts, columns]``, as llama-quantize computes it: ones for an expert that read nothing."""
+        """float32 ``[experts, columns]``, as llama-quantize computes it: ones for an expert that saw no token."""
         counts = np.rint(self.counts).astype(np.float32)[:, None]
-        with np.errstate(all="ignore"):  # importance_of names what is no number
+        with np.errstate(all="ignore"):  # importance_of warns of values that are no numbers
             return np.where(counts <= 0, np.float32(1), self.sums / counts)
 
 
 @dataclass(frozen=True)
 class Imatrix:
-    """Entries by the tensors' GGUF names; which texts were read, in how many pieces of how many tokens."""
+    """Entries by the tensors' GGUF names; the names of the texts, the number of pieces, and the tokens in a piece."""
 
     entries: dict[str, Entry]
     datasets: list[str] = field(default_factory=list)
@@ -63,11 +66,11 @@ class Imatrix:
     chunk_size: int = 0
 
     def importance_of(self, name: str, columns: int) -> np.ndarray | None:
-        """What :func:`qtutor.gguf.encode` takes as ``importance`` for the tensor ``name``: float32 ``[columns]``.
+        """The ``importance`` for :func:`qtutor.gguf.encode` of the tensor ``name``: float32 ``[columns]``.
 
-        A warning names the tensor where columns are made to count alike: those whose mean square is zero, negative, NaN
-        or infinite get the mean of the others (ones if there is none); all get ones where no token was counted; and a
-        tensor without entry gets ``None``, as in llama.cpp. Raises :class:`QtutorError` for an entry of another width.
+        A warning names the tensor in three cases. Columns whose mean square is zero, negative, NaN or infinite get the
+        mean of the others (ones if there is none). If no token was counted, all columns get ones. A tensor without
+        entry gets ``None``, as in llama.cpp. Raises :class:`QtutorError` for an entry of another width.
         """
         if name not in self.entries:
             if name not in WITHOUT_ENTRY:
@@ -102,10 +105,10 @@ def _experts(found: np.ndarray) -> str:
 def importance(model, token_ids, dataset: str = "") -> Imatrix:
     """The importance matrix of a decoder (float, transformers') while it reads ``token_ids``, int64 [samples, length].
 
-    dataset: what the text is called, for the file. Raises :class:`QtutorError` for an unknown family of decoders, and
-    where :func:`qtutor.calibration.statistics.layer_inputs` does.
+    dataset: the name of the text, for the file. Raises :class:`QtutorError` for an unknown family of decoders, and when
+    :func:`qtutor.calibration.statistics.layer_inputs` does.
     """
-    from qtutor.calibration.statistics import layer_inputs  # torch: reading a file shall not wait for it
+    from qtutor.calibration.statistics import layer_inputs  # imports torch, which reading a file does not need
     from qtutor.guards.ids import samples_of
     from qtutor.guards.model import decoder_of
 
@@ -139,7 +142,7 @@ def read(path: str | Path) -> Imatrix:
     """Read an imatrix file, GGUF or the older ``.dat``.
 
     Raises :class:`GGUFError` for a damaged file, a GGUF file that holds something else, sums without counts, and an
-    older file that is cut off; what the numbers are is :meth:`Imatrix.importance_of`'s affair.
+    older file that is cut off. The numbers themselves are checked by :meth:`Imatrix.importance_of`.
     """
     try:
         with open(path, "rb") as file:
@@ -196,7 +199,7 @@ def _from_dat(file: BinaryIO, size: int) -> Imatrix:
         name = take(number(f"the length of name {i}"), f"name {i}").decode(errors="replace")
         calls, columns = number(f"the calls of {name!r}"), number(f"the columns of {name!r}")
         sums = np.frombuffer(take(4 * columns, f"the values of {name!r}"), "<f4")
-        entries[name] = Entry(sums[None], np.array([max(calls, 1)], np.float32))  # as in llama.cpp, 0 does not divide
+        entries[name] = Entry(sums[None], np.array([max(calls, 1)], np.float32))  # as in llama.cpp: 0 calls count as 1
     if not entries:
         raise GGUFError(f"{file.name} holds no entry: it is no imatrix file, or an empty one.")
     chunks = number("the number of chunks") if file.tell() < size else 0

@@ -3,7 +3,7 @@
     IQ4_NL  weight = d * VALUES[code]                      blocks of 32
     IQ4_XS  weight = d * (scale_code - 32) * VALUES[code]  super-blocks of 256 with a 6-bit scale for every 32
 
-The values are llama.cpp's (``kvalues_iq4nl``). They lie closer together near zero, where most weights are. The search
+The values are llama.cpp's (``kvalues_iq4nl``). They are closer together near zero, where most weights are. The search
 works as in :func:`~qtutor.gguf.search.signed`, with another rounding: it puts the weight of largest magnitude on 15
 places near -127, one after the other, and keeps the scale that reduces the error most. Follows
 ``quantize_row_iq4_nl_impl``.
@@ -25,7 +25,7 @@ MIDDLES = (VALUES[1:] + VALUES[:-1]) / f4(2)  # exact: multiples of one half
 
 @jit
 def nearest_value(x):
-    """The value closest to ``x``; the upper one where two are equally close. Each middle below ``x`` adds a step."""
+    """The value closest to ``x``; the upper one if two are equally close. Each middle below ``x`` adds a step."""
     value = VALUES[0]
     for step in range(15):
         value += STEPS[step] if x >= MIDDLES[step] else f4(0)
@@ -74,7 +74,7 @@ def search(x, w, scale):
             inv[lane] = (f4(t) + VALUES[0]) / top[lane]
         _projection(x, w, inv, sum_xv, sum_vv)
         for lane in range(LANES):
-            # sum_xv**2 / sum_vv is what the best scale for these values takes off the error
+            # sum_xv**2 / sum_vv is the reduction of the error by the best scale for these values
             if sum_vv[lane] > 0 and sum_xv[lane] * sum_xv[lane] > best[lane] * sum_vv[lane]:
                 scale[lane] = sum_xv[lane] / sum_vv[lane]
                 best[lane] = scale[lane] * sum_xv[lane]
@@ -85,7 +85,7 @@ def search(x, w, scale):
 
 @jit
 def search_16(blocks, first, importance, per_mean, spread, scale):
-    """Scales of the 16 blocks of 32 from ``first`` on; ``spread``: mean squares, each for ``per_mean`` of them."""
+    """Scales of the 16 blocks of 32 from ``first`` on; ``spread``: mean squares, one for every ``per_mean`` blocks."""
     room = np.empty((2, SIZE, LANES), f4)
     xs, w = room[0], room[1]
     means = np.empty(LANES, f4)

@@ -50,11 +50,11 @@ def weigh(x, importance, first, means, absolute, w):
             for lane in range(LANES):
                 w[i, lane] = spread[lane] + abs(x[i, lane])
         return
-    for lane in range(LANES):  # sub-blocks lie row after row, and every row has the same columns
+    for lane in range(LANES):  # sub-blocks are in row order, and every row has the same columns
         column = importance[(first + lane) % len(importance)]
         for i in range(size):
             w[i, lane] = column[i]
-    # The error of a large weight counts more. The mean under the root keeps the others from counting nothing.
+    # The error of a large weight counts more. The mean under the root keeps small weights from counting nothing.
     for i in range(size):
         for lane in range(LANES):
             w[i, lane] *= np.sqrt(means[lane] + x[i, lane] * x[i, lane])
@@ -64,16 +64,16 @@ def weigh(x, importance, first, means, absolute, w):
 def share(values, weights, weighted, top, codes, shared):
     """Quantize the scales, or the minima, of sub-blocks: ``values [sub-block, LANES]``, a super-block in each lane.
 
-    Writes codes 0 ... top, and the one scale of these codes, ``shared [LANES]`` (``d`` or ``dmin``).
+    Writes codes 0 ... top, and ``shared [LANES]``, the one scale of these codes (``d`` or ``dmin``).
     """
-    if weighted:  # with importance a search decides, in which a sub-block counts by the sum of its w
+    if weighted:  # with importance a search decides: a sub-block counts by the sum of its w
         positive(values, weights, top, shared, codes)
         return
     for lane in range(LANES):  # without importance: the greatest value gets the code top, the others are rounded
         greatest = f4(0)
         for s in range(len(values)):
             greatest = max(greatest, values[s, lane])
-        inv = top / greatest if greatest > 0 else f4(0)  # all values are 0 where the greatest is
+        inv = top / greatest if greatest > 0 else f4(0)  # all values are 0 if the greatest is 0
         for s in range(len(values)):
             # & 255: llama.cpp keeps these codes in a byte
             codes[s, lane] = min(nearest(inv * values[s, lane]) & 255, i4(top))
@@ -150,7 +150,7 @@ def encode_16(x, importance, first, size, top, scale_top, grids, codes, scale_co
     share(mins, sums, weighted, scale_top, min_codes, dmin)
     if weighted:
         settle(scale_codes, min_codes, top)
-    # Step 3: code the weights with the scales that a decoder will read. So the codes compensate for their rounding.
+    # Step 3: code the weights with the scales that a decoder will read, so the codes compensate for their rounding.
     for b in range(LANES):
         d[b], dmin[b] = from_half(to_half(d[b])), from_half(to_half(dmin[b]))
         for s in range(n):

@@ -32,7 +32,7 @@ SIZE = 16  # values of a sub-block. A super-block has as many sub-blocks as ther
 
 @jit
 def code_block(x, steps, levels, half, codes):
-    """Codes ``nearest(x / step) + half`` of a super-block; where a step is 0, the ``levels`` that the search found."""
+    """Codes ``nearest(x / step) + half`` of a super-block; if a step is 0, the ``levels`` that the search found."""
     for s in range(SIZE):
         at, step = s * SIZE, steps[s]
         for i in range(SIZE):
@@ -94,7 +94,7 @@ def _search(subs, first, scales, levels):
 
 @jit
 def _search_weighted(x, subs, weights, first, scales, sums, levels):
-    """The same with importance; ``sums``: for every sub-block the sum of ``w``, by which its scale will count."""
+    """The same with importance; ``sums``: the sum of ``w`` for every sub-block, the weight of its scale later."""
     room = np.empty((2, SIZE, LANES), f4)
     xs, w = room[0], room[1]
     room = np.empty((4, LANES), f4)
@@ -130,7 +130,7 @@ def _share_scales(scales, sums, weighted, codes, d):
             for s in range(SIZE):
                 codes[b, s] = np.uint8(levels[s, b] + half)
         return
-    for b in range(LANES):  # without importance: the largest scale takes the lowest level, the others are rounded
+    for b in range(LANES):  # without importance: the largest scale gets the lowest level, the others are rounded
         largest = first_largest(scales[b])
         inv_scale = -half / largest
         d[b] = f4(1) / inv_scale if largest != 0 else f4(0)

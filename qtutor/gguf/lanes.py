@@ -28,7 +28,7 @@ f4, i4 = np.float32, np.int32
 
 
 def _sources() -> list[Path]:
-    """The files of this room with compiled functions."""
+    """The files of this folder with compiled functions."""
     return [path for path in Path(__file__).parent.glob("*.py") if b"jit" in path.read_bytes()]
 
 
@@ -65,7 +65,7 @@ def level(value, lowest, highest):
 
 @jit
 def to_half(value):
-    """The bits of the float16 nearest to a float32, ties to even; too large values become infinity."""
+    """The bits of the float16 nearest to a float32, ties to even; values that are too large become infinity."""
     word = f4(value).view(np.int32)
     bits, sign = word & 0x7FFFFFFF, (word >> 16) & 0x8000
     if bits > 0x7F800000:
@@ -125,7 +125,7 @@ fold = jit(fold, inline="always")  # six times as fast, because bits and stride 
 
 @jit
 def extremes(values):
-    """The smallest and the largest value; where 0.0 and -0.0 tie, the first of them."""
+    """The smallest and the largest value; if 0.0 and -0.0 tie, the first of them."""
     low, high = f4(np.inf), f4(-np.inf)
     for i in range(len(values)):
         value = values[i]
@@ -136,7 +136,7 @@ def extremes(values):
 
 @jit
 def first_largest(values):
-    """The value of largest magnitude, with its sign; the first one where several tie."""
+    """The value of largest magnitude, with its sign; the first one if several tie."""
     low, high = extremes(values)
     if high > -low:
         return high

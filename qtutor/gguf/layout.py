@@ -1,4 +1,4 @@
-"""The block types of GGUF: how many bytes a block has, which fields these form, and how the fields hold the codes.
+"""The block types of GGUF: the size of a block, the fields that its bytes form, and how the fields hold the codes.
 
 A GGUF block is a fixed number of weights in a row, encoded together. Sources: the block structs in llama.cpp's
 ``ggml-common.h``, the type numbers in ``ggml.h``; for the file around them, ggml's ``docs/gguf.md``. All numbers are
@@ -12,13 +12,13 @@ import numpy as np
 
 SUPER = 256  # values of a super-block
 
-# The values of the four-bit codes: of IQ4_NL and IQ4_XS, and of MXFP4 (twice those of E2M1).
+# The values of four-bit codes: first those of IQ4_NL and IQ4_XS, then those of MXFP4 (twice the values of E2M1).
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 
 
 def _half_e4m3(code: int) -> float:
-    """Half of what a byte stands for as E4M3 without a sign; 0 for the code of NaN, and bit 7 is not looked at."""
+    """Half of the value of a byte as E4M3 without a sign; 0 for the code of NaN, and bit 7 is ignored."""
     exponent, mantissa = code >> 3 & 15, code & 7
     if code == 0x7F:
         return 0.0
@@ -42,7 +42,7 @@ class Field:
 class BlockType:
     """One storage type of GGUF: ``values`` weights in ``nbytes`` bytes.
 
-    ``largest``: the largest weight that a block can hold, over its float16 scale; 0 if it has no such scale.
+    ``largest``: the largest weight that a block can hold, divided by its float16 scale; 0 if it has no such scale.
     """
 
     name: str
@@ -152,7 +152,7 @@ _TYPES = (
     BlockType("Q2_0", 42, 64, 18, (_D, Field("qs", 16, "2 bits a code, four neighbours to a byte")), 1),
 )  # fmt: skip
 
-# Numbers of types that files of older versions hold, and that llama.cpp does not read any more.
+# Types in files of older versions, by number; llama.cpp does not read them any more.
 REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
            38: "IQ4_NL_8_8"}  # fmt: skip
 ALL_TYPES = {block_type.name: block_type for block_type in _TYPES}

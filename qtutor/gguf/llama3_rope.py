@@ -1,6 +1,6 @@
-"""Llama 3's scaling of positions: a few parameters in transformers' config, in a GGUF file a tensor of factors.
+"""Llama 3's scaling of positions: a few parameters in transformers' config, a tensor of factors in a GGUF file.
 
-    factors_of(rope_parameters, 128)  # float32 [64], what each frequency of a head is divided by
+    factors_of(rope_parameters, 128)  # float32 [64], the divisor of each frequency of a head
     rope_of(factors, 5e5, 128, 131_072, "a.gguf")  # and back
 
 Source: llama.cpp's ``conversion/llama.py``; transformers' ``modeling_rope_utils.py``.
@@ -13,14 +13,15 @@ import numpy as np
 
 from qtutor.errors import QtutorError, shown
 
-ROPE = "rope_freqs.weight"  # the tensor, which stands for no parameter
+ROPE = "rope_freqs.weight"  # the tensor, which is no parameter of the model
 
 
 def factors_of(rope: dict, dim: int) -> np.ndarray:
-    """Llama 3's scaling: what it divides each of the ``dim / 2`` frequencies of a head by, float32.
+    """Llama 3's scaling: the divisor of each of the ``dim / 2`` frequencies of a head, float32.
 
-    Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are slowed by ``factor``;
-    fast ones (``high_freq_factor`` times) stay; between, the two are mixed.
+    Slow frequencies, which turn less than ``low_freq_factor`` times in the original context, are divided by ``factor``.
+    Fast frequencies, which turn more than ``high_freq_factor`` times, stay. Frequencies between the two limits get a
+    mixture.
     """
     factor, frequency = rope["factor"], rope["rope_theta"] ** -(np.arange(0, dim, 2) / dim)
     turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
@@ -30,12 +31,13 @@ def factors_of(rope: dict, dim: int) -> np.ndarray:
 
 
 def rope_of(factors: np.ndarray, base: float, dim: int, longest: int, where: str) -> dict:
-    """The parameters of Llama 3's scaling with which :func:`.hyperparameters.llama3_factors` gives ``factors``.
+    """The parameters of Llama 3's scaling for which :func:`factors_of` gives ``factors``.
 
-    factors: float64 ``[dim / 2]``, what each frequency is divided by: 1 for fast frequencies, the largest for slow
-    ones, and between them along a line in the turns that a frequency takes in the original context. Where the context
-    and both ends of the line are doubled, all factors stay the same; so the context is Llama 3's, 8192 tokens, where
-    the model's own (``longest``) is longer, as transformers wants it.
+    factors: float64 ``[dim / 2]``, the divisor of each frequency: 1 for fast frequencies, the largest for slow ones.
+    Between them, the factors follow a line in the turns of a frequency in the original context. All factors stay the
+    same if the context and both ends of the line are doubled, so the context can be chosen: Llama 3's 8192 tokens, or
+    half of the model's own (``longest``) if that is less, because transformers expects a context shorter than the
+    model's.
     """
     if np.allclose(factors, 1, rtol=1e-6):
         return {}
@@ -54,14 +56,14 @@ def rope_of(factors: np.ndarray, base: float, dim: int, longest: int, where: str
 
 
 def _ends_of_line(turns: np.ndarray, fast: np.ndarray) -> tuple[float, float]:
-    """Where the line reaches 0 and 1 that ``fast`` follows between its ends; NaN where there is none.
+    """``fast`` follows a line between 0 and 1: the turns at which the line is 0 and 1; NaN if there is no line.
 
-    Millionths are rounded off: what comes of 1 and 4 shall be 1 and 4.
+    Differences of millionths are rounded off: a tensor made with 1 and 4 gives exactly 1 and 4.
     """
     between = np.flatnonzero((fast > 1e-6) & (fast < 1 - 1e-6))
     if len(between) >= 2:
         slope, at_zero = np.polyfit(turns[between], fast[between], 1)
-    else:  # of the lines to the nearest point of each end the steepest, which leaves both ends as they are
+    else:  # the steepest line to a point of an end or between, which leaves both ends as they are
         points = [*np.flatnonzero(fast >= 1 - 1e-6)[-1:], *between, *np.flatnonzero(fast <= 1e-6)[:1]]
         slopes = [(fast[a] - fast[b]) / (turns[a] - turns[b]) for a, b in pairwise(points)]
         steepest = int(np.argmax(slopes)) if slopes else 0

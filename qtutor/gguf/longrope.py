@@ -1,12 +1,12 @@
-"""Phi-3's scaling of positions for long texts: two lists of factors, and a number that attention is sharpened by.
+"""Phi-3's scaling of positions for long texts: two lists of factors, and a number that sharpens attention.
 
     tensors_of(rope_parameters)            # {"rope_factors_short.weight": float32 [n], "rope_factors_long.weight": ...}
     keys_of(rope_parameters, 131_072)      # {"scaling.original_context_length": 4096, "scaling.attn_factor": 1.19}
     rope_of(file, ...)                     # and back
 
-What each frequency is divided by depends on the length of the text: transformers takes the second list where the text
-is longer than the original context, llama.cpp where the context is that it was started with. So the two agree on texts
-within the original context in a llama.cpp started with no more than that, and on longer ones.
+The divisor of each frequency depends on the length of the text. transformers uses the second list if the text is longer
+than the original context, llama.cpp if it was started with a longer context. So the two agree on texts within the
+original context if llama.cpp was started with no more than that context, and on longer texts.
 
 Source: llama.cpp's ``conversion/phi.py``; ``llama_model::get_rope_factors``; transformers' ``modeling_rope_utils.py``.
 """
@@ -22,12 +22,12 @@ CONTEXT, SHARPER = "scaling.original_context_length", "scaling.attn_factor"  # b
 
 
 def tensors_of(rope: Mapping) -> dict[str, np.ndarray]:
-    """The tensors, which stand for no parameters, by name."""
+    """The tensors, which are no parameters of the model, by name."""
     return {name: np.array(rope[key], np.float32) for name, key in TENSORS.items()}
 
 
 def keys_of(rope: Mapping, longest: int) -> dict:
-    """What a file says beside them. longest: the model's context."""
+    """The keys of a file beside the tensors. longest: the model's context."""
     context = rope["original_max_position_embeddings"]
     factor = rope.get("factor") or longest / context
     sharper = rope.get("attention_factor")

@@ -1,14 +1,15 @@
-"""Which tensor of a file gets which block type: what "Q4_K_M" says and "Q4_K" does not.
+"""Which tensor of a file gets which block type: the difference between "Q4_K_M" and "Q4_K".
 
     types = tensor_types("Q4_K_M", shapes, heads=32, kv_heads=8)  # {"blk.0.attn_v.weight": "Q6_K", ...}
 
-A mix is a type for most tensors and a better one for those whose errors hurt more: the attention's values, the way back
-out of the MLP, the output; in all layers or in some. :data:`MIXES` holds them as llama.cpp's ``src/llama-quant.cpp``
-does (``llama_tensor_get_type_impl``, ``tensor_type_fallback``): rules found by trying, not derived from anything.
+A mix is a type for most tensors and a better type for tensors whose errors hurt more: the attention's values, the MLP's
+output matrix, the output; in all layers or in some. :data:`MIXES` holds the mixes as llama.cpp's
+``src/llama-quant.cpp`` does (``llama_tensor_get_type_impl``, ``tensor_type_fallback``): the rules were found by
+experiment, not derived.
 
 Left out: mixture-of-experts and the architectures whose rules differ (Falcon, GLM), and the mixes whose block types
-qtutor does not encode (IQ1, IQ2, IQ3). NVFP4 is no mix of llama-quantize, which gets such weights from ModelOpt alone;
-ours follows the rules that hold for all.
+qtutor does not encode (IQ1, IQ2, IQ3). llama-quantize has no mix for NVFP4, because it gets such weights only from
+ModelOpt; our NVFP4 mix follows the rules that hold for all mixes.
 """
 
 import math
@@ -24,12 +25,12 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2",
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands: all that a rule may ask for."""
+    """The place of a tensor in the model: all that a rule may look at."""
 
     layer: int
     layers: int
     grouped: bool  # four or more query heads share one value head: attn_v is small, and more bits for it cost little
-    huge: bool  # what llama.cpp takes for a model of 70 billion weights
+    huge: bool  # llama.cpp treats it as a model of 70 billion weights
     importance: bool  # whether the file is made with an importance matrix
 
 
@@ -54,19 +55,19 @@ def more_bits(place: Place) -> bool:
     return place.layer < eighth or place.layer >= 7 * place.layers // 8 or (place.layer - eighth) % 3 == 2
 
 
-Rules = tuple[tuple[str, Callable[[Place], bool]], ...]  # (type, where): the first that holds decides
+Rules = tuple[tuple[str, Callable[[Place], bool]], ...]  # (type, where): the first rule that applies decides
 
 
 @dataclass(frozen=True)
 class Mix:
-    """``number``: what ``general.file_type`` says. ``base``: the type of every matrix that no rule speaks of."""
+    """``number``: the value of ``general.file_type``. ``base``: the type of every matrix that no rule names."""
 
     number: int
     base: str
     attn_v: Rules = ()
     ffn_down: Rules = ()
     attn_output: Rules = ()
-    token_embd: Rules = ()  # where the output has a tensor of its own
+    token_embd: Rules = ()  # if the output has a tensor of its own
 
 
 _UNGUIDED = (("Q5_K", lambda place: in_first_eighth(place) and not place.importance),)
@@ -116,12 +117,12 @@ MIXES = {
     "Q1_0": Mix(40, "Q1_0"),
     "Q2_0": Mix(41, "Q2_0", token_embd=(("Q4_K", always),)),
 }  # fmt: skip
-PURE = {"MXFP4": 38}  # the number of a type that no mix here consists of
+PURE = {"MXFP4": 38}  # the number of a type that is the base of no mix here
 
-ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as in llama-quantize
 
-# Blocks of 64 to 256 need rows that they divide; these take their place where only 32 does, a little larger each.
-# llama.cpp has none for NVFP4 and Q1_0, and gives up there.
+# Blocks of 64 to 256 need rows whose width they divide. If only 32 divides the width, these types replace them; each is
+# a little larger. llama.cpp has no replacement for NVFP4 and Q1_0, and gives up.
 NARROW = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0",
     "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q2_0": "Q4_0", "NVFP4": "Q4_0", "Q1_0": "Q4_0",
@@ -147,7 +148,7 @@ def tensor_types(
     """The block type of every tensor in ``shapes`` (GGUF name -> shape as torch has it), as llama.cpp chooses it.
 
     importance: whether the file is made with an importance matrix. pure: every matrix gets the one type called ``mix``.
-    Embeddings count as tied where there is no ``output.weight``. Norms, biases and other vectors stay F32. Raises
+    Embeddings count as tied if there is no ``output.weight``. Norms, biases and other vectors stay F32. Raises
     :class:`GGUFError` for an unknown mix or architecture, a matrix that no rule is known for, and for Q2_K_S without
     importance, which llama.cpp refuses, too.
 
@@ -177,7 +178,7 @@ def tensor_types(
 
 
 def find_mix(name: str) -> Mix:
-    """The mix called ``name``, or that the alias ``name`` stands for; :class:`GGUFError` lists the known ones."""
+    """The mix called ``name``, or the mix of the alias ``name``; :class:`GGUFError` lists the known ones."""
     name = ALIASES.get(name, name)
     if name not in MIXES:
         hint = f" {name} is a block type that no mix consists of: pure=True takes it." if name in TYPES else ""
@@ -186,14 +187,14 @@ def find_mix(name: str) -> Mix:
 
 
 def file_type(mix: str, pure: bool = False) -> int:
-    """What ``general.file_type`` says of a mix, or of a file of one type; readers only show it."""
+    """The number ``general.file_type`` of a mix, or of a file of one type; readers only show it."""
     if pure and _block_type(mix) in PURE:
         return PURE[mix]
     return find_mix(mix).number
 
 
 def fitting(type: str, width: int) -> str:
-    """``type``, or what replaces it in rows of ``width`` weights that its blocks do not divide.
+    """``type``, or its replacement if its blocks do not divide rows of ``width`` weights.
 
     >>> fitting("Q4_K", 512), fitting("Q4_K", 288), fitting("Q4_K", 100)
     ('Q4_K', 'Q5_0', 'F16')
@@ -211,7 +212,7 @@ def _block_type(name: str) -> str:
 
 
 def _kind(name: str, shape: tuple[int, ...]) -> tuple[str | None, int]:
-    """What a matrix is ("attn_v", "output" ...) and its layer; ``None`` for what is never quantized."""
+    """The kind of a matrix ("attn_v", "output" ...) and its layer; ``None`` for a tensor that is never quantized."""
     if math.prod(shape[:-1]) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight"):
         return None, 0  # to ggml a matrix of one row is a vector, too
     match = _IN_LAYER.fullmatch(name)
@@ -228,12 +229,12 @@ def _wanted(mix: Mix, kind: str, width: int, tied: bool, place: Place) -> str:
     """The type that a matrix would have if its width fitted."""
     if mix.base in ("F32", "F16", "BF16"):
         return mix.base
-    if kind == "output" or (kind == "token_embd" and tied):  # nothing comes after it that could make up for errors
+    if kind == "output" or (kind == "token_embd" and tied):  # no later layer can compensate for its errors
         return "Q8_0" if mix.base == "Q8_0" or width % TYPES[mix.base].values else "Q6_K"
     kind = "attn_v" if kind == "attn_qkv" else kind  # it holds the values
     rules = getattr(mix, kind, ())
     wanted = next((better for better, where in rules if where(place)), mix.base)
-    if place.huge and kind == "attn_v" and wanted in ("Q3_K", "Q4_K"):  # an eighth of attn_q's size there
+    if place.huge and kind == "attn_v" and wanted in ("Q3_K", "Q4_K"):  # there it has an eighth of attn_q's size
         return "Q5_K"
     return wanted
 

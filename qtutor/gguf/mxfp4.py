@@ -42,7 +42,7 @@ def mxfp4(x, importance, data):
         for i in range(SIZE):
             size = abs(x[b, i])
             code = i4(0)
-            for k in range(7):  # where two values are equally close, the smaller magnitude wins
+            for k in range(7):  # if two values are equally close, the smaller magnitude wins
                 code += i4(1) if size > MIDDLES[k] * scale else i4(0)
             codes[i] = code | (i4(8) if x[b, i] < 0 and code > 0 else i4(0))
         data[b, 0] = exponent

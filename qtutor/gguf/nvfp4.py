@@ -3,13 +3,13 @@
     weight = scale * VALUES[code]        VALUES as in MXFP4, twice what E2M1 holds; so a scale is half of its E4M3
 
 The largest magnitude of a sub-block becomes 6, the largest value of E2M1. Importance makes no difference. Follows
-llama.cpp's ``quantize_row_nvfp4_ref`` with all that it does to a scale: halves of its last bit go up, what is above
-256 becomes 448, and what is below 2**-10 becomes 0.
+llama.cpp's ``quantize_row_nvfp4_ref``, including its changes to a scale: halves of the last bit are rounded up, scales
+above 256 become 448, and scales below 2**-10 become 0.
 
-The format has one more number, a float32 for the whole tensor, which brings its scales into E4M3's range. llama.cpp
+The format has one more number, a float32 for the whole tensor, which brings the scales into E4M3's range. llama.cpp
 reads it from a tensor of its own (``blk.0.attn_q.scale``) in files that were converted from ModelOpt's. Its encoder
-knows no such number, and neither does this one. Scales of usual weights, of about 0.01, are then subnormal, with 2 or 3
-bits: the file is worse than :data:`qtutor.core.float_grid.NVFP4`, which has that number.
+does not use this number, and neither does ours. The scales of usual weights, about 0.01, are then subnormal, with 2 or
+3 bits: the file is worse than :data:`qtutor.core.float_grid.NVFP4`, which has that number.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ VALUES = MXFP4_VALUES.astype(f4)
 
 @jit
 def scale_code(scale):
-    """The code of E4M3 next to a float32 that is not negative, as llama.cpp rounds it."""
+    """The E4M3 code closest to a float32 that is not negative, as llama.cpp rounds it."""
     bits = f4(scale).view(np.int32)
     exponent = (bits >> 23) - 120  # of E4M3, whose bias is 7
     if exponent <= 0:  # subnormal: whole multiples of 2**-9
@@ -34,8 +34,10 @@ def scale_code(scale):
 
 @jit
 def nearest_code(value, scale):
-    """The code of least error, the first of several: for ties the smaller magnitude, for scale 0 and all that is too
-    large to tell levels apart in float32, code 0.
+    """The code of least error, the first of several.
+
+    So a tie gives the smaller magnitude, and code 0 is chosen if the scale is 0, or if the value is so large that all
+    levels have the same error in float32.
     """
     best, least = i4(0), abs(VALUES[0] * scale - value)
     for code in range(1, 16):

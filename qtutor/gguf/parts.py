@@ -1,9 +1,9 @@
 """Files that are parts of a larger one: llama.cpp cuts them as NAME-00001-of-00003.gguf.
 
-    file = read_whole("model-00002-of-00003.gguf")     # whichever part is named
+    file = read_whole("model-00002-of-00003.gguf")     # any of the parts
 
-The first part has the metadata, each has some tensors, and ``split.no`` (counted from 0) and ``split.count`` say which
-part it is. A file without these is a whole one, whatever it is called.
+The first part has the metadata, and each part has some tensors. ``split.no`` (counted from 0) and ``split.count`` say
+which part it is. A file without these keys is a whole one, whatever it is called.
 """
 
 import re
@@ -20,7 +20,7 @@ MOST_NAMED = 6  # names of files in a message
 
 
 class Whole:
-    """Parts as one file: what a :class:`~.reader.GGUFFile` has; the offsets of tensors are those in their parts."""
+    """Parts as one file, like a :class:`~.reader.GGUFFile`; a tensor's offset counts from the start of its part."""
 
     def __init__(self, parts: list[GGUFFile]):
         self.parts, first = parts, parts[0]
@@ -37,9 +37,9 @@ class Whole:
 
 
 def read_whole(path: str | Path) -> GGUFFile | Whole:
-    """Open a GGUF file, and where it is a part of a larger one, all its parts.
+    """Open a GGUF file, and if it is a part of a larger one, all its parts.
 
-    Raises :class:`GGUFError` as :func:`.reader.read` does, and where a part is missing or belongs to another file.
+    Raises :class:`GGUFError` as :func:`.reader.read` does, and if a part is missing or belongs to another file.
     """
     file = read(path)
     count = _number(file.metadata, "count", 1)
@@ -76,7 +76,7 @@ def read_whole(path: str | Path) -> GGUFFile | Whole:
 
 
 def read_here(path: str | Path) -> GGUFFile | Whole:
-    """The parts of a file as one where all are here and belong together, else the one that is named."""
+    """The parts of a file as one if all are here and belong together, otherwise only the file at ``path``."""
     file = read(path)
     try:
         return read_whole(path) if part_of(path, file.metadata) else file
@@ -85,7 +85,7 @@ def read_here(path: str | Path) -> GGUFFile | Whole:
 
 
 def names_of(path: str | Path) -> list[Path]:
-    """The names of all parts, by the name of one; of a file that is not named as a part, its own."""
+    """The names of all parts, from the name of one; a file that is not named as a part has only its own name."""
     path = Path(path)
     match = PART.fullmatch(path.name)
     if not match or not 0 < int(match["number"]) <= int(match["count"]):
@@ -94,7 +94,7 @@ def names_of(path: str | Path) -> list[Path]:
 
 
 def missing_parts(path: str | Path) -> str | None:
-    """A sentence that names the parts of a split file that are not here; ``None`` where all are."""
+    """A sentence that names the parts of a split file that are not here; ``None`` if all are here."""
     missing = [name.name for name in names_of(path) if not name.is_file()]
     if not missing:
         return None
@@ -106,10 +106,10 @@ def missing_parts(path: str | Path) -> str | None:
 
 
 def part_of(path: str | Path, metadata: dict | None = None) -> str | None:
-    """What to say of a file that is a part: which, and where the others are; ``None`` for a whole one.
+    """A text about a file that is a part: which part, and where the others are; ``None`` for a whole file.
 
-    metadata: of the file, where it was read; it knows of parts that were given other names, and of whole files that
-    were given such a name.
+    metadata: of the file, if it was read; it shows parts that were given other names, and whole files that were given
+    the name of a part.
 
     >>> part_of("model-00001-of-00002.gguf")
     'part 1 of 2 of a split file; the other: model-00002-of-00002.gguf (not here)'
@@ -137,6 +137,6 @@ def _name(match: re.Match, number: int) -> str:
 
 
 def _number(metadata: dict, key: str, default: int) -> int:
-    """The number ``split.{key}``, ``default`` where it is not there or no number."""
+    """The number ``split.{key}``; ``default`` if it is missing or no number."""
     value = metadata.get(f"split.{key}", default)
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else default

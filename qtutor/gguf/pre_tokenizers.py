@@ -1,13 +1,14 @@
-"""How words are cut before they are merged: which expressions llama.cpp knows by which name.
+"""How words are cut before they are merged: the expressions, and llama.cpp's names for them.
 
-A GGUF file only *names* them (``tokenizer.ggml.pre``), and llama.cpp has the expressions that belong to the name built
-in. :func:`name_of` recognises a name by the expressions in a ``tokenizer.json``, :func:`cuts_of` is the way back. A
-wrong name still gives the same tokens for simple words, and other ones for digits, contractions and indented code.
+A GGUF file only *names* the expressions (``tokenizer.ggml.pre``), and llama.cpp has the expressions of each name built
+in. :func:`name_of` finds the name for the expressions in a ``tokenizer.json``, :func:`cuts_of` is the way back. A wrong
+name still gives the same tokens for simple words, but other tokens for digits, contractions and indented code.
 
-In the table is what tests/gguf/test_in_llama_cpp.py proves: tokenizers that merge across every cut make the same tokens
-in llama.cpp. Three names are :data:`APPROXIMATE`: llama.cpp tells capitals from small letters in ASCII alone, or not at
-all. Left out are falcon (which cuts once more after it made bytes), tiny_aya (llama.cpp finds other borders of words),
-afmoe, kimi-k2 (cut by programs of their own), and chameleon. Source: llama.cpp's ``src/llama-vocab.cpp``.
+The table contains what tests/gguf/test_in_llama_cpp.py proves: tokenizers that merge across every cut make the same
+tokens in llama.cpp. Three names are :data:`APPROXIMATE`: llama.cpp distinguishes capitals from small letters only in
+ASCII, or not at all. Left out are falcon (which cuts once more after the text became bytes), tiny_aya (llama.cpp finds
+other borders of words), afmoe, kimi-k2 (cut by programs of their own), and chameleon. Source: llama.cpp's
+``src/llama-vocab.cpp``.
 """
 
 import unicodedata
@@ -36,7 +37,7 @@ def _cased(contractions: str, digits: str) -> str:
 
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _HAN_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-# Letters that come in capitals and small ones, as DeepSeek lists them
+# Letters that have a capital and a small form, as DeepSeek lists them
 _CASED_LETTERS = (
     "A-Za-z\xb5\xc0-\xd6\xd8-\xf6\xf8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
     "\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556"
@@ -67,7 +68,7 @@ _YOUTU = (
 )
 _LONG_SPACES = "|".join(rf"\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4))
 
-# (expressions one after the other, ignore_merges) -> what llama.cpp calls it
+# (expressions, applied one after the other, ignore_merges) -> llama.cpp's name
 PRE_TOKENIZERS = {
     ((GPT2_SPLIT,), False): "gpt-2",
     ((LLAMA3_SPLIT,), True): "llama-bpe",
@@ -100,14 +101,14 @@ PRE_TOKENIZERS = {
     ((_SENTENCES, r"\p{N}"), False): "viking",
 }  # fmt: skip
 OTHER_SPELLINGS = {((_CL100K,), True): "llama-bpe", ((_CL100K,), False): "smaug-bpe"}
-DIGITS_APART = {((*_DEEPSEEK_LLM, r"\p{N}"), False): "deepseek-llm"}  # llama.cpp leaves them to the merges
-# Which words llama.cpp may cut in other places than the tokenizer
+DIGITS_APART = {((*_DEEPSEEK_LLM, r"\p{N}"), False): "deepseek-llm"}  # llama.cpp leaves the digits to the merges
+# The words that llama.cpp may cut in other places than the tokenizer
 APPROXIMATE = {
     **dict.fromkeys(("tekken", "gpt-4o"), "a word with capitals outside of ASCII in its middle"),
     "youtu": "a word with capitals behind small letters (camelCase)",
 }
 
-# Other names for the same in llama.cpp; those that begin texts with bos unless the file says otherwise come first.
+# Other names of the same entry in llama.cpp; names for which texts begin with bos by default come first.
 _LIKE_LLAMA3 = ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
 SYNONYMS = {
     "gpt-2": ("mpt", "olmo", "jais", "trillion", "granite-docling", "phi-2", "jina-es", "jina-de", "gigachat",
@@ -125,8 +126,8 @@ BEGIN_WITH_BOS = ("llama-bpe", *_LIKE_LLAMA3, "tekken")
 
 
 def name_of(expressions: tuple[str, ...], ignore_merges: bool, vocab: dict[str, int]) -> str | None:
-    """llama.cpp's name for what cuts by ``expressions``, or ``None``. vocab: byte-level tokens."""
-    # A tokenizer.json may hold a line end where others write \r and \n.
+    """llama.cpp's name for a tokenizer that cuts by ``expressions``, or ``None``. vocab: byte-level tokens."""
+    # A tokenizer.json may hold a line end in place of \r and \n.
     key = tuple(expression.replace("\r", r"\r").replace("\n", r"\n") for expression in expressions), ignore_merges
     if key in DIGITS_APART and not joins_numbers(vocab):
         return DIGITS_APART[key]
@@ -134,7 +135,7 @@ def name_of(expressions: tuple[str, ...], ignore_merges: bool, vocab: dict[str, 
 
 
 def cuts_of() -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Every name that llama.cpp has for one in the table -> (expressions, ignore_merges)."""
+    """Every name that llama.cpp has for an entry of the table -> (expressions, ignore_merges)."""
     known = {name: key for key, name in PRE_TOKENIZERS.items()}
     return known | {other: known[name] for name, others in SYNONYMS.items() for other in others}
 
@@ -146,7 +147,7 @@ def joins_numbers(vocab: dict[str, int]) -> bool:
         if len(token) > 1 and all(letter in letters for letter in token):
             text = bytes(letters[letter] for letter in token).decode("utf-8", errors="replace")
             number = [unicodedata.category(character).startswith("N") for character in text]
-            part = [character == "\ufffd" for character in text]  # of a character: of a number, perhaps
+            part = [character == "\ufffd" for character in text]  # a part of a character, perhaps of a number
             if any((number[i] or part[i]) and (number[i + 1] or part[i + 1]) and (number[i] or number[i + 1])
                    for i in range(len(text) - 1)):  # fmt: skip
                 return True
@@ -155,7 +156,7 @@ def joins_numbers(vocab: dict[str, int]) -> bool:
 
 @cache
 def letter_bytes() -> dict[str, int]:
-    """GPT-2's alphabet: the letter that stands for a byte -> the byte. What is printable stands for itself.
+    """GPT-2's alphabet: letter -> the byte that it represents. A printable character represents itself.
 
     >>> letter_bytes()["a"], letter_bytes()["Ġ"]
     (97, 32)

@@ -1,9 +1,9 @@
-"""A strict reader: nothing in the file is believed before it has been compared with the file's size.
+"""A strict reader: it checks every count, length and offset against the file's size before it uses them.
 
-Every count, length and offset is a number that somebody wrote, perhaps in bad faith; a reader that allocates what they
-say can be made to hang or to fill the memory by a file of 100 bytes. So: a count is refused if not even the smallest
-entries would fit into what is left of the file; tensors have to follow each other in order, without gaps and overlaps,
-as llama.cpp demands; and the tensors' bytes stay on disk, mapped, until they are used.
+Every count, length and offset is a number that somebody wrote, perhaps in bad faith. If a reader allocates as much as
+these numbers say, a file of 100 bytes can make it hang or fill the memory. So a count is refused if not even the
+smallest entries would fit into the rest of the file. Tensors have to follow each other in order, without gaps and
+overlaps, as llama.cpp demands. The bytes of tensors stay on disk, mapped, until they are used.
 """
 
 import mmap
@@ -40,8 +40,8 @@ LARGEST_ALIGNMENT = 1 << 20
 class GGUFFile:
     """An open GGUF file: ``metadata`` (key -> value), ``tensors`` (name -> :class:`TensorInfo`), and their bytes.
 
-    Numbers keep their types as numpy scalars (``np.uint32(4096)``), arrays are numpy arrays, strings ``str`` and arrays
-    of strings lists of ``str``. ``metadata_at`` says at which byte of the file each value begins.
+    Numbers keep their types as numpy scalars (``np.uint32(4096)``), and arrays are numpy arrays. Strings are ``str``,
+    and arrays of strings are lists of ``str``. ``metadata_at`` says at which byte of the file each value begins.
     """
 
     def __init__(self, path: str | Path):
@@ -60,7 +60,7 @@ class GGUFFile:
         if cursor.take(4, "magic") != MAGIC:
             cursor.fail("magic", f"{bytes(cursor.data[:4])!r}", "b'GGUF': this is no GGUF file", at=0)
         self.version = cursor.number("<I", "version")
-        if self.version not in (2, VERSION):  # 2 and 3 differ in nothing but 3's permission of big-endian files
+        if self.version not in (2, VERSION):  # 2 and 3 differ only in big-endian files, which 3 allows
             kind = "a big-endian file" if self.version == VERSION << 24 else f"version {self.version}"
             cursor.fail("version", kind, f"{VERSION} (or 2), little-endian", at=4)
         tensor_count = cursor.count("number of tensors", SMALLEST_INFO)
@@ -101,7 +101,7 @@ class GGUFFile:
             expected += padded(info.nbytes, self.alignment)
 
     def data(self, name: str) -> np.ndarray:
-        """The bytes of a tensor as they lie in the file: read-only uint8 ``[rows, bytes of a row]``, mapped."""
+        """The bytes of a tensor as they are in the file: read-only uint8 ``[rows, bytes of a row]``, mapped."""
         if name not in self.tensors:
             some = one_line(", ".join(self.tensors), 2000)
             raise GGUFError(f"{self.path}: no tensor is called {shown(name)}. It has {some or 'none'}.")
@@ -121,12 +121,12 @@ class GGUFFile:
 
 
 def read(path: str | Path) -> GGUFFile:
-    """Open a GGUF file. Raises :class:`GGUFError` naming field and offset where anything in it does not add up."""
+    """Open a GGUF file. Raises :class:`GGUFError` naming field and offset if anything in it is inconsistent."""
     return GGUFFile(path)
 
 
 def _read_info(cursor: "_Cursor", number: int) -> tuple[TensorInfo, int]:
-    """One tensor info, its offset still relative to the data; and where in the file the info begins."""
+    """One tensor info, with its offset relative to the data, and the byte of the file where the info begins."""
     start = cursor.at
     name = cursor.string(f"name of tensor {number}", LONGEST_NAME)
     at = cursor.at
@@ -156,7 +156,7 @@ def _read_info(cursor: "_Cursor", number: int) -> tuple[TensorInfo, int]:
 
 
 class _Cursor:
-    """A place in the mapped file; everything it hands out has been checked to lie inside."""
+    """A place in the mapped file; all that it returns is known to be inside the file."""
 
     def __init__(self, path: Path):
         self.path, self.at = path, 0
@@ -185,7 +185,7 @@ class _Cursor:
         return struct.unpack(kind, self.take(struct.calcsize(kind), field))[0]
 
     def count(self, field: str, smallest: int) -> int:
-        """A number of things that take at least ``smallest`` bytes each in what is left of the file."""
+        """A number of things of at least ``smallest`` bytes each, if all of them fit into the rest of the file."""
         at = self.at
         count = self.number("<Q", field)
         if count > (self.size - self.at) // smallest:

@@ -42,7 +42,7 @@ def affine(x, w, top, start, step, tries, absolute, scale, low, inv, origin):
             low[lane], high[lane] = min(low[lane], x[i, lane]), max(high[lane], x[i, lane])
             sum_w[lane] += w[i, lane]
             sum_x[lane] += w[i, lane] * x[i, lane]
-    # The grid to beat: top steps from the smallest value to the largest.
+    # The first grid: top steps from the smallest value to the largest.
     for lane in range(LANES):
         low[lane] = min(low[lane], f4(0))  # the format stores -low without a sign
         flat[lane] = high[lane] == low[lane]
@@ -56,7 +56,7 @@ def affine(x, w, top, start, step, tries, absolute, scale, low, inv, origin):
         _least_squares(x, w, top, sum_w, sum_x, new_inv, low, new_scale, new_low)
         _error(x, w, top, absolute, new_inv, low, new_scale, new_low, error)
         for lane in range(LANES):
-            if error[lane] < least[lane]:  # false where least squares had no answer: then the error is NaN
+            if error[lane] < least[lane]:  # false if least squares had no answer: then the error is NaN
                 inv[lane], origin[lane], least[lane] = new_inv[lane], low[lane], error[lane]
                 # The next grids start from the new lowest value, as in llama.cpp.
                 scale[lane], low[lane] = new_scale[lane], new_low[lane]
@@ -78,7 +78,7 @@ def _least_squares(x, w, top, sum_w, sum_x, inv, origin, scale, low):
             sum_l[lane] += weighted
             sum_ll[lane] += weighted * code
             sum_xl[lane] += weighted * x[i, lane]
-    # Where the error is least, its derivatives by scale and by low are 0: two equations, solved by Cramer's rule.
+    # At the least error, the derivatives by scale and by low are 0: two equations, solved by Cramer's rule.
     for lane in range(LANES):
         determinant = sum_w[lane] * sum_ll[lane] - sum_l[lane] * sum_l[lane]
         scale[lane] = (sum_w[lane] * sum_xl[lane] - sum_x[lane] * sum_l[lane]) / determinant
@@ -125,7 +125,7 @@ def signed(x, w, half, scale, inv, origin):
     for t in range(-9, 10):
         if t == 0:  # the grid from above
             continue
-        # The largest magnitude lies up to 0.9 levels beyond -half, where it is clipped, or short of it.
+        # The largest magnitude is up to 0.9 levels beyond -half, where it is clipped, or short of it.
         for lane in range(LANES):
             new_inv[lane] = -(half + f4(0.1) * f4(t)) / top[lane]
         _projection(x, w, half, new_inv, sum_xl, sum_ll)

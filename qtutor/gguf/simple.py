@@ -5,8 +5,8 @@
 
 Without importance these types do not search: they only round, and each type rounds in its own way. Q4_0 adds half a
 step and cuts off the fraction; Q8_0 rounds halves away from zero. The value of largest magnitude gets code 0 (the level
--half), so the scale is negative where that value is positive. With importance, :mod:`qtutor.gguf.search` finds the
-scale. Follows llama.cpp's ``quantize_row_q*_ref`` and ``..._impl``.
+-half), so the scale is negative if that value is positive. With importance, :mod:`qtutor.gguf.search` finds the scale.
+Follows llama.cpp's ``quantize_row_q*_ref`` and ``..._impl``.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def code_of(value, low, inv, shift, top):
 def store_rounded(x, low, inv, shift, top, bits, data, at):
     """Round 32 values and write their codes: the fifth bits in 4 bytes (for 5 bits only), then 16 bytes of nibbles."""
     nibbles, fifths = at + 4 * (bits == 5), i4(0)
-    for j in range(16):  # byte j holds codes j and 16 + j; to compute both at once saves storing the codes
+    for j in range(16):  # byte j holds codes j and 16 + j; computing both at once saves storing the codes
         first, second = code_of(x[j], low, inv, shift, top), code_of(x[16 + j], low, inv, shift, top)
         data[nibbles + j] = (first & 15) | ((second & 15) << 4)
         # The fifth bit of code j is bit j of one 32-bit number. For 4 bits all of them are 0.
@@ -71,7 +71,7 @@ store_rounded = jit(store_rounded, inline="always")  # a third faster, because b
 def round_signed(x, half, bits, data):
     """Q4_0 and Q5_0 without importance: put the largest magnitude on the level -half, round the rest to that grid."""
     for b in range(len(x)):
-        # The lowest level is -half, the highest half - 1: the largest value takes the longer side, whatever its sign.
+        # The lowest level is -half, the highest half - 1: the largest value gets the longer side, whatever its sign.
         d = first_largest(x[b]) / -half
         inv = f4(1) / d if d != 0 else f4(0)  # a block of zeros has scale 0; every weight then gets the code of 0
         store_half(d, data[b], 0)
@@ -83,7 +83,7 @@ def round_affine(x, top, bits, data):
     """Q4_1 and Q5_1 without importance: ``top`` steps from the smallest value to the largest."""
     for b in range(len(x)):
         low, high = extremes(x[b])
-        d = (high - low) / top  # top steps lie between the top + 1 levels
+        d = (high - low) / top  # there are top steps between the top + 1 levels
         inv = f4(1) / d if d != 0 else f4(0)  # equal values need no steps
         store_half(d, data[b], 0)
         store_half(low, data[b], 2)

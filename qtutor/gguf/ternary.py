@@ -29,7 +29,7 @@ def to_trits(x, trits):
 
 @jit
 def pack_trits(trits, first, stride, count, data, at):
-    """Write ``stride`` bytes, each of ``count`` (4 or 5) trits that lie ``stride`` apart, the first one on top."""
+    """Write ``stride`` bytes, each of ``count`` (4 or 5) trits that are ``stride`` apart, the first one on top."""
     for j in range(stride):
         number = i4(0)
         for n in range(count):

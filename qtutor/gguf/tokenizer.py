@@ -1,15 +1,15 @@
 """A tokenizer as GGUF metadata, so that llama.cpp makes the same tokens of a text as transformers does.
 
-Two kinds are known. Byte-level BPE (``tokenizer.ggml.model = "gpt2"``) keeps its merges; how it cuts a text into words
-before merging is only *named* in the file (``tokenizer.ggml.pre``, see :mod:`.pre_tokenizers`). BPE in SentencePiece's
-manner (``"llama"``) has scores in place of merges, and bytes for what is not in the vocabulary.
+Two kinds are known. Byte-level BPE (``tokenizer.ggml.model = "gpt2"``) keeps its merges; the way it cuts a text into
+words before merging is only *named* in the file (``tokenizer.ggml.pre``, see :mod:`.pre_tokenizers`). BPE in
+SentencePiece's manner (``"llama"``) has scores instead of merges, and byte tokens for text outside the vocabulary.
 
-Both defaults for what is missing are traps in llama.cpp: without bos or eos it takes token 11 (1 and 2 in
-SentencePiece's manner) for them, without ``pre`` an expression of its own. So all are always written.
+Both defaults of llama.cpp for missing keys are traps: without bos or eos it uses token 11 (1 and 2 in SentencePiece's
+manner), and without ``pre`` it uses an expression of its own. So all of these keys are always written.
 
-Left out: normalization (Qwen2's NFC: llama.cpp takes a text as it is). What added tokens say about spaces around them
-(lstrip, rstrip, single_word) has no place in the file, and is warned about. Source: llama.cpp's
-``src/llama-vocab.cpp``; tokenizers' JSON.
+Left out: normalization (Qwen2's NFC: llama.cpp uses a text as it is). The rules of added tokens for spaces around them
+(lstrip, rstrip, single_word) have no place in the file; a warning says so. Source: llama.cpp's ``src/llama-vocab.cpp``;
+tokenizers' JSON.
 """
 
 import json
@@ -25,15 +25,15 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "▁"
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 PREPEND = {"type": "Prepend", "prepend": SPACE}
-BYTES = "bytes"  # the step at which a byte-level pre-tokenizer turns words into letters that stand for bytes
+BYTES = "bytes"  # the step at which a byte-level pre-tokenizer turns words into letters that represent bytes
 
 
 def tokenizer_metadata(tokenizer, vocabulary: int, config=None) -> dict:
     """The ``tokenizer.*`` keys for ``tokenizer`` (transformers', backed by tokenizers), for ``vocabulary`` embeddings.
 
-    config: the model's, asked for bos and eos where the tokenizer has none. Rows of the embedding beyond the
-    tokenizer are named [PADn] and marked unused. Raises :class:`QtutorError` for a tokenizer that llama.cpp does not
-    reproduce, saying which part of it.
+    config: the model's, used for bos and eos if the tokenizer has none. Rows of the embedding beyond the tokenizer are
+    named [PADn] and marked unused. Raises :class:`QtutorError` for a tokenizer that llama.cpp does not reproduce, and
+    names the part.
     """
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise QtutorError(
@@ -56,7 +56,7 @@ def tokenizer_metadata(tokenizer, vocabulary: int, config=None) -> dict:
 
 
 def _tokens(data: dict, vocabulary: int) -> tuple[list[str], list[int]]:
-    """Texts and types by id; llama.cpp would abort where two have the same text."""
+    """Texts and types by id; llama.cpp would abort if two tokens had the same text."""
     texts = {number: (text, NORMAL) for text, number in data["model"]["vocab"].items()}
     for token in data["added_tokens"]:
         texts[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
@@ -99,7 +99,7 @@ def _byte_level(data: dict) -> dict:
 
 
 def _steps(step: dict | None) -> list[str]:
-    """The expressions that a pre-tokenizer cuts by, in order, and where it turns text into bytes."""
+    """The expressions that a pre-tokenizer cuts by, in order, and the step at which it turns text into bytes."""
     match step:
         case {"type": "Sequence", "pretokenizers": steps}:
             return [found for inner in steps for found in _steps(inner)]
@@ -114,7 +114,7 @@ def _steps(step: dict | None) -> list[str]:
 
 
 def _sentencepiece(data: dict, tokens: list[str], types: list[int]) -> dict:
-    """Scores in place of merges: llama.cpp joins the pair whose joint token has the highest. Sets types of bytes."""
+    """Scores instead of merges: llama.cpp joins the pair whose joint token has the highest. Sets types of bytes."""
     prefix, always = _space_in_front(data["normalizer"], data["pre_tokenizer"])
     if prefix and not always:
         _warn(
@@ -138,7 +138,7 @@ def _sentencepiece(data: dict, tokens: list[str], types: list[int]) -> dict:
 
 
 def _space_in_front(normalizer: dict | None, pre_tokenizer: dict | None) -> tuple[bool, bool]:
-    """Whether a text gets a space in front, and whether always, as in llama.cpp, or unless it begins with one."""
+    """Whether a text gets a space in front, and whether always, as in llama.cpp, or only if it begins with none."""
     match normalizer, pre_tokenizer:
         case {"type": "Sequence", "normalizers": steps}, None if steps == [PREPEND, REPLACE]:
             return True, True
@@ -151,8 +151,10 @@ def _space_in_front(normalizer: dict | None, pre_tokenizer: dict | None) -> tupl
 
 
 def _joined(model: dict, added: set[str]) -> list[str]:
-    """Tokens in the order of their merges. Scores can only say the same if a token's merges are all there, in a row:
-    llama.cpp joins any two neighbours whose texts together are a token, and a BPE may have been trained otherwise.
+    """Tokens in the order of their merges.
+
+    Scores can express this order only if a token has all possible merges, in one run: llama.cpp joins any two
+    neighbours whose texts together are a token, but a BPE may have been trained with fewer merges.
     """
     vocab, joined, last = model["vocab"], {}, None
     for merge in model["merges"]:
@@ -171,7 +173,7 @@ def _joined(model: dict, added: set[str]) -> list[str]:
 
 
 def _special(tokenizer, config) -> dict:
-    """Ids of bos, eos, unk and pad, and whether a text gets bos in front and eos behind, found by trying."""
+    """Ids of bos, eos, unk and pad, and whether a text gets bos in front and eos behind, found by experiment."""
     bos, eos = (_id_of(name, tokenizer, config) for name in ("bos_token_id", "eos_token_id"))
     if eos is None:
         raise QtutorError(
@@ -190,14 +192,14 @@ def _special(tokenizer, config) -> dict:
 
 
 def _id_of(name: str, tokenizer, config) -> int | None:
-    """The tokenizer's id, or else the config's, the first where there are several."""
+    """The tokenizer's id, or else the config's; the first one if there are several."""
     found = getattr(tokenizer, name)
     found = getattr(config, name, None) if found is None else found
     return found[0] if isinstance(found, list) else found
 
 
 def _chat_template(tokenizer) -> str | None:
-    """The one that a file holds: of several, the one that is called "default"."""
+    """The chat template for the file: if there are several, the one that is called "default"."""
     template = tokenizer.chat_template
     if not isinstance(template, dict):
         return template
@@ -210,7 +212,7 @@ def _chat_template(tokenizer) -> str | None:
 
 
 def _warn_of_spaces(added: list[dict]) -> None:
-    """A file cannot say that a token takes spaces with it, or is none inside of a word."""
+    """Warn of added tokens that take spaces with them, or are not found inside a word: a file cannot say this."""
     for rule, effect in (
         ("lstrip", "the spaces in front of it"),
         ("rstrip", "the spaces behind it"),

@@ -1,13 +1,13 @@
-"""A tokenizer out of GGUF metadata, for transformers: the way back from :mod:`qtutor.gguf.tokenizer`.
+"""A tokenizer from GGUF metadata, for transformers: the way back from :mod:`qtutor.gguf.tokenizer`.
 
     tokenizer = tokenizer_of(qtutor.gguf.read("out.gguf").metadata)
 
-It makes the tokens that llama.cpp makes with the same file, whoever wrote it. Where the file says less than the
-tokenizer did that it was written from, that may differ: a text is not normalized (Qwen2's NFC), in SentencePiece's
-manner a space comes in front of every text or of none, a tokenizer without bos gets the one that was written for it, of
-several chat templates one is left, and added tokens take no spaces with them (but for Phi-3's, which llama.cpp knows by
-the model's name). (For the names in :data:`.pre_tokenizers.APPROXIMATE` it makes the tokens of the model's own
-tokenizer, which llama.cpp's nearly are.) Left out: how long a text may be (``model_max_length``). Source: llama.cpp's
+It makes the tokens that llama.cpp makes with the same file, whoever wrote it. If the file says less than the original
+tokenizer did, the two may differ. A text is not normalized (Qwen2's NFC). In SentencePiece's manner, a space comes in
+front of every text or of none. A tokenizer without bos gets the bos that was written for it. Of several chat templates,
+only one is left. Added tokens take no spaces with them (except Phi-3's, which llama.cpp recognises by the model's
+name). (For the names in :data:`.pre_tokenizers.APPROXIMATE` it makes the tokens of the model's own tokenizer;
+llama.cpp's are nearly the same.) Left out: the maximum length of a text (``model_max_length``). Source: llama.cpp's
 ``src/llama-vocab.cpp``.
 """
 
@@ -22,22 +22,22 @@ from qtutor.gguf.pre_tokenizers import BEGIN_WITH_BOS, cuts_of
 from qtutor.gguf.tokenizer import CONTROL, NORMAL, PREPEND, REPLACE, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 
 CUTS = cuts_of()
-ADDED = (CONTROL, UNKNOWN, USER_DEFINED)  # found in a text before anything else is done with it
+ADDED = (CONTROL, UNKNOWN, USER_DEFINED)  # these are found in a text before any other step
 # Tokens that end a text or a turn, whatever type a file gives them.
 ENDS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
     *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
     *("<end_of_utterance>", "<｜end▁of▁sentence｜>"),
 )
-NO_SPACES_BEHIND = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")  # models, and tokens of theirs that take none
+NO_SPACES_BEHIND = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")  # models, and their tokens that take no spaces
 ELSEWHERE = "Take the original model's with transformers' AutoTokenizer, or run the file in llama.cpp."
 
 
 def tokenizer_of(metadata: dict) -> PreTrainedTokenizerFast:
     """The tokenizer in ``metadata``, a GGUF file's keys and values as :func:`qtutor.gguf.read` gives them.
 
-    Raises :class:`QtutorError` for a kind of tokenizer that is not known here, and for keys that are missing, damaged
-    or do not fit each other.
+    Raises :class:`QtutorError` for a kind of tokenizer that is not known here, and for keys that are missing or
+    damaged, or that do not fit each other.
     """
     prefix = "tokenizer.ggml."
     keys = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
@@ -54,11 +54,11 @@ def tokenizer_of(metadata: dict) -> PreTrainedTokenizerFast:
     }  # fmt: skip
     try:
         backend = Tokenizer.from_str(json.dumps({"version": "1.0", "truncation": None, "padding": None} | data))
-    except BaseException as error:  # tokenizers raises plain Exception for a merge to what is no token, and panics
+    except BaseException as error:  # tokenizers raises plain Exception if a merge makes no token, and panics
         if not is_failure(error):
             raise
         raise _damaged("merges", said(error), "pairs of tokens whose joint text is a token") from error
-    # Naming a token makes transformers look for it in texts, which is right for added ones alone.
+    # If a token has a name, transformers looks for it in texts, which is right for added tokens alone.
     named = {f"{name}_token": tokens[number] for name, number in ids.items() if types[number] in ADDED}
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
@@ -77,18 +77,18 @@ def text_ends(metadata: dict) -> list[int]:
     ends += [number for number, token in enumerate(tokens) if token in known]
     found = {tokens[number] for number in ends}
     if found & {"<|call|>", "<|calls|>"} and found & {"<|return|>", "<|flush|>"}:
-        ends = [number for number in ends if tokens[number] != "<|end|>"]  # there it ends a message among several
+        ends = [number for number in ends if tokens[number] != "<|end|>"]  # there it ends one message of several
     return list(dict.fromkeys(ends))
 
 
 def _takes_spaces(metadata: dict) -> bool:
-    """Whether added tokens take the spaces behind them, which llama.cpp tells by the model's name."""
+    """Whether added tokens take the spaces behind them; llama.cpp decides this by the model's name."""
     name = metadata.get("general.name")
     return isinstance(name, str) and any(model in name.lower() for model in NO_SPACES_BEHIND[0])
 
 
 def _tokens(keys: dict) -> tuple[list[str], list[int]]:
-    """Texts and types by id. Without types all are ordinary ones; those that end texts never are."""
+    """Texts and types by id. Without types, all tokens are ordinary; tokens that end texts are never ordinary."""
     tokens, types = keys.get("tokens"), keys.get("token_type")
     if not _texts(tokens) or len(set(tokens)) < len(tokens):
         raise _damaged("tokens", tokens, "a list of different texts")
@@ -103,7 +103,7 @@ def _tokens(keys: dict) -> tuple[list[str], list[int]]:
 
 
 def _byte_level(keys: dict, vocab: dict[str, int], types: list[int]) -> dict:
-    """Merges as they are written, and the expressions that belong to the name ``pre``."""
+    """Merges as they are written, and the expressions of the name ``pre``."""
     expressions, ignore_merges = CUTS[_one_of(CUTS, keys, "pre")]
     if not _texts(keys.get("merges")):
         raise _damaged("merges", keys.get("merges"), "a list of texts, two tokens with a space between in each")
@@ -121,8 +121,8 @@ def _byte_level(keys: dict, vocab: dict[str, int], types: list[int]) -> dict:
 
 
 def _sentencepiece(keys: dict, vocab: dict[str, int], types: list[int]) -> dict:
-    """Merges out of scores, ▁ for spaces, and a space in front of a text, which decoding takes away again."""
-    scores, space_in_front = keys.get("scores"), _flag(keys, "add_space_prefix", True)  # by itself as in llama.cpp
+    """Merges from scores, ▁ for spaces, and a space in front of a text, which decoding removes again."""
+    scores, space_in_front = keys.get("scores"), _flag(keys, "add_space_prefix", True)  # the default is llama.cpp's
     if not _numbers(scores, len(types)):
         raise _damaged("scores", scores, f"{len(types)} numbers, as there are tokens")
     unknown = next((token for token, number in vocab.items() if types[number] == UNKNOWN), None)
@@ -142,7 +142,7 @@ def _sentencepiece(keys: dict, vocab: dict[str, int], types: list[int]) -> dict:
 
 
 def _merges(normal: dict[str, int], scores: np.ndarray) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, tokens of high scores first, as llama.cpp joins any two that make one.
+    """Every way to make a token from two others, tokens of high scores first: llama.cpp joins any two that make one.
 
     >>> _merges({"a": 0, "b": 1, "ab": 2, "ba": 3, "aba": 4}, np.array([0.0, 0, -1, -0.5, -2]))
     [('b', 'a'), ('a', 'b'), ('a', 'ba'), ('ab', 'a')]
@@ -168,7 +168,7 @@ def _added(token: str, number: int, kind: int, rstrip: bool) -> dict:
 
 
 def _special_ids(keys: dict, count: int) -> dict[str, int]:
-    """What the file says of bos, eos, unk and pad, under transformers' names."""
+    """The ids of bos, eos, unk and pad in the file, under transformers' names."""
     ids = {}
     for name, ours in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
         number = keys.get(f"{name}_token_id")
@@ -180,7 +180,7 @@ def _special_ids(keys: dict, count: int) -> dict[str, int]:
 
 
 def _around(keys: dict, tokens: list[str], ids: dict[str, int]) -> dict:
-    """bos in front of a text and eos behind it, where the file says so; where it says nothing, as llama.cpp does."""
+    """bos in front of a text and eos behind it if the file says so; if it says nothing, as llama.cpp does."""
     own = {"bos": keys["model"] == "llama" or keys.get("pre") in BEGIN_WITH_BOS, "eos": False}
     wanted = [name for name in own if _flag(keys, f"add_{name}_token", own[name])]
     for name in wanted:

@@ -1,10 +1,10 @@
 """The container around the blocks: header, metadata, tensor infos, aligned data; written beside the target and renamed.
 
-The types of metadata values follow Python's: ``str``, ``bool``, numpy scalars as what they are, a Python ``int`` as
-uint32 (or the first of int32, uint64, int64 that holds it) and a ``float`` as float32, which is what llama.cpp's keys
-are; lists of ``str`` and one-dimensional numpy arrays (or lists of numbers) become arrays.
+The types of metadata values follow Python's types: ``str`` and ``bool``; numpy scalars keep their type; a Python
+``int`` becomes uint32 (or the first of int32, uint64, int64 that holds it) and a ``float`` becomes float32, the types
+of llama.cpp's keys. Lists of ``str`` and one-dimensional numpy arrays (or lists of numbers) become arrays.
 
-Left out: names and metadata of architectures; this module writes what it is given.
+Left out: names and metadata of architectures; this module writes the values that it gets.
 """
 
 import struct
@@ -49,7 +49,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """What its data take, without what aligns the next tensor's."""
+        """The size of its data in bytes, without the padding before the next tensor."""
         return TensorInfo(self.name, self.shape, ALL_TYPES[self.type], 0).nbytes
 
 
@@ -59,11 +59,11 @@ def write(
     tensors: Iterable[Tensor] = (),
     check: Callable[[Path], object] | None = None,
 ) -> int:
-    """Write a GGUF file and return its size; a file that is there already stays as it is until the new one is complete.
+    """Write a GGUF file and return its size; an existing file stays as it is until the new one is complete.
 
-    check: looks at the new file, whatever it is called then, before it gets its name, and raises where it must not.
-    Raises :class:`GGUFError` for a key, value, name, shape or byte count that the format does not allow, and where the
-    file cannot be written (no space, no permission).
+    check: a function that looks at the new file, under a temporary name, and raises if the file must not get its final
+    name. Raises :class:`GGUFError` for a key, value, name, shape or byte count that the format does not allow, and if
+    the file cannot be written (no space, no permission).
     """
     path, tensors = Path(path), list(tensors)
     alignment = _alignment(metadata)
@@ -82,7 +82,7 @@ def write(
 
 
 def size_of(metadata: dict, tensors: Iterable[Tensor]) -> int:
-    """How many bytes :func:`write` would write; no tensor's bytes are made. Raises as that does."""
+    """How many bytes :func:`write` would write; no tensor's bytes are computed. Raises like :func:`write`."""
     alignment = _alignment(metadata)
     infos = _place(list(tensors), alignment)
     return padded(len(_head(metadata, infos)), alignment) + sum(padded(info.nbytes, alignment) for info in infos)
@@ -97,7 +97,7 @@ def _alignment(metadata: dict) -> int:
 
 
 def _place(tensors: list[Tensor], alignment: int) -> list[TensorInfo]:
-    """Tensor infos with offsets relative to the data section, one behind the other."""
+    """Tensor infos with offsets relative to the data section, one after the other."""
     infos, offset, names = [], 0, set()
     for tensor in tensors:
         name = tensor.name
@@ -157,7 +157,7 @@ def _string(text: str) -> bytes:
 
 
 def _value(value, key: str) -> tuple[int, bytes]:
-    """The number of a metadata value's type, and its bytes."""
+    """A metadata value: the number of its type, and its bytes."""
     if isinstance(value, str):
         return STRING, _string(value)
     if isinstance(value, bool | np.bool_):
@@ -203,7 +203,7 @@ def _array(values: list | tuple | np.ndarray, key: str) -> bytes:
 
 
 def _from_list(values: list | tuple) -> np.ndarray:
-    """Numbers of a Python list as an array: int32 where they fit, float32 for floats."""
+    """Numbers of a Python list as an array: int32 if they fit, float32 for floats."""
     array = np.array(values)
     if array.dtype == np.int64 and array.size and np.abs(array).max() < 2**31:
         return array.astype(np.int32)

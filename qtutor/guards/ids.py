@@ -1,8 +1,8 @@
 """One entrance for token ids: all usual forms of them become a tensor, int64 ``[samples, length]`` (or ``[count]``).
 
-These forms are tensors, arrays, lists of ids, what a tokenizer returns, lists of those, and with ``tokenizer`` the
-texts themselves. What reads the ids asks :func:`check_token_ids` or :func:`check_calibration` whether their values fit
-its model.
+These forms are tensors, arrays, lists of ids, a tokenizer's output, lists of all these, and, with a ``tokenizer``, the
+texts themselves. Code that reads the ids calls :func:`check_token_ids` or :func:`check_calibration` to check that their
+values fit its model.
 """
 
 from collections.abc import Mapping

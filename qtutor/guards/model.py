@@ -10,7 +10,7 @@ from qtutor.errors import QtutorError
 from qtutor.families import Family, decoder_blocks, family_of
 from qtutor.guards.promises import FLOATS, check_promised
 
-# transformers' own hooks stay behind after output_hidden_states=True; outside of such a call they do nothing.
+# transformers' own hooks stay on the model after output_hidden_states=True; outside such a call they do nothing.
 CAPTURING = "transformers.utils.output_capturing"
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -64,7 +64,7 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
 
 
 def _check_hooks(name: str, module: nn.Module) -> None:
-    """Refuse hooks on ``module``: they are not called if it is replaced, or run outside its block."""
+    """Refuse hooks on ``module``: if the module is replaced, or run outside its block, they are not called."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     if any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
         raise QtutorError(
@@ -74,7 +74,7 @@ def _check_hooks(name: str, module: nn.Module) -> None:
 
 
 def check_measurable(model) -> None:
-    """Raise :class:`QtutorError` unless ``model`` is any transformers model that predicts tokens."""
+    """Raise :class:`QtutorError` unless ``model`` is a transformers model that predicts tokens."""
     if not isinstance(model, nn.Module) or getattr(getattr(model, "config", None), "vocab_size", None) is None:
         raise QtutorError(
             f"model is a {type(model).__name__}; a model of transformers is needed. qtutor.load(name) returns it "
@@ -90,10 +90,10 @@ def check_measurable(model) -> None:
 
 
 def _check_computes(name: str, module: nn.Module) -> None:
-    """Refuse numbers that are not there, and those of another tool's format in a layer that computes with floats."""
+    """Refuse missing values, and values of another tool's format in a layer that computes with floats."""
     for key, parameter in module.named_parameters(recurse=False):
         full = f"{name}.{key}".lstrip(".")
-        if parameter.is_meta and not hasattr(module, "_hf_hook"):  # accelerate's hooks bring them when they are used
+        if parameter.is_meta and not hasattr(module, "_hf_hook"):  # accelerate's hooks load the values for use
             raise _without_values(full)
         if type(module) in (nn.Linear, nn.Embedding) and parameter.dtype not in FLOATS:
             raise QtutorError(
@@ -104,7 +104,7 @@ def _check_computes(name: str, module: nn.Module) -> None:
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into eval mode (no dropout) inside; afterwards every module has its former mode again."""
+    """Inside, put ``model`` into eval mode (no dropout); afterwards every module has its former mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -173,14 +173,14 @@ def _without_values(name: str) -> QtutorError:
 
 
 def _check_shared(model: nn.Module, family: Family) -> None:
-    """Refuse two layers that share a tensor: methods that look at inputs would make different weights of it."""
+    """Refuse two layers that share a tensor: methods that look at inputs would give each layer different weights."""
     may_share = {f"{family.embedding}.weight", f"{family.head}.weight"}
     seen = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         first = seen.setdefault(id(parameter), name)
         if first != name and {first, name} != may_share:
             block, other = (".".join(part.split(".")[:3]) for part in (name, first))
-            if block == other:  # a copy of the block would have the same layer twice again
+            if block == other:  # a copy of the block would again contain the same layer twice
                 block = name.rpartition(".")[0]
             raise QtutorError(
                 f"{name} and {first} are one tensor (a layer or block that is used twice): each has to have its own. "
@@ -190,7 +190,7 @@ def _check_shared(model: nn.Module, family: Family) -> None:
 
 
 def _check_forwards(model: nn.Module) -> None:
-    """Refuse a module that computes something else than its class: calibration would see it, no file could hold it."""
+    """Refuse a module with a patched forward: calibration would see its results, but no file could hold the patch."""
     for name, module in model.named_modules():
         forward = vars(module).get("forward")
         if hasattr(module, "_hf_hook"):  # accelerate's, which only moves tensors

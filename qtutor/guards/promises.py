@@ -3,7 +3,7 @@
 The config's own decoder is built on the meta device, where it costs no memory. Then the two are compared: the name and
 shape of every tensor, and the kind of every layer. The comparison finds adapters that were not merged, layers that
 another tool packed, parametrizations, and a config that was changed by hand: each of them changes the tensors.
-Unchecked, such a model would be quantized silently, and written to a file that nobody can read.
+Without this check, such a model would be quantized silently, and written to a file that nobody can read.
 """
 
 import copy
@@ -90,7 +90,7 @@ def _check_kinds(model: nn.Module, own: nn.Module) -> None:
 
 
 def _check_numbers(model: nn.Module, own: nn.Module) -> None:
-    """Refuse modules whose numbers from the config (an epsilon, an activation) are not those of the config now."""
+    """Refuse modules whose values from the config (an epsilon, an activation) differ from those of the config now."""
     family = family_of(model)
     for name, expected in own.named_modules():
         inside = name.startswith((f"{family.blocks}.", family.norm)) and not isinstance(expected, nn.Linear)

@@ -1,7 +1,7 @@
-"""Measures of a decoder: ``qtutor.evaluate.perplexity(model, token_ids)`` and its like.
+"""Measures of a decoder, such as ``qtutor.evaluate.perplexity(model, token_ids)``.
 
-:mod:`.losses` is perplexity and bytes, :mod:`.against` compares distributions of next tokens with the float model's,
-:mod:`.texts` is what both are measured on, :mod:`.generation`, :mod:`.chat` and :mod:`.speed` look at written text,
+:mod:`.losses` has perplexity and bytes, :mod:`.against` compares distributions of next tokens with the float model's,
+:mod:`.texts` provides the texts for both. :mod:`.generation`, :mod:`.chat` and :mod:`.speed` look at written text,
 :mod:`.distributions` at weights and inputs. The names of all but the last are looked up here when they are first used,
 so that a perplexity does not wait for the questions and the corpus of the embedded decoder.
 """

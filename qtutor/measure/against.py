@@ -2,15 +2,14 @@
 
 KL divergence compares whole distributions of the next token, in nats a token: sum over the vocabulary of
 ``p_float * (log p_float - log p_quantized)``, the mean over all positions. It is what llama.cpp's
-``llama-perplexity --kl-divergence`` prints. Flips are positions at which the most likely token is another (Dutta et al.
-2024, "Accuracy is Not All You Need", arXiv 2407.09141, who count changed answers; llama.cpp prints their opposite as
-"Same top p"). Both notice what perplexity averages away: a model may become better at some tokens as it becomes worse
-at others.
+``llama-perplexity --kl-divergence`` prints. Flips are positions at which the most likely token differs (Dutta et al.
+2024, "Accuracy is Not All You Need", arXiv 2407.09141, who count changed answers; llama.cpp prints the opposite as
+"Same top p"). Both show what perplexity averages away: a model may become better at some tokens and worse at others.
 
-Memory holds both models and the logits of one batch of windows, nothing of the text that was: llama.cpp writes the
-float model's logits to a file first (a 16-bit number for every token of the vocabulary and every position, 1.6 GB for
-16,384 tokens and a vocabulary of 49,152), which takes one pass of it for any number of models. Here it goes along with
-every model, twice the time and no file.
+Only the two models and the logits of one batch of windows are in memory at a time. llama.cpp instead writes the float
+model's logits to a file first (a 16-bit number for every token of the vocabulary and every position, 1.6 GB for 16,384
+tokens and a vocabulary of 49,152). So it needs one pass of the float model for any number of models. Here the float
+model runs again with every model: twice the time and no file.
 """
 
 import copy
@@ -25,15 +24,15 @@ from qtutor.guards.model import check_measurable, in_eval
 from qtutor.measure.losses import WINDOW, batches, mean_and_error
 from qtutor.runtime import use
 
-ROWS = 1 << 22  # numbers whose logarithms are taken at once: 16 MB in float32 for each model
+ROWS = 1 << 22  # logarithms of this many numbers are computed at once: 16 MB in float32 for each model
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A model against its float original on the same tokens.
 
-    The ``..._error`` are standard errors over windows (:func:`qtutor.measure.losses.mean_and_error`), ``None`` where
-    the text is a single window. That of ``loss_percent`` is paired: both models stumble over the same passages, so the
+    The ``..._error`` are standard errors over windows (:func:`qtutor.measure.losses.mean_and_error`), ``None`` if the
+    text is a single window. The error of ``loss_percent`` is paired: both models stumble over the same passages, so the
     rise is known better than either perplexity.
     """
 
@@ -51,23 +50,23 @@ class Comparison:
 
     @property
     def loss_percent(self) -> float:
-        """By how many per cent perplexity rose."""
+        """The rise of perplexity in per cent."""
         return 100 * (self.perplexity / self.reference_perplexity - 1)
 
 
 @torch.inference_mode()
 def compare(model, reference, token_ids: torch.Tensor, window: int = WINDOW) -> Comparison:
-    """Run both models over ``token_ids`` (as :func:`qtutor.evaluate.perplexity` does) and compare what they expect.
+    """Run both models over ``token_ids`` (as :func:`qtutor.evaluate.perplexity` does) and compare their predictions.
 
-    token_ids: int64, ``[count]`` cut into windows or ``[samples, length]``. The models may lie on different devices.
-    Raises :class:`QtutorError` where their vocabularies differ in size.
+    token_ids: int64, ``[count]`` cut into windows or ``[samples, length]``. The models may be on different devices.
+    Raises :class:`QtutorError` if their vocabularies differ in size.
     """
     check_comparable(model, reference)
     return _compare(model, reference, token_ids, window, lambda ids: model(ids, use_cache=False).logits)
 
 
 def _compare(model, reference, token_ids, window: int, run: Callable[[torch.Tensor], torch.Tensor]) -> Comparison:
-    """run: the logits of ``model``, ``[batch, tokens, vocabulary]``, for token ids that lie on its device."""
+    """run: the logits of ``model``, ``[batch, tokens, vocabulary]``, for token ids that are on its device."""
     sums, counts = [], []
     with in_eval(model), in_eval(reference):
         for ids in batches((model, reference), token_ids, window):
@@ -81,7 +80,7 @@ def _compare(model, reference, token_ids, window: int, run: Callable[[torch.Tens
 
 
 def cost_of_int8_inputs(model, token_ids: torch.Tensor, window: int = WINDOW) -> Comparison:
-    """A packed model whose layers round their inputs to int8 (:func:`qtutor.runtime.use`) against the same without.
+    """A packed model whose layers round their inputs to int8 (:func:`qtutor.runtime.use`) against itself without that.
 
     Raises :class:`QtutorError` if the model has no packed layer. The model itself stays as it is.
     """
@@ -93,15 +92,16 @@ def cost_of_int8_inputs(model, token_ids: torch.Tensor, window: int = WINDOW) ->
 
 @torch.inference_mode()
 def cost_of_cache(model, form, token_ids: torch.Tensor, window: int = WINDOW, step: int | None = None) -> Comparison:
-    """What rounding keys and values costs: a model with a cache of ``form`` against itself without.
+    """The cost of rounding keys and values: a model with a cache of ``form`` against the same model without.
 
-    form: :class:`qtutor.runtime.kv.KVFormat`. step: how many tokens are read at once, by itself a whole window. All
-    attend to what the cache gives back, so for most formats the step is all the same. Only keys per channel stay as
-    they are until their window of tokens is full: the newest, when tokens come one by one, and in one step hardly any.
+    form: :class:`qtutor.runtime.kv.KVFormat`. step: how many tokens are read at once, by default a whole window. All
+    tokens attend to the keys and values that the cache returns, so for most formats the step makes no difference. Only
+    keys per channel stay unrounded until their window of tokens is full. If tokens come one by one, these are the
+    newest keys; if all come in one step, hardly any.
     """
     from qtutor.runtime.kv import KVCache
 
-    KVCache(model, form)  # refuses what it does not take before anything runs
+    KVCache(model, form)  # refuses a format that it does not support before anything runs
     if step is not None and (type(step) is not int or step < 1):
         raise QtutorError(f"step = {step!r}: a whole number of tokens is needed, at least 1.")
 
@@ -114,7 +114,7 @@ def cost_of_cache(model, form, token_ids: torch.Tensor, window: int = WINDOW, st
 
 
 def check_comparable(model, reference) -> None:
-    """Raise :class:`QtutorError` unless both predict tokens out of one vocabulary, as far as its size tells."""
+    """Raise :class:`QtutorError` unless the vocabularies of both models have the same size."""
     for one in (model, reference):
         check_measurable(one)
     if model.config.vocab_size != reference.config.vocab_size:
@@ -127,7 +127,7 @@ def check_comparable(model, reference) -> None:
 def _window(ours: torch.Tensor, theirs: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
     """Sums over one window, float64 ``[4]``: both losses, KL divergence, flips.
 
-    ours, theirs: logits ``[tokens, vocabulary]`` of model and reference. following: the tokens that came.
+    ours, theirs: logits ``[tokens, vocabulary]`` of model and reference. following: the tokens that really follow.
     """
     total = torch.zeros(4, dtype=torch.float64)
     rows = max(1, ROWS // ours.shape[1])
@@ -141,13 +141,13 @@ def _window(ours: torch.Tensor, theirs: torch.Tensor, following: torch.Tensor) -
 
 
 def _comparison(sums: torch.Tensor, counts: torch.Tensor) -> Comparison:
-    """Means and errors of what :func:`_window` summed up: ``sums [windows, 4]``, ``counts [windows]``."""
+    """Means and errors of the sums of :func:`_window`: ``sums [windows, 4]``, ``counts [windows]``."""
     (loss, loss_error), (their_loss, their_error), kl, flips = (mean_and_error(one, counts) for one in sums.unbind(1))
-    _, rise_error = mean_and_error(sums[:, 0] - sums[:, 1], counts)  # of the difference in every window
+    _, rise_error = mean_and_error(sums[:, 0] - sums[:, 1], counts)  # the error of the difference in every window
     perplexity, reference_perplexity = (torch.tensor([loss, their_loss], dtype=torch.float64).exp()).tolist()
 
     def times(factor: float, error: float | None) -> float | None:
-        return None if error is None else factor * error  # exp(x) moves by exp(x) times what x moves by
+        return None if error is None else factor * error  # if x changes a little, exp(x) changes by exp(x) times that
 
     return Comparison(
         perplexity=perplexity,

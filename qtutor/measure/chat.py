@@ -12,13 +12,13 @@ from qtutor.runtime.steps import quick_steps
 def answer(
     model, tokenizer, messages: list[dict[str, str]], max_new_tokens: int = 256, streamer=None, cache=None
 ) -> str:
-    """The greedy answer to a conversation, without what ends it.
+    """The greedy answer to a conversation, without the token that ends it.
 
-    messages: ``[{"role": "user", "content": "..."}, ...]``. streamer: transformers', is told of the tokens while they
-    are made. cache: a :class:`qtutor.runtime.kv.KVFormat` to store keys and values in. The answer ends at a token that
-    ends texts, or with which the template ends a turn; or after ``max_new_tokens``, or where the context does. Raises
-    :class:`QtutorError` for a tokenizer without a template, a conversation that its template refuses, and one that
-    leaves no room in the model's context.
+    messages: ``[{"role": "user", "content": "..."}, ...]``. streamer: one of transformers', which gets the tokens while
+    they are computed. cache: a :class:`qtutor.runtime.kv.KVFormat` to store keys and values in. The answer ends at a
+    token that ends texts, at the token with which the template ends a turn, after ``max_new_tokens``, or at the end of
+    the context. Raises :class:`QtutorError` for a tokenizer without a template, for a conversation that its template
+    refuses, and for one that leaves no room in the model's context.
     """
     check_measurable(model)
     ids = conversation_tokens(model, tokenizer, messages)
@@ -40,13 +40,13 @@ def answer(
 
 
 def conversation_tokens(model, tokenizer, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation, up to where the next answer begins."""
+    """Token ids of a conversation, up to the beginning of the next answer."""
     try:
         text = rendered(tokenizer, messages, ask=True)
         text.encode()
-    except UnicodeEncodeError as error:  # of a command line in another encoding
+    except UnicodeEncodeError as error:  # from a command line in another encoding
         raise QtutorError(f"the question is no text that can be written as UTF-8: {error}.") from None
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template wrote the special ones
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template wrote the special tokens
     check_embedded(model, tokenizer, ids, "the conversation")
     return ids
 

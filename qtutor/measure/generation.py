@@ -1,4 +1,4 @@
-"""What a decoder writes, and how much of it is right: greedy text, answers to questions, code that parses."""
+"""The text that a decoder writes, and how much is right: greedy text, answers to questions, code that parses."""
 
 import ast
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from qtutor.errors import QtutorError
 from qtutor.guards.model import check_measurable
 from qtutor.runtime.steps import quick_steps
 
-BETWEEN = "\n\n"  # what stands between functions in the text that the embedded decoder learned from
+BETWEEN = "\n\n"  # the text between functions in the training text of the embedded decoder
 
 
 class TooShort(QtutorError):
-    """The model's context does not hold what is to be measured."""
+    """The model's context is too short for the measurement."""
 
 
 def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count: int = 100) -> dict[str, float]:
-    """Share of interpreter questions answered right, per kind (see :mod:`qtutor.decoder.tasks`).
+    """Share of interpreter questions answered right, for each kind (see :mod:`qtutor.decoder.tasks`).
 
-    Right means that greedy decoding prints exactly Python's answer and then ends the line, in whatever tokens. Raises
-    :class:`TooShort` for a model whose context does not hold question and answer.
+    Right means that greedy decoding prints exactly Python's answer and then ends the line, however it is split into
+    tokens. Raises :class:`TooShort` for a model whose context does not hold question and answer.
     """
     result = {}
     for kind in kinds or tuple(tasks.KINDS):
@@ -31,19 +31,19 @@ def task_accuracy(model, tokenizer, kinds: tuple[str, ...] | None = None, count:
 
 
 def right_answers(model, tokenizer, asked: Sequence[tuple[str, str]], what: str = "a question") -> list[bool]:
-    """Which of the interpreter's questions ``asked``, (expression, answer), are answered right.
+    """For each of the interpreter's questions ``asked``, (expression, answer), whether it is answered right.
 
-    Right and too short are what they are in :func:`task_accuracy`; what: how the error calls a question.
+    Right and too short mean the same as in :func:`task_accuracy`; what: the name of a question in the error message.
     """
     asked = [(f"{tasks.PROMPT}{expression}\n", f"{answer}\n") for expression, answer in asked]
-    longest = max(len(answer) for _, answer in asked)  # a token is at least a character long
+    longest = max(len(answer) for _, answer in asked)  # a token has at least one character
     if not all(fitting(model, tokenizer, [prompt for prompt, _ in asked], longest)):
         raise TooShort(_too_short(model, f"{what} and its answer"))
     return continued(model, tokenizer, asked, longest)
 
 
 def continued(model, tokenizer, asked: Sequence[tuple[str, str]], max_new_tokens: int) -> list[bool]:
-    """Which of the prompts in ``asked``, (prompt, text), the model continues greedily by exactly their text."""
+    """For each prompt in ``asked``, (prompt, text), whether the model continues it greedily by exactly its text."""
     texts = generate_batch(model, tokenizer, [prompt for prompt, _ in asked], max_new_tokens)
     return [text[len(prompt) :].startswith(right) for text, (prompt, right) in zip(texts, asked)]
 
@@ -51,7 +51,7 @@ def continued(model, tokenizer, asked: Sequence[tuple[str, str]], max_new_tokens
 def first_body(beginning: str, continuation: str) -> str:
     """A function cut at its first dedent: ``beginning``, then the lines of ``continuation`` that are blank or indented.
 
-    Where the continuation ends before any dedent, its last statement may be unfinished and is dropped (unless it is the
+    If the continuation ends before any dedent, its last statement may be unfinished and is dropped (unless it is the
     only one).
     """
     lines = continuation.splitlines(keepends=True)
@@ -75,9 +75,9 @@ def is_python(text: str) -> bool:
 def ast_validity(model, tokenizer, count: int = 60, max_new_tokens: int = 96) -> float:
     """Share of held-out functions, given signature and docstring, whose greedy completion ``ast.parse`` accepts.
 
-    The first ``count`` of :func:`qtutor.decoder.corpus.held_out_functions`, each cut by :func:`first_body`; a
-    completion without a body is not accepted. Functions that do not fit into a short context with their completion are
-    left out (:func:`functions` tells them); :class:`TooShort` where none is left.
+    The functions are the first ``count`` of :func:`qtutor.decoder.corpus.held_out_functions`, each cut by
+    :func:`first_body`; a completion without a body is not accepted. Functions that do not fit into a short context with
+    their completion are left out (:func:`functions` returns the others). Raises :class:`TooShort` if none is left.
     """
     beginnings = functions(model, tokenizer, count, max_new_tokens)
     if not beginnings:
@@ -91,7 +91,7 @@ def ast_validity(model, tokenizer, count: int = 60, max_new_tokens: int = 96) ->
 
 
 def functions(model, tokenizer, count: int, max_new_tokens: int = 96) -> list[str]:
-    """The held-out functions that :func:`ast_validity` looks at: of the first ``count`` those that fit the context."""
+    """The held-out functions that :func:`ast_validity` uses: those of the first ``count`` that fit into the context."""
     beginnings = corpus.held_out_functions()[:count]
     fit = fitting(model, tokenizer, [BETWEEN + beginning for beginning in beginnings], max_new_tokens)
     return [beginning for beginning, fits in zip(beginnings, fit, strict=True) if fits]
@@ -100,12 +100,12 @@ def functions(model, tokenizer, count: int, max_new_tokens: int = 96) -> list[st
 def generate_batch(
     model, tokenizer, prompts: list[str], max_new_tokens: int = 64, streamer=None, cache=None
 ) -> list[str]:
-    """Greedy continuations: each prompt followed by what the model adds. Stops at a token that ends texts.
+    """Greedy continuations: each prompt followed by the text that the model adds. Stops at a token that ends texts.
 
-    Those are the eos tokens of ``model.generation_config``, one or several. streamer: transformers', is told of a
-    single prompt's tokens while they are made. cache: a :class:`qtutor.runtime.kv.KVFormat` to store keys and values
-    in. Raises :class:`QtutorError` for a prompt that is no text, has no tokens,
-    too many for the model's context, or some that the model does not embed, and for less than one new token.
+    Those tokens are the eos tokens of ``model.generation_config``, one or several. streamer: one of transformers',
+    which gets the tokens of a single prompt while they are computed. cache: a :class:`qtutor.runtime.kv.KVFormat` to
+    store keys and values in. Raises :class:`QtutorError` for a prompt that is no text, has no tokens, has too many for
+    the model's context, or has some that the model does not embed, and for less than one new token.
     """
     check_measurable(model)
     if type(max_new_tokens) is not int or max_new_tokens < 1:
@@ -139,7 +139,7 @@ def generate(model, tokenizer, prompt: str, max_new_tokens: int = 64, streamer=N
 
 
 def stored_in(cache, model) -> dict:
-    """The argument of ``model.generate`` that says where keys and values are stored; none for its own cache."""
+    """The argument of ``model.generate`` that says where keys and values are stored; empty for its own cache."""
     if cache is None:
         return {}
     from qtutor.runtime.kv import KVCache
@@ -148,9 +148,11 @@ def stored_in(cache, model) -> dict:
 
 
 def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
-    """Token ids of a prompt. The tokenizer alone says whether it begins with bos; of a model that has learned from
-    texts with bos, and whose tokenizer puts none there, ``prompts_begin_with_bos`` in the config says it (as the
-    embedded decoder's, whose excerpts begin anywhere and whose prompts do not).
+    """Token ids of a prompt.
+
+    Usually the tokenizer alone decides whether a prompt begins with bos. A model may have learned from texts with bos
+    while its tokenizer adds none. Then ``prompts_begin_with_bos`` in the config decides (as in the embedded decoder's:
+    its training excerpts begin anywhere, and its prompts do not).
     """
     if not isinstance(prompt, str):
         raise QtutorError(
@@ -159,7 +161,7 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
         )
     try:
         prompt.encode()
-    except UnicodeEncodeError as error:  # of a command line in another encoding
+    except UnicodeEncodeError as error:  # from a command line in another encoding
         raise QtutorError(f"the prompt {prompt[:60]!r} is no text that can be written as UTF-8: {error}.") from None
     ids = tokenizer(prompt)["input_ids"]
     bos = model.config.bos_token_id
@@ -175,7 +177,7 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
 
 
 def check_embedded(model, tokenizer, ids: list[int], what: str) -> None:
-    """Raise :class:`QtutorError` for a token that the model has no embedding of; what: the text that it stands in."""
+    """Raise :class:`QtutorError` for a token that the model does not embed; what: the name of the token's text."""
     embedded, largest = model.config.vocab_size, max(ids, default=0)
     if min(ids, default=0) < 0:
         raise QtutorError(f"{what} has the token {min(ids)}, which is none: bos_token_id in config.json is wrong.")
@@ -188,7 +190,7 @@ def check_embedded(model, tokenizer, ids: list[int], what: str) -> None:
 
 
 def room_behind(model, tokens: int) -> int | None:
-    """How many tokens fit behind a prompt of so many, ``None`` where the context has no end; at least one has to."""
+    """How many tokens fit behind a prompt of ``tokens``, at least one; ``None`` if the context has no end."""
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and tokens >= context:
         raise QtutorError(
@@ -198,7 +200,7 @@ def room_behind(model, tokens: int) -> int | None:
 
 
 def fitting(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[bool]:
-    """Which prompts leave room for ``max_new_tokens`` in the model's context; all, where it has no end."""
+    """For each prompt, whether ``max_new_tokens`` more fit into the model's context; true if it has no end."""
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if context is None:
         return [True] * len(prompts)
@@ -216,5 +218,5 @@ def text_ends(model) -> list[int]:
 
 
 def before(ends: list[int], ids: list[int]) -> list[int]:
-    """``ids`` up to the first that is one of ``ends``: what follows pads the row."""
+    """``ids`` before the first that is one of ``ends``: the rest is padding."""
     return ids[: next((at for at, number in enumerate(ids) if number in ends), len(ids))]

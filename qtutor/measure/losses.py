@@ -1,8 +1,7 @@
-"""What quantization costs in numbers: perplexity, true bytes, bits a weight; :mod:`.against` compares with the float
-model.
+"""The cost of quantization in numbers: perplexity, true bytes, bits a weight; :mod:`.against` has more measures.
 
-Perplexity is ``exp`` of the mean negative log-likelihood of the next token. How exactly a text of finite length tells
-it is the standard error over windows (:func:`mean_and_error`).
+Perplexity is ``exp`` of the mean negative log-likelihood of the next token. The standard error over windows
+(:func:`mean_and_error`) shows how exactly a text of finite length determines it.
 """
 
 import warnings
@@ -19,13 +18,13 @@ from qtutor.runtime.linear import QuantWeight
 
 WINDOW = 512
 BATCH = 8  # windows that are read together,
-LOGITS = 1 << 25  # or fewer, where their logits would be more numbers than that (128 MB in float32)
+LOGITS = 1 << 25  # or fewer, if their logits would be more numbers than this (128 MB in float32)
 
 
 def windows(token_ids: torch.Tensor, window: int, vocabulary: int) -> Iterator[torch.Tensor]:
     """Batches ``[batch, window]`` of consecutive windows; the tokens left over come last, as one row.
 
-    So many windows are in a batch that their logits fit into memory: :data:`BATCH`, fewer of a large vocabulary.
+    A batch has :data:`BATCH` windows, or fewer if the vocabulary is large, so that the logits fit into memory.
     """
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise QtutorError(f"token ids have dtype {token_ids.dtype}; whole numbers (int64) are needed.")
@@ -49,9 +48,9 @@ def windows(token_ids: torch.Tensor, window: int, vocabulary: int) -> Iterator[t
 
 
 def batches(models: tuple, token_ids: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
-    """:func:`windows` that all ``models`` can read: no longer than their contexts, which a warning says, once.
+    """:func:`windows` that all ``models`` can read: no longer than their contexts; a warning says so, once.
 
-    token_ids: what :func:`qtutor.guards.ids.ids_of` takes, ``[count]`` or ``[samples, length]``.
+    token_ids: an argument of :func:`qtutor.guards.ids.ids_of`, ``[count]`` or ``[samples, length]``.
     """
     token_ids = ids_of(token_ids)
     if not isinstance(window, int):
@@ -82,8 +81,8 @@ def batches(models: tuple, token_ids: torch.Tensor, window: int) -> Iterator[tor
 def perplexity(model, token_ids: torch.Tensor, window: int = WINDOW) -> float:
     """Perplexity of ``token_ids`` (int64, ``[count]`` cut into windows, or ``[samples, length]`` as they are).
 
-    Every window starts with nothing before it; its first token is read, not predicted. None is longer than the model's
-    context: where one would be, it is cut, with a warning.
+    Every window starts without context; its first token is read, not predicted. A window longer than the model's
+    context is cut to it, with a warning.
     """
     total, count = 0.0, 0
     check_measurable(model)
@@ -98,7 +97,7 @@ def perplexity(model, token_ids: torch.Tensor, window: int = WINDOW) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """Perplexity on a text. error: its standard error, ``None`` of a single window. tokens: how many were predicted."""
+    """Perplexity on a text. error: its standard error, ``None`` for a single window. tokens: number of predictions."""
 
     perplexity: float
     error: float | None
@@ -124,14 +123,14 @@ def perplexity_with_error(model, token_ids: torch.Tensor, window: int = WINDOW) 
 
 
 def mean_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:
-    """The mean a token and its standard error, out of what each window sums up over its tokens.
+    """The mean per token and its standard error, from each window's sum over its tokens.
 
-    sums: float64 ``[windows]``. counts: tokens in each, ``[windows]``. Neighbouring tokens depend on each other, so
-    an error that counts every token as an observation of its own would come out too small. Windows hardly do: their
-    deviations from the mean, ``sums - mean * counts``, are the observations. The error of a mean of ``n`` windows of
-    one length is so the standard deviation of their means over the root of ``n`` (with windows of several lengths, that
-    of a ratio: Cochran 1977, "Sampling Techniques", section 2.11). ``None`` for one window. Left out: what windows of
-    one document have in common, and how the text was chosen.
+    sums: float64 ``[windows]``. counts: tokens in each, ``[windows]``. Neighbouring tokens depend on each other, so an
+    error that counts every token as an observation of its own would come out too small. Windows are almost independent:
+    their deviations from the mean, ``sums - mean * counts``, are the observations. So for ``n`` windows of equal
+    length, the error of the mean is the standard deviation of the windows' means over the root of ``n`` (for windows of
+    several lengths, the error of a ratio: Cochran 1977, "Sampling Techniques", section 2.11). ``None`` for one window.
+    Left out: the dependence between windows of one document, and how the text was chosen.
 
     >>> mean_and_error(torch.tensor([2.0, 4.0], dtype=torch.float64), torch.tensor([2, 2]))
     (1.5, 0.5)
@@ -166,8 +165,8 @@ def model_weights(model) -> int:
 
 
 def bits_per_weight(model, nbytes: int | None = None) -> float:
-    """True bits of a weight, scales, zero points and what stays in float counted in.
+    """True bits per weight, including scales, zero points and all parts that stay in float.
 
-    nbytes: what the weights take elsewhere, as in a file; by itself :func:`model_bytes`.
+    nbytes: the size of the weights elsewhere, as in a file; by default :func:`model_bytes`.
     """
     return 8 * (model_bytes(model) if nbytes is None else nbytes) / model_weights(model)

@@ -1,7 +1,7 @@
-"""How fast a decoder writes, for one reader: tokens a second, one after the other; and what limits it.
+"""How fast a decoder writes for one reader, in tokens a second, one after the other; and what limits its speed.
 
-A token reads all weights, and computes little with each. So no decoder writes faster than its bytes are read, and
-:func:`bytes_of_a_token` over :func:`copy_bandwidth` says how near it comes.
+To write a token, all weights are read, and little is computed with each. So no decoder writes faster than its bytes are
+read: :func:`bytes_of_a_token` over :func:`copy_bandwidth` is about the shortest time for a token.
 """
 
 import statistics
@@ -15,16 +15,16 @@ from qtutor.measure.losses import model_bytes
 from qtutor.runtime.steps import quick_steps
 
 PROMPT, TOKENS = 32, 32
-WARM = 4  # first steps, in which memory is taken and kernels are chosen
+WARM = 4  # first steps, in which memory is allocated and kernels are chosen
 
 
 @torch.inference_mode()
 def tokens_per_second(model, prompt: torch.Tensor | None = None, tokens: int = TOKENS) -> float:
     """Tokens a second in greedy decoding behind ``prompt``, int64 ``[count]``; reading the prompt is not counted.
 
-    tokens: how many are timed. The median step counts, so that what else runs on the machine disturbs it little. What
-    is written does not matter, nor whether it would end: the steps cost the same. By itself the prompt is token 0, a
-    few times. The context is kept: where ``tokens`` do not fit into it, fewer are timed.
+    tokens: how many are timed. The median step counts, so that other programs on the machine disturb the result little.
+    The content of the text does not matter, nor whether it would end: the steps cost the same. The default prompt is
+    token 0, a few times. If ``tokens`` do not fit into the context, fewer are timed.
     """
     check_measurable(model)
     ids = torch.zeros(PROMPT, dtype=torch.int64) if prompt is None else prompt
@@ -39,16 +39,16 @@ def tokens_per_second(model, prompt: torch.Tensor | None = None, tokens: int = T
 def token_times(
     model, ids: torch.Tensor, steps: int, clock: Callable[[], float] | None = None
 ) -> tuple[float, list[float]]:
-    """Seconds until the first token behind ``ids``, int64 ``[1, count]``, is known, and of ``steps`` further ones.
+    """Seconds until the first token behind ``ids``, int64 ``[1, count]``, is known, and for each of ``steps`` more.
 
-    Greedily, with a cache, by :func:`~qtutor.runtime.steps.quick_steps` where it knows the model. clock: what counts
-    seconds, by itself ``time.perf_counter``.
+    Decoding is greedy, with a cache, by :func:`~qtutor.runtime.steps.quick_steps` if that knows the model. clock: a
+    function that returns seconds, by default ``time.perf_counter``.
     """
     clock, each = clock or time.perf_counter, []
     with in_eval(model), quick_steps(model):
         begin = clock()
         out = model(ids, use_cache=True, logits_to_keep=1)
-        out.logits[0, -1, 0].item()  # a GPU works on in the background until somebody wants a number
+        out.logits[0, -1, 0].item()  # a GPU works in the background until a number is requested
         first = clock() - begin
         for _ in range(steps):
             begin = clock()
@@ -60,12 +60,12 @@ def token_times(
 
 
 def bytes_of_a_token(model) -> int:
-    """The bytes of weights that writing one token reads: all, but of an embedding that is looked up only a row."""
+    """The bytes of weights that writing one token reads: all, but only one row of an embedding that is no output."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     held = list(table.state_dict().values())
     heads = {tensor.data_ptr() for tensor in head.state_dict().values()} if head is not None else set()
     size = sum(tensor.nbytes for tensor in held)
-    if any(tensor.data_ptr() in heads for tensor in held):  # it is the output matrix as well
+    if any(tensor.data_ptr() in heads for tensor in held):  # the embedding is the output matrix as well
         return model_bytes(model)
     return model_bytes(model) - size + size // max(held[0].shape[0], 1)
 
@@ -73,14 +73,14 @@ def bytes_of_a_token(model) -> int:
 def copy_bandwidth(clock: Callable[[], float] = time.perf_counter, megabytes: int = 128, rounds: int = 5) -> float:
     """Bytes a second, read and written, with which torch copies memory on this CPU; the median of some copies.
 
-    clock: what counts seconds; ``time.process_time`` for what a thread gets on a busy machine.
+    clock: a function that returns seconds; ``time.process_time`` leaves out other programs on a busy machine.
     """
     source, target, seconds = torch.ones(megabytes << 18), torch.empty(megabytes << 18), []
     for _ in range(rounds + 1):
         start = clock()
         target.copy_(source)
         seconds.append(clock() - start)
-    return 2 * source.nbytes / statistics.median(seconds[1:])  # in the first, memory is taken
+    return 2 * source.nbytes / statistics.median(seconds[1:])  # the first copy allocates memory
 
 
 def pace(size: int, device: torch.device, asked: float, came: list[float]) -> str:

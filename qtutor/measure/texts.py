@@ -1,7 +1,7 @@
-"""The text that a decoder is measured on: a file of yours, or by itself what no calibration of ours has read.
+"""The text that a decoder is measured on: a file of yours, or by default a text that was not used for calibration.
 
-The embedded decoder, and what was quantized from it, is measured on Python that it never saw
-(:func:`qtutor.evaluate.held_out_tokens`), any other on the built-in English and Python
+The embedded decoder, and any model quantized from it, is measured on Python that it never saw
+(:func:`qtutor.evaluate.held_out_tokens`). All other decoders are measured on the built-in English and Python
 (:mod:`qtutor.calibration.builtin`). Perplexities of models with different tokenizers cannot be compared, whatever the
 text: their tokens are not the same.
 """
@@ -15,11 +15,11 @@ TOKENS = 16_384  # enough for a KL divergence to some per cent, in a minute or t
 
 
 def text_of(tokenizer, file=None, window: int = WINDOW, tokens: int | None = None) -> Text:
-    """Token ids to measure on, int64 ``[windows, window]`` or ``[count]``, and what they are of, in words.
+    """Token ids to measure on, int64 ``[windows, window]`` or ``[count]``, and a description of the text.
 
-    file: a text, or a .jsonl file of texts and conversations (:func:`qtutor.calibration.text.text_in`), of which
-    windows are taken that lie evenly spread. tokens: at most so many; by itself :data:`TOKENS`, of the embedded
-    decoder's text all. Raises :class:`QtutorError` for a file that is no such text or shorter than one window.
+    file: a text, or a .jsonl file of texts and conversations (:func:`qtutor.calibration.text.text_in`), from which
+    evenly spread windows are taken. tokens: the most tokens to use; by default :data:`TOKENS`, or for the embedded
+    decoder all of its text. Raises :class:`QtutorError` for a file that is no such text or is shorter than one window.
     """
     if tokens is not None and tokens < window:
         raise QtutorError(f"tokens = {tokens}: one window has {window}. Measure on more, or take a smaller window.")
@@ -35,7 +35,7 @@ def text_of(tokenizer, file=None, window: int = WINDOW, tokens: int | None = Non
 
 
 def has_embedded_vocabulary(tokenizer) -> bool:
-    """Whether a tokenizer has the vocabulary of the embedded decoder, whatever file it came out of."""
+    """Whether a tokenizer has the vocabulary of the embedded decoder, whichever file it came from."""
     from qtutor.decoder import EMBEDDED
     from qtutor.formats.checkpoint import tokenizer as tokenizer_in
 

@@ -1,1 +1,1 @@
-"""Ways to round a matrix: a module a method, and what they share (range search, propagation)."""
+"""Ways to round a matrix: one module for each method, and modules for shared parts (range search, propagation)."""

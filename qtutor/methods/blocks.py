@@ -1,8 +1,8 @@
-"""The layers of one calibrated block, rounded by their recipes in the order in which the block runs them.
+"""The layers of one calibrated block, rounded by their recipes, in the order in which the block runs them.
 
-First the recipe's transforms change the block, which goes on computing what it did. Then layers that read the same
-input are rounded together, with what the calibration text says of that input; what lies behind them reads what they
-make when they are rounded.
+First, the recipe's transforms change the block; its output stays the same. Then layers with the same input are rounded
+together, with the statistics of this input over the calibration text. The inputs of later layers are computed with the
+rounded layers.
 """
 
 import warnings
@@ -28,10 +28,10 @@ ERROR_ROWS = 128
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer that is rounded; ``name`` in the model, weight and bias in float32, as ``quantized`` stands for them.
+    """A rounded layer: its ``name`` in the model, and the float32 weight and bias that ``quantized`` replaces.
 
-    columns: what the layer multiplies its inputs by, float32 ``[in]``; ``None``: nothing (all methods but SINQ). back:
-    :func:`dequantized`. output_error, note: see :class:`qtutor.report.LayerReport`.
+    columns: the layer multiplies its inputs by these, float32 ``[in]``; ``None``: it does not (all methods but SINQ).
+    back: the result of :func:`dequantized`. output_error, note: see :class:`qtutor.report.LayerReport`.
     """
 
     name: str
@@ -45,20 +45,20 @@ class Rounded:
 
 
 def dequantized(quantized: QuantizedTensor, columns: torch.Tensor | None) -> torch.Tensor:
-    """The weights float32 ``[out, in]`` that a layer stands for which multiplies its inputs by ``columns [in]``."""
+    """The float32 weights ``[out, in]`` of a layer that multiplies its inputs by ``columns [in]``."""
     return quantized.dequantize() if columns is None else quantized.dequantize() * columns
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A tensor of the model that stays in float, with the value that a transform gave it, in float32."""
+    """A tensor of the model that stays in float, with its new value from a transform, in float32."""
 
     name: str
     value: torch.Tensor
 
 
 def round_block(block: CalibratedBlock, recipe: Recipe, recipes: dict[str, Recipe]) -> Iterator[Rounded | Changed]:
-    """The transforms of ``recipe`` on one block, then its layers, in the order in which the block runs them."""
+    """Apply the transforms of ``recipe`` to one block, then round its layers in the order in which they run."""
     linear = {name: m for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
     own = {name: recipes[f"{block.name}.{name}"] for name in linear if f"{block.name}.{name}" in recipes}
     for name, layer_recipe in own.items():  # before any search
@@ -67,7 +67,7 @@ def round_block(block: CalibratedBlock, recipe: Recipe, recipes: dict[str, Recip
             resolve_group_size(layer_recipe.group_size, linear[name].weight.shape[1])
     for transform in recipe.transforms:
         changed = transform.apply(block, lambda names: _rounding(names, own))
-        for name in linear.keys() - own.keys():  # layers that stay in float are scaled all the same
+        for name in linear.keys() - own.keys():  # layers that stay in float are scaled, too
             changed |= {f"{name}.{kind}": value for kind, value in linear[name].named_parameters()}
         for name, value in changed.items():
             yield Changed(f"{block.name}.{name}", value)
@@ -75,12 +75,12 @@ def round_block(block: CalibratedBlock, recipe: Recipe, recipes: dict[str, Recip
     for reading in block.readings():
         for rounded in _reading(reading, own):
             yield rounded
-            if follows:  # the layers behind it read what it makes when it is rounded
+            if follows:  # later layers read the output of the rounded layer
                 block.module.get_submodule(rounded.name.removeprefix(f"{block.name}.")).weight.copy_(rounded.back)
 
 
 def _rounding(names: tuple[str, ...], recipes: dict[str, Recipe]) -> Rounding | None:
-    """How the layers ``names`` will be rounded: as the first of them that is; ``None`` if all stay in float."""
+    """How the layers ``names`` will be rounded: by the first recipe among them; ``None`` if all stay in float."""
     recipe = next((recipes[name] for name in names if name in recipes), None)
     if recipe is None:
         return None
@@ -89,7 +89,7 @@ def _rounding(names: tuple[str, ...], recipes: dict[str, Recipe]) -> Rounding | 
 
 
 def _quantizer(recipe: Recipe) -> Quantizer:
-    """How AWQ's scales are judged in the end: by what will really round the layers, which factors a Hessian."""
+    """The final judge of AWQ's scales: the rounder that will really round the layers, which factors a Hessian."""
 
     def quantizer(weight: torch.Tensor, hessian: torch.Tensor) -> QuantizedTensor:
         inputs = LayerInputs(hessian, _factored(hessian, recipe)[0])
@@ -131,7 +131,7 @@ def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, re
 
 
 def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[Plan | None, str]:
-    """The Hessian ordered and factored, or ``None`` where it is of no use; and what the report has to say about it."""
+    """The Hessian ordered and factored, or ``None`` if it cannot be used; and a note about it for the report."""
     few = f"{tokens} tokens for a width of {len(hessian)}"
     plan, error = _factored(hessian, recipe)
     if plan is None:
@@ -148,7 +148,7 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
 
 
 def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[Plan | None, HessianError | None]:
-    """GPTQ's plan, or why there is none."""
+    """GPTQ's plan, or the error that prevented one."""
     try:
         return prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping), None
     except HessianError as error:
@@ -156,19 +156,19 @@ def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[Plan | None, Hessi
 
 
 def _round_together(weights: list[torch.Tensor], inputs: LayerInputs | None, recipe: Recipe) -> list[QuantizedTensor]:
-    """Layers that read the same input, rounded as one matrix: rows do not know of each other."""
+    """Layers that read the same input, rounded as one matrix: rows are independent of each other."""
     rounder, grid, group_size = recipe.rounder, recipe.grid, recipe.group_size
-    if group_size == PER_TENSOR or not rounder.reads_inputs:  # here rows may, by a scale or scales of scales they share
-        grid = for_tensor(grid, *weights)  # engines make one layer of these
+    if group_size == PER_TENSOR or not rounder.reads_inputs:  # here rows may share scales
+        grid = for_tensor(grid, *weights)  # engines merge these layers into one
         return [rounder.round(weight, grid, group_size, inputs) for weight in weights]
     together = rounder.round(torch.cat(weights), grid, group_size, inputs)
     return together.split([len(weight) for weight in weights])
 
 
 def _output_error(weight: torch.Tensor, back: torch.Tensor, hessian: torch.Tensor) -> float:
-    """``|X (W - Q)^T| / |X W^T|`` for W, ``weight [out, in]``, and Q, ``back``, out of the Hessian.
+    """``|X (W - Q)^T| / |X W^T|`` for W, ``weight [out, in]``, and Q, ``back``, from the Hessian.
 
-    ``|X D^T|^2 = trace(D H D^T)``; of a large layer, over :data:`ERROR_ROWS` of its rows, evenly spread.
+    ``|X D^T|^2 = trace(D H D^T)``. For a large layer, at least :data:`ERROR_ROWS` of its rows are used, evenly spread.
     """
     rows = slice(None, None, max(len(weight) // ERROR_ROWS, 1))
     weight = weight[rows]

@@ -1,13 +1,13 @@
-"""What bitsandbytes does: NF4 and FP4 with double quantization, and LLM.int8.
+"""The methods of bitsandbytes: NF4 and FP4 with double quantization, and LLM.int8.
 
 NF4 (Dettmers et al. 2023, QLoRA, arXiv 2305.14314, section 3): 16 levels at quantiles of the normal distribution, so
-that weights that are about normal use every level about equally often; one float32 scale, the largest |weight|, for 64
-weights. FP4: the values of a float with 2 bits of exponent and 1 of mantissa. Double quantization: the scales, half a
-bit a weight, are themselves quantized to 8 bits in blocks of 256, which leaves an eighth of a bit.
+that weights with about this distribution use all levels about equally often; 64 weights share one float32 scale, the
+largest |weight|. FP4: the values of a float with 2 bits of exponent and 1 of mantissa. Double quantization: the scales,
+half a bit per weight, are themselves quantized to 8 bits in blocks of 256. Then they take an eighth of a bit.
 
-LLM.int8 (Dettmers et al. 2022, arXiv 2208.07339, section 3): weights *and* inputs in int8, a scale for each row of W
-and each token of x. Input channels that hold a value of 6 or more in this batch are left out of that and multiplied in
-float, because they would take the whole range from the others.
+LLM.int8 (Dettmers et al. 2022, arXiv 2208.07339, section 3): weights *and* inputs in int8, with a scale for each row of
+W and each token of x. Input channels that hold a value of 6 or more in this batch are left out and multiplied in float,
+because the other channels would have too few levels beside them.
 
 Codes and scales equal those of bitsandbytes on a CPU. Left out: its parts for training, and kernels that multiply int8
 by int8 in integers; the same product is computed here, exactly, in float64.
@@ -23,16 +23,16 @@ from qtutor.methods import rtn
 
 __all__ = ["FP4", "INT8", "NF4", "THRESHOLD", "mixed_product", "nest", "quantize", "quantize_rows"]
 
-THRESHOLD = 6.0  # an input of at least this size makes its channel an outlier
+THRESHOLD = 6.0  # a channel with an input of at least this size is an outlier
 
 
 def quantize(weight: torch.Tensor, grid: Codebook = NF4, group_size: int = 64, double: bool = True) -> QuantizedTensor:
     """Round ``weight [out, in]`` (any float dtype) to the nearest level of :data:`NF4`, FP4 or :data:`INT8`.
 
-    group_size: weights of a row that share a scale (bitsandbytes: 64; it goes on into the next row where a row ends,
-    which is the same where groups divide the row). For ``INT8`` a row has one scale, whatever is said here.
-    double: store the scales in 8 bits too (not for ``INT8``, which has few). Raises :class:`QtutorError` for NaN, Inf,
-    or a group size that does not divide the row.
+    group_size: the number of weights of a row that share a scale (bitsandbytes: 64; its groups continue into the next
+    row, which is the same if groups divide the row). For ``INT8``, a row always has one scale, and group_size is
+    ignored. double: store the scales in 8 bits too (not for ``INT8``, which has few). Raises :class:`QtutorError` for
+    NaN, Inf, or a group size that does not divide the row.
     """
     if grid == INT8:
         return rtn.quantize(weight, grid, PER_CHANNEL)
@@ -43,10 +43,10 @@ def quantize(weight: torch.Tensor, grid: Codebook = NF4, group_size: int = 64, d
 
 
 def nest(scales: torch.Tensor) -> NestedScales:
-    """Quantize float32 ``scales [out, groups]`` to 8 bits: what is above or below their mean, in blocks of 256.
+    """Quantize float32 ``scales [out, groups]`` to 8 bits: their differences from their mean, in blocks of 256.
 
     The codes of the weights were found with the exact scales and stay as they are, as in bitsandbytes. (Its CPU kernel
-    looks codes up in a table and misses the nearest by one in about one of a thousand; these are the nearest.)
+    finds codes in a table, and about one code in a thousand is next to the nearest; here all are the nearest.)
     """
     offset = scales.mean()
     flat = (scales - offset).flatten()
@@ -57,10 +57,10 @@ def nest(scales: torch.Tensor) -> NestedScales:
 
 
 def quantize_rows(x: torch.Tensor, threshold: float | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of ``x [tokens, in]`` to int8 codes in float32, a scale a row (its largest |x|), and the outlier channels.
+    """Rows of ``x [tokens, in]`` as int8 codes in float32, a scale per row (its largest |x|), and the outlier channels.
 
-    outliers: bool ``[in]``, the channels that hold a value of at least ``threshold``; their codes are 0. ``threshold``
-    ``None``: there are none.
+    outliers: bool ``[in]``, the channels that hold a value of at least ``threshold``; their codes are 0. If
+    ``threshold`` is ``None``, there are no outliers.
     """
     x = x.float()
     large = x.abs() >= (torch.inf if threshold is None else threshold)
@@ -85,6 +85,6 @@ def mixed_product(
     weight_absmax: ``[out]``. Sums of such codes are exact in float64, as they are in the int32 of an engine.
     """
     product = linear(codes.double(), weight.double()) * (absmax.double() / 127)[:, None]
-    if outliers.any():  # these channels of W are int8 as well, but the inputs are not
+    if outliers.any():  # these channels of W are int8, too, but the inputs are float
         product += linear(x[:, outliers].double(), weight[:, outliers].double())
     return product * (weight_absmax.double() / 127)

@@ -1,11 +1,11 @@
-"""Clipping: narrow the range of a group of weights to where some cost of its rounding errors is least.
+"""Clipping: narrow the range of a group of weights to the one whose rounding errors cost least.
 
-A narrower range makes finer steps, and cuts off the few largest weights. Each method says what that may cost: rounding
-to nearest counts the squared error of the weights (:mod:`qtutor.rtn`), GPTQ the error that is left after other columns
-made up for it, AWQ what the group adds to the layer's output, together with all other groups.
+A narrower range has finer steps, and cuts off the few largest weights. Each method has its own cost. Rounding to
+nearest counts the squared error of the weights (:mod:`qtutor.rtn`). GPTQ counts the error that is left after other
+columns have compensated for it. AWQ counts the error of the layer's output, to which all groups contribute.
 
 :func:`search` takes any cost and tries one range after the other. :func:`search_together` is for AWQ. Its cost is
-quadratic in the errors, so one look at a scale also tells a better one, and few looks do.
+quadratic in the errors, so each tried scale also shows a better one, and few tries are enough.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from qtutor.core.grid import Grid, fit_groups, storable, wider_ranges
 from qtutor.errors import QtutorError
 from qtutor.methods import compiled
 
-ROWS = 1024  # rows that are searched together: what is computed of so many stays in a processor's cache
-FITTED = 1 << 18  # ranges that are fitted at once
+ROWS = 1024  # rows that are searched together: their intermediate results stay in a processor's cache
+FITTED = 1 << 18  # ranges that are fitted together
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the whole range, tried in the first round
-STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each round after it, in these units:
-UNITS = (0.4, 0.2, 0.1)  # one for each round, since few bits need finer steps, too
-BESIDE = (0, -4, -2, 2, 4)  # tried below 4 bits with the zero point moved by a code: there that is much of the range
+STEPS = (0, -4, -3, -2, -1, 1, 2, 3, 4)  # tried in each later round, in these units:
+UNITS = (0.4, 0.2, 0.1)  # one for each later round, since few bits need finer steps, too
+BESIDE = (0, -4, -2, 2, 4)  # tried below 4 bits with the zero point moved by one code, which is then much of the range
 TINY = 2.0**-24  # the smallest scale in float16
 
 
@@ -36,10 +36,10 @@ def search(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero ``[out, groups]`` of the cheapest range of every group of ``grouped [out, groups, group_size]``.
 
-    cost: rounding errors, shaped like ``grouped``, to ``[out, groups]``; it may change them. The search tries the
-    whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it, then the extra ranges of this grid
-    (:func:`~qtutor.core.grid.wider_ranges`). Of equals the first stays, so no group costs more than with its whole
-    range.
+    cost: a function from rounding errors, shaped like ``grouped``, to ``[out, groups]``; it may change the errors in
+    place. The search tries the whole range first, then ``steps`` narrower ones down to ``1 - shrink`` of it, then the
+    extra ranges of this grid (:func:`~qtutor.core.grid.wider_ranges`). If costs are equal, the first stays, so no group
+    costs more than with its whole range.
     """
     best = None  # cost, scale, zero
     for scales, zeros in ranges(grouped, grid, steps, shrink):
@@ -53,19 +53,19 @@ def ranges(grouped: torch.Tensor, grid: Grid, steps: int, shrink: float) -> Iter
     """Scales and zeros, both ``[ranges, out, groups]``, of the ranges that :func:`search` tries, some at a time."""
     if steps:
         check_rows_alone(grid)
-    # All that a fit looks at: a group of two, its smallest and its largest weight.
+    # A fit needs only two weights of a group: the smallest and the largest.
     ends = torch.stack([grouped.amin(dim=-1), grouped.amax(dim=-1)], dim=-1).float().unsqueeze(2)
     shares = [1 - shrink * step / max(steps, 1) for step in range(steps + 1)]
     shares = torch.tensor([*shares, *wider_ranges(grid)], device=ends.device)[:, None]
-    # Few groups are fitted to many shares at once: an operation on a small tensor costs as much as thousands of
-    # numbers.
+    # If there are few groups, many shares are fitted at once: an operation on a small tensor takes as long as one on
+    # thousands of numbers.
     for some in shares.split(max(1, FITTED // max(1, ends.numel()))):
-        scales, zeros = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group as a group of its own
+        scales, zeros = fit_groups((ends * some).flatten(1, 2), grid)  # each share of a group counts as a group
         yield tuple(part.unflatten(1, (-1, len(some))).movedim(-1, 0).contiguous() for part in (scales, zeros))
 
 
 def check_rows_alone(grid: Grid) -> None:
-    """Raise :class:`QtutorError` for a grid whose scales rows share: here each row chooses a range of its own."""
+    """Raise :class:`QtutorError` for a grid in which rows share scales: here each row chooses its own range."""
     if isinstance(grid, TileGrid):
         raise QtutorError(
             f"levels of {grid.name!r} have a scale for {grid.tile} rows, and a narrower range is chosen for each row "
@@ -76,9 +76,9 @@ def check_rows_alone(grid: Grid) -> None:
 def search_squares(
     grouped: torch.Tensor, grid: Grid, importance: torch.Tensor | None = None, steps: int = 20, shrink: float = 0.5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`search` where the square of an error costs ``importance [groups, group_size]``; 1 if ``None``.
+    """:func:`search` with squared errors, each times its ``importance [groups, group_size]``; times 1 if ``None``.
 
-    On a CPU, grids of integers have a compiled loop (:mod:`.loops`).
+    For integer grids on a CPU there is a compiled loop (:mod:`.loops`).
     """
     if compiled.takes(grouped, grid):
         return _search_compiled(grouped.float(), grid, importance, steps, shrink)
@@ -103,8 +103,8 @@ def _search_compiled(
 
 
 def cheaper(best: tuple[torch.Tensor, ...], tried: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Of two (cost, scale, zero), each ``[out, groups]``, the one of less cost for every group."""
-    better = tried[0] < best[0]  # not <=: of equals the first stays
+    """The cheaper of two (cost, scale, zero) for every group; all tensors are ``[out, groups]``."""
+    better = tried[0] < best[0]  # not <=: if equal, the first stays
     return tuple(torch.where(better, new, old) for new, old in zip(tried, best))
 
 
@@ -117,17 +117,18 @@ def search_together(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero ``[out, groups]`` with which ``grouped [out, groups, group_size]`` changes the output least.
 
-    hessian: ``X^T X [in, in]``. The errors of a row's groups add up in its output, so each group is judged beside what
-    the others have: an error e costs ``e H_g e^T + 2 e H_o o^T``. H_g is the group's block of the Hessian, o are the
-    errors of the other groups, and H_o is the part of the Hessian between this group and the others. Groups take turns,
-    once coarsely and ``rounds`` times in finer steps; llm-awq judges each by itself, once. A row never costs more than
-    with whole ranges. dtype: what H_o and o are multiplied in; in bfloat16 that holds to some 0.4 %.
+    hessian: ``X^T X [in, in]``. The errors of a row's groups add up in its output, so each group is judged together
+    with the errors of the others. An error e costs ``e H_g e^T + 2 e H_o o^T``. H_g is the group's block of the
+    Hessian, o are the errors of the other groups, and H_o is the part of the Hessian between this group and the others.
+    Groups take turns: first a round with coarse steps, then ``rounds`` rounds with finer ones; llm-awq judges each
+    group by itself, once. A row never costs more than with whole ranges. dtype: H_o and o are multiplied in it; with
+    bfloat16, this limit holds to about 0.4 %.
     """
     check_rows_alone(grid)
-    # Costs are only compared; a mean diagonal of 1 keeps them in float32, however many tokens there were.
+    # Costs are only compared; with a mean diagonal of 1 they fit into float32 for any number of tokens.
     hessian = (hessian / hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)).float()
     coupling = hessian.to(dtype)
-    # Rows do not know of each other.
+    # Rows are independent of each other.
     found = [_in_turns(rows, hessian, coupling, grid, rounds) for rows in grouped.split(ROWS)]
     scale, zero = (torch.cat(parts) for parts in zip(*found))
     return scale, zero
@@ -142,10 +143,10 @@ def _in_turns(
     errors = rounding_errors(grouped, scale, zero, grid).flatten(1).to(coupling.dtype)  # [out, in]
     for turn in range(rounds + 1):
         tried = neighbours(grid, turn)
-        for group in range(groups):  # one after the other: each looks at what those before it have just changed
+        for group in range(groups):  # in turn: each uses the new errors of the groups before it
             own = slice(group * length, (group + 1) * length)
             errors[:, own] = 0
-            others = nn.functional.linear(errors, coupling[own]).float()  # the price that the other groups make
+            others = nn.functional.linear(errors, coupling[own]).float()  # the coupling with the other groups
             judge = Judge(grouped[:, group].contiguous(), hessian[own, own], others, grid)
             scale[:, group], zero[:, group] = judge.cheapest(scale[:, group], zero[:, group], *tried)
             errors[:, own] = judge.errors(scale[:, group], zero[:, group])
@@ -153,14 +154,14 @@ def _in_turns(
 
 
 def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each group tries in round ``turn``: factors of its scale and shifts of its zero, both ``[tries, 1]``.
+    """What each group tries in round ``turn``: factors for its scale and shifts of its zero, both ``[tries, 1]``.
 
-    What it has comes first: of equals the first stays.
+    The current scale and zero come first: if costs are equal, the first stays.
     """
     if turn == 0:
         tried = [(share, 0) for share in (1.0, *SHARES, *wider_ranges(grid))]
     else:
-        # This factor moves the outermost level by part of a step: about so little makes other codes.
+        # This factor moves the outermost level by part of a step: a change of about this size changes codes.
         unit = UNITS[(turn - 1) % len(UNITS)] / (2**grid.bits - 1)
         tried = [(1 + steps * unit, 0) for steps in STEPS]
         if not grid.symmetric:
@@ -171,7 +172,7 @@ def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Judge:
-    """Says what scales and zeros of one group of every row cost.
+    """Computes the costs of scales and zeros for one group of every row.
 
     weight ``[out, group_size]``. block: the group's block of the Hessian. others ``[out, group_size]``: the other
     groups' errors times the blocks that couple them with it.
@@ -179,35 +180,35 @@ class Judge:
 
     def __init__(self, weight: torch.Tensor, block: torch.Tensor, others: torch.Tensor, grid: Grid):
         self.weight, self.block, self.others, self.grid = weight, block, others, grid
-        self.turned = None  # as the compiled loop wants them, where it takes these
+        self.turned = None  # the layout for the compiled loop, if the loop can be used
         if compiled.takes(weight, grid):
             self.turned = weight.T.contiguous(), block, others.T.contiguous()
 
     def errors(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        """Of rounding with ``scale`` and ``zero [..., out]``."""
+        """The errors of rounding with ``scale`` and ``zero [..., out]``."""
         return rounding_errors(self.weight, scale, zero, self.grid)
 
     def cost(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        """What these change in the output, ``[..., out]``."""
+        """How much ``scale`` and ``zero`` change the output, ``[..., out]``."""
         error = self.errors(scale, zero)
         return (error @ self.block).add_(self.others, alpha=2).mul_(error).sum(dim=-1)
 
     def too_large(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        """By what share of itself ``scale [out]`` is too large for the codes that it and ``zero`` make.
+        """The share t by which ``scale [out]`` is too large for the codes that it and ``zero`` give.
 
-        v are the values of the codes. If the scale is multiplied by 1 - t, they become v - t v. So the cost is a
-        parabola in t, and t is where it is least.
+        Let v be the values of the codes. If the scale is multiplied by 1 - t, they become v - t v. So the cost is a
+        parabola in t, and its minimum is returned.
         """
         error = self.errors(scale, zero)
         levels = self.weight + error
-        coupled = levels @ self.block  # which is symmetric, so the errors' product with it is among its sums, too
+        coupled = levels @ self.block  # the block is symmetric, so this product also serves for the errors
         slope, curvature = (error * coupled + levels * self.others).sum(dim=-1), (levels * coupled).sum(dim=-1)
         return slope / curvature.clamp(min=1e-30)
 
     def cheapest(
         self, scale: torch.Tensor, zero: torch.Tensor, factors: torch.Tensor, shifts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and zero ``[out]`` of the cheapest of those around the ones given."""
+        """The cheapest scale and zero ``[out]`` among those around the given ones."""
         scale = self._stored(scale.float() * factors)
         zero = (zero + shifts).clamp(0, 2**self.grid.bits - 1).to(torch.uint8)
         cost, best, share = self.judged(scale, zero)
@@ -216,18 +217,18 @@ class Judge:
         return torch.where(self.judged(better[None], zero[None])[0] < cost, better, scale), zero
 
     def judged(self, scale: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of ranges ``[ranges, out]``: the least cost, whose it is (of equals the first's), and :meth:`too_large`."""
-        if self.turned is not None:  # the same in one go; see :mod:`.loops`
+        """The least cost of ``[ranges, out]``, the index of its range (the first if equal), and :meth:`too_large`."""
+        if self.turned is not None:  # the same in one pass; see :mod:`.loops`
             return compiled.judge(*self.turned, scale, zero, self.grid)
         cost, best = self.cost(scale, zero).min(dim=0)
         chosen = [tried.gather(0, best[None])[0] for tried in (scale, zero)]
         return cost, best, self.too_large(*chosen)
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
-        """Rounded as it will be stored, since the codes have to fit that."""
+        """``scale`` rounded as it will be stored, since the codes have to fit the stored scale."""
         return storable(scale, self.grid, TINY)
 
 
 def rounding_errors(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """What rounding adds to every weight, shaped like ``grouped``."""
+    """The number that rounding adds to every weight, shaped like ``grouped``."""
     return grid.nearest(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1)).sub_(grouped)

@@ -1,4 +1,4 @@
-"""The compiled :mod:`.loops` for tensors: which they take, and how their rows are shared out among threads."""
+"""The compiled :mod:`.loops` for tensors: which tensors they accept, and how rows are divided among threads."""
 
 import functools
 import importlib
@@ -12,11 +12,11 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.installed import is_installed
 from qtutor.threads import in_shares
 
-SHARE = 2_000_000  # weights times ranges, or times columns, that are worth a thread
+SHARE = 2_000_000  # this many weights times ranges, or weights times columns, are worth a thread
 
 
 def takes(tensor: torch.Tensor, grid: Grid) -> bool:
-    """Whether the loops take ``tensor`` and ``grid``: whole numbers, on a CPU, and numba is installed."""
+    """Whether the loops accept ``tensor`` and ``grid``: an integer grid, on a CPU, and numba is installed."""
     return isinstance(grid, IntGrid) and tensor.device.type == "cpu" and tensor.numel() > 0 and _available()
 
 
@@ -46,10 +46,10 @@ def cheapest(
     grid: IntGrid,
     costs: torch.Tensor,
 ) -> torch.Tensor:
-    """Which of the ranges is cheapest for each group, int64 ``[groups, out]``; -1 where none is below ``costs``.
+    """The index of each group's cheapest range, int64 ``[groups, out]``; -1 if no range costs less than ``costs``.
 
-    weights: float32 ``[groups, group_size, out]``. importance: float32 ``[groups, group_size]``, what the square of an
-    error costs. scales, zeros: ``[ranges, groups, out]``. costs: float32 ``[groups, out]``; it is lowered.
+    weights: float32 ``[groups, group_size, out]``. importance: float32 ``[groups, group_size]``, the cost factors of
+    squared errors. scales, zeros: ``[ranges, groups, out]``. costs: float32 ``[groups, out]``, lowered in place.
     """
     best = torch.full(costs.shape, -1)
     given = _floats(weights, importance, scales, zeros)
@@ -62,7 +62,7 @@ def cheapest(
 def round_block(
     work: torch.Tensor, upper: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: IntGrid
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`qtutor.methods.gptq.round_block`, whose arguments and results these are. work: float32, contiguous."""
+    """:func:`qtutor.methods.gptq.round_block`, with the same arguments and results. work: float32, contiguous."""
     shape = len(scale), work.shape[1]
     codes, errors = torch.empty(shape, dtype=torch.uint8), torch.empty(shape)
     given = work.detach().numpy(), *_floats(upper, scale.expand(shape), zero.expand(shape))
@@ -80,10 +80,10 @@ def judge(
     zeros: torch.Tensor,
     grid: IntGrid,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:meth:`qtutor.methods.clip.Judge.judged`, ``[out]`` each; where there is one range, without its share.
+    """:meth:`qtutor.methods.clip.Judge.judged`, ``[out]`` each; for a single range, its share is not computed.
 
-    weights, others: float32 ``[group_size, out]``, the others' axes exchanged, too. block: float32
-    ``[group_size, group_size]``. scales, zeros: ``[ranges, out]``.
+    weights, others: float32 ``[group_size, out]``, both transposed. block: float32 ``[group_size, group_size]``.
+    scales, zeros: ``[ranges, out]``.
     """
     rows = weights.shape[1]
     costs, best, shares = torch.empty(rows), torch.empty(rows, dtype=torch.int64), torch.empty(rows)
@@ -94,5 +94,5 @@ def judge(
 
 
 def _floats(*tensors: torch.Tensor) -> list[np.ndarray]:
-    """As the loops want them: float32, in one piece."""
+    """The tensors as the loops need them: float32, contiguous."""
     return [tensor.detach().float().contiguous().numpy() for tensor in tensors]

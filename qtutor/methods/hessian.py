@@ -1,7 +1,7 @@
-"""What a Hessian says about rounding: an order of the columns, and the factor of its inverse that GPTQ's loop needs.
+"""A Hessian prepared for rounding: an order of the columns, and the factor of its inverse that GPTQ's loop needs.
 
-The paper's script (IST-DASLab/gptq, ``gptq.py``) takes a Cholesky factorisation, an inverse and another Cholesky
-factorisation; here a factorisation and a triangular inverse do, in place.
+The paper's script (IST-DASLab/gptq, ``gptq.py``) computes a Cholesky factorisation, an inverse and another Cholesky
+factorisation. Here one factorisation and a triangular inverse are enough, in place.
 """
 
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ def check_damping(damping: float) -> None:
 
 
 class HessianError(QtutorError):
-    """A Hessian that GPTQ cannot use: NaN, Inf, or so far from positive definite that no damping mends it."""
+    """A Hessian that GPTQ cannot use: NaN, Inf, or so far from positive definite that no damping helps."""
 
 
 @dataclass
 class Plan:
-    """What a Hessian says about rounding; shared by all layers that read the same inputs.
+    """A Hessian prepared for rounding; all layers that read the same inputs share it.
 
     order: int64 ``[in]``, the columns in the order of rounding. upper: float32 ``[in, in]``, upper triangular U with
-    ``(H + damping)^-1 = U^T U``, rows and columns in that order. damping: the share of the diagonal it took.
-    scattered: the order mixes the columns of all groups. No group is then reached as a whole, so that all grids have to
-    be fitted beforehand.
+    ``(H + damping)^-1 = U^T U``, rows and columns in that order. damping: the share of the diagonal's mean that was
+    added. scattered: the order mixes the columns of all groups. Then the columns of a group are not rounded one after
+    the other, so all grids have to be fitted beforehand.
     """
 
     order: torch.Tensor
@@ -69,7 +69,7 @@ def prepare(
 
 
 def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.Tensor:
-    """The columns in the order of rounding, int64 ``[in]``; ``diagonal [in]`` is H's, ``length`` a group's."""
+    """The columns in the order of rounding, int64 ``[in]``, for H's ``diagonal [in]`` and groups of ``length``."""
     if act_order == "none":
         return torch.arange(len(diagonal), device=diagonal.device)
     if act_order == "columns":
@@ -82,27 +82,29 @@ def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.T
 
 
 def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
-    """Upper triangular U, float32, with ``(H + d)^-1 = U^T U``, and the damping that it took.
+    """Upper triangular U, float32, with ``(H + d)^-1 = U^T U``, and the damping that was needed.
 
     Reverse the order of the rows and columns of H, and factor it: ``H = L L^T``, so ``H^-1 = L^-T L^-1``. Reverse the
-    order of L^-1 again: this is U. It takes one Cholesky factorisation and one triangular inverse, where the paper's
-    script takes a Cholesky, an inverse and a Cholesky.
-    order: of the rows and columns of U, int64 ``[in]``; that of ``hessian [in, in]`` (float64) if ``None``.
+    order of L^-1 again: this is U. So one Cholesky factorisation and one triangular inverse are enough; the paper's
+    script needs a Cholesky, an inverse and a Cholesky.
+    order: the order of the rows and columns of U, int64 ``[in]``; the order of ``hessian [in, in]`` (float64) if
+    ``None``.
     """
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
     backward = torch.arange(len(hessian), device=hessian.device).flip(0) if order is None else order.flip(0)
     while True:
-        # Nothing couples a dead column to the others: any positive number on its diagonal leaves it to itself.
+        # Nothing couples a dead column to the others: with any positive number on its diagonal, it stays independent.
         damped = torch.where(dead, mean, diagonal + damping * mean)
-        # These matrices are the largest of all, so there is one copy, and L takes its place (H is its own transpose).
+        # These matrices are the largest of all, so there is only one copy, and L overwrites it (H is its own
+        # transpose).
         turned = hessian[backward[:, None], backward].mT
         turned.diagonal().copy_(damped[backward])
         failed = torch.empty((), dtype=torch.int32, device=hessian.device)
         torch.linalg.cholesky_ex(turned, out=(turned, failed))
         if not failed:
-            turned = turned.float()  # the one in float64 goes
+            turned = turned.float()  # the float64 copy is freed
             upper = invert_lower(turned).flip(0, 1)
             if torch.isfinite(upper).all():
                 return upper, damping
@@ -116,7 +118,7 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
 
 
 def invert_lower(lower: torch.Tensor) -> torch.Tensor:
-    """The inverse of a lower triangular ``[n, n]``, in its place: halves first, then the corner ``-C^-1 B A^-1``.
+    """The inverse of a lower triangular ``[n, n]``, in place: the halves first, then the corner ``-C^-1 B A^-1``.
 
     A triangular solve against the identity would take three times as many operations, and slower ones.
     """

@@ -1,22 +1,25 @@
-"""HQQ: find scale and zero point of every group without any text, by an error that forgives outliers.
+"""HQQ: find scale and zero point of every group without any text, with an error measure that tolerates outliers.
 
 Badri & Shaji 2023 ("Half-Quadratic Quantization of Large Machine Learning Models", Mobius Labs; peer:
-hqq/core/optimize.py of mobiusml/hqq). Squares make a few far-off weights decide where the grid lies. HQQ takes
-``|error|^p`` with p = 0.7, which no formula minimizes. So it gives every weight a slack of its own, and takes turns:
+hqq/core/optimize.py of mobiusml/hqq). With squared errors, a few outliers decide where the grid is. HQQ uses
+``|error|^p`` with p = 0.7, for which there is no formula for the minimum. So it gives every weight its own slack, a
+part of the error that is not counted, and alternates between two steps:
 
-    1. the slack: as much of the error as makes the rest cheap. It is 0 for small errors, and nearly all of a large one
-       (:func:`shrink`, from one number to one number)
-    2. scale and zero point: least squares for the weights without their slack, with the codes as they are
+    1. the slack: the part of each error that makes the total cost least. It is 0 for small errors, and nearly all of a
+       large one (:func:`shrink`, from one number to one number)
+    2. scale and zero point: least squares for the weights minus their slack, with fixed codes
 
-Turn by turn beta grows, and slack gets cheaper. Every group keeps the best that it came by, whole range included.
+Beta grows from turn to turn, and slack gets cheaper. Every group keeps the best result of all turns, and of the whole
+range.
 
 Two things differ from the peer:
 
-* Its zero points are floats, 16 bits a group. Here they are codes, as in all formats that this package writes. So the
-  scale moves as well, which the peer leaves as it was.
-* It measures errors as they are, and shrinks with beta = 10: what is below 0.17 becomes no slack. So weights of usual
-  sizes (0.02) have none, and its turns move the zero point to where the mean error is 0. Here errors are in steps of
-  the group's grid, at most a half inside of the range, so that groups of all sizes are treated alike.
+* Its zero points are floats, 16 bits per group. Here zero points are codes, as in all formats that this package writes.
+  So the scale changes as well; in the peer it is fixed.
+* It measures errors in the unit of the weights, and shrinks with beta = 10: errors below 0.17 get no slack. So weights
+  of usual sizes (0.02) have none, and its turns only move the zero point until the mean error is 0. Here errors are
+  measured in steps of the group's grid, and are at most half a step inside the range. So groups of all sizes are
+  treated alike.
 
 Left out: other p, and learning scales by gradients.
 """
@@ -31,15 +34,16 @@ from qtutor.methods.clip import TINY, cheaper, rounding_errors
 
 P = 0.7
 BETA = 10.0
-GROWTH = 1.01  # of beta, every turn
+GROWTH = 1.01  # the factor of beta in every turn
 TURNS = 20
 
 
 def quantize(weight: torch.Tensor, grid: IntGrid, group_size: int) -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype); the arguments and errors are those of
-    :func:`qtutor.rtn.quantize`. One scale for the tensor, and a matrix without weights, are rounded as there.
+    :func:`qtutor.rtn.quantize`.
 
-    Raises :class:`QtutorError` also for a grid that is not of evenly spaced levels.
+    With one scale for the tensor, or for a matrix without weights, the result is the same as there. Also raises
+    :class:`QtutorError` for a grid without evenly spaced levels.
     """
     if not isinstance(grid, IntGrid):
         raise QtutorError(f"HQQ moves scales and zero points of integers, and {grid.name} has other levels: take rtn.")
@@ -54,7 +58,7 @@ def quantize(weight: torch.Tensor, grid: IntGrid, group_size: int) -> QuantizedT
 
 
 def search(grouped: torch.Tensor, grid: IntGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero ``[out, groups]`` of least ``|error|^p`` that the turns came by, for every group of
+    """The scale and zero ``[out, groups]`` with the least ``|error|^p`` of all turns, for every group of
     ``grouped [out, groups, group_size]``.
     """
     scale, zero = fit_groups(grouped, grid)
@@ -73,10 +77,10 @@ def norm(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: I
 def improved(
     grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: IntGrid, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One turn: scale and zero ``[out, groups]`` that fit the codes of these, once every weight has its slack."""
+    """One turn: scale and zero ``[out, groups]`` that fit the given codes to the weights minus their slack."""
     step, middle = scale.float().unsqueeze(-1), zero.float().unsqueeze(-1)
     code = grid.encode(grouped, step, middle).float()
-    weight = grouped / step  # in steps, as everything below
+    weight = grouped / step  # in steps, like everything below
     fitted = weight - shrink(weight - (code - middle), beta)
     if not grid.symmetric:
         middle = (code - fitted).mean(dim=-1, keepdim=True).round().clamp(0, grid.largest_code)

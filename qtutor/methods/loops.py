@@ -1,12 +1,11 @@
-"""GPTQ's loop over columns and the searches for ranges, compiled by numba: what torch does in ten passes, done in one.
+"""GPTQ's loop over columns and the searches for ranges, compiled by numba: one pass instead of torch's ten.
 
 The definitions are :func:`qtutor.methods.gptq.round_block`, :func:`qtutor.methods.clip.search` and
-:meth:`qtutor.methods.clip.Judge.judged`. These loops do the same for grids of integers on a CPU, and take their place
-where numba is installed. They compute in float32 as torch does, in another order, so that sums may differ in their last
-bits.
+:meth:`qtutor.methods.clip.Judge.judged`. These loops do the same for integer grids on a CPU, and replace them if numba
+is installed. They compute in float32 as torch does, but in another order, so sums may differ in their last bits.
 
-Rows of a matrix do not know of each other, so they are the lanes of vectors, and no loop has to add up across a vector.
-:data:`ROWS` rows at a time stay in the nearest cache, together with all the columns of a block.
+Rows of a matrix are independent of each other. So each lane of a vector is a row, and no loop has to add up across a
+vector. :data:`ROWS` rows at a time stay in the fastest cache, together with all the columns of a block.
 """
 
 from pathlib import Path
@@ -63,9 +62,10 @@ def round_block(work, upper, scale, zero, largest, codes, errors, first, last):
 def cheapest(weights, importance, scales, zeros, largest, costs, best, first, last):
     """Find the cheapest of some ranges for every group of the rows ``first ... last - 1``.
 
-    weights: float32 ``[groups, group_size, out]``. importance: float32 ``[groups, group_size]``, what the square of an
-    error costs. scales, zeros: float32 ``[ranges, groups, out]``. costs: float32 ``[groups, out]``, what a range has to
-    be below; lowered. best: int64 ``[groups, out]``, the number of the cheapest range, written where there is one.
+    weights: float32 ``[groups, group_size, out]``. importance: float32 ``[groups, group_size]``, the cost factors of
+    squared errors. scales, zeros: float32 ``[ranges, groups, out]``. costs: float32 ``[groups, out]``; a range has to
+    cost less, and then its cost is written here. best: int64 ``[groups, out]``, the number of the cheapest range,
+    written if there is one.
     """
     ranges, groups, _ = scales.shape
     cost = np.empty(ROWS, np.float32)
@@ -82,13 +82,13 @@ def cheapest(weights, importance, scales, zeros, largest, costs, best, first, la
                         error = (code - zero[r]) * scale[r] - weight[r]
                         cost[r] += counts * (error * error)
                 for r in range(count):
-                    if cost[r] < costs[g, begin + r]:  # not <=: of equals the first stays
+                    if cost[r] < costs[g, begin + r]:  # not <=: if equal, the first stays
                         costs[g, begin + r], best[g, begin + r] = cost[r], tried
 
 
 @jit
 def _errors(weights, scale, zero, largest, errors, begin, count):
-    """What rounding ``weights [group_size, out]`` adds to ``count`` rows from ``begin`` on: ``errors``."""
+    """Write into ``errors`` what rounding adds to ``weights [group_size, out]``: ``count`` rows from ``begin`` on."""
     for q in range(len(weights)):
         weight, error = weights[q, begin : begin + count], errors[q]
         for r in range(count):
@@ -98,7 +98,7 @@ def _errors(weights, scale, zero, largest, errors, begin, count):
 
 @jit
 def _add_products(factors, values, upto, sums, count):
-    """Add ``factors[p] * values[p]`` to ``sums`` for p below ``upto``, eight at once: sums are fetched less often."""
+    """Add ``factors[p] * values[p]`` to ``sums`` for p below ``upto``, eight at once: so sums are loaded less often."""
     whole = upto // 8 * 8
     for p in range(0, whole, 8):
         a, b, c, d = factors[p], factors[p + 1], factors[p + 2], factors[p + 3]
@@ -116,12 +116,12 @@ def _add_products(factors, values, upto, sums, count):
 
 @jit
 def judge(weights, block, others, scales, zeros, largest, costs, best, shares, first, last):
-    """Find the cheapest range of one group for each of the rows ``first ... last - 1``, beside all other groups.
+    """Find the cheapest range of one group for each of the rows ``first ... last - 1``, given all other groups.
 
     weights, others: float32 ``[group_size, out]``; others as :class:`~qtutor.methods.clip.Judge` has them. block:
-    float32 ``[group_size, group_size]``, symmetric. scales, zeros: float32 ``[ranges, out]``. Written are, ``[out]``
-    each: costs, float32, the least; best, int64, its range; and, of more ranges than one, shares, float32, by what
-    share of itself its scale is too large for the codes it makes.
+    float32 ``[group_size, group_size]``, symmetric. scales, zeros: float32 ``[ranges, out]``. The results are written
+    to costs, best and shares, ``[out]`` each. costs: float32, the least cost. best: int64, its range. shares: float32,
+    the share by which its scale is too large for its codes; only written if there is more than one range.
     """
     length = len(weights)
     errors, products = np.empty((length, ROWS), np.float32), np.empty(ROWS, np.float32)
@@ -134,7 +134,8 @@ def judge(weights, block, others, scales, zeros, largest, costs, best, shares, f
             _errors(weights, scale, zero, largest, errors, begin, count)
             cost[:] = 0
             for q in range(length):
-                # The block is symmetric: what is left of its diagonal counts twice, so half of it is enough.
+                # The block is symmetric: the part left of its diagonal counts twice, so one half of the block is
+                # enough.
                 half, own, other = np.float32(0.5) * block[q, q], errors[q], others[q, begin : begin + count]
                 for r in range(count):
                     products[r] = half * own[r] + other[r]
@@ -142,7 +143,7 @@ def judge(weights, block, others, scales, zeros, largest, costs, best, shares, f
                 for r in range(count):
                     cost[r] += 2 * own[r] * products[r]
             for r in range(count):
-                if tried == 0 or cost[r] < costs[begin + r]:  # not <=: of equals the first stays
+                if tried == 0 or cost[r] < costs[begin + r]:  # not <=: if equal, the first stays
                     costs[begin + r], best[begin + r] = cost[r], tried
         if len(scales) == 1:
             continue

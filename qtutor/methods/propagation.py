@@ -1,20 +1,21 @@
-"""What earlier layers did to its inputs, a layer can partly make up for: change its weights before they are rounded.
+"""A layer can partly compensate for the errors of earlier layers: change its weights before they are rounded.
 
-Once the layers before it are rounded, a layer reads x where it would have read x'. The weights that then come closest
-to what the float layer made of x' are not W, but the least squares solution W' of ``W' x = W x'`` over the calibration
-tokens: ``W' = W + W C H^-1`` with ``H = sum x x^T`` and ``C = sum (x' - x) x^T`` (both come from
-:meth:`qtutor.calibration.block.Reading.moments`). Whatever rounds the layer then rounds W'.
+Let x' be a layer's input in the float decoder, and x its input once the layers before it are rounded. The best weights
+for x are then not W. The best ones give outputs ``W' x`` that are closest to the float layer's outputs ``W x'``: W' is
+the least squares solution of ``W' x = W x'`` over the calibration tokens. It is ``W' = W + W C H^-1`` with
+``H = sum x x^T`` and ``C = sum (x' - x) x^T`` (both come from :meth:`qtutor.calibration.block.Reading.moments`). The
+method of the layer then rounds W' instead of W.
 
-A layer whose output is added to the residual stream r can make up for the stream's drift, too: what has to come close
-to ``r' + W x'`` is ``r + W' x``. So it is y = ``W x' + r' - r`` that ``W' x`` has to come close to, and W C becomes
-``T - W H`` with ``T = sum y x^T``.
+If a layer's output is added to the residual stream r, the layer can also compensate for the stream's drift. The float
+decoder's stream is r', and ``r + W' x`` has to be close to ``r' + W x'``. So the target of ``W' x`` is y =
+``W x' + r' - r``, and W C becomes ``T - W H`` with ``T = sum y x^T``.
 
-A least squares solution over few tokens fits their chance, too. So only a part of the way to W' is gone: ``n / (n +
-12 in)`` for n tokens. On the embedded decoder (excerpts of training text) the whole way was best from some 128 tokens
-an input on, half of it at 16, and at 4 the whole way did harm.
+A least squares solution over few tokens also fits their noise. So only a part of the change to W' is made:
+``n / (n + 12 in)`` of it for n tokens. On the embedded decoder (excerpts of training text) the whole change was best
+from about 128 tokens per input on, and half of it at 16 tokens. At 4 tokens per input, the whole change did harm.
 
-Arai & Ichikawa 2025 (*Quantization Error Propagation*, arXiv 2504.09629) do this at a strength between 0 and 1 that is
-chosen by hand, and without the stream; GPTAQ (Li et al. 2025, arXiv 2504.02692) does it inside GPTQ's loop.
+Arai & Ichikawa 2025 (*Quantization Error Propagation*, arXiv 2504.09629) use a strength between 0 and 1 that is chosen
+by hand, and leave out the stream; GPTAQ (Li et al. 2025, arXiv 2504.02692) makes this correction inside GPTQ's loop.
 """
 
 import torch
@@ -23,25 +24,26 @@ from qtutor.calibration.moments import Moments
 from qtutor.methods.hessian import Plan
 
 NOISE = 12
-ENOUGH = 8  # tokens for every input of the widest layer; below, propagation gains next to nothing
+ENOUGH = 8  # tokens for every input of the widest layer; with fewer, propagation gains next to nothing
 
 
 def strength(tokens: int, width: int) -> float:
-    """Which share of the change that calibration text asks for is worth making: of few tokens, much of it is chance."""
+    """The share of the change to W' that is made: with few tokens, much of that change is noise."""
     return tokens / (tokens + NOISE * width)
 
 
 def propagated(weight: torch.Tensor, moments: Moments, plan: Plan, strength: float = 1.0) -> torch.Tensor:
-    """W' for ``weight [out, in]``, float32, or so much of the way to it; ``plan`` holds the damped inverse of
-    ``moments.hessian``.
+    """W' for ``weight [out, in]``, float32, or the part ``strength`` of the change to it.
 
-    Without a drift, or where the inputs did not change, that is ``weight`` itself.
+    ``plan`` holds the damped inverse of ``moments.hessian``.
+
+    Without a drift, or if the inputs did not change, the result is ``weight`` itself.
     """
-    if moments.target is not None:  # the difference of two large sums, which float32 would leave little of
+    if moments.target is not None:  # a small difference of two large sums: float32 is too coarse
         change = (moments.target - weight.double() @ moments.hessian).float()
     elif moments.drift is not None:
         change = weight @ moments.drift.float()
     else:
         return weight
-    change = change[:, plan.order] @ plan.upper.T @ plan.upper  # U's columns stand in the plan's order
+    change = change[:, plan.order] @ plan.upper.T @ plan.upper  # U's columns are in the plan's order
     return weight + strength * change[:, plan.order.argsort()]

@@ -1,7 +1,7 @@
-"""Rounders: what turns the weights of a layer into codes. Each method is one, with its own options.
+"""Rounders turn the weights of a layer into codes. Each method has one, with its own options.
 
-All are called alike, ``rounder.round(weight, grid, group_size, inputs)``; the arithmetic is in the modules of the
-methods, whose functions are looked up at every call, so that a learner's can take their place.
+All are called alike, ``rounder.round(weight, grid, group_size, inputs)``. The arithmetic is in the modules of the
+methods. Their functions are looked up at every call, so a learner's function can replace them.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from qtutor.methods.hessian import Plan
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What a rounder may know of a layer's inputs.
+    """What a rounder may know about a layer's inputs.
 
-    hessian: ``X^T X``, float64 ``[in, in]``. plan: that ordered and factored; ``None`` where it was not wanted, or
-    nothing could factor it. dtype: what products of errors may be computed in (:func:`.clip.search_together`).
+    hessian: ``X^T X``, float64 ``[in, in]``. plan: the Hessian ordered and factored; ``None`` if no method needs it, or
+    if it cannot be factored. dtype: products of errors may be computed in it (:func:`.clip.search_together`).
     """
 
     hessian: torch.Tensor
@@ -28,11 +28,11 @@ class LayerInputs:
 
 
 class Rounder:
-    """What all rounders have. By itself one looks at no inputs, and rounds a layer's weights as they are.
+    """The parts of all rounders. By default, a rounder ignores inputs, and rounds a layer's weights unchanged.
 
-    follows: the layers behind read what the rounded layer makes, and not what the float layer makes. factors: it needs
-    a factored Hessian. reads_inputs: it needs :class:`LayerInputs`. divides: :meth:`divided` changes weights, and the
-    layer multiplies its inputs.
+    follows: later layers read the output of the rounded layer, and not that of the float layer. factors: the rounder
+    needs a factored Hessian. reads_inputs: the rounder needs :class:`LayerInputs`. divides: :meth:`divided` changes
+    weights, and the layer multiplies its inputs.
     """
 
     clip: str = "none"
@@ -44,13 +44,13 @@ class Rounder:
     def round(
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
     ) -> QuantizedTensor:
-        """``weight [out, in]`` on ``grid``, or what :meth:`divided` has left of it."""
+        """Round ``weight [out, in]``, or the result of :meth:`divided`, to ``grid``."""
         raise NotImplementedError
 
     def divided(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What is to be rounded in place of ``weight [out, in]``, and by what its columns were divided.
+        """The matrix to round in place of ``weight [out, in]``, and the numbers by which its columns were divided.
 
-        That is float32 ``[in]``, or ``None`` where the weight stays what it is.
+        These numbers are float32 ``[in]``, or ``None`` if the weight is unchanged.
         """
         return weight, None
 
@@ -75,7 +75,7 @@ class Nearest(Rounder):
 
 @dataclass(frozen=True)
 class Gptq(Rounder):
-    """GPTQ; see :func:`qtutor.methods.gptq.quantize` for its options. Where there is no plan, round to nearest."""
+    """GPTQ; see :func:`qtutor.methods.gptq.quantize` for its options. Without a plan, it rounds to nearest."""
 
     clip: str = "output"
     static_groups: bool = False
@@ -114,7 +114,7 @@ class Hqq(Rounder):
 
 @dataclass(frozen=True)
 class Sinq(Rounder):
-    """SINQ: what :meth:`divided` leaves of the weights, rounded to nearest; the layer multiplies its inputs instead."""
+    """SINQ: the weights after :meth:`divided`, rounded to nearest; in return, the layer multiplies its inputs."""
 
     divides = True
 

@@ -1,8 +1,9 @@
-"""Round to nearest: every weight goes to the closest level of its group's grid, and nothing else is looked at.
+"""Round to nearest: every weight goes to the closest level of its group's grid; nothing else has an influence.
 
-The baseline of every paper. A group of weights gets a scale from its smallest and largest weight (:meth:`IntGrid.fit`);
-optionally the range is first shrunk where that lowers the squared error, which trades the outliers for finer steps (the
-search of GPTQ's ``quant.py``: steps of a hundredth of the range, down to a fifth of it).
+This is the baseline of every paper. A group of weights gets a scale from its smallest and largest weight
+(:meth:`IntGrid.fit`). Optionally, the range is first shrunk if this lowers the squared error: the steps become finer,
+and the outliers are cut off (this is the search of GPTQ's ``quant.py``: steps of a hundredth of the range, down to a
+fifth of it).
 """
 
 import torch
@@ -21,9 +22,10 @@ CLIP_SHRINK = 0.8  # the smallest range tried is 1 - 0.8 of the full one
 def quantize(weight: torch.Tensor, grid: Grid, group_size: int, clip: str = "none") -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype) by rounding to nearest.
 
-    group_size: weights of a row that share a scale; -1 one scale a row (per channel), 0 one for the tensor.
-    clip: ``"none"`` takes the range from smallest to largest; ``"mse"`` searches each group's range for the least
-    squared error.
+    group_size: the number of weights of a row that share a scale; -1: one scale per row (per channel), 0: one for the
+    tensor.
+    clip: ``"none"`` uses the range from the smallest to the largest weight; ``"mse"`` searches the range with the least
+    squared error for each group.
     Raises :class:`QtutorError` for NaN, Inf, a group size that does not divide the row, or an unknown clip.
     """
     check_choice("clip", clip, CLIPS)
@@ -43,18 +45,18 @@ def quantize(weight: torch.Tensor, grid: Grid, group_size: int, clip: str = "non
 
 
 def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero ``[out, groups]`` of the whole range of every group, or of the range of least squared error.
+    """Scale and zero ``[out, groups]`` of the whole range of every group, or of the range with the least squared error.
 
-    Of ranges with equal errors the widest is taken.
+    If ranges have equal errors, the widest is used.
     """
     if clip == "none" and not wider_ranges(grid):
         return fit_groups(grouped, grid)
-    steps = CLIP_STEPS if clip == "mse" else 0  # a grid may have ranges of its own to choose from
+    steps = CLIP_STEPS if clip == "mse" else 0  # a grid may offer ranges of its own
     return search_squares(grouped, grid, steps=steps, shrink=CLIP_SHRINK)
 
 
 def _without_weights(weight: torch.Tensor, grid: Grid, group_size: int) -> QuantizedTensor:
-    """What every method makes of a matrix without rows or columns: there is nothing to code, and all scales are 1."""
+    """The result of every method for a matrix without rows or columns: there are no codes, and all scales are 1."""
     rows, columns = weight.shape
     groups = columns // max(resolve_group_size(group_size, columns), 1)
     scales = weight.new_ones((1, 1) if group_size == PER_TENSOR else (rows, groups), dtype=grid.scale_dtype)

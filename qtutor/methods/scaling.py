@@ -1,7 +1,7 @@
-"""AWQ's scales in the blocks of a decoder: a transform, after which any rounder rounds better.
+"""AWQ's scales in the blocks of a decoder: after this transform, any rounder rounds better.
 
-:class:`Scaling` is what a recipe holds; the search and the folding are :mod:`.awq`'s. What a block computes stays the
-same, so the scales of one pair are folded in before those of the next are searched.
+A recipe holds a :class:`Scaling`; the search and the folding are in :mod:`.awq`. Folding does not change the output of
+a block, so the scales of one pair are folded in before those of the next pair are searched.
 """
 
 import sys
@@ -24,17 +24,18 @@ from qtutor.methods import awq
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
-RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)  # the curve of the error is smooth, so a coarse look finds where to look closer
+RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)  # the error is a smooth curve, so a coarse search shows where to refine
 CLOSER = 0.1  # on both sides of the best of these
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a search for scales looks at.
+    """How many tokens, rows and ratios a search for scales uses.
 
-    search_tokens: each ratio runs the parent module on them. statistics_tokens: for mean |x| and the Hessian behind
-    the choice. rows: of every layer, rounded for each ratio; the others stay exact. first: so many of the ratios are
-    tried at first, see :func:`_best_scale`. Narrow models take all rows and ratios, and more tokens.
+    search_tokens: the parent module runs on this many tokens for each ratio. statistics_tokens: the tokens for mean |x|
+    and for the Hessian that decides. rows: this many rows of every layer are rounded for each ratio; the others stay
+    exact. first: the number of ratios that are tried first, see :func:`_best_scale`. Narrow models use all rows and
+    ratios, and more tokens.
     """
 
     search_tokens: int
@@ -80,11 +81,11 @@ def scale_block(
 ) -> dict[str, torch.Tensor]:
     """Search scales for all pairs of ``block`` and fold them into its module (and its twin).
 
-    narrowed: the ranges of groups will be narrowed, so the search narrows them, too (:func:`.awq.narrowed`): wide
-    ranges make larger scales look better than they will be. judge: what will round the layers, where that is more than
-    rounding to nearest. A scale stays only if it lowers the error of that, too.
-    Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` where folding changes what
-    the block computes.
+    narrowed: the ranges of groups will be narrowed, so the search narrows them, too (:func:`.awq.narrowed`): with wide
+    ranges, large scales look better than they will be. judge: the quantizer of the layers, if it does more than round
+    to nearest. A scale stays only if it also lowers the error of this quantizer.
+    Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` if folding changes the
+    output of the block.
     """
     return scale_pairs(block, lambda layers: Rounding(grid, group_size, narrowed, judge), duo)
 
@@ -98,7 +99,7 @@ def scale_pairs(
     effort = CHEAP if block.states.shape[-1] <= awq.NARROW else SPARING
     unchanged = block.states[:1]
     before = module(unchanged, **block.arguments)
-    # A scale is folded in before the next one is searched. This does not change what later layers read.
+    # A scale is folded in before the next one is searched. Folding does not change the inputs of later layers.
     for reading in block.sample(effort.statistics_tokens).readings(ahead=True):
         pair, rounding = pairs.get(reading.names), rounding_of(reading.names)
         if pair is None or rounding is None:
@@ -115,19 +116,19 @@ def scale_pairs(
             f"{block.name}: folding AWQ's scales changed the block's output by {difference:.2g} of its size; it should "
             "change nothing. Its norms or layers do something that is not known here: quantize it with method 'gptq'."
         )
-    if block.twin is not None:  # its float inputs are divided, too: else they would differ because of the scale alone
+    if block.twin is not None:  # divides its float inputs, too: else they would differ by the scale
         block.twin.module.load_state_dict(module.state_dict())
     return changed
 
 
 def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Effort, duo: bool = False) -> torch.Tensor:
-    """The best scale ``[in]`` for the layers of ``reading``, on some tokens; ones where none lowers the error."""
+    """The best scale ``[in]`` for the layers of ``reading``, on some tokens; all ones if no scale lowers the error."""
     block, layers, first = reading.block, reading.layers, reading.names[0]
     x, weights = (torch.cat(parts) for parts in zip(*block.weighted_inputs(first)))  # [samples, length, in or 1]
     mean_abs = x.abs().mean(dim=(0, 1))
     if pair.parent == block.family.halves[0].parent:  # attention mixes tokens, so it gets whole samples
         some = slice(max(effort.search_tokens // x.shape[1], 1))
-    else:  # the others look at each token by itself: every so many will do
+    else:  # the others treat each token by itself: one token in ``every`` is enough
         every = max(2 * x[..., 0].numel() // effort.search_tokens, 1)
         some = slice(None), slice(None, None, every)
     inputs = [(x[some], weights[some].sqrt())]
@@ -145,10 +146,11 @@ def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Eff
 
 
 def _best_scale(search: Callable[[Sequence[float]], awq.Search], first: int = len(RATIOS)) -> awq.Search:
-    """The best of :data:`RATIOS` or, close to it, of two more.
+    """The best of :data:`RATIOS`, and of one or two ratios close to it.
 
-    first: try only so many, and the others only if the last of these is the best: the error falls to one minimum and
-    rises behind it. Then one ratio more is enough, the lowest point of a parabola through the best and its neighbours.
+    first: try this many ratios, and the others only if the last of these is the best: the error falls to one minimum
+    and then rises. If fewer than all are tried first, and both neighbours of the best ratio have been tried, one more
+    ratio is enough: the lowest point of the parabola through these three.
     """
     found = search(RATIOS[:first])
     errors, all_tried = found.errors, first == len(RATIOS)
@@ -163,11 +165,11 @@ def _best_scale(search: Callable[[Sequence[float]], awq.Search], first: int = le
 
 
 def _better(first: awq.Search, second: awq.Search) -> awq.Search:
-    return min(first, second, key=lambda found: min(found.errors))  # of equals the first, which scales less
+    return min(first, second, key=lambda found: min(found.errors))  # if equal, the first one, which scales less
 
 
 def _rounded(quantizer: Quantizer, hessian: torch.Tensor) -> awq.Rounded:
-    """What ``quantizer`` makes of weights that are scaled, while the inputs behind ``hessian`` are divided."""
+    """How ``quantizer`` rounds weights times a scale, with the inputs of ``hessian`` divided by it."""
 
     def rounded(weights: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
         divided = hessian / torch.outer(scale, scale)
@@ -180,20 +182,20 @@ def _rounded(quantizer: Quantizer, hessian: torch.Tensor) -> awq.Rounded:
 def _confirmed(
     layers: list[nn.Linear], inputs: list, scale: torch.Tensor, parent: Callable, rounded: awq.Rounded
 ) -> torch.Tensor:
-    """``scale [in]`` or ones, whichever changes ``parent``'s output less once the layers are ``rounded``."""
+    """``scale [in]`` or ones, the one that changes ``parent``'s output less once the layers are ``rounded``."""
     targets = [parent(x) for x in inputs]
     errors = {}
     for tried in (torch.ones_like(scale), scale):
         weights = rounded([layer.weight.data for layer in layers], tried)
         error = awq.squared_error(layers, weights, inputs, targets, parent)
-        errors.setdefault(error, tried)  # of equals the first stays: ones
+        errors.setdefault(error, tried)  # if equal, the first stays: ones
     return errors[min(errors)]
 
 
 def _weighted(
     parent: Callable, width: int, wide: int | None
 ) -> Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """``parent`` of an input and the roots of its tokens' weights: an error in its output then counts by the weight."""
+    """``parent``'s output times the roots of the token weights: a squared error then counts by its token's weight."""
 
     def weighted(given: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         with products(width, wide):
@@ -214,17 +216,19 @@ def parent_of(block: CalibratedBlock, name: str) -> Callable[[torch.Tensor], tor
 def fold_model(
     model: nn.Module, calibration: torch.Tensor, grid: Grid | None = None, group_size: int = 32
 ) -> nn.Module:
-    """Fold AWQ's scales into ``model``, in place and without rounding anything, so that formats with grids of their own
-    round better, too; returns the model, in float32.
+    """Fold AWQ's scales into ``model`` and return it, in float32.
+
+    The model changes in place, and nothing is rounded. Formats with their own grids then round better, too.
 
         model, tokenizer = qtutor.load_decoder()
-        qtutor.methods.scaling.fold_model(model, token_ids)        # computes what it did before
+        qtutor.methods.scaling.fold_model(model, token_ids)        # same outputs as before
         qtutor.export(model, "out.gguf", format="gguf", type="Q4_K_M", tokenizer=tokenizer)
 
-    calibration: token ids, int64 ``[samples, length]``. grid: what stands in for the format's own, asymmetric 4 bits if
-    not given, in groups of ``group_size``: Q4_K, for instance, rounds groups of 32 asymmetrically to 4 bits. AWQ's
-    clipping is left out, since encoders find ranges themselves. Raises :class:`QtutorError` as :func:`scale_block` and
-    :func:`~qtutor.calibration.walk.walk` do; blocks before the one at fault are then folded, and compute what they did.
+    calibration: token ids, int64 ``[samples, length]``. grid: a replacement for the format's own grid, asymmetric 4
+    bits if not given, in groups of ``group_size``: Q4_K, for instance, rounds groups of 32 asymmetrically to 4 bits.
+    AWQ's clipping is left out, since encoders find ranges themselves. Raises :class:`QtutorError` as
+    :func:`scale_block` and :func:`~qtutor.calibration.walk.walk` do; blocks before the one at fault are then already
+    folded, and their outputs are the same as before.
     """
     model = decoder_of(model)
     check_replaceable(model, calibrated=True)

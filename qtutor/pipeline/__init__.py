@@ -1,11 +1,11 @@
-"""``quantize(model, Recipe(...))``: layer after layer is finished, and a sink takes what is.
+"""``quantize(model, Recipe(...))``: layers are finished one after another, and a sink takes each finished layer.
 
 :func:`.finishing.finished` goes through the decoder and yields every layer once it is packed; a sink (:mod:`.sinks`)
-says where it goes. :func:`quantize` puts packed layers into the model, all at the end, so that a failure or an
-interrupt leaves the model as it was; at 4 bits that adds a quarter of a bf16 model, never a second copy.
-:func:`quantize_to` writes them to a folder, for models larger than memory, and goes on where it was killed;
-:mod:`.planning` says beforehand what it will do, :mod:`.fingerprints` whether a killed run was the same. Embeddings,
-norms and lm_head stay as they are unless the recipe says so (AWQ moves its scales into norms).
+stores it. :func:`quantize` puts packed layers into the model, all at the end, so that a failure or an interrupt leaves
+the model as it was; at 4 bits that adds a quarter of a bf16 model, never a second copy. :func:`quantize_to` writes the
+layers to a folder, for models larger than memory, and continues a run that was killed. :mod:`.planning` says beforehand
+what a run will do, and :mod:`.fingerprints` whether a killed run had the same inputs. Embeddings, norms and lm_head
+stay as they are unless the recipe names them (AWQ moves its scales into norms).
 """
 
 import os
@@ -43,16 +43,17 @@ def quantize(
 ) -> Report:
     """Quantize ``model`` (a transformers decoder, any float dtype, any device) in place by ``recipe``.
 
-    calibration: token ids, int64 ``[samples, length]``, text like what the model will read, or with the model's
-    ``tokenizer`` the texts themselves (:mod:`qtutor.guards.ids`). It may be left out for the embedded decoder, and with
-    the ``tokenizer`` for any: then :mod:`qtutor.calibration.builtin` is taken, and a warning says so. Methods that look
-    at no inputs (rtn, nf4, fp4, int8, fp8) ignore it. Some ten thousand tokens will do.
-    progress: show a bar with an estimate where the work takes longer than a second.
-    Raises :class:`QtutorError` (naming the layer) for NaN, Inf, a width that no group divides, a family that is not
-    known, a model that is not as its config says (:mod:`qtutor.guards.model`), unusable calibration text, or a model
+    calibration: token ids, int64 ``[samples, length]``, of text like the model's later input; with the model's
+    ``tokenizer``, it may be the texts themselves (:mod:`qtutor.guards.ids`). It may be left out for the embedded
+    decoder, which has its own text, and for any other decoder with a ``tokenizer``: then the text of
+    :mod:`qtutor.calibration.builtin` is used, and a warning says so. Methods that do not look at inputs (rtn, nf4, fp4,
+    int8, fp8) ignore it. About ten thousand tokens are enough.
+    progress: show a bar with an estimate if the work takes longer than a second.
+    Raises :class:`QtutorError` (naming the layer) for NaN, Inf, a width that the group size does not divide, an unknown
+    family, a model that does not fit its config (:mod:`qtutor.guards.model`), unusable calibration text, or a model
     that is quantized already; the model is then unchanged.
     """
-    model = decoder_of(model)  # refuses what cannot be quantized before any work
+    model = decoder_of(model)  # before any work, it refuses a model that cannot be quantized
     weights = Weights(model)
     _check(weights, recipe)
     token_ids = _token_ids(model, recipe, calibration, tokenizer)
@@ -63,7 +64,7 @@ def quantize(
     sink.finish()
     if recipe.embeddings or recipe.lm_head:
         model.config.tie_word_embeddings = False  # each of the two is now a tensor of its own
-    model.qtutor_recipe = recipe.as_dict()  # for what is saved
+    model.qtutor_recipe = recipe.as_dict()  # is saved with the model
     return Report(recipe, tuple(sink.rows))
 
 
@@ -79,15 +80,17 @@ def quantize_to(
 ) -> Report:
     """Quantize ``source`` by ``recipe`` and write the folder ``out``, with one block in memory at a time.
 
-    The folder is what :func:`quantize` and :func:`qtutor.export` would write of ``source`` loaded in its own dtype, to
-    the byte. source: what :func:`qtutor.load` takes, or opened weights (:func:`qtutor.formats.streamed.opened`).
-    calibration, progress: as in :func:`quantize`. tokenizer: whose files are written; that of ``source`` if ``None``.
-    device: where blocks are computed, by itself the GPU if there is one. tell: is called with the plan before the work,
-    and with a sentence about what is kept, or gone on with.
+    The folder is the same, to the byte, as :func:`quantize` and :func:`qtutor.export` would write for ``source`` loaded
+    in its own dtype. source: what :func:`qtutor.load` accepts, or opened weights
+    (:func:`qtutor.formats.streamed.opened`). calibration, progress: as in :func:`quantize`. tokenizer: its files are
+    written; the default is that of ``source``. device: where blocks are computed; the default is the GPU if there is
+    one. tell: a function that is called with the plan before the work, and with a sentence when finished blocks are
+    kept, or a run is continued.
 
-    Every finished block is kept beside ``out`` in a hidden folder. Called again after a kill or an interrupt, with the
-    same recipe, checkpoint and text, the run goes on there; otherwise it starts anew. Nothing is at ``out`` before all
-    is finished, and an earlier export there stays until then. Raises as :func:`quantize` and :func:`qtutor.export` do.
+    Every finished block is kept in a hidden folder beside ``out``. If the function is called again after a kill or an
+    interrupt, with the same recipe, checkpoint and text, the run continues there; otherwise it starts anew. Nothing is
+    written to ``out`` before everything is finished, and an earlier export there stays until then. Raises the same
+    errors as :func:`quantize` and :func:`qtutor.export`.
     """
     weights, tokenizer, recipe, token_ids = _ready(source, recipe, calibration, tokenizer, device)
     made = plan_of(weights, recipe, token_ids, tokenizer)
@@ -119,8 +122,8 @@ def plan(source: Source, recipe: Recipe, calibration=None, tokenizer=None, devic
 
 
 def _ready(source: Source, recipe: Recipe, calibration, tokenizer, device: str | None):
-    """Weights, tokenizer, recipe and token ids, once they are found fit for each other."""
-    from qtutor.formats.streamed import opened  # which asks for decoders of all kinds: whoever has one need not wait
+    """Weights, tokenizer, recipe and token ids, checked to fit each other."""
+    from qtutor.formats.streamed import opened  # it imports decoders of all kinds, for which quantize() need not wait
 
     weights, own = (source, None) if isinstance(source, Weights) else opened(source, device)
     tokenizer = own if tokenizer is None else tokenizer
@@ -130,14 +133,14 @@ def _ready(source: Source, recipe: Recipe, calibration, tokenizer, device: str |
 
 
 def _check(weights: Weights, recipe: Recipe) -> None:
-    """Refuse before any work what cannot be quantized by ``recipe``."""
+    """Before any work, refuse a model that ``recipe`` cannot quantize."""
     model = weights.model
     if not isinstance(recipe, Recipe):
         raise QtutorError(f"recipe is a {type(recipe).__name__}: pass a qtutor.Recipe, as Recipe(method='gptq').")
     if any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is quantized already; load the float checkpoint again to quantize it differently.")
     check_replaceable(model, recipe.needs_calibration, outside_layers(model, recipe))
-    # NaN and Inf in norms, biases, embeddings and lm_head; layers to be rounded are looked at one by one.
+    # NaN and Inf in norms, biases, embeddings and lm_head; layers that will be rounded are checked one by one.
     rounded = {f"{name}.weight" for name in linear_layers(model)}
     for name, _ in model.named_parameters():
         if name not in rounded:
@@ -148,10 +151,10 @@ def _check(weights: Weights, recipe: Recipe) -> None:
 
 
 def _token_ids(model: nn.Module, recipe: Recipe, calibration, tokenizer) -> torch.Tensor | None:
-    """What the layers shall read, int64 ``[samples, length]``; ``None`` where the recipe looks at no inputs.
+    """The calibration text, int64 ``[samples, length]``; ``None`` if the recipe does not look at inputs.
 
-    Without ``calibration`` it is training text for the embedded decoder, with the ``tokenizer`` the built-in text for
-    any other model, and else an error.
+    Without ``calibration``, the embedded decoder gets text from its training. Any other model gets the built-in text if
+    there is a ``tokenizer``, and otherwise an error is raised.
     """
     from qtutor.decoder.text import calibration_tokens
 
@@ -171,7 +174,7 @@ def _token_ids(model: nn.Module, recipe: Recipe, calibration, tokenizer) -> torc
 
 
 def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
-    """The built-in text, with a word on what it is; ``None`` for the embedded decoder, which has its own."""
+    """The built-in text, with a warning that names it; ``None`` for the embedded decoder, which has its own text."""
     if is_embedded(model.config):
         return None
     from qtutor.calibration.builtin import builtin_calibration
@@ -186,7 +189,7 @@ def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
 
 
 def _with_bits(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None, tokenizer) -> Recipe:
-    """``recipe`` with bits for every layer, where it gives a budget."""
+    """``recipe`` with bits for every layer, if it gives a budget."""
     if not recipe.is_mixed:
         return recipe
     from qtutor.budget import choose

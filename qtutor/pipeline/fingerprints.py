@@ -1,8 +1,8 @@
-"""What a run is made of, in a few hashes: an unfinished run is gone on with only by one that has the same.
+"""A run's inputs in a few hashes: an unfinished run is continued only by a run that has the same hashes.
 
-The recipe and the text are told whole. A checkpoint is told by the names and sizes of its files, by their headers
-(names, shapes and places of all tensors), and by some of their content: pieces of 4 kB, evenly spread. Reading all of a
-large checkpoint would take minutes; two versions of a model that differ in no such piece are not expected.
+The recipe and the text count as a whole. A checkpoint is identified by the names and sizes of its files, by their
+headers (names, shapes and places of all tensors), and by some of their content: pieces of 4 kB, evenly spread. Reading
+all of a large checkpoint would take minutes. Two versions of a model are expected to differ in at least one piece.
 """
 
 import hashlib
@@ -15,23 +15,23 @@ import torch
 from qtutor.calibration.mapped import Weights
 from qtutor.recipe import Recipe
 
-LAYOUT = 1  # of the unfinished folder; another number when what is kept there changes
+LAYOUT = 1  # of the unfinished folder; the number changes when the content of that folder does
 PIECES, PIECE = 256, 4096
-BEGINNING = 1 << 20  # bytes that are read of every file, if its header is not longer
+BEGINNING = 1 << 20  # bytes that are read from the start of every file, or its whole header if that is longer
 
 
 def fingerprint(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None) -> dict:
-    """By "recipe", "checkpoint", "calibration text" and "version of qtutor", what JSON can hold."""
+    """Values that JSON can hold, by "recipe", "checkpoint", "calibration text" and "version of qtutor"."""
     return {
         "recipe": json.loads(json.dumps(recipe.as_dict())),
         "checkpoint": {file.name: of_file(file) for file in weights.files} or _of_tensors(weights),
         "calibration text": None if token_ids is None else of_tokens(token_ids),
-        "version of qtutor": f"{version('qtutor')}, layout {LAYOUT}",  # others may round in other ways
+        "version of qtutor": f"{version('qtutor')}, layout {LAYOUT}",  # another version may round differently
     }
 
 
 def of_file(path: Path) -> str:
-    """Size and hash of the file's beginning and of pieces all over it."""
+    """The size of the file, and a hash of its beginning and of pieces spread over all of it."""
     size, found = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little") if path.suffix == ".safetensors" else 0
@@ -44,14 +44,14 @@ def of_file(path: Path) -> str:
 
 
 def of_tokens(token_ids: torch.Tensor) -> str:
-    """How many samples of which length ``token_ids`` are, and a digest of them."""
+    """The number and the length of the samples in ``token_ids``, and a digest of them."""
     samples, length = token_ids.shape
     data = token_ids.to(device="cpu", dtype=torch.int64).contiguous().numpy().tobytes()
     return f"{samples} samples of {length} tokens, sha256 {hashlib.sha256(data).hexdigest()}"
 
 
 def _of_tensors(weights: Weights) -> str:
-    """Of a model that came from nowhere: all its numbers."""
+    """For a model that was not loaded from files: a hash of all its numbers."""
     found = hashlib.sha256()
     for name, parameter in weights.model.named_parameters():
         found.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())

@@ -1,7 +1,7 @@
-"""Every layer that a recipe quantizes, finished one after the other: what :mod:`qtutor.pipeline` hands to a sink.
+"""Finish every layer that a recipe quantizes, one after the other; :mod:`qtutor.pipeline` hands each to a sink.
 
 Methods that look at inputs work on float32 copies of one block at a time (:mod:`~qtutor.calibration.walk`, which says
-what memory that takes); rounding to nearest reads the model's own weights.
+how much memory this takes); rounding to nearest reads the model's own weights.
 """
 
 import warnings
@@ -35,7 +35,7 @@ def finished(
 ) -> Iterator[Item]:
     """Every layer that ``recipe`` quantizes, as soon as it is packed; the model is only read.
 
-    start: the block where an earlier run has come to; what is before it is left out.
+    start: the block that an earlier run has reached; blocks before it are left out.
     """
     model, start = weights.model, start or Start()
     outside, recipes = outside_layers(model, recipe), recipes_of(model, recipe)
@@ -64,7 +64,7 @@ def _calibrated(
 
     blocks = walk(weights, token_ids, propagate, recipe.token_weights, recipe.wide, start)
     index = start.index
-    for block in blocks:  # without enumerate(), which would hold on to the last block while the next one is brought
+    for block in blocks:  # not enumerate(), which would keep the last block while the next one is loaded
         yield items(block, index)
         del block
         index += 1
@@ -91,8 +91,9 @@ def _plain(
 
 
 def _grids(weights: Weights, recipes: dict[str, Recipe]) -> dict[str, Grid]:
-    """The grids of layers that read the same input: of those that are alike it is one, as engines make one layer of
-    them.
+    """The grids of layers that read the same input.
+
+    Layers with equal recipes share one grid, because engines merge them into one layer.
     """
     grids = {}
     for own in set(recipes.values()):
@@ -105,7 +106,7 @@ def _grids(weights: Weights, recipes: dict[str, Recipe]) -> dict[str, Grid]:
 
 
 def _rounded(name: str, weights: Weights, rounder, recipe: Recipe, grid: Grid | None = None) -> Packed:
-    """The layer ``name``, rounded without a look at its inputs. grid: if it is not that of the recipe."""
+    """The layer ``name``, rounded without looking at its inputs. grid: used in place of the recipe's."""
     place, weight = weights.model.get_submodule(name), weights.tensor(f"{name}.weight")
     with naming(name):
         to_round, columns = rounder.divided(weight)
@@ -118,7 +119,7 @@ def _rounded(name: str, weights: Weights, rounder, recipe: Recipe, grid: Grid | 
 
 
 def _packed(rounded: Rounded, original: nn.Module) -> Packed:
-    """The module that takes the place of ``original``, the model's own."""
+    """The module that replaces ``original``, the model's own."""
     quantized, bias = rounded.quantized, rounded.bias
     if isinstance(original, nn.Embedding):
         module = QuantEmbedding.from_quantized(quantized, original.weight.dtype, embedding_scale(original))

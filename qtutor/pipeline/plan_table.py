@@ -1,4 +1,4 @@
-"""The rows of a plan: layers of one kind, what stays in float and why; and both as text."""
+"""The rows of a plan, and their text: layers of one kind, and what stays in float, with the reason."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from qtutor.runtime.linear import QuantWeight
 
 @dataclass(frozen=True)
 class Row:
-    """Layers of one kind. name: with ``*`` for the number of a block. why: for what stays in float."""
+    """Layers of one kind. name: with ``*`` for the number of a block. why: the reason, if they stay in float."""
 
     name: str
     count: int
@@ -30,7 +30,7 @@ class Row:
 
 
 def rounded_rows(model: nn.Module, packed: nn.Module, recipes: dict[str, Recipe]) -> Iterator[Row]:
-    """The layers that will be quantized, those of one kind together."""
+    """The layers that will be quantized, one row for each kind."""
     in_blocks, kinds = linear_layers(model), {}
     for name, own in recipes.items():
         kinds.setdefault((_pattern(name), packed.get_submodule(name).rows, own), []).append(name)

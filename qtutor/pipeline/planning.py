@@ -1,9 +1,9 @@
-"""What a run will do, told before it begins: which layers in how many bits, what stays in float, bytes, room, memory.
+"""What a run will do, before it begins: the bits of each layer, what stays in float, bytes, disk space and memory.
 
     print(qtutor.plan("path/to/llama", qtutor.Recipe("rtn")))
 
-Everything follows from shapes, so nothing has to be read. The bytes of the files are exact: the tensors' places are
-laid out, and the other files are written once to be weighed. Memory is an estimate.
+Everything follows from shapes, so no weights have to be read. The bytes of the files are exact: the places of the
+tensors are computed, and the other files are written once to measure their size. Memory is an estimate.
 """
 
 import math
@@ -31,7 +31,7 @@ from qtutor.runtime.linear import QuantEmbedding, QuantWeight
 from qtutor.runtime.scaled import ScaledLinear
 
 RUNNING = 300_000_000  # bytes that Python takes with torch and transformers, before any model
-OF_A_MATRIX = 24  # bytes for each entry of the widest layer's Hessian: float64, its factor too, and one in float32
+OF_A_MATRIX = 24  # bytes for each entry of the widest layer's Hessian: it and a copy in float64, the factor in float32
 OF_A_LAYER = 16  # bytes for each weight of the layer that is being rounded: float32 copies, codes, errors
 
 
@@ -39,10 +39,10 @@ OF_A_LAYER = 16  # bytes for each weight of the layer that is being rounded: flo
 class Plan:
     """What a run by ``recipe`` will do.
 
-    packed: the decoder of shapes alone as it will be, with packed layers; recipes: of each of these by name. files:
-    that hold its tensors. others: bytes of the files beside them. propagate: whether the float decoder is carried
-    along. states_shape: of the calibration states, ``[1 or 2, samples, length, hidden]``, two with the float decoder
-    carried along; empty without text. memory: bytes, about.
+    packed: the quantized decoder with packed layers, as shapes without values; recipes: that of each packed layer, by
+    name. files: those that hold its tensors. others: the bytes of all other files. propagate: whether the float decoder
+    is carried along. states_shape: that of the calibration states, ``[1 or 2, samples, length, hidden]``, 2 if the
+    float decoder is carried along; empty without text. memory: an estimate in bytes.
     """
 
     recipe: Recipe
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def room(self) -> int:
-        """Bytes that the run takes on the disk: new states are written before the old ones go."""
+        """Bytes that the run needs on the disk: new states are written before the old ones are removed."""
         return self.nbytes + 2 * self.states
 
     def __str__(self) -> str:
@@ -91,10 +91,10 @@ class Plan:
 
 
 def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = None, tokenizer=None) -> Plan:
-    """The plan for ``weights``. token_ids: the text, int64 ``[samples, length]``, where the recipe reads any.
+    """The plan for ``weights``. token_ids: the text, int64 ``[samples, length]``, if the recipe needs one.
 
-    Raises :class:`QtutorError` for a group size that does not divide a layer's rows, a pattern that fits nothing, and
-    a recipe that leaves every layer in float.
+    Raises :class:`QtutorError` for a group size that does not divide a layer's rows, a pattern that matches nothing,
+    and a recipe that leaves every layer in float.
     """
     model = weights.model
     folders.check_dtype(config_to_write(model).dtype)
@@ -116,7 +116,7 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = N
 
 
 def outside_layers(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
-    """The modules outside of the blocks that are to be quantized, by name."""
+    """The modules outside the blocks that will be quantized, by name."""
     family = family_of(model)
     wanted = [family.embedding] * recipe.embeddings + [family.head] * recipe.lm_head
     return {name: model.get_submodule(name) for name in wanted}
@@ -128,19 +128,19 @@ def recipes_of(model: nn.Module, recipe: Recipe) -> dict[str, Recipe]:
 
 
 def float_parts(model: nn.Module) -> list[str]:
-    """Modules with weights that stay in float by themselves: embeddings, norms and lm_head, unless a recipe asks."""
+    """Modules with weights that stay in float unless a recipe names them: embeddings, norms and lm_head."""
     layers = linear_layers(model)
     return [name for name, module in model.named_modules() if name not in layers and list(module.parameters(False))]
 
 
 def propagates(model: nn.Module, recipe: Recipe, tokens: int) -> bool:
-    """Whether the float decoder is carried along: as the recipe says, or where there is text enough."""
+    """Whether the float decoder is carried along: as the recipe says, or by default if there is enough text."""
     widest = max(layer.in_features for layer in linear_layers(model).values())
     return tokens >= ENOUGH * widest if recipe.propagate is None else recipe.propagate
 
 
 def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.Module]) -> nn.Module:
-    """A decoder of shapes with packed layers, as ``model`` will be."""
+    """The decoder that ``model`` will become: packed layers, as shapes without values."""
     from qtutor.formats.transformers_files import shapes_alone
 
     tied, dtypes = is_tied(model), {name: tensor.dtype for name, tensor in model.state_dict().items()}
@@ -160,7 +160,7 @@ def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.
 
 
 def _empty_layer(place: nn.Module, recipe: Recipe, scaled: bool) -> QuantWeight:
-    """The layer of shapes that takes the ``place`` of one in float. scaled: it will multiply its inputs."""
+    """The packed layer, shapes alone, that replaces the float layer ``place``. scaled: it will multiply its inputs."""
     rows, columns = place.weight.shape
     scales = class_of_scales(recipe.grid, nested=recipe.grid in (NF4, FP4) and recipe.double)
     if isinstance(place, nn.Embedding):
@@ -175,7 +175,7 @@ def _empty_layer(place: nn.Module, recipe: Recipe, scaled: bool) -> QuantWeight:
 
 
 def _memory(model: nn.Module, recipe: Recipe, states_shape: tuple[int, ...]) -> int:
-    """About how much memory the run takes where blocks come from files."""
+    """About how much memory the run takes if blocks are read from files."""
     block = decoder_blocks(model)[0]
     layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
     weights = max(module.weight.numel() for module in (*layers, *outside_layers(model, recipe).values()))
@@ -186,12 +186,12 @@ def _memory(model: nn.Module, recipe: Recipe, states_shape: tuple[int, ...]) -> 
     width = max(layer.in_features for layer in layers)
     tokens, twins = samples * length, streams - 1
     carried = tokens * hidden + sum(parameter.numel() for parameter in block.parameters())
-    kept = tokens * (width + hidden * twins)  # inputs of a half's last layer, and what it would have to make
+    kept = tokens * (width + hidden * twins)  # inputs of a half's last layer, and its target outputs
     return total + 4 * (streams * carried + kept) + OF_A_MATRIX * width**2
 
 
 def _weighed(packed: nn.Module, tokenizer, recipe: Recipe, files: tuple[ShardFile, ...]) -> int:
-    """Bytes of the files beside the weights: they are written once, elsewhere, where there may be no room either."""
+    """Bytes of all files but the weights: they are written once to a temporary folder, which may be full, too."""
     with told("the folder of temporary files (TMPDIR)"), tempfile.TemporaryDirectory() as folder:
         native.write_others(Path(folder), packed, tokenizer, recipe.as_dict(), files)
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -1,7 +1,7 @@
 """Pictures: pure functions from data to a matplotlib figure. Notebooks and widgets only call them.
 
-:mod:`.base` holds what all pictures share; every other module belongs to one chapter. :func:`show` puts a figure on the
-page, together with a text that says what it shows.
+:mod:`.base` holds the common parts of all pictures; every other module belongs to one chapter. :func:`show` puts a
+figure on the page, together with a text that describes it.
 """
 
 from qtutor.plots.base import curves, new_figure, png, show

@@ -8,11 +8,11 @@ from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, 
 
 LINES = ("-", "--", ":", "-.")
 COLOURS = (BLUE, RED, GREEN, PURPLE)
-TOP = 1.9  # of the axis: what is twice as bad as no scaling needs no exact place
+TOP = 1.9  # the top of the axis: errors twice as large as without scaling need no exact place
 
 
 def scaled_columns(panels: dict[str, tuple], loud: int, reach: float) -> Figure:
-    """Weights of one group on the levels of their grid; below, how much the rounding of each changes the output.
+    """Weights of one group on the levels of their grid; below, how much the rounding of each weight changes the output.
 
     panels: title -> (weights, levels, changes). loud: the column that multiplies the large input. reach: the axis of
     the weights runs from -reach to reach.
@@ -53,7 +53,7 @@ def _on_levels(ax, weights: np.ndarray, levels: np.ndarray, loud: np.ndarray, er
 def loud_and_others(loud: dict[float, float], quiet: dict[float, float]) -> Figure:
     """Squared error of the output against the factor s of the loud channel: its own part, the others', and both.
 
-    loud, quiet: s -> error. The last s is left out: it would leave the others no room.
+    loud, quiet: s -> error. The last s is left out, because it would leave no room for the others.
     """
     title = "squared error of the output"
     shown = list(loud)[:-1]
@@ -68,7 +68,7 @@ def loud_and_others(loud: dict[float, float], quiet: dict[float, float]) -> Figu
 def one_factor(factors: list[float], measured: dict[str, tuple]) -> Figure:
     """Perplexity against one factor on the loudest 1 % of the channels, beside the level of keeping them.
 
-    measured: decoder -> (float, with each factor, the 1 % kept, ...).
+    measured: decoder -> (float, with each factor, with the 1 % kept, ...).
     """
     panels = {}
     for name, (_, found, kept, *_) in measured.items():
@@ -80,8 +80,8 @@ def one_factor(factors: list[float], measured: dict[str, tuple]) -> Figure:
 def ratio_curves(panels: dict[str, dict], ratios: list, ylabel: str, across: int = 3) -> Figure:
     """Errors against the ratio, as shares of the error at ratio 0; ``panels``: title -> a dict from label to errors.
 
-    A ring marks the smallest error of each curve, a triangle at the upper edge a place where it leaves the picture; a
-    dotted line is the error without scaling. across: panels in a line.
+    A ring marks the smallest error of each curve. A triangle at the upper edge marks a place where the curve leaves the
+    picture. A dotted line is the error without scaling. across: the number of panels in a row.
     """
     lines = -(-len(panels) // across)
     figure = Figure(figsize=(3.2 * across, 2.6 * lines + 0.3), layout="constrained")
@@ -124,7 +124,8 @@ def search_and_group(
 ) -> Figure:
     """The curve of a search with ``ratio`` marked on it; beside it one group, scaled by that ratio, on its grid.
 
-    weights ``[columns]``: scaled. levels: those of the group's grid. loud: booleans, true for columns of loud inputs.
+    weights ``[columns]``: scaled. levels: the levels of the group's grid. loud: booleans, true for columns of loud
+    inputs.
     """
     figure = Figure(figsize=(9.0, 3.3))  # fixed margins: an automatic layout is too slow for a picture under a slider
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))

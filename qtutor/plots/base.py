@@ -1,4 +1,4 @@
-"""What all pictures share: colours, an empty figure, PNG bytes, lines over a common axis.
+"""The common parts of all pictures: colours, an empty figure, PNG bytes, lines over a common axis.
 
 Colour-blind readers can distinguish the colours, which are Okabe and Ito's; no picture relies on colour alone.
 """
@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
 )
 SAND = "#F2E2B6"  # for areas: YELLOW would glare
 GREY, PALE = "#BBBBBB", "#DCEFFA"  # for areas, too
-DARK_GREY, BROWN = "#777777", "#8C564B"  # where eight colours are too few
+DARK_GREY, BROWN = "#777777", "#8C564B"  # if eight colours are too few
 MARKERS = ("o", "s", "^", "D", "v", "P")
 MARGIN = 0.1  # inches: on a dark page a figure is a white card, and letters at its very edge would look cut off
 
@@ -41,8 +41,10 @@ def new_figure(width: float = 7.0, height: float = 3.2, panels: int = 1) -> tupl
 
 
 def card(figure: Figure, dpi: int, within: bool = False) -> PIL.Image.Image:
-    """The figure on a white card with a margin, in dots. within: the card is as large as the figure says; otherwise
-    the figure is, so that pictures drawn pixel by pixel stay sharp, and the margin is added.
+    """The figure on a white card with a margin, in dots.
+
+    within: the whole card has the size of the figure. Otherwise the picture without the margin has this size, so that
+    pictures drawn pixel by pixel stay sharp.
     """
     size, margin = figure.get_size_inches(), round(MARGIN * dpi)
     figure.set_dpi(dpi)
@@ -64,7 +66,7 @@ def card(figure: Figure, dpi: int, within: bool = False) -> PIL.Image.Image:
 def png(figure: Figure, dpi: int = 100, title: str | None = None) -> bytes:
     """The figure as PNG bytes, without the software's version, so that equal figures give equal bytes.
 
-    title: is written into the file, where nobody sees it.
+    title: written into the file's metadata; it is not visible in the picture.
     """
     buffer, about = io.BytesIO(), PIL.PngImagePlugin.PngInfo()
     if title:
@@ -84,7 +86,7 @@ def numpy(values: torch.Tensor):
 
 
 def log_scale(ax) -> None:
-    """Make the vertical axis of what is drawn logarithmic, with ticks in plain numbers: few where it spans much."""
+    """Make the vertical axis logarithmic for its data, with ticks in plain numbers: few for a wide range."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ticks = (1,) if high > 300 * low else (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)

@@ -7,8 +7,8 @@ from matplotlib.patches import FancyBboxPatch
 
 from qtutor.plots.base import BLACK, BLUE, ORANGE, SAND, SKY
 
-WIDE, HIGH = 1.5, 0.62  # of a box, in units of the picture
-# Name -> the middle of its box; those of the attention, then those of the MLP.
+WIDE, HIGH = 1.5, 0.62  # the size of a box, in units of the picture
+# Name -> the middle of its box; first the attention's matrices, then the MLP's.
 PLACES = {
     "q": (3.0, 3.3),
     "k": (3.0, 2.5),
@@ -22,7 +22,7 @@ NORMS, ATTENTION, PRODUCT, SUMS = (1.0, 9.5), 5.1, 13.6, (8.4, 16.9)
 
 
 def _arrows():
-    """From where to where each arrow goes: up out of the stream, to the right, and down into it."""
+    """The start and end of each arrow: up out of the stream, to the right, and down into it."""
     for norm, readers, middle, last, into in zip(
         NORMS, ("qkv", ("gate", "up")), (ATTENTION, PRODUCT), ("o", "down"), SUMS
     ):
@@ -36,7 +36,7 @@ def _arrows():
 
 
 def decoder_block(shapes: Mapping[str, tuple[int, int]]) -> Figure:
-    """The seven matrices of a block, where they read and where their outputs go; norms and what has no weights between.
+    """The seven matrices of a block, with their inputs and outputs; between them the norms and parts without weights.
 
     shapes: ``q``, ``k``, ``v``, ``o``, ``gate``, ``up``, ``down`` -> (outputs, inputs).
     """

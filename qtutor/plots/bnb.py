@@ -14,14 +14,15 @@ from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, 
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1)))
 COLOURS = (BLUE, SKY, RED, PURPLE, GREEN)
-# For each line, the place of the text beside its points. Where lines cross, texts on the same side would overlap.
+# For each line, the place of the text beside its points. If lines cross, texts on the same side would overlap.
 BESIDE = (((-5, -3), "right"), ((4, 4), "left"), ((0, -11), "center"), ((4, 4), "left"), ((4, 4), "left"))
 
 
 def levels_over_weights(panels: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Figure:
-    """A row per format: a histogram of the weights with its levels, and the share of the weights that each level gets.
+    """For each format, a histogram of the weights with the levels, and the share of the weights that each level gets.
 
-    panels: title -> (weights over the absmax of their block, any shape; levels on that axis, ascending; their shares).
+    panels: title -> (weights divided by the absmax of their block, any shape; levels on that axis, ascending; their
+    shares).
     """
     high = 2.2 * len(panels) + 0.6
     figure = Figure(figsize=(8.0, high))
@@ -32,7 +33,7 @@ def levels_over_weights(panels: dict[str, tuple[torch.Tensor, torch.Tensor, torc
         _histogram(left, numpy(weights).ravel(), numpy(levels))
         left.set_title(title, size=10)
         _shares(right, numpy(levels), 100 * numpy(shares))
-        right.set_ylim(top=max(2.7 * 100 / len(levels), right.get_ylim()[1]))  # alike in every panel and setting
+        right.set_ylim(top=max(2.7 * 100 / len(levels), right.get_ylim()[1]))  # the same in every panel and setting
         for ax in (left, right):
             ax.set_xlim(-1.14, 1.14)
             ax.spines[["top", "right"]].set_visible(False)
@@ -46,7 +47,7 @@ def _histogram(ax, values: np.ndarray, levels: np.ndarray) -> None:
     counts, edges = np.histogram(values, bins=121, range=(-1, 1))
     share = 100 * counts / max(len(values), 1)
     ax.stairs(share, edges, fill=True, color=SKY, label="weights")
-    # The largest weight of every block lies at an end. These two spikes would flatten the rest, so the axis cuts them.
+    # The largest weight of every block is at an end. These two spikes would flatten the rest, so the axis cuts them.
     top = 1.35 * share[3:-3].max()
     ax.vlines(levels, 0, 0.75 * top, color=RED, linewidth=0.9, linestyle="--", label="levels")
     ax.set(ylabel="% of the weights", ylim=(0, top))
@@ -64,8 +65,8 @@ def _shares(ax, levels: np.ndarray, shares: np.ndarray) -> None:
 def levels_over_one_block(weights: torch.Tensor, rows: dict[str, list[list[float]]]) -> Figure:
     """The weights of one block as dots, and below them the levels of each format as ticks.
 
-    weights: ``[n]``. rows: format -> its lists of levels; of several, each belongs to an equal part of the weights,
-    and has a row and a lane of dots of its own.
+    weights: ``[n]``. rows: format -> its lists of levels. If a format has several lists, each belongs to an equal part
+    of the weights, and has its own row and its own lane of dots.
     """
     parts = max(map(len, rows.values()))
     named = [(f"{name} {'ab'[i]}" if len(lists) > 1 else name, levels) for name, lists in rows.items()
@@ -112,7 +113,7 @@ def quantile_levels(levels: torch.Tensor, edge: float) -> Figure:
 
 
 def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel: str) -> Figure:
-    """A line per format through points (true bits a weight, error, text); the text is written at its point.
+    """For each format, a line through points (true bits a weight, error, text); the text is written at its point.
 
     Lower and further left is better.
     """
@@ -131,7 +132,7 @@ def error_against_bits(series: dict[str, list[tuple[float, float, str]]], ylabel
 
 
 def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: torch.Tensor) -> Figure:
-    """Histograms of a layer's scales; and of (scales - offset) / absmax, with the levels ``values`` of a map below."""
+    """Histograms of a layer's scales, and of (scales - offset) / absmax with the levels ``values`` of a map below."""
     figure, (left, right) = new_figure(8.0, 2.8, panels=2)
     scales = numpy(scales).ravel()
     counts, edges = np.histogram(scales, bins=60, range=(0, scales.max()))
@@ -143,7 +144,7 @@ def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: t
     right.vlines(numpy(values), -0.16 * counts.max(), 0, color=RED, linewidth=0.5)
     right.axhline(0, color=BLACK, linewidth=0.8)
     right.set(title="less their mean, on the 256 levels of the map", xlabel="(scale - mean) / largest of these")
-    right.set_yticks([tick for tick in right.get_yticks() if tick >= 0])  # below 0 are the levels, no counts
+    right.set_yticks([tick for tick in right.get_yticks() if tick >= 0])  # below 0 there are the levels, no counts
     right.set_ylim(-0.18 * counts.max(), 1.06 * counts.max())
     left.legend(frameon=False, fontsize=8)
     for ax in (left, right):
@@ -154,9 +155,9 @@ def scales_and_map(scales: torch.Tensor, offset: float, absmax: float, values: t
 def outlier_channels(
     largest: torch.Tensor, threshold: float, shares: list[float], errors: list[float], title: str = ""
 ) -> Figure:
-    """The largest |x| of every channel with a threshold across; and errors against the shares of outlier channels.
+    """The largest |x| of every channel, with the threshold as a line; and errors against shares of outlier channels.
 
-    largest: ``[in]``. shares, errors: a point for every threshold; the first is that of ``threshold``, and is marked.
+    largest: ``[in]``. shares, errors: a point for every threshold; the first belongs to ``threshold``, and is marked.
     """
     figure = Figure(figsize=(8.0, 3.0))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -205,7 +206,7 @@ def thresholds(swept: dict[str, list], channels: dict[str, list[float]], labels:
     )
 
 
-# What the larger pictures of the chapter show, for readers who cannot see them.
+# Descriptions of the larger pictures of the chapter, for readers who cannot see them.
 TWO_SETS_OF_LEVELS = (
     "The ten numbers above two number lines with eight levels each. On the evenly spaced line two levels get three "
     "numbers each and three levels get none. On the other the levels lie closer together near zero, where most of the "

@@ -1,5 +1,4 @@
-"""Pictures of chapter 08, checkpoints: where weights lie in files, what is in a word, what threads read, 3-bit streams,
-and inputs that lean to one side.
+"""Pictures of chapter 08: weights in files, a word, reads of threads, 3-bit streams, inputs that lean to one side.
 
 Layouts come from :mod:`qtutor.course.layouts`, as arrays of places.
 """
@@ -20,7 +19,7 @@ FILLS = (SKY, YELLOW)
 
 
 def order_in_memory(units: Mapping[str, np.ndarray], titles: Mapping[str, str]) -> Figure:
-    """A block of weights once for each format: every weight has the colour and number of the unit that it lies in.
+    """A block of weights once for each format: every weight has the colour and number of the unit that contains it.
 
     units: format -> int ``[outputs, inputs]``, numbers of words or blocks in the order of the file. titles: format -> a
     few words below its name.
@@ -35,7 +34,7 @@ def order_in_memory(units: Mapping[str, np.ndarray], titles: Mapping[str, str]) 
             left, top = across.min(), down.min()
             width, height = across.max() + 1 - left, down.max() + 1 - top
             ax.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=BLACK, linewidth=0.6))
-            if width > 1 or number % 4 == 0:  # more numbers would stand on each other
+            if width > 1 or number % 4 == 0:  # more numbers would overlap
                 ax.text(left + width / 2, top + height / 2, str(number), ha="center", va="center", fontsize=7)
         ax.set(xlabel="input", ylabel="output", xticks=range(0, columns + 1, 8), yticks=range(0, rows + 1, 2))
         ax.set_title(f"{name}: {titles[name]}", size=9)
@@ -44,7 +43,7 @@ def order_in_memory(units: Mapping[str, np.ndarray], titles: Mapping[str, str]) 
 
 
 def inside_a_word(rows: Mapping[str, Sequence[str]], first: str = "the first eight half bytes of the codes") -> Figure:
-    """For each format the weights in the first 32 bits, from the lowest; those of one output alike in colour."""
+    """For each format the weights in the first 32 bits, from the lowest; weights of one output have one colour."""
     figure, (ax,) = new_figure(8.0, 0.55 * len(rows) + 0.9)
     for y, labels in enumerate(rows.values()):
         for x, label in enumerate(labels):
@@ -69,8 +68,8 @@ def inside_a_word(rows: Mapping[str, Sequence[str]], first: str = "the first eig
 def touched(reads: Mapping[str, tuple[np.ndarray, int]], piece: int = 32, shown: int = 4096) -> Figure:
     """The pieces of memory that 32 threads touch in one step, as marks on a strip for each layout.
 
-    reads: layout -> (the address that each thread reads at, the bytes that it reads). piece: bytes that the memory
-    delivers at once. shown: bytes from the first address on; what lies beyond is not drawn.
+    reads: layout -> (the address from which each thread reads, the bytes that it reads). piece: bytes that the memory
+    delivers at once. shown: bytes from the first address on; the rest is not drawn.
     """
     figure, (ax,) = new_figure(8.0, 0.6 * len(reads) + 0.9)
     for y, (addresses, size) in enumerate(reads.values()):
@@ -86,7 +85,7 @@ def touched(reads: Mapping[str, tuple[np.ndarray, int]], piece: int = 32, shown:
 
 
 def bits_of_words(layouts: Mapping[str, np.ndarray]) -> Figure:
-    """Words as rows of 32 bits, the lowest on the left, coloured by the code that a bit belongs to; -1 for none.
+    """Words as rows of 32 bits, the lowest on the left, coloured by the code to which a bit belongs; -1 for none.
 
     layouts: title -> int ``[words, 32]``, the number of the code.
     """
@@ -111,7 +110,7 @@ def bits_of_words(layouts: Mapping[str, np.ndarray]) -> Figure:
 
 
 def leaning(series: Mapping[str, Mapping[str, float]]) -> Figure:
-    """How far the inputs of each layer lie to one side, 0 to 1: a line for each model, over the layers."""
+    """How far the inputs of each layer lean to one side, 0 to 1: a line for each model, over the layers."""
     figure, (ax,) = new_figure(7.0, 3.0)
     for (label, found), colour, marker in zip(series.items(), (BLUE, GREEN, RED), MARKERS):
         ax.plot(range(len(found)), found.values(), marker=marker, color=colour, label=label)

@@ -1,4 +1,4 @@
-"""Pictures of chapter 12: claims beside what was measured, all models at once, and the decision at the end."""
+"""Pictures of chapter 12: claims beside measurements, all models at once, and the decision at the end."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ SHAPES = (*MARKERS, "X", "<", ">", "p")
 
 
 def rises(panels: Mapping[str, Sequence[tuple[str, float, float]]], bound: float) -> Figure:
-    """How much perplexity rises, a row for each model, with two standard errors; the bound is a dashed line.
+    """The rise of perplexity, a row for each model, with two standard errors; the bound is a dashed line.
 
     panels: decoder -> (name, per cent, standard error). Panels have axes of their own: a real model may rise far more.
     """
@@ -47,7 +47,7 @@ def rises(panels: Mapping[str, Sequence[tuple[str, float, float]]], bound: float
 
 
 def where_bits_go(groups: Mapping[str, float], bits: int = 4) -> Figure:
-    """Bars of true bits a weight, codes and what scales and zero points add, for each group size."""
+    """Bars of true bits a weight for each group size: the codes, and on top the scales and zero points."""
     figure, (ax,) = new_figure(7.0, 2.8)
     names = list(groups)
     ax.barh(names, [bits] * len(names), color=SKY, label="codes")
@@ -79,7 +79,7 @@ def beside_a_bell(sizes: np.ndarray) -> Figure:
 
 
 def parts_won_back(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Bars of the part of the loss that is gone, a group of bars for each decoder; dots are single draws."""
+    """Bars of the part of the loss that is won back, a group of bars for each decoder; dots are single draws."""
     figure, (ax,) = new_figure(7.0, 3.0)
     ways = list(next(iter(panels.values())))
     for number, (title, found) in enumerate(panels.items()):
@@ -98,7 +98,7 @@ def parts_won_back(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figur
 
 
 def without_one_weight(panels: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """What perplexity is multiplied by without one weight of each block; panels: decoder -> (block, times)."""
+    """The factor by which perplexity grows without one weight of each block; panels: decoder -> (block, factor)."""
     figure, (ax,) = new_figure(7.0, 3.0)
     for (title, rows), colour, marker in zip(panels.items(), (BLUE, RED), MARKERS):
         ax.plot([block for block, _ in rows], [times for _, times in rows], marker, color=colour, label=title)
@@ -130,7 +130,7 @@ def loss_against_bits(series: Mapping[str, Sequence[tuple[int, float]]]) -> Figu
 
 
 def calibrated_with(kinds: Mapping[str, Sequence[float]], counts: Mapping[str, Sequence[float]], none: float) -> Figure:
-    """KL by the kind of text, and by the number of samples; each dot is a draw, the dashed line is no text at all."""
+    """KL by the kind of text, and by the number of samples; each dot is a draw, the dashed line is without any text."""
     figure, (left, right) = new_figure(7.6, 3.0, panels=2)
     for ax, found in ((left, kinds), (right, counts)):
         for place, draws in enumerate(found.values()):
@@ -150,8 +150,9 @@ def calibrated_with(kinds: Mapping[str, Sequence[float]], counts: Mapping[str, S
 
 
 def arithmetic_against_perplexity(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> Figure:
-    """A row for each model: the share of right sums that is left, and as a ring what perplexity suggests. A ring to the
-    right of a dot and its bar says that perplexity hides a loss.
+    """A row for each model: the share of right sums that is left, and a ring for the share that perplexity suggests.
+
+    If the ring is to the right of the dot and its bar, perplexity hides a loss.
 
     panels: decoder -> (name, suggested, left, chance). chance: one standard deviation of left, drawn twice.
     """
@@ -172,7 +173,7 @@ def arithmetic_against_perplexity(panels: Mapping[str, Sequence[tuple[str, float
 
 
 def kinds_left(kinds: Sequence[str], series: Mapping[str, Mapping[str, float]]) -> Figure:
-    """What is left of the right answers of each kind of question, a marker for each model."""
+    """The share of right answers that is left for each kind of question, a marker for each model."""
     figure, (ax,) = new_figure(7.0, 0.34 * len(kinds) + 1.2)
     for (name, found), colour, marker in zip(series.items(), (BLUE, RED, GREEN), MARKERS):
         ax.plot([found[kind] for kind in kinds], range(len(kinds)), marker, color=colour, label=name, alpha=0.85)
@@ -204,7 +205,7 @@ def all_models(
 ) -> Figure:
     """Megabytes against KL, logarithmic, a marker for each family; the front is a dotted line, its models are named.
 
-    budget: bytes, a dashed line; what lies to the right of it is pale. chosen: the model with a ring.
+    budget: bytes, a dashed line; models to the right of it are pale. chosen: the model with a ring.
     """
     figure, (ax,) = new_figure(7.6, 4.6)
     every = [point for points in families.values() for point in points]
@@ -234,9 +235,9 @@ def all_models(
 
 
 def decision(branches: Sequence[tuple[str, str, str]]) -> Figure:
-    """The questions from top to bottom, each with what to take and what that costs; the first that fits decides.
+    """The questions from top to bottom, each with a recommendation and its cost; the first question that fits decides.
 
-    branches: (question, what to take, its figure).
+    branches: (question, recommendation, its figure).
     """
     figure = Figure(figsize=(7.8, 0.62 * len(branches) + 0.5), layout="constrained")
     ax = figure.subplots()

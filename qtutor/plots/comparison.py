@@ -1,4 +1,4 @@
-"""One picture of several quantized models: what each takes against what each lost."""
+"""One picture of several quantized models: the size of each against its loss."""
 
 import io
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from matplotlib.transforms import Bbox
 from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure, png
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
-NEAR = 6  # points of a label's distance from its mark
-# Where a label may stand: sideways and upwards, in distances; the first place at which it covers nothing is taken.
+NEAR = 6  # a label's distance from its mark, in points
+# Possible places of a label: sideways and upwards, in distances; the first place at which it covers nothing is used.
 PLACES = tuple((side, up) for up in (1, -1, 0, 2.5, -2.5, 4, -4) for side in (1, -1))
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the picture: bytes of its weights, KL divergence in nats a token, and that one's standard error."""
+    """A model in the picture: bytes of its weights, KL divergence in nats a token, and the standard error of the KL."""
 
     name: str
     nbytes: int
@@ -28,9 +28,10 @@ class Point:
 
 
 def bytes_against_kl(points: Sequence[Point], title: str = "") -> Figure:
-    """Every model as a labelled mark with its standard error: further left is smaller, lower is nearer to the float
-    model. A dotted line joins the models that no other beats in both. KL has a logarithmic axis where it spans more
-    than a factor of ten.
+    """Every model as a labelled mark with its standard error.
+
+    Further left is smaller, lower is nearer to the float model. A dotted line joins the models that no other beats in
+    both. The KL axis is logarithmic if KL spans more than a factor of ten.
     """
     figure, (ax,) = new_figure(7.5, 4.2)
     kls = [point.kl for point in points]
@@ -50,7 +51,7 @@ def bytes_against_kl(points: Sequence[Point], title: str = "") -> Figure:
 
 
 def best(points: Sequence[Point]) -> list[Point]:
-    """The models that no other beats in bytes and KL at once (the Pareto front), from the smallest on."""
+    """The models that no other beats in bytes and KL at once (the Pareto front), starting with the smallest."""
     front = []
     for point in sorted(points, key=lambda point: (point.nbytes, point.kl)):
         if not front or point.kl < front[-1].kl:
@@ -61,18 +62,18 @@ def best(points: Sequence[Point]) -> list[Point]:
 def image(figure: Figure, kind: str = "png", title: str | None = None) -> bytes:
     """The figure as the bytes of a "png" or "svg" file, without a date, so that equal figures are equal bytes.
 
-    title: is written into the file, where nobody sees it.
+    title: written into the file's metadata; it is not visible in the picture.
     """
     if kind == "png":
         return png(figure, dpi=150, title=title)
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "qtutor"}):  # ids inside the file are made of it
+    with matplotlib.rc_context({"svg.hashsalt": "qtutor"}):  # ids inside the file are computed from it
         figure.savefig(buffer, format="svg", metadata={"Date": None} | ({"Title": title} if title else {}))
     return buffer.getvalue()
 
 
 def label(figure: Figure, ax, points: Sequence[Point]) -> None:
-    """A name beside each mark, where it covers neither a mark nor another name."""
+    """Write a name beside each mark, at a place where it covers neither a mark nor another name."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # now the axes have their size, and places in pixels are known
     marks = [ax.transData.transform((point.nbytes / 1e6, point.kl)) for point in points]

@@ -31,10 +31,12 @@ def shapes(samples: dict[str, torch.Tensor], reach: float = 10.0, bins: int = 12
 
 
 def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Figure:
-    """A histogram of the values, linear and logarithmic, with the normal distribution of the same mean and variance;
-    and their quantiles against its quantiles, where a normal distribution would lie on the straight line.
+    """A histogram of the values, linear and logarithmic, and their quantiles, against the normal distribution.
 
-    The linear one ends at five standard deviations: what lies further out is too rare to be seen on it.
+    The normal distribution has the same mean and variance; normally distributed values have quantiles on the straight
+    line.
+
+    The linear one ends at five standard deviations: values further out are too rare to be seen on it.
     """
     figure, (left, middle, right) = new_figure(8.8, 3.0, panels=3)
     values = np.sort(numpy(values).ravel().astype(np.float64))
@@ -48,7 +50,7 @@ def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Fi
         ax.stairs(counts, edges, fill=True, color=SKY, label="here")
         ax.plot(centres, normal, color=RED, linestyle="--", linewidth=1.2, label="normal")
         ax.set(xlabel="value")
-    shown = min(reach, max(5 * spread, reach / 1000))  # numbers that are all equal have no spread
+    shown = min(reach, max(5 * spread, reach / 1000))  # if all numbers are equal, they have no spread
     left.set(title=title, ylabel="how many", xlim=(mean - shown, mean + shown))
     left.legend(frameon=False, fontsize=8)
     middle.set_yscale("log")
@@ -67,7 +69,7 @@ def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Fi
 def quantile_pairs(ordered: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Quantiles of the normal distribution and of ``ordered`` (ascending) at the same probabilities, in units of sigma.
 
-    ``points`` of them, evenly spaced along the normal axis, from the smallest value to the largest.
+    There are ``points`` of them, evenly spaced along the normal axis, from the smallest value to the largest.
     """
     count = len(ordered)
     end = -torch.special.ndtri(torch.tensor(0.5 / count, dtype=torch.float64)).item()
@@ -80,7 +82,7 @@ def quantile_pairs(ordered: np.ndarray, points: int = 200) -> tuple[np.ndarray, 
 def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: str, log: bool = False) -> Figure:
     """A number per channel as outlines, with a panel per title; panels with linear axes share their vertical axis.
 
-    The first series lies thin above the others, so that none hides another where they agree.
+    The first series is a thin line above the others, so that none hides another if they agree.
     """
     figure = Figure(figsize=(9.0, 2.1 * len(panels) + 0.4), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharey=not log)[:, 0]
@@ -106,7 +108,7 @@ def channels(panels: dict[str, dict[str, torch.Tensor]], xlabel: str, ylabel: st
 def predicted_and_measured(panels: dict[str, tuple], xlabel: str, ylabel: str) -> Figure:
     """Measured points as dots, predicted ones as a line; ``panels``: title -> ``(x, measured, predicted)``.
 
-    Each panel has a vertical axis of its own: what is compared is dots with the line, not panel with panel.
+    Each panel has a vertical axis of its own, because dots are compared with the line, not panels with each other.
     """
     figure, axes = new_figure(2.9 * len(panels), 3.1, panels=len(panels))
     for ax, (title, (x, measured, predicted)) in zip(axes, panels.items()):
@@ -123,7 +125,7 @@ def predicted_and_measured(panels: dict[str, tuple], xlabel: str, ylabel: str) -
 
 
 def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> Figure:
-    """Inputs ``|x| [tokens, in]`` as a picture with a column for each channel; above it, the channels' largest."""
+    """Inputs ``|x| [tokens, in]`` as a picture with a column for each channel; above it, each channel's largest."""
     size = np.abs(numpy(x))
     figure = Figure(figsize=(9.0, 4.0))  # fixed margins: an automatic layout is too slow for a picture under a slider
     margins = {"left": 0.08, "right": 0.9, "bottom": 0.12, "top": 0.93, "hspace": 0.12}
@@ -151,7 +153,7 @@ def tokens_and_channels(x: torch.Tensor, title: str = "", log: bool = False) -> 
 
 
 def crest_and_error(sizes: list[str], real: list[list[float]], bells: list[list[float]]) -> Figure:
-    """By group size: the crest factor here and of bells; the error at 4 bits, measured and predicted.
+    """By group size: the crest factor of real weights and of bells; the error at 4 bits, measured and predicted.
 
     real, bells: for each size the crest factor, the error measured, and the error predicted.
     """
@@ -170,7 +172,7 @@ def crest_and_error(sizes: list[str], real: list[list[float]], bells: list[list[
     )
 
 
-# What the larger pictures of the chapter show, for readers who cannot see them.
+# Descriptions of the larger pictures of the chapter, for readers who cannot see them.
 SHAPES = (
     "Outlines of four distributions of equal variance. Linear: the uniform one a box, the three others peaks in the "
     "middle. Logarithmic: the box, the bell a parabola, Laplace a tent, and the bell with outliers a parabola that "

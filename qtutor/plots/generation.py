@@ -6,7 +6,7 @@ from html import escape
 
 from qtutor.measure.generation import first_body, is_python
 
-# Browsers mark in bright yellow, which glares on a dark page.
+# By default browsers mark in bright yellow, which glares on a dark page.
 MARK = "color:inherit;background:rgba(230,159,0,0.3);text-decoration:underline;font-weight:bold"
 
 

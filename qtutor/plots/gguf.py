@@ -14,7 +14,8 @@ COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, BLACK)
 def file_bytes(data: bytes, parts: list[tuple[str, int]], text: int, row: int = 32) -> Figure:
     """Every byte of a small file as a cell with the colour of its part.
 
-    parts: name and number of bytes, in the order of the file. Parts of one name share a colour; "padding" is white.
+    parts: name and number of bytes, in the order of the file. Parts with the same name share a colour; "padding" is
+    white.
     text: among the first ``text`` bytes, letters are shown as letters.
     """
     names = [name for name, size in parts for _ in range(size)]
@@ -70,7 +71,7 @@ def super_block(weights: np.ndarray, panels: dict[str, tuple[np.ndarray, np.ndar
 
 
 def tries(stretch: np.ndarray, as_laid: np.ndarray, fitted: np.ndarray, kept: int) -> Figure:
-    """Errors against the stretch of a grid: of the grid itself, and of the grid fitted to the codes that it gave."""
+    """Errors against the stretch of a grid: of the grid itself, and of the grid fitted to its codes."""
     figure, (ax,) = new_figure(7.0, 3.0)
     ax.plot(stretch, as_laid, "s--", color=RED, markersize=4, label="the grid that gave the codes")
     ax.plot(stretch, fitted, "o-", color=BLUE, markersize=4, label="scale and low fitted to these codes")
@@ -98,7 +99,7 @@ def bits_against(
     """Named points on a logarithmic axis, against true bits a weight; ``series``: label -> a dict name -> (bits, y).
 
     through: the name of a point; a line through it falls by half with every bit. unnamed: series whose points have no
-    names beside them and are open, so that they hide nothing; unnamed_points: further points without names.
+    names beside them and are open, so that they hide nothing. unnamed_points: further points without names.
     """
     figure, (ax,) = new_figure(8.0, height)
     _points(ax, series, unnamed)
@@ -128,16 +129,16 @@ def _points(ax, series: dict[str, dict[str, tuple[float, float]]], hollow: tuple
 
 
 def _dark_colours(series: dict[str, dict[str, tuple[float, float]]]) -> dict[str, tuple[float, ...]]:
-    """For each name the colour of its marker, dark enough to read: so a name belongs to a point even between two."""
+    """For each name the colour of its marker, dark enough to read, so that a name between two points belongs to one."""
     dark = [tuple(0.6 * part for part in to_rgb(colour)) for colour in COLOURS]
-    # The first series that has a name colours it: later ones of the same name have none beside them.
+    # A name gets the colour of the first series that has it: later series show no names for the same points.
     return {name: colour for points, colour in reversed(list(zip(series.values(), dark))) for name in points}
 
 
 def types_against_bits(series: dict[str, dict[str, tuple[float, float]]], ylabel: str, through: str) -> Figure:
-    """:func:`bits_against` for block types, of which many have between 4 and 5 bits: an inset shows these larger.
+    """:func:`bits_against` for block types; many of them have between 4 and 5 bits, so an inset shows these larger.
 
-    Only the inset names them. through: as there; the line goes through the inset, too.
+    Only the inset names them. through: as in :func:`bits_against`; the line also goes through the inset.
     """
     near = {label: {n: p for n, p in points.items() if 4.2 <= p[0] <= 5.05} for label, points in series.items()}
     crowded = [name for points in near.values() for name in points]
@@ -158,7 +159,7 @@ def types_against_bits(series: dict[str, dict[str, tuple[float, float]]], ylabel
 
 
 def series_point(series: dict[str, dict[str, tuple[float, float]]], name: str) -> tuple[float, float]:
-    """The point called ``name``, whichever series it belongs to."""
+    """The point called ``name``, in whichever series it is."""
     return next(points[name] for points in series.values() if name in points)
 
 
@@ -174,16 +175,16 @@ def mixes_against_bits(found: dict[str, tuple], mixed: tuple[str, ...]) -> Figur
         "RTN, groups of 64": {label: place[label] for label in place if label.startswith("RTN")},
     }
     title = "the decoder in eight mixes, and rounded to nearest"
-    # Higher than the others: near 4.3 bits three points lie close above each other.
+    # The picture is higher than the others: near 4.3 bits, three points are close above each other.
     return bits_against(series, "KL divergence from the float model", None, ("with importance",), (), title, 5.4)
 
 
 def _name(ax, points: dict[str, tuple[float, float]], colours: dict, without: tuple[str, ...] = ()) -> None:
-    """Write names beside points: right, left, below, above or diagonal, whichever place is free first.
+    """Write names beside points: right, left, below, above or diagonal, at the first place that is free.
 
-    colours: of the names. without: points that get no name; the others' names keep clear of them.
+    colours: colours of the names. without: points that get no name; the other names keep clear of them.
     """
-    ax.figure.draw_without_rendering()  # the axes do not know their places before
+    ax.figure.draw_without_rendering()  # before this, the axes do not know their places
     places = {name: ax.transData.transform(point) for name, point in points.items()}
     taken = [(x - 4, y, 8.0) for x, y in places.values()]  # left, middle, width: the points themselves
     for name, (x, y) in sorted(places.items(), key=lambda place: -place[1][1]):  # from top to bottom

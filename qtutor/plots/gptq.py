@@ -57,7 +57,7 @@ def plane(panels: dict[str, tuple], weight: torch.Tensor, reach: tuple[float, fl
 
 
 def staircase(steps: torch.Tensor, title: str = "") -> Figure:
-    """One row of weights after every step, from top to bottom: ``steps [in + 1, in]``; k of them are rounded in line k.
+    """One row of weights after every step, from top to bottom: ``steps [in + 1, in]``; line k has k rounded weights.
 
     Rounded weights have a frame; the colour shows how far a weight has moved since the beginning.
     """
@@ -113,7 +113,7 @@ def hessian(matrix: torch.Tensor, title: str = "", limit: float = 0.5) -> Figure
 
 
 def orders(panels: dict[str, torch.Tensor], diagonal: torch.Tensor, group_size: int) -> Figure:
-    """When each column is rounded; ``panels``: title -> the columns in the order of rounding, int64 ``[in]``.
+    """The step at which each column is rounded; ``panels``: title -> the columns in order of rounding, int64 ``[in]``.
 
     Darker dots are larger inputs (``diagonal [in]`` of H); lines separate the groups.
     """
@@ -132,9 +132,9 @@ def orders(panels: dict[str, torch.Tensor], diagonal: torch.Tensor, group_size: 
 
 
 def dampings(values: list[str], few: dict[str, list[float]], many: dict[str, list[float]]) -> Figure:
-    """Output error over RTN's against damping, a panel for few tokens of calibration and one for many.
+    """The output error divided by RTN's, against damping; a panel for few tokens of calibration and one for many.
 
-    few, many: what was measured on -> errors. Both panels have the same axis, from 0.
+    few, many: name of the text for measuring -> errors. Both panels have the same axis, from 0.
     """
     panels = {f"{name}: output error over RTN's": of for name, of in (("128 tokens", few), ("8192 tokens", many))}
     figure = curves(panels, values, "damping")

@@ -1,4 +1,4 @@
-"""Pictures of chapter 03, distributions: what it gains to keep some columns in 16 bits."""
+"""Pictures of chapter 03, distributions: the gain from keeping some columns in 16 bits."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,9 +25,9 @@ def ways_to_keep(results: dict[tuple, tuple], shares: list[float]) -> Figure:
 
 
 def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabel: str) -> Figure:
-    """Several ways to choose the columns kept in 16 bits, against the share of these columns; two panels in a line.
+    """Several ways to choose the columns kept in 16 bits, against the share of these columns; two panels in a row.
 
-    The vertical axis is logarithmic: equal distances are equal parts of what rounding lost.
+    The vertical axis is logarithmic: equal distances are equal parts of the loss from rounding.
     panels: title -> (choices, float, none). choices: label -> (values, lowest, highest), each as long as ``shares``;
     lowest and highest are the ends of a bar, or ``None``. float, none: the values for all and for no columns kept.
     """
@@ -56,7 +56,7 @@ def kept_columns(panels: dict[str, tuple], shares: list[str], xlabel: str, ylabe
     return figure
 
 
-# The picture in words, for readers who cannot see it.
+# A description of the picture, for readers who cannot see it.
 WAYS_TO_KEEP = (
     "Four panels, the decoder as trained and with add_outliers, at 3 and at 2 bits. Perplexity, logarithmic, against "
     "the share of channels kept, between the level of the float model and that of plain rounding, a line for each way "

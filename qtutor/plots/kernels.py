@@ -16,10 +16,10 @@ COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, BLACK, SKY)
 
 
 def roofline(machines: Sequence, dots: Iterable = (), now: str | None = None, span: tuple = (0.02, 200)) -> Figure:
-    """Roofs of one or two machines, and works as dots below them, on logarithmic axes.
+    """Roofs of one or two machines, and operations as dots below them, on logarithmic axes.
 
     machines: each with bandwidth, peak, threads, corner and limit(intensity). dots: each with name, intensity, speed.
-    now: the name of the dot that is filled and large; by ``None`` all are. span: the axis of intensities.
+    now: the name of the dot that is filled and large; if it is ``None``, all are. span: the axis of intensities.
     """
     figure, (ax,) = new_figure(7.6, 4.2)
     intensity = np.geomspace(*span, 200)
@@ -49,7 +49,7 @@ def roofline(machines: Sequence, dots: Iterable = (), now: str | None = None, sp
 def two_orders(rows: int = 8, words: int = 4) -> Figure:
     """A packed matrix twice, its words numbered in the order in which a loop reads them: row by row, and rows as lanes.
 
-    The words that one vector instruction takes at once have one colour.
+    The words that one vector instruction reads at once have one colour.
     """
     figure = Figure(figsize=(7.6, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -76,9 +76,9 @@ def two_orders(rows: int = 8, words: int = 4) -> Figure:
 
 
 def speed_and_bits(bits: Sequence[float], speeds: Sequence[float], names: Sequence[str], ceiling: float) -> Figure:
-    """Tokens a second against true bits a weight, with the curve of a machine that does nothing but read.
+    """Tokens a second against true bits a weight, with the curve of a machine that only reads.
 
-    ceiling: the tokens a second of one bit a weight, if only reading counted.
+    ceiling: the tokens a second at one bit a weight, if only reading counted.
     """
     figure, (ax,) = new_figure(7.0, 3.6)
     line = np.geomspace(min(bits) * 0.8, max(bits) * 1.2, 100)
@@ -98,7 +98,7 @@ def speed_and_bits(bits: Sequence[float], speeds: Sequence[float], names: Sequen
 
 
 def gain_and_batch(batches: Sequence[int], gains: Mapping[str, Sequence[float]]) -> Figure:
-    """How many times as fast as float32 each way is, against the tokens that share a product; 1 is marked."""
+    """The speed of each way as a multiple of float32's, against the tokens that share a product; 1 is marked."""
     figure, (ax,) = new_figure(7.0, 3.4)
     for (name, values), colour, marker in zip(gains.items(), (BLUE, GREEN, PURPLE), MARKERS):
         ax.plot(batches, values, marker=marker, color=colour, label=name)
@@ -114,7 +114,7 @@ def gain_and_batch(batches: Sequence[int], gains: Mapping[str, Sequence[float]])
 
 
 def first_and_next(names: Sequence[str], firsts: Sequence[float], others: Sequence[float], prompt: int) -> Figure:
-    """Bars of milliseconds in two panels: until the first token is there, and for each further one."""
+    """Bars of milliseconds in two panels: until the first token, and for each further one."""
     figure, axes = new_figure(7.6, 0.45 * len(names) + 1.3, panels=2)
     panels = ((f"the first token, behind a prompt of {prompt}", firsts), ("each further token", others))
     for ax, (title, seconds) in zip(axes, panels):

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from qtutor.plots.base import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY, new_figure
 
-# By letter of a format's layout. The letters are shown, too, so that colour is not the only sign.
+# By letter of a format's layout. The letters are also shown, so that colour is not the only sign.
 FIELDS = {"S": ("sign", PURPLE), "E": ("exponent", ORANGE), "M": ("mantissa", SKY), "I": ("integer", GREEN)}
 DENSE = 300  # more levels than this in the window are drawn as a bar
 
@@ -35,8 +35,8 @@ def bit_boxes(rows: dict[str, tuple]) -> Figure:
 def grids(formats: list, low: float, high: float, value: float | None = None, title: str = "") -> Figure:
     """The levels of each format between ``low`` and ``high`` as ticks on a line, or as a bar if they are too many.
 
-    A ``title`` comes with a name for the axis. value: a number above the lines, with an arrow to its level in each
-    format (or a triangle at the border, if the level lies outside the window).
+    If there is a ``title``, the axis also gets a name. value: a number above the lines, with an arrow to its level in
+    each format (or a triangle at the border, if the level is outside the window).
     """
     figure = Figure(
         figsize=(7.5, (0.52 if value is None else 0.44) * len(formats) + (1.0 if title else 0.5)), layout="constrained"
@@ -82,7 +82,7 @@ def _arrow(ax, value: float, level: float, low: float, high: float, row: float) 
 def over_sizes(series: dict[str, list], powers: list[int], xlabel: str, ylabel: str) -> Figure:
     """Lines over sizes ``2**powers``, with the legend beside them; NaN leaves a gap.
 
-    Of many powers only every third has a mark and a tick, or these would stand on each other.
+    If there are many powers, only every third has a mark and a tick, because more would overlap.
     """
     figure, (ax,) = new_figure(7.5, 3.2)
     every = 3 if len(powers) > 20 else 1
@@ -129,7 +129,7 @@ def pictures(panels: dict[str, np.ndarray], columns: int = 3, zoom: int = 1) -> 
     return figure
 
 
-# What the larger pictures of the chapter show, for readers who cannot see them.
+# Descriptions of the larger pictures of the chapter, for readers who cannot see them.
 DECIBELS_BY_BITS = (
     "SQNR against bits. Uniform numbers lie on a straight line of about 6 dB a bit. Gaussian numbers with the range "
     "of 5 standard deviations lie on a parallel line some 9 dB lower; with the range of 3 and of 2 they start higher "

@@ -29,7 +29,7 @@ def number_line(lines: dict[str, tuple]) -> Figure:
         if far.any():
             ax.plot(values[far], 0 * values[far] + 1, "^", color=RED, label="moved more than half a step")
         ax.set(ylim=(-0.3, 1.3), yticks=[])
-        # Beside its line: above, it would seem to belong to the line above it.
+        # The text is beside its line: above, it would seem to belong to the line above.
         ax.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
         ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
         ax.tick_params(bottom=ax is axes[-1])
@@ -65,7 +65,7 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
 
     ``quantized`` is the :class:`~qtutor.core.quantized.QuantizedTensor` of ``weight``. Under a slider the picture has
     to be quick: numpy counts and outlines are many times faster than bars. Fixed margins save time, too, and keep the
-    axes at their places from one setting to the next.
+    axes at the same places for all settings.
     """
     figure = Figure(figsize=(8.0, 3.0))
     left, right = figure.subplots(1, 2)
@@ -100,9 +100,9 @@ def weights_and_grid(weight: torch.Tensor, quantized, title: str = "", bins: int
 
 
 def losses_and_skills(measured: dict[str, tuple]) -> Figure:
-    """What the loss says and what the decoder can do, by its number of bits; ``measured`` as in the chapter's table.
+    """The loss and the skills of the decoder, by its number of bits; ``measured`` as in the chapter's table.
 
-    The loss has a logarithmic axis, on which float, which loses nothing, has no place.
+    The loss has a logarithmic axis. Float, which has no loss, has no place on it.
     """
     loss, skill = "what the loss says, %, logarithmic", "what the model can do, %"
     comparisons, arithmetic, others, valid = zip(*measured.values())
@@ -157,7 +157,7 @@ def before_after_error(
     return figure
 
 
-# What the larger pictures of the chapter show, for readers who cannot see them.
+# Descriptions of the larger pictures of the chapter, for readers who cannot see them.
 THREE_DIVISORS = (
     "Ten numbers above three number lines with 16 levels each. Divided by 7, the largest number meets the last level "
     "and the first level lies outside all numbers. Divided by 7.5, the largest lies half a step beyond the last "

@@ -34,7 +34,7 @@ def cache_and_weights(
 def places_over_time(panels: Mapping[str, Sequence[Sequence[str]]]) -> Figure:
     """Places of a batch as rows, steps as columns, one panel below the other on the same axis of steps.
 
-    panels: title -> for each place the letter of who has it, step by step; ``"."`` computed for nobody, ``""`` empty.
+    panels: title -> for each place the letter of its text, step by step; ``"."`` computed for nobody, ``""`` empty.
     """
     heights = [len(rows) for rows in panels.values()]
     figure = Figure(figsize=(7.6, 0.42 * sum(heights) + 1.0 * len(panels)), layout="constrained")
@@ -62,7 +62,7 @@ def places_over_time(panels: Mapping[str, Sequence[Sequence[str]]]) -> Figure:
 
 
 def runs(row: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Equal neighbours taken together: (start, end, letter).
+    """Join equal neighbours: (start, end, letter).
 
     >>> runs(["A", "A", "", "B"])
     [(0, 2, 'A'), (2, 3, ''), (3, 4, 'B')]

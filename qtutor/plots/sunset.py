@@ -1,4 +1,4 @@
-"""A computed picture to quantize: a sunset that has gradients, edges, fine texture and noise, as photographs do."""
+"""A computed picture to quantize: a sunset with gradients, edges, fine texture and noise, as in photographs."""
 
 import numpy as np
 

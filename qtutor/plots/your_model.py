@@ -1,4 +1,4 @@
-"""Pictures of chapter 11, a model of your own: which layers hurt, who gets how many bits, bytes against KL."""
+"""Pictures of chapter 11, a model of your own: which layers hurt, bits of each layer, bytes against KL."""
 
 import math
 import re
@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from qtutor.plots.base import BLACK, BLUE, ORANGE, RED, new_figure
 from qtutor.plots.comparison import Point, bytes_against_kl, label
 
-COSTS = colormaps["cividis"]  # made for colour-blind readers: brighter is more, in every kind of sight
+COSTS = colormaps["cividis"]  # designed for colour-blind readers: brighter is more, for every kind of sight
 BITS = colormaps["cividis"]
 GREY = "0.55"
 
 
 def layer_grid(values: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
-    """``values`` by layer name as a matrix, a row for each kind of layer and a column for each block, and the kinds.
+    """``values`` by layer name as a matrix, a row for each kind of layer and a column for each block; and the kinds.
 
-    Names without a number (embedding, lm_head) are left out; NaN stands where a block has no such layer.
+    Names without a number (embedding, lm_head) are left out; NaN means that a block has no such layer.
     """
     kinds, blocks = [], 0
     places = {}
@@ -39,7 +39,7 @@ def layer_grid(values: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
 
 
 def costs_picture(costs: Mapping[str, float], title: str = "") -> Figure:
-    """A square for each layer: what rounding it costs, nats a token; a logarithmic scale of brightness."""
+    """A square for each layer with the cost of rounding it, in nats a token; brightness has a logarithmic scale."""
     grid, kinds = layer_grid(costs)
     figure, ax = _map(grid, kinds)
     shown = np.log10(np.maximum(grid, np.nanmax(grid) * 1e-6))
@@ -53,7 +53,7 @@ def costs_picture(costs: Mapping[str, float], title: str = "") -> Figure:
 
 
 def costs_words(costs: Mapping[str, float]) -> str:
-    """The same for readers who cannot see it."""
+    """A description of :func:`costs_picture` for readers who cannot see it."""
     grid, kinds = layer_grid(costs)
     total = np.nansum(grid)
     dearest, cheapest = max(costs, key=costs.get), min(costs, key=costs.get)
@@ -80,7 +80,7 @@ def bits_picture(bits: Mapping[str, int], title: str = "") -> Figure:
 
 
 def bits_words(bits: Mapping[str, int]) -> str:
-    """The same for readers who cannot see it."""
+    """A description of :func:`bits_picture` for readers who cannot see it."""
     counts = {width: list(bits.values()).count(width) for width in sorted(set(bits.values()))}
     said = ", ".join(f"{count} layer{'s' * (count > 1)} with {width} bits" for width, count in counts.items())
     return (
@@ -116,8 +116,9 @@ def pareto_picture(points: Sequence[Point], title: str = "") -> Figure:
 
 
 def attempts_picture(tried: Sequence[tuple[int, float]], limit: int, others: Mapping[str, tuple[int, float]]) -> Figure:
-    """A learner's attempts, (bytes, KL), with their numbers; the best has a ring. others: models to compare with, grey.
-    The dashed line is the limit.
+    """A learner's attempts, (bytes, KL), with their numbers; the best has a ring, and the dashed line is the limit.
+
+    others: models to compare with, grey.
     """
     figure, (ax,) = new_figure(7.5, 4.0)
     ax.axvline(limit / 1e6, color=RED, linestyle="--", linewidth=1.2)
@@ -150,7 +151,7 @@ def attempts_picture(tried: Sequence[tuple[int, float]], limit: int, others: Map
 
 
 def attempts_words(tried: Sequence[tuple[int, float]], limit: int, others: Mapping[str, tuple[int, float]]) -> str:
-    """The same for readers who cannot see it."""
+    """A description of :func:`attempts_picture` for readers who cannot see it."""
     best = min(range(len(tried)), key=lambda number: tried[number][1])
     said = "; ".join(f"attempt {i + 1}: {nbytes / 1e6:.2f} MB, KL {kl:.3f}" for i, (nbytes, kl) in enumerate(tried))
     grey = "".join(f"; {name}: {nbytes / 1e6:.0f} MB, KL {kl:.3f}" for name, (nbytes, kl) in others.items())

@@ -1,4 +1,4 @@
-"""What to do with a model: a :class:`Recipe` is transforms, one rounder and a grid, with exceptions for some layers."""
+"""Recipes for quantizing: a :class:`Recipe` has transforms, one rounder and a grid, with exceptions for layers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,38 +25,40 @@ SWITCHES = ("symmetric", "static_groups", "duo", "propagate", "token_weights", "
 class Recipe:
     """How to quantize.
 
-    method: ``"rtn"``, ``"hqq"`` and ``"sinq"``, which read no text (:mod:`qtutor.methods.hqq`, :mod:`~.methods.sinq`),
+    method: ``"rtn"``, ``"hqq"`` and ``"sinq"``, which need no text (:mod:`qtutor.methods.hqq`, :mod:`~.methods.sinq`),
     ``"awq"``, ``"gptq"``, ``"awq+gptq"`` (AWQ's scales, then GPTQ's rounding), or bitsandbytes' ``"nf4"``, ``"fp4"``,
-    ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``, ``"nvfp4"``, which fix their bits and grid, and, but for
-    nf4 and fp4, their groups: for int8 and fp8 one scale a row (or, of fp8, one a tensor, or, with a group_size of 128
-    or (128, 128), one a block of 128 x 128).
-    levels: what rtn, awq and gptq round to: ``"integers"`` of so many bits, or ``"fp8"``, ``"mxfp4"``, ``"nvfp4"``
-    (:mod:`qtutor.core.float_grid`), which fix bits and groups as the methods of these names do. So ``Recipe("gptq",
-    levels="mxfp4")`` is GPTQ on MXFP4, and ``Recipe("rtn", levels="mxfp4")`` rounds as ``Recipe("mxfp4")`` does.
-    bits: 2 to 8, by itself 4. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it
+    ``"int8"``, or ``"fp8"`` (E4M3, inputs too), ``"mxfp4"``, ``"nvfp4"``. The methods from ``"nf4"`` on fix their bits
+    and grid, and, except for nf4 and fp4, their groups. int8 and fp8 have one scale per row; fp8 may also have one per
+    tensor, or, with a group_size of 128 or (128, 128), one per block of 128 x 128.
+    levels: the levels to which rtn, awq and gptq round: ``"integers"`` of ``bits`` bits, or ``"fp8"``, ``"mxfp4"``,
+    ``"nvfp4"`` (:mod:`qtutor.core.float_grid`), which fix bits and groups as the methods of these names do. So
+    ``Recipe("gptq", levels="mxfp4")`` is GPTQ on MXFP4, and ``Recipe("rtn", levels="mxfp4")`` rounds as
+    ``Recipe("mxfp4")`` does.
+    bits: 2 to 8, by default 4. A fraction like 3.5 is a mean: each layer gets its own bits, depending on how much it
     matters on the calibration text (:mod:`qtutor.budget`).
-    group_size: the number of weights that share a scale, by itself 64; -1: one scale a row, 0: one a tensor. symmetric:
-    the zero point is always the middle code.
-    Bits and groups that contradict what a method or levels fix are refused; ``None`` leaves them to these. Afterwards
-    ``recipe.bits`` and ``recipe.group_size`` are the numbers that are used.
+    group_size: the number of weights that share a scale, by default 64; -1: one scale per row, 0: one per tensor.
+    symmetric: the zero point is always the middle code.
+    If a method or levels fix bits and groups, other values are refused; with ``None``, the fixed values are used.
+    Afterwards, ``recipe.bits`` and ``recipe.group_size`` are the numbers that are used.
     clip: how to narrow the range of a group: ``"none"``, ``"mse"`` (least error of its weights) or ``"output"`` (least
     error of the layer's output, as AWQ or GPTQ counts it). ``"auto"``: ``"output"`` for AWQ and GPTQ, ``"none"`` for
-    the others, and where 128 x 128 weights share a scale.
+    the others, and also if 128 x 128 weights share a scale.
     act_order, static_groups, damping: see :func:`qtutor.gptq.quantize`. duo: AWQ's scales depend on the weights, too.
     propagate: AWQ and GPTQ let each layer compensate for the errors of earlier layers
-    (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: do so if there is enough text, eight tokens
-    for every input of the widest layer.
+    (:mod:`qtutor.methods.propagation`), which doubles the time. ``None``: propagate if there is enough text, eight
+    tokens for every input of the widest layer.
     token_weights: an error counts less at a token whose residual stream is large
     (:meth:`qtutor.calibration.block.CalibratedBlock.weights`). wide: models of at least this hidden size multiply
-    rounded numbers during calibration, on CPUs that do so faster; ``None``: no model does
+    rounded numbers during calibration, on CPUs on which this is faster; ``None``: no model does
     (:mod:`qtutor.calibration.precision`).
     double: quantize the scales of NF4 and FP4, too.
-    embeddings, lm_head: quantize these, too, always to nearest. With tied embeddings, lm_head becomes a matrix of its
-    own.
-    target_size: in place of bits, the bytes that the folder of the result may take: each layer gets bits of its own.
-    layers: exceptions, by patterns of names: ``{"*.down_proj": {"bits": 8}, "model.layers.0.*": "float"}``. Each gives
-    the options that differ (of :data:`OF_A_LAYER`), or ``"float"`` to leave the layer alone. Several may fit a layer;
-    for the same option, the last one decides.
+    embeddings, lm_head: quantize these, too, always to nearest. With tied embeddings, lm_head becomes a separate
+    matrix.
+    target_size: in place of bits, the largest allowed size of the result's folder in bytes: each layer gets its own
+    bits.
+    layers: exceptions, by patterns of names: ``{"*.down_proj": {"bits": 8}, "model.layers.0.*": "float"}``. Each
+    exception gives the options that differ (from :data:`OF_A_LAYER`), or ``"float"`` to leave the layer alone. Several
+    patterns may fit a layer; for the same option, the last one decides.
     Raises :class:`QtutorError` for any other value.
     """
 
@@ -126,7 +128,7 @@ class Recipe:
         object.__setattr__(self, "symmetric", True)
 
     def _settle(self, bits: int, group_size: int) -> None:
-        """Take these where nothing was said, so that this frozen dataclass shows what will be done."""
+        """Set these values where none was given, so that this frozen dataclass shows the values that will be used."""
         for name, value in {"bits": bits, "group_size": group_size}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -152,20 +154,20 @@ class Recipe:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether a budget is given (a mean of bits, or a size), so that every layer has still to be given its bits."""
+        """Whether a budget is given (a mean of bits, or a size), so that the layers' bits are still to be chosen."""
         mean = isinstance(self.bits, float) and not self.bits.is_integer() and 2 < self.bits < 8
         return mean or self.target_size is not None
 
     @property
     def why_text(self) -> str:
-        """What of this recipe needs calibration text, as an error calls it."""
+        """The part of this recipe that needs calibration text, as an error names it."""
         if METHODS[self.method].calibrated or not self.is_mixed:
             return f"method {self.method!r}"
         return f"bits = {self.bits}" if self.target_size is None else "target_size"
 
     @property
     def codebook(self) -> Grid | None:
-        """The grid that the method or ``levels`` name; ``None`` where bits and symmetry say it."""
+        """The grid that the method or ``levels`` name; ``None`` if bits and symmetry define it."""
         if self._on_fp8 and self.group_size == FP8_TILES.tile:
             return FP8_TILES
         return METHODS[self.method].codebook or LEVELS[self.levels]
@@ -180,12 +182,12 @@ class Recipe:
 
     @property
     def transforms(self) -> tuple[Scaling, ...]:
-        """What changes a decoder block before it is rounded, without changing what the block computes."""
+        """The changes of a decoder block before it is rounded, none of which changes the block's output."""
         return (Scaling(self.duo),) if METHODS[self.method].scaled else ()
 
     @property
     def rounder(self) -> Rounder:
-        """What rounds the layers of the decoder blocks."""
+        """The rounder for the layers of the decoder blocks."""
         kind = METHODS[self.method].rounder
         if kind is Listed:
             return Listed(self.double)
@@ -197,7 +199,7 @@ class Recipe:
 
     @property
     def plain_rounder(self) -> Rounder:
-        """What rounds embeddings and lm_head, without regard to their inputs."""
+        """The rounder for embeddings and lm_head, which ignores their inputs."""
         if METHODS[self.method].rounder is Listed:
             return self.rounder
         return Nearest("mse" if self.clip == "mse" else "none")
@@ -214,8 +216,8 @@ class Recipe:
     def of_layers(self, names: Iterable[str], floats: Iterable[str] = ()) -> dict[str, "Recipe"]:
         """The recipe of every layer, by its full name; layers that stay in float are left out.
 
-        floats: names of what stays in float by itself; a pattern may keep these as well. Raises :class:`QtutorError`
-        for a pattern that fits none of the ``names``.
+        floats: names of matrices that stay in float anyway; a pattern with ``"float"`` may fit only these. Raises
+        :class:`QtutorError` for a pattern that fits none of the ``names``.
         """
         floats = list(floats)
         recipes = dict.fromkeys(names, replace(self, layers={}))

@@ -17,8 +17,9 @@ OF_A_LAYER = (
 def changed(whole, pattern: str, change: Mapping | str, recipe=None):
     """A layer's ``recipe`` with an exception applied; ``None`` if the layer stays in float.
 
-    whole: the :class:`~qtutor.recipe.Recipe` of the model, whose exception it is, and the recipe by itself. change:
-    what differs, or ``"float"``. Raises :class:`QtutorError` for what fits no layer, or not beside the others.
+    whole: the :class:`~qtutor.recipe.Recipe` of the model, to which the exception belongs; also the default for
+    ``recipe``. change: the options that differ, or ``"float"``. Raises :class:`QtutorError` for options that fit no
+    layer, or do not fit the recipe of the others.
     """
     if change == KEEP:
         return None
@@ -29,14 +30,14 @@ def changed(whole, pattern: str, change: Mapping | str, recipe=None):
         )
     recipe = recipe or replace(whole, layers={})
     codebook = recipe.codebook
-    if codebook and _leaves_levels(recipe, change):  # its method or levels fixed these options, so nobody chose them
+    if codebook and _leaves_levels(recipe, change):  # its method or levels fixed these options, not the user
         group_size = None if codebook in OWN_SIZES else recipe.group_size
         method = "rtn" if METHODS[recipe.method].codebook else recipe.method
         usual = {"levels": "integers", "bits": None, "symmetric": False, "group_size": group_size}
         recipe = replace(recipe, method=method, **usual)
     named = _named_grid(change, recipe)
     if named and named != recipe.codebook and {"method", "levels"} & set(change):
-        # What the others have was not meant for these levels.
+        # The options of the other layers were not meant for these levels.
         change = {"bits": None, **({"group_size": None} if named in OWN_SIZES else {}), **change}
     try:
         made = replace(recipe, **change)
@@ -56,14 +57,14 @@ def changed(whole, pattern: str, change: Mapping | str, recipe=None):
 
 
 def _named_grid(change: Mapping, recipe) -> Grid | None:
-    """The grid that an exception of ``recipe`` names by a method or by levels, if it does."""
+    """The grid that an exception of ``recipe`` names by a method or by levels, or ``None``."""
     method, levels = (str(change.get(name, "")) for name in ("method", "levels"))
     named = METHODS.get(method or recipe.method)
     return LEVELS.get(levels) or (named.codebook if method and named else None)
 
 
 def _leaves_levels(recipe, change: Mapping) -> bool:
-    """Whether an exception has other levels than ``recipe``, whose levels are no integers."""
+    """Whether an exception has other levels than ``recipe``, whose levels are not integers."""
     if "levels" in change or METHODS[recipe.method].codebook:
         return "levels" in change or "method" in change
     other = METHODS.get(change.get("method"))

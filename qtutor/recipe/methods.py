@@ -1,4 +1,4 @@
-"""The methods by name: each is a rounder, perhaps behind AWQ's scales, and perhaps with the one grid that it has."""
+"""The methods by name: each has a rounder, and may have AWQ's scales before it, or a fixed grid."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder, Sinq
 
 @dataclass(frozen=True)
 class Method:
-    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: what ``"auto"`` means for it.
+    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: the meaning of ``"auto"`` for it.
 
-    codebook: the one grid of a method that has no choice of levels.
+    codebook: the grid of a method with fixed levels.
     """
 
     rounder: type[Rounder]
@@ -40,12 +40,12 @@ METHODS = {
     "mxfp4": Method(Nearest, codebook=MXFP4),
     "nvfp4": Method(Nearest, codebook=NVFP4),
 }
-BITS, GROUP_SIZE = 4, 64  # where nothing is said, and no method or levels have their own
-LEVELS = {"integers": None, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}  # on which any other method may round
-# The groups of these; by itself the first.
+BITS, GROUP_SIZE = 4, 64  # the defaults, unless a method or levels have their own
+LEVELS = {"integers": None, "fp8": FP8, "mxfp4": MXFP4, "nvfp4": NVFP4}  # for methods without fixed levels
+# The group sizes of these grids; the first is the default.
 OWN_SIZES = {
     **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR), FP8_TILES: (FP8_TILES.tile,)},
     **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
 }
-OF_INTEGERS = (Hqq, Sinq)  # these find ranges by themselves, and have no options
+OF_INTEGERS = (Hqq, Sinq)  # these find ranges themselves, and have no options
 CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)

@@ -5,10 +5,10 @@ from qtutor.runtime.linear import QuantLinear
 
 
 class Fp8Linear(QuantLinear):
-    """A :class:`QuantLinear` on the grid :data:`FP8` that rounds its inputs, too, each token to a scale of its own; or
-    on :data:`FP8_TILES`, and then every group of a token has one.
+    """A :class:`QuantLinear` on the grid :data:`FP8` or :data:`FP8_TILES` that rounds its inputs, too.
 
-    So do the engines that read FP8 files with dynamic inputs, and what is measured here is what they will do.
+    On :data:`FP8` every token has its own scale; on :data:`FP8_TILES` every group of a token has one. Engines that read
+    FP8 files with dynamic inputs round in the same way, so measurements here show what those engines will do.
     """
 
     own = fp8

@@ -1,4 +1,4 @@
-"""Which layer computes with which grid: most are a :class:`QuantLinear`, and some round or multiply their inputs."""
+"""The class of layer for each grid: most use :class:`QuantLinear`, and some classes round or multiply their inputs."""
 
 import torch
 
@@ -22,7 +22,7 @@ def linear_for(grid: Grid) -> type[QuantLinear]:
 def layer_of(
     quantized: QuantizedTensor, bias: torch.Tensor | None = None, columns: torch.Tensor | None = None
 ) -> QuantLinear:
-    """A layer that computes with ``quantized``. columns: what it multiplies its inputs by, float32 ``[in]``, if any."""
+    """A layer that computes with ``quantized``. columns: factors of its inputs, float32 ``[in]``, if any."""
     if columns is not None:
         return ScaledLinear.from_scaled(quantized, columns, bias)
     return linear_for(quantized.grid).from_quantized(quantized, bias)

@@ -1,11 +1,11 @@
-"""A module that lends its packed bytes to a kernel, which keeps them in an order of its own.
+"""A module that lends its packed bytes to a kernel, which keeps them in its own order.
 
-The bytes exist once: while they are lent, the buffer ``packed`` is empty. Whoever asks for it, or for the module's
-buffers in any way (``state_dict``, ``to``, ``copy.deepcopy``, ``model.buffers()`` ...), gets bytes in the usual order:
-they are taken back first, and the next product lends them again. So nobody outside needs to know.
+The bytes exist only once: while they are lent, the buffer ``packed`` is empty. Any access to this buffer, or to the
+module's buffers (``state_dict``, ``to``, ``copy.deepcopy``, ``model.buffers()`` ...), first takes the bytes back, in
+the usual order; the next product lends them again. So no other code has to know about the loan.
 
-Somebody else may hold the tensor that was lent, too: a tied embedding, or a dict from which the model was loaded. Then
-it stays alive beside the kernel's copy. It comes back as itself, and a change in place is noticed.
+Other code may also hold the tensor that was lent: a tied embedding, or a dict from which the model was loaded. Then the
+tensor stays alive beside the kernel's copy. The same tensor is then taken back, and a change in place is noticed.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 LENT = "packed"
-# One for all modules: it is held for the change of order only. A lock of each module could be neither copied nor saved.
+# One lock for all modules: it is held only while bytes change places. A lock per module could not be copied or saved.
 _LOCK = threading.RLock()
 
 
 @dataclass
 class Loan:
-    """kernel, state: who has the bytes, and as what. tensor: what was lent, as long as somebody else holds it, too."""
+    """kernel, state: the kernel with the bytes, and its state. tensor: the lent one, while other code holds it, too."""
 
     kernel: object
     state: object
@@ -33,7 +33,7 @@ class Loan:
     version: int
 
     def outdated(self) -> bool:
-        """Whether the lent tensor was changed in place by somebody who still holds it."""
+        """Whether the lent tensor was changed in place by other code that still holds it."""
         tensor = self.tensor()
         return tensor is not None and tensor._version != self.version
 
@@ -44,7 +44,7 @@ class Lending(nn.Module):
     _loan: Loan | None = None
 
     def held(self) -> list[torch.Tensor]:
-        """The buffers that are there, without what is lent."""
+        """The buffers that the module has at present, without a lent one."""
         return [buffer for buffer in self.__dict__["_buffers"].values() if buffer is not None]
 
     def loan_is_outdated(self) -> bool:
@@ -54,18 +54,18 @@ class Lending(nn.Module):
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
-        """All buffers are back, and no other thread lends or takes them."""
+        """Inside, all buffers are back, and no other thread lends them or takes them back."""
         with _LOCK:
             self.take_back()
             yield
 
     def lend(self, kernel) -> object:
-        """Let ``kernel`` prepare its state and keep the packed bytes in it; the state. Within :meth:`settled`."""
+        """Let ``kernel`` prepare its state, which keeps the packed bytes; return it. Call this in :meth:`settled`."""
         buffers = self.__dict__["_buffers"]
         packed = buffers[LENT]
         state = kernel.prepare(self)
         self._loan = Loan(kernel, state, weakref.ref(packed), packed._version)
-        # A dict of its own, because a shallow copy of the module shares the one that it had.
+        # A new dict, because a shallow copy of the module shares the old one.
         self.__dict__["_buffers"] = {**buffers, LENT: None}
         return state
 
@@ -110,12 +110,12 @@ class Lending(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_loan"}
 
     def _save_to_state_dict(self, *args, **kwargs) -> None:
-        with _LOCK:  # no other thread may lend them while they are listed
+        with _LOCK:  # no other thread may lend buffers while they are listed
             super()._save_to_state_dict(*args, **kwargs)
 
 
 def _after_fork() -> None:
-    """Another thread may have held the lock; a forked child has no other thread that would open it."""
+    """Another thread may have held the lock; a forked child has no other thread that would release it."""
     global _LOCK
     _LOCK = threading.RLock()
 

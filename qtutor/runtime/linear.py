@@ -16,7 +16,7 @@ from qtutor.runtime.lending import Lending
 class QuantWeight(nn.Module):
     """One matrix ``[rows, columns]`` as buffers: packed codes, scales and packed zero points.
 
-    scales_as: the way in which scales are stored; it names their buffers.
+    scales_as: how scales are stored; it also names their buffers.
     """
 
     def __init__(self, rows: int, columns: int, grid: Grid, group_size: int, scales_as: type[Scales] = PlainScales):
@@ -30,7 +30,7 @@ class QuantWeight(nn.Module):
             self.register_buffer("zeros", None)
 
     def fill(self, quantized: QuantizedTensor) -> None:
-        """Pack the codes and zero points of ``quantized`` into the buffers, and take over its scales."""
+        """Pack the codes and zero points of ``quantized`` into the buffers, and store its scales."""
         self.packed = pack(quantized.codes, self.grid.bits)
         for name, tensor in quantized.stored_scales.tensors().items():
             setattr(self, name, tensor)
@@ -66,7 +66,7 @@ class QuantWeight(nn.Module):
         return QuantizedTensor(codes, self.stored_scales, self.unpacked_zeros(), self.grid, self.group_size)
 
     def dequantized(self) -> torch.Tensor:
-        """The weights ``[out, in]`` that it computes with, float32."""
+        """The weights ``[out, in]`` with which the layer computes, float32."""
         return self.quantized().dequantize()
 
     def extra_repr(self) -> str:
@@ -77,13 +77,13 @@ class QuantWeight(nn.Module):
 class QuantLinear(Lending, QuantWeight):
     """``y = x @ weight.T + bias`` from packed bytes; x ``[..., in]`` in any float dtype.
 
-    A kernel (:mod:`qtutor.runtime.kernels`) multiplies, and prepares what it needs once. What it prepared does not
-    belong to the layer: it is not saved, and a copy of the layer prepares again. A kernel with an order of its own has
-    the packed bytes on loan (:mod:`qtutor.runtime.lending`).
+    A kernel (:mod:`qtutor.runtime.kernels`) multiplies; once, before that, it prepares a state. The state does not
+    belong to the layer: it is not saved, and a copy of the layer prepares its own. If a kernel needs the packed bytes
+    in another order, the layer lends them to the kernel (:mod:`qtutor.runtime.lending`).
     """
 
-    own: ModuleType | None = None  # the kernel of a kind of layer that computes something else; no other is chosen
-    asked: str | None = None  # the kernel that was asked for by name (:func:`qtutor.runtime.use`)
+    own: ModuleType | None = None  # the only kernel of a class that computes something else
+    asked: str | None = None  # the kernel that was requested by name (:func:`qtutor.runtime.use`)
     _prepared: tuple | None = None  # kernel, stamp, the buffers that were stamped, the kernel's state
 
     def __init__(
@@ -115,7 +115,7 @@ class QuantLinear(Lending, QuantWeight):
 
     def prepared(self, kernel):
         """The state that ``kernel`` prepares from this layer; it is prepared again only if the layer has changed."""
-        found = self._prepared  # read once: another thread may set it meanwhile
+        found = self._prepared  # read once: another thread may set it in the meantime
         if found is not None and found[0] is kernel and found[1] == self._stamp() and not self.loan_is_outdated():
             return found[-1]
         with self.settled():
@@ -124,11 +124,11 @@ class QuantLinear(Lending, QuantWeight):
         return state
 
     def _stamp(self) -> tuple:
-        """A value that differs after a buffer was exchanged, or changed in place by torch.
+        """A value that differs after a buffer was replaced, or changed in place by torch.
 
         An id belongs to one tensor only as long as the tensor lives, so ``_prepared`` keeps the stamped buffers. Torch
-        does not count the changes of inference tensors: their stamp never equals another, so every call prepares again.
-        What is lent has no stamp: :meth:`loan_is_outdated` answers for it.
+        does not count changes of inference tensors. So their stamp never equals another, and every call prepares again.
+        Lent bytes have no stamp: :meth:`loan_is_outdated` checks them.
         """
         return tuple((id(b), object() if b.is_inference() else b._version) for b in self.held())
 
@@ -151,14 +151,14 @@ def _product(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     return kernel.run(x, layer.prepared(kernel))
 
 
-# torch.compile puts no kernel of ours into its graphs: what a layer has prepared would become a constant of them.
+# Our kernels stay outside of torch.compile's graphs: a layer's prepared state would become a constant of a graph.
 _outside_of_graphs = torch.compiler.disable(_product)
 
 
 class QuantEmbedding(QuantWeight):
     """A packed table whose rows are looked up by token id and decoded; ``dtype`` is the one the model computes in.
 
-    multiplier: what the model's own embedding multiplies its rows by (:func:`qtutor.families.embedding_scale`).
+    multiplier: the factor of all rows in the model's own embedding (:func:`qtutor.families.embedding_scale`).
     """
 
     multiplier = 1.0
@@ -191,5 +191,5 @@ class QuantEmbedding(QuantWeight):
         codes = unpack(self.packed[rows], self.grid.bits, self.columns)
         weight = dequantize(codes, self.stored_scales.rows(rows), self.unpacked_zeros(rows), self.grid, self.dtype)
         rows = weight.reshape(*ids.shape, self.columns)
-        # Rounded to the model's dtype first, as its own embedding does it.
+        # The multiplier is first rounded to the model's dtype, as in the model's own embedding.
         return rows if self.multiplier == 1 else rows * torch.tensor(self.multiplier, dtype=self.dtype)

@@ -1,9 +1,10 @@
-"""A linear layer that multiplies its inputs by a number each before the product: ModelOpt's ``pre_quant_scale``.
+"""A linear layer that multiplies each input channel by a number before the product: ModelOpt's ``pre_quant_scale``.
 
-AWQ divides inputs by what it multiplied the weights' columns by. Mostly the norm or the layer before takes the numbers
-in, and nothing is left. Where none can (grouped-query attention: a channel of v feeds several of o), a checkpoint has
-them beside the weights. They are kept as they are: columns of one group would need scales of their own, and norms are
-stored in 16 bits, which would round the product.
+AWQ multiplies the columns of the weights by factors, and divides the inputs by the same factors. Usually the division
+is folded into the norm or the layer before, and nothing is left to do. If that is impossible (grouped-query attention:
+a channel of v feeds several of o), a checkpoint stores the numbers beside the weights. They are kept as they are:
+folded into the weights, they would need a scale for each column of a group; folded into norms, which are stored in 16
+bits, the product would be rounded.
 """
 
 import torch
@@ -12,7 +13,7 @@ from qtutor.runtime.linear import QuantLinear
 
 
 class ScaledLinear(QuantLinear):
-    """``y = (x * input_scale) @ weight.T + bias``. input_scale: float32 ``[in]``, whatever dtype the model has."""
+    """``y = (x * input_scale) @ weight.T + bias``. input_scale: float32 ``[in]``, for every dtype of the model."""
 
     def __init__(self, out_features: int, in_features: int, *others, **named):
         super().__init__(out_features, in_features, *others, **named)
@@ -26,13 +27,13 @@ class ScaledLinear(QuantLinear):
         return layer
 
     def dequantized(self) -> torch.Tensor:
-        """The weights for inputs as they come, ``[out, in]``."""
+        """The weights for inputs that are not scaled, ``[out, in]``."""
         return super().dequantized() * self.input_scale
 
     def _apply(self, fn, recurse=True):
         kept = self.input_scale
         super()._apply(fn, recurse)
-        self.input_scale = kept.to(self.packed.device)  # as the scales of groups: the device changes, and no number
+        self.input_scale = kept.to(self.packed.device)  # as for the scales of groups: only the device changes
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

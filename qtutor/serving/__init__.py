@@ -1,4 +1,4 @@
-"""Many texts at once: keys and values in blocks, a scheduler, and an engine that writes what generate writes.
+"""Many texts at once: keys and values in blocks, a scheduler, and an engine that writes the same as ``generate``.
 
 >>> engine = Engine(model, tokenizer, blocks=64)
 >>> requests = [engine.add(prompt, max_new_tokens=32) for prompt in prompts]

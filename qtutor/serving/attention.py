@@ -1,10 +1,10 @@
 """Attention over blocks, behind transformers' own decoder layers: the project writes no model code.
 
-A transformers layer makes queries, keys and values, and hands them to the function that ``config._attn_implementation``
-names, together with all keyword arguments of the model that it does not know itself. :func:`paged_attention` is such a
-function, and :class:`Step` comes with the keyword ``step``: it says where keys and values are stored, and who reads
-which. All tokens of a step stand behind one another in one row, ``[1, tokens]``; no place is padded. Positions are
-each text's own, so the layers turn queries and keys as they always do.
+A transformers layer computes queries, keys and values, and passes them to the function that
+``config._attn_implementation`` names, with all keyword arguments that the model does not know itself.
+:func:`paged_attention` is such a function. It gets a :class:`Step` as the keyword ``step``, which says where keys and
+values are stored, and which text reads which of them. All tokens of a step are in one row, ``[1, tokens]``, one after
+the other, without padding. Positions count within each text, so the layers rotate queries and keys as they always do.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,11 @@ NAME = "qtutor_paged"  # transformers makes no mask for a name for which no mask
 
 
 class Step:
-    """The pieces that the model reads in one step, as tensors. In the row, pieces that are alike stand together.
+    """The pieces that the model reads in one step, as tensors. Pieces of similar shape are together in the row.
 
-    ids, positions: int64 ``[1, tokens]``. slots: where in the pool each token's key and value belong, int64
-    ``[tokens]``. ends: where each piece ends in the row, in the order in which pieces were given, int64 ``[pieces]``.
+    ids, positions: int64 ``[1, tokens]``. slots: the place of each token's key and value in the pool, int64
+    ``[tokens]``. ends: the last place of each piece in the row, in the order in which pieces were given, int64
+    ``[pieces]``.
     """
 
     def __init__(self, pool: Pool, pieces: list[Piece]):
@@ -47,15 +48,15 @@ class Step:
 
 
 def _shape(piece: Piece) -> tuple[int, int]:
-    """Equal for pieces that go into one product: as many new tokens, behind texts of which none is twice as long.
+    """Equal for pieces that go into one product: they have the same number of new tokens, and texts of similar length.
 
-    Below 64 tokens what is padded costs less than a product more.
+    The longest is less than twice as long as the shortest. Below 64 tokens, padding costs less than another product.
     """
     return piece.end - piece.start, (piece.end // 64).bit_length()
 
 
 class Group:
-    """Pieces with the same number of new tokens. rows: where they stand in the step's row.
+    """Pieces with the same number of new tokens. rows: their place in the step's row.
 
     tables: int64 ``[texts, blocks]``. positions: of the new tokens, int64 ``[texts, new, 1]``.
     """
@@ -63,17 +64,18 @@ class Group:
     def __init__(self, pool: Pool, pieces: list[Piece], rows: slice, positions: torch.Tensor):
         self.rows, self.positions = rows, positions.view(len(pieces), -1, 1)
         counts = [-(-piece.end // pool.size) for piece in pieces]
-        # Short tables are filled up with block 0: the positions behind a text's end are hidden.
+        # Short tables are filled up with block 0: the mask hides the positions behind a text's end.
         tables = [piece.request.table[:n] + [0] * (max(counts) - n) for piece, n in zip(pieces, counts, strict=True)]
         self.tables = torch.tensor(tables, device=pool.device)
         self.length = max(counts) * pool.size
         self._masks = {}
 
     def mask(self, window: int | None, ratio: int, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to scores, ``[texts, 1, ratio * new, length]``: 0 for the token itself and what stands before.
+        """The mask to add to the scores, ``[texts, 1, ratio * new, length]``: 0 for a token itself and all before it.
 
-        window: only so many, itself included; -inf for the rest. ratio: so many heads ask, one below the other. The
-        same for all layers with that window, so it is made once a step.
+        window: only this many tokens, itself included; -inf for the rest. ratio: this many query heads share one key
+        head, with their rows one below the other. The mask is the same for all layers with that window, so it is
+        computed once a step.
         """
         if window not in self._masks:
             keys = torch.arange(self.length, device=self.tables.device)
@@ -88,7 +90,7 @@ class Group:
 def paged_attention(
     module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None, softcap=None, *, step, **_
 ):
-    """What transformers' layers call: store the new keys and values, then let each text attend to its own blocks.
+    """Attention for transformers' layers: store the new keys and values, then let each text attend to its own blocks.
 
     query: ``[1, heads, tokens, width]``; key, value: ``[1, kv heads, tokens, width]``. Returns
     ``[1, tokens, heads, width]``, and ``None`` for the attention weights.
@@ -98,7 +100,7 @@ def paged_attention(
     for group in step.groups:
         keys, values = step.pool.read(module.layer_idx, group.tables)
         asking = query[0, :, group.rows].unflatten(1, (len(keys), -1)).transpose(0, 1)  # [texts, heads, new, width]
-        # Heads that share keys ask as further rows of them, so no key is copied: [texts, kv heads, ratio * new, width].
+        # Query heads that share keys become further rows, so no key is copied: [texts, kv heads, ratio * new, width].
         rows = asking.reshape(*keys.shape[:2], -1, keys.shape[3])
         answer = attend(rows, keys, values, group.mask(sliding_window, ratio, query.dtype), scaling, softcap)
         found.append(answer.reshape(asking.shape).transpose(1, 2).flatten(0, 1))
@@ -108,18 +110,18 @@ def paged_attention(
 def attend(query, keys, values, mask, scaling: float, softcap: float | None = None) -> torch.Tensor:
     """Attention of ``query [texts, heads, rows, width]`` to ``keys, values [texts, heads, length, width]``.
 
-    mask: what is added to the scores, ``[texts, 1, rows, length]``.
+    mask: added to the scores, ``[texts, 1, rows, length]``.
     """
     if softcap is None:
         return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-    # Gemma 2: torch's function has no soft cap.
+    # For Gemma 2: torch's function has no soft cap.
     scores = softcap * torch.tanh(query @ keys.transpose(-1, -2) * scaling / softcap) + mask
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
 
 
 @contextmanager
 def attending_over_blocks(model) -> Iterator[None]:
-    """Inside, the model's layers call :func:`paged_attention`; afterwards what they called before."""
+    """Inside, the model's layers call :func:`paged_attention`; afterwards the same function as before."""
     before = model.config._attn_implementation
     model.config._attn_implementation = NAME
     try:

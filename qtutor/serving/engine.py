@@ -1,11 +1,13 @@
-"""An engine: requests come at any time, and each step reads a little of many of them and writes a token for most.
+"""An engine: requests come at any time, and each step reads a part of many of them and writes a token for most.
 
-Token for token it writes what ``model.generate`` writes greedily, whoever else is served at the same time; only sums
-are added in another order. It runs whatever transformers' layers run, float or packed, on the model's own device.
+Token for token, the engine writes the same as greedy ``model.generate``, whichever other requests are served at the
+same time; only sums are added in another order. It runs every model that transformers' layers can run, float or packed,
+on the model's own device.
 
 Left out: penalties and top-k of ``generation_config``, beams, and requests that leave before they are finished. Layers
-that look at the whole batch (LLM.int8's outliers) see other users' tokens, and may write something else than alone; and
-a text whose keys overflow leaves infinities in its blocks, which spoil a text that gets these next.
+that look at the whole batch (LLM.int8's outliers) see other users' tokens, and may write something else than for one
+text alone. If the keys of a text overflow, infinities stay in its blocks and spoil the next text that gets these
+blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +27,11 @@ CHANGING_ROPES = ("dynamic", "longrope")
 
 
 class Engine:
-    """Serves a decoder. :meth:`add` requests, and call :meth:`step`, or go through :meth:`stream`.
+    """Serves a decoder. :meth:`add` requests, and call :meth:`step` or iterate over :meth:`stream`.
 
-    tokenizer: for prompts that are texts. blocks: how many blocks of ``block_size`` tokens the cache has.
+    tokenizer: needed for prompts that are texts. blocks: how many blocks of ``block_size`` tokens the cache has.
     tokens_a_step: the most tokens that the model reads at once. share_prefixes: texts that begin alike share blocks.
-    pool: what makes the tensors behind the blocks; called like :class:`Pool`.
+    pool: creates the tensors of the blocks; called like :class:`Pool`.
     """
 
     def __init__(
@@ -55,11 +57,12 @@ class Engine:
         self._added = 0
 
     def add(self, prompt, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0) -> Request:
-        """Let a prompt, a text or token ids, wait to be served. What is written appears in the request's ``output``.
+        """Add a prompt, a text or token ids, to the waiting requests. New tokens appear in its ``output``.
 
-        It ends with a token that ends texts, after ``max_new_tokens``, or at the end of the model's context.
-        temperature: 0 takes the likeliest token; above, tokens are drawn with ``seed``, whoever else is served. Raises
-        :class:`QtutorError` for a prompt that is none, and for one that all blocks together do not hold.
+        The output ends with a token that ends texts, after ``max_new_tokens``, or at the end of the model's context.
+        temperature: 0 chooses the likeliest token; above 0, tokens are drawn with ``seed``, whichever other requests
+        are served. Raises :class:`QtutorError` for an invalid prompt, and for one that does not fit into all blocks
+        together.
         """
         _check_count("max_new_tokens", max_new_tokens)
         if type(temperature) not in (int, float) or not 0 <= temperature < float("inf"):
@@ -78,27 +81,27 @@ class Engine:
 
     @property
     def unfinished(self) -> int:
-        """How many requests run or wait."""
+        """How many requests are running or waiting."""
         return len(self.scheduler.running) + len(self.scheduler.waiting)
 
     def step(self) -> list[tuple[Request, int]]:
-        """Pick, run, sample, hand out: each request that got a token in this step, and the token.
+        """Pick, run, sample, hand out: returns each request that got a token in this step, with the token.
 
-        Empty where the step only read beginnings of prompts, or where nobody is left. After an error all requests wait
-        again with what they have, and the next step goes on.
+        The list is empty if the step only read beginnings of prompts, or if no request is left. After an error all
+        requests wait again with the tokens that they have, and the next step goes on.
         """
         try:
             pieces = self.scheduler.pick()
             if not pieces:
                 return []
             tokens = _sample(self._run(pieces), pieces)
-        except BaseException:  # also a request to stop: the blocks may be written in part
+        except BaseException:  # also on Ctrl-C: the blocks may be written in part
             self.scheduler.abandon()
             raise
         return self._hand_out(pieces, tokens)
 
     def stream(self) -> Iterator[tuple[Request, int]]:
-        """Steps until nobody is left: each request with its next token. Requests may be added meanwhile."""
+        """Run steps until no request is left: each request with its next token. Requests may be added meanwhile."""
         while self.unfinished:
             yield from self.step()
 
@@ -110,7 +113,7 @@ class Engine:
                 step.ids,
                 position_ids=step.positions,
                 use_cache=False,
-                logits_to_keep=step.ends,  # the output matrix is the largest: no product for the rest of a prompt
+                logits_to_keep=step.ends,  # the output matrix is the largest: skip it for the rest of a prompt
                 step=step,
             )
         return written.logits[0]
@@ -129,7 +132,7 @@ class Engine:
         return given
 
     def _tokens(self, prompt) -> list[int]:
-        """The token ids of a prompt; :class:`QtutorError` unless there are some that the model embeds."""
+        """The token ids of a prompt; raises :class:`QtutorError` if there are none or the model does not embed them."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise QtutorError("the prompt is a text, which needs the tokenizer: Engine(model, tokenizer, ...).")
@@ -149,7 +152,7 @@ class Engine:
         return ids.tolist()
 
     def _check_fits(self, prompt: int, new: int) -> None:
-        """Refuse what would wait for ever. The last token is handed out and never read, so it needs no place."""
+        """Refuse a prompt that would wait for ever. The last token is returned and never read, so it needs no place."""
         needed, count = self.blocks.needed(prompt + new - 1), len(self.blocks.users)
         if needed > count:
             raise QtutorError(
@@ -159,7 +162,7 @@ class Engine:
 
 
 def _sample(logits: torch.Tensor, pieces: list[Piece]) -> list[int | None]:
-    """For each row of logits its likeliest token, or one that is drawn; ``None`` where a prompt is not yet read."""
+    """For each row of logits the likeliest token, or one that is drawn; ``None`` if a prompt is not yet read."""
     tokens = logits.argmax(-1).tolist()
     for row, piece in enumerate(pieces):
         if not piece.writes:
@@ -176,7 +179,7 @@ def _check_count(name: str, value) -> None:
 
 
 def _check_rope(config) -> None:
-    """Refuse positions that are turned otherwise when any text of the batch is long: a text would not be on its own."""
+    """Refuse a rope whose angles change for all texts when one is long: a text would depend on the others."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, Mapping)}
     changing = sorted(kinds.intersection(CHANGING_ROPES))

@@ -41,7 +41,7 @@ def check(name: str, function: Callable) -> None:
     verdict = examine(exercise, function)
     print(verdict.text)
     if verdict.passed:
-        # Beside the course's own chapters the note is empty, so that their stored outputs stay the same.
+        # In the folder of the course's own chapters the note is empty, so that their stored outputs stay the same.
         note = answers.keep(exercise, function, lambda again: examine(exercise, again).passed)
         if note:
             print(note)
@@ -84,7 +84,7 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
 
 
 def _timed(exercise: Exercise, function: Callable, text: str) -> Verdict:
-    """The verdict on a function that is right: where the exercise asks for speed, it has to be fast enough, too."""
+    """The verdict on a function that is right: if the exercise requires speed, it must be fast enough, too."""
     if exercise.speed is None or function is exercise.reference:
         return Verdict(True, text)
     try:
@@ -121,7 +121,10 @@ def _alike(got: Outcome, other: Outcome, tolerance: float) -> bool:
 
 
 def _explains(exercise: Exercise, made: Outcome, got: Outcome, expected: Outcome) -> bool:
-    """Whether ``got`` is what a mistake has ``made``; outputs that only follow count where nothing else is wrong."""
+    """Whether ``got`` is the result that a mistake has ``made``.
+
+    If a mistake also changes other outputs, those that only follow from them (``exercise.follows``) are left out.
+    """
     tolerance = max(exercise.tolerance, SLACK)
     if _like_mistake(got, made, tolerance):
         return True
@@ -166,7 +169,7 @@ def _argument(name: str, value) -> str:
 
 
 def _difference(exercise: Exercise, got: Outcome, expected: Outcome, asking: bool) -> list[str]:
-    """Lines with the expected and the actual result, and the first difference. asking: ask whether inf comes from 0."""
+    """Lines with the expected and the actual result, and the first difference. asking: ask about division by 0."""
     if got.arrays is None:
         return [got.problem]
     lines = []
@@ -203,8 +206,9 @@ def _first_place(name: str, got: np.ndarray, expected: np.ndarray, difference: n
 def diagnose(exercise: Exercise, names, cases, got: list[Outcome], expected: list[Outcome], wrong: list[int]) -> str:
     """A line for the learner that names the known mistake with the same results; ``""`` if there is none.
 
-    A mistake is certain if it explains every wrong result, and changes none of the right ones. With two mistakes at
-    once none is certain: then the mistake that explains most, and more than half, is offered as a guess.
+    A mistake is certain if it explains every wrong result, and changes none of the right ones. If there are two
+    mistakes at once, none is certain. Then the mistake that explains the most wrong results, and more than half of
+    them, is offered as a guess.
     """
     sure, guess = [], []
     for text, mistake in exercise.mistakes.items():

@@ -18,7 +18,7 @@ from qtutor.course.exercises.exercise import TURN
 
 LARGEST = 10**5  # numbers in a result; right results have at most a few thousand
 
-# Lines in these files are not the learner's. torch and numpy may lie outside of this environment: in the user's own
+# Lines in these files are not the learner's. torch and numpy may be outside of this environment: in the user's own
 # packages, or in those of the Python that it was made with.
 LIBRARIES = (
     *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")},
@@ -54,7 +54,8 @@ def run(
     """Call ``function`` with copies of ``arguments`` (called ``names`` in messages); ``form``, ``seen``: see
     :class:`Exercise`.
 
-    The outcome tells what the function raised, except for KeyboardInterrupt and :class:`TimeUp`, which end the check.
+    The outcome contains what the function raised. KeyboardInterrupt and :class:`TimeUp` are raised again: they end the
+    check.
     """
     try:
         given = copy.deepcopy(arguments)

@@ -19,7 +19,7 @@ import torch
 SECONDS = 60  # for all inputs of an exercise together; each takes milliseconds
 MEMORY = 4 * 2**30  # bytes that a function may take in addition to those of the process
 PRINTED = 20_000  # characters that a function may print during a check
-DEPTH = 20_000  # nested calls that a function may ask for; leaving millions of them takes minutes
+DEPTH = 20_000  # nested calls that a function may set as its limit; leaving millions of them takes minutes
 
 AGAIN = 0.05  # seconds until the alarm rings again, in case a bare `except:` has caught the first
 
@@ -32,7 +32,7 @@ class TimeUp(BaseException):
 def bounded(times: int = 1):
     """Apply all limits of this module to a ``with`` block. Raises :class:`TimeUp` in it when the time is over.
 
-    times: how many times :data:`SECONDS` it may take.
+    times: how many times :data:`SECONDS` the block may take.
     """
     with settings_kept(), print_limit(PRINTED), memory_limit(MEMORY), time_limit(times * SECONDS):
         yield
@@ -88,7 +88,7 @@ def time_limit(seconds: float):
 def _ends_a_with(frame) -> bool:
     """Whether ``frame`` may be about to switch off the alarm. An exception there would leave it on, to ring later.
 
-    It comes so far where it takes long to leave the function, because much memory is freed: the alarm rings again.
+    This happens if the function takes long to return because much memory is freed: then the alarm rings again.
     """
     return frame.f_code.co_filename == contextlib.__file__ or frame.f_code in (
         bounded.__wrapped__.__code__,
@@ -137,7 +137,7 @@ class _Short(io.TextIOBase):
 
 @contextlib.contextmanager
 def print_limit(characters: int):
-    """Cut off what the ``with`` block prints after so many ``characters``; megabytes of text would stop a notebook."""
+    """Drop what the ``with`` block prints after the first ``characters``; megabytes of text would stop a notebook."""
     with (
         contextlib.redirect_stdout(_Short(sys.stdout, characters)),
         contextlib.redirect_stderr(_Short(sys.stderr, characters)),

@@ -1,5 +1,5 @@
-"""Chapter 12: claims about quantization, measured; ``benchmarks/claims.py`` measures, and this room says what it found.
+"""Chapter 12: claims about quantization; ``benchmarks/claims.py`` measures them, and this package shows the results.
 
-``candidates``: what is measured. ``super_weight``, ``steps``, ``adapters``: experiments. ``results``: what is stored.
-``claims``: the claims and their verdicts in words. ``tree``: which row an engine and a purpose lead to.
+``candidates``: the models that are measured. ``super_weight``, ``steps``, ``adapters``: experiments. ``results``: the
+stored numbers. ``claims``: the claims and their verdicts in words. ``tree``: the best row for an engine and a purpose.
 """

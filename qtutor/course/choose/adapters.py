@@ -1,8 +1,9 @@
-"""Training beside a quantized model: QLoRA in small, and two other ways to compare it with.
+"""Training beside a quantized model: a small version of QLoRA, and two other ways to compare it with.
 
-Dettmers et al. 2023 (arXiv 2305.14314): the base is NF4 and frozen. Beside each layer stand two thin matrices, and
-only these are trained: ``y = base(x) + (x A^T) B^T * scale``. B starts at 0, so the model starts as the base (Hu et al.
-2021, LoRA, arXiv 2106.09685). Gradients go through the frozen layer to what lies before it, but never into its codes.
+Dettmers et al. 2023 (arXiv 2305.14314): the base is NF4 and frozen. Each layer gets two thin matrices beside it, and
+only these are trained: ``y = base(x) + (x A^T) B^T * scale``. B starts at 0, so at the start the model equals the base
+(Hu et al. 2021, LoRA, arXiv 2106.09685). Gradients go through the frozen layer to the layers before it, but never into
+its codes.
 
 Left out: paged optimizers, dropout, and adapters in 16 bits.
 """
@@ -39,7 +40,7 @@ class Adapter(nn.Module):
 
 
 def with_adapters(model, rank: int = RANK, seed: int = 0) -> list[nn.Parameter]:
-    """Freeze ``model``, put an adapter beside every layer of its blocks, and return what is to be trained."""
+    """Freeze ``model``, put an adapter beside every layer of its blocks, and return the parameters to train."""
     model.requires_grad_(False)
     torch.manual_seed(seed)
     trained = []
@@ -60,7 +61,7 @@ def question(rng: random.Random) -> tuple[str, str]:
 
 def examples(tokenizer, count: int, seed: int, each: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and a mask, ``[count, length]``: sessions of ``each`` questions, cut to one length; the mask is true
-    where a token belongs to an answer, which is all that training asks for.
+    where a token belongs to an answer; training counts only these tokens.
     """
     rng = random.Random(seed)
     rows, masks = [], []
@@ -78,7 +79,7 @@ def examples(tokenizer, count: int, seed: int, each: int = 6) -> tuple[torch.Ten
 
 
 def right(model, tokenizer, count: int = 100, seed: int = 10**6) -> float:
-    """The share of ``count`` new questions that greedy decoding answers right."""
+    """The share of ``count`` new questions that greedy decoding answers correctly."""
     rng = random.Random(seed)
     return sum(right_answers(model, tokenizer, [question(rng) for _ in range(count)])) / count
 

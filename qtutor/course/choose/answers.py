@@ -1,4 +1,4 @@
-"""What is left of a float model's right answers: of sums beside what perplexity suggests, and by kind of question."""
+"""How many of a float model's right answers are left: of sums, compared with perplexity, and by kind of question."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,9 @@ ASKED = 100  # questions a kind
 class Questions:
     """The kinds of questions that a decoder was asked.
 
-    exact: every character of the answer has to be worked out. arithmetic: those of them that are sums and their like.
-    others: of the rest. guessable: kinds with two answers, so that half of all guesses are right.
+    exact: kinds in which every character of the answer has to be worked out. arithmetic: the exact kinds with sums and
+    similar tasks. others: all other kinds. guessable: kinds with two possible answers, so that half of all guesses are
+    right.
     """
 
     exact: tuple[str, ...]
@@ -34,7 +35,7 @@ QUESTIONS = {
 
 
 def arithmetic_kept(of: Stored, name: str) -> tuple[float, float, float] | None:
-    """Share of the right arithmetic answers that is left, what perplexity suggests, and a deviation by chance."""
+    """Share of right arithmetic answers that is left, the share that perplexity suggests, and a chance deviation."""
     asked = _asked(of, name)
     if asked is None:
         return None
@@ -45,7 +46,7 @@ def arithmetic_kept(of: Stored, name: str) -> tuple[float, float, float] | None:
 
 
 def kinds_kept(of: Stored, name: str) -> dict[str, float] | None:
-    """Kind of question -> the share of what float knew that is left, counted from what guessing brings."""
+    """Kind of question -> the share of the float model's right answers that is left; right guesses are subtracted."""
     asked = _asked(of, name)
     if asked is None:
         return None
@@ -61,7 +62,7 @@ def exact_and_others(of: Stored, name: str) -> tuple[float, float, float] | None
     if kept is None:
         return None
     exact, rest = (sum(kept[k] for k in some) / len(some) for some in (kinds.exact, kinds.others))
-    # What guessing is taken from counts double.
+    # If right guesses are subtracted, the deviation of a share doubles.
     return exact, rest, deviation(ASKED * len(kinds.exact)) + 2 * deviation(ASKED * len(kinds.others))
 
 

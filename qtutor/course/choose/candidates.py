@@ -1,4 +1,4 @@
-"""The models that chapter 12 compares: every method, the bits and the formats, each made anew from the float model."""
+"""The models that chapter 12 compares: every method, several bits and formats, each made anew from the float model."""
 
 import copy
 import tempfile
@@ -18,7 +18,7 @@ GROUP = 64
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to quantize: a recipe, or a type of GGUF file. family: what pictures call its kind."""
+    """One way to quantize: a recipe, or a type of GGUF file. family: the name of its kind in pictures."""
 
     family: str
     recipe: Recipe | None = None
@@ -26,7 +26,7 @@ class Candidate:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it reads text, so that its loss differs from draw to draw."""
+        """Whether the recipe needs calibration text, so that its loss differs from draw to draw."""
         return self.recipe is not None and self.recipe.needs_calibration
 
 
@@ -39,7 +39,7 @@ def _fixed(family: str, method: str, **options) -> dict[str, Candidate]:
     return {family: Candidate("fixed levels", Recipe(method, **options))}
 
 
-# Names end in the bits. Groups of 64 and zero points where nothing else is said; embeddings stay in 16 bits.
+# Names end in the bits. If nothing else is said: groups of 64, and zero points. Embeddings stay in 16 bits.
 CANDIDATES = {
     **_recipes("RTN", "rtn", (8, 6, 5, 4, 3, 2)),
     **_recipes("RTN", "rtn", (4,), " g32", group_size=32),
@@ -62,21 +62,21 @@ CANDIDATES = {
         for kind in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
     },
 }
-# What SmolLM2 has time for. No files: its float weights are those of one, so llama.cpp's types would fit them too well.
+# Few enough for SmolLM2. No files: its float weights come from one, so llama.cpp's types would fit them too well.
 OF_SMOLLM2 = (
     *("RTN 8", "RTN 4", "RTN 3", "HQQ 4", "SINQ 4", "NF4", "MXFP4", "NVFP4", "FP8", "int8"),
     *("AWQ 4", "AWQ 3", "GPTQ 4", "GPTQ 3"),
 )
 # The claim "all methods within 6 % at 4 bits" is about these.
 AT_FOUR_BITS = ("RTN 4", "HQQ 4", "SINQ 4", "NF4", "MXFP4", "NVFP4", "AWQ 4", "GPTQ 4")
-# Whose right sums are shown beside perplexity, where they were asked for any.
+# Models whose share of right sums is shown beside perplexity, if they were asked for sums.
 BESIDE_PERPLEXITY = ("RTN 4", "NF4", "MXFP4", "NVFP4", "AWQ 4", "GPTQ 4", "RTN 3", "AWQ 3", "GPTQ 3")
 
 
 def made(model, tokenizer, candidate: Candidate, calibration=None):
     """A quantized copy of ``model``, and the bytes of its weights.
 
-    calibration: token ids int64 ``[samples, length]``, for those that read text.
+    calibration: token ids int64 ``[samples, length]``, for candidates that need text.
     """
     if candidate.file is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -90,9 +90,9 @@ def made(model, tokenizer, candidate: Candidate, calibration=None):
 
 
 def bytes_in_16(model: nn.Module) -> int:
-    """Bytes of the weights where everything that is in 32 bits here, only to be computed with, is stored in 16.
+    """Bytes of the weights if everything that is in 32 bits here, only for computing, is stored in 16.
 
-    Scales of SINQ's columns, too, which the peer stores in 16.
+    This includes the scales of SINQ's columns, which the peer stores in 16.
     """
     twice = sum(p.nbytes // 2 for p in model.parameters() if p.element_size() == 4)
     columns = sum(m.input_scale.nbytes // 2 for m in model.modules() if isinstance(m, ScaledLinear))

@@ -1,7 +1,7 @@
-"""The claims of chapter 12 and what was found: a figure and a verdict for each decoder, computed from stored numbers.
+"""The claims of chapter 12 and the results: a figure and a verdict for each decoder, computed from stored numbers.
 
-A verdict has margins: what lies within two standard errors of a bound, or within five per cent of another number, is
-said to be about the same. So it stays what it is on another machine, until what was measured changes.
+A verdict has margins: a number within two standard errors of a bound, or within five per cent of another number, counts
+as about the same. So a verdict is the same on every machine, until the measured numbers change.
 """
 
 import math
@@ -20,7 +20,7 @@ MISSING = "not measured"
 
 @dataclass(frozen=True)
 class Judged:
-    """What was found for one decoder: the figure, and one of the three verdicts."""
+    """The result for one decoder: the figure, and one of the three verdicts."""
 
     figure: str
     verdict: str
@@ -28,7 +28,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Claim:
-    """What people say, and the function that judges it; ``None`` where the numbers are missing."""
+    """A claim that people make, and the function that judges it; it returns ``None`` if the numbers are missing."""
 
     name: str
     says: str
@@ -51,7 +51,7 @@ def six_percent(of: Stored) -> Judged | None:
 
 
 def smaller(found: dict, size: str = "64") -> tuple[float, float]:
-    """How many times smaller 4-bit layers are than 16-bit ones, and the whole model with them."""
+    """How many times smaller 4-bit layers are than 16-bit ones, and how many times smaller the whole model is."""
     layers = found["groups"][size]
     return 16 / layers["bits"], found["bytes_in_16"] / (found["not_quantized"] + layers["layers"])
 
@@ -68,7 +68,7 @@ def four_times(of: Stored) -> Judged | None:
 
 
 def near_zero(of: Stored) -> Judged | None:
-    """Shares of weights within one standard deviation and beyond three, beside those of a bell curve."""
+    """Shares of weights within one standard deviation and beyond three, compared with a bell curve."""
     found = of.found("near_zero")
     if found is None:
         return None
@@ -80,12 +80,12 @@ def near_zero(of: Stored) -> Judged | None:
 
 
 def won_back(found: dict) -> dict[str, list[float]]:
-    """Way to choose -> the part of KL that is gone with 1 % of the channels in 16 bits, for each draw."""
+    """Way to choose -> the part of the KL that is removed by 1 % of the channels in 16 bits, for each draw."""
     return {way: [1 - kl / found["none"] for kl in kls] for way, kls in found["kept"].items()}
 
 
 def one_percent(of: Stored) -> Judged | None:
-    """What 1 % of the channels kept in float wins back of the loss, by who chooses them."""
+    """The part of the loss that 1 % of the channels in float win back, for each way to choose them."""
     found = of.found("one_percent")
     if found is None:
         return None
@@ -97,7 +97,7 @@ def one_percent(of: Stored) -> Judged | None:
 
 
 def super_weight(of: Stored) -> Judged | None:
-    """By how much perplexity grows without the worst single weight, beside the largest ones."""
+    """How much perplexity grows without the worst single weight, and without one of the largest weights."""
     found = of.found("super_weight")
     if found is None:
         return None
@@ -110,7 +110,7 @@ def super_weight(of: Stored) -> Judged | None:
 
 
 def three_quarters(of: Stored) -> Judged | None:
-    """How perplexity rises at 8, 4 and 3 bits."""
+    """How much perplexity rises at 8, 4 and 3 bits."""
     rows = [of.models[name] for name in ("RTN 8", "RTN 4", "RTN 3") if name in of.models]
     if len(rows) < 3:
         return None
@@ -121,7 +121,7 @@ def three_quarters(of: Stored) -> Judged | None:
 
 
 def same_algorithm(of: Stored) -> Judged | None:
-    """How many tokens flip, and whether logits are those of float layers with the same numbers."""
+    """How many tokens flip, and whether the logits equal those of float layers that hold the same numbers."""
     found = of.found("same_algorithm")
     if found is None:
         return None
@@ -137,7 +137,7 @@ def same_algorithm(of: Stored) -> Judged | None:
 
 
 def calibration(of: Stored) -> Judged | None:
-    """KL with other texts to calibrate, beside that with matched text."""
+    """KL with other calibration texts, compared with matched text."""
     found = of.found("calibration")
     if found is None:
         return None
@@ -154,7 +154,7 @@ def calibration(of: Stored) -> Judged | None:
 
 
 def perplexity_hides(of: Stored) -> Judged | None:
-    """Sums that are still right, beside what perplexity suggests."""
+    """The share of sums that are still right, compared with the share that perplexity suggests."""
     found = {name: arithmetic_kept(of, name) for name in ("RTN 4", "NF4", "RTN 3")}
     if None in found.values():
         return None
@@ -167,7 +167,7 @@ def perplexity_hides(of: Stored) -> Judged | None:
 
 
 def exact_first(of: Stored) -> Judged | None:
-    """At 3 bits: what is left of exact answers, and of the others."""
+    """How many of the exact answers, and how many of the others, are left at 3 bits."""
     found = exact_and_others(of, "RTN 3")
     if found is None:
         return None
@@ -177,7 +177,7 @@ def exact_first(of: Stored) -> Judged | None:
 
 
 def fine_tune(of: Stored) -> Judged | None:
-    """Codes that a training step moves, and what a new task reaches in the codes and with adapters beside them."""
+    """The codes that a training step changes, and right answers in a new task, trained in the codes or in adapters."""
     found = of.found("fine_tune")
     if found is None:
         return None
@@ -216,12 +216,12 @@ def find(name: str) -> Claim:
 
 
 def judged(name: str) -> dict[str, Judged | None]:
-    """Decoder -> what was found of the claim ``name``."""
+    """Decoder -> the result for the claim ``name``."""
     return {source: find(name).judge(stored(source)) for source in (EMBEDDED, SMOLLM2)}
 
 
 def rows() -> list[list[str]]:
-    """The table of all claims, a row each: the claim, and for each decoder figure and verdict."""
+    """The table of all claims, a row each: the claim, and for each decoder the verdict and the figure."""
     table = []
     for claim in CLAIMS:
         cells = [f"**{one.verdict}**: {one.figure}" if one else MISSING for one in judged(claim.name).values()]
@@ -233,7 +233,7 @@ HEADER = ["claim", *NAMES.values()]
 
 
 def page_table() -> str:
-    """The same as Markdown, for ``benchmarks/claims.md``."""
+    """The same table as Markdown, for ``benchmarks/claims.md``."""
     return as_markdown(HEADER, *rows())
 
 

@@ -1,8 +1,8 @@
-"""Questions for a decoder of English that is too small for real tasks: exact ones from examples, and choices of two.
+"""Questions for a decoder of English that is too small for real tasks: exact ones after examples, and choices of two.
 
 Exact: sums of two digits, words in capitals, and sequences of numbers, each with examples before it. Every character of
-the answer counts. Choices: the verb that fits the subject, and the object that fits the verb. The right one has to be
-the likelier of two, so half of all guesses are right. All questions come from a seed, so every model gets the same.
+the answer counts. Choices: the verb that fits the subject, and the object that fits the verb. The model has to find the
+right one likelier, so half of all guesses are right. All questions come from a seed, so every model gets the same.
 """
 
 import random
@@ -74,7 +74,7 @@ def questions(kind: str, count: int) -> list[tuple[str, ...]]:
 
 
 def accuracy(model, tokenizer, count: int = 100) -> dict[str, float]:
-    """Share of right answers by kind, of ``count`` questions each."""
+    """The share of right answers for each kind, out of ``count`` questions each."""
     found = {kind: _right(model, tokenizer, questions(kind, count)) / count for kind in EXACT}
     for kind in CHOICES:
         chosen = (likelier(model, tokenizer, *question) for question in questions(kind, count))
@@ -83,14 +83,14 @@ def accuracy(model, tokenizer, count: int = 100) -> dict[str, float]:
 
 
 def _right(model, tokenizer, asked: Sequence[tuple[str, str]]) -> int:
-    """How many prompts are continued by exactly their answers."""
+    """How many prompts the model continues with exactly the right answer."""
     batches = (asked[start : start + TOGETHER] for start in range(0, len(asked), TOGETHER))
     return sum(sum(continued(model, tokenizer, some, NEW)) for some in batches)
 
 
 @torch.inference_mode()
 def likelier(model, tokenizer, prompt: str, right: str, wrong: str) -> bool:
-    """Whether the model holds ``right`` for a likelier continuation of ``prompt`` than ``wrong``."""
+    """Whether ``right`` is a likelier continuation of ``prompt`` than ``wrong`` for the model."""
     scores, start = [], len(prompt_tokens(model, tokenizer, prompt))
     for option in (right, wrong):
         ids = torch.tensor([prompt_tokens(model, tokenizer, prompt + option)], device=model.device)

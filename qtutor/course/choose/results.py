@@ -1,4 +1,4 @@
-"""What ``benchmarks/claims.py`` stored: models with their losses, and what each claim's own experiment found."""
+"""The results that ``benchmarks/claims.py`` stored: models with their losses, and each claim's own experiment."""
 
 import json
 import statistics
@@ -15,8 +15,8 @@ NAMES = {EMBEDDED: "the embedded decoder", SMOLLM2: "SmolLM2"}
 @dataclass(frozen=True)
 class Model:
     """One stored model. nbytes: of all weights. kl, rise (of perplexity, in per cent), flips: means over the draws of
-    calibration text; the errors are standard errors over windows. draws: KL of each draw, one where no text is read.
-    tasks: kind -> share of right answers, if it was asked.
+    calibration text; the errors are standard errors over windows. draws: the KL of each draw; a single one if the
+    method needs no text. tasks: kind -> share of right answers, if questions were asked.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Model:
 
     @property
     def spread(self) -> float:
-        """The standard deviation of KL over the draws; 0 for one."""
+        """The standard deviation of KL over the draws; 0 for one draw."""
         return statistics.stdev(self.draws) if len(self.draws) > 1 else 0.0
 
 
@@ -44,11 +44,11 @@ class Stored:
         self.models = {name: _model(name, row) for name, row in self.document.get("models", {}).items()}
 
     def found(self, claim: str) -> Mapping | None:
-        """What the experiment of ``claim`` found; ``None`` where it was not run."""
+        """The result of the experiment of ``claim``; ``None`` if it was not run."""
         return self.document.get("claims", {}).get(claim)
 
     def listed(self, names: Sequence[str]) -> list[Model]:
-        """Those of ``names`` that are stored, in that order."""
+        """The stored models among ``names``, in the order of ``names``."""
         return [self.models[name] for name in names if name in self.models]
 
 
@@ -62,11 +62,11 @@ def _model(name: str, row: Mapping) -> Model:
 
 
 def document() -> dict:
-    """The whole file; an empty one where nothing was measured yet."""
+    """The whole file; an empty dict if nothing was measured yet."""
     return json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
 
 
 @cache
 def stored(source: str = EMBEDDED) -> Stored:
-    """What is stored of ``source``, :data:`EMBEDDED` or :data:`SMOLLM2`."""
+    """The stored numbers of ``source``, :data:`EMBEDDED` or :data:`SMOLLM2`."""
     return Stored(document(), source)

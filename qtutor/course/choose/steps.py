@@ -1,4 +1,4 @@
-"""What rounding does to a step of training: a weight on a grid comes back to where it was unless the step is large."""
+"""What rounding does to a training step: a weight on a grid returns to its old value unless the step is large."""
 
 import torch
 
@@ -7,8 +7,8 @@ from qtutor.runtime.linear import QuantLinear
 
 
 def moved(quantized: QuantizedTensor, step: torch.Tensor) -> float:
-    """The share of the codes that are other ones after ``step [out, in]`` was added to the weights and these were
-    rounded again, on the same scales and zero points.
+    """The share of the codes that change if ``step [out, in]`` is added to the weights and the weights are rounded
+    again, with the same scales and zero points.
     """
     return (recoded(quantized, step) != quantized.codes).float().mean().item()
 
@@ -24,9 +24,9 @@ def recoded(quantized: QuantizedTensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def moved_in_model(model, size: float, seed: int = 0) -> float:
-    """The share of all codes that a step of Adam moves: about ``size`` (the learning rate) for each weight, either way.
+    """The share of all codes that change if Adam moves each weight by ``size`` (the learning rate), up or down.
 
-    Adam's first step is exactly that, and later ones are seldom larger.
+    Adam's first step has exactly this size, and later steps are seldom larger.
     """
     changed = total = 0
     for number, layer in enumerate(m for m in model.modules() if isinstance(m, QuantLinear)):

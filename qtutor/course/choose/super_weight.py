@@ -1,9 +1,10 @@
-"""The search for a super weight: one whose removal alone makes a language model useless.
+"""The search for a super weight: a single weight whose removal makes a language model useless.
 
 Yu et al. 2024, "The Super Weight in Large Language Models" (arXiv 2411.07191), section 3: one prompt goes through the
-model, and at each ``down_proj`` one looks for a spike, the largest input and the largest output of all tokens. The
-channel of the output spike is the row and that of the input spike the column: the weight at that place made the spike
-out of the other. Its search goes on, with weights removed, until no spike is left; here every block's weight is tried.
+model, and at each ``down_proj`` one looks for spikes: the largest input and the largest output over all tokens. The
+channel of the output spike is the row, and the channel of the input spike is the column. The weight at this place
+turned the input spike into the output spike. The paper's search continues, with found weights removed, until no spike
+is left; here, the weight of every block is tried.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ LAST = "mlp.down_proj"
 
 @dataclass(frozen=True)
 class Spike:
-    """The largest input and output of one ``down_proj``. row, column: their channels; weight: what stands there.
+    """The largest input and output of one ``down_proj``. row, column: their channels; weight: the weight at this place.
 
-    sticks_out: the largest output over the median of the largest outputs of all tokens, for the same layer.
+    sticks_out: the largest output of the layer, divided by the median over all tokens of each token's largest output.
     """
 
     layer: str
@@ -60,7 +61,7 @@ def _spike(name: str, weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
 
 @contextmanager
 def without(model, layer: str, row: int, column: int) -> Iterator[None]:
-    """Inside, one weight of a float layer is 0."""
+    """Within a ``with`` block, one weight of a float layer is 0."""
     weight = model.get_submodule(layer).weight
     with torch.no_grad():
         kept = weight[row, column].item()

@@ -1,7 +1,7 @@
-"""The decision at the end: questions that lead to rows that were measured, and for each engine its best ones.
+"""The decision at the end: questions that lead to measured rows, and the best measured rows for each engine.
 
-Which engine takes which recipe comes from :mod:`qtutor.formats.targets`, so a row that an engine would not load is
-never advised for it.
+:mod:`qtutor.formats.targets` says which engine accepts which recipe. So a row is never recommended for an engine that
+would not load it.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from qtutor.formats.targets import Shape, pick
 from qtutor.formats.ways import RAN, TARGETS
 
 FLOAT = "float"
-# A class of sizes: the bits of a weight in the blocks, scales left out.
+# Classes of sizes, by the bits of a weight in the blocks, without scales.
 SIZES = {"5 to 8 bits": (4.5, 9), "4 bits": (3.5, 4.5), "under 4 bits": (0, 3.5)}
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One way through the tree: what is the case, what to take, the measured row that says what it costs."""
+    """One branch of the tree: the condition, the choice, the measured row that shows its cost, and the reason."""
 
     when: str
     take: str
@@ -42,16 +42,16 @@ BRANCHES = (
 
 
 def bits_of(candidate: Candidate) -> float:
-    """Bits of a code of ``candidate``; of a mix of llama.cpp's, those of its name."""
+    """The bits of a code of ``candidate``; for one of llama.cpp's mixes, the bits in its name."""
     if candidate.file is not None:
         return float(candidate.file[1])
     return float(candidate.recipe.bits)
 
 
 def taken(target: str, candidate: Candidate, shapes: Mapping[str, Shape]) -> str | None:
-    """The format in which ``target`` takes ``candidate``; ``None`` if it does not. "*": by its source, not run here."""
+    """The format in which ``target`` accepts ``candidate``, or ``None``. "*": known from its source, not run here."""
     if (candidate.file is not None) != (target == "llama.cpp"):
-        return None  # llama.cpp rounds anew whatever the recipe is, and nobody else has its types
+        return None  # llama.cpp rounds anew for every recipe, and no other engine has its types
     if candidate.file is not None:
         return f"gguf, {candidate.file}"
     try:
@@ -62,7 +62,7 @@ def taken(target: str, candidate: Candidate, shapes: Mapping[str, Shape]) -> str
 
 
 def best_of_engine(of: Stored, shapes: Mapping[str, Shape]) -> dict[str, dict[str, tuple[Model, str] | None]]:
-    """Engine -> size -> the measured model of least KL that it takes, and the format; ``None`` where it takes none."""
+    """Engine -> size -> the measured model of least KL that it accepts, and the format; ``None`` if there is none."""
     found: dict = {}
     for target in TARGETS:
         taking = {name: taken(target, CANDIDATES[name], shapes) for name in of.models if name in CANDIDATES}

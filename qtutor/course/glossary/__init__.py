@@ -1,8 +1,8 @@
-"""The words of the course: a page that explains them, and links to it from where a chapter first uses a word.
+"""The words of the course: a page that explains them, and a link to it where a chapter first uses a word.
 
 ``terms.toml`` is the only source. The links are made when the learner's workspace and the book are built, so the
-chapters' masters stay free of them. A word is linked once in a chapter, at its first use in running text. Headings,
-code, formulas, links and what is folded (``<details>``) are left alone.
+original chapters contain no links. A word is linked once in a chapter, at its first use in running text. Headings,
+code, formulas, links and folded parts (``<details>``) are left alone.
 
 Not handled: reference links (``[text][name]``), and one word with two meanings in one chapter; ``only`` and ``not_in``
 in terms.toml say in which chapters a word has the meaning of its entry.
@@ -21,7 +21,7 @@ INTRODUCTION = (
     "The words of this course, each with the chapter that builds what it names. Chapters link here where they first "
     "use a word."
 )
-# What no link may be put into, in the order in which it is looked for.
+# The parts of a page that get no links, in the order in which they are searched for.
 PROTECTED = re.compile(
     r"""^(?:```|~~~).*?^(?:```|~~~)[ \t]*$   # fenced code
       | ^(?:[ ]{4}|\t).*?$                   # indented code
@@ -39,7 +39,7 @@ PROTECTED = re.compile(
 
 @dataclass(frozen=True)
 class Term:
-    """One entry of the glossary; terms.toml says what its fields are."""
+    """One entry of the glossary; terms.toml explains its fields."""
 
     name: str
     words: tuple[str, ...]
@@ -54,7 +54,7 @@ class Term:
         return self.name.replace(" ", "-")
 
     def is_meant_in(self, chapter: str) -> bool:
-        """Whether its words mean this term in the chapter whose file has this name."""
+        """Whether the words have the meaning of this entry in the chapter with this file name."""
         return chapter[:2] not in self.not_in and (not self.only or chapter[:2] in self.only)
 
 
@@ -67,13 +67,13 @@ def terms() -> tuple[Term, ...]:
 
 
 def title_of(notebook: dict) -> str:
-    """The heading of a chapter, which its first cell begins with; ``""`` without any cell."""
+    """The heading of a chapter, at the start of its first cell; ``""`` if there is no cell."""
     first = notebook["cells"][0]["source"] if notebook["cells"] else ""
     return "".join(first).partition("\n")[0].lstrip("# ").strip()
 
 
 def page(titles: dict[str, str]) -> str:
-    """The glossary as Markdown. ``titles`` has the title of every chapter by its file's name (NN_name.ipynb)."""
+    """The glossary as Markdown. ``titles``: file name (NN_name.ipynb) -> title, for every chapter."""
     names = {file[:2]: f"[{title}]({file})" for file, title in titles.items()}
     parts = [f"# Glossary\n\n{INTRODUCTION}"]
     for term in terms():
@@ -83,7 +83,7 @@ def page(titles: dict[str, str]) -> str:
 
 
 def page_as_notebook(titles: dict[str, str]) -> dict:
-    """The glossary as a notebook, a cell an entry. Programs that run notebooks show it, and lead to its headings."""
+    """The glossary as a notebook, a cell for each entry. Programs that run notebooks show it and find its headings."""
     sections = re.split(r"^(?=## )", page(titles), flags=re.MULTILINE)
     cells = [
         {"cell_type": "markdown", "id": f"glossary-{number}", "metadata": {}, "source": section.strip()}
@@ -95,7 +95,8 @@ def page_as_notebook(titles: dict[str, str]) -> dict:
 def linked(notebook: dict, chapter: str, target: str = PAGE, lower: bool = False) -> dict:
     """A new notebook with a link at the first use of every word; ``notebook`` does not change.
 
-    chapter: its file's name. target: the page's. lower: anchors in small letters, as Sphinx makes them.
+    chapter: the name of its file. target: the file name of the glossary. lower: anchors in small letters, as Sphinx
+    makes them.
     """
     result = copy.deepcopy(notebook)
     waiting = [term for term in terms() if term.is_meant_in(chapter)]
@@ -110,10 +111,10 @@ def linked(notebook: dict, chapter: str, target: str = PAGE, lower: bool = False
 
 
 def first_uses(source: str, wanted: list[Term]) -> dict[Term, tuple[int, int]]:
-    """Where each of ``wanted`` first stands in a Markdown cell, as (start, end). What does not occur is left out."""
+    """The first use of each of ``wanted`` in a Markdown cell, as (start, end). Terms that do not occur are left out."""
     if not wanted:
         return {}
-    # Blanks keep every place where it was.
+    # Blanks in place of protected text keep all positions the same.
     prose = PROTECTED.sub(lambda found: re.sub(r"\S", " ", found[0]), source)
     by_word = {word: term for term in wanted for word in term.words}
     found = {}
@@ -126,7 +127,7 @@ def first_uses(source: str, wanted: list[Term]) -> dict[Term, tuple[int, int]]:
 
 @cache
 def _pattern(words: tuple[str, ...]) -> re.Pattern:
-    """Finds the longest word that fits. A word is no part of a longer one, nor of a name with - or _."""
+    """Finds the longest word that fits. It must not be part of a longer word, or of a name with - or _."""
     ways = []
     for word in sorted(words, key=len, reverse=True):
         first = f"[{word[0]}{word[0].upper()}]" if word[0].islower() else re.escape(word[0])

@@ -1,4 +1,4 @@
-"""Whole decoders: how long the first token takes and how long each further one; inputs of eight bits, tried out."""
+"""Whole decoders: the time for the first token and for each further one; and a test of inputs of eight bits."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -18,21 +18,21 @@ STEPS = 8
 
 @dataclass(frozen=True)
 class Pace:
-    """first: seconds until the prompt is read and the first token is known. each: seconds of each further token."""
+    """first: seconds until the prompt is read and the first token is known. each: seconds for each further token."""
 
     first: float
     each: float
 
     @property
     def rate(self) -> float:
-        """Tokens a second, behind the first."""
+        """Tokens a second, after the first."""
         return 1 / self.each
 
 
 def paces(models: Mapping[str, torch.nn.Module], prompt: int = 128, steps: int = STEPS, rounds: int = 3) -> dict:
-    """The :class:`Pace` of each model behind a prompt of so many tokens. They take turns; the shortest runs count.
+    """The :class:`Pace` of each model after a prompt of ``prompt`` tokens. Models take turns; the shortest runs count.
 
-    Every model reads the prompt once before that, so that its kernels are prepared.
+    Before that, every model reads the prompt once, so that its kernels are prepared.
     """
     firsts: dict[str, list[float]] = {name: [] for name in models}
     others: dict[str, list[float]] = {name: [] for name in models}
@@ -47,7 +47,7 @@ def paces(models: Mapping[str, torch.nn.Module], prompt: int = 128, steps: int =
 
 
 def quantized(model, recipes: Mapping[str, Recipe | None], calibration=None) -> dict[str, torch.nn.Module]:
-    """A copy of ``model`` for each recipe; for ``None`` the model itself."""
+    """A copy of ``model`` for each recipe, and the model itself for ``None``."""
     made = {}
     for name, recipe in recipes.items():
         made[name] = model if recipe is None else copy.deepcopy(model)
@@ -67,10 +67,11 @@ def pace_rows(models: Mapping[str, torch.nn.Module], found: Mapping[str, Pace]) 
 
 @contextmanager
 def rounded_inputs(model, group_size: int | None = 64) -> Iterator[None]:
-    """Within a ``with`` block, inputs of packed layers are rounded to eight bits: the losses of an int8 kernel.
+    """Within a ``with`` block, inputs of packed layers are rounded to eight bits, with the losses of an int8 kernel.
 
-    Symmetric codes from -127 to 127; a step for each ``group_size`` neighbours of a token, or by ``None`` one for the
-    whole token. An int8 kernel multiplies these codes in whole numbers, which changes nothing more.
+    The codes are symmetric, from -127 to 127. There is one step for each ``group_size`` neighbouring inputs of a token,
+    or with ``None`` one for the whole token. An int8 kernel multiplies these codes as whole numbers, which adds no
+    error.
     """
 
     def hook(layer, arguments):
@@ -85,7 +86,7 @@ def rounded_inputs(model, group_size: int | None = 64) -> Iterator[None]:
 
 
 def rounded(x: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    """x ``[..., columns]`` as codes of eight bits times a step for each group."""
+    """x ``[..., columns]``, rounded to codes of eight bits times a step for each group."""
     cut = x.unsqueeze(-2) if group_size is None else x.unflatten(-1, (-1, group_size))
     step = (cut.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
     return ((cut / step).round() * step).reshape(x.shape)

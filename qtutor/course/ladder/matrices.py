@@ -11,7 +11,7 @@ from qtutor.runtime.linear import QuantLinear
 
 SHAPE = 4096, 4096  # a matrix of the attention in a Llama of 7 billion weights
 GROUP = 64
-CYCLED = 60e6  # bytes of matrices that a product goes through, so that they come from memory and not from a cache
+CYCLED = 60e6  # bytes of matrices that a product uses in turn, so that they come from memory and not from a cache
 BLOCKS = 22  # of TinyLlama, 1.1 billion weights
 BLOCK = {  # its matrices
     "q_proj": (2048, 2048),
@@ -35,7 +35,7 @@ def random_layer(rows: int, columns: int, bits: int, group_size: int = GROUP) ->
 
 
 def in_turn(make: Callable[[], object], nbytes: int) -> Iterator:
-    """Matrices of one kind, again and again in turn; enough of them that none is still in a cache."""
+    """Matrices of one kind in an endless cycle; there are enough of them that none is still in a cache."""
     return itertools.cycle([make() for _ in range(max(2, min(8, round(CYCLED / nbytes))))])
 
 
@@ -59,7 +59,7 @@ def tinyllama(blocks: int = 2, vocabulary: int = 1024) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def with_random_codes(model: LlamaForCausalLM, bits: int = 4) -> LlamaForCausalLM:
-    """``model`` with a :func:`random_layer` in the place of every linear layer of its blocks; changes it."""
+    """Replace every linear layer in the blocks of ``model`` by a :func:`random_layer`, and return ``model``."""
     for block in model.model.layers:
         for half in (block.self_attn, block.mlp):
             for name, layer in list(half.named_children()):

@@ -1,8 +1,8 @@
-"""The two limits of a machine, and the place of a work under them: the roofline (Williams, Waterman, Patterson 2009).
+"""The roofline (Williams, Waterman, Patterson 2009): a machine's two limits, and the place of a computation under them.
 
-A work does operations and moves bytes. Its *intensity* is the number of operations a byte. Memory delivers
-``bandwidth`` bytes a second and the processor does ``peak`` operations a second, so no work does more operations a
-second than ``min(peak, intensity * bandwidth)``.
+A computation does operations and moves bytes. Its *intensity* is the number of operations a byte. Memory delivers
+``bandwidth`` bytes a second and the processor does ``peak`` operations a second. So no computation does more operations
+a second than ``min(peak, intensity * bandwidth)``.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtutor.course.ladder import timing
 
-READ = 16 << 20  # numbers of float32 that are read to measure the bandwidth: 64 MB
+READ = 16 << 20  # float32 numbers that are read to measure the bandwidth: 64 MB
 SIZE = 1024  # of the square matrices whose product measures the peak
 
 
 @dataclass(frozen=True)
 class Machine:
-    """bandwidth: bytes a second. peak: operations a second in float32. threads: on how many threads both are."""
+    """bandwidth: bytes a second. peak: operations a second in float32. threads: the number of threads for both."""
 
     bandwidth: float
     peak: float
@@ -37,7 +37,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Dot:
-    """A work: its operations, the bytes that it moves, and the seconds that it took."""
+    """A computation: its operations, the bytes that it moves, and the seconds that it took."""
 
     name: str
     operations: float
@@ -65,7 +65,7 @@ def measured(threads: int = 1) -> Machine:
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the bytes that operations read and write; those that only look at memory otherwise move nothing."""
+    """Adds up the bytes that operations read and write; operations that only view memory differently move nothing."""
 
     def __init__(self):
         super().__init__()
@@ -90,9 +90,9 @@ def _tensors(value) -> list[torch.Tensor]:
 
 
 def traffic(work: Callable[[], object]) -> list[tuple[str, int]]:
-    """The steps that torch makes when ``work()`` runs, and the bytes that each reads and writes; views are no steps.
+    """The steps that torch makes when ``work()`` runs, and the bytes that each reads and writes; views do not count.
 
-    What is small enough may come from a cache and not from memory, so the sum is a bound from above.
+    Small tensors may come from a cache and not from memory, so the sum is an upper bound.
     """
     with torch.no_grad(), _Traffic() as counting:
         work()

@@ -27,7 +27,7 @@ BATCHES = (1, 4, 16)
 
 @dataclass(frozen=True)
 class Rung:
-    """work: ``work(x)`` multiplies x ``[batch, columns]``. moved: ``moved(batch)`` is the bytes that this moves."""
+    """work: ``work(x)`` multiplies x ``[batch, columns]``. moved: ``moved(batch)`` is how many bytes this moves."""
 
     name: str
     work: Callable[[torch.Tensor], object]
@@ -36,7 +36,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """What :func:`climbed` measured: a dot for every rung and batch, in their order."""
+    """The result of :func:`climbed`: a dot for every rung and batch, in their order."""
 
     names: tuple[str, ...]
     batches: tuple[int, ...]
@@ -46,8 +46,8 @@ class Ladder:
 def rungs(naive: Callable | None, shape: tuple[int, int] = SHAPE) -> list[Rung]:
     """All rungs for a matrix of this shape.
 
-    naive: the compiled loop of the chapter, ``naive(packed, scales, zeros, x, y)`` for one token, in numpy arrays; by
-    ``None`` it is left out. Whoever has no numba has the first two rungs and the last one.
+    naive: the compiled loop of the chapter, ``naive(packed, scales, zeros, x, y)`` for one token, in numpy arrays; with
+    ``None`` it is left out. Without numba, there are only the first two rungs and the last one.
     """
     weights = shape[0] * shape[1]
     plain = torch.randn(shape)
@@ -61,7 +61,7 @@ def rungs(naive: Callable | None, shape: tuple[int, int] = SHAPE) -> list[Rung]:
     ]
     if naive is not None:
         arrays = of_layer(small)
-        moved = sum(array.nbytes for array in arrays)  # every token reads all again
+        moved = sum(array.nbytes for array in arrays)  # every token reads everything again
         found.append(Rung(NAIVE, lambda x: by_token(naive, arrays, x), lambda batch: batch * moved))
     if cpu.available():
 
@@ -98,7 +98,7 @@ def by_token(naive: Callable, arrays: tuple, x: torch.Tensor) -> torch.Tensor:
 
 
 def with_int8_inputs(layer):
-    """The layer, asked to round its inputs to eight bits."""
+    """The layer, set to round its inputs to eight bits."""
     use(layer, activations="int8")
     return layer
 

@@ -1,6 +1,6 @@
-"""Works that take turns, so that all of them meet the same load; the shortest run of each counts.
+"""Timing of computations that take turns, so that all of them meet the same load; the shortest run of each counts.
 
-On one thread the processor's time is taken and not the clock's: other programs on the machine do not lengthen it.
+On one thread, processor time is measured and not clock time: other programs do not lengthen processor time.
 """
 
 import math
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import torch
 
-LONG = 0.2  # seconds; a work that takes longer runs twice only
-COARSE = 1e-3  # seconds; where the processor's time goes on in larger steps (Windows), the clock's is taken
+LONG = 0.2  # seconds; a computation that takes longer runs only twice
+COARSE = 1e-3  # seconds; if processor time advances in larger steps (Windows), clock time is used
 
 
 def clock(device: str = "cpu") -> Callable[[], float]:
-    """What counts seconds here: this thread's own time on one CPU thread, else the clock's."""
+    """The function that counts seconds: this thread's own time on one CPU thread, else clock time."""
     alone = torch.get_num_threads() == 1 and device == "cpu"
     return time.thread_time if alone and time.get_clock_info("thread_time").resolution < COARSE else time.perf_counter
 
@@ -23,10 +23,10 @@ def clock(device: str = "cpu") -> Callable[[], float]:
 def race(
     works: Mapping[str, Callable[[], object]], rounds: int = 7, on_clock: tuple[str, ...] = ()
 ) -> dict[str, float]:
-    """Seconds of each work; what else the machine does can only make a run longer, so the shortest one counts.
+    """Seconds of each computation; other load on the machine can only make a run longer, so the shortest run counts.
 
-    Each runs once more than ``rounds``, because in the first run it is compiled and its memory is taken; a long one
-    runs twice. on_clock: works that use threads of their own, so that the clock's time counts.
+    Each computation runs once more than ``rounds``, because the first run compiles it and allocates its memory; a long
+    one runs twice. on_clock: the computations that use threads of their own, so that clock time counts.
     """
     best = dict.fromkeys(works, math.inf)
     clocks = {name: time.perf_counter if name in on_clock else clock() for name in works}

@@ -1,10 +1,10 @@
-"""Sentences about ratios that hold on every machine: two near values are "about as fast"."""
+"""Sentences about ratios that hold on every machine: two similar values are "about as fast"."""
 
 NEAR = 1.15
 
 
 def times(ratio: float) -> str:
-    """How fast something is beside another, in words; ``ratio`` is the other's time over its own.
+    """How fast one thing is compared with another, in words; ``ratio`` is the other's time divided by its own.
 
     >>> times(2.84), times(1.06), times(0.21)
     ('about 2.8 times as fast', 'about as fast', 'about 4.8 times as slow')

@@ -1,4 +1,4 @@
-"""What rounded caches cost: measured on the decoder at hand, and for SmolLM2 what ``benchmarks/kv_cache.py`` found.
+"""The cost of rounded caches: measured on the decoder at hand; for SmolLM2, stored by ``benchmarks/kv_cache.py``.
 
 The stored numbers are those of the last table in ``benchmarks/kv_cache.md``; a test compares the two.
 """
@@ -39,12 +39,12 @@ class Cost:
 
 
 def measured(model, token_ids: torch.Tensor) -> dict[str, Cost]:
-    """By the names of :data:`FORMATS`. token_ids: int64 ``[tokens]``, cut into windows."""
+    """The cost of each format, by the names of :data:`FORMATS`. token_ids: int64 ``[tokens]``, cut into windows."""
     found = {name: cost_of_cache(model, form, token_ids) for name, form in FORMATS.items()}
     return {name: Cost(of.kl, of.kl_error or 0.0) for name, of in found.items()}
 
 
 def stored() -> tuple[str, dict[str, Cost]]:
-    """(how and when it was measured, the costs on SmolLM2 by name, weights of 4 bits among them)."""
+    """(how and when it was measured, the costs on SmolLM2 by name, including weights of 4 bits)."""
     document = json.loads(STORED.read_text(encoding="utf-8"))
     return document["how"], {name: Cost(*numbers) for name, numbers in document["smollm2"].items()}

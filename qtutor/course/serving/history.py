@@ -1,7 +1,8 @@
 """Requests over time: the package's own scheduler and blocks, without a model, and a note of every step.
 
-Nobody computes anything here. A text "writes" a number that no other text writes, since who is served when depends
-only on lengths, arrivals and prompts. Static batching, which the package does not have, is a few lines of arithmetic.
+No model computes anything here, because the order of service depends only on lengths, arrivals and prompts. So each
+text "writes" a number that no other text writes. Static batching, which the package does not have, is a few lines of
+arithmetic.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,12 +12,12 @@ from qtutor.errors import QtutorError
 from qtutor.serving.cache import Blocks
 from qtutor.serving.scheduler import Piece, Request, Scheduler, State
 
-WRITTEN = 1 << 20  # what text n writes is this + n: no prompt has such a token
+WRITTEN = 1 << 20  # text n writes this + n, a token that no prompt has
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: a letter for it, the step in which it comes, its prompt, and how many tokens it wants."""
+    """A request: a letter for it, the step in which it arrives, its prompt, and the number of tokens that it wants."""
 
     name: str
     at: int
@@ -26,9 +27,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Block:
-    """A block in one step. owners: the letters of the texts that have it. filled: places that hold something.
+    """A block in one step. owners: the letters of the texts that use it. filled: the places that hold a token.
 
-    known: no text has it, but what it holds would be found again.
+    known: no text uses the block, but its content would be found again.
     """
 
     owners: str
@@ -38,8 +39,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Text:
-    """A request that runs, in one step. table: its blocks. start, end: which of its tokens the step reads (end
-    excluded). writes: whether it then writes one more.
+    """A running request in one step. table: its blocks. start, end: the tokens that the step reads (end excluded).
+    writes: whether the request then writes one more token.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Moment:
-    """One step: what happened in it, who runs, who waits, and all blocks after it was read."""
+    """One step: what happened in it, who runs, who waits, and all blocks after the tokens of the step were read."""
 
     events: tuple[str, ...]
     texts: tuple[Text, ...]
@@ -67,10 +68,10 @@ def continuous(
     sharing: bool = True,
     at_a_time: int | None = None,
 ) -> list[Moment]:
-    """A moment for each step until all are finished, and a last one in which nobody is left.
+    """A moment for each step until all requests are finished, and a last moment without any request.
 
-    at_a_time: so many requests at most run or wait; the others are not added yet. Raises :class:`QtutorError` for a
-    request that all blocks together do not hold.
+    at_a_time: the largest number of requests that run or wait; the others are added later. Raises :class:`QtutorError`
+    for a request that does not fit into all blocks together.
     """
     held = Blocks(blocks, size, sharing)
     scheduler, pending = Scheduler(held, budget), sorted(asked, key=lambda one: one.at)
@@ -97,7 +98,7 @@ def continuous(
 
 
 def _step(scheduler: Scheduler, requests: dict[Request, str], events: list[str]) -> tuple[Moment, list[str]]:
-    """One step of the scheduler: what it was, and who left after it."""
+    """One step of the scheduler: its moment, and the names of the requests that left after it."""
     before = {request: (request.state, request.shared, request.preemptions) for request in requests}
     pieces = {piece.request: piece for piece in scheduler.pick()}
     for request, name in requests.items():
@@ -123,7 +124,7 @@ def _step(scheduler: Scheduler, requests: dict[Request, str], events: list[str])
 
 
 def _text(request: Request, name: str, piece: Piece | None) -> Text:
-    """piece: ``None`` for a prompt that waits for its turn to be read on: the budget of the step is spent."""
+    """piece: ``None`` for a prompt that is read further only in a later step: the budget of this step is spent."""
     if piece is None:
         return Text(name, tuple(request.table), request.cached, request.cached, False)
     return Text(name, tuple(request.table), piece.start, piece.end, piece.writes)
@@ -144,7 +145,7 @@ def _blocks(scheduler: Scheduler, requests: dict[Request, str]) -> tuple[Block, 
 
 
 def lanes(moments: Iterable[Moment]) -> list[list[str]]:
-    """Who is in which place of the batch, for each place the letters step by step (``""``: nobody).
+    """For each place of the batch, the letter of the text in it, step by step (``""``: no text).
 
     A text takes the first place that is free when it starts.
     """
@@ -166,9 +167,9 @@ def lanes(moments: Iterable[Moment]) -> list[list[str]]:
 
 
 def static(asked: Sequence[Asked], places: int) -> list[list[str]]:
-    """The same for batches that start together, and end when their longest text ends.
+    """The same as :func:`lanes` for batches that start together, and end when their longest text ends.
 
-    A text of which nothing more is wanted keeps its place: ``"."``, as the batch computes it to the end.
+    A finished text keeps its place, shown as ``"."``, because the batch computes on until its end.
     """
     rows: list[list[str]] = [[] for _ in range(places)]
     for start in range(0, len(asked), places):
@@ -182,6 +183,6 @@ def static(asked: Sequence[Asked], places: int) -> list[list[str]]:
 
 
 def used(rows: Sequence[Sequence[str]]) -> float:
-    """The share of all places and steps in which a token was written that somebody wanted."""
+    """The share of all places and steps in which a token for a request was written."""
     places = [place for row in rows for place in row]
     return sum(place not in ("", ".") for place in places) / len(places)

@@ -1,4 +1,4 @@
-"""Times of the engine under load: until a request's first token, and for each further one. And what vLLM reaches."""
+"""Times of the engine under load: until a request's first token, and for each further one. And vLLM's speed."""
 
 import json
 import time
@@ -15,8 +15,9 @@ STORED = Path(__file__).parents[1] / "stored" / "vllm.json"
 
 @dataclass(frozen=True)
 class Pace:
-    """at_a_time: requests that are served at once. first, each: median seconds of a request until its first token,
-    and its mean seconds for each further one. per_second: tokens of all requests together.
+    """at_a_time: requests that are served at once. first: the median over requests of the seconds until the first
+    token. each: the median over requests of the mean seconds for each further token. per_second: tokens of all requests
+    together.
     """
 
     at_a_time: int
@@ -26,10 +27,10 @@ class Pace:
 
 
 def pace(engine: Engine, prompts: Sequence[list[int]], new: int, at_a_time: int) -> Pace:
-    """Serve all ``prompts``, at most ``at_a_time`` at once: one that is finished makes room for the next.
+    """Serve all ``prompts``, at most ``at_a_time`` at once: a finished request makes room for the next.
 
-    new: the tokens that each wants, two or more. A request that ends with its first token has no further one, and
-    counts for the first alone.
+    new: the number of tokens that each request wants, two or more. A request that ends with its first token counts only
+    for ``first``.
     """
     if new < 2 or not prompts:
         raise QtutorError(f"new is {new} and there are {len(prompts)} prompts; 2 new tokens and a prompt are needed.")
@@ -51,5 +52,5 @@ def pace(engine: Engine, prompts: Sequence[list[int]], new: int, at_a_time: int)
 
 
 def in_vllm() -> dict:
-    """What ``benchmarks/vllm_serving.py`` found: "how" it was measured, the requests "at once", and "rows"."""
+    """The results of ``benchmarks/vllm_serving.py``: "how" it was measured, the requests "at once", and "rows"."""
     return json.loads(STORED.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ import torch
 from qtutor.families import head_dim
 from qtutor.runtime.kv import KVFormat, cache_bytes
 
-LONG = 1 << 15  # tokens of a cache so long that its last window does not count
+LONG = 1 << 15  # tokens of a cache; it is so long that its last window hardly counts
 # Groups of 64 weights share a scale of 16 bits and a zero point, as everywhere in this course.
 GROUP = 64
 CACHES = {16: KVFormat(16), 8: KVFormat(8), 4: KVFormat(4)}
@@ -35,7 +35,7 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """All of them, except for norms, which are a few thousand."""
+        """All weights except those of norms, which are comparatively few."""
         return self.in_blocks + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def weight_bytes(self, bits: int) -> float:
@@ -44,7 +44,7 @@ class Shape:
         return self.in_blocks * true_bits / 8 + 2 * (self.weights - self.in_blocks)
 
     def token_bytes(self, bits: int = 16) -> float:
-        """What one token takes in the cache: 16 bits, or 8 or 4 with scales and zero points."""
+        """The bytes of one token in the cache: numbers of 16 bits, or of 8 or 4 with scales and zero points."""
         return cache_bytes(self.config, CACHES[bits], LONG, dtype=torch.bfloat16) / LONG
 
     @property
@@ -79,7 +79,7 @@ PUBLISHED = {
 
 
 def embedded(config) -> Shape:
-    """The shape of the embedded decoder, by its config."""
+    """The shape of the embedded decoder, from its config."""
     return Shape(
         "the embedded decoder",
         config.num_hidden_layers,
@@ -94,14 +94,14 @@ def embedded(config) -> Shape:
 
 
 def outgrown(shape: Shape, weight_bits: int, cache_bits: int) -> int:
-    """From how many tokens on, of all users together, the cache is larger than the weights."""
+    """The number of tokens, of all users together, from which on the cache is larger than the weights."""
     return int(shape.weight_bytes(weight_bits) // shape.token_bytes(cache_bits)) + 1
 
 
 def users(shape: Shape, memory: float, tokens: int, weight_bits: int, cache_bits: int, spare: float = 0.1) -> int:
     """How many texts of ``tokens`` tokens fit beside the weights into ``memory`` bytes.
 
-    spare: the share of the memory that is left to everything else, such as inputs of layers.
+    spare: the share of the memory that is left for everything else, such as activations.
     """
     left = memory * (1 - spare) - shape.weight_bytes(weight_bits)
     return max(0, int(left // (tokens * shape.token_bytes(cache_bits))))

@@ -1,16 +1,16 @@
 """The tables of the chapters, and the computed sentences below them: data in, a table or sentences on the page.
 
-A module for each chapter, named as its pictures in :mod:`qtutor.plots` are; :mod:`.kept` is the experiment of chapter
-03. What a chapter teaches is computed in its own cells; here it is only written down.
+Each chapter has a module, with the same name as its pictures in :mod:`qtutor.plots`; :mod:`.kept` is for the experiment
+of chapter 03. A chapter's own cells compute what it teaches; the modules here only write it down.
 """
 
 from IPython.display import Markdown, display
 
-SAME = 0.05  # two numbers that differ by less than this part are "about the same", on every CPU
+SAME = 0.05  # two numbers that differ by less than this share are "about the same", on every CPU
 
 
 def deviation(answers: int) -> float:
-    """One standard deviation of the share of right ones among so many answers, at most (half of them right)."""
+    """The largest possible standard deviation of a share of right answers: half of all ``answers`` are right."""
     return (0.25 / answers) ** 0.5
 
 

@@ -14,9 +14,9 @@ Found = Mapping[tuple[str, str], tuple[Search, torch.Tensor]]  # (layers, decode
 
 
 def one_column_larger(weight: torch.Tensor, tried: Mapping[float, tuple], loud: int) -> None:
-    """What a factor on one column does to ten weights, ``weight [10]``, of which ``loud`` multiplies the loud input.
+    """The effect of a factor on one column of ten weights, ``weight [10]``; number ``loud`` multiplies the loud input.
 
-    tried: s -> (weights as rounded, levels of their grid, what they come back as, changes of the output).
+    tried: s -> (scaled weights, levels of their grid, weights after rounding, changes of the output).
     """
     rows = []
     for s, (scaled, levels, back, change) in tried.items():
@@ -32,7 +32,7 @@ def one_column_larger(weight: torch.Tensor, tried: Mapping[float, tuple], loud: 
 def loud_and_others(
     loud: Mapping[float, float], quiet: Mapping[float, float], grown: Mapping[float, torch.Tensor]
 ) -> None:
-    """Errors by the factor s of the loud channel. grown: s -> of every group, its step over that before."""
+    """Errors for each factor s of the loud channel. grown: s -> for every group, its step / its step before scaling."""
     both = {s: loud[s] + quiet[s] for s in loud}
     first = next(iter(both.values()))
     rows = []
@@ -46,7 +46,7 @@ def loud_and_others(
 
 
 def one_factor(factors: Sequence[float], measured: Mapping[str, tuple]) -> None:
-    """One factor on the loudest 1 % against keeping them; ``factors`` begin with 1.
+    """One factor on the loudest 1 % of channels, compared with keeping these in 16 bits; ``factors`` begin with 1.
 
     measured: decoder -> (perplexities: float, with each factor, the 1 % kept; share of the expected error in the 1 %).
     """
@@ -66,7 +66,7 @@ def one_factor(factors: Sequence[float], measured: Mapping[str, tuple]) -> None:
 
 
 def searches(found: Found) -> None:
-    """The ratio that each search chose, what it leaves of the error, and how loud the loudest channel is."""
+    """The ratio that each search chose, the share of the error that is left, and how loud the loudest channel is."""
     rows = []
     for (label, name), (search, mean_abs) in sorted(found.items(), key=lambda item: item[0]):
         louder, spread = mean_abs.max() / mean_abs.median(), search.scale.max() / search.scale.min()
@@ -77,14 +77,14 @@ def searches(found: Found) -> None:
 
 
 def left(search: Search) -> float:
-    """What the search leaves of the error at ratio 0, as a share."""
+    """The share of the error at ratio 0 that is left after the search."""
     return min(search.errors) / search.errors[0]
 
 
 def with_and_without_outliers(found: Found, put_in: torch.Tensor, where: str) -> None:
-    """How the searches in the two decoders differ, and how well one of them, ``where``, undoes the outliers.
+    """How the searches in the two decoders differ, and how well the search for ``where`` undoes the outliers.
 
-    put_in ``[in]``: the factors by which add_outliers had made the inputs of ``where`` larger.
+    put_in ``[in]``: the factors by which add_outliers had multiplied the inputs of ``where``.
     """
     plain, harder = dict.fromkeys(name for _, name in found)
     labels = list(dict.fromkeys(label for label, _ in found))
@@ -107,7 +107,10 @@ def with_and_without_outliers(found: Found, put_in: torch.Tensor, where: str) ->
 
 
 def judges(chosen: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> None:
-    """Ratios chosen by three judges, each with the parent's error, of ratio 0's; ``chosen``: (layers, decoder) ->."""
+    """The ratios that three judges chose, each with the parent's error relative to ratio 0.
+
+    chosen: (layers, decoder) -> for each judge, the ratio and the relative error.
+    """
     rows = [[*who, *(f"{ratio:.2f}: {error:.0%}" for ratio, error in of)] for who, of in chosen.items()]
     header = ["layers", "decoder", "judged by the weights", "by the layers' outputs", "by the parent's output"]
     table(header, *rows)
@@ -122,8 +125,12 @@ def tokens_counted(label: str, ways: Mapping[str, Search], counts: torch.Tensor)
 
 
 def ranges(found: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """What ranges do to a layer's output; ``found``: bits -> (errors of whole ranges, of ranges by the weights, by the
-    output each by itself, and in turns; the mean part of the range that the last three keep)."""
+    """What ranges do to a layer's output.
+
+    found: bits -> (errors, kept). errors: of the output, with whole ranges, with ranges by the weights, with ranges by
+    the output (each group by itself), and with ranges by the output (groups in turns). kept: the mean part of the range
+    that the last three keep.
+    """
     rows = [
         [bits, *(f"{error:.1%}" for error in errors), " / ".join(f"{share:.0%}" for share in kept)]
         for bits, (errors, kept) in found.items()
@@ -140,7 +147,7 @@ def ranges(found: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> None
 
 
 def one_ratio(ratios: Sequence[float], perplexities: Mapping[str, Sequence[float]]) -> None:
-    """Perplexity with one ratio for all layers, from 0 to 1, and how the last compares with the first."""
+    """Perplexity with one ratio for all layers, from 0 to 1, and how ratio 1 compares with ratio 0."""
     rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in perplexities.items()]
     table(["ratio, the same for all layers", *(f"{ratio:.1f}" for ratio in ratios)], *rows)
     lines = []
@@ -153,12 +160,12 @@ def one_ratio(ratios: Sequence[float], perplexities: Mapping[str, Sequence[float
 
 
 def beside_nearest(measured: Mapping[str, Score]) -> None:
-    """All scores, and of each row of AWQ what it recovers; labels are ``awq, 4 bits...`` and ``rtn, 4 bits``."""
+    """All scores, and what each row of AWQ recovers; labels are ``awq, 4 bits...`` and ``rtn, 4 bits``."""
     scores_table(measured, _against(measured))
 
 
 def recovered(measured: Mapping[str, Score], label: str) -> float:
-    """The share of rounding to nearest's KL, with as many bits, that is gone in the row ``label`` of AWQ."""
+    """The share of rounding to nearest's KL, at the same bits, that AWQ removes in the row ``label``."""
     return 1 - measured[label].comparison.kl / measured[_against(measured)[label]].comparison.kl
 
 
@@ -167,7 +174,7 @@ def _against(measured: Mapping[str, Score]) -> dict[str, str]:
 
 
 def parts_of_the_gain(measured: Mapping[str, Mapping[str, Score]]) -> None:
-    """What AWQ recovers by itself, which part of that the scales are, and what propagation adds; by decoder."""
+    """For each decoder, what AWQ recovers by itself, the scales' part of it, and what propagation adds."""
     lines = []
     for name, scored in measured.items():
         widths = [label[5:] for label in _against(scored) if label.count(",") == 1]
@@ -184,7 +191,7 @@ def parts_of_the_gain(measured: Mapping[str, Mapping[str, Score]]) -> None:
 
 
 def what_outliers_cost(plain: Mapping[str, Score], outliers: Mapping[str, Score]) -> None:
-    """Whether AWQ undoes what outliers cost, both with 4 bits and without propagation."""
+    """Whether AWQ undoes the cost of outliers, with 4 bits and without propagation."""
     with_awq, without = (scored["awq, 4 bits"].comparison.kl for scored in (outliers, plain))
     never, own = with_awq / plain["rtn, 4 bits"].comparison.kl, with_awq / without
     say(
@@ -195,7 +202,7 @@ def what_outliers_cost(plain: Mapping[str, Score], outliers: Mapping[str, Score]
 
 
 def where_it_loses(measured: Mapping[str, Mapping[str, Score]], found: Found, questions: int) -> None:
-    """Rows in which plain rounding is better, inputs for which scaling did little, and what chance does to shares."""
+    """Rows in which plain rounding is better, inputs for which scaling did little, and the role of chance in shares."""
     worse = [
         f"{name}, {label} (in {what.replace('kl', 'KL')})"
         for name, scored in measured.items()

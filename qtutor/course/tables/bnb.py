@@ -9,15 +9,15 @@ from qtutor.course.float_blocks import Cost
 from qtutor.course.scores import Score, table
 from qtutor.course.tables import SAME, say
 
-# For each threshold: KL to the float model; and of each layer the share of channels in 16 bits, the share of inputs
+# For each threshold: KL to the float model; and for each layer the share of channels in 16 bits, the share of inputs
 # that reach the threshold, and the median size of its inputs.
 Swept = Sequence[tuple[float, Mapping[str, Sequence[float]]]]
 Line = Sequence[tuple[float, float, str]]  # points: true bits, error, block size
-READ_THE_SAME = ("k_proj", "v_proj", "up_proj")  # as q_proj and gate_proj, which have a row
+READ_THE_SAME = ("k_proj", "v_proj", "up_proj")  # they read the same inputs as q_proj and gate_proj, which have a row
 
 
 def use_of_levels(panels: Mapping[str, tuple], errors: Mapping[str, float]) -> None:
-    """How alike the levels of each format are used; ``panels``: format -> (weights, levels, shares of the levels)."""
+    """How evenly the levels of each format are used; ``panels``: format -> (weights, levels, shares of the levels)."""
     rows = []
     for name, (_, _, shares) in panels.items():
         information = -(shares * shares.clamp(min=1e-30).log2()).sum()
@@ -26,7 +26,7 @@ def use_of_levels(panels: Mapping[str, tuple], errors: Mapping[str, float]) -> N
 
 
 def equal_bytes(series: Mapping[str, Line], nf4: Sequence[str], integers: str) -> None:
-    """Errors by true bits; and for each point of the lines ``nf4`` the error of ``integers`` at as many bits."""
+    """Errors by true bits; and for each point of the lines ``nf4``, the error of ``integers`` at the same bits."""
     blocks = [block for *_, block in next(iter(series.values()))]
     rows = [[label, *(f"{bits:.3f}: {error:.2%}" for bits, error, _ in points)] for label, points in series.items()]
     table(["true bits: relative error, all layers", *(f"blocks of {block}" for block in blocks)], *rows)
@@ -45,7 +45,7 @@ def equal_bytes(series: Mapping[str, Line], nf4: Sequence[str], integers: str) -
 
 
 def error_at(line: Line, bits: float) -> float | None:
-    """The error at so many bits, on the straight line between the points of a format; ``None`` outside of them."""
+    """The error at ``bits``, on a straight line between two points of a format; ``None`` outside of all points."""
     for (b0, e0, _), (b1, e1, _) in itertools.pairwise(sorted(line)):
         if b0 <= bits <= b1:
             return e0 + (e1 - e0) * (bits - b0) / (b1 - b0)
@@ -53,7 +53,7 @@ def error_at(line: Line, bits: float) -> float | None:
 
 
 def scales_of(ways: Sequence[tuple], exact: torch.Tensor, weight: torch.Tensor, levels: torch.Tensor) -> None:
-    """What storing a layer's scales costs; ``ways``: (name, scales as stored, codes of the weights, bits a weight)."""
+    """The cost of storing a layer's scales; ``ways``: (name, scales as stored, codes of the weights, bits a weight)."""
     rows = []
     for name, stored, codes, bits in ways:
         off = ((stored - exact) / exact).square().mean().sqrt()
@@ -63,8 +63,8 @@ def scales_of(ways: Sequence[tuple], exact: torch.Tensor, weight: torch.Tensor, 
 
 
 def by_scale(errors: Mapping[str, Sequence[float]], blocks: Sequence[int], fours: float) -> None:
-    """What kinds of scales cost on the same levels. errors: kind -> one for each of ``blocks``; the first kind is the
-    exact one. fours: the share of NVFP4's blocks whose largest weight becomes 4.
+    """The cost of each kind of scale on the same levels. errors: kind -> one error for each of ``blocks``; the first
+    kind is exact. fours: the share of NVFP4's blocks whose largest weight becomes 4.
     """
     exact = next(iter(errors.values()))
     rows = []
@@ -76,7 +76,7 @@ def by_scale(errors: Mapping[str, Sequence[float]], blocks: Sequence[int], fours
 
 
 def costs(found: Mapping[str, Cost], pairs: Sequence[tuple[str, str]]) -> None:
-    """What formats cost a decoder; and of each pair which has the smaller KL, with how many bits."""
+    """What each format costs a decoder; and for each pair, which has the smaller KL, and with how many bits."""
     rows = [[name, f"{cost.bits:.3f}", f"{cost.error:.2%}", f"{cost.kl:.4f}"] for name, cost in found.items()]
     table(["format", "true bits", "relative error", "KL"], *rows)
     lines = []
@@ -98,7 +98,7 @@ def thresholds(swept: Mapping[str, Swept], labels: Sequence[str]) -> None:
 
 
 def inputs_at(swept: Mapping[str, Swept], place: int) -> None:
-    """At the threshold in ``place``: how many inputs of each layer reach it, and how many channels stay in 16 bits."""
+    """At threshold number ``place``: how many inputs of each layer reach it, and how many channels stay in 16 bits."""
     first = next(iter(swept.values()))[place][1]
     rows = [
         [
@@ -114,7 +114,7 @@ def inputs_at(swept: Mapping[str, Swept], place: int) -> None:
 
 
 def what_six_takes_back(swept: Mapping[str, Swept], place: int) -> None:
-    """Of what rounding the inputs costs, how much the threshold in ``place`` takes back. They go from 0 to none."""
+    """How much threshold number ``place`` removes of the cost of rounding the inputs. Thresholds go from 0 to none."""
     lines = []
     for name, found in swept.items():
         floor, six, none = found[0][0], found[place][0], found[-1][0]
@@ -133,7 +133,7 @@ def channels_in_16(found: Swept) -> list[float]:
 
 
 def compared(measured: Mapping[str, Score], pairs: Sequence[tuple[str, str]]) -> None:
-    """Of each pair of rows, which has the smaller KL, and with how many bits."""
+    """For each pair of rows, which has the smaller KL, and with how many bits."""
     lines = []
     for a, b in pairs:
         ratio = measured[a].comparison.kl / measured[b].comparison.kl

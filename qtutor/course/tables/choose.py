@@ -20,7 +20,7 @@ def verdict(name: str) -> None:
 
 
 def every_claim() -> None:
-    """The table that ``benchmarks/claims.md`` has, too."""
+    """The same table as in ``benchmarks/claims.md``."""
     table(claims.HEADER, *claims.rows())
 
 
@@ -38,7 +38,7 @@ def every_model(of: Stored) -> None:
 
 
 def engines(of: Stored, shapes: Mapping[str, Shape]) -> None:
-    """For each engine and size the measured model of least KL that it takes."""
+    """For each engine and size, the measured model of least KL that the engine accepts."""
     rows = []
     for target, by_size in tree.best_of_engine(of, shapes).items():
         rows.append([target, *(_told(found) for found in by_size.values())])
@@ -53,7 +53,7 @@ def _told(found: tuple[Model, str] | None) -> str:
 
 
 def branches(of: Stored) -> list[tuple[str, str, str]]:
-    """(question, what to take, its figure) of each branch whose row is stored, for the picture."""
+    """(condition, choice, figure) of each branch whose row is stored, for the picture."""
     found = []
     for branch in tree.BRANCHES:
         model = of.models.get(branch.row)
@@ -64,7 +64,7 @@ def branches(of: Stored) -> list[tuple[str, str, str]]:
 
 
 def tree_table(stores: Mapping[str, Stored]) -> None:
-    """The branches, the rows that they point to, and what these cost each decoder."""
+    """The branches, the rows that they point to, and the cost of these rows for each decoder."""
     rows = []
     for branch in tree.BRANCHES:
         cells = []
@@ -92,7 +92,7 @@ def spread_of_draws(*stores: Stored) -> None:
 
 
 def calibration_of_smollm2(bits: int = 3) -> None:
-    """What chapter 11 has stored: KL on Python, calibrated with other text, beside Python."""
+    """Stored for chapter 11: KL on Python after calibration with other text, compared with calibration with Python."""
     kl = {row["calibrated"]: row["kl"] for row in matched_rows() if row["bits"] == bits and row["measured"] == "Python"}
     told = {"prose": "with English prose", "built-in": "with the built-in text, half of each", "none": "with no text"}
     parts = ", ".join(f"{words} {kl[name] / kl['Python']:.2f} times" for name, words in told.items())

@@ -13,7 +13,7 @@ SINK = 0.2  # of all attention: from here on the first token is called a sink
 
 
 def tails(layers: Mapping[str, torch.Tensor], excess: Mapping[str, float]) -> None:
-    """Centre, spread and tails of each layer's weights, beside what a bell of so many numbers shows by chance."""
+    """Centre, spread and tails of each layer's weights, compared with chance in a bell of the same size."""
     rows, beyond = [], {"heavier": 0, "lighter": 0}
     for name, weight in layers.items():
         chance = (24 / weight.numel()) ** 0.5
@@ -35,13 +35,13 @@ def tails(layers: Mapping[str, torch.Tensor], excess: Mapping[str, float]) -> No
 
 
 def largest_of_bell(count: int) -> float:
-    """The size that the largest of ``count`` numbers out of a bell exceeds in half of all samples, in σ."""
-    # |x| stays below t with probability 2 Φ(t) - 1, all of them with the count-th power of that: one half
+    """The median over samples of the largest size among ``count`` numbers from a bell, in σ."""
+    # |x| is below t with probability 2 Φ(t) - 1, and all numbers with the count-th power of this: one half
     return torch.special.ndtri(torch.tensor((1 + 0.5 ** (1 / count)) / 2, dtype=torch.float64)).item()
 
 
 def channels_or_weights(excess: Mapping[str, Sequence[float]]) -> None:
-    """Layer -> excess as it is, with rows made alike, with columns, with both; and how much channels explain of it."""
+    """Layer -> excess as it is, with rows made alike, with columns, with both; and the part that channels explain."""
     table(
         ["layer", "excess as it is", "rows made alike", "columns made alike", "both"],
         *[[name, *(f"{value:.2f}" for value in values)] for name, values in excess.items()],
@@ -61,7 +61,7 @@ def channels_or_weights(excess: Mapping[str, Sequence[float]]) -> None:
 
 
 def crest_factors(sizes: Mapping[str, int], real: Sequence[Sequence[float]], bells: Sequence[Sequence[float]]) -> None:
-    """Crest factors and errors by group size. real, bells: for each size crest factor, error measured, predicted."""
+    """Crest factors and errors by group size. real, bells: for each size, crest factor, error measured, predicted."""
     rows = [
         [name, f"{r[0]:.2f}", f"{b[0]:.2f}", f"{r[1]:.2%}", f"{r[2]:.2%}", f"{16 / size:.3f}" if size > 0 else "little"]
         for (name, size), r, b in zip(sizes.items(), real, bells)
@@ -95,7 +95,7 @@ def where_the_line_holds(panels: Mapping[str, tuple[torch.Tensor, torch.Tensor, 
 def outliers_put_in(inputs: Mapping, harder: Mapping) -> str:
     """Largest and median channel of each layer's inputs, as trained and with add_outliers; returns the loudest layer.
 
-    inputs, harder: layer -> statistics of its inputs. Layers that read the same input stand together.
+    inputs, harder: layer -> statistics of its inputs. Layers that read the same input are in one row.
     """
     readers = {}
     for name, statistics in inputs.items():
@@ -140,7 +140,10 @@ def first_token(stream: Sequence[torch.Tensor]) -> None:
 
 
 def attention_on_first(attention: Sequence[torch.Tensor], skip: int = 16) -> None:
-    """What share of attention, ``[windows, heads, tokens, tokens]`` a block, tokens from ``skip`` on give the first."""
+    """The share of attention that tokens from ``skip`` on give to the first token.
+
+    attention: ``[windows, heads, tokens, tokens]`` for each block.
+    """
     later = torch.arange(skip, attention[0].shape[-1])
     even = (1 / (later + 1)).mean().item()
     given = [[a[:, head, later, 0].mean().item() for head in range(a.shape[1])] for a in attention]

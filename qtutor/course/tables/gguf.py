@@ -12,12 +12,12 @@ from qtutor.decoder import tasks
 from qtutor.gguf.reader import GGUFFile
 from qtutor.measure.against import Comparison
 
-# Of a mix or a recipe: true bits a weight, bytes of the file in words, what was measured, shares of right answers.
+# For a mix or a recipe: true bits a weight, bytes of the file in words, measured losses, shares of right answers.
 Measured = tuple[float, str, Comparison, Sequence[float]]
 
 
 def block_by_hand(weights: np.ndarray, d: float, block: bytes, shown: int = 4) -> None:
-    """The first bytes of codes of a Q4_0 block, and what they come back as; d: the scale before it was rounded."""
+    """The first bytes of codes of a Q4_0 block, and their decoded weights; d: the scale before it was rounded."""
     (stored,) = struct.unpack("<e", block[:2])
     rows = []
     for j in range(shown):
@@ -30,7 +30,7 @@ def block_by_hand(weights: np.ndarray, d: float, block: bytes, shown: int = 4) -
 
 
 def tries(stretches: np.ndarray, laid: np.ndarray, fitted: np.ndarray, whole: int) -> None:
-    """Errors of a search over grids; ``whole`` is the place of the one from the smallest to the largest weight."""
+    """Errors of a search over grids; ``whole`` is the index of the grid from the smallest to the largest weight."""
     best = int(np.argmin(fitted))
     table(
         ["grid", "steps", "weighted squared error"],
@@ -41,7 +41,7 @@ def tries(stretches: np.ndarray, laid: np.ndarray, fitted: np.ndarray, whole: in
 
 
 def super_block(d: float, dmin: float, scale_codes: np.ndarray, min_codes: np.ndarray) -> None:
-    """The codes of a super-block's scales and minima, and what they stand for."""
+    """The codes of a super-block's scales and minima, and the values that they stand for."""
     table(
         ["sub-block", *range(len(scale_codes))],
         ["scale code", *map(int, scale_codes)],
@@ -63,7 +63,7 @@ def bit_flips(stored: Mapping) -> None:
 
 
 def what_importance_wins(errors: Mapping[str, Sequence[float]]) -> None:
-    """Errors by type: of the weights without and with importance, of the output without and with."""
+    """Errors by type: of the weights, without and with importance; of the output, without and with importance."""
     rows, gains = [], {}
     for name, (*of_weights, plain, guided) in errors.items():
         gains[name] = 1 - guided / plain
@@ -78,7 +78,7 @@ def what_importance_wins(errors: Mapping[str, Sequence[float]]) -> None:
 def all_types(errors: Mapping[str, float], points: Mapping[str, Mapping[str, tuple]], measure: str) -> None:
     """Every type with its bits and its error, and how many bits it is worth.
 
-    points: those that are drawn, by family; only they are compared with the type ``measure``.
+    points: the types that are drawn, by family; only these are compared with the type ``measure``.
     """
     types = qtutor.gguf.TYPES
     drawn = {name for of in points.values() for name in of}
@@ -102,7 +102,7 @@ def all_types(errors: Mapping[str, float], points: Mapping[str, Mapping[str, tup
 
 
 def tensors_by_type(file: GGUFFile) -> None:
-    """Which tensors of a file have which type, and how much the embedding is of the weights in matrices."""
+    """Which tensors of a file have which type, and the embedding's share of the weights in matrices."""
     kinds: dict[str, list[str]] = {}
     for name, info in file.tensors.items():
         kinds.setdefault(info.type.name, []).append(name.removesuffix(".weight"))
@@ -112,7 +112,7 @@ def tensors_by_type(file: GGUFFile) -> None:
 
 
 def mixes(found: Mapping[str, Measured]) -> None:
-    """What each mix, and each width of rounding to nearest, costs."""
+    """The cost of each mix, and of rounding to nearest with each number of bits."""
     rows = [
         [label, f"{bits:.2f}", size, f"{c.perplexity:.2f}", f"{c.loss_percent:+.1f} %", f"{c.kl:.4f}", f"{c.flips:.1%}"]
         + [f"{share:.0%}" for share in right]
@@ -123,7 +123,7 @@ def mixes(found: Mapping[str, Measured]) -> None:
 
 
 def which_mix(found: Mapping[str, Measured], mixed: Sequence[str], guided: Sequence[str], questions: int) -> None:
-    """The smallest mix that beats each width of rounding to nearest, and what importance takes away."""
+    """The smallest mix that beats rounding to nearest with 4, 3 and 2 bits, and the KL that importance removes."""
     kl = {label: c.kl for label, (_, _, c, _) in found.items()}
     lines = []
     for label in ("RTN 4", "RTN 3", "RTN 2"):
@@ -158,13 +158,13 @@ def helps(kls: Mapping[tuple[str, str, str], float]) -> None:
 
 
 def tiny_columns(layer: str, divided: np.ndarray, sizes: Mapping[str, float]) -> None:
-    """How large the errors of columns are that were divided; sizes: type -> error over the columns' own size."""
+    """How large the errors of divided columns are; sizes: type -> error divided by the columns' own size."""
     of_own = ", ".join(f"{size:.1f} times ({kind})" for kind, size in sizes.items())
     say(f"- Columns of {layer} divided by 16 or more: {divided.sum()}. Their error is {of_own} their own size.")
 
 
 def what_helps(kls: Mapping[tuple[str, str, str], float]) -> None:
-    """How much of the KL importance and AWQ take away, apart and together; ``kls`` as in :func:`helps`."""
+    """How much of the KL importance and AWQ remove, separately and together; ``kls`` as in :func:`helps`."""
     (plain, harder), _, kinds = (list(dict.fromkeys(names)) for names in zip(*kls))
 
     def taken(name: str, label: str) -> str:
@@ -188,7 +188,7 @@ def what_helps(kls: Mapping[tuple[str, str, str], float]) -> None:
 
 
 def metadata(file: GGUFFile) -> None:
-    """What a file says of itself: keys, values and types; long values are counted."""
+    """The metadata of a file: keys, values and types; for arrays, only the number of values."""
     single, arrays = [], []
     for key, value in file.metadata.items():
         if isinstance(value, list | np.ndarray):

@@ -30,7 +30,7 @@ def slips(rows: Sequence[tuple]) -> None:
 
 
 def correlations(hessians: Mapping[str, torch.Tensor]) -> None:
-    """How much the inputs of a layer have to do with each other; ``hessians``: layer -> H, float64 ``[in, in]``."""
+    """How strongly the inputs of a layer are correlated; ``hessians``: layer -> H, float64 ``[in, in]``."""
     rows = []
     for name, hessian in hessians.items():
         size = hessian.diagonal().sqrt()
@@ -44,7 +44,7 @@ def correlations(hessians: Mapping[str, torch.Tensor]) -> None:
 
 
 def dampings(values: Sequence[float], few: Mapping[str, Sequence[float]], many: Mapping[str, Sequence[float]]) -> None:
-    """Output errors over RTN's by damping, calibrated on few and on many tokens; the last series is held-out text."""
+    """Output errors / RTN's for each damping, calibrated on few and many tokens; the last series is held-out text."""
     rows = [
         [name, where, *(f"{value:.2f}" for value in errors)]
         for name, series in (("128 tokens", few), ("8192 tokens", many))
@@ -80,9 +80,10 @@ def orders(layers: Sequence[str], rows: Sequence[tuple]) -> None:
 
 
 def made_up_for(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) -> None:
-    """What propagation takes back; ``found``: (layer, tokens) -> (errors, the part of the way).
+    """What propagation compensates for; ``found``: (layer, tokens) -> (errors, the part of the way).
 
-    errors: on the calibration text with W and with W'; on held-out text with W, with W', and part of the way.
+    errors: on the calibration text with W and with W'; on held-out text with W, with W', and with weights part of the
+    way from W to W'.
     """
     rows, lines = [], {}
     for (layer, tokens), (errors, part) in found.items():
@@ -105,7 +106,7 @@ def beside_nearest(measured: Mapping[str, Score]) -> None:
 
 
 def recovered(measured: Mapping[str, Score], label: str) -> float:
-    """The share of RTN's KL, with as many bits, that is gone in the row ``label``."""
+    """The share of RTN's KL, at the same bits, that the method removes in the row ``label``."""
     return 1 - measured[label].comparison.kl / measured[f"RTN {label[-1]}"].comparison.kl
 
 
@@ -116,7 +117,7 @@ def right(score: Score) -> float:
 
 
 def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], questions: int) -> None:
-    """GPTQ beside clipping alone, what propagation and AWQ's scales add, where right answers get fewer, and chance."""
+    """GPTQ beside clipping alone, what propagation and AWQ's scales add, bits with fewer right answers, and chance."""
     shares = {
         label: ", ".join(f"{recovered(measured, f'{label} {bits}'):.0%} at {bits} bits" for bits in widths)
         for label in ("GPTQ", "RTN clipped")
@@ -146,13 +147,13 @@ def _fewer_right(widths: Sequence[int]) -> str:
 
 
 def _verdict(gain: float) -> str:
-    if abs(gain) < 0.06:  # so much the order of sums changes: AWQ's scales were -2 % to 5 % better on several CPUs
+    if abs(gain) < 0.06:  # the order of sums changes this much: AWQ's scales were -2 % to 5 % better on several CPUs
         return "about the same (within 6% of RTN's KL)"
     return f"{'better' if gain > 0 else '**worse**'} ({gain:+.1%} of RTN's KL)"
 
 
 def by_text(found: Mapping[str, Score], without: str, questions: int) -> None:
-    """The decoder at 3 bits by what it was calibrated on. without: the row that saw no text."""
+    """The decoder at 3 bits, for each calibration text. without: the row without any text."""
     rows = [
         [name, f"{s.comparison.perplexity:.2f}", f"{s.comparison.kl:.3f}", f"{s.arithmetic:.0%}", f"{s.others:.0%}"]
         for name, s in found.items()

@@ -8,8 +8,8 @@ from qtutor.course.scores import table
 from qtutor.course.tables import say
 from qtutor.measure.distributions import top_channels
 
-# Perplexities of an experiment: of the float model, with no channel kept, for each way to choose a list over shares of
-# lists over draws; and for each share the part of the expected error that lies in the loudest channels.
+# Perplexities of an experiment: of the float model, with no channel kept, and for each way to choose a list over shares
+# of lists over draws; then for each share, the part of the expected error in the loudest channels.
 Outcome = tuple[float, float, Mapping[str, list[list[float]]], list[float]]
 Case = tuple[str, int]  # the decoder's name, and the bits
 
@@ -43,7 +43,10 @@ def ways_to_keep(results: Mapping[Case, Outcome], shares: Sequence[float]) -> No
 def beside_the_paper(
     results: Mapping[Case, Outcome], published: Mapping[str, float], ends: tuple[float, float]
 ) -> None:
-    """Perplexities with the smallest share kept, beside ``published`` ones, by way; ends: its float, nothing kept."""
+    """Perplexities with the smallest share kept, beside ``published`` ones, for each way to choose the channels.
+
+    ends: the published perplexities of the float model and with nothing kept.
+    """
     rows = [["OPT-6.7B (published)", 3, *(f"{end:.2f}" for end in ends), *(f"{p:.2f}" for p in published.values())]]
     for (name, bits), (exact, none, found, _) in results.items():
         ours = [f"{_mean(found[way][0]):.2f}" for way in published]
@@ -57,7 +60,7 @@ def recovered(
     results: Mapping[Case, Outcome],
     shares: Sequence[float],
 ) -> None:
-    """What came back of the loss; ``back``: case -> way -> a part for each share. published: the paper's, by way."""
+    """The loss that was recovered; ``back``: case -> way -> a part for each share. published: the paper's, by way."""
     labels = [f"{share:.0%}" for share in shares]
     rows = [["OPT-6.7B (published)", 3, " / ".join(f"{part:.0%}" for part in published.values()), "", "", ""]]
     for (name, bits), by_way in back.items():
@@ -70,9 +73,10 @@ def recovered(
 def effect_of_the_paper(
     back: Mapping[Case, Mapping[str, list[float]]], luckiest: Mapping[Case, float], draws: int, published: float
 ) -> None:
-    """Where choosing by activation beats weights and luck; luckiest: what the best of ``draws`` random draws recovered.
+    """Cases in which choosing by activation beats choosing by weight and choosing at random.
 
-    published: what the paper's choice by activation recovered.
+    luckiest: the part that the best of ``draws`` random draws recovered. published: the part that the paper's choice by
+    activation recovered.
     """
     lines, wins = [], 0
     for (name, bits), by_way in back.items():

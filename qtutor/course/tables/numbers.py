@@ -10,7 +10,7 @@ from qtutor.course.tables import SAME, say
 
 
 def rounded(numbers: Sequence[tuple]) -> None:
-    """What becomes of each number in its format, with the bits of its fields apart; ``numbers``: (number, format)."""
+    """What each number becomes in its format, with the bits of its fields separated; ``numbers``: (number, format)."""
     rows = []
     for i, (number, fmt) in enumerate(numbers, start=1):
         code = int(fmt.encode(number))
@@ -22,7 +22,7 @@ def rounded(numbers: Sequence[tuple]) -> None:
 
 
 def ranges(formats: Sequence) -> None:
-    """Of float formats: the largest and smallest numbers, the step at 1, and how many codes are no numbers."""
+    """For float formats: the largest and smallest numbers, the step at 1, and how many codes are not numbers."""
     rows = [
         [
             fmt.name,
@@ -39,7 +39,7 @@ def ranges(formats: Sequence) -> None:
 
 
 def decibels_by_bits(measured: Mapping[str, Sequence[float]], widths: Sequence[int]) -> None:
-    """SQNR at a few of ``widths`` (1, 2, 3 ... bits), and by how much it rises a bit, at few bits and at many."""
+    """SQNR at a few of ``widths`` (1, 2, 3 ... bits), and how much it rises a bit, at few bits and at many."""
     rows = []
     for name, decibels in measured.items():
         early, late = (np.polyfit(widths[a:b], decibels[a:b], 1)[0] for a, b in ((2, 5), (10, 14)))
@@ -49,7 +49,7 @@ def decibels_by_bits(measured: Mapping[str, Sequence[float]], widths: Sequence[i
 
 
 def decibels_by_size(series: Mapping[str, Sequence[float]], powers: Sequence[int], shown: Sequence[int]) -> None:
-    """SQNR of each format for signals of size ``2**power``, at the powers ``shown``; NaN is an infinite number."""
+    """SQNR of each format for signals of size ``2**power``, at the powers ``shown``; NaN means infinite numbers."""
     rows = []
     for name, decibels in series.items():
         chosen = [decibels[powers.index(power)] for power in shown]
@@ -79,7 +79,7 @@ def _psnr(rounded: np.ndarray, exact: np.ndarray) -> float:
 
 
 def costs(parameters: int, formats: Sequence[tuple[str, float, str]]) -> None:
-    """What a model of so many parameters weighs; ``formats``: (name, bits, where engines use it)."""
+    """The bytes of a model with ``parameters`` weights; ``formats``: (name, bits, where engines use it)."""
     table(
         ["format", "bits", "bytes a parameter", f"{parameters / 1e9:g} billion parameters", "where engines use it"],
         *[[name, bits, f"{bits / 8:g}", f"{parameters * bits / 8 / 1e9:.1f} GB", use] for name, bits, use in formats],

@@ -7,14 +7,14 @@ from qtutor.course.tables import deviation, say
 from qtutor.measure.against import Comparison
 from qtutor.report import Report
 
-# What a decoder lost: comparison with the float one; shares of right arithmetic, other answers, and valid Python.
+# Losses of a decoder: comparison with the float one; shares of right arithmetic, other answers, and valid Python.
 Measured = tuple[Comparison, float, float, float]
 FEWER = ("4", "3", "2")
-POINTS = 5  # by so many per cent arithmetic has to lose more than the rest before it is said
+POINTS = 5  # per cent that arithmetic has to lose more than the rest before a sentence says so
 
 
 def bytes_of(report: Report, before: int, after: int) -> None:
-    """The report of a quantized decoder, and how far its layers and the whole of it shrank (before, after: bytes)."""
+    """The report of a quantized decoder, and how much its layers and the whole model shrank (before, after: bytes)."""
     print(report)
     say(
         f"The quantized layers shrank to {report.bytes_after / report.bytes_before:.1%} of their size, the whole model "
@@ -35,9 +35,9 @@ def losses_and_skills(measured: Mapping[str, Measured]) -> None:
 
 
 def what_suffers_first(measured: Mapping[str, Measured], questions: int, functions: int) -> None:
-    """By how much arithmetic and the rest fell, as parts of what was right in float, and what chance does to shares.
+    """How much arithmetic and the rest fell, as shares of float's right answers, and the effect of chance on shares.
 
-    questions: how many of arithmetic were asked. functions: how many the decoder wrote.
+    questions: the number of arithmetic questions. functions: the number of functions that the decoder wrote.
     """
     lines, more = [], []
     for width in FEWER:
@@ -66,5 +66,5 @@ def group_size_row(bits: int, kind: str, size: str, report: Report, rise: float)
 
 
 def group_sizes(rows: list[list]) -> None:
-    """What smaller groups, zero points and clipping bring; ``rows`` are those of :func:`group_size_row`."""
+    """The gain from smaller groups, zero points and clipping; ``rows`` are those of :func:`group_size_row`."""
     table(["bits", "grid", "group size", "true bits a weight", "mean error of the weights", "perplexity rise"], *rows)

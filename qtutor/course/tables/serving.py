@@ -10,11 +10,11 @@ from qtutor.course.serving.load import Pace
 from qtutor.course.serving.sizes import Shape, outgrown
 from qtutor.course.tables import say
 
-CLOSE = 0.2  # costs that differ by less than this part are "about the same"
+CLOSE = 0.2  # costs that differ by less than this share are "about the same"
 
 
 def token_costs(shapes: Iterable[Shape]) -> None:
-    """Bytes a token of each model, and from how many tokens on its cache is larger than its weights."""
+    """Bytes a token of each model, and the number of tokens from which on its cache is larger than its weights."""
     rows = [
         [
             shape.name,
@@ -33,7 +33,7 @@ def token_costs(shapes: Iterable[Shape]) -> None:
 
 
 def used_places(panels: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """How many steps each way takes, and which share of its places was used."""
+    """How many steps each way takes, and the share of its places that was used."""
     rows, steps = [], {}
     for name, of in panels.items():
         steps[name] = len(of[0])
@@ -44,7 +44,7 @@ def used_places(panels: Mapping[str, Sequence[Sequence[str]]]) -> None:
 
 
 def paces(found: Sequence[Pace]) -> None:
-    """Times under load, a row for each number of requests at once, and what the last gained over the first."""
+    """Times under load, a row for each number of requests at once, and the gain of the last over the first."""
     rows = [[of.at_a_time, f"{1e3 * of.first:.1f}", f"{1e3 * of.each:.1f}", f"{of.per_second:.0f}"] for of in found]
     table(["requests at once", "ms to the first token", "ms a further token", "tokens/s of all"], *rows)
     few, many = found[0], found[-1]
@@ -62,7 +62,7 @@ def costs(here: Mapping[str, Cost], there: Mapping[str, Cost]) -> None:
 
 
 def verdicts(of: Mapping[str, Cost], model: str) -> None:
-    """Three sentences: keys against values, keys per channel against per token, and what rotation leaves."""
+    """Three sentences: keys against values, keys per channel against per token, and the cost that rotation leaves."""
     token, channel = "int4, keys only, keys per token", "int4, keys only, keys per channel"
     rotated, values = f"{token}, rotated", "int4, values only"
     say(
@@ -93,7 +93,7 @@ def users_that_fit(counts: Mapping[tuple[int, int], int]) -> None:
 
 
 def in_vllm(found: Mapping) -> None:
-    """The stored tokens a second of vLLM, and what 4 bits do to bytes and time in the largest decoder."""
+    """vLLM's stored tokens a second, and what 4 bits do to bytes and speed in the largest decoder."""
     rows = [
         [row["model"], row["weights"], row["megabytes"], *(f"{speed:,}" for speed in row["tokens a second"])]
         for row in found["rows"]

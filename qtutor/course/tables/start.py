@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from qtutor.course.scores import table
 from qtutor.course.tables import say
 
-NEAR = 0.15  # two times that differ by less than this part are "about" the same: other programs disturb them
+NEAR = 0.15  # two times that differ by less than this share are "about" the same: other programs disturb them
 
 
 def bytes_of_parts(bytes_of: Mapping[str, Mapping[str, int]]) -> None:
@@ -20,7 +20,7 @@ def bytes_of_parts(bytes_of: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def product_times(tokens: Sequence[int], milliseconds: Sequence[float], weights: int, size: int) -> None:
-    """One product shared by more and more tokens; weights: how many there are. size: their bytes."""
+    """One product shared by more and more tokens; weights: their number. size: their bytes."""
     rows = []
     for count, ms in zip(tokens, milliseconds):
         speeds = f"{size / ms / 1e6:.1f}", f"{2 * weights * count / ms / 1e6:.0f}"
@@ -32,7 +32,7 @@ def product_times(tokens: Sequence[int], milliseconds: Sequence[float], weights:
 
 
 def fewer_bytes(sizes: Mapping[str, int], seconds: Mapping[str, float]) -> None:
-    """Times of one product by format, and whether each is as much faster than the first as it has fewer bytes."""
+    """Times of one product by format, and whether the gain in speed over the first matches the gain in bytes."""
     first = next(iter(sizes))
     rows, lines = [], []
     for name, size in sizes.items():
@@ -77,7 +77,7 @@ def published_speeds(published: Mapping[str, tuple[float, float]]) -> None:
 
 
 def price(sizes: Mapping[int, int], lost: Mapping[int, tuple[float, float, float]]) -> None:
-    """What fewer bits cost; ``sizes``: bits -> bytes. lost: bits -> (perplexity, shares of right answers)."""
+    """The cost of fewer bits; ``sizes``: bits -> bytes. lost: bits -> (perplexity, shares of right answers)."""
     rows = [
         [bits, f"{sizes[bits]:,}", f"{perplexity:.2f}", f"{arithmetic:.0%}", f"{others:.0%}"]
         for bits, (perplexity, arithmetic, others) in lost.items()

@@ -2,7 +2,7 @@
 
 The names are imported when they are first used. A picture rounds about 2^18 weights, in whole rows (:mod:`.sampling`),
 so a slider answers at once on a layer of any size. The table says which rows were measured; bytes are always those of
-the whole layer. The layers of the embedded decoder are so small that they are taken whole.
+the whole layer. The layers of the embedded decoder are so small that all rows are used.
 """
 
 import importlib

@@ -1,7 +1,8 @@
 """The widget of chapter 05: what a ratio of AWQ's scales gains, how it changes a group's grid, what the decoder writes.
 
-It runs the package's own search on few tokens, which takes some tens of milliseconds, and keeps the result. Moving the
-slider of the ratio looks it up, and rounds the whole decoder with this ratio in every layer to let it write.
+The widget runs the package's own search on few tokens, which takes some tens of milliseconds, and keeps the result.
+When the slider of the ratio moves, the widget looks up this result. It also rounds the whole decoder with this ratio in
+every layer, and lets it write.
 """
 
 import copy
@@ -34,7 +35,7 @@ SIZES = [("one scale a row", -1), ("128", 128), ("64", 64), ("32", 32)]
 
 
 class Pair(NamedTuple):
-    """Layers that share an input: what :func:`qtutor.awq.search` takes, and the layers' full names."""
+    """Layers that share an input: the arguments of :func:`qtutor.awq.search`, and the layers' full names."""
 
     layers: list[torch.nn.Linear]
     inputs: list[torch.Tensor]
@@ -47,9 +48,9 @@ def scale_search(model: torch.nn.Module, token_ids: torch.Tensor, tokenizer=None
     """AWQ's search for the layers of ``model`` (a float decoder) on ``token_ids``, int64 ``[samples, length]``.
 
     Controls: the layers (those that share an input), with or without :func:`qtutor.add_outliers`, bits, group size, and
-    the ratio to draw. A ring marks the best ratio. Below stands what becomes of the whole decoder when *all* its layers
-    are rounded so, each with scales of this ratio: its KL divergence, and with a ``tokenizer`` what it writes and how
-    many sums it gets right. With one or two hundred tokens every control reacts quickly.
+    the ratio to draw. A ring marks the best ratio. Below is the result for the whole decoder if *all* its layers are
+    rounded with scales of this ratio: its KL divergence, and with a ``tokenizer`` the text that it writes and the
+    number of sums that it gets right. With one or two hundred tokens every control reacts quickly.
     """
     decoders = {False: model, True: add_outliers(copy.deepcopy(model))}
     pairs = {outliers: _pairs(decoder, token_ids) for outliers, decoder in decoders.items()}
@@ -98,7 +99,7 @@ def scale_search(model: torch.nn.Module, token_ids: torch.Tensor, tokenizer=None
 
 
 def _numbers(ratio: float, error: float, search: awq.Search, scale: torch.Tensor, kl: float) -> str:
-    """The table under the picture. error: of ``ratio``; kl: of the decoder that has it in all layers."""
+    """The table under the picture. error: with ``ratio``; kl: of the decoder with this ratio in all layers."""
     plain = max(search.errors[0], 1e-30)
     header = ["ratio", "its output error / RTN's", "best ratio", "its output error / RTN's", "largest scale / smallest"]
     row = [f"{ratio:.2f}", f"{error / plain:.0%}", f"{search.ratio:.2f}", f"{min(search.errors) / plain:.0%}"]
@@ -110,10 +111,10 @@ def _numbers(ratio: float, error: float, search: awq.Search, scale: torch.Tensor
 def rounded_everywhere(
     decoder: torch.nn.Module, loudness: dict[str, torch.Tensor], ratio: float, grid: IntGrid, group_size: int
 ) -> torch.nn.Module:
-    """A copy of ``decoder``, all its layers rounded, with the weights that come back in them.
+    """A copy of ``decoder`` in which all layers hold their weights after rounding.
 
-    loudness: mean |x| ``[in]`` by a layer's full name; its columns get the scales of ``ratio``. Layers that are not
-    named have inputs whose scale cannot be folded, and are rounded as they are.
+    loudness: a layer's full name -> mean |x| ``[in]``; the layer's columns get the scales of ``ratio``. Layers that are
+    not named are rounded without scales, because the scales of their inputs cannot be folded.
     """
     rounded = copy.deepcopy(decoder)
     for name, layer in linear_layers(rounded).items():
@@ -132,7 +133,7 @@ def _written(decoder: torch.nn.Module, tokenizer) -> tuple[str, list[bool]] | No
 
 
 def _beside(before: tuple, after: tuple, titles: tuple[str, str]) -> str:
-    """Two texts side by side, and under each how many sums came out right."""
+    """Two texts side by side, and under each the number of right sums."""
     right = [f"of {len(SUMS)} sums such as 37 + 48, {sum(sums)} right" for _, sums in (before, after)]
     return texts_side_by_side(before[0], after[0], titles, tuple(right), len(PROMPT))
 

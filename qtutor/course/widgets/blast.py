@@ -1,9 +1,9 @@
-"""Blast radius: click a bit of a Q4_K block and see which weights jump, and what the decoder writes then.
+"""Blast radius: click a bit of a Q4_K block and see which weights jump, and what the decoder then writes.
 
 :func:`blast_radius` is plain HTML with a script of its own (``blast.js``), which decodes the block's bytes as an engine
-does. So one piece works in the live notebook, in the stored one and in the book, without a kernel or a request. What
-takes the decoder itself, a KL for each bit and the texts, is stored (:mod:`qtutor.course.bit_flips`). Where scripts do
-not run, a table with the numbers remains.
+does. So the same HTML works in the live notebook, in the stored one and in the book, without a kernel or a request. The
+results that need the decoder itself, a KL for each bit and the texts, are stored (:mod:`qtutor.course.bit_flips`).
+Where scripts do not run, a table with the numbers remains.
 """
 
 import statistics
@@ -18,8 +18,8 @@ from qtutor.gguf import TYPES
 from qtutor.gguf.anatomy import strips_of
 
 STYLE, SCRIPT = (Path(__file__).with_name(f"blast.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-RANGE = (-8, 1)  # log10 of the KL of the first colour and of the last; what lies outside has theirs
-# Viridis from its second tenth on: evenly lighter, so it reads without colour as well, and nowhere as dark as a theme.
+RANGE = (-8, 1)  # log10 of the KL of the first colour and of the last; values outside get the nearer of the two
+# Viridis from its second tenth on: it gets evenly lighter, so it reads without colour, and is never as dark as a theme.
 COLOURS = (
     *("#482475", "#424086", "#38598c", "#2d708e", "#25848e", "#1e9b8a"),
     *("#2ab07f", "#52c569", "#86d549", "#c2df23", "#fde725"),
@@ -101,7 +101,7 @@ def _texts_html(stored: dict) -> str:
 
 
 def _table_html(kl: list[float]) -> str:
-    """Of each kind of bit: how many there are, how many weights depend on one, and what it costs to flip one."""
+    """For each kind of bit: how many there are, how many weights depend on one, and the cost of flipping one."""
     rows = []
     for kind, bits in bits_by_kind().items():
         of = [kl[bit] for bit in bits]

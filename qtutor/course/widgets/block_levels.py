@@ -1,9 +1,10 @@
 """Four formats over one block, in chapter 04: the levels of int4, NF4, MXFP4 and NVFP4 laid over its 32 weights.
 
-:func:`levels_over_block` is the widget. Its script (live/block_levels.js) fits the levels by itself, so they move with
-a weight that is dragged. Stored are four blocks of each layer, found by what happens to them (:func:`told_blocks`), and
-what NVFP4 has to know of the whole layer, its unit. The package's own rounding (:func:`made_of`) draws the picture for
-pages without scripts, and says to the tests what the script has to come to.
+:func:`levels_over_block` is the widget. Its script (live/block_levels.js) fits the levels by itself, so the levels move
+with a weight that is dragged. The page stores four blocks of each layer, chosen by their peaks and errors
+(:func:`told_blocks`), and the one number of the whole layer that NVFP4 needs, its unit. The package's own rounding
+(:func:`made_of`) draws the picture for pages without scripts, and gives the tests the results that the script must
+reach.
 """
 
 from collections.abc import Mapping
@@ -23,8 +24,8 @@ from qtutor.errors import QtutorError, naming
 from qtutor.methods import bnb, rtn
 from qtutor.plots.bnb import levels_over_one_block
 
-LENGTH = 32  # weights of the block that is shown; NVFP4 makes two of them
-SAMPLE = 2**16  # weights of a layer among which blocks are looked for
+LENGTH = 32  # weights of the block that is shown; NVFP4 divides it into two
+SAMPLE = 2**16  # weights of a layer in which blocks are searched for
 FORMATS: dict[str, Grid] = {"int4": IntGrid(4), "NF4": NF4, "MXFP4": MXFP4, "NVFP4": NVFP4}
 ALT = (
     "The 32 weights of one block as dots in two lanes, the first and the last sixteen. Below them a row of ticks for "
@@ -35,7 +36,7 @@ ALT = (
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a layer: what it is an example of, its row, its first column, its weights float32 ``[32]``."""
+    """A block of a layer: what it shows, its row, its first column, its weights float32 ``[32]``."""
 
     what: str
     row: int
@@ -46,7 +47,7 @@ class Block:
 def levels_over_block(layers: torch.nn.Module | Mapping[str, torch.Tensor], layer: str | None = None) -> Live:
     """The widget. layers: a decoder, or matrices ``[out, in]`` by name. layer: the one that is shown first.
 
-    Raises :class:`QtutorError` for a layer that is not there, and for rows that 32 does not divide.
+    Raises :class:`QtutorError` for a layer that does not exist, and for rows whose length 32 does not divide.
     """
     weights = named_layers(layers)
     first = next(iter(weights)) if layer is None else layer
@@ -66,7 +67,7 @@ def levels_over_block(layers: torch.nn.Module | Mapping[str, torch.Tensor], laye
 
 
 def told_blocks(name: str, weight: torch.Tensor) -> list[Block]:
-    """Four blocks of ``weight [out, in]``: a usual one, and those in which most happens, in the widget's order."""
+    """Four blocks of ``weight [out, in]``: a usual one and three extreme ones, in the widget's order."""
     if weight.ndim != 2 or not weight.numel() or weight.shape[1] % LENGTH:
         raise QtutorError(
             f"{name} of shape {list(weight.shape)} does not fall into blocks of {LENGTH}: a matrix [out, in] is "
@@ -94,17 +95,17 @@ def told_blocks(name: str, weight: torch.Tensor) -> list[Block]:
 
 
 def unit_of(weight: torch.Tensor) -> float:
-    """NVFP4's number for a whole layer."""
+    """NVFP4's unit: its one number for a whole layer."""
     return for_tensor(NVFP4, weight).unit
 
 
 def made_of(weights: torch.Tensor, unit: float) -> dict[str, QuantizedTensor]:
-    """A block ``[32]`` rounded to each format, ``[1, 32]``; unit: of its layer."""
+    """A block ``[32]`` rounded to each format, ``[1, 32]``; unit: that of its layer."""
     return {name: _rounded(weights[None].float(), _grid(name, unit)) for name in FORMATS}
 
 
 def levels_of(quantized: QuantizedTensor) -> list[torch.Tensor]:
-    """The different levels of each group of a matrix of one row, ascending."""
+    """The different levels of each group, ascending, for a matrix with one row."""
     grid, codes = quantized.grid, torch.arange(2**quantized.grid.bits, dtype=torch.uint8)
     zeros = [None] * quantized.scales.shape[1] if quantized.zeros is None else quantized.zeros[0]
     return [grid.decode(codes, scale, zero).unique() for scale, zero in zip(quantized.scales[0], zeros)]
@@ -133,14 +134,14 @@ def _error(back: torch.Tensor, weights: torch.Tensor) -> float:
 
 
 def _bits(weight: torch.Tensor) -> dict[str, float]:
-    """True bits a weight of ``weight [out, in]``; NF4's scales in 8 bits, as most people have them."""
+    """True bits a weight of ``weight [out, in]``; NF4's scales in 8 bits, as is usual."""
     made = {name: _rounded(weight.float(), grid) for name, grid in FORMATS.items() if grid != NF4}
     made["NF4"] = bnb.quantize(weight, NF4, LENGTH)
     return {name: round(made[name].bits_per_weight, 3) for name in FORMATS}
 
 
 def _stored(weight: torch.Tensor, told: list[Block]) -> dict:
-    """What the page has of a layer: its blocks with six digits, the unit, and how far a weight may be dragged."""
+    """The page's data for a layer: its blocks with six digits, the unit, and how far a weight may be dragged."""
     blocks = [
         {"what": b.what, "row": b.row, "first": b.first, "weights": [float(f"{w:.6g}") for w in b.weights.tolist()]}
         for b in told

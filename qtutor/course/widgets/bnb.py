@@ -1,6 +1,6 @@
 """The widgets of chapter 04: the levels of a format over a layer's weights; LLM.int8's threshold over its channels.
 
-A block is a group of weights that share a scale, as bitsandbytes calls it.
+Block is bitsandbytes' name for a group of weights that share a scale.
 """
 
 import copy
@@ -57,7 +57,7 @@ def levels_over_bell(
     """Weights over the absmax of their block, the levels of the format, and how often each level is used.
 
     layers: a decoder, or matrices ``[out, in]`` by name. format: one of :data:`FORMATS`. block: how many weights share
-    a scale. frames: as in :func:`.explore`; by default all formats at two block sizes. From a large layer whole rows
+    a scale. frames: as in :func:`.explore`; by default all formats at two block sizes. If a layer is large, whole rows
     are sampled, but bytes are always those of all rows.
     """
     weights = named_layers(layers)
@@ -78,7 +78,7 @@ def levels_over_bell(
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
         size, width = whole_bytes(weights[layer].shape, quantized)
         scales = "8 bits and theirs" if double else f"{8 * grid.scale_dtype.itemsize} bits"
-        # What a switch does not change says so: nobody has to look for a difference.
+        # If the switch changes nothing, the picture says so: nobody has to look for a difference.
         about = "" if not wanted else ", scales in 8 bits" if double else f", scales stay in {scales}"
         figure = levels_over_weights({f"{layer}, {format}{about}": (relative, levels, shares)})
         return figure, html_table(
@@ -109,9 +109,9 @@ def round_to(weight: torch.Tensor, grid: Grid, block: int, double: bool) -> Quan
 def seen(weight: torch.Tensor, quantized: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The three parts of the picture of ``weight`` and its :class:`QuantizedTensor`: weights, levels, shares.
 
-    The weights are divided by the largest of their block, ``[out, groups, group_size]``. The levels, on the same axis,
-    ascend; on an integer grid every block has its own, and the block of median scale is shown. A share is the part of
-    all weights that go to a level.
+    The weights are divided by the largest of their block, ``[out, groups, group_size]``. The levels are on the same
+    axis, in ascending order; on an integer grid every block has its own levels, and those of the block with the median
+    scale are shown. A share is the part of all weights that are rounded to a level.
     """
     grid, groups = quantized.grid, quantized.scales.shape[1]
     grouped = weight.float().reshape(len(weight), groups, -1)

@@ -78,11 +78,11 @@ if (next) { event.preventDefault(); next.focus(); next.click(); }
 def four_formats(
     layers: Mapping[str, QuantizedTensor] | torch.Tensor, *, frames: dict[str, list] | None = None
 ) -> Explorer:
-    """The widget: controls for a layer and a block of it, over the block's codes and its bytes in four formats.
+    """The widget: controls for a layer and one of its blocks, above the block's codes and its bytes in four formats.
 
-    layers: packed layers by name, of symmetric 4 bits in groups of 32; or one float matrix, which is rounded so.
-    frames: as in :func:`.explore`; by default the first block of up to three layers. Raises :class:`QtutorError` for
-    layers of another grid, and for none.
+    layers: packed layers by name, of symmetric 4 bits in groups of 32; or one float matrix, which is rounded in this
+    way. frames: as in :func:`.explore`; by default the first block of up to three layers. Raises :class:`QtutorError`
+    for layers of another grid, and if there are no layers.
     """
     if isinstance(layers, torch.Tensor):
         layers = {"weights": rtn.quantize(layers, GRID, INPUTS)}
@@ -110,7 +110,7 @@ def four_formats(
 
 
 def formats_html(block: QuantizedTensor, title: str, output: int = 0, input: int = 0, start: int = 0) -> str:
-    """A block as HTML: its codes as buttons, and four dumps of bytes. output, input: the numbers of its first weight.
+    """A block as HTML: its codes as buttons, and four dumps of bytes. output, input: those of its first weight.
 
     start: the weight that is marked at first, 0 to 255.
     """
@@ -170,7 +170,7 @@ def _half(inside: int) -> str:
 
 
 def _dump_html(part: Part, laid: Laid, first: int, marks: dict[int, str]) -> str:
-    """The bytes of a tensor, two digits each, in fours. A half byte is an element; the high one is written first."""
+    """The bytes of a tensor, two digits each, in groups of four. A half byte is an element; the high one is first."""
     ahead = laid.unit_bytes % 4  # a Q4_0 block has two bytes of scale before its codes
     row = laid.unit_bytes if laid.unit == "block" else 16
     lines = []

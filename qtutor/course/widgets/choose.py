@@ -15,8 +15,8 @@ BEST = 3  # models that the table below the picture names
 def budget(families: Mapping[str, Sequence[Point]], *, steps: int = 10) -> Explorer:
     """A slider over megabytes, above the picture of all models; the model of least KL that fits has a ring.
 
-    families: what pictures call a kind -> its models. steps: places of the slider. Raises :class:`QtutorError` where
-    there is no model.
+    families: the name of a kind in pictures -> its models. steps: positions of the slider. Raises :class:`QtutorError`
+    if there is no model.
     """
     points = [point for of in families.values() for point in of]
     if not points:

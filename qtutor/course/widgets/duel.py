@@ -1,8 +1,8 @@
 """The page of the duel in chapter 06: two rows of bars, an error curve, buttons; both methods run in the browser.
 
-It is plain HTML. A script element does not run where a live widget puts its HTML, so the script stands in the attribute
-``onload`` of the style sheet, which browsers call wherever the HTML is put. It changes nothing outside of its box.
-Without scripts the table of :func:`.gptq.duel` is what remains.
+The page is plain HTML. Script elements do not run in the HTML of a live widget. So the script is in the attribute
+``onload`` of the style sheet, which browsers run wherever the HTML is put. The script changes nothing outside of its
+box. Without scripts, the table of :func:`.gptq.duel` remains.
 """
 
 import json
@@ -221,7 +221,7 @@ if (next) {
 
 
 def duel_html(data: dict, title: str, ends: str) -> str:
-    """The duel as HTML. data: of :func:`.gptq.duel_data`. ends: HTML that stands there where scripts do not run."""
+    """The duel as HTML. data: from :func:`.gptq.duel_data`. ends: HTML that is shown where scripts do not run."""
     stored = escape(json.dumps(data, separators=(",", ":")))
     return (
         f"<div class='qtutor-duel' data-lm-suppress-shortcuts='true' data-duel=\"{stored}\" "

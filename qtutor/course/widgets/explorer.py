@@ -19,7 +19,7 @@ def explore(
     alt: str | Callable[..., str] | None = None,
     **controls: ipywidgets.ValueWidget,
 ) -> "Explorer":
-    """A column of ``controls`` over the picture that ``draw(**values)`` makes of their values.
+    """A column of ``controls`` above the picture that ``draw(**values)`` makes from their values.
 
     draw: returns a figure and a text (HTML, such as :func:`html_table`) with its numbers, or such a text alone. If it
     raises ValueError, the message is shown below the last picture.
@@ -29,7 +29,7 @@ def explore(
     values are added. Raises :class:`QtutorError` for a figure without ``alt``.
 
     The keyboard can move the controls. The picture is exchanged inside one HTML widget. This is several times faster
-    than replaying a cell's output, does not flicker, and has an alt text, for which an image widget has no place.
+    than replaying a cell's output, does not flicker, and has an alt text, which an image widget cannot have.
     """
     picture = _Picture(draw, alt, controls)
     still = page(controls, frames or {}, picture.frame)
@@ -40,9 +40,9 @@ def explore(
 
 
 class Explorer(ipywidgets.VBox):
-    """What :func:`explore` returns. Its output holds two forms, and the page takes the one that it can show.
+    """What :func:`explore` returns. Its output holds two forms, and the page shows the one that it can.
 
-    JupyterLab with a kernel takes the live form, ``children``. The stored notebook and the book take the other,
+    JupyterLab with a kernel shows the live form, ``children``. The stored notebook and the book show the other form,
     :attr:`still` (HTML). The text with them is the same in every run, so that tests can compare stored outputs.
     """
 

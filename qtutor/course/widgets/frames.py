@@ -128,7 +128,7 @@ def _check(start: dict, frames: dict[str, list]) -> None:
 
 
 def _control(control: ipywidgets.ValueWidget, name: str, values: list, start) -> str:
-    """A live control as plain HTML, with the values that have a frame. It is off until scripts run."""
+    """A live control as plain HTML, with the values that have a frame. The control is off until scripts run."""
     labels = [label(control, value) for value in values]
     shared = f"data-labels='{escape(json.dumps(labels, ensure_ascii=False))}' autocomplete=\"off\" disabled"
     at = values.index(start)
@@ -154,7 +154,7 @@ def describe(control: ipywidgets.ValueWidget, name: str) -> str:
 
 
 def label(control: ipywidgets.ValueWidget, value) -> str:
-    """The text that a control shows for ``value``: that of the option, or yes or no, or the value itself."""
+    """The text that a control shows for ``value``: the option's text, yes or no, or the value itself."""
     for option in getattr(control, "options", ()):
         if isinstance(option, tuple) and len(option) == 2 and option[1] == value:
             return str(option[0])

@@ -2,8 +2,8 @@
 
 :func:`block_view` is the widget, and :func:`block_html` the picture in it: plain HTML with a few lines of script in its
 attributes. So the same text works without a kernel in a live widget, in the stored notebook and in the book. Bytes are
-buttons (Tab reaches them, arrows go from one to the next). :mod:`qtutor.gguf.anatomy` supplies what it shows, and also
-what `qtutor inspect --tensor` prints.
+buttons (Tab reaches them, arrows go from one to the next). :mod:`qtutor.gguf.anatomy` supplies the content of the
+widget, and also the output of `qtutor inspect --tensor`.
 """
 
 from html import escape
@@ -84,9 +84,9 @@ def block_view(
     *,
     frames: dict[str, list] | None = None,
 ) -> Explorer:
-    """The widget: controls for a tensor and the number of a block, over the bytes of that block.
+    """The widget: controls for a tensor and the number of a block, above the bytes of that block.
 
-    source: a GGUF file, open or by its path; or weights ``[rows, columns]`` of any float dtype. For weights, ``tensor``
+    source: an open GGUF file, or its path; or weights ``[rows, columns]`` of any float dtype. For weights, ``tensor``
     is the type that encodes them, and the control offers all types that fit. frames: as in :func:`.explore`; by default
     this block in up to three tensors of different types.
     """

@@ -1,8 +1,8 @@
 """The widget of chapter 06: a duel of GPTQ and rounding to nearest over one row, in an order that the learner chooses.
 
-:func:`duel` is the widget. Here are its numbers; :mod:`.duel` draws them and runs both methods in the browser, so one
-page serves the live widget, the stored notebook and the book. :func:`trace` runs the package's GPTQ on the same row:
-what it finds stands in the table for pages without scripts, and the browser has to find the same.
+:func:`duel` is the widget. This module computes its numbers; :mod:`.duel` draws them and runs both methods in the
+browser, so one page serves the live widget, the stored notebook and the book. :func:`trace` runs the package's GPTQ on
+the same row: its results are in the table for pages without scripts, and the browser must find the same results.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ DIGITS = 9  # of a number on the page: the percentages shown need four
 class Trace:
     """GPTQ on one row, step by step, beside rounding to nearest in the same order.
 
-    states: float64 ``[in + 1, in]``, the row as GPTQ leaves it after 0, 1 ... columns; columns stand where they are
-    stored. gptq, rtn: float64 ``[in + 1]``, the output error after so many columns, relative to the row's output.
+    states: float64 ``[in + 1, in]``, the row after GPTQ has rounded 0, 1 ... columns, with its columns in their stored
+    order. gptq, rtn: float64 ``[in + 1]``, the output error after each number of columns, relative to the row's output.
     """
 
     states: torch.Tensor
@@ -37,7 +37,7 @@ class Trace:
 def trace(row: torch.Tensor, hessian: torch.Tensor, bits: int, order: Sequence[int]) -> Trace:
     """The package's GPTQ on ``row [in]``, its columns rounded in ``order``; ``hessian [in, in]`` of their inputs.
 
-    The row has one grid, fitted before all steps.
+    The row has one grid, fitted before the first step.
     """
     order = torch.as_tensor(order)
     nearest = _nearest(row, bits)
@@ -71,7 +71,7 @@ def duel_data(row: torch.Tensor, hessian: torch.Tensor, bits: int, inputs: Seque
     """
     nearest, orders = _nearest(row, bits), presets(hessian)
     traces = [trace(row, hessian, bits, order) for order in orders.values()]
-    upper = gptq.prepare(hessian, PER_CHANNEL).upper.double()  # the package's own, with its damping in it
+    upper = gptq.prepare(hessian, PER_CHANNEL).upper.double()  # the package's own matrix, with damping
     size = hessian.diagonal().sqrt()
     return {
         "inputs": list(inputs),
@@ -99,8 +99,8 @@ def duel(
     """One row of a layer, rounded by GPTQ and to nearest side by side, as if the layer had no other inputs.
 
     weight: ``[out, in]``. hessian: ``[in, in]`` of the layer's inputs. row: which output. inputs: which inputs, 16 to
-    32 of them; more are too narrow to be clicked. bits: the first setting. frames: as in :func:`explore`; by default 2,
-    3 and 4 bits. Raises :class:`QtutorError` for inputs or a row that the layer has not.
+    32 of them; more would be too narrow to click. bits: the first setting. frames: as in :func:`explore`; by default 2,
+    3 and 4 bits. Raises :class:`QtutorError` for inputs or a row that the layer does not have.
     """
     inputs = [int(i) for i in inputs]
     if not inputs or not all(0 <= i < weight.shape[1] for i in inputs) or not 0 <= row < len(weight):

@@ -13,10 +13,10 @@ from qtutor.plots.kernels import roofline
 
 
 def roofline_ladder(ladder: Ladder, machines: Sequence[Machine]) -> Explorer:
-    """One dot for every rung, with sliders over the rungs and the batch; the rung that is chosen is filled.
+    """One dot for every rung, with sliders for the rung and the batch; the chosen rung is filled.
 
-    ladder: what was measured. machines: the limits that are drawn, at most two. Raises :class:`QtutorError` for a
-    ladder without rungs.
+    ladder: what was measured. machines: the limits to draw, at most two. Raises :class:`QtutorError` for a ladder
+    without rungs.
     """
     if not ladder.names or not ladder.batches:
         raise QtutorError("there is no rung to show: give the result of ladder.rungs.climbed, with one rung or more.")

@@ -1,9 +1,9 @@
 """Beat NF4, the game of chapter 04: sixteen levels to drag over a histogram of weights, and their error.
 
-:func:`beat_nf4` is the widget. Its script (live/levels.js) has no weights. It has two points for each of :data:`BINS`
-bins of a histogram, which have the same count, sum and sum of squares as the bin's weights. They give the error of any
-levels to 0.05 % of it. The functions here do in torch what the script does. Weights are divided by the absmax of their
-block, so all lie from -1 to 1.
+:func:`beat_nf4` is the widget. Its script (live/levels.js) has no weights. For each of :data:`BINS` bins of a
+histogram, it has two points with the same count, sum and sum of squares as the bin's weights. These points give the
+error of any levels to 0.05 % of the error. The functions here do in torch what the script does. Weights are divided by
+the absmax of their block, so all weights are from -1 to 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,8 +50,8 @@ def beat_nf4(sources: Mapping[str, Sequence[torch.Tensor]]) -> Live:
 def normalised(matrices: Sequence[torch.Tensor], block: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
     """All weights over the absmax of their block, and the square of that absmax for each: both float64 ``[n]``.
 
-    A squared error is in units of the absmax's square, so each weight counts so much. Blocks of zeros are left out:
-    any levels with a 0 meet them.
+    After the division, a squared error is in units of the absmax's square, so this square is the weight's factor in the
+    total error. Blocks of zeros are left out: levels that include 0 give them no error.
     """
     blocks = []
     for weight in matrices:
@@ -70,10 +70,11 @@ def normalised(matrices: Sequence[torch.Tensor], block: int = BLOCK) -> tuple[to
 def points_of(relative: torch.Tensor, counts: torch.Tensor) -> dict[str, torch.Tensor]:
     """Two points for each bin that has weights, float64 ``[points]``, ascending: x, c, share.
 
-    relative: weights from -1 to 1, ``[n]``; counts: what the square of each one's error counts, ``[n]``. x is where the
-    point lies, share the part of all weights that it stands for, c the sum of their counts, in units of the sum of all
-    ``counts * relative**2``. With m the mean of a bin and s its standard deviation, each weight counted by ``counts``,
-    the points are m - s and m + s with half of the bin each. So its three sums, of c, c x and c x^2, are kept.
+    relative: weights from -1 to 1, ``[n]``; counts: the factor of each weight's squared error, ``[n]``. x is the
+    position of a point, share is the part of all weights that the point represents, and c is the sum of their counts,
+    in units of the sum of all ``counts * relative**2``. Let m be the mean of a bin and s its standard deviation, with
+    weights counted by ``counts``. Then the points are m - s and m + s, with half of the bin each. So the bin's three
+    sums, of c, c x and c x^2, stay the same.
     """
     bins = ((relative + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
     counts = counts / (counts * relative.square()).sum()
@@ -92,7 +93,7 @@ def points_of(relative: torch.Tensor, counts: torch.Tensor) -> dict[str, torch.T
 
 
 def nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The place of the level nearest to each of ``x``, int64; ``levels`` ascend."""
+    """The index of the level nearest to each of ``x``, int64; ``levels`` ascend."""
     return torch.bucketize(x, (levels[1:] + levels[:-1]).double() / 2)
 
 
@@ -103,7 +104,7 @@ def error_of(points: Mapping[str, torch.Tensor], levels: torch.Tensor) -> float:
 
 
 def lloyd_step(points: Mapping[str, torch.Tensor], levels: torch.Tensor) -> torch.Tensor:
-    """Every level goes to the mean of its weights; one that has none stays."""
+    """Every level moves to the mean of its weights; a level without weights stays."""
     places, empty = nearest(points["x"], levels), torch.zeros(len(levels), dtype=torch.float64)
     counts = empty.index_add(0, places, points["c"])
     means = empty.index_add(0, places, points["c"] * points["x"]) / counts
@@ -111,11 +112,11 @@ def lloyd_step(points: Mapping[str, torch.Tensor], levels: torch.Tensor) -> torc
 
 
 def best_levels(points: Mapping[str, torch.Tensor], count: int = 16) -> dict[bool, torch.Tensor]:
-    """The ``count`` levels of least squared error, ascending: under ``True`` the best of those with a level at 0.
+    """The ``count`` levels of least squared error, ascending; under ``True``, the best that include a level at 0.
 
-    Lloyd's steps stop wherever no single step helps, and that depends on where they begin. Here all ways to cut the
-    points into ``count`` runs, a level each, are compared. The best k runs for the first j points are the best k - 1
-    for the first i of them, and one for the rest, for some i: so runs are added one by one.
+    Lloyd's steps stop if no single step helps, and the result depends on the start. Here, all ways to cut the points
+    into ``count`` runs, with one level each, are compared. For some i, the best k runs for the first j points are the
+    best k - 1 runs for the first i of them, and one run for the rest. So runs are added one by one.
     """
     x, c = points["x"], points["c"]
     sums = [torch.cat([torch.zeros(1), part.cumsum(0)]) for part in (c, c * x, c * x.square())]
@@ -149,7 +150,7 @@ def _short(points: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
 
 
 def _panel(relative: torch.Tensor, levels: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights, levels and shares of the levels, as :func:`.levels_over_weights` takes them."""
+    """Weights, levels and shares of the levels, as arguments of :func:`.levels_over_weights`."""
     values = torch.tensor(LEVELS[levels], dtype=torch.float64)
     places = nearest(relative, values)
     return relative, values, torch.bincount(places, minlength=len(values)) / len(relative)

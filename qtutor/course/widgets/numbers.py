@@ -21,7 +21,7 @@ from qtutor.plots.numbers import FIELDS, grids, label
 NUMBERS = (0.15625, 3.14159, 0.1, -1 / 3, 7.9, 300.0, 70000.0, 1e-7)
 REACHES = (1.0, 8.0, 128.0)
 WINDOWS = {"± 0.1 %": 0.001, "± 2 %": 0.02, "± 20 %": 0.2, "± 200 %": 2.0}
-BIT = 19  # pixels: 32 of them, and the names of the formats, fit in JupyterLab on a screen of 1280
+BIT = 19  # pixels: then 32 bits and the names of the formats fit in JupyterLab on a screen of 1280
 
 
 def formats(reach: float) -> list[FloatFormat | IntFormat]:

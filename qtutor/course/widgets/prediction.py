@@ -3,7 +3,7 @@
     predict("05-loud-channel", "Which factor s gives the smallest sum of errors?")   # before the experiment
     revealed("05-loud-channel", best)                                               # under its result
 
-Where no kernel runs (the book), the field is the question with a fold under it.
+Where no kernel runs (the book), the question is shown with a folded text under it, and without a field.
 """
 
 from html import escape
@@ -16,13 +16,13 @@ from qtutor.course.workspace import predictions
 from qtutor.errors import QtutorError
 
 PLAIN = "(a field for your prediction: run this cell to type into it)"
-NEAR = 0.1  # a prediction that is off by less than this part is close
+NEAR = 0.1  # a prediction that is off by less than this share is close
 
 
 def predict(name: str, question: str, unit: str = "") -> "Prediction":
-    """A field under ``question`` for a number, which is kept under ``name``: chapter and topic, "05-loud-channel".
+    """A field under ``question`` for a number, which is kept under ``name``: chapter and topic, as "05-loud-channel".
 
-    unit: what the number is of, shown behind the field. Raises :class:`QtutorError` for a name with other characters
+    unit: the unit of the number, shown after the field. Raises :class:`QtutorError` for a name with other characters
     than small letters, digits and single dashes.
     """
     _check(name)
@@ -62,7 +62,7 @@ class Prediction(Explorer):
         super().__init__([asked, ipywidgets.HBox(beside), self.said], _still(question, unit))
 
     def _show_what_is_kept(self) -> None:
-        """At the start: what was kept before, perhaps by another kernel."""
+        """At the start, show the number that was kept before, perhaps by another kernel."""
         try:
             number = predictions.load(self.name)
         except QtutorError as error:
@@ -95,7 +95,7 @@ class Prediction(Explorer):
 
 
 def _still(question: str, unit: str) -> str:
-    """The question for pages without a kernel. Nothing of the learner's is in it: it is the same in every run."""
+    """The question for pages without a kernel. It contains nothing from the learner, so it is the same in every run."""
     asked = f"{escape(question)}{f' (in {escape(unit)})' if unit else ''}"
     return (
         f"<details class='qtutor-prediction'><summary>Your prediction: {asked}</summary>"

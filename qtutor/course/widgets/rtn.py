@@ -32,7 +32,7 @@ def weight_histogram(
     clip: str = "none",
     frames: dict[str, list] | None = None,
 ) -> Explorer:
-    """A layer's weights as a histogram under its grid, the rounding errors, and what both cost in true bytes.
+    """A layer's weights as a histogram under its grid, the rounding errors, and the cost in true bytes.
 
     layers: a decoder, or matrices ``[out, in]`` by name. layer: the first name to show; the other arguments are the
     first values of the controls. frames: as in :func:`explore`; by default bits 2, 3, 4 and 8, and two group sizes.
@@ -98,7 +98,7 @@ def weights_as_picture(
 
     def draw(layer, bits, group_size, symmetric, clip):
         shown, columns = crop(layer)
-        rows = with_sample(layer) if group_size == PER_TENSOR else shown  # all weights decide on the one scale
+        rows = with_sample(layer) if group_size == PER_TENSOR else shown  # all weights determine the one scale
         with naming(layer):
             quantized = rtn.quantize(weights[layer][rows], IntGrid(bits, symmetric), group_size, clip)
         return _crop_rounded(weights[layer], quantized, rows, shown, columns)

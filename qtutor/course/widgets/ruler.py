@@ -1,7 +1,7 @@
-"""The ruler that breathes, of chapter 01: one number over the levels of several formats, from 2^-30 to 2^20.
+"""The breathing ruler of chapter 01: one number over the levels of several formats, from 2^-30 to 2^20.
 
-Its script (live/ruler.js) rounds by the formula, so ticks and errors need no kernel. For pages without scripts there is
-the picture of the worst error at every size.
+Its script (live/ruler.js) rounds by the formula, so ticks and errors need no kernel. Pages without scripts show the
+picture of the worst error at every size.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from qtutor.plots.numbers import worst_over_sizes
 
 LOW, HIGH = -30, 20  # powers of two
 START, FROM = 2.3, -3.0  # where the number is at first, and where its trail begins
-CELLS = 16  # points of the stored picture in an octave
-MOST = 6  # formats: the script has so many colours
+CELLS = 16  # points of the stored picture for each octave
+MOST = 6  # formats: the script has six colours
 ALT = (
     "The largest relative rounding error against the size of the number, both logarithmic. Each float is a flat "
     "sawtooth over its range, a tooth for every power of two: fp32 lowest, then fp16, bf16, e4m3, e5m2. To the left of "
@@ -39,7 +39,7 @@ def ruler(formats: Sequence[FloatFormat | IntFormat]) -> Live:
 
 
 def described(fmt: FloatFormat | IntFormat) -> dict:
-    """What the script has to know of a format."""
+    """The data of a format that the script needs."""
     if isinstance(fmt, IntFormat):
         name = fmt.name if fmt.scale == 1 else f"{fmt.name} × {fmt.scale:g}"
         return {"name": name, "kind": "int", "scale": fmt.scale, "largest": fmt.largest}
@@ -56,14 +56,14 @@ def described(fmt: FloatFormat | IntFormat) -> dict:
 def worst_errors(fmt: FloatFormat | IntFormat, powers: np.ndarray) -> np.ndarray:
     """The worst relative error of numbers of the size ``2**power``, float64; NaN where they become infinite.
 
-    It is half of a step: as far as a number can be from both of its neighbours. An error of 1 means that it becomes 0.
-    Beyond the largest number of a format that has no infinity, it is that number's own error.
+    The worst error is half of a step: no number is farther from its nearest neighbour. An error of 1 means that the
+    number becomes 0. Beyond the largest number of a format without infinity, the error is that of the number itself.
     """
     x = torch.from_numpy(2.0**powers)
     if isinstance(fmt, IntFormat):
         step = torch.tensor(fmt.scale)
     else:
-        exponents = (torch.frexp(x).exponent - 1).clamp(min=1 - fmt.bias)  # below that steps stay as they are
+        exponents = (torch.frexp(x).exponent - 1).clamp(min=1 - fmt.bias)  # below that, steps stay the same
         step = 2.0 ** (exponents - fmt.mantissa_bits).double()
     rounded = fmt.round(x)
     errors = torch.where(x > fmt.largest, (rounded - x).abs() / x, (step / 2 / x).clamp(max=1))

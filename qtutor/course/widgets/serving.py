@@ -27,9 +27,9 @@ STYLE = """
 
 
 def page_table(moments: Sequence[Moment], *, size: int, frames: dict[str, list] | None = None) -> Explorer:
-    """A slider over the steps of :func:`.history.continuous`: what happens, whose blocks are which, who waits.
+    """A slider over the steps of :func:`.history.continuous`: the events, the owners of the blocks, who waits.
 
-    size: tokens of a block. frames: by default every step. Raises :class:`QtutorError` where there is no step.
+    size: tokens of a block. frames: by default every step. Raises :class:`QtutorError` if there is no step.
     """
     if not moments:
         raise QtutorError("there is no step to show: give what history.continuous returns for one request or more.")
@@ -45,7 +45,7 @@ def page_table(moments: Sequence[Moment], *, size: int, frames: dict[str, list] 
 
 
 def moment_html(moment: Moment, step: int, size: int, colours: Mapping[str, str]) -> str:
-    """One step as HTML: its events, the blocks, and the tables of the texts. Letters say what colours say."""
+    """One step as HTML: its events, the blocks, and the tables of the texts. Letters say the same as colours."""
     events = "".join(f"<li>{escape(event)}</li>" for event in moment.events) or "<li>texts grow, or are read on</li>"
     blocks = "".join(_block_html(number, block, size, colours) for number, block in enumerate(moment.blocks))
     rows = [
@@ -82,9 +82,10 @@ def _block_html(number: int, block: Block, size: int, colours: Mapping[str, str]
 
 
 def users_that_fit(shapes: Mapping[str, Shape], *, frames: dict[str, list] | None = None) -> Explorer:
-    """Users that fit against the tokens of each, for weights and caches of several bits; model and memory to choose.
+    """The users that fit against the tokens of each, for several bits of weights and caches, by model and memory.
 
-    shapes: models by name. frames: by default three memories for each model. Raises :class:`QtutorError` for none.
+    shapes: models by name. frames: by default three memories for each model. Raises :class:`QtutorError` if there are
+    none.
     """
     if not shapes:
         raise QtutorError("there is no model to show: give a dict from names to shapes, such as sizes.PUBLISHED.")

@@ -1,4 +1,4 @@
-"""The widgets of chapter 00: the same prompt at every precision, and the speed that memory allows at most."""
+"""The widgets of chapter 00: the same prompt at every precision, and the highest speed that memory allows."""
 
 import copy
 import functools
@@ -61,15 +61,15 @@ def same_prompt(
 
 
 def speed_limits(limits: Callable[[int, int], tuple[float, Mapping[str, float]]]) -> Explorer:
-    """Tokens a second at the very most, by machine, for so many billion weights of so many bits.
+    """The most tokens a second that each machine can reach, for a number of billion weights and a number of bits.
 
-    limits: of billions and bits, gigabytes of the weights and tokens a second by machine.
+    limits: (billions, bits) -> the gigabytes of the weights, and the tokens a second by machine.
     """
 
     def draw(billions: int, bits: int):
         gigabytes, speeds = limits(billions, bits)
         title = f"{billions} billion weights of {bits} bits: {gigabytes:.1f} GB"
-        return bars(dict(speeds), title, "tokens a second at the very most", log=True), ""  # bars have their numbers
+        return bars(dict(speeds), title, "tokens a second at the very most", log=True), ""  # bars show their numbers
 
     def describe(billions: int, bits: int) -> str:
         gigabytes, speeds = limits(billions, bits)

@@ -83,7 +83,7 @@ def chapters_folder() -> Path:
 def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) -> Report:
     """Copy the chapters into `folder`, or bring it up to date, by the rules at the top of this file.
 
-    source: a folder of other chapters than the course's, which the glossary knows nothing of.
+    source: a folder with chapters that are not the course's; the glossary does not know them.
     """
     own, source = source is None, Path(source) if source else chapters_folder()
     folder = Path(folder).expanduser().resolve()
@@ -109,7 +109,7 @@ def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) 
 
 
 def _learner_copy(chapter: Path, links: bool) -> tuple[bytes, str]:
-    """(a chapter as it is delivered, its title): with stubs, without outputs; links: with those to the glossary."""
+    """(a chapter as it is delivered, its title): with stubs, without outputs. links: add links to the glossary."""
     try:
         notebook = json.loads(chapter.read_text(encoding="utf-8"))
         learners = learner_version(notebook, name=chapter.name)
@@ -141,10 +141,10 @@ def find(start: str | Path | None = None) -> Path | None:
 
 
 def of_another(*paths: Path) -> str:
-    """A sentence that names the first of ``paths`` that another user owns, or ``""``. Then nothing there may be run.
+    """A sentence that names the first of ``paths`` that another user owns, or ``""``. If so, nothing there may be run.
 
-    The search for a workspace goes upwards, also through folders where everybody may write. Somebody else's record in
-    such a folder must not make their code run here. Windows has no such owners.
+    The search for a workspace goes upwards, also through folders where everybody may write. Another user's record in
+    such a folder must not make that user's code run here. Windows has no such owners.
     """
     if not hasattr(os, "geteuid"):
         return ""

@@ -19,13 +19,13 @@ FILE = "predictions.json"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 
-_remembered: dict[str, float] = {}  # in this kernel, where there is no workspace
+_remembered: dict[str, float] = {}  # in this kernel, if there is no workspace
 
 
 def number_in(text: str, unit: str = "") -> float:
     """The number that a learner typed: ``4.7``, ``4,7``, ``1,152``, ``1/8`` or ``30 %``, with or without its unit.
 
-    Raises :class:`QtutorError` with a sentence for the learner if it is none.
+    Raises :class:`QtutorError` with a sentence for the learner if the text is no number.
     """
     bare = text.strip().removesuffix(unit).strip() if unit else text.strip()
     plain = bare.replace(",", "") if THOUSANDS.fullmatch(bare) else bare.replace(",", ".")
@@ -40,7 +40,7 @@ def number_in(text: str, unit: str = "") -> float:
 
 
 def keep(name: str, number: float | None) -> str:
-    """Keep a prediction, ``None`` to forget it. Returns a sentence for the learner that says where it is kept."""
+    """Keep a prediction; ``None`` forgets it. Returns a sentence for the learner that says where it is kept."""
     folder = workspace.find()
     if folder is None:
         _remembered.pop(name, None)
@@ -75,7 +75,7 @@ def path_in(folder: Path) -> Path:
 
 
 def _refuse_strangers(folder: Path, path: Path) -> None:
-    """Raise :class:`QtutorError` where the workspace belongs to another user, or its file leads out of it."""
+    """Raise :class:`QtutorError` if the workspace belongs to another user, or the file leads out of the workspace."""
     there = [part for part in (path.parent, path) if part.exists()]
     strange = workspace.of_another(folder, folder / workspace.RECORD, *there)
     if not strange and not path.resolve().is_relative_to(folder.resolve()):
@@ -85,7 +85,7 @@ def _refuse_strangers(folder: Path, path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, float]:
-    """The predictions in ``path``, name -> number; ``{}`` if it is not there yet."""
+    """The predictions in ``path``, name -> number; ``{}`` if the file does not exist yet."""
     if not path.exists():
         return {}
     try:

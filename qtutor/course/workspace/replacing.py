@@ -4,9 +4,9 @@
 ...     qtutor.quantize(model, recipe)  # on the learner's own quantizer
 
 A function is replaced in every module of the package that holds it, also where it was imported by name. A name that the
-notebook itself imported (``from qtutor.core.packing import pack``) stays the package's: write ``packing.pack``. The
-package's function also serves grids and methods for which the exercise was not made, such as lists of levels (NF4) or a
-loop of its own (GPTQ).
+notebook itself imported (``from qtutor.core.packing import pack``) stays the package's: write ``packing.pack``. For
+grids and methods that the exercise does not cover, such as lists of levels (NF4) or a loop of its own (GPTQ), the
+package's function is still used.
 """
 
 import importlib

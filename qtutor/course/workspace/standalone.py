@@ -1,7 +1,7 @@
 """Write a function from a notebook to a file so that it works alone: its source, and everything it refers to.
 
 The file also gets modules (as imports), functions and classes of installed libraries (as imports), simple constants,
-and other functions of the learner's. Everything else, such as a tensor or a model, is refused by name, because a file
+and other functions by the learner. Everything else, such as a tensor or a model, is refused by name, because a file
 cannot hold it in a line. Left out: names that are looked up indirectly (``globals()["x"]``). They are found when the
 kept file is checked.
 """

@@ -3,7 +3,7 @@
 In a code cell, the lines from ``### BEGIN SOLUTION`` to ``### END SOLUTION`` become
 ``raise NotImplementedError("your turn")``. A Markdown cell with the folded solution follows.
 
-Notebooks are taken as parsed JSON (an nbformat notebook has that form, too), so that `qtutor learn` needs no Jupyter.
+Notebooks are passed as parsed JSON (an nbformat notebook has that form, too), so that `qtutor learn` needs no Jupyter.
 """
 
 import copy
@@ -21,7 +21,8 @@ def learner_version(notebook: dict, keep_outputs: bool = False, name: str = "the
     """A new notebook with stubs in place of solutions; ``notebook`` does not change.
 
     keep_outputs: ``False`` drops all outputs, because learners are asked to predict them; ``True`` (for the book) drops
-    only those of exercises, which the stub would not give.
+    only those of exercises, which the stub would not produce.
+
     name: the notebook's name in errors. Raises :class:`QtutorError`, naming the cell, for markers that do not pair up.
     """
     result = copy.deepcopy(notebook)

@@ -1,5 +1,5 @@
-"""Chapter 11, a model of the learner's own: one from outside, measured, and a task without hints.
+"""Chapter 11, the learner's own model: a model from outside the course is measured, and a task without hints.
 
-:mod:`.model` loads it and asks it something, :mod:`.results` holds what was measured beforehand and stored,
-:mod:`.capstone` judges a learner's attempts, :mod:`.attempts` keeps them, :mod:`.engine` asks llama.cpp.
+:mod:`.model` loads the model and asks it questions, :mod:`.results` holds stored measurements, :mod:`.capstone` judges
+a learner's attempts, :mod:`.attempts` keeps them, :mod:`.engine` asks llama.cpp.
 """

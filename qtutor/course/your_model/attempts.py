@@ -1,8 +1,8 @@
 """A learner's attempts at the capstone, in ``WORKSPACE/mine/your_model.json``: every one is kept, none is changed.
 
 The file is replaced whole or not at all. Two notebooks that write at once wait for each other. A file that cannot be
-read is moved aside, never written over, so even then nothing is lost. Outside of a workspace attempts last as long as
-the kernel.
+read is moved aside and never overwritten, so even then nothing is lost. Outside of a workspace, attempts are kept only
+until the kernel stops.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from qtutor.files import told
 
 try:
     import fcntl
-except ImportError:  # Windows: two notebooks that write in the same second are not kept apart there
+except ImportError:  # Windows: there, two notebooks that write in the same second do not wait for each other
     fcntl = None
 
 FILE = "your_model.json"
@@ -30,7 +30,7 @@ _here: list["Attempt"] = []  # of this kernel, outside of a workspace
 
 @dataclass(frozen=True)
 class Attempt:
-    """One measured attempt. model: which float model it was made of. The numbers are those of a Comparison."""
+    """One measured attempt. model: the float model that it was made from. The numbers are those of a Comparison."""
 
     model: str
     note: str
@@ -44,7 +44,7 @@ class Attempt:
 def keep(attempt: Attempt) -> str:
     """Keep an attempt. Returns a line for the learner, or ``""`` outside of a workspace.
 
-    Raises :class:`QtutorError` where the workspace cannot be written, or is another user's.
+    Raises :class:`QtutorError` if the workspace cannot be written, or belongs to another user.
     """
     path = path_in(workspace.find())
     if path is None:
@@ -80,7 +80,7 @@ def path_in(folder: Path | None) -> Path | None:
 
 
 def _read(path: Path) -> tuple[list[dict], bool]:
-    """The rows of a file, as they stand there, and whether it is damaged. No file has no rows."""
+    """The rows of a file, unchanged, and whether the file is damaged. A missing file has no rows."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)["attempts"]
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def _whole(row) -> bool:
 
 
 def _set_aside(path: Path) -> Path:
-    """Give a damaged file a name that is free."""
+    """Rename a damaged file to a free name."""
     for number in range(1, 1000):
         aside = path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")
         if not aside.exists():
@@ -122,5 +122,5 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
         return
     with open(lock, "a") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)  # it ends when the file is closed, or with the process
+        fcntl.flock(opened, fcntl.LOCK_EX)  # the lock ends when the file is closed, or with the process
         yield

@@ -1,13 +1,13 @@
-"""The capstone of chapter 11: a model within so many bytes, and as near to the float one as possible.
+"""The capstone of chapter 11: a model within a limit of bytes, and as near to the float model as possible.
 
     check(attempt, of="smollm2", note="GPTQ, 3.5 bits")
 
-An attempt is a model in memory, or the name of a folder or a .gguf file. A model in memory is exported and read back
-first: what counts is what can be saved. The float model is one that this module loads for itself, so a learner who
-changes theirs still measures against the right one.
+An attempt is a model in memory, or the name of a folder or a .gguf file. A model in memory is first exported and read
+back: only what can be saved counts. This module loads its own copy of the float model. So a learner who changes theirs
+still measures against the right model.
 
-The size is SmolLM2's 80 MB, and of any other model the same number of bits for each of its weights. Only weights count;
-a tokenizer's files take what they take. KL divergence is measured on held-out text that no calibration of ours reads.
+The limit is 80 MB for SmolLM2, and for any other model the same number of bits for each of its weights. Only weights
+count, and not a tokenizer's files. KL divergence is measured on held-out text that no calibration of ours reads.
 """
 
 import math
@@ -32,23 +32,23 @@ from qtutor.measure.losses import model_weights
 from qtutor.measure.texts import text_of
 from qtutor.runtime.linear import QuantWeight
 
-LIMIT = 80_000_000  # bytes, of SmolLM2's
-WEIGHTS = 134_515_008  # that SmolLM2 has
+LIMIT = 80_000_000  # bytes, for SmolLM2
+WEIGHTS = 134_515_008  # of SmolLM2
 TOKENS, WINDOW = 1536, 256  # measured in each check: half a minute on one core
-GUESSING = 0.5  # of the logarithm of the vocabulary: a model this far away has learned nothing that is left
+GUESSING = 0.5  # times the logarithm of the vocabulary: with a larger KL, hardly anything of the float model is left
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of :func:`examine`. attempt: what was measured, ``None`` where nothing was."""
+    """The result of :func:`examine`. attempt: the measured attempt, ``None`` if nothing was measured."""
 
     text: str
     attempt: Attempt | None = None
 
 
 def check(attempt, of: str | Path = smollm2.WORD, note: str = "") -> None:
-    """Measure an attempt at the model ``of``, print what came out, keep it, and show all attempts. It never raises
-    because of an attempt. note: what to call it in the table.
+    """Measure an attempt at the model ``of``, print the result, keep it, and show all attempts. A bad attempt never
+    raises an exception. note: the name of the attempt in the table.
     """
     verdict = examine(attempt, of, note)
     print(verdict.text)
@@ -64,7 +64,7 @@ def check(attempt, of: str | Path = smollm2.WORD, note: str = "") -> None:
 
 
 def show(of: str | Path = smollm2.WORD) -> None:
-    """The table and the picture of all attempts at the model ``of``; a sentence where there is none."""
+    """The table and the picture of all attempts at the model ``of``; a sentence if there are none."""
     from qtutor.plots import show as show_figure
     from qtutor.plots.your_model import attempts_picture, attempts_words
 
@@ -130,12 +130,12 @@ def examine(attempt, of: str | Path = smollm2.WORD, note: str = "") -> Verdict:
 
 
 def limit_of(weights: int) -> int:
-    """The bytes that a model of so many weights may take: as many a weight as SmolLM2 in :data:`LIMIT`."""
+    """The bytes that a model with ``weights`` weights may take: as many for each weight as SmolLM2 in :data:`LIMIT`."""
     return LIMIT * weights // WEIGHTS
 
 
 def name_of(source: str | Path) -> str:
-    """What the model ``source`` is called in the table."""
+    """The name of the model ``source`` in the table."""
     return str(source)
 
 
@@ -144,7 +144,7 @@ def reference(source: str | Path) -> tuple[nn.Module, object]:
     return _loaded(str(source))
 
 
-@lru_cache(maxsize=1)  # loading takes as long as a part of the measuring
+@lru_cache(maxsize=1)  # loading takes a good part of the time of a check
 def _loaded(source: str) -> tuple[nn.Module, object]:
     model, tokenizer = qtutor.load(source, dtype=torch.float32, device="cpu")
     if any(isinstance(module, QuantWeight) for module in model.modules()):

@@ -1,6 +1,6 @@
-"""llama.cpp itself, where the package xllamacpp is installed (``pip install xllamacpp``): it answers a question.
+"""llama.cpp itself answers a question, if the package xllamacpp is installed (``pip install xllamacpp``).
 
-It runs in a process of its own. Whatever happens there, a crash or megabytes of log, the notebook goes on.
+It runs in a process of its own. Even if that process crashes or writes megabytes of log, the notebook goes on.
 """
 
 import json
@@ -33,12 +33,12 @@ print("ANSWER " + json.dumps(text), flush=True)
 
 
 def is_here() -> bool:
-    """Whether llama.cpp can be asked."""
+    """Whether llama.cpp can answer questions here."""
     return is_installed("xllamacpp")
 
 
 def said(file: str | Path, question: str, tokens: int = 48, chat: bool = True) -> str:
-    """What llama.cpp answers with the model in ``file``, greedily; in parentheses why it does not answer."""
+    """The greedy answer of llama.cpp with the model in ``file``; if there is none, the reason in parentheses."""
     if not is_here():
         return "(llama.cpp is not installed here; pip install xllamacpp brings it)"
     asked = json.dumps({"file": str(file), "question": question, "tokens": tokens, "chat": chat})

@@ -1,4 +1,4 @@
-"""The model that the chapter works on, and what it says."""
+"""The model that the chapter works on, and its answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from qtutor.formats import smollm2
 from qtutor.measure.chat import answer
 from qtutor.measure.texts import has_embedded_vocabulary
 
-# What the embedded decoder is asked, which continues Python and knows nothing else.
+# Questions for the embedded decoder, which continues Python and knows nothing else.
 CODE = {"a function": 'def is_even(number):\n    """Whether', "a session": ">>> 17 + 25\n"}
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A decoder in float32 with its tokenizer. source: what :func:`qtutor.load` took."""
+    """A decoder in float32 with its tokenizer. source: the argument of :func:`qtutor.load`."""
 
     source: str
     model: nn.Module
@@ -30,7 +30,7 @@ class Chosen:
 
 
 def chosen(source: str | Path = smollm2.WORD) -> Chosen:
-    """``source`` loaded; the embedded decoder where SmolLM2 is asked for and not installed, which one sentence says.
+    """Load ``source``; if that is SmolLM2 and not installed, load the embedded decoder, and print a sentence about it.
 
     Raises what :func:`qtutor.load` raises for a folder or a file of the learner's own.
     """
@@ -45,19 +45,19 @@ def chosen(source: str | Path = smollm2.WORD) -> Chosen:
 
 
 def questions(tokenizer, wanted: Mapping[str, str]) -> Mapping[str, str]:
-    """``wanted``, or what the embedded decoder can be asked."""
+    """``wanted``, or the questions for the embedded decoder."""
     return CODE if has_embedded_vocabulary(tokenizer) else wanted
 
 
 def said(model: nn.Module, tokenizer, question: str, tokens: int = 48) -> str:
-    """What a model answers, greedily; one without a chat template goes on with the text."""
+    """The greedy answer of a model; a model without a chat template continues the text."""
     if has_template(tokenizer):
         return answer(model, tokenizer, [{"role": "user", "content": question}], tokens)
     return qtutor.generate(model, tokenizer, question, tokens)[len(question) :]
 
 
 def calibration_of(tokenizer, samples: int = 32) -> torch.Tensor:
-    """Text to calibrate with, int64 ``[samples, 256]``: the embedded decoder's own, for any other the built-in."""
+    """Calibration text, int64 ``[samples, 256]``: the embedded decoder's own text, for any other the built-in text."""
     if has_embedded_vocabulary(tokenizer):
         return calibration_tokens(samples)[:, :LENGTH]
     return builtin_calibration(tokenizer, samples=samples).token_ids
@@ -70,8 +70,8 @@ def half_conversations(tokenizer, samples: int = 32) -> torch.Tensor:
 
 
 def conversations(tokenizer, held_out: bool, samples: int) -> torch.Tensor:
-    """The built-in English through the chat template, int64 ``[samples, 256]``: somebody asks for a text that begins
-    like this, and the model answers with it. held_out: the part that is measured on.
+    """The built-in English through the chat template, int64 ``[samples, 256]``: a user asks for a text with a given
+    beginning, and the model answers with that text. held_out: use the part for measuring.
     """
     talk = []
     for piece in pieces(held_out):

@@ -1,4 +1,4 @@
-"""What an attempt has to be before :mod:`.capstone` measures it; in words for the learner where it is not."""
+"""The conditions for an attempt before :mod:`.capstone` measures it; a refusal is in words for the learner."""
 
 import tempfile
 from pathlib import Path
@@ -29,7 +29,7 @@ class Refused(QtutorError):
 
 
 def brought(attempt, of: str | Path) -> tuple[nn.Module, int]:
-    """The model that an attempt names, as it comes back from the disk, and the bytes of its weights."""
+    """The model that an attempt names, read back from the disk, and the bytes of its weights."""
     if isinstance(attempt, str | Path):
         if _place(attempt).exists() and _place(attempt).samefile(_place(of)):
             raise Refused(f"{attempt} is the float model itself. Quantize it, and name what you wrote.")
@@ -42,7 +42,7 @@ def brought(attempt, of: str | Path) -> tuple[nn.Module, int]:
             "qtutor.quantize(model, recipe). If it comes from a .gguf file, give the file's name: in memory its "
             "weights are float."
         )
-    with tempfile.TemporaryDirectory() as folder:  # what counts is what can be saved
+    with tempfile.TemporaryDirectory() as folder:  # only what can be saved counts
         back = qtutor.load_quantized(qtutor.export(model, Path(folder) / "attempt"), device="cpu")
         return back, model_bytes(back)
 
@@ -79,7 +79,7 @@ def _place(source: str | Path) -> Path:
 
 
 def check_shape(model: nn.Module, float_model: nn.Module) -> None:
-    """Refuse a model that was not made of this float model."""
+    """Refuse a model that was not made from this float model."""
     for name in SHAPE:
         mine, right = getattr(model.config, name, None), getattr(float_model.config, name, None)
         if mine != right:
@@ -100,7 +100,7 @@ def check_numbers(model: nn.Module) -> None:
 
 
 def check_size(model: nn.Module, nbytes: int, limit: int) -> None:
-    """Refuse what takes too many bytes, and say where most of them are."""
+    """Refuse a model that takes too many bytes, and say where most of them are."""
     if nbytes <= limit:
         return
     raise Refused(f"it takes {nbytes:,} bytes, {nbytes - limit:,} too many: the limit is {limit:,}. {_largest(model)}")

@@ -1,6 +1,6 @@
-"""What takes too long for a chapter, measured beforehand by ``benchmarks/your_model.py`` and stored.
+"""Measurements that take too long for a chapter, made beforehand by ``benchmarks/your_model.py`` and stored.
 
-:data:`CANDIDATES` says what was measured. The stored rows carry their recipes, so a test sees when the two part.
+:data:`CANDIDATES` says what was measured. The stored rows contain their recipes, so a test notices if the two differ.
 """
 
 import json
@@ -18,8 +18,8 @@ ALL = {"embeddings": True, "lm_head": True}  # the embedding has a fifth of the 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What was measured: a folder by its recipe, or a .gguf file by the options of its export. conversations: whether
-    half of the calibration text was in the chat template.
+    """A model that was measured: a folder, described by its recipe, or a .gguf file, described by the options of its
+    export. conversations: whether half of the calibration text was in the chat template.
     """
 
     recipe: Recipe | None = None
@@ -46,8 +46,8 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One stored model. nbytes: of its weights. answers: question -> what it said. chat_kl: on conversations; the rest
-    as in a Comparison, on English and Python.
+    """One stored model. nbytes: of its weights. answers: question -> the model's answer. chat_kl: KL on conversations.
+    The other fields are as in a Comparison, on English and Python.
     """
 
     name: str

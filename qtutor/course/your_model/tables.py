@@ -17,12 +17,12 @@ from qtutor.methods import rtn
 from qtutor.plots.comparison import Point, best
 from qtutor.plots.your_model import short
 
-MOST = 5  # rows of a list that is cut
+MOST = 5  # rows of a shortened list
 FENCE = re.compile(r"```\w*\n?")
 
 
 def facts(model: nn.Module) -> None:
-    """What one wants to know of a decoder before anything is done with it."""
+    """The facts to know about a decoder before anything is done with it."""
     weights = model_weights(model)
     embedding = model.get_submodule(family_of(model).embedding).weight.numel()
     rows = [
@@ -39,7 +39,7 @@ def facts(model: nn.Module) -> None:
 
 
 def grids_on(weight: torch.Tensor) -> None:
-    """How far three grids of 4 bits miss ``weight [out, in]``, and how many different numbers its groups of 32 hold."""
+    """The errors of three 4-bit grids on ``weight [out, in]``, and how many different numbers its groups of 32 hold."""
     rows = weight.detach()[:64].float().contiguous()
     distinct = max(len(group.unique()) for group in rows[:, :256].reshape(-1, 32))
     print(f"In the first groups of 32 weights there are at most {distinct} different numbers.")
@@ -53,7 +53,7 @@ def grids_on(weight: torch.Tensor) -> None:
 
 
 def dearest(costs: Table, bits: int, model: nn.Module) -> None:
-    """The layers that cost most at so many bits, with their shares of all the cost and of all the weights."""
+    """The layers with the highest cost at ``bits`` bits, with their shares of the total cost and of all weights."""
     total = sum(row[bits] for row in costs.values())
     weights = {name: layer.weight.numel() for name, layer in linear_layers(model).items()}
     ordered = sorted(costs, key=lambda name: -costs[name][bits])
@@ -69,7 +69,7 @@ def dearest(costs: Table, bits: int, model: nn.Module) -> None:
 
 
 def mixes(costs: Table, chosen: Mapping[str, int]) -> None:
-    """The costs of all layers together: alike at 3 and at 4 bits, and with bits of their own."""
+    """The cost of all layers together: all at 3 bits, all at 4 bits, and each with bits of its own."""
     alike = {bits: sum(row[bits] for row in costs.values()) for bits in (3, 4)}
     own = sum(costs[name][bits] for name, bits in chosen.items())
     middle = (alike[3] + alike[4]) / 2
@@ -80,7 +80,7 @@ def mixes(costs: Table, chosen: Mapping[str, int]) -> None:
 
 
 def calibrations(rows: Mapping[str, Row]) -> None:
-    """Models of the same bytes, with KL on text as it is and on conversations; stored, of SmolLM2."""
+    """Models of the same size, with KL on plain text and on conversations; stored, for SmolLM2."""
     read = {
         "RTN 4": "nothing: rounded to nearest",
         "GPTQ 4": "English and Python, as they are",
@@ -103,8 +103,8 @@ def calibrations(rows: Mapping[str, Row]) -> None:
 
 
 def matched(bits: int) -> None:
-    """KL on prose and on Python after GPTQ with several calibration texts, and how many times that of matched text;
-    stored, of SmolLM2.
+    """KL on prose and on Python after GPTQ with several calibration texts, and their ratio to the KL with matched text;
+    stored, for SmolLM2.
     """
     at = {(row["calibrated"], row["measured"]): row for row in matched_rows() if row["bits"] == bits}
     kinds = list(dict.fromkeys(kind for _, kind in at))
@@ -121,7 +121,7 @@ def matched(bits: int) -> None:
 
 
 def candidates(rows: Iterable[Row]) -> None:
-    """The stored models, from the smallest on, and which of them no other beats in both bytes and KL."""
+    """The stored models, smallest first, and those that no other model beats in both bytes and KL."""
     ordered = sorted(rows, key=lambda row: (row.nbytes, row.kl))
     lines = [
         (row.name, f"{row.nbytes:,}", f"{row.kl:.4f} ± {row.kl_error:.4f}", f"{row.loss_percent:+.1f} %",
@@ -134,13 +134,13 @@ def candidates(rows: Iterable[Row]) -> None:
 
 
 def answers(questions: Mapping[str, str], by: Mapping[str, Mapping[str, str]]) -> None:
-    """What several models said. questions: name -> question. by: model -> name of the question -> answer."""
+    """The answers of several models. questions: name -> question. by: model -> name of the question -> answer."""
     lines = [(who, *[_cell(said[name]) for name in questions]) for who, said in by.items()]
     table(["", *[_cell(question) for question in questions.values()]], *lines)
 
 
 def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table, as it stands, but for fences around code."""
+    """Text for a cell of a Markdown table, unchanged except that fences around code are removed."""
     kept = FENCE.sub("", text).strip().replace("&", "&amp;").replace("<", "&lt;")
     for sign in "|*`_$":
         kept = kept.replace(sign, f"\\{sign}")

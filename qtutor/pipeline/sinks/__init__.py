@@ -2,9 +2,9 @@
 
 :func:`qtutor.pipeline.finished` yields three kinds of items:
 
-    Arrived    the walk has come to a block: all before it is finished
+    Arrived    the walk has reached a block: all blocks before it are finished
     Packed     a layer that is packed
-    Changed    a tensor that stays in float, with another value (:class:`qtutor.methods.blocks.Changed`)
+    Changed    a tensor that stays in float, with a new value (:class:`qtutor.methods.blocks.Changed`)
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from qtutor.runtime.linear import QuantWeight
 
 @dataclass(frozen=True)
 class Packed:
-    """A finished layer: the module that takes the place of ``name``, and its row in the report."""
+    """A finished layer: the module that replaces ``name``, and its row in the report."""
 
     name: str
     module: QuantWeight
@@ -30,8 +30,8 @@ class Packed:
 class Arrived:
     """All blocks before number ``index`` are finished.
 
-    states: what arrives at this one, and at its twin if there is one, float32 ``[samples, length, hidden]`` each; none
-    where nothing is calibrated. They change when the walk goes on.
+    states: the inputs of this block, and those of its twin if there is one, float32 ``[samples, length, hidden]`` each;
+    empty without calibration. The walk overwrites them when it goes on.
     """
 
     index: int
@@ -42,7 +42,7 @@ Item = Packed | Changed | Arrived
 
 
 class IntoModel:
-    """Puts what is finished into the model, all at the end: a failure or an interrupt leaves the model as it was."""
+    """Puts finished items into the model, all at the end: a failure or an interrupt leaves the model as it was."""
 
     def __init__(self, model: nn.Module):
         self.model, self.items = model, []

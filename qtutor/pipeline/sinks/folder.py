@@ -1,8 +1,8 @@
-"""The sink that writes a folder of ours block by block, and goes on where an earlier run was killed.
+"""The sink that writes a folder of ours block by block, and continues where an earlier run was killed.
 
-Each layer goes to its place in the files of the result (:mod:`qtutor.formats.shards`) and is forgotten. After a block
-all of it is brought to disk, and only then noted as finished, with the digest of its bytes; so what is noted is there.
-A later run believes a note only as far as the digest still fits.
+Each layer is written to its place in the files of the result (:mod:`qtutor.formats.shards`), and then forgotten. After
+a block, all of its bytes are flushed to the disk. Only then is the block noted as finished, with the digest of its
+bytes; so every noted block is on the disk. A later run trusts a note only if the digest still fits.
 """
 
 import contextlib
@@ -30,10 +30,11 @@ from qtutor.report import LayerReport
 
 
 class IntoFolder:
-    """Writes to ``run.new``, the folder to come; a context manager.
+    """Writes to ``run.new``, the folder that will become the result; a context manager.
 
-    plan: of the run. weights: of the float model, for what stays as it is. tell: is called with a sentence where an
-    earlier run is gone on with. start: where the walk has to begin. rows: of the report, as far as blocks are finished.
+    plan: that of the run. weights: those of the float model, for tensors that stay as they are. tell: a function that
+    is called with a sentence if an earlier run is continued. start: where the walk has to begin. rows: those of the
+    report, for all finished blocks.
     """
 
     def __init__(self, run: Unfinished, plan: Plan, weights: Weights, tell: Callable[[str], None]):
@@ -42,8 +43,8 @@ class IntoFolder:
         self.pieces = self._pieces(folders.kinds(folders.stored_tensors(plan.packed)))
         self.states = KeptStates(run.folder, plan.states_shape)
         self.start, self.rows = Start(), []
-        self._pending: list[LayerReport] = []  # rows of the piece at hand
-        self._written: set[str] = set()  # and its tensors
+        self._pending: list[LayerReport] = []  # rows of the current piece
+        self._written: set[str] = set()  # and its tensors that are written
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> "IntoFolder":
@@ -76,7 +77,7 @@ class IntoFolder:
             self._write(item.name, item.value)
 
     def finish(self) -> None:
-        """Write what lies outside of the blocks."""
+        """Write what is outside the blocks."""
         if not self.whole:
             self._note(Arrived(len(self.pieces)))
 
@@ -89,7 +90,7 @@ class IntoFolder:
         return pieces
 
     def _go_on(self) -> None:
-        """Find what an earlier run finished and is still as it was; the rest is made anew."""
+        """Find the pieces that an earlier run finished and that are unchanged since; the rest is made anew."""
         for piece, names in zip(self.run.done, self.pieces):
             rows = _rows_of(piece)
             if rows is None or piece.get("digest") != self.shards.digest(names):
@@ -112,14 +113,14 @@ class IntoFolder:
             self.tell(f"{done} of {self.blocks} decoder blocks were finished: starting anew.{how}")
 
     def _start_at(self, done: int) -> tuple[Start, str]:
-        """Where the walk begins, the blocks before number ``done`` being finished; and how, in a sentence."""
+        """Where the walk begins if all blocks before number ``done`` are finished; and a sentence that says how."""
         states = self.states.load(done)
         if states is not None:
             return Start(done, states), " The calibration states that arrive there are read from the disk."
         if not self.plan.recipe.transforms:
             how = " The calibration states are made again, by a forward pass through the finished blocks."
             return Start(done, refill=self._refill), how
-        # AWQ's blocks hand on what scaled float weights compute, and those are kept nowhere.
+        # AWQ's blocks hand on the outputs of scaled float weights, and these weights are kept nowhere.
         return Start(), " The calibration states behind them were not kept, and AWQ's cannot be made again."
 
     def _write(self, name: str, tensor: torch.Tensor) -> None:
@@ -136,7 +137,7 @@ class IntoFolder:
         self._written.add(name)
 
     def _note(self, arrived: Arrived) -> None:
-        """The piece at hand is finished: write what of it stays in float, bring all to disk, and then note it."""
+        """The current piece is finished: write its tensors that stay in float, flush all to the disk, then note it."""
         names = self.pieces[len(self.run.done)]
         for name in names.keys() - self._written:
             tensor = self.weights.tensor(name)
@@ -153,7 +154,7 @@ class IntoFolder:
         self._pending, self._written = [], set()
 
     def _refill(self, block: str, module: nn.Module) -> None:
-        """Put what the layers of ``block`` have become into its float32 copy, if the walk has gone on with that."""
+        """Put the dequantized weights of ``block`` into its float32 copy, if the walk went on with those weights."""
         own = {name: recipe for name, recipe in self.plan.recipes.items() if name.startswith(f"{block}.")}
         if not self.plan.propagate and not any(recipe.rounder.follows for recipe in own.values()):
             return
@@ -167,7 +168,7 @@ class IntoFolder:
 
 
 def _rows_of(piece: dict) -> list[LayerReport] | None:
-    """The rows that were noted with a piece; ``None`` where the note is damaged."""
+    """The rows that were noted with a piece; ``None`` if the note is damaged."""
     try:
         return [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in piece["rows"]]
     except (KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""Which kernel multiplies: a table of what each takes, read from above; the first that fits is used.
+"""Which kernel multiplies: a table says what each kernel supports, and the first kernel that fits is used.
 
-:func:`use` asks for one by name, which then comes before all others.
+:func:`use` requests a kernel by name; it then comes before all others.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,25 @@ from torch import nn
 from qtutor.errors import QtutorError, shown
 from qtutor.runtime.kernels import cpu, cuda, reference, rounded, torch_int4
 
-# The functions of the package that the reference looks up at every run. In a tuple a learner's function does not
-# replace them, so it can be seen that one has taken their place.
+# The package's own functions, which the reference looks up at every run. A learner's function does not replace them in
+# this tuple, so a comparison shows whether one has taken their place.
 _PACKAGES = (reference.dequantize, reference.unpack)
 
 
 def learners_run() -> bool:
-    """Whether functions of a learner have replaced those that the reference computes with."""
+    """Whether a learner's functions have replaced those with which the reference computes."""
     return (reference.dequantize, reference.unpack) != _PACKAGES
 
 
 def _against_cpu(layer, device: torch.device) -> str | None:
-    """What keeps all kernels of the CPU from a layer, whatever its grid."""
+    """Why no kernel of the CPU supports a layer, for any grid, or ``None``."""
     if device.type != "cpu" or any(not tensor.is_cpu for tensor in layer.held()):
         return "layer and input are not both on the CPU"
     return _against_any(layer)
 
 
 def _against_gpu(layer, device: torch.device) -> str | None:
-    """What keeps all kernels of a GPU from a layer, whatever its grid."""
+    """Why no kernel of a GPU supports a layer, for any grid, or ``None``."""
     if device.type != "cuda" or any(not tensor.is_cuda for tensor in layer.held()):
         return "layer and input are not both on a GPU"
     if any(device.index not in (None, tensor.device.index) for tensor in layer.held()):
@@ -40,7 +40,7 @@ def _against_gpu(layer, device: torch.device) -> str | None:
 
 
 def _against_any(layer) -> str | None:
-    """What keeps all kernels but the reference from a layer."""
+    """Why only the reference supports a layer, or ``None``."""
     if learners_run():
         return "functions of your own are active, which only the reference calls"
     if any(tensor.is_inference() for tensor in layer.held()):
@@ -52,8 +52,8 @@ def _against_any(layer) -> str | None:
 class Choice:
     """A row of the table.
 
-    what: its name. against: why the kernel does not take a layer, a device and a dtype of inputs, or ``None``.
-    if_asked: it is used only where it is asked for by name, because its results are less exact.
+    what: the kernel's name. against: returns why the kernel does not support a layer, a device and a dtype of inputs,
+    or ``None``. if_asked: the kernel is used only if it is requested by name, because its results are less exact.
     """
 
     kernel: ModuleType
@@ -86,8 +86,7 @@ TABLE = (
 
 
 def choose(layer, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The kernel for ``layer`` and inputs of ``dtype`` on ``device``: that which was asked for, or the first of
-    :data:`TABLE` that takes them."""
+    """The kernel for ``layer`` and inputs of ``dtype`` on ``device``: the requested one, or the first that fits."""
     return _row(layer, device, dtype).kernel
 
 
@@ -100,13 +99,15 @@ def _row(layer, device: torch.device, dtype: torch.dtype) -> Choice:
 
 
 def use(model, kernel: str | None = None, activations: str | None = None) -> int:
-    """Ask all packed layers of ``model`` (or one layer) for another kernel than the usual one; how many were asked.
+    """Request another kernel for all packed layers of ``model`` (or for one layer); return their number.
 
     kernel: a name of the table, such as ``"reference"`` or ``"torch_int4"``. activations: ``"int8"`` rounds inputs to 8
-    bits, which is faster and less exact (:func:`qtutor.evaluate.cost_of_int8_inputs`). Neither: as it was. A
-    layer that the kernel does not take goes on as before; :func:`explain` says why. Not saved with the model.
+    bits, which is faster and less exact (:func:`qtutor.evaluate.cost_of_int8_inputs`). Neither: the usual kernel again.
+    A layer that the kernel does not support keeps its usual one; :func:`explain` says why. The request is not saved
+    with the model.
 
-    Raises :class:`QtutorError` for unknown names, for both at once, for what is no model, and if no layer is packed.
+    Raises :class:`QtutorError` for unknown names, for both arguments at once, if ``model`` is not a model, and if no
+    layer is packed.
     """
     if not isinstance(model, nn.Module):
         raise QtutorError(f"use() takes a model, or one of its packed layers; this is {shown(model)}.")
@@ -128,7 +129,7 @@ def use(model, kernel: str | None = None, activations: str | None = None) -> int
 def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
     """Print which kernel multiplies ``batch`` tokens of ``dtype`` by ``layer``, how, and why the others do not.
 
-    Raises :class:`QtutorError` for what is no packed layer, and where no tokens can be of this kind.
+    Raises :class:`QtutorError` if ``layer`` is not a packed layer, and if no tokens of this kind are possible.
     """
     _check_packed(layer)
     if type(batch) is not int or batch < 1:
@@ -159,7 +160,7 @@ def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: s
 
 
 def _check_packed(layer) -> None:
-    """Raise :class:`QtutorError` unless ``layer`` is a packed linear layer; of a model it names one."""
+    """Raise :class:`QtutorError` unless ``layer`` is a packed linear layer; for a model, it names one of its layers."""
     if isinstance(layer, nn.Module) and hasattr(layer, "asked"):
         return
     what = type(layer).__name__ if isinstance(layer, nn.Module) else shown(layer)

@@ -1,11 +1,11 @@
 """How the codes in words become numbers, for the compiled loops of :mod:`.loops`.
 
-How codes lie in words is known from the type of ``planes`` (:mod:`.tiles`), so each loop is written once, and numba
+The type of ``planes`` (:mod:`.tiles`) says how codes are placed in words. So each loop is written once, and numba
 compiles it for each type: :func:`row`, :func:`dot` and :func:`decode` have one version for each. The eight terms of a
 word are written out: LLVM does not turn a loop over them into vector instructions.
 
-Levels of a codebook are looked up. With AVX-512 one instruction looks up 16 of them in a register;
-elsewhere they come from memory one by one, which is right, and slow. :mod:`.instructions` has that instruction.
+Levels of a codebook are looked up. With AVX-512, one instruction (in :mod:`.instructions`) looks up 16 of them in a
+register. Other CPUs read them from memory one by one, which is right, but slow.
 """
 
 import numpy as np
@@ -19,11 +19,11 @@ f4, i4, u4 = np.float32, np.int32, np.uint32
 
 
 def row(planes, tile, k):
-    """The words of the columns ``8 k ... 8 k + 7``, one or more a row, as views."""
+    """The words of the columns ``8 k ... 8 k + 7``, one or more per row, as views."""
 
 
 def dot(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
-    """``total`` plus the products of row ``r``; codes stay where they are, and x was divided."""
+    """``total`` plus the products of row ``r``; codes stay in their places, and x was divided beforehand."""
 
 
 def decode(words, out):
@@ -31,7 +31,7 @@ def decode(words, out):
 
 
 def ahead(words):
-    """Have words fetched that will be read soon: left to itself, the processor waits for memory between sums."""
+    """Fetch words that will be read soon: without this, the processor waits for memory between sums."""
 
 
 @overload(ahead, inline="always")
@@ -47,7 +47,7 @@ def _fetch_both(words):
 
 
 def kind_of(words) -> str:
-    """How codes lie in words of this numba type, which is that of a whole matrix or of eight of its columns."""
+    """How codes are placed in words of this numba type, that of a whole matrix or of eight of its columns."""
     if isinstance(words, types.BaseTuple):
         if len(words) == 1 or isinstance(words[1], types.Integer):
             return "2 bits"
@@ -75,7 +75,7 @@ def _dot(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
 
 def _dot2(words, r, total, x0, x1, x2, x3, x4, x5, x6, x7):
     word = words[0][r]
-    if words[1]:  # the codes of the upper half; LLVM takes this question out of the loop over rows
+    if words[1]:  # the codes of the upper half; LLVM moves this condition out of the loop over rows
         total += f4(i4(word & i4(0x00030000))) * x0
         total += f4(i4(word & i4(0x000C0000))) * x1
         total += f4(i4(word & i4(0x00300000))) * x2

@@ -1,15 +1,16 @@
 """The fast product on a CPU: codes are decoded in registers, so generating reads packed bytes only.
 
-What a token costs is the reading of all weights; four bits are an eighth of the bytes of float32. :mod:`.loops` has the
-loops, :mod:`.tiles` the layout that they read. They compute in float32, whatever the dtype of x, and differ from
-:mod:`.reference` by the rounding of float32 sums alone.
+The time for a token is the time to read all weights; four bits are an eighth of the bytes of float32. :mod:`.loops` has
+the loops, :mod:`.tiles` the layout that they read. They compute in float32 for every dtype of x, and differ from
+:mod:`.reference` only by the rounding of float32 sums.
 
-For up to :data:`MOST` tokens the codes are multiplied directly. For more, and for what these loops do not cover
-(float64, gradients, x that is not finite), 1024 rows of weights at a time are decoded, and torch multiplies by them, as
-in the reference.
+For up to :data:`MOST` tokens the codes are multiplied directly. For more tokens, and in cases that these loops do not
+cover (float64, gradients, x that is not finite), 1024 rows of weights at a time are decoded, and torch multiplies by
+them, as in the reference.
 
-Left out: 5, 6 and 7 bits, codebooks of 8 bits, groups that 8 does not divide. The reference takes them. Against four
-bits in groups of 64, scales and zero points in the loops' order take 8 % more memory beside those of the layer.
+Left out: 5, 6 and 7 bits, codebooks of 8 bits, groups that 8 does not divide. The reference supports them. The loops
+need scales and zero points in their own order, beside those of the layer: at four bits in groups of 64, this takes 8 %
+more memory.
 """
 
 import functools
@@ -32,11 +33,12 @@ from qtutor.runtime.kernels.tiles import ROWS, Tiles, tiles_of
 from qtutor.threads import in_shares
 
 MOST = 64  # tokens; from some 100 on, decoding once and torch's product are faster
-SHARE = 4_000_000  # weights that are worth a thread: to wake one takes as long as half a million of them
+SHARE = 4_000_000  # weights that are worth a thread: waking a thread takes as long as half a million weights
 BLOCK_ROWS = 1024  # rows that are decoded at a time for torch's product; a multiple of ROWS
 
-# What `one` wants the x of columns divided by, because codes stay in their places; it is exact above 1e-29. The highest
-# code of a word would lie on the sign, so that one is moved; a word of 2 bits has the codes of 16 columns.
+# `one` needs the x of each column divided by a power of two, because codes stay in their places; this is exact above
+# 1e-29. The highest code of a word would include the sign bit, so this code is moved; a word of 2 bits has the codes of
+# 16 columns.
 _PLACES = {2: [*range(0, 30, 2), 0], 3: range(0, 24, 3), 4: [*range(0, 28, 4), 0], 8: [0, 8, 16, 0] * 2}
 _FACTORS = {bits: (np.float32(2) ** -np.array(places, np.float32)).reshape(-1, 8) for bits, places in _PLACES.items()}
 _UNCHANGED = np.ones((1, 8), np.float32)
@@ -45,7 +47,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def reason_against(layer) -> str | None:
-    """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
+    """Why this kernel does not support ``layer``, in words that end a sentence, or ``None``."""
     if isinstance(layer.grid, FloatGrid):  # its codes are the bits of floats
         return f"codes stand for the values of {layer.grid.name}"
     levels = len(layer.grid.values) if isinstance(layer.grid, Codebook) else None
@@ -54,7 +56,7 @@ def reason_against(layer) -> str | None:
 
 @functools.cache
 def _reason_against(levels: int | None, bits: int, rows: int, columns: int, group_size: int) -> str | None:
-    """The same from numbers; levels: of a codebook."""
+    """The same from numbers; levels: how many a codebook has."""
     if levels not in (None, 16):
         return f"the codebook has {levels} levels, and not 16"
     if bits not in (2, 3, 4, 8):
@@ -130,16 +132,16 @@ def _product(x: np.ndarray, state: Tiles) -> np.ndarray | None:
 
 
 def _loop_of(tokens: int, state: Tiles) -> tuple[Callable, np.ndarray]:
-    """The loop for so many tokens, and the factors that `spread` makes its inputs with."""
+    """The loop for this number of tokens, and the factors with which `spread` computes its inputs."""
     if tokens == 1 and not state.levels:
         return _loops().one, _FACTORS[state.bits]
     return _loops().many, _UNCHANGED
 
 
 def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple[Callable, tuple, Callable]:
-    """For one token after the other in the same array: what reads x, what it makes of it, and the loop.
+    """For one token after the other in the same array: a function ``read``, the ``inputs`` that it writes, and a loop.
 
-    x: float32 ``[1, columns / 8, 8]``. ``read()`` writes ``inputs`` and says whether x is finite; ``loop(*inputs,
+    x: float32 ``[1, columns / 8, 8]``. ``read()`` writes ``inputs`` and returns whether x is finite; ``loop(*inputs,
     planes, scales, zeros, each, y, first, last)`` multiplies. inputs: those of another matrix that reads the same x.
     """
     loop, factors = _loop_of(1, state)
@@ -148,7 +150,7 @@ def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple
 
 
 def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
-    """The product with decoded weights, a block of rows after the other, as the reference computes it."""
+    """The product with decoded weights, one block of rows after the other, as the reference computes it."""
     loops, parts = _loops(), []
     room = np.empty((min(BLOCK_ROWS, state.rows), state.columns // 8, 8), np.float32)
     for start in range(0, state.rows, BLOCK_ROWS):
@@ -161,16 +163,16 @@ def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
         shared_out(loops.weights, decode, -(-len(weight) // ROWS), state)
         block = torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)
         if x.requires_grad and block.dtype == torch.float32:
-            block = block.clone()  # the gradient is computed from it, when the room holds other rows
+            block = block.clone()  # the gradient needs it later, when the room holds other rows
         parts.append(linear(x, block))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-_ready = set()  # loops that are compiled, and for which kind of tiles
+_ready = set()  # compiled loops, each with the kind of tiles for which it is compiled
 
 
 def shared_out(loop, work, tiles: int, state: Tiles) -> None:
-    """``work(first, last)`` for all ``tiles``, which calls ``loop``; it is compiled before threads share the work."""
+    """Call ``work(first, last)``, which calls ``loop``, for all ``tiles``; before that, the loop is compiled once."""
     kind = loop, state.bits, state.levels, state.scales.dtype
     if kind not in _ready:
         with told_if_slow(f"the product of {state.bits}-bit weights"):

@@ -1,18 +1,18 @@
 """The fast product on a GPU: codes are decoded in registers, so generating reads packed bytes only.
 
-The layer's own bytes are read, because they lie along a row, as a GPU likes them; only scales and zero points get an
-order of their own, ``[groups, rows]``: up to an eighth more memory at 4 bits in groups of 64. :mod:`.triton_product`
-has the product, for up to :data:`MOST` tokens; it computes in float32. For more, and for float64 and gradients, the
-reference decodes 4096 rows at a time, and torch multiplies.
+The kernel reads the layer's own bytes: they are stored along rows, which suits a GPU. Only scales and zero points are
+copied to another order, ``[groups, rows]``: up to an eighth more memory at 4 bits in groups of 64.
+:mod:`.triton_product` has the product, for up to :data:`MOST` tokens; it computes in float32. For more tokens, and for
+float64 and gradients, the reference decodes 4096 rows at a time, and torch multiplies.
 
-Where rows are few there are fewer programs than a GPU has room for. Then the columns are shared out, too, each share
-writes sums of its own, and torch adds them up in a fixed order: results are the same each time.
+If rows are few, there are fewer programs than a GPU has room for. Then the columns are shared out, too. Each share
+writes sums of its own, and torch adds them up in a fixed order, so results are the same each time.
 
-An x that is infinite somewhere makes its token's results NaN, where the reference may say infinite: zero points stand
-outside of the sum, and to look for it first would stop the GPU.
+If x has an infinite value, the results of its token are NaN, while the reference may return infinity. The reason: zero
+points stay outside the sum, and looking for infinities first would stop the GPU.
 
-Right under Triton's interpreter on a CPU, and compiled for an H100 without one. No GPU has run it yet: what
-:data:`LAUNCHES` says is thought out, and ``benchmarks/gpu.py`` tries others.
+The results are right under Triton's interpreter on a CPU, and the kernel was compiled for an H100 without one. No GPU
+has run it yet: the numbers of :data:`LAUNCHES` are not measured, and ``benchmarks/gpu.py`` tries others.
 
 Left out: 5, 6 and 7 bits, and groups that 8 does not divide.
 """
@@ -32,7 +32,7 @@ from qtutor.runtime.kernels import gradients, reference
 
 MOST = 16  # tokens
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# What a word is, and how many codes it has. Of 3 bits it is three bytes, which no type of torch's is.
+# The dtype of a word, and how many codes it has. For 3 bits a word is three bytes, for which torch has no dtype.
 _WORDS = {2: (torch.int16, 8), 3: (torch.uint8, 8), 4: (torch.int32, 8), 8: (torch.int32, 4)}
 
 
@@ -40,7 +40,7 @@ _WORDS = {2: (torch.int16, 8), 3: (torch.uint8, 8), 4: (torch.int32, 8), 8: (tor
 class Launch:
     """How the work is cut. rows, words: what a program multiplies at a time, powers of two; groups may be shorter.
 
-    warps: of a program. stages: blocks that are fetched ahead. programs: wanted for each processor of the GPU.
+    warps: per program. stages: blocks that are fetched ahead. programs: how many each processor of the GPU should have.
     """
 
     rows: int
@@ -75,7 +75,7 @@ class State:
 
 
 def reason_against(layer) -> str | None:
-    """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
+    """Why this kernel does not support ``layer``, in words that end a sentence, or ``None``."""
     if isinstance(layer.grid, FloatGrid):  # its codes are the bits of floats
         return f"codes stand for the values of {layer.grid.name}"
     if layer.grid.bits not in _WORDS:
@@ -110,7 +110,7 @@ def prepare(layer) -> State:
     """The bytes of ``layer`` as words, and its scales and zero points group after group."""
     word, _ = _WORDS[layer.grid.bits]
     packed = layer.packed.contiguous()
-    if packed.data_ptr() % 16:  # a part of another tensor may begin anywhere
+    if packed.data_ptr() % 16:  # a part of another tensor may begin at any address
         packed = packed.clone()
     levels = None
     if isinstance(layer.grid, Codebook):
@@ -154,7 +154,7 @@ def run(x: torch.Tensor, state: State, launch: Launch | None = None) -> torch.Te
             flat,
             state.packed,
             state.scales,
-            state.packed if state.zeros is None else state.zeros,  # something that is not read
+            state.packed if state.zeros is None else state.zeros,  # any tensor; it is not read
             state.scales if state.levels is None else state.levels,
             y,
             tokens,
@@ -172,7 +172,7 @@ def run(x: torch.Tensor, state: State, launch: Launch | None = None) -> torch.Te
             WORDS=block // codes,
             STAGES=launch.stages if state.levels is None else 1,  # levels would be fetched ahead, too, one by one
             num_warps=launch.warps,
-            enable_fp_fusion=True,  # multiply and add in one step; Triton 3.10 no longer does so unasked
+            enable_fp_fusion=True,  # multiply and add in one step; Triton 3.10 no longer does so by default
         )
     y = y[0] if shares == 1 else y.sum(0).to(x.dtype)
     return y.reshape(*x.shape[:-1], state.rows)
@@ -181,7 +181,7 @@ def run(x: torch.Tensor, state: State, launch: Launch | None = None) -> torch.Te
 def share(blocks: int, tiles: int, wanted: int) -> int:
     """How many of a row's ``blocks`` a program multiplies, so that there are about ``wanted`` programs.
 
-    Four or more, where there are so many: a program should not write about as much as it reads.
+    At least four, if there are so many blocks: otherwise a program would write about as much as it reads.
     """
     shares = max(1, min(wanted // tiles, blocks // 4))
     return -(-blocks // shares)

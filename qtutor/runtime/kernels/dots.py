@@ -1,12 +1,12 @@
 """Codes of 4 bits times int8, by instructions that LLVM does not find by itself: on x86, and on ARM.
 
-On x86 PMADDUBSW multiplies bytes by bytes and adds pairs, 64 products in one instruction of 512 bits, and PMADDWD adds
-the pairs. A sum of two products is at most 2 * 15 * 127 = 3810. So eight of these sums, the :data:`RUN` words of a row,
-fit 16 bits; then they move on to 32 bits. Newer CPUs have VPDPBUSD, which multiplies and adds four products in 32 bits
-at once.
+On x86, PMADDUBSW multiplies bytes by bytes and adds pairs, 64 products in one instruction of 512 bits, and PMADDWD adds
+the pairs. A sum of two products is at most 2 * 15 * 127 = 3810. So eight of these sums, from :data:`RUN` words of a
+row, fit into 16 bits; then they are widened to 32 bits. Newer CPUs have VPDPBUSD, which multiplies and adds four
+products in 32 bits at once.
 
-On ARM the twin is NEON's SDOT: 16 products, added up by fours in 32 bits. It is untested: no ARM has run it. LLVM
-compiles it for one, and with SDOT written out it is right on an x86 (``tests/runtime/test_dots.py``).
+On ARM, the counterpart is NEON's SDOT: 16 products, added up in fours in 32 bits. It is untested: no ARM CPU has run
+it. LLVM compiles it for ARM, and with SDOT written out, the results are right on x86 (``tests/runtime/test_dots.py``).
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ _NAMES = {256: ("avx2.pmadd.ub.sw", "avx2.pmadd.wd"), 512: ("avx512.pmaddubs.w.5
 
 
 def width() -> int:
-    """The bits of the vectors that are multiplied by an instruction of their own, or 0: numba compiles for this CPU."""
+    """The bits of the vectors for which this CPU has such an instruction, or 0; numba compiles for this CPU."""
     return 512 if has("avx512bw") else 256 if has("avx2") else 128 if has("dotprod") else 0
 
 
 def adds_by_fours(bits: int) -> bool:
-    """Whether the CPU has VPDPBUSD for vectors of so many bits."""
+    """Whether the CPU has VPDPBUSD for vectors of this many ``bits``."""
     if bits == 512:
         return has("avx512vnni")
     return has("avxvnni") or (has("avx512vnni") and has("avx512vl"))
@@ -52,7 +52,7 @@ def add_products(builder, words, x, acc, count: int, bits: int) -> None:
     every_x = [inputs(half) for half in range(2 * count)]
 
     def factors(first: int) -> Iterator[tuple]:
-        """The codes of some rows, and what they are multiplied by."""
+        """The codes of some rows, and the inputs by which they are multiplied."""
         for k in range(count):
             word = builder.load(at(builder, words, 4 * (k * ROWS + first), whole), align=4)
             if 4 * first % LINE == 0:
@@ -69,7 +69,7 @@ def add_products(builder, words, x, acc, count: int, bits: int) -> None:
 
 
 def _by_pmadd(builder, factors: Iterator[tuple], bits: int):
-    """The sums of products as int32, one for each lane, on x86: of at most :data:`RUN` words."""
+    """The sums of products as int32, one for each lane, on x86; for at most :data:`RUN` words."""
     whole, short, byte = (_vector(of, bits) for of in (32, 16, 8))
     multiply = named(builder, f"llvm.x86.{_NAMES[bits][0]}", short, [byte, byte])
     widen = named(builder, f"llvm.x86.{_NAMES[bits][1]}", whole, [short, short])
@@ -80,7 +80,7 @@ def _by_pmadd(builder, factors: Iterator[tuple], bits: int):
 
 
 def _by_vpdpbusd(builder, factors: Iterator[tuple], bits: int):
-    """The same where the CPU adds by fours. LLVM takes the bytes as vectors of 32 bits; newer ones as bytes, too."""
+    """The same if the CPU adds in fours. LLVM takes the bytes as vectors of 32 bits; newer versions also as bytes."""
     whole = _vector(32, bits)
     dot = named(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", whole, [whole] * 3)
     total = _every_lane(0, whole)
@@ -100,7 +100,7 @@ def _by_sdot(builder, factors: Iterator[tuple], bits: int):
 
 
 def _vector(of: int, bits: int) -> ir.VectorType:
-    """A vector of ``bits``, of whole numbers of so many bits."""
+    """A vector of ``bits`` bits, made of whole numbers of ``of`` bits."""
     return ir.VectorType(ir.IntType(of), bits // of)
 
 

@@ -1,9 +1,9 @@
 """The product of FP8 layers: E4M3 values of the weights times E4M3 values of the inputs, a scale for each row of both.
 
-As engines do it: every token's largest |x| becomes the largest value, 448; values are multiplied and summed in float32,
-and both scales come after the sum. Where weights have a scale for each group of a row (in blocks of 128 x 128), so has
-a token, and the sums of the groups are added. A product of two values is exact in float32, the sums are not. As in
-:mod:`.reference`, only some rows are unpacked at any moment.
+Engines compute in the same way: every token's largest |x| becomes the largest value, 448. Values are multiplied and
+summed in float32, and both scales are applied after the sum. If weights have a scale for each group of a row (in blocks
+of 128 x 128), so do tokens, and the sums of the groups are added. A product of two values is exact in float32, but sums
+are not. As in :mod:`.reference`, only some rows are unpacked at any moment.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from qtutor.runtime.kernels.reference import BLOCK_ROWS
 
 @dataclass(frozen=True)
 class State:
-    """packed: uint8 ``[out, in]``, a code a byte; scales: float32 ``[out, groups]`` or ``[1, 1]``."""
+    """packed: uint8 ``[out, in]``, one code per byte; scales: float32 ``[out, groups]`` or ``[1, 1]``."""
 
     packed: torch.Tensor
     grid: FloatGrid
@@ -55,5 +55,5 @@ def rounded_tokens(x: torch.Tensor, grid: FloatGrid) -> tuple[torch.Tensor, torc
     """Tokens ``x [tokens, in]`` as values of ``grid`` (float32, same shape), and their scales ``[tokens, 1]``."""
     x = x.float()
     largest = x.abs().amax(dim=1, keepdim=True)
-    scale, _ = FloatGrid.fit(grid, -largest, largest)  # tokens share no scales, whatever rows of weights do
+    scale, _ = FloatGrid.fit(grid, -largest, largest)  # each token has its own scale, even if rows of weights share one
     return grid.levels(grid.encode(x, scale)), scale

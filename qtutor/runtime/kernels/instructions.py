@@ -1,6 +1,6 @@
-"""Instructions that LLVM does not find by itself, for the compiled loops: wide vectors, fetching ahead, looking up.
+"""Instructions that LLVM does not find by itself, for the compiled loops: wide vectors, prefetching, looking up.
 
-An *intrinsic* of numba is a function whose machine code is written by hand, in the terms of LLVM.
+An *intrinsic* of numba is a function whose machine code is written by hand, in LLVM's terms.
 """
 
 from llvmlite import ir
@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from qtutor.runtime.kernels.tiles import ROWS
 
-AHEAD = 2048  # bytes from what is read to what is fetched; processors themselves look ahead within 4 KB at most
+AHEAD = 2048  # bytes from the words read to the words fetched; processors by themselves look ahead within 4 KB at most
 LINE = 64  # bytes of a line of the cache
 
 
@@ -20,7 +20,7 @@ def has(feature: str) -> bool:
 
 
 def constant(value: int, bits: int = 64) -> ir.Constant:
-    """A whole number of so many bits."""
+    """A whole number of ``bits`` bits."""
     return ir.Constant(ir.IntType(bits), value)
 
 
@@ -37,7 +37,7 @@ def named(builder, name: str, result, arguments: list):
 
 
 def data(context, builder, signature, arguments) -> list:
-    """Where the numbers of each array among ``arguments`` begin; others stay as they are."""
+    """A pointer to the first number of each array among ``arguments``; other arguments stay as they are."""
     return [
         context.make_array(kind)(context, builder, given).data if isinstance(kind, types.Array) else given
         for kind, given in zip(signature.args, arguments)
@@ -45,16 +45,16 @@ def data(context, builder, signature, arguments) -> list:
 
 
 def prefetch(builder, pointer) -> None:
-    """Have the line of the cache at ``pointer`` fetched; nothing happens where no memory is."""
+    """Fetch the cache line at ``pointer``; if there is no memory at this address, nothing happens."""
     function = named(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, *[ir.IntType(32)] * 3])
     builder.call(function, [pointer, *(constant(value, 32) for value in (0, 3, 1))])  # read, keep, data
 
 
 @intrinsic
 def wide(context):
-    """Compile the function around this call with vectors of 512 bits, where the CPU has them.
+    """Compile the function around this call with vectors of 512 bits, if the CPU has them.
 
-    Many CPUs have them, and LLVM prefers 256 bits all the same, because older ones lowered their clock for them.
+    Many CPUs have them, but LLVM still prefers 256 bits, because older CPUs lowered their clock for 512 bits.
     """
 
     def generate(context, builder, signature, arguments):
@@ -66,7 +66,7 @@ def wide(context):
 
 @intrinsic
 def fetch(context, words):
-    """Fetch what lies :data:`AHEAD` of ``words``, an array ``[ROWS]``."""
+    """Fetch the words that are :data:`AHEAD` bytes after ``words``, an array ``[ROWS]``."""
 
     def generate(context, builder, signature, arguments):
         (start,) = data(context, builder, signature, arguments)

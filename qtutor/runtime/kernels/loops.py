@@ -1,8 +1,9 @@
 """The loops of :mod:`.cpu`, compiled by numba: products, and decoded weights, from tiles of 64 rows.
 
 The rows of a tile are the lanes of vectors: ``x[k]`` is one number for all of them, and no loop has to add up across a
-vector. A code stays where it lies in its word: it is masked, converted and multiplied, and x was divided by
-``2 ** (bits * i)`` beforehand. Zero points stay outside, ``s (sum c x - z sum x)``. :mod:`.codes` has the inner steps.
+vector. A code stays at its place in its word: it is masked, converted and multiplied, and x was divided by
+``2 ** (bits * i)`` beforehand. Zero points stay outside the sums, ``s (sum c x - z sum x)``. :mod:`.codes` has the
+inner steps.
 
 ``fastmath={"contract"}`` allows fused multiply-adds and nothing else: sums keep their order, so the same call gives the
 same bits every time, on any number of threads.
@@ -32,15 +33,15 @@ def jit(function):
 
 
 def number(stored):
-    """A scale as float32: float32 itself, or float16, whose bits come as uint16."""
+    """A scale as float32; it is stored as float32, or as float16, whose bits are given as uint16."""
 
 
 @overload(number, inline="always")
 def _number(stored):
     if stored == types.float32:
         return lambda stored: stored
-    # A float16 has 10 bits of mantissa and a bias of 15, a float32 has 23 and 127. So its bits, moved up by 13, are the
-    # number divided by 2 ** 112, whether it is subnormal or not. (Infinity and NaN do not come here.)
+    # A float16 has 10 bits of mantissa and a bias of 15, a float32 has 23 and 127. So the bits of a float16, moved up
+    # by 13, are the number divided by 2 ** 112, whether it is subnormal or not. (Infinity and NaN do not occur here.)
     return lambda stored: (
         i4(i4(i4(i4(stored) & i4(0x7FFF)) << i4(13)) | i4(i4(i4(stored) & i4(0x8000)) << i4(16))).view(np.float32)
         * f4(2.0**112)
@@ -49,10 +50,10 @@ def _number(stored):
 
 @jit
 def spread(x, factors, places, sums):
-    """Write ``x * factors`` to ``places`` and the sums of x in every group to ``sums``; whether all are finite.
+    """Write ``x * factors`` to ``places``, and the sums of x in every group to ``sums``; return if all are finite.
 
-    x, places: float32 ``[tokens, columns / 8, 8]``. factors: float32 ``[period, 8]``, for every
-    word of eight columns those of its place in a period. sums: float32 ``[tokens, groups]``.
+    x, places: float32 ``[tokens, columns / 8, 8]``. factors: float32 ``[period, 8]``; each word of eight columns uses
+    the row of its place in the period. sums: float32 ``[tokens, groups]``.
     """
     tokens, groups = sums.shape
     size = x.shape[1] // groups
@@ -143,7 +144,7 @@ def many(x, sums, planes, scales, zeros, each, y, first, last):
 
 @jit
 def weights(planes, scales, zeros, each, out, first, last):
-    """The weights of the tiles ``first ... last - 1``, float32 ``[rows, columns / 8, 8]``, exactly as a grid decodes.
+    """The weights of the tiles ``first ... last - 1``, float32 ``[rows, columns / 8, 8]``, exactly as by a grid.
 
     ``out`` may end within the last tile.
     """

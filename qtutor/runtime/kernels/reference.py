@@ -24,7 +24,7 @@ class State:
     """A packed matrix ``[out, in]``, of which only small parts are unpacked.
 
     packed: uint8 ``[out, bytes]``. scales, zeros: for ``groups`` groups in each row, or one for the whole matrix.
-    zeros: uint8, packed, or one a byte if ``unpacked`` is true; ``None`` for a symmetric grid.
+    zeros: uint8, packed, or one per byte if ``unpacked`` is true; ``None`` for a symmetric grid.
     """
 
     packed: torch.Tensor
@@ -46,8 +46,8 @@ class State:
 def prepare(layer) -> State:
     """References to the buffers of ``layer`` (a :class:`~.linear.QuantWeight`); small buffers are decoded once.
 
-    Zero points of 4 bits are small for groups of 32 weights or more. The nested scales of NF4 are small from groups of
-    128 weights on; with smaller groups every run decodes them for the rows that it multiplies.
+    Zero points of 4 bits are small for groups of 32 weights or more. The nested scales of NF4 are small for groups of
+    128 weights or more; for smaller groups, every run decodes them for the rows that it multiplies.
     """
     small = SMALL * layer.packed.nbytes
     scales, zeros = layer.stored_scales, layer.zeros

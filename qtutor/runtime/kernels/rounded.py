@@ -1,14 +1,14 @@
-"""The CPU's product with int8 inputs: faster than :mod:`.cpu`, and less exact. It is used only where it is asked for.
+"""The CPU's product with int8 inputs: faster than :mod:`.cpu`, and less exact. It is used only on request.
 
 Each token is rounded in the groups of the weights, to whole multiples of a step: its largest input in the group is 127
-steps. Then the products of codes are whole numbers, which an instruction adds up by the dozen, and only the sum of a
-group becomes a float: ``s step (sum c q - z sum q)``, exact but for that. :mod:`.rounded_loops` has the loops; they
-read the tiles that :mod:`.cpu` reads.
+steps. Then the products of codes are whole numbers, and one instruction adds up dozens of them. Only the sum of a group
+becomes a float: ``s step (sum c q - z sum q)``; all before that is exact. :mod:`.rounded_loops` has the loops; they
+read the same tiles as :mod:`.cpu`.
 
-What rounding costs depends on the model; :func:`qtutor.evaluate.cost_of_int8_inputs` measures it. Inputs are
-rounded for every batch and dtype alike: of more than a few tokens torch multiplies the rounded inputs in float, and so
-it does where a gradient is wanted, which passes the rounding as if it were not there. Inputs that are not finite are
-not rounded. Weights of 4 bits on an integer grid only.
+The cost of rounding depends on the model; :func:`qtutor.evaluate.cost_of_int8_inputs` measures it. Inputs are rounded
+alike for every batch and dtype. For more than a few tokens, torch multiplies the rounded inputs in float. It does the
+same if a gradient is needed; the gradient ignores the rounding. Inputs that are not finite are not rounded. Only
+weights of 4 bits on an integer grid are supported.
 """
 
 import functools
@@ -26,7 +26,7 @@ prepare, packed = cpu.prepare, cpu.packed
 
 
 def reason_against(layer) -> str | None:
-    """Why this kernel does not take ``layer``, in words that end a sentence, or ``None``."""
+    """Why this kernel does not support ``layer``, in words that end a sentence, or ``None``."""
     if not isinstance(layer.grid, IntGrid) or layer.grid.bits != 4:
         return "codes are not whole numbers of 4 bits"
     return cpu.reason_against(layer)
@@ -51,7 +51,7 @@ def run(x: torch.Tensor, state: Tiles) -> torch.Tensor:
     """``round(x) [..., in] @ weight.T`` -> ``[..., out]`` in x's dtype."""
     tokens = x.numel() // state.columns
     if not tokens or x.shape[-1] != state.columns:
-        return cpu.run(x, state)  # which refuses another width as torch does
+        return cpu.run(x, state)  # it refuses another width as torch does
     codes, steps, sums = _rounded(x, state)
     if codes is None:
         return cpu.run(x, state)
@@ -71,7 +71,7 @@ def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple
 
 
 def _room(x: np.ndarray, state: Tiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where :func:`.rounded_loops.quantize` writes codes, steps and sums of codes of ``x [tokens, columns / 8, 8]``."""
+    """Arrays for :func:`.rounded_loops.quantize`: codes, steps and sums of codes of ``x [tokens, columns / 8, 8]``."""
     shape = len(x), state.scales.shape[1]
     return np.empty(x.shape, np.int8), np.empty(shape, np.float32), np.empty(shape, np.int32)
 

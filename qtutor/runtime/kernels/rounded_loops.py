@@ -1,8 +1,8 @@
 """The loops of :mod:`.rounded`, compiled by numba: products of codes with inputs that are rounded to int8.
 
-A word of 32 bits holds eight codes of 4 bits. One mask takes those of the even columns as four bytes, and the same mask
-after a shift those of the odd ones. :mod:`.dots` multiplies them by instructions for bytes, where the CPU has such.
-Other CPUs have plain loops, of which LLVM makes what it can. All sums are whole numbers, and exact.
+A word of 32 bits holds eight codes of 4 bits. One mask extracts the codes of the even columns as four bytes; after a
+shift, the same mask extracts those of the odd columns. :mod:`.dots` multiplies them by instructions for bytes, if the
+CPU has any. Other CPUs run plain loops, which LLVM optimizes as well as it can. All sums are whole numbers, and exact.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from qtutor.runtime.kernels.tiles import ROWS
 f4, i4 = np.float32, np.int32
 LARGEST = f4(127)  # the code of a group's largest input; -128 is left out, so that codes are symmetric
 LEAST = f4(1e-30)  # groups of smaller inputs count as zeros: 127 / max would overflow
-ORDER = 0, 2, 4, 6, 1, 3, 5, 7  # of eight columns, as the masks take them
+ORDER = 0, 2, 4, 6, 1, 3, 5, 7  # of eight columns, as the masks extract them
 
 _FILES = "codes", "dots", "instructions", "loops", "rounded_loops", "tiles"
 _CACHE = cache_folder("rounded", [Path(__file__).with_name(f"{name}.py") for name in _FILES])
@@ -32,7 +32,7 @@ def jit(function):
 
 @jit
 def quantize(x, codes, steps, sums):
-    """Round x to whole multiples of a step for each token and group; whether all of x is finite.
+    """Round x to whole multiples of a step for each token and group; return whether all of x is finite.
 
     x: float32 ``[tokens, columns / 8, 8]``. codes: int8, of the same shape, columns in :data:`ORDER`. steps: float32
     ``[tokens, groups]``. sums: of the codes of each group, int32, of the same shape.

@@ -1,16 +1,16 @@
 """Packed codes in tiles of 64 rows, ``[tile][columns / 8][row]``, as :mod:`.cpu` reads them; and back.
 
-A word holds the eight codes of a row as :mod:`qtutor.core.packing` writes them, so nothing is packed anew: bytes
-change places. 8 codes of 2, 3, 4 and 8 bits are 2, 3, 4 and 8 bytes:
+A word holds the eight codes of a row as :mod:`qtutor.core.packing` writes them, so nothing is packed again: bytes
+only change places. 8 codes of 2, 3, 4 and 8 bits are 2, 3, 4 and 8 bytes:
 
-    2 bits   int32 [tiles, columns / 16, 64], a word for 16 columns: of 16 bits LLVM would convert every code twice
+    2 bits   int32 [tiles, columns / 16, 64], a word for 16 columns: in words of 16 bits LLVM converts every code twice
     3 bits   uint16 and uint8, both [tiles, columns / 8, 64]: the lower two bytes, and the third
     4 bits   int32 [tiles, columns / 8, 64]
     8 bits   uint32 [tiles, columns / 4, 64], two words for the eight columns of a row
     levels   as 4 bits, and float32 [16]: the levels of the codebook
 
-The last tile is padded with zeros, and so is the last word of 2 bits: at most 63 rows and 8 columns. All other bytes
-are as many as before.
+The last tile is padded with zeros, and so is the last word of 2 bits: at most 63 rows and 8 columns. Apart from this
+padding, the number of bytes stays the same.
 """
 
 import functools
@@ -86,7 +86,7 @@ def tiles_of(layer) -> Tiles:
 
 
 def _padded(array: np.ndarray) -> np.ndarray:
-    """``[rows, ...]`` as ``[tiles, ROWS, ...]``; a copy only where rows are missing."""
+    """``[rows, ...]`` as ``[tiles, ROWS, ...]``; a copy only if rows are missing."""
     missing = -len(array) % ROWS
     if missing:
         array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])

@@ -1,8 +1,9 @@
-"""Torch's own product with 4 bits, ``torch._weight_int4pack_mm_for_cpu``, for comparison: it must be asked for by name.
+"""Torch's own product with 4 bits, ``torch._weight_int4pack_mm_for_cpu``, for comparison: it must be requested by name.
 
 It computes ``y = x @ ((code - 8) s + z).T`` in bfloat16, scales included, so it is about a thousand times less exact
-than :mod:`.cpu`, which was also faster where it was measured (``benchmarks/packed_matmul.md``). The order of its codes
-is torch's secret and depends on the CPU. So the layer keeps its packed bytes, and this kernel takes as many again.
+than :mod:`.cpu`, which was also faster in measurements (``benchmarks/packed_matmul.md``). The order of its codes is
+internal to torch and depends on the CPU. So the layer keeps its packed bytes, and this kernel needs as many bytes
+again.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ GROUPS = 32, 64, 128, 256
 class State:
     """matrix: the codes in torch's order. scales: with zero points, bfloat16 ``[groups, rows, 2]``.
 
-    plain: the state of the reference, which computes where a gradient is wanted.
+    plain: the state of the reference, which computes if a gradient is needed.
     """
 
     matrix: torch.Tensor
@@ -29,7 +30,7 @@ class State:
 
 
 def reason_against(layer, dtype: torch.dtype) -> str | None:
-    """Why this kernel does not take ``layer`` and inputs of ``dtype``, in words that end a sentence, or ``None``."""
+    """Why this kernel does not support ``layer`` or inputs of ``dtype``, in words that end a sentence, or ``None``."""
     if not isinstance(layer.grid, IntGrid) or layer.grid.bits != 4:
         return "codes are not whole numbers of 4 bits"
     if dtype != torch.bfloat16:
@@ -42,7 +43,7 @@ def reason_against(layer, dtype: torch.dtype) -> str | None:
 
 
 def prepare(layer) -> State:
-    """The codes of ``layer`` once more in torch's order, and its scales rounded to bfloat16."""
+    """A second copy of the codes of ``layer``, in torch's order, and its scales rounded to bfloat16."""
     quantized = layer.quantized()
     scales = quantized.scales.float()
     zeros = layer.grid.middle if quantized.zeros is None else quantized.zeros

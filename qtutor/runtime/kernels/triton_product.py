@@ -1,11 +1,11 @@
 """The product that Triton compiles for a GPU; :mod:`.cuda` calls it. Triton is imported with this module.
 
-A program multiplies ROWS rows by all tokens, a block of columns after the other. A block lies within one group, so a
-row has one scale in it. Each thread reads whole words, along a row, and never meets another thread before the end:
-every word has a sum of its own, and the sums of a row are added up once. Tensor cores are left alone: at one token
-memory is what takes the time, and they would want 16 tokens.
+A program multiplies ROWS rows by all tokens, one block of columns after the other. A block is within one group, so a
+row has one scale in a block. Each thread reads whole words, along a row, and does not wait for other threads before the
+end: every word has a sum of its own, and the sums of a row are added up once. Tensor cores are not used: at one token,
+reading memory takes the time, and tensor cores would need 16 tokens.
 
-What a block adds is ``scale * (sum code * x - zero * sum x)``: the zero point stands outside of the sum over codes.
+A block adds ``scale * (sum code * x - zero * sum x)``: the zero point is outside the sum over codes.
 """
 
 import triton
@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def times(of_rows, of_tokens, TOKENS: tl.constexpr):
-    """``[ROWS, n]`` times ``[TOKENS, n]``: ``[TOKENS, ROWS, n]``, or ``[ROWS, n]`` for one token. n may be 1 in one."""
+    """``[ROWS, n]`` times ``[TOKENS, n]``: ``[TOKENS, ROWS, n]``, or ``[ROWS, n]`` for one token. One n may be 1."""
     if TOKENS == 1:
         result = of_rows * of_tokens
     else:
@@ -24,10 +24,10 @@ def times(of_rows, of_tokens, TOKENS: tl.constexpr):
 
 @triton.jit
 def apart(x, TOKENS: tl.constexpr, WORDS: tl.constexpr, CODES: tl.constexpr):
-    """``[TOKENS, WORDS * CODES]`` as CODES tensors ``[TOKENS, WORDS]``: what the first, second ... codes multiply.
+    """``[TOKENS, WORDS * CODES]`` as CODES tensors ``[TOKENS, WORDS]``: the inputs of the first, second ... codes.
 
-    x is read in one piece, and a thread keeps the numbers of its words: to load each tensor by itself takes as many
-    instructions as there are codes.
+    x is loaded in one piece, and a thread keeps the inputs of its words: loading each tensor by itself would take as
+    many instructions as there are codes.
     """
     if CODES == 8:
         even, odd = tl.split(tl.reshape(x, (TOKENS, WORDS, 2, 2, 2)))  # the last axis: it has bit 0 of the place
@@ -46,11 +46,11 @@ def apart(x, TOKENS: tl.constexpr, WORDS: tl.constexpr, CODES: tl.constexpr):
     return parts
 
 
-# Triton compiles anew where one of these becomes 1 or a multiple of 16, which would gain nothing.
+# Triton would compile again when one of these becomes 1 or a multiple of 16, which would gain nothing.
 @triton.jit(do_not_specialize=["tokens", "group_blocks", "share_blocks", "middle"])
 def product(
     x,  # [tokens, columns]
-    packed,  # the words of a row after those of another; of 3 bits the bytes, three of them a word
+    packed,  # the words of one row after the other; for 3 bits the bytes, three to a word
     scales,  # [groups, rows]
     zeros,  # uint8 [groups, rows], read if EACH
     levels,  # float32, read if LEVELS
@@ -60,7 +60,7 @@ def product(
     columns,
     row_words,  # words of a row
     group_blocks,  # blocks of a group
-    share_blocks,  # blocks of a share: the columns are shared out among programs where rows are few
+    share_blocks,  # blocks of a share: the columns are shared out among programs if rows are few
     middle,  # the zero point of all groups, unless EACH
     BITS: tl.constexpr,
     EACH: tl.constexpr,  # every group has its zero point
@@ -94,7 +94,7 @@ def product(
         inputs = apart(x_block, TOKENS, WORDS, CODES)
         sums = tl.zeros((TOKENS, WORDS), tl.float32)
         for i in tl.static_range(CODES):
-            # The sign that int32 drags in from above lies beyond the mask.
+            # An int32 shifts in copies of its sign bit from above; the mask removes them.
             code = (codes >> (BITS * i)) & ((1 << BITS) - 1)
             values = tl.load(levels + code) if LEVELS else code.to(tl.float32)
             part += times(values, inputs[i], TOKENS)

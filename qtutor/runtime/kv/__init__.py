@@ -4,10 +4,10 @@
 >>> model.generate(ids, past_key_values=cache)
 >>> cache.nbytes
 
-:mod:`.format` says what is stored and how many bytes it takes, :mod:`.coding` makes codes of a tensor and numbers of
-codes, :mod:`.rotation` spreads outliers first; none of them knows transformers. :mod:`.stored` grows a tensor of codes
-token by token, :mod:`.cache` is what transformers calls, and
-:mod:`.pool` what the engine of :mod:`qtutor.serving` does.
+:mod:`.format` says what is stored and how many bytes it takes, :mod:`.coding` turns a tensor into codes and codes into
+numbers, :mod:`.rotation` spreads outliers before that; none of them is specific to transformers. :mod:`.stored` grows a
+tensor of codes token by token. transformers calls :mod:`.cache`, and the engine of :mod:`qtutor.serving` calls
+:mod:`.pool`.
 """
 
 from qtutor.runtime.kv.cache import KVCache

@@ -1,12 +1,12 @@
 """A cache for transformers' models that stores keys and values in codes: ``model.generate(past_key_values=...)``.
 
-A layer hands its new keys (turned by rope already) and values to the cache, and attends to what the cache gives back:
-all that is stored, decoded. So attention sees what it will see in every later step, the new tokens included, and no
-code of a model or of an attention is changed. A rotation is undone on the way; an engine with an attention of its own
-turns queries and outputs instead, which is the same and costs less.
+A layer hands its new keys (already rotated by rope) and values to the cache, and attends to the result: all stored keys
+and values, decoded. So attention sees the new tokens, too, as it will see them in every later step. The code of a model
+and its attention does not change. A Hadamard rotation is undone on the way; an engine with its own attention rotates
+queries and outputs instead, which gives the same result and costs less.
 
-Left out: speed. Each step decodes the whole cache of a layer, so memory is saved and time is not; an engine's kernel
-decodes in registers. And moving the cache to other devices (transformers' offloading).
+Left out: speed, and moving the cache to other devices (transformers' offloading). Each step decodes the whole cache of
+a layer, so it saves memory but no time; an engine's kernel decodes in registers.
 """
 
 import torch
@@ -28,7 +28,7 @@ class KVLayer(DynamicLayer):
         self.stored: tuple[Stored, Stored] | None = None
 
     def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values ``[batch, kv heads, new, head]``, and give all of them back as they are stored."""
+        """Store new keys and values ``[batch, kv heads, new, head]``, and return all stored ones, decoded."""
         if self.stored is None:
             self.lazy_initialization(key_states, value_states)
         for name, stored, new in zip(("keys", "values"), self.stored, (key_states, value_states)):
@@ -37,7 +37,7 @@ class KVLayer(DynamicLayer):
         return tuple(stored.read() for stored in self.stored)
 
     def lazy_initialization(self, key_states, value_states) -> None:
-        """What transformers calls it: begin, with nothing stored."""
+        """Begin with nothing stored; the name is transformers'."""
         super().lazy_initialization(key_states, value_states)
         self.keys = self.values = None  # transformers' own tensors
         first = zip((key_states, value_states), self.form.codings, strict=True)
@@ -45,7 +45,7 @@ class KVLayer(DynamicLayer):
 
     @property
     def nbytes(self) -> int:
-        """What keys and values take."""
+        """The bytes of keys and values."""
         return sum(stored.nbytes for stored in self.stored or ())
 
     def get_seq_length(self) -> int:
@@ -57,7 +57,7 @@ class KVLayer(DynamicLayer):
         self.stored, self.is_initialized = None, False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the newest tokens; their number is negative or 0, as transformers wants it."""
+        """Remove the newest tokens; their number is given as a negative number or 0, as in transformers."""
         held = len(self.stored[0]) if self.stored else 0
         if not -held <= tokens_to_remove <= 0:
             raise QtutorError(
@@ -74,20 +74,20 @@ class KVLayer(DynamicLayer):
     batch_select_indices = reorder_cache
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
+        """Repeat each row ``repeats`` times."""
         for stored in self.stored or ():
             stored.select(torch.arange(len(stored.newest)).repeat_interleave(repeats))
 
 
 class SlidingKVLayer(KVLayer, DynamicSlidingWindowLayer):
-    """One whose tokens see the last ``sliding_window`` alone; how its masks count them is transformers'."""
+    """A layer whose tokens see only the last ``sliding_window`` tokens; masks count them as in transformers' class."""
 
     def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """As in :class:`KVLayer`; what the next token does not see is forgotten."""
+        """As in :class:`KVLayer`; tokens that the next one does not see are forgotten."""
         found = super().update(key_states, value_states)
         new = key_states.shape[-2]
         self.cumulative_length += new
-        if not self.record_past:  # transformers says beforehand that it may take back what is read
+        if not self.record_past:  # transformers says beforehand if it may remove tokens again
             self._slide()
         return tuple(numbers[..., -(self.sliding_window - 1 + new) :, :] for numbers in found)
 
@@ -101,7 +101,7 @@ class SlidingKVLayer(KVLayer, DynamicSlidingWindowLayer):
         self.cumulative_length = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """As in :class:`KVLayer`, where nothing is forgotten yet that would have to come back."""
+        """As in :class:`KVLayer`, if no token is forgotten yet that would be needed again."""
         if tokens_to_remove and self.cumulative_length >= self.sliding_window and not self.record_past:
             raise QtutorError(
                 f"crop({tokens_to_remove}): layer {self.index} has a sliding window of {self.sliding_window} tokens, "
@@ -117,11 +117,11 @@ class SlidingKVLayer(KVLayer, DynamicSlidingWindowLayer):
 
 
 class KVCache(Cache):
-    """A cache for one of the decoders that are known here, whose layers see all tokens or a sliding window.
+    """A cache for the decoders of known families, whose layers see all tokens or a sliding window.
 
-    form: :class:`.KVFormat`. For ``past_key_values=`` of ``model.generate`` or of the model itself, a new one for each
-    batch of texts. Beams, speculation and ``copy.deepcopy`` of a prefix work as with transformers' own. Raises
-    :class:`QtutorError` for a family that is not known, and when a number comes that is not finite.
+    form: :class:`.KVFormat`. Pass the cache to ``model.generate`` or to the model itself as ``past_key_values=``, a new
+    one for each batch of texts. Beams, speculation and ``copy.deepcopy`` of a prefix work as with transformers' own
+    caches. Raises :class:`QtutorError` for an unknown family, and if a key or value is not finite.
     """
 
     def __init__(self, model, form: KVFormat | None = None):
@@ -139,5 +139,5 @@ class KVCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """What all keys and values take, scales and zero points included; :func:`.cache_bytes` says it beforehand."""
+        """The bytes of all keys and values, with scales and zero points; :func:`.cache_bytes` predicts them."""
         return sum(layer.nbytes for layer in self.layers)

@@ -1,7 +1,7 @@
 """Codes of keys or values ``[..., tokens, head]``, and back: packed bytes, scales and zero points, unit by unit.
 
-The axes in front are whatever the caller has: batch and heads in :mod:`.cache`; with the heads in the place of the
-tokens (a token and head has its own codes, whatever stands beside it) a pool of blocks stores the same.
+The leading axes are the caller's: batch and heads in :mod:`.cache`. A pool of blocks (:mod:`.pool`) passes the heads in
+place of the tokens, because the codes of a token and head do not depend on their neighbours.
 """
 
 import math
@@ -22,7 +22,7 @@ from qtutor.runtime.kv.rotation import rotate
 class Coded:
     """Codes. All tensors have the shape ``[..., units, numbers]``; :meth:`.Coding.shapes` has the last axis and dtypes.
 
-    A unit is a token, or a window of tokens where keys are coded per channel. With ``grid`` ``None`` the codes are the
+    A unit is a token, or a window of tokens if keys are coded per channel. If ``grid`` is ``None``, the codes are the
     numbers themselves, and nothing else is stored.
     """
 
@@ -46,7 +46,7 @@ class Coded:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def with_all(self, change: Callable, *others: "Coded") -> "Coded":
-        """``change`` of every tensor, together with those of ``others`` that have the same name."""
+        """Apply ``change`` to every tensor, together with the tensors of ``others`` that have the same name."""
         changed = (
             None if own is None else change(own, *(getattr(other, name) for other in others))
             for name, own in (("codes", self.codes), ("scales", self.scales), ("zeros", self.zeros))
@@ -55,9 +55,9 @@ class Coded:
 
 
 def encode(x: torch.Tensor, coding: Coding) -> Coded:
-    """The codes of ``x [..., tokens, head]``; of keys per channel ``tokens`` is a multiple of the window.
+    """The codes of ``x [..., tokens, head]``; for keys per channel, ``tokens`` is a multiple of the window.
 
-    Raises :class:`QtutorError` for numbers that are not finite, and where a scale is too large for 16 bits.
+    Raises :class:`QtutorError` for numbers that are not finite, and if a scale is too large for 16 bits.
     """
     head, grid = x.shape[-1], coding.grid
     if grid is None:
@@ -83,10 +83,10 @@ def encode(x: torch.Tensor, coding: Coding) -> Coded:
 
 
 def decode(coded: Coded, turn_back: bool = True) -> torch.Tensor:
-    """The numbers of codes, ``[..., tokens, head]``, float32 (of codes that are numbers, those).
+    """The decoded numbers, ``[..., tokens, head]``, float32; numbers that were stored as they are stay unchanged.
 
-    turn_back: undo the rotation. Whoever turns queries and outputs instead (:func:`.rotate`), a vector of each for all
-    the keys and values, does without.
+    turn_back: undo the rotation. Instead, a caller may rotate queries and outputs (:func:`.rotate`): only one vector of
+    each for all the keys and values.
     """
     coding, grid, head = coded.coding, coded.coding.grid, coded.head
     if grid is None:

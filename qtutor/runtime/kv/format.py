@@ -1,10 +1,10 @@
 """What a cache of keys and values stores, and how many bytes that takes.
 
 Numbers that share a scale are a group. Values, and keys ``"token"``: every token and head is coded as soon as it comes;
-at 8 bits the whole head is one group, at fewer it is cut into groups of 32. Keys ``"channel"``: a group is one channel
-of the head over 32 tokens, because keys have channels that are large in all tokens, and a large channel then has large
-steps alone (KIVI, arXiv 2402.02750, section 3.2). Values have no such channels. A window of 32 tokens can be coded when
-it is full; until then its keys stay as they are.
+at 8 bits the whole head is one group, at fewer bits it is cut into groups of 32. Keys ``"channel"``: a group is one
+channel of the head over 32 tokens. Keys have channels that are large in all tokens, and then only these channels have
+large steps (KIVI, arXiv 2402.02750, section 3.2). Values have no such channels. A window of 32 tokens can be coded only
+when it is full; until then its keys stay as they are.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ TOKEN, CHANNEL = "token", "channel"
 class Coding:
     """How one tensor ``[..., tokens, head]``, keys or values, is stored.
 
-    grid: ``None`` stores numbers as they are. group: how many share a scale, 0 for the whole head. channel: groups lie
-    along the tokens, not along the head. rotated: numbers are turned first (:mod:`.rotation`).
+    grid: ``None`` stores numbers as they are. group: how many share a scale, 0 for the whole head. channel: groups run
+    along the tokens, not along the head. rotated: numbers are first rotated (:mod:`.rotation`).
     """
 
     grid: Grid | None
@@ -40,9 +40,9 @@ class Coding:
         return self.group if self.channel else 1
 
     def shapes(self, head: int, dtype: torch.dtype) -> dict[str, tuple[int, torch.dtype]]:
-        """What a unit of one head stores, by name: how many numbers of which dtype.
+        """The tensors of a unit of one head, by name: the count of their entries and their dtype.
 
-        dtype: of the numbers that are stored as they are.
+        dtype: that of numbers that are stored as they are.
 
         >>> Coding(IntGrid(4), 32).shapes(64, torch.float32)
         {'codes': (32, torch.uint8), 'scales': (2, torch.float16), 'zeros': (1, torch.uint8)}
@@ -59,7 +59,7 @@ class Coding:
         return stored
 
     def nbytes(self, tokens: int, head: int, dtype: torch.dtype) -> int:
-        """The bytes of so many tokens of one head; those of the last window, while it is not full, as they are."""
+        """The bytes of ``tokens`` tokens of one head; a last window that is not full is stored as it is."""
         units, rest = divmod(tokens, self.unit)
         a_unit = sum(count * of.itemsize for count, of in self.shapes(head, dtype).values())
         return units * a_unit + rest * head * dtype.itemsize
@@ -67,11 +67,11 @@ class Coding:
 
 @dataclass(frozen=True)
 class KVFormat:
-    """The format of a cache. Raises :class:`QtutorError` for a field with a value that it does not know.
+    """The format of a cache. Raises :class:`QtutorError` for a field with an unknown value.
 
     bits: 2, 4 or 8 (whole numbers with scale and zero point), ``"fp8"`` (E4M3 with a scale), or 16: as the model
-    makes them. value_bits: of the values, by itself as ``bits``. keys: ``"token"`` or ``"channel"``. rotate: turn
-    what is rounded. group: numbers that share a scale.
+    computes them. value_bits: those of the values; the default is ``bits``. keys: ``"token"`` or ``"channel"``. rotate:
+    rotate numbers before they are rounded. group: how many numbers share a scale.
     """
 
     bits: int | str = 8
@@ -100,7 +100,7 @@ class KVFormat:
 
     @property
     def codings(self) -> tuple[Coding, Coding]:
-        """Of keys and of values."""
+        """The codings of keys and of values."""
         return self._coding(self.bits, self.keys == CHANNEL), self._coding(self.values_at, False)
 
     def _coding(self, bits: int | str, channel: bool) -> Coding:
@@ -110,10 +110,10 @@ class KVFormat:
 
 
 def cache_bytes(config, form: KVFormat, tokens: int, batch: int = 1, dtype: torch.dtype = torch.float16) -> int:
-    """What a cache of ``form`` takes after so many tokens of each of ``batch`` texts, as :attr:`KVCache.nbytes` says.
+    """The bytes of a cache of ``form`` after ``tokens`` tokens of each of ``batch`` texts, like :attr:`KVCache.nbytes`.
 
-    config: of a transformers decoder. dtype: of what is not rounded. A layer with a sliding window holds the tokens
-    that the next one still sees (of keys per channel, whole windows of them).
+    config: that of a transformers decoder. dtype: that of numbers that are not rounded. A layer with a sliding window
+    holds the tokens that the next one still sees (for keys per channel, whole windows of them).
 
     >>> cache_bytes(AutoConfig.for_model("llama", num_key_value_heads=8), KVFormat(4), 1)  # 32 layers, heads of 128
     37888
@@ -133,7 +133,7 @@ def shape_of(config) -> tuple[int, int, int]:
 
 
 def windows(config) -> list[int | None]:
-    """The sliding window of each layer, ``None`` where it sees all; :class:`QtutorError` for layers of another kind."""
+    """Each layer's sliding window, ``None`` if it sees all tokens; :class:`QtutorError` for layers of another kind."""
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     kinds, settings = get_layer_types_and_kwargs(config)

@@ -1,8 +1,8 @@
 """A pool of blocks for :class:`qtutor.serving.Engine` that stores codes: each token and head by itself.
 
-The engine asks for storage once, so bytes are known beforehand, and a block is overwritten by another text later. Keys
-per channel need all tokens of a window at once, and are refused here: a block fills token by token, and its scales
-would have to change with each.
+The engine allocates storage once, so its bytes are known beforehand, and later another text overwrites a block. Keys
+per channel are refused here, because they need all tokens of a window at once: a block fills token by token, and its
+scales would have to change with each token.
 """
 
 import torch
@@ -27,7 +27,7 @@ class QuantizedPool:
             )
         layers, heads, self.head = shape_of(config)
         self.size, self.dtype, self.device = size, dtype, device
-        # Zeros: places that nobody has written are read, too, and have to be numbers; the mask hides them.
+        # Zeros: places that were never written are read, too, and have to be finite; the mask hides them.
         self.stores = [
             {
                 name: torch.zeros(layers, blocks * size, heads, count, dtype=of, device=device)
@@ -38,7 +38,7 @@ class QuantizedPool:
 
     @property
     def nbytes(self) -> int:
-        """What all keys and values take."""
+        """The bytes of all keys and values."""
         return sum(tensor.nbytes for store in self.stores for tensor in store.values())
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -1,12 +1,12 @@
-"""A Hadamard rotation along the head, which leaves attention as it is and spreads what is large over all channels.
+"""A Hadamard rotation along the head: it leaves attention unchanged, and spreads large numbers over all channels.
 
-A rotation turns queries and keys alike, so that their products stay: ``(q H) . (k H) = q H H^T k^T = q . k``. Values
-that were turned make an output that is turned, and turning it back is all they need. But each turned number is a sum of
-all channels with signs, so a channel that was large is now a little in every one, and a group of them has no outlier
-that would widen its steps (QuaRot, arXiv 2404.00456, section 4; llama.cpp turns its cache in the same way).
+Queries and keys are rotated alike, so their products stay the same: ``(q H) . (k H) = q H H^T k^T = q . k``. Rotated
+values give a rotated output, so it is enough to rotate the output back. But each rotated number is a sum of all
+channels with signs. So a large channel is spread over all channels, and a group of them has no outlier that would widen
+its steps (QuaRot, arXiv 2404.00456, section 4; llama.cpp rotates its cache in the same way).
 
-Keys get their positions (rope) behind the layer that makes them, and rope mixes pairs of channels by other angles for
-each token. So this rotation cannot be folded into weights, as rotations of the residual stream can.
+Keys get their positions (rope) after the layer that computes them, and rope mixes pairs of channels by different angles
+for each token. So this rotation cannot be folded into weights; rotations of the residual stream can.
 """
 
 from functools import cache
@@ -18,8 +18,9 @@ import torch
 def hadamard(width: int) -> torch.Tensor:
     """The matrix of the rotation, float32 ``[width, width]``: symmetric, and its own inverse.
 
-    Sylvester's: ``H_2n = [[H_n, H_n], [H_n, -H_n]]``, over the root of its width. A width that is no power of two is
-    cut into the largest powers of two, each turned alone: 80 is 64 and 16. (A last channel of its own stays as it is.)
+    Sylvester's: ``H_2n = [[H_n, H_n], [H_n, -H_n]]``, divided by the square root of its width. A width that is not a
+    power of two is cut into the largest powers of two, each rotated by itself: 80 is 64 and 16. (A single last channel
+    stays as it is.)
 
     >>> hadamard(2)
     tensor([[ 0.7071,  0.7071],
@@ -37,5 +38,5 @@ def hadamard(width: int) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
-    """``x [..., width]`` turned along its last axis, in float32; turned twice it is ``x`` again."""
+    """``x [..., width]`` rotated along its last axis, in float32; rotating it twice gives ``x`` again."""
     return x.float() @ hadamard(x.shape[-1]).to(x.device)

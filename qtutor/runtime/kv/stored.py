@@ -9,8 +9,8 @@ from qtutor.runtime.kv.format import Coding
 class Stored:
     """Keys or values ``[batch, heads, tokens, head]``.
 
-    coded: the units that are full. newest: tokens of the unit that is not, in the dtype in which they came; only keys
-    per channel have such. forgotten: tokens at the beginning that nobody reads any more and whose unit is still there.
+    coded: the full units. newest: the tokens of the unit that is not full, in their original dtype; only keys per
+    channel have such tokens. forgotten: how many tokens at the beginning are no longer read, but still stored.
     """
 
     def __init__(self, first: torch.Tensor, coding: Coding):
@@ -33,25 +33,25 @@ class Stored:
         if full:
             more = encode(x[..., :full, :], self.coding)
             self.coded = self.coded.with_all(lambda *parts: torch.cat(parts, dim=-2), more)
-        # A copy: a view would keep the memory of all that came.
+        # A copy: a view would keep the memory of all new tokens.
         self.newest = x[..., full:, :].clone()
 
     def read(self) -> torch.Tensor:
-        """All tokens, in the dtype in which they came."""
+        """All tokens, in their original dtype."""
         numbers = decode(self.coded).to(self.dtype)
         if self.newest.shape[-2]:
             numbers = torch.cat([numbers, self.newest], dim=-2)
         return numbers[..., self.forgotten :, :]
 
     def forget(self, keep: int) -> None:
-        """Let go of the oldest tokens until ``keep`` are left; memory of whole units only."""
+        """Forget the oldest tokens until ``keep`` are left; only whole units free memory."""
         self.forgotten += max(0, len(self) - keep)
         units, self.forgotten = divmod(self.forgotten, self.coding.unit)
         if units:
             self.coded = self.coded.with_all(lambda part: part[..., units:, :].clone())
 
     def crop(self, count: int) -> None:
-        """Take back the newest ``count`` tokens. Others of their unit are no longer coded, but stay as rounded."""
+        """Remove the newest ``count`` tokens. Others of their unit are no longer coded, but keep the rounded values."""
         left = self.coded.tokens + self.newest.shape[-2] - count
         units, rest = divmod(left, self.coding.unit)
         if left < self.coded.tokens:
@@ -61,7 +61,7 @@ class Stored:
             self.newest = self.newest[..., :rest, :]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Texts in another order, some left out or repeated: row ``i`` becomes what row ``rows[i]`` was."""
+        """Reorder texts, some left out or repeated: row ``i`` becomes what row ``rows[i]`` was."""
         rows = rows.to(self.newest.device)
         self.coded = self.coded.with_all(lambda part: part[rows])
         self.newest = self.newest[rows]

@@ -1,4 +1,4 @@
-"""Which decoders :mod:`.plan` knows: Llama's anatomy, whole and unchanged, on a CPU, with packed layers."""
+"""Which decoders :mod:`.plan` supports: Llama's anatomy, whole and unchanged, on a CPU, with packed layers."""
 
 from dataclasses import replace
 
@@ -19,14 +19,14 @@ ATTENTION = ("sdpa", "eager")  # both compute the same
 
 def packed_kernel(layer, dtype: torch.dtype):
     """The kernel of :data:`KERNELS` that multiplies one token of ``dtype`` by ``layer``, or ``None``."""
-    if type(layer) is not QuantLinear:  # others compute something else besides
+    if type(layer) is not QuantLinear:  # other classes compute something else, too
         return None
     kernel = layer.kernel(torch.empty(0, dtype=dtype))
     return kernel if kernel in KERNELS else None
 
 
 def is_llama_like(model) -> bool:
-    """Whether it is transformers' own decoder of a family whose blocks are Llama's, perhaps with norms on q and k."""
+    """Whether ``model`` is transformers' own decoder, with Llama's blocks, perhaps with norms on q and k."""
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", None))
     if family is None or replace(family, model_type="llama", extra_norms=(), multiplier=None) != LLAMA:
         return False
@@ -37,7 +37,7 @@ def is_llama_like(model) -> bool:
 
 
 def reason_against(model) -> str | None:
-    """Why the model runs as transformers runs it, in words that end a sentence, or ``None``."""
+    """Why quick steps cannot run ``model``, in words that end a sentence, or ``None``."""
     if not is_llama_like(model):
         return "its blocks are not known to have Llama's anatomy"
     if model.device.type != "cpu":
@@ -56,7 +56,7 @@ def reason_against(model) -> str | None:
 
 
 def windows(model) -> list[int | None]:
-    """How many tokens the attention of each block sees at most, itself among them; ``None`` for all."""
+    """How many tokens the attention of each block sees at most, the current one included; ``None`` for all."""
     blocks = decoder_blocks(model)[: model.config.num_hidden_layers]
     of_all = getattr(model.config, "sliding_window", None)  # Mistral's; others say it in each block
     return [getattr(block.self_attn, "sliding_window", of_all) for block in blocks]
@@ -73,7 +73,7 @@ def _block_layers(model):
 
 
 def _changed(model) -> str | None:
-    """What somebody has added to the model, or exchanged in it, that only its own forward would run."""
+    """What was added to the model, or replaced in it, that only its own forward would run; ``None`` for nothing."""
     from transformers.activations import ACT2FN
 
     if getattr(model.config, "_attn_implementation", None) not in ATTENTION:

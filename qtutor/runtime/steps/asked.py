@@ -1,16 +1,16 @@
-"""Whether a call of a model asks for one more token of one text, and for nothing else."""
+"""Whether a call of a model requests one more token of one text, and nothing else."""
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-PLAIN = {"use_cache", "return_dict", "logits_to_keep", "cache_position"}  # arguments that change nothing of such a step
+PLAIN = {"use_cache", "return_dict", "logits_to_keep", "cache_position"}  # arguments that change nothing in such a step
 
 
 def tokens_before(model, windows: list[int | None], ids, cache, mask, positions, more: dict) -> int | None:
-    """How many tokens are in the cache, at least one, if a step of :class:`.plan.Plan` is what was asked for.
+    """The number of tokens in the cache, at least one, if a step of :class:`.plan.Plan` can answer the call.
 
-    ids, cache, mask, positions: the first arguments of the model's forward; more: all others. windows: of attention,
-    for each block; no token may leave one. ``None``: the model's own forward has to run.
+    ids, cache, mask, positions: the first arguments of the model's forward; more: all others. windows: the attention
+    window of each block; no token may leave one. The result is ``None`` if the model's own forward has to run.
     """
     if torch.is_grad_enabled() or model.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None
@@ -38,12 +38,12 @@ def _one_token(ids) -> bool:
 
 
 def _sees_all(mask, count: int) -> bool:
-    """Whether it masks none of ``count`` tokens."""
+    """Whether ``mask`` hides none of ``count`` tokens."""
     return isinstance(mask, torch.Tensor) and mask.shape == (1, count) and bool(mask.all())
 
 
 def _held(cache, windows: list[int | None], dtype: torch.dtype) -> int | None:
-    """The tokens in a cache that may grow by one; ``None`` for other caches, and where one would leave a window."""
+    """How many tokens are in a cache that may grow by one; ``None`` for others, and if a token would leave a window."""
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False) or len(cache.layers) != len(windows):
         return None
     counts = set()

@@ -1,15 +1,15 @@
 """A layer of transformers' cache that grows in place.
 
-``DynamicLayer`` copies all of its keys and values for each new token. Here they lie in tensors with room behind them,
-and what the layer holds is a view of their beginning: longer by one token after each step. So whoever looks at the
-cache finds what is always there. Whoever has changed it in between (cropped, reordered, written by the model itself)
-has put other tensors in, and these are copied to a new room.
+``DynamicLayer`` copies all of its keys and values for each new token. Here they are stored in larger tensors with room
+at the end. The layer holds a view of their beginning, which is one token longer after each step. So other code finds
+the usual tensors in the cache. If the cache was changed in between (cropped, reordered, written by the model itself),
+it holds other tensors, and these are copied to a new room.
 """
 
 import numpy as np
 import torch
 
-LEAST = 64  # tokens for which there is room at least, besides those that are there
+LEAST = 64  # new tokens for which there is room, at least
 
 
 class Room:
@@ -28,7 +28,7 @@ class Room:
         return made
 
     def fits(self, layer, count: int) -> bool:
-        """Whether ``layer`` still holds what it was given, ``count`` tokens, and one more fits."""
+        """Whether ``layer`` still holds the tensors that it was given, of ``count`` tokens, and one more fits."""
         return layer.keys is self.held[0] and layer.values is self.held[1] and count < self.room
 
     def grow(self, layer, count: int) -> None:

@@ -1,8 +1,8 @@
 """What a block computes between its products, for one token, compiled by numba.
 
-A model in bfloat16 rounds the result of every operation. So do these loops, at the same places, where ``half`` is set:
-they compute in float32, and :func:`cut` rounds. Sums may be added up in any order, which is how a loop over a vector
-becomes vector instructions; the order is the same every time.
+A model in bfloat16 rounds the result of every operation. If ``half`` is set, these loops round at the same places: they
+compute in float32, and :func:`cut` rounds. Sums may be added up in any order, so that a loop over a vector can become
+vector instructions; the order is the same every time.
 """
 
 import math
@@ -28,16 +28,16 @@ def jit(function):
 
 @register_jitable(inline="always")
 def cut(value, half):
-    """A float32 as it is or, where ``half`` is set, rounded to bfloat16: to the nearest, and halves to even."""
+    """A float32 as it is or, if ``half`` is set, rounded to bfloat16: to the nearest, and halves to even."""
     if not half:
         return value
     bits = f4(value).view(i4)
-    # A bfloat16 is the upper half of a float32. A half of its last bit is 0x8000, and one less where that bit is 0.
+    # A bfloat16 is the upper half of a float32. Half of its last bit is 0x8000; if that bit is 0, one less is added.
     return i4(i4(bits + i4(0x7FFF) + i4((bits >> i4(16)) & i4(1))) & i4(-0x10000)).view(f4)
 
 
 def load(stored):
-    """A number of the cache as float32: float32 itself, or bfloat16, whose bits come as uint16."""
+    """A number of the cache as float32; it is stored as float32, or as bfloat16, whose bits are given as uint16."""
 
 
 @overload(load, inline="always")
@@ -120,8 +120,8 @@ def rotated_by_half(x, cos, sin, half, out):
 def attended(q, k, v, cos, sin, scaling, keys, values, place, half, out, first, last):
     """Store the new token's keys and values at ``place``, and attend to all tokens up to it.
 
-    q, out: float32 ``[heads, dim]``; k, v: ``[kv heads, dim]``, of which ``first ... last - 1`` are this call's. cos,
-    sin: float32 ``[dim]``, or empty for a block without rope. keys, values: ``[kv heads, room, dim]``, in the numbers
+    q, out: float32 ``[heads, dim]``; k, v: ``[kv heads, dim]``, of which this call computes ``first ... last - 1``.
+    cos, sin: float32 ``[dim]``, or empty for a block without rope. keys, values: ``[kv heads, room, dim]``, in a dtype
     that `load` reads.
     """
     wide()

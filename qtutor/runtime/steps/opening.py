@@ -1,4 +1,4 @@
-"""The ``with`` block inside of which a decoder writes quickly."""
+"""The ``with`` block in which a decoder generates quickly."""
 
 import contextlib
 import functools
@@ -12,9 +12,9 @@ from qtutor.runtime.steps.anatomy import reason_against, windows
 
 
 class Steps:
-    """What a model's forward is replaced by. taken: how many steps ran without the model's own forward.
+    """The replacement of a model's forward. taken: how many steps ran without the model's own forward.
 
-    against: why none can, in words, or ``None``.
+    against: why no step can, in words, or ``None``.
     """
 
     def __init__(self, model):
@@ -23,7 +23,7 @@ class Steps:
         self._windows = [] if self.against else windows(model)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **more):
-        """The model's own, or a quick step where one was asked for."""
+        """Run a quick step if the call allows one, and otherwise the model's own forward."""
         out = self._quick(input_ids, attention_mask, position_ids, past_key_values, more)
         if out is not None:
             return out
@@ -40,7 +40,7 @@ class Steps:
         if self.against or ids is None:
             return None
         count = tokens_before(self.model, self._windows, ids, cache, mask, positions, more)
-        # The plan has one set of arrays, so of several threads one uses it.
+        # The plan has one set of arrays, so only one thread at a time uses it.
         if count is None or not self._lock.acquire(blocking=False):
             return None
         try:
@@ -64,11 +64,11 @@ class Steps:
 
 @contextlib.contextmanager
 def quick_steps(model) -> Iterator[Steps]:
-    """Inside, ``model`` writes one token after the other as quickly as its packed weights can be read.
+    """Inside, ``model`` generates one token after the other as quickly as its packed weights can be read.
 
-    Only where it is known how (:func:`.anatomy.reason_against`), and for one text: everything else runs as it always
-    does. Inside, nobody should exchange layers of the model, change their weights, add hooks to them, or copy the
-    model. What this holds besides the model is let go at the end.
+    This works only for supported decoders (:func:`.anatomy.reason_against`), and for one text: every other call runs as
+    usual. Inside, do not replace layers of the model, change their weights, add hooks to them, or copy the model. All
+    memory besides the model's is released at the end.
     """
     steps = Steps(model)
     if steps.against:

@@ -1,4 +1,4 @@
-"""One step of a decoder with Llama's anatomy: what is run, on which arrays, made once and run for each token."""
+"""One step of a decoder with Llama's anatomy: functions and their arrays, made once and run for each token."""
 
 import functools
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ ATTENTION, MLP = LLAMA.halves
 
 
 def floats(tensor: torch.Tensor) -> np.ndarray:
-    """As float32, in one dimension; the same memory where it is float32 already."""
+    """``tensor`` as float32, in one dimension; the same memory if it is float32 already."""
     return tensor.detach().to(torch.float32).numpy().reshape(-1)
 
 
@@ -65,7 +65,7 @@ class Block:
         return products([block.get_submodule(name) for name in names], x, dtype)
 
     def run(self, cos: np.ndarray, sin: np.ndarray, room: Room, place: int) -> None:
-        """Read the stream of the token at ``place``, write its keys and values to ``room``, and add to the stream."""
+        """Read the stream of the token at ``place``, write its keys and values to ``room``, and add the outputs."""
         self.norms[0]()
         for product in self.qkv:
             product()
@@ -90,12 +90,12 @@ class Block:
         loops.joined(self.stream, product.y, self.multiplier, self.half)
 
     def current(self) -> bool:
-        """Whether all layers still are what they were."""
+        """Whether no layer has changed."""
         return all(product.current() for product in (*self.qkv, self.o, *self.gate_up, self.down))
 
 
 class Plan:
-    """A step of ``model``, of which :func:`.anatomy.reason_against` says nothing."""
+    """A step of ``model``, for which :func:`.anatomy.reason_against` returns ``None``."""
 
     def __init__(self, model):
         self.model, config = model, model.config
@@ -109,14 +109,14 @@ class Plan:
         self.rooms: WeakKeyDictionary = WeakKeyDictionary()  # layer of a cache: its room
 
     def current(self) -> bool:
-        """Whether the model still is what it was when this was made."""
+        """Whether the model has not changed since this plan was made."""
         return all(block.current() for block in self.blocks)
 
     def logits(self, ids: torch.Tensor, positions: torch.Tensor, cache, count: int) -> torch.Tensor:
-        """Logits ``[1, 1, vocabulary]`` behind the token ``ids [1, 1]``, and ``cache`` has grown by this token.
+        """The logits ``[1, 1, vocabulary]`` after the token ``ids [1, 1]``; ``cache`` grows by this token.
 
-        positions: int64 ``[1, 1]``. count: the tokens that the cache holds. Raises :class:`.products.NotFinite` before
-        anything has changed.
+        positions: int64 ``[1, 1]``. count: the number of tokens in the cache before. Raises
+        :class:`.products.NotFinite` before the cache has changed.
         """
         body = self.model.model
         stream = body.embed_tokens(ids)

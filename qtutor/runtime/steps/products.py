@@ -1,8 +1,9 @@
-"""Products of one token by the layers of a block, from an array that stays in place into another.
+"""Products of one token and the layers of a block, from one fixed array into another.
 
-A packed layer multiplies with what its kernel has prepared (:mod:`qtutor.runtime.kernels.cpu` and :mod:`.rounded`
-there). Layers that read the same input share what is made of it first. Any other layer is called as a module, so that
-float layers are torch's, and what only the reference takes stays with the reference.
+A packed layer multiplies with the state that its kernel has prepared (:mod:`qtutor.runtime.kernels.cpu` and
+:mod:`qtutor.runtime.kernels.rounded`). Layers that read the same input share the arrays that a kernel prepares from it.
+Any other layer is called as a module, so that torch multiplies by float layers, and the reference by layers that no
+other kernel supports.
 """
 
 import numpy as np
@@ -18,25 +19,25 @@ NOTHING = np.empty(0, np.float32)
 
 
 class NotFinite(Exception):
-    """An input has infinities or NaN, which the fast products do not take."""
+    """An input has infinities or NaN, which the fast products do not support."""
 
 
 class Product:
-    """A layer that multiplies ``x`` float32 ``[in]``, an array that stays in place, into ``y`` float32 ``[out]``."""
+    """A layer that multiplies ``x`` float32 ``[in]``, always the same array, into ``y`` float32 ``[out]``."""
 
     y: np.ndarray
 
     def __call__(self) -> None:
-        """Multiply what x holds now. Raises :class:`NotFinite`."""
+        """Multiply the current values of x. Raises :class:`NotFinite`."""
         raise NotImplementedError
 
     def current(self) -> bool:
-        """Whether the layer still is what it was when this was made."""
+        """Whether the layer has not changed since this product was made."""
         return True
 
 
 class Called(Product):
-    """By the layer itself, in the model's dtype."""
+    """A product by the layer itself, in the model's dtype."""
 
     def __init__(self, layer, x: np.ndarray, dtype: torch.dtype):
         self.layer, self.dtype, self.x = layer, dtype, torch.from_numpy(x)[None, None]
@@ -47,7 +48,7 @@ class Called(Product):
 
 
 class Packed(Product):
-    """By a kernel of the CPU, from what it has prepared."""
+    """A product by a kernel of the CPU, from its prepared state."""
 
     def __init__(self, layer: QuantLinear, kernel, x: np.ndarray, half: bool, others: list["Packed"]):
         self.layer, self.half = layer, half

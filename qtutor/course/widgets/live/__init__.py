@@ -4,9 +4,9 @@
 a page twice). It works the same in JupyterLab, in VS Code and in the book. Where scripts do not run (GitHub, a notebook
 that is not trusted yet) the reader sees the picture that is stored in it.
 
-The script of a widget is a file beside this one, and so is what it adds to the common style (live.css), if anything.
-A script only defines functions: arithmetic first, which tests call without a browser, and last ``mount(box, data)``,
-which builds the widget in ``box``.
+The script of a widget is a file beside this one. If the widget adds to the common style (live.css), its own style is a
+file here, too. A script only defines functions: first those for arithmetic, which tests call without a browser, and
+last ``mount(box, data)``, which builds the widget in ``box``.
 """
 
 import json
@@ -29,7 +29,7 @@ for (const box of document.querySelectorAll('div.qtutor-live[data-waiting="%s"]'
 
 
 class Live:
-    """What a widget without a kernel returns: the last line of a cell shows it. plain: where no HTML is shown."""
+    """What a widget without a kernel returns: the last line of a cell shows it. plain: text if HTML cannot be shown."""
 
     def __init__(self, html: str, plain: str = "(a picture to move: it needs a page that runs scripts)"):
         self.html, self.plain = html, plain
@@ -42,17 +42,17 @@ class Live:
 
 
 def stored_with(data: dict) -> str:
-    """The script element that holds ``data``, whatever JSON holds, for the script of a widget."""
+    """The script element that holds ``data``, anything that JSON can hold, for the script of a widget."""
     # "</" would end the element early, and "<\/" is the same string in JSON.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return f'<script type="application/json">{text}</script>'
 
 
 def live(name: str, data: dict, still: str, label: str) -> Live:
-    """The widget whose script is ``name``.js, on ``data`` (whatever JSON holds).
+    """The widget whose script is ``name``.js, with ``data`` (anything that JSON can hold).
 
-    still: HTML for pages without scripts, a picture with its description. label: what the widget is, for those who
-    cannot see it. Raises :class:`QtutorError` if the HTML is too large to be stored in a notebook.
+    still: HTML for pages without scripts, a picture with its description. label: a description for people who cannot
+    see the widget. Raises :class:`QtutorError` if the HTML is too large to be stored in a notebook.
     """
     html = (
         # suppress-shortcuts: in JupyterLab, a key pressed on a control moves the control, not the selected cell.
@@ -71,7 +71,7 @@ def live(name: str, data: dict, still: str, label: str) -> Live:
 
 
 def style(name: str) -> str:
-    """The style of all widgets, and what the widget ``name`` adds to it."""
+    """The style of all widgets, with the additions of the widget ``name``."""
     files = [FOLDER / "live.css", FOLDER / f"{name}.css"]
     return "\n".join(file.read_text(encoding="utf-8").rstrip("\n") for file in files if file.exists()) + "\n"
 
