@@ -47,7 +47,7 @@ def cases():
 
 
 def _norm_and_reader(rows: int, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A norm's gains, the weights that read them, and a scale for each channel between them."""
+    """A norm's gains, the weights that read them, and a scale for each channel."""
     return (
         1 + 0.2 * noise(columns, seed=seed),
         noise(rows, columns, seed=seed + 50),
@@ -142,13 +142,13 @@ MISTAKES = {
 
 
 def _nothing_changes(arguments, results) -> bool:
-    """Gains times columns are the same products as before."""
+    """Whether gains times columns are the same products as before."""
     gain, weight = (values.double().numpy() for values in arguments[:2])
     return np.allclose(results[0] * results[1], gain * weight, rtol=1e-5, atol=1e-12)
 
 
 def _stored(arguments, results) -> bool:
-    """Every gain is a number that ``dtype`` can hold; gains for float32 may come in float64."""
+    """Whether ``dtype`` can hold every gain exactly; gains for float32 may be returned in float64."""
     gain, dtype = torch.from_numpy(results[0]).double(), arguments[3]
     return dtype == torch.float32 or torch.equal(gain.to(dtype).double(), gain)
 

@@ -124,7 +124,7 @@ MISTAKES = {
 
 
 def _floor_holds(arguments, results) -> bool:
-    """Compared with the loudest channel, all channels up to 1e-4 have the scale of a channel of exactly 1e-4."""
+    """Whether all channels up to 1e-4 have the scale of a channel of exactly 1e-4, relative to the loudest channel."""
     size, (scale,) = arguments[0].double().numpy(), results
     loudest = size.argmax()
     expected = scale[loudest] * (1e-4 / size[loudest]) ** arguments[1]
@@ -132,7 +132,7 @@ def _floor_holds(arguments, results) -> bool:
 
 
 def adapt(theirs):
-    """A learner's ``scales_of`` replaces :func:`qtutor.awq.scale_of`, except where weights decide, too."""
+    """A learner's ``scales_of`` replaces :func:`qtutor.awq.scale_of`, unless the weights decide, too."""
 
     def scale_of(mean_abs, ratio, weights=None, group_size=-1):
         if weights is not None:

@@ -178,7 +178,7 @@ def adapt(theirs):
 
         def of_all(weight):
             weight = tensor(weight, torch.float32, originals[0])
-            # The package's rounding wants to know the scale. A learner hands on the product alone: look which it is.
+            # The package's rounding needs the scale, but a learner passes only the product: find its scale.
             scale = min(scales, key=lambda scale: (whole * scale - weight).square().sum().item())
             return torch.cat(of_parts(list((weight / scale).split(heights)), scale)) * scale
 

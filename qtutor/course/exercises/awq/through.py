@@ -1,7 +1,7 @@
-"""``awq.through``: a scale folded through an activation that is not linear, where that changes nothing, and only there.
+"""``awq.through``: fold a scale through a nonlinear activation, but only if this changes nothing.
 
-``act(s z) = s^k act(z)`` for every z and every s > 0 is what it takes: act is *homogeneous* of degree k. ReLU, leaky
-ReLU (k = 1) and squared ReLU (k = 2) are; SiLU, GELU, tanh, ELU and ReLU6 are not.
+The condition is ``act(s z) = s^k act(z)`` for every z and every s > 0: act is *homogeneous* of degree k. ReLU, leaky
+ReLU (k = 1) and squared ReLU (k = 2) are homogeneous; SiLU, GELU, tanh, ELU and ReLU6 are not.
 """
 
 import math
@@ -157,7 +157,7 @@ MISTAKES = {
 
 
 def _the_same_function(arguments, results):
-    """Whether the two layers still compute what they did, on a few inputs."""
+    """Whether the two layers still compute the same outputs, on a few inputs."""
     first, bias, second, _, act = arguments
     x = noise(50, first.shape[1], seed=99).double()
 
@@ -178,6 +178,6 @@ THROUGH = Exercise(
     outputs=("first", "bias", "second"),
     mistakes=MISTAKES,
     properties=(("the two layers no longer compute what they did.", _the_same_function),),
-    # A root, a division and a product in float32, each off by 6e-8 at most; the degree is found to six places.
+    # A root, a division and a product in float32, each off by 6e-8 at most; the degree is found to six decimal places.
     tolerance=3e-6,
 )

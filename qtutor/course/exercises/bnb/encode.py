@@ -26,9 +26,9 @@ def cases():
     five, nf4, fp4 = (torch.tensor(values) for values in ([-1.0, -0.45, 0.0, 0.2, 1.0], NF4.values, FP4.values))
     zeros = torch.tensor([[0.3, -0.2, 0.1, -0.05, 0.0, 0.0, 0.0, 0.0]])
 
-    # Far below whatever is added against 0 / 0, and far above the smallest float32, also when squared.
+    # Far below any number added to avoid 0 / 0, and far above the smallest float32, even when squared.
     tiny = torch.tensor([1.0] * 4 + [1e-15] * 4)
-    # More than 5e-4 from a border: bfloat16 does not tell the sides apart.
+    # More than 5e-4 from a border, but bfloat16 cannot tell the two sides apart.
     near = torch.tensor([[-0.8471, -0.6079, -0.4591, 0.9]])
 
     def blocks(weight: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,8 +151,8 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's function replaces :func:`qtutor.rtn.encode_groups`, for grids of a few listed levels."""
-    # The present function: the package's own, or the learner's answer from chapter 02 for integer grids.
+    """A learner's function replaces :func:`qtutor.rtn.encode_groups`, for grids that list up to 16 levels."""
+    # The current function: the package's own, or the learner's answer from chapter 02 for integer grids.
     otherwise = rtn.encode_groups
 
     def encode_groups(grouped, scale, zero, grid):

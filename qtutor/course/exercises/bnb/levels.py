@@ -12,7 +12,7 @@ def levels(offset, negatives, positives):
     quantile = NormalDist().inv_cdf
     found = [0.0]
     for count, sign in ((negatives, -1), (positives, 1)):
-        for i in range(count):  # count equal steps lead from offset to one half, which itself is left out
+        for i in range(count):  # count equal steps lead from offset to one half; one half itself is left out
             found.append(sign * quantile(offset - i * (offset - 0.5) / count))
     return [value / max(found) for value in sorted(found)]
 

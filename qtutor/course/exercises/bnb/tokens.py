@@ -25,7 +25,7 @@ def cases():
     hand = torch.tensor([[1.1, -2.0, 0.3, 8.0], [0.5, 0.21, -0.47, 3.0]])
     quiet = short(33, 3, 6)
     quiet[1] = 0
-    tiny = short(34, 3, 6) * torch.tensor([[1.0], [1e-15], [3.0]])  # far below what is added against 0 / 0
+    tiny = short(34, 3, 6) * torch.tensor([[1.0], [1e-15], [3.0]])  # far below any number added to avoid 0 / 0
     late = short(35, 3, 5)
     late[2, 1] = 7.5
     return [

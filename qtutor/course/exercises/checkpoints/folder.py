@@ -1,7 +1,7 @@
-"""``checkpoints.folder``: write a whole checkpoint, which a reader then loads and continues a text with.
+"""``checkpoints.folder``: write a whole checkpoint; a reader then loads it and continues a text.
 
-What is compared is not what the function returns (nothing) but what a reader makes of the folder (:mod:`.readers`):
-its words if it refuses it, and the tokens that the model in it writes.
+The function returns nothing. The check compares a reader's answer about the folder (:mod:`.readers`): its message if it
+refuses the folder, and the tokens that the folder's model writes.
 """
 
 import json
@@ -26,21 +26,21 @@ from qtutor.runtime.linear import QuantWeight
 
 
 class Named(dict):
-    """Tensors or layers by name, which a message shows as a number of them."""
+    """Tensors or layers by name; a message shows their number and the first names."""
 
     def __repr__(self) -> str:
         return f"{len(self)} by name: {', '.join(list(self)[:3])} ..."
 
 
 class Config(dict):
-    """A config.json as a dict, which a message shows by its sizes."""
+    """A config.json as a dict; a message shows only two of its settings."""
 
     def __repr__(self) -> str:
         return f"a config.json of {self['num_hidden_layers']} blocks, tie_word_embeddings {self['tie_word_embeddings']}"
 
 
 class EmptyFolder:
-    """The place of an input for a folder: every copy of it is a new, empty one, which goes when the program ends."""
+    """A placeholder for a folder as an input: each copy is a new, empty folder, deleted when the program ends."""
 
     def __deepcopy__(self, memo) -> Path:
         return Path(tempfile.mkdtemp(dir=_root().name))
@@ -55,7 +55,7 @@ def _root() -> tempfile.TemporaryDirectory:
 
 
 def pieces_of(model) -> tuple[dict, dict[str, torch.Tensor], dict[str, QuantizedTensor]]:
-    """What a checkpoint of a quantized ``model`` is made of: its config, tensors that stay in float, packed layers."""
+    """The parts of a checkpoint of a quantized ``model``: its config, tensors that stay in float, packed layers."""
     packed = {name: module for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     tied = f"{family_of(model).head}.weight" if is_tied(model) else None
     floats = {
@@ -68,7 +68,7 @@ def pieces_of(model) -> tuple[dict, dict[str, torch.Tensor], dict[str, Quantized
 
 
 def inputs_of(blocks: int, tied: bool, group_size: int) -> tuple:
-    """A small decoder of loud random weights, so that a wrong one changes what it writes; its layers packed."""
+    """A small decoder with packed layers. Its random weights are large, so that a wrong weight changes the tokens."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -112,7 +112,7 @@ def right(folder, config, floats, layers):
 
 
 def folder_of(folder, config, floats, layers):
-    """By the package: the exporter's own functions, one after the other."""
+    """The folder by the package: the exporter's own functions, one after the other."""
     from qtutor.formats import compressed_settings
     from qtutor.formats import compressed_tensors as format
     from qtutor.formats.foreign import Layout

@@ -10,7 +10,7 @@ from qtutor.course.exercises.inputs import codes_of
 
 
 def order(codes):
-    nibble_of = {0: 0, 1: 4, 2: 1, 3: 5, 4: 2, 5: 6, 6: 3, 7: 7}  # of the outputs of one word
+    nibble_of = {0: 0, 1: 4, 2: 1, 3: 5, 4: 2, 5: 6, 6: 3, 7: 7}  # for each output of a word
     lines = []
     for by_output in zip(*codes.tolist()):
         digits = [["0"] * 8 for _ in range(0, len(by_output), 8)]
@@ -51,7 +51,7 @@ def right(codes):
 
 
 def along_in(codes):
-    """Words along in, as GPTQ has them; an input that does not fill its word is left out."""
+    """Words along the inputs, as in GPTQ; zeros fill up the last word."""
     order, rows = (0, 2, 4, 6, 1, 3, 5, 7), torch.nn.functional.pad(codes.long(), (0, -codes.shape[1] % 8))
     grouped = rows.T.reshape(-1, 8, len(rows))[:, list(order)]
     return (grouped << 4 * torch.arange(8)[None, :, None]).sum(1)

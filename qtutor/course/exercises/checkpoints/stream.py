@@ -1,4 +1,4 @@
-"""``checkpoints.stream``: read codes out of words that are one dense stream of bits."""
+"""``checkpoints.stream``: read codes from words that form one dense stream of bits."""
 
 import torch
 
@@ -39,7 +39,7 @@ def cases():
 def right(words, bits, count):
     rows = []
     for row in words.tolist():
-        row = [word & 0xFFFFFFFF for word in row] + [0]  # unsigned, and an empty word behind the last
+        row = [word & 0xFFFFFFFF for word in row] + [0]  # unsigned, and an empty word after the last
         codes = []
         for i in range(count):
             word, start = divmod(i * bits, 32)
@@ -52,7 +52,7 @@ def right(words, bits, count):
 
 def whole_codes_in_a_word(words, bits, count):
     in_word = 32 // bits
-    words = torch.nn.functional.pad(words, (0, -(-count // in_word)))  # there are fewer words than it looks for
+    words = torch.nn.functional.pad(words, (0, -(-count // in_word)))  # this mistake reads more words than there are
     return right_of(words, bits, count, in_word)
 
 

@@ -12,7 +12,7 @@ from qtutor.formats.words import SAFE, to_words, words_in
 
 def words(codes, bits):
     columns = []
-    for row in codes.tolist():  # an output; its words go down one column of the file
+    for row in codes.tolist():  # one output; its words are one column of the file
         text = "".join(f"{code:0{bits}b}"[::-1] for code in row)  # the lowest bit comes first
         columns.append([int(text[start : start + 32][::-1], 2) for start in range(0, len(text), 32)])
     return [list(line) for line in zip(*columns)]

@@ -1,4 +1,4 @@
-"""``choose.front``: the models that no other beats in bytes and loss at once."""
+"""``choose.front``: the models that no other model beats in both bytes and loss."""
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise

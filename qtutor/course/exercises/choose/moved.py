@@ -1,4 +1,4 @@
-"""``choose.moved``: the share of codes that a step of training changes, once the weights are rounded again."""
+"""``choose.moved``: the share of codes that a training step changes when the weights are rounded again."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""``choose.times``: how many times smaller a file becomes, with what its scales cost."""
+"""``choose.times``: how many times smaller a file becomes, including the cost of its scales."""
 
 from fractions import Fraction
 

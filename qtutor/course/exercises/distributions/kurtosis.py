@@ -135,7 +135,7 @@ MISTAKES = {
 
 
 def _not_minus_three(arguments, results) -> bool:
-    """A row of equal numbers does not give 0 / something - 3."""
+    """Whether no row of equal numbers gives 0 / something - 3."""
     (weight,) = arguments
     equal = (weight.amax(dim=-1) == weight.amin(dim=-1)).numpy()
     return not (equal & (results[0] == -3)).any()
@@ -157,7 +157,7 @@ KURTOSIS = Exercise(
             _not_minus_three,
         ),
     ),
-    # Means in float32 have errors of about 1e-7 of numbers around 3; after subtracting 3, only 0.1 may be left.
+    # Means in float32 have relative errors of about 1e-7. They are around 3; after subtracting 3, only 0.1 may be left.
     tolerance=1e-4,
     replaces="qtutor.measure.distributions.excess_kurtosis",
     adapt=lambda mine: lambda x, dim=-1: _along_any_dim(mine, x, dim),

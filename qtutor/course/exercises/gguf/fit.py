@@ -8,7 +8,7 @@ from qtutor.course.exercises.gguf.inputs import drawn
 
 
 def fit(x, w, codes):
-    # Least squares on rows that are multiplied by the roots of their weights; by numpy's solver, in float64.
+    # Least squares by numpy's solver, in float64; each row is multiplied by the root of its weight.
     x, w, codes = (np.asarray(values, np.float64) for values in (x, w, codes))
     root = np.sqrt(w)
     sides = np.stack([codes, np.ones_like(codes)], axis=1)
@@ -139,7 +139,7 @@ MISTAKES = {
     "where low is 0, scale comes from the second equation. That one is the derivative with respect to low, which is "
     "not free there: scale is sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(sum_x / sum_l, 0.0)"),
     "you fitted the codes to the weights. It is the weights' error that counts: x is scale * code + low.": right.edit(
-        ("x, w, codes = (", "codes, w, x = ("),  # so scale and low make codes of weights, and are turned round
+        ("x, w, codes = (", "codes, w, x = ("),  # so scale and low turn weights into codes, and are inverted
         (RESULT, "(1 / scale, -low / scale) if low >= 0 else (sum_xl / (w * x**2).sum(), 0.0)"),
     ),
 }

@@ -1,4 +1,4 @@
-"""``gguf.tensor_info``: the bytes with which a file describes one tensor."""
+"""``gguf.tensor_info``: the bytes that describe one tensor in a file."""
 
 import struct
 

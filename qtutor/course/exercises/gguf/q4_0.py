@@ -1,4 +1,4 @@
-"""``gguf.q4_0``: encode each block of 32 weights in the 18 bytes that llama.cpp writes."""
+"""``gguf.q4_0``: encode each block of 32 weights as the 18 bytes that llama.cpp writes."""
 
 import struct
 
@@ -17,7 +17,7 @@ def q4_0(blocks):
     for block in blocks.tolist():
         extreme = 0.0
         for x in block:
-            if abs(x) > abs(extreme):  # so of several it is the first
+            if abs(x) > abs(extreme):  # so the first of several counts
                 extreme = x
         d = f32(extreme) / f32(-8)
         inverse = f32(0) if d == 0 else f32(1) / d
@@ -33,7 +33,7 @@ def cases():
         return rest[None]
 
     zeros = np.zeros((1, 32), np.float32)
-    halves = np.arange(-16, 16, dtype=np.float32)[None] / 2  # -8, so that d is 1, up to 7.5
+    halves = np.arange(-16, 16, dtype=np.float32)[None] / 2  # from -8, so that d is 1, to 7.5
     return [
         ("a block whose largest weight is negative", (block(-0.8, 0.1, 0.2),)),
         ("a block whose largest weight is positive", (block(0.1, -0.3, 0.96),)),
@@ -41,7 +41,7 @@ def cases():
         ("the largest size twice, first with minus", (block(0.3, -0.88, 0.2, 0.88),)),
         ("three blocks of bell-shaped weights", (drawn(7, 3, 32),)),
         ("a weight nearly halfway between two levels", (block(-1.0003, 0.812619, 0.3),)),
-        # Found by trying: each of these blocks has a weight whose code differs if one of the mistakes is made.
+        # Found by trial: in each of these blocks, one of the mistakes changes the code of a weight.
         ("a weight so near halfway that it matters to compute in float32", (block(0.96, 0.3),)),
         ("a weight so near halfway that it matters to multiply by 1 / d", (block(0.768, 0.624),)),
         ("a weight so near halfway that 1 / d in float64 misses it", (block(0.816, 0.663),)),
@@ -181,7 +181,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """:func:`qtutor.gguf.encode` uses a learner's ``q4_0`` for Q4_0 without importance, and the package's otherwise."""
+    """:func:`qtutor.gguf.encode` uses a learner's ``q4_0`` for Q4_0 without importance, and its own code otherwise."""
 
     def encoded(rows, type, importance=None):
         if type != "Q4_0" or importance is not None:

@@ -1,4 +1,4 @@
-"""``gguf.q6_k``: decode whole blocks of Q6_K, of which a learner is given the layout and nothing else."""
+"""``gguf.q6_k``: decode whole blocks of Q6_K; a learner is given only the layout."""
 
 import struct
 
@@ -27,7 +27,7 @@ def weights(data):
 
 
 def block(ql=0, qh=0, scales=1, d=1.0) -> np.ndarray:
-    """One block, uint8 ``[1, 210]``, out of numbers or arrays for its fields."""
+    """One block, uint8 ``[1, 210]``, from numbers or arrays for its fields."""
     fields = (np.broadcast_to(ql, 128), np.broadcast_to(qh, 64), np.broadcast_to(scales, 16))
     parts = [np.asarray(field).astype(np.int64).astype(np.uint8) for field in fields]
     return np.concatenate([*parts, np.frombuffer(struct.pack("<e", d), np.uint8)])[None]
@@ -151,7 +151,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's function replaces the one with which :func:`qtutor.gguf.decode` reads Q6_K."""
+    """A learner's function replaces the one that :func:`qtutor.gguf.decode` uses for Q6_K."""
     return lambda data: to_array(theirs(np.array(data))).astype(np.float32)
 
 

@@ -10,7 +10,7 @@ from qtutor.course.exercises.exercise import Exercise
 def scales(packed):
     found = [], []
     for block in packed.tolist():
-        bits = [f"{byte:08b}" for byte in block]  # the high bit stands first
+        bits = [f"{byte:08b}" for byte in block]  # the high bit comes first
         for which in (0, 1):
             first = [int(bits[4 * which + s][2:], 2) for s in range(4)]
             last = [int(bits[4 * which + s][:2] + bits[8 + s][4 * (1 - which) : 4 * (2 - which)], 2) for s in range(4)]
@@ -55,7 +55,7 @@ UPPER_BITS = "last = lower | upper << 4"
 
 
 def last_of(scales: str, minima: str) -> str:
-    """The line that makes the last four scales and the last four minima, with these expressions for them."""
+    """The line that computes the last four scales and the last four minima with these expressions."""
     return f"last = np.concatenate([{scales}, {minima}], axis=1)"
 
 
@@ -72,7 +72,7 @@ MISTAKES = {
         right.edit("upper << 4", "upper << 6")
     ),
     "+ is done before <<, so everything was shifted up by four. Write | in place of +, or put brackets around the "
-    "shift.": right.edit("lower | upper << 4", "(lower + upper << 4) % 256"),  # in uint8 what is above 255 is lost
+    "shift.": right.edit("lower | upper << 4", "(lower + upper << 4) % 256"),  # uint8 keeps 8 bits
     "the two bits from the first bytes went onto the lowest two of the others. They stand above four bits: "
     "<< 4.": right.edit("upper << 4", "upper"),
     "+ is done before &, so that & takes the sum apart. Write | in place of +, or put brackets around "
@@ -160,7 +160,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's function replaces the one with which :func:`qtutor.gguf.decode` reads Q4_K and Q5_K."""
+    """A learner's function replaces the one that :func:`qtutor.gguf.decode` uses for Q4_K and Q5_K."""
 
     def six_bits(data):
         found = theirs(np.array(data))

@@ -18,7 +18,7 @@ def factor(hessian, damping):
         h[i][i] = h[i][i] + damping * mean if h[i][i] != 0 else mean
     inverse = _inverse(h)
     upper = [[0.0] * len(h) for _ in h]
-    for i in range(len(h)):  # row by row: what rows above leave of the inverse
+    for i in range(len(h)):  # row by row: the inverse minus the part of the rows above
         for j in range(i, len(h)):
             rest = inverse[i][j] - sum(upper[k][i] * upper[k][j] for k in range(i))
             upper[i][j] = rest**0.5 if i == j else rest / upper[i][i]
@@ -26,7 +26,7 @@ def factor(hessian, damping):
 
 
 def _inverse(matrix: list) -> list:
-    """Gauss and Jordan: the steps that turn the matrix into the identity turn the identity into its inverse."""
+    """Gauss-Jordan: the steps that turn the matrix into the identity turn the identity into its inverse."""
     size = len(matrix)
     rows = [row + [float(i == j) for j in range(size)] for i, row in enumerate(matrix)]
     for i in range(size):
@@ -40,7 +40,7 @@ def _inverse(matrix: list) -> list:
 def factor_cases():
     dead = hessian(3, 5)
     dead[2, :] = dead[:, 2] = 0
-    # In float32 all four entries are the same number, so that nothing can be inverted.
+    # In float32 all four entries are the same number, so the matrix cannot be inverted.
     alike = 2.0**26 + torch.eye(2, dtype=torch.float64)
     faint = torch.outer(*[torch.tensor([1.0, 1e-6, 0.0, 2.0], dtype=torch.float64)] * 2) * hessian(7, 4)
     sizes = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
@@ -155,7 +155,10 @@ MISTAKES = {
 
 
 def _upper(arguments, results) -> bool:
-    """Upper triangular, with a positive diagonal. Rounding may leave tiny numbers below it if Cholesky was not used."""
+    """Whether U is an upper triangle with a positive diagonal.
+
+    If Cholesky was not used, rounding may leave tiny numbers below the diagonal.
+    """
     rest = 1e-6 * np.abs(results[0]).max()
     return bool((np.abs(np.tril(results[0], -1)) <= rest).all() and (np.diag(results[0]) > 0).all())
 
@@ -166,11 +169,11 @@ def adapt_factor(theirs):
     def factor(hessian, damping, order=None):
         hessian = hessian if order is None else hessian[order[:, None], order]
         if not hessian.diagonal().any():
-            return packages_own(hessian, damping)  # there is no mean to take a share of
+            return packages_own(hessian, damping)  # all inputs are dead: there is no mean for the damping
         try:
             upper = tensor(theirs(hessian.clone(), damping), torch.float64, hessian)
         except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
-            return packages_own(hessian, damping)  # not positive definite: how much damping it takes is its part
+            return packages_own(hessian, damping)  # not positive definite: the package raises the damping
         return (upper, damping) if torch.isfinite(upper).all() else packages_own(hessian, damping)
 
     return factor
@@ -186,7 +189,7 @@ FACTOR = Exercise(
     outputs=("upper",),
     mistakes=MISTAKES,
     properties=(("U is an upper triangle with a positive diagonal.", _upper),),
-    tolerance=1e-3,  # an inverse loses digits: eight of float64's sixteen where inputs are nearly the same
+    tolerance=1e-3,  # an inverse loses digits: eight of float64's sixteen if inputs are nearly the same
     replaces="qtutor.methods.gptq.factor",
     adapt=adapt_factor,
 )

@@ -23,7 +23,7 @@ def loop(weight, upper, scale, zero, bits):
             s, z = scales[column // length], zeros[column // length]
             chosen.append(min(range(2**bits), key=lambda code: abs(s * (code - z) - left[column])))
             moved = s * (chosen[-1] - z) - left[column]
-            inverse = np.linalg.inv(h[column:, column:])  # anew, of the columns that are not rounded yet
+            inverse = np.linalg.inv(h[column:, column:])  # computed again, of the columns that are not rounded yet
             left[column:] += moved * inverse[0] / inverse[0, 0]
         codes.append(chosen)
     return codes
@@ -203,10 +203,10 @@ MISTAKES = {
 
 
 def adapt_loop(theirs):
-    """A learner's loop replaces :func:`qtutor.gptq.round_block`; each of the columns is a group of its own.
+    """A learner's loop replaces :func:`qtutor.gptq.round_block`; each column is a group of its own.
 
-    Its codes show what it pushed onto the later columns: ``weight - rounded = E U``, where E are all errors divided by
-    the diagonal of U.
+    The loop's codes show what it pushed onto later columns: ``weight - rounded = E U``, where E holds all errors
+    divided by the diagonal of U.
     """
 
     def round_block(work, upper, scale, zero, grid):

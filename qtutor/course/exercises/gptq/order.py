@@ -1,4 +1,4 @@
-"""``gptq.order``: one row in an order of its own, the cheapest weight first: OBQ, from which GPTQ came."""
+"""``gptq.order``: round one row in its own order, the cheapest weight first. This is OBQ, from which GPTQ came."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ def order(weight, hessian, scale, zero, bits):
     h, row = hessian.double().numpy(), weight.double().numpy().copy()
     chosen, codes, left = [], [0] * len(row), list(range(len(row)))
     while left:
-        inverse = np.linalg.inv(h[np.ix_(left, left)])  # anew, of the columns that are not rounded yet
+        inverse = np.linalg.inv(h[np.ix_(left, left)])  # computed again, of the columns that are not rounded yet
         nearest = [min(range(2**bits), key=lambda code: abs(scale * (code - zero) - row[j])) for j in left]
         off = [row[j] - scale * (code - zero) for j, code in zip(left, nearest)]
         at = min(range(len(left)), key=lambda i: off[i] ** 2 / inverse[i, i])

@@ -10,7 +10,7 @@ from qtutor.course.exercises.inputs import short
 
 
 def push(weight, inverse, rounded):
-    # Without the formula: column 0 is fixed, and the others go where the squared output error d^T H d is least.
+    # Without the formula: column 0 is fixed, and the others move to minimise the squared output error d^T H d.
     h = np.linalg.inv(inverse.double().numpy())
     result = weight.double().numpy().copy()
     for row, value in zip(result, rounded.double().tolist()):
@@ -59,7 +59,7 @@ def right(weight, inverse, rounded):
 
 ADDED = ("weight - torch", "weight + torch")
 NOT_DIVIDED = (" / inverse[0, 0]", "")
-LEFT_TO_THE_FORMULA = ("    after[:, 0] = rounded\n", "")  # column 0, as the others are
+LEFT_TO_THE_FORMULA = ("    after[:, 0] = rounded\n", "")  # column 0 then comes from the formula, like the others
 
 MISTAKES = {
     "the others moved the wrong way, so that they add to the error. With e = weight - rounded they move by *minus* e "

@@ -1,4 +1,4 @@
-"""``kernels.corner``: how fast a product can be at most, and from which batch on reading is no longer the limit."""
+"""``kernels.corner``: the highest speed of a product, and the batch from which reading is no longer the limit."""
 
 from fractions import Fraction
 
@@ -29,7 +29,7 @@ def cases():
 
 @solution
 def right(peak, bandwidth, bits, batch):
-    each = 2 * 8 / bits  # operations with a byte, for one token
+    each = 2 * 8 / bits  # operations per byte, for one token
     operations = min(peak, batch * each * bandwidth)
     corner = peak / bandwidth / each
     return operations, corner

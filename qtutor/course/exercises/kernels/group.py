@@ -1,4 +1,4 @@
-"""``kernels.group``: the product of a matrix whose zero points stay outside of the sums over codes."""
+"""``kernels.group``: a matrix product whose zero points stay outside the sums over codes."""
 
 import torch
 

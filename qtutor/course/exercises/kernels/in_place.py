@@ -1,4 +1,4 @@
-"""``kernels.in_place``: eight codes of a word without a shift, because x was divided beforehand."""
+"""``kernels.in_place``: use the eight codes of a word without shifts, because x was divided beforehand."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""``kernels.inner_loop``: the product of 64 rows, which numba compiles and which then stands in the package's place.
+"""``kernels.inner_loop``: the product of 64 rows; numba compiles it, and it then replaces the package's loop.
 
-It is checked in plain Python first, so that messages name the learner's own lines. Then it is compiled and timed beside
-the package's loop (:mod:`.racing`); where it is slow, :mod:`.slow` looks for the reason in its types and its source.
+It is first checked in plain Python, so that messages name the learner's own lines. Then it is compiled, and timed
+against the package's loop (:mod:`.racing`). If it is slow, :mod:`.slow` looks for the reason in its types and source.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def tile_product(x, sums, words, scales, zeros):
 
 
 def case(seed: int, groups: int, size: int, zero: int | None = None) -> tuple:
-    """A tile of random codes: x divided, its sums, words, scales and zero points; all as the package passes them."""
+    """A tile of random codes: the divided x, its sums, words, scales and zero points, as the package passes them."""
     drawn = np.random.default_rng(seed)
     words = drawn.integers(-(2**31), 2**31, (groups * size, ROWS)).astype(np.int32)
     x = drawn.standard_normal((groups * size, 8)).astype(np.float32)

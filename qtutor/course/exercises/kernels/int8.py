@@ -1,4 +1,4 @@
-"""``kernels.int8``: a product with inputs of eight bits, in whole numbers within a group."""
+"""``kernels.int8``: a product with inputs of eight bits, in whole numbers within each group."""
 
 import torch
 

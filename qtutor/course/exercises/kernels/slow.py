@@ -30,7 +30,7 @@ ARRAY = "- it makes arrays in its loops, which is memory taken and given back. M
 
 
 def reasons(function: Callable, tile) -> list[str]:
-    """Sentences for a learner. ``tile``: the function, compiled by numba and called once."""
+    """The reasons, as sentences for a learner. ``tile``: the function, compiled by numba and called once."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -39,7 +39,7 @@ def reasons(function: Callable, tile) -> list[str]:
 
 
 def _of_types(tile) -> Iterator[str]:
-    """What numba's types of its variables show."""
+    """The reasons that numba's types of the variables show."""
     annotation = tile.overloads[tile.signatures[0]].type_annotation
     found = {str(kind) for kind in annotation.typemap.values()}
     if any(kind == "float64" or kind.startswith("array(float64") for kind in found):
@@ -59,7 +59,7 @@ def _of_types(tile) -> Iterator[str]:
 
 
 def _of_loops(tree: ast.AST) -> Iterator[str]:
-    """What its loops show."""
+    """The reasons that the loops in the source show."""
     loops = [node for node in ast.walk(tree) if isinstance(node, ast.For)]
     innermost = [loop for loop in loops if not any(isinstance(n, ast.For) for s in loop.body for n in ast.walk(s))]
     inside = [node for loop in loops for statement in loop.body for node in ast.walk(statement)]
@@ -81,7 +81,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _strided(loop: ast.For) -> bool:
-    """Whether ``words[k, r]`` is read in this loop over k, and no loop over r is inside of it."""
+    """Whether this loop over k reads ``words[k, r]`` and has no loop over r inside."""
     inside = [node for statement in loop.body for node in ast.walk(statement)]
     deeper = {name for node in inside if isinstance(node, ast.For) for name in _names(node.target)}
     for node in inside:

@@ -1,4 +1,4 @@
-"""``kernels.token_bytes``: what writing one token reads from memory."""
+"""``kernels.token_bytes``: the bytes that are read from memory to write one token."""
 
 from fractions import Fraction
 

@@ -23,7 +23,7 @@ def _nearest(values: torch.Tensor) -> list[float]:
     for value in values.tolist():
         below = _bits(value) >> 16 << 16  # the neighbour towards zero
         above = below + 0x10000
-        # After the largest finite value comes 2**128, which stands for infinity.
+        # 2**128 follows the largest finite value, and stands for infinity.
         sizes = [2.0**128 if (bits & 0x7FFFFFFF) == 0x7F800000 else abs(_float(bits)) for bits in (below, above)]
         if math.isinf(value) or abs(value) == sizes[0]:
             chosen = below
@@ -68,7 +68,7 @@ ADDED, VIEWED = "0x7FFF + (bits >> 16 & 1)", "(bits >> 16 << 16).view(torch.floa
 
 
 def in_steps(change):
-    """A mistake that rounds values in steps of 2**-7 of their power of 2; the right solution rounds bits."""
+    """A mistake that rounds values to multiples of 2**-7 times their power of 2; the right solution rounds bits."""
 
     def rounded(values):
         exact = values.double()

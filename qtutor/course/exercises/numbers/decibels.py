@@ -21,7 +21,7 @@ def _sqnr_cases() -> list[tuple[str, tuple]]:
     bell = torch.randn(64, generator=generator)
     matrix = torch.randn(4, 16, generator=generator)
     shifted = 3 + torch.rand(64, generator=generator)
-    large = (20_000 + 1600 * torch.arange(16)).half()  # steps of 16, and more
+    large = (20_000 + 1600 * torch.arange(16)).half()  # float16 has steps of 16 and more here
     return [
         ("two numbers, each off by a tenth", (torch.tensor([3.0, -4.0]), torch.tensor([3.3, -4.4]))),
         ("bell-shaped numbers, rounded to quarters", (bell, (4 * bell).round() / 4)),

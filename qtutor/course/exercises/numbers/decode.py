@@ -1,4 +1,4 @@
-"""``numbers.decode_float``: bits as text, two widths -> a number. No exponent is special, as in FP4."""
+"""``numbers.decode_float``: bits as text, two widths -> a number. As in FP4, no exponent is special."""
 
 import math  # noqa: F401 - the mistakes use it
 
@@ -57,7 +57,7 @@ FIRST = "exponent = int"
 
 
 def at_largest(value: str, also: str = "True"):
-    """The mistake of giving the largest exponent a special meaning, where ``also`` holds."""
+    """The mistake of giving the largest exponent a special meaning if ``also`` holds."""
     special = f"if exponent == 2**exponent_bits - 1 and {also}:\n        value = {value}\n    elif exponent > 0:"
     return right.edit("if exponent > 0:", special)
 

@@ -1,7 +1,7 @@
-"""``rtn.best``: find the scale and offset of every group that have the least squared error, exactly.
+"""``rtn.best``: find exactly the scale and offset of every group that give the least squared error.
 
-Optional, and without hints. What is compared is the squared error that a learner's grids leave, so of several grids
-that are equally good any is right.
+Optional, and without hints. The check compares the squared errors of a learner's grids: if several grids are equally
+good, any of them is right.
 """
 
 import itertools
@@ -14,11 +14,11 @@ from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import short
 
-ZERO = 1e-9  # squared errors below it are what float32 leaves of an exact grid
+ZERO = 1e-9  # smaller squared errors are float32 rounding errors of an exact grid
 
 
 def best(weight, bits, group_size):
-    """The best line through all ways to give ascending weights ascending codes."""
+    """The best line over all ways to assign ascending codes to ascending weights."""
     scales, offsets = [], []
     for row in weight.tolist():
         scales.append([])
@@ -57,7 +57,7 @@ def cases():
 
 
 def errors(returned, arguments):
-    """The sum of squared errors of each group, ``[out, groups]``, with what a function ``returned``."""
+    """The sum of squared errors of each group, ``[out, groups]``, with the scale and offset that were ``returned``."""
     weight, bits, group_size = arguments
     if returned is None:
         return None
@@ -103,7 +103,7 @@ def whole_range(weight, bits, group_size):
 
 
 def line_through(grouped, codes, scale, offset):
-    """The line of least squares through weights over their codes; where there is one code, the old line."""
+    """The least-squares line through weights over their codes; the old line if a group has only one code."""
     k = codes - codes.mean(-1, keepdim=True)
     spread = k.square().sum(-1)
     fitted = (grouped * k).sum(-1) / spread.clamp(min=1e-30)
@@ -122,14 +122,14 @@ def back_and_forth(weight, bits, group_size, rounds):
 
 
 def cheapest(weight, bits, group_size, tried):
-    """Of the grids ``tried`` (pairs of scale and offset) the cheapest of each group."""
+    """The cheapest grid of each group, out of the grids ``tried`` (pairs of scale and offset)."""
     costs = torch.stack([torch.from_numpy(errors(grid, (weight, bits, group_size))) for grid in tried])
     place = costs.argmin(0, keepdim=True)
     return tuple(torch.stack(part).gather(0, place)[0] for part in zip(*tried))
 
 
 def shrunk(weight, bits, group_size, ends):
-    """Ranges a hundredth narrower each time, from both ends alike or from ``ends`` by themselves."""
+    """The best narrowed range: each pair in ``ends`` gives the hundredths cut off the lower and the upper end."""
     scale, low = whole_range(weight, bits, group_size)
     width = scale * (2**bits - 1)
     tried = [(scale * (1 - (a + b) / 100), low + width * a / 100) for a, b in ends]
@@ -229,6 +229,6 @@ BEST = Exercise(
     cases=cases,
     outputs=("squared error of each group",),
     mistakes=MISTAKES,
-    tolerance=1e-5,  # float32 leaves so much of a squared error; the next best valley lies further off
+    tolerance=1e-5,  # the error of a squared error in float32; the next best valley differs by more
     seen=errors,
 )

@@ -132,7 +132,7 @@ def adapt(theirs):
         if not isinstance(grid, IntGrid):
             return packages_own(codes, scales, zeros, grid, dtype)  # lists of levels belong to another chapter
         zeros = torch.full_like(scales, grid.middle, dtype=torch.uint8) if zeros is None else zeros
-        shape = (len(codes), scales.shape[1])  # give every row the one scale of the whole matrix
+        shape = (len(codes), scales.shape[1])  # if the whole matrix has one scale, every row gets it
         return tensor(theirs(codes, scales.expand(shape), zeros.expand(shape)), dtype, codes)
 
     return dequantize
@@ -147,7 +147,7 @@ DEQUANTIZE = Exercise(
     cases=cases,
     outputs=("weight",),
     mistakes=MISTAKES,
-    # Tolerance 0: 11 bits of a scale times 9 bits of a difference fit into the 24 of a float32 exactly.
+    # Tolerance 0: a scale of 11 bits times a difference of 9 bits fits exactly into the 24 bits of a float32.
     replaces="qtutor.core.quantized.dequantize",
     adapt=adapt,
 )

@@ -26,9 +26,10 @@ def encode(weight, scale, zero, bits):
 def encode_cases():
     ten = torch.tensor([[0.44, -0.13, 0.05, -0.38, 0.20, 0.0, -0.29, 0.10, 0.31, -0.07]])
     coarse = torch.tensor([[0.9, -0.9, 1.3, 0.4], [0.05, -0.07, 0.21, -0.02]])
-    # Between two codes, and so little nearer to one of them that float16 does not show it.
+    # Between two codes, and nearer to one of them by so little that float16 does not show it.
     between = torch.tensor([[100.48, -99.48, 80.52, -70.52, 120.49, -120.51]]) * torch.tensor(0.0123).half()
-    beside = torch.tensor([[120.48, 120.52, -120.48, -120.52, 3.0, 0.0]]) * torch.tensor(0.0131).half()  # 1 / it, too
+    # Here, 1 / scale in float16 does not show it either.
+    beside = torch.tensor([[120.48, 120.52, -120.48, -120.52, 3.0, 0.0]]) * torch.tensor(0.0131).half()
     return [
         ("one group, zero in the middle", (ten, *stored([[0.06]], [[8]]), 4)),
         ("one group, zero point 2", (torch.tensor([[-0.1, 0.8, 0.34, 0.0]]), *stored([[0.06]], [[2]]), 4)),

@@ -1,4 +1,4 @@
-"""``rtn.pack``: lay codes end to end in bytes."""
+"""``rtn.pack``: pack codes end to end into bytes."""
 
 import torch
 
@@ -63,7 +63,7 @@ def by_columns(codes, bits, width):
 
 
 LOWER, UPPER, SUM = "data[:, byte] |= code & 255", "data[:, byte + 1] |= code >> 8", "code << (i * bits)"
-FITTING = ("number.to_bytes", "(number % 256**width).to_bytes")  # what is too long for the row is cut off
+FITTING = ("number.to_bytes", "(number % 256**width).to_bytes")  # bits that do not fit into the row are cut off
 
 MISTAKES = {
     "a code overwrites what is in its byte already (=). Put its bits beside the others: |=.": (
@@ -117,7 +117,7 @@ MISTAKES = {
         right.edit('list(number.to_bytes(width, "little"))', "(row + [0] * width)[:width]")
     ),
     "the first code is in the high bits of the byte. It belongs in the low ones: 1 and 2 make 1 | 2 << 4.": (
-        # Only for whole codes in a byte: nobody makes this mistake where codes cross the borders of bytes.
+        # Only if a byte holds whole codes: nobody makes this mistake if codes cross the borders of bytes.
         right.edit("i * bits", "i * bits // 8 * 8 + 8 - bits - i * bits % 8 if 8 % bits == 0 else i * bits")
     ),
     "codes and their bits are laid out from the high end. The first code belongs in the lowest bits.": (

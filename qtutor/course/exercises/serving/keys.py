@@ -1,4 +1,4 @@
-"""``serving.keys``: keys in eight bits, a scale for each channel."""
+"""``serving.keys``: keys in eight bits, with a scale for each channel."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""``serving.pick``: who reads how many tokens in a step."""
+"""``serving.pick``: how many tokens each text reads in a step."""
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
@@ -7,7 +7,7 @@ from qtutor.course.exercises.exercise import Exercise
 def pick(running, waiting, budget, free, size):
     reads = [0] * (len(running) + len(waiting))
     spent = 0
-    for place, unread in enumerate(running):  # those that write come before all prompts
+    for place, unread in enumerate(running):  # texts that write come before all prompts
         if unread == 1:
             reads[place] = 1
             spent += 1

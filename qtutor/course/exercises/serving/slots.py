@@ -1,4 +1,4 @@
-"""``serving.slots``: where the tokens of a text lie, by its table of blocks."""
+"""``serving.slots``: find the slots of a text's tokens with its block table."""
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
@@ -6,7 +6,7 @@ from qtutor.course.exercises.exercise import Exercise
 
 def slots(table, size, start, end):
     places = []
-    for block in table:  # all places of the text, in its order
+    for block in table:  # all places of the text, in the order of the text
         places += range(block * size, (block + 1) * size)
     return places[start:end]
 

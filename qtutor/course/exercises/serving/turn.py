@@ -1,4 +1,4 @@
-"""``serving.turn``: queries and keys rotated alike, so that their products stay."""
+"""``serving.turn``: rotate queries and keys alike, so that their products stay the same."""
 
 import torch
 

@@ -9,7 +9,7 @@ from qtutor.course.exercises.exercise import Exercise
 def true_bytes(rows, columns, bits, group_size, symmetric):
     def of_a_row(count):
         room, taken = 0, 0
-        for _ in range(count * bits):  # bit after bit; a full byte is followed by a new one
+        for _ in range(count * bits):  # bit by bit; after a full byte, a new one begins
             if not room:
                 room, taken = 8, taken + 1
             room -= 1

@@ -22,10 +22,10 @@ def perplexity(logits, token_ids):
 
 
 def cases():
-    # One-hot rows that predict the next token of 0, 1, 2, 0, with high probability, and correctly.
+    # One-hot rows that correctly predict each next token of 0, 1, 2, 0, with high probability.
     sure = 20 * torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]])
     hard = short(3, 5, 4, digits=2)
-    hard[1, 2] -= 120  # hardly thinkable, and then it comes
+    hard[1, 2] -= 120  # nearly impossible, but it is the next token
     return [
         ("three tokens, two to predict", (torch.tensor([[0.0, 2, 1], [1, 0, 0], [3, 1, 2]]), torch.tensor([2, 1, 0]))),
         ("a model that knows nothing, 5 tokens", (torch.zeros(4, 5), torch.tensor([1, 4, 0, 2]))),
@@ -144,7 +144,7 @@ MISTAKES = {
 
 
 def _tells_the_impossible(arguments, results) -> bool:
-    """The perplexity is large if a token comes that the model held to be nearly impossible."""
+    """Whether the perplexity is large if a token comes that the model considered nearly impossible."""
     expected = perplexity(*arguments)
     return expected < 1e6 or not np.isfinite(results[0]) or bool(results[0] > expected / 2)
 
@@ -182,8 +182,8 @@ PERPLEXITY = Exercise(
             _tells_the_impossible,
         ),
     ),
-    # The softmax may be taken in float32, and exp turns its absolute error of a few 1e-6 into a relative one. Logits of
-    # 1000 have steps of 6e-5 there.
+    # The softmax may be computed in float32, and exp turns its absolute error of a few 1e-6 into a relative error.
+    # Logits of 1000 have steps of 6e-5 in float32.
     tolerance=1e-4,
     replaces="qtutor.measure.losses.perplexity",
     adapt=adapt,

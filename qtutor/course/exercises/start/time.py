@@ -1,4 +1,4 @@
-"""``start.step_time``: the least time that one decoding step takes."""
+"""``start.step_time``: the shortest possible time of one decoding step."""
 
 from fractions import Fraction
 
