@@ -136,10 +136,10 @@ MISTAKES = {
     "config.json holds the settings alone. They are one more key, quantization_config, of the decoder's config.": (
         right.edit(WRITTEN, "settings")
     ),
-    "quant_method is missing: by it a reader knows which format this is.": (
+    "quant_method is missing: it tells a reader which format this is.": (
         right.edit('"quant_method": "compressed-tensors", ', "")
     ),
-    'the status is missing: with "quantization_status": "compressed" an engine knows that the weights are packed '
+    'the status is missing: "quantization_status": "compressed" tells an engine that the weights are packed '
     "already.": right.edit('{"quantization_status": "compressed", "config_groups"', '{"config_groups"'),
     'the format is missing: compressed-tensors has several, and this one is "pack-quantized".': (
         right.edit(
@@ -151,11 +151,11 @@ MISTAKES = {
         right.edit('"symmetric": True', '"symmetric": False')
     ),
     "the settings say 8 bits. These codes have 4.": right.edit('"num_bits": 4', '"num_bits": 8'),
-    "the settings say groups of 128, and the layers have others: take layer.group_size.": (
+    "the settings say groups of 128, but the layers have other groups: take layer.group_size.": (
         right.edit('"group_size": size', '"group_size": 128')
     ),
     'the words are called "weight". They are called "weight_packed".': right.edit(".weight_packed", ".weight"),
-    "the words lie as in a GPTQ file, [in / 8, out]. Here every output has a row: transpose them back.": (
+    "the words are arranged as in a GPTQ file, [in / 8, out]. Here every output has a row: transpose them back.": (
         right.edit(CODES, f"{CODES}.T.contiguous()")
     ),
     "the scales are transposed, as in a GPTQ file. Here they are [out, groups], as in the layer.": (
@@ -173,13 +173,13 @@ MISTAKES = {
     "only the packed layers are in the file. The embedding, the norms and the head belong there too: floats.": (
         right.edit("tensors = dict(floats)", "tensors = {}")
     ),
-    "only the first layer is in the file: save it when the loop is over.": (
+    "only the first layer is in the file: save the file after the loop.": (
         right.edit("in layers.items()", "in list(layers.items())[:1]")
     ),
     'the head is not ignored. It is a Linear in float: "ignore": ["lm_head"].': (
         right.edit('"ignore": ["lm_head"]', '"ignore": []')
     ),
-    "the codes are packed in AWQ's order. Here they lie one after the other.": (
+    "the codes are packed in AWQ's order. Here they are one after the other.": (
         right.edit("layer.codes, 4", "layer.codes.reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(layer.shape), 4")
     ),
     "the first code of a word is in its highest bits. It belongs in the lowest.": (
@@ -190,7 +190,7 @@ MISTAKES = {
     ),
     "every byte holds one code. Eight codes of 4 bits fill a word.": right.edit("layer.codes, 4", "layer.codes, 8"),
     "the words are bytes, uint8. Engines read int32.": right.edit(CODES, f"{CODES}.view(torch.uint8)"),
-    "the file has another name than engines look for, model.safetensors.": (
+    "the file does not have the name that engines look for, model.safetensors.": (
         right.edit('"model.safetensors"', '"weights.safetensors"')
     ),
     "config.json is written as Python prints a dict. It has to be JSON: json.dumps.": right.edit(

@@ -70,7 +70,7 @@ def _asked(folder: Path) -> tuple[str, list[int]]:
         except Exception as error:  # any error of transformers
             return f"transformers: {said(error)}", []
         if theirs != tokens:
-            return "transformers loads it, and writes other tokens than qtutor's reader.", theirs
+            return "transformers loads it, but writes other tokens than qtutor's reader.", theirs
     return LOADED, tokens
 
 
@@ -94,7 +94,7 @@ def _misled(folder: Path) -> str:
     found = opened(folder)
     if found.settings.get("quantization_status") != "compressed":
         status = shown(found.settings.get("quantization_status"))
-        return f"quantization_status is {status}: engines take weights for packed if it is 'compressed'."
+        return f"quantization_status is {status}: engines treat the weights as packed only if it is 'compressed'."
     ignored = found.settings.get("ignore") or []
     linear = [name for name, module in found.model.named_modules() if isinstance(module, torch.nn.Linear)]
     left = [name for name in linear if name not in found.layouts and name not in ignored]

@@ -32,7 +32,7 @@ def raced(function: Callable) -> tuple[bool, str]:
     given = words_by_chance()
     if not np.allclose(_theirs(tile, *given), _ours(*given), rtol=1e-3, atol=1e-3):
         return False, (
-            "In plain Python it is right, and compiled by numba it computes something else. Numbers of numba have a "
+            "It is right in plain Python, but compiled by numba it computes something else. Numbers in numba have a "
             "fixed size: does one overflow?"
         )
     ratio = _ratio(tile, given)
@@ -64,11 +64,11 @@ def compiled(function: Callable):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = next((line for line in lines if not line.startswith(("Failed in", "Traceback"))), type(error).__name__)
         return None, (
-            f"In plain Python it is right, but numba cannot compile it: {said[:200]}\nUse whole numbers, floats, numpy "
-            "arrays and loops over them; nothing of torch."
+            f"It is right in plain Python, but numba cannot compile it: {said[:200]}\nUse whole numbers, floats, numpy "
+            "arrays and loops over them; nothing from torch."
         )
     if not isinstance(made, np.ndarray) or made.shape != (ROWS,):
-        return None, f"It has to return a numpy array of {ROWS} numbers, because the package goes on with it."
+        return None, f"It has to return a numpy array of {ROWS} numbers, because the package continues with it."
     return tile, ""
 
 
