@@ -118,7 +118,7 @@ MISTAKES = {
     ),
     "the inverse of X^T X is used. Use X^T X itself.": right.edit("e @ own", "e @ torch.linalg.pinv(own)"),
     "the blocks of X^T X begin at g; they begin at g * group_size.": right.edit("group * size", "group"),
-    "the blocks of X^T X are taken from the last to the first; group g has rows and columns g * group_size onwards.": (
+    "the blocks of X^T X are used in reverse order; group g has rows and columns g * group_size onwards.": (
         right.edit("group * size", "(groups - 1 - group) * size")
     ),
     "every row has the errors of the first row. Each row has its own.": (

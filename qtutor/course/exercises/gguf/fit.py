@@ -89,7 +89,7 @@ MISTAKES = {
     "scale and low come from the range with 0 in it, like codes. Now find the best scale and low for these "
     "codes.": right.edit(RESULT, "((x.max() - min(x.min(), 0.0)) / codes.max(), min(x.min(), 0.0))"),
     "the scale does not depend on the codes: it is the range over 15. The codes are given, so find the best scale for "
-    "them.": (right.edit(RESULT, "((x.max() - x.min()) / 15, min(x.min(), 0.0))")),
+    "them.": right.edit(RESULT, "((x.max() - x.min()) / 15, min(x.min(), 0.0))"),
     "low is the weighted mean of the weights. Both numbers are free: set both derivatives to zero.": (
         right.edit("(sum_x - scale * sum_l) / sum_w", "sum_x / sum_w")
     ),

@@ -115,7 +115,7 @@ MISTAKES = {
         right.edit("where(dead, mean,", "where(dead, diagonal.max() + damping * mean,")
     ),
     "a dead input got the largest entry of the diagonal, before damping; this exercise uses the mean of the live "
-    "ones.": (right.edit("where(dead, mean,", "where(dead, diagonal.max(),")),
+    "ones.": right.edit("where(dead, mean,", "where(dead, diagonal.max(),"),
     "you treated a faint input as dead. An input is dead only if its entry is exactly 0: diagonal == 0.": (
         right.edit("diagonal == 0", "diagonal < 1e-8")
     ),

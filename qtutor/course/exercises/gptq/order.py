@@ -78,7 +78,7 @@ MISTAKES = {
         right.edit(COST, "e[j] ** 2 * hessian[j, j]")
     ),
     "e^2 is multiplied by [H^-1]_qq; divide by it.": right.edit(COST, "e[j] ** 2 * inverse[j, j]"),
-    "the cost has e where it needs e squared: e^2 / [H^-1]_qq.": right.edit(COST, "e[j].abs() / inverse[j, j]"),
+    "the cost uses |e|; it needs e squared: e^2 / [H^-1]_qq.": right.edit(COST, "e[j].abs() / inverse[j, j]"),
     "the error keeps its sign in the cost, so that the most negative one wins. Square it: e^2 / [H^-1]_qq.": (
         right.edit(COST, "e[j] / inverse[j, j]")
     ),

@@ -44,7 +44,7 @@ MISTAKES = {
     "your result is always the peak. With few tokens, the bytes arrive too slowly to reach it.": right.edit(
         OPERATIONS, "peak"
     ),
-    "you took the larger of two limits. Both limit, so the smaller one counts.": (right.edit("min(peak", "max(peak")),
+    "you took the larger of two limits. Both limit, so the smaller one counts.": right.edit("min(peak", "max(peak"),
     "the times of reading and computing are added. Both go on at once, so the longer one counts.": right.edit(
         OPERATIONS, "1 / (1 / peak + 1 / (batch * each * bandwidth))"
     ),

@@ -92,7 +92,7 @@ MISTAKES = {
     "the zero point is added to the weight, before dividing. The zero point is a code: divide first, then add "
     "it.": right.edit(("(weight.double() / scale)", "((weight.double() + zero) / scale)"), ("steps + zero", "steps")),
     "the zero point is subtracted from the weight, before dividing. The zero point is a code: divide first, then add "
-    "it.": (right.edit(("(weight.double() / scale)", "((weight.double() - zero) / scale)"), ("steps + zero", "steps"))),
+    "it.": right.edit(("(weight.double() / scale)", "((weight.double() - zero) / scale)"), ("steps + zero", "steps")),
     "the codes were multiplied by the scale at the end. Return the codes themselves.": right.edit(
         CODES, f"{CODES} * scale"
     ),

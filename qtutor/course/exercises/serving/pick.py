@@ -33,7 +33,7 @@ def cases():
         ("a prompt longer than what is left of the budget", ([1, 1], [10], 8, 4, 4)),
         ("a prompt that is half read, before one that writes", ([9, 1], [], 6, 4, 4)),
         ("two prompts that are half read", ([5, 7, 1], [], 9, 4, 4)),
-        ("the budget is spent: nobody is let in", ([1, 9], [3], 6, 4, 4)),
+        ("the budget is spent: no waiting text is let in", ([1, 9], [3], 6, 4, 4)),
         ("two wait, and the budget ends in the second", ([1], [5, 6], 9, 8, 4)),
         ("too few blocks for the first waiting prompt; the second would fit", ([1], [9, 3], 32, 2, 4)),
         ("blocks for the first, none left for the second", ([], [8, 3], 32, 2, 4)),
