@@ -272,7 +272,7 @@ WRONG_PRODUCTS = [
     (product.edit("+ floats", "+ floats * (absmax / 127)[:, None]"), "multiplied by the token's scale as well"),
     (
         product.edit("(codes @ weight.T)", "(codes.astype(np.int8) @ weight.astype(np.int8).T)"),
-        "mistake: the sums were made in int8",
+        "mistake: the sums were computed in int8",
     ),
     (product_of_int8_tensors, "two things: the sums were computed in int8"),
     (
