@@ -38,6 +38,7 @@ CHOICES = (2, 3, 4, 5, 6, 8)
 TOKENS = 2048  # read for the losses; more hardly change the choice
 LENGTH = 256  # of a sample
 ROWS = 128  # of a layer's outputs
+TOGETHER = 64  # tokens whose logits are computed at once
 Rounding = Callable[[torch.Tensor], torch.Tensor]  # weights [rows, in] -> rounded weights, float32
 Roundings = Mapping[Choice, Rounding]
 
@@ -120,16 +121,17 @@ def _run(block: nn.Module, states: torch.Tensor, arguments: dict) -> torch.Tenso
 def _at_the_end(model: nn.Module, ids: torch.Tensor, states: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The gradient of the sum of ``-log p(token)`` at ``states [samples, length, hidden]``, for tokens drawn from p."""
 
-    def of_sample(sample: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    def of_some(tokens: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad(), in_place_of_blocks(model, lambda hidden, **_: given.to(hidden.dtype)):
-            logits = model(sample.to(given.device), use_cache=False).logits.flatten(0, 1).float()
+            logits = model(tokens.to(given.device), use_cache=False).logits.flatten(0, 1).float()
             predicted = logits.detach().softmax(-1).cpu()
-            tokens = torch.multinomial(predicted, 1, generator=generator)[:, 0].to(logits.device)
-            return torch.autograd.grad(cross_entropy(logits, tokens, reduction="sum"), given)[0]
+            drawn = torch.multinomial(predicted, 1, generator=generator)[:, 0].to(logits.device)
+            return torch.autograd.grad(cross_entropy(logits, drawn, reduction="sum"), given)[0]
 
-    # One sample at a time: logits are as wide as the vocabulary.
-    found = [of_sample(*pair) for pair in zip(ids.split(1), states.detach().requires_grad_().split(1))]
-    return torch.cat(found)
+    # A few tokens at a time: logits are as wide as the vocabulary. Behind the blocks, each token is on its own.
+    states = states.detach().requires_grad_()
+    pieces = zip(*(given.flatten(0, 1)[None].split(TOGETHER, dim=1) for given in (ids, states)))
+    return torch.cat([of_some(*piece) for piece in pieces], dim=1).reshape(states.shape)
 
 
 def _at_the_embedding(
