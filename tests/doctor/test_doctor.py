@@ -370,15 +370,15 @@ def partly_negative(weight, model):
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        (UP, lambda w, model: w.roll(1, 0), "rows stand in other places (row 0 is FLOAT's 511)"),
-        (UP, lambda w, model: w.flip(1), "columns stand in other places (column 0 is FLOAT's 255)"),
-        (UP, lambda w, model: w[torch.randperm(512)] * 0.5, "rows stand in other places (row "),
+        (UP, lambda w, model: w.roll(1, 0), "rows are in other places (row 0 is FLOAT's 511)"),
+        (UP, lambda w, model: w.flip(1), "columns are in other places (column 0 is FLOAT's 255)"),
+        (UP, lambda w, model: w[torch.randperm(512)] * 0.5, "rows are in other places (row "),
         (UP, lambda w, model: model.get_submodule(OTHER).weight.data, f"its weights are those of {OTHER} in FLOAT"),
         (Q, lambda w, model: w.T, "it is transposed, so that its rows are FLOAT's columns"),
-        (UP, exchanged, "at least 2 of 512 rows stand in other places (row 3 is FLOAT's 9)"),
+        (UP, exchanged, "at least 2 of 512 rows are in other places (row 3 is FLOAT's 9)"),
         (UP, partly_negative, "at least 3 of 512 rows are the negative of FLOAT's"),
         (UP, lambda w, model: torch.randn_like(w) * w.std(), "its weights are not at all like FLOAT's"),
-        ("model.embed_tokens", lambda w, model: w.roll(1, 0), "rows stand in other places (row 0 is FLOAT's 1023)"),
+        ("model.embed_tokens", lambda w, model: w.roll(1, 0), "rows are in other places (row 0 is FLOAT's 1023)"),
     ],
 )
 def test_weights_in_other_places(tmp_path, name, change, said):
@@ -435,7 +435,7 @@ def test_a_gguf_file(tmp_path):
 def test_the_command(tmp_path, capsys):
     assert cli.main(["doctor", str(healthy("ct"))]) == 0
     said = capsys.readouterr().out
-    assert "compressed-tensors, 14 packed layers" in said and "\nhealthy\n" in said and "Who takes it:" in said
+    assert "compressed-tensors, 14 packed layers" in said and "\nhealthy\n" in said and "Which engines take it:" in said
     folder = damaged(tmp_path, "gptq", V2)
     assert cli.main(["doctor", str(folder), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

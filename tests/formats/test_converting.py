@@ -89,7 +89,7 @@ def test_an_asymmetric_version_1_becomes_version_2_or_the_same_bytes_if_told(tmp
     assert (first / "model.safetensors").read_bytes() != (tmp_path / "b" / "model.safetensors").read_bytes()
     with pytest.raises(qtutor.QtutorError, match=r"version = 3: choose one of None, 1, 2"):
         convert(first, tmp_path / "e", "gptq", version=3)
-    with pytest.raises(qtutor.QtutorError, match=r"version = 1 is one of the format 'gptq', and the format is 'awq'"):
+    with pytest.raises(qtutor.QtutorError, match=r"version = 1 belongs to the format 'gptq', and the format is 'awq'"):
         convert(first, tmp_path / "e", "awq", version=1)
     with pytest.raises(qtutor.QtutorError, match=r"format 'gptq', and 'vllm' picks its format: leave it out"):
         convert(first, tmp_path / "e", target="vllm", version=1)

@@ -392,7 +392,7 @@ def test_a_gguf_file_of_the_hub_is_named_by_its_type(tmp_path, split, monkeypatc
     refused("someone/decoder-GGUF", "has no config.json, so it holds no checkpoint")
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["README.md", "Decoder-Q8_0.gguf"])
     refused("someone/decoder-GGUF:Q2_K", "holds these GGUF files: 'Decoder-Q8_0.gguf'. Name one by its type")
-    refused("someone/other:Q8_0", "no such file here, and it could not be had from the hub")
+    refused("someone/other:Q8_0", "no such file here, and it could not be fetched from the hub")
 
 
 def in_two(file: Path) -> None:
