@@ -25,7 +25,7 @@ from qtutor.runtime.linear import QuantWeight
 AGAIN = "A conversion rounds nothing: for another grid quantize the float checkpoint again, or choose another format."
 NO_GGUF = (
     "a GGUF file's types round weights by rules of their own, so a conversion to it would round a second time. Encode "
-    "the float checkpoint: qtutor quantize FLOAT OUT.gguf; or accept the loss and quantize this one."
+    "the float checkpoint: qtutor quantize FLOAT OUT.gguf; or accept the second loss, and 'qtutor quantize' this one."
 )
 
 

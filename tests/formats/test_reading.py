@@ -238,7 +238,9 @@ def test_minus_one_is_no_token_that_begins_a_prompt(folder):
     assert qtutor.evaluate.generate(model, tokenizer, "x = 1", 2).startswith("x = 1")
     change(folder / "config.json", bos_token_id=-1)
     model, tokenizer = qtutor.load(folder, device="cpu")
-    with pytest.raises(QtutorError, match=r"the prompt has the token -1, which is none: bos_token_id in config\.json"):
+    with pytest.raises(
+        QtutorError, match=r"the prompt has the token -1, which does not exist: bos_token_id in config\.json"
+    ):
         qtutor.evaluate.generate(model, tokenizer, "x = 1", 2)
 
 
