@@ -60,8 +60,8 @@ def read_whole(path: str | Path) -> GGUFFile | Whole:
         if found != (number, count):
             raise GGUFError(
                 f"{part.path}: split.no and split.count are {found[0]} and {found[1]}, but by its name it is part "
-                f"{number + 1} of {count}, which needs {number} and {count}. It belongs to another file: fetch all parts "
-                "again."
+                f"{number + 1} of {count}, which needs {number} and {count}. It belongs to another file: fetch all "
+                "parts again."
             )
     whole = Whole(parts)
     if sum(len(part.tensors) for part in parts) != len(whole.tensors):
