@@ -32,5 +32,5 @@ def _in_the_way(patient: Patient) -> dict[str, str]:
     if settings.get("sym") is False and version == FIRST and not by_it:
         found["transformers"] = "gptqmodel reads asymmetric files of version 1 only if it wrote them: convert it"
     if settings.get("desc_act"):
-        found["vllm-cpu"] = "it does not read desc_act"
+        found["vllm-cpu"] = "it reads no desc_act"
     return found
