@@ -136,7 +136,7 @@ def _put_back(folder: Path, path: Path) -> None:
     if old.is_dir() and (folder / "new").is_dir():
         if os.path.lexists(path):
             raise QtutorError(
-                f"{old} is what {path} was before a run was killed, but there is something else at {path} now: "
+                f"{old} is what {path} was before a run was killed, but now there is something else in its place: "
                 f"move {old} elsewhere, and begin again."
             )
         os.rename(old, path)

@@ -90,8 +90,8 @@ def _rope(architecture: Architecture, config) -> dict:
         raise QtutorError(
             f"rope_parameters = {rope}: of the ways to scale positions, 'default', 'linear' and plain 'yarn' can be "
             "written as GGUF, 'llama3' for Llama and Mistral, 'longrope' and parts of a head for Phi-3. With any other "
-            f"one llama.cpp would compute other positions, and in {architecture.name} models with any other than "
-            f"{', '.join(architecture.scalings)}."
+            f"one llama.cpp would compute other positions, and so with any but {', '.join(architecture.scalings)} in "
+            f"{architecture.name} models."
         )
     for key, value in YARN.items() if kind == "yarn" else ():
         if rope.get(key, value) != value:
