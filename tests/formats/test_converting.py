@@ -205,7 +205,11 @@ def test_sources_and_places_that_are_none(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "theirs"]
     path = qtutor.export(tiny(), tmp_path / "k.gguf", "gguf", letters(), type="Q4_1")
     text = said(capsys, "convert", path, tmp_path / "out", "--format", "compressed-tensors")
-    assert "14 of 14 layers" in text and "are Q4_1, whose levels are no whole steps" in text and "Held are Q4_0" in text
+    assert (
+        "14 of 14 layers" in text
+        and "are Q4_1, whose levels are no whole steps" in text
+        and "can be held are Q4_0" in text
+    )
     assert cli.main(["convert", str(folder), str(tmp_path / "out"), "--target", "TRANSFORMERS"]) == 0
     text = capsys.readouterr().out
     assert "in the format compressed-tensors" in text and "transformers chat" in text and "vllm serve" not in text

@@ -148,7 +148,7 @@ def test_what_multiplies_inputs_goes_where_it_can_be_held(tmp_path):
         with pytest.raises(qtutor.QtutorError) as caught:
             convert(folder, tmp_path / form, form)
         text = str(caught.value)
-        assert "4 of 14 layers do not fit. model.layers.0.self_attn.o_proj has inputs that are multiplied" in text
+        assert "4 of 14 layers do not fit. model.layers.0.self_attn.o_proj has inputs that are each multiplied" in text
         assert "Formats that hold all of them as they are: modelopt, qtutor." in text and not (tmp_path / form).exists()
     with pytest.raises(qtutor.QtutorError, match="inputs that are each multiplied by a number"):
         qtutor.export(model, tmp_path / "out2", "compressed-tensors")

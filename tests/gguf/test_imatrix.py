@@ -130,9 +130,9 @@ def entry_of(values, count=1.0) -> Imatrix:
 @pytest.mark.parametrize(
     ("values", "expected", "said"),
     [
-        ([0, 2, 4, 0], [3, 2, 4, 3], "t: the importance of column 0 is 0.0, as of 2 of 4 columns"),
-        ([1, np.nan, 3, 5], [1, 3, 3, 5], "column 1 is nan, as of 1 of 4"),
-        ([1, np.inf, -3, 5], [1, 3, 3, 5], "column 1 is inf, as of 2 of 4"),
+        ([0, 2, 4, 0], [3, 2, 4, 3], "t: the importance of column 0 is 0.0, and that of 2 of 4 columns"),
+        ([1, np.nan, 3, 5], [1, 3, 3, 5], "column 1 is nan, and that of 1 of 4"),
+        ([1, np.inf, -3, 5], [1, 3, 3, 5], "column 1 is inf, and that of 2 of 4"),
         (
             [0, 0, 0, 0],
             [1, 1, 1, 1],

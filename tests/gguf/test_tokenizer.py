@@ -129,7 +129,7 @@ def test_chat_template():
         tokenizer.chat_template = template
         assert tokenizer_metadata(tokenizer, 1200)["tokenizer.chat_template"] == "{{ messages }}"
     tokenizer.chat_template = {"rag": "{{ documents }}", "tools": "{{ tools }}"}
-    with pytest.warns(UserWarning, match=r"chat templates called 'rag', 'tools', and .* none is written. Choose one"):
+    with pytest.warns(UserWarning, match=r"chat templates called 'rag', 'tools', but .* none is written. Choose one"):
         assert "tokenizer.chat_template" not in tokenizer_metadata(tokenizer, 1200)
 
 

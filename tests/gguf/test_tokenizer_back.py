@@ -167,7 +167,7 @@ REFUSED = {
     "a text for a number": (byte_level, {"bos_token_id": "<s>"}, "bos_token_id is <s>; expected a token"),
     "a number for a flag": (sentencepiece, {"add_space_prefix": np.ones(2)}, "add_space_prefix is .*true or false"),
     "numbers for a name": (byte_level, {"pre": np.ones(2)}, "pre is .1. 1...* and qtutor cannot rebuild such"),
-    "no bos to begin with": (sentencepiece, {"bos_token_id": None}, "bos_token_id is not there.*add_bos_token asks"),
+    "no bos to begin with": (sentencepiece, {"bos_token_id": None}, "bos_token_id is not there.*add_bos_token needs"),
 }  # fmt: skip
 
 
