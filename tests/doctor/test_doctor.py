@@ -260,7 +260,7 @@ def reverse(found):
         ("gptq", [drop("layers.1.mlp.up_proj.qweight")], "unreadable", ["layers.1.mlp.up_proj.qweight is missing"]),
         ("ct", [tensors(lambda t: [t.pop(n) for n in list(t) if ".1.mlp.up_proj." in n])], "unreadable",
          ["1 tensor is missing: model.layers.1.mlp.up_proj.weight"]),
-        ("gptq", [setting(quant_method="hqq")], "unreadable", ["quantized by 'hqq'", "qtutor reads compressed-tensors"]),
+        ("gptq", [setting(quant_method="hqq")], "unreadable", ["quantized by 'hqq'", "qtutor reads compressed-"]),
         ("gptq", [setting(bits=None)], "unreadable", ["bits is None; expected 2, 3, 4 or 8"]),
         ("ct", [lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9])],
          "unreadable", ["truncated"]),
