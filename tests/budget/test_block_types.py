@@ -72,8 +72,8 @@ def test_types_by_name_and_pattern(tmp_path):
 @pytest.mark.parametrize(
     ("types", "what"),
     [
-        ({"blk.9.attn_q.weight": "Q8_0"}, "no matrix of this model is called so"),
-        ({"output_norm.weight": "Q8_0"}, "no matrix of this model is called so"),
+        ({"blk.9.attn_q.weight": "Q8_0"}, "no matrix of this model has this name"),
+        ({"output_norm.weight": "Q8_0"}, "no matrix of this model has this name"),
         ({"blk.0.attn_q.weight": "Q9_9"}, "qtutor encodes no GGUF type of this name"),
         ({"blk.0.attn_q.weight": "Q4_K"}, "whose blocks have 256 weights, and its rows have .* Q5_0 fits"),
     ],

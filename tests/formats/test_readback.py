@@ -181,7 +181,7 @@ def test_importance_may_be_named_by_its_file(tmp_path):
     assert files["matrix"] == files["path"] == path.read_bytes()
     for given, message in [
         (tmp_path / "none.gguf", "none.gguf cannot be read"),
-        (some_ids(), "importance is a Tensor; an Imatrix"),
+        (some_ids(), "importance is a Tensor; expected an Imatrix"),
         (np.ones(64), "importance is a ndarray"),
         (3, "importance is a int"),
     ]:
