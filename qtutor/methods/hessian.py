@@ -112,8 +112,8 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
             raise HessianError(
                 f"the Hessian is not positive definite, even with its mean diagonal ({mean.item():.3g}) added "
                 f"to the diagonal, which runs from {diagonal.min().item():.3g} to {diagonal.max().item():.3g}. For "
-                "X^T X of real inputs, this addition always helps: check how the Hessian was computed, or round this layer to "
-                "nearest."
+                "X^T X of real inputs, this addition always helps: check how the Hessian was computed, or round "
+                "this layer to nearest."
             )
         damping = min(max(2 * damping, DAMPING), 1.0)
 
