@@ -182,12 +182,12 @@ REFUSED = {
     ),
     "an epsilon": (
         lambda: edited(set_config(rms_norm_eps=1e-3)),
-        r"layers\.0\.input_layernorm\.variance_epsilon is 1e-06, and by .*0\.001: one of them was changed",
+        r"layers\.0\.input_layernorm\.variance_epsilon is 1e-06, but .*0\.001: one of the two was changed",
     ),
-    "an activation": (lambda: edited(set_config(hidden_act="gelu")), "mlp.act_fn is SiLU.* it would be GELU"),
+    "an activation": (lambda: edited(set_config(hidden_act="gelu")), "mlp.act_fn is SiLU.* says GELU"),
     "angles": (
         lambda: edited(set_config(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
-        r"rotary_emb\.inv_freq is 1, 0\.3162, 0\.1, .* would be 1, 0\.1939",
+        r"rotary_emb\.inv_freq is 1, 0\.3162, 0\.1, .* says 1, 0\.1939",
     ),
     "angles without values": (lambda: edited(lambda m: m.model.rotary_emb.to("meta")), "inv_freq has a shape and no"),
     "a head of values": (lambda: edited(lambda m: setattr(m, "head", nn.Linear(4, 1))), r"head\.weight is \[1, 4\]"),

@@ -264,5 +264,5 @@ def test_a_pool_gives_back_what_codes_stand_for(form):
 
 
 def test_a_pool_refuses_keys_per_channel():
-    with pytest.raises(QtutorError, match="filled token by token"):
+    with pytest.raises(QtutorError, match="its blocks token by token"):
         QuantizedPool(tiny().config, 5, 4, torch.float32, "cpu", KVFormat(4, keys="channel"))
