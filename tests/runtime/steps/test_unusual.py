@@ -139,7 +139,7 @@ def a_block_of_somebody_else(model):
         (patched, "model.norm has a forward of its own"),
         (other_activation, "not SiLU"),
         (half, "float16"),
-        (other_norms, "another dtype"),
+        (other_norms, "different dtypes"),
         (other_attention, "attention"),
         (a_block_of_somebody_else, "Llama's anatomy"),
     ],
