@@ -109,7 +109,7 @@ def test_propagation_is_told_apart_from_awq(shown):
     tables.parts_of_the_gain({"As trained": SCORED})
     assert "**As trained**, AWQ by itself recovers 50% at 4 bits. At 4 bits 25% come from the scales" in shown[0]
     assert "25% from clipping, so the scales are 50% of its gain" in shown[0]
-    assert shown[0].endswith("Propagation, which is no part of AWQ, adds 25%.")
+    assert shown[0].endswith("Propagation, which is not a part of AWQ, adds 25%.")
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_sink_has_a_fifth_of_all_attention_and_five_times_its_even_share(shown
     sink[:, 0] = 1
     tables.attention_on_first([torch.stack([even, even])[None]])
     tables.attention_on_first([torch.stack([even, sink])[None]])
-    assert "1.0 times its even share: no attention sink" in shown[1] and "**an attention sink**" in shown[3]
+    assert "1.0 times an even share: no attention sink" in shown[1] and "**an attention sink**" in shown[3]
     assert cells(shown[2])[1][2] == "100.00%"
 
 
@@ -139,7 +139,7 @@ def test_the_effect_needs_to_beat_weights_and_luck(shown):
         shown[0].count("The paper's effect is here.") == 1
         and shown[0].count("**The paper's effect is not here.**") == 1
     )
-    assert "In 1 of 2 cases" in shown[0] and "by over 2 points, in 1 of 2 comparisons" in shown[0]
+    assert "In 1 of 2 cases" in shown[0] and "In 1 of 2 comparisons, choosing by activation" in shown[0]
     assert "comes to 51%, far from the 94% of OPT-6.7B" in shown[0]
 
 
@@ -151,7 +151,7 @@ def test_the_better_buy_has_the_lower_perplexity(shown):
     ]
     kept.better_buy(rows, ["plain", "put in"])
     assert [row[1] for row in cells(shown[0])[1:]] == ["100", "110", "120"]
-    assert "takes 0.200 bits a weight, groups of 64 in place of 128 take 0.130" in shown[1]
+    assert "costs 0.200 bits a weight, and groups of 64 in place of 128 cost 0.130" in shown[1]
     assert "plain, the smaller groups; put in, 1 % of the channels." in shown[1]
 
 

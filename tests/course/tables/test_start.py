@@ -47,7 +47,10 @@ def test_the_price_of_fewer_bits(shown):
     assert cells(shown[0])[2] == ["4", "800", "21.00", "90%", "80%"]
     assert "rises by **5.0 %**, while the whole model shrinks to 40% of its bytes" in shown[1]
     assert "100% were right, and 90% are" in shown[1]
-    assert "At 3 bits perplexity rises by 50 %, at 2 by 900 %. There 10% of arithmetic is left" in shown[1]
+    assert (
+        "At 3 bits perplexity rises by 50 %, at 2 by 900 %. With 2 bits, 10% of the answers in arithmetic are right"
+        in shown[1]
+    )
 
 
 def test_the_limit_of_speed_says_its_numbers_to_those_who_cannot_see_it():
