@@ -183,9 +183,9 @@ def static(asked: Sequence[Asked], places: int) -> list[list[str]]:
 
 
 def used(rows: Sequence[Sequence[str]]) -> float:
-    """The share of all places and steps in which a text has a place in the batch.
+    """The share of all places and steps in which an unfinished text has the place in the batch.
 
-    Every such step counts, also one in which the text only reads a part of its prompt.
+    Every such step counts, also one in which the text only reads a part of its prompt and writes no token.
     """
     places = [place for row in rows for place in row]
     return sum(place not in ("", ".") for place in places) / len(places)

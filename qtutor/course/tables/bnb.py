@@ -38,8 +38,8 @@ def equal_bytes(series: Mapping[str, Line], nf4: Sequence[str], integers: str) -
                 continue
             better = "NF4" if error < integer else "The integers"
             lines.append(
-                f"- {label}, blocks of {block}, {bits:.3f} bits: {error:.2%}; the asymmetric integers with the same number of bits: "
-                f"{integer:.2%}. **{'About the same' if abs(error / integer - 1) < 0.01 else better}.**"
+                f"- {label}, blocks of {block}, {bits:.3f} bits: {error:.2%}; the asymmetric integers with the same number "
+                f"of bits: {integer:.2%}. **{'About the same' if abs(error / integer - 1) < 0.01 else better}.**"
             )
     say(*lines)
 
@@ -73,7 +73,8 @@ def by_scale(errors: Mapping[str, Sequence[float]], blocks: Sequence[int], fours
         rows.append([kind, *cells])
     table(["scale", *(f"error, blocks of {block}" for block in blocks)], *rows)
     say(
-        f"Four over six: in {fours:.0%} of the blocks of 16 the largest weight becomes 4, and in the others it becomes 6."
+        f"Four over six: in {fours:.0%} of the blocks of 16 the largest weight becomes 4, and in the others it becomes "
+        "6."
     )
 
 

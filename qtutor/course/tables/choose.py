@@ -97,6 +97,6 @@ def calibration_of_smollm2(bits: int = 3) -> None:
     told = {"prose": "with English prose", "built-in": "with the built-in text (half of each)", "none": "with no text"}
     parts = ", ".join(f"{words} {kl[name] / kl['Python']:.2f} times" for name, words in told.items())
     say(
-        f"SmolLM2, GPTQ at {bits} bits, KL on Python, relative to calibration with Python: {parts}. (Stored for chapter "
-        "11 by `benchmarks/calibration_text.py`.)"
+        f"SmolLM2, GPTQ at {bits} bits, KL on Python, relative to calibration with Python: {parts}. (Stored for "
+        "chapter 11 by `benchmarks/calibration_text.py`.)"
     )

@@ -158,6 +158,6 @@ def attention_on_first(attention: Sequence[torch.Tensor], skip: int = 16) -> Non
     most = max(max(heads) for heads in given)
     found = "**an attention sink**" if most > SINK and most > 5 * even else "no attention sink"
     say(
-        f"The head that attends most to the first token gives it {most:.1%}, {most / even:.1f} times an even share: {found}. "
-        "(Here, a fifth of all attention or more is called a sink.)"
+        f"The head that attends most to the first token gives it {most:.1%}, {most / even:.1f} times an even share: "
+        f"{found}. (Here, a fifth of all attention or more is called a sink.)"
     )

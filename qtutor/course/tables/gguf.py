@@ -58,7 +58,8 @@ def bit_flips(stored: Mapping) -> None:
     grows = (kl[9] / kl[0]) ** (1 / 9)  # bits 0 to 9 of the block are the fraction of d
     say(
         f"- {same:,} of the {len(kl):,} flips leave the text as it is, character for character: {same / len(kl):.0%}.",
-        f"- In the fraction of `d` each bit is worth twice the bit before it. KL grows {grows:.1f} times from bit to bit.",
+        f"- In the fraction of `d` each bit is worth twice the bit before it. KL grows {grows:.1f} times from bit to "
+        "bit.",
     )
 
 
@@ -147,7 +148,8 @@ def which_mix(found: Mapping[str, Measured], mixed: Sequence[str], guided: Seque
         *lines,
         f"- Importance removes {won}.",
         f"- Importance lowers perplexity by more than 1 % in: {', '.join(lower) or 'none of the three'}.",
-        f"- With {questions} questions of each kind, one standard deviation of the arithmetic share is at most {noise:.0%}.",
+        f"- With {questions} questions of each kind, one standard deviation of the arithmetic share is at most "
+        f"{noise:.0%}.",
     )
 
 
@@ -182,8 +184,10 @@ def what_helps(kls: Mapping[tuple[str, str, str], float]) -> None:
             f"- With outliers, {label} removes this much of the KL: {taken(harder, label)}."
             for label in ("importance", "AWQ")
         ),
-        f"- As trained, AWQ removes {taken(plain, 'AWQ')}. If all inputs are about equally loud, scaling can gain less.",
-        f"- Both together are better than the better of the two alone, or within 5 % of it, in {both} of {len(cases)} cases.",
+        f"- As trained, AWQ removes {taken(plain, 'AWQ')}. If all inputs are about equally loud, scaling can gain "
+        "less.",
+        f"- Both together are better than the better of the two alone, or within 5 % of it, in {both} of {len(cases)} "
+        "cases.",
     )
 
 

@@ -90,8 +90,8 @@ def load(exercise: Exercise, folder: Path) -> Callable | None:
         return _execute(path.read_text(encoding="utf-8"), path)
     except Exception as error:  # someone may have edited the file
         raise QtutorError(
-            f"{FOLDER}/{path.name} does not run any more ({type(error).__name__}: {error}). Repair it, or delete it and "
-            f"pass {exercise.name} again."
+            f"{FOLDER}/{path.name} does not run any more ({type(error).__name__}: {error}). Repair it, or delete it "
+            f"and pass {exercise.name} again."
         ) from error
 
 

@@ -123,7 +123,10 @@ def examine(attempt, of: str | Path = smollm2.WORD, note: str = "") -> Verdict:
     share = nbytes / limit
     text = f"{nbytes:,} bytes of {limit:,} ({share:.1%}), KL {found.kl:.4f} nats a token, flips {found.flips:.1%}."
     if found.kl > GUESSING * math.log(float_model.config.vocab_size):
-        text += " That is so far from the float model that hardly anything of it is left. Was it made from the same weights?"
+        text += (
+            " That is so far from the float model that hardly anything of it is left. Was it made from the same "
+            "weights?"
+        )
     return Verdict(text, tried)
 
 
