@@ -38,8 +38,8 @@ def equal_bytes(series: Mapping[str, Line], nf4: Sequence[str], integers: str) -
                 continue
             better = "NF4" if error < integer else "The integers"
             lines.append(
-                f"- {label}, blocks of {block}, {bits:.3f} bits: {error:.2%}; the asymmetric integers with the same number "
-                f"of bits: {integer:.2%}. **{'About the same' if abs(error / integer - 1) < 0.01 else better}.**"
+                f"- {label}, blocks of {block}, {bits:.3f} bits: {error:.2%}; the asymmetric integers with the same "
+                f"number of bits: {integer:.2%}. **{'About the same' if abs(error / integer - 1) < 0.01 else better}.**"
             )
     say(*lines)
 
