@@ -92,7 +92,7 @@ def made_up_for(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) 
         took = f"{whole / before - 1:+.0%} ({some / before - 1:+.0%}) with {tokens} tokens"
         lines.setdefault(layer, []).append(took)
     header = ["layer (its weights exact)", "calibration tokens", "on these: error with W", "with W'"]
-    table([*header, "on held-out text: with W", "with W'", "error part of the way", "the part"], *rows)
+    table([*header, "on held-out text: with W", "with W'", "with a part of the change", "the part"], *rows)
     say(
         "How W' changes the error on held-out text (in brackets: with only a part of this change). A minus is good:",
         *(f"- {layer}: {', '.join(took)}." for layer, took in lines.items()),

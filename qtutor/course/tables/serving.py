@@ -28,7 +28,7 @@ def token_costs(shapes: Iterable[Shape]) -> None:
         ]
         for shape in shapes
     ]
-    header = ["model", "billion weights", "layers", "heads of queries / keys", "width of a head", "bytes a token"]
+    header = ["model", "billion weights", "layers", "query heads / key heads", "width of a head", "bytes a token"]
     table([*header, "tokens at which the cache outgrows 16-bit weights", "4-bit weights"], *rows)
 
 

@@ -134,7 +134,7 @@ def _written(decoder: torch.nn.Module, tokenizer) -> tuple[str, list[bool]] | No
 
 def _beside(before: tuple, after: tuple, titles: tuple[str, str]) -> str:
     """Two texts side by side, and under each the number of right sums."""
-    right = [f"of {len(SUMS)} sums such as 37 + 48, {sum(sums)} right" for _, sums in (before, after)]
+    right = [f"{sum(sums)} of {len(SUMS)} sums such as 37 + 48 are right" for _, sums in (before, after)]
     return texts_side_by_side(before[0], after[0], titles, tuple(right), len(PROMPT))
 
 
