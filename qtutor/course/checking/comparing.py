@@ -85,7 +85,7 @@ def _of_numpy(array: np.ndarray, room: float) -> np.ndarray:
         return array.astype(np.float64)
     if array.dtype.kind in "US":
         return array
-    raise NotNumbers(f"a numpy array of {array.dtype}" if array.ndim else f"a single numpy number of {array.dtype}")
+    raise NotNumbers(f"a numpy array of {array.dtype}" if array.ndim else f"a numpy scalar of {array.dtype}")
 
 
 def _of_number(value: numbers.Number) -> np.ndarray:

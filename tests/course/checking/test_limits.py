@@ -89,7 +89,7 @@ RETURNED = {
     "complex number": (lambda w: 1j, "a complex number"),
     "complex numpy": (lambda w: np.ones(3) * 1j, "a numpy array of complex128"),
     "objects": (lambda w: np.array([w, None], dtype=object), "a numpy array of object"),
-    "dates": (lambda w: np.datetime64("2020-01-01"), "one datetime64[D] of numpy"),
+    "dates": (lambda w: np.datetime64("2020-01-01"), "a numpy scalar of datetime64[D]"),
     "freed memory": (of_freed_memory, "whose memory was freed"),
     "expand": (lambda w: w[:1].expand(10**11), "a tensor of shape [100000000000], far more numbers than the answer"),
     "broadcast": (lambda w: np.broadcast_to(1.0, (10**6, 10**6)), "far more numbers than the answer has"),
@@ -254,7 +254,7 @@ def test_an_endless_loop_ends(endless, monkeypatch):
 def test_the_time_is_that_of_all_inputs_together(monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.3)
     text = said(lambda w: time.sleep(0.2))
-    assert "still running after 0.3 seconds" in text and "at this input: twos." in text
+    assert "still running after 0.3 seconds" in text and "on this input: twos." in text
 
 
 def test_an_alarm_of_others_is_kept():

@@ -133,7 +133,7 @@ def test_which_mix(shown, kl, words):
         "- Importance removes 50% of the KL of Q2_K.",
         "- Importance lowers perplexity by more than 1 % in: Q2_K.",
     ]
-    assert "share is 6% at most" in lines[6]
+    assert "share is at most 6%" in lines[6]
 
 
 def test_what_helps(shown):
@@ -144,7 +144,7 @@ def test_what_helps(shown):
     assert lines[0].endswith("from best to worst: Q4_0, Q4_1.")
     assert lines[1].endswith("importance removes this much of the KL: 25% (Q4_0), 75% (Q4_1).")
     assert lines[2].endswith("AWQ removes this much of the KL: 75% (Q4_0), 75% (Q4_1).")
-    assert "takes away 25% (Q4_0), 0% (Q4_1)." in lines[3]
+    assert "removes 25% (Q4_0), 0% (Q4_1)." in lines[3]
     assert lines[4].endswith("in 3 of 4 cases.")  # 0.104 is within 5 % of 0.1, 0.11 is not
 
 

@@ -48,7 +48,7 @@ def test_dampings(shown, usual, words):
     few, many = {"own": [0.3, 0.4], "other": [1.2, 0.5]}, {"own": [0.3, 0.4], "other": [usual, 0.9]}
     tables.dampings([0.01, 1.0], few, many)
     assert cells(shown[0])[2] == ["128 tokens", "other", "1.20", "0.50"]
-    assert "1.20 times RTN's with the worst damping, 0.50 times with the best" in shown[1] and words in shown[1]
+    assert "1.20 times RTN's with the worst damping, and 0.50 times with the best" in shown[1] and words in shown[1]
     left, right = pictures.dampings(["0.01", "1"], few, many).axes
     assert left.get_ylim() == right.get_ylim() == pytest.approx((0, 1.26))
     assert [line.get_ydata().tolist() for line in left.lines] == list(few.values())
