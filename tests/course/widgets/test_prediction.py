@@ -74,7 +74,7 @@ def test_a_damaged_file_costs_no_chapter(workspace, shown):
     asked.field.value = "3"
     assert "Not kept: " in asked.said.value
     revealed(NAME, 2.0)
-    assert shown[0].startswith("**Measured: 2.** Your prediction cannot be shown: ") and "Mend it" in shown[0]
+    assert shown[0].startswith("**Measured: 2.** Your prediction cannot be shown: ") and "Repair it" in shown[0]
 
 
 def test_without_a_workspace(tmp_path_factory, monkeypatch, shown):
