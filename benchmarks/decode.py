@@ -2,13 +2,14 @@
 
     pip install 'qtutor[gguf]' xllamacpp && python benchmarks/decode.py [--source smollm2] [--rounds 8]
 
-One reader, one token after the other, one process, one thread. By itself a Llama with the shapes of TinyLlama's blocks
-(hidden 2048, intermediate 5632, 4 blocks of its 22) and random weights: speed does not depend on values. ``--source``
-takes any decoder instead, such as smollm2. llama.cpp runs our own Q4_0 export of the same weights, whose output matrix
-has 8 bits; ours is in float by itself, so that one row has it in 8 bits, too, and is compared with llama.cpp. The float
-models run as transformers runs them; packed ones take the quick steps of qtutor.runtime.steps. All take turns; times
-are processor time, medians over the rounds; a round is eight tokens behind 32 others. Bytes a token are the weights
-that a token reads. The exit status says whether all claims hold. For ``--source`` the cost in KL is printed as well.
+One text, one token after the other, in one process, on one thread. By default the decoder is a Llama with the shapes of
+TinyLlama's blocks (hidden 2048, intermediate 5632, 4 of its 22 blocks) and random weights: speed does not depend on
+values. ``--source`` names any other decoder, such as smollm2. llama.cpp runs our own Q4_0 export of the same weights,
+whose output matrix has 8 bits. Our output matrix is in float by default, so one more row has it in 8 bits, and this row
+is compared with llama.cpp. The float models run as transformers runs them; packed models use the quick steps of
+qtutor.runtime.steps. All models take turns. Times are processor time, medians over the rounds; a round is eight tokens
+after 32 others. Bytes a token are the weights that a token reads. The exit status says whether all claims hold. With
+``--source``, the cost in KL is printed as well.
 """
 
 import argparse
@@ -42,10 +43,10 @@ CLAIMS = [
     ("4 bits, head of 8", "llama.cpp Q4_0", 0.9),
 ]
 PACKED = qtutor.Recipe(bits=4, group_size=64)
-# llama.cpp's Q4_0 has Q8_0 there: 8 bits in groups of 32.
+# llama.cpp's Q4_0 mix has Q8_0 for this matrix: 8 bits in groups of 32.
 WITH_HEAD = replace(PACKED, lm_head=True, layers={"lm_head": {"bits": 8, "group_size": 32}})
-TEXT = 256, 8  # tokens of a sample, and samples, on which KL is measured
-MEMORY = 1.15  # times the packed bytes that packed layers may take, with what their kernels prepared
+TEXT = 256, 8  # tokens of a sample, and number of samples, for the measurement of KL
+MEMORY = 1.15  # the bound for packed layers with everything that their kernels prepared, in units of their packed bytes
 
 
 def of_transformers(model) -> Callable[[], float]:
@@ -55,7 +56,7 @@ def of_transformers(model) -> Callable[[], float]:
 
 
 def of_llama_cpp(path: Path) -> Callable[[], float]:
-    """The same by llama.cpp."""
+    """The same for llama.cpp."""
     from tests.gguf.llama_cpp import Model
 
     model = Model(path)
@@ -73,7 +74,7 @@ def of_llama_cpp(path: Path) -> Callable[[], float]:
 
 
 def memory_ratio(model) -> float:
-    """What packed layers hold, with all that was prepared, over their packed bytes."""
+    """The bytes that packed layers hold, with everything that was prepared, divided by their packed bytes."""
     layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
     held = 0
     for layer in layers:
@@ -101,7 +102,7 @@ def packed_models(model) -> dict[str, torch.nn.Module]:
 
 
 def print_costs(models: dict, tokenizer) -> None:
-    """KL divergence from the float model of what is packed."""
+    """Print the KL divergence of the packed models from the float model."""
     text = builtin_held_out(tokenizer, *TEXT)
     print(f"KL divergence from float32 on {text.told}:")
     for name, model in models.items():
@@ -136,7 +137,7 @@ def main() -> int:
         for i in range(options.rounds + 1):
             for name, write in writers.items():
                 took = write()
-                if i:  # in the first round kernels are prepared and compiled
+                if i:  # kernels are prepared and compiled in the first round
                     seconds[name].append(took)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     bandwidth = copy_bandwidth(time.process_time)

@@ -2,11 +2,11 @@
 
     python benchmarks/decoder_sensitivity.py [CHECKPOINT] [--write]
 
-Rounds the decoder to nearest at falling precision and prints, on standard-library modules and interpreter questions
-that it never saw: how far perplexity rises, KL divergence to the float model, flipped tokens, right answers per kind,
-and the share of completed functions that ``ast.parse`` accepts. Then the bar that the decoder has to clear, line by
-line; the exit status is 1 where it misses one. ``--write`` puts the table into the model card, and an excerpt into the
-README.
+Rounds the decoder to nearest at falling precision and measures it on standard-library modules and interpreter questions
+that it never saw. Prints how far perplexity rises, KL divergence to the float model, flipped tokens, right answers per
+kind, and the share of completed functions that ``ast.parse`` accepts. Then it prints the requirements for the decoder,
+line by line; the exit status is 1 if the decoder misses one. ``--write`` puts the table into the model card, and an
+excerpt into the README.
 """
 
 import argparse
@@ -39,14 +39,14 @@ def measure(model, reference, tokenizer, ids, questions: int, functions: int) ->
         "kl": comparison.kl,
         "flips": comparison.flips,
         "ast": qtutor.evaluate.ast_validity(model, tokenizer, functions),
-        # What would ship: the embedding and the norms in the checkpoint's 16 bits, though they are computed in 32 here.
+        # The bytes of a checkpoint: embedding and norms have 16 bits there, although they are computed in 32 here.
         "bytes": qtutor.evaluate.model_bytes(copy.deepcopy(model).bfloat16()),
         **qtutor.evaluate.task_accuracy(model, tokenizer, count=questions),
     }
 
 
 def table(results: dict[str, dict]) -> str:
-    """The measures as a Markdown table, one row a precision."""
+    """The measures as a Markdown table, with one row for each precision."""
     head = ["weights", "bytes", "perplexity", "rise", "KL", "flips", "ast", *tasks.KINDS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, r in results.items():
@@ -57,16 +57,16 @@ def table(results: dict[str, dict]) -> str:
 
 
 def arithmetic_falls_further(float_result: dict, result: dict) -> bool:
-    """Whether arithmetic answers get lost at a higher rate than the probability of the right next token.
+    """Whether arithmetic answers are lost at a higher rate than the probability of the right next token.
 
-    Perplexity says by which factor the probability of a token falls on average: 1 / (1 + rise). If arithmetic did as
-    perplexity suggests, the share of right answers would fall by about that factor.
+    Perplexity says by which factor the probability of a token falls on average: 1 / (1 + rise). If arithmetic fell as
+    perplexity suggests, the share of right answers would fall by about this factor.
     """
     return arithmetic_kept(float_result, result) < 1 / (1 + result["loss"] / 100)
 
 
 def arithmetic_in_words(results: dict[str, dict]) -> str:
-    """For every low precision, the share of right arithmetic answers that is left, and what perplexity suggests."""
+    """For every low precision, the share of right arithmetic answers left, and the share that perplexity suggests."""
     plain, parts = results["float"], []
     for name in ("3-bit g128", "2-bit g64, clipped", "2-bit g64"):
         kept, suggested = arithmetic_kept(plain, results[name]), 1 / (1 + results[name]["loss"] / 100)
@@ -75,12 +75,12 @@ def arithmetic_in_words(results: dict[str, dict]) -> str:
 
 
 def arithmetic_kept(float_result: dict, result: dict) -> float:
-    """Right arithmetic answers, as a share of those of the float model."""
+    """Right arithmetic answers, as a share of the float model's right answers."""
     return sum(result[kind] for kind in tasks.ARITHMETIC) / sum(float_result[kind] for kind in tasks.ARITHMETIC)
 
 
 def bar(results: dict[str, dict]) -> dict[str, bool]:
-    """The requirements, each with whether it holds."""
+    """The requirements, and whether each of them holds."""
     plain = results["float"]
     good = [kind for kind in tasks.KINDS if plain[kind] >= 0.9]
     return {
@@ -91,8 +91,8 @@ def bar(results: dict[str, dict]) -> dict[str, bool]:
         "two of them arithmetic": len(set(good) & set(tasks.ARITHMETIC)) >= 2,
         f"functions valid at least 50 % ({plain['ast']:.0%})": plain["ast"] >= 0.5,
         "at 3 bits arithmetic falls further than perplexity": arithmetic_falls_further(plain, results["3-bit g128"]),
-        # Without clipping 2 bits break this decoder altogether (perplexity rises tenfold): there everything is lost
-        # alike, which the table shows. The question only makes sense where something is left.
+        # Without clipping, 2 bits break this decoder completely (perplexity rises tenfold): everything is lost alike,
+        # as the table shows. The question only makes sense if something is left.
         "at 2 bits, clipped, arithmetic falls further than perplexity": arithmetic_falls_further(
             plain, results["2-bit g64, clipped"]
         ),

@@ -2,10 +2,11 @@
 
     pip install 'qtutor[gguf]' xllamacpp gguf && python benchmarks/gguf_encode.py
 
-MB/s of float32 read, the best of five runs each (two of the types with a search), in turns, in one process and on the
-same 4096 x 4096 Gaussian weights; the bytes are compared, too. ``--importance`` measures with an importance vector,
-``--rows`` shrinks the matrix. The last line says whether the claim holds: at least 3.0 times llama.cpp's one thread for
-K and IQ4 types, at least 1.0 times it and the gguf package for the others.
+The unit is MB/s of float32 that is read. All encoders take turns in one process, on the same 4096 x 4096 Gaussian
+weights; the best of five runs counts (of two runs for the types with a search). Their bytes are compared, too.
+``--importance`` measures with an importance vector, ``--rows`` shrinks the matrix. The last line says whether the claim
+holds: at least 3.0 times the speed of llama.cpp's one thread for K and IQ4 types, and at least 1.0 times the speed of
+llama.cpp and the gguf package for the others.
 """
 
 import argparse
@@ -27,7 +28,7 @@ SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 
 
 def race(functions: dict[str, Callable], rows: np.ndarray, rounds: int) -> dict[str, tuple[float, np.ndarray]]:
-    """MB/s of every function's fastest run, and what it returned; they take turns, so that all meet the same load."""
+    """MB/s of every function's fastest run, and its result; functions take turns, so that all meet the same load."""
     best, results = dict.fromkeys(functions, float("inf")), {}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -38,7 +39,7 @@ def race(functions: dict[str, Callable], rows: np.ndarray, rounds: int) -> dict[
 
 
 def gguf_encoder(name: str):
-    """The gguf package's encoder of a type, or ``None`` where it has none (of F32 it returns its argument)."""
+    """The gguf package's encoder of a type, or ``None`` if it has none (for F32, the encoder returns its argument)."""
     if name == "F32":
         return None
     try:

@@ -1,10 +1,10 @@
-"""What it takes to write a checkpoint of 1.1 billion parameters as GGUF: seconds, and memory beyond the mapped file.
+"""The cost of writing a checkpoint of 1.1 billion parameters as GGUF: seconds, and memory beyond the mapped file.
 
     python benchmarks/gguf_export.py                  # Q4_K_M; --type Q8_0 for another mix
     python benchmarks/gguf_export.py --layers 2       # a small one, to try
 
-The checkpoint has TinyLlama's shape and random bf16 weights; it takes 2.2 GB in a temporary folder, the file 0.7 GB.
-Memory is anonymous memory (RssAnon), which is what a process needs for itself; pages of the mapped checkpoint can be
+The checkpoint has TinyLlama's shape and random bf16 weights. It takes 2.2 GB in a temporary folder, and the file takes
+0.7 GB. Memory is anonymous memory (RssAnon), which a process needs for itself; pages of the mapped checkpoint can be
 dropped and read again. The last line says whether the claim holds: at most 2 GB more than before loading.
 """
 
@@ -28,7 +28,7 @@ def anonymous() -> float:
 
 
 def make(folder: str, layers: int) -> None:
-    """A checkpoint with random weights: a slice of numbers, repeated, since drawing them all takes minutes."""
+    """A checkpoint with random weights: one slice of numbers is repeated, because drawing all of them takes minutes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,7 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--type", default="Q4_K_M")
     parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the process that measures, which has made nothing
+    parser.add_argument("--folder", help=argparse.SUPPRESS)  # for the process that measures
     options = parser.parse_args()
     if options.folder:
         return measure(options.folder, options.type)

@@ -1,12 +1,12 @@
-"""Is our importance matrix the one that llama.cpp measures, and does it round with our file as we do?
+"""Is our importance matrix the one that llama.cpp measures, and does llama.cpp round with our file as we do?
 
     pip install 'qtutor[gguf,engines]' && python benchmarks/gguf_imatrix.py
 
-(llama-cpp-python is built from source, which takes about nine minutes.) llama-imatrix comes in no wheel, so its way of
-counting is repeated here: llama.cpp itself runs the decoder as an F32 file and hands every product to a callback, where
-x² is added up as in ``IMatrixCollector::collect_imatrix``. Then gguf-py reads the file that we write, its means are
-taken as llama-quantize takes them, and ``llama_model_quantize`` has to give the bytes of our exporter. Prints a table;
-the exit status is 1 where something differs.
+(llama-cpp-python is built from source, which takes about nine minutes.) No wheel contains llama-imatrix, so its way of
+counting is repeated here: llama.cpp itself runs the decoder as an F32 file and passes every product to a callback,
+which adds up x² as ``IMatrixCollector::collect_imatrix`` does. Then gguf-py reads the file that we write, the means are
+computed from it as llama-quantize computes them, and ``llama_model_quantize`` has to give the bytes of our exporter.
+Prints a table; the exit status is 1 if anything differs.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from qtutor.gguf import imatrix, read
 
 SAMPLES, LENGTH = 8, 256
 MIXES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_K_S", "IQ4_XS")
-CLOSE = 1e-4  # both add float32 numbers up, in different orders, behind layers that do so too
+CLOSE = 1e-4  # both add up float32 numbers in different orders, after layers that do the same
 
 
 class GGMLTensor(ctypes.Structure):
@@ -44,7 +44,7 @@ GGMLTensor._fields_ = [
 
 
 def measured_by_llama_cpp(llama_cpp, path: Path, ids: torch.Tensor) -> dict[str, tuple[np.ndarray, int]]:
-    """By tensor: sums of x² per column (float64) and the number of tokens, while llama.cpp reads ``ids``."""
+    """For each tensor, while llama.cpp reads ``ids``: sums of x² per column (float64), and the number of tokens."""
     found = {}
 
     @llama_cpp.ggml_backend_sched_eval_callback
@@ -54,7 +54,7 @@ def measured_by_llama_cpp(llama_cpp, path: Path, ids: torch.Tensor) -> dict[str,
             return not ask
         weight, x = tensor.src[0].contents, tensor.src[1].contents
         name = weight.name.decode()
-        # A product has as many rows as the weight; norms are multiplied with as well, but have one.
+        # The weight of a matrix product has several rows; norms are also multiplied with, but they have one row.
         wanted = name.startswith("blk.") and weight.ne[1] > 1 and x.ne[1] >= 16 and x.type == 0
         if ask or not wanted:
             return wanted if ask else True
@@ -77,7 +77,7 @@ def measured_by_llama_cpp(llama_cpp, path: Path, ids: torch.Tensor) -> dict[str,
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         for i, token in enumerate(row):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, i, 1, 0
-            batch.logits[i] = True  # else the last block computes no more than the last token needs
+            batch.logits[i] = True  # otherwise the last block computes only what the last token needs
         if llama_cpp.llama_decode(context, batch) != 0:
             raise SystemExit("llama.cpp could not read the text")
     llama_cpp.llama_batch_free(batch)
@@ -87,7 +87,7 @@ def measured_by_llama_cpp(llama_cpp, path: Path, ids: torch.Tensor) -> dict[str,
 
 
 def means_in(path: Path) -> dict[str, np.ndarray]:
-    """What llama-quantize makes of an imatrix file, read by gguf-py."""
+    """The means that llama-quantize computes from an imatrix file, read by gguf-py."""
     from gguf import GGUFReader
 
     tensors = {tensor.name: np.array(tensor.data).reshape(-1) for tensor in GGUFReader(path).tensors}

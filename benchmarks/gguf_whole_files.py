@@ -1,13 +1,13 @@
-"""Whole GGUF files: for every mix, tensor by tensor, the type and bytes of llama.cpp's own ``llama_model_quantize``?
+"""Whole GGUF files: do all tensors of every mix have the type and bytes of llama.cpp's ``llama_model_quantize``?
 
     pip install 'qtutor[gguf,engines]' && python benchmarks/gguf_whole_files.py --write
 
 (llama-cpp-python is built from source, which takes about nine minutes.) Writes each model of
-``tests/gguf/whole_files.py`` as an F32 file, lets llama.cpp quantize it with every mix, with and without an importance
-matrix, and every pure type, and compares with the file that we make: the embedded decoder's with
-``qtutor.formats.gguf.save``, the others' with ``qtutor.gguf.mixes.tensor_types`` and ``qtutor.gguf.encode``. Prints a
-table; the exit status is 1 where tensors, types, bytes or metadata differ. ``--write`` puts the table into
-``benchmarks/gguf_whole_files.md`` and what llama.cpp made into ``tests/gguf/whole_files.json``. ``--models`` and
+``tests/gguf/whole_files.py`` as an F32 file and lets llama.cpp quantize it with every mix, with and without an
+importance matrix, and to every pure type. Each result is compared with the file that we make: for the embedded decoder
+with ``qtutor.formats.gguf.save``, for the others with ``qtutor.gguf.mixes.tensor_types`` and ``qtutor.gguf.encode``.
+Prints a table; the exit status is 1 if tensors, types, bytes or metadata differ. ``--write`` puts the table into
+``benchmarks/gguf_whole_files.md``, and llama.cpp's results into ``tests/gguf/whole_files.json``. ``--models`` and
 ``--mixes`` choose a part.
 """
 
@@ -34,7 +34,7 @@ PAGE = Path(__file__).with_suffix(".md")
 
 
 def write_ours(model: str, case: Case, path: Path) -> None:
-    """A file as we make it: the embedded decoder through the exporter, the others tensor by tensor."""
+    """Write a file as we make it: the embedded decoder with the exporter, the others tensor by tensor."""
     if model == "embedded":
         importance = importances(model) if case.importance else None
         network, tokenizer = decoder()
@@ -49,7 +49,7 @@ def write_ours(model: str, case: Case, path: Path) -> None:
 
 
 def write_theirs(source: Path, target: Path, case: Case, model: str) -> bool:
-    """Let llama.cpp quantize a file with its defaults; whether it did."""
+    """Let llama.cpp quantize a file with its defaults; returns whether it did."""
     import llama_cpp
 
     llama_cpp.llama_log_set(silence(), None)
@@ -67,7 +67,7 @@ def write_theirs(source: Path, target: Path, case: Case, model: str) -> bool:
 
 @cache
 def silence():
-    """A log that goes nowhere; kept, since llama.cpp goes on calling it."""
+    """A log function that writes nothing; it is kept, because llama.cpp continues to call it."""
     import llama_cpp
 
     return llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -91,7 +91,7 @@ def same_metadata(one: dict, other: dict) -> bool:
 
 
 def compare(model: str, case: Case, folder: Path) -> tuple[dict, dict, str, bool]:
-    """What llama.cpp made: summary of types, digests; our agreement in words, and whether it is complete."""
+    """llama.cpp's result as types and digests; how far ours agrees, in words; whether it agrees completely."""
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
     they_refuse = not write_theirs(folder / "source.gguf", theirs, case, model)
     try:
@@ -117,7 +117,7 @@ def compare(model: str, case: Case, folder: Path) -> tuple[dict, dict, str, bool
 
 
 def run(models: list[str], cases: list[Case]) -> tuple[dict, str, bool]:
-    """Everything for the JSON file, the table, and whether all is equal."""
+    """Everything for the JSON file, the table, and whether everything is equal."""
     made, cells, complete = {}, {case: [] for case in cases}, True
     with tempfile.TemporaryDirectory() as folder:
         for model in models:

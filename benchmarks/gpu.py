@@ -1,15 +1,15 @@
-"""What packed layers do on a GPU: right results, the speed of one product, and tokens a second of a whole decoder.
+"""Packed layers on a GPU: are the results right, how fast is one product, and how many tokens a second has a decoder?
 
     python benchmarks/gpu.py [--minutes 8] [--parts right products tokens cuts]
-    TRITON_INTERPRET=1 python benchmarks/gpu.py --small      on a CPU: whether the script works; times mean nothing
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --small      on a CPU: tries the script; times mean nothing
 
-It wants torch, triton and transformers, and nothing else. Each part ends when its share of the minutes is spent, and
-says what it left out; what fails is told, and the next one follows. Products are recorded in CUDA graphs, because calls
-from Python take longer than they do; they go through so many matrices that no cache holds them. Random weights: speed
-does not depend on values. "of copying" is the share of the bandwidth with which this GPU copies memory, bytes read and
-bytes written counted. "cuts" tries other ways to cut the work than those of qtutor.runtime.kernels.cuda.LAUNCHES, which
-nobody has measured yet. The exit status says
-whether nothing failed, all results were right, and all claims hold.
+The script needs torch, triton and transformers, and nothing else. Each part ends when its share of the minutes is
+spent, and says what it left out. If a part fails, the script says so and continues with the next part. Products are
+recorded in CUDA graphs, because a call from Python takes longer than a product; they go through so many matrices that
+no cache holds them. Weights are random: speed does not depend on values. "of copying" is the share of the bandwidth at
+which this GPU copies memory; bytes read and bytes written both count. "cuts" tries ways to cut the work that are not
+those of qtutor.runtime.kernels.cuda.LAUNCHES, which nobody has measured yet. The exit status says whether nothing
+failed, all results were right, and all claims hold.
 """
 
 import argparse
@@ -40,9 +40,9 @@ SHAPES = (4096, 14336), (8192, 28672)
 BATCHES = 1, 2, 4, 8, 16
 GROUP = 64
 CYCLED = 256e6  # bytes of matrices that a product goes through; caches of GPUs hold 50 MB
-CLAIMS = 2.5, 0.6  # of 4 bits at one token: times as fast as bfloat16, and the share of copying
-PARTS = {"right": 0.45, "products": 0.27, "tokens": 0.16, "cuts": 0.12}  # and their shares of the time
-IN_GRAPH = 32  # calls, or more: what it costs to start a graph hardly counts then
+CLAIMS = 2.5, 0.6  # for 4 bits at one token: how many times as fast as bfloat16, and the share of copying
+PARTS = {"right": 0.45, "products": 0.27, "tokens": 0.16, "cuts": 0.12}  # with their shares of the time
+IN_GRAPH = 32  # calls, or more: then the cost of starting a graph hardly counts
 
 
 def layer_of(grid, rows: int, columns: int, group: int, device: str) -> QuantLinear:
@@ -57,7 +57,7 @@ def layer_of(grid, rows: int, columns: int, group: int, device: str) -> QuantLin
 
 
 def within(seconds: float, things: Iterable) -> Iterator:
-    """The first of ``things``, and others until the time is spent; says how many are left out."""
+    """Yield the first of ``things``, and others until the time is spent; print how many are left out."""
     things, end = list(things), time.monotonic() + seconds
     for done, thing in enumerate(things):
         if done and time.monotonic() > end:
@@ -67,7 +67,7 @@ def within(seconds: float, things: Iterable) -> Iterator:
 
 
 def said(error: Exception) -> str:
-    """What an error is, in one line."""
+    """An error in one line."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
@@ -77,8 +77,8 @@ def wait(device: str) -> None:
 
 
 def seconds_of(calls: list[Callable[[], object]], device: str, repeats: int = 7) -> float:
-    """The seconds of one of ``calls``, which do the same with different matrices; the median of some rounds."""
-    for call in calls:  # kernels are compiled and prepared
+    """Seconds of one of ``calls``, which do the same with different matrices; the median of several rounds."""
+    for call in calls:  # compiles and prepares the kernels
         call()
     wait(device)
     if device == "cpu":
@@ -101,22 +101,22 @@ def seconds_of(calls: list[Callable[[], object]], device: str, repeats: int = 7)
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second, read and written, with which the device copies memory."""
+    """Bytes a second, read and written, at which the device copies memory."""
     size = 2**30 if device == "cuda" else 2**20
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     return 2 * size / seconds_of([lambda: target.copy_(source)] * 4, device)
 
 
 def off(layer: QuantLinear, x: torch.Tensor) -> float:
-    """How far the kernel is from the exact product, in units of what float32 sums and rounding to x's dtype explain.
+    """The kernel's error, in units of the error that float32 sums and rounding to x's dtype explain.
 
-    Groups of the exact product are unpacked by the package, and multiplied in float64 by torch.
+    For the exact product, the package unpacks the groups, and torch multiplies them in float64.
     """
     quantized = layer.quantized()
     exact = x.double() @ quantized.dequantize().double().T
     scales = quantized.scales.double().abs().expand(layer.rows, -1)
     size = scales.repeat_interleave(layer.columns // scales.shape[1], dim=1) * quantized.codes.max()
-    # Half a step of the dtype; Triton's interpreter cuts bfloat16 off where a GPU rounds.
+    # Half a step of the dtype; Triton's interpreter cuts off bfloat16, but a GPU rounds.
     rounding = {torch.float32: 0, torch.float16: 2**-11, torch.bfloat16: 2**-8 if x.is_cuda else 2**-7}[x.dtype]
     allowed = 4e-6 * (x.double().abs() @ size.T) + rounding * exact.abs() + 1e-30
     y = cuda.run(x, cuda.prepare(layer))
@@ -126,21 +126,21 @@ def off(layer: QuantLinear, x: torch.Tensor) -> float:
 
 
 def right(device: str, small: bool, seconds: float) -> bool:
-    """Every kind of grid, group and batch against the exact product; whether all were near enough."""
+    """Compare every kind of grid, group and batch with the exact product; returns whether all were near enough."""
     rows, columns = (70, 256) if small else (520, 3072)  # no tile divides the rows
     groups = (8, 64, -1) if small else (8, 16, 32, 64, 128, 192, -1, 0)
     half = torch.bfloat16
     cases = list(itertools.product(GRIDS, groups, (1, 3, 16) if small else (1, 2, 3, 4, 7, 8, 16), [half]))
     cases += itertools.product(OTHERS, [64], (1, 5), [half])
     cases += itertools.product(("4 bits", "3 bits", "nf4"), [64], (1, 5), [torch.float32, torch.float16])
-    random.Random(0).shuffle(cases)  # if the time does not suffice, every kind has had its turns
+    random.Random(0).shuffle(cases)  # if time runs out, cases of every kind have been tried
     worst, wrong, done = 0.0, [], 0
     for name, group, batch, dtype in within(seconds, cases):
         layer, kind = layer_of((GRIDS | OTHERS)[name], rows, columns, group, device), f"{name}, groups of {group}"
         done += 1
         try:
             found = off(layer, torch.randn(batch, columns, device=device).to(dtype))
-        except Exception as error:  # whatever Triton or the GPU says; other kinds may work
+        except Exception as error:  # any error of Triton or the GPU; other kinds may work
             wrong.append(f"{kind}, {batch} tokens of {dtype}: {said(error)}")
             continue
         worst = max(worst, found)
@@ -154,7 +154,7 @@ def right(device: str, small: bool, seconds: float) -> bool:
 
 
 def kinds_of(rows: int, columns: int, batch: int, device: str) -> Iterator[tuple[str, int, Callable, Callable]]:
-    """All that is compared: name, bytes of a matrix, what makes one, and what multiplies it."""
+    """All kinds that are compared: name, bytes of a matrix, a function that makes it, and one that multiplies."""
     x = torch.randn(batch, columns, device=device).bfloat16()
     for name, grid in GRIDS.items():
 
@@ -181,7 +181,7 @@ def kinds_of(rows: int, columns: int, batch: int, device: str) -> Iterator[tuple
 
 
 def products(device: str, small: bool, seconds: float) -> bool:
-    """The speed of one product, as a table for each shape and batch; whether the claims hold."""
+    """Print the speed of one product, as a table for each shape and batch; returns whether the claims hold."""
     copy = copy_bandwidth(device)
     print(f"copying {copy / 1e9:.0f} GB/s")
     shapes, batches = (((128, 256),), (1, 3)) if small else (SHAPES, BATCHES)
@@ -227,7 +227,7 @@ def cuts(device: str, small: bool, seconds: float) -> bool:
             calls = [lambda x=x, s=state, how=launch: cuda.run(x, s, how) for state in states]
             try:
                 took[launch] = seconds_of(calls, device, repeats=3)
-            except Exception as error:  # more registers or shared memory than there are
+            except Exception as error:  # it needs more registers or shared memory than the GPU has
                 print(f"{launch} fails: {said(error)}")
         print(f"\n4 bits, {rows} x {columns}, groups of {group}, {batch} token(s): the fastest of {len(took)} cuts")
         for launch in sorted(took, key=took.get)[:5]:
@@ -251,7 +251,7 @@ def decoder(small: bool, device: str):
 
 
 def pack(model, grid, device: str) -> None:
-    """Packed layers of random bytes in place of those of the blocks; embedding and head stay bfloat16."""
+    """Replace the layers of the blocks by packed layers of random bytes; embedding and head stay bfloat16."""
     for block in model.model.layers:
         for half in (block.self_attn, block.mlp):
             for name, child in list(half.named_children()):
@@ -261,7 +261,7 @@ def pack(model, grid, device: str) -> None:
 
 @torch.no_grad()
 def token_seconds(model, device: str, steps: int) -> tuple[float, str]:
-    """Seconds of one token behind 32 others, and how it was measured: a step as a CUDA graph, or from Python."""
+    """Seconds of one token after 32 others, and how they were measured: a step as a CUDA graph, or from Python."""
     from transformers import StaticCache
 
     cache = StaticCache(config=model.config, max_cache_len=256)
@@ -274,7 +274,7 @@ def token_seconds(model, device: str, steps: int) -> tuple[float, str]:
     how, go = "from Python", step
     if device == "cuda":
         try:
-            wait(device)  # another stream does not wait for the prompt by itself
+            wait(device)  # another stream does not wait for the prompt without this
             with torch.cuda.stream(torch.cuda.Stream()):
                 step()
             wait(device)
@@ -323,7 +323,7 @@ def main() -> int:
         return 2
     import triton
 
-    sys.stdout.reconfigure(line_buffering=True)  # what was printed is there if somebody stops the script
+    sys.stdout.reconfigure(line_buffering=True)  # printed lines are not lost if somebody stops the script
     name = torch.cuda.get_device_name() if device == "cuda" else "a CPU, Triton's interpreter: times mean nothing"
     print(f"{date.today()}, {name}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
     begin, held = time.monotonic(), True
@@ -331,7 +331,7 @@ def main() -> int:
     torch.manual_seed(0)
     for part in options.parts:
         print(f"\n== {part}", flush=True)
-        # What earlier parts did not need goes to the later ones.
+        # Time that earlier parts did not need goes to later parts.
         left = 60 * options.minutes - (time.monotonic() - begin)
         try:
             held &= globals()[part](device, options.small, left * PARTS[part] / whole)

@@ -2,12 +2,13 @@
 
     python benchmarks/kv_cache.py [--source smollm2] [--tokens 8192] [--gptq]
 
-KL divergence to the model without rounding, on text that it has not seen, for every format of the cache; and that of
-weights of 4 bits on the same text, beside which it has to be small. By itself the embedded decoder, and the same
-function written with loud keys, as large models have them. (``qtutor.add_outliers`` makes inputs of layers loud, and
-leaves keys and values as they are.) Bits are those of a number in a full cache, with scales and zero points.
-``--gptq`` measures GPTQ's weights, too. Then what has to hold: the exit status is 1 where a bound is missed. What
-rotation leaves is said and no bound, since it depends on the decoder (kv_cache.md says why).
+The cost is KL divergence to the model without rounding, on text that the model has not seen. It is measured for every
+format of the cache, and for weights of 4 bits on the same text: the cost of the cache has to be small in comparison. By
+default two decoders are measured: the embedded decoder, and the same function written with loud keys, which large
+models have. (``qtutor.add_outliers`` makes inputs of layers loud, and does not change keys and values.) Bits are those
+of a number in a full cache, with scales and zero points. ``--gptq`` also measures weights rounded by GPTQ. Then the
+script checks the bounds; the exit status is 1 if one is missed. The share of the cost that is left after rotation is
+printed, but has no bound, since it depends on the decoder (kv_cache.md says why).
 """
 
 import argparse
@@ -29,12 +30,12 @@ from qtutor.measure.against import Comparison, compare, cost_of_cache
 from qtutor.measure.texts import text_of
 from qtutor.runtime.kv import KVFormat, cache_bytes
 
-SHARE = 0.01  # of what weights of 4 bits cost, int8 may cost so much
+SHARE = 0.01  # int8 may cost at most this share of the cost of 4-bit weights
 LONG = 1 << 20  # tokens of a cache so long that the last window does not count
 
 
 def formats() -> dict[str, KVFormat]:
-    """All formats that are measured, by what the table calls them."""
+    """All formats that are measured, by their names in the table."""
     found = {"int8": KVFormat(8), "int8, rotated": KVFormat(8, rotate=True)}
     found |= {"FP8": KVFormat("fp8"), "FP8, rotated": KVFormat("fp8", rotate=True)}
     for bits, what, more in (
@@ -52,9 +53,9 @@ def formats() -> dict[str, KVFormat]:
 
 
 def with_loud_keys(model, times: float = 16.0):
-    """The same function, one pair of channels of each key ``times`` as large, the queries' as much smaller.
+    """The same function with one pair of channels of each key ``times`` as large, and that of the query smaller.
 
-    Rope turns channels in pairs, so both of a pair have to grow; the last pair is the one that it turns most slowly.
+    Rope rotates channels in pairs, so both channels of a pair have to grow; the last pair is rotated most slowly.
     """
     head = model.config.head_dim
     for block in decoder_blocks(model):
@@ -64,13 +65,13 @@ def with_loud_keys(model, times: float = 16.0):
 
 
 def bits_of_a_number(config, form: KVFormat) -> float:
-    """Of a long cache, keys and values together, over 16 where they are not rounded."""
+    """Bits of a number in a long cache, keys and values together; 16 if they are not rounded."""
     exact = cache_bytes(config, KVFormat(16), LONG)
     return 16 * cache_bytes(config, form, LONG) / exact
 
 
 def weights(model, tokenizer, ids: torch.Tensor, methods: list[str]) -> Iterator[tuple[str, Comparison]]:
-    """What weights of 4 bits in groups of 64 cost, by name. GPTQ reads 16 samples, the embedded decoder's its text."""
+    """The cost of 4-bit weights in groups of 64, by name. GPTQ reads 16 samples, or the embedded decoder's own text."""
     calibration = None if is_embedded(model.config) else builtin_calibration(tokenizer, 512, 16).token_ids
     for method in methods:
         rounded = copy.deepcopy(model)
@@ -88,9 +89,10 @@ def row(name: str, bits: str, found: Comparison) -> str:
 
 
 def measure(title: str, model, tokenizer, ids: torch.Tensor, methods: list[str], bound: bool = True) -> bool:
-    """Print the table of one decoder, and what is true of it; whether the bound holds, if there is one.
+    """Print the table of one decoder, and the comparisons; returns whether the bound holds, if there is one.
 
-    methods: that round the weights, beside which int8 has to be small. The bound is of the first, RTN.
+    methods: those that round the weights; the cost of int8 has to be small in comparison. The bound is for the first,
+    RTN.
     """
     print(f"\n{title}, {ids.numel()} tokens:\n")
     print("| cache | bits a number | KL | its error | flips | perplexity |\n|---|---:|---:|---:|---:|---:|")
@@ -131,7 +133,7 @@ def main() -> int:
     held = measure(options.source or "the embedded decoder", model, tokenizer, ids, methods)
     if options.source:
         return 0 if held else 1
-    # Keys are made loud here, so this says what formats do about it, not what int8 costs.
+    # Keys are made loud here, so this shows how formats handle loud keys, not what int8 costs.
     measure("the same with loud keys", with_loud_keys(copy.deepcopy(model)), tokenizer, ids, [], bound=False)
     print("\nThe embedded decoder, tokens one by one as in decoding, so that the newest keys per channel are exact:\n")
     for name in ("int8", "int4, keys per channel"):

@@ -1,13 +1,14 @@
-"""How much of what rounding to nearest loses do AWQ and GPTQ win back on the embedded decoder?
+"""How much of the loss of rounding to nearest do AWQ and GPTQ win back on the embedded decoder?
 
     python benchmarks/methods.py [--write]
 
-KL divergence to the float model on standard-library modules that the decoder never saw, for the decoder as it is and
-with the outliers that large models have (``qtutor.add_outliers``: the same function, written in a way that rounding
-does not like). Calibration: the default text, some of what the decoder was trained on. "Won back" is the share of
-rounding to nearest's KL that is gone. The quantizer's default puts propagation before AWQ and GPTQ, which is part of
-neither: so both have a row without it. Then the bounds, line by line; the exit status is 1 where one is missed.
-``--write`` puts the table into methods.md, and an excerpt into the README. Takes about twelve minutes on one core.
+The loss is KL divergence to the float model on standard-library modules that the decoder never saw. It is measured for
+the decoder as it is, and for the decoder with the outliers that large models have (``qtutor.add_outliers``: the same
+function, written so that it is hard to round). The calibration text is the default, a part of the text on which the
+decoder was trained. "Won back" is the share of the KL of rounding to nearest that the method removes. By default, the
+quantizer uses propagation before AWQ and GPTQ. Propagation is part of neither method, so both also have a row without
+it. Then the script prints the bounds, line by line; the exit status is 1 if one is missed. ``--write`` puts the table
+into methods.md, and an excerpt into the README. Takes about twelve minutes on one core.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import qtutor
 PAGE = Path(__file__).with_suffix(".md")
 CELLS = ((4, 64), (3, 128), (2, 64))
 AWQ, GPTQ, BOTH = "AWQ with propagation", "GPTQ with propagation", "AWQ, then GPTQ, with propagation"
-METHODS = {  # name -> method, and whether it has propagation (None: where there is text enough, as here)
+METHODS = {  # name -> method, and whether propagation is used (None: if there is enough text, as here)
     "AWQ by itself": ("awq", False),
     AWQ: ("awq", None),
     "GPTQ by itself": ("gptq", False),
@@ -34,7 +35,7 @@ DECODERS = {"as trained": copy.deepcopy, "with outliers": lambda model: qtutor.a
 
 
 def measure() -> dict[tuple, qtutor.evaluate.Comparison]:
-    """(decoder, bits, group size, method) -> how far it is from the float model."""
+    """(decoder, bits, group size, method) -> the comparison with the float model."""
     model, tokenizer = qtutor.load_decoder()
     ids = qtutor.evaluate.held_out_tokens(tokenizer)
     results = {}
@@ -49,7 +50,7 @@ def measure() -> dict[tuple, qtutor.evaluate.Comparison]:
 
 
 def won_back(results: dict, kind: str, bits: int, group_size: int, name: str) -> float:
-    """Share of rounding to nearest's KL that is gone."""
+    """The share of the KL of rounding to nearest that the method removes."""
     return 1 - results[kind, bits, group_size, name].kl / results[kind, bits, group_size, "rounded to nearest"].kl
 
 
@@ -63,7 +64,7 @@ def table(results: dict) -> str:
 
 
 def bounds(results: dict) -> dict[str, bool]:
-    """What has to hold, each with whether it does."""
+    """The bounds, and whether each of them holds."""
     checks = {}
     least = {GPTQ: (0.5, 0.5, 0.5), AWQ: (0.5, 1 / 3, 0.0)}
     for name, shares in least.items():
@@ -76,8 +77,8 @@ def bounds(results: dict) -> dict[str, bool]:
         checks[f"with outliers AWQ wins back more KL at {cell[0]} bits ({plain:.1%}, {outliers:.1%})"] = (
             gains[1] > gains[0]
         )
-    # Without outliers the scales win next to nothing once GPTQ rounds, and are kept only where they lower its error on
-    # the calibration text: the two are then much the same, and on other text either may be ahead by a little.
+    # Without outliers, AWQ's scales gain almost nothing if GPTQ rounds, and they are kept only if they lower GPTQ's
+    # error on the calibration text. So GPTQ is nearly equal with and without them; on other text, either may be better.
     margins = {"as trained": 0.01, "with outliers": 0.0}
     for kind, margin in margins.items():
         for cell in CELLS:

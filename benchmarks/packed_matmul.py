@@ -1,13 +1,13 @@
-"""How fast packed weights multiply a few tokens: qtutor's kernels against torch's float and int4 products.
+"""How fast are products of packed weights and a few tokens? qtutor's kernels against torch's float and int4 products.
 
     python benchmarks/packed_matmul.py [--shapes 4096x4096 ...] [--rounds 15]
 
-One process, one thread, processor time, medians; all products take turns, so that they meet the same load, and each
-has several matrices that it goes through, so that weights come from memory and not from a cache. The reference runs
-twice, because it is slow. Random weights: speed does not depend on values. "of copying" is the share of the bandwidth
-with which this machine copies memory, bytes read and bytes written counted. "int8 x" rounds inputs, and what that costs
-is measured at the end on the embedded decoder. ``--wall`` gives wall time on torch's
-number of threads instead. The last lines say which claims hold, and the exit status whether all do.
+Times are medians of processor time, in one process, on one thread. All products take turns, so that they meet the same
+load. Each product goes through several matrices, so that weights come from memory and not from a cache. The reference
+runs only twice, because it is slow. Weights are random: speed does not depend on values. "of copying" is the share of
+the bandwidth with which this machine copies memory; bytes read and bytes written both count. "int8 x" rounds inputs;
+the loss from this is measured at the end on the embedded decoder. ``--wall`` gives wall time on torch's number of
+threads instead. The last lines say which claims hold, and the exit status says whether all do.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from qtutor.runtime.linear import QuantLinear
 
 SHAPES = "11008x4096", "4096x4096", "2048x2048"
 CYCLED = 100e6  # bytes of matrices that a product goes through
-# At least so many times as fast as the peer; at one token, but for the last.
+# (product, peer, the product is at least this many times as fast); all at one token.
 CLAIMS = [
     ("4 bits", "float32", 2.5),
     ("4 bits", "bfloat16", 2.0),
@@ -68,7 +68,7 @@ class Product:
         self.times.append(clock() - start)
 
     def seconds(self, first: int) -> float:
-        """The median, without the ``first`` runs, in which kernels are prepared and compiled."""
+        """The median time without the ``first`` runs, in which kernels are prepared and compiled."""
         return statistics.median(self.times[first:])
 
 
@@ -79,13 +79,13 @@ def nf4_of(rows: int, columns: int) -> QuantLinear:
 
 
 def torch_int4(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packed matrix of torch's operator, and its scales and zero points, bfloat16 ``[groups, rows, 2]``."""
+    """The packed matrix for torch's operator, and its scales and zero points, bfloat16 ``[groups, rows, 2]``."""
     codes = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
     return torch._convert_weight_to_int4pack_for_cpu(codes, 1), torch.rand(columns // GROUP, rows, 2).bfloat16()
 
 
 def products(rows: int, columns: int, tokens: int) -> dict[str, Product]:
-    """All that is compared, by name."""
+    """All products that are compared, by name."""
     x = torch.randn(tokens, columns)
     half, weights = x.bfloat16(), rows * columns
     made = {
@@ -110,11 +110,11 @@ def products(rows: int, columns: int, tokens: int) -> dict[str, Product]:
 
 
 def race(rows: int, columns: int, tokens: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Seconds of each product, printed as a table."""
+    """Measure the seconds of each product, and print them as a table."""
     made = products(rows, columns, tokens)
     for i in range(rounds):
         for product in made.values():
-            for _ in range(len(product.matrices) if not i else 1):  # first all matrices once: they are prepared
+            for _ in range(len(product.matrices) if not i else 1):  # first all matrices, to prepare them
                 product.run(clock)
     seconds = {name: product.seconds(len(product.matrices)) for name, product in made.items()}
     layer, x = random_layer(rows, columns, 4), torch.randn(tokens, columns)
@@ -138,7 +138,7 @@ def race(rows: int, columns: int, tokens: int, rounds: int, clock: Callable[[], 
 
 
 def judged(where: str, claims: list[tuple[str, str, float]], seconds: dict[str, float]) -> bool:
-    """Print whether each claim holds; whether all do."""
+    """Print whether each claim holds; returns whether all do."""
     held = True
     for name, peer, least in claims:
         ratio = seconds[peer] / seconds[name]
@@ -148,7 +148,7 @@ def judged(where: str, claims: list[tuple[str, str, float]], seconds: dict[str, 
 
 
 def processor() -> str:
-    """The processor's model where Linux tells it, otherwise its kind."""
+    """The processor's model if Linux says it, otherwise its kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -158,7 +158,7 @@ def processor() -> str:
 
 
 def cost_of_int8() -> str:
-    """What int8 inputs cost the embedded decoder at 4 bits, in words."""
+    """The loss from int8 inputs in the embedded decoder at 4 bits, in words."""
     model, tokenizer = qtutor.load_decoder(device="cpu")
     tokens, packed = held_out_tokens(tokenizer)[:2048], qtutor.load_decoder(device="cpu")[0]
     qtutor.quantize(packed, qtutor.Recipe(bits=4, group_size=GROUP), progress=False)

@@ -1,7 +1,7 @@
-"""Tables on pages: replace one between its markers, and make the short one that the README shows out of the whole one.
+"""Tables on pages: replace a table between its markers, and make the README's short tables from the whole ones.
 
-A script writes what it measured with :func:`write`; the README's excerpts follow from the whole tables, so the two
-cannot differ (tests/test_front.py).
+A script writes its results with :func:`write`. The README's excerpts are made from the whole tables, so the two cannot
+differ (tests/test_front.py).
 """
 
 from pathlib import Path
@@ -11,19 +11,19 @@ README = ROOT / "README.md"
 
 
 def read(page: Path, name: str) -> str:
-    """What stands between the markers ``name: begin`` and ``name: end`` of a page."""
+    """The text between the markers ``name: begin`` and ``name: end`` of a page."""
     return page.read_text(encoding="utf-8").split(f"<!-- {name}: begin -->\n")[1].split(f"\n<!-- {name}: end -->")[0]
 
 
 def write(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the markers ``name: begin`` and ``name: end`` of a page."""
+    """Replace the text between the markers ``name: begin`` and ``name: end`` of a page."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     before, rest = page.read_text(encoding="utf-8").split(begin)
     page.write_text(before + begin + text + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
-    """The rows of the first Markdown table in ``text``, each a dict by column."""
+    """The rows of the first Markdown table in ``text``; each row is a dict by column."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(head, row)) for row in rows]
@@ -37,14 +37,14 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def short_sensitivity(text: str) -> str:
-    """A few rows and columns of what ``decoder_sensitivity.py`` measured."""
+    """A few rows and columns of the table of ``decoder_sensitivity.py``."""
     kept = ("weights", "bytes", "perplexity", "KL", "flips", "ast", "sum", "logic")
     wanted = ("float", "8-bit g64", "4-bit g64", "3-bit g64", "2-bit g64")
     return table([{name: row[name] for name in kept} for row in rows_of(text) if row["weights"] in wanted])
 
 
 def short_methods(text: str) -> str:
-    """KL of the decoder as it was trained, of what ``methods.py`` measured: a row a method, a column a width."""
+    """KL of the decoder as it was trained, from ``methods.py``: a row for each method, a column for each width."""
     found: dict[str, dict[str, str]] = {}
     for row in rows_of(text):
         if row["decoder"] == "as trained":

@@ -1,15 +1,15 @@
-"""Does qtutor's GPTQ and AWQ lose as little as llm-compressor's and GPTQModel's?
+"""Do qtutor's GPTQ and AWQ lose as little as those of llm-compressor and GPTQModel?
 
     python benchmarks/peers/setup.py              # once: an environment for each peer
     python benchmarks/peer_quality.py [--write]   # the peers' checkpoints are kept under ~/.cache/qtutor/peers
-    python benchmarks/peer_quality.py --ours      # only qtutor anew, against the peers' last measured losses
+    python benchmarks/peer_quality.py --ours      # measures only qtutor again, against the peers' last losses
 
 Every quantizer gets the same float32 checkpoint (two decoders, see peers/decoders.py), the same calibration tokens,
-bits and group size, with zero points (asymmetric), and quantizes all but lm_head and embeddings. Measured is
-KL(float || quantized) a token on held-out text, of the weights that the checkpoints stand for, in float32. A peer runs
-with its defaults and with its options for better quality, and the least loss of these counts; qtutor runs with its
-defaults, and for comparison without propagation, which the peers' AWQ and llm-compressor's GPTQ do not have.
-``--write`` puts the table into peers/README.md. The exit status is 1 where qtutor's KL is above 1.02 times a peer's.
+bits and group size, and zero points (asymmetric). It quantizes all layers but lm_head and embeddings. The weights that
+the checkpoints stand for are loaded in float32, and KL(float || quantized) a token is measured on held-out text. A peer
+runs with its defaults and with its options for better quality, and the least of these losses counts. qtutor runs with
+its defaults, and for comparison without propagation, which the peers' AWQ and llm-compressor's GPTQ do not have.
+``--write`` puts the table into peers/README.md. The exit status is 1 if qtutor's KL is above 1.02 times a peer's.
 """
 
 import argparse
@@ -46,7 +46,7 @@ DECODERS = ("embedded", "second")
 METHODS = ("gptq", "awq")
 CELLS = [(bits, group_size) for bits in (4, 3) for group_size in (64, 128)]
 OURS = {"defaults": {}, "without propagation": {"propagate": False}}
-# (method, peer): its settings by name, the defaults first.
+# (method, peer): the peer's settings by name, the defaults first.
 VARIANTS = {
     ("gptq", "llmcompressor"): {"defaults": {}, "observer mse": {"observer": "mse"}},
     ("gptq", "gptqmodel"): {
@@ -61,7 +61,7 @@ VARIANTS = {
 
 
 def variants(method: str, bits: int) -> list[tuple[str, str, dict]]:
-    """What is run of the peers: (peer, name, settings). GPTQModel's AWQ has 4 bits only."""
+    """The runs of the peers: (peer, name, settings). GPTQModel's AWQ has only 4 bits."""
     offered = [peer for peer in PEERS if (method, peer, bits) != ("awq", "gptqmodel", 3)]
     return [(peer, name, settings) for peer in offered for name, settings in VARIANTS[method, peer].items()]
 
@@ -80,7 +80,7 @@ class Remembered:
 
 
 def digest(*parts) -> str:
-    """Of paths (their bytes; of Python files what they do, comments and layout aside), and of other things' repr."""
+    """A digest of paths (their bytes; of Python files the code without comments and layout) and of other values."""
     sha = hashlib.sha256()
     for part in parts:
         if not isinstance(part, Path):
@@ -93,7 +93,7 @@ def digest(*parts) -> str:
 
 
 def peer_checkpoint(decoder: str, method: str, peer: str, bits: int, group_size: int, settings: dict) -> Path:
-    """The folder with the dequantized weights of a peer's run, which is made if this very run was not made before."""
+    """The folder with the dequantized weights of a peer's run. The peer runs only if there was no such run before."""
     checkpoint, tokens = folder_of(decoder), tokens_of(decoder, method)
     made_of = digest(checkpoint / "model.safetensors", tokens, script_of(peer), settings)
     name = f"{decoder}-{method}-{peer}-{bits}bit-g{group_size}-{made_of}"
@@ -108,7 +108,7 @@ def peer_checkpoint(decoder: str, method: str, peer: str, bits: int, group_size:
 
 
 def check_levels(model: torch.nn.Module, bits: int, group_size: int, what: str) -> None:
-    """Raise unless every group of every layer takes at most ``2 ** bits`` values: else the bits are others."""
+    """Raise unless every group of every layer has at most ``2 ** bits`` values: otherwise it has other bits."""
     for name, layer in decoder_blocks(model).named_modules():
         if isinstance(layer, torch.nn.Linear):
             ordered = layer.weight.detach().reshape(-1, group_size).sort(dim=1).values
@@ -118,7 +118,7 @@ def check_levels(model: torch.nn.Module, bits: int, group_size: int, what: str) 
 
 
 def kept_in(decoder: str) -> Path:
-    """Where the losses on a decoder are kept; another file once its weights or the text change."""
+    """The file for the losses on a decoder; it is another file if the weights or the text change."""
     return CACHE / f"losses-{decoder}-{digest(folder_of(decoder) / 'model.safetensors', held_out_code(), TOKENS)}.json"
 
 
@@ -127,7 +127,7 @@ def losses_in(file: Path) -> dict[str, float]:
 
 
 def measure_all(decoder: str, methods: tuple[str, ...], ours_only: bool) -> None:
-    """Measure KL, kept at once by "method|bits|group size|who|variant"."""
+    """Measure KL, and keep each result at once by "method|bits|group size|who|variant"."""
     model, tokenizer = qtutor.load_decoder(folder_of(decoder), device="cpu")
     ids = qtutor.evaluate.held_out_tokens(tokenizer, TOKENS)
     reference, file = Remembered(model), kept_in(decoder)
@@ -149,13 +149,13 @@ def measure_all(decoder: str, methods: tuple[str, ...], ours_only: bool) -> None
         for peer, variant, settings in variants(method, bits):
             folder = peer_checkpoint(decoder, method, peer, bits, group_size, settings)
             theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-            if "desc_act" not in settings:  # else a group's weights are not neighbours
+            if "desc_act" not in settings:  # otherwise a group's weights are not neighbours
                 check_levels(theirs, bits, group_size, f"{peer} {method} {variant}")
             measure(theirs, method, bits, group_size, peer, variant)
 
 
 def table() -> tuple[str, list[str]]:
-    """The Markdown table of what is kept, and the cells in which qtutor loses too much or something is not measured."""
+    """The Markdown table of the kept losses, and the cells in which qtutor loses too much or a loss is not measured."""
     lines = ["| decoder | method | bits | group | qtutor | without propagation |", "|---|---|---:|---:|---:|---:|"]
     for name in PEERS.values():
         lines[0] += f" {name}: defaults | best | with | qtutor / best |"
@@ -183,7 +183,7 @@ def table() -> tuple[str, list[str]]:
 
 
 def versions() -> str:
-    """What was compared, as the environments report it."""
+    """The versions that were compared, as the environments report them."""
     wanted = ("llmcompressor", "compressed-tensors", "gptqmodel", "torch", "transformers")
     program = (
         "import importlib.metadata as m\nfound = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"

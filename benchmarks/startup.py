@@ -1,9 +1,9 @@
-"""What importing qtutor adds to importing torch and transformers, and how long rounding the whole decoder takes.
+"""The time that importing qtutor adds to importing torch and transformers, and the time to round the whole decoder.
 
     python benchmarks/startup.py
 
-The peer is the interpreter that imports torch and what any user of a transformers decoder imports; each in a fresh
-process, in turn, medians of five.
+The peer is an interpreter that imports torch and everything that any user of a transformers decoder imports. Each
+import runs in a fresh process, the two take turns, and times are medians of five.
 """
 
 import statistics
@@ -12,7 +12,7 @@ import sys
 import time
 
 PEER = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer; AutoModelForCausalLM.from_config"
-# Names are looked up when first used, so all of them are asked for here: nothing is left to be imported later.
+# qtutor imports a name when it is first used, so all names are used here: nothing is left to be imported later.
 OURS = PEER + "; import qtutor; [getattr(qtutor, name) for name in qtutor.__all__]"
 ROUNDING = """
 import time, torch, qtutor

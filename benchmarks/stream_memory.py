@@ -1,13 +1,13 @@
-"""How much memory `qtutor quantize` takes for a checkpoint of 2.2 GB: blocks come from files, and go to files.
+"""How much memory does `qtutor quantize` take for a checkpoint of 2.2 GB? It reads and writes blocks one by one.
 
     python benchmarks/stream_memory.py                    # about ten minutes on one thread, and 3 GB of disk
-    python benchmarks/stream_memory.py --methods rtn --folder /tmp/big    # keep the checkpoint there, for next time
+    python benchmarks/stream_memory.py --methods rtn --folder /tmp/big    # keep the checkpoint for next time
 
 A Llama of random bf16 weights in the shapes of TinyLlama-1.1B (hidden 2048, intermediate 5632, 22 blocks, vocabulary
-32,000) is quantized to 4 bits, groups of 64, by the command line, in a process of its own. Counted is its anonymous
-memory (RssAnon in /proc/PID/status, looked at every 20 ms; Linux alone tells it): what is mapped from a file can be
-read again, and does not count. GPTQ reads 4 samples of 128 tokens. The exit status is 1 if a method takes more than
-1.5 GB.
+32,000) is quantized to 4 bits in groups of 64 by the command line, in its own process. The memory is that process's
+anonymous memory (RssAnon in /proc/PID/status, read every 20 ms; only Linux reports it). Memory that is mapped from a
+file can be read again, and does not count. GPTQ reads 4 samples of 128 tokens. The exit status is 1 if a method takes
+more than 1.5 GB.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def make(folder: Path) -> None:
-    """The checkpoint, in a process of its own: this one stays small."""
+    """Make the checkpoint in another process, so that this one stays small."""
     import torch
 
     from qtutor.decoder import EMBEDDED
@@ -73,7 +73,7 @@ def make(folder: Path) -> None:
 
 
 def anonymous(pid: int) -> int:
-    """Bytes of a process's anonymous memory; 0 once it has ended."""
+    """Bytes of a process's anonymous memory; 0 after it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def anonymous(pid: int) -> int:
 
 
 def measure(source: Path, out: Path, method: str) -> tuple[float, float]:
-    """Largest anonymous memory in bytes, and seconds."""
+    """The largest anonymous memory in bytes, and the seconds."""
     text = ["--calibration", argparse.__file__, "--samples", "4", "--length", "128"] if method != "rtn" else []
     command = [sys.executable, "-m", "qtutor.cli", "quantize", str(source), str(out), "--method", method, *text]
     begin, peak = time.monotonic(), 0

@@ -1,12 +1,12 @@
-"""Tokens a second of vLLM on this CPU, at 1, 8 and 32 requests at once: weights of 16 bits, and of 4.
+"""Tokens a second of vLLM on this CPU, for 1, 8 and 32 requests at once, with weights of 16 bits and of 4 bits.
 
-    make engines      # once: it makes the environment that has vLLM
+    make engines      # once: makes the environment that has vLLM
     build/vllm-venv/bin/python benchmarks/vllm_serving.py [--rounds 3] [--write]
 
 vLLM reads the folders that ``qtutor export`` writes, of the embedded decoder and of a random one of 95 million weights
-(speed does not depend on values). Each request has a prompt of 16 tokens and writes 64; all are added at once. One
-process, one thread; figures are tokens a second of processor time, the median of the rounds. ``--write`` stores them
-for chapter 10. vLLM's options are those of tests/engines/test_in_vllm.py, and the reasons stand there.
+(speed does not depend on values). Each request has a prompt of 16 tokens and writes 64; all are added at once. vLLM
+runs in one process, on one thread. Figures are tokens a second of processor time, the median of the rounds. ``--write``
+stores them for chapter 10. vLLM's options are those of tests/engines/test_in_vllm.py, which explains them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.serving import larger
 
 STORED = Path(qtutor.__file__).parent / "course" / "stored" / "vllm.json"
 AT_ONCE, PROMPT, NEW = (1, 8, 32), 16, 64
-# Before vLLM is imported: one process, one thread, no network; 4-bit layers take inputs of 16 bits.
+# Set before vLLM is imported: one process, one thread, no network; 4-bit layers have inputs of 16 bits.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -48,7 +48,7 @@ RECIPE = {"bits": 4, "symmetric": True, "group_size": 32}
 
 
 def tokens_a_second(folder: Path, vocabulary: int, rounds: int) -> list[float]:
-    """For each number of requests at once, tokens a second of processor time."""
+    """Tokens a second of processor time, for each number of requests at once."""
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -63,7 +63,7 @@ def tokens_a_second(folder: Path, vocabulary: int, rounds: int) -> list[float]:
             written = engine.generate(prompts, settings, use_tqdm=False)
             taken = time.process_time() - begin
             assert sum(len(one.outputs[0].token_ids) for one in written) == count * NEW
-            if turn:  # the first warms up
+            if turn:  # the first turn warms up
                 found[count].append(count * NEW / taken)
     del engine
     cleanup_dist_env_and_memory()
@@ -72,7 +72,7 @@ def tokens_a_second(folder: Path, vocabulary: int, rounds: int) -> list[float]:
 
 
 def folders(model, tokenizer, folder: Path) -> dict[str, Path]:
-    """The model in bfloat16 as transformers writes it, and in 4 bits as `qtutor` does for vLLM."""
+    """The model in bfloat16 as transformers writes it, and in 4 bits as `qtutor` writes it for vLLM."""
     plain, packed = folder / "bf16", folder / "w4"
     model.to(torch.bfloat16).save_pretrained(plain)
     tokenizer.save_pretrained(plain)

@@ -1,11 +1,11 @@
-"""From a key on a slider to the new picture on the page, in a browser on a live JupyterLab.
+"""The time from a key on a slider to the new picture on the page, in a browser on a live JupyterLab.
 
     python benchmarks/widget_latency.py [--moves 30]
 
-A small notebook is made, opened in headless Chromium and run; on each widget the slider is moved by keyboard. Timed is
-what a learner waits for: from the key to the moment the new picture is decoded, with the way to the kernel and back.
-Bounds, at the median: 150 ms on the embedded decoder, 300 ms on a layer of 4096 x 4096. Needs playwright (its Python
-package alone) and a Chromium: /usr/bin/chromium, or the one that CHROMIUM names.
+A small notebook is made, opened in headless Chromium and run; on each widget the slider is moved by keyboard. The time
+is that for which a learner waits: from the key to the moment when the new picture is decoded, with the way to the
+kernel and back. The bounds for the median are 150 ms on the embedded decoder, and 300 ms on a layer of 4096 x 4096. The
+script needs playwright (only its Python package) and a Chromium: /usr/bin/chromium, or the one that CHROMIUM names.
 """
 
 import argparse
@@ -34,7 +34,7 @@ model, tokenizer = qtutor.load_decoder(device="cpu")
 ids = qtutor.evaluate.held_out_tokens(tokenizer, 512)[None]
 large = {"large": 0.02 * torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))}
 """
-# name, what is drawn, the bound in milliseconds, the cell
+# name, picture, bound in milliseconds, cell
 WIDGETS = [
     ("weight_histogram", "decoder, 512 x 256", 150, "widgets.weight_histogram(model, '0.mlp.gate_proj', frames={})"),
     (
@@ -60,7 +60,7 @@ WIDGETS = [
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]
 
-# Both ends are on the page's own clock: the key's time stamp, and the picture being ready to paint.
+# Both times are from the page's own clock: the key's time stamp, and the moment when the picture is ready to paint.
 WATCH = """handle => {
   const area = handle.closest(".jp-OutputArea-output");
   const before = area.querySelector("img")?.src;
@@ -81,14 +81,14 @@ WATCH = """handle => {
 
 
 def start_jupyter(folder: Path) -> tuple[subprocess.Popen, str]:
-    """A JupyterLab over ``folder`` on a free port of this machine, and the address of its page without the notebook."""
+    """Start a JupyterLab for ``folder`` on a free port; returns the address of its page without the notebook."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
     command += [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
-    # All cells stay on the page (JupyterLab takes those out of sight away), and the user's own settings do not count.
+    # All cells stay on the page (JupyterLab removes cells out of sight), and the user's own settings are not used.
     settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
@@ -113,12 +113,12 @@ def milliseconds(page, cell: int, moves: int) -> list[float]:
     microscope; the first moves only warm up."""
     output = page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output")
     handle = output.locator(".noUi-handle, button.jupyter-button").first
-    handle.wait_for(timeout=300_000)  # the cells before it run first
+    handle.wait_for(timeout=300_000)  # earlier cells run first
     handle.scroll_into_view_if_needed()
     handle.focus()
     times = []
     for move in range(moves + 3):
-        page.wait_for_timeout(150)  # a learner looks before moving on; nothing is left over from the move before
+        page.wait_for_timeout(150)  # a learner looks before moving on; the last move is finished by then
         handle.evaluate(WATCH)
         button = handle.evaluate("handle => handle.tagName === 'BUTTON'")
         page.keyboard.press("Space" if button else "ArrowRight" if move % 2 else "ArrowLeft")
@@ -127,7 +127,7 @@ def milliseconds(page, cell: int, moves: int) -> list[float]:
 
 
 def measure(moves: int) -> Iterator[list[float]]:
-    """The times of one widget after the other, in a notebook made for the purpose."""
+    """The times of one widget after the other, in a notebook that is made for this."""
     sources = [SETUP, *(cell for *_, cell in WIDGETS)]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in sources])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}

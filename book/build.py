@@ -1,13 +1,13 @@
 """Build the chapters as a static site in book/_build/html: `make book`, or python book/build.py.
 
-1. The script that draws formulas comes out of an npm package, pinned by version and sha512, and stays in
+1. The script that draws formulas is taken from an npm package, pinned by version and sha512, and stays in
    book/_build/npm. The package is not installed and none of its code runs here.
 2. Every chapter is written into book/_build/source as a learner gets it: stubs, solutions folded beneath them, words
    linked to the glossary. The first page gets its picture, its list of chapters and its tables.
-3. Sphinx builds them, warnings as errors. Stored outputs are shown; nothing is executed.
+3. Sphinx builds the pages, with warnings as errors. Stored outputs are shown; nothing is executed.
 
-The site asks no other machine for anything: it can be copied anywhere, and read from the disk too. Files are written
-only when their content changes, so a second build takes seconds.
+The site loads nothing from other machines: it can be copied anywhere, and can be read from the disk, too. Files are
+written only if their content has changed, so a second build takes seconds.
 """
 
 import base64
@@ -33,13 +33,13 @@ BOOK = Path(__file__).resolve().parent
 BUILD = BOOK / "_build"
 PICTURES = BOOK / "pictures"
 LIST_OF_CHAPTERS, PICTURE = "<!-- the list of chapters -->", "<!-- the picture -->"
-PAGES = ("glossary", "tool", "teaching")  # behind the chapters
+PAGES = ("glossary", "tool", "teaching")  # after the chapters
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One file out of one npm package, and the sha512 (base64, as npm prints it) of the package's archive."""
+    """One file of an npm package, and the sha512 (base64, as npm prints it) of the package's archive."""
 
     package: str
     version: str
@@ -55,14 +55,14 @@ ASSETS = (
     Asset(
         "mathjax",
         "3.2.2",
-        "es5/tex-svg-full.js",  # draws formulas as SVG, so it brings its fonts along and loads nothing later
+        "es5/tex-svg-full.js",  # draws formulas as SVG: contains its fonts and loads nothing later
         "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw==",
     ),
 )
 
 
 def fetch(asset: Asset, cache: Path) -> bytes:
-    """The content of the asset's file; npm is asked only where the right archive is not in ``cache`` yet."""
+    """The content of the asset's file; npm is only called if the right archive is not in ``cache`` yet."""
     archive = cache / asset.archive
     if not archive.exists() or _sha512(archive) != asset.sha512:
         cache.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def fetch(asset: Asset, cache: Path) -> bytes:
 
 
 def _npm_pack(asset: Asset, cache: Path) -> None:
-    """Let npm put the archive into ``cache``; its own cache serves where the network does not."""
+    """Let npm put the archive into ``cache``; without network, npm uses its own cache."""
     wanted = f"{asset.package}@{asset.version}"
     advice = (
         f"The book needs {len(ASSETS)} file out of an npm package the first time it is built, and keeps it in "
@@ -109,10 +109,10 @@ def _sha512(path: Path) -> str:
 
 
 def chapter_for_the_book(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
-    """What a learner gets, with the stored outputs, less the live widgets whose state was not stored.
+    """The learner's version with the stored outputs, without live widgets whose state was not stored.
 
-    Such a widget has no kernel to draw it and would be an empty place; where its output holds HTML too (precomputed
-    frames), that is what the page shows.
+    No kernel draws such a widget here, so its place would be empty. If its output also holds HTML (precomputed frames),
+    the page shows the HTML.
     """
     chapter = learner_version(notebook, keep_outputs=True, name=name)
     chapter = glossary.linked(chapter, name, target="glossary.md", lower=True)
@@ -128,7 +128,7 @@ def chapter_for_the_book(notebook: nbformat.NotebookNode, name: str) -> nbformat
 
 
 def write_source(folder: Path) -> list[str]:
-    """Write all pages, remove chapters that are no more, and return the chapters' names."""
+    """Write all pages, remove chapters that no longer exist, and return the chapters' names."""
     folder.mkdir(parents=True, exist_ok=True)
     known = chapters.all_chapters()
     for chapter in known:
@@ -148,7 +148,7 @@ def write_source(folder: Path) -> list[str]:
 
 
 def index(known: list[chapters.Chapter], tree: list[str]) -> str:
-    """The first page: book/index.md with its picture, its list of chapters and its tables put in."""
+    """The first page: book/index.md with its picture, its list of chapters and its tables."""
     text = (BOOK / "index.md").read_text(encoding="utf-8")
     contents = "\n".join([chapters.as_list(known), "```{toctree}", ":hidden:", "", *tree, "```", ""])
     parts = {LIST_OF_CHAPTERS: contents, PICTURE: panels_of(PICTURES / "widths.svg")}
@@ -162,7 +162,7 @@ def index(known: list[chapters.Chapter], tree: list[str]) -> str:
 
 
 def panels_of(picture: Path) -> str:
-    """The panels of a picture as HTML, each an SVG of its own, so that they stand beneath each other on a phone."""
+    """The panels of a picture as HTML, each as its own SVG, so that they are beneath each other on a phone."""
     panels = re.findall(r'<svg class="panel".*?</svg>', picture.read_text(encoding="utf-8"), re.DOTALL)
     if not panels:
         raise QtutorError(f"{picture} has no panels: python book/picture.py draws it anew.")
@@ -176,12 +176,12 @@ def write_if_new(path: Path, content: bytes) -> None:
 
 
 def sphinx(source: Path, out: Path) -> int:
-    """Build ``source`` into ``out``; the exit status, not 0 for any warning either."""
+    """Build ``source`` into ``out``; returns the exit status, which is not 0 after any warning."""
     doctrees = out.with_name(f"{out.name}-doctrees")
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "-q", "-j", "auto"]
     status = subprocess.call([*command, "-c", str(BOOK), "-d", str(doctrees), str(source), str(out)])
     if status:
-        # A page that was read once is not read again, and its warnings would be gone with the next build.
+        # Sphinx does not read an unchanged page again, so the next build would not repeat its warnings.
         shutil.rmtree(doctrees, ignore_errors=True)
     return status
 

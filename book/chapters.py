@@ -1,7 +1,7 @@
-"""What the book says of every chapter, taken from where it stands.
+"""What the book says about each chapter, collected from three places.
 
-Titles and questions are in the notebooks, what a learner builds and sees in the README's table, minutes in the
-exercises.
+Titles and questions are in the notebooks, what a learner builds and sees is in the README's table, and minutes are in
+the exercises.
 
     python book/chapters.py    # puts the timetable into book/teaching.md
 """
@@ -26,7 +26,7 @@ ROW = re.compile(r"^\| \[[^\]]*\]\(notebooks/([^)]*)\) \| (.*) \| (.*) \|$", re.
 
 @dataclass(frozen=True)
 class Chapter:
-    """One chapter: its file's name, and what is said of it."""
+    """One chapter: its file's name, and what the book says about it."""
 
     file: str
     title: str
@@ -34,11 +34,11 @@ class Chapter:
     builds: str
     sees: str
     exercises: int
-    minutes: int  # of its exercises; reading and predicting come on top
+    minutes: int  # for its exercises, without reading and predicting
 
     @property
     def effort(self) -> str:
-        """Exercises and their minutes in words."""
+        """The number of exercises and their minutes, in words."""
         if not self.exercises:
             return "one task"
         return f"{self.exercises} exercise{'s' * (self.exercises > 1)}, {self.minutes} minutes"
@@ -62,7 +62,7 @@ def all_chapters() -> list[Chapter]:
 
 
 def question_of(notebook: nbformat.NotebookNode) -> str:
-    """The first paragraph beneath the title up to its last question mark (all of it without one)."""
+    """The first paragraph beneath the title up to its last question mark (the whole paragraph if it has none)."""
     rest = notebook.cells[0].source.partition("\n")[2]
     paragraph = " ".join(rest.strip().split("\n\n")[0].split()).replace("**The question.**", "").strip()
     asked = re.match(r".*\?\*?", paragraph)
@@ -79,7 +79,7 @@ def as_list(chapters: list[Chapter]) -> str:
 
 
 def timetable(chapters: list[Chapter]) -> str:
-    """A row a chapter with exercises and minutes, and the sum."""
+    """A row for each chapter with its exercises and minutes, and the sum."""
     lines = ["| chapter | what learners build | exercises | minutes |", "|---|---|---:|---:|"]
     for chapter in chapters:
         count, minutes = (chapter.exercises, chapter.minutes) if chapter.exercises else ("a task", "–")

@@ -1,4 +1,4 @@
-"""Sphinx's configuration of the book. book/build.py calls Sphinx with it; nothing here names another machine."""
+"""Sphinx's configuration for the book. book/build.py calls Sphinx with it; nothing here names another machine."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ project = "qtutor"
 language = "en"
 extensions = ["myst_nb"]
 
-# --- chapters: outputs as they are stored ---
+# --- chapters: stored outputs ---
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"  # tables and formulas in outputs too
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
-# --- scripts, all of them out of _static (book/build.py puts them there) ---
+# --- scripts, all from _static (book/build.py puts them there) ---
 mathjax_path = "tex-svg-full.js"
 # MathJax's menu would offer to load components that the site does not have.
 mathjax3_config = {"options": {"enableMenu": False}}
@@ -51,15 +51,15 @@ html_theme_options = {
     "show_toc_level": 2,
     "extra_footer": "<p>qtutor is free software under the Apache License 2.0.</p>",
     "footer_content_items": ["extra-footer.html"],
-    "navbar_persistent": [],  # the search field stands in the sidebar
+    "navbar_persistent": [],  # the search field is in the sidebar
 }
-html_context = {"default_mode": "auto"}  # light or dark as the reader's system is, until they choose
+html_context = {"default_mode": "auto"}  # light or dark like the reader's system, until the reader chooses
 
 
 def describe_pictures(app, doctree) -> None:
     """Give every picture in a stored output the alt text of its metadata, which myst-nb leaves out.
 
-    myst-nb names a picture's file by the sha256 of its bytes: that ties an image node to its output.
+    myst-nb names a picture's file by the sha256 of its bytes, so the name shows to which output an image node belongs.
     """
     source = Path(app.env.doc2path(app.env.docname))
     if source.suffix != ".ipynb":
@@ -77,7 +77,7 @@ def describe_pictures(app, doctree) -> None:
 
 
 def cut_pictures(app, doctree) -> None:
-    """Put the panels of a picture side by side as pictures of their own; a phone shows them beneath each other."""
+    """Turn the panels of a picture into separate pictures, side by side; a phone shows them beneath each other."""
     for image in list(doctree.findall(nodes.image)):
         relative, absolute = app.env.relfn2path(image["uri"], app.env.docname)
         parts = cut(Path(absolute)) if absolute.endswith(".png") else []
@@ -95,17 +95,17 @@ def cut_pictures(app, doctree) -> None:
         image.replace_self(box)
 
 
-# --- the search, also from the disk ---
+# --- search, also for pages on the disk ---
 
 
 def add_search_from_the_disk(app, pagename, templatename, context, doctree) -> None:
-    """On the search page alone: the script that answers what a browser does not read from the disk."""
+    """Add the script with the texts that a browser cannot read from the disk; only on the search page."""
     if pagename == "search":
         app.add_js_file("search_on_disk.js", priority=100)
 
 
 def store_texts(app, exception) -> None:
-    """Write the pages' texts, by section, to a script: pages on the disk may not fetch each other."""
+    """Write the pages' texts, by section, to a script, because pages on the disk may not fetch each other."""
     if exception or app.builder.name != "html":
         return
     texts = {}

@@ -1,9 +1,9 @@
 """Cut pictures of several panels side by side into their panels, so that a phone can put them beneath each other.
 
-A stored picture is one PNG. Between two panels it has a blank gutter over its whole height, near the middle for two
-panels and near the thirds for three. Where the first gutter of each place is, the picture is cut; side by side the
-parts are the picture again, to the pixel. Any other picture (one panel, a title over all panels, panels of unequal
-width) stays whole, and scrolls sideways on a phone.
+A stored picture is one PNG. Between two panels it has a blank gutter over its whole height: near the middle if there
+are two panels, near the thirds if there are three. The picture is cut at the first gutter of each of these places. Side
+by side, the parts are the same picture again, to the pixel. Any other picture (one panel, a title over all panels,
+panels of unequal width) stays whole, and scrolls sideways on a phone.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-BLANK = 250  # of 255: what counts as white
-NARROWEST = 6  # pixels: thinner gaps are those between letters
-# Where gutters may lie, as fractions of the width: for two panels, and for three.
+BLANK = 250  # of 255: values from here on count as white
+NARROWEST = 6  # pixels: narrower gaps are between letters
+# Where gutters may be, as fractions of the width: for two panels, and for three.
 PLACES = (((0.40, 0.60),), ((0.27, 0.42), (0.55, 0.72)))
 
 
@@ -26,21 +26,21 @@ def gutters(grey: np.ndarray) -> list[tuple[int, int]]:
 
 
 def cuts(grey: np.ndarray) -> list[int]:
-    """Where a picture is to be cut, in pixels from the left; empty if it stays whole."""
+    """The places to cut a picture, in pixels from the left; empty if it stays whole."""
     width = grey.shape[1]
     if any(end - start >= NARROWEST for start, end in gutters(grey.T)):
-        return []  # panels in several rows: one column after the other would not be their order
+        return []  # panels in several rows: cut by columns, they would be in the wrong order
     found = [(start, end) for start, end in gutters(grey) if end - start >= NARROWEST]
     for places in PLACES:
         inside = [[(s, e) for s, e in found if low * width <= (s + e) / 2 <= high * width] for low, high in places]
-        # The first of several is the one between two panels; behind it comes a label of the next one's axis.
+        # The first of several gutters is between two panels; after it comes a label of the next panel's axis.
         if all(inside) and sum(map(len, inside)) == len(found):
             return [(runs[0][0] + runs[0][1]) // 2 for runs in inside]
     return []
 
 
 def cut(picture: Path) -> list[Path]:
-    """The parts of a PNG as files beside it; empty if it stays whole."""
+    """Write the parts of a PNG as files beside it; returns their paths, none if it stays whole."""
     image = Image.open(picture)
     places = cuts(np.asarray(image.convert("L")))
     if not places:

@@ -1,12 +1,13 @@
-"""Draw the picture of the README and of the book's first page: python book/picture.py (some five minutes, one core).
+"""Draw the picture of the README and of the book's first page: python book/picture.py (about five minutes, one core).
 
-One model, one prompt, at 16, 4, 3 and 2 bits a weight. Each panel has one group of 64 real weights on the levels that
-the width leaves them, what the decoder then writes, its true bytes, and KL divergence to the float model on the
-held-out text: rounded to nearest, and by GPTQ as it is by default. All of it is computed here; nothing is typed in.
+The picture shows one model and one prompt at 16, 4, 3 and 2 bits a weight. Each panel has one group of 64 real weights
+on the levels of this width, the text that the decoder then writes, its true bytes, and KL divergence to the float model
+on the held-out text, for rounding to nearest and for GPTQ with its defaults. All of this is computed here; nothing is
+typed in.
 
 The result is book/pictures/widths.svg. It is drawn as text and lines, so it is small, sharp, and can be read aloud. In
-the file, colours follow the reader's light or dark setting; book/build.py takes the panels apart, so that they follow
-the page's switch and stand beneath each other on a phone.
+the file, colours follow the reader's light or dark setting. book/build.py separates the panels, so that they follow the
+page's switch and are beneath each other on a phone.
 """
 
 import copy
@@ -34,13 +35,13 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows. Weights and levels are fractions of the group's largest weight."""
+    """The content of one panel. Weights and levels are fractions of the group's largest weight."""
 
     bits: int
     nbytes: int
     weights: list[float]
     levels: list[float]
-    text: str  # what the decoder wrote after the prompt
+    text: str  # the text that the decoder wrote after the prompt
     nearest: float | None  # KL divergence, nats a token; None for the float model
     gptq: float | None
 
@@ -52,7 +53,7 @@ class Panel:
 
     @property
     def spoken(self) -> str:
-        """The panel for those who cannot see it."""
+        """A description of the panel for people who cannot see it."""
         levels = f"64 weights on {len(self.levels)} levels" if self.levels else "64 weights of one group"
         return f"{self.bits} bits, {self.nbytes:,} bytes, {self.caption}: {levels}, and what the decoder writes."
 
@@ -92,12 +93,12 @@ def rounded(model, bits: int):
 
 
 def written(model, tokenizer) -> str:
-    """What the decoder writes after the prompt, which is left out."""
+    """The text that the decoder writes after the prompt, without the prompt."""
     return qtutor.generate(model, tokenizer, PROMPT, max_new_tokens=48)[len(PROMPT) :]
 
 
 def _nbytes(model) -> int:
-    # What would ship: the embedding and the norms in the checkpoint's 16 bits, though they are computed in 32 here.
+    # The bytes of a checkpoint: embedding and norms have 16 bits there, although they are computed in 32 here.
     return qtutor.evaluate.model_bytes(copy.deepcopy(model).bfloat16())
 
 
@@ -106,7 +107,7 @@ def _shares(values: torch.Tensor, of: torch.Tensor) -> list[float]:
 
 
 def draw(panels: list[Panel]) -> str:
-    """The whole picture as SVG: two panels a row."""
+    """The whole picture as SVG, with two panels in a row."""
     rows = -(-len(panels) // 2)
     width, height = 2 * WIDE + 3 * GAP, rows * HIGH + (rows + 1) * GAP
     spoken = "One language model at four widths. " + " ".join(panel.spoken for panel in panels)

@@ -56,7 +56,7 @@ def show_gguf(path: Path) -> None:
         size = part.path.stat().st_size
         print(f"{part.path}: {size:,} bytes, GGUF version {part.version}, alignment {part.alignment}")
     alone = part_of(path, file.metadata) if len(parts) == 1 else None
-    print(f"This is {alone}. What follows is in this part alone.\n" if alone else "")
+    print(f"This is {alone}. The lists below cover only this part.\n" if alone else "")
     entries = [(printable(key), *described(value)) for key, value in file.metadata.items()]
     widths = [max((len(entry[i]) for entry in entries), default=0) for i in (0, 1)]
     for key, kind, text in entries:
@@ -139,7 +139,7 @@ def header_of(path: Path) -> Header:
             f"{path}: 'qtutor inspect' reads .safetensors and .gguf files, and folders that hold some; this is neither."
         )
     if not path.is_file():
-        raise QtutorError(f"{path} is not a file, or a link to no file: copy, download or export it again.")
+        raise QtutorError(f"{path} is not a file, or is a link to a missing file: copy, download or export it again.")
     return read_header(path)
 
 

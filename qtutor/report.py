@@ -83,7 +83,7 @@ class Report:
 
     def _with_notes(self, lines: list[str]) -> str:
         notes = self.notes
-        more = [f"and {len(notes) - MOST_ROWS} notes more, in report.notes"] if len(notes) > MOST_ROWS else []
+        more = [f"and {len(notes) - MOST_ROWS} more notes, in report.notes"] if len(notes) > MOST_ROWS else []
         return "\n".join(lines + [f"ATTENTION, {note}" for note in notes[:MOST_ROWS] + more])
 
     def _table(self, rows: Sequence[LayerReport], what: str = "layer") -> str:
@@ -148,7 +148,7 @@ def what_is_lost(back: torch.Tensor, exact: torch.Tensor, scales: torch.Tensor, 
         )
     # Propagation may change a layer by more than its own size; only a layer that became small has lost its weights.
     if error > LOST and back.norm() < exact.norm() / 2:
-        return f"next to nothing of its weights is left (error {error:.2f}): take more bits, or smaller groups"
+        return f"almost nothing is left of its weights (error {error:.2f}): use more bits, or smaller groups"
     return ""
 
 

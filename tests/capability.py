@@ -1,8 +1,8 @@
-"""Tests with the sums of other CPUs: ``ATEN_CPU_CAPABILITY=default`` or ``avx2`` makes torch compute as those do.
+"""Tests with the sums of other CPUs: ``ATEN_CPU_CAPABILITY=default`` or ``avx2`` makes torch compute like those CPUs.
 
-This works on any newer CPU, but for one thing. On a CPU with AMX oneDNN still offers AMX then, which has bfloat16
-products, and torch's attention in bfloat16 takes the offer and raises "pack_vnni2 is only supported when avx512 is
-supported". A CPU without AVX-512 has no AMX either, so oneDNN is told to leave it out as well.
+This works on any newer CPU, with one exception. On a CPU with AMX, oneDNN still offers AMX, which has bfloat16
+products. Torch's attention in bfloat16 then uses AMX, and raises "pack_vnni2 is only supported when avx512 is
+supported". A CPU without AVX-512 has no AMX either, so oneDNN is also told not to use AMX.
 """
 
 import os

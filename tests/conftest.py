@@ -1,6 +1,6 @@
 """No test may need the network: the hub is switched off, and a connection to any other machine fails at once.
 
-Nor anything outside the clone: matplotlib keeps its cache of fonts in it.
+No test may need files outside the clone either: matplotlib keeps its cache of fonts inside.
 """
 
 import os

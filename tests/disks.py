@@ -1,4 +1,4 @@
-"""Disks that are full or closed, and users who may not write: where this machine lets a test have them."""
+"""Disks that are full or closed, and users who may not write, if this machine lets a test make them."""
 
 import os
 import shutil

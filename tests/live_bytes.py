@@ -1,4 +1,4 @@
-"""How much memory tensors take while something runs, for tests of what docstrings say about memory."""
+"""The memory that tensors take while code runs, to test what docstrings say about memory."""
 
 import weakref
 

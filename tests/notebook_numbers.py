@@ -1,27 +1,29 @@
 """nbval compares text; this plugin makes it compare numbers as numbers: ``pytest -p tests.notebook_numbers --nbval``.
 
-Sums differ between CPUs in the last bit: their vectors have other widths, so they add in another order. Now and then a
-printed number then differs in its last place, and a chapter that is right would fail on the next machine.
+Sums differ in the last bit between CPUs: their vectors have other widths, so they add in another order. Now and then a
+printed number therefore differs in its last place, and a correct chapter would fail on another machine.
 
 - A *measured* number (it has a decimal point, an exponent or a percent sign) may differ by 2 units of its last printed
   place or by 1 %, whichever is more. So ``-0.00 %`` is near ``+0.00 %``, and ``24.86`` is not near ``26.10``.
-- A *count*, a whole number before "of" and another one (``117 of 150``), has the same 2 units or 1 %: what is counted
-  may lie at a border.
-- Any other *whole* number is exact: bytes, shapes, codes and tokens come out the same everywhere, and one byte more is
-  a bug.
-- All other text is exact, digits inside names too (``layers.3``, ``Q4_K``, ``fp16``, ``0x3f``), and code in ``` fences.
-- Runs of blanks and of dashes count as one, those beside a number and at a line's ends as none: columns shift when a
-  number gets a digit more. The ends of lines count: a row more or less is a difference.
+- A *count*, a whole number before "of" and another one (``117 of 150``), may also differ by 2 units or 1 %: a counted
+  item may be close to the limit.
+- Any other *whole* number is exact: bytes, shapes, codes and tokens are the same everywhere, and one byte more is a
+  bug.
+- All other text is exact, also digits inside names (``layers.3``, ``Q4_K``, ``fp16``, ``0x3f``), and code in ```
+fences.
+- Runs of blanks and of dashes count as one; beside a number and at the ends of a line they do not count, because
+columns
+  shift if a number gets one more digit. Line ends count: a row more or less is a difference.
 
-A cell may ask for more in its metadata, and says why. Each key may be left out, but not the reason::
+A cell may request more tolerance in its metadata, and has to say why. Each key may be left out, but not the reason::
 
     "qtutor": {"share": 0.05, "units": 3, "whole": 2, "reason": "codes flip, and with them ..."}
 
 share: part of the larger number. units: of the last printed place. whole: by how much whole numbers may differ. A cell
-that is tagged nbval-ignore-output has a reason alone.
-A chapter about a model that another package brings (:data:`NEEDS`) is compared where that is installed. Elsewhere its
-cells run all the same, with another model, and must not fail.
-The rest is nbval's: which outputs are compared, how many there have to be, what tests/nbval_sanitize.cfg replaces.
+with the tag nbval-ignore-output only has a reason.
+A chapter about a model from another package (:data:`NEEDS`) is compared if that package is installed. If it is not, the
+chapter's cells still run, with another model, and must not fail.
+nbval does the rest: which outputs are compared, how many there have to be, what tests/nbval_sanitize.cfg replaces.
 Pictures are not compared; HTML is.
 """
 

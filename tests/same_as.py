@@ -2,16 +2,16 @@
 
     python tests/same_as.py REV                     both sides, about six minutes
     python tests/same_as.py REV --quick             a part of it, about a minute
-    python tests/same_as.py REV --keep base.json    and keep what REV's side gave,
-    python tests/same_as.py --against base.json     so that it need not run again (--quick works here too)
+    python tests/same_as.py REV --keep base.json    and keep the results of REV's side,
+    python tests/same_as.py --against base.json     so that it need not run again (--quick works here, too)
 
-Meant for changes that should change nothing, such as moving modules. A table has a row for every kind of result: how
-many were compared, how many are equal; behind it are the names of those that are not. The exit status is 1 if any
-result differs, failed, or is there on one side only. Two kinds of news do not count: buffers that have another name and
-the same content, and mistakes of exercises that are new, gone or worded otherwise.
+It is meant for commits that should change no results, such as moving modules. A table has a row for every kind of
+result: how many were compared, and how many are equal; the names of those that differ follow. The exit status is 1 if
+any result differs, failed, or exists on only one side. Two kinds of differences do not count: buffers with another name
+but the same content, and exercises' mistakes that are new, removed or worded differently.
 
-What is computed is in ``tests/same_as_digest.py``, which runs once a side, with ``PYTHONPATH`` at that side's tree.
-Digests hold for one machine and one set of versions only: another CPU may round otherwise.
+``tests/same_as_digest.py`` computes the results. It runs once for each side, with ``PYTHONPATH`` at that side's tree.
+Digests are valid only for one machine and one set of versions: another CPU may round differently.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 The file is ``{"about": {...}, "found": {kind: {name: value}}}``; a value is a SHA-256, or the text itself. Two trees
 may have their modules in different places, so only names that stay are used: those of ``import qtutor``, ``every`` of
-the exercises, ``examine``. Whatever raises is written down as FAILED, and counts as no match. ``-P`` keeps tests/ off
-the path, where the folder gguf would hide the library of that name.
+the exercises, ``examine``. If something raises, it is written as FAILED, and counts as no match. ``-P`` keeps tests/
+off the path, because its folder gguf would hide the library of that name.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The benchmarks are run by hand, and seldom: what they take from the package has to be there."""
+"""The benchmarks are run by hand, and rarely: the names that they import from the package have to exist."""
 
 import ast
 import importlib

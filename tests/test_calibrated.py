@@ -1,4 +1,4 @@
-"""quantize() with methods that look at inputs: every family, the report, and that a failure changes nothing."""
+"""quantize() with methods that look at inputs: every family, the report, and failures that change nothing."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""Budgets on the command line: a mean of bits, or the size of the result, and what is no size."""
+"""Budgets on the command line: a mean number of bits, or the size of the result, and words that are no size."""
 
 import argparse
 import json
@@ -65,8 +65,8 @@ def test_a_result_as_small_as_was_asked_for(tmp_path, capsys):
             "500,000 bytes are too few: with every layer at its smallest",
         ),
         (["out.gguf", "--bits", "2"], "bytes of matrices are too few"),
-        (["out.gguf", "--bits", "nan"], "bits = nan: what a weight takes on average"),
-        (["out.gguf", "--bits", "17"], "is a number from 2 to 16"),
+        (["out.gguf", "--bits", "nan"], "bits = nan: a number from 2 to 16 is needed"),
+        (["out.gguf", "--bits", "17"], "a number from 2 to 16"),
     ],
 )
 def test_budgets_that_are_none(options, what, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`qtutor generate --chat`: answers through the template, a conversation of a person, a question a line of a file."""
+"""`qtutor generate --chat`: answers through the template, a person's conversation, a file with one question a line."""
 
 import io
 import sys
@@ -90,7 +90,7 @@ def test_what_cannot_be_asked(pair, monkeypatch, capsys):
     assert "no chat template" in refused(["generate", "embedded", "--chat", "x"], capsys)
     monkeypatch.setattr(generate, "load", lambda options: pair)
     assert "leaves no room in the model's context" in refused(["generate", "x/y", "--chat", "word " * 600], capsys)
-    assert "goes behind --" in refused_at_once(["generate", "x/y", "--what"], capsys)
+    assert "goes after --" in refused_at_once(["generate", "x/y", "--what"], capsys)
 
 
 def refused_at_once(arguments, capsys) -> str:

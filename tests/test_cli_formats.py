@@ -1,4 +1,4 @@
-"""`qtutor quantize` into other tools' formats, and for an engine; and the same in Python."""
+"""`qtutor quantize` into other tools' formats and for an engine, and the same in Python."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_misfits_are_told_before_a_text_is_read(tmp_path, source, capsys, monkey
 def test_what_a_format_cannot_hold_is_told_before_rounding(tmp_path, source, capsys, monkeypatch):
     monkeypatch.setattr("qtutor.quantize", lambda *_: pytest.fail("something was rounded"))
     text = said(capsys, "quantize", source, tmp_path / "out", "--format", "gptq", "--bits", "5", "--group-size", "32")
-    assert "14 of 14 layers do not fit" in text and "What holds all of them as they are: compressed-tensors" in text
+    assert "14 of 14 layers do not fit" in text and "hold all of them as they are: compressed-tensors" in text
     text = said(capsys, "quantize", source, tmp_path / "out", "--format", "modelopt", "--group-size", "32")
     assert "zero points" in text and "awq" in text
     assert not (tmp_path / "out").exists()

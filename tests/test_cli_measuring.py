@@ -1,4 +1,4 @@
-"""`qtutor eval --against`, `qtutor compare`, and texts of one's own: tables, JSON, pictures; what is refused before."""
+"""`qtutor eval --against`, `qtutor compare`, and a user's own texts: tables, JSON, pictures, early refusals."""
 
 import json
 import shutil
@@ -184,7 +184,7 @@ def test_equal_sizes_of_other_tokens(folder, tmp_path, capsys):
     for arguments in (["eval", folder / "out4", "--against", tmp_path / "shuffled"],
                       ["compare", tmp_path / "shuffled", "--against", "embedded"]):  # fmt: skip
         message = refused([*arguments, *SMALL], capsys)
-        assert "do not speak of the same tokens" in message and " of the text's" in message
+        assert "do not use the same tokens" in message and " of the text's" in message
 
 
 def test_tokens_that_the_model_does_not_embed(other, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What the command line has besides its commands: spellings, options of a recipe, terminals, short contexts, parts."""
+"""The command line beyond its commands: spellings, options of a recipe, terminals, short contexts, parts."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_samples_are_cut_to_a_short_context(tmp_path, short, capsys):
 def test_a_short_context_is_evaluated_as_far_as_it_goes(short, capsys):
     assert cli.main(["eval", str(short)]) == 0
     text = capsys.readouterr().out
-    assert "windows of so many, not 512" in text and "functions do not fit into the context" in text
+    assert "windows of that size, not 512" in text and "functions do not fit into the context" in text
     assert re.search(r"perplexity +\d+\.\d", text) and re.search(r"answers right, sum +\d+%", text)
 
 
@@ -233,7 +233,7 @@ def test_a_part_of_a_file_says_so(tmp_path, whole, capsys):
     assert cli.main(["inspect", str(parts[0])]) == 0
     line = capsys.readouterr().out.split("This is ")[1]
     assert "part 1 of 3" in line and "llama-00002-of-00003.gguf (not here), llama-00003-of-00003.gguf." in line
-    assert "there are not here: llama-00002-of-00003.gguf. Put them" in refused(["eval", parts[2]], capsys)
+    assert "these are not here: llama-00002-of-00003.gguf. Put them" in refused(["eval", parts[2]], capsys)
 
     split = {"split.no": np.uint16(1), "split.count": np.uint16(2)}
     gguf.write(tmp_path / "renamed.gguf", file.metadata | split, tensors)

@@ -1,4 +1,4 @@
-"""Where compiled code is kept, and what a person is told who waits for it."""
+"""Where compiled code is kept, and the message for a person who waits for it."""
 
 import time
 

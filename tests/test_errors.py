@@ -1,4 +1,4 @@
-"""Errors: the one that calls puts the subject in front, and only once."""
+"""Errors: the caller puts the subject in front, and only once."""
 
 import pytest
 

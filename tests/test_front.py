@@ -1,4 +1,4 @@
-"""The front door: README, picture, teacher's page and citation say what is so, and agree with each other."""
+"""The front door: README, picture, teacher's page and citation are right, and agree with each other."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""qtutor.load: what a source names, and in which dtype, on which device and with which messages it comes."""
+"""qtutor.load: the model that a source names, its dtype, its device, and the messages."""
 
 import shutil
 

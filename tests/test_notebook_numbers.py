@@ -1,4 +1,4 @@
-"""The comparison of notebooks: what another CPU changes passes, what a bug changes fails, and nbval really uses it."""
+"""The comparison of notebooks: changes by another CPU pass, changes by a bug fail, and nbval really uses it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What every chapter has to be, whatever it says: executed, portable, described for those who cannot see it."""
+"""Rules for every chapter: it is executed, portable, and described for people who cannot see it."""
 
 import ast
 import importlib

@@ -1,6 +1,6 @@
-"""The committed comparison with llm-compressor and GPTQModel: every cell is there, adds up, and is within the bound.
+"""The committed comparison with llm-compressor and GPTQModel: every cell exists, is consistent, and keeps the bound.
 
-Making it anew takes the peers' environments and an hour: benchmarks/peer_quality.py.
+benchmarks/peer_quality.py makes it again, in one hour, and needs the peers' environments.
 """
 
 import itertools

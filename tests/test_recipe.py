@@ -1,4 +1,4 @@
-"""Recipes: what a method's name stands for, exceptions for single layers, and what they refuse."""
+"""Recipes: the meaning of a method's name, exceptions for single layers, and refusals."""
 
 import copy
 import json
@@ -301,8 +301,8 @@ def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
         ({"propagate": "auto"}, "propagate = 'auto': True or False"),
         ({"group_size": True}, "group_size = True: a whole number"),
         ({"group_size": 64.0}, "group_size = 64.0: a whole number"),
-        ({"layers": ["*.down_proj"]}, r"layers = \['\*\.down_proj'\]: exceptions by pattern"),
-        ({"layers": {5: "float"}}, "layers = {5: 'float'}: exceptions by pattern"),
+        ({"layers": ["*.down_proj"]}, r"layers = \['\*\.down_proj'\]: a dict of exceptions by pattern"),
+        ({"layers": {5: "float"}}, "layers = {5: 'float'}: a dict of exceptions by pattern"),
         ({"method": "fp8", "group_size": 32}, "group_size = 32: method 'fp8' has -1 or 0 or 128"),
         ({"method": "fp8", "group_size": 64}, "group_size = 64: method 'fp8' has -1 or 0 or 128"),
         ({"levels": "fp8", "group_size": 64}, "group_size = 64: levels of 'fp8' have -1 or 0 or 128"),

@@ -1,4 +1,4 @@
-"""What is printed of a report: every layer of a small model, kinds of layers and the worst of a large one."""
+"""The printed report: every layer of a small model; for a large model, kinds of layers and the worst layers."""
 
 import shlex
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_exceptions_are_kinds_of_their_own_and_notes_are_kept():
     assert sum(line.lstrip().startswith(("1 model", "19 model")) for line in lines) == 2
     assert lines[-1] == "ATTENTION, model.layers.3.mlp.up_proj: rounded to nearest, since its inputs are all zero"
     many = Report(Recipe(), tuple(replace(row, note="odd") for row in whole.rows))
-    assert str(many).count("ATTENTION") == 31 and str(many).endswith("and 10 notes more, in report.notes")
+    assert str(many).count("ATTENTION") == 31 and str(many).endswith("and 10 more notes, in report.notes")
 
 
 def test_a_report_ends_with_the_commands_that_load_the_result():

@@ -1,4 +1,4 @@
-"""The set-up: bootstrap.py told what is wrong outside, and the files that say what gets installed agree."""
+"""The set-up: bootstrap.py says what is wrong outside, and the files that say what gets installed agree."""
 
 import ast
 import os

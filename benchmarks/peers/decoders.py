@@ -1,9 +1,9 @@
 """The float checkpoints that all quantizers get, and the calibration tokens, as files in the cache folder.
 
 * ``embedded``: the embedded decoder (grouped-query attention, tied embeddings), in float32.
-* ``second``: a decoder of another shape (four narrow blocks, as many key-value heads as heads, so that AWQ's pair
-  v -> o exists; an output matrix of its own), random-initialised and trained for about a minute on the same text.
-* ``large``: random weights, hidden 1024, intermediate 2816, 8 blocks: only to measure time and memory.
+* ``second``: a decoder of another shape (four narrow blocks; as many key-value heads as heads, so that AWQ's pair
+  v -> o exists; its own output matrix), random-initialised and trained for about a minute on the same text.
+* ``large``: random weights, hidden 1024, intermediate 2816, 8 blocks; it is only used to measure time and memory.
 
     python benchmarks/peers/decoders.py embedded|second|large gptq|awq
 """
@@ -30,7 +30,7 @@ LARGE_VOCABULARY = 4096
 
 
 def folder_of(name: str) -> Path:
-    """The checkpoint's folder of decoder ``name``; made where it is missing."""
+    """The folder with the checkpoint of decoder ``name``; made if it is missing."""
     folder = CHECKPOINTS / name
     if not folder.exists():
         beside = folder.with_suffix(".partial")
@@ -41,8 +41,8 @@ def folder_of(name: str) -> Path:
 
 
 def tokens_of(name: str, method: str) -> Path:
-    """A file with ``token_ids [samples, length]`` to calibrate decoder ``name`` with; made where it is missing."""
-    samples = 128 if (name, method) == ("embedded", "gptq") else 32  # fewer where the peers take long
+    """A file with ``token_ids [samples, length]`` to calibrate decoder ``name``; made if it is missing."""
+    samples = 128 if (name, method) == ("embedded", "gptq") else 32  # fewer if the peers take long
     path = CHECKPOINTS / (f"random-{samples}.safetensors" if name == "large" else f"text-{samples}.safetensors")
     if not path.exists():
         generator = torch.Generator().manual_seed(0)
@@ -56,7 +56,7 @@ def embedded() -> torch.nn.Module:
 
 
 def second() -> torch.nn.Module:
-    """On one machine always the same weights: everything is seeded, and one thread adds up in one order."""
+    """The same weights in every run on one machine: everything is seeded, and one thread adds up in one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""Runs one quantizer as a process of its own, and says what it took. Imports next to nothing, and must stay so.
+"""Runs one quantizer in its own process, and measures its time and memory. This module must import almost nothing.
 
-Linux counts the largest memory of a process from before it was replaced by the program that it runs: a parent that has
-imported torch would lend its own hundreds of MB to every child that it measures.
+The largest memory that Linux reports for a process includes the time before the process was replaced by the program
+that it runs. So if the parent had imported torch, its hundreds of MB would count for every child that it measures.
 """
 
 import json
@@ -19,7 +19,7 @@ PEERS = {"llmcompressor": "llm-compressor", "gptqmodel": "GPTQModel"}
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds from start to end of the process, imports included; seconds of processor time on all its threads; and its
+    """Seconds from start to end of the process, with imports; seconds of processor time on all its threads; and its
     largest resident memory."""
 
     seconds: float
@@ -28,7 +28,7 @@ class Run:
 
 
 def python_of(who: str) -> str:
-    """The interpreter that runs ``run_<who>.py``: a peer's own, or for qtutor the one that runs this."""
+    """The interpreter that runs ``run_<who>.py``: a peer's own, or for qtutor the one that runs this module."""
     if who not in PEERS:
         return sys.executable
     python = CACHE / f"venv-{who}" / "bin" / "python"
@@ -54,7 +54,7 @@ def launch(
     threads: int = 1,
     log: Path | None = None,
 ) -> Run:
-    """Quantize ``checkpoint`` into ``out``. Raises ``SystemExit`` with the end of what it printed where that fails."""
+    """Quantize ``checkpoint`` into ``out``. Raises ``SystemExit`` with the end of the output if the process fails."""
     command = [python_of(who), str(script_of(who)), str(checkpoint), str(tokens), str(out), "--method", method]
     command += ["--bits", str(bits), "--group-size", str(group_size), "--set", json.dumps(settings or {})]
     command += ["--dequantized", str(dequantized)] if dequantized else []
@@ -64,7 +64,7 @@ def launch(
     with log.open("w") as file:
         start = time.perf_counter()
         process = subprocess.Popen(
-            # GPTQModel leaves a folder of logs wherever it is started.
+            # GPTQModel leaves a folder of logs in the folder in which it is started.
             command,
             stdout=file,
             stderr=file,

@@ -1,9 +1,9 @@
-"""How far a quantized checkpoint is from the float one, as JSON; a process of its own, like the quantizers.
+"""How far a quantized checkpoint is from the float one, as JSON; runs in its own process, like the quantizers.
 
     python measure.py CHECKPOINT TOKENS QUANTIZED
 
-TOKENS: a safetensors file with ``token_ids [samples, length]``. QUANTIZED: what qtutor wrote, or a folder of plain
-weights, as the peers' scripts write them (``--dequantized``).
+TOKENS: a safetensors file with ``token_ids [samples, length]``. QUANTIZED: the folder that qtutor wrote, or a folder of
+plain weights, as the peers' scripts write them (``--dequantized``).
 """
 
 import json
@@ -20,7 +20,7 @@ from qtutor.formats.sources import FLOAT, find
 
 
 def decoder_in(source: str) -> torch.nn.Module:
-    """The decoder without its tokenizer, which the peers' folders of plain weights lack. In float32."""
+    """The decoder in float32, without its tokenizer: the peers' folders of plain weights have none."""
     found = find(source)
     if found.kind == FLOAT:
         return checkpoint.load(found.path, torch.float32, "cpu")

@@ -1,9 +1,9 @@
-"""GPTQModel's side of the comparison; runs in its own environment (setup.py), as a process of its own.
+"""GPTQModel's side of the comparison; runs in its own environment (setup.py) and its own process.
 
     .../venv-gptqmodel/bin/python run_gptqmodel.py CHECKPOINT TOKENS OUT --method gptq --bits 4 --group-size 128
 
-Arguments as in run_llmcompressor.py. GPTQModel packs while it quantizes, so the dequantized checkpoint is made from the
-files that it wrote.
+The arguments are those of run_llmcompressor.py. GPTQModel packs while it quantizes, so the dequantized checkpoint is
+made from the files that it wrote.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # by itself it takes one worker, and then waits for a second
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # by default it uses one worker, and then waits for a second one
 
 import torch
 from gptqmodel import BACKEND, GPTQModel
@@ -89,7 +89,7 @@ def main() -> None:
         offload_to_disk=False, **more,
     )  # fmt: skip
     ids = load_file(options.tokens)["token_ids"]
-    # Its AWQ layers on a CPU refuse float32; of the two that they take, float16 is the more exact.
+    # On a CPU its AWQ layers refuse float32. They accept two other dtypes, of which float16 is the more exact.
     dtype = torch.float32 if options.method == "gptq" else torch.float16
     model = GPTQModel.load(options.checkpoint, config, dtype=dtype)
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]

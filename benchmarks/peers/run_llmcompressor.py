@@ -1,10 +1,10 @@
-"""llm-compressor's side of the comparison; runs in its own environment (setup.py), as a process of its own.
+"""llm-compressor's side of the comparison; runs in its own environment (setup.py) and its own process.
 
     .../venv-llmcompressor/bin/python run_llmcompressor.py CHECKPOINT TOKENS OUT --method gptq --bits 4 --group-size 128
 
 CHECKPOINT: a folder with config.json and *.safetensors. TOKENS: a safetensors file with ``token_ids [samples,
-length]``. OUT: where it writes its own format; ``--dequantized FOLDER`` also writes, as float32, the weights that the
-codes stand for.
+length]``. OUT: the folder for its own format. ``--dequantized FOLDER`` also writes the weights that the codes stand
+for, in float32.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def dequantized(model: torch.nn.Module) -> torch.nn.Module:
         if scheme is None or scheme.weights is None:
             continue
         zero = getattr(module, "weight_zero_point", None)
-        whole = getattr(module, "weight_global_scale", None)  # of NVFP4, beside the scales of its blocks
+        whole = getattr(module, "weight_global_scale", None)  # NVFP4 has this scale in addition to those of its blocks
         values = fake_quantize(module.weight, module.weight_scale, zero, scheme.weights, global_scale=whole)
         module.weight.copy_(values)
     return model
@@ -68,14 +68,14 @@ def main() -> None:
     parser.add_argument("--set", default="{}", help="settings of the modifier, as JSON")
     parser.add_argument("--dequantized", help="a folder for the dequantized checkpoint")
     options = parser.parse_args()
-    # Nothing to pin for a GPU, and pinning fails where there is none.
+    # Without a GPU, pinning memory for it fails, and nothing needs it.
     IntermediatesCache.pin_memory = lambda *_: None
     model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.float32)
     ids = load_file(options.tokens)["token_ids"]
     rows = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids]
     loader = DataLoader(rows, batch_size=None)
     oneshot(model=model, dataset=loader, recipe=recipe(options), num_calibration_samples=len(rows))
-    if options.dequantized:  # before saving, which packs the weights in place
+    if options.dequantized:  # before saving, because saving packs the weights in place
         plain = {name: value.clone() for name, value in model.state_dict().items()}
         original = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.float32)
         wanted = original.state_dict()

@@ -1,7 +1,7 @@
 """qtutor's side of the comparison, started and measured like the peers': load, quantize, export.
 
-Method ``gguf`` writes a file for llama.cpp instead: ``--set '{"type": "Q4_K_M", "importance": true}'``; with ``"own":
-true`` of the same size, but each matrix in the type that :mod:`qtutor.budget.block_types` chooses.
+Method ``gguf`` writes a file for llama.cpp instead: ``--set '{"type": "Q4_K_M", "importance": true}'``. With ``"own":
+true`` the file has the same size, but each matrix has the type that :mod:`qtutor.budget.block_types` chooses.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from qtutor.gguf import imatrix
 def to_gguf(
     model, tokenizer, tokens: torch.Tensor, out: str, type: str, importance: bool = False, own: bool = False
 ) -> None:
-    """A file ``out/model.gguf``; importance: measured on the calibration tokens, as llama-imatrix does."""
+    """Write the file ``out/model.gguf``. importance: measured on the calibration tokens, as llama-imatrix does."""
     measured, types = imatrix.importance(model, tokens) if importance else None, None
     if own:
         size = sum(planned(model, tokenizer, type=type).values())
@@ -28,7 +28,7 @@ def to_gguf(
 
 
 def main(**recipe) -> None:
-    """recipe: what the recipe gets besides what the command line says."""
+    """recipe: arguments of the recipe in addition to those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint")
     parser.add_argument("tokens")

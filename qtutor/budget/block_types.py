@@ -68,7 +68,7 @@ def _check_budget(target_size, bits) -> None:
     if target_size is not None and (type(target_size) is not int or target_size < 1):
         raise QtutorError(f"target_size = {target_size!r}: a whole number of bytes is needed.")
     if bits is not None and (type(bits) not in (int, float) or not 2 <= bits <= 16):
-        raise QtutorError(f"bits = {bits!r}: what a weight takes on average, with scales, is a number from 2 to 16.")
+        raise QtutorError(f"bits = {bits!r}: a number from 2 to 16 is needed, the mean per weight, scales included.")
 
 
 def _types(tensor: Tensor) -> list[str]:

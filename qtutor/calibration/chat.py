@@ -40,17 +40,17 @@ def rendered(tokenizer, messages: list[dict[str, str]], ask: bool = False) -> st
     """
     if not has_template(tokenizer):
         raise QtutorError(
-            "the tokenizer has no chat template, so nothing says how a conversation is written for this model: it "
-            "continues texts. Take its instruct (or chat) version, or give plain texts."
+            "the tokenizer has no chat template, so it is unknown how this model expects a conversation: it "
+            "only continues texts. Use its instruct (or chat) version, or give plain texts."
         )
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except RecursionError:
-        raise QtutorError("the chat template does not come to an end. Take the original model's tokenizer.") from None
+        raise QtutorError("the chat template never ends. Use the original model's tokenizer.") from None
     except Exception as error:  # a template may raise anything: its own refusals, TypeError, UndefinedError
         raise QtutorError(
-            f"the chat template cannot write this conversation ({said(error)}). Most want user and assistant in turns, "
-            "the user first."
+            f"the chat template cannot write this conversation ({said(error)}). In most templates, user and assistant "
+            "have to take turns, and the user begins."
         ) from error
 
 
@@ -76,7 +76,7 @@ def _added(tokenizer) -> list[int]:
 
 def _message(message, number: int) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise QtutorError(f"message {number} is {shown(message)}; needed is an object with role and content.")
+        raise QtutorError(f"message {number} is {shown(message)}; an object with role and content is needed.")
     if "role" in message:
         role, content, keys = message["role"], message.get("content"), "role and content"
     else:
@@ -86,7 +86,7 @@ def _message(message, number: int) -> dict[str, str]:
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(role, str) or not isinstance(content, str):
         raise QtutorError(
-            f"message {number} has the keys {', '.join(map(shown, list(message)[:5])) or 'none'}; needed are texts "
-            f"under {keys}."
+            f"message {number} has the keys {', '.join(map(shown, list(message)[:5])) or 'none'}; texts under "
+            f"{keys} are needed."
         )
     return {"role": role, "content": content}

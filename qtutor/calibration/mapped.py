@@ -44,15 +44,10 @@ class Weights:
         return module
 
     @contextlib.contextmanager
-    def around_blocks(self) -> Iterator[None]:
-        """Inside this context, everything in the model except its blocks can be run."""
+    def around_blocks(self, head: bool = False) -> Iterator[None]:
+        """Inside this context, everything in the model except its blocks can be run; the output matrix if ``head``."""
         yield
         page_out(self.model.parameters())  # loading has read the whole model: blocks come back one by one
-
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """Inside this context, the model can be run."""
-        yield
 
     def release(self, tensors: Iterable[torch.Tensor]) -> None:
         """Say that these ``tensors`` are not needed soon; tensors of a model in memory stay there."""

@@ -116,7 +116,7 @@ class Records:
 def _record(data: bytes) -> str | list[dict[str, str]]:
     """The text or the messages in a line. Raises :class:`QtutorError` for anything else."""
     if len(data) >= LONGEST:
-        raise QtutorError(f"it has more than {LONGEST:,} bytes, so it is no record. Is there a record on each line?")
+        raise QtutorError(f"it has more than {LONGEST:,} bytes, so it is not a record. Is there one record per line?")
     try:
         record = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no UTF-8 is a ValueError, too
@@ -127,11 +127,11 @@ def _record(data: bytes) -> str | list[dict[str, str]]:
         raise QtutorError(f"it has {found}; a record has one of {', '.join(map(repr, KEYS))}.")
     given = record[key]
     if key == "text" and not isinstance(given, str):
-        raise QtutorError(f"its 'text' is {shown(given)}, no text.")
+        raise QtutorError(f"its 'text' is {shown(given)}, not a string.")
     found = given if key == "text" else messages_of(given)
     for text in [found] if key == "text" else [message["content"] for message in found]:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise QtutorError(f"{shown(text)} has half a character (a lone surrogate), which no tokenizer takes.")
+            raise QtutorError(f"{shown(text)} has half a character (a lone surrogate), which no tokenizer accepts.")
     return found
 
 
@@ -175,5 +175,5 @@ def _refuse(file: str | Path, bad: list, good: int) -> None:
     if others:
         numbers = ", ".join(f"{number:,}" for number, _ in others[:NAMED])
         left = f" and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
-        more = f" Bad are also the lines {numbers}{left}; {good:,} are good."
-    raise QtutorError(f"{file}, line {first:,}: {error}{more} Mend them, or take them out.")
+        more = f" Other bad lines: {numbers}{left}; {good:,} are good."
+    raise QtutorError(f"{file}, line {first:,}: {error}{more} Repair them, or remove them.")

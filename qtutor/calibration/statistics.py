@@ -49,7 +49,7 @@ class RunningStatistics:
             token, channel = (~torch.isfinite(size)).nonzero()[0].tolist()
             raise QtutorError(
                 f"{name}: its input is {x[token, channel].item()} at token {self.tokens + token}, channel {channel}; "
-                "all layers before it were given finite numbers. Look for broken weights in what lies just before it, "
+                "all layers before it had finite inputs. Look for broken weights just before this layer, "
                 "or compute in float32 if the model runs in float16."
             )
         self.sum_abs += size.sum(dim=0)

@@ -77,7 +77,7 @@ class Stream:
                 if layer == half.last:
                     return self._at_last(half, residual)
                 residual = self._behind(half, residual, some)
-        raise ValueError(f"{layer}: none of the layers that the states of {self.name} are still before")
+        raise ValueError(f"{layer}: the states of {self.name} are already past it, or the block has no such layer")
 
     @torch.no_grad()
     def run(self, some: slice | torch.Tensor) -> torch.Tensor:

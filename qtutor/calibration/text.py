@@ -61,7 +61,7 @@ def text_in(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SA
     if large:
         told += f" from all over the {size:,} bytes of {file}"
     elif records and records.every > 1:
-        told += f" of the {len(ids):,} in one of {records.every} records of {file}"
+        told += f" of the {len(ids):,} in one of every {records.every} records of {file}"
     else:
         told += f" of the {len(ids):,} in {file}"
     return Text(rows, told + (f", {records.told()}" if records else ""))
@@ -90,7 +90,7 @@ def check_text(file: str | Path, length: int = LENGTH) -> None:
         raise QtutorError(f"the text {file} cannot be read: {error.strerror}. Name another.") from None
     if Path(file).suffix.lower() == ".json":
         raise QtutorError(
-            f"{file} is one JSON document, and its brackets would be read as text. Write a record a line, as "
+            f"{file} is one JSON document, and its brackets would be read as text. Write one record per line, as "
             "jq -c '.[]' FILE > NEW.jsonl does."
         )
     _decoded(data, file, 0, final=False)
@@ -118,8 +118,8 @@ def _from_places(file: Path, tokenizer, length: int, samples: int, records: Reco
     if not rows:
         most = size // samples if records else min(EXCERPT * MOST * length, size // samples)
         raise QtutorError(
-            f"{file}: of {samples} places looked at none has {length} tokens in {most:,} bytes. Name a text like what "
-            "the model will read."
+            f"{file}: none of the {samples} places that were read has {length} tokens in {most:,} bytes. Name a "
+            "text like the model's later input."
         )
     return torch.tensor(rows, dtype=torch.int64)
 
@@ -162,7 +162,7 @@ def _decoded(data: bytes, file: str | Path, at: int, final: bool) -> str:
     except UnicodeDecodeError as error:
         found = " ".join(f"{byte:02x}" for byte in data[error.start : error.start + 4])
         raise QtutorError(
-            f"{file} is no UTF-8 text: at byte {at + error.start:,} stands {found} ({error.reason}). Name a text like "
-            "what the model will read, or convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW."
+            f"{file} is no UTF-8 text: at byte {at + error.start:,} it has {found} ({error.reason}). Name a text "
+            "like the model's later input, or convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW."
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

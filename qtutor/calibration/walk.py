@@ -26,6 +26,7 @@ A walk may begin at a later block, with the states that arrive there, or with th
 Left out: encoders, padding (all samples have one length), and decoders that mix other things into their blocks.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -108,7 +109,6 @@ def first_states(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tenso
     The model runs with blocks that only record their arguments and return their input. Positions and masks do not
     depend on the text, so one sample shows them.
     """
-    blocks = decoder_blocks(model)
     noted = []
 
     def note(hidden_states: torch.Tensor, **arguments) -> torch.Tensor:
@@ -117,22 +117,33 @@ def first_states(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tenso
 
     device = model.get_submodule(family_of(model).embedding).weight.device
     states = torch.empty(*token_ids.shape, model.config.hidden_size, device=device)
+    with in_place_of_blocks(model, note):
+        for number, ids in enumerate(token_ids.split(1)):
+            noted.clear()
+            model.base_model(ids.to(device), use_cache=False)
+            check_finite(noted[0][0], "model.embed_tokens: its output")
+            states[number] = noted[0][0][0]
+    return states, [_in_float32(arguments) for _, arguments in noted]
+
+
+@contextlib.contextmanager
+def in_place_of_blocks(model: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Inside this context, ``model`` runs ``forward(hidden_states, **arguments)`` in place of each of its blocks.
+
+    Dropout is off.
+    """
+    blocks = decoder_blocks(model)
     own = [vars(block).get("forward") for block in blocks]  # accelerate puts one of its own into a module
     try:
         for block in blocks:
-            block.forward = note
-        for number, ids in enumerate(token_ids.split(1)):
-            noted.clear()
-            with in_eval(model):
-                model.base_model(ids.to(device), use_cache=False)
-            check_finite(noted[0][0], "model.embed_tokens: its output")
-            states[number] = noted[0][0][0]
+            block.forward = forward
+        with in_eval(model):
+            yield
     finally:
-        for block, forward in zip(blocks, own):
+        for block, former in zip(blocks, own):
             vars(block).pop("forward", None)
-            if forward is not None:
-                block.forward = forward
-    return states, [_in_float32(arguments) for _, arguments in noted]
+            if former is not None:
+                block.forward = former
 
 
 def _in_float32(value):

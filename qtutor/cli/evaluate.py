@@ -95,7 +95,7 @@ def _sizes(source: str, model, text, found: dict, notes: list[str]) -> list[tupl
     speed = qtutor.evaluate.tokens_per_second(model, text.token_ids.flatten()[:32])
     found |= {"bytes": nbytes, "bits_per_weight": bits, "tokens_per_second": speed}
     if file_in(source) is not None:
-        notes.append("A GGUF file is run as the float32 weights that it stands for: llama.cpp has another speed.")
+        notes.append("qtutor runs a GGUF file as decoded float32 weights: llama.cpp runs it at another speed.")
     return [
         ("bytes of the weights", f"{nbytes:,}", ""),
         ("bits a weight", f"{bits:.2f}", ""),

@@ -33,12 +33,12 @@ def add_to(command) -> None:
     text += "the keyboard, or one on each line of stdin, each the beginning of a new conversation"
     sub.add_argument("text", nargs="?", help=text)
     sub.add_argument("--chat", action="store_true", help="ask through the model's chat template, and print the answer")
-    most = f"at most so many (default: {CONTINUED}, with --chat {ANSWERED})"
+    most = f"write at most N tokens (default: {CONTINUED}, with --chat {ANSWERED})"
     sub.add_argument("--max-new-tokens", type=int, metavar="N", help=most)
     speed = (
         "say on stderr how fast the text came, and how near that is to what memory allows (a terminal gets it anyway)"
     )
-    sub.add_argument("--cache", choices=CACHES, help="store keys and values in so many bits (default: as they come)")
+    sub.add_argument("--cache", choices=CACHES, help="store keys and values in this format (default: not rounded)")
     sub.add_argument("--speed", action="store_true", help=speed)
 
 
@@ -48,7 +48,7 @@ def generate(options) -> int:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     if options.text is None and not options.chat:
         raise QtutorError(
-            "the text is missing that SRC shall continue: give it behind SRC, or --chat for a conversation."
+            "the text is missing: give a text for SRC to continue after SRC, or --chat for a conversation."
         )
     model, tokenizer = load(options)
     if options.chat:

@@ -20,7 +20,7 @@ def add_measuring(sub) -> None:
         "--tokens",
         type=int,
         metavar="N",
-        help="how many of it (default: 16384 evenly spread, all of the held-out code)",
+        help="tokens of the text to read (default: 16384 evenly spread, all of the held-out code)",
     )
     sub.add_argument("--window", type=int, metavar="N", help="tokens that are read at a time (default: 512)")
     sub.add_argument("--json", action="store_true", help="print JSON, and no table")
@@ -96,7 +96,9 @@ def window_for(options, model, notes: list[str]) -> int:
     wanted = options.window or WINDOW
     context = getattr(model.config, "max_position_embeddings", None) or wanted
     if context < wanted:
-        notes.append(f"The model's context is {context} tokens: the text is read in windows of so many, not {wanted}.")
+        notes.append(
+            f"The model's context is {context} tokens: the text is read in windows of that size, not {wanted}."
+        )
     window, tokens = min(wanted, context), TOKENS if options.tokens is None else options.tokens
     if window < 2:
         raise QtutorError(f"the model's context is {context} tokens; one to read and one to predict are needed.")
@@ -125,9 +127,9 @@ def check_same_tokens(text, first, second, names: tuple[str, str]) -> None:
     if differ:
         number, a, b = differ[0]
         raise QtutorError(
-            f"{names[0]} and {names[1]} do not speak of the same tokens: number {number} is {a!r} to the one and {b!r} "
-            f"to the other, and {len(differ):,} of the text's {len(ids):,} differ. Compare a model with the one that "
-            "it was made of."
+            f"{names[0]} and {names[1]} do not use the same tokens: number {number} is {a!r} for the first and "
+            f"{b!r} for the second, and {len(differ):,} of the text's {len(ids):,} differ. Compare a model with the "
+            "one that it was made of."
         )
 
 

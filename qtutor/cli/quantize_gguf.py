@@ -88,7 +88,7 @@ def _plan(model, tokenizer, mix: str | None, types: dict[str, str] | None = None
     of_each = "" if types is None else "\n".join(f"  {name:28}  {kind}" for name, kind in types.items()) + "\n\n"
     return (
         f"Plan: one GGUF file for llama.cpp, {what}.\n\n{of_each}{of_types}\n\n"
-        "Format: gguf. Its types say how weights are rounded, so no recipe does.\n"
+        "Format: gguf. Its types say how weights are rounded, so there is no recipe.\n"
         f"Result: {sum(sizes.values()) + header:,} bytes."
     )
 
@@ -107,7 +107,7 @@ def _refuse(options) -> None:
     if options.method not in ("rtn", "awq"):
         raise QtutorError(
             f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "
-            "leave it out, or choose awq, which scales weights before they are."
+            "leave it out, or choose awq, which scales weights before they are rounded."
         )
     for name in BUDGET:
         if getattr(options, name) is not None and options.type is not None:

@@ -61,7 +61,7 @@ def check_rounded(source: str, allowed: bool) -> None:
     bits = 8 * sum(info.nbytes for info in tensors) / sum(math.prod(info.shape) for info in tensors)
     before = (
         f"{file.name} holds weights that were rounded before ({', '.join(sorted(types))}: {bits:.2f} bits a weight); "
-        "their float values are gone, and rounding them once more adds a second loss to the first. Where there is a "
+        "their float values are gone, and rounding them once more adds a second loss to the first. If there is a "
         "float checkpoint of the model, take that."
     )
     if not allowed:
@@ -114,7 +114,7 @@ def _check_file(path: Path) -> None:
     elif path.suffix.lower() in PICKLES:
         raise QtutorError(f"{path} looks like a pickle. {SAFE}")
     else:
-        raise QtutorError(f"{path} is a file and no GGUF file: name that, a folder, a hub id, or 'embedded'.")
+        raise QtutorError(f"{path} is a file, but no GGUF file: name one, a folder, a hub id, or 'embedded'.")
 
 
 def _check_folder(path: Path) -> None:

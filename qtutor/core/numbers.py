@@ -38,8 +38,8 @@ class FloatFormat:
         needed = {"ieee": 1, "nan": 1, "none": 0}[self.specials]  # the mantissa distinguishes infinity from NaN
         if self.exponent_bits < 1 or self.mantissa_bits < needed or self.bits > 32:
             raise QtutorError(
-                f"{self.name}: {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits. Give at least 1 "
-                f"and {needed} of them, and at most 32 bits together with the sign."
+                f"{self.name}: {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits. Give at least "
+                f"1 exponent and {needed} mantissa bits, and at most 32 bits together with the sign."
             )
 
     @property

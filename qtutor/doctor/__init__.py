@@ -53,10 +53,10 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.form}, {self.layers} packed layers.", ""]
         lines += [f"{number}. {found}" for number, found in enumerate(self.findings, 1)] or ["healthy"]
-        lines += ["", str(self.run) if self.run else "No forward pass: mend that first."]
+        lines += ["", str(self.run) if self.run else "No forward pass was run: mend these findings first."]
         if self.engines:
             width = max(len(one.engine) for one in self.engines)
-            lines += ["", "Who takes it:"]
+            lines += ["", "Which engines take it:"]
             lines += [f"  {one.engine:{width}}  {'yes' if one.takes else 'no ':3}  {one.why}" for one in self.engines]
         return "\n".join(lines)
 

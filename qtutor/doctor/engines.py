@@ -30,7 +30,7 @@ def _in_the_way(patient: Patient) -> dict[str, str]:
     by_it = "gptqmodel" in str(meta.get("quantizer"))
     version = settings.get("checkpoint_format") or settings.get("format") or FIRST
     if settings.get("sym") is False and version == FIRST and not by_it:
-        found["transformers"] = "gptqmodel reads asymmetric files of version 1 from itself alone: convert it"
+        found["transformers"] = "gptqmodel reads asymmetric files of version 1 only if it wrote them: convert it"
     if settings.get("desc_act"):
         found["vllm-cpu"] = "it reads no desc_act"
     return found

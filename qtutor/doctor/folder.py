@@ -38,10 +38,10 @@ def packed_head(patient: Patient) -> Iterator[Finding]:
     if not name:
         return
     if patient.values.get("tie_word_embeddings"):
-        why = "and by tie_word_embeddings the head is the embedding itself, so engines drop it or stop"
+        why = "but by tie_word_embeddings the head is the embedding itself, so engines drop the packed one or stop"
         yield Finding("head", family.head, f"{name} is packed, {why}: quantize again with {family.head} left out.")
     elif not _is_to_be_packed(patient, family.head):
-        why = f"and by quantization_config {family.head} stays in float, so engines look for {family.head}.weight"
+        why = f"but by quantization_config {family.head} stays in float, so engines look for {family.head}.weight"
         yield Finding("head", family.head, f"{name} is packed, {why}: correct the settings, or quantize again.")
 
 

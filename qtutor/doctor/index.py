@@ -13,8 +13,8 @@ def missing(layer: Layer) -> str | None:
     if "g_idx" in layer.tensors:
         return None
     return (
-        f"{layer.name}.g_idx is missing, where engines look up the group of each input; without desc_act it is plain, "
-        "and 'qtutor convert' to the format gptq writes it."
+        f"{layer.name}.g_idx is missing, and engines look up the group of each input there. Without desc_act the "
+        "groups are in plain order: 'qtutor convert' to the format gptq writes it."
     )
 
 
@@ -30,13 +30,14 @@ def another_order(layer: Layer) -> str | None:
         return None
     if not 0 <= int(index.min()) <= int(index.max()) <= int(plain[-1]):
         return (
-            f"{layer.name}.g_idx names groups from {int(index.min())} to {int(index.max())}, and there are "
+            f"{layer.name}.g_idx names groups from {int(index.min())} to {int(index.max())}, but there are only "
             f"{int(plain[-1]) + 1}: the file is damaged, so copy or export it again."
         )
     ordered = layer.layout.ordered
     why = "as desc_act says" if ordered else "though desc_act is false, so that engines do not look it up"
     what = "qtutor and vLLM's CPU kernels do not read that" if ordered else "set desc_act to true"
     return (
-        f"{layer.name}.g_idx puts {wrong} of {len(index)} inputs into other groups than their place in the row, {why}: "
+        f"{layer.name}.g_idx puts {wrong} of {len(index)} inputs into groups that are not those of their places "
+        f"in the row, {why}: "
         f"{what}{', so take a version without desc_act' if ordered else ', or take a version without this order'}."
     )

@@ -40,7 +40,7 @@ class Decoded:
         if self.differing:
             name, more = self.differing[0], len(self.differing) - 1
             text = f"{name} (and {more} more layers): the library of {self.patient.form} decodes other weights than "
-            yield Finding("library", name, f"{text}qtutor does: please report it to us, with the versions of both.")
+            yield Finding("library", name, f"{text}qtutor: please report this to us, with the versions of both.")
 
 
 def decoders() -> dict[str, Callable[[Layer], torch.Tensor | None]]:

@@ -20,7 +20,7 @@ ORDERS = {
     "its nibbles are packed in the plain order and read in AWQ's": (0, 2, 4, 6, 1, 3, 5, 7),
     "its nibbles are packed in AWQ's order and read in the plain one": (0, 4, 1, 5, 2, 6, 3, 7),
     "the two nibbles of each byte are swapped": (1, 0, 3, 2, 5, 4, 7, 6),
-    "the nibbles of each word are turned round": (7, 6, 5, 4, 3, 2, 1, 0),
+    "the nibbles of each word are in reverse order": (7, 6, 5, 4, 3, 2, 1, 0),
 }
 PACKED_ROWS = ("awq", "modelopt")
 SUSPECT, BETTER = 0.4, 0.6  # distance from FLOAT that is suspicious; the right order leaves less than this share of it
@@ -57,8 +57,8 @@ class Orders:
         found = self.patient.foreign
         kinds = found.form.stored(found.layouts[name], *found.model.get_submodule(name).weight.shape)
         return (
-            f"{name}.{next(iter(kinds))} (and {more} more layers): {text}, so that weights stand in each "
-            "other's places: convert the original again."
+            f"{name}.{next(iter(kinds))} (and {more} more layers): {text}, so weights are in each other's "
+            "places: convert the original again."
         )
 
 

@@ -115,7 +115,7 @@ def _moved(what: str, weights: torch.Tensor, exact: torch.Tensor) -> str:
         return f"at least {len(away)} of {len(ours)} {what} are the negative of FLOAT's"
     first = (best != tried).nonzero()[0, 0]
     place = f"{what[:-1]} {tried[first]} is FLOAT's {best[first]}"
-    return f"at least {len(away)} of {len(ours)} {what} stand in other places ({place})"
+    return f"at least {len(away)} of {len(ours)} {what} are in other places ({place})"
 
 
 def _even(matrix: torch.Tensor) -> torch.Tensor:

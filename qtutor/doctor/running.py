@@ -34,8 +34,8 @@ class Run:
     def __str__(self) -> str:
         value = "no number" if self.perplexity is None else f"{self.perplexity:,.1f}"
         return (
-            f"One forward pass: perplexity {value} on {self.text}; guessing has "
-            f"{self.vocabulary:,}.\nIt goes on: {self.before!r} -> {self.after!r}"
+            f"One forward pass: perplexity {value} on {self.text}; guessing would "
+            f"have {self.vocabulary:,}.\nIt goes on: {self.before!r} -> {self.after!r}"
         )
 
 
@@ -61,13 +61,13 @@ def run(patient: Patient, explained: bool) -> Run:
 def _findings(patient: Patient, done: Run, finite: bool, explained: bool) -> Iterator[Finding]:
     if not finite or done.perplexity is None:
         text = (
-            f"{patient.name}: the logits are no numbers, so it writes nothing at all (the '!!!!' of engines): look for "
-            "weights or scales too large for the dtype in config.json."
+            f"{patient.name}: the logits are no numbers, so the model writes no text (engines print '!!!!'): look for "
+            "weights or scales that are too large for the dtype in config.json."
         )
     elif done.perplexity > WORSE * done.vocabulary:
         text = (
             f"{patient.name}: on plain text its perplexity is {done.perplexity:,.0f}, and guessing among "
-            f"{done.vocabulary:,} tokens is better: its weights stand in wrong places or are of wrong size"
+            f"{done.vocabulary:,} tokens is better: some weights are in wrong places or have wrong sizes"
         )
         known = explained or patient.float_weights is not None
         text += "." if known else "; name the float checkpoint with --against to see which."

@@ -31,9 +31,9 @@ def too_large(layer: Layer) -> str | None:
         most = tensor.abs().max().item()
         if LARGEST < most < float("inf"):
             return (
-                f"{layer.name}.{kind} holds the scale {most:.3g} in {str(tensor.dtype)[6:]}, and an engine that "
-                f"computes in float16, up to {LARGEST:.0f}, makes it infinite: run it in bfloat16, or leave the layer "
-                "in float."
+                f"{layer.name}.{kind} holds the scale {most:.3g} in {str(tensor.dtype)[6:]}. It becomes "
+                f"infinite in an engine that computes in float16 (up to {LARGEST:.0f}): run it in bfloat16, or "
+                "leave the layer in float."
             )
     return None
 
@@ -56,7 +56,7 @@ def vanished(layer: Layer) -> str | None:
         return None
     return (
         f"{layer.name}: {int(lost.sum())} of {lost.numel()} scales are 0 in float16, though their codes are not, so "
-        "that these groups of weights vanished: leave the layer in float, or store its scales in more bits."
+        "these groups of weights became 0: leave the layer in float, or store its scales in more bits."
     )
 
 

@@ -68,7 +68,7 @@ class ZeroPoints:
                 f"the file stores them as {meant!r} does and says that it is {version!r}. Set checkpoint_format to "
                 f"{meant!r} in config.json and quantize_config.json."
             )
-        return "whatever wrote it counted them otherwise than its format does. Convert the original again."
+        return "the tool that wrote the file counts them differently from its format. Convert the original again."
 
 
 def _by_middle(layer: Layer) -> int | None:

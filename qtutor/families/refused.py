@@ -29,9 +29,9 @@ class Kind:
 KINDS = (
     Kind(
         "a model that reads images or sound besides text",
-        "Needed would be calibration with images, and a path to blocks that lie deeper in the model. Its language part "
-        "alone can be quantized where that is of a known family: save it by itself, as a ...ForCausalLM with a "
-        "config.json of its own.",
+        "It would need calibration with images, and a path to blocks deeper inside the model. Its language part alone "
+        "can be quantized if that part is of a known family: save it by itself, as a ...ForCausalLM with a config.json "
+        "of its own.",
         names=("gemma3", "gemma3n", "gemma4", "llama4", "mistral3", "mllama", "fuyu", "florence2", "blip_2", "blip-2"),
         parts=(
             *("llava", "_vl", "vision", "idefics", "smolvlm", "pixtral", "multimodal", "omni", "audio", "internvl"),
@@ -41,38 +41,37 @@ KINDS = (
     ),
     Kind(
         "an encoder with a decoder",
-        "Needed would be a third part in a block, the attention to what was encoded, and pairs of texts to calibrate "
-        "with.",
+        "It would need a third part in a block, the attention to the encoded text, and pairs of texts for calibration.",
         names=("whisper", "marian", "led", "m2m_100", "prophetnet", "encoder-decoder", "nllb-moe"),
         parts=("t5", "bart", "pegasus", "blenderbot", "switch_transformers"),
         keys=("is_encoder_decoder",),
     ),
     Kind(
         "a state space model, or has blocks of one",
-        "Needed would be blocks whose parts are scans and convolutions, and what calibrates their projections.",
+        "It would need blocks whose parts are scans and convolutions, and a way to calibrate their projections.",
         names=("recurrent_gemma", "jamba", "bamba", "nemotron_h", "falcon_h1", "granitemoehybrid", "xlstm", "lfm2"),
         parts=("mamba", "rwkv", "zamba", "qwen3_next"),
         keys=("mamba_d_state", "ssm_state_size", "state_size"),
     ),
     Kind(
         "a mixture of experts",
-        "Needed would be inputs collected for each expert alone, of which a token reads but a few, and layers made of "
-        "the tensors that hold all experts at once.",
+        "It would need inputs collected for each expert alone, because a token uses only a few experts, and layers "
+        "made from the tensors that hold all experts at once.",
         names=("mixtral", "gpt_oss", "dbrx", "llama4_text", "deepseek_v2", "deepseek_v3", "jetmoe", "minimax"),
         parts=("moe", "deepseek"),
         keys=("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
     ),
     Kind(
         "an encoder",
-        "It predicts tokens in the middle of a text, not the next one. Needed would be other measures than the next "
-        "token's, and a walk over blocks that see the whole text.",
+        "It predicts tokens in the middle of a text, not the next one. It would need measures other than the loss "
+        "of the next token, and a walk over blocks that see the whole text.",
         names=("electra", "mpnet", "xlm", "longformer", "big_bird", "funnel", "nystromformer", "t5_encoder"),
         parts=("bert", "roberta"),
         keys=("use_bidirectional_attention",),
     ),
     Kind(
         "a decoder with matrices of the kind Conv1D",
-        "Needed would be nn.Linear in their place (they are stored as [in, out]), and norms that subtract the mean.",
+        "It would need nn.Linear in their place (they are stored as [in, out]), and norms that subtract the mean.",
         names=("gpt2", "openai-gpt", "gpt-sw3", "imagegpt", "ctrl"),
     ),
 )

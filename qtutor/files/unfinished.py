@@ -113,7 +113,7 @@ def _taken(folder: Path, path: Path, made: list) -> contextlib.AbstractContextMa
         if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
             made.clear()
             raise QtutorError(
-                f"{folder} is not what qtutor keeps unfinished work in: remove it, or choose another OUT."
+                f"{folder} is no folder in which qtutor keeps unfinished work: remove it, or choose another OUT."
             )
         try:
             return locked(folder, needed=False)
@@ -136,8 +136,8 @@ def _put_back(folder: Path, path: Path) -> None:
     if old.is_dir() and (folder / "new").is_dir():
         if os.path.lexists(path):
             raise QtutorError(
-                f"{old} is what {path} was before a run was killed, and now something else lies there: move {old} "
-                "elsewhere, and begin again."
+                f"{old} is what {path} was before a run was killed, but now there is something else in its place: "
+                f"move {old} elsewhere, and begin again."
             )
         os.rename(old, path)
 

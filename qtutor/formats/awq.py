@@ -77,7 +77,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     expect(where, settings, "bits", lambda bits: bits == BITS and type(bits) is int, "4")
     version = settings.get("version") or settings.get("format") or "gemm"
     if not isinstance(version, str) or version.lower() != "gemm":
-        raise QtutorError(f"{where}: version is {shown(version)}; read is 'gemm', which nearly all files are.")
+        raise QtutorError(f"{where}: version is {shown(version)}; qtutor reads 'gemm', as nearly all files are.")
     size = expect(
         where, settings, "group_size", lambda g: type(g) is int and (g > 0 or g == PER_CHANNEL), "a size, or -1"
     )
@@ -90,7 +90,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
 def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if rows % len(ORDER):
-        raise QtutorError(f"{rows} outputs do not fill words of eight: this layer cannot be stored as AWQ.")
+        raise QtutorError(f"{rows} outputs are no multiple of eight: this layer cannot be stored as AWQ.")
     groups = columns // resolve_group_size(layout.group_size, columns)
     return {
         "qweight": Wanted((columns, rows // 8), ("I32",)),

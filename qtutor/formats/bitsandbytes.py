@@ -88,7 +88,7 @@ def _check_holds(name: str, layer) -> None:
         raise refused(name, METHOD, levels, "holds nf4, fp4 and int8: take 'compressed-tensors'.")
     if layer.grid == INT8:
         if not isinstance(layer, Int8Linear) or layer.threshold == 0:
-            raise refused(name, METHOD, "the threshold 0, every channel an outlier", "takes that for none.")
+            raise refused(name, METHOD, "the threshold 0 (all channels are outliers)", "reads 0 as no threshold.")
         return
     block = resolve_group_size(layer.group_size, layer.columns)
     if block not in BLOCKS:
@@ -107,7 +107,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
         kind = expect(where, settings, "bnb_4bit_quant_type", lambda t: t in list(FOUR), "nf4 or fp4", default="fp4")
         storage = settings.get("bnb_4bit_quant_storage") or "uint8"
         if storage != "uint8":
-            raise QtutorError(f"{where}: bnb_4bit_quant_storage is {shown(storage)}; read is 'uint8'.")
+            raise QtutorError(f"{where}: bnb_4bit_quant_storage is {shown(storage)}; qtutor reads 'uint8'.")
         nested = expect(where, settings, "bnb_4bit_use_double_quant", flag, "true or false", default=False)
         layout = Layout(FOUR[kind], PER_CHANNEL, kind, nested)
     else:
@@ -203,7 +203,7 @@ def _state(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     block = expect(where, state, "blocksize", lambda size: type(size) is int and size in BLOCKS, "a power of two")
     if columns % block:
         raise QtutorError(
-            f"blocks of {block} cross from row to row of {columns} weights, which is not held here: take another "
+            f"blocks of {block} cross from row to row of {columns} weights, and qtutor cannot hold that: take another "
             "version of the model."
         )
     for name, values in [("quant_map", layout.grid.values), ("nested_quant_map", MAP.values)][: 1 + layout.nested]:

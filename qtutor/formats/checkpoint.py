@@ -173,8 +173,8 @@ def sharded(folder: Path, index: Path) -> dict[Path, dict[str, Stored]]:
         plain = name.endswith(".safetensors") and "/" not in name and "\\" not in name
         if not plain:
             raise QtutorError(
-                f"{index} names {shown(name)}; expected .safetensors files in the same folder. Nothing outside of it, "
-                "and no pickle, is read. Copy the files into the folder and correct their names."
+                f"{index} names {shown(name)}; expected .safetensors files in the same folder. qtutor reads nothing "
+                "outside of it, and no pickle. Copy the files into the folder and correct their names."
             )
         path = file_in(folder, name)
         if path is None:

@@ -31,9 +31,9 @@ OF_BLOCKS = {
 STRATEGIES = {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}
 UNREAD = ("sparsity_config", "transform_config", "kv_cache_scheme")
 READ = (
-    f"read are {PACKED!r}, integers of 2 to 8 bits, {POWERS!r} and {PRODUCTS!r}, these with inputs in float, and with "
-    f"inputs of 8 bits, rounded token by token as they come, {INTEGERS!r} (weights by channel) and {FLOATS!r} (FP8, "
-    "weights by channel or tensor, or by block of 128 x 128 with inputs in groups of 128)."
+    f"qtutor reads {PACKED!r} (integers of 2 to 8 bits), {POWERS!r} and {PRODUCTS!r}, all with inputs in float; with "
+    f"inputs of 8 bits, rounded token by token as they come, it reads {INTEGERS!r} (weights by channel) and {FLOATS!r} "
+    "(FP8, weights by channel or tensor, or by block of 128 x 128 with inputs in groups of 128)."
 )
 
 
@@ -74,7 +74,7 @@ def _layout_of(name: str, layer) -> Layout:
     for kind, grid in BLOCKS.items():
         if layer.grid == grid:
             if layer.group_size != grid.block:
-                fits = f"holds {grid.name} in groups of {grid.block} alone."
+                fits = f"holds {grid.name} in groups of {grid.block} only."
                 raise refused(name, METHOD, f"groups of {layer.group_size} on {grid.name}", fits)
             return Layout(grid, grid.block, kind)
     check_integers(name, METHOD, layer, range(2, 9), halves=False)
@@ -85,7 +85,7 @@ def _warn_of_outliers(thresholds: list[float | None]) -> None:
     kept = [threshold for threshold in thresholds if threshold is not None]
     if kept:
         warnings.warn(
-            f"{len(kept)} int8 layers keep input channels with a value from {min(kept):g} in float (LLM.int8), and an "
+            f"{len(kept)} int8 layers keep input channels with a value from {min(kept):g} in float (LLM.int8), but an "
             "engine that reads these files rounds all of them to 8 bits: measure the model again in the engine. The "
             "format 'bitsandbytes' keeps the threshold.",
             stacklevel=2,
@@ -220,8 +220,8 @@ def _group_size(weights: dict, where: str) -> int:
     fits = strategy in list(named) if usual != "group" else strategy == "group"  # a list has no hash
     if not fits or order in (True, "group", "dynamic"):
         raise QtutorError(
-            f"{where}: strategy {shown(strategy)}, group_size {shown(size)}, actorder {shown(order)}; read are scales "
-            "by group, channel or tensor, of neighbours in a row."
+            f"{where}: strategy {shown(strategy)}, group_size {shown(size)}, actorder {shown(order)}; qtutor reads "
+            "scales by group, channel or tensor, with groups of neighbours in a row."
         )
     return named.get(strategy, size)
 

@@ -54,8 +54,7 @@ def check_keys(values: dict, family: str, where: str) -> None:
             raise QtutorError(f"{where} {what}. (Found {key}: {shown(values[key], 120)}.)")
     if family == "mistral" and values.get("layer_types") is not None:
         raise QtutorError(
-            f"{where} has layer_types, with which transformers takes it for a 'ministral'. Known here are: "
-            f"{', '.join(FAMILIES)}."
+            f"{where} has layer_types, so transformers takes it for a 'ministral'. qtutor knows: {', '.join(FAMILIES)}."
         )
 
 
@@ -68,7 +67,7 @@ def _is_copy(auto_map, family: str, where: str) -> bool:
         return False
     warnings.warn(
         f"{where} has auto_map, which names code of its own ({shown(named[0])}). It is not run: transformers has "
-        f"{' and '.join(own)} itself, and these are taken.",
+        f"{' and '.join(own)} itself, and qtutor uses these.",
         stacklevel=2,
     )
     return True
@@ -87,7 +86,7 @@ def check_values(values: dict, where: str, blocks: int) -> None:
         said_to_be = shown(values["num_hidden_layers"])
         raise QtutorError(f"{where}: there are {blocks} blocks, and its config says {said_to_be}. {MEND}")
     if blocks > MOST_BLOCKS:
-        raise QtutorError(f"{where}: there are {blocks:,} blocks, and decoders of at most {MOST_BLOCKS:,} are read.")
+        raise QtutorError(f"{where}: there are {blocks:,} blocks, and qtutor reads decoders of up to {MOST_BLOCKS:,}.")
     window = values.get("sliding_window")
     if window is not None and (type(window) is not int or not 1 <= window <= LARGEST):
         raise wrong(where, "sliding_window", window, f"a whole number from 1 to {LARGEST:,}, or null")

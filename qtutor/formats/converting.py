@@ -25,7 +25,7 @@ from qtutor.runtime.linear import QuantWeight
 AGAIN = "A conversion rounds nothing: for another grid quantize the float checkpoint again, or choose another format."
 NO_GGUF = (
     "a GGUF file's types round weights by rules of their own, so a conversion to it would round a second time. Encode "
-    "the float checkpoint: qtutor quantize FLOAT OUT.gguf; or, with that second loss, 'qtutor quantize' of this one."
+    "the float checkpoint: qtutor quantize FLOAT OUT.gguf; or accept the second loss, and 'qtutor quantize' this one."
 )
 
 
@@ -53,7 +53,7 @@ def convert(
     if version is not None and format != "gptq":
         other = f"the format is {format!r}" if format else f"{target!r} picks its format"
         raise QtutorError(
-            f"version = {version!r} is one of the format 'gptq', and {other}: leave it out, or take the format 'gptq'."
+            f"version = {version!r} belongs to the format 'gptq', and {other}: leave it out, or take the format 'gptq'."
         )
     check_choice("version", version, (None, *VERSIONS))
     if target is not None:
@@ -84,7 +84,7 @@ def packed(source: str | Path, device: str | None = None) -> tuple[nn.Module, ob
             return gguf_packed.load(file, device), tokenizer_in_gguf(gguf_reading.opened(file), file)
         model, tokenizer = load(source, device=device)
     if not any(isinstance(module, QuantWeight) for module in model.modules()):
-        raise QtutorError(f"{source} is a float checkpoint, and a conversion is of quantized ones: use 'quantize'.")
+        raise QtutorError(f"{source} is a float checkpoint, but only quantized ones can be converted: use 'quantize'.")
     return model, tokenizer
 
 

@@ -58,7 +58,7 @@ def parse_json(data: bytes | str, subject: str) -> dict:
         found = json.loads(text, object_pairs_hook=_no_key_twice)
     except RecursionError:
         raise QtutorError(
-            f"{subject} is damaged: lists in lists, more than {sys.getrecursionlimit()} deep. {AGAIN}"
+            f"{subject} is damaged: its lists are nested more than {sys.getrecursionlimit()} deep. {AGAIN}"
         ) from None
     except ValueError as error:  # no JSON, no UTF-8, or a number with more digits than Python reads
         raise QtutorError(f"{subject} is damaged and no JSON ({said(error)}). {AGAIN}") from None

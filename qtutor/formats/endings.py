@@ -34,7 +34,7 @@ def generation_settings(model: nn.Module) -> dict:
         del found["eos_token_id"]
         warnings.warn(
             f"generation_config: eos_token_id is {one_line(str(ends), 80)}, and the vocabulary has "
-            f"{model.config.vocab_size} tokens. Those beyond cannot be written and are left out.",
+            f"{model.config.vocab_size} tokens. Larger ids cannot be written and are left out.",
             stacklevel=2,
         )
         if within:

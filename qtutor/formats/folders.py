@@ -50,7 +50,7 @@ def refuse_others(folder: Path, about: str, usual: Callable[[str], bool] | None 
     if others:
         raise QtutorError(
             f"{folder} holds files besides the export that qtutor wrote there ({', '.join(others[:3])}), and the next "
-            "one would replace all of it: move them elsewhere, or choose another folder."
+            "export would replace the whole folder: move them elsewhere, or choose another folder."
         )
 
 

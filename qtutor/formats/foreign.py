@@ -88,7 +88,7 @@ class Format:
             if isinstance(layer, ScaledLinear) and not self.input_scale:
                 raise refused(
                     name, self.method,
-                    "inputs that are multiplied by a number each (SINQ's columns, ModelOpt's pre_quant_scale)",
+                    "inputs that are each multiplied by a number (SINQ's columns, ModelOpt's pre_quant_scale)",
                     "has no place for the numbers: take 'modelopt' or 'qtutor', or quantize the float checkpoint anew.",
                 )  # fmt: skip
         return self.settings(layers, left, **options)
@@ -149,7 +149,10 @@ def one_group_size(method: str, layers: dict[str, QuantLinear]) -> int:
     if len(sizes) > 1:
         (one, first), (other, second) = list(sizes.items())[:2]
         raise refused(
-            second, method, f"groups of {other}, {first} of {one}", "holds one size for all: take 'compressed-tensors'."
+            second,
+            method,
+            f"groups of {other}, {first} of {one}",
+            "holds one size for all: take 'compressed-tensors'.",
         )
     return next(iter(sizes))
 

@@ -158,7 +158,7 @@ def opened(folder: Path) -> Opened:
                 rest.pop(f"{name}.bias", None)  # GPTQ's older tools write zeros there: see _check_spare_biases
     if not packed:
         raise QtutorError(
-            f"{folder}: by {source} its layers are quantized by {form.method}, and there is none. {AGAIN}"
+            f"{folder}: by {source} its layers are quantized by {form.method}, but there is no such layer. {AGAIN}"
         )
     tied = (f"{family_of(model).embedding}.weight", f"{head}.weight") if config.tie_word_embeddings else ()
     compare(str(folder), rest, model, tied, STORED)
@@ -178,7 +178,7 @@ def _check_stored(folder: Path, name: str, wanted: dict[str, Wanted], rest: dict
     for kind, (shape, dtypes, optional) in wanted.items():
         found = rest.get(f"{name}.{kind}")
         if found is None and not optional:
-            raise QtutorError(f"{folder}: {name}.{kind} is missing, of a layer that is stored packed. {AGAIN}")
+            raise QtutorError(f"{folder}: {name}.{kind} is missing, but its layer is stored packed. {AGAIN}")
         if found is not None and (found.dtype not in dtypes or shape not in (None, found.shape)):
             expected = f"{' or '.join(dtypes)} {list(shape or [])}"
             raise QtutorError(

@@ -56,7 +56,7 @@ def format_of(settings: dict, where: str) -> Format:
     method = settings.get("quant_method")
     if not isinstance(method, str) or method not in FOREIGN:
         raise QtutorError(
-            f"{where}: the model is quantized by {shown(method)}, which is not read here. Read are "
+            f"{where}: the model is quantized by {shown(method)}, which is not read here. qtutor reads "
             f"{', '.join(FOREIGN)}, GGUF files and qtutor's own folders; or take the float checkpoint that it was made "
             "of."
         )

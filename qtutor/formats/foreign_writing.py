@@ -154,4 +154,4 @@ def _compare(new: Path, form: Format, model: nn.Module, layers: dict[str, QuantL
             if (times is None) != (wanted is None) or (times is not None and not torch.equal(times, wanted.cpu())):
                 raise QtutorError(f"{name} came back with other numbers for its inputs than were written.")
             if type(layer) is Int8Linear and found.layouts[name].grid != layer.grid:
-                raise QtutorError(f"{name} came back on another grid than it was written.")
+                raise QtutorError(f"{name} came back on another grid than the one that was written.")

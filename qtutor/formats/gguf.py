@@ -88,7 +88,7 @@ def target(out: str | Path, sources: Iterable[str | Path] = (), need: int = 0, o
     place = checked(_path(out), folder=False, sources=sources, need=need)
     if place.exists() and place.stat().st_size and not overwrite and not _ours(place):
         raise QtutorError(
-            f"{place} exists, and qtutor did not write it (it is no whole GGUF file with {CONFIG}). Choose another "
+            f"{place} exists, and qtutor did not write it (it is no complete GGUF file with {CONFIG}). Choose another "
             "name, or replace it with --force (in Python: overwrite=True)."
         )
     return place
@@ -125,7 +125,7 @@ def _say_of_window(config) -> None:
     if window and window < config.max_position_embeddings and not architecture_of(config).window:
         warnings.warn(
             f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
-            f"is {window} tokens, where both compute the same, not {config.max_position_embeddings}.",
+            f"is {window} tokens, up to which both compute the same, not {config.max_position_embeddings}.",
             stacklevel=4,
         )
 
@@ -136,7 +136,7 @@ def _say_of_positions(config) -> None:
         original = rope["original_max_position_embeddings"]
         warnings.warn(
             "rope_parameters: llama.cpp chooses between the short and the long factors by its context, transformers by "
-            f"the length of the text. For texts within {original} tokens, start it with one of {original} tokens (-c "
-            f"{original}).",
+            f"the length of the text. For texts within {original} tokens, start it with a context of {original} tokens "
+            f"(-c {original}).",
             stacklevel=4,
         )

@@ -76,7 +76,7 @@ def _given(types: Mapping[str, str] | None, sources: Mapping[str, Source]) -> di
         fits = [name for name in sources if fnmatchcase(name, pattern) and len(sources[name][0]) == 2]
         if not fits:
             raise QtutorError(
-                f"types names {pattern!r}, and no matrix of this model is called so. The names are those of the file, "
+                f"types names {pattern!r}, but no matrix of this model has this name. The names are those of the file, "
                 "like 'blk.0.attn_q.weight'; a pattern may stand for several: 'blk.*.ffn_down.weight'."
             )
         for name in fits:
@@ -184,8 +184,8 @@ def importance_by_name(importance, names: Collection[str]) -> Callable[[str, int
         return importance.importance_of
     if not isinstance(importance, Mapping):
         raise QtutorError(
-            f"importance is a {type(importance).__name__}; an Imatrix (qtutor.gguf.imatrix.importance makes one, read "
-            "loads one), the name of its file, or a mapping of GGUF names to float32 [in] is needed."
+            f"importance is a {type(importance).__name__}; expected an Imatrix (qtutor.gguf.imatrix.importance makes "
+            "one, read loads one), the name of its file, or a mapping of GGUF names to float32 [in]."
         )
     if not importance.keys() & set(names):
         raise QtutorError(

@@ -114,9 +114,9 @@ def _check(where: str, types: dict[str, str]) -> None:
         kinds = sorted(set(wrong.values()))
         raise QtutorError(
             f"{where}: {len(wrong)} of {len(types)} layers ({', '.join(list(wrong)[:3])}{' ...' * (len(wrong) > 3)}) "
-            f"are {', '.join(kinds)}, whose levels are no whole steps from a zero point, so that no other format holds "
-            f"them without rounding again. Held are {', '.join(HELD)}: take the model in one of these, or quantize the "
-            "float checkpoint."
+            f"are {', '.join(kinds)}, whose levels are no whole steps from a zero point, so no other format holds them "
+            f"without rounding again. Types that can be held are {', '.join(HELD)}: take the model in one of these, or "
+            "quantize the float checkpoint."
         )
     if not any(kind in HELD for kind in types.values()):
         raise QtutorError(f"{where}: no layer is quantized: use 'qtutor quantize'.")

@@ -190,8 +190,8 @@ def _compare(where: str, wanted: dict[str, tuple[int, ...]], stored: dict[str, S
     if missing or unexpected or misfits:
         raise QtutorError(
             f"{where}: {listed(missing, 'missing')}{listed(unexpected, 'not expected')}"
-            f"{listed(misfits, 'of another shape')}By its config there are others. The file is damaged: fetch, convert "
-            "or export it again."
+            f"{listed(misfits, 'of another shape')}Its config describes other tensors. The file is damaged: fetch, "
+            "convert or export it again."
         )
 
 
@@ -203,19 +203,19 @@ def _compare_keys(file: GGUFFile | Whole, config) -> None:
         if isinstance(error, QtutorError):
             raise
         raise QtutorError(
-            f"{file.path}: rope_parameters in {CONFIG} are {shown(config.rope_parameters, 160)}, which say "
-            "nothing whole of positions. The file is damaged: fetch or export it again."
+            f"{file.path}: rope_parameters in {CONFIG} are {shown(config.rope_parameters, 160)}, which do "
+            "not describe positions completely. The file is damaged: fetch or export it again."
         ) from error
     for name in (ROPE, *longrope.TENSORS):
         if name in file.tensors and name not in factors:
             raise QtutorError(
-                f"{file.path}: tensor {name!r} is there, and {CONFIG} has no use for it. Export the file again."
+                f"{file.path}: it holds the tensor {name!r}, but {CONFIG} has no use for it. Export the file again."
             )
     for key, value in expected.items():
         found = file.metadata.get(key, value)  # older exports have fewer
         if not _same(found, value):
             raise QtutorError(
-                f"{file.path}: {key} is {shown(found)}, and by {CONFIG} it is {shown(value)}. The file is damaged: "
+                f"{file.path}: {key} is {shown(found)}, but by {CONFIG} it is {shown(value)}. The file is damaged: "
                 "fetch or export it again."
             )
 

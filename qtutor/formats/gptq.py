@@ -96,7 +96,7 @@ def settings(layers: dict, left: list[str], version: int | None = None) -> dict:
 def _check_words(name: str, bits: int, rows: int, columns: int) -> None:
     for what, count in (("inputs", columns), ("outputs", rows)):
         if count * bits % WORD:
-            fits = f"packs {bits}-bit codes of both ways in whole words of {WORD} bits: take 'compressed-tensors'."
+            fits = f"packs {bits}-bit codes in whole words of {WORD} bits both ways: take 'compressed-tensors'."
             raise refused(name, METHOD, f"{count} {what}", fits)
 
 
@@ -105,7 +105,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     version = settings.get("checkpoint_format") or settings.get("format") or FIRST
     if version not in VERSIONS.values():
         raise QtutorError(
-            f"{where}: checkpoint_format is {shown(version)}; read are {' and '.join(VERSIONS.values())}."
+            f"{where}: checkpoint_format is {shown(version)}; qtutor reads {' and '.join(VERSIONS.values())}."
         )
     expect(where, settings, "pack_dtype", lambda dtype: dtype == "int32", "int32", default="int32")
     head = expect(where, settings, "lm_head", lambda flag: type(flag) is bool, "true or false", default=False)
@@ -119,7 +119,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
             continue
         change = rule[1] if rule else {}
         if not isinstance(change, dict):
-            raise QtutorError(f"{where}: dynamic {shown(rule[0])} is {shown(change)}, expected what differs.")
+            raise QtutorError(f"{where}: dynamic {shown(rule[0])} is {shown(change)}, expected settings that differ.")
         found[name] = _layout(usual | change, version, f"{where}: {name}" if change else where)
     return found
 
@@ -156,7 +156,7 @@ def encode(quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor
         if zeros.numel() and int(zeros.min()) == 0:
             raise QtutorError(
                 f"{int((zeros == 0).sum())} of {zeros.numel()} groups have the zero point 0, which GPTQ's version 1 "
-                "stores as -1 and readers take for different numbers: export with version=2, or quantize symmetrically."
+                "stores as -1 and which readers decode differently: export with version=2, or quantize symmetrically."
             )
         zeros = zeros - 1
     group = resolve_group_size(layout.group_size, columns)
@@ -175,8 +175,8 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     order = tensors.get("g_idx")
     if order is not None and not torch.equal(order.long(), torch.arange(columns) // group):
         raise QtutorError(
-            "its columns are grouped in another order than they are stored in (g_idx, from desc_act), and an index for "
-            "every column is not held here. Take a version of the model without desc_act, or the float checkpoint."
+            "its columns are grouped in another order than they are stored in (g_idx, from desc_act), and qtutor holds "
+            "no index for every column. Take a version of the model without desc_act, or the float checkpoint."
         )
     codes = from_words(tensors["qweight"].T, bits, columns)
     zeros = zeros_of(tensors["qzeros"], bits, rows, layout.kind)
@@ -187,8 +187,8 @@ def decode(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     if wrong.any():
         raise QtutorError(
             f"it is symmetric by its settings, so all zero points are {grid.middle}, and {int(wrong.sum())} of "
-            f"{wrong.numel()} are not: the first is {int(zeros[wrong][0])}. One too much or too little everywhere "
-            f"means that checkpoint_format, {layout.kind!r}, is the other one of {FIRST!r} and {SECOND!r}."
+            f"{wrong.numel()} are not: the first is {int(zeros[wrong][0])}. If all are one too large or too small, "
+            f"checkpoint_format is not {layout.kind!r}, but the other one of {FIRST!r} and {SECOND!r}."
         )
     return QuantizedTensor(codes, scales, None, grid, layout.group_size)
 

@@ -71,7 +71,7 @@ def read_header(path: Path) -> Header:
     expected = 8 + length + end
     if size != expected:
         raise QtutorError(
-            f"{path} has {size:,} bytes, but its header speaks of {expected:,}: it is "
+            f"{path} has {size:,} bytes, but its header describes {expected:,}: it is "
             f"{'truncated' if size < expected else 'longer than it should be'}. {AGAIN}"
         )
     return Header(tensors, metadata)

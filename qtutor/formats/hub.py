@@ -25,7 +25,7 @@ def folder_of(source: str) -> Path:
 
     if not IDS.fullmatch(source):
         raise QtutorError(
-            f"{shown(source, 200)}: no such folder here, and no hub id, which is like 'owner/name'. Check the spelling."
+            f"{shown(source, 200)}: no such folder here, and it is no hub id like 'owner/name'. Check the spelling."
         )
     try:
         small = Path(snapshot_download(source, allow_patterns=[*ABOUT, *TOKENIZER]))
@@ -40,6 +40,6 @@ def folder_of(source: str) -> Path:
         raise
     except Exception as error:  # huggingface_hub and the network fail in many ways
         raise QtutorError(
-            f"{source}: no such folder here, and it could not be had as a hub id ({said(error)}). Check the spelling; "
-            "without network, pass a folder with config.json, tokenizer.json and *.safetensors."
+            f"{source}: no such folder here, and it could not be fetched as a hub id ({said(error)}). Check the "
+            "spelling; without network, pass a folder with config.json, tokenizer.json and *.safetensors."
         ) from error

@@ -33,8 +33,8 @@ def file(source: str) -> Path | None:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # huggingface_hub and the network fail in many ways
         raise QtutorError(
-            f"{source}: no such file here, and it could not be had from the hub ({said(error)}). Check the spelling; "
-            "without network, name a GGUF file."
+            f"{source}: no such file here, and it could not be fetched from the hub ({said(error)}). Check the "
+            "spelling; without network, name a GGUF file."
         ) from error
     from qtutor.formats.gguf_files import files_in
 
@@ -44,7 +44,7 @@ def file(source: str) -> Path | None:
         return files[0]
     if files:
         raise QtutorError(
-            f"{source}: {len(files)} files of the repository are called so "
+            f"{source}: {len(files)} files of the repository have this name "
             f"({', '.join(shown(file.name) for file in files[:5])}): download the one that is meant, and name it."
         )
     raise QtutorError(f"{source}: {types_of(name)}")

@@ -149,10 +149,10 @@ def _check_whole(biases: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         raise QtutorError(
-            f"{int(wrong.sum())} of {wrong.numel()} groups have biases that are no zero point of theirs, a whole "
+            f"{int(wrong.sum())} of {wrong.numel()} groups have biases that match no zero point, that is, no whole "
             f"number of scales from 0 to the last code: the first is {biases[first]:.6g}, and its scale is "
             f"{scales[first]:.6g}. "
-            "MLX's own rounding writes such ones, and held here they would be other weights: take the float checkpoint."
+            "MLX's own rounding writes such biases, but here they would give other weights: take the float checkpoint."
         )
 
 

@@ -73,8 +73,8 @@ def settings(layers: dict, left: list[str]) -> dict:
     whole = all(layer.grid == FP8 for layer in layers.values())
     for name, layer in layers.items():
         if isinstance(layer, ScaledLinear) and not name.endswith(ALONE):
-            fits = "has them for o_proj and down_proj alone, as TensorRT-LLM does: take 'qtutor'."
-            raise refused(name, METHOD, "inputs that are multiplied by a number each", fits)
+            fits = "allows this for o_proj and down_proj only, as TensorRT-LLM does: take 'qtutor'."
+            raise refused(name, METHOD, "inputs that are each multiplied by a number", fits)
         (_check_holds_rows if whole else _check_holds)(name, layer)
     about = {"quant_algo": BY_ROW}
     if not whole:
@@ -102,7 +102,7 @@ def _check_holds(name: str, layer) -> None:
 
 def _check_holds_rows(name: str, layer) -> None:
     if layer.group_size != PER_CHANNEL:
-        fits = "has for it scales of the inputs, too, that qtutor does not measure: quantize with group_size=-1."
+        fits = "also needs scales of the inputs then, which qtutor does not measure: quantize with group_size=-1."
         raise refused(name, METHOD, "one FP8 scale for the matrix", fits)
 
 
@@ -111,7 +111,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     inner = settings.get("quantization", settings)
     algorithm = inner.get("quant_algo") if isinstance(inner, dict) else inner
     if algorithm not in (FOUR, BY_ROW, BY_TENSOR):
-        raise QtutorError(f"{where}: quant_algo is {shown(algorithm)}; read are {FOUR}, {BY_ROW} and {BY_TENSOR}.")
+        raise QtutorError(f"{where}: quant_algo is {shown(algorithm)}; qtutor reads {FOUR}, {BY_ROW} and {BY_TENSOR}.")
     expect(where, inner, "has_zero_point", lambda flag: flag in (False, None), "false", default=False)
     size = expect(where, inner, "group_size", lambda g: type(g) is int and g > 0, "a size", default=128)
     kept = names_at(where, inner, "exclude_modules" if "exclude_modules" in inner else "ignore")
@@ -129,7 +129,7 @@ def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wante
         found = {"weight": Wanted((rows, columns), ("F8_E4M3",)), "weight_scale": Wanted(None, SCALES)}
         return found | {"input_scale": number, "k_scale": number, "v_scale": number}
     if rows % 2:
-        raise QtutorError(f"{rows} outputs do not fill bytes of two: this layer cannot be stored like this.")
+        raise QtutorError(f"{rows} outputs are no multiple of two: this layer cannot be stored in this format.")
     return {
         "weight": Wanted((rows // 2, columns), ("U8", "I8")),
         "weight_scale": Wanted((rows, columns // resolve_group_size(layout.group_size, columns)), SCALES),
@@ -174,8 +174,8 @@ def _floats(tensors: dict[str, torch.Tensor], layout: Layout, rows: int) -> Quan
         raise QtutorError(f"weight_scale has {scales.numel()} numbers, and {layout.kind} has {wanted} for this layer.")
     if "input_scale" in tensors:
         warnings.warn(
-            "its engines round the inputs of every layer by a scale that was measured (input_scale); here, and in what "
-            "is converted, each token has its own.",
+            "its engines round the inputs of every layer by a scale that was measured (input_scale); in qtutor, and in "
+            "a converted checkpoint, each token has its own scale.",
             stacklevel=2,
         )
     return of_floats(tensors["weight"], scales, layout)

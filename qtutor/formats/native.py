@@ -83,7 +83,7 @@ def _check_scales(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, QuantWeight) and (least := least_scale(module)) < 0:
             raise QtutorError(
-                f"{name} has a scale of {least:.3g}, as some other tools write them, and our own format holds none "
+                f"{name} has a scale of {least:.3g}. Some other tools write such scales, but our own format holds none "
                 "below 0: leave the checkpoint in its format, or take compressed-tensors."
             )
 

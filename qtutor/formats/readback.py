@@ -17,6 +17,6 @@ def read_back(place: Path, reading: Callable[[], object]) -> None:
         reading()
     except QtutorError as error:
         raise QtutorError(
-            f"{place} was not written, since it could not be read back, and what was there before is untouched. What "
-            f"was to be written says: {error}"
+            f"{place} was not written, since it could not be read back; the files that were there before are "
+            f"untouched. The error on reading it: {error}"
         ) from error

@@ -65,12 +65,10 @@ class FileWeights(Weights):
         module.load_state_dict(values, strict=True, assign=True)
         return module.requires_grad_(False)
 
-    def around_blocks(self) -> contextlib.AbstractContextManager:
+    def around_blocks(self, head: bool = False) -> contextlib.AbstractContextManager:
         family = family_of(self.model)
-        return self._present(lambda name: not name.startswith((f"{family.blocks}.", f"{family.head}.")))
-
-    def whole(self) -> contextlib.AbstractContextManager:
-        return self._present(lambda name: True)
+        left_out = (f"{family.blocks}.",) if head else (f"{family.blocks}.", f"{family.head}.")
+        return self._present(lambda name: not name.startswith(left_out))
 
     @contextlib.contextmanager
     def _present(self, wanted: Callable[[str], bool]) -> Iterator[None]:

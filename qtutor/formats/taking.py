@@ -87,7 +87,7 @@ def check_holds(form: str, layers: Mapping[str, QuantLinear], model: nn.Module) 
     alone = {name: _refusal(form, {name: layer}, []) for name, layer in layers.items()}
     alone = {name: text for name, text in alone.items() if text}
     others = [other for other in FOREIGN if other != form and _refusal(other, dict(layers), left) is None]
-    fits = f"What holds all of them as they are: {', '.join([*others, 'qtutor'])}."
+    fits = f"Formats that hold all of them as they are: {', '.join([*others, 'qtutor'])}."
     count = f"{len(alone)} of {len(layers)} layers do not fit. " if len(alone) > 1 else ""
     raise QtutorError(f"{count}{next(iter(alone.values()), first)} {fits}")
 

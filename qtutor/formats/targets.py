@@ -113,7 +113,7 @@ def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: b
     for name, own in recipes.items():
         reasons = [*_wrong_grid(way, own), *_wrong_inputs(way, name, own), *_wrong_shape(way, shapes[name])]
         if fraction and (way.joined or not way.mixed or way.bits != ALL):
-            reasons.append(("every layer would get bits of its own", "whole bits"))
+            reasons.append(("every layer would get its own number of bits", "whole bits"))
         if name == "lm_head" and not way.head:
             reasons.append(("the head is packed", "lm_head=False"))
         if not way.mixed and kinds[name] != most:
@@ -151,7 +151,7 @@ def _wrong_inputs(way: Way, name: str, own: Recipe | QuantLinear) -> list[tuple[
     scaled = own.rounder.divides if isinstance(own, Recipe) else isinstance(own, ScaledLinear)
     if not scaled or (way.format == MODELOPT and name.endswith(ALONE)):
         return []
-    return [("inputs are multiplied by a number each", "method='hqq' or 'rtn'")]
+    return [("each input is multiplied by its own number", "method='hqq' or 'rtn'")]
 
 
 def _wrong_shape(way: Way, shape: Shape) -> list[tuple[str, str]]:

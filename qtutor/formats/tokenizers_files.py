@@ -60,9 +60,9 @@ def tried(make, config, where: Path):
             "tokens. It is another model's: copy the original's tokenizer.json and tokenizer_config.json."
         )
     if set(ids) <= set(tokenizer.all_special_ids):
-        found = f"special ones alone ({ids[:8]})" if ids else "no tokens"
+        found = f"special ones only ({ids[:8]})" if ids else "no tokens"
         raise QtutorError(
-            f"{where}: its tokenizer loses text: of {PROBE!r} it makes {found}. A part of tokenizer.json is "
+            f"{where}: its tokenizer loses text: from {PROBE!r} it makes {found}. A part of tokenizer.json is "
             "missing: copy the original model's tokenizer files again."
         )
     _say_what_is_beyond(tokenizer, config.vocab_size, where)
@@ -86,7 +86,7 @@ def _check(values: dict, path: Path) -> None:
     for key in REFUSED:
         if values.get(key):
             raise QtutorError(
-                f"{path} has {key} = {shown(values[key])}, which names code or files that a tokenizer is made by. No "
+                f"{path} has {key} = {shown(values[key])}, which names code or files that build a tokenizer. No "
                 "code from a checkpoint is ever run: remove the key if the tokenizer needs none."
             )
     _check_class(values.get("tokenizer_class"), path)

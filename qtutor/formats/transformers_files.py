@@ -116,7 +116,7 @@ def filled(model: nn.Module, tensors: dict[str, torch.Tensor], where: str, devic
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise QtutorError(
-            f"{where}: this version of transformers wants {', '.join(left[:3])}, which no checkpoint holds."
+            f"{where}: this version of transformers expects {', '.join(left[:3])}, which no checkpoint holds."
         )
     return model.to(usual_device(device)).eval()
 

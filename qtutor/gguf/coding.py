@@ -178,7 +178,8 @@ def _check_importance(importance: np.ndarray, columns: int) -> np.ndarray:
     if bad.size:
         raise QtutorError(
             f"importance of column {bad[0]} is {importance[bad[0]]}: it has to be a finite number that is not negative "
-            f"(a mean square). {bad.size} of {columns} columns have none. Calibrate again, or leave importance out."
+            f"(a mean square). {bad.size} of {columns} columns have no such number. Calibrate again, or "
+            "leave importance out."
         )
     return importance
 

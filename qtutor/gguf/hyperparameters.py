@@ -89,8 +89,8 @@ def _rope(architecture: Architecture, config) -> dict:
     if kind not in architecture.scalings or (kind == "yarn" and own) or (part != 1.0 and not architecture.partial):
         raise QtutorError(
             f"rope_parameters = {rope}: of the ways to scale positions, 'default', 'linear' and plain 'yarn' can be "
-            "written as GGUF, 'llama3' for Llama and Mistral, 'longrope' and parts of a head for Phi-3. With another "
-            f"one llama.cpp would compute other positions, as with any but {', '.join(architecture.scalings)} in "
+            "written as GGUF, 'llama3' for Llama and Mistral, 'longrope' and parts of a head for Phi-3. With any other "
+            f"one llama.cpp would compute other positions, and so with any but {', '.join(architecture.scalings)} in "
             f"{architecture.name} models."
         )
     for key, value in YARN.items() if kind == "yarn" else ():

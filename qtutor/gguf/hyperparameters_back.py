@@ -79,8 +79,8 @@ class Keys:
             )
         if not isinstance(self.name, str) or self.name not in ARCHITECTURES:
             raise QtutorError(
-                f"{file.path}: general.architecture is {shown(self.name)}, and of llama.cpp's architectures qtutor "
-                f"runs {', '.join(ARCHITECTURES)}. {ELSEWHERE}"
+                f"{file.path}: general.architecture is {shown(self.name)}, but of llama.cpp's architectures "
+                f"qtutor runs only {', '.join(ARCHITECTURES)}. {ELSEWHERE}"
             )
         self.architecture: Architecture = ARCHITECTURES[self.name]
         if self.has("expert_count") and self.size("expert_count", least=0):
@@ -196,7 +196,7 @@ def _rope(keys: Keys, dim: int, context: int) -> dict:
         return rope
     if kind not in keys.architecture.scalings or (kind != "yarn" and more != 1):
         known = ", ".join(name for name in keys.architecture.scalings if name != "llama3")
-        raise keys.wrong("rope.scaling.type", f"one of none, {known}, without attn_factor but for yarn", ELSEWHERE)
+        raise keys.wrong("rope.scaling.type", f"one of none, {known}; attn_factor only with yarn", ELSEWHERE)
     rope |= {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         rope["original_max_position_embeddings"] = keys.size("rope.scaling.original_context_length", context)

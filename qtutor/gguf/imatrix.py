@@ -79,8 +79,8 @@ class Imatrix:
         found = self.entries[name].mean_square
         if found.shape != (1, columns):
             raise QtutorError(
-                f"{name}: the importance matrix speaks of {found.shape[1]} columns{_experts(found)}, the tensor has "
-                f"{columns}. It was made for another model: make one with this one."
+                f"{name}: the importance matrix has {found.shape[1]} columns{_experts(found)}, the tensor has "
+                f"{columns}. It was made for another model: make one with this model."
             )
         if self.entries[name].counts[0] < 0.5:
             warnings.warn(f"{name}: the importance matrix counted no token; all columns count alike.", stacklevel=2)
@@ -90,8 +90,8 @@ class Imatrix:
             bad = np.flatnonzero(~good)
             values[bad] = values[good].mean(dtype=np.float64) if good.any() else 1
             warnings.warn(
-                f"{name}: the importance of column {bad[0]} is {found[0, bad[0]]}, as of {len(bad)} of {columns} "
-                f"columns that are zero, negative, NaN or infinite; they count {values[bad[0]]:.3g} each, "
+                f"{name}: the importance of column {bad[0]} is {found[0, bad[0]]}, and that of {len(bad)} of {columns} "
+                f"columns is zero, negative, NaN or infinite; they count {values[bad[0]]:.3g} each, "
                 f"{'the mean of the others' if good.any() else 'all alike'}.",
                 stacklevel=2,
             )

@@ -181,7 +181,7 @@ def find_mix(name: str) -> Mix:
     """The mix called ``name``, or the mix of the alias ``name``; :class:`GGUFError` lists the known ones."""
     name = ALIASES.get(name, name)
     if name not in MIXES:
-        hint = f" {name} is a block type that no mix consists of: pure=True takes it." if name in TYPES else ""
+        hint = f" {name} is a block type, not a mix: pure=True accepts it." if name in TYPES else ""
         raise GGUFError(f"mix = {name!r} is none that qtutor knows. Choose from {', '.join(MIXES)}.{hint}")
     return MIXES[name]
 
@@ -207,7 +207,7 @@ def fitting(type: str, width: int) -> str:
 
 def _block_type(name: str) -> str:
     if name not in TYPES:
-        raise GGUFError(f"mix = {name!r} is no block type, which pure=True takes. Choose from {', '.join(TYPES)}.")
+        raise GGUFError(f"mix = {name!r} is no block type, and pure=True needs one. Choose from {', '.join(TYPES)}.")
     return name
 
 

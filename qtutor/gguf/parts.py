@@ -59,8 +59,9 @@ def read_whole(path: str | Path) -> GGUFFile | Whole:
         found = _number(part.metadata, "no", -1), _number(part.metadata, "count", 1)
         if found != (number, count):
             raise GGUFError(
-                f"{part.path}: split.no and split.count are {found[0]} and {found[1]}, and by its name it is part "
-                f"{number + 1} of {count}, so {number} and {count}. It belongs to another file: fetch all parts again."
+                f"{part.path}: split.no and split.count are {found[0]} and {found[1]}, but by its name it is part "
+                f"{number + 1} of {count}, which needs {number} and {count}. It belongs to another file: fetch all "
+                "parts again."
             )
     whole = Whole(parts)
     if sum(len(part.tensors) for part in parts) != len(whole.tensors):
@@ -100,7 +101,7 @@ def missing_parts(path: str | Path) -> str | None:
         return None
     more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
     return (
-        f"{path} is part of a split file, and of its {len(names_of(path))} parts there are not here: "
+        f"{path} is part of a split file, and of its {len(names_of(path))} parts these are not here: "
         f"{', '.join(missing[:MOST_NAMED])}{more}. Put them into the same folder."
     )
 

@@ -138,7 +138,7 @@ def _read_info(cursor: "_Cursor", number: int) -> tuple[TensorInfo, int]:
     kind = cursor.number("<I", f"type of tensor {name!r}")
     if kind in REMOVED:
         raise GGUFError(
-            f"{cursor.path}: tensor {shown(name)} is {REMOVED[kind]}, a type that llama.cpp gave up. Convert the model "
+            f"{cursor.path}: tensor {shown(name)} is {REMOVED[kind]}, a type that llama.cpp removed. Convert the model "
             "again, to Q4_0 for instance, which computes as fast today."
         )
     if kind not in BY_NUMBER:

@@ -70,8 +70,8 @@ def _tokens(data: dict, vocabulary: int) -> tuple[list[str], list[int]]:
     bad = [text for text, count in Counter(tokens).items() if count > 1 or not text or "\0" in text]
     if bad:
         raise QtutorError(
-            f"the tokenizer's token {bad[0]!r} is empty, there twice, or holds a zero byte, where a text ends for "
-            "llama.cpp: it needs tokens of different texts. Remove it from the vocabulary."
+            f"the tokenizer's token {bad[0]!r} is empty, there twice, or holds a zero byte, at which a text ends for "
+            "llama.cpp, which needs tokens of different texts. Remove it from the vocabulary."
         )
     return tokens, [kind for _, kind in listed]
 
@@ -91,7 +91,7 @@ def _byte_level(data: dict) -> dict:
         raise _unknown("pre_tokenizer", found, ", ".join(PRE_TOKENIZERS.values()))
     if pre in APPROXIMATE:
         _warn(
-            f"llama.cpp cuts most words as {pre} does, and others nearly so: {APPROXIMATE[pre]}, or with accents that "
+            f"llama.cpp cuts most words as {pre} does, but not all: {APPROXIMATE[pre]}, or with accents that "
             "are characters of their own, may become other tokens there."
         )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
@@ -118,8 +118,8 @@ def _sentencepiece(data: dict, tokens: list[str], types: list[int]) -> dict:
     prefix, always = _space_in_front(data["normalizer"], data["pre_tokenizer"])
     if prefix and not always:
         _warn(
-            "llama.cpp puts a space in front of every text. This one does not where a text begins with a space, or "
-            "goes on after a special token: such texts get one more space token in llama.cpp."
+            "llama.cpp puts a space in front of every text. This tokenizer does not if a text begins with a "
+            "space, or goes on after a special token: such texts get one more space token in llama.cpp."
         )
     vocab = data["model"]["vocab"]
     scores = np.full(len(tokens), -1e6, np.float32)
@@ -205,7 +205,7 @@ def _chat_template(tokenizer) -> str | None:
         return template
     if "default" not in template and template:
         _warn(
-            f'it has chat templates called {", ".join(map(repr, template))}, and a GGUF file holds one, "default": '
+            f'it has chat templates called {", ".join(map(repr, template))}, but a GGUF file holds one, "default": '
             "none is written. Choose one with tokenizer.chat_template = tokenizer.chat_template[name]."
         )
     return template.get("default")
@@ -223,7 +223,7 @@ def _warn_of_spaces(added: list[dict]) -> None:
             more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
             _warn(
                 f"the added token {', '.join(map(repr, names[:3]))}{more} takes {effect} ({rule}), which a GGUF file "
-                "cannot say: next to it llama.cpp makes other tokens of spaces and letters."
+                "cannot say: next to this token, llama.cpp makes other tokens of spaces and letters."
             )
 
 
@@ -233,6 +233,6 @@ def _warn(text: str) -> None:
 
 def _unknown(part: str, found, known: str) -> QtutorError:
     return QtutorError(
-        f"the tokenizer's {part} is {str(found)[:300]}. Known here: {known}. For these llama.cpp makes the same tokens "
-        "of a text; for another one, convert the model with llama.cpp's own convert_hf_to_gguf.py."
+        f"the tokenizer's {part} is {str(found)[:300]}. Known here: {known}. With these, llama.cpp makes the same "
+        "tokens of a text; with another one, convert the model with llama.cpp's own convert_hf_to_gguf.py."
     )

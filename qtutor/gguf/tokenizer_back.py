@@ -95,7 +95,7 @@ def _tokens(keys: dict) -> tuple[list[str], list[int]]:
     if types is None:
         types = np.full(len(tokens), NORMAL)  # as in files of 2023
     if not _numbers(types, len(tokens)):
-        raise _damaged("token_type", types, f"{len(tokens)} numbers, as there are tokens")
+        raise _damaged("token_type", types, f"{len(tokens)} numbers, one for each token")
     tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
     ends, types = set(ENDS), types.tolist()
     types = [CONTROL if kind == NORMAL and token in ends else kind for token, kind in zip(tokens, types)]
@@ -124,7 +124,7 @@ def _sentencepiece(keys: dict, vocab: dict[str, int], types: list[int]) -> dict:
     """Merges from scores, ▁ for spaces, and a space in front of a text, which decoding removes again."""
     scores, space_in_front = keys.get("scores"), _flag(keys, "add_space_prefix", True)  # the default is llama.cpp's
     if not _numbers(scores, len(types)):
-        raise _damaged("scores", scores, f"{len(types)} numbers, as there are tokens")
+        raise _damaged("scores", scores, f"{len(types)} numbers, one for each token")
     unknown = next((token for token, number in vocab.items() if types[number] == UNKNOWN), None)
     back = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -185,7 +185,7 @@ def _around(keys: dict, tokens: list[str], ids: dict[str, int]) -> dict:
     wanted = [name for name in own if _flag(keys, f"add_{name}_token", own[name])]
     for name in wanted:
         if name not in ids:
-            raise _damaged(f"{name}_token_id", None, f"a token, which add_{name}_token asks for")
+            raise _damaged(f"{name}_token_id", None, f"a token, which add_{name}_token needs")
     pieces = {name: {"SpecialToken": {"id": tokens[ids[name]], "type_id": 0}} for name in wanted}
 
     def text(sequence: str, kind: int) -> list[dict]:
@@ -222,7 +222,7 @@ def _one_of(known: dict, keys: dict, key: str) -> str:
     if isinstance(found, str) and found in known:
         return found
     raise QtutorError(
-        f"tokenizer.ggml.{key} is {_shown(found)}, and qtutor cannot make such a tokenizer again from a file: it knows "
+        f"tokenizer.ggml.{key} is {_shown(found)}, and qtutor cannot rebuild such a tokenizer from a file: it knows "
         f"{', '.join(known)}. {ELSEWHERE}"
     )
 

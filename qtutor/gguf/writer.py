@@ -147,7 +147,7 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise GGUFError(
-            f"{text!r} holds half a surrogate pair, which UTF-8 cannot: give it whole characters."
+            f"{text!r} holds half a surrogate pair, which UTF-8 cannot hold: give it whole characters."
         ) from None
 
 

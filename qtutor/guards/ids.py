@@ -48,8 +48,8 @@ def ids_of(given) -> torch.Tensor:
             return _stacked([ids_of(item) for item in given])
     raise QtutorError(
         f"token ids: {_described(given)}. Pass whole numbers, int64 [samples, length]: a tensor, an array, lists of "
-        "ids, or what the model's tokenizer returns for texts of one length. quantize() also takes texts, with "
-        "tokenizer=."
+        "ids, or what the model's tokenizer returns for texts of equal length. quantize() also accepts texts, if "
+        "you pass tokenizer=."
     )
 
 
@@ -58,13 +58,13 @@ def check_token_ids(token_ids: torch.Tensor, vocabulary: int) -> None:
     if token_ids.dim() != 2 or token_ids.dtype not in (torch.int64, torch.int32) or token_ids.numel() == 0:
         raise QtutorError(
             f"calibration text: {token_ids.dtype} of shape {list(token_ids.shape)}; token ids, int64 [samples, "
-            "length], are needed. One long text becomes that by ids[: samples * length].reshape(samples, length)."
+            "length], are needed. Cut one long text with ids[: samples * length].reshape(samples, length)."
         )
     low, high = int(token_ids.min()), int(token_ids.max())
     if low < 0 or high >= vocabulary:
         raise QtutorError(
-            f"calibration text: token ids run from {low} to {high}, but the model's vocabulary has {vocabulary}: 0 to "
-            f"{vocabulary - 1}. Was the text tokenized with another model's tokenizer?"
+            f"calibration text: token ids run from {low} to {high}, but the model's vocabulary has {vocabulary} ids, 0 "
+            f"to {vocabulary - 1}. Was the text tokenized with another model's tokenizer?"
         )
 
 
@@ -80,7 +80,7 @@ def check_calibration(token_ids: torch.Tensor, config) -> None:
     if token_ids.numel() > 1 and (token_ids == token_ids[0, 0]).all():
         raise QtutorError(
             f"calibration text: all {token_ids.numel()} tokens are {int(token_ids[0, 0])}. One token says nothing "
-            "about which inputs are large together: take ordinary text, a few thousand tokens of it."
+            "about which inputs are large together: use a few thousand tokens of ordinary text."
         )
 
 

@@ -58,8 +58,8 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
     devices = {parameter.device for parameter in model.parameters()}
     if calibrated and len(devices) > 1:
         raise QtutorError(
-            f"the model lies on {', '.join(sorted(map(str, devices)))}, and calibration runs on one device: load it "
-            "without a device_map, or choose method 'rtn', which needs no inputs."
+            f"the model is spread over {', '.join(sorted(map(str, devices)))}, but calibration runs on one device: "
+            "load it without a device_map, or choose method 'rtn', which needs no inputs."
         )
 
 
@@ -97,8 +97,8 @@ def _check_computes(name: str, module: nn.Module) -> None:
             raise _without_values(full)
         if type(module) in (nn.Linear, nn.Embedding) and parameter.dtype not in FLOATS:
             raise QtutorError(
-                f"{full} is {parameter.dtype}, with which {type(module).__name__} does not compute. Such weights are "
-                "usually packed, with scales of their own: load the model with the library of its format."
+                f"{full} is {parameter.dtype}, and {type(module).__name__} cannot compute with this dtype. Such "
+                "weights are usually packed, with scales of their own: load the model with the library of its format."
             )
 
 
@@ -183,7 +183,7 @@ def _check_shared(model: nn.Module, family: Family) -> None:
             if block == other:  # a copy of the block would again contain the same layer twice
                 block = name.rpartition(".")[0]
             raise QtutorError(
-                f"{name} and {first} are one tensor (a layer or block that is used twice): each has to have its own. "
+                f"{name} and {first} are one tensor (a layer or block that is used twice): each needs its own. "
                 f"Copy it first, for instance model.set_submodule({block!r}, copy.deepcopy(model.get_submodule("
                 f"{block!r})))."
             )
@@ -199,6 +199,6 @@ def _check_forwards(model: nn.Module) -> None:
         if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
             here = f"model.{name}" if name else "model"
             raise QtutorError(
-                f"{here} has a forward of its own, a patch of this one object. A written model would not have it, so "
-                f"it would compute something else: remove the patch first (del {here}.forward)."
+                f"{here} has a forward of its own, a patch of this one object. A saved model would not have it "
+                f"and would compute something else: remove the patch first (del {here}.forward)."
             )

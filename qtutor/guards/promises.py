@@ -47,7 +47,9 @@ def check_promised(model: nn.Module) -> None:
         own = shapes_alone(model.config)
     except Exception as error:  # a config can be wrong in many ways, and transformers raises as many errors
         detail = one_line(" ".join(str(error).split()), 300)  # transformers names the problem in its second line
-        raise QtutorError(f"no model can be made of the model's own config ({detail}): restore its values.") from error
+        raise QtutorError(
+            f"no model can be built from the model's own config ({detail}): restore the config's values."
+        ) from error
     _check_kinds(model, own)
     ours, theirs = shapes(model), shapes(own)
     extra = [name for name in ours if name not in theirs]
@@ -128,8 +130,8 @@ def _check_angles(model: nn.Module, own: nn.Module) -> None:
 
 def _changed(model: nn.Module, name: str, found, value) -> QtutorError:
     return QtutorError(
-        f"{name} is {found}, and by the model's config ({type(model.config).__name__}) it would be {value}: one of "
-        "them was changed after the model was made, and a saved model would compute something else. Load the model "
+        f"{name} is {found}, but the model's config ({type(model.config).__name__}) says {value}: one of "
+        "the two was changed after the model was made, and a saved model would compute something else. Load the model "
         "again with the right config: from_pretrained(folder, config=config)."
     )
 

@@ -169,7 +169,7 @@ def prompt_tokens(model, tokenizer, prompt: str) -> list[int]:
         ids = [bos, *ids]
     if not ids:
         raise QtutorError(
-            f"the prompt {prompt!r} has no tokens, and the tokenizer puts none in front: there is nothing to continue. "
+            f"the prompt {prompt!r} has no tokens, and the tokenizer adds none in front: there is nothing to continue. "
             "Give a text of at least one character."
         )
     check_embedded(model, tokenizer, ids, "the prompt")
@@ -180,7 +180,9 @@ def check_embedded(model, tokenizer, ids: list[int], what: str) -> None:
     """Raise :class:`QtutorError` for a token that the model does not embed; what: the name of the token's text."""
     embedded, largest = model.config.vocab_size, max(ids, default=0)
     if min(ids, default=0) < 0:
-        raise QtutorError(f"{what} has the token {min(ids)}, which is none: bos_token_id in config.json is wrong.")
+        raise QtutorError(
+            f"{what} has the token {min(ids)}, which does not exist: bos_token_id in config.json is wrong."
+        )
     if largest >= embedded:
         raise QtutorError(
             f"{what} has the token {tokenizer.convert_ids_to_tokens(largest)!r}, number {largest}, and the model "

@@ -141,7 +141,7 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
         return None, note
     notes = []
     if tokens < len(hessian):
-        notes.append(f"{few}: too few to tell all inputs apart, damping decides; calibrate with more text")
+        notes.append(f"{few}: too few to tell all inputs apart, so damping decides; calibrate with more text")
     if plan.damping > recipe.damping:
         notes.append(f"damping raised from {recipe.damping:g} to {plan.damping:g} to make the Hessian invertible")
     return plan, "; ".join(notes)

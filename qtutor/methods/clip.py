@@ -68,8 +68,8 @@ def check_rows_alone(grid: Grid) -> None:
     """Raise :class:`QtutorError` for a grid in which rows share scales: here each row chooses its own range."""
     if isinstance(grid, TileGrid):
         raise QtutorError(
-            f"levels of {grid.name!r} have a scale for {grid.tile} rows, and a narrower range is chosen for each row "
-            "by itself: take clip='none'."
+            f"levels of {grid.name!r} share a scale among {grid.tile} rows, but a narrower range is chosen for each "
+            "row alone: use clip='none'."
         )
 
 

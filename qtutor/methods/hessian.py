@@ -18,7 +18,7 @@ ACT_ORDERS = ("none", "columns", "groups")
 def check_damping(damping: float) -> None:
     """Raise :class:`QtutorError` unless ``damping`` is a share of the Hessian's mean diagonal."""
     if not 0 <= damping <= 1:
-        raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, 0 to 1.")
+        raise QtutorError(f"damping = {damping!r}: a share of the Hessian's mean diagonal is needed, from 0 to 1.")
 
 
 class HessianError(QtutorError):
@@ -111,8 +111,9 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
         if damping >= 1:
             raise HessianError(
                 f"the Hessian is not positive definite, even with its mean diagonal ({mean.item():.3g}) added "
-                f"to the diagonal, which runs from {diagonal.min().item():.3g} to {diagonal.max().item():.3g}. X^T X "
-                "of real inputs this always helps: check how it was computed, or round this layer to nearest."
+                f"to the diagonal, which runs from {diagonal.min().item():.3g} to {diagonal.max().item():.3g}. For "
+                "X^T X of real inputs, this addition always helps: check how the Hessian was computed, or round "
+                "this layer to nearest."
             )
         damping = min(max(2 * damping, DAMPING), 1.0)
 

@@ -46,7 +46,7 @@ def quantize(weight: torch.Tensor, grid: IntGrid, group_size: int) -> QuantizedT
     :class:`QtutorError` for a grid without evenly spaced levels.
     """
     if not isinstance(grid, IntGrid):
-        raise QtutorError(f"HQQ moves scales and zero points of integers, and {grid.name} has other levels: take rtn.")
+        raise QtutorError(f"HQQ moves scales and zero points of integers, but {grid.name} has other levels: use rtn.")
     check_weight(weight)
     if group_size == PER_TENSOR or not weight.numel():
         return rtn.quantize(weight, grid, group_size)

@@ -110,7 +110,7 @@ def quantize_to(
             native.refuse_others(place)  # something may have been put there in the meantime
         except BaseException:
             if run.done:
-                tell(f"what is finished is kept in {run.folder}: the same call goes on from there.")
+                tell(f"the finished part is kept in {run.folder}: the same call continues from there.")
             raise
     return Report(recipe, tuple(row for rows in sink.rows for row in rows))
 
@@ -136,7 +136,7 @@ def _check(weights: Weights, recipe: Recipe) -> None:
     """Before any work, refuse a model that ``recipe`` cannot quantize."""
     model = weights.model
     if not isinstance(recipe, Recipe):
-        raise QtutorError(f"recipe is a {type(recipe).__name__}: pass a qtutor.Recipe, as Recipe(method='gptq').")
+        raise QtutorError(f"recipe is a {type(recipe).__name__}: pass a qtutor.Recipe, like Recipe(method='gptq').")
     if any(isinstance(module, QuantWeight) for module in model.modules()):
         raise QtutorError("the model is quantized already; load the float checkpoint again to quantize it differently.")
     check_replaceable(model, recipe.needs_calibration, outside_layers(model, recipe))
@@ -167,8 +167,8 @@ def _token_ids(model: nn.Module, recipe: Recipe, calibration, tokenizer) -> torc
     if not is_embedded(model.config):
         raise QtutorError(
             f"{recipe.why_text} looks at the layers' inputs and needs text: pass calibration=token_ids, int64 "
-            "[samples, length], for instance 128 samples of 512 tokens of what the model will read. With tokenizer= "
-            "alone the built-in text is taken."
+            "[samples, length], for instance 128 samples of 512 tokens of text like the model's later input. If you "
+            "pass only tokenizer=, the built-in text is used."
         )
     return calibration_tokens()
 
@@ -182,7 +182,8 @@ def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
 
     text = builtin_calibration(tokenizer, min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH))
     warnings.warn(
-        f"no calibration text was given, so {text.told} are taken. Text like what the model will read does better.",
+        f"no calibration text was given, so {text.told} are used. Text like the model's later input gives better "
+        "results.",
         stacklevel=4,
     )
     return text.token_ids

@@ -61,7 +61,7 @@ def kept_rows(packed: nn.Module, tensors: dict[str, torch.Tensor], recipe: Recip
         yield Row(pattern, len(found), shape, nbytes, nbytes, why=why)
     if small:
         nbytes = sum(tensor.nbytes for tensor in small)
-        yield Row("norms, biases", len(small), (), nbytes, nbytes, why="one number a channel: nothing to win")
+        yield Row("norms, biases", len(small), (), nbytes, nbytes, why="one number per channel: nothing to gain")
 
 
 def _why(names: list[str], family: Family, recipe: Recipe, tied: bool) -> str:
@@ -73,7 +73,7 @@ def _why(names: list[str], family: Family, recipe: Recipe, tied: bool) -> str:
         return "the output matrix: --lm-head quantizes it (Recipe(lm_head=True))"
     patterns = [pattern for pattern, change in recipe.layers.items() if change == KEEP]
     fitting = [pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in names)]
-    return f"kept, as {', '.join(fitting)} says"
+    return f"kept by the recipe: {', '.join(fitting)}"
 
 
 def _bias_bytes(layer: QuantWeight) -> int:

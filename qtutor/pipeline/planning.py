@@ -81,11 +81,11 @@ class Plan:
         lines += [f"Result: {self.nbytes:,} bytes{several}."]
         if self.states:
             lines += [
-                f"Disk: at most {self.room:,} bytes until it is done. The calibration states ({self.states:,} bytes) "
-                "are kept after",
-                "every block: reading them is cheaper than a forward pass through the finished blocks. Where the disk "
-                "has no room",
-                "for them, a run that was killed makes that pass.",
+                f"Disk: at most {self.room:,} bytes until the run is done. The calibration states ({self.states:,} "
+                "bytes) are kept after",
+                "every block: reading them is cheaper than a forward pass through the finished blocks. If the disk has "
+                "no room for",
+                "them, they are not kept, and a run that is continued makes that pass instead.",
             ]
         return "\n".join([*lines, f"Memory: about {self.memory / 1e6:,.0f} MB."])
 
@@ -101,7 +101,7 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = N
     outside, recipes = outside_layers(model, recipe), recipes_of(model, recipe)
     if not recipes:
         kept = ", ".join(pattern for pattern, change in recipe.layers.items() if change == KEEP)
-        raise QtutorError(f"{kept} leaves no layer to be quantized: keep fewer.")
+        raise QtutorError(f"{kept} leaves no layer to be quantized: keep fewer layers in float.")
     packed = _packed(model, recipes, outside)
     tensors = folders.stored_tensors(packed)
     files = tuple(laid_out(folders.kinds(tensors)))

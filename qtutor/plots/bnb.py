@@ -218,8 +218,9 @@ SLICES_OF_THE_BELL = (
 )
 ERROR_AGAINST_BITS = (
     "Relative error of the weights against true bits a weight, a line for each format through blocks of 32, 64, 128 "
-    "and 256. Lowest at equal bits lies NF4 with scales in 8 bits, then, crossing each other, NF4 with scales in 32 "
-    "bits and the asymmetric integers, then the symmetric ones, highest FP4. The numbers are in the table."
+    "and 256. At equal bits, NF4 with scales in 8 bits is lowest; then come NF4 with scales in 32 bits and the "
+    "asymmetric integers, which cross each other, then the symmetric ones; FP4 is highest. The numbers are in the "
+    "table."
 )
 SCALES_AND_MAP = (
     "Left, the histogram of the scales of one layer, a hump around their mean, far from zero. Right, the same less "

@@ -114,12 +114,12 @@ class Recipe:
             return
         whose = f"method {self.method!r} has" if self.levels == "integers" else f"levels of {self.levels!r} have"
         if self.target_size is not None:
-            raise QtutorError(f"target_size chooses bits, and {whose} {codebook.bits} bits.")
+            raise QtutorError(f"target_size chooses bits, and {whose} {codebook.bits} bits. Leave target_size out.")
         if self.bits not in (None, codebook.bits):
             raise QtutorError(f"bits = {self.bits}: {whose} {codebook.bits} bits. Leave it out.")
         if self.clip not in ("auto", "none") and (self.levels == "integers" or codebook == FP8_TILES):
             who = f"method {self.method!r}" if self.levels == "integers" else "a scale for 128 x 128 weights"
-            raise QtutorError(f"clip = {self.clip!r}: {who} takes every group's whole range.")
+            raise QtutorError(f"clip = {self.clip!r}: {who} takes every group's whole range. Leave clip out.")
         sizes = OWN_SIZES.get(codebook)
         if sizes and self.group_size not in (None, *sizes):
             fit = " or ".join(map(str, (*sizes, FP8_TILES.tile) if self._on_fp8 else sizes))
@@ -143,7 +143,7 @@ class Recipe:
             raise QtutorError(f"group_size = {self.group_size!r}: a whole number of weights is needed, or -1.")
         if not isinstance(self.layers, Mapping) or not all(isinstance(pattern, str) for pattern in self.layers):
             raise QtutorError(
-                f"layers = {self.layers!r}: exceptions by pattern are needed, like {{'*.down_proj': 'float'}}."
+                f"layers = {self.layers!r}: a dict of exceptions by pattern is needed, like {{'*.down_proj': 'float'}}."
             )
 
     def _check_target_size(self) -> None:

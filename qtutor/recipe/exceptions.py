@@ -50,7 +50,7 @@ def changed(whole, pattern: str, change: Mapping | str, recipe=None):
         )
     if made.transforms != whole.transforms:
         raise QtutorError(
-            f"layers: {pattern!r} has method {made.method!r}, and the others {whole.method!r}. AWQ scales whole "
+            f"layers: {pattern!r} has method {made.method!r}, and the other layers {whole.method!r}. AWQ scales whole "
             "decoder blocks: choose it for all layers or for none."
         )
     return made

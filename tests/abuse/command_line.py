@@ -1,8 +1,8 @@
-"""Misuses of the command line: each has to end in one paragraph that helps, soon, and with a status that says so.
+"""Misuses of the command line: each has to end soon, in one helpful paragraph, and with an exit status that fits.
 
-    python -m tests.abuse.command_line            # tries all of them, prints how many end so
+    python -m tests.abuse.command_line            # tries all of them, prints how many end as they should
 
-What each has to mention stands beside it. tests/abuse/test_command_line.py runs them, too.
+Beside each misuse are the words that the paragraph has to contain. tests/abuse/test_command_line.py also runs them.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ MISUSES = [
     ("quantize embedded {here}/o --format guff", "Did you mean gguf?"),
     ("quantize embedded {here}/o extra", "'extra' is too much"),
     ("generate embedded", "the text is missing"),
-    ("generate embedded --not-an-option-but-text", "goes behind --"),
+    ("generate embedded --not-an-option-but-text", "goes after --"),
     ("inspect", "required: FILE"),
     # --- SRC ---
     ("generate embeded x", "did you mean embedded"),
@@ -112,7 +112,7 @@ MISUSES = [
     ("eval embedded --against {here}/nosuch", "nosuch"),
     ("eval embedded --against {here}/larger", "different sizes (embedded 1,024, {here}/larger 1,032)"),
     ("compare embedded --against {here}/larger", "different sizes"),
-    ("compare {here}/shuffled --against embedded", "do not speak of the same tokens"),
+    ("compare {here}/shuffled --against embedded", "do not use the same tokens"),
     ("compare embedded", "--against"),
     ("compare --against embedded", "SRC"),
     ("compare embedded --against embedded --picture {here}/a.jpg", "ends in .png or .svg"),

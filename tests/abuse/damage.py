@@ -1,6 +1,6 @@
 """Damaged checkpoints: each kind of damage takes a folder (or a GGUF file) and a random generator, and changes it.
 
-Every change is made by :class:`random.Random` alone, so the same seed makes the same damage.
+Every change depends only on a :class:`random.Random`, so the same seed makes the same damage.
 """
 
 import copy

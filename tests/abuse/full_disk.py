@@ -1,12 +1,13 @@
-"""Run `qtutor quantize` on disks of every size that is too small, and find the old export as it was.
+"""Run `qtutor quantize` on disks of every size that is too small: the old export must not change.
 
     python -m tests.abuse.full_disk
     python -m tests.abuse.full_disk --step 4 --seed 3
 
-A disk in memory is mounted, in a namespace of this process alone, with an older export on it and some kB of room. The
-system tells how much there is, and so the run is refused before its work; or it tells nothing (as some do), and the run
-finds out while it writes. Either way there has to be one paragraph, exit status 2, the old export byte for byte, and
-nothing else but the hidden folder with finished blocks, with which the next run goes on to the same bytes.
+A disk in memory is mounted, in a namespace of this process alone, with an older export on it and some kB of room. If
+the system says how much room there is, the run is refused before its work. If the system does not say it (as some do
+not), the run finds out while it writes. In both cases there has to be one paragraph, exit status 2, the old export byte
+for byte, and nothing else but the hidden folder with finished blocks. The next run continues with these blocks, and
+ends in the same bytes.
 """
 
 import argparse

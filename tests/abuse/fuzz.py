@@ -1,15 +1,15 @@
-"""Damage checkpoints in many ways and load each: what is not the same must be refused in one paragraph.
+"""Damage checkpoints in many ways and load each: if it is not the same, it must be refused in one paragraph.
 
     python -m tests.abuse.fuzz ours 500
     python -m tests.abuse.fuzz float 300 --seed 7 --show raw
 
-Each is loaded in a process of its own, with a limit of memory and time, and computes a few logits. What may come out:
+Each is loaded in its own process, with limits of memory and time, and computes a few logits. The possible results are:
 
     refused    a QtutorError of one paragraph, short, without control characters
     same       it loads, and the logits are those of the whole checkpoint
-    other      it loads, and computes something else (an edited rope_theta is a file that says so: look at each)
+    other      it loads, and computes something else (right if a file says so, like an edited rope_theta: look at each)
     raw        another exception, or a traceback
-    message    a QtutorError that is too long, or carries control characters
+    message    a QtutorError that is too long, or contains control characters
     dead       killed: out of memory, out of time, a crash
 """
 

@@ -1,6 +1,6 @@
-"""Damage to GGUF files of others, which say nothing but what llama.cpp reads: keys, tokens, tensors, parts.
+"""Damage to other tools' GGUF files, which hold only what llama.cpp reads: keys, tokens, tensors, parts.
 
-Each takes a folder with one file, or with the parts of one, and a random generator, as those in :mod:`.damage` do.
+Each function takes a folder with one file, or with the parts of one, and a random generator, as in :mod:`.damage`.
 """
 
 import random

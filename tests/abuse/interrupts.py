@@ -2,9 +2,9 @@
 
     python -m tests.abuse.interrupts
 
-Afterwards the old content is there, or the new one, and nothing beside it, and it is the interrupt that comes out.
-Lines are left out where `stage` or `unfinished` has just been left, or a `finally` begins: Python looks for signals at
-calls and jumps.
+Afterwards there is either the old content or the new content, and nothing beside it, and the exception is the
+interrupt. Lines at which `stage` or `unfinished` has just ended, or at which a `finally` begins, are left out: Python
+looks for signals only at calls and jumps.
 """
 
 import contextlib

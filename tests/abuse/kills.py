@@ -1,21 +1,21 @@
-"""Kill `qtutor quantize` at random moments: nothing may be lost, nothing half-written taken for whole, and what goes on
-where it was killed ends in the same bytes.
+"""Kill `qtutor quantize` at random moments: nothing may be lost, nothing half-written may be taken for whole, and a run
+that continues after a kill has to end in the same bytes.
 
     python -m tests.abuse.kills 200
     python -m tests.abuse.kills 2000 --fork --seed 7
 
-A run writes a folder (rounded to nearest, or by GPTQ) or a GGUF file, to a new place or over an older export, and is
-ended by SIGKILL, SIGTERM or SIGINT: at any moment of its life, or (every second one) soon after its hidden folder has
-appeared, or its first block is finished. A folder's next run goes on with the blocks that are finished. Afterwards
+A run writes a folder (rounded to nearest, or by GPTQ) or a GGUF file, to a new place or over an older export. SIGKILL,
+SIGTERM or SIGINT ends the run at any moment; every second run is ended soon after its hidden folder has appeared, or
+after its first block is finished. The next run for a folder continues with the finished blocks. Possible findings:
 
     lost         OUT is neither the old export nor the whole new one, or a file beside it has changed
-    left behind  something half-written is still there, though the signal let the run clean up; finished blocks may stay
+    left behind  something half-written is still there, although the run could clean up; finished blocks may stay
     stubborn     something half-written is still there after the next whole run for the same OUT
-    odd status   a signal ended the run with another exit status than its own
+    odd status   a signal ended the run, but the exit status is not that of the signal
     before ...   Python itself was still starting, so the exit status is Python's own
     traceback    the run ended in a traceback (at the very beginning and end, this is Python's own)
 
---fork: processes that have imported everything already, ten times as many in the same time.
+--fork: runs are forks of a process that has already imported everything, ten times as many in the same time.
 """
 
 import argparse

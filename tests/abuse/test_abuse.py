@@ -1,4 +1,4 @@
-"""A small part of the fuzzer, in seconds; by hand it takes any number: ``python -m tests.abuse.fuzz ours 1000``."""
+"""A small part of the fuzzer, in seconds. By hand it tries any number: ``python -m tests.abuse.fuzz ours 1000``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every misuse of the command line ends in one paragraph, see :mod:`.command_line`."""
+"""Every misuse of the command line ends in one paragraph (see :mod:`.command_line`)."""
 
 import pytest
 

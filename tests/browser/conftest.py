@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright, that may talk to this machine only and notes whatever else it tries.
+"""A real Chromium, driven by Playwright, that may only talk to this machine, and records every other attempt.
 
 `make browser` runs these tests. They need Chromium and the extra `browser`, so a run over all of tests/ leaves them
 out.

@@ -1,6 +1,6 @@
-"""A live JupyterLab on a learner's workspace, and what the tests do in it, told in terms of cells and controls.
+"""A live JupyterLab on a learner's workspace, and the steps of the tests in it, in terms of cells and controls.
 
-The page is driven as a person would, by keyboard; what cells hold is asked of JupyterLab's own application object,
+The page is driven by keyboard, as by a person. The content of cells comes from JupyterLab's own application object,
 which `--LabApp.expose_app_in_browser` puts into the window.
 """
 

@@ -1,4 +1,4 @@
-"""Four formats over one block in a real browser: weights dragged, by keys too, and compared with the package."""
+"""Four formats over one block in a real browser: weights are moved by mouse and keys, and compared with the package."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The static site as a reader has it, every other machine cut off: nothing is missing, nothing on a page is dead."""
+"""The static site as a reader has it, without any other machine: nothing is missing, and everything on a page works."""
 
 import functools
 import itertools

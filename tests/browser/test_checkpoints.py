@@ -1,4 +1,4 @@
-"""A block in four formats in a real browser: put there as a live widget puts it, then clicked, and moved by keys."""
+"""A block in four formats in a real browser: put on the page like a live widget, then clicked, and moved by keys."""
 
 import pytest
 import torch

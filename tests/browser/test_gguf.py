@@ -1,4 +1,4 @@
-"""The bytes of a block in a real browser: put there as a live widget puts it (no script element runs), then clicked."""
+"""The bytes of a block in a real browser: put on the page like a live widget (no script element runs), then clicked."""
 
 import pytest
 

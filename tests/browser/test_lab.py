@@ -1,4 +1,4 @@
-"""Chapters in a live JupyterLab, as a learner has them: cells run, controls move their pictures, checks answer."""
+"""Chapters in a live JupyterLab, as a learner has them: cells run, controls change their pictures, checks answer."""
 
 import subprocess
 import sys
@@ -106,7 +106,7 @@ WRONG = """def nearest_codes(weight, scale, zero, bits):
 
 check("rtn.encode", nearest_codes)"""
 
-DIAGNOSIS = "rounded down (floor, //) where it should be rounded to the nearest"
+DIAGNOSIS = "rounded down (floor, //); round it to the nearest"
 
 
 def test_a_wrong_answer_is_diagnosed_and_the_right_one_is_kept(open_page, lab):

@@ -1,4 +1,4 @@
-"""Widgets without a kernel in a real browser: dragged, moved by keys, compared with what Python computes."""
+"""Widgets without a kernel in a real browser: dragged, moved by keys, and compared with Python's results."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Types of a GGUF file's matrices: what fits, what is lost beside llama.cpp's mixes of that size, what is refused."""
+"""Types of a GGUF file's matrices: which types fit, their loss against llama.cpp's mixes of that size, and refusals."""
 
 import pytest
 import torch
@@ -72,8 +72,8 @@ def test_types_by_name_and_pattern(tmp_path):
 @pytest.mark.parametrize(
     ("types", "what"),
     [
-        ({"blk.9.attn_q.weight": "Q8_0"}, "no matrix of this model is called so"),
-        ({"output_norm.weight": "Q8_0"}, "no matrix of this model is called so"),
+        ({"blk.9.attn_q.weight": "Q8_0"}, "no matrix of this model has this name"),
+        ({"output_norm.weight": "Q8_0"}, "no matrix of this model has this name"),
         ({"blk.0.attn_q.weight": "Q9_9"}, "qtutor encodes no GGUF type of this name"),
         ({"blk.0.attn_q.weight": "Q4_K"}, "whose blocks have 256 weights, and its rows have .* Q5_0 fits"),
     ],

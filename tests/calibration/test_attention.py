@@ -1,4 +1,4 @@
-"""Attention in spans computes what transformers' attention computes, wherever it takes the place of that."""
+"""Attention in spans gives the same results as transformers' attention, wherever it replaces it."""
 
 import copy
 

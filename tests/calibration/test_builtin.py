@@ -1,4 +1,4 @@
-"""The built-in text: ours, small, in two parts that share nothing, and taken where no other is named."""
+"""The built-in text: it is ours, small, in two parts that share nothing, and used if no other text is named."""
 
 import warnings
 
@@ -61,7 +61,7 @@ def test_quantize_takes_it_with_a_tokenizer_alone(tokenizer):
     model = tiny()
     model.resize_token_embeddings(1024, mean_resizing=False)
     recipe = qtutor.Recipe(method="gptq", group_size=32)
-    with pytest.raises(qtutor.QtutorError, match=r"needs text: pass calibration=.*tokenizer= alone the built-in text"):
+    with pytest.raises(qtutor.QtutorError, match=r"needs text: pass calibration=.*only tokenizer=, the built-in text"):
         qtutor.quantize(model, recipe, progress=False)
     with pytest.warns(UserWarning, match=r"no calibration text was given, so 8,192 tokens \(128 samples of 64\)"):
         report = qtutor.quantize(model, recipe, progress=False, tokenizer=tokenizer)

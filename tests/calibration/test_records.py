@@ -79,13 +79,13 @@ def test_both_layouts_say_the_same():
     ("[1, 2]", "it has [1, 2]; a record has one of 'text', 'messages', 'conversations'"),
     ('{"prompt": "a", "answer": "b"}', "it has the keys 'prompt', 'answer'; a record has one of"),
     ("{}", "it has the keys ; a record has one of"),
-    ('{"text": 5}', "its 'text' is 5, no text"),
+    ('{"text": 5}', "its 'text' is 5, not a string"),
     ('{"messages": "hello"}', "'hello' is no conversation"),
     ('{"messages": []}', "[] is no conversation"),
-    ('{"messages": ["hello"]}', "message 1 is 'hello'; needed is an object with role and content"),
-    ('{"messages": [{"role": "user"}]}', "message 1 has the keys 'role'; needed are texts under role and content"),
-    ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "needed are texts under role and content"),
-    ('{"conversations": [{"from": "narrator", "value": "x"}]}', "needed are texts under from and value"),
+    ('{"messages": ["hello"]}', "message 1 is 'hello'; an object with role and content is needed"),
+    ('{"messages": [{"role": "user"}]}', "message 1 has the keys 'role'; texts under role and content are needed"),
+    ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "texts under role and content are needed"),
+    ('{"conversations": [{"from": "narrator", "value": "x"}]}', "texts under from and value are needed"),
     ('{"text": "\\ud83d"}', "half a character"),
     ("[" * 100_000, "it is no JSON"),
 ])  # fmt: skip
@@ -97,7 +97,7 @@ def test_bad_lines_are_named_by_number(tmp_path, line, said):
     assert str(found.value).startswith(f"{file}, line 3: ") and said in str(found.value)
     assert len(str(found.value)) < 500
     file = written(tmp_path / "b.jsonl", [good, line, good, line, *[line] * 9])
-    with pytest.raises(QtutorError, match=r"line 2: .* Bad are also the lines 4, 5, 6, 7, 8 and 5 more; 2 are good"):
+    with pytest.raises(QtutorError, match=r"line 2: .* Other bad lines: 4, 5, 6, 7, 8 and 5 more; 2 are good"):
         check_text(file, 1)
 
 
@@ -172,7 +172,7 @@ def test_a_bad_line_of_a_large_file_has_its_own_number(tmp_path, monkeypatch):
 def test_lines_without_end_are_no_records(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "LONGEST", 100)
     file = written(tmp_path / "a.jsonl", [{"text": "good"}, {"text": "x" * 1000}, {"text": "good"}, {"text": "y" * 99}])
-    with pytest.raises(QtutorError, match=r"line 2: it has more than 100 bytes.* Bad are also the lines 4; 2 are good"):
+    with pytest.raises(QtutorError, match=r"line 2: it has more than 100 bytes.* Other bad lines: 4; 2 are good"):
         check_records(file)
 
 
@@ -200,7 +200,7 @@ def test_of_many_bytes_only_some_become_tokens(tmp_path, tokenizer, monkeypatch)
     found = text.text_in(path, counted, 8, 4)
     every = -(-path.stat().st_size // 1000)
     assert every == 3 and seen == [f"value {number:03} is here" for number in range(0, 100, every)]
-    assert f"in one of 3 records of {path}, 34 texts" in found.told and found.token_ids.shape == (4, 8)
+    assert f"in one of every 3 records of {path}, 34 texts" in found.told and found.token_ids.shape == (4, 8)
     path.write_text("\n".join([*lines[:-2], "{", lines[-1]]))
     with pytest.raises(QtutorError, match=r"line 99: it is no JSON"):
         text.text_in(path, counted, 8, 4)

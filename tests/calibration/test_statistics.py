@@ -1,4 +1,4 @@
-"""Statistics of the layers' inputs, against inputs kept whole and summed up afterwards."""
+"""Statistics of the layers' inputs, against sums over all inputs that are kept until the end."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Calibration text: small files whole, large ones in excerpts, and files that are no text refused at once."""
+"""Calibration text: small files are read whole, large ones in excerpts, and files without text are refused at once."""
 
 import itertools
 import os
@@ -91,7 +91,7 @@ def test_pages_of_spaces_are_left_out(tmp_path, excerpts):
     file.write_bytes(words + b" " * (3 * len(words)))
     assert calibration_text(file, by_words, 64, 16).shape == (4, 64)
     file.write_text("\n" + " " * 3_000_000)
-    with pytest.raises(QtutorError, match="of 16 places looked at none has 256 tokens"):
+    with pytest.raises(QtutorError, match="none of the 16 places that were read has 256 tokens"):
         calibration_text(file, by_words, 256, 16)
 
 
@@ -104,11 +104,11 @@ def test_bytes_that_are_no_utf_8_are_named(tmp_path, tokenizer, excerpts, large)
     data[place] = 0xFF
     file.write_bytes(data)
     with pytest.raises(
-        QtutorError, match=rf"text.txt is no UTF-8 text: at byte {place:,} stands ff .*invalid start byte"
+        QtutorError, match=rf"text.txt is no UTF-8 text: at byte {place:,} it has ff .*invalid start byte"
     ):
         calibration_text(file, tokenizer, 64, 2 if large else 200)
     file.write_bytes("é".encode("latin-1") * 5000)
-    with pytest.raises(QtutorError, match="at byte 0 stands e9 e9 e9 e9"):
+    with pytest.raises(QtutorError, match="at byte 0 it has e9 e9 e9 e9"):
         check_text(file)
 
 

@@ -1,4 +1,4 @@
-"""The walk over blocks: the states are the model's own, nothing runs that need not, and the model is only read."""
+"""The walk over blocks: the states are the model's own, nothing runs without need, and the model is only read."""
 
 import copy
 
@@ -159,7 +159,7 @@ def test_answers_are_the_same_wherever_the_states_are(family):
     block.pass_half()
     block.kept = None
     check(layers[2:], [0, 1])
-    with pytest.raises(ValueError, match="still before"):
+    with pytest.raises(ValueError, match="already past it"):
         block.reach(layers[1], slice(None))
     block.keep()
     check(layers[2:], [1])

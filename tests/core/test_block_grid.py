@@ -1,4 +1,4 @@
-"""MXFP4 and NVFP4 as grids: against blocks in plain Python, and what has to hold for any weights."""
+"""MXFP4 and NVFP4 as grids: compared with blocks in plain Python, and properties that have to hold for any weights."""
 
 import copy
 import pickle

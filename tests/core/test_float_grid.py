@@ -1,4 +1,4 @@
-"""FP8 as a grid: the codes are torch's, no level is nearer, and edges: zeros, single rows, huge and tiny weights."""
+"""FP8 as a grid: the codes are torch's, no level is nearer, edge cases: zeros, single rows, huge or tiny weights."""
 
 import copy
 import pickle

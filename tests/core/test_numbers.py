@@ -1,5 +1,5 @@
-"""Formats bit by bit: every code of the small ones against torch's own view of the same bits, every rounding against
-torch's own cast."""
+"""Formats bit by bit: every code of the small formats against torch's view of the same bits, every rounding against
+torch's cast."""
 
 import math
 import struct
@@ -172,7 +172,7 @@ def test_decibels():
 def test_other_bad_input():
     for make, said in [
         (lambda: FloatFormat("x", 0, 3), "0 exponent and 3 mantissa"),
-        (lambda: FloatFormat("x", 4, 0), "at least 1 and 1"),
+        (lambda: FloatFormat("x", 4, 0), "at least 1 exponent and 1 mantissa"),
         (lambda: FloatFormat("x", 11, 52), "at most 32"),
         (lambda: FloatFormat("x", 4, 3, "inf"), "specials = 'inf'"),
         (lambda: IntFormat(1), "2 to 32 bits"),

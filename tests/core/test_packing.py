@@ -1,4 +1,4 @@
-"""Packing is checked against one big whole number: code i sits at bit ``i * bits``, and nothing else is set."""
+"""Packing is checked against one big whole number: code i is at bit ``i * bits``, and no other bit is set."""
 
 import pytest
 import torch

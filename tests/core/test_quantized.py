@@ -1,4 +1,4 @@
-"""The tensors that a packed matrix is stored as: their shapes, dtypes and bytes are said in one place, and are real."""
+"""The tensors of a stored packed matrix: one place says their shapes, dtypes and bytes, and these are the real ones."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Ways to store scales: each decodes, counts its bytes and names its tensors, and a new one needs nothing else."""
+"""Ways to store scales: each one decodes, counts its bytes and names its tensors, and a new one needs nothing else."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""FP8 with one scale for a block of 128 x 128 weights: scales by hand, there and back, and what a layer computes."""
+"""FP8 with one scale for a block of 128 x 128 weights: scales by hand, there and back, and the output of a layer."""
 
 import json
 
@@ -165,7 +165,7 @@ def test_ranges_of_tiles_are_not_narrowed():
         lambda: gptq.quantize(weight, hessian, FP8_TILES, 128, clip="output"),
         lambda: awq.quantize(weight, hessian, FP8_TILES, 128),
     ):
-        with pytest.raises(qtutor.QtutorError, match=r"a scale for 128 rows.*clip='none'"):
+        with pytest.raises(qtutor.QtutorError, match=r"a scale among 128 rows.*clip='none'"):
             make()
 
 

@@ -1,4 +1,4 @@
-"""Answers to exercises, right and wrong, tried one by one: what the tests of all topics share."""
+"""Try right and wrong answers to exercises one by one: functions that the tests of all topics share."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""What a learner might write: each function of a quantizer in another style than the package's, for the tests."""
+"""Functions as a learner might write them, for the tests: all functions of a quantizer, not in the package's style."""
 
 import sys
 

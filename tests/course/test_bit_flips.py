@@ -1,4 +1,4 @@
-"""Bits of a block turned over: what is stored is what the decoder does today, and bits move the weights they should."""
+"""Flipped bits of a block: the stored results are those of the decoder today, and bits change the right weights."""
 
 import numpy as np
 import pytest

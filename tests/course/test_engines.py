@@ -1,4 +1,4 @@
-"""The table of engines is computed from the rules, and says of each format how it is known."""
+"""The table of engines is computed from the rules, and says for each format how this is known."""
 
 import qtutor
 from qtutor.course import engines

@@ -1,4 +1,4 @@
-"""What the kinds of scales cost, against a slow version of each; and that costs are those of the recipes themselves."""
+"""The costs of the kinds of scales, against a slow version of each; and costs are those of the recipes themselves."""
 
 import copy
 import math

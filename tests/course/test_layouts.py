@@ -1,4 +1,4 @@
-"""Where weights lie in four formats: found by trying the writers, compared here with what the formats' texts say."""
+"""The places of weights in four formats: found by trying the writers, compared here with the formats' descriptions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Weights that are a step off: by how much, to which side, and what becomes of the inputs."""
+"""Weights that are one step off: by how much, to which side, and the effect on inputs."""
 
 import copy
 

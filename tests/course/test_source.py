@@ -1,4 +1,4 @@
-"""Source on the page: the core is in view, the rest is folded, and both are what the package runs."""
+"""Source on the page: the core is visible, the rest is folded, and both are the code that the package runs."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The embedded decoder in every format, made once a run; and copies of it with a fault each."""
+"""The embedded decoder in every format, made once in a run; and copies of it, each with one fault."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Settings with anything in them: the reader refuses in one paragraph or reads, the doctor never fails."""
+"""Settings with arbitrary values: the reader reads them or refuses in one paragraph, and the doctor never fails."""
 
 import json
 import random

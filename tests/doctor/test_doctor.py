@@ -1,4 +1,4 @@
-"""A damaged copy for every finding, and healthy folders for which none fires."""
+"""A damaged copy for every finding, and healthy folders without findings."""
 
 import json
 import warnings
@@ -236,11 +236,11 @@ def reverse(found):
         ("awq", [put(f"{Q}.scales", float("inf"))], "scales", [f"{Q}.scales holds 1 of", "(inf)"]),
         ("nf4", [put(f"{Q}.weight.nested_absmax", float("nan"))], "scales", [f"{Q}.weight.nested_absmax"]),
         ("ct", [tensors(to_bfloat16)], "scales", ["the scale 2.62e+05 in bfloat16", "float16", "run it in bfloat16"]),
-        ("ct", [put(f"{Q}.weight_scale", 0.0)], "scales", [f"{Q}: 1 of", "scales are 0", "vanished"]),
+        ("ct", [put(f"{Q}.weight_scale", 0.0)], "scales", [f"{Q}: 1 of", "scales are 0", "became 0"]),
         ("gptq", [drop("g_idx")], "group index", [f"{Q}.g_idx is missing", "13 more layers", "qtutor convert"]),
         ("gptq", [tensors(reverse)], "group index", ["256 of 256 inputs", "desc_act is false", "set desc_act to true"]),
         ("gptq", [tensors(reverse), setting(desc_act=True)], "group index", ["as desc_act says", "without desc_act"]),
-        ("gptq", [put(f"{Q}.g_idx", 9)], "group index", ["groups from 0 to 9", "there are 4"]),
+        ("gptq", [put(f"{Q}.g_idx", 9)], "group index", ["groups from 0 to 9", "there are only 4"]),
         ("ct head", [config(tie_word_embeddings=True)], "head", ["lm_head.weight_", "tie_word_embeddings", "left out"]),
         ("ct head", [setting(ignore=["lm_head"])], "head", ["lm_head.weight_", "stays in float", "correct the"]),
         ("ct", [each(f"{Q}.weight_scale", torch.neg)], "scales", [f"{Q}: all of its", "are below 0", "wrong sign"]),
@@ -260,7 +260,7 @@ def reverse(found):
         ("gptq", [drop("layers.1.mlp.up_proj.qweight")], "unreadable", ["layers.1.mlp.up_proj.qweight is missing"]),
         ("ct", [tensors(lambda t: [t.pop(n) for n in list(t) if ".1.mlp.up_proj." in n])], "unreadable",
          ["1 tensor is missing: model.layers.1.mlp.up_proj.weight"]),
-        ("gptq", [setting(quant_method="hqq")], "unreadable", ["quantized by 'hqq'", "Read are compressed-tensors"]),
+        ("gptq", [setting(quant_method="hqq")], "unreadable", ["quantized by 'hqq'", "qtutor reads compressed-"]),
         ("gptq", [setting(bits=None)], "unreadable", ["bits is None; expected 2, 3, 4 or 8"]),
         ("ct", [lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9])],
          "unreadable", ["truncated"]),
@@ -370,15 +370,15 @@ def partly_negative(weight, model):
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        (UP, lambda w, model: w.roll(1, 0), "rows stand in other places (row 0 is FLOAT's 511)"),
-        (UP, lambda w, model: w.flip(1), "columns stand in other places (column 0 is FLOAT's 255)"),
-        (UP, lambda w, model: w[torch.randperm(512)] * 0.5, "rows stand in other places (row "),
+        (UP, lambda w, model: w.roll(1, 0), "rows are in other places (row 0 is FLOAT's 511)"),
+        (UP, lambda w, model: w.flip(1), "columns are in other places (column 0 is FLOAT's 255)"),
+        (UP, lambda w, model: w[torch.randperm(512)] * 0.5, "rows are in other places (row "),
         (UP, lambda w, model: model.get_submodule(OTHER).weight.data, f"its weights are those of {OTHER} in FLOAT"),
         (Q, lambda w, model: w.T, "it is transposed, so that its rows are FLOAT's columns"),
-        (UP, exchanged, "at least 2 of 512 rows stand in other places (row 3 is FLOAT's 9)"),
+        (UP, exchanged, "at least 2 of 512 rows are in other places (row 3 is FLOAT's 9)"),
         (UP, partly_negative, "at least 3 of 512 rows are the negative of FLOAT's"),
         (UP, lambda w, model: torch.randn_like(w) * w.std(), "its weights are not at all like FLOAT's"),
-        ("model.embed_tokens", lambda w, model: w.roll(1, 0), "rows stand in other places (row 0 is FLOAT's 1023)"),
+        ("model.embed_tokens", lambda w, model: w.roll(1, 0), "rows are in other places (row 0 is FLOAT's 1023)"),
     ],
 )
 def test_weights_in_other_places(tmp_path, name, change, said):
@@ -435,7 +435,7 @@ def test_a_gguf_file(tmp_path):
 def test_the_command(tmp_path, capsys):
     assert cli.main(["doctor", str(healthy("ct"))]) == 0
     said = capsys.readouterr().out
-    assert "compressed-tensors, 14 packed layers" in said and "\nhealthy\n" in said and "Who takes it:" in said
+    assert "compressed-tensors, 14 packed layers" in said and "\nhealthy\n" in said and "Which engines take it:" in said
     folder = damaged(tmp_path, "gptq", V2)
     assert cli.main(["doctor", str(folder), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

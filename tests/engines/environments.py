@@ -1,13 +1,14 @@
-"""Make or mend the environments that tests/engines run in, since the engines' requirements contradict ours.
+"""Make or repair the environments in which tests/engines run, since the engines' requirements contradict ours.
 
     python tests/engines/environments.py
 
 build/engines-venv has transformers with compressed-tensors, gptqmodel, bitsandbytes, modelopt and mlx, in the versions
-of constraints.txt where it names them. build/vllm-venv has vLLM, which asks for older versions of a dozen packages.
-Each is some 2 GB, and is made once: the stamp in it says what it was made from, as in `.venv` (bootstrap.py).
+of constraints.txt if it names them. build/vllm-venv has vLLM, which requires older versions of a dozen packages. Each
+environment takes about 2 GB and is made once: a stamp in it says what it was made from, as in `.venv` (bootstrap.py).
 
-Some packages come without what they require: gptqmodel and modelopt ask for versions or packages that nothing here
-needs, and of vLLM's requirements torchaudio, torchvision, torchcodec and triton are not for CPUs, and break it.
+Some packages are installed without all of their requirements: gptqmodel and modelopt require versions or packages that
+nothing here needs, and vLLM requires torchaudio, torchvision, torchcodec and triton, which are not for CPUs and break
+it.
 """
 
 import argparse

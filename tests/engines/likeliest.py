@@ -1,5 +1,5 @@
-"""Whether what an engine writes is what a reference holds for likeliest, but for ties: those that its 16 bits make, and
-places where the reference itself, computed once more, is not sure.
+"""Check that an engine writes the tokens that a reference holds for likeliest, except for ties: those that the engine's
+16 bits make, and places where the reference itself, computed once more, is not sure.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Small quantized matrices, and their tensors in a format as they come out of a file."""
+"""Small quantized matrices, and their tensors in a format, as they are read from a file."""
 
 import torch
 

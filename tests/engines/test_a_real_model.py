@@ -1,7 +1,7 @@
-"""SmolLM2 in the formats that transformers loads: 32 greedy tokens after 16 beginnings, or layer by layer.
+"""SmolLM2 in the formats that transformers loads: compared by 32 greedy tokens after 16 beginnings, or layer by layer.
 
-The embedded decoder goes through more recipes (test_in_transformers.py). The file's grid is Q4_1, so no recipe here is
-its own (qtutor/formats/smollm2.py says why).
+The embedded decoder is tested with more recipes (test_in_transformers.py). The grid of SmolLM2's file is Q4_1, so no
+recipe here uses that grid (qtutor/formats/smollm2.py says why).
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Every format is decoded by its own library to exactly our weights."""
+"""Each format's own library decodes our files to exactly our weights."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -266,7 +266,9 @@ def test_we_read_the_words_that_mlx_packs(bits):
         "biases": torch.tensor(biases.tolist()),
     }
     layout = Layout(qtutor.IntGrid(bits), 64)
-    with pytest.raises(qtutor.QtutorError, match="MLX's own rounding writes such ones") if bits > 2 else nullcontext():
+    with (
+        pytest.raises(qtutor.QtutorError, match="MLX's own rounding writes such biases") if bits > 2 else nullcontext()
+    ):
         mlx.decode(tensors, layout, 32, 256)
     # With whole steps in their place, MLX decodes to what we do, on both signs of its scales.
     steps = (tensors["biases"] / tensors["scales"]).round().clamp(-(2**bits - 1), 0)

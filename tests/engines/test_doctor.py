@@ -1,4 +1,4 @@
-"""The doctor hears the formats' own libraries: they decode its patients to our weights, and a difference is told."""
+"""The doctor uses the formats' own libraries: they decode its patients to our weights, and it reports differences."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Folders that the libraries themselves wrote are read, with weights equal to what they decode themselves."""
+"""Folders that the libraries wrote are read, and the weights equal those that the libraries decode."""
 
 import json
 

@@ -1,6 +1,6 @@
 """mlx-lm loads our folders, and writes the same tokens as a float model that holds our decoded weights.
 
-On a CPU, by the wheel mlx[cpu]; Apple's own kernels do not run here.
+The tests use the wheel mlx[cpu], on a CPU; Apple's own kernels do not run here.
 """
 
 import pytest

@@ -1,11 +1,11 @@
 """vLLM on a CPU loads our folders, and writes the tokens that a float model with our decoded weights writes.
 
-The reference is transformers in float32. vLLM's 4-bit kernels take no float32 here, so those cases run in float16; its
-int8 kernel runs in float32. It writes 32 tokens to each of 16 prompts, and the reference is asked for the likeliest
-token at each place of what vLLM wrote: if they agree at all of them, both would write the same.
+The reference is transformers in float32. vLLM's 4-bit kernels do not accept float32 here, so those cases run in
+float16; its int8 kernel runs in float32. vLLM writes 32 tokens after each of 16 prompts. At each place of vLLM's text,
+the reference computes the likeliest token: if all of these agree, both would write the same text.
 
-vLLM is told that there is no AMX. Its kernels for AMX want bfloat16, whose 8 bits make many more ties; and a virtual
-CPU may name AMX among its abilities and die of it.
+vLLM is told that there is no AMX. Its kernels for AMX need bfloat16, whose 8 bits make many more ties. And a virtual
+CPU may say that it has AMX, and crash when AMX is used.
 """
 
 import copy

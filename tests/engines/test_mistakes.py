@@ -1,7 +1,7 @@
-"""Negative controls: each classic mistake in a file is seen by the comparisons that these tests make.
+"""Negative controls: the comparisons in these tests detect each classic mistake in a file.
 
-A comparison that also passes for a wrong file proves nothing. The libraries decode what is wrong to other weights; the
-mistakes that nobody but a model's text would show are put into whole folders, too.
+A comparison that also passes for a wrong file proves nothing. The libraries decode a wrong file to other weights.
+Mistakes that only a model's text would show are also put into whole folders.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""HQQ and SINQ beside their own packages, which stand in a folder of their own in the engines' environment."""
+"""HQQ and SINQ compared with their own packages, which have a separate folder in the engines' environment."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""One trained decoder of each family for all tests of a run: tests copy it before they change it."""
+"""One trained decoder of each family for all tests of a run; tests copy a decoder before they change it."""
 
 from functools import cache
 

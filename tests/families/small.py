@@ -1,7 +1,8 @@
-"""Small decoders of every family, each with what makes its family different: random ones, and some that have learned.
+"""Small decoders of every family, each with the special features of its family: random ones and trained ones.
 
-A random net hides mistakes: its attention looks everywhere alike, its norms are all one, and what one block adds hardly
-changes what the next reads. So each family is trained for a few seconds on the embedded decoder's text as well.
+A random net hides mistakes: its attention looks at all places alike, its norms are all one, and the output of one block
+hardly changes the input of the next. So a decoder of each family is also trained for a few seconds on the embedded
+decoder's text.
 """
 
 import shutil

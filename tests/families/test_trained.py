@@ -1,4 +1,4 @@
-"""Every family on a decoder that has learned something: the walk, AWQ's scales, each method, export and back."""
+"""Every family on a trained decoder: the walk, AWQ's scales, each method, export and back."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""A file or a folder is the old one or the whole new one, and as readable as any other new one."""
+"""A file or a folder is the old one or the whole new one, and has the same permissions as any other new one."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""A few of the kills and interrupts that tests/abuse deals by the hundred."""
+"""A few of the kills and interrupts that tests/abuse tries by the hundred."""
 
 import subprocess
 import sys

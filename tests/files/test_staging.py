@@ -1,4 +1,4 @@
-"""What killed runs leave is removed by the next run for the same target; what belongs to a run that is alive is not."""
+"""The next run for the same target removes what killed runs left, but nothing that belongs to a live run."""
 
 import os
 import signal

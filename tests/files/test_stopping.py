@@ -1,4 +1,4 @@
-"""A request to stop ends a command as Ctrl-C does, and nothing else in the process."""
+"""A request to stop ends a command as Ctrl-C does, and ends nothing else in the process."""
 
 import contextlib
 import os

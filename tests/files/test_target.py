@@ -1,4 +1,4 @@
-"""All that can be said about OUT is said before the work, and nothing is written for it."""
+"""Everything that can be said about OUT is said before the work, and these checks write nothing."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The hidden folder of a long run: kept as long as it is of use, found again by the same run only, never in the way."""
+"""The hidden folder of a long run: kept while it is useful, found again only by the same run, never in the way."""
 
 import json
 import os
@@ -105,7 +105,7 @@ def test_a_link_or_a_file_of_that_name_is_left_alone(tmp_path):
     (tmp_path / "elsewhere" / "mine").touch()
     (tmp_path / HIDDEN).symlink_to(tmp_path / "elsewhere")
     with (
-        pytest.raises(QtutorError, match="is not what qtutor keeps unfinished work in"),
+        pytest.raises(QtutorError, match="is no folder in which qtutor keeps unfinished work"),
         unfinished(tmp_path / "out", WORK),
     ):
         raise AssertionError

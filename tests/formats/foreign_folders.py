@@ -1,4 +1,4 @@
-"""Small quantized models in the formats of other tools, and what tests do with such folders."""
+"""Small quantized models in the formats of other tools, and functions of the tests for such folders."""
 
 import json
 from pathlib import Path

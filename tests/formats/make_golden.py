@@ -1,9 +1,9 @@
-"""Write golden.json: SHA-256 of whole folders as they were when an engine, or its source, was last held against them.
+"""Write golden.json: SHA-256 of whole folders as they were when they were last compared with an engine or its source.
 
     python -m tests.formats.make_golden
 
-SGLang, and TensorRT-LLM's GPUs, do not run here, so what they read must not change unseen. The embedded decoder is
-rounded to nearest, which is the same on every CPU.
+SGLang, and TensorRT-LLM on GPUs, do not run here, so the files that they read must not change unseen. The embedded
+decoder is rounded to nearest, which gives the same result on every CPU.
 """
 
 import hashlib

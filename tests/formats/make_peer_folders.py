@@ -2,7 +2,7 @@
 
     python benchmarks/peers/setup.py && python -m tests.formats.make_peer_folders
 
-weights.json has SHA-256 of each layer's weights as the tool itself decodes them.
+weights.json has the SHA-256 of each layer's weights, as the tool itself decodes them.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""AWQ: the word by hand, every grid there and back, whole folders, and what is wrong."""
+"""AWQ: the word by hand, every grid there and back, whole folders, and wrong folders."""
 
 import pytest
 import torch

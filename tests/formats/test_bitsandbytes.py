@@ -1,4 +1,4 @@
-"""bitsandbytes: bytes by hand, every codebook there and back, whole folders, and what is wrong."""
+"""bitsandbytes: bytes by hand, every codebook there and back, whole folders, and wrong folders."""
 
 import json
 

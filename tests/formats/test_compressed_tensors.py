@@ -161,7 +161,10 @@ def test_scales_of_others_for_fp8(tmp_path):
         ),
         (wrong("type", "int", "weights"), ["the format 'float-quantized' of 8 bits int"]),
         (wrong("strategy", "block", "weights"), ["strategy 'block' of None with inputs", "by block of 128 x 128"]),
-        (wrong("strategy", ["channel"], "weights"), ["strategy ['channel']", "read are scales by group, channel or"]),
+        (
+            wrong("strategy", ["channel"], "weights"),
+            ["strategy ['channel']", "qtutor reads scales by group, channel or"],
+        ),
         (
             lambda v: v["config_groups"]["group_0"].update(output_activations={"num_bits": 8, "type": "float"}),
             ["outputs are rounded as well (output_activations)"],
@@ -262,7 +265,7 @@ def test_settings_of_others_are_understood(tmp_path):
         (wrong("type", "float", "weights"), ["'pack-quantized' of 4 bits float, strategy 'group'", "is not read here"]),
         (
             wrong("type", "text", "weights"),
-            ["weights are 'text'", "read are 'pack-quantized', integers of 2 to 8 bits"],
+            ["weights are 'text'", "qtutor reads 'pack-quantized' (integers of 2 to 8 bits)"],
         ),
         (wrong("dynamic", True, "weights"), ["weights are 'int', dynamic True"]),
         (wrong("strategy", "tensor", "weights"), ["strategy 'tensor'"]),
@@ -315,7 +318,7 @@ def test_settings_that_are_wrong(tmp_path, change, parts):
         (lambda t: t.pop("model.norm.weight"), ["missing: model.norm.weight"]),
         (
             lambda t: [t.pop(name) for name in list(t) if ".weight_" in name],
-            ["quantized by compressed-tensors, and there is none"],
+            ["quantized by compressed-tensors, but there is no such layer"],
         ),
     ],
 )

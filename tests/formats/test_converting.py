@@ -89,7 +89,7 @@ def test_an_asymmetric_version_1_becomes_version_2_or_the_same_bytes_if_told(tmp
     assert (first / "model.safetensors").read_bytes() != (tmp_path / "b" / "model.safetensors").read_bytes()
     with pytest.raises(qtutor.QtutorError, match=r"version = 3: choose one of None, 1, 2"):
         convert(first, tmp_path / "e", "gptq", version=3)
-    with pytest.raises(qtutor.QtutorError, match=r"version = 1 is one of the format 'gptq', and the format is 'awq'"):
+    with pytest.raises(qtutor.QtutorError, match=r"version = 1 belongs to the format 'gptq', and the format is 'awq'"):
         convert(first, tmp_path / "e", "awq", version=1)
     with pytest.raises(qtutor.QtutorError, match=r"format 'gptq', and 'vllm' picks its format: leave it out"):
         convert(first, tmp_path / "e", target="vllm", version=1)
@@ -205,7 +205,11 @@ def test_sources_and_places_that_are_none(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "theirs"]
     path = qtutor.export(tiny(), tmp_path / "k.gguf", "gguf", letters(), type="Q4_1")
     text = said(capsys, "convert", path, tmp_path / "out", "--format", "compressed-tensors")
-    assert "14 of 14 layers" in text and "are Q4_1, whose levels are no whole steps" in text and "Held are Q4_0" in text
+    assert (
+        "14 of 14 layers" in text
+        and "are Q4_1, whose levels are no whole steps" in text
+        and "can be held are Q4_0" in text
+    )
     assert cli.main(["convert", str(folder), str(tmp_path / "out"), "--target", "TRANSFORMERS"]) == 0
     text = capsys.readouterr().out
     assert "in the format compressed-tensors" in text and "transformers chat" in text and "vllm serve" not in text

@@ -1,4 +1,4 @@
-"""What other tools' formats share: whole folders or none, nobody's files replaced, a net under each encoder."""
+"""Rules for all formats of other tools: whole folders or none, no foreign files replaced, each encoder checked."""
 
 import json
 from dataclasses import replace

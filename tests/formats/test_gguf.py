@@ -1,4 +1,4 @@
-"""Export to GGUF: names, sizes, order of rows, types, and what cannot be written; llama.cpp itself is not needed."""
+"""Export to GGUF: names, sizes, order of rows, types, and refusals; llama.cpp itself is not needed."""
 
 import copy
 import errno
@@ -321,7 +321,7 @@ def test_files_of_others_and_damaged_ones_are_told(tmp_path):
     for own in ({"qtutor.config": config}, {}):  # the same for files of others
         keys = {key: value for key, value in file.metadata.items() if key != "qtutor.config"} | own
         write(path, keys, tensors[:-1])
-        with pytest.raises(QtutorError, match=r"1 tensor is missing: output_norm.weight\. By its config"):
+        with pytest.raises(QtutorError, match=r"1 tensor is missing: output_norm.weight\. Its config"):
             qtutor.load_quantized(path)
         write(path, keys, [*tensors, Tensor("more", (1,), "F32", np.zeros(4, np.uint8))])
         with pytest.raises(QtutorError, match=r"1 tensor is not expected: more\."):

@@ -1,4 +1,4 @@
-"""Files that others wrote: read as llama.cpp reads them, logits and tokens alike; what cannot be read is named."""
+"""Files that others wrote: logits and tokens are the same as in llama.cpp; files that cannot be read get the reason."""
 
 import copy
 import itertools
@@ -200,7 +200,7 @@ def test_split_files(tmp_path):
 
     kept = parts[2].read_bytes()
     parts[2].write_bytes(parts[1].read_bytes())
-    told("split.no and split.count are 1 and 3, and by its name it is part 3 of 3")
+    told("split.no and split.count are 1 and 3, but by its name it is part 3 of 3")
     file = read(parts[1])
     tensors = [Tensor(name, info.shape, info.type.name, file.data(name).copy()) for name, info in file.tensors.items()]
     keys = file.metadata | {"split.no": np.uint16(2)}
@@ -209,7 +209,7 @@ def test_split_files(tmp_path):
     write(parts[2], keys, [replace(tensors[0], name="blk.9.attn_q.weight")])
     told(r"theirs-00001-of-00003\.gguf: split.tensors.count is 21, and the 3 parts hold 15 tensors")
     parts[2].unlink()
-    told(r"of its 3 parts there are not here: theirs-00003-of-00003\.gguf\. Put them into the same folder")
+    told(r"of its 3 parts these are not here: theirs-00003-of-00003\.gguf\. Put them into the same folder")
     parts[2].write_bytes(kept)
     parts[1].rename(tmp_path / "renamed.gguf")
     with pytest.raises(QtutorError, match=r"renamed.gguf is part 2 of 3 .* under another name.*NAME-00001-of-00003"):
@@ -330,7 +330,7 @@ REFUSED = {
     "an adapter": ({"general": {"general.type": "adapter"}}, "general.type is 'adapter', expected 'model'"),
     "another architecture": (
         {"general": {"general.architecture": "gptneox"}},
-        "general.architecture is 'gptneox', and of llama.cpp's architectures qtutor runs llama, qwen2",
+        "general.architecture is 'gptneox', but of llama.cpp's architectures qtutor runs only llama, qwen2",
     ),
     "experts": ({"keys": {"expert_count": 8}}, "llama.expert_count is 8, expected none: mixtures of experts"),
     "an encoder": ({"keys": {"attention.causal": False}}, "llama.attention.causal is False, expected true"),

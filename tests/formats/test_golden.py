@@ -1,4 +1,4 @@
-"""Whole folders, byte for byte as they were written when engines, or their sources, were last held against them."""
+"""Whole folders, byte for byte as they were when they were last compared with engines or their sources."""
 
 import json
 

@@ -168,7 +168,7 @@ def test_an_index_may_be_missing_where_nothing_is_ordered(tmp_path):
         ({"group_size": 48}, ["groups of 48 do not divide"]),
         ({"group_size": 0}, ["group_size is 0"]),
         ({"sym": "yes"}, ["sym is 'yes'"]),
-        ({"checkpoint_format": "marlin"}, ["checkpoint_format is 'marlin'; read are gptq and gptq_v2"]),
+        ({"checkpoint_format": "marlin"}, ["checkpoint_format is 'marlin'; qtutor reads gptq and gptq_v2"]),
         ({"dynamic": {"+:(a*)*$": {}}}, ["repeats too much"]),
         ({"dynamic": {"+:.*": 3}}, ["dynamic '+:.*' is 3"]),
         ({"dynamic": 3}, ["dynamic is 3"]),

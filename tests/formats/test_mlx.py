@@ -1,4 +1,4 @@
-"""MLX's affine layout: the word by hand, every grid there and back, both copies of its settings, and what is wrong."""
+"""MLX's affine layout: the word by hand, every grid there and back, both copies of its settings, and wrong folders."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_16_bits_hold_a_symmetric_layer_and_not_the_biases_of_others():
             back = decoded(tensors, layout, 8, 128)
             assert torch.equal(back.codes, even.codes) and torch.equal(back.zeros, resolved_zeros(even))
         else:
-            with pytest.raises(qtutor.QtutorError, match=r"of 16 groups have biases that are no zero point of theirs"):
+            with pytest.raises(qtutor.QtutorError, match=r"of 16 groups have biases that match no zero point"):
                 decoded(tensors, layout, 8, 128)
 
 
@@ -189,7 +189,7 @@ def test_copies_of_the_settings_that_differ(tmp_path):
 def test_tensors_that_are_wrong(tmp_path):
     folder = exported(tmp_path / "out", "mlx")[1]
     edit_tensors(folder, lambda tensors: tensors[f"{UP}.biases"].add_(1e-3))
-    refused(folder, f"{UP}: ", "groups have biases that are no zero point of theirs")
+    refused(folder, f"{UP}: ", "groups have biases that match no zero point")
     edit_tensors(folder, lambda tensors: tensors.pop(f"{UP}.biases"))
     refused(folder, f"{UP}.biases is missing")
 

@@ -1,4 +1,4 @@
-"""ModelOpt's W4A16_AWQ and FP8: bytes by hand, there and back, whole folders, and what TensorRT-LLM's source asks."""
+"""ModelOpt's W4A16_AWQ and FP8: bytes by hand, there and back, whole folders, and TensorRT-LLM's source."""
 
 import json
 
@@ -101,7 +101,7 @@ def test_what_is_wrong(tmp_path):
     edit_settings(folder, lambda values: values.update(has_zero_point=True))
     refused(folder, "has_zero_point is True")
     edit_settings(folder, lambda values: values.update(quant_algo="NVFP4"))
-    refused(folder, "quant_algo is 'NVFP4'; read are W4A16_AWQ, FP8_PER_CHANNEL_PER_TOKEN and FP8")
+    refused(folder, "quant_algo is 'NVFP4'; qtutor reads W4A16_AWQ, FP8_PER_CHANNEL_PER_TOKEN and FP8")
 
 
 def scaled(folder, *ends: str) -> None:
@@ -148,9 +148,9 @@ def test_what_multiplies_inputs_goes_where_it_can_be_held(tmp_path):
         with pytest.raises(qtutor.QtutorError) as caught:
             convert(folder, tmp_path / form, form)
         text = str(caught.value)
-        assert "4 of 14 layers do not fit. model.layers.0.self_attn.o_proj has inputs that are multiplied" in text
-        assert "What holds all of them as they are: modelopt, qtutor." in text and not (tmp_path / form).exists()
-    with pytest.raises(qtutor.QtutorError, match="inputs that are multiplied by a number each"):
+        assert "4 of 14 layers do not fit. model.layers.0.self_attn.o_proj has inputs that are each multiplied" in text
+        assert "Formats that hold all of them as they are: modelopt, qtutor." in text and not (tmp_path / form).exists()
+    with pytest.raises(qtutor.QtutorError, match="inputs that are each multiplied by a number"):
         qtutor.export(model, tmp_path / "out2", "compressed-tensors")
 
 
@@ -158,7 +158,7 @@ def test_tensorrt_llm_multiplies_no_inputs_of_layers_that_it_joins(tmp_path):
     """They are read, as any engine that follows the file would, and not written for TensorRT-LLM, which would not."""
     folder = exported(tmp_path / "out", "modelopt", symmetric=True)[1]
     scaled(folder, "q_proj")
-    with pytest.raises(qtutor.QtutorError, match=r"q_proj has inputs .* has them for o_proj and down_proj alone"):
+    with pytest.raises(qtutor.QtutorError, match=r"q_proj has inputs .* allows this for o_proj and down_proj only"):
         convert(folder, tmp_path / "again", "modelopt")
     convert(folder, tmp_path / "ours", "qtutor")
     ours = qtutor.load(tmp_path / "ours", device="cpu")[0]

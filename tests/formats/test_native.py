@@ -1,4 +1,4 @@
-"""What export wrote comes back, and nothing half-written is ever taken for whole."""
+"""A model that was exported is loaded again, and nothing half-written is ever taken for whole."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Folders that llm-compressor and GPTQModel wrote themselves: the weights that these tools decode, and sound."""
+"""Folders that llm-compressor and GPTQModel wrote: weights are those that these tools decode, and folders are sound."""
 
 import json
 import shutil

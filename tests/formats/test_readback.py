@@ -1,4 +1,4 @@
-"""What is written says what the tensors are, and is read back before it gets its name."""
+"""A written folder says what its tensors are, and is read back before it gets its name."""
 
 import copy
 import json
@@ -181,7 +181,7 @@ def test_importance_may_be_named_by_its_file(tmp_path):
     assert files["matrix"] == files["path"] == path.read_bytes()
     for given, message in [
         (tmp_path / "none.gguf", "none.gguf cannot be read"),
-        (some_ids(), "importance is a Tensor; an Imatrix"),
+        (some_ids(), "importance is a Tensor; expected an Imatrix"),
         (np.ones(64), "importance is a ndarray"),
         (3, "importance is a int"),
     ]:

@@ -1,4 +1,4 @@
-"""Checkpoints of others: no code of theirs runs, nothing is filled with random numbers, all else is told in a line."""
+"""Checkpoints of others: none of their code runs, nothing is filled with random numbers, other problems get a line."""
 
 import ast
 import json
@@ -238,7 +238,9 @@ def test_minus_one_is_no_token_that_begins_a_prompt(folder):
     assert qtutor.evaluate.generate(model, tokenizer, "x = 1", 2).startswith("x = 1")
     change(folder / "config.json", bos_token_id=-1)
     model, tokenizer = qtutor.load(folder, device="cpu")
-    with pytest.raises(QtutorError, match=r"the prompt has the token -1, which is none: bos_token_id in config\.json"):
+    with pytest.raises(
+        QtutorError, match=r"the prompt has the token -1, which does not exist: bos_token_id in config\.json"
+    ):
         qtutor.evaluate.generate(model, tokenizer, "x = 1", 2)
 
 
@@ -392,7 +394,7 @@ def test_a_gguf_file_of_the_hub_is_named_by_its_type(tmp_path, split, monkeypatc
     refused("someone/decoder-GGUF", "has no config.json, so it holds no checkpoint")
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["README.md", "Decoder-Q8_0.gguf"])
     refused("someone/decoder-GGUF:Q2_K", "holds these GGUF files: 'Decoder-Q8_0.gguf'. Name one by its type")
-    refused("someone/other:Q8_0", "no such file here, and it could not be had from the hub")
+    refused("someone/other:Q8_0", "no such file here, and it could not be fetched from the hub")
 
 
 def in_two(file: Path) -> None:

@@ -1,7 +1,8 @@
-"""What SGLang makes room for, by its source (python/sglang/srt/layers/quantization), against whole folders of ours.
+"""The tensors that SGLang registers, by its source (python/sglang/srt/layers/quantization), against our whole folders.
 
-SGLang needs a GPU and does not run here. Each test names the file and the commit that were read; a layer has to have
-the tensors that its create_weights registers, in their shapes and dtypes, and no others, which its loader would refuse.
+SGLang needs a GPU and does not run here. Each test names the file and the commit that were read. A layer has to have
+the tensors that its create_weights registers, in their shapes and dtypes, and no others, because the loader would
+refuse them.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Files that are laid out before there are tensors have the bytes that the safetensors library writes."""
+"""Files whose layout is fixed before the tensors exist have the bytes that the safetensors library writes."""
 
 import json
 

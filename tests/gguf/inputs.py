@@ -1,4 +1,4 @@
-"""Rows to encode, made without a library's random numbers: the same bits on every machine and in every year."""
+"""Rows to encode, made without any library's random numbers, so that they have the same bits everywhere and always."""
 
 import numpy as np
 

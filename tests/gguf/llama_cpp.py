@@ -1,4 +1,4 @@
-"""llama.cpp's own encoders and decoders, called in the shared library of the ``xllamacpp`` wheel through ctypes."""
+"""llama.cpp's own encoders and decoders, called with ctypes in the shared library of the ``xllamacpp`` wheel."""
 
 import ctypes
 import importlib.util

@@ -1,4 +1,4 @@
-"""Write golden.json: SHA-256 of what llama.cpp itself encodes, so that equality is checked where it is not installed.
+"""Write golden.json: SHA-256 of what llama.cpp encodes, so that equality is also checked if it is not installed.
 
 pip install xllamacpp && python -m tests.gguf.make_golden
 """

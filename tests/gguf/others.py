@@ -1,6 +1,6 @@
-"""GGUF files as others write them: by the ``gguf`` package, with llama.cpp's own blocks, and without a key of ours.
+"""GGUF files as others write them: with the ``gguf`` package and llama.cpp's own blocks, and without keys of ours.
 
-Names, order of rows and keys are written down here once more, as llama.cpp's conversion has them.
+Names, order of rows and keys are written here a second time, as in llama.cpp's conversion.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind that can be written to GGUF, trained on the spot, always the same."""
+"""Small tokenizers of every kind that can be written to GGUF, trained when needed and always the same."""
 
 import itertools
 import json

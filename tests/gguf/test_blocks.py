@@ -1,4 +1,4 @@
-"""Block types without llama.cpp at hand: digests of what it wrote, a slow decoder, and properties."""
+"""Block types without llama.cpp installed: digests of its output, a slow decoder, and properties."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Byte for byte what llama.cpp writes: every type, with and without importance, over weights of every kind."""
+"""The same bytes as llama.cpp writes: every type, with and without importance, for weights of every kind."""
 
 import ctypes
 

@@ -276,7 +276,7 @@ malformed = {
     "half a block": (
         build(infos=[info(sizes=(48,), kind=2)], data=ROOM), "dimensions of 't' at byte 37 is .48.*of 32 .Q4_0"),
     "half a super-block": (build(infos=[info(sizes=(128,), kind=12)], data=ROOM), "of 256 .Q4_K"),
-    "removed type 4": (build(infos=[info(kind=4)], data=ROOM), "tensor 't' is Q4_2, a type that llama.cpp gave up"),
+    "removed type 4": (build(infos=[info(kind=4)], data=ROOM), "tensor 't' is Q4_2, a type that llama.cpp removed"),
     "removed type 38": (build(infos=[info(kind=38)], data=ROOM), "tensor 't' is IQ4_NL_8_8, a type that llama.cpp"),
     "type 1000": (build(infos=[info(kind=1000)], data=ROOM), "type of tensor 't' at byte 45 is 1000"),
     "offset 32 for the first": (build(infos=[info(offset=32)], data=ROOM), "offset of tensor 't' at byte 24 is 32"),

@@ -1,4 +1,4 @@
-"""Decoders of every family that have learned something, as files: in llama.cpp, back without a key of ours, refused."""
+"""Trained decoders of every family as files: in llama.cpp, read back without keys of ours, and refused."""
 
 import copy
 import warnings
@@ -138,7 +138,7 @@ def test_positions_of_short_texts_and_of_long_ones(tmp_path, tokenizer):
     """llama.cpp chooses by the context that it was started with, transformers by the text."""
     changes = {"original_max_position_embeddings": 256, "max_position_embeddings": 1024, "sliding_window": None}
     model = small.random("phi3", rope_parameters=LONGROPE, **changes)
-    with pytest.warns(UserWarning, match=r"chooses .* by its context.* start it with one of 256 tokens"):
+    with pytest.warns(UserWarning, match=r"chooses .* by its context.* start it with a context of 256 tokens"):
         path = qtutor.export(model, tmp_path, format="gguf", type="F32", tokenizer=tokenizer)
     ids = small.unseen().flatten()[:320].tolist()
     differences = {}

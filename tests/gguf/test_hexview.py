@@ -1,4 +1,4 @@
-"""A block taken apart: every bit moves the weights that the view says, and `qtutor inspect` shows all of it."""
+"""A block taken apart: every bit changes the weights that the view says, and `qtutor inspect` shows all of it."""
 
 import re
 import resource

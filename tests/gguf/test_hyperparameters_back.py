@@ -1,6 +1,6 @@
-"""A config out of llama.cpp's keys: what was told in them comes back; llama.cpp itself is not needed.
+"""A config from llama.cpp's keys: everything that was written in them comes back; llama.cpp itself is not needed.
 
-What others write, and llama.cpp's judgement of it, is in tests/formats/test_gguf_of_others.py.
+Files that others write, and llama.cpp's results for them, are in tests/formats/test_gguf_of_others.py.
 """
 
 import warnings

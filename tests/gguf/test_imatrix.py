@@ -1,4 +1,4 @@
-"""Importance matrices: the numbers, files equal to llama.cpp's byte for byte, and all that can be wrong with them."""
+"""Importance matrices: the numbers, files equal to llama.cpp's byte for byte, and everything that can be wrong."""
 
 import ctypes
 import struct
@@ -130,13 +130,13 @@ def entry_of(values, count=1.0) -> Imatrix:
 @pytest.mark.parametrize(
     ("values", "expected", "said"),
     [
-        ([0, 2, 4, 0], [3, 2, 4, 3], "t: the importance of column 0 is 0.0, as of 2 of 4 columns"),
-        ([1, np.nan, 3, 5], [1, 3, 3, 5], "column 1 is nan, as of 1 of 4"),
-        ([1, np.inf, -3, 5], [1, 3, 3, 5], "column 1 is inf, as of 2 of 4"),
+        ([0, 2, 4, 0], [3, 2, 4, 3], "t: the importance of column 0 is 0.0, and that of 2 of 4 columns"),
+        ([1, np.nan, 3, 5], [1, 3, 3, 5], "column 1 is nan, and that of 1 of 4"),
+        ([1, np.inf, -3, 5], [1, 3, 3, 5], "column 1 is inf, and that of 2 of 4"),
         (
             [0, 0, 0, 0],
             [1, 1, 1, 1],
-            "as of 4 of 4 columns that are zero, negative, NaN or infinite; they count 1 each",
+            "that of 4 of 4 columns is zero, negative, NaN or infinite; they count 1 each",
         ),
         ([np.nan] * 4, [1, 1, 1, 1], "all alike"),
     ],
@@ -164,7 +164,7 @@ def test_a_missing_entry_is_named_unless_llama_cpp_has_none_either():
 
 
 def test_a_matrix_of_another_model_is_refused():
-    with pytest.raises(QtutorError, match="speaks of 2 columns, the tensor has 3"):
+    with pytest.raises(QtutorError, match="has 2 columns, the tensor has 3"):
         entry_of([1, 2]).importance_of("t", 3)
     experts = Imatrix({"t": Entry(np.ones((4, 2), np.float32), np.ones(4, np.float32))})
     with pytest.raises(QtutorError, match="for each of 4 experts"):

@@ -1,4 +1,4 @@
-"""KL divergence, flips and perplexity out of llama.cpp's own logits, and a chat's prompt as llama.cpp cuts it."""
+"""KL divergence, flips and perplexity from llama.cpp's own logits, and the tokens of a chat's prompt in llama.cpp."""
 
 import copy
 

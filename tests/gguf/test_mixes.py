@@ -136,7 +136,7 @@ def test_bad_arguments():
     heads = {"heads": 4, "kv_heads": 2}
     with pytest.raises(GGUFError, match=r"mix = 'Q4_K_XL'.*Choose from F32, .*Q4_K_M.*MXFP4_MOE"):
         tensor_types("Q4_K_XL", shapes, **heads)
-    with pytest.raises(GGUFError, match=r"mix = 'MXFP4'.*MXFP4 is a block type that no mix consists of: pure=True"):
+    with pytest.raises(GGUFError, match=r"mix = 'MXFP4'.*MXFP4 is a block type, not a mix: pure=True"):
         tensor_types("MXFP4", shapes, **heads)
     with pytest.raises(GGUFError, match=r"mix = 'Q4_K_M' is no block type.*Choose from F32, .*Q4_K"):
         tensor_types("Q4_K_M", shapes, **heads, pure=True)

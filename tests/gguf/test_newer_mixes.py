@@ -1,6 +1,6 @@
 """Whole files of NVFP4, Q1_0 and Q2_0: their types, llama.cpp's own bytes of every matrix, and that it runs them.
 
-They are newer than the llama.cpp that ``whole_files.json`` was made with, so types are those of its later source.
+These types are newer than the llama.cpp that made ``whole_files.json``, so expectations follow its later source.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Whole models to quantize: small ones that bring out every rule of llama.cpp's mixes, and what is to be expected.
+"""Whole small models to quantize, which use every rule of llama.cpp's mixes, and the expected results.
 
-``whole_files.json`` holds what llama.cpp's own ``llama_model_quantize`` made of them, so that types and bytes are
-compared where it is not installed; ``benchmarks/gguf_whole_files.py`` writes it.
+``whole_files.json`` holds the results of llama.cpp's own ``llama_model_quantize`` for them, so that types and bytes are
+also compared if llama.cpp is not installed; ``benchmarks/gguf_whole_files.py`` writes this file.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What can be meant as a text to read is read; the rest is refused with a word on what to pass."""
+"""Everything that can be meant as a text is accepted; the rest is refused, and the message says what to pass."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Models that are not what they seem: each is quantized right, or refused by name before any work."""
+"""Models that are not what they seem: each is quantized correctly, or refused by name before any work."""
 
 import copy
 import re
@@ -178,20 +178,20 @@ REFUSED = {
     "heads": (lambda: edited(set_config(num_key_value_heads=1)), r"k_proj\.weight is \[32, 64\].*\[16, 64\]"),
     "layer types": (
         lambda: edited(lambda m: (leave_out_a_block(m), set_config(num_hidden_layers=1)(m)), family="qwen3"),
-        "no model can be made of the model's own config .*layer_types",
+        "no model can be built from the model's own config .*layer_types",
     ),
     "an epsilon": (
         lambda: edited(set_config(rms_norm_eps=1e-3)),
-        r"layers\.0\.input_layernorm\.variance_epsilon is 1e-06, and by .*0\.001: one of them was changed",
+        r"layers\.0\.input_layernorm\.variance_epsilon is 1e-06, but .*0\.001: one of the two was changed",
     ),
-    "an activation": (lambda: edited(set_config(hidden_act="gelu")), "mlp.act_fn is SiLU.* it would be GELU"),
+    "an activation": (lambda: edited(set_config(hidden_act="gelu")), "mlp.act_fn is SiLU.* says GELU"),
     "angles": (
         lambda: edited(set_config(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
-        r"rotary_emb\.inv_freq is 1, 0\.3162, 0\.1, .* would be 1, 0\.1939",
+        r"rotary_emb\.inv_freq is 1, 0\.3162, 0\.1, .* says 1, 0\.1939",
     ),
     "angles without values": (lambda: edited(lambda m: m.model.rotary_emb.to("meta")), "inv_freq has a shape and no"),
     "a head of values": (lambda: edited(lambda m: setattr(m, "head", nn.Linear(4, 1))), r"head\.weight is \[1, 4\]"),
-    "nonsense": (lambda: edited(set_config(hidden_act="magic")), "no model can be made of the model's own config"),
+    "nonsense": (lambda: edited(set_config(hidden_act="magic")), "no model can be built from the model's own config"),
     "a bias": (
         lambda: edited(set_parameter(lambda w: w.new_zeros(len(w)), kind="bias")),
         r"up_proj\.bias is \[128\], and the model's config \(LlamaConfig\) says not there",
@@ -547,7 +547,7 @@ def test_a_layer_that_makes_up_for_others_is_not_said_to_be_lost():
     """With propagation a layer may come to differ from what it was by more than its size; that is no loss."""
     weight, scales = torch.ones(2, 32), torch.ones(2, 1)
     assert what_is_lost(3 * weight, weight, scales, error=2.0) == ""
-    assert "next to nothing of its weights is left" in what_is_lost(0.01 * weight, weight, scales, error=0.99)
+    assert "almost nothing is left of its weights" in what_is_lost(0.01 * weight, weight, scales, error=0.99)
 
 
 def in_float8(model):
@@ -566,8 +566,8 @@ def one_block_elsewhere(model):
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (in_float8, r"embed_tokens\.weight is torch\.float8_e4m3fn, with which Embedding does not compute"),
-        (one_layer_in_int8, r"layers\.0\.mlp\.up_proj\.weight is torch\.int8, with which Linear does not compute"),
+        (in_float8, r"embed_tokens\.weight is torch\.float8_e4m3fn, and Embedding cannot compute with this dtype"),
+        (one_layer_in_int8, r"layers\.0\.mlp\.up_proj\.weight is torch\.int8, and Linear cannot compute with"),
         (one_block_elsewhere, r"layers\.1\.self_attn\.q_proj\.weight has a shape and no values"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Kurtosis, crest factors, outlier ratios and kept channels, against a slow version and what must always hold."""
+"""Kurtosis, crest factors, outlier ratios and kept channels, against a slow version and properties that always hold."""
 
 import itertools
 import math

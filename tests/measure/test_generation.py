@@ -1,4 +1,4 @@
-"""What a prompt begins with, where a text ends, and prompts that cannot be continued."""
+"""The first token of a prompt, the end of a text, and prompts that cannot be continued."""
 
 import json
 

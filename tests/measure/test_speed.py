@@ -1,4 +1,4 @@
-"""How fast text came, in words and numbers; and the bytes that a token reads."""
+"""The speed of text, in words and numbers; and the bytes that a token reads."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""AWQ: ratio 0 is rounding to nearest, no search ends worse than that, and folding changes nothing."""
+"""AWQ: ratio 0 is rounding to nearest, no search gives a worse result, and folding changes nothing."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""What the report says of a layer: the error of its output against the outputs themselves, and what went wrong."""
+"""The report's row for a layer: the error of its output against the outputs themselves, and problems in words."""
 
 import copy
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_damping_that_had_to_be_raised_is_reported(damping):
     """Fewer tokens than inputs: without damping nothing inverts X^T X."""
     model, ids = tiny(), some_ids(1, 48)
     report = qtutor.quantize(model, qtutor.Recipe("gptq", group_size=32, damping=damping), ids, progress=False)
-    few = "48 tokens for a width of 128: too few to tell all inputs apart, damping decides; calibrate with more text"
+    few = "48 tokens for a width of 128: too few to tell all inputs apart, so damping decides; calibrate with more text"
     raised = f"; damping raised from {damping:g} to 0.01 to make the Hessian invertible" if damping == 0 else ""
     assert f"model.layers.1.mlp.down_proj: {few}{raised}" in report.notes
 

@@ -1,7 +1,7 @@
-"""NF4, FP4, double quantization and LLM.int8 against their definitions, and against bitsandbytes where that is.
+"""NF4, FP4, double quantization and LLM.int8 against their definitions, and against bitsandbytes if it is installed.
 
-The comparison with bitsandbytes runs wherever `pip install -e .[engines]` was done (a wheel that works on a CPU); it is
-skipped elsewhere.
+The comparison with bitsandbytes runs if `pip install -e .[engines]` was done (a wheel that works on a CPU); otherwise
+it is skipped.
 """
 
 from statistics import NormalDist

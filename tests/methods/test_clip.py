@@ -1,4 +1,4 @@
-"""The search for narrower ranges: never dearer than the whole range, whatever the cost; and what GPTQ makes of it."""
+"""The search for narrower ranges: never worse than the whole range, for any measure of cost; and its effect in GPTQ."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What every method promises of its result: dtypes, shapes, memory in one piece. (equal() compares values alone.)"""
+"""What every method promises about its result: dtypes, shapes, contiguous memory. (equal() compares only values.)"""
 
 import pytest
 import torch

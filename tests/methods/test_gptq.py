@@ -1,4 +1,4 @@
-"""GPTQ against a brute-force optimal brain surgeon, against rounding to nearest, and on crafted input."""
+"""GPTQ against a brute-force optimal brain surgeon, against rounding to nearest, and on specially made inputs."""
 
 import re
 

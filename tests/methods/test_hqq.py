@@ -1,4 +1,4 @@
-"""HQQ against a turn in plain Python, and what has to hold: never worse by its own measure, alike at all sizes."""
+"""HQQ against one turn in plain Python, and its properties: never worse by its own measure, the same at all sizes."""
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_what_is_rounded_as_rtn_does_and_what_is_refused():
     assert torch.equal(hqq.quantize(weight, IntGrid(4), 0).codes, rtn.quantize(weight, IntGrid(4), 0).codes)
     assert hqq.quantize(torch.zeros(0, 64), IntGrid(4), 32).shape == (0, 64)
     assert not hqq.quantize(torch.zeros(2, 64), IntGrid(4), 32).dequantize().any()
-    with pytest.raises(qtutor.QtutorError, match="nf4 has other levels: take rtn"):
+    with pytest.raises(qtutor.QtutorError, match="nf4 has other levels: use rtn"):
         hqq.quantize(weight, NF4, 64)
     with pytest.raises(qtutor.QtutorError, match="do not divide rows of 64"):
         hqq.quantize(weight, IntGrid(4), 48)

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ on the levels of small floats: on the embedded decoder they lose less than rounding to nearest does."""
+"""GPTQ and AWQ on the levels of small floats: on the embedded decoder they lose less than rounding to nearest."""
 
 import pytest
 

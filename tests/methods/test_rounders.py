@@ -1,4 +1,4 @@
-"""Rounders are the methods' own functions, with their options; what judges scales is the same with less effort."""
+"""Rounders are the methods' own functions, with their options; scales are judged by the same ones with less effort."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Grid, rounding to nearest and the representation, against a slow version and against what must always hold."""
+"""Grid, rounding to nearest and the representation, against a slow version and properties that must always hold."""
 
 import numpy as np
 import pytest

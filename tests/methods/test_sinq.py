@@ -1,4 +1,4 @@
-"""SINQ: what its scales do to a matrix, and what is rounded with them."""
+"""SINQ: the effect of its scales on a matrix, and rounding with them."""
 
 import copy
 
@@ -170,7 +170,7 @@ def test_a_folder_comes_back_and_other_formats_say_why_not(tmp_path):
     assert torch.equal(back(ids).logits, model(ids).logits) and back.qtutor_recipe["method"] == "sinq"
     assert type(back.lm_head) is QuantLinear  # the output matrix is rounded to nearest by every method
     for form in ("compressed-tensors", "gptq", "awq", "modelopt", "mlx"):
-        with pytest.raises(qtutor.QtutorError, match="inputs that are multiplied by a number each"):
+        with pytest.raises(qtutor.QtutorError, match="inputs that are each multiplied by a number"):
             qtutor.export(model, tmp_path / form, format=form)
         assert not (tmp_path / form).exists()
 
@@ -197,4 +197,4 @@ def test_the_command_line_writes_it_and_inspects_it(tmp_path, capsys):
         assert torch.allclose(layer.exact * columns, embedded.get_submodule(layer.name).weight, atol=1e-6)
     assert cli.main(["doctor", out, "--against", "embedded"]) == 0
     text = capsys.readouterr().out
-    assert "healthy" in text and "inputs are multiplied" not in text.split("Who takes it")[0]
+    assert "healthy" in text and "is multiplied by its own number" not in text.split("Which engines take it")[0]

@@ -1,4 +1,4 @@
-"""These tests build the distributions, so a run over all of tests/ leaves them out: `make package` names them."""
+"""These tests build the distributions, so a run over all of tests/ leaves them out; `make package` runs them."""
 
 from pathlib import Path
 

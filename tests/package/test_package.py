@@ -1,8 +1,8 @@
-"""The sdist and the wheel, as somebody has them who has no clone: they install, they run, and their tests pass.
+"""The sdist and the wheel, for people who have no clone: they install, they run, and their tests pass.
 
-The wheel is built out of the unpacked sdist, so the sdist holds all that it takes. It is installed without what it
-requires into an environment that sees the packages of this one. Nothing is downloaded, and all is run outside of the
-repository.
+The wheel is built from the unpacked sdist, so the sdist holds everything that is needed. The wheel is installed without
+its requirements into an environment that sees the packages of this one. Nothing is downloaded, and everything runs
+outside the repository.
 """
 
 import os

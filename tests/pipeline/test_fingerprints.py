@@ -1,4 +1,4 @@
-"""Another recipe, text or checkpoint has another fingerprint; the same has the same one."""
+"""Another recipe, text or checkpoint has another fingerprint, and equal ones have the same fingerprint."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The loop over blocks: every family, every dtype, what is left alone, and that a failure changes nothing."""
+"""The loop over blocks: every family, every dtype, parts that are not changed, and failures that change nothing."""
 
 import copy
 

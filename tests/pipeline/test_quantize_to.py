@@ -181,13 +181,13 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     text = str(qtutor.plan(source, qtutor.Recipe(group_size=32, layers=keep), device="cpu"))
     assert "7 layers of 2 decoder blocks" in text and "Disk" not in text
     lines = {line.split(",")[0].split(None, 1)[1]: line for line in text.splitlines() if " bytes  " in line}
-    assert "kept, as *.0.* says" in lines["model.layers.*.mlp.down_proj"]
+    assert "kept by the recipe: *.0.*" in lines["model.layers.*.mlp.down_proj"]
     assert "--embeddings quantizes it" in lines["model.embed_tokens"]
     assert "--lm-head quantizes it" in lines["lm_head"]
-    assert "one number a channel" in lines["norms"]
+    assert "one number per channel" in lines["norms"]
     assert next(line.split()[-3] for line in text.splitlines() if "mlp.down_proj" in line) == "8.750"
     with_head = qtutor.Recipe(group_size=32, lm_head=True, layers={"lm_head": "float"})
-    assert "kept, as lm_head says" in str(qtutor.plan(source, with_head, device="cpu"))
+    assert "kept by the recipe: lm_head" in str(qtutor.plan(source, with_head, device="cpu"))
     assert "which is the output matrix as well" in str(
         qtutor.plan(checkpoint(tmp_path / "tied"), qtutor.Recipe(group_size=32), device="cpu")
     )
@@ -251,7 +251,7 @@ def test_broken_weights_are_named(tmp_path, place, method):
     assert not (tmp_path / "out").exists()
     kept = [path.name for path in tmp_path.iterdir() if path.name != "float"]
     assert kept == ([".out.qtutor-unfinished"] if "layers.1" in place else [])
-    assert any("what is finished is kept" in str(line) for line in said) == bool(kept)
+    assert any("the finished part is kept" in str(line) for line in said) == bool(kept)
 
 
 def test_a_mean_of_bits_is_shared_out_before(tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures of chapter 04: what is drawn is the data."""
+"""Pictures of chapter 04: they draw the data."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Pictures of chapter 08: what is drawn is what was given."""
+"""Pictures of chapter 08: they draw the data that they get."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Pictures of chapter 09: what is drawn is what was given."""
+"""Pictures of chapter 09: they draw the data that they get."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pictures of chapter 01: what is drawn is the data, and nothing else."""
+"""Pictures of chapter 01: they draw the data, and nothing else."""
 
 import io
 

@@ -1,13 +1,14 @@
-"""AWQ, slow and obvious: number by number in Python floats, outputs out of tokens. Knows nothing of qtutor.
+"""AWQ, slow and obvious: number by number in Python floats, with outputs computed from tokens. Knows nothing of qtutor.
 
-Weights are lists of rows, inputs lists of tokens, a grid is a number of bits (asymmetric, its step stored in 16 bits).
+Weights are lists of rows, inputs are lists of tokens, a grid is a number of bits (asymmetric, with its step in 16
+bits).
 """
 
 import struct
 
 
 def round_group(values: list[float], bits: int, kept: float = 1.0) -> list[float]:
-    """Values of one group to the nearest level of a grid over ``kept`` of their range, 0 among the levels."""
+    """The values of one group, rounded to a grid over the share ``kept`` of their range; 0 is one of the levels."""
     low, high = min([0.0, *values]) * kept, max([0.0, *values]) * kept
     (step,) = struct.unpack("e", struct.pack("e", (high - low) / (2**bits - 1) or 1.0))
     zero = min(round(-low / step), 2**bits - 1)
@@ -16,7 +17,7 @@ def round_group(values: list[float], bits: int, kept: float = 1.0) -> list[float
 
 
 def round_scaled(weight: list[list[float]], scale: list[float], bits: int, size: int) -> list[list[float]]:
-    """Every column times its scale, rounded in groups of ``size``, and divided again."""
+    """Every column times its scale, rounded in groups of ``size``, and divided by its scale again."""
     result = []
     for row in weight:
         scaled = [w * s for w, s in zip(row, scale)]
@@ -30,15 +31,15 @@ def output(weight: list[list[float]], x: list[list[float]]) -> list[float]:
 
 
 def scales(x: list[list[float]], ratio: float) -> list[float]:
-    """Mean |x| of every channel to the power of ``ratio``, largest times smallest 1."""
+    """Mean |x| of every channel to the power of ``ratio``; the largest scale times the smallest is 1."""
     powers = [max(sum(abs(token[i]) for token in x) / len(x), 1e-4) ** ratio for i in range(len(x[0]))]
     middle = (max(powers) * min(powers)) ** 0.5
     return [power / middle for power in powers]
 
 
 def duo_scales(x: list[list[float]], weight: list[list[float]], ratio: float, size: int) -> list[float]:
-    """The powers of mean |x|, divided by what a column's weights are of their groups' largest, on average, to the power
-    of ``1 - ratio``; largest times smallest 1."""
+    """The powers of mean |x|, divided by the mean of a column's |weight| / (largest |weight| of its group) to the power
+    of ``1 - ratio``; the largest scale times the smallest is 1."""
     powers = []
     for i in range(len(x[0])):
         mean_abs = max(sum(abs(token[i]) for token in x) / len(x), 1e-4)
@@ -50,7 +51,7 @@ def duo_scales(x: list[list[float]], weight: list[list[float]], ratio: float, si
 
 
 def errors(weight: list[list[float]], x: list[list[float]], ratios: list[float], bits: int, size: int) -> list[float]:
-    """Mean squared change of the layer's output for every ratio."""
+    """The mean squared change of the layer's output, for every ratio."""
     target, found = output(weight, x), []
     for ratio in ratios:
         got = output(round_scaled(weight, scales(x, ratio), bits, size), x)
@@ -59,8 +60,10 @@ def errors(weight: list[list[float]], x: list[list[float]], ratios: list[float],
 
 
 def cheapest(group: list[float], x: list[list[float]], bits: int, steps: int = 20) -> tuple[float, float]:
-    """(what the group's errors change in the output, squared and summed over tokens ``x``; the share of the range kept)
-    of the best of the whole range and ``steps`` narrower ones down to a half."""
+    """(cost, kept share of the range) of the best of the whole range and ``steps`` narrower ones down to a half.
+
+    The cost is the change of the output by the group's errors, squared and summed over tokens ``x``.
+    """
     tried = []
     for step in range(steps + 1):
         kept = 1 - 0.5 * step / steps
@@ -70,22 +73,22 @@ def cheapest(group: list[float], x: list[list[float]], bits: int, steps: int = 2
 
 
 def stored(step: float) -> float:
-    """As 16 bits hold it."""
+    """The step as 16 bits hold it."""
     return struct.unpack("e", struct.pack("e", step))[0]
 
 
 def on_grid(group: list[float], step: float, zero: int, bits: int) -> list[float]:
-    """Every value of the group to the nearest level; the level of code ``zero`` is 0."""
+    """The values of the group, rounded to the nearest level; the level of code ``zero`` is 0."""
     levels = [step * (code - zero) for code in range(2**bits)]
     return [min(levels, key=lambda level: abs(level - value)) for value in group]
 
 
 def in_turns(row: list[float], x: list[list[float]], bits: int, size: int, tries: list[list[tuple[float, int]]]):
-    """(step, zero) of every group of one row: groups take turns, judged by the output of the whole row.
+    """(step, zero) of every group of one row: groups take turns, and are judged by the output of the whole row.
 
-    tries: for every round, factors of the step and shifts of the zero that each group tries around what it has.
-    Whichever is cheapest then gets the step that is best for the levels its weights lie on, if that is cheaper still.
-    Symmetric grids are what comes of shifts that are all 0, but for their first range.
+    tries: for every round, factors of the step and shifts of the zero; each group tries them on its present step and
+    zero. The cheapest then gets the step that is best for the present levels of its weights, if this is cheaper still.
+    If all shifts are 0, grids are symmetric, except for their first range.
     """
     groups = [row[start : start + size] for start in range(0, len(row), size)]
     found = []
@@ -96,12 +99,12 @@ def in_turns(row: list[float], x: list[list[float]], bits: int, size: int, tries
     back = [on_grid(group, *grid, bits) for group, grid in zip(groups, found)]
 
     def change(number: int, values: list[float]) -> float:
-        """In the output, squared and summed over tokens, with ``values`` for one group and what the others have."""
+        """Change of the output, squared and summed over tokens, if one group has ``values`` and the others stay."""
         all_values = [value for i, part in enumerate(back) for value in (values if i == number else part)]
         return sum(sum((b - w) * t for b, w, t in zip(all_values, row, token)) ** 2 for token in x)
 
     def best_factor(number: int) -> float:
-        """Of the group's levels as they are, so that the row's output comes closest: one unknown, least squares."""
+        """The factor of the group's present levels that brings the row's output closest: one unknown, least squares."""
         start, parts = number * size, []
         for token in x:
             own = sum(b * t for b, t in zip(back[number], token[start : start + size]))

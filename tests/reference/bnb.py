@@ -1,16 +1,16 @@
-"""LLM.int8, slow and obvious: one product at a time, integers as Python's own. Knows nothing of qtutor."""
+"""LLM.int8, slow and obvious: one product at a time, with Python's own integers. Knows nothing of qtutor."""
 
 import numpy as np
 
 
 def int8(values: list[float]) -> tuple[list[int], float]:
-    """Codes from -127 to 127 of ``values``, and the largest of their sizes, for which 127 stands."""
+    """Codes of ``values``, from -127 to 127, and the largest absolute value, which gets code 127."""
     largest = max((abs(value) for value in values), default=0.0)
     return [round(127 * value / largest) if largest else 0 for value in values], largest
 
 
 def layer(x: np.ndarray, weight: np.ndarray, threshold: float) -> np.ndarray:
-    """``x [tokens, in]`` times ``weight [out, in]``: channels with an input of ``threshold`` or more in floats."""
+    """``x [tokens, in]`` times ``weight [out, in]``; channels with an input of ``threshold`` or more are in floats."""
     tokens, width = x.shape
     outliers = [c for c in range(width) if any(abs(float(x[t, c])) >= threshold for t in range(tokens))]
     y = np.zeros((tokens, len(weight)))

@@ -4,7 +4,7 @@ import math
 
 
 def excess_kurtosis(values: list[float]) -> float:
-    """Fourth moment over squared variance, minus 3; exactly rounded sums."""
+    """Fourth moment divided by squared variance, minus 3, with exactly rounded sums."""
     mean = math.fsum(values) / len(values)
     second = math.fsum((v - mean) ** 2 for v in values) / len(values)
     fourth = math.fsum((v - mean) ** 4 for v in values) / len(values)
@@ -12,7 +12,7 @@ def excess_kurtosis(values: list[float]) -> float:
 
 
 def median(values: list[float]) -> float:
-    """The middle of the sorted values, or the mean of the middle two."""
+    """The middle one of the sorted values, or the mean of the two in the middle."""
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
@@ -23,7 +23,7 @@ def crest_factor(values: list[float]) -> float:
 
 
 def top(values: list[float], count: int) -> list[int]:
-    """Indices of the ``count`` largest values, ascending: take the largest, strike it out, again."""
+    """Indices of the ``count`` largest values, ascending: take the largest, remove it, repeat."""
     left = dict(enumerate(values))
     chosen = []
     for _ in range(count):

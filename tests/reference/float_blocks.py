@@ -1,4 +1,4 @@
-"""MXFP4 and NVFP4 one block at a time, in plain Python: lists of levels, and every candidate looked at."""
+"""MXFP4 and NVFP4 one block at a time, in plain Python: with lists of levels, trying every candidate."""
 
 import math
 
@@ -7,7 +7,7 @@ E4M3 = sorted((1 + m / 8) * 2.0 ** (e - 7) if e else m / 8 * 2.0**-6 for e in ra
 
 
 def code_of(weight: float, scale: float) -> int:
-    """The nearest of the 8 magnitudes, of two that are equally near the even code; the sign as a bit."""
+    """The code of the nearest of 8 magnitudes (the even code if two are equally near), with the sign as a bit."""
     distances = [abs(abs(weight) / scale - level) for level in LEVELS]
     nearest = min(distances)
     found = [code for code, distance in enumerate(distances) if distance == nearest]
@@ -20,7 +20,7 @@ def value_of(code: int, scale: float) -> float:
 
 
 def mxfp4(block: list[float]) -> tuple[float, list[int]]:
-    """Scale and codes of 32 weights: the largest power of two that leaves the largest weight below 7 scales ..."""
+    """Scale and codes of 32 weights. Scale: the smallest power of two with the largest weight below 7 scales ..."""
     largest = max(map(abs, block))
     if not largest:
         return 1.0, [code_of(weight, 1.0) for weight in block]
@@ -31,7 +31,7 @@ def mxfp4(block: list[float]) -> tuple[float, list[int]]:
 
 
 def nvfp4(block: list[float], unit: float) -> tuple[float, list[int]]:
-    """Scale (a value of E4M3 times ``unit``) and codes of 16 weights: six or four, whichever errs less."""
+    """Scale (an E4M3 value times ``unit``) and codes of 16 weights; the largest gets level 6 or 4, which errs less."""
     largest = max(map(abs, block))
     tried = []
     for level in (6, 4):
@@ -44,5 +44,5 @@ def nvfp4(block: list[float], unit: float) -> tuple[float, list[int]]:
 
 
 def rounded_scale(wanted: float) -> float:
-    """The nearest value of E4M3 that is not 0."""
+    """The nearest E4M3 value that is not 0."""
     return min(E4M3[1:], key=lambda value: abs(value - wanted))

@@ -1,4 +1,4 @@
-"""A linear layer whose weights and inputs are E4M3 values, plainly. Knows nothing of qtutor."""
+"""A linear layer whose weights and inputs are E4M3 values, in plain steps. Knows nothing of qtutor."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ POSITIVE = [m / 8 * 2.0**-6 for m in range(8)] + [
 
 
 def e4m3(x: torch.Tensor) -> torch.Tensor:
-    """Every number of ``x`` as the nearest E4M3 value, float64; of two the one whose last bit of mantissa is 0."""
+    """The nearest E4M3 value for every number of ``x``, float64; in a tie, the one whose last mantissa bit is 0."""
     levels = torch.tensor(POSITIVE, dtype=torch.float64)
     size = x.double().abs().clamp(max=448)
     above = torch.searchsorted(levels, size.contiguous()).clamp(max=len(levels) - 1)
@@ -21,10 +21,10 @@ def e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 class Fp8Inputs(nn.Module):
-    """x @ weight.T, after each token of x was rounded to E4M3 values, its largest to 448.
+    """x @ weight.T, after each token of x is rounded to E4M3 values, with its largest number at 448.
 
-    weight: ``[out, in]``. group: numbers of a token that share a scale; all of them where it is None. sums: the dtype
-    that products are added in.
+    weight: ``[out, in]``. group: the count of a token's numbers that share a scale; None: all of them. sums: the dtype
+    in which products are added.
     """
 
     def __init__(self, weight, group: int | None = None, sums=torch.float64):

@@ -1,6 +1,6 @@
 """Decoders of GGUF blocks, slow and obvious: one weight at a time, bit by bit, from the description of the format.
 
-Knows nothing of qtutor. Products are float32, in the order that the format's formulas are written in.
+Knows nothing of qtutor. Products are float32, in the order of the format's formulas.
 """
 
 import struct
@@ -39,13 +39,13 @@ def nibble_of_32(block: bytes, at: int, i: int) -> int:
 
 
 def nibble_of_256(block: bytes, at: int, i: int) -> int:
-    """Code i of 256 in 128 bytes: 64 codes to 32 bytes, the first 32 of them low."""
+    """Code i of 256 in 128 bytes: 64 codes in each 32 bytes, the first 32 of them in the low nibbles."""
     byte = block[at + i // 64 * 32 + i % 32]
     return byte & 15 if i % 64 < 32 else byte >> 4
 
 
 def two_bits_of_256(block: bytes, at: int, i: int) -> int:
-    """Code i of 256 in 64 bytes: 128 codes to 32 bytes, 32 codes in each pair of bits."""
+    """Code i of 256 in 64 bytes: 128 codes in each 32 bytes, 32 codes in each pair of bits."""
     return (block[at + i // 128 * 32 + i % 32] >> (i % 128 // 32 * 2)) & 3
 
 
@@ -62,14 +62,14 @@ def six_bit_scale(scales: bytes, s: int) -> tuple[int, int]:
 
 
 def trit(byte: int, n: int) -> int:
-    """Trit n of a byte that holds ceil(number * 256 / 243): multiply what is left by 3, the carry is the trit."""
+    """Trit n of a byte that holds ceil(number * 256 / 243): multiply the rest by 3, the carry is the trit."""
     for _ in range(n):
         byte = byte * 3 % 256
     return byte * 3 // 256
 
 
 def unsigned_e4m3(byte: int) -> float:
-    """Bit 7 is not read; NaN, 0x7F, stands for 0."""
+    """The value of a byte without bit 7; NaN, 0x7F, is read as 0."""
     exponent, mantissa = byte // 8 % 16, byte % 8
     if byte == 0x7F:
         return 0.0

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon, slow and obvious: after every column the rest of the Hessian is inverted anew, in float64.
+"""Optimal brain surgeon, slow and obvious: after every column, the rest of the Hessian is inverted again, in float64.
 
 Knows nothing of qtutor. Frantar et al. 2022 (arXiv 2210.17323), equations 2 and 3, one row of weights at a time.
 """
@@ -20,8 +20,8 @@ def quantize(
 ) -> np.ndarray:
     """The weights after quantization, float64 ``[out, in]``.
 
-    order: the columns as they are rounded. A group's levels are fitted when the first of its columns is reached, on the
-    weights as they then are, or on the original ones (``static``).
+    order: the columns in the order of rounding. A group's levels are fitted when its first column is reached: to the
+    present weights, or to the original ones (``static``).
     """
     original = weight.astype(np.float64)
     rows, columns = weight.shape

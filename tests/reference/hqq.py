@@ -1,4 +1,4 @@
-"""HQQ's turn on one group, weight by weight, in plain Python floats."""
+"""One turn of HQQ on one group, weight by weight, in plain Python floats."""
 
 
 def shrink(error: float, beta: float, p: float = 0.7) -> float:

@@ -1,15 +1,16 @@
-"""What the package hqq makes of weights (mobiusml/hqq, commit e0b1d00, hqq/core: Quantizer.quantize with axis=1, then
-optimize_weights_proximal_legacy): its algorithm in float64, one group after the other, knowing nothing of qtutor.
+"""The algorithm of the package hqq (mobiusml/hqq, commit e0b1d00, hqq/core: Quantizer.quantize with axis=1, then
+optimize_weights_proximal_legacy), in float64, for all groups at once. Knows nothing of qtutor.
 
-Scales are those of the whole range. Zero points are floats: turn by turn the mean of what codes say less what the
-weights without their slack say. It stops at the first turn whose mean error is not below the last one's.
+Scales are those of the whole range. Zero points are floats: in each turn, the mean over a group of its codes minus its
+scaled weights, whose slack is subtracted first. The loop stops at the first turn whose mean error is not below that of
+the last turn.
 """
 
 import numpy as np
 
 
 def quantize(weight: np.ndarray, bits: int, group_size: int, whole: bool = False, turns: int = 20) -> np.ndarray:
-    """Weights ``[out, in]`` rounded and decoded again, float64. whole: zero points are rounded to codes in the end."""
+    """Weights ``[out, in]``, rounded and decoded again, float64. whole: zero points are rounded to codes at the end."""
     grouped = weight.astype(np.float64).reshape(-1, group_size)
     top = 2**bits - 1
     low, high = grouped.min(1, keepdims=True), grouped.max(1, keepdims=True)

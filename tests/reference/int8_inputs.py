@@ -1,6 +1,6 @@
-"""A linear layer whose inputs are rounded to 8 bits, token by token, plainly. Knows nothing of qtutor.
+"""A linear layer whose inputs are rounded to 8 bits, token by token, in plain steps. Knows nothing of qtutor.
 
-Engines multiply whole numbers; here a number is rounded and then is a float again, which is the same product.
+Engines multiply whole numbers; here a rounded number becomes a float again, which gives the same product.
 """
 
 import torch
@@ -8,11 +8,11 @@ from torch import nn
 
 
 class RoundedInputs(nn.Module):
-    """x @ weight.T, after each token of x was rounded to 8 bits.
+    """x @ weight.T, after each token of x is rounded to 8 bits.
 
-    weight: float ``[out, in]``. largest: the code of a token's largest value; codes beyond 127 become 127. dtype: that
-    inputs are rounded to before. threshold: channels with a value from there in any token are multiplied as they are.
-    sums: the dtype that products are added in.
+    weight: float ``[out, in]``. largest: the code of a token's largest value; codes above 127 become 127. dtype: the
+    dtype to which inputs are rounded first. threshold: a channel with a value of at least this size in any token is not
+    rounded. sums: the dtype in which products are added.
     """
 
     def __init__(

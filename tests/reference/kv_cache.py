@@ -14,7 +14,7 @@ def turned(x: torch.Tensor) -> torch.Tensor:
 
 
 def rounded(group: list[float], bits: int | str) -> list[float]:
-    """Numbers that share a scale, as they come back: whole steps from the smallest (or 0) to the largest (or 0)."""
+    """Numbers that share a scale, rounded and decoded: whole steps from the smallest (or 0) to the largest (or 0)."""
     numbers = np.array(group, dtype=np.float32)
     if bits == "fp8":
         scale = np.float32(np.abs(numbers).max()) / np.float32(448) or np.float32(1)
@@ -29,9 +29,9 @@ def rounded(group: list[float], bits: int | str) -> list[float]:
 
 
 def cached(x: torch.Tensor, bits: int | str, group: int, channel: bool) -> torch.Tensor:
-    """What a cache gives back for ``x [tokens, head]``: groups along the head, or along the tokens.
+    """The contents of a cache after ``x [tokens, head]`` was stored: groups along the head, or along the tokens.
 
-    A last group along the head may be shorter. Tokens of a window that is not full come back as they are.
+    The last group along the head may be shorter. Tokens of a window that is not full are not rounded.
     """
     out = x.clone().float()
     tokens, head = x.shape

@@ -1,11 +1,11 @@
-"""Products with quantized weights, slow and obvious: exact ones, and code by code. Knows nothing of kernels."""
+"""Products with quantized weights, slow and obvious: exact, or code by code. Knows nothing of kernels."""
 
 import numpy as np
 import torch
 
 
 def exact(quantized, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x @ weight.T`` in float64, and how large its terms are: ``|x| @ scale * (largest code or level)``."""
+    """``x @ weight.T`` in float64, and the size of its terms: ``|x| @ scale * (largest code or level)``."""
     weight = quantized.dequantize().double()
     rows, columns = weight.shape
     scales = quantized.scales.double().abs().expand(rows, -1)
@@ -26,9 +26,9 @@ def slow(quantized, x: torch.Tensor) -> np.ndarray:
 
 
 def rounded_inputs(quantized, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The product with x rounded to int8 in the groups of the weights, group after group; codes of x, int64.
+    """The product, group after group, with x rounded to int8 in the groups of the weights; and the codes of x, int64.
 
-    Integer grids only; x float32 ``[tokens, in]``. Sums of codes are whole numbers; their scaling is float64.
+    Only for integer grids; x is float32 ``[tokens, in]``. Sums of codes are whole numbers; their scaling is float64.
     """
     codes, values = quantized.codes.numpy().astype(np.int64), x.numpy()
     rows, columns = codes.shape

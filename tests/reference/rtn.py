@@ -1,10 +1,10 @@
-"""Rounding to nearest, slow and obvious: one weight at a time, every level tried. Knows nothing of qtutor."""
+"""Rounding to nearest, slow and obvious: one weight at a time, trying every level. Knows nothing of qtutor."""
 
 import numpy as np
 
 
 def levels(bits: int, symmetric: bool, low: float, high: float) -> np.ndarray:
-    """All values that a group with weights from ``low`` to ``high`` can be given, ascending, as float64."""
+    """All levels of a group with weights from ``low`` to ``high``, ascending, as float64."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     count = 2**bits
     if symmetric:
@@ -18,7 +18,7 @@ def levels(bits: int, symmetric: bool, low: float, high: float) -> np.ndarray:
 
 
 def quantize(weight: np.ndarray, bits: int, symmetric: bool, group: int) -> np.ndarray:
-    """The weights after quantization, float64 ``[out, in]``: for each weight the level that is nearest to it."""
+    """The weights after quantization, float64 ``[out, in]``: for each weight, the nearest level."""
     result = np.zeros(weight.shape)
     for row in range(weight.shape[0]):
         for start in range(0, weight.shape[1], group):

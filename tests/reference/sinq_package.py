@@ -1,12 +1,13 @@
 """SINQ's own scales (huawei-csl/SINQ, commit 6930f78, sinq/sinkhorn.py: sinkhorn_log with 16 turns) and its rounding
-(sinq/dual_shift.py: quantize_rtn), in float64, knowing nothing of qtutor. Logarithms of scales are kept, as there.
+(sinq/dual_shift.py: quantize_rtn), in float64. Keeps logarithms of scales, as the package does. Knows nothing of
+qtutor.
 """
 
 import numpy as np
 
 
 def scales(weight: np.ndarray, turns: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Scales of rows ``[out]`` and columns ``[in]`` with the least imbalance on the way."""
+    """Scales of rows ``[out]`` and columns ``[in]`` from the turn with the least imbalance."""
     weight = weight.astype(np.float64)
     rows, columns = np.zeros(weight.shape[0]), np.zeros(weight.shape[1])  # logarithms
 
@@ -28,7 +29,7 @@ def scales(weight: np.ndarray, turns: int = 16) -> tuple[np.ndarray, np.ndarray]
 
 
 def quantize(weight: np.ndarray, bits: int, group_size: int) -> np.ndarray:
-    """Weights ``[out, in]`` balanced, rounded in groups of rows, and decoded again, float64."""
+    """Weights ``[out, in]``, balanced, rounded in groups of rows, and decoded again, float64."""
     rows, columns = scales(weight)
     grouped = (weight / columns / rows[:, None]).reshape(-1, group_size)
     top = 2**bits - 1

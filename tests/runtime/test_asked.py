@@ -1,4 +1,4 @@
-"""Kernels that are used only where they are asked for: int8 inputs, and torch's product."""
+"""Kernels that are used only on request: int8 inputs, and torch's product."""
 
 import copy
 import os
@@ -165,11 +165,11 @@ def test_what_int8_inputs_do_not_fit_goes_on_as_before(capsys, bits, why):
 def test_explain_says_what_was_asked_for(capsys):
     layer = layer_of(4, 32)
     runtime.explain(layer)
-    assert capsys.readouterr().out.count("only where it is asked for") == 2
+    assert capsys.readouterr().out.count("only if it is requested") == 2
     runtime.use(layer, activations="int8")
     runtime.explain(layer)
     out = capsys.readouterr().out
-    assert "used: inputs are rounded to int8, and codes" in out and "another one was asked for" in out
+    assert "used: inputs are rounded to int8, and codes" in out and "another kernel was requested" in out
     runtime.explain(layer, cpu.MOST + 1)
     assert "rounded to int8; then 1024 rows" in capsys.readouterr().out
     runtime.use(layer, kernel="reference")

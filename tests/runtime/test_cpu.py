@@ -1,4 +1,4 @@
-"""The CPU's kernel: what the reference computes, to float32 rounding, on every grid, group, shape and batch."""
+"""The CPU's kernel: the reference's results, up to float32 rounding, on every grid, group, shape and batch."""
 
 import itertools
 import os
@@ -171,10 +171,10 @@ def test_a_wrong_width_is_refused_as_torch_does_it():
     ("layer", "why"),
     [
         (lambda: layer_of(5, 32), "5 bits"),
-        (lambda: layer_of(4, 4), "8 does not divide"),
+        (lambda: layer_of(4, 4), "not a multiple of 8"),
         (lambda: layer_of(4, 32, rows=0), "empty"),
         (lambda: QuantLinear.from_quantized(bnb.quantize(noise(8, 64), bnb.INT8)), "256 levels"),
-        (lambda: QuantLinear.from_quantized(rtn.quantize(noise(8, 64), FP8, -1)), "values of fp8"),
+        (lambda: QuantLinear.from_quantized(rtn.quantize(noise(8, 64), FP8, -1)), "floating-point numbers (fp8)"),
     ],
 )
 def test_what_it_does_not_take_goes_to_the_reference(capsys, layer, why):

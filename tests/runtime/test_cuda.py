@@ -1,6 +1,6 @@
-"""The GPU's kernel: what the reference computes, to float32 rounding; under Triton's interpreter where no GPU is.
+"""The GPU's kernel: the same results as the reference, up to float32 rounding; without a GPU, in Triton's interpreter.
 
-The interpreter runs each step with numpy, so right sums are proved here, and neither speed nor what a GPU makes of it.
+The interpreter runs each step with numpy, so these tests prove right sums, but neither speed nor right code on a GPU.
 """
 
 import importlib.metadata
@@ -308,9 +308,9 @@ def test_what_is_prepared_takes_little_memory(make):
     ("layer", "why"),
     [
         (lambda: layer_of(5, 32), "5 bits"),
-        (lambda: layer_of(4, 4), "8 does not divide"),
+        (lambda: layer_of(4, 4), "not a multiple of 8"),
         (lambda: layer_of(4, 32, rows=0), "empty"),
-        (lambda: QuantLinear.from_quantized(rtn.quantize(noise(8, 64), FP8, -1)), "values of fp8"),
+        (lambda: QuantLinear.from_quantized(rtn.quantize(noise(8, 64), FP8, -1)), "floating-point numbers (fp8)"),
     ],
 )
 def test_what_it_does_not_take(layer, why):

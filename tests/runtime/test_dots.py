@@ -1,4 +1,4 @@
-"""Products by instructions: those of x86 run in test_asked.py; NEON's is compiled for ARM, and tried in disguise."""
+"""Products by instructions: x86's run in test_asked.py; NEON's is compiled for ARM, and tried in plain steps."""
 
 import ctypes
 

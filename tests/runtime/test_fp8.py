@@ -1,4 +1,4 @@
-"""FP8 layers against a slow one, which rounds inputs and weights to a list of E4M3's values."""
+"""FP8 layers against a slow layer, which rounds inputs and weights to a list of E4M3's values."""
 
 import pytest
 import torch

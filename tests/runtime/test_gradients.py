@@ -1,4 +1,4 @@
-"""Layers whose inputs are rounded pass gradients as the layer of their weights does: rounding has none of its own."""
+"""Layers that round their inputs pass gradients like a layer without rounding: rounding has no gradient of its own."""
 
 import pytest
 import torch

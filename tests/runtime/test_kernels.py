@@ -1,4 +1,4 @@
-"""Kernels prepare once, and never compute from what a layer held before; the reference is the definition of right."""
+"""Kernels prepare once, and never compute with a layer's old contents; the reference defines what is right."""
 
 import copy
 import pickle

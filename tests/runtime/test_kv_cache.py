@@ -1,4 +1,4 @@
-"""The cache behind transformers' own models: what generate writes with it, its bytes, and what it refuses."""
+"""The cache in transformers' own models: the output of generate with it, its bytes, and what it refuses."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Codes of keys and values: against a slow version, their bytes, their errors, and how a stored tensor grows."""
+"""Codes of keys and values: comparison with a slow version, bytes, errors, and the growth of a stored tensor."""
 
 import pytest
 import torch
@@ -239,7 +239,7 @@ def test_rows_are_chosen_and_repeated():
         ({"group": 12}, "group = 12: a multiple of 8"),
         ({"group": 0}, "group = 0"),
         ({"bits": 16, "keys": "channel"}, "not rounded have no scales"),
-        ({"bits": 16, "rotate": True}, "nothing to turn for"),
+        ({"bits": 16, "rotate": True}, "rotation gains nothing"),
     ],
 )
 def test_formats_that_are_none(settings, message):
@@ -264,5 +264,5 @@ def test_a_pool_gives_back_what_codes_stand_for(form):
 
 
 def test_a_pool_refuses_keys_per_channel():
-    with pytest.raises(QtutorError, match="filled token by token"):
+    with pytest.raises(QtutorError, match="its blocks token by token"):
         QuantizedPool(tiny().config, 5, 4, torch.float32, "cpu", KVFormat(4, keys="channel"))

@@ -1,4 +1,4 @@
-"""The packed bytes exist once, and nobody outside notices in which order they are at the moment."""
+"""The packed bytes exist only once, and code outside never notices their present order."""
 
 import copy
 import gc

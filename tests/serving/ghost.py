@@ -1,6 +1,6 @@
-"""An engine without a model: blocks hold token ids, and the next token is a function of the text that is read back.
+"""An engine without a model: blocks hold token ids, and the next token is a function of the text read back from them.
 
-So a test sees the moment in which a text reads anything but itself, in a thousandth of a decoder's time.
+So a test notices at once if a text reads anything but itself, in a thousandth of a decoder's time.
 """
 
 import zlib

@@ -1,4 +1,4 @@
-"""What has to be true of an engine's blocks between any two steps."""
+"""Conditions that an engine's blocks have to fulfil between any two steps."""
 
 from qtutor.serving import Engine
 from qtutor.serving.scheduler import State

@@ -1,4 +1,4 @@
-"""Random loads: which prompts arrive when, how much each wants, and how much room the engine has."""
+"""Random loads: which prompts arrive when, how many tokens each requests, and how much room the engine has."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Blocks and queues, without a model: every text reads itself back, whatever else happens."""
+"""Blocks and queues, without a model: every text reads back itself, whatever else happens."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The exercises, in one module for each topic, which has a tuple EXERCISES. A new topic is a new row in CHAPTERS."""
+"""The exercises: one module for each topic, with a tuple EXERCISES. A new topic needs a new row in CHAPTERS."""
 
 import difflib
 import importlib

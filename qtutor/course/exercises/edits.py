@@ -1,6 +1,6 @@
 """Write a mistake as an edit of the right solution, so that each mistake takes one line.
 
-The module of an exercise holds the right solution once, and each mistake as a change of its text::
+The module of an exercise holds the right solution once. Each mistake is a change of the solution's text::
 
     @solution
     def right(weight, bits):
@@ -11,8 +11,8 @@ The module of an exercise holds the right solution once, and each mistake as a c
         "the range is upside down.": right.edit(("amax", "amin"), ("amin(1))", "amax(1))")),
     }
 
-The line says what is wrong and nothing else. An edit fails at import unless its text occurs in the solution exactly
-once. So nobody can rewrite a solution and silently turn a mistake into something else.
+The line of a mistake shows only what is wrong. An edit fails at import unless its old text occurs in the solution
+exactly once. So nobody can rewrite a solution and silently turn a mistake into something else.
 """
 
 import functools
@@ -23,23 +23,24 @@ from collections.abc import Callable
 
 
 class Solution:
-    """The right solution of an exercise. It is called like the function from which it is made; mistakes are its edits.
+    """The right solution of an exercise. It is called like the function that it is made from; mistakes are edits of it.
 
-    source: the text of the function, from ``def`` on, not indented.
+    source: the text of the function, from ``def`` on, without indentation.
     """
 
     def __init__(self, function: Callable):
         functools.update_wrapper(self, function)  # so that inspect.signature finds the function's own arguments
         text = textwrap.dedent(inspect.getsource(function))
-        self.source = text[text.index("def ") :]  # with the decorator, the mistake would become a Solution, too
+        self.source = text[text.index("def ") :]  # with the decorator, the mistake would also become a Solution
 
     def __call__(self, *arguments):
         return self.__wrapped__(*arguments)
 
     def edit(self, *pairs) -> Callable:
-        """The solution with a mistake: ``edit("old", "new")``, or several edits in turn, ``edit(("old", "new"), ...)``.
+        """The solution with a mistake: ``edit("old", "new")``, or several edits, ``edit(("old", "new"), ...)``.
 
-        The function has the globals of the solution's module, and its attribute ``solution`` is the solution itself.
+        The returned function has the globals of the solution's module. Its attribute ``solution`` is this solution.
+        Several edits are made one after the other.
         Raises :class:`ValueError` if an old text does not occur exactly once, or if the source does not change.
         """
         pairs = [pairs] if isinstance(pairs[0], str) else pairs
@@ -60,7 +61,7 @@ class Solution:
         filename = f"<{self._where()} with {what}>"
         made = {}
         exec(compile(source, filename, "exec"), self.__wrapped__.__globals__, made)
-        # There is no such file, so tracebacks look for its lines here.
+        # The file does not exist, so tracebacks take its lines from this cache.
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
         function = made[self.__name__]
         function.__doc__ = f"The right solution with {what}."
@@ -69,5 +70,5 @@ class Solution:
 
 
 def solution(function: Callable) -> Solution:
-    """A decorator that makes a :class:`Solution` of a function of a module; mistakes are edits of it."""
+    """A decorator that turns a function of a module into a :class:`Solution`; mistakes are edits of the solution."""
     return Solution(function)

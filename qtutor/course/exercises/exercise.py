@@ -1,4 +1,4 @@
-"""What an exercise is: data that the module of its topic holds, and that :func:`qtutor.course.check` uses."""
+"""What an exercise is: data that is defined in the module of its topic and used by :func:`qtutor.course.check`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,36 +20,37 @@ CHAPTERS = {
     "serving": "10_serving",
     "choose": "12_choose",
 }
-TURN = "your turn"  # what a stub raises NotImplementedError with
+TURN = "your turn"  # the message of the NotImplementedError that a stub raises
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise of one chapter. The solution is not here: it is in the chapter, and is checked like a learner's.
+    """One exercise of one chapter. Its solution is not here but in the chapter, and is checked like a learner's answer.
 
-    name: topic and function, ``"rtn.encode"``. The topic says which chapter it belongs to.
-    difficulty: 1 to 3; 4 is optional, and comes without hints. minutes: the time that a learner needs.
-    reference: an independent version, slow and obvious (plain loops, float64). With one output it returns the value;
-    with several ``outputs``, a tuple of them.
+    name: topic and function, ``"rtn.encode"``. The topic determines the chapter.
+    difficulty: 1 to 3; an exercise of difficulty 4 is optional and has no hints. minutes: the time a learner needs.
+    reference: an independent version, slow and obvious (plain loops, float64). It returns the value if there is one
+    output, and a tuple if there are several ``outputs``.
     cases: a function that returns a new list of inputs, each as (a description of the input, the positional arguments).
     outputs: the names of the returned values in messages, ``("scale", "zero")``.
     mistakes: diagnosis -> a function that makes exactly this mistake. The diagnosis is printed if the learner's results
-    equal those of the mistake on every case on which the mistake differs from the reference.
-    properties: (diagnosis, ``predicate(arguments, results)``) that must hold, too. ``results`` is a tuple of numpy
-    arrays (int64 or float64), one for each of ``outputs``.
-    follows: outputs that follow from the others, as the place of the smallest error follows from the errors. Where two
-    errors are nearly equal their last bits decide it, so the other outputs say which mistake a result shows.
+    equal the results of the mistake on every case in which the mistake differs from the reference.
+    properties: pairs (diagnosis, ``predicate(arguments, results)``); every predicate must hold, too. ``results`` is a
+    tuple of numpy arrays (int64 or float64), one for each of ``outputs``.
+    follows: outputs that follow from other outputs, as the index of the smallest error follows from the errors. If two
+    errors are nearly equal, their last bits decide the index, so a mistake is identified by the other outputs.
     tolerance: relative to the expected number, or to a thousandth of the largest number in the result if that is more
-    (for sums that nearly cancel). If it is not 0, the exercise says why.
-    form: a function that says what is wrong with the kind of a returned value, or ``""``; ``None`` if numbers may come
-    in any form, as lists, arrays or tensors.
-    seen: ``seen(returned, arguments)`` makes of what a function returned what is compared, such as what a reader says
-    of the folder that it wrote; ``None`` compares what was returned.
-    replaces: the function of the package that :func:`qtutor.course.mine` replaces by the learner's, or ``None``.
-    speed: ``speed(function)`` says of a function that is right on all inputs whether it is fast enough, and what a
-    learner is told of its speed; ``None`` if speed does not count. The reference, slow on purpose, is not asked.
-    adapt: the learner's function -> a function with the arguments and results of the replaced one; ``None`` if they
-    agree already.
+    (for sums that nearly cancel). If the tolerance is not 0, the exercise says why.
+    form: a function that says what is wrong with the type of a returned value, or ``""``; ``None`` if numbers may be
+    returned in any form: lists, arrays or tensors.
+    seen: ``seen(returned, arguments)`` turns the returned value into the value that is compared, such as a reader's
+    answer about the folder that the function wrote; with ``None``, the returned value itself is compared.
+    replaces: the package's function that :func:`qtutor.course.mine` replaces by the learner's, or ``None``.
+    speed: ``speed(function)`` is called with a function that is right on all inputs. It returns whether the function is
+    fast enough, and a text for the learner about its speed; ``None`` if speed does not count. The speed of the
+    reference is not checked, because the reference is slow on purpose.
+    adapt: the learner's function -> a function with the arguments and results of the replaced one; ``None`` if both
+    already have the same.
     """
 
     name: str
@@ -78,10 +79,10 @@ class Exercise:
 
     @property
     def chapter(self) -> str:
-        """The chapter of its topic, ``"02_round_to_nearest"``."""
+        """The chapter of the exercise's topic, ``"02_round_to_nearest"``."""
         return CHAPTERS[self.name.partition(".")[0]]
 
     @property
     def dots(self) -> str:
-        """The difficulty as dots: ``●●○``, and for 4 one more than there are: ``●●●●``."""
+        """The difficulty as three dots, ``●●○``; difficulty 4 has four dots: ``●●●●``."""
         return "●" * self.difficulty + "○" * (3 - self.difficulty)

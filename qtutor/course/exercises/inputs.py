@@ -1,4 +1,4 @@
-"""Numbers and codes by chance for the inputs of exercises: the same ``seed`` gives the same ones on every machine."""
+"""Random numbers and codes as inputs of exercises: the same ``seed`` gives the same numbers on every machine."""
 
 import torch
 
@@ -9,10 +9,10 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def short(seed: int, *shape: int, digits: int = 3) -> torch.Tensor:
-    """The same with few digits behind the point, so that messages stay short."""
+    """Like :func:`noise`, but with few digits after the point, so that messages stay short."""
     return (noise(*shape, seed=seed) * 10**digits).round() / 10**digits
 
 
 def codes_of(seed: int, *shape: int, bits: int = 4, least: int = 0) -> torch.Tensor:
-    """Codes from ``least`` to ``2**bits - 1``, uint8 as the package has them."""
+    """Random codes from ``least`` to ``2**bits - 1``, uint8 as in the package."""
     return torch.randint(least, 2**bits, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)

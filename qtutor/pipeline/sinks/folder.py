@@ -116,17 +116,17 @@ class IntoFolder:
         """Where the walk begins if all blocks before number ``done`` are finished; and a sentence that says how."""
         states = self.states.load(done)
         if states is not None:
-            return Start(done, states), " The calibration states that arrive there are read from the disk."
+            return Start(done, states), " The calibration states that enter this block are read from the disk."
         if not self.plan.recipe.transforms:
-            how = " The calibration states are made again, by a forward pass through the finished blocks."
+            how = " The calibration states are computed again, by a forward pass through the finished blocks."
             return Start(done, refill=self._refill), how
         # AWQ's blocks hand on the outputs of scaled float weights, and these weights are kept nowhere.
-        return Start(), " The calibration states behind them were not kept, and AWQ's cannot be made again."
+        return Start(), " The calibration states after them were not kept, and AWQ's cannot be computed again."
 
     def _write(self, name: str, tensor: torch.Tensor) -> None:
         dtype, shape = self.pieces[len(self.run.done)][name]
         if tuple(tensor.shape) != shape or (tensor.dtype != dtype and not tensor.is_floating_point()):
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, planned were {dtype} {list(shape)}")
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, but the plan has {dtype} {list(shape)}")
         tensor = tensor.to(dtype)
         if tensor.is_floating_point() and not all_finite(tensor):
             raise QtutorError(

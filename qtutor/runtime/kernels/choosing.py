@@ -42,9 +42,9 @@ def _against_gpu(layer, device: torch.device) -> str | None:
 def _against_any(layer) -> str | None:
     """Why only the reference supports a layer, or ``None``."""
     if learners_run():
-        return "functions of your own are active, which only the reference calls"
+        return "your own functions are active, and only the reference calls them"
     if any(tensor.is_inference() for tensor in layer.held()):
-        return "its buffers were made in inference mode, where torch counts no changes"
+        return "its buffers were made in inference mode, where torch does not count changes"
     return None
 
 
@@ -64,7 +64,7 @@ class Choice:
     def reason_against(self, layer, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why this row is not used for ``layer``, or ``None``."""
         if self.if_asked and layer.asked != self.what:
-            return "it is less exact, so it is used only where it is asked for"
+            return "it is less exact, so it is used only if it is requested"
         return self.against(layer, device, dtype)
 
 
@@ -95,7 +95,7 @@ def _row(layer, device: torch.device, dtype: torch.dtype) -> Choice:
     for choice in (*asked, *TABLE):
         if choice.reason_against(layer, device, dtype) is None:
             return choice
-    raise AssertionError("the reference takes everything")
+    raise AssertionError("the reference supports every layer")
 
 
 def use(model, kernel: str | None = None, activations: str | None = None) -> int:
@@ -133,9 +133,9 @@ def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: s
     """
     _check_packed(layer)
     if type(batch) is not int or batch < 1:
-        raise QtutorError(f"batch = {shown(batch)}: how many tokens are multiplied at once, at least 1.")
+        raise QtutorError(f"batch = {shown(batch)}: give the number of tokens multiplied at once, at least 1.")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise QtutorError(f"dtype = {shown(dtype)}: inputs are floats, like torch.float32.")
+        raise QtutorError(f"dtype = {shown(dtype)}: give a floating-point dtype, like torch.float32.")
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError):
@@ -153,9 +153,9 @@ def explain(layer, batch: int = 1, dtype: torch.dtype = torch.float32, device: s
         elif against:
             said = f"not used: {against}"
         elif chosen.what == layer.asked:
-            said = "not used: another one was asked for"
+            said = "not used: another kernel was requested"
         else:
-            said = "not needed: it takes everything, and is slow"
+            said = "not needed: it works for every layer, but is slow"
         print(f"  {choice.what:{width}}  {said}")
 
 

@@ -49,7 +49,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def reason_against(layer) -> str | None:
     """Why this kernel does not support ``layer``, in words that end a sentence, or ``None``."""
     if isinstance(layer.grid, FloatGrid):  # its codes are the bits of floats
-        return f"codes stand for the values of {layer.grid.name}"
+        return f"the codes are floating-point numbers ({layer.grid.name})"
     levels = len(layer.grid.values) if isinstance(layer.grid, Codebook) else None
     return _reason_against(levels, layer.grid.bits, layer.rows, layer.columns, layer.group_size)
 
@@ -64,9 +64,9 @@ def _reason_against(levels: int | None, bits: int, rows: int, columns: int, grou
     if not rows or not columns:
         return "the matrix is empty"
     if resolve_group_size(group_size, columns) % 8:
-        return "8 does not divide the groups"
+        return "the group size is not a multiple of 8"
     if sys.byteorder != "little":
-        return "this machine's words begin with the high byte"
+        return "this machine stores the high byte of a word first"
     if not available():
         return "numba is not installed: pip install 'qtutor[gguf]'"
     return None
@@ -77,8 +77,8 @@ def available() -> bool:
     """Whether numba is installed; it is imported when the first product is computed. Warns, once, if it is not."""
     return installed(
         "numba",
-        "numba is not installed, so packed layers multiply by the reference, which is about a hundred times as "
-        "slow. Install it: pip install 'qtutor[gguf]'.",
+        "numba is not installed, so packed layers use the reference kernel, which is about a hundred times "
+        "slower. Install it: pip install 'qtutor[gguf]'.",
     )
 
 

@@ -77,13 +77,13 @@ class State:
 def reason_against(layer) -> str | None:
     """Why this kernel does not support ``layer``, in words that end a sentence, or ``None``."""
     if isinstance(layer.grid, FloatGrid):  # its codes are the bits of floats
-        return f"codes stand for the values of {layer.grid.name}"
+        return f"the codes are floating-point numbers ({layer.grid.name})"
     if layer.grid.bits not in _WORDS:
         return f"the codes have {layer.grid.bits} bits, and not 2, 3, 4 or 8"
     if not layer.rows or not layer.columns:
         return "the matrix is empty"
     if resolve_group_size(layer.group_size, layer.columns) % 8:
-        return "8 does not divide the groups"
+        return "the group size is not a multiple of 8"
     if not available():
         return "triton is not installed: pip install triton"
     return None
@@ -94,7 +94,7 @@ def available() -> bool:
     """Whether triton is installed; it is imported when the first product is computed. Warns, once, if it is not."""
     return installed(
         "triton",
-        "triton is not installed, so packed layers on a GPU multiply by the reference, which is slow. Install it: "
+        "triton is not installed, so packed layers on a GPU use the reference kernel, which is slow. Install it: "
         "pip install triton.",
     )
 

@@ -36,7 +36,7 @@ def reason_against(layer, dtype: torch.dtype) -> str | None:
     if dtype != torch.bfloat16:
         return f"inputs are {str(dtype)[6:]}, and not bfloat16"
     if layer.group_size not in GROUPS or layer.columns % layer.group_size or layer.rows % 16 or not layer.rows:
-        return f"it wants groups of {', '.join(map(str, GROUPS))} and a multiple of 16 rows"
+        return f"it needs groups of {', '.join(map(str, GROUPS))} and a multiple of 16 rows"
     if not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
         return f"torch {torch.__version__} does not have it"
     return None

@@ -61,7 +61,7 @@ class KVLayer(DynamicLayer):
         held = len(self.stored[0]) if self.stored else 0
         if not -held <= tokens_to_remove <= 0:
             raise QtutorError(
-                f"crop({tokens_to_remove}): the cache takes -n, for the n newest of the {held} tokens that it holds."
+                f"crop({tokens_to_remove}): pass -n to remove the n newest of the {held} tokens in the cache."
             )
         for stored in self.stored or ():
             stored.crop(-tokens_to_remove)
@@ -105,7 +105,7 @@ class SlidingKVLayer(KVLayer, DynamicSlidingWindowLayer):
         if tokens_to_remove and self.cumulative_length >= self.sliding_window and not self.record_past:
             raise QtutorError(
                 f"crop({tokens_to_remove}): layer {self.index} has a sliding window of {self.sliding_window} tokens, "
-                "and has forgotten those before. Call cache.activate_past_recording() before the tokens come."
+                "and no longer holds earlier ones. Call cache.activate_past_recording() before you add the tokens."
             )
         super().crop(tokens_to_remove)
         self.cumulative_length += tokens_to_remove

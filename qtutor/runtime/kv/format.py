@@ -91,7 +91,7 @@ class KVFormat:
         if self.keys == CHANNEL and self.bits == 16:
             raise QtutorError("keys = 'channel' and bits = 16: keys that are not rounded have no scales to share.")
         if self.rotate and self.bits == self.values_at == 16:
-            raise QtutorError("rotate = True and bits = 16: nothing is rounded, so there is nothing to turn for.")
+            raise QtutorError("rotate = True and bits = 16: nothing is rounded, so rotation gains nothing.")
 
     @property
     def values_at(self) -> int | str:
@@ -140,7 +140,7 @@ def windows(config) -> list[int | None]:
     known = {"full_attention", "sliding_attention"}
     if set(kinds) - known:
         raise QtutorError(
-            f"the model has layers of the kind {sorted(set(kinds) - known)[0]!r}, whose caches hold other things than "
-            "keys and values of tokens. Only full and sliding attention can be quantized here."
+            f"the model has layers of the kind {sorted(set(kinds) - known)[0]!r}, whose caches hold something else "
+            "than keys and values of tokens. Only full and sliding attention can be quantized here."
         )
     return [setting.get("sliding_window") for setting in settings]

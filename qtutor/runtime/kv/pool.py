@@ -22,8 +22,8 @@ class QuantizedPool:
         self.form = KVFormat() if form is None else form
         if self.form.keys == CHANNEL:
             raise QtutorError(
-                "keys = 'channel': the engine's blocks are filled token by token, and scales of channels need whole "
-                "windows. Use keys = 'token' here, or KVCache with generate."
+                "keys = 'channel': the engine fills its blocks token by token, but scales per channel need whole "
+                "windows of tokens. Use keys = 'token' here, or KVCache with generate."
             )
         layers, heads, self.head = shape_of(config)
         self.size, self.dtype, self.device = size, dtype, device

@@ -47,9 +47,9 @@ def reason_against(model) -> str | None:
     if dtype not in DTYPES:
         return f"it computes in {str(dtype)[6:]}"
     if any(norm.weight.dtype != dtype for norm in _norms(model)):
-        return "its norms have another dtype than its embedding"
+        return "its norms and its embedding have different dtypes"
     if not any(packed_kernel(layer, dtype) for layer in _block_layers(model)):
-        return "no layer of its blocks has packed weights that a fast kernel takes"
+        return "no layer of its blocks has packed weights that a fast kernel supports"
     if not cpu.available():
         return "numba is not installed"
     return _changed(model)
@@ -77,7 +77,7 @@ def _changed(model) -> str | None:
     from transformers.activations import ACT2FN
 
     if getattr(model.config, "_attn_implementation", None) not in ATTENTION:
-        return "its attention is another than torch's"
+        return "its attention is not torch's"
     if not all(type(block.mlp.act_fn) is type(ACT2FN["silu"]) for block in decoder_blocks(model)):
         return "its activation is not SiLU"
     if modules._global_forward_hooks or modules._global_forward_pre_hooks:

@@ -1,4 +1,4 @@
-"""What check tells a learner: each way to be wrong has words of its own, and right is right in any form."""
+"""The messages of check: each kind of mistake has its own message, and a right answer is right in any form."""
 
 import numpy as np
 import pytest

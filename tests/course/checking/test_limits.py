@@ -1,4 +1,4 @@
-"""A check ends, with a kind message, whatever a learner's function does or returns; and everything is as it was."""
+"""A check ends with a kind message, whatever a learner's function does or returns, and leaves everything as it was."""
 
 import contextlib
 import decimal

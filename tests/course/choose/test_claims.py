@@ -1,4 +1,4 @@
-"""Claims: what is stored is what the README says, verdicts have margins, and rows that are missing are said to be."""
+"""Claims: the README says what is stored, verdicts have margins, and missing rows are reported."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Questions for a decoder of English: the answers are right, and a model is judged by what it prefers."""
+"""Questions for a decoder of English: the answers are right, and a model is judged by the answer that it prefers."""
 
 import itertools
 from types import SimpleNamespace

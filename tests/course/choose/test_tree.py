@@ -1,4 +1,4 @@
-"""The decision: branches lead to measured rows, and engines only to what they take."""
+"""The decision tree: branches lead to measured rows, and an engine only leads to rows that it accepts."""
 
 from qtutor.course.choose import tree
 from qtutor.course.choose.candidates import CANDIDATES

@@ -1,6 +1,6 @@
-"""The exercises of chapter 05: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 05: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's, or functions where no edit does.
+A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
 """
 
 import copy
@@ -42,7 +42,7 @@ def into_the_arguments(gain, weight, scale, dtype):
 
 FACTOR = "gain[live] / stored[live]"
 WRONG_FOLDS = [
-    (folded.edit("(gain / scale)", "(gain * scale)"), "it is the other way round: the columns"),
+    (folded.edit("(gain / scale)", "(gain * scale)"), "it is the other way round: multiply the columns"),
     (
         folded.edit(("(gain / scale).to(dtype)", "(gain * scale)"), ("weight * factor", "weight / scale")),
         "other way round, and the gains are not rounded",
@@ -51,8 +51,8 @@ WRONG_FOLDS = [
     (folded.edit(FACTOR, "1 / scale[live]"), "both divided"),
     (folded.edit("(weight * factor)", "weight"), "only the gains have changed"),
     (folded.edit("return stored", "return gain"), "only the columns have changed"),
-    (folded.edit(".to(dtype)", ""), "not rounded to what they are stored in"),
-    (folded.edit(FACTOR, "scale[live]"), "the scale that was asked for"),
+    (folded.edit(".to(dtype)", ""), "not rounded to the dtype in which they are stored"),
+    (folded.edit(FACTOR, "scale[live]"), "the requested scale"),
     (folded.edit("* factor", "* factor.reshape(-1, 1)"), "rows are scaled"),
     (folded.edit("stored != 0", "stored == stored"), "0 / 0 is nan"),
     (folded.edit("(weight * factor)", "(weight * factor).to(dtype).float()"), "the weights are rounded to dtype"),
@@ -80,7 +80,7 @@ WRONG_SCALES = [
     (scales.edit(".clamp(min=1e-4)", ""), "0 to any power is 0"),
     (scales.edit((".clamp(min=1e-4)", ""), ("** ratio", "** ratio\n    powers = powers.clamp(1e-4)")), "not after"),
     (scales.edit(f" / {MIDDLE}", ""), "the scales are not centred"),
-    (scales.edit(".sqrt()", ""), "It is the root of it"),
+    (scales.edit(".sqrt()", ""), "Divide by its root"),
     (scales.edit(MIDDLE, "powers.mean()"), "centred on their mean"),
     (scales.edit(MIDDLE, "powers.amax()"), "divide by the largest"),
     (scales.edit(MIDDLE, "powers.amin()"), "divide by the smallest"),
@@ -122,7 +122,7 @@ def weight_spoilt(weight, scales, rounded, output):
 TRIED, MEASURED = "rounded(weight * s) / s", "torch.nn.functional.mse_loss(got, target)"
 WRONG_SEARCHES = [
     (searched.edit(TRIED, "rounded(weight)"), "without the scale"),
-    (searched.edit(TRIED, "rounded(weight * s)"), "not taken back"),
+    (searched.edit(TRIED, "rounded(weight * s)"), "the scale is not removed"),
     (searched.edit(TRIED, "rounded(weight / s) * s"), "divide before rounding"),
     (searched.edit(TRIED, "rounded(weight * s[:, None]) / s[:, None]"), "rows are scaled"),
     (searched.edit(("output(weight)", "weight"), (f"output({TRIED})", TRIED)), "the error of the weights"),
@@ -160,7 +160,7 @@ def neighbours_too(error, hessian):
 COST = 'torch.einsum("ogi,gij,ogj->og", error, own, error)'
 WRONG_COSTS = [
     (costs.edit(COST, "(error**2 * own.diagonal(dim1=1, dim2=2)).sum(-1)"), "only the diagonal"),
-    (costs.edit(COST, "(error**2).sum(-1)"), "have no say"),
+    (costs.edit(COST, "(error**2).sum(-1)"), "X^T X, are not used"),
     (neighbours_too, "errors of other groups"),
     (costs.edit("own, error)", "own[:1].expand_as(own), error)"), "the first group's block"),
     (
@@ -205,10 +205,13 @@ def through_in_loops(first, bias, second, scale, act):
 
 ROWS, TRIED = "(first.T / part).T", "for e in (-2, -1, 0, 1, 1.3) for s in (1.0, -1.0)"
 WRONG_THROUGHS = [
-    (passed.edit("if not degree:", "degree = degree or 1\n    if not degree:"), "folded through every activation"),
+    (
+        passed.edit("if not degree:", "degree = degree or 1\n    if not degree:"),
+        "folded the scale through every activation",
+    ),
     (passed.edit("if not degree:", "if True:"), "nothing is folded at all"),
     (passed.edit("if not degree:", "if degree != 1:"), "only degree 1"),
-    (passed.edit("scale.double().log() / degree", "scale.double().log()"), "are divided by s whatever"),
+    (passed.edit("scale.double().log() / degree", "scale.double().log()"), "are divided by s, no matter"),
     (passed.edit(".log() / degree", ".log() * degree"), "by s to the power k"),
     (passed.edit("second * scale", "second * part"), "only the root of s"),
     (passed.edit(TRIED, "for e in (-2, -1, 0, 1, 1.3) for s in (1.0,)"), "only above zero"),
@@ -217,7 +220,7 @@ WRONG_THROUGHS = [
     (passed.edit("bias / part", "bias"), "the bias was forgotten"),
     (
         passed.edit((ROWS, "(first.T * part).T"), ("bias / part", "bias * part"), ("second * scale", "second / scale")),
-        "it is the other way round: the columns of second",
+        "it is the other way round: multiply the columns of second",
     ),
     (passed.edit((ROWS, "(first.T * part).T"), ("bias / part", "bias * part")), "are both multiplied"),
     (passed.edit((ROWS, "first"), ("bias / part", "bias")), "only second has changed"),

@@ -1,6 +1,6 @@
-"""``rtn.best``: answers that find the least squared error in other ways pass, and plausible ones that do not are named.
+"""``rtn.best``: answers that find the least squared error in other ways pass, and plausible wrong ones are named.
 
-The wrong answers are edits of these right ones or functions of their own, none of them the course's own.
+The wrong answers are edits of these right ones, or separate functions; none is the course's own.
 """
 
 import itertools
@@ -102,11 +102,11 @@ WRONG = {
     NAME: [
         (by_halves.edit(LEAST, "off.abs().sum(1).argmin()"), "the least sum of |error|"),
         (by_halves.edit(LEAST, "off.abs().amax(1).argmin()"), "largest error is least"),
-        (by_halves.edit("range(2**bits)", "range(2**bits - 1)"), "a level too few"),
-        (by_halves.edit("range(2**bits)", "range(2**bits + 1)"), "a level too many"),
+        (by_halves.edit("range(2**bits)", "range(2**bits - 1)"), "one level too few"),
+        (by_halves.edit("range(2**bits)", "range(2**bits + 1)"), "one level too many"),
         (by_halves.edit("return scales, offsets", "return offsets, scales"), "swapped"),
         (by_halves.edit("line[best, 1].item()", "-line[best, 1].item()"), "wrong sign"),
-        (by_places_of_steps.edit("steps = 2**bits - 1", "steps = 2**bits"), "a level too many"),
+        (by_places_of_steps.edit("steps = 2**bits - 1", "steps = 2**bits"), "one level too many"),
         (by_halves.edit(LINE, "scales[-1].append(line[best, 0].item() * (2**bits - 1))"), "one step of it"),
         (
             by_halves.edit("line[best, 1].item()", "(line[best, 1] + line[best, 0] * (2**bits - 1) / 2).item()"),

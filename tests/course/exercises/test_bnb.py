@@ -1,6 +1,6 @@
-"""The exercises of chapter 04: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 04: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's, or functions where no edit does.
+A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
 """
 
 from statistics import NormalDist
@@ -134,8 +134,8 @@ WRONG_CODES = [
     (nearest.edit(NEAREST, f"values[{NEAREST}]"), "these are the levels themselves"),
     (nearest.edit("values - relative", "np.abs(values) - abs(relative)"), "only the sizes are compared"),
     (nearest.edit("return codes", "return codes + 1"), "counted from 1"),
-    (codes_with_nan, "whatever levels[0] is"),
-    (codes_without_division, "whatever levels[0] is"),
+    (codes_with_nan, "no matter what levels[0] is"),
+    (codes_without_division, "no matter what levels[0] is"),
     (by_borders.edit(UNSORTED), "mistake: bucketize and searchsorted need borders that ascend"),
     (by_borders.edit(UNSORTED, NAN), "two things: bucketize"),
     (by_borders.edit(NAN), "all codes are the last one"),
@@ -145,10 +145,10 @@ WRONG_CODES = [
     ),
     (nearest.edit("absmax.double()", "absmax[:1].expand_as(absmax).double()"), "absmax of the first row"),
     (nearest.edit("spread[at] or 1", "weight[at[0]].double().abs().max().item() or 1"), "the largest of their row"),
-    (nearest.edit("spread[at] or 1", "absmax.max().item()"), "divided by one number"),
+    (nearest.edit("spread[at] or 1", "absmax.max().item()"), "divided by the same number"),
     (nearest.edit(NEAREST, "(relative - values).argmin()"), "without .abs()"),
     (nearest.edit("argmin", "argmax"), "furthest away"),
-    (nearest.edit(NEAREST, f"spread[at] * values[{NEAREST}]"), "the weights that come back"),
+    (nearest.edit(NEAREST, f"spread[at] * values[{NEAREST}]"), "the decoded weights"),
 ]
 
 # --- inputs in int8 ---
@@ -199,10 +199,10 @@ WRONG_TOKENS = [
         "the mean of |x| decides",
     ),
     (tokens.edit("np.abs(kept)", "np.abs(values)"), "absmax counts the outliers too"),
-    (tokens.edit(OF_OTHER_CHANNELS), "how the paper tells it"),
+    (tokens.edit(OF_OTHER_CHANNELS), "The paper describes it this way"),
     (tokens.edit("np.abs(kept).max(axis=1)", "np.full(len(values), np.abs(kept).max())"), "one absmax for all tokens"),
-    (tokens.edit("127", "128"), "reach to 128"),
-    (tokens.edit("np.rint", "np.trunc"), "codes are cut off"),
+    (tokens.edit("127", "128"), "go up to 128"),
+    (tokens.edit("np.rint", "np.trunc"), "codes are truncated"),
     (tokens.edit("np.rint", ""), "not rounded to whole numbers"),
     (tokens.edit(NOT_HIDDEN), "only the large inputs have code 0"),
     (solution(tokens_kept).edit("torch.where(absmax == 0, 1, absmax)", "absmax"), "0 / 0 is nan"),
@@ -216,8 +216,8 @@ WRONG_TOKENS = [
         "outliers are tokens here",
     ),
     (tokens.edit("codes, absmax, ", "codes, absmax / 127, "), "already divided by 127"),
-    (tokens.edit("codes, absmax, ", "codes, np.where(absmax == 0, 1, absmax), "), "Put 1 in its place only where"),
-    (tokens.edit("np.where(large, 0, values)", "values.clip(-threshold, threshold)"), "cut off at the threshold"),
+    (tokens.edit("codes, absmax, ", "codes, np.where(absmax == 0, 1, absmax), "), "Put 1 in its place only when"),
+    (tokens.edit("np.where(large, 0, values)", "values.clip(-threshold, threshold)"), "clamped to the threshold"),
     (
         tokens.edit(OF_OTHER_CHANNELS, ("kept /", "values /"), NOT_HIDDEN),
         "two things: outlier channels still have codes",
@@ -227,8 +227,8 @@ WRONG_TOKENS = [
         tokens.edit(("np.abs(kept).max(axis=1)", "np.abs(kept).max(axis=0)"), ("[:, None]", "")),
         "taken down the columns",
     ),
-    (tokens.edit(NOT_HIDDEN, ("absmax, outliers", "absmax, large")), "outliers tells it of every input"),
-    (tokens.edit("codes, absmax, outliers", "outliers, absmax, codes"), "come in another order"),
+    (tokens.edit(NOT_HIDDEN, ("absmax, outliers", "absmax, large")), "outliers has one bool for every input"),
+    (tokens.edit("codes, absmax, outliers", "outliers, absmax, codes"), "in the wrong order"),
 ]
 
 # --- the product ---
@@ -272,9 +272,9 @@ WRONG_PRODUCTS = [
     (product.edit("+ floats", "+ floats * (absmax / 127)[:, None]"), "multiplied by the token's scale as well"),
     (
         product.edit("(codes @ weight.T)", "(codes.astype(np.int8) @ weight.astype(np.int8).T)"),
-        "mistake: the sums were made in int8",
+        "mistake: the sums were computed in int8",
     ),
-    (product_of_int8_tensors, "two things: the sums were made in int8"),
+    (product_of_int8_tensors, "two things: the sums were computed in int8"),
     (
         product.edit(
             "    integers =",

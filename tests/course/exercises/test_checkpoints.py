@@ -1,6 +1,6 @@
-"""The exercises of chapter 08: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 08: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's, or functions where no edit does.
+A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
 """
 
 import json
@@ -51,11 +51,11 @@ WRONG_WORDS = [
     (in_numpy.edit(SHIFTS, "(32 - bits - np.arange(per) * bits)"), "in its highest bits"),
     (in_numpy.edit(SHIFTS, "np.arange(per)"), "code i is shifted by i."),
     (in_numpy.edit(SHIFTS, "(np.arange(per) * 4)"), "shifted by a multiple of 4"),
-    (in_numpy.edit("axis=1)", "axis=1).T"), "lie as in compressed-tensors"),
-    (in_numpy.edit("axis=1)", "axis=1).T.reshape(-1, len(codes))"), "reshaped where you should transpose"),
-    (in_numpy.edit("bitwise_or", "bitwise_and"), "& leaves only bits that both have"),
+    (in_numpy.edit("axis=1)", "axis=1).T"), "arranged as in compressed-tensors"),
+    (in_numpy.edit("axis=1)", "axis=1).T.reshape(-1, len(codes))"), "reshape instead of transpose"),
+    (in_numpy.edit("bitwise_or", "bitwise_and"), "& keeps only bits that are set in both"),
     (in_numpy.edit("c << shifts", "(c - 1 & 2**bits - 1) << shifts"), "you subtracted 1 from every code"),
-    (in_numpy.edit(".T.astype(np.uint32)", ".T[::-1].astype(np.uint32)"), "from the last to the first"),
+    (in_numpy.edit(".T.astype(np.uint32)", ".T[::-1].astype(np.uint32)"), "in reverse order"),
 ]
 
 # --- AWQ's order ---
@@ -78,7 +78,7 @@ WRONG_ORDERS = [
     (picked.edit("[0, 2, 4, 6, 1, 3, 5, 7]", "[0, 4, 1, 5, 2, 6, 3, 7]"), "the order the other way round"),
     (picked.edit("[0, 2, 4, 6, 1, 3, 5, 7]", "[1, 3, 5, 7, 0, 2, 4, 6]"), "the odd outputs come first"),
     (picked.edit("4 * torch.arange(8)", "28 - 4 * torch.arange(8)"), "in the highest bits"),
-    (picked.edit(".sum(-1)", ".sum(-1).T"), "lies on its other side"),
+    (picked.edit(".sum(-1)", ".sum(-1).T"), "the result is transposed"),
     (picked.edit("c << ", "(c - 8 & 15) << "), "you subtracted 8"),
     (picked.edit("c << ", "(c - 1 & 15) << "), "you subtracted 1"),
     (lambda codes: to_words(codes.T.contiguous(), 4), "in plain order"),
@@ -109,11 +109,11 @@ def in_words(qzeros, checkpoint_format):
 
 WRONG_ZEROS = [
     (taken_apart.edit('checkpoint_format == "gptq"', "False"), "nothing is added"),
-    (taken_apart.edit('checkpoint_format == "gptq"', "True"), "added always"),
+    (taken_apart.edit('checkpoint_format == "gptq"', "True"), "always added"),
     (taken_apart.edit('== "gptq"', '== "gptq_v2"'), "the versions are exchanged"),
     (taken_apart.edit("found + 1", "found - 1"), "1 is subtracted"),
-    (taken_apart.edit("return found.T", "return found"), "lies on its other side"),
-    (taken_apart.edit(" & 15", ""), "brings ones along"),
+    (taken_apart.edit("return found.T", "return found"), "the result is transposed"),
+    (taken_apart.edit(" & 15", ""), "fills in ones"),
     (taken_apart.edit("range(8)", "(7, 6, 5, 4, 3, 2, 1, 0)"), "from the highest to the lowest"),
     (taken_apart.edit("range(8)", "awq.BACK"), "in AWQ's order"),
 ]
@@ -151,8 +151,8 @@ WRONG_STREAMS = [
     (in_two_parts.edit("at // 32 + 1] <<", "at // 32] <<"), "come from the same word"),
     (in_two_parts.edit(" & 0xFFFFFFFF", ""), "negative as an int32"),
     (in_two_parts.edit("2**bits - 1", "2**bits"), "which is a single bit"),
-    (as_one_number.edit("for i in range(count)", "for i in range(len(row) * 32 // bits)"), "count is not heeded"),
-    (as_one_number.edit("enumerate(row)", "enumerate(row[::-1])"), "from the last to the first"),
+    (as_one_number.edit("for i in range(count)", "for i in range(len(row) * 32 // bits)"), "count is ignored"),
+    (as_one_number.edit("enumerate(row)", "enumerate(row[::-1])"), "in reverse order"),
     (as_one_number.edit("i * bits &", "i &"), "It begins at bit i * bits"),
 ]
 
@@ -204,7 +204,7 @@ def in_shards(folder, config, floats, layers):
 
 
 WRONG_FOLDERS = [
-    (by_hand.edit("= words\n", "= words.T.contiguous()\n"), "lie as in a GPTQ file"),
+    (by_hand.edit("= words\n", "= words.T.contiguous()\n"), "arranged as in a GPTQ file"),
     (by_hand.edit("[*codes.shape]", "[*codes.shape][::-1]"), "weight_shape is the other way round"),
     (by_hand.edit('ignore=["lm_head"]', "ignore=[]"), "the head is not ignored"),
     (by_hand.edit("num_bits=4", "num_bits=8"), "the settings say 8 bits"),
@@ -337,7 +337,7 @@ def test_transformers_is_asked_too_where_it_can(monkeypatch):
         return model
 
     monkeypatch.setattr(readers, "as_transformers_loads", other)
-    assert readers._asked(given[0])[0].startswith("transformers loads it, and writes other tokens")
+    assert readers._asked(given[0])[0].startswith("transformers loads it, but writes other tokens")
 
     def broken(folder):
         raise KeyError("no such scheme")

@@ -1,4 +1,4 @@
-"""Chapter 12's exercises: right answers in other styles, wrong ones that are told their mistake, and the package."""
+"""Chapter 12's exercises: right answers in other styles, wrong ones whose mistake check names, and the package."""
 
 import numpy as np
 import pytest
@@ -29,10 +29,10 @@ def by_bytes(in_layers, elsewhere, bits, group, symmetric):
 WRONG_TIMES = [
     (by_bytes.edit("not symmetric", "False"), "zero points are missing"),
     (by_bytes.edit("if not symmetric", "if symmetric or not symmetric"), "for a symmetric grid, too"),
-    (by_bytes.edit("groups * bits / 8", "groups * 2"), "with 16 bits. It is a code"),
-    (by_bytes.edit("groups * 2", "groups * 4"), "counted with 32 bits. They are"),
-    (by_bytes.edit("(packed + elsewhere * 2)", "packed"), "left out after, but"),
-    (by_bytes.edit("in_layers + elsewhere) * 2", "in_layers + elsewhere) * 4"), "before is counted with 32"),
+    (by_bytes.edit("groups * bits / 8", "groups * 2"), "16 bits for a zero point"),
+    (by_bytes.edit("groups * 2", "groups * 4"), "32 bits for a scale"),
+    (by_bytes.edit("(packed + elsewhere * 2)", "packed"), "missing in the size after quantization"),
+    (by_bytes.edit("in_layers + elsewhere) * 2", "in_layers + elsewhere) * 4"), "32 bits for each weight"),
 ]
 
 # --- the front ---
@@ -48,7 +48,7 @@ def by_arrays(sizes, losses):
 
 
 WRONG_FRONTS = [
-    (by_arrays.edit("not beaten[i]", "beaten[i]"), "that are beaten are returned"),
+    (by_arrays.edit("not beaten[i]", "beaten[i]"), "you returned the models that are beaten"),
     (by_arrays.edit("not beaten[i]", "True or beaten[i]"), "all models are kept"),
     (by_arrays.edit('np.argsort(s, kind="stable")', "range(len(s))"), "in the order of the list"),
     (by_arrays.edit("[int(i) for", "[int(s[i]) for"), "these are sizes"),
@@ -72,7 +72,7 @@ WRONG_MOVES = [
     (by_groups.edit("np.rint(before + change)", "before + change"), "not rounded again"),
     (by_groups.edit("np.clip(np.rint(before + change), 0, 2**bits - 1)", "np.rint(before + change)"), "not clamped"),
     (by_groups.edit("np.rint", "np.floor"), "rounded down"),
-    (by_groups.edit("after != before", "after == before"), "the share that stays"),
+    (by_groups.edit("after != before", "after == before"), "the share of codes that stay"),
     (by_groups.edit("np.mean(", "np.sum("), "the number of changed codes"),
     (by_groups.edit("[:, :, None]", "[:, :1, None]"), "the first group's scale"),
     (by_groups.edit("after != before", "after > before"), "only steps up"),

@@ -1,6 +1,6 @@
-"""The exercises of chapter 03: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 03: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that a learner may write; none of those is the course's own solution.
+Wrong answers are edits of right answers that a learner may write, none of which is the course's own solution.
 """
 
 import numpy as np
@@ -63,7 +63,7 @@ def in_half_precision(weight):
 
 KURTOSIS_WRONG = [
     (kurtosis_in_loops.edit(") - 3)", "))"), "subtracting 3"),
-    (kurtosis_in_loops.edit("[value - mean for value in row]", "row"), "mean of each row has to be subtracted"),
+    (kurtosis_in_loops.edit("[value - mean for value in row]", "row"), "subtract the mean of each row"),
     (
         kurtosis_in_loops.edit(
             "sum(d * d for d in deviations) / len(row)", "sum(d * d for d in deviations) / (len(row) - 1 or 1)"
@@ -139,7 +139,7 @@ SALIENT_WRONG = [
     (mask, "this is a mask"),
     (
         salient_by_sort.edit(("sorted(", "size[sorted("), (".tolist())", ".tolist())]")),
-        "return the indices of the channels",
+        "return the indices of these channels",
     ),
 ]
 

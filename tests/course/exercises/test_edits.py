@@ -1,4 +1,4 @@
-"""Mistakes as edits: exactly one place changes, everything else fails at import, and what is edited is right."""
+"""Mistakes as edits: an edit changes exactly one place of a right solution, and any other edit fails at import."""
 
 import inspect
 import traceback

@@ -1,6 +1,6 @@
-"""The exercises of chapter 07: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 07: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's, or functions where no edit does.
+A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
 """
 
 import struct
@@ -46,8 +46,8 @@ def native_gaps(name, shape, number, offset):
 
 END = 'number.to_bytes(4, "little") + offset.to_bytes(8, "little")'
 WRONG_INFOS = [
-    (info.edit("reversed(shape)", "shape"), "dimensions stand in torch's order"),
-    (network_order, "written from their high end"),
+    (info.edit("reversed(shape)", "shape"), "dimensions are in torch's order"),
+    (network_order, "written with the highest byte first"),
     (info.edit("len(text)", "len(name)"), "you counted letters"),
     (native_gaps, "struct.pack leaves gaps"),
     (info.edit('len(text).to_bytes(8, "little") + text', "text"), "the name's length is missing"),
@@ -100,10 +100,10 @@ WRONG_Q4_0 = [
         in_loops.edit("row * (1 / d) if d", "row * (1 / np.float32(np.float16(d))) if np.float16(d)"),
         "divided by d after rounding it",
     ),
-    (in_loops.edit("8.5", "8"), "add 8.5 before cutting"),
+    (in_loops.edit("8.5", "8"), "add 8.5 before truncating"),
     (
         in_loops.edit(('*np.array([d], "<f2").tobytes(), *packed', '*packed, *np.array([d], "<f2").tobytes()')),
-        "d stands behind the codes",
+        "d comes after the codes",
     ),
     (in_loops.edit(EXTREME, "blocks.flat[np.argmax(np.abs(blocks))]"), "all blocks have one d"),
     (in_loops.edit("<f2", ">f2"), "two bytes of d are swapped"),
@@ -132,17 +132,17 @@ def fit_in_torch(x, w, codes):
 
 
 WRONG_FITS = [
-    (by_sums.edit("one, cs,", "w = np.ones_like(w)\n    one, cs,"), "all errors count alike"),
+    (by_sums.edit("one, cs,", "w = np.ones_like(w)\n    one, cs,"), "all errors count equally"),
     # numpy multiplies the residuals, so it takes roots
     (
         polyfit.edit(("np.sqrt(w.astype(float))", "w"), ("(w * x", "(w * w * x"), ("(w * codes", "(w * w * codes")),
         "squares of w",
     ),
     (by_sums.edit(" if low <= 0 else (xc / cc, 0.0)", ""), "low is above 0"),
-    (by_sums.edit("(xc / cc, 0.0)", "(scale, 0.0)"), "scale is still the one that went with the other low"),
+    (by_sums.edit("(xc / cc, 0.0)", "(scale, 0.0)"), "scale still belongs to the old low"),
     (polyfit.edit("return scale, low", "return scale, -low"), "low has the wrong sign"),
     (polyfit.edit("return scale, low", "return low, scale"), "scale and low are swapped"),
-    (by_sums.edit("w.sum()", "len(x)"), "taken for the number of weights"),
+    (by_sums.edit("w.sum()", "len(x)"), "the number of weights as the sum of w"),
     (by_sums.edit("(xc / cc, 0.0)", "(xs / cs, 0.0)"), "scale comes from the second equation"),
     (by_sums.edit("(cc * xs - cs * xc)", "(cs * xc - cc * xs)"), "low's numerator has the wrong sign"),
 ]
@@ -181,18 +181,18 @@ def plus_before_shift(packed):
 UPPER, UPPER_OF_MINIMA = "b[i] >> 6 << 4", "b[4 + i] >> 6 << 4"
 halves_swapped = by_hand.edit(("8 + i] & 15", "8 + i] >> 4 & 15"), ("8 + i] >> 4 |", "8 + i] & 15 |"))
 WRONG_SCALES = [
-    (plus_before_shift, "+ is done before <<"),
+    (plus_before_shift, "+ is evaluated before <<"),
     (by_hand.edit((UPPER, "b[i] >> 6"), (UPPER_OF_MINIMA, "b[4 + i] >> 6")), "onto the lowest two of the others"),
     (by_hand.edit("8 + i] >> 4", "8 + i] & 240"), "still in the upper half of their bytes"),
     (
         by_hand.edit("return scales, minima", "return np.roll(scales, 4, 1), np.roll(minima, 4, 1)"),
-        "last four stand before the first four",
+        "last four come before the first four",
     ),
-    (by_hand.edit(("b[i] & 63", "b[i]"), ("b[4 + i] & 63", "b[4 + i]")), "Only the lower six of a byte"),
+    (by_hand.edit(("b[i] & 63", "b[i]"), ("b[4 + i] & 63", "b[4 + i]")), "Only the lower six bits of a byte"),
     (by_hand.edit((UPPER, "b[i] >> 6 << 6"), (UPPER_OF_MINIMA, "b[4 + i] >> 6 << 6")), "went too far up"),
     (halves_swapped, "It is the other way round"),
     (by_hand.edit((f" | {UPPER}", ""), (f" | {UPPER_OF_MINIMA}", "")), "upper bits of the last four are missing"),
-    (end_to_end, "six bits after six"),
+    (end_to_end, "the six-bit numbers one after the other"),
     (by_hand.edit("return scales, minima", "return minima, scales"), "scales and minima are swapped"),
 ]
 
@@ -241,7 +241,7 @@ def q6_k_by_its_places(data):
 LOWERS, STEPS = "(first & 15, second & 15, first >> 4, second >> 4)", "(upper >> 2 * quarter & 3) << 4"
 WRONG_Q6_K = [
     (q6_k_by_hand.edit(") - 32)", "))"), "32 is not subtracted"),
-    (q6_k_by_hand.edit('"b"', '"B"'), "taken for numbers from 0 to 255"),
+    (q6_k_by_hand.edit('"b"', '"B"'), "read the scales as numbers from 0 to 255"),
     (q6_k_by_hand.edit("192 + at // 16", "192 + at // 32"), "a scale serves 32 weights"),
     (q6_k_by_hand.edit("192 + at // 16", "192 + at % 16"), "scales alternate"),
     (q6_k_by_hand.edit(LOWERS, "(first >> 4, second >> 4, first & 15, second & 15)"), "low and the high halves of ql"),

@@ -1,6 +1,6 @@
-"""The exercises of chapter 06: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 06: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's, or functions where no edit does.
+A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
 """
 
 import numpy as np
@@ -45,10 +45,10 @@ WRONG_PUSHES = [
     (pushed.edit(" / first[0]", ""), "division by [H^-1]_00 is missing"),
     (pushed.edit("first[0]", "first[0] ** 0.5"), "square root of [H^-1]_00"),
     (pushed.edit("first[0]", "inverse.diag().numpy()"), "its own [H^-1]_jj"),
-    (pushed.edit("row[0] = value", "row[0] += e"), "still what it was"),
+    (pushed.edit("row[0] = value", "row[0] += e"), "column 0 has not changed"),
     (pushed.edit("row[0] = value", "row[0] -= e"), "moved once more"),
     (pushed.edit("e = row[0] - value", "e = float(weight[0, 0] - rounded[0])"), "by the error of row 0"),
-    (pushed.edit("inverse[0]", "torch.linalg.inv(inverse)[0]"), "you inverted what you were given"),
+    (pushed.edit("inverse[0]", "torch.linalg.inv(inverse)[0]"), "you inverted the given matrix"),
     (pushed.edit("row -= e * first / first[0]", "row += e / max(len(row) - 1, 1)"), "shared out evenly"),
     (pushed.edit("return after", "return after[:, 1:]"), "the columns that are left"),
     (pushed.edit("return after", "return after - weight.numpy()"), "the moves alone"),
@@ -112,7 +112,7 @@ WRONG_LOOPS = [
         ),
         "these are weights",
     ),
-    (looped.edit(CLAMPED, ""), "codes leave 0"),
+    (looped.edit(CLAMPED, ""), "codes go beyond 0"),
     (looped.edit((CLAMPED, ""), (".int()", CLAMPED)), "before the code was clamped"),
 ]
 
@@ -205,31 +205,34 @@ def solved(h, w, fixed):
 
 OFF, LEAST = "off[i] * inv[i] / inv[i, i]", "(off**2 / np.diag(inv)).argmin()"
 WRONG_ORDERS = [
-    (ordered.edit("argmin", "argmax"), "the dearest weight comes first"),
+    (ordered.edit("argmin", "argmax"), "the most expensive weight comes first"),
     (ordered.edit(LEAST, "(off**2).argmin()"), "the smallest rounding error comes first"),
     (ordered.edit(LEAST, "abs(off).argmin()"), "the smallest rounding error comes first"),
-    (ordered.edit(LEAST, "(off**2 * np.diag(h)[left]).argmin()"), "if nobody makes up for it"),
+    (ordered.edit(LEAST, "(off**2 * np.diag(h)[left]).argmin()"), "if no other weight makes up for the error"),
     (ordered.edit(LEAST, "(off**2 * np.diag(inv)).argmin()"), "is multiplied by [H^-1]_qq; divide"),
     (ordered.edit(LEAST, "(abs(off) / np.diag(inv)).argmin()"), "needs e squared"),
     (ordered.edit(LEAST, "(off / np.diag(inv)).argmin()"), "keeps its sign"),
     (ordered.edit(LEAST, "np.diag(h)[left].argmax()"), "this is act-order"),
     (ordered.edit(LEAST, "(off * 0).argmin()"), "in which the row is stored"),
     (ordered.edit("np.linalg.inv(h[np.ix_(left, left)])", "np.linalg.inv(h)[np.ix_(left, left)]"), "never forgets"),
-    (ordered.edit(LEAST, "(off**2 / np.diag(np.linalg.inv(h))[left]).argmin()"), "are those of the whole inverse"),
+    (ordered.edit(LEAST, "(off**2 / np.diag(np.linalg.inv(h))[left]).argmin()"), "from the inverse of all columns"),
     (ordered.edit(f"        w[left] = w[left] - {OFF}\n", ""), "nothing is pushed"),
     (ordered.edit(f"w[left] - {OFF}", f"w[left] + {OFF}"), "the wrong way"),
     (ordered.edit(OFF, "off[i] * inv[i]"), "the push is not divided"),
-    (ordered.edit("np.linalg.inv(h[np.ix_(left, left)])", "h[np.ix_(left, left)]"), "H itself stands"),
+    (
+        ordered.edit("np.linalg.inv(h[np.ix_(left, left)])", "h[np.ix_(left, left)]"),
+        "you used H in place of its inverse",
+    ),
     (ordered.edit("scale * (code - zero)", "scale * np.rint(w[left] / scale)"), "before the code was clamped"),
     (
         ordered.edit("np.clip(np.rint(w[left] / scale) + zero, 0, 2**bits - 1)", "np.rint(w[left] / scale) + zero"),
-        "leave 0",
+        "go beyond 0",
     ),
     (ordered.edit("rint", "floor"), "rounded down"),
     (ordered.edit("np.array(order)", "np.argsort(order)"), "the place of each column"),
     (ordered.edit("order.append(left[i])", "order.append(i)"), "counts the columns that are *left*"),
-    (ordered.edit("np.array(order)", "order[::-1]"), "order is turned around"),
-    (ordered.edit("for j in range(len(weight))]", "for j in order]"), "stand in the order of rounding"),
+    (ordered.edit("np.array(order)", "order[::-1]"), "order is reversed"),
+    (ordered.edit("for j in range(len(weight))]", "for j in order]"), "the codes are in the order of rounding"),
     (ordered.edit("[codes[j] for", "[scale * (codes[j] - zero) for"), "these are weights"),
 ]
 

@@ -1,6 +1,6 @@
-"""The exercises of chapter 09: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 09: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that are written otherwise than the course's.
+Wrong answers are edits of right ones that differ from the course's solutions.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ def by_layers(shapes, blocks, bits, group_size, head, kv_width, context):
 WRONG_TOKEN = [
     (by_layers.edit("codes + scales + zeros", "codes"), "only the codes"),
     (by_layers.edit("scales + zeros", "scales"), "zero points are missing"),
-    (by_layers.edit("keys + values) *", "keys) *"), "half of what earlier tokens left"),
-    (by_layers.edit("head * 2", "head"), "output matrix is counted with one byte"),
-    (by_layers.edit("(total + keys + values) * blocks", "total * blocks + keys + values"), "of one block alone"),
+    (by_layers.edit("keys + values) *", "keys) *"), "half of the keys and values"),
+    (by_layers.edit("head * 2", "head"), "one byte for each weight of the output matrix"),
+    (by_layers.edit("(total + keys + values) * blocks", "total * blocks + keys + values"), "of only one block"),
     (by_layers.edit("* bits / 8\n        scales", "* bits\n        scales"), None),
 ]
 
@@ -59,11 +59,11 @@ def by_times(peak, bandwidth, bits, batch):
 
 WRONG_CORNER = [
     (by_times.edit("max(reading", "min(reading"), "larger of two limits"),
-    (by_times.edit("computing * batch", "0"), "the peak is no limit"),
+    (by_times.edit("computing * batch", "0"), "no limit at the peak"),
     (by_times.edit("2 / peak", "1 / peak"), None),
     (by_times.edit("reading / computing", "computing / reading"), "upside down"),
     (by_times.edit("2 * batch / seconds", "2 / seconds"), "operations of one token"),
-    (by_times.edit("reading / computing", "peak / bandwidth"), "in operations a byte"),
+    (by_times.edit("reading / computing", "peak / bandwidth"), "in operations per byte"),
 ]
 
 # --- zero points outside ---
@@ -76,11 +76,11 @@ def by_einsum(sums, x, scales, zeros):
 
 
 WRONG_GROUP = [
-    (by_einsum.edit("scales, sums) -", "scales, sums) +"), "is added"),
+    (by_einsum.edit("scales, sums) -", "scales, sums) +"), "you added the term"),
     (by_einsum.edit("scales, zeros.float()", "scales, 8 + 0 * zeros.float()"), "8 is subtracted"),
     (
         by_einsum.edit("scales, zeros.float()", "torch.ones_like(scales), zeros.float()"),
-        "the scale reaches the codes alone",
+        "the scale is applied to the codes only",
     ),
     (by_einsum.edit(", zeros.float(), cut)", ", zeros.float(), cut.abs())"), "absolute values"),
     (
@@ -106,7 +106,7 @@ WRONG_PLACE = [
     (by_columns.edit("2 ** (4 * i)", "2 ** i"), "divided by 2**i"),
     (by_columns.edit("w & (15 << 4 * i)", "(w >> 4 * i) & 15"), "x is divided as well"),
     (by_columns.edit("(w >> 28) & 15", "w >> 28"), "keeps the sign"),
-    (by_columns.edit("[float(x[7])]", "[float(x[7]) / 16**7]"), "its x is divided all the same"),
+    (by_columns.edit("[float(x[7])]", "[float(x[7]) / 16**7]"), "its x is still divided"),
 ]
 
 # --- int8 inputs ---
@@ -129,9 +129,9 @@ def by_groups(codes, zeros, scales, x):
 WRONG_INT8 = [
     (by_groups.edit("torch.round(own / largest * 127)", "own / largest * 127"), "x was not rounded"),
     (by_groups.edit("own.abs().max()", "x.double().abs().max()"), "share one step"),
-    (by_groups.edit("torch.round", "torch.trunc"), "cut off"),
+    (by_groups.edit("torch.round", "torch.trunc"), "truncated"),
     (by_groups.edit("torch.round", "torch.floor"), "floor"),
-    (by_groups.edit(" - zeros[:, g : g + 1]", ""), "nothing is done about the zero points"),
+    (by_groups.edit(" - zeros[:, g : g + 1]", ""), "the zero points are missing"),
     (by_groups.edit("* largest / 127", ""), "step of x is missing"),
     (by_groups.edit(("* 127)", "* 128)"), ("largest / 127", "largest / 128")), "the largest |x| / 128"),
 ]
@@ -253,9 +253,9 @@ def test_what_numba_cannot_compile_is_told_in_a_sentence():
         return x[0]
 
     passed, said = racing.raced(with_torch)
-    assert not passed and said.startswith("In plain Python it is right, but numba cannot compile it")
+    assert not passed and said.startswith("It is right in plain Python, but numba cannot compile it")
     assert racing.raced(too_short) == (
-        False, "It has to return a numpy array of 64 numbers, because the package goes on with it."
+        False, "It has to return a numpy array of 64 numbers, because the package continues with it."
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Chapter 05 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 05 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ def fold_by_a_diagonal(gain, weight, scale, dtype):
 
 ROUNDED, FACTOR = "torch.div(gain, scale).type(dtype).type(torch.float64)", "gain[i].double() / rounded[i]"
 WRONG_FOLDS = [
-    (columns.edit(FACTOR, "scale[i]"), "scale that was asked for"),
+    (columns.edit(FACTOR, "scale[i]"), "multiplied by the requested scale"),
     (columns.edit((ROUNDED, "(gain / scale.to(dtype)).double()")), "numbers that dtype can store"),
     (columns.edit((ROUNDED, "(gain.to(dtype) / scale.to(dtype)).double()")), "gain and scale are rounded before"),
     (
@@ -61,7 +61,7 @@ WRONG_FOLDS = [
     (columns.edit(FACTOR, "scale[i].to(dtype).double()"), "by the scale, rounded"),
     (columns.edit(FACTOR, "(gain[i] / rounded[i]).to(dtype).double()"), "the factor is rounded"),
     (columns.edit(FACTOR, "rounded[i] / gain[i].double()"), "the factor is upside down"),
-    (columns.edit((ROUNDED, "(gain * scale).type(dtype).double()")), "it is the other way round: the columns"),
+    (columns.edit((ROUNDED, "(gain * scale).type(dtype).double()")), "it is the other way round: multiply the columns"),
     (columns.edit((ROUNDED, "(scale / gain).type(dtype).double()")), "the new gain is upside down"),
     (columns.edit("new[:, i]", "new[i]"), "rows are scaled"),
     (columns.edit("gain[i] != 0", "True"), "0 / 0 is nan"),
@@ -72,7 +72,7 @@ WRONG_FOLDS = [
     (columns.edit("    return", "    new[:, gain == 0] = 0\n    return"), "the column became 0"),
     (columns.edit(("gain[i] != 0", "True"), (FACTOR, f"torch.nan_to_num({FACTOR})")), "the column became 0"),
     (columns.edit(("gain[i] != 0", "True"), (FACTOR, f"scale[i] if gain[i] == 0 else {FACTOR}")), "still multiplied"),
-    (columns.edit(ROUNDED, "torch.div(gain, scale)"), "not rounded to what they are stored in"),
+    (columns.edit(ROUNDED, "torch.div(gain, scale)"), "not rounded to the dtype in which they are stored"),
     (columns.edit("rounded, new", "gain, new"), "only the columns have changed"),
     (columns.edit("rounded, new", "rounded, weight"), "only the gains have changed"),
     (columns.edit(ROUNDED, "(gain / scale.sqrt()).type(dtype).double()"), "root of the scale"),
@@ -189,8 +189,8 @@ def search_with_a_running_best(weight, scales, rounded, output):
 
 CANDIDATE, LOSS = "rounded(weight * s) / s", "float((difference**2).mean())"
 WRONG_SEARCHES = [
-    (tried.edit(CANDIDATE, "rounded(weight * s)"), "not taken back"),
-    (tried.edit(CANDIDATE, "rounded(weight * s) * s"), "multiplied once more"),
+    (tried.edit(CANDIDATE, "rounded(weight * s)"), "the scale is not removed"),
+    (tried.edit(CANDIDATE, "rounded(weight * s) * s"), "multiply by the scale again"),
     (tried.edit(CANDIDATE, "rounded(weight / s) * s"), "divide before rounding"),
     (tried.edit(CANDIDATE, "rounded(weight) * s / s"), "without the scale"),
     (tried.edit(CANDIDATE, "rounded(weight)"), "without the scale"),
@@ -199,13 +199,13 @@ WRONG_SEARCHES = [
     (tried.edit(CANDIDATE, "weight * s / s"), "never rounded"),
     (tried.edit(CANDIDATE, "rounded(weight * s / s)"), "without the scale"),
     (tried.edit(CANDIDATE, "rounded(weight * s.T) / s.T"), "rows are scaled. A"),
-    (tried.edit(CANDIDATE, "by_rows(rounded(by_rows(weight, s[0])), 1 / s[0])"), "rows are scaled, as far as"),
+    (tried.edit(CANDIDATE, "by_rows(rounded(by_rows(weight, s[0])), 1 / s[0])"), "you scaled rows, as many as"),
     (tried.edit(CANDIDATE, "rounded(weight * s.max()) / s.max()"), "one number scales all columns"),
     (tried.edit("output(weight)", "output(rounded(weight))"), "output of rounded weights"),
     (tried.edit("output(candidate) - wanted", "candidate - weight"), "the error of the weights"),
     (
         tried.edit("output(candidate) - wanted", "output(candidate) - output(weight * s)"),
-        "the output of weights that are scaled",
+        "the output of scaled weights",
     ),
     (tried.edit("output(candidate) - wanted", "output(candidate - weight)"), "output of the difference"),
     (tried.edit("output(candidate) - wanted", "output(candidate)"), "nothing is compared"),
@@ -285,7 +285,7 @@ WRONG_COSTS = [
     (block_by_block.edit(E_H_E, f"({E_H_E}) / hessian[at, at].trace().clamp(min=1e-30)"), "by the size of the inputs"),
     (block_by_block.edit(E_H_E, f"({E_H_E}).clamp(min=0).sqrt()"), "the root of the cost"),
     (block_by_block.edit(E_H_E, "(e**2 * hessian.diagonal()[at]).sum()"), "only the diagonal"),
-    (block_by_block.edit(E_H_E, "e @ e"), "have no say"),
+    (block_by_block.edit(E_H_E, "e @ e"), "X^T X, are not used"),
     (block_by_block.edit(E_H_E, "(hessian[at, at] @ e).norm() ** 2"), "the squared size of e H"),
     (block_by_block.edit(E_H_E, "(hessian[at, at] @ e).sum()"), "once more"),
     (block_by_block.edit(E_H_E, "e.abs() @ hessian[at, at] @ e.abs()"), "signs of the errors"),
@@ -295,7 +295,7 @@ WRONG_COSTS = [
     (block_by_block.edit(AT, "slice(g, g + size)"), "begin at g * group_size"),
     (block_by_block.edit(AT, "slice(0, size)"), "judged by the first group"),
     (block_by_block.edit(AT, "slice(g, None, groups)"), "every n-th input"),
-    (block_by_block.edit(AT, "slice((groups - 1 - g) * size, (groups - g) * size)"), "from the last to the first"),
+    (block_by_block.edit(AT, "slice((groups - 1 - g) * size, (groups - g) * size)"), "in reverse order"),
     (block_by_block.edit(E_H_E, "error[r].flatten() @ hessian[:, at] @ e"), "errors of other groups"),
     (
         block_by_block.edit("e = error[r, g]", "e = error[0, g]"),

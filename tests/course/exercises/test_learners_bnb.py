@@ -1,6 +1,6 @@
-"""Chapter 04 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 04 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import math
@@ -67,7 +67,7 @@ WRONG_LEVELS = [
     (of_both("torch.erfinv({})"), "erfinv is not the quantile"),
     (of_both("(math.sqrt(2) * torch.erfinv({}))"), "erfinv is not the quantile"),
     (of_both("torch.erf({})"), "erf is the share"),
-    (of_both("torch.logit({})"), "another curve than the bell"),
+    (of_both("torch.logit({})"), "another curve, not of the bell"),
     (of_both("({} - 0.5)"), "the levels are evenly spaced"),
     (with_shares("torch.linspace(offset, 0.5, {n} + 2, dtype=torch.float64)[1:-1]"), "both ends are left out"),
     (with_shares("torch.linspace(offset, 0.5, {n} + 1, dtype=torch.float64)[1:]"), "the wrong end is left out"),
@@ -77,7 +77,7 @@ WRONG_LEVELS = [
     (halves.edit(SHARES_HIGH, SHARES_HIGH.replace("positives", "negatives")), "as many levels as the lower one"),
     (halves.edit(SHARES_LOW, SHARES_LOW.replace("negatives", "positives")), "as many levels as the upper one"),
     (halves.edit("return levels / levels[-1]", "return (levels / levels[-1]).flip(0)"), "levels descend"),
-    (halves.edit("return levels", "return -levels"), "the sign of every level is turned"),
+    (halves.edit("return levels", "return -levels"), "the sign of every level is reversed"),
     (halves.edit("torch.zeros(1, dtype=torch.float64), ", ""), "there is no level 0"),
     (halves.edit("torch.zeros(1, dtype", "torch.zeros(2, dtype"), "0 is there twice"),
     (halves.edit("levels / levels[-1]", "(levels / levels[-1]).half()"), "rounded to 16 bits"),
@@ -126,13 +126,13 @@ def codes_of_scaled_levels(weight, absmax, levels):
 
 DISTANCE, TOP = "(scaled.unsqueeze(3) - levels).abs()", "torch.where(absmax > 0, absmax, torch.ones_like(absmax))"
 WRONG_CODES = [
-    (nearest.edit(TOP, "absmax + 1e-8"), "something small is added to absmax"),
-    (nearest.edit(TOP, "absmax + 1e-12"), "something small is added to absmax"),
-    (nearest.edit(TOP, "absmax.clamp(min=1e-8)"), "something small is added to absmax"),
-    (nearest.edit(TOP, "absmax.clamp(min=1e-5)"), "something small is added to absmax"),
-    (nearest.edit(TOP, "torch.where(absmax > 1e-8, absmax, 1.0)"), "something small is added to absmax"),
-    (nearest.edit(TOP, "absmax"), "whatever levels[0] is"),
-    (nearest.edit(DISTANCE, "(scaled.unsqueeze(3) + levels).abs()"), "levels are added"),
+    (nearest.edit(TOP, "absmax + 1e-8"), "you added a small number to absmax"),
+    (nearest.edit(TOP, "absmax + 1e-12"), "you added a small number to absmax"),
+    (nearest.edit(TOP, "absmax.clamp(min=1e-8)"), "you added a small number to absmax"),
+    (nearest.edit(TOP, "absmax.clamp(min=1e-5)"), "you added a small number to absmax"),
+    (nearest.edit(TOP, "torch.where(absmax > 1e-8, absmax, 1.0)"), "you added a small number to absmax"),
+    (nearest.edit(TOP, "absmax"), "no matter what levels[0] is"),
+    (nearest.edit(DISTANCE, "(scaled.unsqueeze(3) + levels).abs()"), "you added the levels"),
     (nearest.edit(DISTANCE, "(scaled.unsqueeze(3) - levels)"), "without .abs()"),
     (nearest.edit(DISTANCE, "(scaled.abs().unsqueeze(3) - levels).abs()"), "lost the signs of the weights"),
     (nearest.edit("min(dim=3)", "max(dim=3)"), "furthest away"),
@@ -203,22 +203,22 @@ WRONG_TOKENS = [
     (in_floats(MOST, "small.max(1).values"), "not the largest |x|"),
     (in_floats(MOST, "small.abs().mean(1)"), "the mean of |x|"),
     (eight.edit(MOST, "small.abs().max().repeat(len(x))"), "one absmax for all tokens"),
-    (eight.edit(MOST, f"{MOST}.clamp(min=1e-8)"), "without any input but zeros"),
-    (eight.edit(SAFE, "(step[:, None] + 1e-8)"), "something small is added"),
-    (eight.edit(SAFE, "step[:, None].clamp(min=1e-8)"), "something small is added"),
+    (eight.edit(MOST, f"{MOST}.clamp(min=1e-8)"), "if a token has nothing but zeros"),
+    (eight.edit(SAFE, "(step[:, None] + 1e-8)"), "you added a small number"),
+    (eight.edit(SAFE, "step[:, None].clamp(min=1e-8)"), "you added a small number"),
     (in_floats(SAFE, "step[:, None]"), "0 / 0 is nan"),
     (eight.edit("torch.round(ratio)", "torch.floor(ratio)"), "rounded down"),
     (eight.edit("torch.round(ratio)", "torch.ceil(ratio)"), "rounded up"),
-    (eight.edit("torch.round(ratio)", "torch.trunc(ratio)"), "codes are cut off"),
+    (eight.edit("torch.round(ratio)", "torch.trunc(ratio)"), "codes are truncated"),
     (in_floats("torch.round(ratio)", "torch.floor(ratio + 0.5) + 128"), "128 is added"),
     (in_floats(f"small / {SAFE}", "small * 127.5 / torch.where(top > 0, top, 1.0)[:, None]"), "127.5"),
-    (eight.edit("top / 127", "top / 128"), "reach to 128"),
+    (eight.edit("top / 127", "top / 128"), "go up to 128"),
     (eight.edit("codes[:, columns] = 0", "pass"), "only the large inputs have code 0"),
     (eight.edit("top, columns", "top[:, None], columns"), "is shape"),
     (eight.edit("top, columns", "step, columns"), "already divided by 127"),
     (eight.edit("top, columns", "columns, top"), "mistake: absmax and outliers are"),
     (eight.edit("top, columns", "top"), "3 values were expected"),
-    (eight.edit("codes.to(torch.int8), top", "codes * step[:, None], top"), "the values that come back"),
+    (eight.edit("codes.to(torch.int8), top", "codes * step[:, None], top"), "the decoded values"),
 ]
 
 # --- the product ---
@@ -261,10 +261,13 @@ WRONG_PRODUCTS = [
     (mixed.edit(TO_END, "whole * t[None, :] * r[:, None] + rest * r[:, None]"), "along the wrong axes: absmax"),
     (mixed.edit(TO_END, "whole * t[None, :] * r[:, None] + rest * r[None, :]"), "wrong axes in the part of the codes"),
     (mixed.edit(TO_END, "whole * t[:, None] * r[:, None] + rest * r"), "rows of the result in the part of the codes"),
-    (mixed.edit(TO_END, "whole * t[None, :] * r[None, :] + rest * r[None, :]"), "lies along the columns of the result"),
+    (
+        mixed.edit(TO_END, "whole * t[None, :] * r[None, :] + rest * r[None, :]"),
+        "applied along the columns of the result",
+    ),
     (
         mixed.edit(TO_END, "whole * t[:, None] * r[:, None] + rest * r[:, None]"),
-        "lies along the rows of the result. It",
+        "applied along the rows of the result. It",
     ),
     (
         mixed.edit(TO_END, "whole * t[:, None] * r[None, :] + rest * r[:, None]"),

@@ -1,6 +1,6 @@
 """Chapter 08 as learners would write it: answers in other styles, and wrong ones for which no diagnosis was written.
 
-Each of these is refused, whatever is said of it; those with a phrase are told in its words.
+Each wrong answer is refused, with any message; those listed with a phrase get a message that contains it.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Chapter 12 as learners would write it: answers in other styles, and wrong ones that nobody thought of beforehand.
 
-The wrong ones are refused, and those whose mistake has a name are told it.
+The wrong ones are refused; if a mistake has a name, the message says it.
 """
 
 import bisect
@@ -131,12 +131,12 @@ NAMED = {
     "choose.times": [
         (
             share_by_share.edit("(16 if symmetric else 16 + bits) / group", "(16 if symmetric else 16 + bits)"),
-            "a scale is counted for every weight",
+            "you counted a scale for every weight",
         ),
-        (WRONG_TIMES[1], "It is a code"),
+        (WRONG_TIMES[1], "A zero point is a code"),
     ],
     "choose.front": [
-        (WRONG_FRONTS[1], "of two models with the same loss both are kept"),
+        (WRONG_FRONTS[1], "two models with the same loss are both kept"),
         (WRONG_FRONTS[7], "the largest comes first"),
     ],
     "choose.moved": [(WRONG_MOVES[3], "the mean distance of the codes")],

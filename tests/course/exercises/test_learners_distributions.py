@@ -1,6 +1,6 @@
-"""Chapter 03 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 03 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import numpy as np
@@ -69,16 +69,19 @@ WRONG_KURTOSES = [
     (row_by_row.edit(FOURTH, "(d**4).sum()"), "fourth powers are added up"),
     (row_by_row.edit((FOURTH, "(d**4).sum()"), ("(d**2).mean()", "(d**2).sum()")), "sums of both"),
     (row_by_row.edit("return result", "return result[:, None]"), "one number for each row, of shape [out]"),
-    (row_by_row.edit("return result", "return result.mean()"), "one kurtosis of each row is asked for"),
+    (row_by_row.edit("return result", "return result.mean()"), "return one kurtosis for each row"),
     (row_by_row.edit("- 3", "+ 3"), "3 is added"),
     (row_by_row.edit(EXCESS, "fourth / (second**2 - 3)"), "3 is subtracted from the divisor"),
     (row_by_row.edit(FOURTH, "(d.abs() ** 3).mean()"), "third power of |"),
     (row_by_row.edit(EXCESS, "d.abs().max() / second.sqrt()"), "crest factor"),
-    (row_by_row.edit(EXCESS, "(row**4).mean() / second**2 - 3"), "from the fourth powers the mean was not subtracted"),
-    (row_by_row.edit(EXCESS, "fourth / (row**2).mean() ** 2 - 3"), "from the squares the mean was not subtracted"),
+    (
+        row_by_row.edit(EXCESS, "(row**4).mean() / second**2 - 3"),
+        "the mean was not subtracted before taking fourth powers",
+    ),
+    (row_by_row.edit(EXCESS, "fourth / (row**2).mean() ** 2 - 3"), "the mean was not subtracted before taking squares"),
     (row_by_row.edit(EXCESS, "second**2 / fourth - 3"), "upside down"),
     (row_by_row.edit((FOURTH, "(d**2).mean() ** 2")), "the mean of the fourth powers"),
-    (row_by_row.edit("row.mean()", "row.median()"), "the median was subtracted"),
+    (row_by_row.edit("row.mean()", "row.median()"), "you subtracted the median"),
     (row_by_row.edit("(d**2).mean()", "row.var()"), "divided by n - 1"),
 ]
 
@@ -135,10 +138,13 @@ WRONG_CHANNELS = [
     (ranked.edit(COUNT, "round(share * len(size)) + 1"), "one channel too many"),
     (ranked.edit(COUNT, "1"), "only one channel"),
     (ranked.edit(CHOSEN, "sorted(order[:count], reverse=True)"), "descending"),
-    (ranked.edit(CHOSEN, "sorted(order[count:])"), "all others"),
+    (ranked.edit(CHOSEN, "sorted(order[count:])"), "these are all other channels"),
     (ranked.edit(CHOSEN, "len(order[:count])"), "the number of channels"),
     (ranked.edit(COUNT, "round(share * len(x)) or 1"), "a share of the tokens"),
-    (ranked.edit((CHOSEN, "[c for c in range(len(size)) if size[c] >= sorted(size)[-count]]")), "more than asked for"),
+    (
+        ranked.edit((CHOSEN, "[c for c in range(len(size)) if size[c] >= sorted(size)[-count]]")),
+        "too many channels are chosen",
+    ),
     (
         ranked.edit((CHOSEN, "[c for c in range(len(size)) if size[c] >= torch.tensor(size).quantile(1 - share)]")),
         "above a quantile",

@@ -1,6 +1,6 @@
-"""Chapter 07 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 07 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import io
@@ -72,7 +72,7 @@ WRONG_INFOS = [
     (in_pieces.edit("+ text", "+ text + bytes(1)"), "a zero closes the name"),
     (in_pieces.edit(f"struct.pack({LENGTH}) + ", ""), "the name's length is missing"),
     (in_pieces.edit(COUNT, '"<Q", len(shape)'), "of dimensions takes eight bytes. It"),
-    (in_pieces.edit(f"    data += struct.pack({COUNT})\n", ""), "how many dimensions there are is missing"),
+    (in_pieces.edit(f"    data += struct.pack({COUNT})\n", ""), "the number of dimensions is missing"),
     (in_pieces.edit(COUNT, '"<I", 4'), "always 4"),
     (in_pieces.edit(SIZE, '"<I", size & 0xFFFFFFFF'), "dimensions take four bytes each"),
     (in_pieces.edit(SIZE, '"<I", size'), "dimensions take four bytes each"),
@@ -85,10 +85,10 @@ WRONG_INFOS = [
     (in_one.edit(("<I{", "I{"), ("<IQ", "IQ")), "leaves gaps of four before a 'Q'"),
     (in_one.edit("<I{", "I{"), "of dimensions takes eight bytes. It"),
     (in_one.edit("<IQ", "IQ"), "type's number takes eight bytes. It"),
-    (in_one.edit(("<Q{", ">Q{"), ("<I{", ">I{"), ("<IQ", ">IQ")), "written from their high end"),
+    (in_one.edit(("<Q{", ">Q{"), ("<I{", ">I{"), ("<IQ", ">IQ")), "written with the highest byte first"),
     (
         in_one.edit('struct.pack("<IQ", number, offset)', 'struct.pack("<QI", offset, number)'),
-        "the offset stands before",
+        "the offset comes before",
     ),
     (
         in_one.edit(("dimensions + struct.pack", "struct.pack"), ("number, offset))", "number, offset) + dimensions)")),
@@ -181,7 +181,7 @@ WRONG_Q4_0 = [
         "in 16 bits became nothing",
     ),
     (whole.edit("d != 0, np.float32(1)", "d.astype(np.float16) != 0, np.float32(1)"), "got the codes of zeros"),
-    (whole.edit("np.float32(8.5)", "np.float32(8)"), "add 8.5 before cutting"),
+    (whole.edit("np.float32(8.5)", "np.float32(8)"), "add 8.5 before truncating"),
     (whole.edit("np.float32(8.5)", "np.float32(7.5)"), "one too small"),
     (whole.edit(CODES, "np.rint(q - np.float32(0.5)).astype(np.int32)"), "went to the even one"),
     (whole.edit(f"np.clip({CODES}, 0, 15)", f"({CODES} & 15)"), "a code of 16 became 0"),
@@ -194,7 +194,7 @@ WRONG_Q4_0 = [
         ),
         "which is -0: its",
     ),
-    (whole.edit("q[:, :16] | (q[:, 16:] << 4)", "q[:, :16] & (q[:, 16:] << 4)"), "& where | belongs"),
+    (whole.edit("q[:, :16] | (q[:, 16:] << 4)", "q[:, :16] & (q[:, 16:] << 4)"), "put together with &; use |"),
     (whole.edit("astype(np.float16)", 'astype(">f2")'), "two bytes of d are swapped"),
 ]
 
@@ -266,14 +266,14 @@ WRONG_FITS = [
     ),
     (five_sums.edit("low > 0", "False"), "low is above 0"),
     (five_sums.edit("low > 0", "low < 0"), "the two cases are exchanged"),
-    (five_sums.edit("p / a, 0.0", "scale, 0.0"), "still the one that went with the other low"),
+    (five_sums.edit("p / a, 0.0", "scale, 0.0"), "still belongs to the old low"),
     (five_sums.edit("p / a, 0.0", "q / b, 0.0"), "scale comes from the second equation"),
     (five_sums.edit(RETURN, "return low, scale"), "scale and low are swapped"),
     (five_sums.edit(RETURN, "return scale, -low"), "low has the wrong sign"),
     (five_sums.edit(RETURN, "return scale, low / scale"), "low is in steps"),
     (five_sums.edit(RETURN, "return 1 / scale, low"), "scale is upside down"),
     (five_sums.edit(RETURN, "return scale"), "2 values were expected"),
-    (five_sums.edit("w.astype(np.float64)", "np.ones(len(x))"), "all errors count alike"),
+    (five_sums.edit("w.astype(np.float64)", "np.ones(len(x))"), "all errors count equally"),
     (five_sums.edit("w.astype(np.float64)", "np.sqrt(w)"), "by the roots of w"),
     (five_sums.edit("w.astype(np.float64)", "w * w"), "by the squares of w"),
 ]
@@ -330,26 +330,26 @@ def both(scales, minima):
 
 
 WRONG_SCALES = [
-    (both("(c & 15) + (a >> 6) << 4", "(c >> 4) + (b >> 6) << 4"), "+ is done before <<"),
-    (both("c & 15 + (a >> 6 << 4)", "c >> 4 | b >> 6 << 4"), "+ is done before &, so"),
-    (both("c & 15 + (a >> 6 << 4)", "c >> 4 + (b >> 6 << 4)"), "+ is done before & and >>"),
-    (both("c & 15 + a >> 6 << 4", "c >> 4 + b >> 6 << 4"), "+ is done before everything else"),
+    (both("(c & 15) + (a >> 6) << 4", "(c >> 4) + (b >> 6) << 4"), "+ is evaluated before <<"),
+    (both("c & 15 + (a >> 6 << 4)", "c >> 4 | b >> 6 << 4"), "+ is evaluated before &, so"),
+    (both("c & 15 + (a >> 6 << 4)", "c >> 4 + (b >> 6 << 4)"), "+ is evaluated before & and >>"),
+    (both("c & 15 + a >> 6 << 4", "c >> 4 + b >> 6 << 4"), "+ is evaluated before everything else"),
     (both("(c & 15) + a >> 6 << 4", "(c >> 4) + b >> 6 << 4"), "the sum of both parts was shifted"),
     (both("c & 15 + (a >> 6) << 4", "c >> 4 + (b >> 6) << 4"), "the two bits were added to 15 or 4"),
-    (both("(c | (a >> 6) << 4) & 15", "(c >> 4 | (b >> 6) << 4) & 15"), "took them away again"),
+    (both("(c | (a >> 6) << 4) & 15", "(c >> 4 | (b >> 6) << 4) & 15"), "removed them again"),
     (both("(c & 15) | (a >> 6)", "(c >> 4) | (b >> 6)"), "lowest two of the others"),
     (both("(c & 15) | (a & 192)", "(c >> 4) | (b & 192)"), "went too far up"),
     (both("(c & 15) << 2 | a >> 6", "(c >> 4) << 2 | b >> 6"), "went below the four others"),
-    (both("c & 15", "c >> 4"), "took them away again"),
+    (both("c & 15", "c >> 4"), "removed them again"),
     (both("(c >> 4) | ((a >> 6) << 4)", "(c & 15) | ((b >> 6) << 4)"), "scales from the upper half"),
     (both("(c & 15) | ((b >> 6) << 4)", "(c >> 4) | ((a >> 6) << 4)"), "the upper bits are crossed"),
     (six.edit(UPPER_B, "(c & 240) | ((b >> 6) << 4)"), "still in the upper half"),
     (both("(c & 15) | ((a & 3) << 4)", "(c >> 4) | ((b & 3) << 4)"), "the lower two bits of the first bytes"),
-    (both("(c & 15) | ((a >> 7) << 4)", "(c >> 4) | ((b >> 7) << 4)"), "only one is left"),
+    (both("(c & 15) | ((a >> 7) << 4)", "(c >> 4) | ((b >> 7) << 4)"), "only one of the upper two bits is left"),
     (both("(c & 15) | ((a >> 6) << 5)", "(c >> 4) | ((b >> 6) << 5)"), "one place too high"),
     (both(UPPER_B, UPPER), "the last four scales and the last four minima are exchanged"),
     (six.edit(("= a & 63", "= a"), ("= b & 63", "= b")), "Only the lower six"),
-    (six.edit(("= a & 63", "= a & 15"), ("= b & 63", "= b & 15")), "only four bits are left"),
+    (six.edit(("= a & 63", "= a & 15"), ("= b & 63", "= b & 15")), "only four bits of each"),
     (six.edit(("= a & 63", "= a >> 2"), ("= b & 63", "= b >> 2")), "lost their lowest bits"),
     (
         six.edit(("= a & 63", "= b & 63"), ("= b & 63\n    scales[:, 4", "= a & 63\n    scales[:, 4")),
@@ -360,7 +360,7 @@ WRONG_SCALES = [
     (six.edit("return scales, minima", "return scales, -minima.astype(int)"), "the minima are negative"),
     (
         six.edit("return scales, minima", "return np.roll(scales, 4, 1), np.roll(minima, 4, 1)"),
-        "stand before the first four",
+        "come before the first four",
     ),
     (six.edit("return scales, minima", "return np.concatenate([scales, minima], 1)"), "2 values were expected"),
 ]

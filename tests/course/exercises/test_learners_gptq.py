@@ -1,6 +1,6 @@
-"""Chapter 06 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 06 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import numpy as np
@@ -56,10 +56,10 @@ WRONG_PUSHES = [
     (shifted.edit(RATIO, "inverse[0] / inverse.trace()"), "by the trace"),
     (shifted.edit(RATIO, "inverse[0].abs() / inverse[0, 0]"), "the signs of the row"),
     (shifted.edit(RATIO, "inverse.sum(0) / inverse[0, 0]"), "all rows of the inverse"),
-    (shifted.edit(RATIO, "inverse.mean(0) / inverse.mean()"), "over the mean of all of it"),
+    (shifted.edit(RATIO, "inverse.mean(0) / inverse.mean()"), "over the mean of the whole inverse"),
     (
         shifted.edit(RATIO, "torch.linalg.inv(inverse)[0] / torch.linalg.inv(inverse)[0, 0]"),
-        "you inverted what you were given",
+        "you inverted the given matrix",
     ),
     (shifted.edit(RATIO, "torch.linalg.cholesky(inverse, upper=True)[0]"), "square root of [H^-1]_00"),
     (shifted.edit(E, f"({E}).mean()"), "the mean of the errors of all rows"),
@@ -69,7 +69,7 @@ WRONG_PUSHES = [
     (shifted.edit(E, f"({E}) ** 2"), "the squared error"),
     (shifted.edit(E, f"({E}) / 2"), "half of the error is pushed"),
     (shifted.edit(E, "rounded - weight[:, 0]"), "moved the wrong way"),
-    (shifted.edit(E, "weight[:, 0] - weight[:, 0].round()"), "that were rounded anew"),
+    (shifted.edit(E, "weight[:, 0] - weight[:, 0].round()"), "that you rounded again"),
     (shifted.edit(E, "weight[:, 0]"), "e is the weight itself"),
     (shifted.edit(" = rounded", " = weight[:, 0].round()"), "after the others had moved"),
     (shifted.edit(("range(1,", "range(2,")), "column 1 was left out"),
@@ -157,14 +157,14 @@ WRONG_LOOPS = [
     (column_by_column.edit("(code - z[:, g])", "(code + z[:, g])"), "zero is added"),
     (
         column_by_column.edit("np.rint(w[:, j] / s[:, g]) + z[:, g]", "np.rint(w[:, j] / s[:, g]) - z[:, g]"),
-        "zero is subtracted where",
+        "zero is subtracted when",
     ),
     (
         column_by_column.edit("np.rint(w[:, j] / s[:, g]) + z[:, g]", "np.rint(w[:, j] / s[:, g])"),
-        "zero is missing where weights",
+        "zero is missing when weights",
     ),
     (column_by_column.edit("np.rint", "np.floor"), "rounded down"),
-    (column_by_column.edit("np.rint", "np.trunc"), "cut off"),
+    (column_by_column.edit("np.rint", "np.trunc"), "truncated"),
     (column_by_column.edit("np.rint", "np.ceil"), "rounded up"),
     (column_by_column.edit("2**bits - 1", "2**bits"), "clamped one too high"),
     (column_by_column.edit("0, 2**bits - 1", "0, 2 ** (bits - 1) - 1"), "half of the codes"),
@@ -250,7 +250,7 @@ WRONG_FACTORS = [
     (damp_invert_factor.edit(DAMP, "h += damping * mean"), "to the whole matrix. It"),
     (
         damp_invert_factor.edit((DAMP, ""), (INVERSE, "torch.linalg.inv(h + damping * mean)")),
-        "the dead inputs' entries too",
+        "including the entries of dead inputs",
     ),
     (damp_invert_factor.edit(DAMP, "d[alive] += damping * h.mean()"), "the mean is that of the whole matrix"),
     (damp_invert_factor.edit(DAMP, "d[alive] += damping * d[alive].median()"), "share of the median"),
@@ -268,8 +268,8 @@ WRONG_FACTORS = [
     (damp_invert_factor.edit(DEAD, "d[~alive] = d.max()"), "got the largest entry of the diagonal"),
     (damp_invert_factor.edit(DEAD, "d[~alive] = d[alive].mean()"), "added to the dead input as well"),
     (damp_invert_factor.edit("d[alive].sum() / alive.sum()", "d.mean()"), "over dead inputs too"),
-    (damp_invert_factor.edit("d > 0", "d > 1e-6"), "a faint input was taken for dead"),
-    (damp_invert_factor.edit("d > 0", "d > 1e-8"), "a faint input was taken for dead"),
+    (damp_invert_factor.edit("d > 0", "d > 1e-6"), "you treated a faint input as dead"),
+    (damp_invert_factor.edit("d > 0", "d > 1e-8"), "you treated a faint input as dead"),
     (damp_invert_factor.edit(FACTOR, "torch.linalg.cholesky(inverse)"), "this is the transpose, a lower"),
     (damp_invert_factor.edit(FACTOR, "torch.linalg.inv(torch.linalg.cholesky(h))"), "the inverse of the lower factor"),
     (damp_invert_factor.edit(FACTOR, "torch.linalg.inv(torch.linalg.cholesky(h)).T"), "wrong way round"),

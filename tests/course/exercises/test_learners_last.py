@@ -1,6 +1,6 @@
-"""Answers of all chapters that were accepted, or refused without a name: each with the words of its own mistake.
+"""Wrong answers of all chapters that check once accepted, or refused without a name: each now gets the right message.
 
-They are written otherwise than the exercises' own solutions, so that a diagnosis is not found by its spelling.
+They are not written like the exercises' own solutions, so that check cannot recognise a mistake by its spelling.
 """
 
 import struct
@@ -227,7 +227,7 @@ def zero_of_every_word(x, sums, words, scales, zeros):
 
 WRONG = {
     "start.perplexity": [
-        (every_token_of_every_row, "every row is asked for the tokens of all other rows"),
+        (every_token_of_every_row, "picks from every row the tokens of all other rows"),
         (lower_median, "median of log p"),
     ],
     "numbers.decode_float": [(never_divided, "2**mantissa_bits times too large")],
@@ -236,36 +236,36 @@ WRONG = {
     "distributions.kurtosis": [
         (with_an_epsilon, "a small number is added to the variance"),
     ],
-    "bnb.product": [(outliers_in_bfloat16, "rounded to bfloat16, also where x is float32")],
+    "bnb.product": [(outliers_in_bfloat16, "rounded to bfloat16, even if x is float32")],
     "awq.search": [(one_candidate_after_the_other, "goes on with the rounded weights of the one before")],
     "gptq.push": [(pushed_twice, "twice the error is pushed")],
     "gptq.loop": [
         (from_right_to_left, "from right to left"),
-        (loop_in_float16, "all is computed in float16"),
+        (loop_in_float16, "everything is computed in float16"),
     ],
     "gguf.tensor_info": [
         (closed_by_a_zero, "a zero closes the name, and is counted"),
-        (always_four_dimensions, "always four dimensions"),
+        (always_four_dimensions, "you wrote four dimensions"),
     ],
     "gguf.scales": [(alternating, "the first four and the last four alternate")],
-    "checkpoints.order": [(far_apart, "outputs that lie far apart")],
-    "checkpoints.zeros": [(zeros_of_absolute_words, "taken off with abs()")],
+    "checkpoints.order": [(far_apart, "outputs that are far apart")],
+    "checkpoints.zeros": [(zeros_of_absolute_words, "removed with abs()")],
     "checkpoints.stream": [
-        (negative_parts, "lower all that lies above them by 1"),
-        (absolute_parts, "taken off with abs()"),
+        (negative_parts, "lowers everything above them by 1"),
+        (absolute_parts, "removed with abs()"),
         (from_the_highest_bit, "from the highest bit of the first word"),
     ],
     "kernels.token_bytes": [
-        (cache_in_codes, "keys and values are counted with `bits` bits"),
+        (cache_in_codes, "you counted `bits` bits for each number of keys and values"),
         (its_own_keys, "the keys and values of the token itself"),
-        (zeros_in_bytes, "a zero point is counted with a whole byte"),
+        (zeros_in_bytes, "you counted a whole byte for a zero point"),
         (embedding_too, "the embedding is counted as well"),
     ],
     "kernels.corner": [
         (times_added, "the times of reading and computing are added"),
-        (corner_not_below_one, "cut off to 1"),
+        (corner_not_below_one, "raised to 1"),
     ],
-    "kernels.group": [(last_group_alone, "only the last group is there")],
+    "kernels.group": [(last_group_alone, "only the last group is counted")],
     "kernels.in_place": [(last_in_its_place_too, "stays in its place, as the others do")],
     "kernels.int8": [
         (products_in_int8, "kept in int8"),

@@ -1,6 +1,6 @@
-"""Chapter 01 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 01 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import math
@@ -56,8 +56,8 @@ BIAS, MANTISSA = "(1 << (exponent_bits - 1)) - 1", 'int("0" + bits[exponent_bits
 TOP = "    if e == 2**exponent_bits - 1:\n        return sign * math.inf if m == 0 else math.nan\n    if e:"
 FN = "    if e == 2**exponent_bits - 1 and m == 2**mantissa_bits - 1:\n        return math.nan\n    if e:"
 WRONG_DECODINGS = [
-    (by_parts.edit('"0" + ', ""), "no mantissa bits at all"),
-    (by_parts.edit(BIAS, "127"), "127 belongs to 8 exponent bits"),
+    (by_parts.edit('"0" + ', ""), "without mantissa bits"),
+    (by_parts.edit(BIAS, "127"), "127 is the bias of 8 exponent bits"),
     (by_parts.edit(BIAS, "2**exponent_bits - 1"), "the bias is about twice too large"),
     (by_parts.edit(BIAS, "2 ** (exponent_bits - 1) - 2"), "the bias is one too small"),
     (by_parts.edit(BIAS, "1 - 2 ** (exponent_bits - 1)"), "the bias is added"),
@@ -68,7 +68,7 @@ WRONG_DECODINGS = [
         ),
         "2**(mantissa_bits - 1)",
     ),
-    (by_parts.edit("    if e:", TOP), "infinity and nan"),
+    (by_parts.edit("    if e:", TOP), "infinity or nan"),
     (by_parts.edit("    if e:", "    if e == 2**exponent_bits - 1:\n        return math.nan\n    if e:"), "nan"),
     (
         by_parts.edit("    if e:", "    if e == 2**exponent_bits - 1:\n        return sign * math.inf\n    if e:"),
@@ -88,17 +88,17 @@ WRONG_DECODINGS = [
         by_parts.edit("int(bits[1 : exponent_bits + 1], 2)", "int(bits[1 : exponent_bits + 1][::-1], 2)"),
         "exponent are read from the wrong end",
     ),
-    (by_parts.edit(('-1 if bits[0] == "1" else 1', '1 if bits[0] == "1" else -1')), "the sign is turned round"),
+    (by_parts.edit(('-1 if bits[0] == "1" else 1', '1 if bits[0] == "1" else -1')), "the sign is reversed"),
     (by_parts.edit(SUBNORMAL, "0.0"), "flushed to zero"),
     (by_parts.edit("    if e:", "    if e or m:"), "only zero itself"),
-    (by_parts.edit("2**mantissa_bits + m", "1 + m"), "added to the whole number"),
+    (by_parts.edit("2**mantissa_bits + m", "1 + m"), "added to the mantissa's whole number"),
     (by_parts.edit(NORMAL, "(1 + m / 2**mantissa_bits * 2.0 ** (e - bias))"), "put brackets"),
     (
         by_parts.edit(
             ("bits[1 : exponent_bits + 1]", "bits[:exponent_bits]"),
             ("bits[exponent_bits + 1 :]", "bits[exponent_bits:]"),
         ),
-        "the sign bit is taken for a part of the exponent",
+        "you counted the sign bit as part of the exponent",
     ),
     (by_parts.edit((BIAS, "1 << (exponent_bits - 1)")), "one too large"),
     (by_parts.edit(("int(bits[1 : exponent_bits + 1], 2)", "int(bits[1 : exponent_bits + 1])")), "decimal"),
@@ -169,15 +169,15 @@ def to_both_ways(values):
 
 
 WRONG_ROUNDINGS = [
-    (to_and_back, "so that 3.14 becomes 3"),
-    (to_both_ways, "so that 3.14 becomes 3"),
+    (to_and_back, "so 3.14 becomes 3"),
+    (to_both_ways, "so 3.14 becomes 3"),
     (halves.edit(UP, "(rest + 0x7FFF + (rest >> 15 & 1) >> 16)"), "rounded away from zero"),
-    (halves.edit(UP, "(rest + 0x8000 + (kept & 1) >> 16)"), "0x8000 and one more"),
+    (halves.edit(UP, "(rest + 0x8000 + (kept & 1) >> 16)"), "you added 0x8000, and 1 more"),
     (halves.edit(KEPT, "kept"), "whole numbers without a sign"),
-    (halves.edit(KEPT, "kept.astype(np.int16)"), "bits that are kept, as whole numbers."),
+    (halves.edit(KEPT, "kept.astype(np.int16)"), "the kept bits, as whole numbers."),
     (halves.edit(UP, "np.where(kept % 128 == 127, 0, " + UP + ")"), "carry"),
     (halves.edit("kept = kept + " + UP, "kept = kept // 128 * 128 + (kept + " + UP + ") % 128"), "carry"),
-    (lambda v: v.bfloat16().float().clamp(-3.3895314e38, 3.3895314e38), "the largest number of bf16"),
+    (lambda v: v.bfloat16().float().clamp(-3.3895314e38, 3.3895314e38), "beyond the largest one of bf16"),
     (lambda v: torch.where(v.abs() < 2.0**-126, 0 * v, v.bfloat16().float()), "become 0"),
     (lambda v: (v * 128).round() / 128, "the same step everywhere"),
     (of_values(torch.floor), "down, towards minus infinity"),
@@ -275,14 +275,14 @@ WRONG_RATIOS = [
     (ratio_of_sums.edit(DECIBELS, "round(10 * math.log10(power / noise))"), "whole decibels"),
     (ratio_of_sums.edit(DECIBELS, "-10 * math.log10(noise / s.size)"), "the signal's power is missing"),
     (ratio_of_sums.edit(DECIBELS, "-10 * math.log10(noise)"), "the signal's power is missing"),
-    (ratio_of_sums.edit(NOISE, "((s - r) ** 2).mean()"), "the sum of one, and the mean of the other"),
+    (ratio_of_sums.edit(NOISE, "((s - r) ** 2).mean()"), "but the mean of the error's"),
     (ratio_of_sums.edit(POWER, "(s**2).mean()"), "the mean of the signal's squares, and the sum"),
     (
         ratio_of_sums.edit(DECIBELS, "-10 * math.log10((((s - r) / s) ** 2).mean())"),
         "each error is divided by its own number",
     ),
     (ratio_of_sums.edit(NOISE, "(s - r).sum() ** 2"), "the errors are added before they are squared"),
-    (ratio_of_sums.edit(NOISE, "(r**2).sum()"), "the rounded numbers were taken for the noise"),
+    (ratio_of_sums.edit(NOISE, "(r**2).sum()"), "you used the rounded numbers as the noise"),
     (
         ratio_of_sums.edit((POWER, "np.abs(s).sum()"), (NOISE, "np.abs(s - r).sum()"), ("10 *", "20 *")),
         "in place of squares",

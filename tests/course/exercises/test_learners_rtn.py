@@ -1,6 +1,6 @@
-"""Chapter 02 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 02 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import math  # noqa: F401 - the edits use it
@@ -105,11 +105,11 @@ WRONG_FITS = [
     (group_by_group.edit("torch.float16", "torch.bfloat16"), "bfloat16"),
     (group_by_group.edit("low, high = -largest, largest", "low, high = 0, largest"), "half of the range"),
     (group_by_group.edit("part.abs().max().item()", "part.max().item()"), "largest positive weight"),
-    (group_by_group.edit("part.abs().max().item()", "-part.min().item()"), "smallest weight only"),
+    (group_by_group.edit("part.abs().max().item()", "-part.min().item()"), "only the smallest weight"),
     (group_by_group.edit("return scale, zero", "return zero, scale"), "swapped"),
     (group_by_group.edit("s if s > 0 else 1.0", "max(s, 1e-8)"), "give it scale 1"),
     (group_by_group.edit("s if s > 0 else 1.0", "max(s, 1e-5)"), "give it scale 1"),
-    (lambda w, b, n, s: group_by_group(w, b, n, not s), "the wrong way round"),
+    (lambda w, b, n, s: group_by_group(w, b, n, not s), "symmetric is reversed"),
     (group_by_group.edit(STORED, "torch.tensor(high - low).half().item() / steps"), "the range is rounded to 16 bits"),
     (group_by_group.edit("(high - low) / steps", "(high - low) / (steps + 1)"), "one step fewer"),
     (group_by_group.edit((STORED, "torch.tensor((high - low) / 15).half().item()")), "15 belongs to 4 bits"),
@@ -169,7 +169,7 @@ def codes_wrapped(weight, scale, zero, bits):
 
 WRONG_CODES = [
     (codes_in_half, "in float16"),
-    (codes_wrapped, "made uint8 before"),
+    (codes_wrapped, "converted to uint8 before"),
     (one_by_one.edit(CLAMPED, "min(2**bits - 1, code)"), "clamped at the top only"),
     (one_by_one.edit(CLAMPED, "max(0, code)"), "clamped at 0 only"),
     (one_by_one.edit(CLAMPED, "max(0, min(2 ** (bits - 1) - 1, code))"), "half of the codes"),
@@ -187,7 +187,7 @@ WRONG_CODES = [
     (one_by_one.edit("scale[o, g]", "scale[o, 0]"), "scale of its first group"),
     (one_by_one.edit("scale[o, g]", "scale[0, g]"), "scales of the first row"),
     (one_by_one.edit(CLAMPED, "max(1, min(2**bits, code + 1))"), "one too large"),
-    (one_by_one.edit("i // size", "scale.shape[1] - 1 - i // size"), "from the last to the first"),
+    (one_by_one.edit("i // size", "scale.shape[1] - 1 - i // size"), "in reverse order"),
     (one_by_one.edit(CLAMPED, "code % 2**bits"), "wrap around"),
     (one_by_one.edit(CLAMPED, "max(0, min(2**bits - 1, code)) - 2 ** (bits - 1)"), "middle was subtracted"),
     (
@@ -263,7 +263,7 @@ WRONG_WEIGHTS = [
         "int8",
     ),
     (lambda c, s, z: from_codes(c, s, z).reshape(*s.shape, -1), "back to [out, in]"),
-    (from_codes.edit("i // size", "scale.shape[1] - 1 - i // size"), "from the last to the first"),
+    (from_codes.edit("i // size", "scale.shape[1] - 1 - i // size"), "in reverse order"),
     (from_codes.edit(BACK, f"{BACK} + zero[o, g].item()"), "added again"),
     (
         from_codes.edit(BACK, "codes[o, i].item() - zero[o, g].item() * scale[o, g].item()"),
@@ -365,11 +365,11 @@ WRONG_PACKS = [
     (columnwise.edit("i * bits % 8", "i % 8"), "shifted by i % 8"),
     (columnwise.edit("i * bits // 8, i * bits % 8", "i // 2, i % 2 * 4"), "every code gets 4 bits"),
     (columnwise.edit((LOWER, "data[:, byte] |= code"), ("data.to(torch.uint8)", "data")), "not cut to 8 bits"),
-    (lambda c, b, w: columnwise(c, b, w).flip(1), "from the last to the first"),
+    (lambda c, b, w: columnwise(c, b, w).flip(1), "in reverse order"),
     (pack_halves, "first half of a row"),
     (pack_in_int64, "do not fit into an int64"),
     (pack_mirrored, "mirrored"),
-    (lambda c, b, w: columnwise(c.flip(1), b, w), "codes of a row are taken from the last"),
+    (lambda c, b, w: columnwise(c.flip(1), b, w), "codes of a row are packed in reverse order"),
     (lambda c, b, w: [r + [0] * (w - len(r)) for r in [list(r.numpy())[:w] for r in c]], "nothing is packed"),
     (
         columnwise.edit(

@@ -1,6 +1,6 @@
 """Chapter 10 as learners would write it: answers in other styles, and wrong ones for which no diagnosis was written.
 
-Each wrong one is refused, whatever is said of it.
+Each wrong one is refused, with any message.
 """
 
 import math

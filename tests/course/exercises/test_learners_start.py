@@ -1,6 +1,6 @@
-"""Chapter 00 as learners would write it: more answers, each wrong one with the words of its own mistake.
+"""Chapter 00 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are written otherwise than the exercise's own solution, so that a diagnosis is not found by its spelling.
+They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
 """
 
 import math
@@ -47,7 +47,7 @@ def bytes_in_loops(rows, columns, bits, group_size, symmetric):
 
 CODES, ZEROS = "-(columns * bits // -8)", "-(in_a_row * bits // -8)"
 WRONG_BYTES = [
-    (counted.edit((CODES, "columns * bits / 8"), (ZEROS, "in_a_row * bits / 8")), "a byte is not cut into parts"),
+    (counted.edit((CODES, "columns * bits / 8"), (ZEROS, "in_a_row * bits / 8")), "only whole bytes are stored"),
     (
         counted.edit(
             (CODES, "columns * bits / 8"), (ZEROS, "in_a_row * bits / 8"), ("total * rows", "math.ceil(total * rows)")
@@ -58,23 +58,23 @@ WRONG_BYTES = [
         counted.edit(
             (CODES, "columns * bits / 8"), (ZEROS, "in_a_row * bits / 8"), ("total * rows", "int(total * rows)")
         ),
-        "the fraction is cut off at the end",
+        "you rounded down once, at the end",
     ),
-    (counted.edit("in_a_row * 2", f"{ZEROS}"), "a scale is counted like a code"),
-    (counted.edit("not symmetric", "symmetric"), "the wrong way round"),
+    (counted.edit("in_a_row * 2", f"{ZEROS}"), "for a scale, as for a code"),
+    (counted.edit("not symmetric", "symmetric"), "symmetric is reversed"),
     (lambda r, c, b, g, s: counted(c, r, b, min(g, r), s), "rows and columns are swapped"),
-    (counted.edit("return total * rows", "return total * rows * 8 / (rows * columns)"), "bits for each weight"),
-    (counted.edit("return total * rows", "return total * rows / (rows * columns)"), "bytes for each weight"),
+    (counted.edit("return total * rows", "return total * rows * 8 / (rows * columns)"), "bits per weight"),
+    (counted.edit("return total * rows", "return total * rows / (rows * columns)"), "bytes per weight"),
     (counted.edit((CODES, "columns * bits // 8 + 1"), (ZEROS, "in_a_row * bits // 8 + 1")), "a byte too many"),
     (counted.edit(CODES, "columns * bits // 8 + 1"), "a byte too many"),
     (counted.edit(ZEROS, "in_a_row * bits // 8"), "the last byte of the zero points is lost"),
     (counted.edit(CODES, "columns * bits // 8"), "the last byte of the codes is lost"),
-    (counted.edit("in_a_row * 2", "in_a_row * 16"), "a scale is counted with 16 bytes"),
+    (counted.edit("in_a_row * 2", "in_a_row * 16"), "you counted 16 bytes for a scale"),
     (counted.edit(ZEROS, "in_a_row * bits"), "zero points are counted in bits"),
     (counted.edit(CODES, "columns * bits"), "codes are counted in bits"),
     (counted.edit("total * rows", "total"), "of one row"),
     (counted.edit("= columns // group_size", "= rows * columns // group_size"), "rows are counted twice"),
-    (counted.edit(CODES, "columns"), "a code is counted with a whole byte"),
+    (counted.edit(CODES, "columns"), "you counted a whole byte for a code"),
     (counted.edit(ZEROS, "-(bits // -8)"), "one zero point for each row"),
     (counted.edit(("+ in_a_row * 2", ""), ("total * rows", "total * rows + 2")), "one scale for the whole matrix"),
     (counted.edit(("+ in_a_row * 2", "+ 2")), "one scale for each row"),
@@ -109,21 +109,21 @@ MEMORY, SLOWER = "n * bits / (8 * width)", "memory if memory > arithmetic else a
 WRONG_TIMES = [
     (slower.edit(MEMORY, "n * bits * 8 / width"), "multiplied by 8"),
     (slower.edit("n * batch * 2 / speed", "n * 2 / speed / batch"), "divided by the batch"),
-    (slower.edit("n * batch * 2", "n * bits * batch * 2"), "whatever its bits"),
-    (slower.edit("n * batch * 2", "n * bits / 8 * batch * 2"), "operations are counted for each byte"),
+    (slower.edit("n * batch * 2", "n * bits * batch * 2"), "two operations for each bit"),
+    (slower.edit("n * batch * 2", "n * bits / 8 * batch * 2"), "operations for each byte"),
     (lambda n, bits, width, speed, batch: slower(n, bits, speed, width, batch), "bandwidth and operations are swapped"),
     (slower.edit(SLOWER, f"1000 * ({SLOWER})"), "milliseconds"),
     (slower.edit(SLOWER, f"({SLOWER}) / batch"), "divided by the batch at the end"),
-    (slower.edit(SLOWER, f"batch / ({SLOWER})"), "tokens a second of all sequences"),
+    (slower.edit(SLOWER, f"batch / ({SLOWER})"), "tokens per second of all sequences"),
     (slower.edit(SLOWER, "(memory + arithmetic) / 2"), "the mean of the two times"),
-    (slower.edit(MEMORY, "n * 2 / width"), "16 bits are counted for every weight"),
+    (slower.edit(MEMORY, "n * 2 / width"), "you counted 16 bits for every weight"),
     (slower.edit(MEMORY, "n * (bits // 8) / width"), "bits // 8"),
-    (slower.edit("n * batch * 2", "n * batch * 4"), "two operations"),
-    (slower.edit(MEMORY, "n * bits / width"), "8 bits make one byte"),
+    (slower.edit("n * batch * 2", "n * batch * 4"), "you counted four operations"),
+    (slower.edit(MEMORY, "n * bits / width"), "8 bits are one byte"),
     (slower.edit(SLOWER, "memory if batch == 1 else arithmetic"), "the batch alone"),
     (slower.edit(SLOWER, "memory * arithmetic"), "are multiplied"),
     (slower.edit(SLOWER, "abs(memory - arithmetic)"), "the difference of the two times"),
-    (slower.edit(MEMORY, "n / width"), "a byte is counted for every weight"),
+    (slower.edit(MEMORY, "n / width"), "you counted a byte for every weight"),
 ]
 
 # --- start.perplexity ---
@@ -169,7 +169,7 @@ WRONG_PERPLEXITIES = [
         "over the positions",
     ),
     (surprised.edit("-torch.log(chosen)", "-chosen"), "the logarithm is missing"),
-    (lambda logits, ids: cross_entropy(logits[:-1].double().softmax(1), ids[1:]).exp(), "softmax is taken twice"),
+    (lambda logits, ids: cross_entropy(logits[:-1].double().softmax(1), ids[1:]).exp(), "softmax is applied twice"),
     (surprised.edit("-torch.log(chosen)", "-torch.log(p).mean(1)"), "over the whole vocabulary"),
     (surprised.edit("-torch.log(chosen)", "-(p * torch.log(p)).sum(1)"), "the entropy"),
     (
@@ -178,13 +178,13 @@ WRONG_PERPLEXITIES = [
     ),
     (surprised.edit("/ (len(ids) - 1)", "/ logits.shape[1]"), "by the size of the vocabulary"),
     (lambda logits, ids: cross_entropy(logits[:-2].double(), ids[1:-1]).exp(), "the last prediction"),
-    (surprised.edit("torch.log(", "torch.log10("), "To log10 belongs 10 ** mean"),
+    (surprised.edit("torch.log(", "torch.log10("), "Undo log10 with 10 ** mean"),
     (surprised.edit("torch.exp(", "10 ** ("), "10 to the power"),
     (surprised.edit(LAST, "torch.exp(surprise)"), "one for each token"),
     (lambda logits, ids: cross_entropy(logits[1:].double(), ids[1:]).exp(), "both are cut at the beginning"),
     (lambda logits, ids: cross_entropy(logits.double(), ids.roll(-1)).exp(), "the first token again"),
-    (surprised.edit("log(chosen)", "log(chosen + 1e-8)"), "nothing is added to p"),
-    (surprised.edit("log(chosen)", "log(chosen.clamp(min=1e-10))"), "nothing is added to p"),
+    (surprised.edit("log(chosen)", "log(chosen + 1e-8)"), "do not add anything to p"),
+    (surprised.edit("log(chosen)", "log(chosen.clamp(min=1e-10))"), "do not add anything to p"),
     (
         surprised.edit(
             "torch.softmax(logits[:-1].double(), dim=1)",
@@ -195,7 +195,7 @@ WRONG_PERPLEXITIES = [
     (surprised.edit(LAST, "torch.exp(surprise.median())"), "the median"),
     (surprised.edit(LAST, "torch.exp(surprise.amax())"), "worst"),
     (surprised.edit(LAST, "torch.exp(-surprise.sum() / (len(ids) - 1))"), "the sign is missing"),
-    (surprised.edit(LAST, "surprise.sum() / (len(ids) - 1)"), "Perplexity is exp of it"),
+    (surprised.edit(LAST, "surprise.sum() / (len(ids) - 1)"), "Perplexity is exp of that mean"),
     (surprised.edit(LAST, "torch.exp(surprise.sum() / (len(ids) - 2 or 1))"), "divided by one less"),
 ]
 

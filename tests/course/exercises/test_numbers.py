@@ -1,6 +1,6 @@
-"""The exercises of chapter 01: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 01: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that a learner may write; none of those is the course's own solution.
+Wrong answers are edits of right answers that a learner may write, none of which is the course's own solution.
 """
 
 import math
@@ -107,7 +107,7 @@ BFLOAT_WRONG = [
     (by_scaling.edit("- 7", "- 8"), "one mantissa bit too many"),
     (lambda values: values.to(torch.float16), "this is fp16"),
     (by_adding.edit("view(np.float32)", "view(np.int32)"), "read as a whole number"),
-    (lambda values: (values.bfloat16().float().view(torch.int32) >> 16).view(torch.float32), "moved up again"),
+    (lambda values: (values.bfloat16().float().view(torch.int32) >> 16).view(torch.float32), "shift them up again"),
 ]
 
 # --- sqnr ---
@@ -130,7 +130,7 @@ def power(numbers):
 WRONG_OF_DOUBLES = [
     (lambda s, r: 10 * math.log10(power(r - s) / power(s)), "upside down"),
     (lambda s, r: 20 * torch.log10(power(s) / power(s - r)), "20 · log10 belongs to a ratio of amplitudes"),
-    (lambda s, r: 10 * torch.log10(s.norm() / (s - r).norm()), "of amplitudes (square roots, norms) take 20"),
+    (lambda s, r: 10 * torch.log10(s.norm() / (s - r).norm()), "for amplitudes (square roots, norms), take 20"),
     (lambda s, r: ((s**2).sum() / ((s - r) ** 2).sum()).item(), "the ratio itself"),
     (lambda s, r: 10 * (power(s) / power(r - s)).log(), "natural logarithm"),
     (lambda s, r: np.log10(np.sum(s.numpy() ** 2.0) / np.sum((s - r).numpy() ** 2.0)), "factor 10 is missing"),
@@ -142,7 +142,7 @@ WRONG_OF_DOUBLES = [
         "subtract first, then square",
     ),
     (lambda s, r: 10 * torch.log10(s.abs().mean() / (s - r).abs().mean()), "in place of squares"),
-    (lambda s, r: 10 * torch.log10((r**2).sum() / ((s - r) ** 2).sum()), "taken after rounding"),
+    (lambda s, r: 10 * torch.log10((r**2).sum() / ((s - r) ** 2).sum()), "the signal's power after rounding"),
 ]
 # Converted first, since numbers in float16 are a mistake of their own.
 SQNR_WRONG = [(lambda s, r, of=of: of(s.double(), r.double()), phrase) for of, phrase in WRONG_OF_DOUBLES]

@@ -1,6 +1,6 @@
-"""The exercises of chapter 02: wrong answers are told which mistake it is, right ones pass however they are written.
+"""The exercises of chapter 02: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that a learner may write; none of those is the course's own solution.
+Wrong answers are edits of right answers that a learner may write, none of which is the course's own solution.
 """
 
 import math
@@ -67,12 +67,12 @@ FIT_WRONG = [
         ),
         "does not contain 0",
     ),
-    (fit_numpy.edit(("w.min(axis=2", "w.min(axis=1"), ("w.max(axis=2", "w.max(axis=1")), "wrong axis"),
+    (fit_numpy.edit(("w.min(axis=2", "w.min(axis=1"), ("w.max(axis=2", "w.max(axis=1")), "wrong dim"),
     (
         fit_loops.edit("row[start : start + group_size]", "row[start // group_size :: len(row) // group_size]"),
         "every n-th weight",
     ),
-    (fit_loops.edit("math.floor(-low / scale + 0.5)", "int(-low / scale)"), "zero point is cut off"),
+    (fit_loops.edit("math.floor(-low / scale + 0.5)", "int(-low / scale)"), "zero point is truncated"),
     (fit_loops.edit("2**bits / 2 - 0.5", "2 ** (bits - 1) - 1"), "2**(bits-1) - 1"),
     (fit_loops.edit("torch.tensor(exact).half().item()", "exact"), "not rounded to 16 bits"),
     (fit_loops.edit("= row[start : start + group_size]", "= row"), "those of the whole row"),
@@ -110,7 +110,7 @@ def encode_loops(weight, scale, zero, bits):
 
 
 ENCODE_WRONG = [
-    (encode_loops.edit("round(", "int("), "cut off towards zero"),
+    (encode_loops.edit("round(", "int("), "truncated towards zero"),
     (encode_loops.edit("round(w / s)", "w // s"), "rounded down"),
     (
         encode_loops.edit("steps + z, 0), 2**bits - 1)", "steps, 0), 2**bits - 1) + z"),

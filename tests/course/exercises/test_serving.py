@@ -1,6 +1,6 @@
-"""The exercises of chapter 10: right answers pass however they are written, wrong ones are told which mistake it is.
+"""The exercises of chapter 10: right answers pass in any form, and check names the mistake in a wrong answer.
 
-Wrong answers are edits of right ones that are written otherwise than the course's.
+Wrong answers are edits of right ones that differ from the course's solutions.
 """
 
 import random
@@ -44,9 +44,9 @@ WRONG_ROOM = [
     (by_vectors.edit("if group", "if False"), "scales and zero points are missing"),
     (by_vectors.edit("(2 + bits / 8)", "2"), "the zero points are missing"),
     (by_vectors.edit("(2 + bits / 8)", "bits / 8"), "the scales are missing"),
-    (by_vectors.edit("(2 + bits / 8)", "4"), "with 16 bits. It is a code"),
-    (by_vectors.edit("head * bits / 8", "head * 2"), "with 2 bytes"),
-    (by_vectors.edit("head * bits / 8", "head * (bits // 8)"), "cut off to whole bytes"),
+    (by_vectors.edit("(2 + bits / 8)", "4"), "16 bits for a zero point"),
+    (by_vectors.edit("head * bits / 8", "head * 2"), "you counted 2 bytes"),
+    (by_vectors.edit("head * bits / 8", "head * (bits // 8)"), "rounded down to whole bytes"),
 ]
 
 # --- a block table ---
@@ -65,12 +65,12 @@ def by_tensor(table, size, start, end):
 
 WRONG_SLOTS = [
     (by_arrays.edit("np.array(table)[positions // size]", "(positions // size)"), "the table is not used"),
-    (by_arrays.edit("np.array(table)", "np.sort(table)"), "in which they lie in memory"),
+    (by_arrays.edit("np.array(table)", "np.sort(table)"), "in their order in memory"),
     (by_arrays.edit("[positions // size] * size + inside", "[positions // size]"), "the numbers of blocks"),
     (by_arrays.edit("+ inside", "+ positions"), "The position in the text".lower()),
     (by_arrays.edit("* size + inside", "* size + 0 * inside"), "the place in the block is missing"),
     (by_arrays.edit("np.arange(start, end)", "np.arange(end - start)"), "counted from `start`"),
-    (by_arrays.edit("positions % size", "size - 1 - positions % size"), "from its last place to its first"),
+    (by_arrays.edit("positions % size", "size - 1 - positions % size"), "in reverse order"),
 ]
 
 # --- the scheduler ---
@@ -98,12 +98,15 @@ WRONG_PICKS = [
     (by_shares.edit("left -= sum(reads)", "pass"), "not taken from the budget"),
     (by_shares.edit("sum(reads)", "len(reads)"), "takes one token away"),
     (by_shares.edit("stopped = stopped or", "stopped ="), "a later one is let in"),
-    (by_shares.edit("left == 0 or blocks > free", "left == 0"), "nobody looks at the blocks"),
-    (by_shares.edit("0 if stopped else blocks", "0"), "not taken from those that are free"),
+    (by_shares.edit("left == 0 or blocks > free", "left == 0"), "the free blocks are not checked"),
+    (by_shares.edit("0 if stopped else blocks", "0"), "not subtracted from the free ones"),
     (by_shares.edit("(unread + size - 1) // size", "unread // size"), "rounded down"),
-    (by_shares.edit("(unread + size - 1) // size", "unread"), "taken for a block"),
-    (by_shares.edit("(unread + size - 1) // size", "-(-min(unread, left) // size)"), "only as far as this step reads"),
-    (by_shares.edit("blocks > free", "blocks >= free"), "more blocks are free than needed"),
+    (by_shares.edit("(unread + size - 1) // size", "unread"), "treated each token as a block"),
+    (
+        by_shares.edit("(unread + size - 1) // size", "-(-min(unread, left) // size)"),
+        "only for the tokens that this step reads",
+    ),
+    (by_shares.edit("blocks > free", "blocks >= free"), "more blocks are free than it needs"),
 ]
 
 # --- int8 keys ---
@@ -119,10 +122,10 @@ def by_numpy(keys):
 
 WRONG_KEYS = [
     (by_numpy.edit("np.abs(k).max(axis=0)", "np.abs(k).max() + 0 * k[0]"), "share one scale"),
-    (by_numpy.edit("np.abs(k).max(axis=0)", "k.max(axis=0).clip(0)"), "without its sign"),
+    (by_numpy.edit("np.abs(k).max(axis=0)", "k.max(axis=0).clip(0)"), "without abs()"),
     (by_numpy.edit("/ 127", "/ 128"), "128, which int8 does not have"),
     (by_numpy.edit("/ 127", "/ 255"), "/ 255. Codes"),
-    (by_numpy.edit("np.rint", "np.trunc"), "cut off"),
+    (by_numpy.edit("np.rint", "np.trunc"), "truncated"),
     (by_numpy.edit("np.rint", "np.floor"), "rounded down"),
     (by_numpy.edit("scales), scales", "scales), 1 / scales"), "upside down"),
 ]
@@ -143,7 +146,7 @@ WRONG_TURNS = [
     (by_kron.edit("keys.numpy() @ matrix", "keys"), "only the queries"),
     (by_kron.edit("2**0.5", "1"), "root of its width"),
     (by_kron.edit("2**0.5", "2"), "divided by its width"),
-    (by_kron.edit("-1]", "1]"), "no sign"),
+    (by_kron.edit("-1]", "1]"), "no minus signs"),
     (by_kron.edit("[1, -1]", "[-1, -1]"), "the whole lower half"),
 ]
 

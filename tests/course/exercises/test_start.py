@@ -1,4 +1,4 @@
-"""The exercises of chapter 00: wrong answers are told which mistake it is, right ones pass however they are written."""
+"""The exercises of chapter 00: check names the mistake in a wrong answer, and right answers pass in any form."""
 
 import math
 
@@ -55,23 +55,23 @@ BYTES_WRONG = [
     (bytes_row_by_row.edit("return total", "return 8 * total"), "these are bits"),
     (bytes_row_by_row.edit(" + 2 * groups", ""), "the scales are missing"),
     (bytes_row_by_row.edit("(groups * bits + 7) // 8", "0"), "the zero points are missing"),
-    (bytes_row_by_row.edit("2 * groups", "4 * groups"), "counted with 4 bytes"),
-    (bytes_row_by_row.edit("groups * bits", "groups * 8"), "with a whole byte"),
+    (bytes_row_by_row.edit("2 * groups", "4 * groups"), "you counted 4 bytes"),
+    (bytes_row_by_row.edit("groups * bits", "groups * 8"), "a whole byte for a"),
     (
         bytes_row_by_row.edit(("columns * bits + 7", "columns * bits"), ("groups * bits + 7", "groups * bits")),
         "round up, not down",
     ),
     (groups_of_one_row, "for one row only"),
     (rounded_together, "rounded up together"),
-    (bytes_row_by_row.edit("columns // group_size", "1"), "for one group"),
-    (bytes_row_by_row.edit("not symmetric", "True"), "on a symmetric grid"),
+    (bytes_row_by_row.edit("columns // group_size", "1"), "as one group"),
+    (bytes_row_by_row.edit("not symmetric", "True"), "for a symmetric grid"),
     (one_stream, "as one stream"),
 ]
 
 # --- start.step_time ---
 
 TIME_WRONG = [
-    (lambda n, bits, width, ops, batch: max(n * bits / width, 2 * n * batch / ops), "8 bits make one byte"),
+    (lambda n, bits, width, ops, batch: max(n * bits / width, 2 * n * batch / ops), "8 bits are one byte"),
     (lambda n, bits, width, ops, batch: n * bits / 8 / width + 2 * n * batch / ops, "the two times are added"),
     (lambda n, bits, width, ops, batch: min(n * bits / 8 / width, 2 * n * batch / ops), "the shorter"),
     (lambda n, bits, width, ops, batch: max(n * bits / 8 / width, n * batch / ops), "a multiplication and an addition"),
@@ -79,7 +79,7 @@ TIME_WRONG = [
     (lambda n, bits, width, ops, batch: n * bits / 8 / width, "only reading is counted"),
     (lambda n, bits, width, ops, batch: n * batch * 2 / ops, "only computing is counted"),
     (lambda n, bits, width, ops, batch: batch * max(n * bits / 8 / width, 2 * n / ops), "read once, and used for all"),
-    (lambda n, bits, width, ops, batch: 1 / max(n * bits / 8 / width, 2 * n * batch / ops), "tokens a second"),
+    (lambda n, bits, width, ops, batch: 1 / max(n * bits / 8 / width, 2 * n * batch / ops), "tokens per second"),
 ]
 
 
@@ -110,8 +110,8 @@ PERPLEXITY_WRONG = [
     (lambda logits, ids: (1 / of_next(logits, ids)).mean(), "averaged the perplexities"),
     (lambda logits, ids: 1 / of_next(logits, ids).mean(), "averaged the probabilities"),
     (lambda logits, ids: 2 ** -np.log(of_next(logits, ids)).mean(), "2 to the power"),
-    (lambda logits, ids: math.exp(-np.log2(of_next(logits, ids)).mean()), "To log2 belongs 2 ** mean"),
-    (lambda logits, ids: cross_entropy(logits.double()[:-1], ids[1:]), "Perplexity is exp of it"),
+    (lambda logits, ids: math.exp(-np.log2(of_next(logits, ids)).mean()), "Undo log2 with 2 ** mean"),
+    (lambda logits, ids: cross_entropy(logits.double()[:-1], ids[1:]), "Perplexity is exp of that mean"),
     (lambda logits, ids: of_next(logits, ids).prod() ** (1 / (len(ids) - 1)), "the sign is missing"),
     (lambda logits, ids: of_next(logits, ids).prod() ** -(1 / len(ids)), "One fewer is predicted"),
     (lambda logits, ids: 1 / of_next(logits, ids).prod(), "not averaged"),

@@ -1,4 +1,4 @@
-"""Chapter 09's ladder: what is timed is the product, what is counted as moved is what torch reads and writes."""
+"""Chapter 09's ladder: the time is that of the product, and the moved bytes are those that torch reads and writes."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""Stored costs of rounded caches are those of the benchmark's table."""
+"""The stored costs of rounded caches are those in the benchmark's table."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Requests over time: what a history says is what the package's scheduler does."""
+"""Requests over time: a history says what the package's scheduler does."""
 
 import random
 

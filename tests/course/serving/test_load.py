@@ -1,4 +1,4 @@
-"""Times under load: every request is timed, with a clock that the test moves."""
+"""Times under load: every request is timed by a clock that the test moves."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What tables and sentences put on the page, as text."""
+"""The output of tables and sentences, as text."""
 
 import pytest
 

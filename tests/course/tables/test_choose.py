@@ -1,4 +1,4 @@
-"""Tables of chapter 12: what is missing is said, engines and branches have a row each."""
+"""Tables of chapter 12: missing results are reported, and each engine and branch has a row."""
 
 from qtutor.course.choose import claims, tree
 from qtutor.course.choose.results import NAMES, SMOLLM2, Stored, stored

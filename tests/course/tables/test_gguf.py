@@ -1,4 +1,4 @@
-"""Tables of chapter 07: what they say is what was computed."""
+"""Tables of chapter 07: they say what was computed."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Tables of chapter 06: what they say is what was computed."""
+"""Tables of chapter 06: they say what was computed."""
 
 from types import SimpleNamespace
 

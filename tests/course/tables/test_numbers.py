@@ -1,4 +1,4 @@
-"""Tables of chapter 01: what they say is what was computed."""
+"""Tables of chapter 01: they say what was computed."""
 
 import numpy as np
 import torch

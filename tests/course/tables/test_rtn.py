@@ -1,4 +1,4 @@
-"""Tables of chapter 02: what they say is what was computed."""
+"""Tables of chapter 02: they say what was computed."""
 
 from types import SimpleNamespace
 

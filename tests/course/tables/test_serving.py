@@ -1,4 +1,4 @@
-"""Tables of chapter 10: what they say is what was computed."""
+"""Tables of chapter 10: they say what was computed."""
 
 from qtutor.course.serving import load
 from qtutor.course.serving.costs import Cost

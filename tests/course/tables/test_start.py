@@ -1,4 +1,4 @@
-"""Tables of chapter 00: what they say is what was computed."""
+"""Tables of chapter 00: they say what was computed."""
 
 import pytest
 

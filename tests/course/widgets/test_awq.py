@@ -1,4 +1,4 @@
-"""The widget of chapter 05: it shows what AWQ's own search finds, and what is drawn is one group on its own grid."""
+"""The widget of chapter 05: it shows what AWQ's own search finds, and draws one group on the group's own grid."""
 
 import json
 import re

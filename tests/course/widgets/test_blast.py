@@ -1,4 +1,4 @@
-"""Blast radius as HTML: it needs nothing from elsewhere, and without scripts a table remains."""
+"""Blast radius as HTML: it loads nothing from elsewhere, and without scripts a table remains."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Four formats over a block: the script fits what the package fits, and the blocks are what they are called."""
+"""Four formats over a block: the script rounds as the package does, and the blocks are what they are called."""
 
 import json
 import math

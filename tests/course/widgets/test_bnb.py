@@ -1,4 +1,4 @@
-"""The widgets of chapter 04: what they draw and say is what the package computes, and what a layer in int8 does."""
+"""The widgets of chapter 04: they draw and say what the package computes, and what a layer in int8 does."""
 
 import math
 

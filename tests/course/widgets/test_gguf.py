@@ -1,4 +1,4 @@
-"""A block under the mouse: every byte is a button that says what it is, live and in what is drawn beforehand."""
+"""A block under the mouse: every byte is a button that says what it is, live and in the stored output."""
 
 import json
 import re

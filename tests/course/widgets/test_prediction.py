@@ -1,4 +1,4 @@
-"""A field for a prediction: what is typed is kept and shown beside the measured number."""
+"""A field for a prediction: the typed prediction is kept and shown beside the measured number."""
 
 import ast
 import re

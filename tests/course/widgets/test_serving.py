@@ -1,4 +1,4 @@
-"""The widgets of chapter 10: each step of a page table as it was, and users for every model and memory."""
+"""The widgets of chapter 10: each step of a page table as it was, and numbers of users for every model and memory."""
 
 import json
 import re

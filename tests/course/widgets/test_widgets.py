@@ -1,4 +1,4 @@
-"""Widgets: they redraw when a control moves, and what is stored of them works without a kernel and without scripts."""
+"""Widgets: they redraw when a control moves, and their stored outputs work without a kernel and without scripts."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What passes is kept as plain Python that works by itself; what cannot be kept is refused in words."""
+"""Answers that pass are kept as plain Python that works by itself; answers that cannot be kept get a message."""
 
 import errno
 import importlib

@@ -1,4 +1,4 @@
-"""A prediction is kept in the workspace, found again by the next kernel, and never costs what was kept before."""
+"""A prediction is kept in the workspace, found again by the next kernel, and never deletes earlier ones."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is done: exercises whose answer is kept in the workspace."""
+"""Exercises are done if their answers are kept in the workspace."""
 
 import pytest
 

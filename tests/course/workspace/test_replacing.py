@@ -1,4 +1,4 @@
-"""with mine(): the package computes with what the learner wrote, and with its own again afterwards."""
+"""with mine(): the package computes with the learner's functions, and afterwards with its own again."""
 
 import importlib
 import os

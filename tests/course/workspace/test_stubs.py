@@ -1,4 +1,4 @@
-"""From a master to what a learner gets: stubs, folded solutions, no outputs; and slips in the markers are errors."""
+"""From a master to the learner's version: stubs, folded solutions, no outputs; mistakes in the markers are errors."""
 
 import ast
 import copy

@@ -1,4 +1,4 @@
-"""No attempt is ever lost: not by a kill, a second notebook, a damaged file or a full disk."""
+"""No attempt is ever lost, even after a kill, a second notebook, a damaged file or a full disk."""
 
 import json
 import multiprocessing

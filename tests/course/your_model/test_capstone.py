@@ -1,4 +1,4 @@
-"""The capstone measures by itself, and tells a learner kindly what is wrong with any other thing."""
+"""The capstone measures by itself, and says kindly what is wrong if a learner passes it anything else."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""llama.cpp is asked where it is installed; whatever happens to it, the notebook gets words."""
+"""llama.cpp is called if it is installed; whatever happens to it, the notebook gets a message."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""What is stored belongs to what the chapter says was measured."""
+"""The stored results belong to the models that the chapter says were measured."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or fails goes on where it was, and ends in the same bytes."""
+"""After a kill, an interrupt or a failure, the next run continues at the same place and ends in the same bytes."""
 
 import contextlib
 import errno
@@ -208,7 +208,7 @@ def blocks_run(source, out, recipe, said=None, ids=IDS) -> list[int]:
 def test_it_goes_on_with_the_block_that_was_at_hand_and_says_so(source, whole, tmp_path, name, block):
     said, out = [], tmp_path / "out"
     folder = interrupted_before(block, source, out, recipe_called(name), said)
-    assert f"what is finished is kept in {folder}: the same call goes on from there" in sentences(said)
+    assert f"the finished part is kept in {folder}: the same call continues from there" in sentences(said)
     said.clear()
     assert blocks_run(source, out, recipe_called(name), said) == list(range(block, BLOCKS + 1))
     where = "going on with what is left" if block == BLOCKS else f"going on with block {block}"
@@ -335,7 +335,7 @@ def test_a_full_disk_keeps_what_is_finished(source, whole, tmp_path, monkeypatch
         with pytest.raises(qtutor.QtutorError, match=r"out cannot be written: No space left on device\. Whatever"):
             run(source, out, recipe_called(name), said)
     kept = [] if nth == 1 else [".out.qtutor-unfinished"]
-    assert os.listdir(tmp_path) == kept and ("what is finished is kept" in sentences(said)) == bool(kept)
+    assert os.listdir(tmp_path) == kept and ("the finished part is kept" in sentences(said)) == bool(kept)
     run(source, out, recipe_called(name))
     assert contents(out) == whole(name)[1] and os.listdir(tmp_path) == ["out"]
 

@@ -1,4 +1,4 @@
-"""Quick steps: what the model's own forward computes, for every family that is known, and with every kind of layer."""
+"""Quick steps compute the same as the model's own forward, for every known family and with every kind of layer."""
 
 import contextlib
 import copy

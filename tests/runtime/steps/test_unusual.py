@@ -1,4 +1,4 @@
-"""Whatever is unusual runs through the model's own forward, and gives what it gives."""
+"""Everything unusual runs through the model's own forward, and gives the same results."""
 
 import copy
 import threading
@@ -139,7 +139,7 @@ def a_block_of_somebody_else(model):
         (patched, "model.norm has a forward of its own"),
         (other_activation, "not SiLU"),
         (half, "float16"),
-        (other_norms, "another dtype"),
+        (other_norms, "different dtypes"),
         (other_attention, "attention"),
         (a_block_of_somebody_else, "Llama's anatomy"),
     ],

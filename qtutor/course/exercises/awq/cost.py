@@ -43,7 +43,7 @@ def cases():
         ("a silent input", silent),
         ("no errors at all", (torch.zeros(2, 2, 3), pair(2, 2, 3, 6)[1])),
         ("errors as large as weights", (noise(2, 2, 4, seed=7), pair(2, 2, 4, 8)[1])),
-        ("inputs that go against each other", pair(2, 2, 3, 9, mix=-0.8)),
+        ("inputs that move against each other", pair(2, 2, 3, 9, mix=-0.8)),
     ]
 
 
@@ -63,10 +63,10 @@ MISTAKES = {
     "together add up or cancel: e H e^T takes the whole block.": (
         right.edit("(e @ own) * e", "e.square() * own.diagonal()")
     ),
-    "this is the plain squared error of the weights; the inputs, X^T X, have no say in it.": (
+    "this is the plain squared error of the weights; the inputs, X^T X, are not used.": (
         right.edit("(e @ own) * e", "e.square()")
     ),
-    "the errors of other groups are in it (the whole row of X^T X). A group is judged by its own block alone.": (
+    "the errors of other groups are included (the whole row of X^T X). A group is judged by its own block alone.": (
         right.edit("(e @ own) * e", "(error.flatten(1) @ hessian)[:, first : first + size] * e")
     ),
     "every group is judged by the first group's block of X^T X; group g has rows and columns g * group_size onwards.": (
@@ -98,27 +98,27 @@ MISTAKES = {
     "this is one number, the sum of all costs. Each group of each row has its own: [out, groups].": (
         right.edit("torch.stack(costs, dim=1)", "sum(costs).sum()")
     ),
-    "every row has the cost of all rows together; each is to have its own.": (
+    "every row has the cost of all rows together; each row has its own.": (
         right.edit("sum(dim=-1)", "sum().expand(len(e))")
     ),
     "the result is transposed: it is [out, groups]. Stack along dim=1.": (
         right.edit("torch.stack(costs, dim=1)", "torch.stack(costs, dim=0)")
     ),
-    "the cost is divided by the size of the inputs (the trace of H_g); leave it as e H e^T.": (
+    "the cost is divided by the size of the inputs (the trace of H_g); return e H e^T itself.": (
         right.edit("sum(dim=-1)", "sum(dim=-1) / own.trace()")
     ),
-    "signs of the errors are lost before they meet H: errors of different sign may cancel in an output.": (
+    "the signs of the errors are lost before the product with H: errors of different signs may cancel in an output.": (
         right.edit("error.double()", "error.double().abs()")
     ),
-    "signs of X^T X are lost: inputs that go against each other let errors cancel.": (
+    "the signs of X^T X are lost: errors may cancel if inputs move against each other.": (
         right.edit("hessian.double()", "hessian.double().abs()")
     ),
     "only half of X^T X is used, its upper triangle. Each pair of inputs counts twice: take the whole block.": (
         right.edit("e @ own", "e @ own.triu()")
     ),
-    "the inverse of X^T X is used. Here it is X^T X itself.": (right.edit("e @ own", "e @ torch.linalg.pinv(own)")),
+    "the inverse of X^T X is used. Use X^T X itself.": right.edit("e @ own", "e @ torch.linalg.pinv(own)"),
     "the blocks of X^T X begin at g; they begin at g * group_size.": right.edit("group * size", "group"),
-    "the blocks of X^T X are taken from the last to the first; group g has rows and columns g * group_size onwards.": (
+    "the blocks of X^T X are used in reverse order; group g has rows and columns g * group_size onwards.": (
         right.edit("group * size", "(groups - 1 - group) * size")
     ),
     "every row has the errors of the first row. Each row has its own.": (
@@ -126,7 +126,7 @@ MISTAKES = {
     ),
     "this is the root of the cost; leave it squared.": right.edit("sum(dim=-1)", "sum(dim=-1).sqrt()"),
     "the cost is a sum over the group, not a mean.": right.edit("sum(dim=-1)", "mean(dim=-1)"),
-    "all groups of a row have the same cost, the sum; each is to have its own.": (
+    "all groups of a row have the same cost, the sum; each group has its own.": (
         right.edit("torch.stack(costs, dim=1)", "torch.stack([sum(costs)] * groups, dim=1)")
     ),
     "signs are lost before the sum: errors may cancel in an output, so their products keep their signs.": (

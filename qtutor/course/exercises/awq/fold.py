@@ -47,7 +47,7 @@ def cases():
 
 
 def _norm_and_reader(rows: int, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A norm's gains, the weights that read them, and a scale for each channel between them."""
+    """A norm's gains, the weights that read them, and a scale for each channel."""
     return (
         1 + 0.2 * noise(columns, seed=seed),
         noise(rows, columns, seed=seed + 50),
@@ -64,11 +64,11 @@ def right(gain, weight, scale, dtype):
 
 
 MISTAKES = {
-    "it is the other way round: the columns are to be multiplied by the scale, and the gains divided by it.": (
+    "it is the other way round: multiply the columns by the scale, and divide the gains by it.": (
         right.edit("gain / scale", "gain * scale")
     ),
     "it is the other way round, and the gains are not rounded: gain / scale, stored in dtype, and the columns times "
-    "what then really applies.": right.edit(
+    "the factor that then really applies.": right.edit(
         ("(gain / scale).to(dtype)", "(gain * scale)"), ("torch.where(gain == 0, 1, gain / stored)", "gain / stored")
     ),
     "gains and columns are both multiplied. One of the two has to undo the other: divide the gains.": (
@@ -80,10 +80,10 @@ MISTAKES = {
     "gain and scale are rounded before they are divided. Divide first, then round once: (gain / scale).to(dtype).": (
         right.edit("(gain / scale).to(dtype)", "(gain.to(dtype) / scale.to(dtype))")
     ),
-    "the gain is rounded before it is divided, too. Divide the gain as it is, then round: (gain / scale).to(dtype).": (
+    "the gain is rounded before it is divided, too. Divide the unrounded gain, then round: (gain / scale).to(dtype).": (
         right.edit("(gain / scale).to(dtype)", "(gain.to(dtype).double() / scale).to(dtype)")
     ),
-    "the factor comes from a rounded gain. It is the old gain as it was, over the stored one: gain / stored.": (
+    "the factor comes from a rounded gain. It is the unrounded old gain over the stored one: gain / stored.": (
         right.edit("gain / stored", "gain.to(dtype) / stored")
     ),
     "two things: the old gain is rounded, before it is divided and in the factor. Only what is stored is rounded: "
@@ -91,9 +91,9 @@ MISTAKES = {
         ("(gain / scale).to(dtype)", "(gain.to(dtype).double() / scale).to(dtype)"),
         ("gain / stored", "gain.to(dtype) / stored"),
     ),
-    "the columns are multiplied by the scale, rounded to dtype. Not the scale is stored but the gain: the factor that "
+    "the columns are multiplied by the scale, rounded to dtype. The gain is stored, not the scale: the factor that "
     "really applies is gain / stored gain.": right.edit("gain / stored", "scale.to(dtype).double()"),
-    "the factor is rounded to dtype. Nothing stores it: give each column gain / stored as it is.": (
+    "the factor is rounded to dtype. The factor is not stored: multiply each column by gain / stored as it is.": (
         right.edit("gain / stored", "(gain / stored).to(dtype).double()")
     ),
     "the factor is upside down: it is old gain over stored gain, and makes up for what the gain lost.": (
@@ -109,26 +109,28 @@ MISTAKES = {
     "a gain of 0 became 1. That channel is silent and has to stay so: leave the gain 0, and the column as it is.": (
         right.edit("return stored", "return torch.where(gain == 0, 1, stored)")
     ),
-    "where a gain is 0, the column became 0 as well. Leave it as it is: its factor is 1.": (
+    "if a gain is 0, the column became 0 as well. Leave it as it is: its factor is 1.": (
         right.edit("torch.where(gain == 0, 1,", "torch.where(gain == 0, 0,")
     ),
-    "where a gain is 0, the column is still multiplied by the scale. Leave it as it is: its factor is 1.": (
+    "if a gain is 0, the column is still multiplied by the scale. Leave it as it is: its factor is 1.": (
         right.edit("torch.where(gain == 0, 1,", "torch.where(gain == 0, scale,")
     ),
-    "gains are divided by the root of the scale. All of it goes from the gain to the column.": (
+    "gains are divided by the root of the scale. The whole scale moves from the gain to the column.": (
         right.edit("gain / scale", "gain / scale.sqrt()")
     ),
-    "gains are rounded to float16, whatever dtype is. Round to the dtype that is given.": (
+    "gains are rounded to float16, no matter what dtype is. Round to the given dtype.": (
         right.edit("to(dtype)", "half()")
     ),
-    "gains are rounded to bfloat16, whatever dtype is. Round to the dtype that is given.": (
+    "gains are rounded to bfloat16, no matter what dtype is. Round to the given dtype.": (
         right.edit("to(dtype)", "bfloat16()")
     ),
     "only the gains have changed; the columns that read them have to make up for it.": right.edit(" * factor", ""),
     "only the columns have changed; the gains have to make up for it.": right.edit("return stored", "return gain"),
-    "the new gains are not rounded to what they are stored in: (gain / scale).to(dtype).": right.edit(".to(dtype)", ""),
-    "the columns are multiplied by the scale that was asked for. The stored gain is a rounded one, so the factor that "
-    "really applies is gain / stored gain; only with that one nothing changes.": right.edit("gain / stored", "scale"),
+    "the new gains are not rounded to the dtype in which they are stored: (gain / scale).to(dtype).": right.edit(
+        ".to(dtype)", ""
+    ),
+    "the columns are multiplied by the requested scale. The stored gain is rounded, so the factor that really applies "
+    "is gain / stored gain; only with this factor does nothing change.": right.edit("gain / stored", "scale"),
     "rows are scaled. An input channel is a column of weight [out, in]: multiply by factor, not by factor[:, None].": (
         right.edit("* factor", "* factor[:, None]")
     ),
@@ -142,13 +144,13 @@ MISTAKES = {
 
 
 def _nothing_changes(arguments, results) -> bool:
-    """Gains times columns are the same products as before."""
+    """Whether gains times columns are the same products as before."""
     gain, weight = (values.double().numpy() for values in arguments[:2])
     return np.allclose(results[0] * results[1], gain * weight, rtol=1e-5, atol=1e-12)
 
 
 def _stored(arguments, results) -> bool:
-    """Every gain is a number that ``dtype`` can hold; gains for float32 may come in float64."""
+    """Whether ``dtype`` can hold every gain exactly; gains for float32 may be returned in float64."""
     gain, dtype = torch.from_numpy(results[0]).double(), arguments[3]
     return dtype == torch.float32 or torch.equal(gain.to(dtype).double(), gain)
 
@@ -181,7 +183,7 @@ FOLD = Exercise(
     mistakes=MISTAKES,
     properties=(
         ("the new gains are numbers that dtype can store: (gain / scale).to(dtype).", _stored),
-        ("gain times column is no longer what it was: folding has to change nothing.", _nothing_changes),
+        ("gain times column has changed: folding must not change it.", _nothing_changes),
     ),
     # Two divisions and a product in float32 are each off by 6e-8 at most.
     tolerance=1e-6,

@@ -1,4 +1,4 @@
-"""What the inputs of ``awq.search`` are made of: roundings, and parents, which are what reads a layer's weights."""
+"""Parts of the inputs of ``awq.search``: roundings, and parents. A parent computes an output with a layer's weights."""
 
 import torch
 
@@ -6,7 +6,7 @@ import torch
 def rounding(bits: int, group_size: int):
     """A function that rounds weights ``[out, in]`` to nearest; each group's largest weight is exactly a level.
 
-    In the package it lies half a step beyond a level, and then float32 and float64 would round it differently.
+    In the package, the largest weight is half a step beyond a level, where float32 and float64 would round differently.
     """
 
     def rounded(weight):
@@ -18,7 +18,7 @@ def rounding(bits: int, group_size: int):
 
 
 def steps_of(step: float):
-    """A function that rounds to whole steps, the same for all rows, so that it shows whether a row was scaled."""
+    """A function that rounds to whole steps, the same for all rows. Its result shows whether a row was scaled."""
 
     def rounded(weight):
         return (weight / step).round() * step

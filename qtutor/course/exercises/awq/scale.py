@@ -29,7 +29,7 @@ def cases():
         ("a silent channel", (silent, 0.5)),
         ("a channel far below 1e-4", (torch.tensor([2.0, 1e-7, 0.5]), 0.75)),
         ("channels that are all alike", (torch.full((4,), 3.0), 0.6)),
-        ("in float64, as statistics come", (noise(7, seed=4).abs().double(), 0.2)),
+        ("in float64, the dtype of statistics", (noise(7, seed=4).abs().double(), 0.2)),
     ]
 
 
@@ -63,7 +63,7 @@ MISTAKES = {
         right.edit((".clamp(min=1e-4)", ""), ("size**ratio", "torch.where(size == 0, 1e-4, size) ** ratio"))
     ),
     "the scales are multiplied by the middle; divide by it.": right.edit("/ middle", "* middle"),
-    "the middle is the root of a sum. It is that of a product, sqrt(max * min).": right.edit(
+    "the middle is the root of a sum. Take the root of a product, sqrt(max * min).": right.edit(
         "* scale.min()", "+ scale.min()"
     ),
     "the middle is sqrt(max / min). It is sqrt(max * min), so that the largest times the smallest becomes 1.": (
@@ -76,20 +76,20 @@ MISTAKES = {
     "the scales are centred on their median; the middle is sqrt(max * min).": (
         right.edit("/ middle", "/ scale.median()")
     ),
-    "the middle is that of the sizes, before they were raised to the ratio. Take it of the scales.": (
+    "you computed the middle of the sizes, before they were raised to the ratio. Compute it of the scales.": (
         right.edit("scale.max() * scale.min()", "size.max() * size.min()")
     ),
-    "these are logarithms times the ratio; exp() is missing, or take size ** ratio at once.": (
+    "these are logarithms times the ratio; exp() is missing, or compute size ** ratio directly.": (
         right.edit("size**ratio", "size.log() * ratio")
     ),
-    "the ratio is raised to the size; it is the size that is raised: mean_abs ** ratio.": (
+    "the ratio is raised to the size; raise the size to the ratio: mean_abs ** ratio.": (
         right.edit("size**ratio", "ratio**size")
     ),
     "sizes are raised to 1 / ratio; it is mean_abs ** ratio.": right.edit(
         "size**ratio", "size ** (1 / max(ratio, 1e-9))"
     ),
     "the ratio is not used: raise the sizes to it. (With ratio 0 all scales are 1.)": right.edit("size**ratio", "size"),
-    "sizes are raised to half of the ratio: the root is for the middle alone.": (
+    "sizes are raised to half of the ratio: the root is only for the middle.": (
         right.edit("size**ratio", "size ** (ratio / 2)")
     ),
     "the scales are rounded to 16 bits. Leave them in float32 or float64.": (
@@ -98,7 +98,7 @@ MISTAKES = {
     "the scales are not centred: divide by the root of the largest times the smallest, sqrt(max * min).": (
         right.edit(" / middle", "")
     ),
-    "you divide by max * min. It is the root of it, sqrt(max * min), so that the largest times the smallest becomes "
+    "you divide by max * min. Divide by its root, sqrt(max * min), so that the largest times the smallest becomes "
     "1.": right.edit(".sqrt()", ""),
     "the scales are centred on their mean; the middle here is sqrt(max * min).": (
         right.edit("/ middle", "/ scale.mean()")
@@ -111,20 +111,19 @@ MISTAKES = {
     "the scales are centred halfway between largest and smallest. In a product the middle is sqrt(max * min).": (
         right.edit("* scale.min()).sqrt()", "+ scale.min()) / 2")
     ),
-    "the size is multiplied by the ratio; it is raised to it: mean_abs ** ratio. (With ratio 0 all are then 1.)": (
-        right.edit("size**ratio", "size * ratio")
-    ),
-    "loud channels get the smallest scales. Their columns are the ones to be multiplied: mean_abs ** ratio.": (
+    "the size is multiplied by the ratio; raise it to the ratio: mean_abs ** ratio. (With ratio 0, all scales are then "
+    "1.)": right.edit("size**ratio", "size * ratio"),
+    "loud channels get the smallest scales. Their columns need the largest ones: mean_abs ** ratio.": (
         right.edit("size**ratio", "size**-ratio")
     ),
-    "this is mean_abs ** (1 - ratio). Ratio 0 is to leave everything as it is.": (
+    "this is mean_abs ** (1 - ratio). Ratio 0 has to leave everything as it is.": (
         right.edit("size**ratio", "size ** (1 - ratio)")
     ),
 }
 
 
 def _floor_holds(arguments, results) -> bool:
-    """Compared with the loudest channel, all channels up to 1e-4 have the scale of a channel of exactly 1e-4."""
+    """Whether all channels up to 1e-4 have the scale of a channel of exactly 1e-4, relative to the loudest channel."""
     size, (scale,) = arguments[0].double().numpy(), results
     loudest = size.argmax()
     expected = scale[loudest] * (1e-4 / size[loudest]) ** arguments[1]
@@ -132,7 +131,7 @@ def _floor_holds(arguments, results) -> bool:
 
 
 def adapt(theirs):
-    """A learner's ``scales_of`` replaces :func:`qtutor.awq.scale_of`, except where weights decide, too."""
+    """A learner's ``scales_of`` replaces :func:`qtutor.awq.scale_of`, unless the weights decide, too."""
 
     def scale_of(mean_abs, ratio, weights=None, group_size=-1):
         if weights is not None:
@@ -152,7 +151,7 @@ SCALE = Exercise(
     outputs=("scale",),
     mistakes=MISTAKES,
     properties=(
-        ("channels up to 1e-4 count as 1e-4: take that for them before you raise to the ratio.", _floor_holds),
+        ("channels up to 1e-4 count as 1e-4: clamp them before you raise to the ratio.", _floor_holds),
         (
             "the largest times the smallest is 1: divide by sqrt(max * min).",
             lambda arguments, results: bool(abs(results[0].max() * results[0].min() - 1) < 1e-4),

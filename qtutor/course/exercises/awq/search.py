@@ -53,7 +53,7 @@ def cases():
         ("a square matrix", case(noise(4, 4, seed=6), wide, (0, 0.4, 0.8), rounding(2, 4))),
         ("one grid for the whole matrix", case(far, tall, (0, 0.3, 0.7), steps_of(0.375))),
         (
-            "candidates that are all worse than leaving it as it is",
+            "candidates that are all worse than leaving the weights as they are",
             (noise(5, 8, seed=7), bad, rounding(4, 8), layer(any_x)),
         ),
         (
@@ -83,10 +83,10 @@ MISTAKES = {
     "the weights are rounded as they are, without the scale: rounded(weight * scale) / scale.": (
         right.edit("rounded(weight * scale) / scale", "rounded(weight)")
     ),
-    "the scale is not taken back after rounding. The inputs are what they were, so divide: rounded(weight * scale) / "
+    "the scale is not removed after rounding. The inputs have not changed, so divide: rounded(weight * scale) / "
     "scale.": right.edit(" / scale", ""),
-    "you divide before rounding and multiply after it. It is the columns of loud inputs that are to be larger when "
-    "they are rounded: rounded(weight * scale) / scale.": (
+    "you divide before rounding and multiply after it. The columns of loud inputs have to be larger when they are "
+    "rounded: rounded(weight * scale) / scale.": (
         right.edit("rounded(weight * scale) / scale", "rounded(weight / scale) * scale")
     ),
     "the scale is applied after rounding: the outputs are then those of other weights.": (
@@ -95,9 +95,9 @@ MISTAKES = {
     "each candidate goes on with the rounded weights of the one before it. All begin with weight itself.": right.edit(
         ("for scale", "tried = weight\n    for scale"), ("rounded(weight * scale)", "rounded(tried * scale)")
     ),
-    "rows are scaled, as far as there are scales. A scale belongs to an input channel, which is a column of weight "
+    "you scaled rows, as many as there are scales. A scale belongs to an input channel, which is a column of weight "
     "[out, in]: weight * scale.": right.edit("scale in scales", "scale in scales[:, : len(weight), None]"),
-    "the scale is multiplied once more after rounding; take it back: rounded(weight * scale) / scale.": (
+    "you multiply by the scale again after rounding; divide by it: rounded(weight * scale) / scale.": (
         right.edit("/ scale", "* scale")
     ),
     "the weights are never rounded, so that nothing differs: rounded(weight * scale) / scale.": (
@@ -106,19 +106,19 @@ MISTAKES = {
     "one number scales all columns. Each has its own: weight * scale.": (
         right.edit("scale in scales", "scale in scales.amax(dim=1)")
     ),
-    "the target is the output of weights that are scaled. Compare with output(weight), of the weights as they are.": (
+    "the target is the output of scaled weights. Compare with output(weight), the output of the original weights.": (
         right.edit("output(tried) - target", "output(tried) - output(weight * scale)")
     ),
-    "this is the output of the difference of the weights. Where the network is not linear, that is another thing: take "
-    "the difference of the outputs.": right.edit("output(tried) - target", "output(tried - weight)"),
+    "this is the output of the difference of the weights. If the network is not linear, that is not the same: take the "
+    "difference of the outputs.": right.edit("output(tried) - target", "output(tried - weight)"),
     "nothing is compared: subtract output(weight) first.": right.edit("output(tried) - target", "output(tried)"),
     "rows are scaled. A scale belongs to an input channel, which is a column of weight [out, in].": (
         right.edit("scale in scales", "scale in scales[..., None]")
     ),
-    "this is the error of the weights. What counts is what becomes of the outputs: output(...) of both.": (
+    "this is the error of the weights. The error of the outputs counts: take output(...) of both.": (
         right.edit("output(tried) - target", "tried - weight")
     ),
-    "the target is the output of rounded weights. Compare with output(weight), of the weights as they are.": (
+    "the target is the output of rounded weights. Compare with output(weight), the output of the original weights.": (
         right.edit("output(weight)", "output(rounded(weight))")
     ),
     "this is the mean absolute error; take squares.": right.edit("square()", "abs()"),
@@ -141,13 +141,13 @@ MISTAKES = {
         right.edit("square().mean()", "var(correction=0)")
     ),
     "this is half of the mean squared error.": right.edit("square().mean()", "square().mean() / 2"),
-    "best is the ratio, or a share; the index of the candidate is wanted.": (
+    "best is the ratio, or a share; return the index of the candidate.": (
         right.edit("errors.argmin()", "errors.argmin() / len(errors)")
     ),
     "best is the second best.": right.edit("errors.argmin()", "errors.argsort(stable=True)[1]"),
     "best is counted from 1; the first candidate has index 0.": right.edit("errors.argmin()", "errors.argmin() + 1"),
-    "best is the smallest error itself; its index is wanted.": right.edit("errors.argmin()", "errors.min()"),
-    "best is the scale itself; its index is wanted.": right.edit("errors.argmin()", "scales[errors.argmin()]"),
+    "best is the smallest error itself; return its index.": right.edit("errors.argmin()", "errors.min()"),
+    "best is the scale itself; return its index.": right.edit("errors.argmin()", "scales[errors.argmin()]"),
     "the errors are sorted. Leave them in the order of the candidates.": (
         right.edit("argmin(), errors", "argmin(), errors.sort().values")
     ),
@@ -155,11 +155,11 @@ MISTAKES = {
         right.edit("argmin(), errors", "argmin(), errors.min()")
     ),
     "this is the largest error; take the mean of the squares.": right.edit("square().mean()", "abs().max()"),
-    "errors and their signs cancel in a mean: square first.": right.edit("square().mean()", "mean().square()"),
-    "best is the candidate with the largest error; the smallest is wanted.": right.edit("argmin", "argmax"),
-    "of equally good candidates best is to be the first (< where you have <=), so that nothing is scaled for "
-    "nothing.": right.edit("errors.argmin()", "len(errors) - 1 - errors.flip(0).argmin()"),
-    "the first candidate, which scales nothing, is never chosen; it is one like the others.": (
+    "errors of different signs cancel in a mean: square first.": right.edit("square().mean()", "mean().square()"),
+    "best is the candidate with the largest error; take the smallest.": right.edit("argmin", "argmax"),
+    "if candidates are equally good, take the first one (use < in place of <=), so that nothing is scaled without "
+    "need.": right.edit("errors.argmin()", "len(errors) - 1 - errors.flip(0).argmin()"),
+    "the first candidate, which scales nothing, is never chosen; it is a candidate like the others.": (
         right.edit("errors.argmin()", "1 + errors[1:].argmin()")
     ),
 }
@@ -178,7 +178,7 @@ def adapt(theirs):
 
         def of_all(weight):
             weight = tensor(weight, torch.float32, originals[0])
-            # The package's rounding wants to know the scale. A learner hands on the product alone: look which it is.
+            # The package's rounding needs the scale, but a learner passes only the product: find its scale.
             scale = min(scales, key=lambda scale: (whole * scale - weight).square().sum().item())
             return torch.cat(of_parts(list((weight / scale).split(heights)), scale)) * scale
 
@@ -210,7 +210,7 @@ SEARCH = Exercise(
     mistakes=MISTAKES,
     properties=(
         (
-            "best is the place of the smallest of the errors, counted from 0; of equals it is the first.",
+            "best is the index of the smallest error, counted from 0; if errors are equal, of the first one.",
             lambda arguments, results: int(results[0]) == int(results[1].argmin()),
         ),
     ),

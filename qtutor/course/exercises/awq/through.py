@@ -1,7 +1,7 @@
-"""``awq.through``: a scale folded through an activation that is not linear, where that changes nothing, and only there.
+"""``awq.through``: fold a scale through a nonlinear activation, but only if this changes nothing.
 
-``act(s z) = s^k act(z)`` for every z and every s > 0 is what it takes: act is *homogeneous* of degree k. ReLU, leaky
-ReLU (k = 1) and squared ReLU (k = 2) are; SiLU, GELU, tanh, ELU and ReLU6 are not.
+The condition is ``act(s z) = s^k act(z)`` for every z and every s > 0: act is *homogeneous* of degree k. ReLU, leaky
+ReLU (k = 1) and squared ReLU (k = 2) are homogeneous; SiLU, GELU, tanh, ELU and ReLU6 are not.
 """
 
 import math
@@ -102,26 +102,22 @@ PLACES = "torch.cat([torch.linspace(-20, 20, 401), torch.linspace(-0.2, 0.2, 41)
 TESTED = "power <= 0 or not torch.allclose(twice, 2**power * once)"
 RETURNED = "first / root[:, None], bias / root, second * scale"
 MISTAKES = {
-    "the scale is folded through every activation. SiLU, GELU, ELU and ReLU6 of s z are no multiple of their values at "
-    "z, so there nothing may change.": right.edit(TESTED, "False"),
-    "nothing is folded at all. Through some of these activations a scale passes: where act(s z) is s to some power "
-    "times act(z).": right.edit(TESTED, "True"),
-    "only what is linear lets a scale through here, so ReLU does not. ReLU(s z) = s ReLU(z) for s > 0, below zero as "
-    "well.": right.edit(TESTED, f"{TESTED} or not torch.equal(act(-z), -once)"),
+    "you folded the scale through every activation. For SiLU, GELU, ELU and ReLU6, act(s z) is no fixed multiple of "
+    "act(z), so change nothing for these.": right.edit(TESTED, "False"),
+    "nothing is folded at all. A scale passes through some of these activations: those with act(s z) = s^k "
+    "act(z).": right.edit(TESTED, "True"),
+    "only activations with act(-z) = -act(z) let a scale through here, so ReLU does not. ReLU(s z) = s ReLU(z) for s > "
+    "0, below zero as well.": right.edit(TESTED, f"{TESTED} or not torch.equal(act(-z), -once)"),
     "only degree 1 lets a scale through here. act(s z) = s^2 act(z) does, too: divide by the root of s.": (
         right.edit(TESTED, "not torch.allclose(twice, 2 * once)")
     ),
-    "the rows are divided by s whatever act does to it. The squared ReLU squares s: divide by the root, and s comes "
-    "out.": right.edit("scale ** (1 / power)", "scale"),
-    "the rows are divided by s to the power k. It is the other way round: act raises what it gets to the power k, so "
-    "divide by s^(1/k).": right.edit("1 / power", "power"),
-    "what is multiplied at the end is s^k. The columns of second are to be multiplied by s itself, and the rows of "
-    "first divided by s^(1/k).": right.edit(
-        ("scale ** (1 / power)", "scale"), ("second * scale", "second * scale**power")
-    ),
-    "the columns get only the root of s. They are to be multiplied by s itself.": (
-        right.edit("second * scale", "second * root")
-    ),
+    "the rows are divided by s, no matter what act does to s. The squared ReLU squares s: divide by the root, and s "
+    "comes out.": right.edit("scale ** (1 / power)", "scale"),
+    "the rows are divided by s to the power k. It is the other way round: act raises the scale of its input to the "
+    "power k, so divide by s^(1/k).": right.edit("1 / power", "power"),
+    "you multiplied the columns of second by s^k. Multiply them by s itself, and divide the rows of first by "
+    "s^(1/k).": right.edit(("scale ** (1 / power)", "scale"), ("second * scale", "second * scale**power")),
+    "the columns get only the root of s. Multiply them by s itself.": right.edit("second * scale", "second * root"),
     "act was tried only above zero, where ELU is a plain line. Below zero it bends.": (
         right.edit(PLACES, "torch.linspace(0.01, 20, 401)")
     ),
@@ -131,23 +127,21 @@ MISTAKES = {
     "act was tried only far from zero, where GELU looks like ReLU. Near zero it bends.": (
         right.edit(PLACES, "torch.cat([torch.linspace(-20, -10, 201), torch.linspace(10, 20, 201)])")
     ),
-    "act was tried in a single place, z = 1. Whether a scale passes has to hold for every z.": (
-        right.edit(PLACES, "torch.ones(1)")
-    ),
+    "act was tried in a single place, z = 1. A scale has to pass at every z.": right.edit(PLACES, "torch.ones(1)"),
     "the bias was forgotten. It goes into act as well, so divide it like its row.": right.edit("bias / root", "bias"),
-    "it is the other way round: the columns of second are to be multiplied, and the rows of first divided.": (
+    "it is the other way round: multiply the columns of second, and divide the rows of first.": (
         right.edit(RETURNED, "first * root[:, None], bias * root, second / scale")
     ),
     "first and second are both multiplied. One has to undo the other: divide the rows of first.": (
         right.edit(RETURNED, "first * root[:, None], bias * root, second * scale")
     ),
-    "only second has changed. What makes its input has to be divided by as much.": (
+    "only second has changed. Divide first and bias, which compute its input, accordingly.": (
         right.edit(RETURNED, "first, bias, second * scale")
     ),
-    "only first and bias have changed. The columns of second are to be multiplied by the scale.": (
+    "only first and bias have changed. Multiply the columns of second by the scale.": (
         right.edit(RETURNED, "first / root[:, None], bias / root, second")
     ),
-    "the columns of first are divided. Channel i of the middle is made by *row* i of first.": (
+    "the columns of first are divided. Channel i of the middle is computed by *row* i of first.": (
         right.edit("first / root[:, None]", "first / root[torch.arange(first.shape[1]) % len(root)]")
     ),
     "the rows of second are multiplied. Channel i of the middle is read by *column* i of second.": (
@@ -157,7 +151,7 @@ MISTAKES = {
 
 
 def _the_same_function(arguments, results):
-    """Whether the two layers still compute what they did, on a few inputs."""
+    """Whether the two layers still compute the same outputs, on a few inputs."""
     first, bias, second, _, act = arguments
     x = noise(50, first.shape[1], seed=99).double()
 
@@ -177,7 +171,7 @@ THROUGH = Exercise(
     cases=cases,
     outputs=("first", "bias", "second"),
     mistakes=MISTAKES,
-    properties=(("the two layers no longer compute what they did.", _the_same_function),),
-    # A root, a division and a product in float32, each off by 6e-8 at most; the degree is found to six places.
+    properties=(("the two layers no longer compute the same outputs.", _the_same_function),),
+    # A root, a division and a product in float32, each off by 6e-8 at most; the degree is found to six decimal places.
     tolerance=3e-6,
 )

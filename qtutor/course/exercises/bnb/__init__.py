@@ -1,6 +1,6 @@
 """Chapter 04: NF4's levels, the nearest level, inputs in int8 with outlier channels, and the product in two parts.
 
-References are plain loops in Python's own floats. No input lies halfway between two levels or codes, because either
+References are plain loops in Python's own floats. No input is halfway between two levels or codes, because then either
 choice would be right.
 """
 

@@ -12,7 +12,7 @@ def levels(offset, negatives, positives):
     quantile = NormalDist().inv_cdf
     found = [0.0]
     for count, sign in ((negatives, -1), (positives, 1)):
-        for i in range(count):  # count equal steps lead from offset to one half, which itself is left out
+        for i in range(count):  # count equal steps lead from offset to one half; one half itself is left out
             found.append(sign * quantile(offset - i * (offset - 0.5) / count))
     return [value / max(found) for value in sorted(found)]
 
@@ -47,7 +47,7 @@ MISTAKES = {
     "the last one out.": right.edit(("count + 1", "count"), ("[:-1]", "")),
     "the wrong end is left out. The first share, offset, gives the outermost level; the last, 0.5, gives another "
     "0.": right.edit("[:-1]", "[1:]"),
-    "both ends are left out. Only 0.5 is to be: offset gives the outermost level.": (
+    "both ends are left out. Leave out only 0.5: offset gives the outermost level.": (
         right.edit(("count + 1", "count + 2"), ("[:-1]", "[1:-1]"))
     ),
     "0.5 is still among the shares, so that 0, its quantile, is there more than once: [:-1] leaves it out, on both "
@@ -58,14 +58,14 @@ MISTAKES = {
     "the two sides are exchanged: the first number counts the levels below zero, the second those above.": (
         right.edit("(offset, negatives, positives)", "(offset, positives, negatives)")
     ),
-    "both sides have as many levels as the upper one. The lower has its own number, so its shares lie further "
+    "both sides have as many levels as the upper one. The lower has its own number, so its shares are further "
     "apart.": right.edit("side(negatives)", "side(positives)"),
     "the lower side is not below zero: its quantiles have to be negated.": right.edit("-side", "side"),
-    "the levels do not ascend. Quantiles from offset down to 0.5 descend: sort the levels, or turn the upper side "
-    "around.": right.edit(".sort().values", ""),
-    "the levels are evenly spaced. Evenly spaced are the shares; the levels are their quantiles, "
+    "the levels do not ascend. Quantiles from offset down to 0.5 descend: sort the levels, or reverse the upper "
+    "side.": right.edit(".sort().values", ""),
+    "the levels are evenly spaced. The shares are evenly spaced; the levels are their quantiles, "
     "torch.special.ndtri.": right.edit("torch.special.ndtri(shares[:-1])", "shares[:-1] - 0.5"),
-    "you took one run of shares from 1 - offset to offset. 0 is then met only by chance: each side has a run of "
+    "you took one run of shares from 1 - offset to offset. Then 0 is a level only by chance: each side has a run of "
     "its own, and 0 is put in between.": right.edit(
         "torch.cat([-side(negatives), torch.zeros(1), side(positives)])",
         "torch.special.ndtri(torch.linspace(1 - offset, offset, negatives + 1 + positives, dtype=torch.float64))",
@@ -73,39 +73,39 @@ MISTAKES = {
     "the levels are divided by offset. Divide by the largest of them, so that the outermost are -1 and 1.": (
         right.edit("found.max()", "offset")
     ),
-    "erfinv is not the quantile: that is sqrt(2) * erfinv(2 * share - 1). torch.special.ndtri gives it at once.": (
+    "erfinv is not the quantile: that is sqrt(2) * erfinv(2 * share - 1). torch.special.ndtri gives it directly.": (
         right.edit("torch.special.ndtri(", "torch.erfinv(")
     ),
-    "erf is the share of a bell between two numbers; needed is the number below which a share lies, "
+    "erf is the share of a bell between two numbers; you need the number below which a share lies, "
     "torch.special.ndtri.": right.edit("torch.special.ndtri(", "torch.erf("),
-    "these are quantiles of another curve than the bell (torch.logit is the logistic curve's): "
+    "these are quantiles of another curve, not of the bell (torch.logit belongs to the logistic curve): use "
     "torch.special.ndtri.": right.edit("torch.special.ndtri(", "torch.logit("),
     "the shares are the middles of the steps. The first is offset itself, and one step of (offset - 0.5) / count leads "
     "to the next.": right.edit("shares[:-1]", "(shares[:-1] + shares[1:]) / 2"),
-    "offset is not used: the shares begin at 1. Its quantile is infinite, which is why they begin at offset.": (
+    "offset is not used: the shares begin at 1. The quantile of 1 is infinite, which is why they begin at offset.": (
         right.edit(("linspace(offset, 0.5, count + 1", "linspace(1, 0.5, count + 2"), ("[:-1]", "[1:-1]"))
     ),
-    "both sides have as many levels as the lower one. The upper has its own number, so its shares lie closer "
+    "both sides have as many levels as the lower one. The upper has its own number, so its shares are closer "
     "together.": right.edit("side(positives)", "side(negatives)"),
     "the levels descend; return them from -1 up to 1.": right.edit("sort().values", "sort(descending=True).values"),
-    "the sign of every level is turned: those below zero stand where those above belong.": (
+    "the sign of every level is reversed: the levels below zero are in the places of those above.": (
         right.edit("return (found / found.max()).sort().values", "return -(found / found.max()).sort().values")
     ),
-    "the sides are exchanged in sign: the quantiles of the lower side are to be negated, not those of the upper.": (
+    "the sides are exchanged in sign: negate the quantiles of the lower side, not those of the upper.": (
         right.edit(
             ("-side(negatives)", "side(negatives)"),
             (", side(positives)", ", -side(positives)"),
             ("found.max()", "found.abs().max()"),
         )
     ),
-    "0 is there twice. Neither side has it, and one 0 is put in between.": right.edit("zeros(1)", "zeros(2)"),
+    "0 is there twice. Neither side contains it; put a single 0 in between.": right.edit("zeros(1)", "zeros(2)"),
     "the levels are rounded to 16 bits. Leave them in float32 or float64.": (
         right.edit("(found / found.max())", "(found / found.max()).half()")
     ),
-    "the levels are rounded to a few digits (here four behind the point). Leave them as they are.": (
+    "the levels are rounded to a few digits (here, four decimal places). Leave them as they are.": (
         right.edit("(found / found.max())", "(found / found.max()).round(decimals=4)")
     ),
-    "you took the share of the bell below a number (ndtr); needed is its inverse, the number below which a share lies "
+    "you took the share of the bell below a number (ndtr); you need its inverse, the number below which a share lies "
     "(ndtri).": right.edit("ndtri", "ndtr"),
 }
 

@@ -70,7 +70,7 @@ MISTAKES = {
     ),
     "the product in floating point runs over all channels, so that those in int8 are counted twice: take "
     "x[:, outliers].": right.edit(ALL_CHANNELS),
-    "the wrong channels are multiplied in floating point: True in outliers means this channel.": (
+    "the wrong channels are multiplied in floating point: True in outliers marks these channels.": (
         right.edit(("x[:, outliers]", "x[:, ~outliers]"), ("w[:, outliers]", "w[:, ~outliers]"))
     ),
     "the token's absmax is not divided by 127: code 127 stands for absmax, so one step is absmax / 127.": (
@@ -81,28 +81,28 @@ MISTAKES = {
     ),
     "neither absmax nor weight_absmax is divided by 127: code 127 stands for the largest, so one step is a 127th of "
     "it.": right.edit(TOKENS_ABSMAX, ROWS_ABSMAX),
-    "the scales are turned upside down (127 / absmax makes codes; absmax / 127 brings values back).": right.edit(
+    "the scales are turned upside down (127 / absmax turns values into codes; absmax / 127 turns codes into "
+    "values).": right.edit(
         ("= absmax.double() / 127", "= 127 / absmax.double().clamp(min=1e-35)"),
         ("weight_absmax.double() / 127", "127 / weight_absmax.double()"),
     ),
-    "the two scales lie along the wrong axes: absmax / 127 belongs to the rows of the result, [:, None], and "
+    "the two scales are along the wrong axes: absmax / 127 belongs to the rows of the result, [:, None], and "
     "weight_absmax / 127 to its columns, as it is.": right.edit(
         (" * tokens[:, None]", " * tokens"), ("(integers + floats) * rows", "(integers + floats) * rows[:, None]")
     ),
-    "the two scales lie along the wrong axes in the part of the codes: absmax / 127 belongs to the rows of the result, "
+    "the two scales are along the wrong axes in the part of the codes: absmax / 127 belongs to the rows of the result, "
     "[:, None], and weight_absmax / 127 to its columns, as it is.": right.edit(
         (" * tokens[:, None]", " * tokens"),
         ("(integers + floats) * rows", "integers * rows[:, None] + floats * rows"),
     ),
-    "absmax lies along the columns of the result. It is of the tokens, which are its rows: [:, None].": (
-        right.edit(" * tokens[:, None]", " * tokens")
-    ),
-    "weight_absmax lies along the rows of the result. It is of the rows of weight, which are its columns: no [:, "
-    "None].": right.edit("* rows", "* rows[:, None]"),
-    "weight_absmax lies along the rows of the result in the part of the codes. It belongs to the columns.": (
+    "absmax is applied along the columns of the result. It belongs to the tokens, which are the rows of the result: "
+    "[:, None].": right.edit(" * tokens[:, None]", " * tokens"),
+    "weight_absmax is applied along the rows of the result. It belongs to the rows of weight, which are the columns of "
+    "the result: no [:, None].": right.edit("* rows", "* rows[:, None]"),
+    "weight_absmax is applied along the rows of the result in the part of the codes. It belongs to the columns.": (
         right.edit("(integers + floats) * rows", "integers * rows[:, None] + floats * rows")
     ),
-    "weight_absmax lies along the rows of the result in the part of the outliers. It belongs to the columns.": (
+    "weight_absmax is applied along the rows of the result in the part of the outliers. It belongs to the columns.": (
         right.edit("(integers + floats) * rows", "integers * rows + floats * rows[:, None]")
     ),
     "the part of the outliers is subtracted; the result is the sum of both.": (
@@ -120,13 +120,12 @@ MISTAKES = {
     "the scale of the weights is applied twice in the part of the outliers.": (
         right.edit("(integers + floats) * rows", "(integers + floats * rows) * rows")
     ),
-    "the outlier channels' x is rounded. It is there as it is, and that is the point of taking these channels out.": (
-        right.edit("x[:, outliers].double()", "x[:, outliers].double().round()")
-    ),
+    "the outlier channels' x is rounded. It is given unrounded, and that is the purpose of taking these channels "
+    "out.": right.edit("x[:, outliers].double()", "x[:, outliers].double().round()"),
     "the result is transposed: y is [tokens, out].": (
         right.edit("(integers + floats) * rows", "((integers + floats) * rows).T")
     ),
-    "the result is rounded to whole numbers. Only codes are; y is not.": (
+    "the result is rounded to whole numbers. Only codes are whole numbers; y is not.": (
         right.edit("(integers + floats) * rows", "((integers + floats) * rows).round()")
     ),
     "the scales are divided by 255. Code 127 stands for the largest, so one step is a 127th of it.": right.edit(
@@ -152,20 +151,19 @@ MISTAKES = {
     ),
     "the part of the outliers is rounded to the 16 bits of x. An engine may do that; here convert x and weight first, "
     "with .float() or .double().": right.edit(ALL_CHANNELS[0], "x[:, outliers] @ w[:, outliers].T.to(x.dtype)"),
-    "the part of the outliers is rounded to bfloat16, also where x is float32. Convert x and weight to float32 or "
+    "the part of the outliers is rounded to bfloat16, even if x is float32. Convert x and weight to float32 or "
     "float64.": right.edit(ALL_CHANNELS[0], "(x[:, outliers].bfloat16() @ w[:, outliers].T.bfloat16()).double()"),
     "all channels are multiplied in floating point, and the codes are not used: that is near, but not the product that "
     "an engine computes in integers.": right.edit(ALL_CHANNELS, ("integers + floats", "floats")),
-    "the outlier part is multiplied by the token's scale as well. Its x are no codes, they need none.": (
+    "the outlier part is multiplied by the token's scale as well. Its x are not codes and need no scale.": (
         right.edit("+ floats", "+ floats * tokens[:, None]")
     ),
-    "the sums were made in int8, which wraps around past 127. Convert the codes first (.int() or .double()); "
-    "an engine adds up in int32.": right.edit(IN_INT8),
-    "two things: the sums were made in int8, which wraps around past 127 (convert the codes first), and the outlier "
-    "channels have no product of their own.": right.edit(IN_INT8, NO_FLOATS),
-    "weight is the wrong way round: it is [out, in], so multiply by weight.T. A square one does not tell.": (
-        right.edit("weight.double()", "(weight.T if len(weight) == weight.shape[1] else weight).double()")
-    ),
+    "the sums were computed in int8, which wraps around past 127. Convert the codes first (.int() or .double()); an "
+    "engine adds up in int32.": right.edit(IN_INT8),
+    "two things: the sums were computed in int8, which wraps around past 127 (convert the codes first), and the "
+    "outlier channels have no product of their own.": right.edit(IN_INT8, NO_FLOATS),
+    "weight is the wrong way round: it is [out, in], so multiply by weight.T. With a square weight, no error is "
+    "raised.": right.edit("weight.double()", "(weight.T if len(weight) == weight.shape[1] else weight).double()"),
     "the two scales are exchanged: absmax belongs to the tokens, which are rows of the result, weight_absmax to its "
     "columns.": right.edit(
         "w = weight", "tokens, rows = (rows, tokens) if len(tokens) == len(rows) else (tokens, rows)\n    w = weight"

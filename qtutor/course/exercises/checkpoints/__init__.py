@@ -1,4 +1,4 @@
-"""Chapter 08: the bytes of checkpoints. :func:`qtutor.course.mine` writes and reads files with the learner's."""
+"""Chapter 08: the bytes of checkpoints. :func:`qtutor.course.mine` uses the learner's code to write and read files."""
 
 from qtutor.course.exercises.checkpoints.folder import FOLDER
 from qtutor.course.exercises.checkpoints.order import ORDER_OF_NIBBLES

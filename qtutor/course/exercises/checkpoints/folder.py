@@ -1,7 +1,7 @@
-"""``checkpoints.folder``: write a whole checkpoint, which a reader then loads and continues a text with.
+"""``checkpoints.folder``: write a whole checkpoint; a reader then loads it and continues a text.
 
-What is compared is not what the function returns (nothing) but what a reader makes of the folder (:mod:`.readers`):
-its words if it refuses it, and the tokens that the model in it writes.
+The function returns nothing. The check compares a reader's answer about the folder (:mod:`.readers`): its message if it
+refuses the folder, and the tokens that the folder's model writes.
 """
 
 import json
@@ -26,21 +26,21 @@ from qtutor.runtime.linear import QuantWeight
 
 
 class Named(dict):
-    """Tensors or layers by name, which a message shows as a number of them."""
+    """Tensors or layers by name; a message shows their number and the first names."""
 
     def __repr__(self) -> str:
         return f"{len(self)} by name: {', '.join(list(self)[:3])} ..."
 
 
 class Config(dict):
-    """A config.json as a dict, which a message shows by its sizes."""
+    """A config.json as a dict; a message shows only two of its settings."""
 
     def __repr__(self) -> str:
         return f"a config.json of {self['num_hidden_layers']} blocks, tie_word_embeddings {self['tie_word_embeddings']}"
 
 
 class EmptyFolder:
-    """The place of an input for a folder: every copy of it is a new, empty one, which goes when the program ends."""
+    """A placeholder for a folder as an input: each copy is a new, empty folder, deleted when the program ends."""
 
     def __deepcopy__(self, memo) -> Path:
         return Path(tempfile.mkdtemp(dir=_root().name))
@@ -55,7 +55,7 @@ def _root() -> tempfile.TemporaryDirectory:
 
 
 def pieces_of(model) -> tuple[dict, dict[str, torch.Tensor], dict[str, QuantizedTensor]]:
-    """What a checkpoint of a quantized ``model`` is made of: its config, tensors that stay in float, packed layers."""
+    """The parts of a checkpoint of a quantized ``model``: its config, tensors that stay in float, packed layers."""
     packed = {name: module for name, module in model.named_modules() if isinstance(module, QuantWeight)}
     tied = f"{family_of(model).head}.weight" if is_tied(model) else None
     floats = {
@@ -68,7 +68,7 @@ def pieces_of(model) -> tuple[dict, dict[str, torch.Tensor], dict[str, Quantized
 
 
 def inputs_of(blocks: int, tied: bool, group_size: int) -> tuple:
-    """A small decoder of loud random weights, so that a wrong one changes what it writes; its layers packed."""
+    """A small decoder with packed layers. Its random weights are large, so that a wrong weight changes the tokens."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -112,7 +112,7 @@ def right(folder, config, floats, layers):
 
 
 def folder_of(folder, config, floats, layers):
-    """By the package: the exporter's own functions, one after the other."""
+    """The folder by the package: the exporter's own functions, one after the other."""
     from qtutor.formats import compressed_settings
     from qtutor.formats import compressed_tensors as format
     from qtutor.formats.foreign import Layout
@@ -136,10 +136,10 @@ MISTAKES = {
     "config.json holds the settings alone. They are one more key, quantization_config, of the decoder's config.": (
         right.edit(WRITTEN, "settings")
     ),
-    "quant_method is missing: by it a reader knows which format this is.": (
+    "quant_method is missing: it tells a reader which format this is.": (
         right.edit('"quant_method": "compressed-tensors", ', "")
     ),
-    'the status is missing: with "quantization_status": "compressed" an engine knows that the weights are packed '
+    'the status is missing: "quantization_status": "compressed" tells an engine that the weights are packed '
     "already.": right.edit('{"quantization_status": "compressed", "config_groups"', '{"config_groups"'),
     'the format is missing: compressed-tensors has several, and this one is "pack-quantized".': (
         right.edit(
@@ -151,11 +151,11 @@ MISTAKES = {
         right.edit('"symmetric": True', '"symmetric": False')
     ),
     "the settings say 8 bits. These codes have 4.": right.edit('"num_bits": 4', '"num_bits": 8'),
-    "the settings say groups of 128, and the layers have others: take layer.group_size.": (
+    "the settings say groups of 128, but the layers have other groups: take layer.group_size.": (
         right.edit('"group_size": size', '"group_size": 128')
     ),
     'the words are called "weight". They are called "weight_packed".': right.edit(".weight_packed", ".weight"),
-    "the words lie as in a GPTQ file, [in / 8, out]. Here every output has a row: transpose them back.": (
+    "the words are arranged as in a GPTQ file, [in / 8, out]. Here every output has a row: transpose them back.": (
         right.edit(CODES, f"{CODES}.T.contiguous()")
     ),
     "the scales are transposed, as in a GPTQ file. Here they are [out, groups], as in the layer.": (
@@ -173,13 +173,13 @@ MISTAKES = {
     "only the packed layers are in the file. The embedding, the norms and the head belong there too: floats.": (
         right.edit("tensors = dict(floats)", "tensors = {}")
     ),
-    "only the first layer is in the file: save it when the loop is over.": (
+    "only the first layer is in the file: save the file after the loop.": (
         right.edit("in layers.items()", "in list(layers.items())[:1]")
     ),
     'the head is not ignored. It is a Linear in float: "ignore": ["lm_head"].': (
         right.edit('"ignore": ["lm_head"]', '"ignore": []')
     ),
-    "the codes are packed in AWQ's order. Here they lie one after the other.": (
+    "the codes are packed in AWQ's order. Here they are one after the other.": (
         right.edit("layer.codes, 4", "layer.codes.reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(layer.shape), 4")
     ),
     "the first code of a word is in its highest bits. It belongs in the lowest.": (
@@ -190,7 +190,7 @@ MISTAKES = {
     ),
     "every byte holds one code. Eight codes of 4 bits fill a word.": right.edit("layer.codes, 4", "layer.codes, 8"),
     "the words are bytes, uint8. Engines read int32.": right.edit(CODES, f"{CODES}.view(torch.uint8)"),
-    "the file has another name than engines look for, model.safetensors.": (
+    "the file does not have the name that engines look for, model.safetensors.": (
         right.edit('"model.safetensors"', '"weights.safetensors"')
     ),
     "config.json is written as Python prints a dict. It has to be JSON: json.dumps.": right.edit(

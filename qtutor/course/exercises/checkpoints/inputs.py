@@ -1,4 +1,4 @@
-"""What the exercises of chapter 08 share: codes in rows, and words of 32 bits however they are returned."""
+"""Shared by the exercises of chapter 08: rows of codes, and 32-bit words in any form in which they are returned."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from qtutor.course.checking.comparing import NotNumbers, to_array
 
 
 def rows(*codes: list[int]) -> torch.Tensor:
-    """Codes as the package has them: uint8 ``[rows, count]``."""
+    """Codes as in the package: uint8 ``[rows, count]``."""
     return torch.tensor(codes, dtype=torch.uint8)
 
 

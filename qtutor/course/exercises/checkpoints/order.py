@@ -10,7 +10,7 @@ from qtutor.course.exercises.inputs import codes_of
 
 
 def order(codes):
-    nibble_of = {0: 0, 1: 4, 2: 1, 3: 5, 4: 2, 5: 6, 6: 3, 7: 7}  # of the outputs of one word
+    nibble_of = {0: 0, 1: 4, 2: 1, 3: 5, 4: 2, 5: 6, 6: 3, 7: 7}  # for each output of a word
     lines = []
     for by_output in zip(*codes.tolist()):
         digits = [["0"] * 8 for _ in range(0, len(by_output), 8)]
@@ -51,7 +51,7 @@ def right(codes):
 
 
 def along_in(codes):
-    """Words along in, as GPTQ has them; an input that does not fill its word is left out."""
+    """Words along the inputs, as in GPTQ; zeros fill up the last word."""
     order, rows = (0, 2, 4, 6, 1, 3, 5, 7), torch.nn.functional.pad(codes.long(), (0, -codes.shape[1] % 8))
     grouped = rows.T.reshape(-1, 8, len(rows))[:, list(order)]
     return (grouped << 4 * torch.arange(8)[None, :, None]).sum(1)
@@ -60,7 +60,7 @@ def along_in(codes):
 ORDER, PLACE, PICKED = "(0, 2, 4, 6, 1, 3, 5, 7)", "code << 4 * n", "rows[first + order[n]][i]"
 
 MISTAKES = {
-    "the outputs stand in plain order. Nibble n holds output (0, 2, 4, 6, 1, 3, 5, 7)[n] of the word.": (
+    "the outputs are in plain order. Nibble n holds output (0, 2, 4, 6, 1, 3, 5, 7)[n] of the word.": (
         right.edit(ORDER, "(0, 1, 2, 3, 4, 5, 6, 7)")
     ),
     "this is the order the other way round: it says in which nibble an output is, (0, 4, 1, 5, 2, 6, 3, 7). Take the "
@@ -72,36 +72,37 @@ MISTAKES = {
     "the odd outputs come first. The even ones do: (0, 2, 4, 6, 1, 3, 5, 7).": (
         right.edit(ORDER, "(1, 3, 5, 7, 0, 2, 4, 6)")
     ),
-    "the result lies on its other side: a row for each word. Wanted is a row for each input, [in, out / 8].": (
+    "the result is transposed: it has a row for each word. Return a row for each input, [in, out / 8].": (
         lambda codes: list(zip(*right(codes)))
     ),
-    "you reshaped where you should transpose: the numbers of the words are mixed up.": (
+    "you used reshape instead of transpose: the numbers of the words are mixed up.": (
         lambda codes: right(codes.reshape(codes.shape[1], -1).T)
     ),
-    "even and odd outputs are taken out of the whole row. The order holds within every eight outputs.": (
+    "even and odd outputs are taken from the whole row. The order holds within every eight outputs.": (
         right.edit(PICKED, "(rows[::2] + rows[1::2])[first + n][i]")
     ),
-    "a word holds outputs that lie far apart. It holds eight neighbours: outputs 0 to 7, 8 to 15 ...": (
+    "a word holds outputs that are far apart. It holds eight neighbours: outputs 0 to 7, 8 to 15 ...": (
         right.edit(PICKED, "rows[first // 8 + order[n] * (len(rows) // 8)][i]")
     ),
     "codes are put together without being shifted. Nibble n is shifted by 4 * n.": right.edit(PLACE, "code"),
     "nibble n is shifted by n. A nibble has four bits: shift by 4 * n.": right.edit(PLACE, "code << n"),
-    "uint8 has no room for bits beyond the eighth, so most codes are gone: turn them into int32 before you shift.": (
+    "uint8 has no room for bits beyond the eighth, so most codes are lost: convert them to int32 before you shift.": (
         right.edit(PLACE, "(code << 4 * n & 255)")
     ),
-    "a code overwrites what is in its word already (=). Put its bits beside the others: |=.": (
+    "a code overwrites the bits that are already in its word (=). Put its bits beside them: |=.": (
         right.edit("word |= code", "word = code")
     ),
     "the last nibble of every word is missing: there are eight.": right.edit("range(8):", "range(7):"),
-    "the highest bit of the words is gone. It belongs to the last nibble, and makes the word negative as an int32.": (
+    "the highest bit of the words is lost. It belongs to the last nibble, and makes the word negative as an int32.": (
         right.edit("line.append(word)", "line.append(word & 0x7FFFFFFF)")
     ),
     "you subtracted 8. Codes are stored as they are, from 0 to 15.": right.edit(PICKED, f"{PICKED} - 8 & 15"),
     "you subtracted 1. GPTQ does so with zero points; AWQ subtracts nothing.": right.edit(PICKED, f"{PICKED} - 1 & 15"),
-    "the two halves of the word are mixed: four lie apart. The even outputs fill the lower half, the odd ones the "
-    "upper.": right.edit(ORDER, "(0, 4, 2, 6, 1, 5, 3, 7)"),
-    "output n shares its half with n + 4. The even outputs fill the lower half, the odd ones the upper: "
-    "(0, 2, 4, 6, 1, 3, 5, 7).": right.edit(ORDER, "(0, 4, 1, 5, 2, 6, 3, 7)[::-1]"),
+    "the halves are right, but the order in each half is not: outputs 2 and 4 are exchanged, and 3 and 5. The even "
+    "outputs ascend in the lower half, the odd ones in the upper.": right.edit(ORDER, "(0, 4, 2, 6, 1, 5, 3, 7)"),
+    "two things: the table says in which nibble an output is, and it is read from the highest nibble down. Nibble n, "
+    "from the lowest up, holds output (0, 2, 4, 6, 1, 3, 5, "
+    "7)[n].": right.edit(ORDER, "(0, 4, 1, 5, 2, 6, 3, 7)[::-1]"),
     "the bytes of the words are reversed. Nibbles 0 and 1 are in the lowest byte.": (
         right.edit("line.append(word)", 'line.append(int.from_bytes(word.to_bytes(4, "big"), "little"))')
     ),

@@ -1,6 +1,6 @@
-"""What readers make of a folder: what ``checkpoints.folder`` compares.
+"""The readers' answers about a folder, which ``checkpoints.folder`` compares.
 
-The reader is qtutor's own, and after it transformers itself where the package compressed-tensors is installed.
+The first reader is qtutor's own. If the package compressed-tensors is installed, transformers is the second.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ TOKENS = 8
 
 
 def tokens_of(model, ids: list[list[int]] = PROMPT, count: int = TOKENS) -> list[int]:
-    """The ``count`` tokens that ``model`` writes greedily after ``ids``, wherever a text ends."""
+    """The ``count`` tokens that ``model`` writes greedily after ``ids``; the end of a text does not stop it."""
     ids = torch.tensor(ids)
     with torch.inference_mode():
         for _ in range(count):
@@ -37,7 +37,7 @@ def has_engine() -> bool:
 
 
 def seen(returned, given: tuple) -> tuple[str, list[int]]:
-    """(:data:`LOADED` or what a reader says of the folder, the tokens that its model writes)."""
+    """(:data:`LOADED` or a reader's objection to the folder, the tokens that the folder's model writes)."""
     folder = given[0]
     key = _digest(folder)
     if key not in _answers:
@@ -45,7 +45,7 @@ def seen(returned, given: tuple) -> tuple[str, list[int]]:
     return _answers[key]
 
 
-_answers: dict[str, tuple[str, list[int]]] = {}  # by what is in a folder: the same bytes get the same answer
+_answers: dict[str, tuple[str, list[int]]] = {}  # by a folder's contents: the same bytes get the same answer
 
 
 def _digest(folder: Path) -> str:
@@ -67,15 +67,15 @@ def _asked(folder: Path) -> tuple[str, list[int]]:
     if has_engine():
         try:
             theirs = tokens_of(as_transformers_loads(folder))
-        except Exception as error:  # whatever transformers says
+        except Exception as error:  # any error of transformers
             return f"transformers: {said(error)}", []
         if theirs != tokens:
-            return "transformers loads it, and writes other tokens than qtutor's reader.", theirs
+            return "transformers loads it, but writes other tokens than qtutor's reader.", theirs
     return LOADED, tokens
 
 
 def _missing(folder: Path) -> str:
-    """What is not there at all, of which the readers would say less."""
+    """What is missing altogether; the readers' own messages would say less."""
     names = sorted(path.name for path in folder.iterdir())
     if "config.json" not in names:
         return f"folder has no config.json; it holds {', '.join(names) or 'nothing'}."
@@ -86,15 +86,15 @@ def _missing(folder: Path) -> str:
 
 
 def _misled(folder: Path) -> str:
-    """What transformers would take otherwise than qtutor's reader, which is more patient: tried with both.
+    """What transformers would read differently from qtutor's reader, which is more tolerant; tried with both.
 
-    Without the status it takes the words for something to be packed yet; and it looks for the words of a float linear
-    layer that the settings do not ignore.
+    Without the status, transformers assumes that the weights are not packed yet. It also looks for the words of a float
+    linear layer if the settings do not ignore that layer.
     """
     found = opened(folder)
     if found.settings.get("quantization_status") != "compressed":
         status = shown(found.settings.get("quantization_status"))
-        return f"quantization_status is {status}: engines take weights for packed if it is 'compressed'."
+        return f"quantization_status is {status}: engines treat the weights as packed only if it is 'compressed'."
     ignored = found.settings.get("ignore") or []
     linear = [name for name, module in found.model.named_modules() if isinstance(module, torch.nn.Linear)]
     left = [name for name in linear if name not in found.layouts and name not in ignored]

@@ -1,4 +1,4 @@
-"""``checkpoints.stream``: read codes out of words that are one dense stream of bits."""
+"""``checkpoints.stream``: read codes from words that form one dense stream of bits."""
 
 import torch
 
@@ -39,7 +39,7 @@ def cases():
 def right(words, bits, count):
     rows = []
     for row in words.tolist():
-        row = [word & 0xFFFFFFFF for word in row] + [0]  # unsigned, and an empty word behind the last
+        row = [word & 0xFFFFFFFF for word in row] + [0]  # unsigned, and an empty word after the last
         codes = []
         for i in range(count):
             word, start = divmod(i * bits, 32)
@@ -52,7 +52,7 @@ def right(words, bits, count):
 
 def whole_codes_in_a_word(words, bits, count):
     in_word = 32 // bits
-    words = torch.nn.functional.pad(words, (0, -(-count // in_word)))  # there are fewer words than it looks for
+    words = torch.nn.functional.pad(words, (0, -(-count // in_word)))  # this mistake reads more words than there are
     return right_of(words, bits, count, in_word)
 
 
@@ -70,15 +70,15 @@ HIGH = "row[word + 1] << 32 - start"
 RESULT, UNSIGNED = "(low | high) & (1 << bits) - 1", "[word & 0xFFFFFFFF for word in row]"
 
 MISTAKES = {
-    "you read whole codes in every word and leave the bits that remain. That is how these files were before "
+    "you read whole codes in every word and skip the remaining bits. These files were like that before "
     "compressed-tensors 0.19; now the bits go on in the next word.": whole_codes_in_a_word,
     "the high bits of a code that crosses a border are missing. They are the lowest bits of the next word.": (
         right.edit(HIGH, "0")
     ),
-    "the high bits of a code that crosses a border stand one place too low. The word it begins in gave 32 - start "
-    "bits: shift by that.": right.edit(HIGH, "row[word + 1] << max(31 - start, 0)"),
-    "the high bits of a code that crosses a border are not shifted. They belong above those that the first word gave: "
-    "<< 32 - start.": right.edit(
+    "the high bits of a code that crosses a border are one place too low. The word in which the code begins holds 32 - "
+    "start of its bits: shift by that number.": right.edit(HIGH, "row[word + 1] << max(31 - start, 0)"),
+    "the high bits of a code that crosses a border are not shifted. They belong above the bits from the first word: << "
+    "32 - start.": right.edit(
         HIGH, "(row[word + 1] & (1 << max(start + bits - 32, 0)) - 1 if start + bits > 32 else 0)"
     ),
     "the high bits of a code that crosses a border come from the same word. They are the lowest of the next one.": (
@@ -90,18 +90,18 @@ MISTAKES = {
             "(row[word + 1] >> 64 - start - bits << 32 - start if start + bits > 32 else 0)",
         )
     ),
-    "a word with its highest bit set is negative as an int32: what is shifted down brings ones along, which hide the "
-    "bits of the next word. Make the words unsigned first: & 0xFFFFFFFF.": right.edit(UNSIGNED, "list(row)"),
-    "words that are negative are parts of the large number as they are, and so lower all that lies above them by 1. "
-    "Make them unsigned first: & 0xFFFFFFFF.": (
+    "a word with its highest bit set is negative as an int32: shifting it down fills in ones from the left, which hide "
+    "the bits of the next word. Make the words unsigned first: & 0xFFFFFFFF.": right.edit(UNSIGNED, "list(row)"),
+    "you put negative words into the large number as they are, which lowers everything above them by 1. Make them "
+    "unsigned first: & 0xFFFFFFFF.": (
         lambda words, bits, count: [
             [sum(word << 32 * k for k, word in enumerate(row)) >> bits * i & (1 << bits) - 1 for i in range(count)]
             for row in words.tolist()
         ]
     ),
-    "the sign of the words was taken off with abs(), which changes all bits of a negative one. Make the words "
+    "the sign of the words was removed with abs(), which changes nearly all bits of a negative word. Make the words "
     "unsigned: & 0xFFFFFFFF.": right.edit(UNSIGNED, "[abs(word) for word in row]"),
-    "the stream is read from the highest bit of the first word on. It begins with the lowest bit.": (
+    "the stream is read from the highest bit of the first word. It begins with the lowest bit.": (
         lambda words, bits, count: [
             [
                 int("".join(f"{word & 0xFFFFFFFF:032b}" for word in row)[bits * i : bits * (i + 1)], 2)
@@ -110,15 +110,15 @@ MISTAKES = {
             for row in words.tolist()
         ]
     ),
-    "what is above a code is not cut off: & 2**bits - 1.": right.edit(RESULT, "(low | high) & 0xFFFFFFFF"),
+    "the bits above a code are not removed: & 2**bits - 1.": right.edit(RESULT, "(low | high) & 0xFFFFFFFF"),
     "the mask is one bit too short or too long: it is (1 << bits) - 1.": right.edit(
         "(1 << bits) - 1", "(1 << bits - 1) - 1"
     ),
     "the mask is 2**bits, which is a single bit. It is 2**bits - 1.": right.edit("(1 << bits) - 1", "(1 << bits)"),
-    "every code is taken for 3 bits. It has `bits` bits.": (
+    "you read 3 bits for every code. A code has `bits` bits.": (
         lambda words, bits, count: right(torch.nn.functional.pad(words, (0, count)), 3, count)
     ),
-    "every code is taken for 4 bits. It has `bits` bits.": (
+    "you read 4 bits for every code. A code has `bits` bits.": (
         lambda words, bits, count: right(torch.nn.functional.pad(words, (0, count)), 4, count)
     ),
     "codes are read from the highest bits of a word. The first code is in the lowest.": right.edit(
@@ -127,9 +127,9 @@ MISTAKES = {
     "the bytes of the words are reversed. The lowest byte comes first.": right.edit(
         UNSIGNED, '[int.from_bytes((word & 0xFFFFFFFF).to_bytes(4, "little"), "big") for word in row]'
     ),
-    "the words of a row are taken from the last to the first.": right.edit(UNSIGNED, f"{UNSIGNED}[::-1]"),
-    "all rows are read as one stream. Every row begins with a word of its own.": one_stream,
-    "count is not heeded: what stands behind the last code is padding, and is not returned.": (
+    "the words of a row are read in reverse order.": right.edit(UNSIGNED, f"{UNSIGNED}[::-1]"),
+    "all rows are read as one stream. Every row begins with a new word.": one_stream,
+    "count is ignored: everything after the last code is padding, and must not be returned.": (
         lambda words, bits, count: right(words, bits, words.shape[1] * 32 // bits)
     ),
     "the bits of every code are mirrored: its lowest bit comes first.": right.edit(
@@ -138,9 +138,9 @@ MISTAKES = {
     "the middle of the grid was subtracted. Codes are whole numbers from 0.": (
         right.edit(RESULT, f"({RESULT}) - (1 << bits - 1)")
     ),
-    "the codes of a row are read from the last to the first.": right.edit("range(count)", "range(count)[::-1]"),
+    "the codes of a row are read in reverse order.": right.edit("range(count)", "range(count)[::-1]"),
     "code i is looked for at bit i. It begins at bit i * bits.": right.edit("i * bits", "i"),
-    "the words are read as GPTQ has them, down the columns. Here the words of a row are its own.": (
+    "the words are read as in a GPTQ file, down the columns. Here, each row has its own words.": (
         lambda words, bits, count: right(words.T.reshape(words.shape), bits, count)
     ),
     "code i is looked for one place too far: the first begins at bit 0.": (

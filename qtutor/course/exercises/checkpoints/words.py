@@ -12,7 +12,7 @@ from qtutor.formats.words import SAFE, to_words, words_in
 
 def words(codes, bits):
     columns = []
-    for row in codes.tolist():  # an output; its words go down one column of the file
+    for row in codes.tolist():  # one output; its words are one column of the file
         text = "".join(f"{code:0{bits}b}"[::-1] for code in row)  # the lowest bit comes first
         columns.append([int(text[start : start + 32][::-1], 2) for start in range(0, len(text), 32)])
     return [list(line) for line in zip(*columns)]
@@ -65,38 +65,38 @@ MISTAKES = {
         right.edit(PLACE, "code << bits * (in_word - 1 - i)")
     ),
     "neighbouring outputs share a word. Here a word holds the codes of neighbouring inputs of one output.": along_out,
-    "the words are right, and lie as in compressed-tensors: a row for each output. In a GPTQ file outputs are side by "
-    "side: transpose, [in * bits / 32, out].": by_rows,
-    "the words have the right shape and lie in the order of the other one: you reshaped where you should transpose.": (
+    "the words are right, but arranged as in compressed-tensors: a row for each output. In a GPTQ file, outputs are "
+    "side by side: transpose, [in * bits / 32, out].": by_rows,
+    "the words have the right shape but the wrong order: you used reshape instead of transpose.": (
         lambda codes, bits: by_rows(codes, bits).reshape(-1, len(codes))
     ),
-    "every code is shifted by a multiple of 4, whatever `bits` is. Code i is shifted by bits * i.": (
+    "every code is shifted by a multiple of 4, no matter what `bits` is. Code i is shifted by bits * i.": (
         right.edit(PLACE, "code << 4 * i & 0xFFFFFFFF")
     ),
     "code i is shifted by i. It has `bits` bits, so code i begins at bit bits * i.": right.edit(PLACE, "code << i"),
     "codes are put together without being shifted. Code i is shifted by bits * i.": right.edit(PLACE, "code"),
-    "uint8 has no room for bits beyond the eighth, so most codes are gone: turn them into int32 before you shift.": (
+    "uint8 has no room for bits beyond the eighth, so most codes are lost: convert them to int32 before you shift.": (
         right.edit(PLACE, "(code << bits * i & 255)")
     ),
-    "a code overwrites what is in its word already (=). Put its bits beside the others: |=.": (
+    "a code overwrites the bits that are already in its word (=). Put its bits beside them: |=.": (
         right.edit("word |= code", "word = code")
     ),
-    "& leaves only bits that both have, and a word begins as 0, so that only 0 is left: put codes together with |.": (
+    "& keeps only bits that are set in both, and a word begins as 0, so only 0 is left: put codes together with |.": (
         right.edit("word |= code", "word &= code")
     ),
     "the last code of every word is missing: a word holds 32 // bits codes.": (
         right.edit("for i in range(in_word)", "for i in range(in_word - 1)")
     ),
-    "the highest bit of the words is gone. It belongs to the last code, and makes the word negative as an int32.": (
+    "the highest bit of the words is lost. It belongs to the last code, and makes the word negative as an int32.": (
         right.edit("line.append(word)", "line.append(word & 0x7FFFFFFF)")
     ),
     "the bytes of the words are reversed. The first codes are in the lowest byte.": (
         right.edit("line.append(word)", 'line.append(int.from_bytes(word.to_bytes(4, "big"), "little"))')
     ),
-    "a word holds codes that lie far apart: inputs 0, n, 2n ... It holds neighbours: inputs 0, 1, 2 ...": (
+    "a word holds codes that are far apart: inputs 0, n, 2n ... It holds neighbours: inputs 0, 1, 2 ...": (
         right.edit("by_input[start + i][o]", "by_input[start // in_word + i * (len(by_input) // in_word)][o]")
     ),
-    "the codes stand in the order of AWQ. GPTQ has them one after the other.": right.edit(
+    "the codes are in AWQ's order. GPTQ stores them one after the other.": right.edit(
         "by_input[start + i][o]", "by_input[start + (i * 2 % in_word + i * 2 // in_word)][o]"
     ),
     "you subtracted the middle of the grid. Codes are stored as they are, from 0.": (
@@ -106,7 +106,7 @@ MISTAKES = {
         right.edit("by_input[start + i][o]", "by_input[start + i][o] - 1 & (1 << bits) - 1")
     ),
     "these are bytes, not words: eight bits each. A word holds 32 bits.": right.edit("32 // bits", "8 // bits"),
-    "the inputs are taken from the last to the first.": right.edit("codes.T.tolist()", "codes.T.tolist()[::-1]"),
+    "the inputs are in reverse order.": right.edit("codes.T.tolist()", "codes.T.tolist()[::-1]"),
 }
 
 

@@ -50,41 +50,38 @@ LESS, RESULT = '1 if checkpoint_format == "gptq" else 0', "(stored + less).T"
 
 MISTAKES = {
     'nothing is added. Version 1 ("gptq") stores every zero point minus one, so add 1 there.': right.edit(LESS, "0"),
-    '1 is added always. Version 2 ("gptq_v2") stores the zero point itself.': right.edit(LESS, "1"),
+    '1 is always added. Version 2 ("gptq_v2") stores the zero point itself.': right.edit(LESS, "1"),
     'the versions are exchanged: it is the first ("gptq") that stores the zero point minus one.': (
         right.edit(LESS, '0 if checkpoint_format == "gptq" else 1')
     ),
-    "1 is subtracted. What was stored minus one comes back by adding 1.": right.edit(LESS, LESS.replace("1", "-1", 1)),
-    "1 is added to the word, which moves its lowest nibble only. Add it to each of the eight numbers.": (
+    "1 is subtracted. The numbers are stored minus one, so add 1.": right.edit(LESS, LESS.replace("1", "-1", 1)),
+    "1 is added to the word, which changes only its lowest nibble. Add it to each of the eight numbers.": (
         lambda qzeros, checkpoint_format: right(qzeros + (checkpoint_format == "gptq"), "gptq_v2")
     ),
-    "the result lies on its other side. Wanted is a row for each output, [out, groups]: transpose.": (
-        right.edit(RESULT, "stored + less")
-    ),
-    "you reshaped where you should transpose: the numbers of outputs and groups are mixed up.": (
+    "the result is transposed. Return a row for each output, [out, groups].": right.edit(RESULT, "stored + less"),
+    "you used reshape instead of transpose: the numbers of outputs and groups are mixed up.": (
         right.edit(RESULT, "(stored + less).reshape(stored.shape[::-1])")
     ),
-    "a word with its highest bit set is negative as an int32, and what is shifted down brings ones along: & 15.": (
-        right.edit(">> shifts & 15", ">> shifts")
-    ),
-    "the sign of the words was taken off with abs(), which changes all bits of a negative one. Shift the word as it "
-    "is, and take & 15.": right.edit("qzeros.long()", "qzeros.long().abs()"),
+    "a word with its highest bit set is negative as an int32, and shifting it down fills in ones from the left: & "
+    "15.": right.edit(">> shifts & 15", ">> shifts"),
+    "the sign of the words was removed with abs(), which changes nearly all bits of a negative word. Shift the word as "
+    "it is, and take & 15.": right.edit("qzeros.long()", "qzeros.long().abs()"),
     "the nibbles are read from the highest to the lowest. The first output is in the lowest four bits.": (
         right.edit("torch.arange(8)", "torch.arange(7, -1, -1)")
     ),
     "the nibbles are read in AWQ's order. GPTQ has them one after the other.": (
         right.edit("torch.arange(8)", "torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])")
     ),
-    "8 came back everywhere. That is what a symmetric file says; others have a zero point for every group.": (
+    "you returned 8 everywhere. That is right for a symmetric file; others have a zero point for every group.": (
         right.edit(RESULT, "(stored * 0 + 8).T")
     ),
     "8 was subtracted. A zero point is a code, from 0 to 15.": right.edit(RESULT, "(stored + less - 8).T"),
-    "of every number only three bits are left. It has four: & 15.": right.edit("& 15", "& 7"),
+    "only three bits of every number are left. It has four: & 15.": right.edit("& 15", "& 7"),
     "only the lowest nibble of every word is read. A word holds eight.": (
         lambda qzeros, checkpoint_format: (qzeros & 15).T + (checkpoint_format == "gptq")
     ),
-    "the outputs are taken from the last to the first.": right.edit(RESULT, "(stored + less).T.flip(0)"),
-    "what is stored is taken for 8 bits a number. Zero points have as many bits as codes, here four.": (
+    "the outputs are in reverse order.": right.edit(RESULT, "(stored + less).T.flip(0)"),
+    "you read 8 bits for each stored number. Zero points have as many bits as codes, here four.": (
         lambda qzeros, checkpoint_format: (
             (
                 (qzeros.long().unsqueeze(-1) >> 8 * torch.arange(4) & 255).reshape(len(qzeros), -1)
@@ -92,11 +89,11 @@ MISTAKES = {
             ).T
         )
     ),
-    "1 is added, and then cut to three bits.": right.edit(RESULT, "((stored + less) % 8).T"),
+    "1 is added, and the sum is then cut to three bits.": right.edit(RESULT, "((stored + less) % 8).T"),
     "nibble n is read at bit n. A nibble has four bits: it begins at bit 4 * n.": (
         right.edit("4 * torch.arange(8)", "torch.arange(8)")
     ),
-    "the numbers are halved or doubled: shift by 4 * n, to the last bit.": (
+    "the numbers are halved or doubled: shift by exactly 4 * n bits.": (
         right.edit(">> shifts & 15", "* 2 >> shifts & 15")
     ),
     "the zero points are negative. They are codes, and weight = scale * (code - zero) subtracts them later.": (

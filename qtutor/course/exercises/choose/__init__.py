@@ -1,4 +1,4 @@
-"""Chapter 12: what a smaller file is, which models nothing beats, and what a step of training moves."""
+"""Chapter 12: how much smaller a file becomes, which models no other beats, and which codes a training step moves."""
 
 from qtutor.course.exercises.choose.front import FRONT
 from qtutor.course.exercises.choose.moved import MOVED

@@ -1,4 +1,4 @@
-"""``choose.moved``: the share of codes that a step of training changes, once the weights are rounded again."""
+"""``choose.moved``: the share of codes that a training step changes when the weights are rounded again."""
 
 import torch
 
@@ -67,15 +67,17 @@ MISTAKES = {
         "step / scale", "step * scale"
     ),
     "the codes are rounded down (floor). Round to the nearest.": right.edit(".round()", ".floor()"),
-    "the share that stays is returned. Those that change are wanted.": right.edit("new != codes", "new == codes"),
-    "the number of changed codes is returned. Divide by the number of all.": right.edit(".mean()", ".sum()"),
+    "you returned the share of codes that stay. Return the share that changes.": right.edit(
+        "new != codes", "new == codes"
+    ),
+    "you returned the number of changed codes. Divide it by the number of all codes.": right.edit(".mean()", ".sum()"),
     "the first group's scale is used for all groups.": right.edit(SCALE, "scales[:, :1]"),
     "the share is a percentage. Return a share from 0 to 1.": right.edit(".double().mean()", ".double().mean() * 100"),
     "only steps up are counted.": right.edit("new != codes", "new > codes"),
     "a weight counts as moved if its step is larger than a whole scale. Half a scale is enough.": right.edit(
         NEW, "(codes + (step / scale).trunc()).clamp(0, 2**bits - 1)"
     ),
-    "the mean distance of the codes is returned. The share of those that change is wanted.": right.edit(
+    "you returned the mean distance of the codes. Return the share of codes that change.": right.edit(
         "(new != codes).double()", "(new - codes).abs().double()"
     ),
 }

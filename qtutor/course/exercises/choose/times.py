@@ -1,4 +1,4 @@
-"""``choose.times``: how many times smaller a file becomes, with what its scales cost."""
+"""``choose.times``: how many times smaller a file becomes, including the cost of its scales."""
 
 from fractions import Fraction
 
@@ -46,27 +46,27 @@ def right(in_layers, elsewhere, bits, group, symmetric):
 ZERO, EACH, AFTER = "0 if symmetric else bits", "bits + (16 + zero) / group", "in_layers * each + 16 * elsewhere"
 
 MISTAKES = {
-    "16 / bits is what codes alone would give. Scales take room, and some weights stay in 16 bits.": (
+    "16 / bits is right for codes alone. Scales take space, and some weights stay in 16 bits.": (
         right.edit("before / after", "16 / bits")
     ),
     "the scales and zero points are missing.": right.edit(EACH, "bits"),
     "the zero points are missing. A grid that is not symmetric stores one for each group.": right.edit(ZERO, "0"),
-    "zero points are counted for a symmetric grid, too. Its zero point is always the middle code.": (
+    "you counted zero points for a symmetric grid, too. Its zero point is always the middle code.": (
         right.edit(ZERO, "bits")
     ),
-    "a zero point is counted with 16 bits. It is a code, of `bits` bits.": right.edit(ZERO, "0 if symmetric else 16"),
-    "a scale is counted for every weight. `group` weights share one.": right.edit(EACH, "bits + 16 + zero"),
-    "the scales are counted with 32 bits. They are stored in 16.": right.edit(EACH, "bits + (32 + zero) / group"),
-    "the weights that are not quantized are left out after, but a file has to hold them.": (
+    "you counted 16 bits for a zero point. A zero point is a code, of `bits` bits.": right.edit(
+        ZERO, "0 if symmetric else 16"
+    ),
+    "you counted a scale for every weight. `group` weights share one.": right.edit(EACH, "bits + 16 + zero"),
+    "you counted 32 bits for a scale. Scales are stored in 16 bits.": right.edit(EACH, "bits + (32 + zero) / group"),
+    "the weights that are not quantized are missing in the size after quantization, but a file has to hold them.": (
         right.edit(AFTER, "in_layers * each")
     ),
-    "the weights elsewhere do not count, as if all were quantized. They stay in 16 bits, in both files.": (
+    "the weights elsewhere are counted as if they were quantized, too. They stay in 16 bits, in both files.": (
         right.edit(AFTER, "(in_layers + elsewhere) * each")
     ),
-    "the number is upside down: how many times smaller is before / after.": right.edit(
-        "before / after", "after / before"
-    ),
-    "before is counted with 32 bits a weight. A file of today has 16.": right.edit(
+    "the ratio is upside down: return before / after.": right.edit("before / after", "after / before"),
+    "you counted 32 bits for each weight before quantization. A file of today has 16.": right.edit(
         "16 * (in_layers + elsewhere)", "32 * (in_layers + elsewhere)"
     ),
 }

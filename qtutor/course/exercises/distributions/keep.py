@@ -40,33 +40,33 @@ def right(weight, rounded, channels):
 KEPT, OTHERS = "weight[:, channels]", "[i for i in range(weight.shape[1]) if i not in channels]"
 
 MISTAKES = {
-    "rows were kept, and there are not as many rows as channels. Input channels are the columns of weight [out, in]: "
-    "index the second dim, as in mixed[:, channels].": right.edit(
+    "rows were kept, but there are fewer rows than channels. Input channels are the columns of weight [out, in]: index "
+    "the second dim, as in mixed[:, channels].": right.edit(
         "mixed[:, channels] = weight[:, channels]", "mixed[channels] = weight[channels]"
     ),
     "channels were counted from 1; they are indices, which begin at 0.": right.edit(
         "mixed[:, channels] = weight[:, channels]", "mixed[:, channels - 1] = weight[:, channels - 1]"
     ),
-    "only the first of the channels was kept; all of them are to be.": right.edit(
+    "only the first of the channels was kept; keep all of them.": right.edit(
         "mixed[:", "channels = channels[:1]; mixed[:"
     ),
-    "only the last of the channels was kept; all of them are to be.": right.edit(
+    "only the last of the channels was kept; keep all of them.": right.edit(
         "mixed[:", "channels = channels[-1:]; mixed[:"
     ),
-    "channels were kept only in the first row; they are whole columns: mixed[:, channels].": right.edit(
+    "channels were kept only in the first row; keep whole columns: mixed[:, channels].": right.edit(
         "mixed[:, channels] = weight[:, channels]", "mixed[0, channels] = weight[0, channels]"
     ),
-    "the kept columns are half-way between the original and the rounded ones; they are the original ones.": (
+    "the kept columns are half-way between the original and the rounded ones; keep the original ones.": (
         right.edit(f"= {KEPT}", f"= ({KEPT} + mixed[:, channels]) / 2")
     ),
-    "the kept columns were rounded to 16 bits (float16); they are to stay exactly as they are in weight.": (
+    "the kept columns were rounded to 16 bits (float16); leave them exactly as they are in weight.": (
         right.edit(f"= {KEPT}", f"= {KEPT}.half().to(weight.dtype)")
     ),
-    "the kept columns were rounded to 16 bits (bfloat16); they are to stay exactly as they are in weight.": (
+    "the kept columns were rounded to 16 bits (bfloat16); leave them exactly as they are in weight.": (
         right.edit(f"= {KEPT}", f"= {KEPT}.bfloat16().to(weight.dtype)")
     ),
     "nothing was rounded: these are the weights themselves.": right.edit("rounded.clone()", "weight.clone()"),
-    "the originals were subtracted from the rounded columns; they take their place.": right.edit(
+    "the originals were subtracted from the rounded columns; put them in the place of these columns.": right.edit(
         "= weight", "-= weight"
     ),
     "this is the error, the difference from weight; return the matrix itself.": (
@@ -87,18 +87,20 @@ MISTAKES = {
         "mixed[:, channels] = weight[:, channels]",
         "rows = channels[channels < len(weight)]; mixed[rows] = weight[rows]",
     ),
-    "the other way round: the channels named are to stay exact, all others are rounded.": (
+    "it is the other way round: the given channels stay exact, and all others are rounded.": (
         right.edit(("rounded.clone()", "weight.clone()"), ("= weight[", "= rounded["))
     ),
     "nothing was kept: this is the rounded matrix.": right.edit("mixed[:, channels] = weight[:, channels]", "pass"),
     "the first columns were kept, as many as there are channels; channels holds the indices of those to keep.": (
         right.edit("mixed[", "channels = torch.arange(len(channels)); mixed[")
     ),
-    "the columns were set to 0; they belong to the original weights.": right.edit(KEPT, "0"),
+    "the columns were set to 0; set them to the original weights.": right.edit(KEPT, "0"),
     "only the kept columns are left; all others have to be the rounded ones.": (
         right.edit("rounded.clone()", "torch.zeros_like(weight)")
     ),
-    "the originals were added to the rounded columns; they take their place.": right.edit("= weight", "+= weight"),
+    "the originals were added to the rounded columns; put them in the place of these columns.": right.edit(
+        "= weight", "+= weight"
+    ),
     "these are the kept columns alone; return the whole matrix with them in their places.": (
         right.edit("return mixed", "return weight[:, channels]")
     ),

@@ -28,7 +28,7 @@ def _kurtosis_cases():
     return [
         ("the ten numbers of the chapter", (ten,)),
         ("the same with an outlier", (outlier,)),
-        ("four rows of different tails", (noise(4, 16, seed=1) ** torch.tensor([[1], [3], [5], [1]]),)),
+        ("four rows with different tails", (noise(4, 16, seed=1) ** torch.tensor([[1], [3], [5], [1]]),)),
         ("rows that are not centred on zero", (noise(3, 8, seed=2) + torch.tensor([[2.0], [-3.0], [0.5]]),)),
         ("a square matrix", (noise(5, 5, seed=3) ** 3,)),
         ("a row of equal numbers, which has kurtosis 0 by definition", (dead,)),
@@ -59,23 +59,23 @@ MISTAKES = {
     ),
     "the excess of a row of equal numbers is 0, not -3. A clamp, or a small number added to the variance, avoids nan, "
     "but then 3 is subtracted from 0.": right.edit(GUARDED, "fourth / variance.clamp(min=1e-12) ** 2 - 3"),
-    "fourth powers are added up, squares averaged. Both moments are plain means over the numbers of the row.": (
+    "fourth powers are added up, but squares are averaged. Both moments are plain means over the numbers of the row.": (
         right.edit(FOURTH, "deviation.pow(4).sum(dim=-1)")
     ),
     "these are sums of both powers, which grow with the row. Both moments are plain means over its numbers.": (
         right.edit((FOURTH, "deviation.pow(4).sum(dim=-1)"), (SQUARES, "deviation.square().sum(dim=-1)"))
     ),
-    "the square of the mean of squares was taken; asked for is the mean of the fourth powers.": (
+    "you took the square of the mean of squares; take the mean of the fourth powers.": (
         right.edit(FOURTH, "variance**2")
     ),
-    "the third power of |deviation| was taken; the fourth is asked for.": right.edit("pow(4)", "abs().pow(3)"),
+    "you took the third power of |deviation|; take the fourth.": right.edit("pow(4)", "abs().pow(3)"),
     "this is the crest factor, the largest deviation over the standard deviation.": (
         right.edit(EXCESS, "deviation.abs().amax(dim=-1) / variance.sqrt()")
     ),
-    "from the fourth powers the mean was not subtracted: both moments are those of row - mean.": (
+    "the mean was not subtracted before taking fourth powers: both moments are of row - mean.": (
         right.edit("deviation.pow(4)", "x.pow(4)")
     ),
-    "from the squares the mean was not subtracted: both moments are those of row - mean.": (
+    "the mean was not subtracted before taking squares: both moments are of row - mean.": (
         right.edit(("deviation.square()", "x.square()"), ("variance > 0", "x.amax(dim=-1) > x.amin(dim=-1)"))
     ),
     "the ratio is upside down: the fourth moment is divided by the square of the variance.": (
@@ -85,7 +85,7 @@ MISTAKES = {
     "3 is subtracted from the divisor. Divide first: fourth / variance**2 - 3, without brackets.": (
         right.edit(EXCESS, "fourth / (variance**2 - 3)")
     ),
-    "the result has a dim too many: return one number for each row, of shape [out] (keepdim only for the mean).": (
+    "the result has one dim too many: return one number for each row, of shape [out] (keepdim only for the mean).": (
         right.edit(GUARDED, f"{GUARDED}[:, None]")
     ),
     "a small number is added to the variance, which changes the excess of small weights. Divide by the variance "
@@ -96,25 +96,25 @@ MISTAKES = {
     "square itself, and leave rows of equal numbers to torch.where.": right.edit(
         "variance**2 - 3", "(variance**2 + 1e-8) - 3"
     ),
-    "this is the mean over the rows; one kurtosis of each row is asked for.": right.edit(GUARDED, f"{GUARDED}.mean()"),
+    "this is the mean over the rows; return one kurtosis for each row.": right.edit(GUARDED, f"{GUARDED}.mean()"),
     "this is the kurtosis itself; the excess is what is left after subtracting 3, so that a bell has 0.": (
         right.edit(" - 3", "")
     ),
-    "the mean of each row has to be subtracted first; it hardly shows where a row is centred on zero.": (
+    "subtract the mean of each row first; without it, only rows that are centred on zero are nearly right.": (
         right.edit("x - x.mean(dim=-1, keepdim=True)", "x")
     ),
-    "the median was subtracted (of two in the middle the lower, as torch.median takes it) where the mean belongs.": (
+    "you subtracted the median (the lower one of two in the middle, as torch.median does) in place of the mean.": (
         right.edit(MEAN, "x.median(dim=-1, keepdim=True).values")
     ),
-    "the median was subtracted where the mean belongs.": right.edit("x.mean(", "x.quantile(0.5, "),
+    "you subtracted the median in place of the mean.": right.edit("x.mean(", "x.quantile(0.5, "),
     "the variance was divided by n - 1, as torch.std and torch.var do unless told correction=0. Both moments are "
     "plain means over n numbers.": right.edit("square().mean(dim=-1)", "square().sum(dim=-1) / (x.shape[-1] - 1)"),
-    "the fourth moment was divided by the variance once; a fourth power needs the variance squared (or the "
-    "standard deviation to the fourth), else the result changes with the unit of the weights.": (
+    "the fourth moment was divided by the variance once; a fourth power needs the variance squared (or the standard "
+    "deviation to the fourth), otherwise the result changes with the unit of the weights.": (
         right.edit("variance**2", "variance")
     ),
-    "the fourth moment was divided by the standard deviation; it needs the standard deviation to the fourth (or "
-    "the variance squared), else the result changes with the unit of the weights.": (
+    "the fourth moment was divided by the standard deviation; it needs the standard deviation to the fourth (or the "
+    "variance squared), otherwise the result changes with the unit of the weights.": (
         right.edit("variance**2", "variance.sqrt()")
     ),
     "this is one kurtosis of all numbers together; each row has its own: take means along the last dim.": (
@@ -123,7 +123,7 @@ MISTAKES = {
     "this is the kurtosis of the columns; a row runs along the last dim (dim=-1).": (
         right.edit("weight.double()", "weight.double().T")
     ),
-    "this is the third power, the skewness, which says whether a row leans; tails are seen by the fourth.": (
+    "this is the third power, the skewness, which says whether a row leans; the fourth power shows the tails.": (
         right.edit(("pow(4)", "pow(3)"), ("variance**2 - 3", "variance**1.5"))
     ),
     "a row of equal numbers has variance 0, and 0 / 0 is nan; its kurtosis is 0 by the task's definition.": (
@@ -135,7 +135,7 @@ MISTAKES = {
 
 
 def _not_minus_three(arguments, results) -> bool:
-    """A row of equal numbers does not give 0 / something - 3."""
+    """Whether no row of equal numbers gives 0 / something - 3."""
     (weight,) = arguments
     equal = (weight.amax(dim=-1) == weight.amin(dim=-1)).numpy()
     return not (equal & (results[0] == -3)).any()
@@ -157,7 +157,7 @@ KURTOSIS = Exercise(
             _not_minus_three,
         ),
     ),
-    # Means in float32 have errors of about 1e-7 of numbers around 3; after subtracting 3, only 0.1 may be left.
+    # Means in float32 have relative errors of about 1e-7. They are around 3; after subtracting 3, only 0.1 may be left.
     tolerance=1e-4,
     replaces="qtutor.measure.distributions.excess_kurtosis",
     adapt=lambda mine: lambda x, dim=-1: _along_any_dim(mine, x, dim),

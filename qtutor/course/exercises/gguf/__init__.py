@@ -1,4 +1,4 @@
-"""Chapter 07: the parts of a GGUF file. :func:`qtutor.course.mine` encodes Q4_0, and decodes, with the learner's."""
+"""Chapter 07: the parts of a GGUF file. :func:`qtutor.course.mine` encodes Q4_0 and decodes with the learner's code."""
 
 from qtutor.course.exercises.gguf.fit import FIT
 from qtutor.course.exercises.gguf.info import INFO

@@ -8,7 +8,7 @@ from qtutor.course.exercises.gguf.inputs import drawn
 
 
 def fit(x, w, codes):
-    # Least squares on rows that are multiplied by the roots of their weights; by numpy's solver, in float64.
+    # Least squares by numpy's solver, in float64; each row is multiplied by the root of its weight.
     x, w, codes = (np.asarray(values, np.float64) for values in (x, w, codes))
     root = np.sqrt(w)
     sides = np.stack([codes, np.ones_like(codes)], axis=1)
@@ -27,16 +27,19 @@ def cases():
 
     many, few = drawn(5, 32), drawn(6, 16)
     return [
-        ("weights that lie on a line", (given(-1, 0, 1, 2), given(1, 1, 1, 1), given(0, 1, 2, 3))),
-        ("four weights that count alike", (given(-0.9, 0.2, 1.1, 1.8), given(1, 1, 1, 1), given(0, 1, 2, 3))),
+        ("weights that are on a line", (given(-1, 0, 1, 2), given(1, 1, 1, 1), given(0, 1, 2, 3))),
+        ("four weights that count equally", (given(-0.9, 0.2, 1.1, 1.8), given(1, 1, 1, 1), given(0, 1, 2, 3))),
         (
             "the same, and the last counts ten times",
             (given(-0.9, 0.2, 1.1, 1.8), given(1, 1, 1, 10), given(0, 1, 2, 3)),
         ),
         ("weights that are all positive", (given(0.5, 1.1, 1.2, 2.0), given(1, 2, 1, 3), given(0, 1, 2, 3))),
-        ("two codes that nobody has", (given(-1.2, -1.0, 0.9, 1.1, -0.8), given(1, 2, 2, 1, 4), given(0, 0, 3, 3, 0))),
+        (
+            "two codes that no weight has",
+            (given(-1.2, -1.0, 0.9, 1.1, -0.8), given(1, 2, 2, 1, 4), given(0, 0, 3, 3, 0)),
+        ),
         ("32 bell-shaped weights, large ones count more", (many, 1 + np.abs(many), rounded(many))),
-        ("16 weights in 2 bits, some of which count nothing", (few, np.tile(given(0, 1, 0, 3), 4), rounded(few, 3))),
+        ("16 weights in 2 bits, some of which do not count", (few, np.tile(given(0, 1, 0, 3), 4), rounded(few, 3))),
     ]
 
 
@@ -65,34 +68,33 @@ FREE, NO_LOW = "(scale, low)", "(sum_xl / sum_ll, 0.0)"
 RESULT = f"{FREE} if low <= 0 else {NO_LOW}"
 
 MISTAKES = {
-    "all errors count alike. Weigh each by w, in every one of the five sums.": (
+    "all errors count equally. Multiply each squared error by w, in every one of the five sums.": (
         right.edit("in (x, w, codes)", "in (x, np.ones_like(w), codes)")
     ),
-    "errors count by the roots of w. It is the square of the error that w multiplies.": (
+    "errors are weighted by the roots of w. Multiply the squared error by w itself.": (
         right.edit("in (x, w, codes)", "in (x, np.sqrt(w), codes)")
     ),
-    "errors count by the squares of w. (Weights that go into a row of a least-squares solver are the roots of w.)": (
-        right.edit("in (x, w, codes)", "in (x, w * w, codes)")
-    ),
-    "low is above 0 where all weights are positive. The format cannot store that: low is then 0.": (
+    "errors are weighted by the squares of w. (Weights that go into a row of a least-squares solver are the roots of "
+    "w.)": right.edit("in (x, w, codes)", "in (x, w * w, codes)"),
+    "low is above 0 if all weights are positive. The format cannot store that: low is then 0.": (
         right.edit(RESULT, FREE)
     ),
-    "low is cut off at 0, but scale is still the one that went with the other low. With low = 0 the best scale is "
-    "sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(scale, 0.0)"),
-    "scale and low come from the range. That is where the codes came from; now find the best for these codes.": (
+    "low is clamped to 0, but scale still belongs to the old low. With low = 0 the best scale is sum(w x l) / sum(w l "
+    "l).": right.edit(NO_LOW, "(scale, 0.0)"),
+    "scale and low come from the range, like the codes. Now find the best scale and low for these codes.": (
         right.edit(RESULT, "((x.max() - x.min()) / codes.max(), min(x.min(), 0.0))")
     ),
-    "scale and low come from the largest and the smallest weight alone. Now find the best for these codes, and let low "
-    "not be above 0.": right.edit(RESULT, "((x.max() - x.min()) / (codes.max() - codes.min()), x.min())"),
-    "scale and low come from the range with 0 in it. That is where codes come from; now find the best for these "
+    "scale and low come from the largest and the smallest weight alone. Now find the best ones for these codes, with "
+    "low not above 0.": right.edit(RESULT, "((x.max() - x.min()) / (codes.max() - codes.min()), x.min())"),
+    "scale and low come from the range with 0 in it, like codes. Now find the best scale and low for these "
     "codes.": right.edit(RESULT, "((x.max() - min(x.min(), 0.0)) / codes.max(), min(x.min(), 0.0))"),
-    "the codes count for nothing in scale: it is the range over 15. The codes are given, so find the best for them.": (
-        right.edit(RESULT, "((x.max() - x.min()) / 15, min(x.min(), 0.0))")
-    ),
+    "the scale does not depend on the codes: it is the range over 15. The codes are given, so find the best scale for "
+    "them.": right.edit(RESULT, "((x.max() - x.min()) / 15, min(x.min(), 0.0))"),
     "low is the weighted mean of the weights. Both numbers are free: set both derivatives to zero.": (
         right.edit("(sum_x - scale * sum_l) / sum_w", "sum_x / sum_w")
     ),
-    "scale is the best one for low = 0, and low the best for that. They depend on each other: solve both equations at "
+    "scale is the best one for low = 0, and low the best one for that scale. They depend on each other: solve both "
+    "equations at "
     "once.": right.edit("(sum_w * sum_xl - sum_x * sum_l) / (sum_w * sum_ll - sum_l**2)", "sum_xl / sum_ll"),
     "scale has the wrong sign: its numerator is sum(w) sum(w x l) - sum(w x) sum(w l).": (
         by_hint.edit("sum_w * sum_xl - sum_x * sum_l", "sum_x * sum_l - sum_w * sum_xl")
@@ -117,7 +119,7 @@ MISTAKES = {
     "low's numerator has the wrong sign: it is sum(w l l) sum(w x) - sum(w l) sum(w x l).": (
         by_hint.edit("sum_ll * sum_x - sum_l * sum_xl", "sum_l * sum_xl - sum_ll * sum_x")
     ),
-    "the two cases are exchanged. Where low comes out above 0 it becomes 0; elsewhere it stays.": (
+    "the two cases are exchanged. If low is above 0, it becomes 0; otherwise it stays.": (
         right.edit("if low <= 0", "if low >= 0")
     ),
     "low is in steps: it is a weight, not a code. x is scale * code + low.": right.edit(FREE, "(scale, low / scale)"),
@@ -131,15 +133,14 @@ MISTAKES = {
     "low is the smallest weight. Both numbers are free: set both derivatives to zero.": right.edit(
         ("(sum_x - scale * sum_l) / sum_w", "min(x.min(), 0.0)"), (RESULT, "((sum_xl - low * sum_l) / sum_ll, low)")
     ),
-    "low is always 0. It is free as well, as long as it does not come out above 0. (If you did solve for it, it came "
-    "out above 0 everywhere: look for a sign that is wrong in low or in D.)": right.edit(RESULT, NO_LOW),
-    "the sum of w was taken for the number of weights. It is w.sum(), which is that only where all of them are 1.": (
-        right.edit("w.sum()", "len(x)")
-    ),
-    "where low is 0, scale comes from the second equation. That one is the derivative with respect to low, which is "
-    "not free there: scale is sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(sum_x / sum_l, 0.0)"),
-    "you fitted the codes to the weights. It is the weights' error that counts: x is scale * code + low.": right.edit(
-        ("x, w, codes = (", "codes, w, x = ("),  # so scale and low make codes of weights, and are turned round
+    "low is always 0. It is free as well, as long as it is not above 0. (If you did solve for it, it was above 0 "
+    "everywhere: look for a wrong sign in low or in D.)": right.edit(RESULT, NO_LOW),
+    "you used the number of weights as the sum of w. The sum is w.sum(), which equals that number only if all w are "
+    "1.": right.edit("w.sum()", "len(x)"),
+    "if low is 0, your scale comes from the second equation. That equation is the derivative with respect to low, "
+    "which is not free then: scale is sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(sum_x / sum_l, 0.0)"),
+    "you fitted the codes to the weights. The error of the weights counts: x is scale * code + low.": right.edit(
+        ("x, w, codes = (", "codes, w, x = ("),  # so scale and low turn weights into codes, and are inverted
         (RESULT, "(1 / scale, -low / scale) if low >= 0 else (sum_xl / (w * x**2).sum(), 0.0)"),
     ),
 }

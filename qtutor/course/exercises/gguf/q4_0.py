@@ -1,4 +1,4 @@
-"""``gguf.q4_0``: encode each block of 32 weights in the 18 bytes that llama.cpp writes."""
+"""``gguf.q4_0``: encode each block of 32 weights as the 18 bytes that llama.cpp writes."""
 
 import struct
 
@@ -17,7 +17,7 @@ def q4_0(blocks):
     for block in blocks.tolist():
         extreme = 0.0
         for x in block:
-            if abs(x) > abs(extreme):  # so of several it is the first
+            if abs(x) > abs(extreme):  # so the first of several counts
                 extreme = x
         d = f32(extreme) / f32(-8)
         inverse = f32(0) if d == 0 else f32(1) / d
@@ -33,7 +33,7 @@ def cases():
         return rest[None]
 
     zeros = np.zeros((1, 32), np.float32)
-    halves = np.arange(-16, 16, dtype=np.float32)[None] / 2  # -8, so that d is 1, up to 7.5
+    halves = np.arange(-16, 16, dtype=np.float32)[None] / 2  # from -8, so that d is 1, to 7.5
     return [
         ("a block whose largest weight is negative", (block(-0.8, 0.1, 0.2),)),
         ("a block whose largest weight is positive", (block(0.1, -0.3, 0.96),)),
@@ -41,7 +41,7 @@ def cases():
         ("the largest size twice, first with minus", (block(0.3, -0.88, 0.2, 0.88),)),
         ("three blocks of bell-shaped weights", (drawn(7, 3, 32),)),
         ("a weight nearly halfway between two levels", (block(-1.0003, 0.812619, 0.3),)),
-        # Found by trying: each of these blocks has a weight whose code differs if one of the mistakes is made.
+        # Found by trial: in each of these blocks, one of the mistakes changes the code of a weight.
         ("a weight so near halfway that it matters to compute in float32", (block(0.96, 0.3),)),
         ("a weight so near halfway that it matters to multiply by 1 / d", (block(0.768, 0.624),)),
         ("a weight so near halfway that 1 / d in float64 misses it", (block(0.816, 0.663),)),
@@ -82,31 +82,31 @@ MISTAKES = {
     "d is the largest size / 7.5, as in chapter 02. Here it is extreme / -8, with the sign of the extreme.": (
         right.edit(D, "np.abs(extreme) / np.float32(7.5)")
     ),
-    "you took the smallest weight for the extreme. It is the one farthest from zero, on either side.": (
+    "you took the smallest weight as the extreme. It is the one farthest from zero, on either side.": (
         right.edit(D, "blocks.min(axis=1, keepdims=True) / np.float32(-8)")
     ),
-    "you took the largest weight for the extreme. It is the one farthest from zero, on either side.": (
+    "you took the largest weight as the extreme. It is the one farthest from zero, on either side.": (
         right.edit(D, "blocks.max(axis=1, keepdims=True) / np.float32(-8)")
     ),
     "the extreme is divided by -7. There are eight levels below zero: divide by -8.": right.edit(
         D, "extreme / np.float32(-7)"
     ),
-    "of weights of equal size you took the last. llama.cpp keeps the first.": (
+    "if weights have equal size, you took the last. llama.cpp keeps the first.": (
         right.edit("np.abs(blocks).argmax", "31 - np.abs(blocks)[:, ::-1].argmax")
     ),
     "all blocks have one d. Each block has its own: the maximum is along the last axis.": (
         right.edit(D, "np.full_like(extreme, blocks.flat[np.abs(blocks).argmax()]) / np.float32(-8)")
     ),
-    "you divided by d after rounding it to 16 bits. llama.cpp computes codes with d as it was, and rounds it only to "
-    "store it.": right.edit(D, f"({D}).astype(np.float16).astype(np.float32)"),
+    "you divided by d after rounding it to 16 bits. llama.cpp computes codes with the unrounded d, and rounds d only "
+    "to store it.": right.edit(D, f"({D}).astype(np.float16).astype(np.float32)"),
     "the weights are divided by d. llama.cpp multiplies them by 1 / d, which is rounded once more: a weight within a "
     "rounding error of halfway may get another code.": right.edit(
         "blocks * inverse", "blocks / np.where(d == 0, np.inf, d)"
     ),
-    "codes are computed in float64. llama.cpp has float32, also for 1 / d, and for a weight within a rounding error of "
-    "halfway that decides.": right.edit("blocks.astype(np.float32)", "blocks.astype(np.float64)"),
-    "weights are divided by d in float64. llama.cpp multiplies them by 1 / d, both in float32; for a weight within a "
-    "rounding error of halfway that decides.": (
+    "codes are computed in float64. llama.cpp uses float32, also for 1 / d. This decides the code of a weight within a "
+    "rounding error of halfway.": right.edit("blocks.astype(np.float32)", "blocks.astype(np.float64)"),
+    "weights are divided by d in float64. llama.cpp multiplies them by 1 / d, both in float32. This decides the code "
+    "of a weight within a rounding error of halfway.": (
         right.edit("blocks * inverse", "blocks.astype(np.float64) / np.where(d == 0, np.inf, d)")
     ),
     "d is the largest size / 8, without its sign. Here it is extreme / -8, and the extreme gets code 0.": (
@@ -124,34 +124,36 @@ MISTAKES = {
     "d is the range over 15. Here it is extreme / -8, with the sign of the extreme.": right.edit(
         D, "(blocks.max(axis=1, keepdims=True) - blocks.min(axis=1, keepdims=True)) / np.float32(15)"
     ),
-    "a block of zeros became nothing but zero bytes. Its d is 0 / -8, which is -0, and its weights are 0 steps from "
-    "zero: code 8, which makes bytes of 136.": (
+    "a block of zeros became nothing but zero bytes. Its d is 0 / -8, which is -0. Its weights are 0 steps from zero, "
+    "which is code 8, and two codes of 8 are the byte 136.": (
         right.edit(RESULT, f"{RESULT} * (blocks != 0).any(axis=1, keepdims=True)")
     ),
-    "a block whose d rounds to 0 in 16 bits became nothing but zero bytes. Codes come from d as it was; and those of a "
-    "block of zeros are 8.": right.edit(RESULT, f"{RESULT} * (d.astype(np.float16) != 0)"),
+    "a block whose d rounds to 0 in 16 bits became nothing but zero bytes. Codes come from the unrounded d; the codes "
+    "of a block of zeros are 8.": right.edit(RESULT, f"{RESULT} * (d.astype(np.float16) != 0)"),
     "the d of a block of zeros is 0 / -8, which is -0: its sign bit is set, and llama.cpp writes it.": (
         right.edit("= d.astype", "= (d + 0).astype")
     ),
-    "codes are put together with & where | belongs: & keeps only bits that both have.": right.edit(
+    "codes are put together with &; use |: & keeps only bits that are set in both.": right.edit(
         f"{LOW} | ", f"{LOW} & "
     ),
-    "a block whose d rounds to 0 in 16 bits got the codes of zeros. Codes come from d as it was.": (
+    "a block whose d rounds to 0 in 16 bits got the codes of zeros. Codes come from the unrounded d.": (
         right.edit("np.where(d == 0,", "np.where(d.astype(np.float16) == 0,")
     ),
-    "steps are shifted by 7.5, so that all codes are one too small: add 8.5 before cutting.": right.edit("8.5", "7.5"),
-    "weights are rounded up, not to the nearest: add 8.5 and cut.": right.edit(ROUNDED, "np.ceil(steps + 8)"),
-    "weights are cut, not rounded: add 8.5 before cutting, not 8.": right.edit("8.5", "8"),
-    "a weight halfway between two levels went to the even one, as np.rint and np.round have it. Add 8.5 and cut: then "
+    "steps are shifted by 7.5, so that all codes are one too small: add 8.5 before truncating.": right.edit(
+        "8.5", "7.5"
+    ),
+    "weights are rounded up, not to the nearest: add 8.5 and truncate.": right.edit(ROUNDED, "np.ceil(steps + 8)"),
+    "weights are truncated, not rounded: add 8.5 before truncating, not 8.": right.edit("8.5", "8"),
+    "a weight halfway between two levels went to the even one, as np.rint and np.round do. Add 8.5 and truncate: then "
     "it goes up.": right.edit(ROUNDED, "(np.rint(steps) + 8)"),
     "a weight halfway between two levels, or as near to it as float32 can tell, went to the even one, as np.rint and "
-    "np.round have it. Add 8.5 and cut: then it goes up.": right.edit(ROUNDED, "np.rint(steps + 8)"),
+    "np.round do. Add 8.5 and truncate: then it goes up.": right.edit(ROUNDED, "np.rint(steps + 8)"),
     "a code of 16 runs into the other half of its byte. The largest code is 15.": right.edit(".clip(max=15)", ""),
     "a code of 16 became 0. The largest code is 15: clamp before you pack.": right.edit(".clip(max=15)", " % 16"),
     "codes have signs. They are whole numbers from 0 to 15, and 8 is the level 0.": (
         right.edit((ROUNDED, "np.rint(steps)"), (".clip(max=15)", ".clip(max=7) % 16"))
     ),
-    "where d is 0, codes are 0. There every weight is 0 steps from zero, and that is code 8.": (
+    "if d is 0, your codes are 0. Every weight is then 0 steps from zero, which is code 8.": (
         right.edit(".clip(max=15)", ".clip(max=15) * (d != 0)")
     ),
     "neighbours share a byte. Here weight j shares its byte with weight 16 + j.": (
@@ -169,19 +171,19 @@ MISTAKES = {
     "the second sixteen codes are missing. They are the high four bits of the same bytes.": (
         right.edit(f" | {HIGH} << 4", "")
     ),
-    "every code has a byte to itself. Two share one: codes[:, :16] | codes[:, 16:] << 4.": (
+    "every code has a byte of its own. Two codes share a byte: codes[:, :16] | codes[:, 16:] << 4.": (
         right.edit(f"{LOW} | {HIGH} << 4", "codes")
     ),
     "the two bytes of d are swapped: the low one comes first ('<e', or '<f2' in numpy).": right.edit("<f2", ">f2"),
     "d takes four bytes. It is stored as a float16, in two.": right.edit("<f2", "<f4"),
-    "d stands behind the codes. It comes first.": (
+    "d comes after the codes. It has to come first.": (
         right.edit("[scale, packed.astype(np.uint8)]", "[packed.astype(np.uint8), scale]")
     ),
 }
 
 
 def adapt(theirs):
-    """:func:`qtutor.gguf.encode` uses a learner's ``q4_0`` for Q4_0 without importance, and the package's otherwise."""
+    """:func:`qtutor.gguf.encode` uses a learner's ``q4_0`` for Q4_0 without importance, and its own code otherwise."""
 
     def encoded(rows, type, importance=None):
         if type != "Q4_0" or importance is not None:

@@ -1,4 +1,4 @@
-"""``gguf.q6_k``: decode whole blocks of Q6_K, of which a learner is given the layout and nothing else."""
+"""``gguf.q6_k``: decode whole blocks of Q6_K; a learner is given only the layout."""
 
 import struct
 
@@ -27,7 +27,7 @@ def weights(data):
 
 
 def block(ql=0, qh=0, scales=1, d=1.0) -> np.ndarray:
-    """One block, uint8 ``[1, 210]``, out of numbers or arrays for its fields."""
+    """One block, uint8 ``[1, 210]``, from numbers or arrays for its fields."""
     fields = (np.broadcast_to(ql, 128), np.broadcast_to(qh, 64), np.broadcast_to(scales, 16))
     parts = [np.asarray(field).astype(np.int64).astype(np.uint8) for field in fields]
     return np.concatenate([*parts, np.frombuffer(struct.pack("<e", d), np.uint8)])[None]
@@ -77,19 +77,19 @@ MISTAKES = {
     "8 is subtracted, as in Q4_0. Codes of six bits run up to 63, and 32 stands for zero steps.": (
         right.edit(STEPS, "codes.astype(np.int64) - 8")
     ),
-    "the codes are still bytes where 32 is subtracted, so 0 - 32 became 224. Make whole numbers or floats of them "
+    "the codes are still bytes when you subtract 32, so 0 - 32 became 224. Convert them to larger integers or floats "
     "first.": right.edit(STEPS, "codes - np.uint8(32)"),
-    "32 is subtracted from the weight. It belongs to the code, before d and the scale multiply it.": right.edit(
+    "32 is subtracted from the weight. Subtract it from the code, before you multiply by d and the scale.": right.edit(
         (STEPS, "codes.astype(np.int64)"), (RESULT, "d * scales * steps - 32")
     ),
-    "the scales are taken for numbers from 0 to 255. They have a sign: int8, so 255 is -1.": (
+    "you read the scales as numbers from 0 to 255. They have a sign: int8, so 255 is -1.": (
         right.edit("scales.view(np.int8)", "scales.astype(np.int64)")
     ),
     "32 is subtracted from the scales, as in Q3_K. Here they are int8 and stand for themselves.": (
         right.edit("scales.view(np.int8)", "scales.view(np.int8).astype(np.int64) - 32")
     ),
-    "128 is subtracted from the scales. They are int8: bytes up to 127 stand for themselves, 128 and more for the "
-    "byte less 256.": right.edit("scales.view(np.int8)", "scales.astype(np.int64) - 128"),
+    "128 is subtracted from the scales. They are int8: bytes up to 127 stand for themselves, and larger bytes for the "
+    "byte minus 256.": right.edit("scales.view(np.int8)", "scales.astype(np.int64) - 128"),
     "a scale serves 32 weights, as in Q4_K. There are 16 scales, so each serves 16 weights.": (
         right.edit(SPREAD, "np.repeat(scales.view(np.int8)[:, :8], 32, axis=1)")
     ),
@@ -104,12 +104,11 @@ MISTAKES = {
     ),
     "the low halves of ql still have their high halves above them: & 15.": right.edit("ql & 15", "ql"),
     "the high halves of ql are not shifted down: >> 4.": right.edit("ql >> 4", "ql & 240"),
-    "ql is taken as one run of 128 bytes: first all low halves, then all high ones. It is two runs of 64, one for "
-    "each half of the block.": right.edit("reshape(-1, 2, 64)", "reshape(-1, 1, 128)"),
-    "ql is taken in runs of 32 bytes. The runs have 64: the low halves of 64 bytes, then the high halves of these.": (
-        right.edit("reshape(-1, 2, 64)", "reshape(-1, 4, 32)")
-    ),
-    "qh is taken as one run of 64 bytes. It is two runs of 32, one for each half of the block.": (
+    "you read ql as one run of 128 bytes: first all low halves, then all high ones. It is two runs of 64, one for each "
+    "half of the block.": right.edit("reshape(-1, 2, 64)", "reshape(-1, 1, 128)"),
+    "you read ql in runs of 32 bytes. The runs have 64 bytes: first the low halves of 64 bytes, then their high "
+    "halves.": right.edit("reshape(-1, 2, 64)", "reshape(-1, 4, 32)"),
+    "you read qh as one run of 64 bytes. It is two runs of 32, one for each half of the block.": (
         right.edit("reshape(-1, 2, 32)", "reshape(-1, 1, 64)")
     ),
     "the four pairs of bits in a byte of qh went to four neighbours. They belong to the weights j, 32 + j, 64 + j and "
@@ -117,41 +116,41 @@ MISTAKES = {
     "the pairs of bits of qh are read from the top. Weights 0 to 31 of a half have bits 0 and 1.": (
         right.edit("for k in range(4)", "for k in (3, 2, 1, 0)")
     ),
-    "the upper bits are shifted by k places, and a pair needs 2 k.": right.edit("2 * k & 3", "k & 3"),
-    "of the upper two bits only one is left: & 3.": right.edit("2 * k & 3", "2 * k & 1"),
-    "more than two bits of qh are taken: & 3.": right.edit("2 * k & 3", "2 * k & 15"),
+    "the upper bits are shifted by k places, but a pair needs 2 k.": right.edit("2 * k & 3", "k & 3"),
+    "only one of the upper two bits is left: & 3.": right.edit("2 * k & 3", "2 * k & 1"),
+    "more than two bits of qh are used: & 3.": right.edit("2 * k & 3", "2 * k & 15"),
     "the bits of qh are put below the four of ql. They are the upper ones: lower | upper << 4.": right.edit(
         ("codes = low.reshape(-1, 256) |", "codes = low.reshape(-1, 256) << 2 |"), (JOINED, "high.reshape(-1, 256)")
     ),
     "the bits of qh are put onto the lowest two of ql. They are worth 16 and 32: << 4.": (
         right.edit(JOINED, "high.reshape(-1, 256)")
     ),
-    "the bits of qh stand one place too high. They are worth 16 and 32: << 4.": right.edit(
+    "the bits of qh are one place too high. They are worth 16 and 32: << 4.": right.edit(
         JOINED, "high.reshape(-1, 256) << 5"
     ),
     "the bits of qh are missing.": right.edit(f" | {JOINED}", ""),
     "the two bytes of d are swapped. GGUF is little-endian: '<f2'.": right.edit("<f2", ">f2"),
-    "d is taken from the first two bytes, as in Q4_K, and everything else stands two bytes later. In Q6_K d comes "
+    "d is taken from the first two bytes, as in Q4_K, and everything else is read two bytes too late. In Q6_K, d comes "
     "last.": right.edit(FIELDS, "data[:, 2:130], data[:, 130:194], data[:, 194:], data[:, :2]"),
     "qh is read before ql. The first 128 bytes are ql.": (
         right.edit(FIELDS, "data[:, 64:192], data[:, :64], data[:, 192:208], data[:, 208:]")
     ),
-    "the scales are read before ql and qh. They come behind both, before d.": (
+    "the scales are read before ql and qh. They come after both, before d.": (
         right.edit(FIELDS, "data[:, 16:144], data[:, 144:208], data[:, :16], data[:, 208:]")
     ),
     "d is missing: a weight is d times scale times steps.": right.edit(RESULT, "scales * steps"),
     "the scales are missing: a weight is d times scale times steps.": right.edit(RESULT, "d * steps"),
-    "scale times steps is computed in 8 bits, where 127 is the largest number. Make floats of them first.": (
+    "scale times steps is computed in 8 bits, where 127 is the largest number. Convert them to floats first.": (
         right.edit(RESULT, "d * (scales * steps.astype(np.int8))")
     ),
-    "the weights are computed in float16, because d is one. Make a float32 of d first.": (
+    "the weights are computed in float16, the dtype of d. Convert d to float32 first.": (
         right.edit(RESULT, "d.astype(np.float16) * scales * steps.astype(np.int8)")
     ),
 }
 
 
 def adapt(theirs):
-    """A learner's function replaces the one with which :func:`qtutor.gguf.decode` reads Q6_K."""
+    """A learner's function replaces the one that :func:`qtutor.gguf.decode` uses for Q6_K."""
     return lambda data: to_array(theirs(np.array(data))).astype(np.float32)
 
 

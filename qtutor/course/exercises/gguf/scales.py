@@ -10,7 +10,7 @@ from qtutor.course.exercises.exercise import Exercise
 def scales(packed):
     found = [], []
     for block in packed.tolist():
-        bits = [f"{byte:08b}" for byte in block]  # the high bit stands first
+        bits = [f"{byte:08b}" for byte in block]  # the high bit comes first
         for which in (0, 1):
             first = [int(bits[4 * which + s][2:], 2) for s in range(4)]
             last = [int(bits[4 * which + s][:2] + bits[8 + s][4 * (1 - which) : 4 * (2 - which)], 2) for s in range(4)]
@@ -55,57 +55,57 @@ UPPER_BITS = "last = lower | upper << 4"
 
 
 def last_of(scales: str, minima: str) -> str:
-    """The line that makes the last four scales and the last four minima, with these expressions for them."""
+    """The line that computes the last four scales and the last four minima with these expressions."""
     return f"last = np.concatenate([{scales}, {minima}], axis=1)"
 
 
 MISTAKES = {
-    "the first four keep bits that belong to others. Only the lower six of a byte are theirs: & 63.": (
+    "the first four keep bits that belong to others. Only the lower six bits of a byte belong to them: & 63.": (
         right.edit(" & 63", "")
     ),
-    "the upper bits of the last four are missing (or an & 15 around all of it took them away again). They are the "
-    "upper two of the first eight bytes.": (right.edit(" | upper << 4", "")),
+    "the upper bits of the last four are missing (or an & 15 around the whole expression removed them again). They are "
+    "the upper two of the first eight bytes.": right.edit(" | upper << 4", ""),
     "the two bits from the first bytes went below the four others. They are the upper ones: nibble | bits << 4.": (
         right.edit("lower | upper << 4", "lower << 2 | upper")
     ),
-    "the two bits from the first bytes went too far up. They stand above four bits: << 4.": (
+    "the two bits from the first bytes went too far up. They belong above four bits: << 4.": (
         right.edit("upper << 4", "upper << 6")
     ),
-    "+ is done before <<, so everything was shifted up by four. Write | in place of +, or put brackets around the "
-    "shift.": right.edit("lower | upper << 4", "(lower + upper << 4) % 256"),  # in uint8 what is above 255 is lost
-    "the two bits from the first bytes went onto the lowest two of the others. They stand above four bits: "
-    "<< 4.": right.edit("upper << 4", "upper"),
-    "+ is done before &, so that & takes the sum apart. Write | in place of +, or put brackets around "
-    "the &.": right.edit(
+    "+ is evaluated before <<, so everything was shifted up by four. Write | in place of +, or put brackets around the "
+    "shift.": right.edit("lower | upper << 4", "(lower + upper << 4) % 256"),  # uint8 keeps 8 bits
+    "the two bits from the first bytes went onto the lowest two of the others. They belong above four bits: << "
+    "4.": right.edit("upper << 4", "upper"),
+    "+ is evaluated before &, so & is applied to the sum. Write | in place of +, or put brackets around the "
+    "&.": right.edit(
         ("p[:, 8:] & 15,", "p[:, 8:] & (15 + (p[:, :4] >> 6 << 4)),"),
         ("p[:, 8:] >> 4]", "p[:, 8:] >> 4 | p[:, 4:8] >> 6 << 4]"),
         (UPPER_BITS, "last = lower"),
     ),
-    "+ is done before & and >>, so that these take the sum apart. Write | in place of +, or put brackets around & and "
-    ">>.": right.edit(
+    "+ is evaluated before & and >>, so these are applied to the sum. Write | in place of +, or put brackets around & "
+    "and >>.": right.edit(
         ("p[:, 8:] & 15,", "p[:, 8:] & (15 + (p[:, :4] >> 6 << 4)),"),
         ("p[:, 8:] >> 4]", "p[:, 8:] >> (4 + (p[:, 4:8] >> 6 << 4))]"),
         (UPPER_BITS, "last = lower"),
     ),
-    "+ is done before everything else here, so that 15 and a whole byte were added, and the sum was shifted. Write | "
+    "+ is evaluated before everything else here, so 15 and a whole byte were added, and the sum was shifted. Write | "
     "in place of +, or put brackets around both parts.": right.edit(
         UPPER_BITS,
         last_of("p[:, 8:] & ((15 + p[:, :4]) % 256 >> 6 << 4)", "p[:, 8:] >> (4 + p[:, 4:8]) % 256 >> 6 << 4"),
     ),
-    "+ is done before >> and <<, so that the sum of both parts was shifted. Write | in place of +, or put brackets "
+    "+ is evaluated before >> and <<, so the sum of both parts was shifted. Write | in place of +, or put brackets "
     "around the shifts.": right.edit(
         UPPER_BITS,
         last_of("((p[:, 8:] & 15) + p[:, :4]) % 256 >> 6 << 4", "((p[:, 8:] >> 4) + p[:, 4:8]) % 256 >> 6 << 4"),
     ),
-    "+ is done before <<, and << before &: the two bits were added to 15 or 4, and the sum was shifted. Write | in "
-    "place of +, or put brackets around both parts.": right.edit(
+    "+ is evaluated before <<, and << before &: the two bits were added to 15 or 4, and the sum was shifted. Write | "
+    "in place of +, or put brackets around both parts.": right.edit(
         UPPER_BITS, last_of("p[:, 8:] & (15 + (p[:, :4] >> 6) << 4)", "(p[:, 8:] >> 4 + (p[:, 4:8] >> 6) << 4) % 256")
     ),
-    "the upper two bits stand one place too high. They are worth 16 and 32: << 4.": (
+    "the upper two bits are one place too high. They are worth 16 and 32: << 4.": (
         right.edit("upper << 4", "upper << 5")
     ),
-    "of the upper two bits only one is left: they are bytes >> 6.": right.edit("p[:, :8] >> 6", "p[:, :8] >> 7"),
-    "you took the lower two bits of the first bytes for the last four. They are the upper two: >> 6.": (
+    "only one of the upper two bits is left: they are bytes >> 6.": right.edit("p[:, :8] >> 6", "p[:, :8] >> 7"),
+    "you took the lower two bits of the first bytes for the last four. Take the upper two: >> 6.": (
         right.edit("p[:, :8] >> 6", "p[:, :8] & 3")
     ),
     "the first four scales and the first four minima are exchanged: bytes 0 to 3 hold scales, 4 to 7 "
@@ -120,20 +120,20 @@ MISTAKES = {
     "the first four lost their lowest bits: they are bytes & 63, not bytes >> 2.": right.edit(
         "p[:, :8] & 63", "p[:, :8] >> 2"
     ),
-    "the numbers are divided by 63. Wanted are whole numbers from 0 to 63.": (
+    "the numbers are divided by 63. Return whole numbers from 0 to 63.": (
         right.edit("return scales, minima", "return scales / 63, minima / 63")
     ),
-    "the minima are negative. Here they are whole numbers from 0 to 63; that they are subtracted comes later.": (
+    "the minima are negative. Here they are whole numbers from 0 to 63; they are subtracted later.": (
         right.edit("return scales, minima", "return scales, -minima")
     ),
     "the lower bits of the last four minima are still in the upper half of their bytes: >> 4.": (
         right.edit("p[:, 8:] >> 4", "p[:, 8:] & 240")
     ),
-    "the last four stand before the first four. Number 0 comes first.": right.edit(
+    "the last four come before the first four. Number 0 comes first.": right.edit(
         ("[first[:, :4], last[:, :4]]", "[last[:, :4], first[:, :4]]"),
         ("[first[:, 4:], last[:, 4:]]", "[last[:, 4:], first[:, 4:]]"),
     ),
-    "the first four and the last four alternate. The first four stand before the last four.": right.edit(
+    "the first four and the last four alternate. The first four come before the last four.": right.edit(
         ("[first[:, :4], last[:, :4]], axis=1)", "[first[:, :4], last[:, :4]], axis=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]"),
         ("[first[:, 4:], last[:, 4:]], axis=1)", "[first[:, 4:], last[:, 4:]], axis=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]"),
     ),
@@ -145,14 +145,14 @@ MISTAKES = {
     "scales and minima are swapped: return scales, minima.": right.edit(
         "return scales, minima", "return minima, scales"
     ),
-    "you read six bits after six, end to end. The order is another: see the table.": in_plain_order,
-    "the last bytes were taken for two neighbours each. The low half of byte 8 + s is scale 4 + s, the high half "
+    "you read the six-bit numbers one after the other. Their order is different: see the table.": in_plain_order,
+    "you read two neighbours from each of the last bytes. The low half of byte 8 + s is scale 4 + s, the high half "
     "minimum 4 + s.": (
         right.edit(
             ("lower = np.concatenate", "lower = np.stack"), (">> 4], axis=1)", ">> 4], axis=2).reshape(len(p), 8)")
         )
     ),
-    "of the first four only four bits are left. They have six: & 63.": right.edit("& 63", "& 15"),
+    "only four bits of each of the first four are left. They have six: & 63.": right.edit("& 63", "& 15"),
     "scales and minima alternate in your result. Return the eight scales, then the eight minima.": right.edit(
         "return scales, minima", "return np.split(np.stack([scales, minima], axis=2).reshape(len(p), 16), 2, axis=1)"
     ),
@@ -160,7 +160,7 @@ MISTAKES = {
 
 
 def adapt(theirs):
-    """A learner's function replaces the one with which :func:`qtutor.gguf.decode` reads Q4_K and Q5_K."""
+    """A learner's function replaces the one that :func:`qtutor.gguf.decode` uses for Q4_K and Q5_K."""
 
     def six_bits(data):
         found = theirs(np.array(data))

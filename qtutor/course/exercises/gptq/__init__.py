@@ -1,4 +1,4 @@
-"""Chapter 06: push the error of one column onto the others, the loop over columns, its factor, the order of OBQ."""
+"""Chapter 06: pushing one column's error onto the others, the loop over columns, its factor U, and OBQ's order."""
 
 from qtutor.course.exercises.gptq.factor import FACTOR
 from qtutor.course.exercises.gptq.loop import LOOP

@@ -18,7 +18,7 @@ def factor(hessian, damping):
         h[i][i] = h[i][i] + damping * mean if h[i][i] != 0 else mean
     inverse = _inverse(h)
     upper = [[0.0] * len(h) for _ in h]
-    for i in range(len(h)):  # row by row: what rows above leave of the inverse
+    for i in range(len(h)):  # row by row: the inverse minus the part of the rows above
         for j in range(i, len(h)):
             rest = inverse[i][j] - sum(upper[k][i] * upper[k][j] for k in range(i))
             upper[i][j] = rest**0.5 if i == j else rest / upper[i][i]
@@ -26,7 +26,7 @@ def factor(hessian, damping):
 
 
 def _inverse(matrix: list) -> list:
-    """Gauss and Jordan: the steps that turn the matrix into the identity turn the identity into its inverse."""
+    """Gauss-Jordan: the steps that turn the matrix into the identity turn the identity into its inverse."""
     size = len(matrix)
     rows = [row + [float(i == j) for j in range(size)] for i, row in enumerate(matrix)]
     for i in range(size):
@@ -40,7 +40,7 @@ def _inverse(matrix: list) -> list:
 def factor_cases():
     dead = hessian(3, 5)
     dead[2, :] = dead[:, 2] = 0
-    # In float32 all four entries are the same number, so that nothing can be inverted.
+    # In float32 all four entries are the same number, so the matrix cannot be inverted.
     alike = 2.0**26 + torch.eye(2, dtype=torch.float64)
     faint = torch.outer(*[torch.tensor([1.0, 1e-6, 0.0, 2.0], dtype=torch.float64)] * 2) * hessian(7, 4)
     sizes = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
@@ -76,48 +76,47 @@ MISTAKES = {
     "nothing was added to the diagonal: damping is missing.": right.edit(" + damping * mean", ""),
     "damping was added as it is. It is a share of the mean of the diagonal, so that it does not depend on how large "
     "the inputs are or how many tokens there were.": right.edit("damping * mean", "damping"),
-    "damping is taken as a share of the largest diagonal entry; it is one of their mean.": (
+    "damping is used as a share of the largest diagonal entry; it is a share of the mean of the diagonal.": (
         right.edit("damping * mean", "damping * diagonal.max()")
     ),
-    "damping is taken as a share of the sum of the diagonal; it is one of their mean.": (
+    "damping is used as a share of the sum of the diagonal; it is a share of the mean.": (
         right.edit("damping * mean", "damping * diagonal.sum()")
     ),
     "every input got a share of its own diagonal entry. All get the same amount: damping times the mean.": (
         right.edit("damping * mean", "damping * diagonal")
     ),
     "the mean was taken over dead inputs too; only those that are not 0 count.": right.edit("[~dead]", ""),
-    "a dead input got a 1 on the diagonal. Any positive number would do for the others; agreed on is the mean of the "
-    "live ones.": right.edit("where(dead, mean,", "where(dead, 1,"),
-    "damping was added to the dead input as well: it gets the mean, and that is all.": (
+    "a dead input got a 1 on the diagonal. Any positive number would work for the other inputs; this exercise uses the "
+    "mean of the live ones.": right.edit("where(dead, mean,", "where(dead, 1,"),
+    "damping was added to the dead input as well: it gets only the mean.": (
         right.edit(DIAGONAL, "torch.where(dead, mean, diagonal) + damping * mean")
     ),
     "you left float64. Inputs that are very much alike differ in digits that float32 does not have: invert and factor "
-    "in float64, as hessian comes.": right.edit("hessian.clone()", "hessian.float()"),
+    "in float64, the dtype of hessian.": right.edit("hessian.clone()", "hessian.float()"),
     "damping was added to the whole matrix. It belongs on the diagonal alone.": right.edit(
         "inv(damped)", "inv(damped + damping * mean * (1 - torch.eye(len(damped), dtype=damped.dtype)))"
     ),
-    "damping was added to the whole matrix, the dead inputs' entries too. It belongs on the diagonal alone, and there "
-    "only to live inputs.": right.edit(
+    "damping was added to the whole matrix, including the entries of dead inputs. It belongs on the diagonal alone, "
+    "and only for live inputs.": right.edit(
         "inv(damped)", "inv(damped + damping * mean * (1 - torch.diag(1.0 - 1.0 * dead)))"
     ),
     "the mean is that of the whole matrix. Take it of the diagonal, of the inputs that are not dead.": (
         right.edit("damping * mean", "damping * hessian.mean()")
     ),
-    "damping is taken as a share of the median of the diagonal; it is one of their mean.": (
+    "damping is used as a share of the median of the diagonal; it is a share of the mean.": (
         right.edit("damping * mean", "damping * diagonal[~dead].median()")
     ),
     "all of the mean was added to the diagonal; it is damping times the mean.": right.edit("damping * mean", "mean"),
     "damping was subtracted; add it, so that the diagonal outweighs the rest.": right.edit("+ damping", "- damping"),
-    "the diagonal was mixed with its mean. It stays what it is, and damping * mean is added.": (
+    "the diagonal was mixed with its mean. Keep the diagonal as it is, and add damping * mean.": (
         right.edit("diagonal + damping", "diagonal * (1 - damping) + damping")
     ),
-    "a dead input got the largest entry of the diagonal; agreed on is the mean of the live ones.": (
+    "a dead input got the largest entry of the diagonal; this exercise uses the mean of the live ones.": (
         right.edit("where(dead, mean,", "where(dead, diagonal.max() + damping * mean,")
     ),
-    "a dead input got the largest entry of the diagonal, before damping; agreed on is the mean of the live ones.": (
-        right.edit("where(dead, mean,", "where(dead, diagonal.max(),")
-    ),
-    "a faint input was taken for dead. Only an entry of exactly 0 is one: diagonal == 0.": (
+    "a dead input got the largest entry of the diagonal, before damping; this exercise uses the mean of the live "
+    "ones.": right.edit("where(dead, mean,", "where(dead, diagonal.max(),"),
+    "you treated a faint input as dead. An input is dead only if its entry is exactly 0: diagonal == 0.": (
         right.edit("diagonal == 0", "diagonal < 1e-8")
     ),
     "this is the inverse of the lower factor of H, a lower triangle. Invert H, then take the upper factor of that.": (
@@ -129,10 +128,10 @@ MISTAKES = {
     "the factor was inverted once more. With H^-1 = U^T U the factor of the inverse is U already.": (
         right.edit(RESULT, "torch.linalg.inv(torch.linalg.cholesky(inverse)).T")
     ),
-    "this is R of a QR decomposition of the inverse. Needed is its Cholesky factor, with H^-1 = U^T U.": (
+    "this is R of a QR decomposition of the inverse. Return its Cholesky factor, with H^-1 = U^T U.": (
         right.edit(RESULT, "torch.linalg.qr(inverse)[1]")
     ),
-    "this is the upper triangle of the inverse, cut out. Needed is its factor U, with H^-1 = U^T U.": (
+    "this is the upper triangle of the inverse, cut out. Return its factor U, with H^-1 = U^T U.": (
         right.edit(RESULT, "inverse.triu()")
     ),
     "the rows of U are divided by their diagonal entry, which makes that 1. Leave U as it is: U^T U is the inverse.": (
@@ -140,7 +139,7 @@ MISTAKES = {
     ),
     "the diagonal of U is negative; take the U with a positive one.": right.edit("return ", "return -"),
     "this is the factor of H itself. Invert first: H^-1 = U^T U.": right.edit("cholesky(inverse", "cholesky(damped"),
-    "this is the inverse; its upper triangular factor U is still to come: torch.linalg.cholesky(..., upper=True).": (
+    "this is the inverse; compute its upper triangular factor U: torch.linalg.cholesky(..., upper=True).": (
         right.edit(RESULT, "inverse")
     ),
     "this is the damped Hessian; invert it, and take the upper triangular factor of the inverse.": (
@@ -149,13 +148,16 @@ MISTAKES = {
     "this is the transpose, a lower triangle. U is the upper one.": right.edit(", upper=True", ""),
     "this has H^-1 = U U^T, the factors the wrong way round: the inverse of the factor of H, transposed. Invert H, "
     "then factor.": right.edit(RESULT, "torch.linalg.inv(torch.linalg.cholesky(damped)).T"),
-    "a dead input got only the damping. Without damping its 0 stays on the diagonal, and nothing can be inverted: "
-    "put the mean of the live ones there.": right.edit(DIAGONAL, "diagonal + damping * mean"),
+    "a dead input got only the damping. Without damping its 0 stays on the diagonal, and the matrix cannot be "
+    "inverted: put the mean of the live ones there.": right.edit(DIAGONAL, "diagonal + damping * mean"),
 }
 
 
 def _upper(arguments, results) -> bool:
-    """Upper triangular, with a positive diagonal. Rounding may leave tiny numbers below it if Cholesky was not used."""
+    """Whether U is an upper triangle with a positive diagonal.
+
+    If Cholesky was not used, rounding may leave tiny numbers below the diagonal.
+    """
     rest = 1e-6 * np.abs(results[0]).max()
     return bool((np.abs(np.tril(results[0], -1)) <= rest).all() and (np.diag(results[0]) > 0).all())
 
@@ -166,11 +168,11 @@ def adapt_factor(theirs):
     def factor(hessian, damping, order=None):
         hessian = hessian if order is None else hessian[order[:, None], order]
         if not hessian.diagonal().any():
-            return packages_own(hessian, damping)  # there is no mean to take a share of
+            return packages_own(hessian, damping)  # all inputs are dead: there is no mean for the damping
         try:
             upper = tensor(theirs(hessian.clone(), damping), torch.float64, hessian)
         except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
-            return packages_own(hessian, damping)  # not positive definite: how much damping it takes is its part
+            return packages_own(hessian, damping)  # not positive definite: the package raises the damping
         return (upper, damping) if torch.isfinite(upper).all() else packages_own(hessian, damping)
 
     return factor
@@ -186,7 +188,7 @@ FACTOR = Exercise(
     outputs=("upper",),
     mistakes=MISTAKES,
     properties=(("U is an upper triangle with a positive diagonal.", _upper),),
-    tolerance=1e-3,  # an inverse loses digits: eight of float64's sixteen where inputs are nearly the same
+    tolerance=1e-3,  # an inverse loses digits: eight of float64's sixteen if inputs are nearly the same
     replaces="qtutor.methods.gptq.factor",
     adapt=adapt_factor,
 )

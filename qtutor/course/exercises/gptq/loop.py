@@ -23,7 +23,7 @@ def loop(weight, upper, scale, zero, bits):
             s, z = scales[column // length], zeros[column // length]
             chosen.append(min(range(2**bits), key=lambda code: abs(s * (code - z) - left[column])))
             moved = s * (chosen[-1] - z) - left[column]
-            inverse = np.linalg.inv(h[column:, column:])  # anew, of the columns that are not rounded yet
+            inverse = np.linalg.inv(h[column:, column:])  # computed again, of the columns that are not rounded yet
             left[column:] += moved * inverse[0] / inverse[0, 0]
         codes.append(chosen)
     return codes
@@ -54,7 +54,7 @@ def loop_cases():
         ("inputs that are very much alike", of(4, 3, 6, 4, groups=3, shared=3.0)),
         ("weights that are pushed beyond the range", of(5, 3, 8, 2, shared=2.0, step=0.3)),
         (
-            "independent inputs, where nothing is to be pushed",
+            "independent inputs: nothing has to be pushed",
             (short(6, 2, 4, digits=2), torch.eye(4), *of(6, 2, 4, 3)[2:]),
         ),
         ("as many rows as columns", of(7, 6, 6, 4)),
@@ -76,30 +76,30 @@ def right(weight, upper, scale, zero, bits):
 
 
 MISTAKES = {
-    "these are the codes of rounding to nearest: nothing reaches a column before its turn. Go from left to right; the "
-    "columns to the right move by row j of U, upper[j, j+1:] (column j holds zeros there), and it is the moved weights "
-    "that get rounded.": (right.edit("u[j, j + 1 :]", "u[j + 1 :, j]")),
+    "these are the codes of rounding to nearest: no error reaches a column before its turn. Go from left to right; the "
+    "columns to the right move by row j of U, upper[j, j+1:] (column j holds zeros there), and the moved weights get "
+    "rounded.": right.edit("u[j, j + 1 :]", "u[j + 1 :, j]"),
     "columns move the wrong way, so that errors add up: *subtract* e times the row of U.": right.edit("-=", "+="),
     "the error is not divided by U_jj, the diagonal of U, before it is pushed.": right.edit(" / u[j, j]", ""),
     "the error is divided by the square of U_jj. The row of U carries one U_jj already: divide once.": (
         right.edit("u[j, j])", "u[j, j].square())")
     ),
-    "you push with the rows of H^-1 = U^T U. These are right for column 0 alone: afterwards the inverse must forget "
-    "the columns that are done, and the row that does is upper[j, j+1:] / upper[j, j].": (
+    "you push with the rows of H^-1 = U^T U. These are right only for column 0: after it, the inverse must forget the "
+    "columns that are done. Use the row upper[j, j+1:] / upper[j, j], which does.": (
         right.edit("upper.double()", "upper.double().T @ upper.double()")
     ),
-    "only the next column is moved. Every column to the right takes its part.": (
+    "only the next column is moved. Every column to the right takes its share.": (
         right.edit(("work[:, j + 1 :]", "work[:, j + 1 : j + 2]"), ("u[j, j + 1 :]", "u[j, j + 1 : j + 2]"))
     ),
     "columns are moved only up to the end of the group. Scales stop there, but errors do not.": right.edit(
         ("work[:, j + 1 :]", "work[:, j + 1 : (g + 1) * length]"), ("u[j, j + 1 :]", "u[j, j + 1 : (g + 1) * length]")
     ),
-    "the error is counted from the original weight. By now the column has been moved: the error is what rounding "
-    "changed of *that*.": right.edit("e = work[:, j]", "e = weight[:, j].double()"),
+    "the error is counted from the original weight. By now the column has been moved: the error is the *moved* weight "
+    "minus its rounded value.": right.edit("e = work[:, j]", "e = weight[:, j].double()"),
     "the error is counted before the code was clamped. A weight beyond the range is off by more, and that has to be "
-    "made up for as well.": right.edit("s * (codes[:, j] - z)", "s * (work[:, j] / s).round()"),
+    "pushed as well.": right.edit("s * (codes[:, j] - z)", "s * (work[:, j] / s).round()"),
     "columns are rounded from right to left, and push to the left. Go from left to right: U has zeros to the left of "
-    "its diagonal, and row j what the columns to the right take over.": right.edit(
+    "its diagonal, and row j holds the shares of the columns to the right.": right.edit(
         ("range(weight.shape[1])", "reversed(range(weight.shape[1]))"),
         ("work[:, j + 1 :] -=", "work[:, :j] -="),
         ("u[j, j + 1 :]", "u[:j, j]"),
@@ -116,9 +116,8 @@ MISTAKES = {
     "all columns are rounded with the scale and zero of the last group: column j belongs to group j // group_size.": (
         right.edit("j // length", "-1")
     ),
-    "the first columns were given a group each, and all others the last: column j belongs to group j // group_size.": (
-        right.edit("j // length", "min(j, scale.shape[1] - 1)")
-    ),
+    "the first columns were given one group each, and all others the last group: column j belongs to group j // "
+    "group_size.": right.edit("j // length", "min(j, scale.shape[1] - 1)"),
     "the next group begins one column too early: column j belongs to group j // group_size, counted from 0.": (
         right.edit("j // length", "min((j + 1) // length, scale.shape[1] - 1)")
     ),
@@ -129,27 +128,27 @@ MISTAKES = {
     ),
     "the error is in steps: weights over their scale, minus codes. Weights are not in steps, so multiply by the "
     "scale.": right.edit("work[:, j] - s * (codes[:, j] - z)", "work[:, j] / s - (codes[:, j] - z)"),
-    "the zero point is missing where codes become weights: a code stands for scale * (code - zero).": (
+    "the zero point is missing when codes become weights: a code stands for scale * (code - zero).": (
         right.edit("s * (codes[:, j] - z)", "s * codes[:, j]")
     ),
     "zero is subtracted after the scale (are brackets missing?): a code stands for scale * (code - zero).": (
         right.edit("s * (codes[:, j] - z)", "(s * codes[:, j] - z)")
     ),
-    "zero is added where codes become weights: a code stands for scale * (code - zero).": (
+    "zero is added when codes become weights: a code stands for scale * (code - zero).": (
         right.edit("s * (codes[:, j] - z)", "s * (codes[:, j] + z)")
     ),
-    "zero is subtracted where weights become codes; there it is added: (column / scale).round() + zero.": (
+    "zero is subtracted when weights become codes; add it: (column / scale).round() + zero.": (
         right.edit("+ z)", "- z)")
     ),
-    "zero is missing where weights become codes: (column / scale).round() + zero.": right.edit("+ z)", ")"),
-    "all is computed in float16, as the scales come, which is too coarse for codes of 8 bits. Take weight.float(), "
-    "scale.float() and zero.float().": right.edit(
+    "zero is missing when weights become codes: (column / scale).round() + zero.": right.edit("+ z)", ")"),
+    "everything is computed in float16, the dtype of the scales, which is too coarse for codes of 8 bits. Use "
+    "weight.float(), scale.float() and zero.float().": right.edit(
         ("weight.double().clone(), upper.double()", "weight.half().clone(), upper.half()"),
         ("torch.zeros(weight.shape, dtype=torch.float64)", "torch.zeros(weight.shape, dtype=torch.float16)"),
         ("scale[:, g].double(), zero[:, g].double()", "scale[:, g].half(), zero[:, g].half()"),
     ),
     "codes are rounded down (floor). Take the nearest.": right.edit(".round()", ".floor()"),
-    "codes are cut off (trunc, int). Take the nearest.": right.edit(".round()", ".trunc()"),
+    "codes are truncated (trunc, int). Take the nearest.": right.edit(".round()", ".trunc()"),
     "codes are rounded up (ceil). Take the nearest.": right.edit(".round()", ".ceil()"),
     "codes are clamped one too high: the largest is 2**bits - 1.": right.edit("2**bits - 1", "2**bits"),
     "only half of the codes are used: they run from 0 to 2**bits - 1.": right.edit(
@@ -187,10 +186,10 @@ MISTAKES = {
     "codes have signs here. They are whole numbers from 0 to 2**bits - 1.": (
         right.edit("return codes", "return codes - 2 ** (bits - 1)")
     ),
-    "the zero point is taken off the codes again; return them as they are, from 0 to 2**bits - 1.": (
+    "the zero point is subtracted from the codes again; return them as they are, from 0 to 2**bits - 1.": (
         right.edit("return codes", "return codes - zero.repeat_interleave(length, dim=1)")
     ),
-    "codes leave 0 ... 2**bits - 1: clamp them, and do it before the error is computed.": (
+    "codes go beyond 0 ... 2**bits - 1: clamp them before you compute the error.": (
         right.edit(".clamp(0, 2**bits - 1)", "")
     ),
     "these are weights; return the codes.": right.edit(
@@ -203,10 +202,10 @@ MISTAKES = {
 
 
 def adapt_loop(theirs):
-    """A learner's loop replaces :func:`qtutor.gptq.round_block`; each of the columns is a group of its own.
+    """A learner's loop replaces :func:`qtutor.gptq.round_block`; each column is a group of its own.
 
-    Its codes show what it pushed onto the later columns: ``weight - rounded = E U``, where E are all errors divided by
-    the diagonal of U.
+    The loop's codes show what it pushed onto later columns: ``weight - rounded = E U``, where E holds all errors
+    divided by the diagonal of U.
     """
 
     def round_block(work, upper, scale, zero, grid):

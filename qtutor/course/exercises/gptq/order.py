@@ -1,4 +1,4 @@
-"""``gptq.order``: one row in an order of its own, the cheapest weight first: OBQ, from which GPTQ came."""
+"""``gptq.order``: round one row in its own order, the cheapest weight first. This is OBQ, from which GPTQ came."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ def order(weight, hessian, scale, zero, bits):
     h, row = hessian.double().numpy(), weight.double().numpy().copy()
     chosen, codes, left = [], [0] * len(row), list(range(len(row)))
     while left:
-        inverse = np.linalg.inv(h[np.ix_(left, left)])  # anew, of the columns that are not rounded yet
+        inverse = np.linalg.inv(h[np.ix_(left, left)])  # computed again, of the columns that are not rounded yet
         nearest = [min(range(2**bits), key=lambda code: abs(scale * (code - zero) - row[j])) for j in left]
         off = [row[j] - scale * (code - zero) for j, code in zip(left, nearest)]
         at = min(range(len(left)), key=lambda i: off[i] ** 2 / inverse[i, i])
@@ -41,7 +41,7 @@ def cases():
         ("inputs that are very much alike", of(13, 6, 4, shared=3.0)),
         ("weights that are beyond the range", of(14, 8, 2, shared=2.0, step=0.31)),
         (
-            "independent inputs, where nothing is to be pushed",
+            "independent inputs: nothing has to be pushed",
             (short(15, 5, digits=2), torch.diag(torch.tensor([9.0, 1, 25, 4, 16])).double(), 0.5, 3, 3),
         ),
         ("a mean over tokens in place of the sum", (small[0], small[1] / 400, *small[2:])),
@@ -69,37 +69,37 @@ COST = "e[j] ** 2 / inverse[j, j]"
 PUSH = "        work = work - e[q] * inverse[q] / inverse[q, q]\n"
 STRIKE = "        inverse = inverse - torch.outer(inverse[:, q], inverse[q]) / inverse[q, q]\n"
 MISTAKES = {
-    "the dearest weight comes first. Take the one whose rounding costs *least*.": right.edit("q = min(", "q = max("),
-    "the smallest rounding error comes first, whatever it does to the output. What remains of an error when the others "
-    "have moved is e^2 / [H^-1]_qq: divide.": right.edit(COST, "e[j] ** 2"),
-    "the cost is e^2 H_qq, what an error costs if nobody makes up for it. The others do: e^2 / [H^-1]_qq.": (
+    "the most expensive weight comes first. Take the one whose rounding costs *least*.": right.edit(
+        "q = min(", "q = max("
+    ),
+    "the smallest rounding error comes first, no matter what it does to the output. The cost that remains when the "
+    "others have moved is e^2 / [H^-1]_qq: divide.": right.edit(COST, "e[j] ** 2"),
+    "the cost is e^2 H_qq, which is right if no other weight makes up for the error. The others do: e^2 / [H^-1]_qq.": (
         right.edit(COST, "e[j] ** 2 * hessian[j, j]")
     ),
     "e^2 is multiplied by [H^-1]_qq; divide by it.": right.edit(COST, "e[j] ** 2 * inverse[j, j]"),
-    "the cost has e where it needs e squared: e^2 / [H^-1]_qq.": right.edit(COST, "e[j].abs() / inverse[j, j]"),
+    "the cost uses |e|; it needs e squared: e^2 / [H^-1]_qq.": right.edit(COST, "e[j].abs() / inverse[j, j]"),
     "the error keeps its sign in the cost, so that the most negative one wins. Square it: e^2 / [H^-1]_qq.": (
         right.edit(COST, "e[j] / inverse[j, j]")
     ),
-    "the order is found once, at the beginning. Each step moves the weights and changes the inverse, so each step has "
-    "to ask anew who costs least.": right.edit(
+    "the order is found once, at the beginning. Each step moves the weights and changes the inverse, so compare the "
+    "costs again in each step.": right.edit(
         ("while left:", "first = {}\n    while left:"),
         (
             "q = min(left, key=lambda j: e[j] ** 2 / inverse[j, j])",
             "first = first or dict(enumerate(e**2 / inverse.diagonal()))\n        q = min(left, key=first.get)",
         ),
     ),
-    "this is act-order: the largest input first. Here the weights have a say, too: the least e^2 / [H^-1]_qq first.": (
+    "this is act-order: the largest input first. Here the weights count, too: the least e^2 / [H^-1]_qq first.": (
         right.edit(COST, "-hessian[j, j]")
     ),
     "this is the order in which the row is stored. Choose the least e^2 / [H^-1]_qq of all that are left.": (
         right.edit(COST, "j")
     ),
-    "the inverse never forgets the columns that are done. To strike one out, subtract the outer product of its column "
+    "the inverse never forgets the columns that are done. To remove a column, subtract the outer product of its column "
     "and its row, over [H^-1]_qq, from all entries.": right.edit(STRIKE, ""),
-    "costs are those of the whole inverse, of all columns. Take the inverse of the columns that are left, as you do "
-    "when you push.": right.edit(
-        ("while left:", "whole = inverse\n    while left:"), (COST, "e[j] ** 2 / whole[j, j]")
-    ),
+    "the costs come from the inverse of all columns. Take the inverse of the columns that are left, as you do when you "
+    "push.": right.edit(("while left:", "whole = inverse\n    while left:"), (COST, "e[j] ** 2 / whole[j, j]")),
     "nothing is pushed: the weights that are left never move. Each step moves them by -e [H^-1]_q: / [H^-1]_qq.": (
         right.edit(PUSH, "")
     ),
@@ -110,11 +110,11 @@ MISTAKES = {
     "you never inverted H: both the cost and the push need H^-1.": (
         right.edit("torch.linalg.inv(hessian.double())", "hessian.double().clone()")
     ),
-    "H itself stands where its inverse belongs: both the cost and the push need H^-1 of the columns that are left.": (
+    "you used H in place of its inverse: both the cost and the push need H^-1 of the columns that are left.": (
         right.edit(("torch.linalg.inv(hessian.double())", "hessian.double().clone()"), (STRIKE, ""))
     ),
-    "the cost is that of the weights as they were at the beginning. They have moved: take the error of the weights as "
-    "they now are.": right.edit(
+    "the costs are those of the original weights. The weights have moved: take the errors of the moved "
+    "weights.": right.edit(
         COST,
         "(weight[j] - scale * (((weight[j] / scale).round() + zero).clamp(0, 2**bits - 1)"
         " - zero)) ** 2 / inverse[j, j]",
@@ -122,7 +122,7 @@ MISTAKES = {
     "the error is counted before the code was clamped. A weight beyond the range is off by more.": (
         right.edit("scale * (now - zero)", "scale * (work / scale).round()")
     ),
-    "codes leave 0 ... 2**bits - 1: clamp them.": right.edit(".clamp(0, 2**bits - 1)", ""),
+    "codes go beyond 0 ... 2**bits - 1: clamp them.": right.edit(".clamp(0, 2**bits - 1)", ""),
     "codes are rounded down (floor). Take the nearest.": right.edit(".round()", ".floor()"),
     "zero is missing: a weight's code is round(weight / scale) + zero, and a code stands for scale * (code - zero).": (
         right.edit((".round() + zero)", ".round())"), ("(now - zero)", "now"))
@@ -133,10 +133,10 @@ MISTAKES = {
     "order counts the columns that are *left*. Return the column's number in the row.": (
         right.edit("order.append(q)", "order.append(left.index(q))")
     ),
-    "order is turned around: the column that was rounded first stands first.": (
+    "order is reversed: the column that was rounded first comes first.": (
         right.edit("return order, codes", "return order[::-1], codes")
     ),
-    "the codes stand in the order of rounding. Return them in the order of the row: codes[q] belongs to weight q.": (
+    "the codes are in the order of rounding. Return them in the order of the row: codes[q] belongs to weight q.": (
         right.edit("return order, codes", "return order, codes[order]")
     ),
     "these are weights; return the codes.": right.edit("return order, codes", "return order, scale * (codes - zero)"),

@@ -10,7 +10,7 @@ from qtutor.course.exercises.inputs import short
 
 
 def push(weight, inverse, rounded):
-    # Without the formula: column 0 is fixed, and the others go where the squared output error d^T H d is least.
+    # Without the formula: column 0 is fixed, and the others move to minimise the squared output error d^T H d.
     h = np.linalg.inv(inverse.double().numpy())
     result = weight.double().numpy().copy()
     for row, value in zip(result, rounded.double().tolist()):
@@ -36,7 +36,7 @@ def push_cases():
         ("a square matrix", of(3, 4, 4, 2.0)),
         ("inputs that move against each other", (torch.tensor([[0.40, 0.45]]), opposed, torch.tensor([0.0]))),
         (
-            "inputs that have nothing to do with each other",
+            "inputs that are independent of each other",
             (short(4, 2, 3, digits=2), torch.eye(3) / 5, torch.tensor([1.0, 0])),
         ),
         ("steps of a quarter, down from the weights", (quarters, inverse, (quarters[:, 0] * 4).floor() / 4)),
@@ -44,7 +44,7 @@ def push_cases():
             "a single column, the last one",
             (short(5, 3, 1, digits=2), torch.tensor([[0.2]]), torch.tensor([1.0, -1.0, 0.0])),
         ),
-        ("a weight that lies on a level already", (torch.tensor([[1.0, 0.3, -0.7]]), of(6, 1, 3)[1], torch.ones(1))),
+        ("a weight that is on a level already", (torch.tensor([[1.0, 0.3, -0.7]]), of(6, 1, 3)[1], torch.ones(1))),
     ]
 
 
@@ -59,7 +59,7 @@ def right(weight, inverse, rounded):
 
 ADDED = ("weight - torch", "weight + torch")
 NOT_DIVIDED = (" / inverse[0, 0]", "")
-LEFT_TO_THE_FORMULA = ("    after[:, 0] = rounded\n", "")  # column 0, as the others are
+LEFT_TO_THE_FORMULA = ("    after[:, 0] = rounded\n", "")  # column 0 then comes from the formula, like the others
 
 MISTAKES = {
     "the others moved the wrong way, so that they add to the error. With e = weight - rounded they move by *minus* e "
@@ -75,7 +75,7 @@ MISTAKES = {
     "you took the last row of the inverse. Column 0 was rounded: its row is the first.": (
         right.edit("inverse[0] / inverse[0, 0]", "inverse[-1] / inverse[-1, -1]")
     ),
-    "you took the diagonal of the inverse. How column 0 and the others hang together is in its first row.": (
+    "you took the diagonal of the inverse. Its first row shows how column 0 depends on the others.": (
         right.edit("inverse[0] / inverse[0, 0]", "inverse.diagonal() / inverse[0, 0]")
     ),
     "you divided by the sum of the row; divide by its first entry, [H^-1]_00.": (
@@ -85,16 +85,16 @@ MISTAKES = {
         right.edit("/ inverse[0, 0]", "/ inverse[0].norm()")
     ),
     "you divided by the trace of the inverse; divide by [H^-1]_00.": right.edit("/ inverse[0, 0]", "/ inverse.trace()"),
-    "the signs of the row of the inverse are lost: some columns move up where column 0 moved down, others along.": (
+    "the signs of the row of the inverse are lost: if column 0 moves down, some columns move up, and others down.": (
         right.edit("inverse[0] / inverse[0, 0]", "inverse[0].abs() / inverse[0, 0]")
     ),
-    "all rows of the inverse are added. Column 0 was rounded: its row alone is needed, the first.": (
+    "all rows of the inverse are added. Column 0 was rounded: only its row is needed, the first.": (
         right.edit("inverse[0] / inverse[0, 0]", "inverse.sum(dim=0) / inverse[0, 0]")
     ),
-    "you took the mean over the rows of the inverse. Column 0 was rounded: its row alone is needed, the first.": (
+    "you took the mean over the rows of the inverse. Column 0 was rounded: only its row is needed, the first.": (
         right.edit("inverse[0] / inverse[0, 0]", "inverse.mean(dim=0) / inverse[0, 0]")
     ),
-    "you took the mean over the rows of the inverse, over the mean of all of it. It is the first row over "
+    "you took the mean over the rows of the inverse, over the mean of the whole inverse. Take the first row over "
     "[H^-1]_00.": right.edit("inverse[0] / inverse[0, 0]", "inverse.mean(dim=0) / inverse.mean()"),
     "every row was moved by the mean of the errors of all rows. Each row has an error of its own.": (
         right.edit("outer(e,", "outer(e.mean().expand(len(e)),")
@@ -105,16 +105,16 @@ MISTAKES = {
     "the error lost its sign (abs): a weight that was rounded up pushes the other way.": (
         right.edit("outer(e,", "outer(e.abs(),")
     ),
-    "the squared error is pushed. It is the error itself, weight minus rounded.": right.edit("outer(e,", "outer(e**2,"),
+    "the squared error is pushed. Push the error itself, weight minus rounded.": right.edit("outer(e,", "outer(e**2,"),
     "twice the error is pushed. The others take over all of it, once.": right.edit("outer(e,", "outer(2 * e,"),
     "half of the error is pushed. The others take over all of it.": right.edit("outer(e,", "outer(e / 2,"),
-    "column 0 was rounded anew, to whole numbers. What becomes of it is given: rounded.": right.edit(
+    "you rounded column 0 again, to whole numbers. Its rounded values are given: rounded.": right.edit(
         "weight.double(), inverse.double(), rounded.double()",
         "weight.double(), inverse.double(), weight[:, 0].double().round()",
     ),
-    "the error was counted from weights that were rounded anew, to whole numbers. It is weight minus rounded, which is "
+    "the error was counted from weights that you rounded again, to whole numbers. It is weight minus rounded, which is "
     "given.": right.edit("weight[:, 0] - rounded", "weight[:, 0] - weight[:, 0].round()"),
-    "column 0 was rounded anew, to whole numbers, after the others had moved. It takes the values of rounded.": (
+    "you rounded column 0 again, to whole numbers, after the others had moved. It takes the values of rounded.": (
         right.edit("after[:, 0] = rounded", "after[:, 0] = weight[:, 0].round()")
     ),
     "e is the weight itself; the error is what rounding changed, weight minus rounded.": (
@@ -132,9 +132,7 @@ MISTAKES = {
     "the other columns were replaced by their moves. Add them to the weights.": (
         right.edit("after = weight - torch", "after = -torch")
     ),
-    "column 0 is 0. It takes the rounded values, whatever they are.": (
-        right.edit("after[:, 0] = rounded", "after[:, 0] = 0")
-    ),
+    "column 0 is 0. Set it to the rounded values.": right.edit("after[:, 0] = rounded", "after[:, 0] = 0"),
     "the result is transposed: it is [out, left], as weight is.": right.edit("return after", "return after.T"),
     "all columns were rounded. Only column 0 is; the others wait for their turn.": (
         right.edit("return after", "return after.round()")
@@ -143,14 +141,14 @@ MISTAKES = {
     "the row of the inverse has to be divided by its first entry, [H^-1]_00; column 0 then comes out rounded.": (
         right.edit(NOT_DIVIDED, LEFT_TO_THE_FORMULA)
     ),
-    "you divided by the square root of [H^-1]_00; the formula has it as it is. (The root belongs to U, further "
+    "you divided by the square root of [H^-1]_00; the formula uses it as it is. (The root belongs to U, further "
     "down.)": right.edit("inverse[0, 0]", "inverse[0, 0].sqrt()"),
-    "you divided by the square of [H^-1]_00; the formula has it as it is.": (
+    "you divided by the square of [H^-1]_00; the formula uses it as it is.": (
         right.edit("inverse[0, 0]", "inverse[0, 0].square()")
     ),
     "every column was divided by its own [H^-1]_jj. The divisor is the one of the column that was rounded, "
     "[H^-1]_00.": right.edit("inverse[0, 0]", "inverse.diagonal()"),
-    "column 0 is still what it was: it has to take the rounded values.": (
+    "column 0 has not changed: it has to take the rounded values.": (
         right.edit("after[:, 0] = rounded", "after[:, 0] = weight[:, 0]")
     ),
     "column 0 was moved once more after it was rounded. It is done: only those to its right move.": (
@@ -165,11 +163,11 @@ MISTAKES = {
     "the error was shared out evenly. How much each column takes over is in the first row of the inverse.": (
         right.edit("inverse[0] / inverse[0, 0]", "torch.full_like(inverse[0], -1 / max(len(inverse) - 1, 1))")
     ),
-    "these are the columns that are left; return all of them, with the rounded column in front.": (
+    "these are the columns that are left; return all columns, with the rounded column in front.": (
         right.edit("return after", "return after[:, 1:]")
     ),
     "these are the moves alone; return the weights after them.": right.edit("return after", "return after - weight"),
-    "you inverted what you were given. It is H^-1 already: the row that is needed is its first.": (
+    "you inverted the given matrix. It is H^-1 already: take its first row.": (
         right.edit("inverse.double()", "torch.linalg.inv(inverse.double())")
     ),
 }

@@ -1,4 +1,4 @@
-"""``kernels.corner``: how fast a product can be at most, and from which batch on reading is no longer the limit."""
+"""``kernels.corner``: the highest speed of a product, and the batch from which reading is no longer the limit."""
 
 from fractions import Fraction
 
@@ -29,7 +29,7 @@ def cases():
 
 @solution
 def right(peak, bandwidth, bits, batch):
-    each = 2 * 8 / bits  # operations with a byte, for one token
+    each = 2 * 8 / bits  # operations per byte, for one token
     operations = min(peak, batch * each * bandwidth)
     corner = peak / bandwidth / each
     return operations, corner
@@ -38,45 +38,49 @@ def right(peak, bandwidth, bits, batch):
 OPERATIONS, CORNER_OF = "min(peak, batch * each * bandwidth)", "peak / bandwidth / each"
 
 MISTAKES = {
-    "the peak is no limit in yours: beyond the corner, operations a second grow no more.": (
+    "your result has no limit at the peak: beyond the corner, operations per second no longer grow.": (
         right.edit(OPERATIONS, "batch * each * bandwidth")
     ),
-    "the peak comes out always. With few tokens the bytes arrive too slowly for it.": right.edit(OPERATIONS, "peak"),
-    "the larger of two limits is taken. Both limit, so the smaller one counts.": (right.edit("min(peak", "max(peak")),
+    "your result is always the peak. With few tokens, the bytes arrive too slowly to reach it.": right.edit(
+        OPERATIONS, "peak"
+    ),
+    "you took the larger of two limits. Both limit, so the smaller one counts.": right.edit("min(peak", "max(peak"),
     "the times of reading and computing are added. Both go on at once, so the longer one counts.": right.edit(
         OPERATIONS, "1 / (1 / peak + 1 / (batch * each * bandwidth))"
     ),
-    "a corner below 1 is cut off to 1. Where it lies says that computing is the limit even with one token.": (
+    "a corner below 1 is raised to 1. A corner below 1 means that computing is the limit even with one token.": (
         right.edit(CORNER_OF, "max(1, peak / bandwidth / each)")
     ),
-    "the corner is rounded up. The batch at which both take as long may lie between two whole numbers.": (
+    "the corner is rounded up. The batch at which both take equally long may be between two whole numbers.": (
         right.edit(CORNER_OF, "-(-peak // (bandwidth * each))")
     ),
-    "the batch is forgotten: with it a byte serves more operations.": right.edit("batch * each *", "each *"),
-    "a weight is counted as one operation for each token. It is two, a multiplication and an addition.": (
+    "the batch is forgotten: with a larger batch, a byte serves more operations.": right.edit(
+        "batch * each *", "each *"
+    ),
+    "you counted one operation for each weight and token. There are two, a multiplication and an addition.": (
         right.edit("2 * 8", "8")
     ),
-    "a byte is counted for each weight. It has `bits` bits.": right.edit("2 * 8 / bits", "2"),
-    "bits are taken for bytes: 8 bits are a byte.": right.edit("2 * 8 / bits", "2 / bits"),
-    "the bytes of a weight stand where weights of a byte are needed: 8 / bits, not bits / 8.": (
+    "you counted a byte for each weight. A weight has `bits` bits.": right.edit("2 * 8 / bits", "2"),
+    "you treated bits as bytes: 8 bits are a byte.": right.edit("2 * 8 / bits", "2 / bits"),
+    "you used bytes per weight, but weights per byte are needed: 8 / bits, not bits / 8.": (
         right.edit("2 * 8 / bits", "2 * bits / 8")
     ),
-    "the corner is given in operations a byte. Asked for is the batch: divide by the operations with a byte for one "
+    "the corner is given in operations per byte. Return the batch: divide by the operations per byte for one "
     "token.": right.edit(CORNER_OF, "peak / bandwidth"),
     "the corner is upside down.": right.edit(CORNER_OF, "each * bandwidth / peak"),
-    "the corner is a whole number in yours. The batch at which both take as long may lie between two.": (
+    "your corner is a whole number. The batch at which both take equally long may be between two whole numbers.": (
         right.edit(CORNER_OF, "float(int(peak / bandwidth / each) + 1)")
     ),
-    "the corner depends on the batch in yours. It is the batch at which both limits meet.": (
+    "your corner depends on the batch. It is the batch at which both limits meet.": (
         right.edit(CORNER_OF, "peak / bandwidth / each / batch")
     ),
-    "the two results are exchanged: first the operations a second, then the corner.": (
+    "the two results are exchanged: first the operations per second, then the corner.": (
         right.edit("return operations, corner", "return corner, operations")
     ),
-    "these are bytes a second. Asked for are operations a second.": (
+    "these are bytes per second. Return operations per second.": (
         right.edit("return operations, corner", "return operations / each / batch, corner")
     ),
-    "these are operations of one token. Asked for are those of the whole batch.": (
+    "these are operations of one token. Return those of the whole batch.": (
         right.edit("return operations, corner", "return operations / batch, corner")
     ),
 }

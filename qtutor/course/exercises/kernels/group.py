@@ -1,4 +1,4 @@
-"""``kernels.group``: the product of a matrix whose zero points stay outside of the sums over codes."""
+"""``kernels.group``: a matrix product whose zero points stay outside the sums over codes."""
 
 import torch
 
@@ -52,7 +52,7 @@ def right(sums, x, scales, zeros):
 PRODUCTS, OF_X = "scales.double() * (sums.double() - zeros * of_x)", "x.double().reshape(groups, -1).sum(1)"
 
 MISTAKES = {
-    "nothing is done about the zero points. Each code stands for scale * (code - zero).": (
+    "the zero points are missing. Each code stands for scale * (code - zero).": (
         right.edit("sums.double() - zeros * of_x", "sums.double()")
     ),
     "the zero point itself is subtracted from the sum. Every x of the group was multiplied by it: zero * (the sum of "
@@ -62,10 +62,10 @@ MISTAKES = {
     "the sum of all x is taken. Each group has a zero point of its own, and a sum of its own.": (
         right.edit(OF_X, "x.double().sum()")
     ),
-    "the part of the zero point is added. A weight is scale * (code - zero): subtract it.": (
+    "you added the term with the zero point. A weight is scale * (code - zero): subtract it.": (
         right.edit("sums.double() - zeros", "sums.double() + zeros")
     ),
-    "the scale reaches the codes alone. It stands outside of the brackets: scale * (code - zero).": (
+    "the scale is applied to the codes only. It belongs outside the brackets: scale * (code - zero).": (
         right.edit(PRODUCTS, "scales.double() * sums.double() - zeros * of_x")
     ),
     "the scales are missing.": right.edit("scales.double() * (sums", "(sums"),
@@ -73,23 +73,25 @@ MISTAKES = {
         right.edit(PRODUCTS, "(sums.double() - zeros * of_x) / scales.double()")
     ),
     "the groups of a row are not added up. A row has one product.": right.edit("products.sum(1)", "products"),
-    "rows are added up where groups should be.": right.edit("products.sum(1)", "products.sum(0)"),
-    "the mean over the groups is returned. The product of a row is their sum.": (
+    "you added up rows; add up the groups of a row.": right.edit("products.sum(1)", "products.sum(0)"),
+    "you returned the mean over the groups. The product of a row is their sum.": (
         right.edit("products.sum(1)", "products.mean(1)")
     ),
-    "the mean of the group's x is taken. Each x was multiplied by the zero point, so it is their sum.": (
+    "the mean of the group's x is taken. Each x was multiplied by the zero point, so take their sum.": (
         right.edit(OF_X, "x.double().reshape(groups, -1).mean(1)")
     ),
     "x is cut into groups the wrong way: a group is a run of neighbours.": (
         right.edit(OF_X, "x.double().reshape(-1, groups).sum(0)")
     ),
     "absolute values of x are added up. Its signs count.": right.edit("x.double()", "x.double().abs()"),
-    "only the first group is there.": right.edit("products.sum(1)", "products[:, 0]"),
-    "only the last group is there: the groups overwrite each other.": right.edit("products.sum(1)", "products[:, -1]"),
+    "only the first group is counted.": right.edit("products.sum(1)", "products[:, 0]"),
+    "only the last group is counted: the groups overwrite each other.": right.edit(
+        "products.sum(1)", "products[:, -1]"
+    ),
     "8 is subtracted, as on the symmetric grid. Here each group has a zero point.": (
         right.edit("zeros * of_x", "8 * of_x")
     ),
-    "1 is added to the zero points, as in a GPTQ file. These are plain ones.": (
+    "1 is added to the zero points, as in a GPTQ file. These zero points are stored as they are.": (
         right.edit("zeros * of_x", "(zeros + 1) * of_x")
     ),
 }

@@ -1,7 +1,7 @@
-"""``kernels.inner_loop``: the product of 64 rows, which numba compiles and which then stands in the package's place.
+"""``kernels.inner_loop``: the product of 64 rows; numba compiles it, and it then replaces the package's loop.
 
-It is checked in plain Python first, so that messages name the learner's own lines. Then it is compiled and timed beside
-the package's loop (:mod:`.racing`); where it is slow, :mod:`.slow` looks for the reason in its types and its source.
+It is first checked in plain Python, so that messages name the learner's own lines. Then it is compiled, and timed
+against the package's loop (:mod:`.racing`). If it is slow, :mod:`.slow` looks for the reason in its types and source.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def tile_product(x, sums, words, scales, zeros):
 
 
 def case(seed: int, groups: int, size: int, zero: int | None = None) -> tuple:
-    """A tile of random codes: x divided, its sums, words, scales and zero points; all as the package passes them."""
+    """A tile of random codes: the divided x, its sums, words, scales and zero points, as the package passes them."""
     drawn = np.random.default_rng(seed)
     words = drawn.integers(-(2**31), 2**31, (groups * size, ROWS)).astype(np.int32)
     x = drawn.standard_normal((groups * size, 8)).astype(np.float32)
@@ -86,7 +86,8 @@ MISTAKES = {
     ),
     "the last code keeps the sign of the word: & 15 after the shift.": right.edit(LAST, "f4(i4(word >> i4(28))) * x7"),
     "the last code of every word is missing. A word holds eight.": right.edit(f"total + {LAST}", "total"),
-    "x was divided beforehand, and here the codes are shifted down as well. Leave them in their places: mask alone.": (
+    "x was divided beforehand, but here the codes are shifted down as well. Leave the codes in their places: only mask "
+    "them.": (
         right.edit(
             SPREAD,
             SPREAD + " " * 12 + "x1, x2, x3, x4, x5, x6 = x1 / 16, x2 / 256, x3 / 16**3, x4 / 16**4, "
@@ -96,18 +97,17 @@ MISTAKES = {
     "the words of a group overwrite each other (=). Add to what is there.": (
         right.edit("total = acc[r] + f4", "total = f4")
     ),
-    "the sum of a group is not set to 0 before the next begins.": right.edit("acc[:] = 0", "pass"),
+    "the sum of a group is not set to 0 before the next group begins.": right.edit("acc[:] = 0", "pass"),
     "the zero points are missing.": right.edit("acc[r] - zeros[g, r] * sums[g]", "acc[r]"),
-    "the zero point itself is subtracted. Every x of the group was multiplied by it: zero * sums[g].": (
-        right.edit("zeros[g, r] * sums[g]", "zeros[g, r]")
-    ),
-    "the part of the zero point is added. A weight is scale * (code - zero): subtract it.": (
+    "the zero point itself is subtracted. Subtract zero * sums[g]: every x of the group was multiplied by the zero "
+    "point.": right.edit("zeros[g, r] * sums[g]", "zeros[g, r]"),
+    "you added the term with the zero point. A weight is scale * (code - zero): subtract it.": (
         right.edit("acc[r] - zeros", "acc[r] + zeros")
     ),
-    "the zero point is subtracted once for every word. sums[g] is that of the whole group: subtract it once.": (
+    "the zero point is subtracted once for every word. sums[g] is the sum of the whole group: subtract it once.": (
         right.edit("zeros[g, r] * sums[g]", "size * zeros[g, r] * sums[g]")
     ),
-    "the scale reaches the codes alone: scale * (sum of codes - zero * sum of x).": (
+    "the scale is applied to the codes only: scale * (sum of codes - zero * sum of x).": (
         right.edit(GROUP, "scales[g, r] * acc[r] - zeros[g, r] * sums[g]")
     ),
     "the scales are missing.": right.edit(GROUP, "(acc[r] - zeros[g, r] * sums[g])"),
@@ -124,7 +124,7 @@ MISTAKES = {
     "only the words of the first group are multiplied, over and over.": right.edit(
         "range(g * size, (g + 1) * size)", "range(size)"
     ),
-    "the order of x is turned round: the lowest four bits of a word belong to x[k, 0].": right.edit(
+    "the order of x is reversed: the lowest four bits of a word belong to x[k, 0].": right.edit(
         ("x0, x1, x2, x3 =", "x7, x6, x5, x4 ="), ("x4, x5, x6, x7 =", "x3, x2, x1, x0 =")
     ),
 }

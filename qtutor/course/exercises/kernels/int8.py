@@ -1,4 +1,4 @@
-"""``kernels.int8``: a product with inputs of eight bits, in whole numbers within a group."""
+"""``kernels.int8``: a product with inputs of eight bits, in whole numbers within each group."""
 
 import torch
 
@@ -61,7 +61,7 @@ STEP, WHOLE = "(cut.abs().amax(1) / 127)", "of_codes - zeros.double() * rounded.
 RESULT = "(scales.double() * step * whole).sum(1)"
 
 MISTAKES = {
-    "x was not rounded. This is the exact product; the task is what int8 inputs make of it.": (
+    "x was not rounded. This is the exact product; the task is the product with inputs rounded to int8.": (
         right.edit(".round()", "")
     ),
     "all groups share one step. Each group has its own: its largest |x| / 127.": (
@@ -74,23 +74,22 @@ MISTAKES = {
     "the step is the range (largest - smallest) / 255. Here the codes of x are symmetric: largest |x| / 127.": (
         right.edit(STEP, "((cut.amax(1) - cut.amin(1)) / 255)")
     ),
-    "the step comes from the largest x, and the largest |x| is a negative one: abs() first.": (
+    "the step comes from the largest x, but the largest |x| may be a negative one: abs() first.": (
         right.edit("cut.abs().amax(1)", "cut.amax(1)")
     ),
     "the step of x is missing in the result. A code of x is a number of steps.": right.edit("* step *", "*"),
     "the result is divided by the step of x. Multiply by it.": right.edit("* step *", "/ step *"),
     "the scales of the weights are missing.": right.edit("scales.double() * step", "step"),
-    "nothing is done about the zero points.": right.edit(WHOLE, "of_codes"),
-    "the zero point is multiplied by the sum of x before it was rounded. Then two roundings do not fit: take the sum "
-    "of the codes of x.": right.edit("rounded.sum(1)", "cut.sum(1) / step"),
+    "the zero points are missing.": right.edit(WHOLE, "of_codes"),
+    "the zero point is multiplied by the sum of x before rounding. The two sums then use different roundings of x: "
+    "take the sum of the codes of x.": right.edit("rounded.sum(1)", "cut.sum(1) / step"),
     "the zero point itself is subtracted. Each code of x was multiplied by it.": (
         right.edit(WHOLE, "of_codes - zeros.double()")
     ),
-    "the part of the zero point is added. Subtract it.": right.edit("of_codes - zeros", "of_codes + zeros"),
-    "codes of x are cut off to whole numbers. Round to the nearest.": right.edit(".round()", ".trunc()"),
+    "you added the term with the zero point. Subtract it.": right.edit("of_codes - zeros", "of_codes + zeros"),
+    "codes of x are truncated to whole numbers. Round to the nearest.": right.edit(".round()", ".trunc()"),
     "codes of x are rounded down (floor). Round to the nearest.": right.edit(".round()", ".floor()"),
-    "products of codes were kept in int8, which wraps around past 127. Turn the codes into larger whole numbers "
-    "first.": (
+    "products of codes were kept in int8, which wraps around past 127. Convert the codes to larger integers first.": (
         right.edit(
             "(codes.double().reshape(len(codes), groups, -1) * rounded)",
             "((codes.double().reshape(len(codes), groups, -1) * rounded + 128) % 256 - 128)",
@@ -102,7 +101,7 @@ MISTAKES = {
     "the step is rounded to float16, which has 10 mantissa bits. Leave it in float32.": (
         right.edit("/ 127)", "/ 127).half().double()")
     ),
-    "x has codes up to 7, which are 4 bits. Eight bits go to 127.": right.edit("/ 127", "/ 7"),
+    "the codes of x go up to 7, as in 4 bits. In eight bits, they go up to 127.": right.edit("/ 127", "/ 7"),
     "the groups are not added up. A row has one product.": right.edit(RESULT, "scales.double() * step * whole"),
     "the codes of x are taken modulo 256, as unsigned bytes: negative ones come out large.": (
         right.edit(".round()", ".round() % 256")

@@ -1,8 +1,8 @@
-"""A learner's loop against the package's: compiled by numba, timed in turn, on the same words.
+"""A race of a learner's loop against the package's: compiled by numba, timed in turns on the same words.
 
-What counts is how many times as fast the one is as the other, in the best of several runs that take turns. That does
-not depend on the machine, and little on what else runs on it. :data:`LEAST` leaves a wide margin below loops that are
-well written, which come to 0.5 to 1.
+The result is the ratio of the two speeds, each in the best of several runs that take turns. The ratio does not depend
+on the machine, and only a little on other programs that run on it. Well-written loops reach 0.5 to 1; :data:`LEAST`
+leaves a wide margin below them.
 """
 
 import functools
@@ -16,14 +16,14 @@ from qtutor.course.exercises.kernels import slow
 from qtutor.course.ladder.timing import race, threads
 from qtutor.runtime.kernels import cpu
 
-LEAST = 0.25  # of the package's speed; below it the answer does not pass
-GOOD = 0.5  # from here on nothing is said of what could be faster
+LEAST = 0.25  # of the package's speed; a slower answer does not pass
+GOOD = 0.5  # from this ratio on, the text does not say what could be faster
 TILES, COLUMNS, GROUP, ROUNDS = 32, 2048, 64, 15
 ROWS = 64
 
 
 def raced(function: Callable) -> tuple[bool, str]:
-    """Whether ``function``, right in plain Python, is fast enough when it is compiled; and what is to be said of it."""
+    """Whether ``function``, right in plain Python, is fast enough when it is compiled; and a text for the learner."""
     if not cpu.available():
         return True, "It was not timed, because numba is not installed: pip install 'qtutor[learn]'."
     tile, problem = compiled(function)
@@ -32,7 +32,7 @@ def raced(function: Callable) -> tuple[bool, str]:
     given = words_by_chance()
     if not np.allclose(_theirs(tile, *given), _ours(*given), rtol=1e-3, atol=1e-3):
         return False, (
-            "In plain Python it is right, and compiled by numba it computes something else. Numbers of numba have a "
+            "It is right in plain Python, but compiled by numba it computes something else. Numbers in numba have a "
             "fixed size: does one overflow?"
         )
     ratio = _ratio(tile, given)
@@ -40,7 +40,7 @@ def raced(function: Callable) -> tuple[bool, str]:
 
 
 def _said(ratio: float, reasons: list[str]) -> str:
-    """What a learner is told of a loop that has ``ratio`` of the package's speed."""
+    """The text for a learner whose loop has ``ratio`` times the package's speed."""
     if ratio >= GOOD:
         speed = "is as fast as the package's loop" if ratio > 0.85 else f"has about {ratio:.1f} of the package's speed"
         return f"Compiled, it {speed}."
@@ -57,23 +57,23 @@ def compiled(function: Callable):
     words, x = np.zeros((COLUMNS // 8, ROWS), np.int32), np.zeros((COLUMNS // 8, 8), np.float32)
     of_groups = np.zeros((COLUMNS // GROUP, ROWS), np.float32)
     try:
-        plain = inspect.unwrap(function)  # also of one that is compiled already
+        plain = inspect.unwrap(function)  # also if the function is compiled already
         tile = compiling.compiled(plain, None, fastmath={"contract"})
         made = tile(x, np.zeros(COLUMNS // GROUP, np.float32), words, of_groups, of_groups)
-    except Exception as error:  # numba's, or an index that plain Python forgives
+    except Exception as error:  # from numba, or for an index that plain Python accepts
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = next((line for line in lines if not line.startswith(("Failed in", "Traceback"))), type(error).__name__)
         return None, (
-            f"In plain Python it is right, but numba cannot compile it: {said[:200]}\nUse whole numbers, floats, numpy "
-            "arrays and loops over them; nothing of torch."
+            f"It is right in plain Python, but numba cannot compile it: {said[:200]}\nUse whole numbers, floats, numpy "
+            "arrays and loops over them; nothing from torch."
         )
     if not isinstance(made, np.ndarray) or made.shape != (ROWS,):
-        return None, f"It has to return a numpy array of {ROWS} numbers, because the package goes on with it."
+        return None, f"It has to return a numpy array of {ROWS} numbers, because the package continues with it."
     return tile, ""
 
 
 def words_by_chance() -> tuple[np.ndarray, ...]:
-    """x, sums, words, scales and zero points of :data:`TILES` tiles."""
+    """Random x, sums, words, scales and zero points of :data:`TILES` tiles."""
     drawn = np.random.default_rng(0)
     x = drawn.standard_normal((COLUMNS // 8, 8)).astype(np.float32)
     words = drawn.integers(-(2**31), 2**31, (TILES, COLUMNS // 8, ROWS)).astype(np.int32)
@@ -97,7 +97,7 @@ def _ours(x, sums, words, scales, zeros) -> np.ndarray:
 
 
 def _ratio(tile, given: tuple) -> float:
-    """The time of the package's loop over that of the learner's, each the best of some runs that take turns."""
+    """The time of the package's loop divided by that of the learner's, each the best of several alternating runs."""
     x, sums, words, scales, zeros = given
     floats, y, loop = zeros.astype(np.float32), np.empty((TILES, ROWS), np.float32), _over_tiles()
     with threads(1):
@@ -109,7 +109,7 @@ def _ratio(tile, given: tuple) -> float:
 
 @functools.cache
 def _over_tiles():
-    """The compiled loop over tiles, which calls a loop for a tile."""
+    """The compiled loop over tiles; it calls a given loop for each tile."""
 
     def over(tile, x, sums, words, scales, zeros, y):
         for t in range(len(words)):
@@ -119,7 +119,7 @@ def _over_tiles():
 
 
 def adapt(theirs: Callable):
-    """A learner's loop multiplies one token by every 4-bit layer; the package's does the rest."""
+    """A learner's loop multiplies one token by every 4-bit layer; the package's loop does the rest."""
     from qtutor.runtime.kernels import loops
 
     packages = loops.one

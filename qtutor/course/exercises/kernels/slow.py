@@ -6,31 +6,33 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 FLOAT64 = (
-    "- numbers of 64 bits (float64) are in it, so a vector holds half as many. Begin sums as np.float32(0), and arrays "
+    "- it uses numbers of 64 bits (float64), so a vector holds half as many. Begin sums as np.float32(0), and arrays "
     "as np.zeros(64, np.float32)."
 )
 INT64 = (
-    "- whole numbers of 64 bits are turned into floats: numba makes them of every & and >>. Cut them back to 32 bits "
-    "at once: np.int32(word & mask)."
+    "- it turns whole numbers of 64 bits into floats: in numba, every & and >> returns 64 bits. Cut them back to 32 "
+    "bits at once: np.int32(word & mask)."
 )
 STRIDED = (
-    "- it reads with strides: where the innermost loop goes on by one, the next word lies 256 bytes further. Rows "
-    "are neighbours in memory, so the innermost loop has to go over r in words[k, r]."
+    "- it reads with strides: when the innermost loop advances by one, the next word is 256 bytes further on. Rows are "
+    "neighbours in memory, so the innermost loop has to go over r in words[k, r]."
 )
 EIGHT = (
-    "- its innermost loop goes over the eight codes of a word. LLVM makes no vectors of such a loop: write the eight "
+    "- its innermost loop goes over the eight codes of a word. LLVM does not vectorize such a loop: write the eight "
     "terms out, and let the innermost loop go over the 64 rows."
 )
 DIVISION = (
     "- it divides in the innermost loop. A division takes as long as several multiplications: divide beforehand, or "
     "mask codes in their places."
 )
-LIST = "- it makes lists in its loops, which are memory taken and given back. Make one numpy array before the loops."
-ARRAY = "- it makes arrays in its loops, which is memory taken and given back. Make them once, before the loops."
+LIST = (
+    "- it makes lists in its loops, which allocates and frees memory each time. Make one numpy array before the loops."
+)
+ARRAY = "- it makes arrays in its loops, which allocates and frees memory each time. Make them once, before the loops."
 
 
 def reasons(function: Callable, tile) -> list[str]:
-    """Sentences for a learner. ``tile``: the function, compiled by numba and called once."""
+    """The reasons, as sentences for a learner. ``tile``: the function, compiled by numba and called once."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -39,7 +41,7 @@ def reasons(function: Callable, tile) -> list[str]:
 
 
 def _of_types(tile) -> Iterator[str]:
-    """What numba's types of its variables show."""
+    """The reasons that numba's types of the variables show."""
     annotation = tile.overloads[tile.signatures[0]].type_annotation
     found = {str(kind) for kind in annotation.typemap.values()}
     if any(kind == "float64" or kind.startswith("array(float64") for kind in found):
@@ -59,7 +61,7 @@ def _of_types(tile) -> Iterator[str]:
 
 
 def _of_loops(tree: ast.AST) -> Iterator[str]:
-    """What its loops show."""
+    """The reasons that the loops in the source show."""
     loops = [node for node in ast.walk(tree) if isinstance(node, ast.For)]
     innermost = [loop for loop in loops if not any(isinstance(n, ast.For) for s in loop.body for n in ast.walk(s))]
     inside = [node for loop in loops for statement in loop.body for node in ast.walk(statement)]
@@ -81,7 +83,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _strided(loop: ast.For) -> bool:
-    """Whether ``words[k, r]`` is read in this loop over k, and no loop over r is inside of it."""
+    """Whether this loop over k reads ``words[k, r]`` and has no loop over r inside."""
     inside = [node for statement in loop.body for node in ast.walk(statement)]
     deeper = {name for node in inside if isinstance(node, ast.For) for name in _names(node.target)}
     for node in inside:

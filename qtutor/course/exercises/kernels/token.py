@@ -1,4 +1,4 @@
-"""``kernels.token_bytes``: what writing one token reads from memory."""
+"""``kernels.token_bytes``: the bytes that are read from memory to write one token."""
 
 from fractions import Fraction
 
@@ -28,7 +28,7 @@ def cases():
         ("keys and values of 10 earlier tokens", ([(8, 64)], 2, 4, 64, 0, 16, 10)),
         ("all of it, 3 bits", ([(64, 128), (32, 64)], 4, 3, 32, 5_000, 32, 100)),
         ("a model of 1.1 billion weights, 4 bits, an empty context", (LLAMA, 22, 4, 64, 65_536_000, 256, 0)),
-        ("the same model behind 2,048 tokens", (LLAMA, 22, 4, 64, 65_536_000, 256, 2048)),
+        ("the same model after 2,048 tokens", (LLAMA, 22, 4, 64, 65_536_000, 256, 2048)),
     ]
 
 
@@ -49,44 +49,49 @@ MISTAKES = {
     ),
     "the zero points are missing. Each group has one, of `bits` bits.": right.edit("(16 + bits)", "16"),
     "the scales are missing. Each group has one, of 16 bits.": right.edit("(16 + bits)", "bits"),
-    "a scale is counted for each row. It has one for every group_size weights.": (
+    "you counted one scale for each row. A row has one for every group_size weights.": (
         right.edit("weights / group_size", "sum(rows for rows, _ in shapes)")
     ),
-    "a zero point is counted with 16 bits. It is a code, with `bits` bits.": right.edit("(16 + bits)", "(16 + 16)"),
+    "you counted 16 bits for a zero point. A zero point is a code, with `bits` bits.": right.edit(
+        "(16 + bits)", "(16 + 16)"
+    ),
     "these are bits. 8 bits are a byte.": right.edit(BLOCK, "weights * bits + groups * (16 + bits)"),
     "only one block is counted.": right.edit("blocks * (block + cache)", "block + cache"),
-    "the keys and values of one block alone are counted. Every block has its own.": (
+    "you counted the keys and values of only one block. Every block has its own.": (
         right.edit("blocks * (block + cache)", "blocks * block + cache")
     ),
     "keys and values are missing. Each earlier token has both in every block, and all are read.": (
         right.edit("(block + cache)", "block")
     ),
-    "half of what earlier tokens left is missing. Each has a key and a value in every block, of 2 bytes a number.": (
-        right.edit("kv_width * 2", "kv_width")
-    ),
+    "half of the keys and values of earlier tokens is missing. Each token has a key and a value in every block, with 2 "
+    "bytes for each number.": right.edit("kv_width * 2", "kv_width"),
     "keys and values of one token are counted. Every earlier token has its own.": (
         right.edit("context * 2", "min(context, 1) * 2")
     ),
-    "keys and values are counted with `bits` bits. They are no weights: 2 bytes a number.": (
+    "you counted `bits` bits for each number of keys and values. They are not weights: each number has 2 bytes.": (
         right.edit("context * 2 * kv_width * 2", "context * 2 * kv_width * bits / 8")
     ),
     "the keys and values of the token itself are counted. Only those of earlier tokens are read.": (
         right.edit("context * 2", "(context + 1) * 2")
     ),
-    "a zero point is counted with a whole byte. It is a code, with `bits` bits.": right.edit("(16 + bits)", "(16 + 8)"),
-    "the embedding is counted as well. Of it only the row of the token is read; the output matrix alone is read "
-    "whole.": (right.edit("2 * head", "4 * head")),
+    "you counted a whole byte for a zero point. A zero point is a code, with `bits` bits.": right.edit(
+        "(16 + bits)", "(16 + 8)"
+    ),
+    "the embedding is counted as well. Only the token's row of the embedding is read; only the output matrix is read "
+    "completely.": right.edit("2 * head", "4 * head"),
     "the output matrix is missing. It is read for every token.": right.edit(" + 2 * head", ""),
-    "the output matrix is counted with `bits` bits. It stays in 16.": right.edit("2 * head", "head * bits / 8"),
-    "the output matrix is counted with one byte a weight. It has 16 bits.": right.edit("2 * head", "head"),
-    "the output matrix is counted once for every block. It stands behind the last block, once.": (
+    "you counted `bits` bits for each weight of the output matrix. They stay in 16 bits.": right.edit(
+        "2 * head", "head * bits / 8"
+    ),
+    "you counted one byte for each weight of the output matrix. They have 16 bits.": right.edit("2 * head", "head"),
+    "the output matrix is counted once for every block. It comes only once, after the last block.": (
         right.edit(RESULT, "blocks * (block + cache + 2 * head)")
     ),
-    "bits / 8 is cut off to whole bytes, but two codes of 4 bits share a byte.": (
+    "bits / 8 is rounded down to whole bytes, but two codes of 4 bits share a byte.": (
         right.edit(BLOCK, "weights * (bits // 8) + groups * (16 + bits) / 8")
     ),
-    "the weights are counted with 16 bits. They have `bits` bits.": right.edit("weights * bits", "weights * 16"),
-    "these are the weights of the rows or of the columns alone. A layer has rows * columns.": (
+    "you counted 16 bits for each weight. A weight has `bits` bits.": right.edit("weights * bits", "weights * 16"),
+    "you added rows and columns. A layer has rows * columns weights.": (
         right.edit("rows * columns", "(rows + columns)")
     ),
 }

@@ -23,7 +23,7 @@ def _nearest(values: torch.Tensor) -> list[float]:
     for value in values.tolist():
         below = _bits(value) >> 16 << 16  # the neighbour towards zero
         above = below + 0x10000
-        # After the largest finite value comes 2**128, which stands for infinity.
+        # 2**128 follows the largest finite value, and stands for infinity.
         sizes = [2.0**128 if (bits & 0x7FFFFFFF) == 0x7F800000 else abs(_float(bits)) for bits in (below, above)]
         if math.isinf(value) or abs(value) == sizes[0]:
             chosen = below
@@ -40,7 +40,7 @@ def _bfloat_cases() -> list[tuple[str, tuple]]:
     tie = step / 2
     near = 2.0**-23
     cases = {
-        "numbers that bf16 has": [1.0, -2.5, 0.15625, 0.0, -0.0],
+        "numbers that bf16 can represent": [1.0, -2.5, 0.15625, 0.0, -0.0],
         "ordinary numbers": [3.14159, -0.1, 1 / 3, 70000.0, -1e-3],
         "numbers just under and just over the middle of two neighbours": [
             1 + tie - near,
@@ -68,7 +68,7 @@ ADDED, VIEWED = "0x7FFF + (bits >> 16 & 1)", "(bits >> 16 << 16).view(torch.floa
 
 
 def in_steps(change):
-    """A mistake that rounds values in steps of 2**-7 of their power of 2; the right solution rounds bits."""
+    """A mistake that rounds values to multiples of 2**-7 times their power of 2; the right solution rounds bits."""
 
     def rounded(values):
         exact = values.double()
@@ -79,33 +79,33 @@ def in_steps(change):
 
 
 MISTAKES = {
-    ".to(torch.int32) and .int() change the numbers into whole ones, so that 3.14 becomes 3. To read the same bits as "
-    "a whole number, take .view(torch.int32).": right.edit("view(torch.int32)", "to(torch.int32)"),
-    ".int() changes the numbers into whole ones, so that 3.14 becomes 3, and .float() changes them back. To read the "
-    "same bits, take .view(torch.int32) and .view(torch.float32).": right.edit(
+    ".to(torch.int32) and .int() convert the numbers to whole numbers, so 3.14 becomes 3. To read the same bits as a "
+    "whole number, use .view(torch.int32).": right.edit("view(torch.int32)", "to(torch.int32)"),
+    ".int() converts the numbers to whole numbers, so 3.14 becomes 3, and .float() converts them back. To read the "
+    "same bits, use .view(torch.int32) and .view(torch.float32).": right.edit(
         ("view(torch.int32)", "int()"), ("view(torch.float32)", "float()")
     ),
-    "0x8000 and one more where the last kept bit is 1 are added. That sends numbers just under the middle up: add "
-    "0x7FFF and one more.": right.edit("0x7FFF", "0x8000"),
-    "these are the bits that are kept, as whole numbers. Move them up again (<< 16), and read them as a float32, "
+    "you added 0x8000, and 1 more if the last kept bit is 1. This rounds up numbers just under the middle: add 0x7FFF, "
+    "and 1 more if that bit is 1.": right.edit("0x7FFF", "0x8000"),
+    "these are the kept bits, as whole numbers. Shift them up again (<< 16), and read them as a float32, "
     ".view(torch.float32).": right.edit(VIEWED, "bits >> 16"),
-    "these are the bits that are kept, as whole numbers without a sign. Move them up again (<< 16), and read them as a "
+    "these are the kept bits, as whole numbers without a sign. Shift them up again (<< 16), and read them as a "
     "float32, .view(torch.float32).": right.edit(VIEWED, "bits >> 16 & 0xFFFF"),
-    "the lower half of the bits was kept. bf16 is the upper one, with sign and exponent.": (
+    "you kept the lower half of the bits. bf16 is the upper half, with sign and exponent.": (
         right.edit((VIEWED, "(bits & 0xFFFF).view(torch.float32)"), (f" + {ADDED}", ""))
     ),
-    "the carry is lost where all mantissa bits are 1: these round up to the next power of two, which changes the "
-    "exponent. Add to the whole of the bits.": right.edit(
+    "the carry is lost if all kept mantissa bits are 1: such numbers round up to the next power of two, which changes "
+    "the exponent. Add to all of the bits, as one whole number.": right.edit(
         f"bits + {ADDED}", f"torch.where(bits >> 16 & 127 == 127, bits, bits + {ADDED})"
     ),
-    "the carry out of the mantissa is lost: where all its bits are 1, rounding up makes them 0 and the exponent one "
-    "larger. Add to the whole of the bits.": right.edit(
+    "the carry out of the mantissa is lost: if all its bits are 1, rounding up makes them 0 and the exponent one "
+    "larger. Add to all of the bits, as one whole number.": right.edit(
         f"bits + {ADDED}", f"(bits >> 23 << 23) + (bits + {ADDED} & 0x7FFFFF)"
     ),
-    "what is beyond the largest number of bf16 is kept at it. To the nearest, it becomes infinity.": (
+    "numbers beyond the largest one of bf16 were clamped to it. Rounded to the nearest, they become infinity.": (
         right.edit(VIEWED, f"{VIEWED}.clamp(-3.3895314e38, 3.3895314e38)")
     ),
-    "subnormal numbers (below 2**-126) become 0. bf16 has them too, as it has the exponent of float32.": (
+    "subnormal numbers (below 2**-126) become 0. bf16 has them, too, because it has the exponent of float32.": (
         right.edit(VIEWED, f"{VIEWED} * (values.abs() >= 2.0**-126)")
     ),
     "you rounded with the same step everywhere. The steps of a float grow with its exponent: round its bits.": (
@@ -113,36 +113,36 @@ MISTAKES = {
     ),
     "everything is rounded down, towards minus infinity, not to the nearest.": in_steps(torch.floor),
     "everything is rounded up, towards infinity, not to the nearest.": in_steps(torch.ceil),
-    "ties are rounded up, towards infinity. From the middle it goes to the neighbour whose last bit is 0.": (
+    "ties are rounded up, towards infinity. A number in the middle goes to the neighbour whose last bit is 0.": (
         in_steps(lambda steps: (steps + 0.5).floor())
     ),
-    "nothing was rounded: these are the numbers as they came.": right.edit(VIEWED, "values"),
+    "nothing was rounded: these are the original numbers.": right.edit(VIEWED, "values"),
     "10 mantissa bits are kept (13 are cut off); bf16 has 7.": right.edit(
         ("0x7FFF", "0xFFF"), (">> 16 & 1", ">> 13 & 1"), (">> 16 << 16", ">> 13 << 13")
     ),
     "this went through fp16 first, which has only 5 exponent bits; bf16 has 8.": (
         lambda values: values.half().bfloat16()
     ),
-    "the low 16 bits are cut off, which rounds everything towards zero. Round to the nearest: what was cut off may "
-    "be more than a half.": right.edit(" + 0x7FFF + (bits >> 16 & 1)", ""),
+    "the low 16 bits are cut off, which rounds everything towards zero. Round to the nearest: the part that was cut "
+    "off may be more than half a step.": right.edit(" + 0x7FFF + (bits >> 16 & 1)", ""),
     "ties are rounded away from zero (0x8000 is added before the cut). A number exactly in the middle goes to the "
     "neighbour whose last bit is 0.": right.edit(ADDED, "0x8000"),
-    "ties are always rounded towards zero (0x7FFF is added). They go to the neighbour whose last bit is 0: add one "
-    "more where the last kept bit is 1.": right.edit(" + (bits >> 16 & 1)", ""),
-    "ties go to the odd neighbour: add the one where the last kept bit is 1, not where it is 0.": (
+    "ties are always rounded towards zero (0x7FFF is added). They go to the neighbour whose last bit is 0: add 1 more "
+    "if the last kept bit is 1.": right.edit(" + (bits >> 16 & 1)", ""),
+    "ties go to the odd neighbour: add 1 more if the last kept bit is 1, not if it is 0.": (
         right.edit("(bits >> 16 & 1)", "(~bits >> 16 & 1)")
     ),
     "everything that was cut off is rounded up, away from zero, not to the nearest.": right.edit(ADDED, "0xFFFF"),
-    "one mantissa bit too few: bf16 has 7, and the hidden 1 is not among them.": (
+    "one mantissa bit too few: bf16 stores 7, and the hidden 1 is not one of them.": (
         right.edit(("0x7FFF", "0xFFFF"), (">> 16 & 1", ">> 17 & 1"), (">> 16 << 16", ">> 17 << 17"))
     ),
-    "one mantissa bit too many: bf16 has 7, and the hidden 1 comes besides.": (
+    "one mantissa bit too many: bf16 stores 7, in addition to the hidden 1.": (
         right.edit(("0x7FFF", "0x3FFF"), (">> 16 & 1", ">> 15 & 1"), (">> 16 << 16", ">> 15 << 15"))
     ),
     "these are the bits, read as a whole number: .float() converts the integer's value. To read the same bits as a "
-    "float32, take .view(torch.float32).": right.edit("view(torch.float32)", "float()"),
-    "the bits that are kept stand at the wrong end: what was moved down by 16 has to be moved up again (<< 16) "
-    "before it is read as a float32.": right.edit(" << 16", ""),
+    "float32, use .view(torch.float32).": right.edit("view(torch.float32)", "float()"),
+    "the kept bits are at the wrong end: you shifted them down by 16, so shift them up again (<< 16) before you read "
+    "them as a float32.": right.edit(" << 16", ""),
     "this is fp16, which has 5 exponent bits and 10 mantissa bits; bf16 has 8 and 7.": lambda values: values.half(),
 }
 

@@ -21,13 +21,13 @@ def _sqnr_cases() -> list[tuple[str, tuple]]:
     bell = torch.randn(64, generator=generator)
     matrix = torch.randn(4, 16, generator=generator)
     shifted = 3 + torch.rand(64, generator=generator)
-    large = (20_000 + 1600 * torch.arange(16)).half()  # steps of 16, and more
+    large = (20_000 + 1600 * torch.arange(16)).half()  # float16 has steps of 16 and more here
     return [
         ("two numbers, each off by a tenth", (torch.tensor([3.0, -4.0]), torch.tensor([3.3, -4.4]))),
         ("bell-shaped numbers, rounded to quarters", (bell, (4 * bell).round() / 4)),
         ("a matrix, rounded to halves", (matrix, (2 * matrix).round() / 2)),
         ("numbers whose mean is not zero", (shifted, shifted.round())),
-        ("numbers that came back doubled: more error than signal is possible", (bell, 3 * bell)),
+        ("numbers that came back three times as large: more error than signal is possible", (bell, 3 * bell)),
         ("numbers that all came back a little too large", (bell, bell + 0.05)),
         ("numbers in float16, whose squares are too large for float16", (large, large + 32 * (-1) ** torch.arange(16))),
     ]
@@ -50,7 +50,7 @@ DECIBELS = "10 * torch.log10(ratio)"
 OF_ROWS = (POWER, "signal.square().mean(-1)"), (NOISE, "error.square().mean(-1)")
 
 MISTAKES = {
-    "this was computed in the float16 of the numbers, whose squares it cannot hold. Convert first: .float() or "
+    "this was computed in the numbers' own float16, which cannot hold their squares. Convert first: .float() or "
     ".double().": right.edit(CONVERTED, "pass"),
     "this is the mean of the decibels of the rows. Add up the squares of the whole tensor, and take one ratio.": (
         right.edit(*OF_ROWS, (DECIBELS, f"({DECIBELS}).mean()"))
@@ -69,21 +69,21 @@ MISTAKES = {
     "the signal's power is missing: this is 10 · log10 of 1 / sum of squared errors.": (
         right.edit((POWER, "1"), (NOISE, "error.square().sum()"))
     ),
-    "the signal's squares are added up, but the mean is taken of the error's: take the sum of both, or the mean of "
-    "both, not the sum of one, and the mean of the other.": right.edit(POWER, "signal.square().sum()"),
+    "you took the sum of the signal's squares, but the mean of the error's: take the sum of both, or the mean of "
+    "both.": right.edit(POWER, "signal.square().sum()"),
     "you took the mean of the signal's squares, and the sum of the error's: take the sum, or the mean, of both.": (
         right.edit(NOISE, "error.square().sum()")
     ),
-    "each error is divided by its own number, and small numbers decide. Divide the sums of squares.": right.edit(
+    "each error is divided by its own number, so small numbers count most. Divide the sums of squares.": right.edit(
         f"{POWER} / {NOISE}", "1 / (error / signal).square().mean()"
     ),
-    "the errors are added before they are squared, so that those of both signs cancel. Square first.": (
+    "the errors are added before they are squared, so positive and negative errors cancel. Square first.": (
         right.edit((NOISE, "error.sum().square()"), (POWER, "signal.square().sum()"))
     ),
-    "the rounded numbers were taken for the noise. It is what rounding added: rounded - signal.": (
+    "you used the rounded numbers as the noise. The noise is what rounding added: rounded - signal.": (
         right.edit("rounded - signal", "rounded")
     ),
-    "absolute values were added up in place of squares, and 20 · log10 taken of their ratio.": right.edit(
+    "you added up absolute values in place of squares, and took 20 · log10 of their ratio.": right.edit(
         ("signal.square()", "signal.abs()"), ("error.square()", "error.abs()"), ("10 *", "20 *")
     ),
     "these are the largest number and the largest error. Powers are means of squares.": (
@@ -92,7 +92,7 @@ MISTAKES = {
     "only the largest error counts here. The power of the noise is the mean of all squared errors.": (
         right.edit(NOISE, "error.square().max()")
     ),
-    "only the largest error counts here, beside the sum of the signal's squares. Take the sum of both.": (
+    "only the largest error counts here, but all of the signal's squares. Take the sum of both.": (
         right.edit((POWER, "signal.square().sum()"), (NOISE, "error.square().max()"))
     ),
     "one was added to the ratio before the logarithm.": right.edit("log10(ratio", "log10(1 + ratio"),
@@ -106,11 +106,11 @@ MISTAKES = {
     "20 · log10 belongs to a ratio of amplitudes; for squares, which are powers, it is 10 · log10.": (
         right.edit("10 *", "20 *")
     ),
-    "10 · log10 belongs to a ratio of powers; of amplitudes (square roots, norms) take 20 · log10.": (
+    "10 · log10 belongs to a ratio of powers; for amplitudes (square roots, norms), take 20 · log10.": (
         right.edit("log10(ratio", "log10(ratio.sqrt()")
     ),
     "this is the ratio itself, not yet in decibels: take 10 · log10 of it.": right.edit(DECIBELS, "ratio"),
-    "this is the natural logarithm; decibels need the one to base 10.": right.edit("log10", "log"),
+    "this is the natural logarithm; decibels need the logarithm to base 10.": right.edit("log10", "log"),
     "this is the logarithm to base 2, which counts bits; decibels need base 10.": right.edit("log10", "log2"),
     "the factor 10 is missing: log10 of the ratio is bels, and a decibel is a tenth of one.": right.edit("10 * ", ""),
     "the squares of the numbers count, not their squared distances from the mean (var and std subtract it).": (
@@ -125,7 +125,7 @@ MISTAKES = {
     "this takes the peak of the signal (that is PSNR); its power is the mean of its squares.": (
         right.edit(POWER, "signal.square().max()")
     ),
-    "the power of the signal was taken after rounding; take it of the signal as it was.": (
+    "you computed the signal's power after rounding; compute it from the signal before rounding.": (
         right.edit("signal.square()", "rounded.square()")
     ),
     "subtract first, then square: the error is rounded - signal, number by number.": (

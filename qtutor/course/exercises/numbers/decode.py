@@ -1,4 +1,4 @@
-"""``numbers.decode_float``: bits as text, two widths -> a number. No exponent is special, as in FP4."""
+"""``numbers.decode_float``: bits as text, two widths -> a number. As in FP4, no exponent is special."""
 
 import math  # noqa: F401 - the mistakes use it
 
@@ -23,7 +23,7 @@ def _decode(bits: str, exponent_bits: int, mantissa_bits: int) -> float:
 def _decode_cases() -> list[tuple[str, tuple]]:
     return [
         ("0.15625 in fp32", ("00111110001000000000000000000000", 8, 23)),
-        ("one in the format of FP4", ("0010", 2, 1)),
+        ("the number one in the format of FP4", ("0010", 2, 1)),
         ("a mantissa that is not symmetric", ("00111110", 4, 3)),
         ("a negative number", ("11000101", 5, 2)),
         ("the largest exponent, an ordinary one here", ("0111", 2, 1)),
@@ -33,9 +33,9 @@ def _decode_cases() -> list[tuple[str, tuple]]:
         ("the smallest normal number", ("00001000", 4, 3)),
         ("no mantissa bits at all", ("0101", 3, 0)),
         ("a negative number without mantissa bits", ("11000", 4, 0)),
-        ("all bits 1 but the sign, an ordinary number here", ("01111111", 4, 3)),
+        ("all bits 1 except the sign, an ordinary number here", ("01111111", 4, 3)),
         ("the largest exponent and a mantissa of 0", ("0110", 2, 1)),
-        ("a format of no course: six exponent bits, five of mantissa", ("101011010110", 6, 5)),
+        ("a format that the course does not use: six exponent bits, five mantissa bits", ("101011010110", 6, 5)),
     ]
 
 
@@ -57,15 +57,15 @@ FIRST = "exponent = int"
 
 
 def at_largest(value: str, also: str = "True"):
-    """The mistake of giving the largest exponent a special meaning, where ``also`` holds."""
+    """The mistake of giving the largest exponent a special meaning if ``also`` holds."""
     special = f"if exponent == 2**exponent_bits - 1 and {also}:\n        value = {value}\n    elif exponent > 0:"
     return right.edit("if exponent > 0:", special)
 
 
 MISTAKES = {
-    "with no mantissa bits at all the text of the mantissa is empty, and int() fails. Take 0 for it, as in "
-    'int(text or "0", 2).': right.edit(' or "0"', ""),
-    "127 belongs to 8 exponent bits; for any other number of them the bias is 2**(exponent_bits - 1) - 1.": (
+    'without mantissa bits, the text of the mantissa is empty, and int() fails. Use 0 then, as in int(text or "0", '
+    "2).": right.edit(' or "0"', ""),
+    "127 is the bias of 8 exponent bits; in general, the bias is 2**(exponent_bits - 1) - 1.": (
         right.edit(BIAS, "127")
     ),
     "the bias is about twice too large: it is 2**(exponent_bits - 1) - 1, not 2**exponent_bits - 1.": (
@@ -78,10 +78,10 @@ MISTAKES = {
     "the mantissa is divided by 2**(mantissa_bits + 1). Its first bit is worth a half: divide by 2**mantissa_bits.": (
         right.edit("2**mantissa_bits", "2 ** (mantissa_bits + 1)")
     ),
-    "the mantissa is never divided: as a fraction it is the whole number in it / 2**mantissa_bits.": (
+    "the mantissa is never divided: the fraction is the mantissa's whole number / 2**mantissa_bits.": (
         right.edit(" / 2**mantissa_bits", "")
     ),
-    "the hidden 1 is added to the whole number in the mantissa. Divide that by 2**mantissa_bits first, then add 1.": (
+    "the hidden 1 is added to the mantissa's whole number. Divide that number by 2**mantissa_bits first, then add 1.": (
         right.edit("(1 + fraction)", "(1 / 2**mantissa_bits + fraction)")
     ),
     "the value is 2**mantissa_bits times too large: neither the mantissa nor the 1 in front of it was divided.": (
@@ -90,15 +90,15 @@ MISTAKES = {
             ("value = fraction", "value = 2**mantissa_bits * fraction"),
         )
     ),
-    "the power of two is multiplied with the fraction only: put brackets around 1 + fraction.": (
+    "the power of two multiplies only the fraction: put brackets around 1 + fraction.": (
         right.edit("(1 + fraction) *", "1 + fraction *")
     ),
-    "the largest exponent is taken for infinity and nan, as IEEE does. In this exercise it is like any other.": (
+    "you read the largest exponent as infinity or nan, as in IEEE 754. In this exercise, it is an ordinary exponent.": (
         at_largest("math.nan if fraction else math.inf")
     ),
-    "the largest exponent is taken for infinity. In this exercise it is like any other.": at_largest("math.inf"),
-    "the largest exponent is taken for nan. In this exercise it is like any other.": at_largest("math.nan"),
-    "all ones are taken for nan. In this exercise they are an ordinary number, the largest.": (
+    "you read the largest exponent as infinity. In this exercise, it is an ordinary exponent.": at_largest("math.inf"),
+    "you read the largest exponent as nan. In this exercise, it is an ordinary exponent.": at_largest("math.nan"),
+    "you read all ones as nan. In this exercise, they are an ordinary number, the largest.": (
         at_largest("math.nan", "fraction == 1 - 0.5**mantissa_bits")
     ),
     "you read the mantissa before the exponent. The order is sign, exponent, mantissa.": right.edit(
@@ -110,8 +110,8 @@ MISTAKES = {
     "the sign is taken from the last bit. It is the first.": (
         right.edit(FIRST, "bits = bits[-1] + bits[:-1]; exponent = int")
     ),
-    "the sign bit is taken for a part of the exponent, and all is cut one place too early: E is "
-    "bits[1 : 1 + exponent_bits].": right.edit((EXPONENT, "bits[:exponent_bits]"), (MANTISSA, "bits[exponent_bits:]")),
+    "you counted the sign bit as part of the exponent, so everything is cut one place too early: E is bits[1 : 1 + "
+    "exponent_bits].": right.edit((EXPONENT, "bits[:exponent_bits]"), (MANTISSA, "bits[exponent_bits:]")),
     "the bits of the exponent are read from the wrong end: the first is worth most.": (
         right.edit(EXPONENT, "bits[1 : 1 + exponent_bits][::-1]")
     ),
@@ -122,17 +122,17 @@ MISTAKES = {
     "exponent and mantissa are read as decimal numbers: int(text, 2) reads a binary one.": (
         right.edit((f"int({EXPONENT}, 2)", f"int({EXPONENT})"), (' or "0", 2', ' or "0"'))
     ),
-    "the sign is turned round: a number is negative where the sign bit is 1.": right.edit('== "1"', '== "0"'),
+    "the sign is reversed: a number is negative if the sign bit is 1.": right.edit('== "1"', '== "0"'),
     "subnormal numbers (E = 0) are flushed to zero. Their value is fraction * 2.0 ** (1 - bias).": (
         right.edit("fraction * 2.0 ** (1 - bias)", "0.0")
     ),
     "only zero itself is a special case here. All numbers with E = 0 have no hidden 1, and the exponent 1 - bias.": (
         right.edit("exponent > 0", "exponent > 0 or fraction > 0")
     ),
-    "the sign bit is ignored: where it is 1 the number is negative.": right.edit('-value if bits[0] == "1" else ', ""),
+    "the sign bit is ignored: if it is 1, the number is negative.": right.edit('-value if bits[0] == "1" else ', ""),
     "the bias is one too large: it is 2**(exponent_bits - 1) - 1.": right.edit("- 1) - 1", "- 1)"),
     "the bias is not subtracted from the exponent.": right.edit(BIAS, "0"),
-    "the hidden 1 in front of the mantissa is missing: where E > 0 the number is 1.M times a power of two.": (
+    "the hidden 1 in front of the mantissa is missing: if E > 0, the number is 1.M times a power of two.": (
         right.edit("1 + fraction", "fraction")
     ),
     "subnormal numbers (E = 0) have no hidden 1; here they were treated like all others.": (
@@ -147,8 +147,8 @@ MISTAKES = {
     "the mantissa bits are read from the wrong end: the first is worth a half.": (
         right.edit(MANTISSA, "bits[:exponent_bits:-1]")
     ),
-    "the mantissa is divided by 2**mantissa_bits - 1; M = all ones is not yet the next power of two, so divide by "
-    "2**mantissa_bits.": right.edit("2**mantissa_bits", "(2**mantissa_bits - 1)"),
+    "the mantissa is divided by 2**mantissa_bits - 1; a mantissa of all ones is not yet the next power of two, so "
+    "divide by 2**mantissa_bits.": right.edit("2**mantissa_bits", "(2**mantissa_bits - 1)"),
 }
 
 DECODE_FLOAT = Exercise(

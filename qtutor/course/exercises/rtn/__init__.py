@@ -1,6 +1,6 @@
-"""Chapter 02: the parts of a quantizer, and a hard exercise beside them.
+"""Chapter 02: the parts of a quantizer, and one hard extra exercise.
 
-With the first four, :func:`qtutor.course.mine` runs the learner's own quantizer.
+With the first four exercises, :func:`qtutor.course.mine` runs the learner's own quantizer.
 """
 
 from qtutor.course.exercises.rtn.best import BEST

@@ -1,7 +1,7 @@
-"""``rtn.best``: find the scale and offset of every group that have the least squared error, exactly.
+"""``rtn.best``: find exactly the scale and offset of every group that give the least squared error.
 
-Optional, and without hints. What is compared is the squared error that a learner's grids leave, so of several grids
-that are equally good any is right.
+Optional, and without hints. The check compares the squared errors of a learner's grids: if several grids are equally
+good, any of them is right.
 """
 
 import itertools
@@ -14,11 +14,11 @@ from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.exercises.inputs import short
 
-ZERO = 1e-9  # squared errors below it are what float32 leaves of an exact grid
+ZERO = 1e-9  # smaller squared errors are float32 rounding errors of an exact grid
 
 
 def best(weight, bits, group_size):
-    """The best line through all ways to give ascending weights ascending codes."""
+    """The best line over all ways to assign ascending codes to ascending weights."""
     scales, offsets = [], []
     for row in weight.tolist():
         scales.append([])
@@ -46,10 +46,10 @@ def cases():
         ("one group of five weights, 2 bits", (torch.tensor([[-0.31, 0.74, 0.12, 0.55, -0.08]]), 2, 5)),
         ("two groups in each of two rows", (short(1, 2, 12), 2, 6)),
         ("3 bits, groups of six", (short(2, 1, 18), 3, 6)),
-        ("weights that a grid meets exactly, with a level to spare", (torch.tensor([[0.5, 0.25, 1.0, 0.5]]), 2, 4)),
+        ("weights that are exactly on a grid, with one unused level", (torch.tensor([[0.5, 0.25, 1.0, 0.5]]), 2, 4)),
         ("a group of equal weights", (torch.tensor([[0.3, 0.3, 0.3, -0.4, 0.1, 0.35]]), 2, 3)),
         ("an outlier", (torch.tensor([[0.11, -0.42, 0.27, 4.0, -0.16, 0.33, 0.02]]), 2, 7)),
-        ("two heaps", (torch.tensor([[-1.02, -0.95, -0.9, 0.61, 0.7, 0.76, 1.03]]), 2, 7)),
+        ("two clusters", (torch.tensor([[-1.02, -0.95, -0.9, 0.61, 0.7, 0.76, 1.03]]), 2, 7)),
         ("groups of ten, more of them than rows", (short(3, 2, 30), 2, 10)),
         ("weights that are all negative", (torch.tensor([[-0.52, -0.71, -0.94, -0.6, -0.66, -1.3]]), 2, 6)),
         ("four rows of groups of eight", (short(4, 4, 16), 2, 8)),
@@ -57,7 +57,7 @@ def cases():
 
 
 def errors(returned, arguments):
-    """The sum of squared errors of each group, ``[out, groups]``, with what a function ``returned``."""
+    """The sum of squared errors of each group, ``[out, groups]``, with the scale and offset that were ``returned``."""
     weight, bits, group_size = arguments
     if returned is None:
         return None
@@ -103,7 +103,7 @@ def whole_range(weight, bits, group_size):
 
 
 def line_through(grouped, codes, scale, offset):
-    """The line of least squares through weights over their codes; where there is one code, the old line."""
+    """The least-squares line through weights over their codes; the old line if a group has only one code."""
     k = codes - codes.mean(-1, keepdim=True)
     spread = k.square().sum(-1)
     fitted = (grouped * k).sum(-1) / spread.clamp(min=1e-30)
@@ -122,14 +122,14 @@ def back_and_forth(weight, bits, group_size, rounds):
 
 
 def cheapest(weight, bits, group_size, tried):
-    """Of the grids ``tried`` (pairs of scale and offset) the cheapest of each group."""
+    """The cheapest grid of each group, out of the grids ``tried`` (pairs of scale and offset)."""
     costs = torch.stack([torch.from_numpy(errors(grid, (weight, bits, group_size))) for grid in tried])
     place = costs.argmin(0, keepdim=True)
     return tuple(torch.stack(part).gather(0, place)[0] for part in zip(*tried))
 
 
 def shrunk(weight, bits, group_size, ends):
-    """Ranges a hundredth narrower each time, from both ends alike or from ``ends`` by themselves."""
+    """The best narrowed range: each pair in ``ends`` gives the hundredths cut off the lower and the upper end."""
     scale, low = whole_range(weight, bits, group_size)
     width = scale * (2**bits - 1)
     tried = [(scale * (1 - (a + b) / 100), low + width * a / 100) for a, b in ends]
@@ -162,13 +162,13 @@ SQUARES = "off.square().sum(-1)"
 SCALE, OFFSET = "(w * k).sum(-1) / k.square().sum(-1)", "mean - scale * middle"
 
 MISTAKES = {
-    "this is the grid over the whole range, from the smallest weight to the largest. It is best for the worst weight; "
-    "asked for is the least sum of squares.": whole_range,
-    "you rounded on the whole range, and laid one line of least squares through the codes. With the new line some "
+    "this is the grid over the whole range, from the smallest weight to the largest. That grid is best for the worst "
+    "weight; find the one with the least sum of squares.": whole_range,
+    "you rounded on the whole range, and fitted one least-squares line through the codes. With the new line, some "
     "codes change, and another line is better.": lambda w, b, s: back_and_forth(w, b, s, 1),
-    "you went back and forth, codes then line, until nothing changed. That ends in the valley next to where it began, "
-    "and some other valley is deeper.": lambda w, b, s: back_and_forth(w, b, s, 60),
-    "the smallest weight is met exactly: the offset is always the smallest weight. The best offset need not be a "
+    "you went back and forth, codes then line, until nothing changed. This ends in the valley nearest to the start, "
+    "but another valley is deeper.": lambda w, b, s: back_and_forth(w, b, s, 60),
+    "the offset is always the smallest weight, so that weight is met exactly. The best offset need not be a "
     "weight.": right.edit(
         (SCALE, "((w - w[..., :1]) * codes).sum(-1) / codes.square().sum(-1)"), (OFFSET, "w[..., 0] + 0 * scale")
     ),
@@ -178,31 +178,31 @@ MISTAKES = {
     "the offset is a whole number of scales, as if a zero point were stored. Here it may be any number.": (
         whole_zero_points
     ),
-    "the range is narrowed step by step from both ends alike, as the package's search does. Both ends move by "
-    "themselves, and the best grid lies between any steps.": alike,
-    "you tried ranges step by step, each end by itself. That comes near the best grid and does not meet it: for given "
-    "codes the best scale and offset are a formula.": each_end,
-    "of all lines you took the one with the least sum of |error|. The sum of squares is asked for.": right.edit(
+    "the range is narrowed step by step, by the same amount at both ends, as in the package's search. The best grid "
+    "may need a different amount at each end, and is usually between such steps.": alike,
+    "you tried ranges step by step, each end by itself. This comes near the best grid but does not reach it: for given "
+    "codes, a formula gives the best scale and offset.": each_end,
+    "you took the line with the least sum of |error|. Take the one with the least sum of squares.": right.edit(
         SQUARES, "off.abs().sum(-1)"
     ),
-    "of all lines you took the one whose largest error is least. The sum of squares is asked for.": right.edit(
+    "you took the line whose largest error is least. Take the one with the least sum of squares.": right.edit(
         SQUARES, "off.abs().amax(-1)"
     ),
     "you took the line with the largest error.": right.edit("argmin", "argmax"),
-    "the smallest weight always gets code 0, and the largest the last one. In the best grid a level at an end may be "
-    "used by none.": right.edit(ENDS, "(codes[:, 0] == 0) & (codes[:, -1] == levels - 1)"),
-    "no level between two that are used may stay empty: that excludes the best grid where weights lie in heaps.": (
+    "the smallest weight always gets code 0, and the largest weight the last code. In the best grid, a level at an end "
+    "may be unused.": right.edit(ENDS, "(codes[:, 0] == 0) & (codes[:, -1] == levels - 1)"),
+    "you did not allow empty levels between two used ones: this excludes the best grid if the weights form clusters.": (
         right.edit(ENDS, "(codes[:, 0] < codes[:, -1]) & (codes.diff(dim=1) <= 1).all(dim=1)")
     ),
-    "every level has to be used by some weight. The best grid may leave any of them empty.": right.edit(
+    "you used every level for some weight. The best grid may leave any of them empty.": right.edit(
         ENDS, "(codes[:, 0] == 0) & (codes[:, -1] == levels - 1) & (codes.diff(dim=1) <= 1).all(dim=1)"
     ),
-    "there is a level too few: codes run from 0 to 2**bits - 1.": right.edit("2**bits", "2**bits - 1"),
-    "there is a level too many: codes run from 0 to 2**bits - 1.": right.edit("2**bits", "2**bits + 1"),
-    "weights get ascending codes in the order in which they stand. Sort them first.": right.edit(
+    "there is one level too few: codes run from 0 to 2**bits - 1.": right.edit("2**bits", "2**bits - 1"),
+    "there is one level too many: codes run from 0 to 2**bits - 1.": right.edit("2**bits", "2**bits + 1"),
+    "you gave ascending codes to the weights in their stored order. Sort them first.": right.edit(
         "grouped.sort(dim=-1).values", "grouped"
     ),
-    "a group is made of every n-th weight. Neighbours in a row belong together.": right.edit(
+    "your groups consist of every n-th weight. Neighbours in a row form a group.": right.edit(
         "reshape(len(weight), -1, group_size)", "reshape(len(weight), group_size, -1).transpose(1, 2)"
     ),
     "scale and offset are swapped: return scale first.": right.edit(RETURN, "return offset, scale"),
@@ -210,7 +210,7 @@ MISTAKES = {
         right.edit(RETURN, "return scale, offset / scale.clamp(min=1e-9)")
     ),
     "the offset has the wrong sign: a level is offset + scale * code.": right.edit(RETURN, "return scale, -offset"),
-    "the offset is the middle of the levels. It is the lowest one, that of code 0.": right.edit(
+    "the offset is the middle of the levels. It is the lowest level, that of code 0.": right.edit(
         RETURN, "return scale, offset + scale * (levels - 1) / 2"
     ),
     "this is the range of the levels, from the first to the last. The scale is one step of it: divide by "
@@ -229,6 +229,6 @@ BEST = Exercise(
     cases=cases,
     outputs=("squared error of each group",),
     mistakes=MISTAKES,
-    tolerance=1e-5,  # float32 leaves so much of a squared error; the next best valley lies further off
+    tolerance=1e-5,  # the error of a squared error in float32; the next best valley differs by more
     seen=errors,
 )

@@ -50,24 +50,24 @@ MISTAKES = {
     "the zero point is added again after scaling. It is a code: weight = scale * (code - zero).": (
         right.edit(WEIGHT, f"{WEIGHT} + zero.double()")
     ),
-    "negative weights are lost: codes below the zero point are kept from falling below 0.": (
+    "negative weights are lost: you clamped at 0, but codes below the zero point stand for negative weights.": (
         right.edit(WEIGHT, f"({WEIGHT}).clamp(min=0)")
     ),
     "signs are lost: code - zero may be negative, and so may the weight.": right.edit(WEIGHT, f"({WEIGHT}).abs()"),
     "the result is rounded to bfloat16, which has 7 mantissa bits. Return float32.": (
         right.edit(WEIGHT, f"({WEIGHT}).bfloat16()")
     ),
-    "the result is cut to whole numbers: put the weights into a float tensor.": right.edit(
+    "the result is truncated to whole numbers: use a float tensor for the weights.": right.edit(
         WEIGHT, f"({WEIGHT}).trunc()"
     ),
-    "a zero point of 8 is taken everywhere. Each group has its own.": right.edit("zero.double()", "8"),
-    "as int8 codes above 127 become negative. They are uint8: take .float() or .int().": (
+    "a zero point of 8 is used everywhere. Each group has its own.": right.edit("zero.double()", "8"),
+    "as int8, codes above 127 become negative. They are uint8: use .float() or .int().": (
         right.edit("codes.double()", SIGNED)
     ),
-    "as int8 codes and zero points above 127 become negative. They are uint8: take .float() or .int().": (
+    "as int8, codes and zero points above 127 become negative. They are uint8: use .float() or .int().": (
         right.edit(("codes.double()", SIGNED), ("zero.double()", "zero.to(torch.int8).double()"))
     ),
-    "differences are kept in int8, which ends at 127: 255 - 5 comes out as -6. Take .float() or .int().": (
+    "differences are kept in int8, which ends at 127: 255 - 5 comes out as -6. Use .float() or .int().": (
         right.edit("(codes.double() - zero.double())", "(codes.to(torch.int8) - zero.to(torch.int8)).double()")
     ),
     "all weights are one step too low: weight = scale * (code - zero).": right.edit(
@@ -76,11 +76,11 @@ MISTAKES = {
     "all weights are half a step too high. A code stands for its level, not for the middle of two.": (
         right.edit("zero.double()", "zero.double() + 0.5")
     ),
-    "the result has a shape of groups. Bring it back to [out, in] at the end: reshape(codes.shape).": (
+    "the result still has the shape of the groups. Bring it back to [out, in] at the end: reshape(codes.shape).": (
         right.edit(WEIGHT, f"({WEIGHT}).reshape(len(codes), -1, group_size)")
     ),
     "the result is transposed: it is [out, in], like the codes.": right.edit(WEIGHT, f"({WEIGHT}).T"),
-    "scales and zero points of the groups are taken from the last to the first.": (
+    "the scales and zero points of the groups are used in reverse order.": (
         right.edit("part.repeat", "part.flip(1).repeat")
     ),
     "every group of a row gets the scale of its first group; its zero point is right.": (
@@ -95,18 +95,18 @@ MISTAKES = {
     "every row gets its own scales, but the zero points of the first row.": (
         right.edit("zero.double()", "zero[:1].double()")
     ),
-    "codes and zero points are uint8, which holds no negative numbers: 3 - 8 wraps around to 251. Turn both into float "
-    "(or int) before you subtract.": right.edit("codes.double() - zero.double()", "codes - zero"),
-    "you computed in float16: a 16-bit scale times whole numbers stays in 16 bits and is rounded again. Turn the scale "
-    "into float32 first (scale.float()).": right.edit(WEIGHT, "scale * (codes.int() - zero.int())"),
-    "you computed with numbers as they are stored. In uint8 3 - 8 wraps around to 251, and in float16 the product is "
-    "rounded again: turn all three into float32 (.float()).": right.edit(WEIGHT, "scale * (codes - zero)"),
+    "codes and zero points are uint8, which holds no negative numbers: 3 - 8 wraps around to 251. Convert both to "
+    "float (or int) before you subtract.": right.edit("codes.double() - zero.double()", "codes - zero"),
+    "you computed in float16: a 16-bit scale times whole numbers stays in 16 bits and is rounded again. Convert the "
+    "scale to float32 first (scale.float()).": right.edit(WEIGHT, "scale * (codes.int() - zero.int())"),
+    "you computed with numbers as they are stored. In uint8, 3 - 8 wraps around to 251, and in float16, the product is "
+    "rounded again: convert all three to float32 (.float()).": right.edit(WEIGHT, "scale * (codes - zero)"),
     "the zero point is added. weight = scale * (code - zero).": right.edit("- zero", "+ zero"),
     "the zero point is missing: weight = scale * (code - zero).": right.edit(" - zero.double()", ""),
     "the zero point is subtracted after scaling, but it is a code: scale * (code - zero), with brackets.": (
         right.edit("(codes.double() - zero.double())", "codes.double() - zero.double()")
     ),
-    "the sign is turned round: weight = scale * (code - zero).": (
+    "the sign is reversed: weight = scale * (code - zero).": (
         right.edit("codes.double() - zero.double()", "zero.double() - codes.double()")
     ),
     "you divide by the scale. weight = scale * (code - zero).": (
@@ -132,7 +132,7 @@ def adapt(theirs):
         if not isinstance(grid, IntGrid):
             return packages_own(codes, scales, zeros, grid, dtype)  # lists of levels belong to another chapter
         zeros = torch.full_like(scales, grid.middle, dtype=torch.uint8) if zeros is None else zeros
-        shape = (len(codes), scales.shape[1])  # give every row the one scale of the whole matrix
+        shape = (len(codes), scales.shape[1])  # if the whole matrix has one scale, every row gets it
         return tensor(theirs(codes, scales.expand(shape), zeros.expand(shape)), dtype, codes)
 
     return dequantize
@@ -147,7 +147,7 @@ DEQUANTIZE = Exercise(
     cases=cases,
     outputs=("weight",),
     mistakes=MISTAKES,
-    # Tolerance 0: 11 bits of a scale times 9 bits of a difference fit into the 24 of a float32 exactly.
+    # Tolerance 0: a scale of 11 bits times a difference of 9 bits fits exactly into the 24 bits of a float32.
     replaces="qtutor.core.quantized.dequantize",
     adapt=adapt,
 )

@@ -26,9 +26,10 @@ def encode(weight, scale, zero, bits):
 def encode_cases():
     ten = torch.tensor([[0.44, -0.13, 0.05, -0.38, 0.20, 0.0, -0.29, 0.10, 0.31, -0.07]])
     coarse = torch.tensor([[0.9, -0.9, 1.3, 0.4], [0.05, -0.07, 0.21, -0.02]])
-    # Between two codes, and so little nearer to one of them that float16 does not show it.
+    # Between two codes, and nearer to one of them by so little that float16 does not show it.
     between = torch.tensor([[100.48, -99.48, 80.52, -70.52, 120.49, -120.51]]) * torch.tensor(0.0123).half()
-    beside = torch.tensor([[120.48, 120.52, -120.48, -120.52, 3.0, 0.0]]) * torch.tensor(0.0131).half()  # 1 / it, too
+    # Here, 1 / scale in float16 does not show it either.
+    beside = torch.tensor([[120.48, 120.52, -120.48, -120.52, 3.0, 0.0]]) * torch.tensor(0.0131).half()
     return [
         ("one group, zero in the middle", (ten, *stored([[0.06]], [[8]]), 4)),
         ("one group, zero point 2", (torch.tensor([[-0.1, 0.8, 0.34, 0.0]]), *stored([[0.06]], [[2]]), 4)),
@@ -55,53 +56,52 @@ SPREAD, CLAMP = "repeat_interleave(group_size, dim=1)", ".clamp(0, 2**bits - 1)"
 CODES = f"(steps + zero){CLAMP}"
 
 MISTAKES = {
-    "the number of steps is computed in float16, as the scales come, which is too coarse for codes of 8 bits. Leave "
-    "the weights in float32, and take scale.float().": right.edit(
+    "the number of steps is computed in float16, the dtype of the scales, which is too coarse for codes of 8 bits. "
+    "Leave the weights in float32, and use scale.float().": right.edit(
         "weight.double() / scale", "weight.half() / scale.half()"
     ),
-    "1 / scale is computed in float16, as the scales come, and is off by a step for codes of 8 bits. Take "
+    "1 / scale is computed in float16, the dtype of the scales, and codes of 8 bits may be off by a step. Use "
     "scale.float() first.": right.edit("weight.double() / scale", "weight.double() * (1 / scale.half()).double()"),
-    "the steps are made uint8 before the zero point is added, and those below 0 wrap around: -1 becomes 255. Add and "
-    "clamp first.": right.edit(CODES, "((steps.long() & 255) + zero.long() & 255).clamp(0, 2**bits - 1)"),
-    "codes beyond the range wrap around (% 2**bits, & in bits). Clamp them: the nearest code is the last one.": (
+    "the steps are converted to uint8 before the zero point is added, and those below 0 wrap around: -1 becomes 255. "
+    "Add and clamp first.": right.edit(CODES, "((steps.long() & 255) + zero.long() & 255).clamp(0, 2**bits - 1)"),
+    "codes beyond the range wrap around (% 2**bits, or a bit mask). Clamp them: the nearest code is the last one.": (
         right.edit(CLAMP, ".long() % 2**bits")
     ),
     "codes are clamped at the top only. Those below 0 have to become 0.": right.edit(CLAMP, ".clamp(max=2**bits - 1)"),
-    "codes are clamped at 0 only. Those above 2**bits - 1 have to become that.": right.edit(CLAMP, ".clamp(min=0)"),
+    "codes are clamped at 0 only. Those above 2**bits - 1 have to become 2**bits - 1.": right.edit(
+        CLAMP, ".clamp(min=0)"
+    ),
     "codes are clamped at 2**(bits-1) - 1, and the upper half of the codes is never used.": (
         right.edit(CLAMP, ".clamp(0, 2 ** (bits - 1) - 1)")
     ),
-    "codes are clamped at 15, whatever the bits are. 15 belongs to 4 bits: clamp at 2**bits - 1.": (
+    "codes are clamped at 15, no matter what `bits` is. 15 belongs to 4 bits: clamp at 2**bits - 1.": (
         right.edit(CLAMP, ".clamp(0, 15)")
     ),
-    "codes are clamped as signed codes, from -2**(bits-1) on. Here they begin at 0 and end at 2**bits - 1.": (
+    "codes are clamped as signed codes, from -2**(bits-1) upwards. Here they begin at 0 and end at 2**bits - 1.": (
         right.edit(CLAMP, ".clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)")
     ),
     "the middle was subtracted at the end, as for signed codes. Here codes begin at 0.": (
         right.edit(CLAMP, f"{CLAMP} - 2 ** (bits - 1)")
     ),
-    "as int8 codes above 127 become negative. They are uint8.": right.edit(CLAMP, f"{CLAMP}.long().to(torch.int8)"),
+    "as int8, codes above 127 become negative. They are uint8.": right.edit(CLAMP, f"{CLAMP}.long().to(torch.int8)"),
     "all codes are one too large: code = round(weight / scale) + zero, from 0 to 2**bits - 1.": (
         right.edit(CODES, "(steps + zero + 1).clamp(1, 2**bits)")
     ),
     "the number of steps is not rounded. A code is a whole number.": right.edit(".round()", ""),
-    "the number of steps is rounded up (ceil) where it should be rounded to the nearest.": right.edit("round", "ceil"),
-    "the zero point is added to the weight, before dividing. It is a code: divide first, then add it.": right.edit(
-        ("(weight.double() / scale)", "((weight.double() + zero) / scale)"), ("steps + zero", "steps")
-    ),
-    "the zero point is subtracted from the weight, before dividing. It is a code: divide first, then add it.": (
-        right.edit(("(weight.double() / scale)", "((weight.double() - zero) / scale)"), ("steps + zero", "steps"))
-    ),
+    "the number of steps is rounded up (ceil); round it to the nearest.": right.edit("round", "ceil"),
+    "the zero point is added to the weight, before dividing. The zero point is a code: divide first, then add "
+    "it.": right.edit(("(weight.double() / scale)", "((weight.double() + zero) / scale)"), ("steps + zero", "steps")),
+    "the zero point is subtracted from the weight, before dividing. The zero point is a code: divide first, then add "
+    "it.": right.edit(("(weight.double() / scale)", "((weight.double() - zero) / scale)"), ("steps + zero", "steps")),
     "the codes were multiplied by the scale at the end. Return the codes themselves.": right.edit(
         CODES, f"{CODES} * scale"
     ),
     "these are the weights again, rounded. Return the codes that stand for them.": (
         right.edit(CODES, f"({CODES} - zero) * scale")
     ),
-    "the result has a shape of groups. Bring it back to the shape of weight at the end: reshape(weight.shape).": (
-        right.edit(CODES, f"{CODES}.reshape(len(weight), -1, group_size)")
-    ),
-    "scales and zero points of the groups are taken from the last to the first.": (
+    "the result still has the shape of the groups. Bring it back to the shape of weight at the end: "
+    "reshape(weight.shape).": right.edit(CODES, f"{CODES}.reshape(len(weight), -1, group_size)"),
+    "the scales and zero points of the groups are used in reverse order.": (
         right.edit("part.double()", "part.double().flip(1)")
     ),
     "every group of a row is coded with the scale of its first group; its zero point is right.": (
@@ -116,25 +116,23 @@ MISTAKES = {
     "every row is coded with its own scales, but the zero points of the first row.": (
         right.edit("steps + zero", "steps + zero[:1]")
     ),
-    "the number of steps is cut off towards zero (.int(), .trunc()) where it should be rounded to the nearest.": (
+    "the number of steps is truncated towards zero (.int(), .trunc()); round it to the nearest.": (
         right.edit("round", "trunc")
     ),
-    "the number of steps is rounded down (floor, //) where it should be rounded to the nearest.": (
-        right.edit("round", "floor")
-    ),
-    "you clamp before adding the zero point, so all below 0 is lost. The clamp is on codes: it comes last.": (
+    "the number of steps is rounded down (floor, //); round it to the nearest.": right.edit("round", "floor"),
+    "you clamp before adding the zero point, so everything below 0 is lost. Clamp the codes, at the end.": (
         right.edit(CODES, "steps.clamp(0, 2**bits - 1) + zero")
     ),
     "you clamp before adding the zero point, and in uint8 the sum then wraps past 255. The clamp comes last.": (
         right.edit(CODES, "(steps.clamp(0, 2**bits - 1) + zero).long() & 255")
     ),
-    "you clamp the steps to the signed range before adding the zero point. Only where zero is the middle code is that "
-    "the same: clamp the codes, 0 to 2**bits - 1, at the end.": right.edit(
+    "you clamp the steps to the signed range before adding the zero point. That is the same only if zero is the middle "
+    "code: clamp the codes, 0 to 2**bits - 1, at the end.": right.edit(
         CODES, "steps.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + zero"
     ),
-    "nothing is clamped: weights beyond the range get codes below 0 or above 2**bits - 1, which no byte has room "
-    "for.": right.edit(CLAMP, ""),
-    "nothing is clamped, and as uint8 the codes wrap around: -1 becomes 255. Clamp first, then make them bytes.": (
+    "nothing is clamped: weights beyond the range get codes below 0 or above 2**bits - 1, for which there is no "
+    "room.": right.edit(CLAMP, ""),
+    "nothing is clamped, and as uint8 the codes wrap around: -1 becomes 255. Clamp first, then convert to uint8.": (
         right.edit(CLAMP, ".long() & 255")
     ),
     "you clamp at 2**bits, one too many: counting from 0, the last of 2**bits codes is 2**bits - 1.": (
@@ -147,7 +145,7 @@ MISTAKES = {
         right.edit("+ zero", "- zero")
     ),
     "the zero point is missing: code = weight / scale + zero.": right.edit(" + zero", ""),
-    "you multiply by the scale. weight = scale * (code - zero), so the weight is divided by it.": (
+    "you multiply by the scale. weight = scale * (code - zero), so divide the weight by the scale.": (
         right.edit("double() / scale", "double() * scale")
     ),
     "scale and zero are those of the wrong group: repeat() lays groups out as a b a b, but neighbours share a group, "

@@ -37,7 +37,7 @@ def fit_cases():
         ("a symmetric grid, the largest weight positive", (torch.tensor([[-0.31, 0.82, 0.3, 0.0]]), 4, 4, True)),
         ("a symmetric grid, the largest weight negative", (torch.tensor([[-0.77, 0.31, 0.6, 0.2]]), 3, 4, True)),
         ("more groups than rows, 2 bits, symmetric", (short(2, 2, 12), 2, 2, True)),
-        ("as many groups as weights in one, 8 bits", (short(3, 3, 16), 8, 4, False)),
+        ("as many groups as weights in a group, 8 bits", (short(3, 3, 16), 8, 4, False)),
         ("8 bits: zero from the stored scale", (torch.tensor([[-0.261, 0.408, 0.1, -0.05]]), 8, 4, False)),
         ("an outlier in one group", (torch.cat([short(4, 2, 6), 40 * short(5, 2, 6)], dim=1), 5, 6, False)),
         ("a symmetric grid with zeros", (torch.tensor([[0.0, 0.0, -0.4, 0.25]]), 8, 2, True)),
@@ -72,18 +72,18 @@ MISTAKES = {
     "you divided the range by 2**bits - 2, one step too few. 2**bits levels have 2**bits - 1 steps between them.": (
         right.edit("/ (2**bits - 1)", "/ (2**bits - 2)")
     ),
-    "the range does not contain 0. Take low = min(low, 0) and high = max(high, 0): otherwise a group on one side of 0 "
-    "gets a zero point outside of the codes, and 0 is not met.": (
+    "the range does not contain 0. Take low = min(low, 0) and high = max(high, 0): otherwise a group with weights on "
+    "one side of 0 gets a zero point outside the codes, and no code stands for 0.": (
         right.edit((LOW, ""), (HIGH, ""), (".clamp(0, 2**bits - 1)", ""))
     ),
     "the range does not contain 0, and its zero point is then clamped to a code that stands for another number. Take "
     "low = min(low, 0) and high = max(high, 0).": right.edit((LOW, ""), (HIGH, "")),
     "the range of weights that are all positive does not contain 0. Take low = min(low, 0).": right.edit(LOW, ""),
     "the range of weights that are all negative does not contain 0. Take high = max(high, 0).": right.edit(HIGH, ""),
-    "you divided the range by 15. 15 belongs to 4 bits: the steps are 2**bits - 1.": (
+    "you divided the range by 15. 15 belongs to 4 bits: there are 2**bits - 1 steps.": (
         right.edit("/ (2**bits - 1)", "/ 15")
     ),
-    "the range is rounded to 16 bits, and then divided. What is stored is the scale: divide first.": (
+    "the range is rounded to 16 bits, and then divided. The scale is stored, not the range: divide first.": (
         right.edit(("(high - low)", "(high - low).half().double()"), ("exact.half().double()", "exact"))
     ),
     "the scale is rounded to bfloat16, which has 7 mantissa bits. It is stored as float16, which has 10.": (
@@ -91,22 +91,20 @@ MISTAKES = {
     ),
     "the scale is not rounded to 16 bits. It will be stored as float16, so round it (.half().float()) before the zero "
     "point is computed from it.": right.edit("exact.half().double()", "exact"),
-    "the zero point is computed from the exact scale. The one that counts is the stored one, of 16 bits.": (
+    "the zero point is computed from the exact scale. Use the stored scale, of 16 bits.": (
         right.edit("-low / scale", "-low / exact.clamp(min=1e-9)")
     ),
-    "the zero point is cut off (.int(), //) where it should be rounded to the nearest whole number.": (
-        right.edit("round", "trunc")
-    ),
-    "the zero point is rounded up where it should be rounded to the nearest whole number.": right.edit("round", "ceil"),
+    "the zero point is truncated (.int(), //); round it to the nearest whole number.": right.edit("round", "trunc"),
+    "the zero point is rounded up; round it to the nearest whole number.": right.edit("round", "ceil"),
     "the zero point is not rounded to a whole number. It is a code.": right.edit(".round()", ""),
-    "the zero point is one too large: zero = round(-low / scale), nothing is added.": (
+    "the zero point is one too large: zero = round(-low / scale), with nothing added.": (
         right.edit(".round()", ".round().add(1)")
     ),
-    "the zero point is one too small: zero = round(-low / scale), nothing is subtracted.": (
+    "the zero point is one too small: zero = round(-low / scale), with nothing subtracted.": (
         right.edit(".round()", ".round().sub(1)")
     ),
-    "the zero point is not clamped. It is a code, from 0 to 2**bits - 1, and a scale that was rounded down may lead "
-    "beyond.": right.edit(".round().clamp(0, 2**bits - 1)", ".round()"),
+    "the zero point is not clamped. It is a code, from 0 to 2**bits - 1, and a scale that was rounded down may push it "
+    "beyond that range.": right.edit(".round().clamp(0, 2**bits - 1)", ".round()"),
     "this is the smallest weight itself. The zero point is the code of 0: round(-low / scale).": right.edit(
         ZERO, "low"
     ),
@@ -124,19 +122,18 @@ MISTAKES = {
     "divide by 2**bits / 2 - 0.5, which is the range from -largest to largest over 2**bits - 1.": (
         right.edit("exact = ", "exact = high / (2 ** (bits - 1) - 1) if symmetric else ")
     ),
-    "on the symmetric grid you divided the largest weight by 2**(bits-1). The last positive level then lies a whole "
-    "step below it; divide by 2**bits / 2 - 0.5.": (
+    "on the symmetric grid you divided the largest weight by 2**(bits-1). The last positive level is then a whole step "
+    "below the largest weight; divide by 2**bits / 2 - 0.5.": (
         right.edit("exact = ", "exact = high / 2 ** (bits - 1) if symmetric else ")
     ),
-    "the symmetric grid is treated like the other one. Make its range symmetric first: from -largest to largest.": (
+    "the symmetric grid is treated like the asymmetric one. Make its range symmetric first: from -largest to "
+    "largest.": (
         right.edit(("if symmetric:", "if False:"), ("torch.full_like(zero, 2 ** (bits - 1)) if symmetric else ", ""))
     ),
     "on the symmetric grid the zero point is not computed: it is always the middle code, 2**(bits-1).": (
         right.edit(CHOSEN, "zero")
     ),
-    "symmetric is taken the wrong way round.": right.edit(
-        "rows, groups =", "symmetric = not symmetric; rows, groups ="
-    ),
+    "symmetric is reversed.": right.edit("rows, groups =", "symmetric = not symmetric; rows, groups ="),
     "the zero point is 0 on the symmetric grid, as for codes with a sign. Here codes begin at 0, and the one in the "
     "middle, 2**(bits-1), stands for 0.": right.edit("2 ** (bits - 1)", "0"),
     "the zero point of the symmetric grid is one below the middle: it is 2**(bits-1).": (
@@ -148,21 +145,21 @@ MISTAKES = {
     "on the symmetric grid only the largest positive weight counts. Take the largest of |weight|.": (
         right.edit(SYMMETRIC, "high")
     ),
-    "on the symmetric grid the smallest weight only decides. Take the largest of |weight|.": right.edit(
+    "on the symmetric grid only the smallest weight counts. Take the largest of |weight|.": right.edit(
         SYMMETRIC, "-low"
     ),
     "number and size of groups are swapped: reshape to [out, groups, group_size].": (
         right.edit("groups, group_size)", "group_size, groups)")
     ),
-    "smallest and largest are taken along dim 0, over the rows. In [out, groups, group_size] it is the last.": (
+    "smallest and largest are taken along dim 0, over the rows. Take the last dim of [out, groups, group_size].": (
         right.edit(("amin(dim=-1)", "amin(dim=0)"), ("amax(dim=-1)", "amax(dim=0)"))
     ),
-    "weights are taken down the columns (.T before the reshape). A group is made of neighbours in a row.": (
+    "groups run down the columns (.T before the reshape). A group consists of neighbours in a row.": (
         right.edit("weight.double()", "weight.double().T")
     ),
-    "a group is made of every n-th weight. Neighbours in a row belong together: reshape to [out, groups, group_size], "
+    "your groups consist of every n-th weight. Neighbours in a row form a group: reshape to [out, groups, group_size], "
     "in this order.": right.edit("groups, group_size)", "group_size, groups).transpose(1, 2)"),
-    "smallest and largest are taken along the wrong axis. In [out, groups, group_size] it is the last.": (
+    "smallest and largest are taken along the wrong dim. Take the last dim of [out, groups, group_size].": (
         right.edit(("amin(dim=-1)", "amin(dim=1)"), ("amax(dim=-1)", "amax(dim=1)"))
     ),
     "all groups of a row have the same scale: smallest and largest are those of the whole row.": (
@@ -190,7 +187,7 @@ def adapt_fit(theirs):
         scale, zero = theirs(grouped.reshape(rows, groups * length), grid.bits, length, grid.symmetric)
         scale, zero = tensor(scale, torch.float16, grouped), tensor(zero, torch.uint8, grouped)
         if not torch.isfinite(scale).all():
-            raise QtutorError("your rtn.fit made a scale that float16 (up to 65504) does not hold. Check the weights.")
+            raise QtutorError("your rtn.fit made a scale that float16 (up to 65504) cannot hold. Check the weights.")
         return scale, zero
 
     return fit_groups
@@ -206,7 +203,7 @@ FIT = Exercise(
     outputs=("scale", "zero"),
     mistakes=MISTAKES,
     properties=(
-        ("a group of nothing but zeros has scale 1, and no other small number: give it scale 1.", _zeros_have_scale_1),
+        ("a group of nothing but zeros has scale 1, not some small number: give it scale 1.", _zeros_have_scale_1),
         (
             "a zero point is itself a code, from 0 to 2**bits - 1.",
             lambda arguments, results: bool(((results[1] >= 0) & (results[1] < 2 ** arguments[1])).all()),

@@ -1,7 +1,7 @@
-"""What the exercises of chapter 02 share.
+"""Shared by the exercises of chapter 02.
 
-References are plain loops in float64 that try levels; solutions compute them. No weight lies halfway between two
-levels, because either choice would be right.
+References are plain loops in float64 that try the levels one by one; solutions compute the right level. No weight is
+halfway between two levels, because then either choice would be right.
 """
 
 import torch

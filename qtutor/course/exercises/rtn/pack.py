@@ -1,4 +1,4 @@
-"""``rtn.pack``: lay codes end to end in bytes."""
+"""``rtn.pack``: pack codes end to end into bytes."""
 
 import torch
 
@@ -63,43 +63,40 @@ def by_columns(codes, bits, width):
 
 
 LOWER, UPPER, SUM = "data[:, byte] |= code & 255", "data[:, byte + 1] |= code >> 8", "code << (i * bits)"
-FITTING = ("number.to_bytes", "(number % 256**width).to_bytes")  # what is too long for the row is cut off
+FITTING = ("number.to_bytes", "(number % 256**width).to_bytes")  # bits that do not fit into the row are cut off
 
 MISTAKES = {
-    "a code overwrites what is in its byte already (=). Put its bits beside the others: |=.": (
+    "a code overwrites the bits that are already in its byte (=). Put its bits beside them: |=.": (
         by_columns.edit(LOWER, "data[:, byte] = code & 255")
     ),
-    "& leaves only bits that both have, and all bytes begin as 0, so that only 0 is left. Put codes together with |.": (
+    "& keeps only bits that are set in both, and all bytes begin as 0, so only 0 is left. Put codes together with |.": (
         by_columns.edit((LOWER, "data[:, byte] &= code & 255"), (UPPER, "data[:, byte + 1] &= code >> 8"))
     ),
-    "the high bits of a code that crosses the border are written into the same byte. They belong into the next one, "
-    "byte + 1.": by_columns.edit(UPPER, "data[:, byte] |= code >> 8"),
-    "where a code crosses the border, its low part is written a second time. There belongs its high part, >> 8.": (
-        by_columns.edit(UPPER, "data[:, byte + 1] |= code & 255")
-    ),
-    "a code that just fills its byte is taken for one that crosses the border, which leads beyond the row: ask for "
+    "the high bits of a code that crosses the border are written into the same byte. They belong in the next one, byte "
+    "+ 1.": by_columns.edit(UPPER, "data[:, byte] |= code >> 8"),
+    "if a code crosses the border, its low part is written a second time, into the next byte. Write its high part "
+    "there, >> 8.": by_columns.edit(UPPER, "data[:, byte + 1] |= code & 255"),
+    "you treated a code that exactly fills its byte as one that crosses the border, which goes beyond the row: test "
     "shift + bits > 8.": by_columns.edit("bits > 8", "bits >= 8"),
     "code number i is shifted by i % 8 within its byte. It begins at bit i * bits: shift by i * bits % 8.": (
         by_columns.edit("code = ", "shift = i % 8; code = ")
     ),
-    "bytes are not cut to 8 bits: leave only & 255 of what is shifted.": by_columns.edit(" & 255", ""),
-    "as int8 bytes above 127 become negative. They are uint8.": by_columns.edit(
+    "bytes are not cut to 8 bits: keep only the low 8 bits of a shifted code, & 255.": by_columns.edit(" & 255", ""),
+    "as int8, bytes above 127 become negative. They are uint8.": by_columns.edit(
         "return data", "return data.to(torch.int8)"
     ),
-    "bytes of a row are laid out from the last to the first. The first codes are in the first byte.": (
-        right.edit("little", "big")
-    ),
-    "codes of a row are taken from the last to the first.": right.edit("enumerate(row)", "enumerate(row[::-1])"),
-    "the bits of every code are mirrored: its lowest bit comes first, in the lower place.": (
+    "the bytes of a row are in reverse order. The first codes are in the first byte.": right.edit("little", "big"),
+    "the codes of a row are packed in reverse order.": right.edit("enumerate(row)", "enumerate(row[::-1])"),
+    "the bits of every code are mirrored: the lowest bit of a code belongs in the lowest place.": (
         right.edit(SUM, 'int(f"{code:0{bits}b}"[::-1], 2) << (i * bits)')
     ),
-    "every code gets 4 bits, whatever `bits` is. Code number i begins at bit i * bits.": (
+    "every code gets 4 bits, no matter what `bits` is. Code number i begins at bit i * bits.": (
         by_columns.edit("i * bits", "i * 4")
     ),
     "codes are put together without being shifted. Code number i begins at bit i * bits: code << (i * bits % 8).": (
         by_columns.edit(".long() << shift", ".long()")
     ),
-    "the last byte of a row is missing where codes do not fill it. A row has `width` bytes.": (
+    "the last byte of a row is missing if codes do not fill it. A row has `width` bytes.": (
         by_columns.edit("return data", "return data[:, : codes.shape[1] * bits // 8]")
     ),
     "the first half of a row is in the low bits of the bytes, and the second half in the high ones. Neighbours share a "
@@ -109,36 +106,34 @@ MISTAKES = {
     "the bits of a row do not fit into an int64, which has 64 of them; the rest is lost. Go byte by byte.": (
         right.edit("number.to_bytes", "(number % 2**64).to_bytes")
     ),
-    "the bits of a row do not fit into an int64, which has 64 of them. The last one, the sign, fills the bytes "
-    "behind. Go byte by byte.": right.edit(
+    "the bits of a row do not fit into an int64, which has 64 of them. The last bit, the sign, fills the bytes after "
+    "it. Go byte by byte.": right.edit(
         ("number.to_bytes", "((number + 2**63) % 2**64 - 2**63).to_bytes"), ('"little"', '"little", signed=True')
     ),
     "nothing is packed: these are the first codes, each in a byte of its own.": (
         right.edit('list(number.to_bytes(width, "little"))', "(row + [0] * width)[:width]")
     ),
-    "the first code is in the high bits of the byte. It belongs in the low ones: 1 and 2 make 1 | 2 << 4.": (
-        # Only for whole codes in a byte: nobody makes this mistake where codes cross the borders of bytes.
+    "the first code is in the high bits of the byte. It belongs in the low ones: the codes 1 and 2 give 1 | 2 << 4.": (
+        # Only if a byte holds whole codes: nobody makes this mistake if codes cross the borders of bytes.
         right.edit("i * bits", "i * bits // 8 * 8 + 8 - bits - i * bits % 8 if 8 % bits == 0 else i * bits")
     ),
     "codes and their bits are laid out from the high end. The first code belongs in the lowest bits.": (
         right.edit(("i * bits", "8 * width - (i + 1) * bits"), ("little", "big"))
     ),
-    "you put only whole codes in a byte and leave the bits that remain empty. No bit is to be wasted: a code may begin "
-    "in one byte and end in the next.": right.edit(
-        ("i * bits", "i // (8 // bits) * 8 + i % (8 // bits) * bits"), FITTING
-    ),
-    "bits that a byte has no room for are lost. Where a code crosses the border, its high bits belong at the beginning "
-    "of the next byte (and uint8 drops what is shifted past it: compute in int or int64).": (
+    "you put only whole codes in a byte and leave the remaining bits empty. Waste no bit: a code may begin in one byte "
+    "and end in the next.": right.edit(("i * bits", "i // (8 // bits) * 8 + i % (8 // bits) * bits"), FITTING),
+    "bits that do not fit into a byte are lost. If a code crosses the border, its high bits belong at the beginning of "
+    "the next byte (uint8 drops bits that are shifted past its end: compute in int or int64).": (
         right.edit(SUM, "(code << i * bits % 8 & 255) << i * bits // 8 * 8")
     ),
-    "the last byte of a row is left out where codes do not fill it. Fill it up with zeros.": (
+    "the last byte of a row is left out if codes do not fill it. Fill it up with zeros.": (
         right.edit("enumerate(row)", "enumerate(row[: len(row) * bits // 8 * 8 // bits])")
     ),
     "every code is shifted by a multiple of 4. Code number i begins at bit i * bits.": (
         right.edit(("i * bits", "i * 4"), FITTING)
     ),
-    "all rows make one stream. Every row begins with a byte of its own, so that it can be found.": one_stream,
-    "codes are taken down the columns. Those of a row go together.": (
+    "all rows are packed as one stream. Every row begins with a new byte, so that it can be found.": one_stream,
+    "codes are packed down the columns. Pack the codes of a row together.": (
         right.edit("codes.tolist()", "codes.T.reshape(codes.shape).tolist()")
     ),
     "codes are added up without being shifted. Code number i begins at bit i * bits: code << (i * bits).": (

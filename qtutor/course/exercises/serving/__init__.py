@@ -1,4 +1,4 @@
-"""Chapter 10: what many users at once cost, and who is served when."""
+"""Chapter 10: what it costs to serve many users at once, and who is served when."""
 
 from qtutor.course.exercises.serving.keys import KEYS
 from qtutor.course.exercises.serving.pick import PICK

@@ -1,4 +1,4 @@
-"""``serving.keys``: keys in eight bits, a scale for each channel."""
+"""``serving.keys``: keys in eight bits, with a scale for each channel."""
 
 import torch
 
@@ -24,7 +24,7 @@ def cases():
     silent[:, 1] = 0
     return [
         ("two tokens of two channels", (torch.tensor([[127.0, 2.0], [-50.0, -0.5]]),)),
-        ("one token: each channel is its own largest", (torch.tensor([[3.0, -1.0, 0.25]]),)),
+        ("one token: each key is the largest of its channel", (torch.tensor([[3.0, -1.0, 0.25]]),)),
         ("five tokens of four channels", (noise(5, 4, seed=41),)),
         ("as many tokens as channels", (noise(6, 6, seed=42),)),
         ("one channel that is loud in all tokens", (loud,)),
@@ -45,16 +45,15 @@ def right(keys):
 SCALES, CODES = "keys.abs().amax(0) / 127", "(keys / scales).round()"
 
 MISTAKES = {
-    "there is a scale for each token. Keys have channels that are loud in all tokens, so each channel gets one: the "
-    "largest over the tokens.": (
+    "there is a scale for each token. Keys have channels that are loud in all tokens, so each channel needs its own "
+    "scale, from the largest over the tokens.": (
         right.edit(
             (SCALES, "keys.abs().amax(1, keepdim=True) / 127"), ("return codes, scales", "return codes, scales[:, 0]")
         )
     ),
     "all channels share one scale.": right.edit(SCALES, "(keys.abs().amax() / 127).repeat(keys.shape[1])"),
-    "the largest key is looked for without its sign taken off, and the largest |key| is a negative one: abs() first.": (
-        right.edit("keys.abs().amax(0)", "keys.amax(0).clamp(min=0)")
-    ),
+    "you searched for the largest key without abs(), but the largest |key| may belong to a negative key: abs() "
+    "first.": right.edit("keys.abs().amax(0)", "keys.amax(0).clamp(min=0)"),
     "the scale is the largest |key| / 128. Then the largest would be the code 128, which int8 does not have.": (
         right.edit("/ 127", "/ 128")
     ),
@@ -69,16 +68,16 @@ MISTAKES = {
     "keys are multiplied by the scale. A code is a number of steps: divide.": right.edit(
         "keys / scales", "keys * scales"
     ),
-    "the codes are cut off to whole numbers. Round to the nearest.": right.edit(".round()", ".trunc()"),
+    "the codes are truncated to whole numbers. Round to the nearest.": right.edit(".round()", ".trunc()"),
     "the codes are rounded down (floor). Round to the nearest.": right.edit(".round()", ".floor()"),
     "the codes are not rounded.": right.edit(".round()", ""),
     "the codes are unsigned: 128 is added. Here they are signed, from -127 to 127.": (
         right.edit(CODES, "(keys / scales).round() + 128")
     ),
-    "keys come back instead of codes: they are multiplied by the scale again.": (
+    "you returned keys instead of codes: the codes are multiplied by the scale again.": (
         right.edit(CODES, "(keys / scales).round() * scales")
     ),
-    "codes go up to 7, which are four bits. Eight bits go to 127.": right.edit("/ 127", "/ 7"),
+    "codes go up to 7, as in four bits. In eight bits, they go up to 127.": right.edit("/ 127", "/ 7"),
     "a channel of zeros has the scale 0, and 0 / 0 is no number. Give it the scale 1.": (
         right.edit("scales[scales == 0] = 1", "pass")
     ),

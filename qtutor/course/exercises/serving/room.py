@@ -41,27 +41,29 @@ def right(layers, heads, kv_heads, head, tokens, bits, group):
 SHARED, RESULT = "(16 + bits) / group if group else 0", "(bits + shared) / 8"
 
 MISTAKES = {
-    "only keys or only values are counted. A token leaves both.": right.edit("2 * layers", "layers"),
+    "only keys or only values are counted. A token has both.": right.edit("2 * layers", "layers"),
     "all heads are counted. Queries are not kept: count the heads of keys and values, kv_heads.": (
         right.edit("kv_heads * head", "heads * head")
     ),
     "one layer is counted. Every layer has its own keys and values.": right.edit("2 * layers *", "2 *"),
     "one head is counted. Every one of the kv_heads has its own key and value.": right.edit("kv_heads * head", "head"),
-    "one number a head is counted. A head has `head` numbers.": right.edit("kv_heads * head *", "kv_heads *"),
+    "one number for each head is counted. A head has `head` numbers.": right.edit("kv_heads * head *", "kv_heads *"),
     "one token is counted. Every token has its own key and value.": right.edit("head * tokens", "head"),
     "scales and zero points are missing.": right.edit(SHARED, "0"),
     "the zero points are missing. Each group has one, of `bits` bits.": right.edit("(16 + bits)", "16"),
     "the scales are missing. Each group has one, of 16 bits.": right.edit("(16 + bits)", "bits"),
-    "a zero point is counted with 16 bits. It is a code, of `bits` bits.": right.edit("(16 + bits)", "(16 + 16)"),
+    "you counted 16 bits for a zero point. A zero point is a code, of `bits` bits.": right.edit(
+        "(16 + bits)", "(16 + 16)"
+    ),
     "a scale and a zero point are counted for every number. `group` numbers share them.": (
         right.edit("/ group if", "if")
     ),
     "these are bits. 8 bits are a byte.": right.edit(RESULT, "(bits + shared)"),
-    "numbers are counted with 2 bytes. They have `bits` bits.": right.edit(RESULT, "(16 + shared) / 8"),
-    "bits / 8 is cut off to whole bytes, but two codes of 4 bits share a byte.": (
+    "you counted 2 bytes for each number. A number has `bits` bits.": right.edit(RESULT, "(16 + shared) / 8"),
+    "bits / 8 is rounded down to whole bytes, but two codes of 4 bits share a byte.": (
         right.edit(RESULT, "(bits // 8 + shared / 8)")
     ),
-    "the heads of queries divide the head. `head` is the width of one head already.": (
+    "you divided `head` by the number of query heads. `head` is already the width of one head.": (
         right.edit("kv_heads * head", "kv_heads * head / heads")
     ),
 }

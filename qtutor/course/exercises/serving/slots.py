@@ -1,4 +1,4 @@
-"""``serving.slots``: where the tokens of a text lie, by its table of blocks."""
+"""``serving.slots``: find the slots of a text's tokens with its block table."""
 
 from qtutor.course.exercises.edits import solution
 from qtutor.course.exercises.exercise import Exercise
@@ -6,7 +6,7 @@ from qtutor.course.exercises.exercise import Exercise
 
 def slots(table, size, start, end):
     places = []
-    for block in table:  # all places of the text, in its order
+    for block in table:  # all places of the text, in the order of the text
         places += range(block * size, (block + 1) * size)
     return places[start:end]
 
@@ -36,33 +36,33 @@ def right(table, size, start, end):
 PLACE = "block * size + position % size"
 
 MISTAKES = {
-    "the table is not used: the blocks of a text lie anywhere, and the table says where.": (
+    "the table is not used: the blocks of a text may be anywhere in memory, and the table says where.": (
         right.edit("table[position // size]", "position // size")
     ),
     "all tokens are looked for in the first block.": right.edit("table[position // size]", "table[0]"),
-    "the blocks are taken in the order in which they lie in memory. The table has the order of the text.": (
+    "the blocks are used in their order in memory. The table has the order of the text.": (
         right.edit("table[position // size]", "sorted(table)[position // size]")
     ),
     "these are the numbers of blocks. A slot is block * size + the place in the block.": right.edit(PLACE, "block"),
     "these are places in blocks. A slot is block * size + the place in the block.": (
         right.edit(PLACE, "position % size")
     ),
-    "the place in the block is missing: all tokens of a block would lie in its first place.": (
+    "the place in the block is missing: all tokens of a block would be in its first place.": (
         right.edit(PLACE, "block * size")
     ),
     "the number of the block is added, but a block has `size` places: multiply.": (
         right.edit(PLACE, "block + position % size")
     ),
-    "the position in the text is added to the block's first slot. It is the position in the block: % size.": (
+    "you added the position in the text to the block's first slot. Add the position in the block: % size.": (
         right.edit(PLACE, "block * size + position")
     ),
-    "the position is counted from `start`. Block and place depend on where a token stands in the whole text.": (
+    "the position is counted from `start`. Block and place depend on the token's position in the whole text.": (
         right.edit("range(start, end)", "range(end - start)")
     ),
-    "the last token is missing or one too many is there: start to end, end excluded.": (
+    "the last token is missing, or there is one too many: go from start to end, without end.": (
         right.edit("range(start, end)", "range(start, end + 1) if end < size * len(table) else range(start, end - 1)")
     ),
-    "blocks are taken for 16 tokens long. They have `size`.": (
+    "you used blocks of 16 tokens. They have `size` tokens.": (
         right.edit(
             ("table[position // size]", "table[position // 16]"),
             (PLACE, "block * 16 + position % 16"),
@@ -74,7 +74,7 @@ MISTAKES = {
             ("+ position % size", "+ position // size"),
         )
     ),
-    "the tokens of a block lie from its last place to its first. They lie in the order of the text.": (
+    "the tokens of a block are in reverse order. They have to be in the order of the text.": (
         right.edit("position % size", "size - 1 - position % size")
     ),
 }

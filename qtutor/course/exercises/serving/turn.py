@@ -1,4 +1,4 @@
-"""``serving.turn``: queries and keys rotated alike, so that their products stay."""
+"""``serving.turn``: rotate queries and keys alike, so that their products stay the same."""
 
 import torch
 
@@ -53,25 +53,26 @@ MISTAKES = {
     "the matrix is not divided by the root of its width: every score comes out `width` times too large.": (
         right.edit("matrix / width**0.5", "matrix")
     ),
-    "the matrix is divided by its width. Queries and keys are both turned, so each gets the root of it.": (
+    "the matrix is divided by its width. Queries and keys are both turned, so divide by the root of the width.": (
         right.edit("width**0.5", "width")
     ),
-    "the matrix is divided for the keys alone. The scores are right then, but the queries are not turned: they grow.": (
+    "only the matrix for the keys is divided. The scores are then right, but the queries are not just turned: they "
+    "grow.": (
         right.edit(("matrix = matrix / width**0.5", "pass"), (RESULT, "queries @ matrix, keys @ matrix / width"))
     ),
-    "no sign is in the matrix: all turned channels would be the same sum. The lower right quarter is negative.": (
+    "the matrix has no minus signs: all turned channels would be the same sum. The lower right quarter is negative.": (
         right.edit("-matrix", "matrix")
     ),
-    "the sign stands in another quarter. Sylvester's matrix has it in the lower right one.": (
+    "the sign is in the wrong quarter. Sylvester's matrix has it in the lower right one.": (
         right.edit(
             ("torch.cat([matrix, matrix], dim=1)", "torch.cat([matrix, -matrix], dim=1)"),
             ("lower = torch.cat([matrix, -matrix], dim=1)", "lower = torch.cat([matrix, matrix], dim=1)"),
         )
     ),
-    "the whole lower half is negative. Only its right quarter is.": (
+    "the whole lower half is negative. Only its right quarter has to be.": (
         right.edit("torch.cat([matrix, -matrix], dim=1)", "torch.cat([-matrix, -matrix], dim=1)")
     ),
-    "queries and keys are exchanged: first the queries.": right.edit(RESULT, "keys @ matrix, queries @ matrix"),
+    "queries and keys are exchanged: return the queries first.": right.edit(RESULT, "keys @ matrix, queries @ matrix"),
 }
 
 TURN = Exercise(
@@ -85,7 +86,7 @@ TURN = Exercise(
     mistakes=MISTAKES,
     properties=(
         (
-            "the scores changed: queries @ keys.T has to be what it was.",
+            "the scores changed: queries @ keys.T has to stay the same.",
             lambda arguments, results: _same_scores(arguments, results),
         ),
     ),

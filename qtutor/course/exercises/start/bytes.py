@@ -9,7 +9,7 @@ from qtutor.course.exercises.exercise import Exercise
 def true_bytes(rows, columns, bits, group_size, symmetric):
     def of_a_row(count):
         room, taken = 0, 0
-        for _ in range(count * bits):  # bit after bit; a full byte is followed by a new one
+        for _ in range(count * bits):  # bit by bit; after a full byte, a new one begins
             if not room:
                 room, taken = 8, taken + 1
             room -= 1
@@ -49,60 +49,63 @@ ALL = "rows * (codes + scales + zeros)"
 MISTAKES = {
     "these are bits; a byte has 8 of them.": right.edit("rows * (", "8 * rows * ("),
     "the scales are missing: every group stores one, in 16 bits.": right.edit(" + scales", ""),
-    "the zero points are missing: on a grid that is not symmetric every group stores one.": right.edit(" + zeros", ""),
+    "the zero points are missing: on a grid that is not symmetric, every group stores one.": right.edit(" + zeros", ""),
     "scales and zero points are both missing: every group stores them.": right.edit(" + scales + zeros", ""),
-    "a scale is counted with 4 bytes. It is stored in 16 bits.": right.edit("2 * groups", "4 * groups"),
-    "a scale is counted with 1 byte. It is stored in 16 bits, two bytes.": right.edit("2 * groups", "groups"),
-    "a scale is counted with 16 bytes. It has 16 bits, two bytes.": right.edit("2 * groups", "16 * groups"),
-    "a scale is counted like a code, with `bits` bits. It is stored in 16 bits.": (
+    "you counted 4 bytes for a scale. A scale is stored in 16 bits.": right.edit("2 * groups", "4 * groups"),
+    "you counted 1 byte for a scale. A scale has 16 bits, which are 2 bytes.": right.edit("2 * groups", "groups"),
+    "you counted 16 bytes for a scale. A scale has 16 bits, which are 2 bytes.": right.edit(
+        "2 * groups", "16 * groups"
+    ),
+    "you counted `bits` bits for a scale, as for a code. A scale is stored in 16 bits.": (
         right.edit("2 * groups", "math.ceil(groups * bits / 8)")
     ),
-    "only one scale for each row is counted: every group stores one.": right.edit("2 * groups", "2"),
-    "only one scale for the whole matrix is counted: every group of every row stores one.": (
+    "you counted only one scale for each row: every group stores one.": right.edit("2 * groups", "2"),
+    "you counted only one scale for the whole matrix: every group of every row stores one.": (
         right.edit(ALL, "rows * (codes + zeros) + 2")
     ),
-    "only one zero point for each row is counted: every group stores one.": right.edit("groups * bits", "bits"),
-    "a code is counted with a whole byte. Codes are packed, several to a byte.": right.edit(CODES, "columns"),
-    "16 bits for each code are counted: those are the weights before quantization.": right.edit(CODES, "columns * 2"),
+    "you counted only one zero point for each row: every group stores one.": right.edit("groups * bits", "bits"),
+    "you counted a whole byte for a code. Codes are packed, several in a byte.": right.edit(CODES, "columns"),
+    "you counted 16 bits for each code: that is the size of a weight before quantization.": right.edit(
+        CODES, "columns * 2"
+    ),
     "codes are counted in bits, the rest in bytes; a byte has 8 bits.": right.edit(CODES, "columns * bits"),
     "zero points are counted in bits, the rest in bytes; a byte has 8 bits.": right.edit(ZEROS, "groups * bits"),
-    "a zero point is counted with a whole byte. It is a code, and takes as many bits as one.": (
+    "you counted a whole byte for a zero point. A zero point is a code, and takes as many bits as a code.": (
         right.edit("groups * bits", "groups * 8")
     ),
-    "a zero point is counted with 16 bits. It is a code, and takes as many bits as one.": (
+    "you counted 16 bits for a zero point. A zero point is a code, and takes as many bits as a code.": (
         right.edit("groups * bits", "groups * 16")
     ),
-    "zero points are counted on a symmetric grid as well, where they are always the middle and are not stored.": (
+    "you counted zero points for a symmetric grid, too. They are always the middle code there, and are not stored.": (
         right.edit("0 if symmetric else ", "")
     ),
-    "symmetric is taken the wrong way round: the symmetric grid is the one without zero points.": (
+    "symmetric is reversed: the symmetric grid stores no zero points.": (
         right.edit("if symmetric", "if not symmetric")
     ),
-    "the last byte of a row is lost where codes do not fill it: round up, not down.": (
+    "the last byte of a row is lost if codes or zero points do not fill it: round up, not down.": (
         right.edit(("ceil(columns", "floor(columns"), ("ceil(groups", "floor(groups"))
     ),
-    "the last byte of the codes is lost where they do not fill it: round up, not down.": (
+    "the last byte of the codes is lost if they do not fill it: round up, not down.": (
         right.edit("ceil(columns", "floor(columns")
     ),
-    "the last byte of the zero points is lost where they do not fill it: round up, not down.": (
+    "the last byte of the zero points is lost if they do not fill it: round up, not down.": (
         right.edit("ceil(groups", "floor(groups")
     ),
-    "nothing is rounded, but a byte is not cut into parts. Round up the codes and the zero points of a row.": (
-        right.edit(*EXACT)
-    ),
-    "all is rounded up once, at the end. Every row begins with a new byte, so round up row by row.": (
+    "nothing is rounded, but only whole bytes are stored. Round up the bytes of a row's codes and of its zero "
+    "points.": right.edit(*EXACT),
+    "you rounded up once, at the end. Every row begins with a new byte, so round up row by row.": (
         right.edit(*EXACT, (ALL, f"math.ceil({ALL})"))
     ),
-    "the fraction is cut off at the end. Every row begins with a new byte, so round up row by row.": (
+    "you rounded down once, at the end. Every row begins with a new byte, so round up row by row.": (
         right.edit(*EXACT, (ALL, f"int({ALL})"))
     ),
-    "a byte too many is counted where codes fill the last one: (n + 7) // 8, not n // 8 + 1.": (
+    "you counted a byte too many if codes or zero points exactly fill the last one: (n + 7) // 8, not n // 8 + 1.": (
         right.edit((CODES, "columns * bits // 8 + 1"), (ZEROS, "groups * bits // 8 + 1"))
     ),
-    "a byte too many is counted for codes that fill the last one: (n + 7) // 8, not n // 8 + 1.": (
+    "you counted a byte too many for codes that exactly fill the last one: (n + 7) // 8, not n // 8 + 1.": (
         right.edit(CODES, "columns * bits // 8 + 1")
     ),
-    "codes and zero points of a row are rounded up together. Each of the two begins with a byte of its own.": (
+    "codes and zero points of a row are rounded up together. Each of the two begins with a new byte.": (
         right.edit(("columns * bits", "(columns + (0 if symmetric else groups)) * bits"), (" + zeros", ""))
     ),
     "all rows are packed as one stream. Every row begins with a new byte, so round up row by row.": right.edit(
@@ -110,27 +113,26 @@ MISTAKES = {
         ("groups * bits", "rows * groups * bits"),
         (ALL, "codes + rows * scales + zeros"),
     ),
-    "scales are counted for one row only: every row has its own groups.": (
+    "you counted scales and zero points for one row only: every row has its own groups.": (
         right.edit("(codes + scales + zeros)", "codes + scales + zeros")
     ),
-    "these are the bytes of one row: there are `rows` of them.": right.edit(ALL, "codes + scales + zeros"),
-    "rows are counted twice: you took the groups of the whole matrix, and multiplied them by rows again.": (
+    "these are the bytes of one row: multiply by `rows`.": right.edit(ALL, "codes + scales + zeros"),
+    "rows are counted twice: you counted the groups of the whole matrix, and multiplied by rows again.": (
         right.edit("columns // group_size", "rows * columns // group_size")
     ),
-    "rows and columns are swapped. A row has `columns` weights, and its groups lie along it.": right.edit(
+    "rows and columns are swapped. A row has `columns` weights, and is divided into groups.": right.edit(
         ("groups = ", "rows, columns = columns, rows; group_size = min(group_size, columns); groups = ")
     ),
-    "these are bits for each weight; asked for are the bytes of the whole layer.": right.edit(
-        ALL, f"8 * {ALL} / (rows * columns)"
+    "these are bits per weight; return the bytes of the whole layer.": right.edit(ALL, f"8 * {ALL} / (rows * columns)"),
+    "these are bytes per weight; return the bytes of the whole layer.": right.edit(ALL, f"{ALL} / (rows * columns)"),
+    "you treated every row as one group. A row has columns / group_size groups.": right.edit(
+        "columns // group_size", "1"
     ),
-    "these are bytes for each weight; asked for are the bytes of the whole layer.": right.edit(
-        ALL, f"{ALL} / (rows * columns)"
+    "group_size is the number of weights in a group, not the number of groups in a row, which is columns / "
+    "group_size.": right.edit("columns // group_size", "group_size"),
+    "these are the bytes before quantization, 2 for each weight.": right.edit(
+        "(codes + scales + zeros)", "columns * 2"
     ),
-    "every row is taken for one group: it has columns / group_size of them.": right.edit("columns // group_size", "1"),
-    "group_size is the number of weights in a group, not the number of groups, columns / group_size.": (
-        right.edit("columns // group_size", "group_size")
-    ),
-    "these are the bytes before quantization, 2 a weight.": right.edit("(codes + scales + zeros)", "columns * 2"),
 }
 
 BYTES = Exercise(

@@ -22,10 +22,10 @@ def perplexity(logits, token_ids):
 
 
 def cases():
-    # One-hot rows that predict the next token of 0, 1, 2, 0, with high probability, and correctly.
+    # One-hot rows that correctly predict each next token of 0, 1, 2, 0, with high probability.
     sure = 20 * torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]])
     hard = short(3, 5, 4, digits=2)
-    hard[1, 2] -= 120  # hardly thinkable, and then it comes
+    hard[1, 2] -= 120  # nearly impossible, but it is the next token
     return [
         ("three tokens, two to predict", (torch.tensor([[0.0, 2, 1], [1, 0, 0], [3, 1, 2]]), torch.tensor([2, 1, 0]))),
         ("a model that knows nothing, 5 tokens", (torch.zeros(4, 5), torch.tensor([1, 4, 0, 2]))),
@@ -33,7 +33,7 @@ def cases():
         ("eight tokens", (3 * short(1, 8, 6, digits=2), torch.tensor([5, 0, 3, 3, 1, 2, 4, 0]))),
         ("two tokens, one to predict", (short(2, 2, 3, digits=2), torch.tensor([0, 2]))),
         ("logits far from 0", (short(4, 4, 5, digits=2) + 1000, torch.tensor([3, 1, 4, 0]))),
-        ("a token that the model thought next to impossible", (hard, torch.tensor([0, 1, 2, 3, 0]))),
+        ("a token that the model considered nearly impossible", (hard, torch.tensor([0, 1, 2, 3, 0]))),
     ]
 
 
@@ -67,24 +67,25 @@ MISTAKES = {
     "you averaged the probabilities. Average their logarithms: perplexity is a geometric mean.": (
         right.edit(MEAN, "1 / (-losses).exp().mean()")
     ),
-    "natural logarithms were taken, but 2 to the power of their mean. To log belongs exp.": (
+    "you took natural logarithms, but 2 to the power of their mean. The inverse of log is exp.": (
         right.edit(MEAN, "2 ** losses.mean()")
     ),
-    "logarithms to base 2 were taken, but exp of their mean. To log2 belongs 2 ** mean.": (
+    "you took logarithms to base 2, but exp of their mean. Undo log2 with 2 ** mean.": (
         right.edit("losses.mean()", "(losses / math.log(2)).mean()")
     ),
-    "logarithms to base 10 were taken, but exp of their mean. To log10 belongs 10 ** mean.": (
+    "you took logarithms to base 10, but exp of their mean. Undo log10 with 10 ** mean.": (
         right.edit("losses.mean()", "(losses / math.log(10)).mean()")
     ),
-    "natural logarithms were taken, but 10 to the power of their mean. To log belongs exp.": (
+    "you took natural logarithms, but 10 to the power of their mean. The inverse of log is exp.": (
         right.edit(MEAN, "10 ** losses.mean()")
     ),
-    "this is the median of -log p. Perplexity is exp of its mean.": right.edit("losses.mean()", "losses.median()"),
-    "this is the median of log p (of two in the middle the lower). Perplexity is exp of minus its mean.": (
-        right.edit("losses.mean()", "(-(-losses).median())")
+    "you took the median of -log p. Perplexity is exp of the mean of -log p.": right.edit(
+        "losses.mean()", "losses.median()"
     ),
-    "every row is asked for the tokens of all other rows as well, as [:, token_ids] picks them. Row i says p of the "
-    "one token that came after it: gather(1, token_ids[1:, None]).": (
+    "you took the median of log p (the lower one of two in the middle). Perplexity is exp of minus the mean of log "
+    "p.": right.edit("losses.mean()", "(-(-losses).median())"),
+    "[:, token_ids] picks from every row the tokens of all other rows, too. From row i, take only p of the token that "
+    "came after it: gather(1, token_ids[1:, None]).": (
         right.edit("logs[:-1].gather(1, token_ids[1:, None])", "logs[:-1][:, token_ids[1:]]")
     ),
     "only the worst token counts here. Perplexity is exp of the mean of -log p over all tokens.": (
@@ -99,7 +100,7 @@ MISTAKES = {
     "this is the entropy of the probabilities. Only p of the token that really came counts.": right.edit(
         "-logs[:-1].gather(1, token_ids[1:, None])", "-(logs.exp() * logs)[:-1].sum(1)"
     ),
-    "you took p of the token that the model expected most. It is the token that really came whose p counts.": (
+    "you took p of the token that the model expected most. Take p of the token that really came.": (
         right.edit("logs[:-1].gather(1, token_ids[1:, None])", "logs[:-1].amax(1)")
     ),
     "the logarithm is missing: this is exp of minus the mean of p. Average -log p.": (
@@ -108,43 +109,43 @@ MISTAKES = {
     "the sum is divided by the size of the vocabulary, not by the number of predicted tokens.": (
         right.edit("losses.mean()", "(losses.sum() / logits.shape[1])")
     ),
-    "the sum is divided by one less than there are predictions. With n tokens, n - 1 are predicted.": (
+    "the sum is divided by one less than the number of predictions. With n tokens, n - 1 are predicted.": (
         right.edit("losses.mean()", "(losses.sum() / (len(losses) - 1 or 1))")
     ),
-    "this is the mean of -log p. Perplexity is exp of it.": right.edit(".exp()", ""),
+    "this is the mean of -log p. Perplexity is exp of that mean.": right.edit(".exp()", ""),
     "the sign is missing: this is exp of the mean of log p, one divided by the perplexity.": (
         right.edit("-logs", "logs")
     ),
     "-log p is added up and not averaged.": right.edit("mean", "sum"),
-    "the sum is divided by the number of tokens. One fewer is predicted: the first has nothing before it.": (
+    "the sum is divided by the number of tokens. One fewer is predicted: the first token has none before it.": (
         right.edit("losses.mean()", "(losses.sum() / len(token_ids))")
     ),
-    "logits were taken for log probabilities. The softmax is missing: use log_softmax over the vocabulary.": (
+    "you used logits as log probabilities. The softmax is missing: use log_softmax over the vocabulary.": (
         right.edit(".log_softmax(-1)", "")
     ),
-    "the softmax runs over the positions. It belongs over the vocabulary, the last axis.": (
+    "the softmax runs over the positions. It has to run over the vocabulary, the last axis.": (
         right.edit("log_softmax(-1)", "log_softmax(0)")
     ),
-    "the softmax runs over the positions (without the last row). It belongs over the vocabulary, the last axis.": (
+    "the softmax runs over the positions (without the last row). It has to run over the vocabulary, the last axis.": (
         right.edit(
             ("log_softmax(-1)", "log()"), ("logits.double()", "logits.double()[:-1].softmax(0)"), ("logs[:-1]", "logs")
         )
     ),
-    "softmax is taken twice: cross_entropy and log_softmax want logits, not probabilities.": (
+    "softmax is applied twice: cross_entropy and log_softmax expect logits, not probabilities.": (
         right.edit("log_softmax(-1)", "softmax(-1).log_softmax(-1)")
     ),
-    "exp(logit) overflows, in float64 as well, where logits are large. Subtract each row's largest first, or use "
+    "if logits are large, exp(logit) overflows, even in float64. Subtract each row's largest first, or use "
     "log_softmax.": right.edit(LOG_P, "(logits.double().exp() / logits.double().exp().sum(-1, keepdim=True)).log()"),
-    "exp(logit) overflows where logits are large. Subtract each row's largest first, or use log_softmax.": right.edit(
+    "if logits are large, exp(logit) overflows. Subtract each row's largest first, or use log_softmax.": right.edit(
         LOG_P, "(logits.exp() / logits.exp().sum(-1, keepdim=True)).log().double()"
     ),
-    "a tiny probability becomes 0 in float32, and its logarithm infinite. Use log_softmax, which never leaves the "
-    "logarithm.": right.edit("double().log_softmax(-1)", "softmax(-1).log().double()"),
+    "a tiny probability becomes 0 in float32, and its logarithm becomes infinite. Use log_softmax, which computes the "
+    "logarithm directly.": right.edit("double().log_softmax(-1)", "softmax(-1).log().double()"),
 }
 
 
 def _tells_the_impossible(arguments, results) -> bool:
-    """The perplexity is large if a token comes that the model held to be nearly impossible."""
+    """Whether the perplexity is large if a token comes that the model considered nearly impossible."""
     expected = perplexity(*arguments)
     return expected < 1e6 or not np.isfinite(results[0]) or bool(results[0] > expected / 2)
 
@@ -177,13 +178,13 @@ PERPLEXITY = Exercise(
     mistakes=MISTAKES,
     properties=(
         (
-            "a token that is next to impossible surprises without bounds: nothing is added to p, and p is not clamped "
-            "(log_softmax needs neither).",
+            "the perplexity of a nearly impossible token has no upper limit: do not add anything to p, and do not "
+            "clamp p (log_softmax needs neither).",
             _tells_the_impossible,
         ),
     ),
-    # The softmax may be taken in float32, and exp turns its absolute error of a few 1e-6 into a relative one. Logits of
-    # 1000 have steps of 6e-5 there.
+    # The softmax may be computed in float32, and exp turns its absolute error of a few 1e-6 into a relative error.
+    # Logits of 1000 have steps of 6e-5 in float32.
     tolerance=1e-4,
     replaces="qtutor.measure.losses.perplexity",
     adapt=adapt,

@@ -1,4 +1,4 @@
-"""``start.step_time``: the least time that one decoding step takes."""
+"""``start.step_time``: the shortest possible time of one decoding step."""
 
 from fractions import Fraction
 
@@ -23,7 +23,7 @@ def cases():
         ("fast memory, slow arithmetic", (7_000_000_000, 8, 1e12, 1e11, 4)),
         ("a tiny model", (1_000, 8, 1e3, 1e6, 1)),
         ("two sequences, where reading still takes longer", (7_000_000_000, 4, 50e9, 1e12, 2)),
-        ("one sequence, and arithmetic that is slower still", (1_000, 4, 1e6, 1e3, 1)),
+        ("one sequence, and even slower arithmetic", (1_000, 4, 1e6, 1e3, 1)),
     ]
 
 
@@ -37,45 +37,45 @@ def right(parameters, bits, bandwidth, operations, batch):
 LONGER = "max(reading, computing)"
 
 MISTAKES = {
-    "bits are divided by bytes a second: 8 bits make one byte.": right.edit(" / 8", ""),
+    "bits are divided by bytes per second: 8 bits are one byte.": right.edit(" / 8", ""),
     "the two times are added. Reading and computing go on side by side, so the longer one counts.": (
         right.edit(LONGER, "reading + computing")
     ),
-    "the shorter of the two times is taken; the step is over when the longer one is.": right.edit("max", "min"),
-    "only reading is counted. With many sequences at once computing takes longer.": right.edit(LONGER, "reading"),
-    "only computing is counted. With one sequence reading takes longer.": right.edit(LONGER, "computing"),
-    "a weight is counted as one operation for each sequence; it is two, a multiplication and an addition.": (
+    "you took the shorter of the two times; the step ends when the longer one ends.": right.edit("max", "min"),
+    "only reading is counted. With many sequences at once, computing takes longer.": right.edit(LONGER, "reading"),
+    "only computing is counted. With one sequence, reading takes longer.": right.edit(LONGER, "computing"),
+    "you counted one operation for each weight and sequence; there are two, a multiplication and an addition.": (
         right.edit("2 * ", "")
     ),
     "the batch is forgotten: every sequence needs its own two operations for each weight.": right.edit(" * batch", ""),
     "the weights are read once for every sequence. They are read once, and used for all.": (
         right.edit("/ bandwidth", "/ bandwidth * batch")
     ),
-    "the bits are multiplied by 8. 8 bits make one byte, so divide.": right.edit("bits / 8", "bits * 8"),
-    "bits // 8 cuts off: 4 bits would be no byte at all. Divide with /, which keeps the half byte.": (
+    "the bits are multiplied by 8. 8 bits are one byte, so divide.": right.edit("bits / 8", "bits * 8"),
+    "bits // 8 rounds down: 4 bits would be 0 bytes. Divide with /, which keeps the half byte.": (
         right.edit("bits / 8", "(bits // 8)")
     ),
-    "16 bits are counted for every weight. It has `bits` of them.": right.edit("bits / 8", "2"),
-    "a byte is counted for every weight. It has `bits` bits.": right.edit(" * bits / 8", ""),
-    "computing is divided by the batch. Every sequence needs operations of its own: multiply by it.": (
+    "you counted 16 bits for every weight. A weight has `bits` bits.": right.edit("bits / 8", "2"),
+    "you counted a byte for every weight. A weight has `bits` bits.": right.edit(" * bits / 8", ""),
+    "the time of computing is divided by the batch. Every sequence needs its own operations: multiply by the batch.": (
         right.edit("batch / operations", "1 / operations / batch")
     ),
-    "operations are counted for each bit. A weight costs two, whatever its bits are.": (
+    "you counted two operations for each bit. A weight costs two, no matter how many bits it has.": (
         right.edit("batch / operations", "bits * batch / operations")
     ),
-    "operations are counted for each byte. A weight costs two, whatever its bits are.": (
+    "you counted two operations for each byte. A weight costs two, no matter how many bits it has.": (
         right.edit("batch / operations", "bits / 8 * batch / operations")
     ),
-    "a weight is counted as four operations for each sequence; it is two operations, a multiplication and an "
+    "you counted four operations for each weight and sequence; there are two, a multiplication and an "
     "addition.": right.edit("2 * ", "4 * "),
-    "bandwidth and operations are swapped: bytes are divided by bandwidth, operations by operations a second.": (
+    "bandwidth and operations are swapped: divide bytes by bandwidth, and operations by operations per second.": (
         right.edit(("/ bandwidth", "/ operations"), ("batch / operations", "batch / bandwidth"))
     ),
-    "these are milliseconds; seconds are asked for.": right.edit(LONGER, f"1000 * {LONGER}"),
+    "these are milliseconds; return seconds.": right.edit(LONGER, f"1000 * {LONGER}"),
     "the time is divided by the batch at the end. The step takes this long for all sequences together.": (
         right.edit(LONGER, f"{LONGER} / batch")
     ),
-    "these are tokens a second of all sequences; the time of one step is asked for.": (
+    "these are tokens per second of all sequences; return the time of one step.": (
         right.edit(LONGER, f"batch / {LONGER}")
     ),
     "this is the mean of the two times. Reading and computing go on side by side, so the longer one counts.": (
@@ -87,10 +87,10 @@ MISTAKES = {
     "this is the difference of the two times. They go on side by side, so the longer one counts.": (
         right.edit(LONGER, "abs(reading - computing)")
     ),
-    "the batch alone decides which time counts. Take the longer of the two, whatever the batch is.": (
+    "the batch alone decides which time counts. Always take the longer of the two.": (
         right.edit(LONGER, "reading if batch == 1 else computing")
     ),
-    "these are tokens a second of one sequence; the time is asked for, which is one divided by it.": (
+    "these are tokens per second of one sequence; return the time, which is 1 divided by that.": (
         right.edit("max(", "1 / max(")
     ),
 }
