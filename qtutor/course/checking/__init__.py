@@ -79,7 +79,7 @@ def examine(exercise: Exercise, function: Callable) -> Verdict:
     likely = diagnose(exercise, names, cases, got, expected, wrong)
     lines += _difference(exercise, got[first], expected[first], asking=not likely)
     if not likely and broken[first]:
-        likely = f"What must hold and does not: {broken[first]}"
+        likely = f"This must be true, but is not: {broken[first]}"
     return Verdict(False, "\n".join(lines + [likely] * bool(likely)))
 
 
@@ -101,8 +101,8 @@ def _ran(exercise: Exercise, function: Callable, names: list[str], arguments: tu
 
 def _still_running(exercise: Exercise, kind: str, up: limits.TimeUp) -> str:
     return (
-        f"{exercise.name}: stopped. Your function was still running after {limits.SECONDS:g} seconds, where all inputs "
-        f"together need far less. It was at this input: {kind}. Does a loop never end?{where(up)}"
+        f"{exercise.name}: stopped. Your function was still running after {limits.SECONDS:g} seconds, but all inputs "
+        f"together need far less. It was working on this input: {kind}. Does a loop never end?{where(up)}"
     )
 
 
@@ -197,7 +197,7 @@ def _first_place(name: str, got: np.ndarray, expected: np.ndarray, difference: n
     mine, right = comparing.apart(got[place], expected[place])
     share = f"{int(difference.sum())} of {difference.size} differ; " if difference.size > 1 else ""
     if undefined.any():
-        question = " Was something divided by zero, or a logarithm taken of it?" if asking else ""
+        question = " Did your function divide by zero, or take the logarithm of zero?" if asking else ""
         return f"{share}{where} is {mine}, expected {right}.{question}"
     whole = expected.dtype.kind == "i" and got.dtype.kind == "f" and got[place] != np.round(got[place])
     return f"{share}the first is {where}: {mine}, expected {right}{' (a whole number)' if whole else ''}."

@@ -64,7 +64,7 @@ def run(
     except (KeyboardInterrupt, TimeUp):
         raise
     except SystemExit:
-        return Outcome("SystemExit", problem="Your function ended the program (exit, quit or sys.exit). Let it return.")
+        return Outcome("SystemExit", problem="Your function ended the program (exit, quit or sys.exit). Use return.")
     except BaseException as error:  # no exception of a learner's code may end the check
         return Outcome("todo") if _is_stub(error) else Outcome(type(error).__name__, problem=_raised(error))
     parts, problem = _split(returned, outputs)
@@ -127,7 +127,7 @@ def _raised(error: BaseException) -> str:
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", _text(error))
     said = f"Your function raised {type(error).__name__}" + (f": {text}" if text else "")
     if isinstance(error, MemoryError):
-        said += ": it asked for more memory than a check gives"
+        said += ": it asked for more memory than a check allows"
     return said + (where(error) or ".")
 
 
@@ -136,7 +136,7 @@ def _text(error: BaseException) -> str:
     try:
         text = " ".join(str(error)[:2000].split())[:300]
     except Exception:
-        return "(its text cannot be shown: str() of it raises an exception itself)"
+        return "(its text cannot be shown: calling str() on it raises an exception itself)"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -149,7 +149,9 @@ def where(error: BaseException) -> str:
 def wrong_call(function, names: list[str], arguments: tuple) -> str:
     """Why ``function`` cannot even be called with these arguments, or ``""``."""
     if not callable(function):
-        return f"check needs the function itself, without parentheses behind it; it got a {type(function).__name__}."
+        return (
+            f"check needs the function itself, without parentheses after its name; it got a {type(function).__name__}."
+        )
     try:
         signature = inspect.signature(function)
     except Exception:

@@ -39,7 +39,7 @@ def to_array(value, room: float = math.inf, depth: int = 0) -> np.ndarray:
 
 HINTS = {
     "generator": " (yield makes one, and so does (... for ...) in round brackets)",
-    "coroutine": " (async def makes one; a plain def is wanted)",
+    "coroutine": " (async def makes one; write a plain def)",
 }
 
 
@@ -64,7 +64,7 @@ def _of_tensor(value: torch.Tensor, room: float) -> np.ndarray:
 
 def _of_list(value, room: float, depth: int) -> np.ndarray:
     if depth == DEEPEST:
-        raise NotNumbers(f"made of lists in lists, more than {DEEPEST} deep. Does one contain itself?")
+        raise NotNumbers(f"made of nested lists, more than {DEEPEST} deep. Does one contain itself?")
     parts, taken = [], 0
     for part in value:
         parts.append(to_array(part, room - taken, depth + 1))
@@ -85,7 +85,7 @@ def _of_numpy(array: np.ndarray, room: float) -> np.ndarray:
         return array.astype(np.float64)
     if array.dtype.kind in "US":
         return array
-    raise NotNumbers(f"a numpy array of {array.dtype}" if array.ndim else f"one {array.dtype} of numpy")
+    raise NotNumbers(f"a numpy array of {array.dtype}" if array.ndim else f"a numpy scalar of {array.dtype}")
 
 
 def _of_number(value: numbers.Number) -> np.ndarray:
@@ -99,7 +99,7 @@ def _of_number(value: numbers.Number) -> np.ndarray:
     try:
         return np.array(float(value))
     except (OverflowError, ValueError, TypeError):
-        raise NotNumbers(f"a {type(value).__name__} that no float64 holds") from None
+        raise NotNumbers(f"a {type(value).__name__} that does not fit into a float64") from None
 
 
 def _fits(count: float, room: float, what: str) -> None:

@@ -127,7 +127,7 @@ class _Short(io.TextIOBase):
         if self.room > 0:
             self.stream.write(text[: self.room])
             if len(text) > self.room:
-                self.stream.write("\n... (what your function prints beyond this is left out)\n")
+                self.stream.write("\n... (the rest of what your function prints is left out)\n")
             self.room -= len(text)
         return len(text)
 

@@ -57,7 +57,11 @@ def kinds_kept(of: Stored, name: str) -> dict[str, float] | None:
 
 
 def exact_and_others(of: Stored, name: str) -> tuple[float, float, float] | None:
-    """The means of :func:`kinds_kept` for exact kinds and for the others, and a deviation of their difference."""
+    """The means of :func:`kinds_kept` for exact kinds and for the others, and the most that their difference deviates.
+
+    The third number is the sum of both standard deviations. Chance moves each mean by itself, so the standard deviation
+    of the difference is smaller.
+    """
     kept, kinds = kinds_kept(of, name), QUESTIONS[of.source]
     if kept is None:
         return None

@@ -63,7 +63,7 @@ def four_times(of: Stored) -> Judged | None:
         return None
     layers, whole = smaller(found)
     bits = found["groups"]["64"]["bits"]
-    figure = f"{bits:.2f} true bits: layers {layers:.1f} times smaller, the whole model {whole:.1f} times"
+    figure = f"{bits:.2f} true bits: layers are {layers:.1f} times smaller, the whole model {whole:.1f} times"
     return Judged(figure, HOLDS if whole > 3.8 else PARTLY if layers > 3.5 else FAILS)
 
 
@@ -91,7 +91,7 @@ def one_percent(of: Stored) -> Judged | None:
         return None
     back = won_back(found)
     loud, heavy, luck = back["loudest inputs"][0], back["largest weights"][0], max(back["at random"])
-    figure = f"1 % by loudest inputs wins back {loud:.0%}, by largest weights {heavy:.0%}, at random up to {luck:.0%}"
+    figure = f"1 % by loudest inputs recovers {loud:.0%}, by largest weights {heavy:.0%}, at random up to {luck:.0%}"
     best = loud > max(heavy, luck) + SAME
     return Judged(figure, HOLDS if best and loud > 0.5 + SAME else PARTLY if best else FAILS)
 
@@ -130,8 +130,8 @@ def same_algorithm(of: Stored) -> Judged | None:
     off = found["difference"] / found["of"]
     nearly = "exactly" if off == 0 else f"up to {off:.0e} of the largest"
     figure = (
-        f"{flips}half of the texts differ within {math.ceil(row['first_other'] + 0.5)} tokens; logits as of float "
-        f"layers that hold the same numbers, {nearly}"
+        f"{flips}half of the texts differ within {math.ceil(row['first_other'] + 0.5)} tokens; logits equal those "
+        f"of float layers that hold the same numbers, {nearly}"
     )
     return Judged(figure, HOLDS if off < 1e-3 else FAILS)
 
@@ -144,8 +144,8 @@ def calibration(of: Stored) -> Judged | None:
     means = {kind: sum(kls) / len(kls) for kind, kls in found["kinds"].items()}
     matched = means["matched"]
     figure = (
-        f"KL beside matched text: another kind {means['another kind'] / matched:.2f} times, random tokens "
-        f"{means['random tokens'] / matched:.2f}, no text {found['none'] / matched:.2f}"
+        f"KL relative to matched text: another kind {means['another kind'] / matched:.2f} times, random "
+        f"tokens {means['random tokens'] / matched:.2f}, no text {found['none'] / matched:.2f}"
     )
     worse = min(found["kinds"]["random tokens"]) > (1 + SAME) * max(found["kinds"]["matched"])
     return Judged(
@@ -201,7 +201,7 @@ CLAIMS = (
     Claim("near_zero", "Most weights lie near zero, and few are outliers", near_zero),
     Claim("one_percent", "1 % of the channels matter most", one_percent),
     Claim("super_weight", "There is a single weight without which the model is useless", super_weight),
-    Claim("three_quarters", "Three quarters of the bits can go without a loss in proportion", three_quarters),
+    Claim("three_quarters", "Three quarters of the bits can be removed without a proportional loss", three_quarters),
     Claim("same_algorithm", "It does not change how text is generated, only the numbers", same_algorithm),
     Claim("calibration", "Calibration text matters", calibration),
     Claim("perplexity_hides", "Perplexity hides what tasks show", perplexity_hides),
@@ -249,6 +249,6 @@ def in_short() -> str:
         missing = sum(judged is None for judged in found.values())
         told.append(f"{name}: {'; '.join(parts)}" + (f"; {missing} not measured" if missing else ""))
     return (
-        f"{len(CLAIMS)} claims that people make of quantization, put to the test by chapter 12 (with figures: "
+        f"{len(CLAIMS)} claims that people make of quantization, tested in chapter 12 (with figures: "
         f"[claims.md](benchmarks/claims.md)). On {'. On '.join(told)}."
     )

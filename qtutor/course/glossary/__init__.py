@@ -18,8 +18,8 @@ from pathlib import Path
 TERMS = Path(__file__).with_name("terms.toml")
 PAGE = "glossary.ipynb"  # in the workspace; beside the chapters
 INTRODUCTION = (
-    "The words of this course, each with the chapter that builds what it names. Chapters link here where they first "
-    "use a word."
+    "The words of this course, each with the chapter in which it is built. Chapters link here where they first use a "
+    "word."
 )
 # The parts of a page that get no links, in the order in which they are searched for.
 PROTECTED = re.compile(

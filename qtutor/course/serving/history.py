@@ -90,7 +90,7 @@ def continuous(
             request = Request(len(requests), list(one.prompt), one.new)
             requests[request] = one.name
             scheduler.add(request)
-            events.append(f"{one.name} arrives with {len(one.prompt)} tokens, and wants {one.new}")
+            events.append(f"{one.name} arrives with {len(one.prompt)} tokens, and wants {one.new} new ones")
         moment, left = _step(scheduler, requests, events)
         moments.append(moment)
     last = _blocks(scheduler, requests)
@@ -107,7 +107,7 @@ def _step(scheduler: Scheduler, requests: dict[Request, str], events: list[str])
             events.append(f"no block is free: {name} is preempted, gives its blocks back and waits")
         elif request.state is State.RUNNING and state is not State.RUNNING:
             found = request.shared - shared
-            known = f", {found} of its tokens are in blocks that are known" if found else ""
+            known = f", {found} of its tokens are in known blocks" if found else ""
             events.append(f"{name} starts{' again' if preemptions else ''}{known}")
     for request, piece in pieces.items():
         request.cached = piece.end
@@ -183,6 +183,9 @@ def static(asked: Sequence[Asked], places: int) -> list[list[str]]:
 
 
 def used(rows: Sequence[Sequence[str]]) -> float:
-    """The share of all places and steps in which a token for a request was written."""
+    """The share of all places and steps in which an unfinished text has the place in the batch.
+
+    Every such step counts, also one in which the text only reads a part of its prompt and writes no token.
+    """
     places = [place for row in rows for place in row]
     return sum(place not in ("", ".") for place in places) / len(places)

@@ -26,7 +26,7 @@ def one_column_larger(weight: torch.Tensor, tried: Mapping[float, tuple], loud: 
         row = [s, f"{step:.3f}", f"{scaled[loud]:.2f}", f"{comes_back:.4f}", f"{own:.3f}"]
         rows.append(row + [f"{root:.3f}" for root in roots])
     header = ["s", "step", f"{weight[loud]:.2f} · s", "comes back as", "changes the output by"]
-    table([*header, "the nine others", "all ten: root of the sum of squares"], *rows)
+    table([*header, "the other nine", "all ten: root of the sum of squares"], *rows)
 
 
 def loud_and_others(
@@ -61,7 +61,7 @@ def one_factor(factors: Sequence[float], measured: Mapping[str, tuple]) -> None:
             f"Multiplying gives {gain} (in log perplexity)."
         )
     header = ["3 bits, groups of 128", "float", "rounded (s = 1)", *(f"s = {s}" for s in factors[1:])]
-    table([*header, "1 % kept in 16 bits", "part of the expected squared error in this 1 %"], *rows)
+    table([*header, "1 % kept in 16 bits", "share of the expected squared error in this 1 %"], *rows)
     say(*lines)
 
 
@@ -73,7 +73,7 @@ def searches(found: Found) -> None:
         row = [label, name, f"{search.ratio:.2f}", f"{left(search):.0%}"]
         rows.append([*row, f"{louder:.1f}", f"{spread:.1f}"])
     header = ["layers", "decoder", "ratio chosen", "output error / that of ratio 0", "loudest channel / median"]
-    table([*header, "largest scale / smallest"], *rows)
+    table([*header, "largest / smallest scale"], *rows)
 
 
 def left(search: Search) -> float:
@@ -97,12 +97,12 @@ def with_and_without_outliers(found: Found, put_in: torch.Tensor, where: str) ->
     correlation = torch.corrcoef(torch.stack([put_in.log(), mean_abs.log()]))[0, 1]
     say(
         f"On average the search leaves {means[plain]:.0%} of rounding's squared output error in the decoder {plain}, "
-        f'and {means[harder]:.0%} {harder}. The two differ most in "{differing}"; elsewhere by {100 * rest:.1f} '
+        f'and {means[harder]:.0%} {harder}. The two differ most in "{differing}", and elsewhere by {100 * rest:.1f} '
         "points at most.",
         f'`add_outliers` had multiplied the inputs of "{where}" by its own factors. Take the logarithms of these '
         f"factors and of mean |x|, channel by channel: their correlation is {correlation:.2f}. The search chose ratio "
-        f"{search.ratio:.2f} there. So the scales undo {'nearly all' if search.ratio > 0.8 else 'a part'} of what "
-        "`add_outliers` did. Yet they are computed only from the activations.",
+        f"{search.ratio:.2f} there. So the scales undo {'nearly all' if search.ratio > 0.8 else 'a part'} of the "
+        "change by `add_outliers`, although they are computed only from the activations.",
     )
 
 
@@ -136,13 +136,13 @@ def ranges(found: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> None
         for bits, (errors, kept) in found.items()
     ]
     header = ["bits", "output error, whole ranges", "ranges by the weights", "by the output, each group by itself"]
-    table([*header, "by the output, in turns", "part of the range that the last three keep"], *rows)
+    table([*header, "by the output, in turns", "share of the range that the last three keep"], *rows)
     harmful = [str(bits) for bits, (errors, _) in found.items() if errors[1] > errors[0]]
     say(
         f"With ranges that are best for the weights, the output gets **worse** than with whole ranges at "
         f"{', '.join(harmful)} bits."
         if harmful
-        else "Here ranges by the weights' own error do the output no harm."
+        else "Here, ranges by the weights' own error do not harm the output."
     )
 
 
@@ -183,9 +183,9 @@ def parts_of_the_gain(measured: Mapping[str, Mapping[str, Score]]) -> None:
             recovered(scored, f"awq, 4 bits{step}") for step in (", scales alone", "", ", propagation")
         )
         lines.append(
-            f"**{name}**, AWQ by itself recovers {shares}. At 4 bits {scales:.0%} come from the scales and "
+            f"**{name}**, AWQ by itself recovers {shares}. At 4 bits, {scales:.0%} come from the scales and "
             f"{clipped - scales:.0%} from clipping, so the scales are {scales / clipped:.0%} of its gain. Propagation, "
-            f"which is no part of AWQ, adds {everything - clipped:.0%}."
+            f"which is not a part of AWQ, adds {everything - clipped:.0%}."
         )
     say(*lines)
 

@@ -22,7 +22,7 @@ def use_of_levels(panels: Mapping[str, tuple], errors: Mapping[str, float]) -> N
     for name, (_, _, shares) in panels.items():
         information = -(shares * shares.clamp(min=1e-30).log2()).sum()
         rows.append([name, f"{shares.max():.1%}", f"{shares.min():.1%}", f"{information:.2f}", f"{errors[name]:.2%}"])
-    table(["levels", "busiest level", "idlest level", "information in a code, bits", "relative error"], *rows)
+    table(["levels", "busiest level", "least used level", "information in a code, bits", "relative error"], *rows)
 
 
 def equal_bytes(series: Mapping[str, Line], nf4: Sequence[str], integers: str) -> None:
@@ -38,8 +38,8 @@ def equal_bytes(series: Mapping[str, Line], nf4: Sequence[str], integers: str) -
                 continue
             better = "NF4" if error < integer else "The integers"
             lines.append(
-                f"- {label}, blocks of {block}, {bits:.3f} bits: {error:.2%}; the asymmetric integers at as many bits: "
-                f"{integer:.2%}. **{'About the same' if abs(error / integer - 1) < 0.01 else better}.**"
+                f"- {label}, blocks of {block}, {bits:.3f} bits: {error:.2%}; the asymmetric integers with the same "
+                f"number of bits: {integer:.2%}. **{'About the same' if abs(error / integer - 1) < 0.01 else better}.**"
             )
     say(*lines)
 
@@ -72,7 +72,10 @@ def by_scale(errors: Mapping[str, Sequence[float]], blocks: Sequence[int], fours
         cells = [f"{error:.2%} ({error / base - 1:+.0%})" for error, base in zip(found, exact)]
         rows.append([kind, *cells])
     table(["scale", *(f"error, blocks of {block}" for block in blocks)], *rows)
-    say(f"Four over six: in {fours:.0%} of the blocks of 16 the largest weight becomes 4, in the others 6.")
+    say(
+        f"Four over six: in {fours:.0%} of the blocks of 16 the largest weight becomes 4, and in the others it becomes "
+        "6."
+    )
 
 
 def costs(found: Mapping[str, Cost], pairs: Sequence[tuple[str, str]]) -> None:
@@ -119,10 +122,9 @@ def what_six_takes_back(swept: Mapping[str, Swept], place: int) -> None:
     for name, found in swept.items():
         floor, six, none = found[0][0], found[place][0], found[-1][0]
         lines.append(
-            f"- **{name}**: without a threshold KL is {none:.4f}, at 6.0 {six:.4f}, and {floor:.4f} is what int8 "
-            f"weights alone cost. Of what rounding the inputs costs, 6.0 takes back "
-            f"{(none - six) / (none - floor):.0%}, with {100 * channels_in_16(found)[place]:.0f} % of the channels in "
-            "16 bits."
+            f"- **{name}**: KL is {none:.4f} without a threshold, {six:.4f} with threshold 6.0, and {floor:.4f} with "
+            f"int8 weights alone. So 6.0 removes {(none - six) / (none - floor):.0%} of the cost of rounding the "
+            f"inputs, with {100 * channels_in_16(found)[place]:.0f} % of the channels in 16 bits."
         )
     say(*lines)
 

@@ -85,8 +85,8 @@ def spread_of_draws(*stores: Stored) -> None:
             continue
         most = max(drawn, key=lambda m: m.spread / m.kl)
         lines.append(
-            f"- {NAMES[of.source]}: {len(drawn)} models read text, and were made on {len(most.draws)} draws each. "
-            f"The draw changes KL most in {most.name}: by {most.spread / most.kl:.0%} of it, one standard deviation."
+            f"- {NAMES[of.source]}: {len(drawn)} models were calibrated, each on {len(most.draws)} draws of text. "
+            f"The draw changes KL most in {most.name}: one standard deviation is {most.spread / most.kl:.0%} of it."
         )
     say("**The draws.**", *lines)
 
@@ -94,9 +94,9 @@ def spread_of_draws(*stores: Stored) -> None:
 def calibration_of_smollm2(bits: int = 3) -> None:
     """Stored for chapter 11: KL on Python after calibration with other text, compared with calibration with Python."""
     kl = {row["calibrated"]: row["kl"] for row in matched_rows() if row["bits"] == bits and row["measured"] == "Python"}
-    told = {"prose": "with English prose", "built-in": "with the built-in text, half of each", "none": "with no text"}
+    told = {"prose": "with English prose", "built-in": "with the built-in text (half of each)", "none": "with no text"}
     parts = ", ".join(f"{words} {kl[name] / kl['Python']:.2f} times" for name, words in told.items())
     say(
-        f"SmolLM2, GPTQ at {bits} bits, KL on Python beside that with Python as calibration text: {parts}. (Stored for "
+        f"SmolLM2, GPTQ at {bits} bits, KL on Python, relative to calibration with Python: {parts}. (Stored for "
         "chapter 11 by `benchmarks/calibration_text.py`.)"
     )

@@ -29,8 +29,8 @@ def tails(layers: Mapping[str, torch.Tensor], excess: Mapping[str, float]) -> No
     heaviest, middle = max(excess, key=excess.get), sorted(excess.values())[len(excess) // 2]
     say(
         f"Of {len(layers)} layers, **{beyond['heavier']} have heavier tails than a bell** and {beyond['lighter']} "
-        f"lighter ones, by more than three times what chance explains. The median excess is {middle:.2f}. The largest, "
-        f"{excess[heaviest]:.2f}, is that of {heaviest}."
+        f"have lighter tails, by more than three times what chance explains. The median excess is {middle:.2f}. The "
+        f"largest, {excess[heaviest]:.2f}, is that of {heaviest}."
     )
 
 
@@ -43,7 +43,7 @@ def largest_of_bell(count: int) -> float:
 def channels_or_weights(excess: Mapping[str, Sequence[float]]) -> None:
     """Layer -> excess as it is, with rows made alike, with columns, with both; and the part that channels explain."""
     table(
-        ["layer", "excess as it is", "rows made alike", "columns made alike", "both"],
+        ["layer", "excess", "with rows made alike", "with columns made alike", "with both"],
         *[[name, *(f"{value:.2f}" for value in values)] for name, values in excess.items()],
     )
     whole, by_rows, by_columns, both = (sum(values) / len(excess) for values in zip(*excess.values()))
@@ -72,7 +72,7 @@ def crest_factors(sizes: Mapping[str, int], real: Sequence[Sequence[float]], bel
     say(
         f"From one scale a tensor to groups of 16 the crest factor falls from {real[0][0]:.1f} to {real[-1][0]:.1f}, "
         f"and the error with it, by a factor of {real[0][1] / real[-1][1]:.1f}. In bells alone it would fall by "
-        f"{bells[0][1] / bells[-1][1]:.1f}: so much of the gain has nothing to do with outliers.",
+        f"{bells[0][1] / bells[-1][1]:.1f}: that part of the gain has nothing to do with outliers.",
         f"With one scale a tensor the crest factor is {above[0]:.0%} above that of bells, with one a row "
         f"{above[1]:.0%}, in groups of 64 {above[list(sizes).index('64')]:.0%}.",
     )
@@ -88,8 +88,8 @@ def where_the_line_holds(panels: Mapping[str, tuple[torch.Tensor, torch.Tensor, 
         parts = (order, order[:tenth], order[-tenth:])
         errors = [f"{measured[part].mean():.1%} / {predicted[part].mean():.1%}" for part in parts]
         rows.append([bits.removesuffix(" bits"), *errors, f"{correlation:.2f}"])
-    header = ["bits", "all groups, measured / predicted", "the tenth with the smallest crest"]
-    table([*header, "the tenth with the largest crest", "correlation"], *rows)
+    header = ["bits", "all groups, measured / predicted", "the tenth with the smallest crest factors"]
+    table([*header, "the tenth with the largest crest factors", "correlation"], *rows)
 
 
 def outliers_put_in(inputs: Mapping, harder: Mapping) -> str:
@@ -113,9 +113,9 @@ def outliers_put_in(inputs: Mapping, harder: Mapping) -> str:
     trained, put_in = zip(*ratios.values())
     loudest = max(ratios, key=lambda name: ratios[name][0])
     say(
-        f"As trained, the largest channel exceeds the median one {min(trained):.1f} to {max(trained):.1f} times, most "
-        f"in {loudest}; with `add_outliers` it is up to {max(put_in):.0f} times. The inputs of o_proj stay as they "
-        "were: add_outliers does not touch v_proj, which makes them."
+        f"As trained, the largest channel is {min(trained):.1f} to {max(trained):.1f} times as large as the median one "
+        f"(most in {loudest}); with `add_outliers` it is up to {max(put_in):.0f} times as large. The inputs of o_proj "
+        "do not change: add_outliers does not touch v_proj, which computes them."
     )
     return loudest
 
@@ -135,7 +135,7 @@ def first_token(stream: Sequence[torch.Tensor]) -> None:
     found = "**massive activations, as large models have them**" if max(jumps) > MASSIVE else "no massive activations"
     say(
         f"At its strongest the first token's largest activation is {max(jumps):.1f} times that of the others: {found}. "
-        f"(They are called so here from {MASSIVE} times.)"
+        f"(Here, activations are called massive from {MASSIVE} times on.)"
     )
 
 
@@ -148,12 +148,16 @@ def attention_on_first(attention: Sequence[torch.Tensor], skip: int = 16) -> Non
     even = (1 / (later + 1)).mean().item()
     given = [[a[:, head, later, 0].mean().item() for head in range(a.shape[1])] for a in attention]
     table(
-        ["attention given to the first token", *[f"head {i}" for i in range(len(given[0]))], "if all had the same"],
+        [
+            "attention given to the first token",
+            *[f"head {i}" for i in range(len(given[0]))],
+            "if all tokens got the same",
+        ],
         *[[f"block {i}", *[f"{share:.2%}" for share in heads], f"{even:.2%}"] for i, heads in enumerate(given)],
     )
     most = max(max(heads) for heads in given)
     found = "**an attention sink**" if most > SINK and most > 5 * even else "no attention sink"
     say(
-        f"The head that attends to it most gives it {most:.1%}, {most / even:.1f} times its even share: {found}. (It "
-        "is called so here from a fifth of all attention.)"
+        f"The head that attends most to the first token gives it {most:.1%}, {most / even:.1f} times an even share: "
+        f"{found}. (Here, a fifth of all attention or more is called a sink.)"
     )

@@ -34,9 +34,9 @@ def tries(stretches: np.ndarray, laid: np.ndarray, fitted: np.ndarray, whole: in
     best = int(np.argmin(fitted))
     table(
         ["grid", "steps", "weighted squared error"],
-        ["from smallest to largest, as laid", f"{stretches[whole]:g}", f"{laid[whole]:.5f}"],
+        ["from the smallest to the largest weight", f"{stretches[whole]:g}", f"{laid[whole]:.5f}"],
         ["the same codes, fitted", f"{stretches[whole]:g}", f"{fitted[whole]:.5f}"],
-        ["the best of all", f"{stretches[best]:.1f}", f"{fitted[best]:.5f}"],
+        ["the best grid of all", f"{stretches[best]:.1f}", f"{fitted[best]:.5f}"],
     )
 
 
@@ -58,7 +58,8 @@ def bit_flips(stored: Mapping) -> None:
     grows = (kl[9] / kl[0]) ** (1 / 9)  # bits 0 to 9 of the block are the fraction of d
     say(
         f"- {same:,} of the {len(kl):,} flips leave the text as it is, character for character: {same / len(kl):.0%}.",
-        f"- In the fraction of `d` each bit is worth twice the one before. From bit to bit KL grows {grows:.1f} times.",
+        f"- In the fraction of `d` each bit is worth twice the bit before it. KL grows {grows:.1f} times from bit to "
+        "bit.",
     )
 
 
@@ -69,10 +70,10 @@ def what_importance_wins(errors: Mapping[str, Sequence[float]]) -> None:
         gains[name] = 1 - guided / plain
         numbers = [f"{error:.2%}" for error in (*of_weights, plain, guided)]
         rows.append([name, *numbers, f"{gains[name]:+.0%}"])
-    header = ["type", "weights, without", "weights, with", "output, without", "output, with", "output error won"]
+    header = ["type", "weights, without", "weights, with", "output, without", "output, with", "output error removed"]
     table(header, *rows)
     best = max(gains, key=gains.get)
-    say(f"Most is won in **{best}**: {gains[best]:.0%} of the output's error.")
+    say(f"Importance helps most in **{best}**: it removes {gains[best]:.0%} of the output's error.")
 
 
 def all_types(errors: Mapping[str, float], points: Mapping[str, Mapping[str, tuple]], measure: str) -> None:
@@ -96,7 +97,8 @@ def all_types(errors: Mapping[str, float], points: Mapping[str, Mapping[str, tup
     better = [name for name in gains if gains[name] > gains[measure] + 0.1]
     worse = [name for name in gains if gains[name] < gains[measure] - 0.1]
     say(
-        f"Worth a tenth of a bit more for their bits than {measure}: {', '.join(better)}; less: {', '.join(worse)}.",
+        f"Worth - paid is over a tenth of a bit higher than for {measure}: {', '.join(better)}; over a tenth lower: "
+        f"{', '.join(worse)}.",
         f"Exact: {', '.join(name for name in ordered if not errors[name])}.",
     )
 
@@ -144,9 +146,10 @@ def which_mix(found: Mapping[str, Measured], mixed: Sequence[str], guided: Seque
     noise = deviation(questions * len(tasks.ARITHMETIC))
     say(
         *lines,
-        f"- Importance takes {won}.",
-        f"- Perplexity is lower with importance by over 1 % at: {', '.join(lower) or 'none of the three'}.",
-        f"- {questions} questions a kind: one standard deviation of arithmetic's share is {noise:.0%} at most.",
+        f"- Importance removes {won}.",
+        f"- Importance lowers perplexity by more than 1 % in: {', '.join(lower) or 'none of the three'}.",
+        f"- With {questions} questions of each kind, one standard deviation of the arithmetic share is at most "
+        f"{noise:.0%}.",
     )
 
 
@@ -178,12 +181,13 @@ def what_helps(kls: Mapping[tuple[str, str, str], float]) -> None:
     say(
         f"- With outliers and no help, from best to worst: {', '.join(order)}.",
         *(
-            f"- With outliers, {label} takes away this much of the KL: {taken(harder, label)}."
+            f"- With outliers, {label} removes this much of the KL: {taken(harder, label)}."
             for label in ("importance", "AWQ")
         ),
-        f"- As trained, AWQ takes away {taken(plain, 'AWQ')}. Where inputs are about equally loud there is less to "
-        "move.",
-        f"- Both together are better than either alone, or within 5 % of it, in {both} of {len(cases)} cases.",
+        f"- As trained, AWQ removes {taken(plain, 'AWQ')}. If all inputs are about equally loud, scaling can gain "
+        "less.",
+        f"- Both together are better than the better of the two alone, or within 5 % of it, in {both} of {len(cases)} "
+        "cases.",
     )
 
 

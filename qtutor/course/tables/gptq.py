@@ -39,8 +39,8 @@ def correlations(hessians: Mapping[str, torch.Tensor]) -> None:
         left = 1 / (torch.linalg.inv(hessian).diagonal() * hessian.diagonal())
         row = [name, len(hessian), f"{mean:.2f}", f"{pairs.max():.2f}", f"{size.max() / size.median():.1f}"]
         rows.append([*row, f"{left.median():.0%}"])
-    header = ["inputs of", "width", "mean correlation (without its sign)", "strongest", "largest input / median"]
-    table([*header, "squared error left if all others help, median"], *rows)
+    header = ["inputs of", "width", "mean correlation (absolute value)", "strongest", "largest input / median"]
+    table([*header, "squared error that is left if all others help, median"], *rows)
 
 
 def dampings(values: Sequence[float], few: Mapping[str, Sequence[float]], many: Mapping[str, Sequence[float]]) -> None:
@@ -54,9 +54,9 @@ def dampings(values: Sequence[float], few: Mapping[str, Sequence[float]], many: 
     by_heart, usual = list(few.values())[-1], list(many.values())[-1][values.index(0.01)]
     more = usual < min(by_heart)
     say(
-        f"With 128 tokens the error on held-out text is {max(by_heart):.2f} times RTN's with the worst damping, "
+        f"With 128 tokens the error on held-out text is {max(by_heart):.2f} times RTN's with the worst damping, and "
         f"{min(by_heart):.2f} times with the best. With 8192 tokens and the usual 0.01 it is {usual:.2f} times: "
-        + ("more text does more than any damping." if more else "here damping did as much as more text.")
+        + ("more text helps more than any damping." if more else "here damping helped as much as more text.")
     )
 
 
@@ -91,10 +91,10 @@ def made_up_for(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) 
         _, _, before, whole, some = errors
         took = f"{whole / before - 1:+.0%} ({some / before - 1:+.0%}) with {tokens} tokens"
         lines.setdefault(layer, []).append(took)
-    header = ["layer, its weights exact", "tokens of calibration", "on these: error with W", "with W'"]
-    table([*header, "on held-out text: with W", "with W'", "error part of the way", "the part"], *rows)
+    header = ["layer (its weights exact)", "calibration tokens", "on these: error with W", "with W'"]
+    table([*header, "on held-out text: with W", "with W'", "with a part of the change", "the part"], *rows)
     say(
-        "How W' changes the error on held-out text (in brackets: going only part of the way). A minus is good:",
+        "How W' changes the error on held-out text (in brackets: with only a part of this change). A minus is good:",
         *(f"- {layer}: {', '.join(took)}." for layer, took in lines.items()),
     )
 
@@ -124,7 +124,7 @@ def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], quest
     }
     lines = [
         f"- GPTQ, with propagation, recovers {shares['GPTQ']}.",
-        f"- Clipping alone, which looks at no inputs, recovers {shares['RTN clipped']}.",
+        f"- Clipping alone, which does not use the inputs, recovers {shares['RTN clipped']}.",
     ]
     everything, alone, scaled = (
         recovered(measured, f"{label} 4") for label in ("GPTQ", "GPTQ, no propagation", "AWQ+GPTQ")
@@ -137,13 +137,13 @@ def what_it_recovers(measured: Mapping[str, Score], widths: Sequence[int], quest
         *lines,
         f"- Right answers, all kinds together: {_fewer_right(fewer)} 3.5 points (one standard deviation) below RTN.",
         f"- One standard deviation is up to {noise[0]:.1%} for arithmetic and {noise[1]:.1%} for the other answers; "
-        "that of KL is far smaller.",
+        "the standard deviation of KL is far smaller.",
     )
 
 
 def _fewer_right(widths: Sequence[int]) -> str:
     at = ", ".join(f"{bits} bits" for bits in widths)
-    return f"at {at} GPTQ is more than" if widths else "at no number of bits is GPTQ more than"
+    return f"at {at} GPTQ is more than" if widths else "GPTQ is at no number of bits more than"
 
 
 def _verdict(gain: float) -> str:

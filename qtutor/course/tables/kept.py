@@ -83,8 +83,8 @@ def effect_of_the_paper(
         activation, weight, luck = by_way["activation"][0], by_way["weight"][0], luckiest[name, bits]
         wins += activation > max(weight, luck)
         lines.append(
-            f"- **{name}, {bits} bits**: the 1 % with the largest activations bring back {activation:.0%} of the loss, "
-            f"those with the largest weights {weight:.0%}, the luckiest of {draws} random draws {luck:.0%}. "
+            f"- **{name}, {bits} bits**: the 1 % with the largest activations recover {activation:.0%} of the loss, "
+            f"those with the largest weights {weight:.0%}, and the luckiest of {draws} random draws {luck:.0%}. "
             + (
                 "The paper's effect is here."
                 if activation > max(weight, luck)
@@ -99,9 +99,9 @@ def effect_of_the_paper(
     highest = max(by_way["activation"][0] for (_, bits), by_way in back.items() if bits == 3)
     say(
         *lines,
-        f"In {wins} of {len(back)} cases 1 % chosen by activation beats the largest weights and the luckiest draw.",
-        f"With the outliers put in, choosing by activation brings back more than without, by over 2 points, in {more} "
-        f"of {len(plain)} comparisons. At 3 bits with 1 % kept this decoder comes to {highest:.0%}, "
+        f"In {wins} of {len(back)} cases, 1 % chosen by activation beats the largest weights and the luckiest draw.",
+        f"In {more} of {len(plain)} comparisons, choosing by activation recovers over 2 points more with the outliers "
+        f"put in than without them. At 3 bits with 1 % kept, this decoder recovers {highest:.0%}, "
         f"{'far from' if highest < 0.8 else 'near'} the {published:.0%} of OPT-6.7B.",
     )
 
@@ -123,8 +123,8 @@ def better_buy(rows: Sequence[Sequence], names: Sequence[str]) -> None:
         for name, kept, smaller in zip(names, one[3:], groups[3:])
     ]
     say(
-        f"Keeping 1 % takes {one[2] - plain[2]:.3f} bits a weight, groups of 64 in place of 128 take "
-        f"{groups[2] - plain[2]:.3f}. The better buy is here: {'; '.join(better)}."
+        f"Keeping 1 % costs {one[2] - plain[2]:.3f} bits a weight, and groups of 64 in place of 128 cost "
+        f"{groups[2] - plain[2]:.3f}. Here, the better buy is: {'; '.join(better)}."
     )
 
 

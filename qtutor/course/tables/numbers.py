@@ -18,7 +18,7 @@ def rounded(numbers: Sequence[tuple]) -> None:
         bits = f"{code:0{fmt.bits}b}"
         fields = f"`{bits[0]} {bits[1 : 1 + fmt.exponent_bits]} {bits[1 + fmt.exponent_bits :]}`"
         rows.append([i, f"{number:.7g}", fmt.name, fields, f"{back:.7g}", f"{abs(back - number) / number:.2%}"])
-    table(["", "number", "in", "S E M", "becomes", "off by, of the number"], *rows)
+    table(["", "number", "in", "S E M", "becomes", "relative error"], *rows)
 
 
 def ranges(formats: Sequence) -> None:

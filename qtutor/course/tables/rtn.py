@@ -18,8 +18,8 @@ def bytes_of(report: Report, before: int, after: int) -> None:
     print(report)
     say(
         f"The quantized layers shrank to {report.bytes_after / report.bytes_before:.1%} of their size, the whole model "
-        f"to {after / before:.1%}: what was left alone weighs too. In a model of billions of parameters the embedding "
-        "is a far smaller share."
+        f"to {after / before:.1%}: the parts that were not quantized count, too. In a model of billions of parameters, "
+        "the embedding is a far smaller share."
     )
 
 
@@ -44,17 +44,17 @@ def what_suffers_first(measured: Mapping[str, Measured], questions: int, functio
         c, *shares = measured[width]
         arithmetic, rest, _ = (100 * (1 - now / before) for now, before in zip(shares, measured["float"][1:]))
         lines.append(
-            f"- **{width} bits**: perplexity rises by {c.loss_percent:.1f} %, {c.flips:.0%} of the most likely tokens "
-            f"are others; of what was right, arithmetic lost {arithmetic:.0f} %, the rest {rest:.0f} %."
+            f"- **{width} bits**: perplexity rises by {c.loss_percent:.1f} %, and {c.flips:.0%} of the most likely "
+            f"tokens change; arithmetic lost {arithmetic:.0f} % of its right answers, the rest {rest:.0f} %."
         )
         if arithmetic > rest + POINTS:
             more.append(width)
     noise, noise_valid = (100 * deviation(count) for count in (questions, functions))
     say(
         *lines,
-        f"Arithmetic loses clearly more than the rest, {POINTS} points at least, at: {', '.join(more) or 'none'} bits.",
-        f"One standard deviation of the share of arithmetic is at most {noise:.0f} points, of valid Python "
-        f"{noise_valid:.0f}. Take a difference for real from about three times that.",
+        f"Arithmetic loses clearly more than the rest (at least {POINTS} points) at: {', '.join(more) or 'none'} bits.",
+        f"One standard deviation of the share of arithmetic is at most {noise:.0f} points, and of valid "
+        f"Python {noise_valid:.0f}. Trust a difference of about three times that or more.",
     )
 
 

@@ -28,8 +28,8 @@ def token_costs(shapes: Iterable[Shape]) -> None:
         ]
         for shape in shapes
     ]
-    header = ["model", "billion weights", "layers", "heads of queries / keys", "width of a head", "bytes a token"]
-    table([*header, "outgrows weights of 16 bits at", "of 4 bits at"], *rows)
+    header = ["model", "billion weights", "layers", "query heads / key heads", "width of a head", "bytes a token"]
+    table([*header, "tokens at which the cache outgrows 16-bit weights", "4-bit weights"], *rows)
 
 
 def used_places(panels: Mapping[str, Sequence[Sequence[str]]]) -> None:
@@ -38,7 +38,7 @@ def used_places(panels: Mapping[str, Sequence[Sequence[str]]]) -> None:
     for name, of in panels.items():
         steps[name] = len(of[0])
         rows.append([name, steps[name], f"{used(of):.0%}"])
-    table(["batching", "steps", "places that wrote what somebody wanted"], *rows)
+    table(["batching", "steps", "share of places with an unfinished text"], *rows)
     first, second = steps
     say(f"The same texts take {steps[first] / steps[second]:.2g} times as many steps with {first} batching.")
 
@@ -46,7 +46,7 @@ def used_places(panels: Mapping[str, Sequence[Sequence[str]]]) -> None:
 def paces(found: Sequence[Pace]) -> None:
     """Times under load, a row for each number of requests at once, and the gain of the last over the first."""
     rows = [[of.at_a_time, f"{1e3 * of.first:.1f}", f"{1e3 * of.each:.1f}", f"{of.per_second:.0f}"] for of in found]
-    table(["requests at once", "ms to the first token", "ms a further token", "tokens/s of all"], *rows)
+    table(["requests at once", "ms to the first token", "ms for each further token", "tokens/s of all together"], *rows)
     few, many = found[0], found[-1]
     say(
         f"With {many.at_a_time} requests at once, all together get about {rounded(many.per_second / few.per_second)} "
@@ -103,7 +103,7 @@ def in_vllm(found: Mapping) -> None:
     share = packed["megabytes"] / plain["megabytes"]
     first, *_, last = (b / a for a, b in zip(plain["tokens a second"], packed["tokens a second"], strict=True))
     say(
-        f"In {plain['model']} of {plain['millions']} million weights, 4 bits take {share:.0%} of the bytes. vLLM then "
+        f"In {plain['model']} of {plain['millions']} million weights, 4 bits need {share:.0%} of the bytes. vLLM then "
         f"has {first:.0%} of the tokens a second with {found['at once'][0]} request, and {last:.0%} with "
         f"{found['at once'][-1]}.",
         f"Measured by `{found['how'].replace('; ', '`; ')}.",

@@ -48,17 +48,17 @@ def fewer_bytes(sizes: Mapping[str, int], seconds: Mapping[str, float]) -> None:
 def _speed(smaller: float, faster: float) -> str:
     if faster < 1 - NEAR:
         return (
-            f"Here it was **{1 / faster:.1f} times slower**: this processor or PyTorch's routine loses more with the "
-            "arithmetic than the bytes win."
+            f"Here it was **{1 / faster:.1f} times slower**: on this processor, or in PyTorch's routine, the "
+            "arithmetic costs more time than the fewer bytes save."
         )
     if faster < 1 + NEAR:
-        return "Here it was about as fast: arithmetic takes back what the bytes win."
+        return "Here it was about as fast: the arithmetic costs the time that the fewer bytes save."
     share = faster / smaller
     what = "more" if share > 1 + NEAR else "about as much" if share > 1 - NEAR else "less"
     ending = {
         "more": "its routine uses the bandwidth better",
-        "about as much": "bytes are what counts",
-        "less": "arithmetic takes a part of it back",
+        "about as much": "only the bytes count",
+        "less": "the arithmetic costs a part of the time that is saved",
     }[what]
     return (
         f"Here it was {faster:.1f} times faster, {what} {'as' if what == 'about as much' else 'than'} that: {ending}."
@@ -86,8 +86,8 @@ def price(sizes: Mapping[int, int], lost: Mapping[int, tuple[float, float, float
     rise = {bits: 100 * (of[0] / lost[16][0] - 1) for bits, of in lost.items()}
     say(
         f"From 16 to 4 bits perplexity rises by **{rise[4]:.1f} %**, while the whole model shrinks to "
-        f"{sizes[4] / sizes[16]:.0%} of its bytes. Of arithmetic questions {lost[16][1]:.0%} were right, and "
-        f"{lost[4][1]:.0%} are.",
-        f"At 3 bits perplexity rises by {rise[3]:.0f} %, at 2 by {rise[2]:.0f} %. There {lost[2][1]:.0%} of arithmetic "
-        "is left.",
+        f"{sizes[4] / sizes[16]:.0%} of its bytes. Of the answers in arithmetic, {lost[16][1]:.0%} were right with "
+        f"16 bits, and {lost[4][1]:.0%} are right with 4.",
+        f"At 3 bits perplexity rises by {rise[3]:.0f} %, at 2 by {rise[2]:.0f} %. With 2 bits, {lost[2][1]:.0%} of "
+        "the answers in arithmetic are right.",
     )

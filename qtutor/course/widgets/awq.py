@@ -101,7 +101,7 @@ def scale_search(model: torch.nn.Module, token_ids: torch.Tensor, tokenizer=None
 def _numbers(ratio: float, error: float, search: awq.Search, scale: torch.Tensor, kl: float) -> str:
     """The table under the picture. error: with ``ratio``; kl: of the decoder with this ratio in all layers."""
     plain = max(search.errors[0], 1e-30)
-    header = ["ratio", "its output error / RTN's", "best ratio", "its output error / RTN's", "largest scale / smallest"]
+    header = ["ratio", "its output error / RTN's", "best ratio", "its output error / RTN's", "largest / smallest scale"]
     row = [f"{ratio:.2f}", f"{error / plain:.0%}", f"{search.ratio:.2f}", f"{min(search.errors) / plain:.0%}"]
     return html_table(
         [*header, "KL with this ratio in all layers"], [*row, f"{scale.max() / scale.min():.1f}", f"{kl:.3f}"]
@@ -134,7 +134,7 @@ def _written(decoder: torch.nn.Module, tokenizer) -> tuple[str, list[bool]] | No
 
 def _beside(before: tuple, after: tuple, titles: tuple[str, str]) -> str:
     """Two texts side by side, and under each the number of right sums."""
-    right = [f"of {len(SUMS)} sums such as 37 + 48, {sum(sums)} right" for _, sums in (before, after)]
+    right = [f"{sum(sums)} of {len(SUMS)} sums such as 37 + 48 are right" for _, sums in (before, after)]
     return texts_side_by_side(before[0], after[0], titles, tuple(right), len(PROMPT))
 
 

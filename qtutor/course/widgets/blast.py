@@ -108,4 +108,4 @@ def _table_html(kl: list[float]) -> str:
         depend = len(part_of(bits[0]).weights)
         median = f"{statistics.median(of):.1e}".replace("e-0", "e-")
         rows.append([KINDS[kind], f"{len(bits):,}", depend, median, f"{max(of):.2g}"])
-    return html_table(["a bit of", "there are", "weights on it", "median KL", "largest KL"], *rows)
+    return html_table(["a bit of", "there are", "weights that depend on it", "median KL", "largest KL"], *rows)

@@ -70,8 +70,8 @@ def told_blocks(name: str, weight: torch.Tensor) -> list[Block]:
     """Four blocks of ``weight [out, in]``: a usual one and three extreme ones, in the widget's order."""
     if weight.ndim != 2 or not weight.numel() or weight.shape[1] % LENGTH:
         raise QtutorError(
-            f"{name} of shape {list(weight.shape)} does not fall into blocks of {LENGTH}: a matrix [out, in] is "
-            f"wanted, with in a multiple of {LENGTH}."
+            f"{name} of shape {list(weight.shape)} cannot be divided into blocks of {LENGTH}: give a matrix "
+            f"[out, in] in which in is a multiple of {LENGTH}."
         )
     with naming(name):
         check_weight(weight)

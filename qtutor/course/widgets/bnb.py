@@ -33,8 +33,9 @@ FORMATS: dict[str, Grid] = {
     "int3 asymmetric": IntGrid(3),
 }
 ALT = (
-    "Left, the histogram of weights over the largest of their block, under the dashed levels of the format. Right, "
-    "the share of the weights that each level gets, and the share if all had the same. The table has the numbers."
+    "Left, the histogram of the weights, divided by the largest of their block, under the dashed levels of the format. "
+    "Right, the share of the weights that each level gets, and the share if all levels had the same. The table has the "
+    "numbers."
 )
 BLOCKS = [("a row", -1), ("256", 256), ("128", 128), ("64", 64), ("32", 32), ("16", 16)]
 
@@ -77,12 +78,12 @@ def levels_over_bell(
         relative, levels, shares = seen(exact, quantized)
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
         size, width = whole_bytes(weights[layer].shape, quantized)
-        scales = "8 bits and theirs" if double else f"{8 * grid.scale_dtype.itemsize} bits"
+        scales = "8 bits, with scales of their own" if double else f"{8 * grid.scale_dtype.itemsize} bits"
         # If the switch changes nothing, the picture says so: nobody has to look for a difference.
         about = "" if not wanted else ", scales in 8 bits" if double else f", scales stay in {scales}"
         figure = levels_over_weights({f"{layer}, {format}{about}": (relative, levels, shares)})
         return figure, html_table(
-            ["relative error", "busiest level", "idlest level", "scales", "true bytes", "bits a weight"],
+            ["relative error", "busiest level", "least used level", "scales", "true bytes", "bits a weight"],
             [f"{error:.2%}", f"{shares.max():.1%}", f"{shares.min():.1%}", scales, f"{size:,}", f"{width:.3f}"],
         )
 

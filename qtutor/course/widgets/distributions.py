@@ -47,8 +47,8 @@ def activation_outliers(model: torch.nn.Module, token_ids: torch.Tensor) -> Expl
     def describe(layer, outliers, logarithmic, tokens):
         return (
             f"Inputs of {layer} for {tokens} tokens{', with add_outliers' if outliers else ''}: above, the largest of "
-            f"each channel on a {'logarithmic' if logarithmic else 'linear'} axis, below, all as a picture of tokens "
-            "by channels. The numbers are in the table."
+            f"each channel on a {'logarithmic' if logarithmic else 'linear'} axis; below, all inputs as a picture of "
+            "tokens by channels. The numbers are in the table."
         )
 
     counts = sorted({min(count, length) for count in (1, 4, 16, 64, 256, length)})

@@ -112,8 +112,8 @@ find('.play').innerHTML = `<div class="buttons orders" role="group" aria-label="
   <div class="buttons" role="group" aria-label="steps">${button('back', '\u2190 back')}
   ${button('step', 'one step \u2192')}${button('end', 'to the end')}${button('start', 'start again')}</div>
   <div class="panels">${panel('gptq', 'GPTQ', '#0072B2')}${panel('rtn', 'Round to nearest', '#D55E00')}</div>
-  <p><small>Dashed bar: not rounded yet. Full bar: rounded. Thick line across: the weight at the start. Thick line
-  upright: what the last step moved. Faint lines: levels of the grid. The number under a bar: its place in the order.
+  <p><small>Dashed bar: not rounded yet. Full bar: rounded. Thick line across: the weight at the start. Thick upright
+  line: the move in the last step. Faint lines: levels of the grid. The number under a bar: its place in the order.
   Below it: the size of its input.</small></p>
   <p class="said" aria-live="polite"></p>
   <div class="curve"><svg role="img" viewBox="0 0 100 100" preserveAspectRatio="none"></svg>
@@ -157,8 +157,8 @@ const draw = () => {
 
   const others = found.moves.map((move, j) => j === now ? 0 : move);
   const most = others.reduce((best, move, j) => Math.abs(move) > Math.abs(others[best]) ? j : best, 0);
-  const pushed = step < n && others[most] ? `The others move to make up for it, that of input ${inputs[most]} most, by
-    ${signed(others[most])}.` : 'No other column is left to make up for it.';
+  const pushed = step < n && others[most] ? `The others compensate for it, that of input ${inputs[most]} most, by
+    ${signed(others[most])}.` : 'No other column is left to compensate for it.';
   find('.said').textContent = !step ? `Nothing is rounded yet. Take a step, or click the column to round next.`
     : `Step ${step} of ${n}, ${state.name}: the weight of input ${inputs[now]} is rounded, which changes it by ` +
       `${signed(-found.off)}. ${pushed} Output error: GPTQ ${percent(gptqs[step])}, ` +

@@ -83,7 +83,7 @@ class _Picture:
         if isinstance(drawn, str):
             return ""  # a text needs no description
         if self.alt is None:
-            raise QtutorError("this picture needs alt=...: what it shows, for those who cannot see it.")
+            raise QtutorError("this picture needs alt=..., a description for people who cannot see it.")
         if callable(self.alt):
             return self.alt(**values)
         settings = (f"{describe(self.controls[n], n)} {label(self.controls[n], values[n])}" for n in values)

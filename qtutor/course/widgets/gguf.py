@@ -170,7 +170,7 @@ def block_html(block: Block) -> str:
         "<div class='parts'><div role='group' aria-label='the bytes of the block: arrows move'>"
         f"{_fields_html(block, start)}</div>"
         f"<div class='about' aria-live='polite' style='flex:1 1 17em'>{about(block, start)}</div></div>"
-        f"<p style='margin:0.6em 0 0'>The weights; underlined are those that the chosen byte moves.</p>"
+        f"<p style='margin:0.6em 0 0'>The weights. Those that the chosen byte changes are underlined.</p>"
         f"<div class='weights' role='group' aria-label='the weights of the block' style='--width:{width + 1}ch'>"
         f"{cells}</div></div>"
     )

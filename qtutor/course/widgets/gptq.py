@@ -127,7 +127,7 @@ def _ends(row: torch.Tensor, hessian: torch.Tensor, bits: int) -> str:
     for name, order in presets(hessian).items():
         found = trace(row, hessian, bits, order)
         rows.append([name, f"{found.gptq[-1]:.2%}", f"{found.rtn[-1]:.2%}"])
-    return html_table(["order of the columns", "output error at the end: GPTQ", "round to nearest"], *rows)
+    return html_table(["order of the columns", "final output error: GPTQ", "round to nearest"], *rows)
 
 
 def _nearest(row: torch.Tensor, bits: int) -> QuantizedTensor:

@@ -55,7 +55,7 @@ def described(ladder: Ladder, machines: Sequence[Machine], rung: str, batch: int
     """The picture in words."""
     dot, limit = ladder.dots[rung, batch], machines[0].limit(ladder.dots[rung, batch].intensity)
     return (
-        f"A roofline with {len(ladder.names)} dots, {batch} token{'s' if batch > 1 else ''} at once. Filled is "
-        f"{rung}: {dot.intensity:.2g} operations a byte, {dot.speed / 1e9:.3g} billion operations a second, "
+        f"A roofline with {len(ladder.names)} dots, {batch} token{'s' if batch > 1 else ''} at once. The filled dot "
+        f"is {rung}: {dot.intensity:.2g} operations a byte, {dot.speed / 1e9:.3g} billion operations a second, "
         f"{dot.speed / limit:.0%} of the limit at this place."
     )

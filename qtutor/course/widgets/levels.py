@@ -30,7 +30,7 @@ ALT = (
 def beat_nf4(sources: Mapping[str, Sequence[torch.Tensor]]) -> Live:
     """The widget. sources: name -> float matrices ``[out, in]`` whose rows are cut into blocks of 64."""
     if not sources or not all(len(matrices) for matrices in sources.values()):
-        raise QtutorError("there are no weights to lay levels over: give {'a name': [weight, ...]}.")
+        raise QtutorError("there are no weights for the picture: give {'a name': [weight, ...]}.")
     data = {"formats": {name: list(levels) for name, levels in LEVELS.items()}, "sources": {}}
     rows, panels = [], {}
     for name, matrices in sources.items():
@@ -57,8 +57,8 @@ def normalised(matrices: Sequence[torch.Tensor], block: int = BLOCK) -> tuple[to
     for weight in matrices:
         if weight.ndim != 2 or weight.shape[1] % block:
             raise QtutorError(
-                f"weights of shape {list(weight.shape)} do not fall into blocks of {block}: [out, in] is wanted, with "
-                f"in a multiple of {block}."
+                f"weights of shape {list(weight.shape)} cannot be divided into blocks of {block}: give a matrix "
+                f"[out, in] in which in is a multiple of {block}."
             )
         blocks.append(weight.detach().double().cpu().reshape(-1, block))
     blocks = torch.cat(blocks)

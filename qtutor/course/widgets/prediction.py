@@ -121,5 +121,5 @@ def _compared(predicted: float, measured: float) -> str:
 def _check(name: str) -> None:
     if not predictions.NAME.fullmatch(name):
         raise QtutorError(
-            f"a prediction is named by small letters, digits and dashes, as 05-loud-channel, not {name!r}."
+            f"the name of a prediction has small letters, digits and dashes, such as 05-loud-channel, not {name!r}."
         )

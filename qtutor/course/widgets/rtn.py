@@ -52,7 +52,7 @@ def weight_histogram(
         error = (quantized.dequantize() - exact).norm() / exact.norm().clamp(min=1e-30)
         measured = f"all {len(weight)} rows" if len(rows) == len(weight) else f"{len(rows)} of {len(weight)} rows"
         return plots.weights_and_grid(exact, quantized, f"{layer}, {bits} bits"), html_table(
-            ["drawn and measured", "relative error", "median scale", "true bytes", "bits a weight", "of 16 bits"],
+            ["drawn and measured", "relative error", "median scale", "true bytes", "bits a weight", "share of 16 bits"],
             [
                 measured,
                 f"{error:.2%}",
@@ -64,8 +64,8 @@ def weight_histogram(
         )
 
     alt = (
-        "Left, the histogram of a layer's weights under the dashed levels of the grid of one group, the one of median "
-        "scale. Right, the histogram of the rounding errors. The table has the numbers."
+        "Left, the histogram of a layer's weights under the dashed grid levels of one group, the one with the "
+        "median scale. Right, the histogram of the rounding errors. The table has the numbers."
     )
     controls = _controls(weights, layer, bits, group_size, symmetric, clip)
     return explore(draw, frames=_frames(frames, bits, group_size), alt=alt, **controls)
@@ -104,8 +104,8 @@ def weights_as_picture(
         return _crop_rounded(weights[layer], quantized, rows, shown, columns)
 
     alt = (
-        "Three pictures of the same weights, a coloured cell each: before rounding, after it, and the error on the "
-        "same scale of colours, the fainter the smaller it is. The table has the numbers."
+        "Three pictures of the same weights, with a coloured cell for each: before rounding, after rounding, and the "
+        "error on the same scale of colours; a smaller error is fainter. The table has the numbers."
     )
     controls = _controls(weights, layer, bits, group_size, symmetric, clip)
     return explore(draw, frames=_frames(frames, bits, group_size), alt=alt, **controls)

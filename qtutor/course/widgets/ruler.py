@@ -30,7 +30,7 @@ ALT = (
 def ruler(formats: Sequence[FloatFormat | IntFormat]) -> Live:
     """The widget. Raises :class:`QtutorError` for more than six formats, and for none."""
     if not 0 < len(formats) <= MOST:
-        raise QtutorError(f"{len(formats)} formats do not fit over each other: give 1 to {MOST} of them.")
+        raise QtutorError(f"the ruler cannot show {len(formats)} formats: give 1 to {MOST} of them.")
     data = {"formats": [described(fmt) for fmt in formats], "start": START, "from": FROM}
     powers = np.arange(LOW, HIGH, 1 / CELLS) + 0.5 / CELLS
     lines = {fmt.name: worst_errors(fmt, powers) for fmt in formats}

@@ -46,7 +46,10 @@ def page_table(moments: Sequence[Moment], *, size: int, frames: dict[str, list] 
 
 def moment_html(moment: Moment, step: int, size: int, colours: Mapping[str, str]) -> str:
     """One step as HTML: its events, the blocks, and the tables of the texts. Letters say the same as colours."""
-    events = "".join(f"<li>{escape(event)}</li>" for event in moment.events) or "<li>texts grow, or are read on</li>"
+    events = (
+        "".join(f"<li>{escape(event)}</li>" for event in moment.events)
+        or "<li>texts grow, or more of them is read</li>"
+    )
     blocks = "".join(_block_html(number, block, size, colours) for number, block in enumerate(moment.blocks))
     rows = [
         [text.name, _doing(text), ", ".join(map(str, text.table)), f"{text.end} of {len(text.table) * size}"]
@@ -103,8 +106,8 @@ def users_that_fit(shapes: Mapping[str, Shape], *, frames: dict[str, list] | Non
         at = TOKENS.index(4096)
         numbers = ", ".join(f"{of[at]} with {w} and {c}" for (w, c), of in counts(model, memory).items())
         return (
-            f"Falling curves on logarithmic axes: users of {model} that fit into {memory} GB, against the tokens of "
-            f"each. At 4,096 tokens, with weights and cache of so many bits: {numbers}."
+            f"Falling curves on logarithmic axes: the users of {model} that fit into {memory} GB, against the tokens "
+            f"of each user. At 4,096 tokens, by the bits of weights and cache: {numbers}."
         )
 
     first = next(iter(shapes))

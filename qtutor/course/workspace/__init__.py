@@ -60,7 +60,7 @@ class Report:
             ("new chapters", self.added),
             ("updated (you had not changed them)", self.updated),
             ("yours, kept as they are", self.kept),
-            ("changed by you and by the course, so the course's new version lies beside yours", self.beside),
+            ("changed by you and by the course, so the course's new version is saved beside yours", self.beside),
         ]
         lines += [f"  {what}: {', '.join(names)}" for what, names in said if names]
         if len(lines) == 1:

@@ -49,7 +49,7 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
     if not works:
         return (
             "Not kept, and so not counted as done: in a file of its own it gives other results. Does it change "
-            "something outside of itself?"
+            "something outside of the function?"
         )
     try:
         with told(path):
@@ -69,7 +69,7 @@ def _without_workspace(here: Path) -> str:
         return ""
     return (
         f"Not kept: {here} is not in a workspace. 'qtutor learn --no-start' makes one, {workspace.DEFAULT_FOLDER}; "
-        f"what you pass in a notebook there is kept in its folder {FOLDER}."
+        f"answers that pass the check in a notebook there are kept in its folder {FOLDER}."
     )
 
 
@@ -90,8 +90,8 @@ def load(exercise: Exercise, folder: Path) -> Callable | None:
         return _execute(path.read_text(encoding="utf-8"), path)
     except Exception as error:  # someone may have edited the file
         raise QtutorError(
-            f"{FOLDER}/{path.name} does not run any more ({type(error).__name__}: {error}). Mend it, or delete it and "
-            f"pass {exercise.name} again."
+            f"{FOLDER}/{path.name} does not run any more ({type(error).__name__}: {error}). Repair it, or delete it "
+            f"and pass {exercise.name} again."
         ) from error
 
 

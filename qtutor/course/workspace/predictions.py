@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, float]:
         sound = False
     if not sound:
         raise QtutorError(
-            f"{path} should hold predictions, a name and a number each, and cannot be read so. Mend it, or delete it: "
+            f"{path} should hold predictions, each with a name and a number, but it does not. Repair it, or delete it: "
             "then predictions are kept again."
         )
     return kept

@@ -58,9 +58,11 @@ class _Parts:
         if function.__globals__ is not self.names:
             raise CannotKeep(f"{function.__name__} comes from a module of yours; copy it into the notebook")
         if function.__code__.co_freevars:
-            raise CannotKeep(f"{function.__name__} uses {function.__code__.co_freevars[0]} of a function around it")
+            raise CannotKeep(
+                f"{function.__name__} uses {function.__code__.co_freevars[0]}, a variable of the function around it"
+            )
         if hasattr(function, "__wrapped__"):
-            raise CannotKeep(f"{function.__name__} is wrapped by a decorator; leave that away")
+            raise CannotKeep(f"{function.__name__} is wrapped by a decorator; remove the decorator")
         try:
             source = textwrap.dedent(inspect.getsource(function))
             definition = ast.parse(source).body[0]
@@ -101,7 +103,7 @@ class _Parts:
                 self.add_function(value)
             self.functions.append(f"{name} = {value.__name__}")
         else:
-            raise CannotKeep(f"it uses {name}, a {type(value).__name__} of the notebook; hand it in as an argument")
+            raise CannotKeep(f"it uses {name}, a {type(value).__name__} of the notebook; pass it as an argument")
 
 
 def _global_names(code: types.CodeType) -> set[str]:

@@ -59,8 +59,8 @@ def split(source: str, where: str = "the cell") -> tuple[str, str]:
         elif (found[1] == "BEGIN") == (opened is not None):
             raise QtutorError(
                 f"{where}, line {number}: '### {found[1]} SOLUTION' "
-                + (f"within the solution that begins in line {opened}" if opened else "without a beginning")
-                + ". Each solution stands between one '### BEGIN SOLUTION' and one '### END SOLUTION'."
+                + (f"is within the solution that begins in line {opened}" if opened else "has no beginning")
+                + ". Each solution must be between one '### BEGIN SOLUTION' and one '### END SOLUTION'."
             )
         elif found[1] == "BEGIN":
             opened = number

@@ -116,7 +116,7 @@ def examine(attempt, of: str | Path = smollm2.WORD, note: str = "") -> Verdict:
         return Verdict(f"Not measured: {error}")
     if not (math.isfinite(found.kl) and math.isfinite(found.perplexity)):
         return Verdict(
-            "Not measured: all of its weights are finite, but what it predicts is not (NaN or infinity). Are scales "
+            "Not measured: all of its weights are finite, but its predictions are not (NaN or infinity). Are scales "
             "so large that sums overflow? Look at the largest scale of each layer."
         )
     tried = Attempt(name_of(of), str(note)[:60], nbytes, found.kl, found.kl_error, found.flips, found.perplexity)
@@ -124,7 +124,8 @@ def examine(attempt, of: str | Path = smollm2.WORD, note: str = "") -> Verdict:
     text = f"{nbytes:,} bytes of {limit:,} ({share:.1%}), KL {found.kl:.4f} nats a token, flips {found.flips:.1%}."
     if found.kl > GUESSING * math.log(float_model.config.vocab_size):
         text += (
-            " That is so far from the float model that hardly anything of it is left. Is it made of the same weights?"
+            " That is so far from the float model that hardly anything of it is left. Was it made from the same "
+            "weights?"
         )
     return Verdict(text, tried)
 
@@ -148,5 +149,5 @@ def reference(source: str | Path) -> tuple[nn.Module, object]:
 def _loaded(source: str) -> tuple[nn.Module, object]:
     model, tokenizer = qtutor.load(source, dtype=torch.float32, device="cpu")
     if any(isinstance(module, QuantWeight) for module in model.modules()):
-        raise QtutorError("it is quantized already. Name the float model that yours was made of.")
+        raise QtutorError("it is quantized already. Name the float model that yours was made from.")
     return model, tokenizer

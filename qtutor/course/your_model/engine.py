@@ -40,7 +40,7 @@ def is_here() -> bool:
 def said(file: str | Path, question: str, tokens: int = 48, chat: bool = True) -> str:
     """The greedy answer of llama.cpp with the model in ``file``; if there is none, the reason in parentheses."""
     if not is_here():
-        return "(llama.cpp is not installed here; pip install xllamacpp brings it)"
+        return "(llama.cpp is not installed here; pip install xllamacpp installs it)"
     asked = json.dumps({"file": str(file), "question": question, "tokens": tokens, "chat": chat})
     command = [sys.executable, "-c", PROGRAM, asked]
     try:

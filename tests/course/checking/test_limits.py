@@ -89,7 +89,7 @@ RETURNED = {
     "complex number": (lambda w: 1j, "a complex number"),
     "complex numpy": (lambda w: np.ones(3) * 1j, "a numpy array of complex128"),
     "objects": (lambda w: np.array([w, None], dtype=object), "a numpy array of object"),
-    "dates": (lambda w: np.datetime64("2020-01-01"), "one datetime64[D] of numpy"),
+    "dates": (lambda w: np.datetime64("2020-01-01"), "a numpy scalar of datetime64[D]"),
     "freed memory": (of_freed_memory, "whose memory was freed"),
     "expand": (lambda w: w[:1].expand(10**11), "a tensor of shape [100000000000], far more numbers than the answer"),
     "broadcast": (lambda w: np.broadcast_to(1.0, (10**6, 10**6)), "far more numbers than the answer has"),
@@ -103,7 +103,7 @@ RETURNED = {
     "endless list": (lambda w: Forever([1]), "far more numbers than the answer has"),
     "empty parts": (lambda w: [[[]] * 1000] * 1000 * 2, "far more numbers than the answer has"),
     "huge int": (lambda w: 2**100000, "a whole number of 100001 bits"),
-    "huge fraction": (lambda w: fractions.Fraction(10**400), "a Fraction that no float64 holds"),
+    "huge fraction": (lambda w: fractions.Fraction(10**400), "a Fraction that does not fit into a float64"),
     "generator": (with_yield, "a generator (yield makes one"),
     "generator expression": (lambda w: (x + 1 for x in w), "a generator (yield makes one"),
     "async": (with_async, "a coroutine (async def makes one"),
@@ -182,7 +182,7 @@ RAISED = {
     "generator exit": (raising(GeneratorExit()), "raised GeneratorExit"),
     "recursion": (deep, "raised RecursionError: maximum recursion depth exceeded"),
     "a billion calls": (deeper, "raised RecursionError: maximum recursion depth exceeded"),
-    "memory": (lambda w: [0] * 10**13, "raised MemoryError: it asked for more memory than a check gives"),
+    "memory": (lambda w: [0] * 10**13, "raised MemoryError: it asked for more memory than a check allows"),
     "tensor memory": (lambda w: torch.zeros(10**13), "raised RuntimeError"),
 }
 
@@ -245,7 +245,7 @@ def test_an_endless_loop_ends(endless, monkeypatch):
     text = said(endless)
     assert time.monotonic() - started < 4  # 0.3, and up to 20 more rings for those that catch everything
     assert "test.numbers: stopped. Your function was still running after 0.3 seconds" in text
-    assert "It was at this input: ones." in text
+    assert "It was working on this input: ones." in text
     assert endless is slow_object or f"in {endless.__name__}, line " in text
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0) and sys.gettrace() is None
@@ -254,7 +254,7 @@ def test_an_endless_loop_ends(endless, monkeypatch):
 def test_the_time_is_that_of_all_inputs_together(monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.3)
     text = said(lambda w: time.sleep(0.2))
-    assert "still running after 0.3 seconds" in text and "at this input: twos." in text
+    assert "still running after 0.3 seconds" in text and "on this input: twos." in text
 
 
 def test_an_alarm_of_others_is_kept():
@@ -336,7 +336,7 @@ def test_megabytes_of_print_are_cut_off(capsys):
     assert examine(EXERCISE, prints).passed
     out, err = capsys.readouterr()
     assert limits.PRINTED < len(out) < limits.PRINTED + 100 and len(err) < limits.PRINTED + 100
-    assert out.startswith("aaa") and out.endswith("(what your function prints beyond this is left out)\n")
+    assert out.startswith("aaa") and out.endswith("(the rest of what your function prints is left out)\n")
 
 
 def test_few_lines_of_print_are_shown(capsys):

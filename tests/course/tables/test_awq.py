@@ -72,7 +72,7 @@ def test_searches_in_both_decoders(shown):
     assert cells(shown[0])[1] == ["0: a", "plain", "0.20", "95%", "4.0", "4.0"]
     tables.with_and_without_outliers(FOUND, torch.tensor([1.0, 2.0, 8.0]), "0: a")
     assert "leaves 72% of" in shown[1] and "and 52% put in" in shown[1]
-    assert 'differ most in "0: a"; elsewhere by 5.0 points' in shown[1]
+    assert 'differ most in "0: a", and elsewhere by 5.0 points' in shown[1]
     assert "correlation is 1.00" in shown[1] and "chose ratio 0.90 there. So the scales undo nearly all" in shown[1]
 
 
@@ -84,7 +84,7 @@ def test_judges_and_tokens(shown):
 
 
 @pytest.mark.parametrize(
-    ("by_weights", "words"), [(0.2, "worse** than with whole ranges at 3 bits"), (0.05, "no harm")]
+    ("by_weights", "words"), [(0.2, "worse** than with whole ranges at 3 bits"), (0.05, "do not harm")]
 )
 def test_ranges(shown, by_weights, words):
     tables.ranges({3: ([0.1, by_weights, 0.08, 0.06], [0.9, 0.8, 0.85])})
@@ -107,9 +107,9 @@ def test_each_row_is_compared_with_nearest_at_as_many_bits(shown):
 
 def test_propagation_is_told_apart_from_awq(shown):
     tables.parts_of_the_gain({"As trained": SCORED})
-    assert "**As trained**, AWQ by itself recovers 50% at 4 bits. At 4 bits 25% come from the scales" in shown[0]
+    assert "**As trained**, AWQ by itself recovers 50% at 4 bits. At 4 bits, 25% come from the scales" in shown[0]
     assert "25% from clipping, so the scales are 50% of its gain" in shown[0]
-    assert shown[0].endswith("Propagation, which is no part of AWQ, adds 25%.")
+    assert shown[0].endswith("Propagation, which is not a part of AWQ, adds 25%.")
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def test_thresholds_by_decoder(shown):
     assert cells(shown[1])[1:] == [["a.q_proj", "2.00", "50.0%", "100.0%", "25.0%", "50.0%"]]  # k_proj reads the same
     tables.what_six_takes_back(SWEPT, 1)
     first, second = shown[2].splitlines()
-    assert "6.0 takes back 100%, with 75 % of the channels" in first
-    assert "6.0 takes back 75%, with 50 % of the channels" in second
+    assert "6.0 removes 100% of the cost of rounding the inputs, with 75 % of the channels" in first
+    assert "6.0 removes 75% of the cost of rounding the inputs, with 50 % of the channels" in second
     channels = {name: tables.channels_in_16(found) for name, found in SWEPT.items()}
     left, right = pictures.thresholds(SWEPT, channels, ["0", "6", "none"]).axes
     assert left.get_yscale() == "log" and right.lines[0].get_ydata().tolist() == [75, 75, 0]

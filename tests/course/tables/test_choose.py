@@ -62,5 +62,5 @@ def test_what_chapter_11_knows_of_calibration(shown):
 def test_the_spread_of_draws(shown):
     tables.spread_of_draws(stored(), Stored({}, SMOLLM2))
     (text,) = shown
-    assert "- the embedded decoder: 9 models read text, and were made on 3 draws each." in text
+    assert "- the embedded decoder: 9 models were calibrated, each on 3 draws of text." in text
     assert text.endswith("- SmolLM2: no calibrated model is stored.")

@@ -33,7 +33,7 @@ def test_half_of_all_samples_exceed_the_largest_of_a_bell(count):
 def test_tails_count_what_chance_does_not_explain(shown):
     tables.tails({"a": bell(64, 64), "b": bell(64, 64)}, {"a": 0.1, "b": 2.0})  # chance: 0.08
     assert [row[0] for row in cells(shown[0])[1:]] == ["a", "b"] and cells(shown[0])[1][5] == "± 0.08"
-    assert "**1 have heavier tails than a bell** and 0 lighter" in shown[1] and "2.00, is that of b" in shown[1]
+    assert "**1 have heavier tails than a bell** and 0 have lighter" in shown[1] and "2.00, is that of b" in shown[1]
 
 
 def test_channels_explain_what_making_them_alike_takes_away(shown):
@@ -74,7 +74,10 @@ def test_layers_that_read_the_same_stand_together(shown):
     harder = {name: statistics(1.0, 2.0, 64.0) for name in inputs}
     assert tables.outliers_put_in(inputs, harder) == "0.q_proj"
     assert cells(shown[0])[1] == ["0.q_proj, k_proj", "2.00", "6.0", "2", "2.00", "64.0", "2", "3.0", "32.0"]
-    assert "1.0 to 3.0 times, most in 0.q_proj; with `add_outliers` it is up to 32 times" in shown[1]
+    assert (
+        "1.0 to 3.0 times as large as the median one (most in 0.q_proj); with `add_outliers` it is up to 32 times"
+        in shown[1]
+    )
 
 
 @pytest.mark.parametrize(("size", "said"), [(1.0, "no massive activations"), (100.0, "**massive activations")])
@@ -93,7 +96,7 @@ def test_a_sink_has_a_fifth_of_all_attention_and_five_times_its_even_share(shown
     sink[:, 0] = 1
     tables.attention_on_first([torch.stack([even, even])[None]])
     tables.attention_on_first([torch.stack([even, sink])[None]])
-    assert "1.0 times its even share: no attention sink" in shown[1] and "**an attention sink**" in shown[3]
+    assert "1.0 times an even share: no attention sink" in shown[1] and "**an attention sink**" in shown[3]
     assert cells(shown[2])[1][2] == "100.00%"
 
 
@@ -139,8 +142,8 @@ def test_the_effect_needs_to_beat_weights_and_luck(shown):
         shown[0].count("The paper's effect is here.") == 1
         and shown[0].count("**The paper's effect is not here.**") == 1
     )
-    assert "In 1 of 2 cases" in shown[0] and "by over 2 points, in 1 of 2 comparisons" in shown[0]
-    assert "comes to 51%, far from the 94% of OPT-6.7B" in shown[0]
+    assert "In 1 of 2 cases" in shown[0] and "In 1 of 2 comparisons, choosing by activation" in shown[0]
+    assert "recovers 51%, far from the 94% of OPT-6.7B" in shown[0]
 
 
 def test_the_better_buy_has_the_lower_perplexity(shown):
@@ -151,7 +154,7 @@ def test_the_better_buy_has_the_lower_perplexity(shown):
     ]
     kept.better_buy(rows, ["plain", "put in"])
     assert [row[1] for row in cells(shown[0])[1:]] == ["100", "110", "120"]
-    assert "takes 0.200 bits a weight, groups of 64 in place of 128 take 0.130" in shown[1]
+    assert "costs 0.200 bits a weight, and groups of 64 in place of 128 cost 0.130" in shown[1]
     assert "plain, the smaller groups; put in, 1 % of the channels." in shown[1]
 
 

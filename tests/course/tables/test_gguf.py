@@ -71,7 +71,7 @@ def test_what_importance_wins(shown):
         ["Q2_K", "30.00%", "31.00%", "40.00%", "30.00%", "+25%"],
         ["Q4_K", "10.00%", "10.00%", "10.00%", "11.00%", "-10%"],
     ]
-    assert shown[1] == "Most is won in **Q2_K**: 25% of the output's error."
+    assert shown[1] == "Importance helps most in **Q2_K**: it removes 25% of the output's error."
 
 
 def test_what_types_are_worth(shown):
@@ -82,7 +82,9 @@ def test_what_types_are_worth(shown):
     assert list(rows) == ["Q4_K", "Q4_0", "Q4_1", "Q5_0", "F32"]  # by bits, then by error
     assert rows["Q4_1"] == ["Q4_1", "32", "20", "5", "0.0625", "4.00", "-1.00"]
     assert rows["F32"][-2:] == ["exact", ""]
-    assert "more for their bits than Q4_0: Q4_K; less: Q4_1." in shown[1] and shown[1].endswith("Exact: F32.")
+    assert "a bit higher than for Q4_0: Q4_K; over a tenth lower: Q4_1." in shown[1] and shown[1].endswith(
+        "Exact: F32."
+    )
 
 
 def test_crowded_types_are_named_in_the_inset_alone():
@@ -128,10 +130,10 @@ def test_which_mix(shown, kl, words):
     assert "**RTN 2** (2.30 bits, KL 2.000) is **Q2_K**, with 2.60 bits and KL 0.500" in lines[2]
     assert f"Q4_0, which does not search, is {words} float model" in lines[3]
     assert lines[4:6] == [
-        "- Importance takes 50% of the KL of Q2_K.",
-        "- Perplexity is lower with importance by over 1 % at: Q2_K.",
+        "- Importance removes 50% of the KL of Q2_K.",
+        "- Importance lowers perplexity by more than 1 % in: Q2_K.",
     ]
-    assert "share is 6% at most" in lines[6]
+    assert "share is at most 6%" in lines[6]
 
 
 def test_what_helps(shown):
@@ -140,9 +142,9 @@ def test_what_helps(shown):
     tables.what_helps(KLS)
     lines = shown[1].splitlines()
     assert lines[0].endswith("from best to worst: Q4_0, Q4_1.")
-    assert lines[1].endswith("importance takes away this much of the KL: 25% (Q4_0), 75% (Q4_1).")
-    assert lines[2].endswith("AWQ takes away this much of the KL: 75% (Q4_0), 75% (Q4_1).")
-    assert "takes away 25% (Q4_0), 0% (Q4_1)." in lines[3]
+    assert lines[1].endswith("importance removes this much of the KL: 25% (Q4_0), 75% (Q4_1).")
+    assert lines[2].endswith("AWQ removes this much of the KL: 75% (Q4_0), 75% (Q4_1).")
+    assert "removes 25% (Q4_0), 0% (Q4_1)." in lines[3]
     assert lines[4].endswith("in 3 of 4 cases.")  # 0.104 is within 5 % of 0.1, 0.11 is not
 
 

@@ -43,12 +43,12 @@ def test_how_much_inputs_have_to_do_with_each_other(shown):
     assert cells(shown[0])[1] == ["q", "3", "0.17", "0.50", "2.0", "75%"]
 
 
-@pytest.mark.parametrize(("usual", "words"), [(0.4, "more text does more"), (0.6, "damping did as much")])
+@pytest.mark.parametrize(("usual", "words"), [(0.4, "more text helps more"), (0.6, "damping helped as much")])
 def test_dampings(shown, usual, words):
     few, many = {"own": [0.3, 0.4], "other": [1.2, 0.5]}, {"own": [0.3, 0.4], "other": [usual, 0.9]}
     tables.dampings([0.01, 1.0], few, many)
     assert cells(shown[0])[2] == ["128 tokens", "other", "1.20", "0.50"]
-    assert "1.20 times RTN's with the worst damping, 0.50 times with the best" in shown[1] and words in shown[1]
+    assert "1.20 times RTN's with the worst damping, and 0.50 times with the best" in shown[1] and words in shown[1]
     left, right = pictures.dampings(["0.01", "1"], few, many).axes
     assert left.get_ylim() == right.get_ylim() == pytest.approx((0, 1.26))
     assert [line.get_ydata().tolist() for line in left.lines] == list(few.values())
@@ -88,7 +88,7 @@ def test_what_gptq_recovers(shown):
     assert "at 4 bits GPTQ is more than 3.5 points (one standard deviation) below RTN" in lines[4]
     assert "up to 5.8% for arithmetic and 4.5%" in lines[5]
     tables.what_it_recovers({**MEASURED, "GPTQ 4": score(0.2, 0.47)}, [4], questions=25)
-    assert "at no number of bits is GPTQ more than 3.5 points" in shown[1]
+    assert "GPTQ is at no number of bits more than 3.5 points" in shown[1]
 
 
 def test_right_answers_are_counted_by_kind():

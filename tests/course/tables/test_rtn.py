@@ -36,9 +36,9 @@ def test_a_row_for_each_number_of_bits(shown, measured):
 
 def test_what_suffers_is_told_as_parts_of_what_was_right(shown, measured):
     tables.what_suffers_first(measured, questions=100, functions=25)
-    assert "of what was right, arithmetic lost 25 %, the rest 0 %." in shown[0]
-    assert "5 points at least, at: 4 bits." in shown[0]  # at 3 and 2 both lost the same
-    assert "arithmetic is at most 5 points, of valid Python 10." in shown[0]
+    assert "arithmetic lost 25 % of its right answers, the rest 0 %." in shown[0]
+    assert "(at least 5 points) at: 4 bits." in shown[0]  # at 3 and 2 both lost the same
+    assert "arithmetic is at most 5 points, and of valid Python 10." in shown[0]
 
 
 def test_what_float_did_not_lose_has_no_place_on_a_logarithmic_axis(measured):

@@ -25,8 +25,8 @@ def test_product_times(shown):
     [
         (2.0, "Here it was **2.0 times slower**"),
         (1.1, "Here it was about as fast"),
-        (0.7, "Here it was 1.4 times faster, less than that: arithmetic"),
-        (0.52, "Here it was 1.9 times faster, about as much as that: bytes"),
+        (0.7, "Here it was 1.4 times faster, less than that: the arithmetic"),
+        (0.52, "Here it was 1.9 times faster, about as much as that: only the bytes"),
         (0.4, "Here it was 2.5 times faster, more than that: its routine"),
     ],
 )
@@ -46,8 +46,11 @@ def test_the_price_of_fewer_bits(shown):
     tables.price({16: 2000, 4: 800, 3: 700, 2: 600}, lost)
     assert cells(shown[0])[2] == ["4", "800", "21.00", "90%", "80%"]
     assert "rises by **5.0 %**, while the whole model shrinks to 40% of its bytes" in shown[1]
-    assert "100% were right, and 90% are" in shown[1]
-    assert "At 3 bits perplexity rises by 50 %, at 2 by 900 %. There 10% of arithmetic is left" in shown[1]
+    assert "100% were right with 16 bits, and 90% are right with 4" in shown[1]
+    assert (
+        "At 3 bits perplexity rises by 50 %, at 2 by 900 %. With 2 bits, 10% of the answers in arithmetic are right"
+        in shown[1]
+    )
 
 
 def test_the_limit_of_speed_says_its_numbers_to_those_who_cannot_see_it():

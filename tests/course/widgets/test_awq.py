@@ -85,7 +85,7 @@ def test_what_the_whole_decoder_writes_stands_below_and_follows_the_slider():
     text, sums = widgets._written(coarse, tokenizer)
     assert text != drawn[0] and sum(sums) <= 2
     html = widgets._beside(drawn, (text, sums), ("the float decoder", "2 bits"))
-    assert f"of 6 sums such as 37 + 48, {sum(sums)} right" in html and "<mark" in html
+    assert f"{sum(sums)} of 6 sums such as 37 + 48 are right" in html and "<mark" in html
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 

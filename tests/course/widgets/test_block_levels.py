@@ -133,8 +133,8 @@ def test_a_layer_of_zeros_and_of_16_bits_is_shown():
     ("layers", "layer", "said"),
     [
         (LAYERS, "third", "there is no layer 'third'; the layers are first, second"),
-        ({"narrow": noise(4, 48)}, None, "narrow of shape .4, 48. does not fall into blocks of 32"),
-        ({"one": noise(64)}, None, "does not fall into blocks of 32"),
+        ({"narrow": noise(4, 48)}, None, "narrow of shape .4, 48. cannot be divided into blocks of 32"),
+        ({"one": noise(64)}, None, "cannot be divided into blocks of 32"),
         ({}, None, "no layer to show"),
         ({"bad": broken(math.nan)}, None, r"^bad: 1 of 8192 weights are NaN or infinite, the first at \[50, 3\] .nan"),
         (

@@ -77,7 +77,7 @@ def test_the_table_says_what_the_package_computes():
         "4.500",
     ]
     control(explorer, "NF4, FP4: scales in 8 bits").value = True
-    assert cells(explorer)[3:5] == ["8 bits and theirs", f"{bnb.quantize(weight).nbytes:,}"]
+    assert cells(explorer)[3:5] == ["8 bits, with scales of their own", f"{bnb.quantize(weight).nbytes:,}"]
     control(explorer, "format").value = "int4 asymmetric"  # has no such choice
     assert cells(explorer)[3:] == ["16 bits", f"{rtn.quantize(weight, IntGrid(4), 64).nbytes:,}", "4.312"]
 

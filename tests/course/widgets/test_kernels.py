@@ -27,7 +27,7 @@ def test_a_frame_for_every_rung_and_batch():
     frames = json.loads(re.search(r"<script type=\"application/json\">(.*?)</script>", widget.still, re.DOTALL)[1])
     assert len(frames) == 4 and len(set(frames)) == 4
     rung.value = LANES
-    assert "about 4.0 times as fast" in shown.value and "Filled is rows as lanes" in shown.value
+    assert "about 4.0 times as fast" in shown.value and "The filled dot is rows as lanes" in shown.value
     batch.value = 4
     assert "about as fast" in shown.value
 

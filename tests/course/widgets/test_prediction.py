@@ -70,11 +70,11 @@ def test_a_damaged_file_costs_no_chapter(workspace, shown):
     (workspace / "mine").mkdir()
     (workspace / "mine" / "predictions.json").write_text("{")
     asked = predict(NAME, QUESTION)
-    assert "Mend it, or delete it" in asked.said.value
+    assert "Repair it, or delete it" in asked.said.value
     asked.field.value = "3"
     assert "Not kept: " in asked.said.value
     revealed(NAME, 2.0)
-    assert shown[0].startswith("**Measured: 2.** Your prediction cannot be shown: ") and "Mend it" in shown[0]
+    assert shown[0].startswith("**Measured: 2.** Your prediction cannot be shown: ") and "Repair it" in shown[0]
 
 
 def test_without_a_workspace(tmp_path_factory, monkeypatch, shown):
@@ -98,9 +98,9 @@ def test_its_output_is_the_same_whatever_was_typed():
 
 @pytest.mark.parametrize("name", ["", "05 loud", "Loud", "05--loud", "../x", "a-"])
 def test_names(name):
-    with pytest.raises(QtutorError, match="is named by small letters"):
+    with pytest.raises(QtutorError, match="has small letters, digits and dashes"):
         predict(name, QUESTION)
-    with pytest.raises(QtutorError, match="is named by small letters"):
+    with pytest.raises(QtutorError, match="has small letters, digits and dashes"):
         revealed(name, 1.0)
 
 

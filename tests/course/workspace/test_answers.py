@@ -169,10 +169,10 @@ def test_the_file_is_readable(workspace):
 @pytest.mark.parametrize(
     ("function", "why"),
     [
-        (with_a_tensor, "it uses TENSOR, a Tensor of the notebook; hand it in as an argument"),
+        (with_a_tensor, "it uses TENSOR, a Tensor of the notebook; pass it as an argument"),
         (with_something_missing, "it refers to nowhere, which is not defined"),
         (lambda x: x * 2, "it is a lambda; write it as a function with def"),
-        (closure(2), "inside uses factor of a function around it"),
+        (closure(2), "inside uses factor, a variable of the function around it"),
         (np.vectorize(lambda x: x * 2), "it is a vectorize; write it as a function with def"),
         (works_twice, "in a file of its own it gives other results"),
     ],

@@ -89,7 +89,7 @@ def test_a_damaged_file_is_named_and_stays(workspace, content):
     path.parent.mkdir()
     path.write_text(content)
     for tried in (lambda: predictions.load("05-loud-channel"), lambda: predictions.keep("05-loud-channel", 3.0)):
-        with pytest.raises(QtutorError, match=r"predictions\.json should hold predictions.*Mend it, or delete it"):
+        with pytest.raises(QtutorError, match=r"predictions\.json should hold predictions.*Repair it, or delete it"):
             tried()
     assert path.read_text() == content
 

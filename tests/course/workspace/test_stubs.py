@@ -92,12 +92,12 @@ def test_nested_functions_keep_their_indentation():
     ("source", "words"),
     [
         ("### BEGIN SOLUTION\nx = 1", "'### BEGIN SOLUTION' of line 1 has no '### END SOLUTION'"),
-        ("x = 1\n### END SOLUTION", "line 2: '### END SOLUTION' without a beginning"),
+        ("x = 1\n### END SOLUTION", "line 2: '### END SOLUTION' has no beginning"),
         (
             "### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION\n### END SOLUTION",
-            "line 2: '### BEGIN SOLUTION' within the solution that begins in line 1",
+            "line 2: '### BEGIN SOLUTION' is within the solution that begins in line 1",
         ),
-        ("### BEGIN SOLUTION\n### END SOLUTION\n### END SOLUTION", "line 3: '### END SOLUTION' without a beginning"),
+        ("### BEGIN SOLUTION\n### END SOLUTION\n### END SOLUTION", "line 3: '### END SOLUTION' has no beginning"),
         ("# BEGIN SOLUTION\nx = 1\n# END SOLUTION", "line 1: '# BEGIN SOLUTION' is nearly a marker"),
         ("### begin solution\nx = 1\n### END SOLUTION", "'### begin solution' is nearly a marker"),
         ("### BEGIN SOLUTIONS\nx = 1\n### END SOLUTIONS", "is nearly a marker"),

@@ -58,14 +58,14 @@ def test_what_is_no_model_is_refused_with_the_likely_mistake(loaded, small):
     recipe = qtutor.Recipe("rtn", 3)
     report = qtutor.quantize(copy.deepcopy(model), recipe, progress=False)
     for thing, said in {
-        "None": (None, "no model but None. Does your function end without a return?"),
-        "report": (report, "no model but a Report. qtutor.quantize returns a report"),
-        "recipe": (recipe, "no model but a Recipe. A recipe is a plan"),
-        "pair": ((small, tokenizer), "no model but a tuple. qtutor.load returns model and tokenizer"),
-        "function": (lambda: small, "no model but a function. That is a function: call it"),
-        "class": (torch.nn.Linear, "no model but a type. That is a class"),
-        "tensors": (small.state_dict(), "no model but an OrderedDict. Tensors by name are not a model"),
-        "number": (0.1, "no model but a float. Give the quantized model"),
+        "None": (None, "not a model but None. Does your function end without a return?"),
+        "report": (report, "not a model but a Report. qtutor.quantize changes the model in place"),
+        "recipe": (recipe, "not a model but a Recipe. A recipe is only a plan"),
+        "pair": ((small, tokenizer), "not a model but a tuple. qtutor.load returns model and tokenizer"),
+        "function": (lambda: small, "not a model but a function. That is a function: call it"),
+        "class": (torch.nn.Linear, "not a model but a type. That is a class"),
+        "tensors": (small.state_dict(), "not a model but an OrderedDict. A dict of tensors is not a model"),
+        "number": (0.1, "not a model but a float. Give the quantized model"),
         "another module": (torch.nn.Linear(2, 2), "Not measured: "),
         "no path": ("nothing.gguf", "Not measured: nothing.gguf"),
         "no folder": ("out/of/nowhere", "Not measured: "),
@@ -89,8 +89,8 @@ def test_too_large_says_by_how_much_and_where_the_bytes_are(loaded):
     assert verdict.attempt is None and "too many: the limit is 858,237" in verdict.text
     assert "The largest matrix in float is model.embed_tokens, with " in verdict.text
     verdict = capstone.examine(quantized(loaded[0], qtutor.Recipe("rtn", 4, **ALL)), "embedded")
-    assert verdict.attempt is None and "it takes 923,648 bytes, 65,411 too many" in verdict.text
-    assert "All of its matrices are packed, so take fewer bits" in verdict.text
+    assert verdict.attempt is None and "it needs 923,648 bytes, 65,411 too many" in verdict.text
+    assert "All of its matrices are packed, so use fewer bits" in verdict.text
 
 
 def test_a_float_file_is_too_large(loaded, tmp_path):
@@ -135,7 +135,7 @@ def test_predictions_that_are_not_finite_are_refused(small):
     broken = copy.deepcopy(small)
     broken.model.norm.weight.data[:] = 3e38  # finite, and the sums are not
     verdict = capstone.examine(broken, "embedded")
-    assert verdict.attempt is None and "what it predicts is not" in verdict.text
+    assert verdict.attempt is None and "its predictions are not" in verdict.text
 
 
 def test_a_model_of_other_weights_is_measured_and_asked_about(small):
@@ -144,7 +144,7 @@ def test_a_model_of_other_weights_is_measured_and_asked_about(small):
         if isinstance(module, QuantWeight):
             module.packed.copy_(module.packed.flatten()[torch.randperm(module.packed.numel())].view_as(module.packed))
     verdict = capstone.examine(other, "embedded")
-    assert verdict.attempt is not None and verdict.text.endswith("Is it made of the same weights?")
+    assert verdict.attempt is not None and verdict.text.endswith("Was it made from the same weights?")
 
 
 def test_a_float_model_that_cannot_serve_is_named(small, loaded, tmp_path):

@@ -22,7 +22,7 @@ def test_a_file_that_llama_cpp_refuses_ends_in_words(tmp_path):
 
 def test_without_llama_cpp_it_says_what_to_type(monkeypatch):
     monkeypatch.setattr(engine, "is_here", lambda: False)
-    assert engine.said("a.gguf", "hello") == "(llama.cpp is not installed here; pip install xllamacpp brings it)"
+    assert engine.said("a.gguf", "hello") == "(llama.cpp is not installed here; pip install xllamacpp installs it)"
 
 
 def test_an_engine_that_hangs_is_left(monkeypatch):

@@ -170,7 +170,7 @@ function trails(formats, state, middle, width) {
   const svg = make("svg", { height: FLOOR + 44, role: "img" });
   const toX = (power) => LEFT + ((power - LOW) / (HIGH - LOW)) * (width - LEFT - 8);
   const toY = (error) => FLOOR - (clamp(Math.log10(Math.max(error, SMALLEST)), bottom, 0) / -bottom + 1) * (FLOOR - TOP);
-  svg.append(written(0, 12, "relative error: the worst at each size, dots: its own"));
+  svg.append(written(0, 12, "relative error (lines: the worst at each size, dots: this number)"));
   for (const [error, text] of [[1, "100 %"], [1e-2, "1 %"], [1e-4, "0.01 %"], [1e-6, "1e-6"], [1e-8, "1e-8"]]) {
     svg.append(make("line", { class: "faint", x1: LEFT, x2: width - 8, y1: toY(error), y2: toY(error) }));
     svg.append(written(LEFT - 4, toY(error) + 4, text, "end"));
