@@ -30,8 +30,8 @@ def load(source: Source = "embedded", dtype: torch.dtype | str | None = None, de
     tensors of another tool's folder that are not packed; ``"auto"`` is the checkpoint's own, and float32 for GGUF
     files. The default is float32 for the embedded decoder (small models are computed in float32 so that results agree
     between CPUs) and for GGUF files, and the checkpoint's own for all others. Folders that :func:`qtutor.export` wrote
-    always keep their own. device: the default is the GPU if there is one. No code from a checkpoint is
-    run and no pickle is read.
+    always keep their own. device: the default is the GPU if there is one. No code from a checkpoint is run and no
+    pickle is read.
     Raises :class:`QtutorError` for a missing, truncated or damaged file, a hub id that cannot be reached, an unknown
     family, architecture, block type or tokenizer.
     """

@@ -5,7 +5,8 @@ to second order, half the expectation of ``(g . d)^2``. Here ``g`` is the gradie
 these outputs, for a token drawn from the model's own predictions (the Fisher information; Amari and Nagaoka 2000,
 section 2.2). Outputs and tokens are treated as independent, so each counts with its own ``g^2 d^2``. Therefore the
 estimate is too low for errors of v, which attention adds up, and too high for those of k, both within a factor of 5.
-One forward and one backward pass give the estimate for all layers; benchmarks/budget.py compares it with others.
+One forward and one backward pass give the estimate for all layers; benchmarks/budget.py compares it with other
+estimates.
 
 Memory holds the inputs of all blocks, float32 ``[samples, length, hidden]`` each, and one block with its activations:
 the backward pass comes to the blocks in reverse order, and runs each of them forward once more.

@@ -45,7 +45,7 @@ class Weights:
 
     @contextlib.contextmanager
     def around_blocks(self, head: bool = False) -> Iterator[None]:
-        """Inside this context, everything in the model except its blocks can be run; the output matrix if ``head``."""
+        """Inside, everything in the model except its blocks can be run, and the output matrix only with ``head``."""
         yield
         page_out(self.model.parameters())  # loading has read the whole model: blocks come back one by one
 

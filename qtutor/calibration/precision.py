@@ -52,7 +52,7 @@ def products(width: int, wide: int | None = WIDE) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bfloat16_factors(asked: bool) -> Iterator[None]:
-    """Inside, if ``asked``, torch is set to bfloat16 factors of float32 products: so to oneDNN, not MKL."""
+    """Inside, if ``asked``, torch may round factors of float32 products to bfloat16, and so uses oneDNN, not MKL."""
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     try:

@@ -96,7 +96,7 @@ def check_text(file: str | Path, length: int = LENGTH) -> None:
     _decoded(data, file, 0, final=False)
     if is_jsonl(file):
         check_records(file)
-    if size + 8 < length:  # a token has at least one byte, and the tokenizer may add some
+    if size + 8 < length:  # a token has at least one byte, and the tokenizer may add a few tokens
         raise QtutorError(f"{file} has {size} bytes; one sample takes {length} tokens. Name a longer text.")
 
 

@@ -3,7 +3,7 @@
 :func:`walk` carries the calibration text through the decoder as hidden states. Each block comes as a float32 copy that
 a method may change as it likes; the model itself is only read. ``block.readings()`` goes through the layers of a
 block in the order in which it runs them; layers with the same input (q, k, v; gate, up) come together. The walk moves
-on by itself: the inputs of later layers are computed with the current weights of a layer.
+on by itself: the inputs of a layer are computed with the current weights of the layers before it.
 
     for block in walk(model, token_ids):
         for reading in block.readings():

@@ -148,9 +148,10 @@ class BlockGrid(FloatGrid):
         return torch.where(odd, below, middles)
 
     def for_tensor(self, *weights: torch.Tensor) -> "BlockGrid":
-        """This grid with the :attr:`unit` for ``weights``: the limit of scales is 448 units, also if 4 is the largest.
+        """This grid with the :attr:`unit` for ``weights``.
 
-        Several matrices get one common unit. A grid that is settled already stays unchanged.
+        No scale is then more than 448 units, even if a block's largest weight becomes level 4. Several matrices get one
+        common unit. A grid that is settled already stays unchanged.
         """
         if self.settled or not any(weight.numel() for weight in weights):
             return self

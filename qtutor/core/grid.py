@@ -90,7 +90,8 @@ class IntGrid:
     def nearest(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """Every weight rounded to its nearest level, float32: equal to decode(encode(weight)), but without codes."""
         scale, zero = scale.float(), zero.float()
-        # A clamp between two numbers takes a tenth of the time of one between two tensors, even with the added zeros.
+        # A clamp between two numbers takes a tenth of the time of one between two tensors, even if zero is added before
+        # it and subtracted after it.
         return (weight.float() / scale).round_().add_(zero).clamp_(0, self.largest_code).sub_(zero).mul_(scale)
 
 

@@ -28,7 +28,7 @@ from qtutor.families.refused import why_not
 
 
 def head_dim(config) -> int:
-    """Rows of a head; most configs do not give them: then it is the hidden size divided by the number of heads."""
+    """The number of rows of a head; if the config leaves it out, the hidden size divided by the number of heads."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 

@@ -60,7 +60,7 @@ def token_times(
 
 
 def bytes_of_a_token(model) -> int:
-    """The bytes of weights that writing one token reads: all, but only one row of an embedding that is no output."""
+    """The bytes of weights that one token reads: all; of an embedding that is not the output matrix, one row."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     held = list(table.state_dict().values())
     heads = {tensor.data_ptr() for tensor in head.state_dict().values()} if head is not None else set()

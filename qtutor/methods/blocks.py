@@ -28,7 +28,7 @@ ERROR_ROWS = 128
 
 @dataclass(frozen=True)
 class Rounded:
-    """A rounded layer: its ``name`` in the model, and the float32 weight and bias that ``quantized`` replaces.
+    """A rounded layer: its ``name`` in the model, the weight that ``quantized`` replaces, and the bias, both float32.
 
     columns: the layer multiplies its inputs by these, float32 ``[in]``; ``None``: it does not (all methods but SINQ).
     back: the result of :func:`dequantized`. output_error, note: see :class:`qtutor.report.LayerReport`.
@@ -158,7 +158,7 @@ def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[Plan | None, Hessi
 def _round_together(weights: list[torch.Tensor], inputs: LayerInputs | None, recipe: Recipe) -> list[QuantizedTensor]:
     """Layers that read the same input, rounded as one matrix: rows are independent of each other."""
     rounder, grid, group_size = recipe.rounder, recipe.grid, recipe.group_size
-    if group_size == PER_TENSOR or not rounder.reads_inputs:  # here rows may share scales
+    if group_size == PER_TENSOR or not rounder.reads_inputs:  # here rows may share scales, or scales of scales
         grid = for_tensor(grid, *weights)  # engines merge these layers into one
         return [rounder.round(weight, grid, group_size, inputs) for weight in weights]
     together = rounder.round(torch.cat(weights), grid, group_size, inputs)

@@ -197,7 +197,7 @@ class Judge:
         """The share t by which ``scale [out]`` is too large for the codes that it and ``zero`` give.
 
         Let v be the values of the codes. If the scale is multiplied by 1 - t, they become v - t v. So the cost is a
-        parabola in t, and its minimum is returned.
+        parabola in t. The result is the t with the least cost.
         """
         error = self.errors(scale, zero)
         levels = self.weight + error

@@ -28,7 +28,7 @@ class LayerInputs:
 
 
 class Rounder:
-    """The parts of all rounders. By default, a rounder ignores inputs, and rounds a layer's weights unchanged.
+    """What all rounders have in common. By default, a rounder ignores inputs, and rounds a layer's weights unchanged.
 
     follows: later layers read the output of the rounded layer, and not that of the float layer. factors: the rounder
     needs a factored Hessian. reads_inputs: the rounder needs :class:`LayerInputs`. divides: :meth:`divided` changes

@@ -116,7 +116,7 @@ def scale_pairs(
             f"{block.name}: folding AWQ's scales changed the block's output by {difference:.2g} of its size; it should "
             "change nothing. Its norms or layers do something that is not known here: quantize it with method 'gptq'."
         )
-    if block.twin is not None:  # divides its float inputs, too: else they would differ by the scale
+    if block.twin is not None:  # its float inputs are divided, too: else they would differ by the scale
         block.twin.module.load_state_dict(module.state_dict())
     return changed
 

@@ -216,8 +216,8 @@ class Recipe:
     def of_layers(self, names: Iterable[str], floats: Iterable[str] = ()) -> dict[str, "Recipe"]:
         """The recipe of every layer, by its full name; layers that stay in float are left out.
 
-        floats: names of matrices that stay in float anyway; a pattern with ``"float"`` may fit only these. Raises
-        :class:`QtutorError` for a pattern that fits none of the ``names``.
+        floats: names of matrices that stay in float anyway. Raises :class:`QtutorError` for a pattern that fits none of
+        the ``names``, except if it says ``"float"`` and fits one of the ``floats``.
         """
         floats = list(floats)
         recipes = dict.fromkeys(names, replace(self, layers={}))

@@ -19,7 +19,7 @@ def changed(whole, pattern: str, change: Mapping | str, recipe=None):
 
     whole: the :class:`~qtutor.recipe.Recipe` of the model, to which the exception belongs; also the default for
     ``recipe``. change: the options that differ, or ``"float"``. Raises :class:`QtutorError` for options that fit no
-    layer, or do not fit the recipe of the others.
+    layer, or do not fit the recipe of the other layers.
     """
     if change == KEEP:
         return None

@@ -95,7 +95,7 @@ class Engine:
             if not pieces:
                 return []
             tokens = _sample(self._run(pieces), pieces)
-        except BaseException:  # also on Ctrl-C: the blocks may be written in part
+        except BaseException:  # also a request to stop (Ctrl-C): blocks may be written in part
             self.scheduler.abandon()
             raise
         return self._hand_out(pieces, tokens)
