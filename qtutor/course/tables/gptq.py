@@ -94,7 +94,7 @@ def made_up_for(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) 
     header = ["layer (its weights exact)", "calibration tokens", "on these: error with W", "with W'"]
     table([*header, "on held-out text: with W", "with W'", "with a part of the change", "the part"], *rows)
     say(
-        "How W' changes the error on held-out text (in brackets: with only a part of this change). A minus is good:",
+        "How W' changes the error on held-out text (in brackets: only a part of the way to W'). A minus is good:",
         *(f"- {layer}: {', '.join(took)}." for layer, took in lines.items()),
     )
 

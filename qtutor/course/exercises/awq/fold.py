@@ -109,7 +109,7 @@ MISTAKES = {
     "a gain of 0 became 1. That channel is silent and has to stay so: leave the gain 0, and the column as it is.": (
         right.edit("return stored", "return torch.where(gain == 0, 1, stored)")
     ),
-    "if a gain is 0, the column became 0 as well. Leave it as it is: its factor is 1.": (
+    "if a gain is 0, the column becomes 0 as well. Leave it as it is: its factor is 1.": (
         right.edit("torch.where(gain == 0, 1,", "torch.where(gain == 0, 0,")
     ),
     "if a gain is 0, the column is still multiplied by the scale. Leave it as it is: its factor is 1.": (

@@ -76,7 +76,7 @@ MISTAKES = {
     "the scales are centred on their median; the middle is sqrt(max * min).": (
         right.edit("/ middle", "/ scale.median()")
     ),
-    "you computed the middle of the sizes, before they were raised to the ratio. Compute it of the scales.": (
+    "you computed the middle of the sizes, before they were raised to the ratio. Compute the middle of the scales.": (
         right.edit("scale.max() * scale.min()", "size.max() * size.min()")
     ),
     "these are logarithms times the ratio; exp() is missing, or compute size ** ratio directly.": (

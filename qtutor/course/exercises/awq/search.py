@@ -95,7 +95,7 @@ MISTAKES = {
     "each candidate goes on with the rounded weights of the one before it. All begin with weight itself.": right.edit(
         ("for scale", "tried = weight\n    for scale"), ("rounded(weight * scale)", "rounded(tried * scale)")
     ),
-    "you scaled rows, as many as there are scales. A scale belongs to an input channel, which is a column of weight "
+    "you scaled rows, with as many scales as there are rows. A scale belongs to an input channel, a column of weight "
     "[out, in]: weight * scale.": right.edit("scale in scales", "scale in scales[:, : len(weight), None]"),
     "you multiply by the scale again after rounding; divide by it: rounded(weight * scale) / scale.": (
         right.edit("/ scale", "* scale")

@@ -105,7 +105,7 @@ MISTAKES = {
     "you folded the scale through every activation. For SiLU, GELU, ELU and ReLU6, act(s z) is no fixed multiple of "
     "act(z), so change nothing for these.": right.edit(TESTED, "False"),
     "nothing is folded at all. A scale passes through some of these activations: those with act(s z) = s^k "
-    "act(z).": right.edit(TESTED, "True"),
+    "act(z) for some k.": right.edit(TESTED, "True"),
     "only activations with act(-z) = -act(z) let a scale through here, so ReLU does not. ReLU(s z) = s ReLU(z) for s > "
     "0, below zero as well.": right.edit(TESTED, f"{TESTED} or not torch.equal(act(-z), -once)"),
     "only degree 1 lets a scale through here. act(s z) = s^2 act(z) does, too: divide by the root of s.": (

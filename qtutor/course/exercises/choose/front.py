@@ -60,7 +60,9 @@ MISTAKES = {
     "all models are kept, in the order of their sizes. Leave out those that another one beats.": (
         right.edit(BETTER, "True")
     ),
-    "if two models have the same size, the one that loses more is kept.": right.edit(KEY, "(sizes[i], -losses[i])"),
+    "two models of the same size may both be kept, but the one that loses less beats the other.": right.edit(
+        KEY, "(sizes[i], -losses[i])"
+    ),
     "the largest comes first. Return the models from the smallest to the largest.": right.edit(
         "return kept", "return kept[::-1]"
     ),

@@ -157,7 +157,7 @@ KURTOSIS = Exercise(
             _not_minus_three,
         ),
     ),
-    # Means in float32 have relative errors of about 1e-7. They are around 3; after subtracting 3, only 0.1 may be left.
+    # Means in float32 have relative errors of about 1e-7. Their ratio is near 3; minus 3, only 0.1 may be left.
     tolerance=1e-4,
     replaces="qtutor.measure.distributions.excess_kurtosis",
     adapt=lambda mine: lambda x, dim=-1: _along_any_dim(mine, x, dim),

@@ -94,8 +94,9 @@ MISTAKES = {
         right.edit("(sum_x - scale * sum_l) / sum_w", "sum_x / sum_w")
     ),
     "scale is the best one for low = 0, and low the best one for that scale. They depend on each other: solve both "
-    "equations at "
-    "once.": right.edit("(sum_w * sum_xl - sum_x * sum_l) / (sum_w * sum_ll - sum_l**2)", "sum_xl / sum_ll"),
+    "equations at once.": right.edit(
+        "(sum_w * sum_xl - sum_x * sum_l) / (sum_w * sum_ll - sum_l**2)", "sum_xl / sum_ll"
+    ),
     "scale has the wrong sign: its numerator is sum(w) sum(w x l) - sum(w x) sum(w l).": (
         by_hint.edit("sum_w * sum_xl - sum_x * sum_l", "sum_x * sum_l - sum_w * sum_xl")
     ),
@@ -135,8 +136,8 @@ MISTAKES = {
     ),
     "low is always 0. It is free as well, as long as it is not above 0. (If you did solve for it, it was above 0 "
     "everywhere: look for a wrong sign in low or in D.)": right.edit(RESULT, NO_LOW),
-    "you used the number of weights as the sum of w. The sum is w.sum(), which equals that number only if all w are "
-    "1.": right.edit("w.sum()", "len(x)"),
+    "you used the number of weights as the sum of w. Use w.sum(): the two are equal if all w are 1, but not in "
+    "general.": right.edit("w.sum()", "len(x)"),
     "if low is 0, your scale comes from the second equation. That equation is the derivative with respect to low, "
     "which is not free then: scale is sum(w x l) / sum(w l l).": right.edit(NO_LOW, "(sum_x / sum_l, 0.0)"),
     "you fitted the codes to the weights. The error of the weights counts: x is scale * code + low.": right.edit(

@@ -109,7 +109,7 @@ MISTAKES = {
         ("sI{len(shape)}QIQ", "sIQI{len(shape)}Q"),
         ("len(shape), *reversed(shape), number, offset", "number, offset, len(shape), *reversed(shape)"),
     ),
-    "the offset comes before the type. The type belongs first.": (
+    "the offset comes before the type. The type belongs before the offset.": (
         right.edit(("}QIQ", "}QQI"), ("*reversed(shape), number, offset", "*reversed(shape), offset, number"))
     ),
     "missing dimensions are filled up with ones. Write only the tensor's own dimensions.": (

@@ -17,7 +17,7 @@ def q4_0(blocks):
     for block in blocks.tolist():
         extreme = 0.0
         for x in block:
-            if abs(x) > abs(extreme):  # so the first of several counts
+            if abs(x) > abs(extreme):  # so of equal sizes, the first counts
                 extreme = x
         d = f32(extreme) / f32(-8)
         inverse = f32(0) if d == 0 else f32(1) / d

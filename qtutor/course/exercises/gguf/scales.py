@@ -129,11 +129,11 @@ MISTAKES = {
     "the lower bits of the last four minima are still in the upper half of their bytes: >> 4.": (
         right.edit("p[:, 8:] >> 4", "p[:, 8:] & 240")
     ),
-    "the last four come before the first four. Number 0 comes first.": right.edit(
+    "the last four come before the first four. Number 0 has to come first.": right.edit(
         ("[first[:, :4], last[:, :4]]", "[last[:, :4], first[:, :4]]"),
         ("[first[:, 4:], last[:, 4:]]", "[last[:, 4:], first[:, 4:]]"),
     ),
-    "the first four and the last four alternate. The first four come before the last four.": right.edit(
+    "the first four and the last four alternate. All of the first four belong before the last four.": right.edit(
         ("[first[:, :4], last[:, :4]], axis=1)", "[first[:, :4], last[:, :4]], axis=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]"),
         ("[first[:, 4:], last[:, 4:]], axis=1)", "[first[:, 4:], last[:, 4:]], axis=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]"),
     ),

@@ -75,7 +75,7 @@ MISTAKES = {
     "you took the last row of the inverse. Column 0 was rounded: its row is the first.": (
         right.edit("inverse[0] / inverse[0, 0]", "inverse[-1] / inverse[-1, -1]")
     ),
-    "you took the diagonal of the inverse. Its first row shows how column 0 depends on the others.": (
+    "you took the diagonal of the inverse. Its first row shows how column 0 and the others are related.": (
         right.edit("inverse[0] / inverse[0, 0]", "inverse.diagonal() / inverse[0, 0]")
     ),
     "you divided by the sum of the row; divide by its first entry, [H^-1]_00.": (

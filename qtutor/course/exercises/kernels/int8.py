@@ -81,8 +81,8 @@ MISTAKES = {
     "the result is divided by the step of x. Multiply by it.": right.edit("* step *", "/ step *"),
     "the scales of the weights are missing.": right.edit("scales.double() * step", "step"),
     "the zero points are missing.": right.edit(WHOLE, "of_codes"),
-    "the zero point is multiplied by the sum of x before rounding. The two sums then use different roundings of x: "
-    "take the sum of the codes of x.": right.edit("rounded.sum(1)", "cut.sum(1) / step"),
+    "the zero point is multiplied by the sum of x before rounding, but the other sum uses x after rounding: take the "
+    "sum of the codes of x.": right.edit("rounded.sum(1)", "cut.sum(1) / step"),
     "the zero point itself is subtracted. Each code of x was multiplied by it.": (
         right.edit(WHOLE, "of_codes - zeros.double()")
     ),

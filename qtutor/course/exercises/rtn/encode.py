@@ -130,8 +130,8 @@ MISTAKES = {
     "code: clamp the codes, 0 to 2**bits - 1, at the end.": right.edit(
         CODES, "steps.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + zero"
     ),
-    "nothing is clamped: weights beyond the range get codes below 0 or above 2**bits - 1, for which there is no "
-    "room.": right.edit(CLAMP, ""),
+    "nothing is clamped: weights beyond the range get codes below 0 or above 2**bits - 1, which `bits` bits "
+    "cannot hold.": right.edit(CLAMP, ""),
     "nothing is clamped, and as uint8 the codes wrap around: -1 becomes 255. Clamp first, then convert to uint8.": (
         right.edit(CLAMP, ".long() & 255")
     ),

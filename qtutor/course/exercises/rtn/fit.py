@@ -72,8 +72,8 @@ MISTAKES = {
     "you divided the range by 2**bits - 2, one step too few. 2**bits levels have 2**bits - 1 steps between them.": (
         right.edit("/ (2**bits - 1)", "/ (2**bits - 2)")
     ),
-    "the range does not contain 0. Take low = min(low, 0) and high = max(high, 0): otherwise a group with weights on "
-    "one side of 0 gets a zero point outside the codes, and no code stands for 0.": (
+    "the range does not contain 0. Take low = min(low, 0) and high = max(high, 0): otherwise a group whose weights "
+    "are all on one side of 0 gets a zero point outside the codes, and no code stands for 0.": (
         right.edit((LOW, ""), (HIGH, ""), (".clamp(0, 2**bits - 1)", ""))
     ),
     "the range does not contain 0, and its zero point is then clamped to a code that stands for another number. Take "
