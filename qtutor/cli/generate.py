@@ -48,7 +48,7 @@ def generate(options) -> int:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     if options.text is None and not options.chat:
         raise QtutorError(
-            "the text is missing: give a text for SRC to continue after SRC, or --chat for a conversation."
+            "the text is missing: write it after SRC; or use --chat for a conversation."
         )
     model, tokenizer = load(options)
     if options.chat:

@@ -94,7 +94,7 @@ def examine(source: str | Path, against: str | Path | None = None, device: str |
                     found.append(Finding("unreadable", patient.name, str(error)))
         found += folder.contradicting_files(patient)
         table, more = engines.asked(patient)
-        more = [] if any(one.kind == "zero points" for one in found) else more  # the label is wrong
+        more = [] if any(one.kind == "zero points" for one in found) else more  # engines go by a wrong label
         return Diagnosis(str(source), patient.form, patient.packed, (*found, *more), done, tuple(table))
 
 

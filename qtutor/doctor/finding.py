@@ -10,7 +10,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: its topic. layer: the layer, tensor or file. text: a sentence that names the layer and says what to do."""
+    """kind: its topic. layer: the layer, tensor or file. text: a sentence that names it and says what to do."""
 
     kind: str
     layer: str

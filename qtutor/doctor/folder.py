@@ -16,7 +16,7 @@ from qtutor.formats.tokenizers_files import tokenizer_in
 
 # Keys that both config.json and the file beside it have; some engines read the one, some the other.
 SAID_TWICE = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "quant_algo", "has_zero_point")
-FEW = 0.5  # if the tokenizer has no more than this share of the tokens that the decoder embeds, it is another model's
+FEW = 0.5  # if the tokenizer has less than this share of the tokens that the decoder embeds, it is another model's
 
 
 def packed_embedding(patient: Patient) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from qtutor.doctor.patient import Layer
 
 
 def missing(layer: Layer) -> str | None:
-    """Whether a layer of GPTQ has no g_idx."""
+    """A sentence if a layer of GPTQ has no g_idx; otherwise ``None``."""
     if layer.layout is None or "qweight" not in layer.tensors or layer.layout.kind == "gemm":
         return None
     if "g_idx" in layer.tensors:
@@ -19,7 +19,7 @@ def missing(layer: Layer) -> str | None:
 
 
 def another_order(layer: Layer) -> str | None:
-    """Whether the g_idx of a layer does anything but count the groups."""
+    """A sentence if the g_idx of a layer does anything but count the groups; otherwise ``None``."""
     index = layer.tensors.get("g_idx")
     if index is None:
         return None

@@ -20,7 +20,7 @@ LIKE = 0.5  # cosine of matrices or rows that belong together is higher; with 2 
 AWAY, TURNED = 0.2, -0.1  # cosine of a row below which rounding seldom leads, and one below which it never leads
 TRIED = 128  # rows for which the fitting row is searched
 TIMES = 30.0  # factors that methods move between layers do not change the size of a whole matrix by so much
-SHARE = 0.8  # of all layers: if more than these are unlike FLOAT's, it is another model
+SHARE = 0.8  # of all layers: if at least this share is unlike FLOAT's, it is another model
 SAID_BY = ("zero points", "order")  # findings on all layers that explain why weights are unlike FLOAT's
 
 

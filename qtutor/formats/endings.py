@@ -56,7 +56,7 @@ def give_back(model: nn.Module, text: str | None, where: str) -> None:
 
 
 def _check_ends(ends, vocabulary: int, where: str) -> None:
-    """Tokens that end a text have to exist; otherwise the text would not end, or fail after it was written."""
+    """Tokens that end a text have to exist; otherwise it would not end, or there would be an error after it."""
     for number in ends if isinstance(ends, list) else [] if ends is None else [ends]:
         if type(number) is not int or not 0 <= number < vocabulary:
             raise QtutorError(

@@ -67,7 +67,7 @@ class Format:
     encode(quantized, layout), decode(tensors, layout, rows, columns): from a :class:`QuantizedTensor` to these tensors,
     and back.
     tolerance: how far a scale may be from the one that was written, as a share of it.
-    in_config(settings): the keys of config.json that hold the settings.
+    in_config(settings): the entries of config.json that hold the settings, by key.
     input_scale: the tensor of a layer that its inputs are multiplied by (:class:`.ScaledLinear`), "" if the format has
     none.
     """

@@ -31,7 +31,7 @@ from qtutor.guards.promises import config_to_write
 
 DEFAULT = "Q4_K_M"  # the mix
 PHI3_TOKENS = {"<s>", "</s>", "<unk>", "<|endoftext|>"}
-SMALL = 1e-3  # weights of this size are not lost by the scales of any format
+SMALL = 1e-3  # from this size on, no format's scales lose a weight
 
 
 def contents(

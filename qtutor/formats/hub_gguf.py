@@ -44,7 +44,7 @@ def file(source: str) -> Path | None:
         return files[0]
     if files:
         raise QtutorError(
-            f"{source}: {len(files)} files of the repository have this name "
+            f"{source}: {len(files)} files of the repository have this type in their names "
             f"({', '.join(shown(file.name) for file in files[:5])}): download the one that is meant, and name it."
         )
     raise QtutorError(f"{source}: {types_of(name)}")

@@ -105,7 +105,7 @@ def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: b
     """By layer, the reasons why it does not fit this ``way``, each with a choice that would fit.
 
     recipes: by layer, an object with its grid and group_size: a :class:`Recipe` or a packed layer. fraction: whether
-    the recipe's bits are one.
+    the recipe's bits are a fraction.
     """
     found = {}
     kinds = {name: (own.grid, own.group_size) for name, own in recipes.items()}

@@ -34,7 +34,7 @@ def architecture_of(config) -> Architecture:
 
 
 def tensor_name(parameter: str, config=None) -> str:
-    """The GGUF name of a parameter; with ``config``, checked against the tensors that llama.cpp reads there.
+    """The GGUF name of a parameter; with ``config``, checked against the tensors of its architecture.
 
     Raises :class:`QtutorError` for a parameter that has no place in a file.
 

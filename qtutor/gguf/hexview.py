@@ -80,7 +80,7 @@ def block_of(file: GGUFFile, tensor: str, number: int = 0) -> Block:
 
 
 def format_numbers(values: np.ndarray, digits: int = 4) -> list[str]:
-    """Numbers with ``digits`` digits of the largest one; as powers of ten if that would be too long."""
+    """Numbers with so many decimals that the largest has ``digits`` digits; powers of ten if that is too long."""
     values = values + np.float32(0)  # no -0.0
     finite = np.abs(values[np.isfinite(values)])
     largest = float(finite.max()) if finite.size else 0.0

@@ -1,4 +1,4 @@
-"""Importance matrices: the mean square of every input column of every tensor, measured, or from llama.cpp's files.
+"""Importance matrices: the mean square of every input column of every tensor, measured, and in llama.cpp's files.
 
     imatrix = importance(model, token_ids)      # or read("imatrix.gguf")
     data = encode(rows, "Q4_K", imatrix.importance_of("blk.0.attn_q.weight", columns))

@@ -63,7 +63,7 @@ def _ends_of_line(turns: np.ndarray, fast: np.ndarray) -> tuple[float, float]:
     between = np.flatnonzero((fast > 1e-6) & (fast < 1 - 1e-6))
     if len(between) >= 2:
         slope, at_zero = np.polyfit(turns[between], fast[between], 1)
-    else:  # the steepest line to a point of an end or between, which leaves both ends as they are
+    else:  # the steepest line through two neighbours of these points, which leaves both ends as they are
         points = [*np.flatnonzero(fast >= 1 - 1e-6)[-1:], *between, *np.flatnonzero(fast <= 1e-6)[:1]]
         slopes = [(fast[a] - fast[b]) / (turns[a] - turns[b]) for a, b in pairwise(points)]
         steepest = int(np.argmax(slopes)) if slopes else 0

@@ -36,7 +36,7 @@ def against_normal(values: torch.Tensor, title: str = "", bins: int = 121) -> Fi
     The normal distribution has the same mean and variance; normally distributed values have quantiles on the straight
     line.
 
-    The linear one ends at five standard deviations: values further out are too rare to be seen on it.
+    The linear histogram ends at five standard deviations: values further out are too rare to be seen on it.
     """
     figure, (left, middle, right) = new_figure(8.8, 3.0, panels=3)
     values = np.sort(numpy(values).ravel().astype(np.float64))

@@ -129,7 +129,7 @@ def _points(ax, series: dict[str, dict[str, tuple[float, float]]], hollow: tuple
 
 
 def _dark_colours(series: dict[str, dict[str, tuple[float, float]]]) -> dict[str, tuple[float, ...]]:
-    """For each name the colour of its marker, dark enough to read, so that a name between two points belongs to one."""
+    """For each name the colour of its marker, dark enough to read, so that it shows to which point a name belongs."""
     dark = [tuple(0.6 * part for part in to_rgb(colour)) for colour in COLOURS]
     # A name gets the colour of the first series that has it: later series show no names for the same points.
     return {name: colour for points, colour in reversed(list(zip(series.values(), dark))) for name in points}

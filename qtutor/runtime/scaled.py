@@ -3,8 +3,8 @@
 AWQ multiplies the columns of the weights by factors, and divides the inputs by the same factors. Usually the division
 is folded into the norm or the layer before, and nothing is left to do. If that is impossible (grouped-query attention:
 a channel of v feeds several of o), a checkpoint stores the numbers beside the weights. They are kept as they are:
-folded into the weights, they would need a scale for each column of a group; folded into norms, which are stored in 16
-bits, the product would be rounded.
+folded into the weights, they would need a scale for each column of a group; folded into norms, they would be rounded,
+because norms are stored in 16 bits.
 """
 
 import torch

@@ -23,7 +23,7 @@ _NAMES = {256: ("avx2.pmadd.ub.sw", "avx2.pmadd.wd"), 512: ("avx512.pmaddubs.w.5
 
 
 def width() -> int:
-    """The bits of the vectors for which this CPU has such an instruction, or 0; numba compiles for this CPU."""
+    """The bits of the vectors of bytes that one instruction of this CPU multiplies, or 0; numba compiles for it."""
     return 512 if has("avx512bw") else 256 if has("avx2") else 128 if has("dotprod") else 0
 
 
