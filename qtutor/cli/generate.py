@@ -47,9 +47,7 @@ def generate(options) -> int:
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise QtutorError(f"--max-new-tokens is {options.max_new_tokens}; it has to be at least 1.")
     if options.text is None and not options.chat:
-        raise QtutorError(
-            "the text is missing: write it after SRC; or use --chat for a conversation."
-        )
+        raise QtutorError("the text is missing: write it after SRC; or use --chat for a conversation.")
     model, tokenizer = load(options)
     if options.chat:
         return _chat(options, model, tokenizer)
