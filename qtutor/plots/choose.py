@@ -71,9 +71,9 @@ def beside_a_bell(sizes: np.ndarray) -> Figure:
     ax.hist(sizes, edges, color=SKY, label="weights")
     x = np.linspace(-reach, reach, 400)
     bell = len(sizes) * width * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
-    ax.plot(x, bell, color=BLACK, linewidth=1.2, label="a bell")
+    ax.plot(x, bell, color=BLACK, linewidth=1.2, label="bell (normal distribution)")
     ax.set(yscale="log", ylim=(0.5, 3 * len(sizes) * width), xlabel="σ of the layer", ylabel="weights")
-    ax.set_title("most weights lie near zero; the ends are where a bell has none", size=10)
+    ax.set_title("most weights lie near zero, but the tails are long", size=10)
     ax.legend(frameon=False, fontsize=8)
     return figure
 
@@ -91,7 +91,7 @@ def parts_won_back(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figur
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set_xticks(np.arange(len(ways)) + 0.19 * (len(panels) - 1), ways)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    ax.set(ylabel="of the KL is gone")
+    ax.set(ylabel="share of the KL that is gone")
     ax.set_title("1 % of the channels stay in 16 bits, the rest has 3", size=10)
     ax.legend(frameon=False, fontsize=8)
     return figure
@@ -161,8 +161,8 @@ def arithmetic_against_perplexity(panels: Mapping[str, Sequence[tuple[str, float
         names, suggested, left, chances = zip(*rows)
         places = range(len(rows))
         bars = [2 * chance for chance in chances]
-        ax.errorbar(left, places, xerr=bars, fmt="o", color=BLUE, capsize=2, markersize=5, label="is left")
-        ax.plot(suggested, places, "o", color=RED, fillstyle="none", markersize=9, label="as perplexity suggests")
+        ax.errorbar(left, places, xerr=bars, fmt="o", color=BLUE, capsize=2, markersize=5, label="measured")
+        ax.plot(suggested, places, "o", color=RED, fillstyle="none", markersize=9, label="suggested by perplexity")
         ax.set_yticks(places, names, fontsize=8)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         ax.set(xlabel="share of the right sums", xlim=(0, 1.15), ylim=(len(rows) - 0.5, -0.5))
@@ -180,7 +180,7 @@ def kinds_left(kinds: Sequence[str], series: Mapping[str, Mapping[str, float]]) 
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set_ylim(len(kinds) - 0.5, -0.5)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    ax.set(xlabel="of what the float decoder knew is left, guessing taken off", xlim=(-0.05, 1.15))
+    ax.set(xlabel="share of the float decoder's right answers that is left, without guesses", xlim=(-0.05, 1.15))
     ax.set_title("which answers go first", size=10)
     ax.grid(axis="x", alpha=0.3)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -253,5 +253,5 @@ def decision(branches: Sequence[tuple[str, str, str]]) -> Figure:
         if row + 1 < len(branches):
             ax.annotate("", (0.35, row + 0.74), (0.35, row + 0.26), arrowprops={"arrowstyle": "->", "color": "0.4"})
             ax.text(0.5, row + 0.5, "no", va="center", fontsize=7.5, color="0.4")
-    ax.set_title("the first that fits decides", size=10, loc="left")
+    ax.set_title("the first question answered with yes decides", size=10, loc="left")
     return figure
