@@ -10,19 +10,19 @@ from qtutor.course.checking.attempt import run
 
 
 def verdict(name: str, function):
-    """What ``check`` finds of ``function`` as an answer to the exercise ``name``."""
+    """The verdict of ``check`` on ``function`` as an answer to the exercise ``name``."""
     return examine(exercises.find(name), function)
 
 
 def each(answers: dict[str, list]):
-    """A test of every answer: ``{exercise: [function ...]}`` or ``{exercise: [(function, phrase) ...]}``."""
+    """Repeat a test for every answer: ``{exercise: [function ...]}`` or ``{exercise: [(function, phrase) ...]}``."""
     rows = [(name, *(a if isinstance(a, tuple) else (a,))) for name, listed in answers.items() for a in listed]
     names = ("name", "function", "phrase")[: len(rows[0])]
     return pytest.mark.parametrize(names, rows, ids=lambda value: getattr(value, "__name__", None))
 
 
 def assert_told(answers: dict[str, list], name: str, function, phrase: str) -> None:
-    """``function`` is refused with the mistake's ``phrase``, and with none of those of the other wrong ``answers``."""
+    """``function`` is refused with the mistake's ``phrase``, and without the phrases of the other wrong ``answers``."""
     found = verdict(name, function)
     assert not found.passed
     assert phrase in found.text, found.text
@@ -31,14 +31,14 @@ def assert_told(answers: dict[str, list], name: str, function, phrase: str) -> N
 
 
 def assert_named(name: str, function, phrase: str) -> None:
-    """``function`` is refused, and what is said of it has the words ``phrase``."""
+    """``function`` is refused, and the message contains ``phrase``."""
     found = verdict(name, function)
     assert not found.passed
     assert phrase in found.text, found.text
 
 
 def assert_likely(name: str, function, phrase: str) -> None:
-    """``function`` is refused, and the last line says for sure which mistake it is, in words with ``phrase``."""
+    """``function`` is refused, and the last line begins with "Likely mistake" and contains ``phrase``."""
     found = verdict(name, function)
     assert not found.passed
     last = found.text.splitlines()[-1]
@@ -46,7 +46,7 @@ def assert_likely(name: str, function, phrase: str) -> None:
 
 
 def assert_last_line(name: str, function, phrase: str) -> None:
-    """``function`` is refused, and the last line names the mistake in words with ``phrase``."""
+    """``function`` is refused, and the last line, which names the mistake, contains ``phrase``."""
     found = verdict(name, function)
     assert not found.passed
     assert phrase in found.text.splitlines()[-1], found.text
@@ -58,7 +58,7 @@ def assert_right(name: str, function) -> None:
 
 
 def assert_mistakes_differ(name: str) -> None:
-    """No two known mistakes have the same results on all inputs: else one would be told in the other's words."""
+    """No two known mistakes have the same results on all inputs: otherwise one would be reported as the other."""
     exercise, seen = exercises.find(name), {}
     names, cases = list(inspect.signature(exercise.reference).parameters), exercise.cases()
     for text, mistake in exercise.mistakes.items():
@@ -69,5 +69,5 @@ def assert_mistakes_differ(name: str) -> None:
 
 
 def _exact(part) -> tuple:
-    """A result as something to compare: its shape, and its numbers to nine places or its text."""
+    """A result in a form to compare: its shape, and its numbers rounded to nine places or its text."""
     return part.shape, (part if part.dtype.kind in "US" else part.round(9)).tobytes()

@@ -1,4 +1,4 @@
-"""Functions as a learner might write them, for the tests: all functions of a quantizer, not in the package's style."""
+"""Functions as a learner might write them: a whole quantizer and the perplexity, not in the package's style."""
 
 import sys
 
@@ -16,7 +16,7 @@ def grids(weight, bits, group_size, symmetric):
     if symmetric:
         high = np.maximum(-low, high)
         low = -high
-    with np.errstate(over="ignore"):  # too large for float16 becomes infinite, which the package refuses
+    with np.errstate(over="ignore"):  # a scale beyond float16 becomes infinite, and the package refuses it
         scale = ((high - low) / (2**bits - 1)).astype(np.float16)
     scale[scale == 0] = 1
     zero = np.rint(-low / scale.astype(np.float32)).clip(0, 2**bits - 1)
@@ -58,11 +58,11 @@ ANSWERS = {
     "rtn.pack": packed,
     "start.perplexity": surprise,
 }
-ran: list[str] = []  # which of them were called, in the kept copies too
+ran: list[str] = []  # names of the answers that were called, also in their kept copies
 
 
 def keep(*names: str) -> None:
-    """Pass these exercises in the workspace that the current folder lies in."""
+    """Pass these exercises in the workspace of the current folder."""
     for name in names:
         exercise = find(name)
         note = answers.keep(exercise, ANSWERS[name], lambda again, e=exercise: examine(e, again).passed)

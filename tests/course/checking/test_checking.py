@@ -1,4 +1,4 @@
-"""The messages of check: each kind of mistake has its own message, and a right answer is right in any form."""
+"""The messages of check: each kind of mistake has its own message, and a right answer passes in any form."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_a_difference_is_told_with_input_place_and_mistake():
     assert "expected half: [[0.5, 1, 1.5]]\ngot half:      [[2, 4, 6]]" in text
     assert "3 of 3 differ; the first is half[0, 0]: 2, expected 0.5." in text
     assert text.endswith("Likely mistake: you doubled it.")
-    assert "levels" not in text  # that one is right
+    assert "levels" not in text  # that output is right
 
 
 def test_only_the_output_that_differs_is_shown():
@@ -183,7 +183,7 @@ def test_a_learner_cannot_spoil_inputs_or_results():
 
     shared = torch.zeros(1)
 
-    def same_memory(weight, bits):  # results of earlier calls change with later ones
+    def same_memory(weight, bits):  # later calls change the results of earlier ones
         nonlocal shared
         shared = shared.resize_(weight.shape).copy_(weight / 2)
         return shared, 2**bits

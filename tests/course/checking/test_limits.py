@@ -1,4 +1,4 @@
-"""A check ends with a kind message, whatever a learner's function does or returns, and leaves everything as it was."""
+"""A check ends with a helpful message and restores everything, whatever a learner's function does or returns."""
 
 import contextlib
 import decimal
@@ -116,7 +116,7 @@ RETURNED = {
 
 @pytest.mark.filterwarnings(
     "ignore"
-)  # torch: some of these kinds of tensors are experimental; nobody awaits a coroutine
+)  # torch: some of these kinds of tensors are experimental; Python: a coroutine is never awaited
 @pytest.mark.parametrize("kind", RETURNED)
 def test_whatever_is_returned_is_told_in_words(kind):
     function, words = RETURNED[kind]
@@ -130,7 +130,7 @@ def test_whatever_is_returned_is_told_in_words(kind):
     [
         lambda w: [fractions.Fraction(int(x)) + 1 for x in w],
         lambda w: [decimal.Decimal(int(x)) + 1 for x in w],
-        lambda w: (w.to(torch.complex128).conj() * 1j).imag + 1,  # its negative bit is set, not its numbers
+        lambda w: (w.to(torch.complex128).conj() * 1j).imag + 1,  # float64, by way of complex numbers
         lambda w: torch.nn.Parameter(w + 1),
         lambda w: np.ma.masked_array(w.numpy() + 1, mask=False),
         lambda w: (w + 1).numpy().astype(np.longdouble),
@@ -243,7 +243,7 @@ def test_an_endless_loop_ends(endless, monkeypatch):
     before = signal.getsignal(signal.SIGALRM)
     started = time.monotonic()
     text = said(endless)
-    assert time.monotonic() - started < 4  # 0.3, and up to 20 more rings for those that catch everything
+    assert time.monotonic() - started < 4  # 0.3, and up to 20 more rings for functions that catch everything
     assert "test.numbers: stopped. Your function was still running after 0.3 seconds" in text
     assert "It was working on this input: ones." in text
     assert endless is slow_object or f"in {endless.__name__}, line " in text
@@ -266,7 +266,7 @@ def test_an_alarm_of_others_is_kept():
             time.sleep(0.2)
         assert not rung or rung == [1]
         time.sleep(0.05)
-        assert rung == [1]  # it was due meanwhile
+        assert rung == [1]  # it was due within the time limit
         signal.setitimer(signal.ITIMER_REAL, 100)
         with limits.time_limit(10):
             pass
@@ -391,7 +391,7 @@ def test_settings_are_put_back():
     before = settings()
     said(changes_everything)
     assert settings() == before
-    assert torch.overrides._get_current_function_mode() is None  # a default device that is set is a mode, and slow
+    assert torch.overrides._get_current_function_mode() is None  # a default device is a mode, which slows every call
 
 
 @pytest.mark.parametrize(

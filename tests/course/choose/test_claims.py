@@ -16,7 +16,7 @@ CHAPTER = Path(__file__).parents[3] / "notebooks" / "12_choose.ipynb"
 
 
 def of(models: dict | None = None, found: dict | None = None, source: str = EMBEDDED) -> Stored:
-    """Made-up numbers. models: name -> what differs from a row without loss."""
+    """Made-up numbers. models: for each name, the differences from the row ``plain``. found: numbers of the claims."""
     plain = {"kl": 0.1, "kl_error": 0.01, "rise": 3.0, "rise_error": 0.5, "flips": 0.1}
     rows = {
         name: {"family": "x", "nbytes": 10, "draws": [plain | change], "tasks": change.get("tasks", {})}
@@ -108,7 +108,7 @@ def test_a_file_is_so_many_times_smaller():
 
 
 def test_what_is_said_of_published_figures_follows_from_them():
-    """Shares that AWQ's table 1 (OPT-6.7B, 3 bits) wins back, and rises out of its table 4 and torchao's README."""
+    """Recovered shares of the loss in AWQ's table 1 (OPT-6.7B, 3 bits); rises from its table 4 and torchao's README."""
     text = CHAPTER.read_text(encoding="utf-8")
     exact, none = 10.86, 23.54
     for shares, change in (("94 % and 7 %", math.log), ("96 % and 9 %", lambda perplexity: perplexity)):

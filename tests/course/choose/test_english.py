@@ -44,7 +44,7 @@ def test_every_model_gets_the_same_questions(kind):
 
 
 class Letters:
-    """A tokenizer of single letters, and a model that always holds the letter ``favourite`` for the likeliest."""
+    """A tokenizer of single letters. For ``model`` below, the letter ``favourite`` is always the likeliest one."""
 
     eos_token_id = 0
 
@@ -66,6 +66,6 @@ def model(favourite: str):
 def test_the_likelier_of_two():
     assert english.likelier(model("b"), Letters(), "aaa", "bb", "cc")
     assert not english.likelier(model("c"), Letters(), "aaa", "bb", "cc")
-    assert not english.likelier(model("a"), Letters(), "aaa", "bb", "cc")  # as likely as each other is not right
-    # the prompt itself counts for neither
+    assert not english.likelier(model("a"), Letters(), "aaa", "bb", "cc")  # equally likely counts as wrong
+    # the letters of the prompt itself do not count
     assert english.likelier(model("b"), Letters(), "c", "bc", "cd")

@@ -1,6 +1,7 @@
 """The exercises of chapter 05: check names the mistake in a wrong answer, and right answers pass in any form.
 
-A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
+A wrong answer is an edit of a right answer, or a separate function if no edit can make it. The right answers differ
+from the course's solution.
 """
 
 import copy
@@ -193,7 +194,7 @@ def passed(first, bias, second, scale, act):
 
 
 def through_in_loops(first, bias, second, scale, act):
-    """A few degrees are tried on random numbers."""
+    """Try a few degrees on random numbers."""
     z = torch.cat([torch.randn(200, generator=torch.manual_seed(0)) * size for size in (0.1, 1, 10)]).double()
     for k in (0.5, 1, 2, 3, 4):
         if all(torch.allclose(act(s * z), s**k * act(z), rtol=1e-6) for s in (0.3, 4.0)):
@@ -258,7 +259,7 @@ def test_the_mistakes_about_activations_differ_from_each_other():
 
 
 def test_awq_runs_on_what_a_learner_wrote():
-    """Scales, search and folding of a learner in place of the package's: the same decoder comes out."""
+    """A learner's scales, search and folding replace the package's: the decoder is nearly the same."""
     plain, own = tiny(dtype=torch.bfloat16), tiny(dtype=torch.bfloat16)
     answers = {
         "awq.fold": folded,
@@ -305,7 +306,7 @@ def test_a_learners_search_returns_what_the_packages_does():
 
 
 def test_what_stays_the_packages_own():
-    """Linear sources and norms with a bias are no part of the exercise, and neither are scales that look at weights."""
+    """The exercise leaves linear sources, norms with a bias and scales that use the weights to the package."""
     linear, reader = nn.Linear(4, 4), nn.Linear(4, 3, bias=False)
     x, scale = torch.randn(5, 4), torch.tensor([2.0, 0.5, 3.0, 1.0])
     expected = reader(linear(x))

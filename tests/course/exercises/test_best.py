@@ -1,6 +1,6 @@
-"""``rtn.best``: answers that find the least squared error in other ways pass, and plausible wrong ones are named.
+"""``rtn.best``: answers that find the least squared error in different ways pass; plausible wrong ones are named.
 
-The wrong answers are edits of these right ones, or separate functions; none is the course's own.
+The wrong answers are edits of these right answers, or separate functions. None of them comes from the course itself.
 """
 
 import itertools
@@ -26,7 +26,7 @@ NAME = "rtn.best"
 
 @solution
 def by_places_of_steps(weight, bits, group_size):
-    """Between sorted weights the code rises by 0, 1 or more: place the 2**bits - 1 rises among the weights."""
+    """From one sorted weight to the next, the code rises by 0, 1 or more: try all places of the 2**bits - 1 rises."""
     steps = 2**bits - 1
     scales = np.zeros((len(weight), weight.shape[1] // group_size))
     offsets = scales.copy()
@@ -47,7 +47,11 @@ def by_places_of_steps(weight, bits, group_size):
 
 @solution
 def by_borders(weight, bits, group_size):
-    """Codes change where a weight lies on a border of two levels: look around all points where two such lines meet."""
+    """Try the points around every crossing of two lines.
+
+    A code changes where a weight lies on the border between two levels. In the plane of scale and offset, these places
+    form a line for each weight and each border.
+    """
     borders = np.arange(2**bits - 1) + 0.5
     scales, offsets = [], []
     for row in weight.double().numpy():
@@ -75,7 +79,7 @@ def by_borders(weight, bits, group_size):
 
 @solution
 def by_halves(weight, bits, group_size):
-    """As the course does it, in float32 and group by group; a learner's lists."""
+    """The same search as the course's, but in float32, group by group, and with lists."""
     ways = torch.tensor(list(itertools.combinations_with_replacement(range(2**bits), group_size))).float()
     ways = ways[(ways != ways[:, :1]).any(1)]
     ones = torch.ones_like(ways)
@@ -164,7 +168,7 @@ def test_right_answers_pass_however_they_are_written(name, function):
 
 
 def test_an_answer_by_geometry_passes_too():
-    """It looks around thousands of points, so it is asked for the smallest inputs only."""
+    """It tries thousands of points, so this test uses only two small inputs."""
     for _, (weight, bits, group_size) in cases()[:1] + cases()[4:5]:
         expected = errors(by_halves(weight, bits, group_size), (weight, bits, group_size))
         found = errors(by_borders(weight, bits, group_size), (weight, bits, group_size))
@@ -173,7 +177,8 @@ def test_an_answer_by_geometry_passes_too():
 
 @each(WRONG)
 def test_a_wrong_answer_is_told_its_mistake(name, function, phrase):
-    # Not always for sure: of two equally good lines an answer may have made its mistake with the other one.
+    # Some messages only say "Perhaps": if two lines are equally good, an answer and the known mistake may start from
+    # different ones.
     assert_last_line(name, function, phrase)
 
 
@@ -200,7 +205,7 @@ def test_what_is_no_scale_and_offset_is_told_the_form(answer):
 
 
 def test_the_search_of_the_package_does_not_get_so_far():
-    """The margin that makes the exercise worth an hour: of ten inputs the package's search meets hardly any."""
+    """On at least 8 of 10 inputs, the package's error is over 5 % above the least: so this is worth an hour."""
     from qtutor.core.grid import IntGrid
     from qtutor.methods import rtn
 

@@ -1,6 +1,7 @@
 """The exercises of chapter 04: check names the mistake in a wrong answer, and right answers pass in any form.
 
-A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
+A wrong answer is an edit of a right answer, or a separate function if no edit can make it. The right answers differ
+from the course's solution.
 """
 
 from statistics import NormalDist
@@ -105,7 +106,7 @@ def codes_with_nan(weight, absmax, levels):
 
 
 def codes_without_division(weight, absmax, levels):
-    """A scaled list for every block: right, but for a block of zeros, where all levels are the same."""
+    """Scale the levels for every block: right, except for a block of zeros, where all scaled levels are the same."""
     scaled = absmax[..., None] * levels  # [out, blocks, levels]
     grouped = weight.float().reshape(*absmax.shape, -1)
     return (grouped[..., None] - scaled[:, :, None]).abs().argmin(-1).reshape(weight.shape)
@@ -316,7 +317,7 @@ def test_a_right_answer_passes_however_it_is_written(name, function):
 
 
 def test_no_input_lies_on_a_border():
-    """Which way a tie goes must not decide over right and wrong."""
+    """The direction in which a tie is rounded must not decide whether an answer is right."""
     for _, (weight, absmax, levels) in exercises.find("bnb.encode").cases():
         spread = absmax.repeat_interleave(weight.shape[1] // absmax.shape[1], dim=1)
         relative = weight.double() / torch.where(spread == 0, 1, spread).double()
@@ -374,13 +375,13 @@ def test_a_decoder_runs_on_what_the_learner_wrote(workspace, capsys, method):
         assert own == list(KEPT)
         assert bnb.mixed_product.__module__ != "qtutor.bnb" and rtn.encode_groups.__module__ != "qtutor.rtn"
         got = logits(method)
-    # A code on a border may go the other way (the package multiplies by the reciprocal), so near and not equal.
+    # The package multiplies by the reciprocal, so a weight on a border may get a different code: near, not equal.
     assert torch.allclose(got, expected, atol=2e-3 * expected.abs().max().item())
     assert torch.equal(logits(method), expected)
 
 
 def test_grids_of_another_chapter_keep_what_was_written_there(workspace, capsys):
-    """Integer grids and int8 do not come to the learner's NF4; nor does NF4 push out chapter 02's function."""
+    """Integer grids and int8 do not use the learner's NF4, and NF4 does not replace chapter 02's function."""
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     integers, eight = rtn.quantize(weight, IntGrid(4), 32), bnb.quantize(weight, bnb.INT8)
     keep("bnb.encode")

@@ -1,6 +1,7 @@
 """The exercises of chapter 08: check names the mistake in a wrong answer, and right answers pass in any form.
 
-A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
+A wrong answer is an edit of a right answer, or a separate function if no edit can make it. The right answers differ
+from the course's solution.
 """
 
 import json
@@ -185,7 +186,7 @@ def by_hand(folder, config, floats, layers):
 
 
 def in_shards(folder, config, floats, layers):
-    """Two files and an index, and layers named one by one: that is right as well."""
+    """Two files with an index, and layers listed one by one: this is right, too."""
     folders.right(folder, config, floats, layers)
     from safetensors.torch import load_file
 
@@ -274,7 +275,7 @@ def test_the_package_writes_and_reads_with_a_learners_function(packed, tmp_path,
     expected = written(packed, tmp_path / "ours", form)
     called = []
     with replaced(exercises.find(name), lambda *arguments: called.append(1) or function(*arguments)):
-        assert written(packed, tmp_path / "theirs", form) == expected  # it is read back before it gets its name
+        assert written(packed, tmp_path / "theirs", form) == expected  # export reads the folder back before it names it
         back = qtutor.load_quantized(tmp_path / "theirs", device="cpu")
     assert called
     layer, again = (of.model.layers[0].mlp.up_proj.quantized() for of in (packed, back))

@@ -1,4 +1,4 @@
-"""Chapter 12's exercises: right answers in other styles, wrong ones whose mistake check names, and the package."""
+"""Chapter 12's exercises: right answers in different styles, wrong ones that check names or refuses; the package."""
 
 import numpy as np
 import pytest
@@ -141,5 +141,5 @@ def test_steps_move_the_package_s_codes_as_often(symmetric):
     quantized = rtn.quantize(torch.randn(8, 64, generator=draw), IntGrid(4, symmetric), 32)
     step = 0.3 * torch.randn(8, 64, generator=draw)
     share = exercises.find("choose.moved").reference(quantized.codes, quantized.scales.float(), step, 4)
-    assert moved_in_package(quantized, step) == pytest.approx(share, abs=2 / 512)  # a border may go either way
+    assert moved_in_package(quantized, step) == pytest.approx(share, abs=2 / 512)  # weights on a border may differ
     assert 0.1 < share < 0.9

@@ -1,6 +1,7 @@
 """The exercises of chapter 03: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right answers that a learner may write, none of which is the course's own solution.
+Most wrong answers are edits of right answers that a learner may write. None of these right answers is the course's own
+solution.
 """
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_a_right_answer_passes_however_it_is_written(name, function):
 
 
 def test_the_package_gets_what_it_expects_from_a_learners_function():
-    """What adapt makes of a right answer returns what the package's own function returns."""
+    """``adapt`` turns a right answer into a function that returns the same as the package's own function."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 6, 8, generator=generator)
     mine = exercises.find("distributions.kurtosis").adapt(kurtosis_in_loops)

@@ -1,6 +1,7 @@
 """The exercises of chapter 07: check names the mistake in a wrong answer, and right answers pass in any form.
 
-A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
+A wrong answer is an edit of a right answer, or a separate function if no edit can make it. The right answers differ
+from the course's solution.
 """
 
 import struct
@@ -133,7 +134,7 @@ def fit_in_torch(x, w, codes):
 
 WRONG_FITS = [
     (by_sums.edit("one, cs,", "w = np.ones_like(w)\n    one, cs,"), "all errors count equally"),
-    # numpy multiplies the residuals, so it takes roots
+    # np.polyfit multiplies the residuals by w before it squares them, so it needs the roots
     (
         polyfit.edit(("np.sqrt(w.astype(float))", "w"), ("(w * x", "(w * w * x"), ("(w * codes", "(w * w * codes")),
         "squares of w",
@@ -227,7 +228,7 @@ def q6_k_in_torch(data):
 
 
 def q6_k_by_its_places(data):
-    """By the places of bits, as a table would say them, each weight for itself."""
+    """Find the places of the six bits of each weight separately, as a table of the format would list them."""
     bits = np.unpackbits(data, axis=1, bitorder="little").astype(np.int64)
     half, quarter, j = np.arange(256) // 128, np.arange(256) % 128 // 32, np.arange(256) % 32
     lower = 8 * (64 * half + 32 * (quarter % 2) + j) + 4 * (quarter // 2)
@@ -302,7 +303,7 @@ def rows():
 
 def test_the_package_encodes_with_a_learners_q4_0(rows):
     expected = gguf.encode(rows, "Q4_0")
-    assert np.array_equal(in_loops(rows.reshape(-1, 32)).reshape(8, -1), expected)  # the reference is the real thing
+    assert np.array_equal(in_loops(rows.reshape(-1, 32)).reshape(8, -1), expected)  # they have the same bytes
     with replaced(exercises.find("gguf.q4_0"), q4_0_in_torch):
         assert np.array_equal(qtutor.gguf.encode(rows, "Q4_0"), expected)
         assert qtutor.gguf.encode(rows, "Q4_0").dtype == np.uint8

@@ -1,6 +1,7 @@
 """The exercises of chapter 06: check names the mistake in a wrong answer, and right answers pass in any form.
 
-A wrong answer is an edit of a right one that differs from the course's solution, or a function if no edit makes it.
+A wrong answer is an edit of a right answer, or a separate function if no edit can make it. The right answers differ
+from the course's solution.
 """
 
 import numpy as np
@@ -71,7 +72,7 @@ def looped(weight, upper, scale, zero, bits):
 
 
 def loop_all_at_the_end(weight, upper, scale, zero, bits):
-    """Every column collects what all before it push, when its turn comes."""
+    """When its turn comes, each column takes over the errors of all earlier columns at once."""
     length = weight.shape[1] // scale.shape[1]
     u, w = upper.double().numpy(), weight.double().numpy()
     codes, errors = np.zeros(w.shape, dtype=int), np.zeros(w.shape)
@@ -87,7 +88,7 @@ nearest = looped.edit("        work[:, j + 1 :] -= torch.outer(e, upper[j, j + 1
 WORK, ROW, CLAMPED = "work[:, j + 1 :]", "upper[j, j + 1 :]", ".clamp(0, 2**bits - 1)"
 WRONG_LOOPS = [
     (nearest, "rounding to nearest"),
-    (looped.edit(ROW, "upper[j + 1 :, j]"), "rounding to nearest"),  # column j holds zeros there
+    (looped.edit(ROW, "upper[j + 1 :, j]"), "rounding to nearest"),  # column j of upper is zero there
     (looped.edit("-=", "+="), "so that errors add up"),
     (looped.edit(" / upper[j, j]", ""), "not divided by U_jj"),
     (looped.edit(ROW, f"{ROW} / upper[j, j]"), "by the square of U_jj"),
@@ -128,7 +129,7 @@ def factored(hessian, damping):
 
 
 def factor_by_qr(hessian, damping):
-    """A square root of H^-1 from its eigenvectors, made triangular."""
+    """Compute a square root of H^-1 from eigenvectors, and make it triangular."""
     live = hessian.diagonal() != 0
     mean = hessian.diagonal()[live].mean()
     values, vectors = np.linalg.eigh((hessian + torch.diag(torch.where(live, damping * mean, mean))).numpy())
@@ -159,7 +160,7 @@ WRONG_FACTORS = [
 
 @solution
 def ordered(weight, hessian, scale, zero, bits):
-    """A loop that inverts anew, over a list of the columns that are left."""
+    """A loop over a list of the remaining columns, which inverts their Hessian again in each step."""
     w, h, left = weight.double().numpy().copy(), hessian.numpy(), list(range(len(weight)))
     order, codes = [], {}
     for _ in range(len(weight)):
@@ -175,7 +176,7 @@ def ordered(weight, hessian, scale, zero, bits):
 
 
 def order_by_least_squares(weight, hessian, scale, zero, bits):
-    """The cost of a column is what is left when all that are free are solved for, and so is where they move."""
+    """Fix each free column in turn and solve for the others: this gives the column's cost, and the moved weights."""
     h, w, n = hessian.numpy(), weight.double().numpy(), len(weight)
     fixed, order = {}, []
     for _ in range(n):
@@ -260,7 +261,7 @@ def test_the_mistakes_of_the_order_differ_from_each_other():
 
 
 def test_no_choice_of_the_orders_inputs_is_a_close_one():
-    """Else two right answers that add up in other orders could choose other columns."""
+    """Otherwise two right answers that add in different orders could choose different columns."""
     watched = ordered.edit(
         ("order, codes = [], {}", "order, codes, margins = [], {}, []"),
         (
@@ -278,7 +279,7 @@ def test_no_choice_of_the_orders_inputs_is_a_close_one():
 
 
 def test_no_weight_of_the_loops_inputs_lies_near_the_middle_of_two_levels():
-    """Else float32 and float64 could differ, and a right answer fail."""
+    """Otherwise codes in float32 and float64 could differ, and a right answer could fail."""
     steps_of = looped.edit(
         ("codes = []", "codes, steps = [], []"),
         ("    codes.append", "    steps.append(work[:, j] / s)\n        codes.append"),
@@ -327,13 +328,14 @@ def test_the_package_runs_on_a_learners_loop_and_factor(layer, settings):
     assert (found.scales.shape, found.codes.shape) == (expected.scales.shape, expected.codes.shape)
     assert (found.zeros is None) == (expected.zeros is None)
     torch.testing.assert_close(found.scales.float(), expected.scales.float(), rtol=2e-3, atol=0)
-    # Errors reach later groups in another order of adding up: a weight in the middle of two levels may go either way.
+    # The errors that reach later groups are added in a different order, so a weight in the middle between two levels
+    # may go either way.
     assert (found.codes != expected.codes).float().mean() < 0.01
-    assert torch.equal(gptq.quantize(*layer, grid, **settings).codes, expected.codes)  # the package's own again
+    assert torch.equal(gptq.quantize(*layer, grid, **settings).codes, expected.codes)  # the package's own functions
 
 
 def test_a_learners_loop_does_what_it_says(layer):
-    """Not the package's codes by chance: one that rounds to nearest shows in the result."""
+    """The learner's loop makes the codes: a loop that only rounds to nearest gives different ones."""
     grid = IntGrid(3)
     plain = gptq.quantize(*layer, grid, 16)
     with replaced(exercises.find("gptq.loop"), nearest):

@@ -1,6 +1,6 @@
 """The exercises of chapter 09: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right ones that differ from the course's solutions.
+Wrong answers are edits of right answers. The right answers differ from the course's solutions.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ WRONG_TOKEN = [
 
 @solution
 def by_times(peak, bandwidth, bits, batch):
-    reading, computing = bits / 8 / bandwidth, 2 / peak  # seconds of a weight
+    reading, computing = bits / 8 / bandwidth, 2 / peak  # seconds for each weight
     seconds = max(reading, computing * batch)
     return 2 * batch / seconds, reading / computing
 
@@ -291,5 +291,5 @@ def test_the_package_multiplies_4_bits_with_a_learners_loop(symmetric):
     inner_loop_right = numba.njit(inner_loop.right.__wrapped__)
     with replaced(inner_loop.INNER_LOOP, twice):
         assert torch.allclose(four(x), 2 * expected[0], rtol=1e-4, atol=1e-4)
-        assert torch.equal(two(x), expected[1])  # other widths stay the package's
+        assert torch.equal(two(x), expected[1])  # other widths still use the package's loop
     assert torch.equal(four(x), expected[0])

@@ -1,6 +1,6 @@
 """Chapter 05 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import numpy as np
@@ -194,7 +194,8 @@ WRONG_SEARCHES = [
     (tried.edit(CANDIDATE, "rounded(weight / s) * s"), "divide before rounding"),
     (tried.edit(CANDIDATE, "rounded(weight) * s / s"), "without the scale"),
     (tried.edit(CANDIDATE, "rounded(weight)"), "without the scale"),
-    # Which of three nearly equal errors is the smallest is decided by last bits, and is no reason for another name.
+    # The errors are nearly equal, and their last bits decide which is the smallest. The mistake still has to get the
+    # same name.
     (tried.edit(CANDIDATE, "rounded(weight) * (1 - 2e-7 * len(losses))"), "without the scale"),
     (tried.edit(CANDIDATE, "weight * s / s"), "never rounded"),
     (tried.edit(CANDIDATE, "rounded(weight * s / s)"), "without the scale"),
@@ -328,7 +329,7 @@ def test_no_mistake_can_be_told_in_the_words_of_another(name):
 
 
 def test_an_exception_alone_is_no_diagnosis():
-    """Rows that are scaled raise RuntimeError where the matrix is not square; so do many other mistakes."""
+    """Scaled rows raise RuntimeError if the matrix is not square, but so do many other mistakes."""
     of_other_dtype = tried.edit(CANDIDATE, "(rounded(weight * s) / s).double() @ weight.T")
     found = verdict("awq.search", of_other_dtype)
     assert not found.passed and "RuntimeError" in found.text
@@ -336,7 +337,7 @@ def test_an_exception_alone_is_no_diagnosis():
 
 
 def test_mistakes_are_recognised_in_numpy_as_well():
-    """Where torch raises RuntimeError, numpy raises ValueError: it is the same mistake."""
+    """The mistake is the same, although numpy raises ValueError where torch raises RuntimeError."""
     in_numpy = columns.edit(
         "    for i in range(len(gain)):\n",
         "    return rounded, new.numpy() * (gain.double() / rounded).nan_to_num(nan=1.0).numpy()[:, None]\n"
@@ -347,7 +348,7 @@ def test_mistakes_are_recognised_in_numpy_as_well():
 
 
 def test_no_weight_of_the_search_lies_near_the_middle_of_two_steps():
-    """Else float32 and float64 could differ, and a right answer fail."""
+    """Otherwise results in float32 and float64 could differ, and a right answer could fail."""
     ((weight, scales, rounded, _),) = [a for label, a in exercises.find("awq.search").cases() if "one grid" in label]
     for scale in scales.double():
         up, down = (rounded(weight.double() * scale * factor) for factor in (1 + 1e-5, 1 - 1e-5))

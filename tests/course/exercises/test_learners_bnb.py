@@ -1,6 +1,6 @@
 """Chapter 04 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import math
@@ -46,7 +46,7 @@ LOW, HIGH = "torch.special.ndtri(low)", "torch.special.ndtri(high).flip(0)"
 
 
 def of_both(function, *pairs):
-    """An edit of what both sides do."""
+    """An edit of ``halves`` that uses ``function`` for the quantiles of both sides."""
     return halves.edit((LOW, function.format("low")), (HIGH, f"{function.format('high')}.flip(0)"), *pairs)
 
 
@@ -180,7 +180,7 @@ def tokens_one_by_one(x, threshold):
 
 
 def in_floats(*pair):
-    """An edit of ``eight`` whose codes are left as they are: int8 would wrap around what is out of range."""
+    """An edit of ``eight`` without the conversion to int8, because codes that are out of range would wrap around."""
     return eight.edit(pair, ("codes.to(torch.int8)", "codes"))
 
 

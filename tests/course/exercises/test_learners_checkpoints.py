@@ -1,6 +1,6 @@
-"""Chapter 08 as learners would write it: answers in other styles, and wrong ones for which no diagnosis was written.
+"""Chapter 08 as learners would write it: answers in different styles, and wrong answers without their own diagnosis.
 
-Each wrong answer is refused, with any message; those listed with a phrase get a message that contains it.
+Each wrong answer has to be refused, with any message. If it is listed with a phrase, the message has to contain it.
 """
 
 import json

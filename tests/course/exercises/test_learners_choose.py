@@ -1,6 +1,6 @@
-"""Chapter 12 as learners would write it: answers in other styles, and wrong ones that nobody thought of beforehand.
+"""Chapter 12 as learners would write it: answers in different styles, and wrong answers that were not expected.
 
-The wrong ones are refused; if a mistake has a name, the message says it.
+The wrong answers are refused. If a mistake has a name, the message contains it.
 """
 
 import bisect
@@ -63,7 +63,7 @@ def with_a_set(sizes, losses):
 
 
 def from_the_right(sizes, losses):
-    """The model of least loss, then the best of all that are smaller, and so on."""
+    """Take the model with the least loss, then the best of all smaller models, and so on."""
     left, front = list(range(len(sizes))), []
     while left:
         best = min(left, key=lambda i: (losses[i], sizes[i]))

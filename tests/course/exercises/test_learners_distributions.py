@@ -1,6 +1,6 @@
 """Chapter 03 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def kurtosis_in_numpy(weight):
 
 
 def kurtosis_of_variances(weight):
-    """The fourth moment is the variance of the squares, and the square of their mean."""
+    """The fourth moment is the variance of the squares plus the square of their mean."""
     x = weight.double()
     squares = (x - x.mean(1, keepdim=True)) ** 2
     safe = squares.mean(1).where(squares.any(1), torch.tensor(1.0, dtype=torch.float64))

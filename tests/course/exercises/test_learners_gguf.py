@@ -1,6 +1,6 @@
 """Chapter 07 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import io

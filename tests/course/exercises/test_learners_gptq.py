@@ -1,6 +1,6 @@
 """Chapter 06 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import numpy as np
@@ -221,7 +221,7 @@ def factor_in_numpy(hessian, damping):
 
 
 def factor_without_an_inverse(hessian, damping):
-    """The factor of H turned around, inverted: no inverse of H is ever made."""
+    """Factor the reversed H, reverse the factor and invert it: H itself is never inverted."""
     d = hessian.diagonal()
     mean = d[d != 0].mean()
     h = hessian + torch.diag(torch.where(d == 0, mean, damping * mean))

@@ -1,6 +1,7 @@
-"""Wrong answers of all chapters that check once accepted, or refused without a name: each now gets the right message.
+"""Wrong answers of chapters 00 to 09 that check once accepted, or refused without naming the mistake.
 
-They are not written like the exercises' own solutions, so that check cannot recognise a mistake by its spelling.
+Each now gets the right message. The answers are not written like the exercises' own solutions. So check cannot
+recognise a mistake by its text.
 """
 
 import struct

@@ -1,6 +1,6 @@
 """Chapter 01 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import math
@@ -38,7 +38,7 @@ def bit_after_bit(bits, exponent_bits, mantissa_bits):
 
 
 def by_widening(bits, exponent_bits, mantissa_bits):
-    """The fields put into a float64, which has room for all of them but the subnormal ones."""
+    """Put the fields into a float64. They fit, except those of subnormal numbers, which are computed separately."""
     exponent, mantissa = bits[1 : 1 + exponent_bits], bits[1 + exponent_bits :]
     if "1" not in exponent:
         value = sum(2.0**-i for i, bit in enumerate(mantissa, 1) if bit == "1") * 2.0 ** (2 - 2 ** (exponent_bits - 1))
@@ -126,7 +126,7 @@ def with_frexp(values):
 
 
 def by_comparing(values):
-    """The two neighbours, and the nearer one."""
+    """Compute the two neighbours, and take the nearer one."""
     code = values.view(torch.int32)
     low = code & -65536
     high = low + 65536
@@ -147,7 +147,7 @@ UP, KEPT = "((rest > 32768) | ((rest == 32768) & (kept % 2 == 1)))", "(kept * 65
 
 
 def of_values(change):
-    """Rounding of the values, where others round their bits: steps of 2**-7 times the power of two."""
+    """Round the values themselves, not their bits, in steps of 2**-7 times the power of two."""
 
     def rounded(values):
         x = values.double()

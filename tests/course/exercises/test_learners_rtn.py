@@ -1,6 +1,6 @@
 """Chapter 02 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import math  # noqa: F401 - the edits use it
@@ -330,7 +330,7 @@ CODED = "codes[:, i].to(torch.int64) * 2**shift"
 
 
 def pack_halves(codes, bits, width):
-    """The first half of a row in the low bits, the second in the high ones, as some formats have it."""
+    """The first part of a row is in the lowest bits of its bytes, the next part above it, as in some formats."""
     if 8 % bits:
         return columnwise(codes, bits, width)
     data = torch.zeros(len(codes), width, dtype=torch.int64)

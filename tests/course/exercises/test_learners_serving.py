@@ -1,6 +1,6 @@
-"""Chapter 10 as learners would write it: answers in other styles, and wrong ones for which no diagnosis was written.
+"""Chapter 10 as learners would write it: answers in different styles, and wrong answers without their own diagnosis.
 
-Each wrong one is refused, with any message.
+Each wrong answer has to be refused, with any message.
 """
 
 import math
@@ -130,7 +130,7 @@ WRONG_KEYS = [
 
 
 def hadamard(width: int) -> np.ndarray:
-    """Signs by the bits that a row and a column share: an odd number of them is a minus."""
+    """The sign is minus if the indices of row and column have an odd number of 1 bits in common."""
     return np.array([[1 - 2 * ((row & column).bit_count() % 2) for column in range(width)] for row in range(width)])
 
 

@@ -1,6 +1,6 @@
 """Chapter 00 as learners would write it: more answers, and for each wrong one the message that names its mistake.
 
-They are not written like the exercise's own solution, so that check cannot recognise a mistake by its spelling.
+The answers are not written like the exercise's own solution. So check cannot recognise a mistake by its text.
 """
 
 import math
@@ -27,7 +27,7 @@ def counted(rows, columns, bits, group_size, symmetric):
 
 
 def bytes_by_places(rows, columns, bits, group_size, symmetric):
-    """In a byte there is room for 8 // bits codes."""
+    """A byte has room for 8 // bits codes."""
     lengths = [columns] if symmetric else [columns, columns // group_size]
     return rows * sum(math.ceil(n / (8 // bits)) for n in lengths) + 2 * rows * (columns // group_size)
 

@@ -1,6 +1,7 @@
 """The exercises of chapter 01: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right answers that a learner may write, none of which is the course's own solution.
+Most wrong answers are edits of right answers that a learner may write. None of these right answers is the course's own
+solution.
 """
 
 import math
@@ -69,7 +70,7 @@ def by_adding(values):
 
 @solution
 def by_scaling(values):
-    """No bits at all: how many steps of its power of two, rounded as Python rounds (ties to even)."""
+    """Without bits: count the steps of the value's power of two, and round the count as Python does (ties to even)."""
     result = []
     for value in values.double().tolist():
         if math.isinf(value):
@@ -93,7 +94,7 @@ def ties_to_odd(values):
 
 
 def of_sizes(change):
-    """``by_scaling`` with another rounding, the same for both signs."""
+    """``by_scaling`` with a different rounding, which is the same for both signs."""
     return by_scaling.edit("round(value / step)", f"math.copysign({change}, value)")
 
 
@@ -144,7 +145,7 @@ WRONG_OF_DOUBLES = [
     (lambda s, r: 10 * torch.log10(s.abs().mean() / (s - r).abs().mean()), "in place of squares"),
     (lambda s, r: 10 * torch.log10((r**2).sum() / ((s - r) ** 2).sum()), "the signal's power after rounding"),
 ]
-# Converted first, since numbers in float16 are a mistake of their own.
+# The inputs are converted first, because computing in float16 is a separate mistake.
 SQNR_WRONG = [(lambda s, r, of=of: of(s.double(), r.double()), phrase) for of, phrase in WRONG_OF_DOUBLES]
 
 
@@ -167,7 +168,7 @@ def test_right_answers_pass_however_they_are_written(name, function):
 
 
 def test_the_slow_rounding_is_torchs():
-    """The reference of the exercise knows nothing of torch.bfloat16; here the two meet, on numbers of every size."""
+    """The exercise's reference does not use torch.bfloat16. Here both round numbers of every size."""
     bits = torch.randint(0, 0x7F800000, (2000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     values = bits.view(torch.float32)
     values = torch.cat([values, -values, torch.tensor([3.38953139e38, 3.3961775e38, 3.4028235e38])])

@@ -1,6 +1,7 @@
 """The exercises of chapter 02: check names the mistake in a wrong answer, and right answers pass in any form.
 
-Wrong answers are edits of right answers that a learner may write, none of which is the course's own solution.
+Most wrong answers are edits of right answers that a learner may write. None of these right answers is the course's own
+solution.
 """
 
 import math
@@ -227,7 +228,7 @@ def pack_big_number(codes, bits, width):
 def pack_in_uint8(codes, bits, width):
     data = torch.zeros(len(codes), width, dtype=torch.uint8)
     for i in range(codes.shape[1]):
-        data[:, i * bits // 8] |= codes[:, i] << (i * bits % 8)  # what is shifted past the top is gone
+        data[:, i * bits // 8] |= codes[:, i] << (i * bits % 8)  # bits shifted past the top are lost
     return data
 
 

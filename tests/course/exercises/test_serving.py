@@ -1,6 +1,6 @@
 """The exercises of chapter 10: right answers pass in any form, and check names the mistake in a wrong answer.
 
-Wrong answers are edits of right ones that differ from the course's solutions.
+Wrong answers are edits of right answers. The right answers differ from the course's solutions.
 """
 
 import random
@@ -176,7 +176,7 @@ def test_mistakes_differ(name):
 
 
 def test_scores_that_changed_are_told_so():
-    """A rotation of a learner's own, which no mistake describes."""
+    """Queries and keys are doubled, which no known mistake describes."""
     found = verdict("serving.turn", lambda queries, keys: (queries * 2, keys * 2))
     assert not found.passed and "the scores changed" in found.text
 
@@ -205,7 +205,7 @@ def test_the_choice_is_the_scheduler_s():
             request.cached = 20 - unread
             assert blocks.grow(request.table, 20)
             scheduler.running.append(request)
-        blocks.grow([], (len(blocks.free) - free) * size)  # others have the rest
+        blocks.grow([], (len(blocks.free) - free) * size)  # other requests hold the rest
         waits = [Request(9 + number, [0] * unread, 4) for number, unread in enumerate(waiting)]
         for request in waits:
             scheduler.add(request)
@@ -220,7 +220,7 @@ def test_the_rotation_is_the_package_s():
 
 
 def test_codes_of_keys_are_as_exact_as_the_package_s():
-    """The package's channels have zero points, too: of keys around 0 both grids lose about as much."""
+    """Only the package's grid has zero points. With keys around 0, both grids lose about the same."""
     keys = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
     codes, scales = exercises.find("serving.keys").reference(keys)
     ours = (torch.tensor(codes) * torch.tensor(scales) - keys).square().mean()

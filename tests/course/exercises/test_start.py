@@ -99,7 +99,7 @@ def chances(logits):
 
 
 def of_next(logits, ids):
-    """The probability of every token but the first."""
+    """The probability of every token except the first."""
     return np.array([row[following] for row, following in zip(chances(logits)[:-1], ids.tolist()[1:])])
 
 

@@ -18,7 +18,7 @@ def engine():
 def test_first_and_further_tokens(monkeypatch, engine):
     ticks = iter(range(10**6))
     monkeypatch.setattr(load.time, "perf_counter", lambda: float(next(ticks)))
-    # Clock: start 0, a request 1, then a tick behind each of four steps, and the end: 2, 3, 4, 5, 6.
+    # The clock is 0 at the start, 1 at the request, 2 to 5 after the four steps, and 6 at the end.
     found = load.pace(engine, [[1, 2, 3]], 4, at_a_time=1)
     assert (found.first, found.each, found.per_second) == (1.0, 1.0, 4 / 6)
 

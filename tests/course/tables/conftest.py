@@ -14,6 +14,6 @@ def shown(monkeypatch) -> list[str]:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of a Markdown table, its header first."""
+    """The rows of a Markdown table; the header is the first row."""
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
     return [rows[0], *rows[2:]]

@@ -25,7 +25,7 @@ FOUND = {
 
 
 def scored(**kls):
-    """Scores by label; underscores in a label's name stand for what Python's names cannot hold."""
+    """Scores by label. In a keyword, two underscores stand for a comma and a space, one stands for a space."""
     rows = {}
     for label, kl in kls.items():
         comparison = SimpleNamespace(kl=kl, perplexity=10 + kl, loss_percent=kl, flips=kl)
@@ -53,7 +53,7 @@ def test_the_best_factor_is_that_of_the_smallest_sum(shown):
     assert cells(shown[0])[2] == ["2", "50%", "1.500", "0.750", "1.00", "1.50", "62%"]
     assert "**s = 2**" in shown[1]
     (axes,) = pictures.loud_and_others(loud, quiet).axes
-    assert [line.get_ydata().tolist() for line in axes.lines] == [[3.0, 1.0], [1.0, 1.5], [4.0, 2.5]]  # not s = 4
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[3.0, 1.0], [1.0, 1.5], [4.0, 2.5]]  # without s = 4
 
 
 def test_one_factor_against_keeping(shown):
