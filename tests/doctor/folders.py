@@ -1,4 +1,4 @@
-"""The embedded decoder in every format, made once in a run; and copies of it, each with one fault."""
+"""The embedded decoder in every format of folders, made once per run, and damaged copies of these folders."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def healthy(name: str) -> Path:
 
 
 def damaged(tmp_path: Path, name: str, *changes) -> Path:
-    """A copy with ``changes``, each of which takes the folder."""
+    """A damaged copy. Each of ``changes`` is a function that changes the folder."""
     folder = shutil.copytree(healthy(name), tmp_path / "damaged")
     for change in changes:
         change(folder)
@@ -55,7 +55,7 @@ def damaged(tmp_path: Path, name: str, *changes) -> Path:
 
 
 def tensors(change):
-    """A change of the dict of tensors."""
+    """A change of the folder: it applies ``change`` to the dict of tensors."""
     return lambda folder: edit_tensors(folder, change)
 
 
@@ -73,7 +73,7 @@ def config(file: str = "config.json", **values):
 
 
 def each(kind: str, change):
-    """``change`` of every tensor whose name ends in ``kind``."""
+    """A change of the folder: it applies ``change`` to every tensor whose name ends in ``kind``."""
 
     def all_of_them(found):
         for name in [name for name in found if name.endswith(kind)]:
@@ -88,10 +88,10 @@ def plainly(words):
 
 
 def interleaved(words):
-    """GPTQ's words packed in AWQ's order, along in."""
+    """GPTQ's words packed in AWQ's order, along the inputs."""
     return awq._interleaved(from_words(words.T, 4, words.shape[0] * 8)).T
 
 
 def swapped(data):
-    """The nibbles of every byte."""
+    """Swap the two nibbles of every byte."""
     return (data << 4) | (data >> 4)

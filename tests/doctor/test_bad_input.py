@@ -1,4 +1,4 @@
-"""Settings with arbitrary values: the reader reads them or refuses in one paragraph, and the doctor never fails."""
+"""Settings with arbitrary values: the reader accepts them or refuses in one paragraph. The doctor never crashes."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def places(value, path=()):
 
 
 def with_value(settings, path, value):
-    """A copy of ``settings`` with another value at ``path``; without any path, that value."""
+    """A copy of ``settings`` with ``value`` at ``path`` (``GONE`` removes the key). If ``path`` is empty: ``value``."""
     if not path:
         return value
     copy = json.loads(json.dumps(settings))
@@ -50,7 +50,7 @@ def with_value(settings, path, value):
 
 @pytest.mark.parametrize("form", FOREIGN)
 def test_anything_in_the_settings_ends_in_a_paragraph(form):
-    """A sample, always the same; every key is tried."""
+    """The settings as a whole get every value. Each key gets two random values, always the same ones."""
     config = made(form) / "config.json"
     text = config.read_text()
     values = json.loads(text)

@@ -46,7 +46,7 @@ def test_healthy_folders_have_no_findings(name, against):
 @pytest.mark.parametrize(("form", "recipe"), [("gptq", {}), ("awq", {}), ("compressed-tensors", {"bits": 8})])
 @pytest.mark.parametrize("family", ["qwen2", "mistral"])
 def test_biases_and_constant_rows_are_no_findings(tmp_path, form, recipe, family):
-    """Rows that are constant, positive throughout, or zero; rows whose weights lie around 0.3 of their width."""
+    """Rows that are constant, all positive or zero, and rows that are shifted by 0.3 standard deviations."""
     model = tiny(family, tied=False)
     with torch.no_grad():
         for name, layer in model.named_modules():
@@ -61,7 +61,7 @@ def test_biases_and_constant_rows_are_no_findings(tmp_path, form, recipe, family
 
 
 def test_rows_of_fp8_that_are_nearly_dead_are_no_findings(tmp_path):
-    """Their scales are below what float16 holds, and no engine has the scales of FP8 in float16."""
+    """Their scales are too small for float16, but no engine stores the scales of FP8 in float16."""
     model = tiny(tied=False)
     with torch.no_grad():
         for name, layer in model.named_modules():
@@ -91,7 +91,7 @@ def flat(text) -> str:
 
 
 def check_finds(folder, kind: str, parts, against=None):
-    """One finding of ``kind``, that says ``parts`` on one line; and no other but for what follows from it."""
+    """There is one finding of ``kind``, on one line with all ``parts``. All other findings follow from it."""
     found = examine(folder, against)
     ours = [one for one in found.findings if one.kind == kind]
     assert len(ours) == 1 and not found.healthy, found.findings
@@ -115,7 +115,7 @@ V1, V2 = (setting(checkpoint_format=version, format=version) for version in ("gp
     ],
 )
 def test_zero_points_off_by_one(tmp_path, name, change, parts, against):
-    if name == "awq":  # no zero point may be 0, or the subtraction would borrow
+    if name == "awq":  # no zero point may be 0, otherwise the subtraction borrows
         model, tokenizer = qtutor.load_decoder()
         qtutor.quantize(model, qtutor.Recipe(symmetric=True), progress=False)
         folder = qtutor.export(model, tmp_path / "damaged", "awq", tokenizer)
@@ -130,7 +130,7 @@ def test_zero_points_off_by_one(tmp_path, name, change, parts, against):
     ("bits", "step", "said"), [(4, -0x11111111, "one too small"), (8, 0x01010101, "one too large")]
 )
 def test_zero_points_of_a_few_layers_that_are_off_by_one(tmp_path, bits, step, said):
-    """Only FLOAT tells these: a layer may have a mean of its own."""
+    """Only a comparison with FLOAT finds these. Without it, a few layers may simply have a mean that is not 0."""
     model, tokenizer = qtutor.load_decoder()
     qtutor.quantize(model, qtutor.Recipe(bits=bits, symmetric=True), progress=False)
     folder = qtutor.export(model, tmp_path / "out", "gptq", tokenizer)
@@ -149,7 +149,7 @@ def test_zero_points_of_a_few_layers_that_are_off_by_one(tmp_path, bits, step, s
 
 @pytest.mark.parametrize("against", [None, "embedded"])
 def test_biases_of_mlx_that_are_a_step_off(tmp_path, against):
-    """Of a symmetric model, so that no zero point leaves the codes."""
+    """The model is symmetric, so that no shifted zero point leaves the range of the codes."""
     model, tokenizer = qtutor.load_decoder()
     qtutor.quantize(model, qtutor.Recipe(symmetric=True), progress=False)
     folder = qtutor.export(model, tmp_path / "out", "mlx", tokenizer)
@@ -163,7 +163,7 @@ def test_biases_of_mlx_that_are_a_step_off(tmp_path, against):
 
 
 def test_layers_that_multiply_their_inputs_are_healthy(tmp_path):
-    """A down_proj with columns that are s times as large, and inputs that are multiplied by 1 / s."""
+    """The columns of each down_proj are divided by ``times``, and its inputs are multiplied by ``times``."""
     model, tokenizer = qtutor.load_decoder()
     times = 0.5 + torch.arange(model.config.intermediate_size) % 4
     for block in model.model.layers:
@@ -177,7 +177,7 @@ def test_layers_that_multiply_their_inputs_are_healthy(tmp_path):
         assert found.healthy and found.run.perplexity < found.run.vocabulary / 2, found.findings
     layers = list(opened(folder, "embedded", "cpu").layers())
     assert len(layers) == 14 and all(distance(one.quantized.dequantize(), one.exact) < 0.3 for one in layers)
-    each(ends, torch.ones_like)(folder)  # as a reader computes that does not know of them
+    each(ends, torch.ones_like)(folder)  # what a reader computes that does not know these scales
     assert examine(folder).run.perplexity > 1.5 * found.run.perplexity
     layers = list(opened(folder, "embedded", "cpu").layers())
     assert sum(distance(one.quantized.dequantize(), one.exact) > 0.3 for one in layers) == 2
@@ -271,10 +271,10 @@ def test_each_fault_has_its_finding(tmp_path, name, changes, kind, parts):
 
 
 def test_scales_of_another_size_are_seen_beside_float(tmp_path, capsys):
-    """int8 scales that are the largest weight, as bitsandbytes has them, where a step is meant."""
+    """int8 scales that hold the largest weight, as in bitsandbytes, although the format expects the size of a step."""
     folder = damaged(tmp_path, "ct int8", each("weight_scale", lambda scale: scale * 127))
     assert f"{Q} (and 13 more layers): its weights are 1.3e+02 times as large as FLOAT's" in places(folder)[0]
-    assert cli.main(["doctor", str(folder), "--json"]) == 1  # without FLOAT, the text tells it
+    assert cli.main(["doctor", str(folder), "--json"]) == 1  # without FLOAT, only the forward pass shows it
     found = json.loads(capsys.readouterr().out)
     assert [one["kind"] for one in found["findings"]] == ["forward pass"] and "findings" not in found["run"]
 
@@ -320,8 +320,8 @@ def test_another_model_is_told_from_the_one_that_was_quantized(tmp_path):
         examine(healthy("gptq"), healthy("ours"))
 
 
-UP, OTHER = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.gate_proj"  # of one shape
-MADE = {  # formats in which a model with a layer in the wrong place is written
+UP, OTHER = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.gate_proj"  # layers of the same shape
+MADE = {  # the formats in which a faulty model is written
     "ours": ("qtutor", {}),
     "ours, 2 bits": ("qtutor", {"bits": 2}),
     "gptq": ("gptq", {"symmetric": True}),
@@ -334,7 +334,7 @@ MADE = {  # formats in which a model with a layer in the wrong place is written
 
 
 def written(tmp_path, name: str, form: str, options: dict, change):
-    """The embedded decoder as a converter with a mistake writes it: ``change`` of the weights of one layer first."""
+    """The embedded decoder as a faulty converter writes it: ``change`` is first applied to one layer's weights."""
     model, tokenizer = qtutor.load_decoder()
     weight = model.get_submodule(name).weight
     weight.data = change(weight.data.clone(), model).contiguous()
@@ -394,7 +394,7 @@ def test_weights_in_other_places(tmp_path, name, change, said):
     {"method": "awq+gptq", "bits": 2, "group_size": -1, "symmetric": True, "duo": True},
 ])  # fmt: skip
 def test_coarse_grids_are_no_wrong_places(tmp_path, recipe):
-    """Also where most weights are rounded to 0, where AWQ moves factors, and where GPTQ moves errors."""
+    """This holds even if most weights are rounded to 0, if AWQ moves factors, or if GPTQ moves errors."""
     model, tokenizer = qtutor.load_decoder()
     qtutor.add_outliers(model)
     model.save_pretrained(tmp_path / "float")
@@ -404,7 +404,7 @@ def test_coarse_grids_are_no_wrong_places(tmp_path, recipe):
 
 
 def test_another_model_than_a_folder_of_ours_or_a_gguf_file_was_made_of(tmp_path):
-    """The same sizes and other weights; and other sizes, which are told before anything is compared."""
+    """A model of the same sizes with different weights, and a model of different sizes. Sizes are checked first."""
     model, tokenizer = qtutor.load_decoder()
     path = qtutor.export(model, tmp_path / "a.gguf", "gguf", tokenizer, type="Q8_0")
     torch.manual_seed(1)

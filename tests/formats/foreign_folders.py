@@ -1,4 +1,4 @@
-"""Small quantized models in the formats of other tools, and functions of the tests for such folders."""
+"""Small quantized models in the formats of other tools, and functions that tests of such folders use."""
 
 import json
 from pathlib import Path
@@ -36,14 +36,14 @@ def exported(out: Path, form: str, family: str = "llama", options: dict | None =
 
 
 def check_comes_back(model, folder: Path) -> None:
-    """The same codes, scales, zero points and logits, by both ways to load."""
+    """Both ways to load give the same codes, scales, zero points and logits."""
     again, tokenizer = qtutor.load(folder, device="cpu")
     assert tokenizer("ab")["input_ids"] == letters()("ab")["input_ids"]
     for name, layer in model.named_modules():
         if hasattr(layer, "quantized"):
             same(again.get_submodule(name).quantized(), layer.quantized())
     other = qtutor.load_quantized(folder, device="cpu")
-    with torch.inference_mode():  # only now: what is loaded in it takes another kernel
+    with torch.inference_mode():  # only now: a model loaded inside it uses a different kernel
         exact = model(some_ids()).logits
         assert torch.equal(again(some_ids()).logits, exact)
         assert torch.equal(other(some_ids()).logits, exact)
@@ -57,7 +57,7 @@ def same(back, quantized) -> None:
 
 
 def round_trip(form, quantized, layout: Layout):
-    """encode, look at every shape and dtype, decode; the dtypes are compared as a file would have them."""
+    """Encode, check every shape and dtype, decode, compare. Dtypes are compared by their names in a file."""
     rows, columns = quantized.shape
     tensors = {kind: tensor.contiguous() for kind, tensor in form.encode(quantized, layout).items()}
     names = {torch.int32: "I32", torch.int64: "I64", torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16",
@@ -73,7 +73,7 @@ def round_trip(form, quantized, layout: Layout):
 
 
 def words(tensor: torch.Tensor) -> list:
-    """int32 as numbers without a sign."""
+    """int32 read as unsigned numbers."""
     return (tensor.long() & 0xFFFFFFFF).tolist()
 
 
@@ -93,7 +93,7 @@ def edit_settings(folder: Path, change, file: str = "config.json") -> None:
 
 
 def refused(folder: Path, *parts: str) -> str:
-    """Loading is refused in one paragraph that holds ``parts``, before a layer is allocated."""
+    """Loading is refused in one paragraph that contains ``parts``. Return this paragraph."""
     with pytest.raises(qtutor.QtutorError) as caught:
         foreign_reading.load(folder, device="cpu")
     text = str(caught.value)

@@ -2,7 +2,7 @@
 
     python -m tests.formats.make_golden
 
-SGLang, and TensorRT-LLM on GPUs, do not run here, so the files that they read must not change unseen. The embedded
+SGLang, and TensorRT-LLM on GPUs, do not run here, so the files for them must not change unnoticed. The embedded
 decoder is rounded to nearest, which gives the same result on every CPU.
 """
 
@@ -30,7 +30,7 @@ SETTINGS = ("quantization_config", "quantization")  # the rest of config.json de
 
 
 def digests(name: str, folder: Path) -> dict[str, str]:
-    """By file, of the weights and of all that is said about them; written to ``folder`` first."""
+    """Write a folder to ``folder`` and return the digest of each file: of the weights, and of settings about them."""
     form, recipe = FOLDERS[name]
     model, _ = qtutor.load_decoder(device="cpu")
     qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)

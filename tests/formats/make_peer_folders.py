@@ -23,7 +23,7 @@ FOLDERS = Path(__file__).with_name("peer_folders")
 WEIGHTS = FOLDERS / "weights.json"
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 INTEGERS = ["--bits", "4", "--group-size", "32"]
-MADE = {  # who, and its options
+MADE = {  # folder -> the tool and its options
     "llmcompressor_gptq": ("llmcompressor", ["--method", "gptq", "--symmetric", *INTEGERS]),
     "llmcompressor_awq": ("llmcompressor", ["--method", "awq", *INTEGERS]),
     "gptqmodel_gptq": ("gptqmodel", ["--method", "gptq", "--symmetric", *INTEGERS]),
@@ -33,19 +33,19 @@ MADE = {  # who, and its options
         for scheme in ("W8A8", "FP8_DYNAMIC", "MXFP4A16", "NVFP4A16")
     },
 }
-# These tools multiply a code by its scales in another order, which moves last bits of float32.
+# The tools multiply codes by their scales in a different order here, which changes the last bits of float32.
 IN_16_BITS = ("llmcompressor_W8A8", "llmcompressor_NVFP4A16")
 KEPT = ("config.json", "model.safetensors", "quantize_config.json")
 
 
 def digest(weight: torch.Tensor, name: str) -> str:
-    """Of a layer's weights, in bfloat16 for the folders of :data:`IN_16_BITS`."""
+    """The SHA-256 of a layer's weights. In folders of :data:`IN_16_BITS`, they are rounded to bfloat16 first."""
     weight = weight.bfloat16().float() if name in IN_16_BITS else weight.float()
     return hashlib.sha256((weight + 0.0).contiguous().numpy().tobytes()).hexdigest()  # -0.0 becomes 0.0
 
 
 def make(name: str, base: Path) -> dict[str, str]:
-    """Write the folder ``name``; the digests of its layers."""
+    """Write the folder ``name`` and return the digests of its layers."""
     sys.path.insert(0, str(PEERS))
     from launch import python_of
 

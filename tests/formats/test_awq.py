@@ -1,4 +1,4 @@
-"""AWQ: the word by hand, every grid there and back, whole folders, and wrong folders."""
+"""AWQ: a word packed by hand, round trips of every grid, whole folders, and wrong folders."""
 
 import pytest
 import torch

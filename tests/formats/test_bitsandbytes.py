@@ -1,4 +1,4 @@
-"""bitsandbytes: bytes by hand, every codebook there and back, whole folders, and wrong folders."""
+"""bitsandbytes: bytes packed by hand, round trips of every codebook, whole folders, and wrong folders."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""MXFP4 and NVFP4 in compressed-tensors: bytes by hand, there and back, whole folders, and folders that are wrong."""
+"""MXFP4 and NVFP4 in compressed-tensors: bytes packed by hand, round trips, whole folders, and wrong folders."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_bytes_by_hand():
     assert tensors["weight_scale"].tolist() == [[127 - 2]]  # a quarter
     tensors = FORMAT.encode(qtutor.rtn.quantize(weight, NVFP4, 16), layout_of("nvfp4"))
     assert tensors["weight_packed"].tolist() == [[0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE] * 2]
-    # The largest weight, 1.5, over 4 * 448 is above 2^-11, so all is in units of 2^-10, and a quarter is 256 of them.
+    # The largest weight is 1.5, and 1.5 / (4 * 448) is above 2^-11. So the unit is 2^-10, and a quarter is 256 units.
     assert tensors["weight_global_scale"].tolist() == [1024.0]
     assert tensors["weight_scale"].float().tolist() == [[256.0, 256.0]]
 
@@ -129,7 +129,7 @@ def test_settings_of_others_may_leave_out_what_is_usual(tmp_path):
 
 
 def test_a_global_scale_of_others_and_wrong_ones(tmp_path):
-    """Any number above 0, not only a power of two."""
+    """It can be any number above 0, not only a power of two."""
     model, folder = exported(tmp_path / "out", "compressed-tensors", method="nvfp4")
     key = f"{FIRST}.weight_global_scale"
     edit_tensors(folder, lambda tensors: tensors[key].fill_(2688 / 0.07))

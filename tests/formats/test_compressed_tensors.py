@@ -1,4 +1,4 @@
-"""compressed-tensors: bytes by hand, every grid there and back, whole folders, and folders that are wrong."""
+"""compressed-tensors: bytes packed by hand, round trips of every grid, whole folders, and wrong folders."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_every_grid_comes_back_and_is_packed_as_by_hand(bits, symmetric, rows, g
 
 
 def test_scales_of_others_are_kept_as_they_are():
-    """bfloat16 becomes float16 where that is exact, float32 where it is not; nothing is rounded."""
+    """bfloat16 becomes float16 if that is exact, otherwise float32. Nothing is rounded."""
     quantized, layout = some(4, True, 2, 16, 8), Layout(qtutor.IntGrid(4, True), 8, PACKED)
     tensors = FORMAT.encode(quantized, layout)
     for scale, dtype in [(0.0125, torch.float16), (1e-9, torch.float32), (3e5, torch.float32)]:
@@ -135,7 +135,7 @@ def test_fp8_folders_come_back(tmp_path, family, recipe):
 
 
 def test_scales_of_others_for_fp8(tmp_path):
-    """llm-compressor stores them in the dtype of its model; older files have a scale of a tensor without a shape."""
+    """llm-compressor stores them in the model's dtype. In older files, the scale of a whole tensor has the shape ()."""
     model, folder = exported(tmp_path / "out", "compressed-tensors", method="fp8", group_size=0)
 
     def theirs(tensors):

@@ -1,4 +1,4 @@
-"""Conversion: the same codes, scales and zero points in other bytes, or one paragraph that says why not."""
+"""Conversion: the same codes, scales and zero points in a different layout, or one paragraph with the reason."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_the_engines_that_a_command_names_are_those_of_the_rules():
     seed=st.integers(0, 10**6),
 )
 def test_layers_there_and_back_have_the_same_bytes(bits, rows, groups, symmetric, per_row, version, seed):
-    """GPTQ, compressed-tensors, GPTQ; any codes, scales and zero points."""
+    """From GPTQ to compressed-tensors and back, with random codes, scales and zero points."""
     random = torch.Generator().manual_seed(seed)
     size, columns = (PER_CHANNEL if per_row else 32), 32 * groups
     grid, shape = IntGrid(bits, symmetric), (rows, 1 if per_row else groups)
@@ -76,7 +76,7 @@ def test_folders_there_and_back_have_the_same_bytes(tmp_path, recipe):
 
 
 def test_an_asymmetric_version_1_becomes_version_2_or_the_same_bytes_if_told(tmp_path):
-    """GPTQModel refuses asymmetric files of version 1 from other tools, so version 2 is what a conversion is for."""
+    """GPTQModel refuses asymmetric files of version 1 from other tools, so a conversion writes version 2 by default."""
     model, first = exported(tmp_path / "a", "gptq", group_size=64)  # random weights: no zero point is 0
     qtutor.export(model, first, "gptq", letters(), version=1)
     convert(first, tmp_path / "b", "gptq")
@@ -104,7 +104,7 @@ def test_every_pair_that_can_hold_the_codes_holds_them(tmp_path, source, form):
     try:
         model, folder = exported(tmp_path / "source", source, **recipe)
     except qtutor.QtutorError:
-        return  # no pair: NF4 in another format
+        return  # no such pair: the source format does not hold NF4
     if source in ("awq", "mlx") and form == "modelopt":  # these have zero points, even if all are in the middle
         with pytest.raises(qtutor.QtutorError, match=r"14 of 14 layers do not fit.*zero points.*holds none"):
             convert(folder, tmp_path / "out", form)

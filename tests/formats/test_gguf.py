@@ -45,7 +45,7 @@ def export(model, path, **options):
 
 
 def changed(model, **changes):
-    """The model made anew with another config."""
+    """A new model of the same class, with a changed config."""
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
@@ -142,7 +142,7 @@ def test_scaled_positions_and_windows_are_told(tmp_path):
 
 
 def test_a_window_is_told_once_and_to_the_caller(tmp_path):
-    """Not when types are chosen or a file is planned: whoever writes the file then hears of it."""
+    """Choosing types and planning a file do not warn. Only the caller that writes the file gets the warning."""
     model, tokenizer = changed(tiny("mistral"), sliding_window=48), letters()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -318,7 +318,7 @@ def test_files_of_others_and_damaged_ones_are_told(tmp_path):
     write(path, keys | {"qtutor.config": np.uint32(7)}, tensors)
     with pytest.raises(QtutorError, match=r"qtutor.config is damaged: it is .*7.*, expected a text"):
         qtutor.load_quantized(path)
-    for own in ({"qtutor.config": config}, {}):  # the same for files of others
+    for own in ({"qtutor.config": config}, {}):  # the same for files of other tools
         keys = {key: value for key, value in file.metadata.items() if key != "qtutor.config"} | own
         write(path, keys, tensors[:-1])
         with pytest.raises(QtutorError, match=r"1 tensor is missing: output_norm.weight\. Its config"):
@@ -335,12 +335,12 @@ def test_files_of_others_and_damaged_ones_are_told(tmp_path):
         ("intermediate_size", "ffn"),
     ):
         write(path, keys | {"qtutor.config": json.dumps(json.loads(config) | {size: 10**9})}, tensors)
-        with pytest.raises(QtutorError, match=message):  # and not out of memory
+        with pytest.raises(QtutorError, match=message):  # instead of running out of memory
             qtutor.load_quantized(path)
 
 
-# Whatever goes wrong while the file is written, the old one stays as it is, and nothing lies beside it. Where that
-# takes a process of its own, it runs the writer alone: torch and transformers would take seconds to import.
+# If writing fails, the old file stays as it is, and no other file is left beside it, except after a kill. If a test
+# needs a separate process, this process runs only the writer, because torch and transformers take seconds to import.
 
 
 def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
@@ -384,7 +384,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def of_others(path):
-    """What a user may have under that name, and what each is."""
+    """Files that a user may have under that name: a description -> the bytes."""
     write(path, {"general.architecture": "llama"}, [Tensor("a", (4,), "F32", np.zeros(16, np.uint8))])
     theirs = path.read_bytes()
     export(tiny(), path, overwrite=True)
@@ -404,7 +404,7 @@ def test_a_file_that_qtutor_did_not_write_is_replaced_only_when_that_is_asked_fo
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
     assert export(tiny(), tmp_path / out, overwrite=True) == path
     assert "qtutor.config" in read(path).metadata
-    export(tiny(seed=1), tmp_path / out)  # now it is ours
+    export(tiny(seed=1), tmp_path / out)  # now it is a file of qtutor
 
 
 def test_an_empty_file_is_nobodys(tmp_path):
@@ -447,7 +447,7 @@ except GGUFError as error: print(error)
 
 
 def write_elsewhere(path, *words: str, mount: str = "") -> subprocess.CompletedProcess:
-    """Write two tensors to ``path`` in another process; mount: first, in a namespace, and show the folder after it."""
+    """Write two tensors to ``path`` in a new process. mount: run first, in a namespace; the folder is shown last."""
     command = [sys.executable, "-c", PROGRAM, str(path), *words]
     if mount:
         script = f'{mount} && "$@" && ls -A {path.parent} && cat {path}'
@@ -493,7 +493,7 @@ def test_on_the_command_line(tmp_path, capsys):
     plain = export(model, tmp_path / "b.gguf", type="Q3_K_S", tokenizer=tokenizer)
     assert read(out).tensors.keys() == read(plain).tensors.keys()
     name = "blk.0.ffn_up.weight"
-    assert not np.array_equal(read(out).data(name), read(plain).data(name))  # the text has had its say
+    assert not np.array_equal(read(out).data(name), read(plain).data(name))  # the text had an effect
     assert np.array_equal(read(out).data("token_embd.weight"), read(plain).data("token_embd.weight"))
     for options, message in (
         ([out, "--format", "gguf", "--group-size", "32"], "--group-size does not go with --format gguf"),

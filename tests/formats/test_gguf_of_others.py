@@ -1,4 +1,4 @@
-"""Files that others wrote: logits and tokens are the same as in llama.cpp; files that cannot be read get the reason."""
+"""Files of other tools: logits and tokens are the same as in llama.cpp, and refusals of files give the reason."""
 
 import copy
 import itertools
@@ -28,7 +28,7 @@ IDS = some_ids(1, 60)[0].tolist()
 
 
 def test_nvfp4_with_a_number_for_each_matrix(tmp_path):
-    """As llama.cpp's converter writes ModelOpt's: the weights are the blocks' times the number, and it runs them so."""
+    """llama.cpp's converter writes ModelOpt's weights like this: decoded blocks times the number, also in llama.cpp."""
     model = tiny(tied=False)
     save(model, tmp_path / "plain.gguf", small_tokenizers.letters(), type="NVFP4", pure=True)
     file = read(tmp_path / "plain.gguf")
@@ -46,7 +46,7 @@ def test_nvfp4_with_a_number_for_each_matrix(tmp_path):
         found = torch.from_numpy(theirs.logits(IDS))
     with torch.inference_mode():
         near, far = ((one(torch.tensor([IDS])).logits[0] - found).square().mean() for one in (scaled, plain))
-    assert near < 0.05 * far  # it rounds inputs to 8 bits, so they are not equal
+    assert near < 0.05 * far  # llama.cpp rounds inputs to 8 bits, so they are not equal
 
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -59,7 +59,7 @@ def of_llama(values: dict, scaling: dict, tensors: dict | None = None):
     return "llama", {"rope_parameters": values}, scaling, tensors or {}
 
 
-# Family, what is changed in its config, the keys that say so, tensors beyond those of the model.
+# Label -> family, changes of its config, the keys that describe them, additional tensors.
 CASES = {
     "llama": ("llama", {}, {}, {}),
     "an output of its own": ("llama", {"tie_word_embeddings": False}, {}, {}),
@@ -119,7 +119,7 @@ def test_what_llama_cpp_computes(tmp_path, label):
     assert np.abs(logits(found, IDS) - logits(model, IDS)).max() < 1e-5 * np.abs(exact).max()
     if keys and "rope_parameters" in changes and changes["rope_parameters"]["rope_type"] != "default":
         plain = random_model(family, {})
-        assert np.abs(logits(found, IDS) - logits(plain, IDS)).max() > 0.02  # it is something that shows
+        assert np.abs(logits(found, IDS) - logits(plain, IDS)).max() > 0.02  # the change has a visible effect
 
 
 def test_one_matrix_for_q_k_and_v(tmp_path):
@@ -148,7 +148,7 @@ def test_a_bias_that_is_not_there_is_zero(tmp_path, family, left_out):
 
 
 def test_block_types(tmp_path):
-    """Each matrix in another one: the weights are llama.cpp's, and so are the logits of what they stand for."""
+    """Each matrix has a different type. The decoded weights are llama.cpp's, and so are the logits with them."""
     model = changed("llama", False, hidden_size=256, intermediate_size=256, head_dim=64)
     kinds = {"attn_q": "Q4_K", "attn_k": "Q6_K", "attn_v": "Q5_K", "attn_output": "BF16", "ffn_gate": "Q3_K",
              "ffn_up": "IQ4_XS", "ffn_down": "Q2_K", "token_embd": "F16", "output.": "Q8_0"}  # fmt: skip
@@ -189,7 +189,7 @@ def test_split_files(tmp_path):
     assert first == parts[0] and len(parts) == 3 and first.name == "theirs-00001-of-00003.gguf"
     with llama_cpp.Model(first) as engine:
         exact = engine.logits(IDS)
-    for source in (*parts, tmp_path):  # whichever is named
+    for source in (*parts, tmp_path):  # any part may be named
         assert np.abs(exact - logits(qtutor.load(source, device="cpu")[0], IDS)).max() < 1e-4
     whole = read_whole(parts[1])
     assert len(whole.parts) == 3 and whole.metadata["general.architecture"] == "llama"
@@ -217,7 +217,7 @@ def test_split_files(tmp_path):
 
 
 def test_a_window_makes_a_mistral_of_it(tmp_path):
-    """llama.cpp has none in this architecture; as far as the window goes both compute the same."""
+    """llama.cpp has no window in this architecture. Both compute the same until a text is longer than the window."""
     model = changed("mistral", sliding_window=32)
     path = others.write(tmp_path / "theirs.gguf", model, keys={"attention.sliding_window": 32})
     found, _ = qtutor.load(path, device="cpu")
@@ -233,7 +233,7 @@ def test_a_window_makes_a_mistral_of_it(tmp_path):
 
 
 def small_vocabulary(tokenizer, kind: str, **changes) -> dict:
-    """The keys for a tokenizer of tests, written down once more."""
+    """The keys for a tokenizer of the tests, written without qtutor's code."""
     own = tokenizer.backend_tokenizer
     tokens = sorted(own.get_vocab(), key=own.get_vocab().get)
     types = dict.fromkeys(tokens, 1) | {small_tokenizers.BOS: 3, small_tokenizers.EOS: 3, small_tokenizers.CALL: 4}
@@ -251,7 +251,7 @@ def small_vocabulary(tokenizer, kind: str, **changes) -> dict:
 
 @pytest.mark.parametrize("prefix", [True, False, None])
 def test_sentencepiece(tmp_path, prefix):
-    """None: the file does not say; then llama.cpp puts a space in front of a text, and bos, too."""
+    """None: the file does not say. Then llama.cpp puts a space and bos in front of a text."""
     tokenizer = small_tokenizers.sentencepiece(prefix="none" if prefix is False else "prepend")
     changes = {"add_space_prefix": prefix} | ({"add_bos_token": None} if prefix is None else {})
     path = with_tokenizer(tmp_path, tokenizer, small_vocabulary(tokenizer, "llama", **changes))
@@ -276,7 +276,7 @@ def test_byte_level(tmp_path, changes):
     empty = "a token is" in changes
     changes = {key: value for key, value in changes.items() if key != "a token is"}
     keys = small_vocabulary(tokenizer, "gpt2", **(own | changes))
-    if empty:  # the last that was learned, which no merge needs then
+    if empty:  # the last learned token; its merge is removed
         keys["tokenizer.ggml.tokens"][-4], keys["tokenizer.ggml.merges"] = "", keys["tokenizer.ggml.merges"][:-1]
     path = with_tokenizer(tmp_path, tokenizer, keys | {"tokenizer.chat_template": "{{ messages[0]['content'] }}"})
     model, found = qtutor.load(path, device="cpu")
@@ -293,7 +293,7 @@ def test_byte_level(tmp_path, changes):
 
 
 def test_phi_3_is_known_by_its_name(tmp_path):
-    """There added tokens take the spaces behind them, but for three."""
+    """In Phi-3, added tokens include the spaces after them, with three exceptions."""
     tokenizer = small_tokenizers.sentencepiece()
     keys = small_vocabulary(tokenizer, "llama")
     called = {small_tokenizers.BOS: "<s>", keys["tokenizer.ggml.tokens"][-1]: "</s>"}
@@ -325,7 +325,7 @@ WITHOUT_EMBEDDING = {name: rows for name, rows in TENSORS.items() if name != "to
 SINKS = TENSORS | {"blk.0.attn_sinks.weight": np.ones(4, np.float32)}
 INTEGERS = TENSORS | {"output.weight": np.ones((256, 64), np.int8)}
 LETTERS = others.letters_keys()
-# What is written otherwise, and what is said of it, behind the file's name.
+# Label -> what is written differently, and the message after the file's name.
 REFUSED = {
     "an adapter": ({"general": {"general.type": "adapter"}}, "general.type is 'adapter', expected 'model'"),
     "another architecture": (
@@ -384,7 +384,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("label", REFUSED)
 def test_what_cannot_be_read_is_named(tmp_path, label, monkeypatch):
-    """And before a tensor is decoded, but for the factors of positions."""
+    """No tensor is decoded before the refusal, except the factors of positions."""
     given, words = REFUSED[label]
     path = others.write(tmp_path / "theirs.gguf", tiny(), **given)
     if "factors" not in label:

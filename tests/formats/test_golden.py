@@ -1,4 +1,4 @@
-"""Whole folders, byte for byte as they were when they were last compared with engines or their sources."""
+"""Whole folders have exactly the bytes that were last compared with engines or their sources."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""GPTQ: words by hand, both versions, every grid there and back, whole folders, and folders that are wrong."""
+"""GPTQ: words packed by hand, both versions, round trips of every grid, whole folders, and wrong folders."""
 
 import json
 

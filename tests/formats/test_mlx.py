@@ -1,4 +1,4 @@
-"""MLX's affine layout: the word by hand, every grid there and back, both copies of its settings, and wrong folders."""
+"""MLX's affine layout: a word packed by hand, round trips of every grid, both copies of settings, wrong folders."""
 
 import json
 
@@ -20,7 +20,7 @@ UP = "model.layers.0.mlp.up_proj"
 
 
 def edit_both(folder, change) -> None:
-    """As edit_settings, in both places where MLX's settings are."""
+    """Like edit_settings, but in both places of MLX's settings."""
     path = folder / "config.json"
     values = json.loads(path.read_text())
     for key in ("quantization", "quantization_config"):
@@ -64,7 +64,7 @@ def test_every_grid_comes_back_and_is_packed_as_by_hand(bits, symmetric, rows, g
 @settings(deadline=None, max_examples=40)
 @given(bits=st.sampled_from(BITS), seed=st.integers(0, 999))
 def test_scales_below_zero_stand_for_the_same_weights(bits, seed):
-    """MLX counts from the end of a group that is farther from 0, which may be the upper one."""
+    """MLX counts from the end of a group's range that is farther from 0. For the upper end, scales are negative."""
     quantized = some(bits, False, 4, 64, 32, seed)
     tensors = FORMAT.encode(quantized, Layout(quantized.grid, 32))
     scales, biases = tensors["scales"], tensors["biases"]
@@ -88,7 +88,7 @@ def parts(quantized):
 
 
 def test_16_bits_hold_a_symmetric_layer_and_not_the_biases_of_others():
-    """A zero point of 8 changes no digit of a scale; those of MLX's own files are nearly whole steps."""
+    """A bias of 8 steps is exact in 16 bits. Most other biases are rounded, so they are not whole numbers of steps."""
     layout = Layout(IntGrid(4), 64)
     even, uneven = (some(4, symmetric, 8, 128, 64) for symmetric in (True, False))
     for quantized in (even, uneven):
@@ -104,7 +104,7 @@ def test_16_bits_hold_a_symmetric_layer_and_not_the_biases_of_others():
 
 @pytest.mark.parametrize("zero", [-1, 16])
 def test_a_zero_point_beyond_the_codes_is_refused(zero):
-    """As of a group whose weights are all on one side of 0, far from it."""
+    """Such a zero point comes from a group whose weights are all on one side of 0 and far from it."""
     tensors = FORMAT.encode(some(4, False, 2, 32, 32), Layout(IntGrid(4), 32))
     tensors["biases"] = -zero * tensors["scales"]
     with pytest.raises(qtutor.QtutorError, match="2 of 2 groups have biases"):
@@ -118,7 +118,7 @@ def test_folders_come_back(tmp_path, family, recipe):
 
 
 def test_both_copies_of_the_settings_are_those_that_mlx_lm_writes(tmp_path):
-    """mlx-lm 0.32.2, quantize_model and load_model in mlx_lm/utils.py: layers that differ stand beside the rest."""
+    """mlx-lm 0.32.2, quantize_model and load_model in mlx_lm/utils.py: layers that differ have their own keys."""
     model, folder = exported(tmp_path / "out", "mlx", layers={UP: {"bits": 8}, "*.1.*q_proj": {"group_size": 64}})
     values = json.loads((folder / "config.json").read_text())
     plain = {
@@ -130,16 +130,16 @@ def test_both_copies_of_the_settings_are_those_that_mlx_lm_writes(tmp_path):
     assert {stored[f"{UP}.{kind}"].dtype for kind in ("scales", "biases")} == {torch.float32}
     assert stored[f"{UP}.weight"].dtype == torch.uint32
     check_comes_back(model, folder)
-    # A conversion by mlx-lm has no quant_method, older ones have one of the two copies alone and no mode.
+    # mlx-lm's conversions have no quant_method. Older ones have only one of the two copies, and no mode.
     edit_config(folder, lambda values: values["quantization_config"].pop("quant_method"))
     check_comes_back(model, folder)
     edit_config(folder, lambda values: (values.pop("quantization_config"), values["quantization"].pop("mode")))
     check_comes_back(model, folder)
-    assert not hasattr(qtutor.load(folder, device="cpu")[0].config, "quantization")  # or an export would have it again
+    assert not hasattr(qtutor.load(folder, device="cpu")[0].config, "quantization")  # otherwise an export would keep it
 
 
 def test_layers_with_dead_groups_are_written(tmp_path):
-    """Where a scale is 0, so are all weights, whatever the zero point."""
+    """If a scale is 0, all weights of its group are 0, whatever the zero point is."""
     model = exported(tmp_path / "out", "gptq")[0]
     layer = model.get_submodule(UP)
     layer.scales[3] = 0

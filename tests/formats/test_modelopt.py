@@ -1,4 +1,4 @@
-"""ModelOpt's W4A16_AWQ and FP8: bytes by hand, there and back, whole folders, and TensorRT-LLM's source."""
+"""ModelOpt's W4A16_AWQ and FP8: bytes packed by hand, round trips, whole folders, and TensorRT-LLM's source."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_folders_come_back(tmp_path, family):
 
 def test_only_layers_that_the_engine_leaves_alone_have_an_input_scale(tmp_path):
     """TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py at 00bbf71e, W4A16_AWQ_LinearMethod: load_weights_vanilla
-    reads pre_quant_scale without asking, load_weights_fused_qkv_linear and load_weights_fused_gate_up_linear never do.
+    always reads pre_quant_scale; load_weights_fused_qkv_linear and load_weights_fused_gate_up_linear never read it.
     """
     folder = exported(tmp_path / "out", "modelopt", symmetric=True)[1]
     names = {name for name in load_file(folder / "model.safetensors") if name.endswith("pre_quant_scale")}
@@ -105,7 +105,7 @@ def test_what_is_wrong(tmp_path):
 
 
 def scaled(folder, *ends: str) -> None:
-    """Another ``pre_quant_scale`` for every layer that ends in one of ``ends``, as ModelOpt's AWQ leaves them."""
+    """Give a ``pre_quant_scale`` to every layer whose name ends in one of ``ends``, as ModelOpt's AWQ does."""
 
     def change(tensors):
         random = torch.Generator().manual_seed(0)
@@ -155,7 +155,7 @@ def test_what_multiplies_inputs_goes_where_it_can_be_held(tmp_path):
 
 
 def test_tensorrt_llm_multiplies_no_inputs_of_layers_that_it_joins(tmp_path):
-    """They are read, as any engine that follows the file would, and not written for TensorRT-LLM, which would not."""
+    """They are read, because the file says so. They are not written, because TensorRT-LLM would ignore them."""
     folder = exported(tmp_path / "out", "modelopt", symmetric=True)[1]
     scaled(folder, "q_proj")
     with pytest.raises(qtutor.QtutorError, match=r"q_proj has inputs .* allows this for o_proj and down_proj only"):
@@ -181,8 +181,8 @@ def test_every_fp8_matrix_comes_back(rows, columns, seed):
 
 def test_an_fp8_folder_is_what_tensorrt_llm_reads(tmp_path):
     """TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py at 00bbf71e, FP8RowwiseLinearMethod: create_weights has a
-    float8_e4m3fn weight [out, in] and a float32 weight_scale [out]; load_weights_fused_qkv_linear puts those of q, k
-    and v one behind the other; apply rounds inputs token by token, so that no input_scale is needed.
+    float8_e4m3fn weight [out, in] and a float32 weight_scale [out]; load_weights_fused_qkv_linear joins those of q, k
+    and v in this order; apply rounds inputs token by token, so no input_scale is needed.
     """
     model, folder = exported(tmp_path / "out", "modelopt", method="fp8", layers={"*.0.*up_proj": "float"})
     found = {path.name for path in folder.iterdir()}
@@ -215,7 +215,7 @@ def test_an_fp8_folder_is_what_tensorrt_llm_reads(tmp_path):
 
 
 def one_scale(tensors):
-    """What ModelOpt writes as FP8: one scale for a tensor, scales of inputs, and of the cache."""
+    """What ModelOpt writes as FP8: one scale per tensor, scales of inputs, and scales of the KV cache."""
     for name in [name for name in tensors if name.endswith("weight_scale")]:
         tensors[name] = tensors[name].max()
         tensors[name.replace("weight_scale", "input_scale")] = torch.tensor(0.1)

@@ -1,4 +1,4 @@
-"""A model that was exported is loaded again, and nothing half-written is ever taken for whole."""
+"""An exported model is loaded again, and a half-written export is never taken for a complete one."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ def test_comes_back_with_equal_logits(tmp_path, family, recipe):
 
 @pytest.mark.parametrize("threshold", [0.0, 2.5, None])
 def test_thresholds_of_int8_come_back(tmp_path, threshold):
-    """Of the one layer that was given another; an export from before they were stored has the usual one everywhere."""
+    """One layer has a different threshold, which comes back. Older exports without thresholds get the usual one."""
     model = quantized(method="int8")
     first, second = (block.mlp.down_proj for block in model.model.layers)
     first.threshold = threshold
@@ -126,7 +126,7 @@ def test_fp8_comes_back_and_its_codes_are_looked_at(tmp_path):
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_an_export_is_as_readable_as_any_new_folder(tmp_path, umask):
-    """It is made where only its owner can look; the second replaces the first."""
+    """It is first written to a place that only its owner can read. The second export replaces the first."""
     before = os.umask(umask)
     try:
         (tmp_path / "folder").mkdir()
@@ -155,7 +155,7 @@ def test_an_older_export_is_replaced_and_other_folders_are_not(tmp_path):
     with pytest.raises(qtutor.QtutorError, match=r"mine exists and is not an export"):
         qtutor.export(quantized(), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not touch"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]  # nothing left beside
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]  # nothing else is left
 
 
 def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path):
@@ -182,12 +182,12 @@ def test_a_tied_output_is_stored_once_and_other_shared_memory_under_every_name()
     model = quantized()
     first, second = (block.input_layernorm for block in model.model.layers)
     first.weight = second.weight
-    model.model.norm.weight.data = torch.ones(2, 64).T[:, 0]  # in steps of two
+    model.model.norm.weight.data = torch.ones(2, 64).T[:, 0]  # a view of a larger storage
     stored = native.stored_tensors(model)
     assert "lm_head.weight" not in stored and "model.embed_tokens.weight" in stored
     norms = [stored[f"model.layers.{i}.input_layernorm.weight"] for i in (0, 1)]
     assert torch.equal(*norms) and norms[0].data_ptr() != norms[1].data_ptr()
-    assert all(tensor.is_contiguous() for tensor in stored.values())  # as safetensors wants them
+    assert all(tensor.is_contiguous() for tensor in stored.values())  # as safetensors requires
 
 
 @pytest.mark.parametrize(
@@ -259,18 +259,18 @@ def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch, moment, code)
     qtutor.export(quantized(bits=4), tmp_path / "out")
 
     def fails(*_arguments, **_keywords):
-        if moment in ("native.save_file", "tokenizer"):  # as what is written in Rust has it
+        if moment in ("native.save_file", "tokenizer"):  # as libraries in Rust raise it
             raise Exception(f"Error while serializing: {os.strerror(code)} (os error {code})")
         raise OSError(code, os.strerror(code))
 
     if moment == "tokenizer":
         monkeypatch.setattr(tokenizer, "save_pretrained", fails)
     else:
-        if moment == "native.json.dumps":  # the writer's alone: transformers writes configs as JSON at other moments
+        if moment == "native.json.dumps":  # only the writer's json: transformers writes configs as JSON, too
             monkeypatch.setattr("qtutor.formats.native.json", SimpleNamespace(dumps=fails, loads=json.loads))
         else:
             monkeypatch.setattr(moment.replace("native", "qtutor.formats.native"), fails)
-        monkeypatch.setattr("qtutor.files._exchange", lambda one, other: False)  # then it takes os.rename
+        monkeypatch.setattr("qtutor.files._exchange", lambda one, other: False)  # then os.rename is used
     with pytest.raises(qtutor.QtutorError, match=rf"out cannot be written: {os.strerror(code)}\. Whatever") as told:
         qtutor.export(model, tmp_path / "out", tokenizer=tokenizer)
     assert "\n" not in str(told.value)
@@ -301,7 +301,7 @@ def test_kill_9_during_export_leaves_the_old_one(tmp_path, moment):
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert bits_in(tmp_path / "out") == 4 and len(os.listdir(tmp_path)) == 2
     qtutor.export(quantized(bits=2), tmp_path / "out")
-    assert bits_in(tmp_path / "out") == 2 and os.listdir(tmp_path) == ["out"]  # what the kill left has gone
+    assert bits_in(tmp_path / "out") == 2 and os.listdir(tmp_path) == ["out"]  # leftovers of the kill are gone
 
 
 def bits_in(folder) -> int:
@@ -319,7 +319,7 @@ def refused(message, model, out):
 def test_files_of_the_users_in_an_export_are_not_removed(tmp_path):
     model, out = quantized(), tmp_path / "out"
     for name in ("MY_NOTES.txt", ".git/config", "tokenizer.json", "generation_config.json", "deep/er/config.json"):
-        qtutor.export(model, out)  # without a tokenizer: whoever adds one, it is theirs
+        qtutor.export(model, out)  # without a tokenizer: if there is one later, it is the user's
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("mine")
         refused(f"holds files besides the export that qtutor wrote there .{name}.", model, out)
@@ -327,7 +327,7 @@ def test_files_of_the_users_in_an_export_are_not_removed(tmp_path):
     qtutor.export(model, out, tokenizer=letters())
     qtutor.export(model, out, tokenizer=letters())
     assert json.loads((out / "qtutor.json").read_text())["files"] == sorted(os.listdir(out))
-    (out / ".DS_Store").touch()  # macOS's Finder, nobody's
+    (out / ".DS_Store").touch()  # made by macOS's Finder, not by the user
     qtutor.export(model, out, tokenizer=letters())
     (out / "elsewhere").symlink_to(tmp_path)
     refused("besides the export that qtutor wrote there .elsewhere.", model, out)
@@ -351,7 +351,7 @@ def test_files_that_come_while_it_is_written_are_not_removed(tmp_path, monkeypat
 
 @pytest.mark.parametrize("about", ["{", "[]", '{"files": 3}', '{"layout": 1}', '{"files": [[]]}', "[" * 10_000])
 def test_a_damaged_export_is_replaced_and_what_else_lies_there_is_not(tmp_path, about):
-    """Whoever reads one is told to export it again. One from before the names were stored is treated the same way."""
+    """The loader asks for a new export. Exports without a stored list of files are treated in the same way."""
     model, out = quantized(), tmp_path / "out"
     qtutor.export(model, out, tokenizer=letters())
     (out / "qtutor.json").write_text(about)
@@ -404,7 +404,7 @@ except qtutor.QtutorError as error: print(error)
 @needs_mount
 @pytest.mark.parametrize("size", [4, 60, 80])
 def test_a_full_disk_leaves_the_old_export(tmp_path, size):
-    """A size in kB, of a disk that tells of more room than there is: more and more of the files fit."""
+    """size: in kB, of a disk that reports more room than it has. With each size, more of the files fit."""
     about = f"{tmp_path}/out/qtutor.json"
     mount = f"mount -t tmpfs -o size={size}k tmpfs {tmp_path} && mkdir {tmp_path}/out && printf 'old' > {about}"
     script = f'{mount} && "$@" && ls -A {tmp_path} {tmp_path}/out && cat {about}'

@@ -1,4 +1,4 @@
-"""A written folder says what its tensors are, and is read back before it gets its name."""
+"""The config in a written folder fits its tensors, and a folder is read back before it gets its name."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ RECIPE = qtutor.Recipe(group_size=32)
 
 
 def own_head(model, flag=True):
-    """An output matrix of its own, in spite of the config, as some trainers leave it."""
+    """A separate output matrix, although the config says otherwise, as some trainers leave it."""
     model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.detach().flip(0).clone())
     model.config.tie_word_embeddings = flag
     return model
@@ -147,7 +147,7 @@ def test_special_ids_that_are_no_tokens_are_named(tmp_path, name, value):
         qtutor.export(model, tmp_path / "a.gguf", format="gguf", type="F32", tokenizer=tokenizer)
     assert (tmp_path / "a.gguf").read_bytes() == b"old"
     qtutor.quantize(model, RECIPE, progress=False)
-    qtutor.export(model, tmp_path / "out")  # where they are what they were, and nothing reads them
+    qtutor.export(model, tmp_path / "out")  # our format keeps them unchanged and does not use them
     assert json.loads((tmp_path / "out" / "config.json").read_text())[name] == value
 
 
@@ -224,7 +224,7 @@ def test_models_of_bitsandbytes_are_refused(tmp_path, load_in):
     )
     bare = copy.copy(packed)
     for model, message in [(packed, "quantized already, by bitsandbytes"), (bare, "is a bitsandbytes.*Linear")]:
-        if model is bare:  # layers that somebody put there by hand
+        if model is bare:  # such layers, put into a model by hand
             model.config = copy.deepcopy(packed.config)
             del model.config.quantization_config
             model.hf_quantizer = None

@@ -1,4 +1,4 @@
-"""Checkpoints of others: none of their code runs, nothing is filled with random numbers, other problems get a line."""
+"""Checkpoints of others: their code never runs, no weights are made up, and every problem gets a short message."""
 
 import ast
 import json
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def change(path: Path, **values) -> None:
-    """Set keys of a JSON file; ``None`` removes."""
+    """Set keys of a JSON file; ``None`` removes a key."""
     found = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
 
@@ -138,7 +138,7 @@ def test_kernels_that_a_config_names_are_not_looked_for(tmp_path, folder, monkey
 
 
 def test_every_call_of_transformers_that_reads_a_folder_is_in_one_of_two_modules():
-    """By name: whoever writes another one has to bring it here, where nobody is asked whether to trust code."""
+    """The calls are found by name. A new call belongs in these two modules, where code is never trusted."""
     allowed = {"formats/transformers_files.py", "formats/tokenizers_files.py"}
     readers = {"from_pretrained", "from_config", "from_json_file", "snapshot_download", "for_model", "_from_config"}
     found = {}
@@ -213,7 +213,7 @@ def test_keys_that_would_make_it_another_model_are_named(folder, name, values, w
     ("gemma2", "final_logit_softcapping"),
 ])  # fmt: skip
 def test_factors_with_which_nothing_can_be_computed(tmp_path, family, key, value):
-    """Beyond 64 bits torch stops; a factor near the ends of float32 makes zeros or infinities."""
+    """torch fails beyond 64 bits. A factor near the ends of float32's range makes zeros or infinities."""
     small.random(family).save_pretrained(tmp_path)
     small.put_tokenizer(tmp_path)
     change(tmp_path / "config.json", **{key: value})
@@ -232,7 +232,7 @@ def test_windows_that_no_text_reaches(tmp_path, window):
 
 
 def test_minus_one_is_no_token_that_begins_a_prompt(folder):
-    """Llama 1 writes it where it has none; texts that begin with it cannot be."""
+    """Llama 1 writes -1 for a token that it does not have. No text can begin with it."""
     change(folder / "config.json", pad_token_id=-1)
     model, tokenizer = qtutor.load(folder, device="cpu")
     assert qtutor.evaluate.generate(model, tokenizer, "x = 1", 2).startswith("x = 1")
@@ -278,7 +278,7 @@ def test_a_tokenizer_that_loses_text_is_refused(folder, broken, said):
 
 
 def shard(folder: Path) -> dict[str, str]:
-    """Two files and an index in the place of model.safetensors; the index's map."""
+    """Replace model.safetensors by two files and an index, and return the index's map."""
     tensors = load_file(folder / "model.safetensors")
     names, mapped = sorted(tensors), {}
     for number, some in enumerate((names[:7], names[7:]), start=1):
@@ -348,7 +348,7 @@ def test_links_lead_nowhere_else(folder, name):
 
 
 def test_a_folder_of_the_hub_s_cache_holds_links(tmp_path, folder, monkeypatch):
-    """As huggingface_hub keeps it: names that lead to blobs beside; found without network, pickles left alone."""
+    """huggingface_hub's layout: file names are links to blobs in another folder. It is found without a network."""
     pytest.importorskip("huggingface_hub")
     revision = "0123456789abcdef0123456789abcdef01234567"
     expected, home = logits(folder), tmp_path / "cache" / "models--someone--decoder"
@@ -370,7 +370,7 @@ def test_a_folder_of_the_hub_s_cache_holds_links(tmp_path, folder, monkeypatch):
 
 @pytest.mark.parametrize("split", [False, True])
 def test_a_gguf_file_of_the_hub_is_named_by_its_type(tmp_path, split, monkeypatch, capsys):
-    """Whatever the case, in a folder or not, whole or split; a repository without config says what it holds."""
+    """Upper or lower case, in a subfolder or not, whole or split. If a type is missing, the message lists the files."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
     revision = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "cache" / "models--someone--decoder-GGUF" / "snapshots" / revision
@@ -398,7 +398,7 @@ def test_a_gguf_file_of_the_hub_is_named_by_its_type(tmp_path, split, monkeypatc
 
 
 def in_two(file: Path) -> None:
-    """Cut a GGUF file as llama.cpp does."""
+    """Cut a GGUF file into two, with names and keys as in llama.cpp."""
     whole, stem = read(file), file.with_suffix("")
     tensors = [Tensor(name, info.shape, info.type.name, whole.data(name)) for name, info in whole.tensors.items()]
     for number in (0, 1):
@@ -496,7 +496,7 @@ def test_numbers_that_are_none_are_not_measured_or_talked_with(folder, number):
 def test_numbers_that_the_loaded_dtype_does_not_hold(folder):
     path = folder / "model.safetensors"
     tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    tensors["model.norm.weight"][3] = 65_520.0  # the least that is rounded to infinity
+    tensors["model.norm.weight"][3] = 65_520.0  # the smallest number that is rounded to infinity
     save_file(tensors, path)
     change(folder / "config.json", dtype="float16")
     refused(folder, "'model.norm.weight' holds numbers beyond 65,504, the largest of torch.float16")
@@ -555,7 +555,7 @@ LAYERS = [
 
 
 def test_a_threshold_beyond_64_bits_is_a_number_like_any_other(tmp_path):
-    """torch compares no tensor with such a whole number."""
+    """torch cannot compare a tensor with such a large integer."""
     model, _ = qtutor.load(device="cpu")
     qtutor.quantize(model, qtutor.Recipe("int8"), progress=False)
     folder = qtutor.export(model, tmp_path / "out")
@@ -604,7 +604,7 @@ def test_layers_that_are_none_of_the_decoder(tmp_path, name):
 
 
 def test_fp4_is_not_taken_for_nf4(tmp_path):
-    """Both are stored alike, so that only the recipe tells one for the other."""
+    """Both are stored in the same way, so only the recipe distinguishes them."""
     folder = qtutor.export(quantized(method="nf4"), tmp_path / "out")
     path = folder / "qtutor.json"
     path.write_text(path.read_text().replace('"grid": "nf4"', '"grid": "fp4"'))
@@ -643,7 +643,7 @@ def test_norms_are_numbers_and_nested_scales_are_not_negative(tmp_path):
 
 
 def test_nothing_is_allocated_for_a_promise(tmp_path):
-    """A million layers, ten million columns: refused from the headers, in moments."""
+    """A million layers or ten million columns are refused quickly, from the headers alone."""
     folder = qtutor.export(quantized(), tmp_path / "out")
     for values, words in (
         ({"num_hidden_layers": 10**6}, "there are 2 blocks"),
@@ -661,7 +661,7 @@ def test_nothing_is_allocated_for_a_promise(tmp_path):
 
 
 def test_thousands_of_blocks_without_weights(tmp_path):
-    """A header may name as many tensors of no bytes as fit in: they are counted before anything is built."""
+    """A header can name thousands of empty tensors. Blocks are counted before anything is built."""
     folder = qtutor.export(quantized(), tmp_path / "out")
     nothing = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header(folder / "model.safetensors", {f"model.layers.{i}.x": nothing for i in range(3_000)})
@@ -686,7 +686,7 @@ def test_thousands_of_blocks_without_weights(tmp_path):
 )
 @pytest.mark.parametrize("older", [False, True])
 def test_angles_are_those_of_transformers(tmp_path, rope, older):
-    """They are in no file; older configs write them down in another way."""
+    """Files do not store the angles. Older configs describe them in a different way."""
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
@@ -774,7 +774,7 @@ def test_names_and_values_of_files_are_cut_and_escaped():
 
 def test_a_library_that_gives_up_is_told_too(folder, monkeypatch):
     class PanicException(BaseException):
-        """As pyo3 raises where Rust code panics: no Exception."""
+        """What pyo3 raises if Rust code panics; it is not an Exception."""
 
     def panics(*_arguments, **_keywords):
         raise PanicException("called `Option::unwrap()` on a `None` value")

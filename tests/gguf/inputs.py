@@ -1,4 +1,4 @@
-"""Rows to encode, made without any library's random numbers, so that they have the same bits everywhere and always."""
+"""Rows to encode. They use no library's random numbers, so their bits are the same everywhere and always."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ f4 = np.float32
 
 
 def uniform(count: int, seed: int) -> np.ndarray:
-    """Numbers in 0 ... 1, multiples of 2**-24, from a mixing of whole numbers (Steele et al. 2014, SplitMix64)."""
+    """Numbers in 0 ... 1, multiples of 2**-24, from a hash of whole numbers (Steele et al. 2014, SplitMix64)."""
     with np.errstate(over="ignore"):
         z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -22,12 +22,12 @@ def gaussian(rows: int, columns: int, seed: int = 1, size: float = 0.02) -> np.n
 
 
 def heavy_tailed(rows: int, columns: int, seed: int = 2) -> np.ndarray:
-    """The quotient of two: one weight in a hundred is many times as large as the rest."""
+    """Quotients of two nearly normal numbers: one weight in a hundred is many times as large as the rest."""
     return (gaussian(rows, columns, seed) / (0.05 + np.abs(gaussian(rows, columns, seed + 50, 1.0)))).astype(f4)
 
 
 def crafted(columns: int) -> np.ndarray:
-    """One row for everything that has gone wrong somewhere: ``[rows, columns]``."""
+    """One row for every case that has caused an error somewhere: ``[rows, columns]``."""
     i = np.arange(columns)
     noise = gaussian(8, columns, 3, 1.0)
     rows = [
@@ -49,7 +49,7 @@ def crafted(columns: int) -> np.ndarray:
         noise[4] * 1e-38,
         np.full(columns, 1e-40),  # 1 / scale overflows
         noise[4] * 1e-42,
-        np.where(i % 256 < 32, -6e4, noise[5] * 1e-7),  # one sub-block drowns all others
+        np.where(i % 256 < 32, -6e4, noise[5] * 1e-7),  # one sub-block is far larger than all others
         np.rint(noise[6] * 1.5),  # ties
         np.rint(noise[6] * 8) / 16,
         1 + noise[7] * 1e-7,
@@ -68,7 +68,7 @@ def large(columns: int, value: float = 6e4) -> np.ndarray:
 
 
 def importances(columns: int) -> dict[str, np.ndarray | None]:
-    """None, and what an importance matrix may look like."""
+    """No importance, and different kinds of importance per column."""
     u = uniform(columns, 77)
     return {
         "none": None,
@@ -76,7 +76,7 @@ def importances(columns: int) -> dict[str, np.ndarray | None]:
         "uneven": (u**4).astype(f4),
         "outliers": np.where(u > 0.98, 1e4, u).astype(f4),
         "sparse": np.where(uniform(columns, 78) > 0.9, u, 0).astype(f4),
-        # So few that least squares gives scales below zero, to sub-blocks whose bytes hold bits of another, too.
+        # So few columns count that least squares gives negative scales, also to sub-blocks with bits in shared bytes.
         "few": np.where(uniform(columns, 61) > 0.95, uniform(columns, 1061), 0).astype(f4),
         "zeros": np.zeros(columns, f4),
     }

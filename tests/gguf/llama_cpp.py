@@ -10,12 +10,12 @@ import numpy as np
 
 from qtutor.gguf import TYPES
 
-os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failing assertion there forks a debugger
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # otherwise a failing assertion there starts a debugger
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library, or ``None`` where xllamacpp is not installed."""
+    """The library, or ``None`` if xllamacpp is not installed."""
     spec = importlib.util.find_spec("xllamacpp")
     if spec is None:
         return None
@@ -55,7 +55,7 @@ def decode(data: np.ndarray, name: str) -> np.ndarray:
 
 
 class _Parameters(ctypes.Structure):
-    """llama.cpp's structures of parameters, passed by value: their end may lie anywhere, what is set is checked."""
+    """llama.cpp's parameter structures, passed by value. Their size may differ; fields that are set are checked."""
 
     _fields_ = [("raw", ctypes.c_ubyte * 512)]
 
@@ -68,14 +68,14 @@ class _Batch(ctypes.Structure):
         ("n_tokens", ctypes.c_int32),
         ("token", ctypes.c_void_p),
         ("embd", ctypes.c_void_p),
-        ("pos", ctypes.c_void_p),  # null: one after the other
+        ("pos", ctypes.c_void_p),  # null: positions in order
         ("n_seq_id", ctypes.c_void_p),
-        ("seq_id", ctypes.c_void_p),  # null: all of one sequence
+        ("seq_id", ctypes.c_void_p),  # null: all tokens are of one sequence
         ("logits", ctypes.c_void_p),
     ]
 
 
-# Offset and default of what is set below: a library in which they lie elsewhere fails here, not somewhere later.
+# Offset and default of the fields that are set below. If a library has them elsewhere, Model stops with a message.
 _CONTEXT = {"n_ctx": (0, 512), "n_threads": (28, 4), "n_threads_batch": (32, 4), "flash_attention": (52, -1)}
 _CONTEXT |= {"type_k": (104, 1), "type_v": (108, 1)}
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -125,7 +125,7 @@ def _note(level: int, text: bytes, _data) -> None:
 class Model:
     """A GGUF file run by llama.cpp on one thread, with a float32 KV cache and without flash attention.
 
-    ``warnings``: what llama.cpp said of levels warning and error while it loaded the file.
+    ``warnings``: llama.cpp's messages of the levels warning and error while it loaded the file.
     """
 
     def __init__(self, path: Path, context: int = 512):
@@ -151,7 +151,7 @@ class Model:
         self.lib.llama_model_free(self.model)
 
     def tokenize(self, text: str, special: bool = True, parse: bool = True) -> list[int]:
-        """Token ids; special: with bos and eos where the file says so, parse: special tokens in the text are tokens."""
+        """Token ids. special: add bos and eos if the file says so. parse: recognise special tokens in the text."""
         data = text.encode()
         ids = np.zeros(len(data) + 8, np.int32)
         count = self.lib.llama_tokenize(self.vocab, data, len(data), ids.ctypes.data, len(ids), special, parse)
@@ -188,7 +188,7 @@ class Model:
         return np.ctypeslib.as_array(found, (len(ids), self.vocabulary)).copy()
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        """The ``count`` likeliest tokens one after the other."""
+        """``count`` tokens after ``ids``, each time the likeliest one."""
         self.forget()
         chosen = [int(self.logits(ids)[-1].argmax())]
         while len(chosen) < count:

@@ -19,7 +19,7 @@ REFUSED = "infinite scale"
 
 
 def cases(name: str):
-    """(label, rows, importance) for everything that a type is tried with."""
+    """Yield (label, rows, importance) for every test case of a type."""
     rows = {
         "crafted": inputs.crafted(COLUMNS),
         "gaussian": inputs.gaussian(5, COLUMNS),

@@ -1,6 +1,6 @@
-"""GGUF files as others write them: with the ``gguf`` package and llama.cpp's own blocks, and without keys of ours.
+"""GGUF files as other tools write them: with the ``gguf`` package and llama.cpp's own blocks, without qtutor's keys.
 
-Names, order of rows and keys are written here a second time, as in llama.cpp's conversion.
+The names, the order of rows and the keys follow llama.cpp's conversion. They do not come from qtutor's code.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ NAMES = {
 
 
 def tensors_of(model) -> dict[str, np.ndarray]:
-    """llama.cpp's tensors of a decoder, float32: q and k of its architecture "llama" with halves interleaved."""
+    """llama.cpp's tensors of a decoder, float32. Its architecture "llama" interleaves the halves of q and k."""
     config, found = model.config, {}
     for name, value in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -49,7 +49,7 @@ def interleaved(head: np.ndarray) -> np.ndarray:
 
 
 def keys_of(model) -> dict:
-    """The keys that llama.cpp cannot do without, and no others."""
+    """Only the keys that llama.cpp needs."""
     config = model.config
     return {
         "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
@@ -62,11 +62,11 @@ def keys_of(model) -> dict:
 def write(
     path: Path, model=None, *, keys=(), general=(), tensors=None, types=(), tokenizer=None, split: int = 0
 ) -> Path:
-    """Write a file, and return its path; of a split one that of the first part.
+    """Write a file and return its path. If the file is split, return the path of the first part.
 
-    keys: of the architecture, beyond or instead of :func:`keys_of` (``None``: not this one). general: whole keys.
-    tensors: instead of those of ``model``. types: block types, beginning of a name -> type. tokenizer: whole keys, by
-    itself one of single bytes. split: how many tensors a part has.
+    keys: keys of the architecture that are added to :func:`keys_of` or replace them (``None`` removes a key).
+    general: complete keys. tensors: used in place of those of ``model``. types: part of a tensor's name -> block type.
+    tokenizer: complete keys; the default is :func:`letters_keys`. split: the number of tensors per part.
     """
     name = {"mistral": "llama"}.get(model.config.model_type, model.config.model_type)
     writer = gguf.GGUFWriter(path, name, split_max_tensors=split)
@@ -88,7 +88,7 @@ def write(
 
 
 def add(writer, key: str, value) -> None:
-    """As the types that llama.cpp's conversion gives them."""
+    """Add a key with the type that llama.cpp's conversion gives it; ``None`` adds nothing."""
     if value is None:
         return
     if isinstance(value, bool):
@@ -104,7 +104,7 @@ def add(writer, key: str, value) -> None:
 
 
 def letters_keys() -> dict:
-    """One token a byte, the last but one of them; llama.cpp wants a merge, so the last token is two letters."""
+    """One token per byte. llama.cpp needs a merge, so a token of two letters replaces the last one."""
     tokenizer = letters()
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     tokens[-1] = tokens[1] + tokens[2]

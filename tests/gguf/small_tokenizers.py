@@ -13,7 +13,7 @@ from qtutor.gguf.pre_tokenizers import OTHER_SPELLINGS, PRE_TOKENIZERS
 
 BOS, EOS, CALL = "<|begin|>", "<|endoftext|>", "<tool_call>"
 
-# Forty texts: what wrong pre-tokenizers, lost spaces and lost bytes show on.
+# Texts that show wrong pre-tokenizers, lost spaces and lost bytes.
 STRINGS = (
     "Hello, world!",
     "a",
@@ -54,7 +54,7 @@ STRINGS = (
     "x?!\n\n(y)...\nz: $5+€6=7^8",
     "!abc ?Def .ghi-jkl",
 )
-# Where llama.cpp's expressions for some names are only nearly those of the tokenizers.
+# Texts for which a few of llama.cpp's expressions differ from those of the tokenizers.
 CASED_STRINGS = ("ÉCOLE École éCOLE ДомДОМ ÄÖüß", "दिल्ली किताब का", "e\u0301cole nin\u0303o")
 SPECIAL_STRINGS = (f"{EOS}one{EOS}{BOS}two", f"call {CALL} it{CALL}", f"{EOS}", f"a {EOS} b\n{EOS}\n")
 
@@ -73,14 +73,14 @@ def _split(*expressions: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _in_its_own_words(kind: str) -> pre_tokenizers.PreTokenizer | None:
-    """Two of them have names for what they do in a tokenizer.json."""
+    """The pre-tokenizers of gpt-2 and smollm as their tokenizer.json has them; ``None`` for the other kinds."""
     steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if kind == "smollm":
         steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
     return pre_tokenizers.Sequence(steps) if kind in ("gpt-2", "smollm") else None
 
 
-# Kind -> (pre-tokenizer, ignore_merges, what llama.cpp calls it)
+# Kind -> (pre-tokenizer, ignore_merges, llama.cpp's name)
 BYTE_LEVEL = {
     name: (_in_its_own_words(name) or _split(*expressions), ignore_merges, name)
     for (expressions, ignore_merges), name in PRE_TOKENIZERS.items()
@@ -91,9 +91,9 @@ BYTE_LEVEL = {
 
 
 def byte_level(kind: str = "qwen2", vocabulary: int = 1200, bos: bool = False) -> PreTrainedTokenizerFast:
-    """As llama.cpp calls it; bos: texts begin with it.
+    """A tokenizer of one of the kinds in :data:`BYTE_LEVEL`. bos: texts begin with bos.
 
-    Trained without cutting, so that there are merges across every cut: one in another place changes the tokens.
+    It is trained without cutting texts, so it has merges across every cut. A cut in a wrong place changes the tokens.
     """
     cut, ignore_merges, _ = BYTE_LEVEL[kind]
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
@@ -104,7 +104,7 @@ def byte_level(kind: str = "qwen2", vocabulary: int = 1200, bos: bool = False) -
         vocab_size=vocabulary - 3, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
     )
     tokenizer.train_from_iterator(_text(), trainer)
-    if ignore_merges:  # a third of the tokens are then only found as whole words
+    if ignore_merges:  # then a third of the tokens are found only as whole words
         model = json.loads(tokenizer.to_str())["model"]
         merges = [tuple(merge) for number, merge in enumerate(model["merges"]) if number % 3]
         tokenizer.model = models.BPE(model["vocab"], merges, ignore_merges=True)
@@ -124,7 +124,7 @@ def _wrapped(tokenizer: Tokenizer, bos: bool, **names: str) -> PreTrainedTokeniz
 
 
 def sentencepiece(vocabulary: int = 700, prefix: str = "prepend", bos: bool = True) -> PreTrainedTokenizerFast:
-    """BPE over ▁ for spaces with 256 byte tokens, and all merges that the tokens allow, as SentencePiece's become.
+    """BPE with ▁ for spaces, 256 byte tokens and all merges that the tokens allow, as for converted SentencePiece.
 
     prefix: "prepend" (Llama 2), "first" (Metaspace, transformers' own) or "none".
     """
@@ -152,7 +152,7 @@ def sentencepiece(vocabulary: int = 700, prefix: str = "prepend", bos: bool = Tr
 
 
 def letters(vocabulary: int = 256) -> PreTrainedTokenizerFast:
-    """One token a byte, for models whose vocabulary is tiny."""
+    """One token per byte, for models with a tiny vocabulary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [EOS, *itertools.islice(alphabet, vocabulary - 1)]
     tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))

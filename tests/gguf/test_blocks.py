@@ -1,4 +1,4 @@
-"""Block types without llama.cpp installed: digests of its output, a slow decoder, and properties."""
+"""Block types, tested without llama.cpp: digests of its output, a slow decoder, and properties."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def random_blocks(name, rows):
     return data
 
 
-# What a type may lose: the largest error as a share of the largest magnitude in its block.
+# The largest error that a type may make, as a share of the largest magnitude in the block.
 WORST = {
     "F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q4_0": 1 / 8, "Q4_1": 1 / 14, "Q5_0": 1 / 16, "Q5_1": 1 / 30,
     "Q8_0": 1 / 220, "Q2_K": 0.9, "Q3_K": 0.6, "Q4_K": 0.3, "Q5_K": 0.16, "Q6_K": 0.1, "IQ4_NL": 0.2, "IQ4_XS": 0.3,
@@ -66,7 +66,7 @@ WORST = {
 @pytest.mark.parametrize("name", TYPES)
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), size=st.floats(1e-6, 1000), share=st.floats(0, 1), shift=st.floats(-3, 3))
-@example(seed=3181, size=4.0, share=0.75, shift=0.0001)  # two opposite extremes, equal but for the fifth digit
+@example(seed=3181, size=4.0, share=0.75, shift=0.0001)  # two opposite extremes, which differ only in the fifth digit
 def test_what_comes_back_is_close(name, seed, size, share, shift):
     generator = np.random.default_rng(seed)
     size = min(size, 200) if name == "NVFP4" else size  # its scales end at 448
@@ -74,18 +74,19 @@ def test_what_comes_back_is_close(name, seed, size, share, shift):
     rows = rows.astype(np.float32)
     back = decode(encode(rows, name), name)
     largest = np.abs(rows.reshape(len(rows), -1, TYPES[name].values)).max(axis=2)
-    # WORST is for exact scales. One that is rounded to float16 is off by 2^-11, and so is the largest level: Q5_0 ends
-    # at 15 steps on one side, and what lies at 16 misses it by one step and those 15 / 16 * 2^-11.
+    # WORST assumes exact scales. A scale that is rounded to float16 is off by up to 2^-11, and so is the largest level.
+    # An example is Q5_0, which ends at 15 steps on one side. A weight at 16 steps is then off by one step, and by
+    # 15 / 16 * 2^-11 of its size in addition.
     rounding = 2**-11 if TYPES[name].offsets("f16") else 0
     allowed = np.repeat(largest, TYPES[name].values, axis=1) * (WORST[name] + rounding)
-    smallest = 1e-3 if name not in ("F32", "BF16", "MXFP4") else 1e-37  # what float16 scales resolve
-    smallest = 6 * 2.0**-10 if name == "NVFP4" else smallest  # half of what its scales resolve, for the largest level
+    smallest = 1e-3 if name not in ("F32", "BF16", "MXFP4") else 1e-37  # the resolution of float16 scales
+    smallest = 6 * 2.0**-10 if name == "NVFP4" else smallest  # half of its smallest scale, times the largest level
     assert (np.abs(back - rows) <= allowed + smallest).all()
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ4_XS"])
 def test_rows_do_not_know_of_each_other(name):
-    """Lanes and threads are an implementation: rows encoded together and one by one give the same bytes."""
+    """Lanes and threads do not change the result: rows that are encoded together or one by one give the same bytes."""
     rows = np.concatenate([inputs.gaussian(19, 768), inputs.crafted(768)])
     for importance in (None, inputs.importances(768)["uneven"]):
         together = encode(rows, name, importance)
@@ -113,7 +114,7 @@ def test_of_several_broken_pieces_the_first_is_named(monkeypatch, count):
 
 
 def test_a_thread_that_comes_late_keeps_nobody_waiting(monkeypatch):
-    """The calling thread does all the work where its helpers do not get going."""
+    """The calling thread does all the work if its helpers do not start."""
     monkeypatch.setattr(threads, "_pool", None)
     monkeypatch.setattr(threads.ThreadPoolExecutor, "_adjust_thread_count", lambda self: None)
     done = []
@@ -199,7 +200,7 @@ def test_weights_that_float16_scales_cannot_hold_are_named(name):
 
 
 def test_float32_that_overflow_when_added_up():
-    """F32 looks for broken values by a sum, which says too much for these, and NaN for the last row's infinities."""
+    """F32 looks for broken values with a sum. It overflows for these finite values; inf and -inf make it NaN."""
     rows = np.full((40, 256), np.finfo(np.float32).max, np.float32)
     assert np.array_equal(encode(rows, "F32"), rows.view(np.uint8))
     assert np.shares_memory(encode(rows, "F32"), rows) and not encode(rows, "F32").flags.writeable
@@ -266,7 +267,7 @@ def test_blocks_of_few_bits_by_hand():
 
 
 def test_scales_of_nvfp4_by_hand():
-    """Halves of the last bit go up, 256 and more become 448, below 2**-10 there is nothing."""
+    """Ties are rounded up, scales that round to 256 or more become 448, and scales below 2**-10 become 0."""
     rows = np.zeros((8, 64), np.float32)
     rows[:, 0] = 6 * np.array([1, 1.0625, 1.06, 256, 255, 2.0**-10, 2.0**-11, 7.6 * 2.0**-9])
     assert encode(rows, "NVFP4")[:, 0].tolist() == [0x38, 0x39, 0x38, 0x7E, 0x7E, 1, 0, 7]

@@ -1,4 +1,4 @@
-"""The same bytes as llama.cpp writes: every type, with and without importance, for weights of every kind."""
+"""The bytes are those that llama.cpp writes: for every type, with and without importance, for many kinds of weights."""
 
 import ctypes
 
@@ -66,7 +66,7 @@ def test_four_million_weights(name):
 
 @pytest.mark.parametrize("name", TYPES)
 def test_decoders_on_any_bytes(name):
-    """Random bytes hold scales and codes that no encoder would write; a reader meets them all the same."""
+    """Random bytes hold scales and codes that no encoder writes, but a reader can meet them."""
     if name in ("F32", "F16", "BF16"):
         pytest.skip("llama.cpp exports no row decoder for plain floats")
     block_type = TYPES[name]
@@ -107,7 +107,7 @@ def test_every_type_is_as_large_as_there():
 
 
 def test_exponents_of_mxfp4_just_below_powers_of_two():
-    """llama.cpp's logarithm is single precision: there it rounds up, and so must ours."""
+    """llama.cpp's logarithm is in single precision, which rounds up there. Ours has to round up, too."""
     powers = 2.0 ** np.arange(-126, 127)
     near = np.stack([np.nextafter(powers.astype(np.float32), np.float32(0)), powers.astype(np.float32)], axis=1)
     for _ in range(40):

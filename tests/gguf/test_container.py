@@ -163,7 +163,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 
 def test_a_disk_without_room_leaves_the_old_file(tmp_path):
-    """A limit on the size of files stands in for the full disk: write() fails half-way, as there."""
+    """A limit on the size of files replaces a full disk: write() fails half-way, as on a full disk."""
     path = weights_file(tmp_path / "a.gguf")
     before = path.read_bytes()
     program = (
@@ -187,7 +187,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         read(tmp_path)
 
 
-# Malformed files, by hand: what is patched into a small good file, and what the message has to name.
+# Malformed files, built by hand: label -> the bytes of the file, and what the message has to name.
 
 
 def pack(kind, *values):
@@ -343,7 +343,7 @@ print(refused, slowest)
 
 @pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_give_nothing_but_gguf_errors(tmp_path, count):
-    """Under a limit of 2 GB of address space; any other exception, or a crash, ends the program and fails the test."""
+    """The address space is limited to 2 GB. Any other exception or a crash ends the program and fails the test."""
     good = weights_file(tmp_path / "good.gguf")
     program = [sys.executable, "-c", FUZZ, str(good), str(tmp_path), str(count)]
     done = subprocess.run(
@@ -356,7 +356,7 @@ def test_mutated_files_give_nothing_but_gguf_errors(tmp_path, count):
 
 
 def test_reading_maps_and_does_not_load(tmp_path):
-    """A file of half a gigabyte (sparse) opens without its bytes coming into memory."""
+    """A sparse file of half a gigabyte is opened without loading its bytes into memory."""
     path = tmp_path / "big.gguf"
     size = 1 << 29
     path.write_bytes(build(infos=[info(sizes=(size,), kind=24)]))

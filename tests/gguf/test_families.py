@@ -1,4 +1,4 @@
-"""Trained decoders of every family as files: in llama.cpp, read back without keys of ours, and refused."""
+"""Decoders of every family as files: run by llama.cpp, read back without qtutor's keys, and refused."""
 
 import copy
 import warnings
@@ -23,9 +23,9 @@ from tests.gguf.test_hyperparameters_back import without_our_keys
 IN_LLAMA_CPP = pytest.mark.skipif(
     llama_cpp.library() is None, reason="llama.cpp itself comes with xllamacpp, which is not installed here"
 )
-# llama.cpp has no windows in these: a text as long as the window is computed alike.
+# llama.cpp has no windows in these, so they are switched off. The windows of 96 below are longer than the texts.
 WITHOUT = {"use_sliding_window": False, "sliding_window": None}
-# What llama.cpp computes whatever a file says: which blocks have windows or positions, how queries are scaled.
+# What llama.cpp computes, regardless of the file: which blocks have windows or positions, how queries are scaled.
 AS_BUILT_IN = {
     **{"llama": {}, "mistral": {"sliding_window": 96}, "qwen2": WITHOUT, "qwen3": {}, "olmo2": {}, "granite": {}},
     "gemma2": {"query_pre_attn_scalar": 32},
@@ -78,7 +78,7 @@ def logits(model, ids: list[int]) -> np.ndarray:
 
 
 class TableOfGELU(nn.Module):
-    """GELU as ggml computes it on a CPU: out of a table of float16, by float16, but far from zero."""
+    """GELU as ggml computes it on a CPU: from a table with float16 inputs and outputs, except far from zero."""
 
     def forward(self, x):
         found = gelu(x.half().float(), approximate="tanh").half().float()
@@ -86,7 +86,7 @@ class TableOfGELU(nn.Module):
 
 
 def as_ggml(model):
-    """The model with ggml's activation."""
+    """The model, with ggml's GELU if it is a Gemma."""
     if "gemma" in model.config.model_type:
         model = copy.deepcopy(model)
         for block in model.model.layers:
@@ -101,15 +101,15 @@ def test_all_families_have_an_architecture():
 @IN_LLAMA_CPP
 @pytest.mark.parametrize("family", AS_BUILT_IN)
 def test_trained_ones_in_llama_cpp(tmp_path, tokenizer, family):
-    """Logits to 1e-4 of the largest, and the same tokens after each prompt."""
+    """Logits agree to 1e-4 of the largest, and within this error every chosen token is the likeliest one."""
     model = small.trained(family, steps=90, rate=5e-3, **fitting(family))
     with llama_cpp.Model(as_file(model, tmp_path, tokenizer)) as engine:
-        assert engine.warnings == "" or family in ("phi3", "mistral")  # these speak of the window that they leave out
+        assert engine.warnings == "" or family in ("phi3", "mistral")  # these warn that the window is left out
         for ids in small.unseen()[:4].tolist():
             engine.forget()
             found, expected = engine.logits(ids), logits(as_ggml(model), ids)
             assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
-            # And without ggml's table, whose numbers have 11 bits:
+            # The same without ggml's table, whose numbers have 11 bits:
             exact = logits(model, ids)
             assert np.abs(found - exact).max() < 2e-3 * np.abs(exact).max()
         for prompt in PROMPTS:
@@ -124,7 +124,7 @@ def test_trained_ones_in_llama_cpp(tmp_path, tokenizer, family):
 @IN_LLAMA_CPP
 @pytest.mark.parametrize("label", [name for name in VARIANTS if name not in AS_BUILT_IN])
 def test_variants_in_llama_cpp(tmp_path, tokenizer, label):
-    """Drawn ones, whose attention looks everywhere alike, would hide mistakes: a few steps make it look somewhere."""
+    """Attention in random models weighs all positions alike, which hides mistakes. A few training steps change this."""
     family, changes = VARIANTS[label]
     model = small.trained(family, steps=30, rate=5e-3, **fitting(family, **changes))
     ids = small.unseen()[0].tolist()
@@ -135,7 +135,7 @@ def test_variants_in_llama_cpp(tmp_path, tokenizer, label):
 
 @IN_LLAMA_CPP
 def test_positions_of_short_texts_and_of_long_ones(tmp_path, tokenizer):
-    """llama.cpp chooses by the context that it was started with, transformers by the text."""
+    """llama.cpp chooses factors by the context that it was started with, transformers by the length of the text."""
     changes = {"original_max_position_embeddings": 256, "max_position_embeddings": 1024, "sliding_window": None}
     model = small.random("phi3", rope_parameters=LONGROPE, **changes)
     with pytest.warns(UserWarning, match=r"chooses .* by its context.* start it with a context of 256 tokens"):
@@ -165,7 +165,7 @@ def test_mixes_load_and_talk(tmp_path, tokenizer, family, mix):
 
 @IN_LLAMA_CPP
 def test_a_model_that_is_called_phi_3_and_has_other_tokens(tmp_path, tokenizer):
-    """By that name llama.cpp looks for <s> and others, and would not load the file."""
+    """In files with that name, llama.cpp looks for <s> and other tokens. Without them, it would not load the file."""
     for name in ("Phi-3-mini of ours", "phi3", "my-PHI3.5"):
         model = small.random("llama")
         model.config.name_or_path = name
@@ -178,7 +178,7 @@ def test_a_model_that_is_called_phi_3_and_has_other_tokens(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("label", VARIANTS)
 def test_what_is_told_comes_back(tmp_path, tokenizer, label):
-    """Out of llama.cpp's keys alone, as in a file of others."""
+    """From llama.cpp's keys alone, as in files of other tools."""
     family, changes = VARIANTS[label]
     model = small.random(family, **fitting(family, **changes))
     path = as_file(model, tmp_path, tokenizer)

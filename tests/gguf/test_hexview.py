@@ -1,4 +1,4 @@
-"""A block taken apart: every bit changes the weights that the view says, and `qtutor inspect` shows all of it."""
+"""The parts of a block: every bit changes the weights that the view names, and `qtutor inspect` shows all parts."""
 
 import re
 import resource
@@ -17,7 +17,7 @@ from tests.gguf import inputs
 
 
 def random_blocks(name: str, count: int, seed: int = 0) -> np.ndarray:
-    """Any bytes, but for floats that would be infinite or NaN."""
+    """Random bytes, without floats that are infinite or NaN."""
     data = np.random.default_rng(seed).integers(0, 256, (count, TYPES[name].nbytes), np.uint8)
     at = 0
     for field in TYPES[name].fields:
@@ -30,7 +30,7 @@ def random_blocks(name: str, count: int, seed: int = 0) -> np.ndarray:
 
 
 def moved(name: str, data: np.ndarray, byte: int, bit: int) -> set[int]:
-    """The weights that change in any of the blocks when a bit is flipped, by the decoder."""
+    """The weights that change in at least one block if a bit is flipped, according to the decoder."""
     flipped = data.copy()
     flipped[:, byte] ^= 1 << bit
     before, after = (decode(blocks, name).view(np.uint32) for blocks in (data, flipped))
@@ -41,7 +41,7 @@ def moved(name: str, data: np.ndarray, byte: int, bit: int) -> set[int]:
 @settings(deadline=None, max_examples=3)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_flipped_bit_moves_exactly_the_weights_that_the_view_names(name, seed):
-    data = random_blocks(name, 40, seed)  # 40: in one block a code of 0 hides what its scale would move
+    data = random_blocks(name, 40, seed)  # 40, because a code of 0 hides the effect of its scale
     for byte in range(TYPES[name].nbytes):
         parts = anatomy.parts_of(name, byte)
         of_the_byte = set()
@@ -56,7 +56,7 @@ def test_a_flipped_bit_moves_exactly_the_weights_that_the_view_names(name, seed)
             of_the_byte |= changed
             assert changed <= named, f"{name}, byte {byte}, bit {bit} moves {sorted(changed - named)} as well"
             if (name, byte // 4, bit) == ("NVFP4", 0, 7):
-                assert not changed  # its scales have no sign, and nobody reads where it would be
+                assert not changed  # its scales have no sign, so this bit is not read
                 of_the_byte |= named
             elif parts[0].trit is None:
                 assert changed == named, f"{name}, byte {byte}, bit {bit} never moves {sorted(named - changed)}"
@@ -96,7 +96,7 @@ def test_the_formula_of_the_items_is_the_weight(name):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A file with a tensor of every type, and one that qtutor does not decode."""
+    """A file with a tensor of every type, and a tensor of a type that qtutor does not decode."""
     tensors = [
         Tensor(f"blk.0.{name}.weight", (2, 512), name, encode(inputs.gaussian(2, 512, i + 1), name))
         for i, name in enumerate(TYPES)
@@ -260,7 +260,7 @@ def test_files_that_are_no_gguf(path, tmp_path, capsys):
 
     (tmp_path / "text.gguf").write_bytes(b"not a GGUF file at all")
     assert "this is no GGUF file" in refused(tmp_path / "text.gguf")
-    (tmp_path / "cut.bin").write_bytes(path.read_bytes()[:1000])  # told by its first bytes
+    (tmp_path / "cut.bin").write_bytes(path.read_bytes()[:1000])  # recognised by its first bytes
     assert "cut.bin" in refused(tmp_path / "cut.bin")
     (tmp_path / "text").write_bytes(b"text")
     assert "is not a GGUF file: --tensor and --block" in refused(tmp_path / "text", "--tensor", "a")
@@ -276,7 +276,7 @@ def test_a_folder_with_gguf_files(path, capsys):
 
 
 def test_files_of_gigabytes_are_only_mapped(tmp_path, capsys):
-    file = tmp_path / "large.gguf"  # 4 GB of F16 of which the disk holds nothing but the header and the last block
+    file = tmp_path / "large.gguf"  # 4 GB of F16, but the disk holds only the header and the last block
     head = struct.pack("<4sIQQQ1sIQQIQ", b"GGUF", 3, 1, 0, 1, b"t", 2, 2**15, 2**16, 1, 0)
     with open(file, "wb") as out:
         out.write(head)

@@ -1,6 +1,6 @@
-"""A config from llama.cpp's keys: everything that was written in them comes back; llama.cpp itself is not needed.
+"""A config is rebuilt from llama.cpp's keys: everything that was written in them comes back. No llama.cpp is needed.
 
-Files that others write, and llama.cpp's results for them, are in tests/formats/test_gguf_of_others.py.
+Tests with files of other tools, and with llama.cpp's results for them, are in tests/formats/test_gguf_of_others.py.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from tests.models import some_ids, tiny
 
 
 def without_our_keys(path, **changes):
-    """The file as if another had written it, with other keys of its architecture (None: without that key)."""
+    """The file without qtutor's keys, as other tools write it. changes: new values of keys (None removes a key)."""
     file = read(path)
     tensors = [Tensor(name, info.shape, info.type.name, file.data(name).copy()) for name, info in file.tensors.items()]
     keys = {key: value for key, value in file.metadata.items() if not key.startswith("qtutor.")}

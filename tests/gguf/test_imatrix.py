@@ -44,7 +44,7 @@ def test_means_are_those_of_the_inputs(family):
         expected = x.square().mean(dim=(0, 1)).numpy()
         assert np.allclose(
             found.importance_of(key, len(expected)), expected, rtol=1e-6
-        )  # float32 of a sum and a quotient
+        )  # rounding errors of a sum and a quotient in float32
         assert found.entries[key].counts == ids.numel()
     assert (found.datasets, found.chunk_count, found.chunk_size) == (["ids"], *ids.shape)
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_an_importance_is_named_and_replaced(values, expected, sa
         found = entry_of(values).importance_of("t", 4)
     assert found.tolist() == expected and found.dtype == np.float32
     assert len(caught) == 1 and said in str(caught[0].message)
-    assert caught[0].filename == __file__  # the warning points at who asked
+    assert caught[0].filename == __file__  # the warning points at the caller
 
 
 def test_a_missing_entry_is_named_unless_llama_cpp_has_none_either():
@@ -158,7 +158,7 @@ def test_a_missing_entry_is_named_unless_llama_cpp_has_none_either():
         assert entry_of([1]).importance_of("output.weight", 1) is None
         assert entry_of([3, 6], count=3).importance_of("t", 2).tolist() == [1, 2]
     with pytest.warns(UserWarning, match="t: the importance matrix counted no token"):
-        assert entry_of([3, 6], count=0).importance_of("t", 2).tolist() == [1, 1]  # as llama-quantize has it
+        assert entry_of([3, 6], count=0).importance_of("t", 2).tolist() == [1, 1]  # as in llama-quantize
     with pytest.warns(UserWarning, match="t: the importance of column 0 is nan"):
         assert entry_of([3, 6], count=np.nan).importance_of("t", 2).tolist() == [1, 1]
 
@@ -179,7 +179,7 @@ def test_files_of_other_writers(tmp_path):
     file.add_array("imatrix.datasets", ["a.txt"])
     file.add_uint32("imatrix.chunk_count", 2)
     file.add_uint32("imatrix.chunk_size", 24)
-    file.add_tensor("b.counts", np.array([[2], [4.4]], np.float32))  # the other way round, and rounded by llama.cpp
+    file.add_tensor("b.counts", np.array([[2], [4.4]], np.float32))  # in reverse order; 4.4 is rounded as in llama.cpp
     file.add_tensor("b.in_sum2", np.array([[2, 4], [4, 8]], np.float32))
     for step in ("header", "kv_data", "tensors"):
         getattr(file, f"write_{step}_to_file")()

@@ -46,7 +46,7 @@ def logits(model, ids: list[int]) -> np.ndarray:
 
 
 def greedy(model, ids: list[int], count: int) -> list[int]:
-    """generate() without its ends: the likeliest token, ``count`` times."""
+    """The likeliest token, ``count`` times: generate() that does not stop at an end."""
     output = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), min_new_tokens=count,
         max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
@@ -55,11 +55,12 @@ def greedy(model, ids: list[int], count: int) -> list[int]:
 
 
 def assert_agree(found: np.ndarray, expected: np.ndarray, prompt: int) -> None:
-    """To 1e-5 of the largest logit in the prompt, and to 1e-4 of it in what was generated after it.
+    """Equal to 1e-5 of the largest logit in the prompt, and to 1e-4 of it in the tokens generated after the prompt.
 
-    Both are rounding errors of float32, so they grow with the logits, and they add up with the positions. The decoder's
-    logits reach 28 to 48: in the prompt transformers' own are up to 1.1e-4 away from those that it computes in float64,
-    llama.cpp's up to 2e-5; after 64 more tokens it is up to 1e-3. Which CPU adds them up changes that by half.
+    Both limits are for rounding errors of float32. These errors grow with the logits, and they add up over the
+    positions. The decoder's largest logits are 28 to 48. In the prompt, transformers' logits differ by up to 1.1e-4
+    from those that it computes in float64, and llama.cpp's by up to 2e-5. After 64 more tokens, differences are up to
+    1e-3. On another CPU, these numbers can be different by half.
     """
     difference, largest = np.abs(found - expected), np.abs(expected).max()
     assert difference[:prompt].max() < 1e-5 * largest
@@ -82,7 +83,7 @@ def test_the_decoder_in_float(tmp_path, decoder):
 
 
 def changed(family: str = "llama", tied: bool = False, **changes):
-    """A random decoder whose attention looks at positions: with q and k as they are drawn, all weigh nearly alike."""
+    """A random decoder with large q and k, so that attention depends on positions. Otherwise it is nearly uniform."""
     model = tiny(family, tied)
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
@@ -127,12 +128,12 @@ def test_families(tmp_path, label):
     with llama_cpp.Model(path) as engine:
         found = engine.logits(ids)
     assert np.abs(found - logits(model, ids)).max() < 1e-4
-    if "rope_parameters" in changes:  # what was changed has to be something that shows
+    if "rope_parameters" in changes:  # the change has to have a visible effect
         assert np.abs(found - logits(changed(family, tied), ids)).max() > 0.02
 
 
 def test_the_order_of_rows_shows(tmp_path):
-    """What the comparison above is worth: with q as transformers has it, llama.cpp computes something else."""
+    """A check of the comparison above: with q's rows in transformers' order, llama.cpp's logits are different."""
     model, ids = changed(), some_ids(1, 60)[0].tolist()
     path = qtutor.export(model, tmp_path, format="gguf", type="F32", tokenizer=small_tokenizers.letters())
     file, name = read(path), "blk.0.attn_q.weight"
@@ -182,7 +183,7 @@ def test_tokens_are_the_same(tmp_path, kind):
     strings = small_tokenizers.STRINGS + small_tokenizers.SPECIAL_STRINGS + small_tokenizers.CASED_STRINGS
     if kind in APPROXIMATE:
         strings = [text for text in strings if not any(map(cased_beyond_ascii, text))]
-        if kind == "youtu":  # where no capital begins a new word
+        if kind == "youtu":  # there, llama.cpp begins no new word at a capital
             strings = [text for text in strings if not re.search("[a-z][A-Z]", text)]
         assert len(strings) >= 33
     path = vocabulary_only(tmp_path / "a.gguf", tokenizer)
@@ -199,14 +200,14 @@ def test_tokens_are_the_same(tmp_path, kind):
 
 
 def cased_beyond_ascii(character: str) -> bool:
-    """What llama.cpp's expressions for some names do not tell from other letters."""
+    """Characters that some of llama.cpp's expressions do not distinguish from other letters."""
     return character > "\x7f" and unicodedata.category(character) in ("Lu", "Lt", "Mn", "Mc", "Me")
 
 
 def vocabulary_only(path, tokenizer, **changes):
     """A file for a model of one tiny block."""
     config = copy.deepcopy(tiny().config)
-    config.vocab_size, config.num_hidden_layers = len(tokenizer) + 7, 1  # seven rows that no token has
+    config.vocab_size, config.num_hidden_layers = len(tokenizer) + 7, 1  # seven rows without a token
     qtutor.export(AutoModelForCausalLM.from_config(config), path, format="gguf", type="F16", tokenizer=tokenizer)
     if changes:
         file = read(path)
@@ -221,7 +222,7 @@ def vocabulary_only(path, tokenizer, **changes):
     ("exaone-moe", "qwen2"), ("poro-chat", "viking"), ("superbpe", "deepseek-llm"),
 ])  # fmt: skip
 def test_a_wrong_pre_tokenizer_or_none_makes_other_tokens(tmp_path, kind, other):
-    """What the comparison above is worth: it tells each expression from the others."""
+    """A check of the comparison above: it distinguishes each expression from the others."""
     tokenizer = small_tokenizers.byte_level(kind)
     path = vocabulary_only(tmp_path / "a.gguf", tokenizer, **{"tokenizer.ggml.pre": other})
     with llama_cpp.Model(path) as engine:
@@ -231,7 +232,7 @@ def test_a_wrong_pre_tokenizer_or_none_makes_other_tokens(tmp_path, kind, other)
 
 
 def test_without_bos_and_eos_llama_cpp_takes_token_11(tmp_path):
-    """Why they are always written."""
+    """This is why both are always written."""
     absent = {"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.eos_token_id": None}
     with llama_cpp.Model(vocabulary_only(tmp_path / "a.gguf", small_tokenizers.byte_level(), **absent)) as engine:
         assert engine.special() == (11, 11)
@@ -245,7 +246,7 @@ def test_the_chat_template_arrives(tmp_path):
 
 
 def test_sentencepiece_with_a_space_only_where_none_is(tmp_path):
-    """The one known difference is announced, and is one space token."""
+    """The only known difference is one more space token, and a warning announces it."""
     tokenizer = small_tokenizers.sentencepiece(prefix="first")
     with pytest.warns(UserWarning, match="one more space token"):
         path = vocabulary_only(tmp_path / "a.gguf", tokenizer)

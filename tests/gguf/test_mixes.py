@@ -67,7 +67,7 @@ RULES = [
 
 @pytest.mark.parametrize(("mix", "kind", "number"), RULES)
 def test_models_bring_out_every_rule(monkeypatch, mix, kind, number):
-    """Without the rule, or with one that holds elsewhere, the types would not be llama.cpp's."""
+    """If the rule is removed, or if its condition is inverted, the types are no longer those of llama.cpp."""
     rules = getattr(MIXES[mix], kind)
     type, where = rules[number]
     dropped = rules[:number] + rules[number + 1 :]
@@ -181,7 +181,7 @@ def test_the_committed_table_is_complete():
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed here")
 def test_live_against_llama_model_quantize():
-    """In a process of its own: two copies of llama.cpp do not get along."""
+    """In a separate process, because two copies of llama.cpp do not work in one."""
     command = [sys.executable, "benchmarks/gguf_whole_files.py", "--models", "embedded", "odd, untied", "--mixes"]
     done = subprocess.run([*command, "Q4_K_M", "IQ4_XS", "Q4_0"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

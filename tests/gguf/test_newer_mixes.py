@@ -1,6 +1,6 @@
-"""Whole files of NVFP4, Q1_0 and Q2_0: their types, llama.cpp's own bytes of every matrix, and that it runs them.
+"""Whole files of NVFP4, Q1_0 and Q2_0: types are right, every matrix has llama.cpp's bytes, and llama.cpp runs them.
 
-These types are newer than the llama.cpp that made ``whole_files.json``, so expectations follow its later source.
+These types are newer than the llama.cpp that made ``whole_files.json``, so the expected types follow its later source.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def types(mix: str, **changes) -> dict[str, str]:
 
 
 def test_types_by_the_rules():
-    """By src/llama-quant.cpp the output is Q6_K, or Q8_0 where the mix's blocks do not fit. Q2_0: embeddings Q4_K."""
+    """By src/llama-quant.cpp, the output is Q6_K, or Q8_0 if 256 does not divide its width. Q2_0's embeddings: Q4_K."""
     assert types("NVFP4") == {
         "token_embd.weight": "NVFP4", "output.weight": "Q8_0", "blk.0.attn_v.weight": "NVFP4",
         "blk.0.ffn_down.weight": "Q4_0", "blk.0.ffn_up.weight": "NVFP4", "blk.0.attn_norm.weight": "F32",
@@ -43,7 +43,7 @@ def test_types_by_the_rules():
 @needs_llama_cpp
 @pytest.mark.parametrize("mix", MIXES)
 def test_every_matrix_of_a_file_has_the_bytes_of_llama_cpps_encoders(tmp_path, mix):
-    """The wheel has its encoders, not its quantizer of whole files: that is why types are compared with its source."""
+    """The wheel has the encoders, but no quantizer of whole files. So types are compared with llama.cpp's source."""
     model, tokenizer = qtutor.load_decoder(device="cpu")
     exact, ours = (
         read(qtutor.export(model, tmp_path / f"{kind}.gguf", format="gguf", type=kind, tokenizer=tokenizer))
@@ -69,7 +69,7 @@ def test_llama_cpp_computes_what_we_compute(tmp_path, mix):
         found = engine.logits(ids)
     with torch.inference_mode():
         expected = model(torch.tensor([ids])).logits[0].float().numpy()
-    # Both multiply the same weights, llama.cpp with inputs rounded to 8 bits.
+    # Both use the same weights, but llama.cpp rounds inputs to 8 bits.
     off = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert off < 0.05, off
 

@@ -37,7 +37,7 @@ def test_byte_level(kind):
 
 
 def with_digits_one_by_one(kept) -> PreTrainedTokenizerFast:
-    """Cut as DeepSeek LLM's, and with the merges that ``kept`` says yes to."""
+    """A tokenizer that cuts texts like DeepSeek LLM's. It keeps a merge if ``kept`` is true for the joined token."""
     ((expressions, _),) = DIGITS_APART
     tokenizer = byte_level("deepseek-llm")
     steps = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions[:-1]]
@@ -54,7 +54,7 @@ def with_digits_one_by_one(kept) -> PreTrainedTokenizerFast:
 
 
 def test_digits_one_by_one_where_no_token_joins_them():
-    """llama.cpp takes them together as deepseek-llm, which comes to the same if nothing merges them."""
+    """llama.cpp's deepseek-llm does not cut between digits. The tokens are the same if no merge joins digits."""
     apart = with_digits_one_by_one(lambda token: not joins_numbers({token: 0}))
     assert keys(apart, 1300)["pre"] == "deepseek-llm"
     with pytest.raises(QtutorError, match=r"pre_tokenizer is .*Known here: gpt-2"):
@@ -76,7 +76,7 @@ def test_sentencepiece():
     assert found["unknown_token_id"] == 0
     joined = [token for token in found["tokens"][260:] if len(token) > 1]
     scores = [found["scores"][found["tokens"].index(token)] for token in joined]
-    assert scores == [-rank for rank in range(len(joined))]  # as they were learned
+    assert scores == [-rank for rank in range(len(joined))]  # in the order in which they were learned
     assert keys(sentencepiece(prefix="none"))["add_space_prefix"] is False
 
 
@@ -150,14 +150,14 @@ def test_a_plain_tokenizer_is_written_without_a_warning(recwarn):
 
 
 def changed(part: str, value, base=byte_level):
-    """A tokenizer with one part of another kind."""
+    """A tokenizer in which one part is replaced."""
     tokenizer = base()
     setattr(tokenizer.backend_tokenizer, part, value)
     return tokenizer
 
 
 def edited(base, **changes):
-    """A tokenizer whose model has other settings."""
+    """A tokenizer whose model has changed settings."""
     data = json.loads(base().backend_tokenizer.to_str())
     data["model"] |= changes
     tokenizer = Tokenizer.from_str(json.dumps(data))

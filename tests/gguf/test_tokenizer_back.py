@@ -22,11 +22,11 @@ from tests.gguf.small_tokenizers import (
 )
 
 TEMPLATE = "{% for m in messages %}<|begin|>{{ m['content'] }}<|endoftext|>\n{% endfor %}"
-PADDED = 7  # rows of the embedding that no token has
+PADDED = 7  # rows of the embedding without a token
 
 
 def as_llama_2(**options):
-    """With Llama 2's decoder, which takes away the space that was put in front."""
+    """With Llama 2's decoder, which removes the space that was added in front."""
     tokenizer = sentencepiece(**options)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
@@ -66,7 +66,7 @@ def test_what_was_written_comes_back(tmp_path, kind):
 
     assert (again.bos_token, again.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
     assert again.unk_token == tokenizer.unk_token and again.all_special_ids == tokenizer.all_special_ids
-    assert again.get_vocab() == tokenizer.get_vocab()  # and no [PADn]
+    assert again.get_vocab() == tokenizer.get_vocab()  # without [PADn]
     assert again.chat_template == TEMPLATE
     messages = [{"role": "user", "content": "Hello"}]
     told = tokenizer.apply_chat_template(messages).input_ids
@@ -91,7 +91,7 @@ def test_eos_behind_a_text_and_a_token_to_pad_with():
 
 @pytest.mark.parametrize("eos", [False, True])
 def test_the_second_of_two_texts_is_told_apart(eos):
-    """By the types of its tokens, 1; what stands around the texts has type 0."""
+    """The tokens of the second text have type 1. Special tokens around the texts have type 0."""
     tokenizer = sentencepiece()
     again = tokenizer_of(keys_of(tokenizer) | {"tokenizer.ggml.add_eos_token": eos})
     first, second = (len(tokenizer(text, add_special_tokens=False).input_ids) for text in ("one longer text", "two"))
@@ -116,7 +116,7 @@ def test_a_space_only_where_none_is_comes_back_as_in_llama_cpp():
 
 
 def test_an_ordinary_token_that_ends_texts_is_not_looked_for_in_them():
-    """Llama.cpp takes the config's eos where the tokenizer has none; naming it would cut it out of words."""
+    """eos may come from the config and be an ordinary token. As eos_token, it would be cut out of words."""
     keys = keys_of(byte_level())
     letter = keys["tokenizer.ggml.tokens"].index("e")
     again = tokenizer_of(keys | {"tokenizer.ggml.eos_token_id": np.uint32(letter)})
@@ -137,7 +137,7 @@ def test_what_a_file_does_not_say_is_as_in_llama_cpp(model, bos):
 @pytest.mark.filterwarnings("ignore:.*but not all:UserWarning")
 @pytest.mark.parametrize("pre, bos", [("llama3", True), ("tekken", True), ("glm4", False), ("stablelm2", False)])
 def test_other_names_of_llama_cpp_are_read(pre, bos):
-    """Some of them begin every text with bos where the file does not say."""
+    """For some of them, every text begins with bos if the file does not say."""
     kind = {"llama3": "llama-bpe", "glm4": "llama-bpe", "stablelm2": "qwen2"}.get(pre, pre)
     tokenizer = byte_level(kind)
     keys = keys_of(tokenizer) | {"tokenizer.ggml.pre": pre}

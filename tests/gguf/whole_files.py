@@ -27,7 +27,7 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder by its sizes; ``missing``: tensors that its importance matrix knows nothing of."""
+    """The sizes of a decoder. missing: tensors without an entry in its importance matrix."""
 
     about: str
     width: int
@@ -64,7 +64,7 @@ class Model:
         return shapes | {f"blk.{i}.{name}": shape for i in range(self.layers) for name, shape in block.items()}
 
     def metadata(self) -> dict:
-        """The least that llama.cpp's quantizer wants to know."""
+        """The smallest set of keys that llama.cpp's quantizer accepts."""
         sizes = {
             "context_length": 64,
             "embedding_length": self.width,
@@ -102,7 +102,7 @@ DIGESTED = ("embedded", "odd, untied")  # the models whose bytes are in whole_fi
 
 @cache
 def weights(model: str) -> dict[str, np.ndarray]:
-    """Every tensor in float32: the embedded decoder's own, and made-up ones for the others."""
+    """Every tensor in float32: the embedded decoder's weights, and random numbers for the other models."""
     if model == "embedded":
         return embedded_weights()
     shapes = MODELS[model].shapes()
@@ -114,7 +114,7 @@ def weights(model: str) -> dict[str, np.ndarray]:
 
 
 def embedded_weights() -> dict[str, np.ndarray]:
-    """The decoder as its file has it: GGUF's names, and the rows of q and k in llama.cpp's order."""
+    """The weights in the decoder's file, with GGUF's names and with the rows of q and k in llama.cpp's order."""
     heads = {"attn_q": MODELS["embedded"].heads, "attn_k": MODELS["embedded"].kv_heads}
     found = {}
     with safe_open(EMBEDDED / "model.safetensors", "pt") as file:
@@ -128,7 +128,7 @@ def embedded_weights() -> dict[str, np.ndarray]:
 
 @cache
 def importances(model: str) -> dict[str, np.ndarray]:
-    """What an importance matrix would hold: a mean square per input column of what is multiplied."""
+    """Random mean squares, as in an importance matrix: one per input column of each matrix that is multiplied."""
     shapes = MODELS[model].shapes()
     embedding = () if MODELS[model].tied else ("token_embd.weight",)  # looked up, not multiplied
     return {
@@ -161,18 +161,18 @@ class Case:
         )  # fmt: skip
 
 
-NEWER = ("NVFP4", "Q1_0", "Q2_0")  # than the llama.cpp that made whole_files.json; see test_newer_mixes.py
+NEWER = ("NVFP4", "Q1_0", "Q2_0")  # newer than the llama.cpp that made whole_files.json; see test_newer_mixes.py
 PURE = [name for name in TYPES if name not in NEWER]
 OLDER = [mix for mix in MIXES if mix not in NEWER]
 CASES = [Case(mix, importance) for mix in OLDER for importance in (False, True)] + [Case(t, pure=True) for t in PURE]
 
 
 def summary(types: dict[str, str]) -> dict[str, str]:
-    """Types as a person reads them: "2 Q6_K, 1 Q4_K" (along the layers) -> the kinds of matrices that have them."""
+    """Types in readable form: "2 Q6_K, 1 Q4_K" (in the order of the layers) -> the kinds of matrices with them."""
     layers: dict[str, list[tuple[int, str]]] = {}
     for name, type in types.items():
         if type == "F32" and name.endswith(("_norm.weight", ".bias")):
-            continue  # as always
+            continue  # always so
         parts = name.split(".")
         layer, kind = (int(parts[1]), ".".join(parts[2:])) if parts[0] == "blk" else (0, name)
         layers.setdefault(kind.removesuffix(".weight"), []).append((layer, type))
