@@ -1,6 +1,6 @@
-"""Misuses of the command line: each has to end soon, in one helpful paragraph, and with an exit status that fits.
+"""Misuses of the command line: each has to end soon, with one helpful paragraph and exit status 2.
 
-    python -m tests.abuse.command_line            # tries all of them, prints how many end as they should
+    python -m tests.abuse.command_line            # tries all of them, and prints how many end well
 
 Beside each misuse are the words that the paragraph has to contain. tests/abuse/test_command_line.py also runs them.
 """
@@ -23,7 +23,7 @@ import qtutor
 from qtutor import cli
 from qtutor.decoder import EMBEDDED
 
-# (arguments, what the message has to mention); {here} is a folder that prepare() fills.
+# (arguments, words that the message has to contain); {here} is a folder that prepare() fills.
 MISUSES = [
     # --- the line itself ---
     ("", "required: COMMAND"),
@@ -153,7 +153,7 @@ MISUSES = [
 
 
 def prepare(here: Path) -> None:
-    """Models, texts that are none, and things that are no files."""
+    """Fill ``here`` with models, texts that can be read or not, and things that are not files."""
     quietly(["quantize", "embedded", str(here / "ours")])
     quietly(["quantize", "embedded", str(here / "whole.gguf"), "--type", "q8_0"])
     (here / "text.txt").write_text("def mean(values):\n    return sum(values) / len(values)\n" * 200)
@@ -174,7 +174,7 @@ def prepare(here: Path) -> None:
 
 
 def others(here: Path) -> None:
-    """Decoders that nothing can be compared with: of a larger vocabulary, and of the same tokens in another order."""
+    """Two decoders that cannot be compared with the embedded one: a larger vocabulary, and two tokens exchanged."""
     model, tokenizer = qtutor.load()
     shutil.copytree(EMBEDDED, here / "shuffled")
     words = json.loads((here / "shuffled" / "tokenizer.json").read_text())
@@ -198,7 +198,7 @@ def quietly(arguments: list[str]) -> tuple[int, str, str]:
 
 
 def wrong_with(line: str, mention: str, here: Path) -> str | None:
-    """What is wrong with how a misuse ends, or ``None``."""
+    """What is wrong with the way in which a misuse ends, or ``None``."""
     names = {"here": here, "long": "'" + "x = 1\n" * 400 + "'", "surrogate": "'a \udcff b'"}
     begin = time.monotonic()
     status, out, error = quietly(shlex.split(line.format(**names)))

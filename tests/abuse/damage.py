@@ -1,4 +1,4 @@
-"""Damaged checkpoints: each kind of damage takes a folder (or a GGUF file) and a random generator, and changes it.
+"""Damaged checkpoints: each kind of damage changes a folder (or a GGUF file) with the help of a random generator.
 
 Every change depends only on a :class:`random.Random`, so the same seed makes the same damage.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from qtutor.gguf import read
 from qtutor.gguf.writer import Tensor, write
 
-# What stands in place of a value of a JSON file: other types, other signs, huge numbers, names of code, odd texts.
+# Replacements for a value of a JSON file: different types, different signs, huge numbers, names in code, odd texts.
 STRANGE = (
     *(None, True, False, 0, 1, -1, 3, 2.5, 1e308, 10**7, 10**12, 2**63, 2**64, -(10**30), float("nan"), float("inf")),
     *("", "x", "load", "forward", "__class__", "a/b", "../x", "\x1b[31mred\x1b[0m\x07", "ü" * 40, "0" * 70_000),
@@ -22,7 +22,7 @@ STRANGE = (
 
 
 def json_edit(name: str) -> Callable[[Path, random.Random], str]:
-    """One value of the JSON file ``name`` is exchanged, removed, or goes under another name."""
+    """Exchange, remove, rename or double one value of the JSON file ``name``, or add one."""
 
     def damage(folder: Path, rng: random.Random) -> str:
         path = folder / name
@@ -35,7 +35,7 @@ def json_edit(name: str) -> Callable[[Path, random.Random], str]:
 
 
 def _one_edit(whole, rng: random.Random) -> tuple[str, str]:
-    """Change one value somewhere in ``whole``; what was changed, and how."""
+    """Change one value somewhere in ``whole``. Returns which value was changed, and how."""
     places = list(_places(whole, ""))
     holder, key, where = rng.choice(places)
     kind = rng.choice(["exchange"] * 6 + ["remove", "rename", "double", "add"])
@@ -63,13 +63,16 @@ def _places(value, path: str):
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for number, (key, inner) in enumerate(items):
         if number > 40 and number % 97:
-            continue  # of a vocabulary a few entries are enough
+            continue  # a few entries of a vocabulary are enough
         yield value, key, f"{path}/{str(key)[:40]}"
         yield from _places(inner, f"{path}/{str(key)[:40]}")
 
 
 def bytes_of(name: str, first: int | None = None) -> Callable[[Path, random.Random], str]:
-    """Some bytes of a file are exchanged, cut out or put in; ``first``: among the first so many only."""
+    """Flip bits of a file, cut out, insert or zero some bytes, cut off its end, or empty it.
+
+    first: the damage begins within this many bytes at the start.
+    """
 
     def damage(folder: Path, rng: random.Random) -> str:
         path = folder / name
@@ -97,7 +100,7 @@ def bytes_of(name: str, first: int | None = None) -> Callable[[Path, random.Rand
 
 
 def whole_text(name: str) -> Callable[[Path, random.Random], str]:
-    """A JSON file as it should never be: another encoding, nested deeply, no object, endless."""
+    """Make a JSON file what it should never be: in a different encoding, nested deeply, not an object, or very long."""
 
     def damage(folder: Path, rng: random.Random) -> str:
         path = folder / name
@@ -128,7 +131,7 @@ def whole_text(name: str) -> Callable[[Path, random.Random], str]:
 
 
 def file_names(folder: Path, rng: random.Random) -> str:
-    """A file is missing, has another's name, is a folder, leads out of the folder, or is another file's content."""
+    """A file is missing, has a wrong name or another file's content, is a folder, or is a link out of the folder."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     path, other = rng.sample(paths, 2)
     kind = rng.choice(["remove", "rename", "exchange", "folder", "link", "dangling"])
@@ -149,7 +152,7 @@ def file_names(folder: Path, rng: random.Random) -> str:
 
 
 def stored_tensors(folder: Path, rng: random.Random) -> str:
-    """One tensor of model.safetensors is missing, renamed, of another dtype or shape, or holds other numbers."""
+    """One tensor of model.safetensors is missing, renamed, doubled, of a wrong dtype or shape, or has wrong numbers."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -184,7 +187,7 @@ def stored_tensors(folder: Path, rng: random.Random) -> str:
 
 
 def header_edit(folder: Path, rng: random.Random) -> str:
-    """One value of the header of model.safetensors is exchanged; its length stays right."""
+    """Edit one value in the header of model.safetensors. The stored length of the header stays right."""
     path = folder / "model.safetensors"
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -196,7 +199,7 @@ def header_edit(folder: Path, rng: random.Random) -> str:
 
 
 def gguf_config(path: Path, rng: random.Random) -> str:
-    """One value of the config in the metadata of a GGUF file is exchanged."""
+    """Edit one value of the config in the metadata of a GGUF file."""
     file = read(path)
     metadata = dict(file.metadata)
     config = json.loads(metadata["qtutor.config"])
@@ -207,7 +210,7 @@ def gguf_config(path: Path, rng: random.Random) -> str:
 
 
 def gguf_key(path: Path, rng: random.Random) -> str:
-    """One of the metadata's values is missing, or another key's."""
+    """One value of the metadata is missing, or is replaced by the value of another key."""
     file = read(path)
     metadata = dict(file.metadata)
     key, other = rng.sample(sorted(metadata), 2)

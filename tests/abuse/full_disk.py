@@ -3,11 +3,11 @@
     python -m tests.abuse.full_disk
     python -m tests.abuse.full_disk --step 4 --seed 3
 
-A disk in memory is mounted, in a namespace of this process alone, with an older export on it and some kB of room. If
-the system says how much room there is, the run is refused before its work. If the system does not say it (as some do
-not), the run finds out while it writes. In both cases there has to be one paragraph, exit status 2, the old export byte
-for byte, and nothing else but the hidden folder with finished blocks. The next run continues with these blocks, and
-ends in the same bytes.
+The disk is in memory, and mounted in a namespace that only this process sees. It holds an older export and has some kB
+of room. If the system reports how much room there is, the run is refused before it starts its work. Some systems do not
+report it; then the run finds out while it writes. In both cases the run has to print one paragraph and exit with status
+2. The old export has to stay byte for byte, and nothing else may be left except the hidden folder with finished blocks.
+The next run continues with these blocks, and has to write the same bytes as a run without a full disk.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def used(folder: Path) -> int:
 
 
 def trial(folder: Path, name: str, told: bool, kilobytes: int) -> str:
-    """One run with so many kB of room; what was wrong, or how it ended."""
+    """One run with this much room. Returns what was wrong, or how the run ended."""
     mount(folder, used(folder) + kilobytes, again=True)
     before = content(folder / name)
     telling = contextlib.nullcontext() if told else mock.patch("shutil.disk_usage", lambda base: UNKNOWN)

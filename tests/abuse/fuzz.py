@@ -1,13 +1,15 @@
-"""Damage checkpoints in many ways and load each: if it is not the same, it must be refused in one paragraph.
+"""Damage checkpoints in many ways and load each: it has to compute the same, or be refused in one paragraph.
 
     python -m tests.abuse.fuzz ours 500
     python -m tests.abuse.fuzz float 300 --seed 7 --show raw
 
-Each is loaded in its own process, with limits of memory and time, and computes a few logits. The possible results are:
+Each checkpoint is loaded in its own process, with limits on memory and time, and computes a few logits. Possible
+results:
 
     refused    a QtutorError of one paragraph, short, without control characters
-    same       it loads, and the logits are those of the whole checkpoint
-    other      it loads, and computes something else (right if a file says so, like an edited rope_theta: look at each)
+    same       it loads, and the logits are those of the undamaged checkpoint
+    other      it loads, but the logits are different (right if a file asks for it, as an edited rope_theta does: look
+               at each)
     raw        another exception, or a traceback
     message    a QtutorError that is too long, or contains control characters
     dead       killed: out of memory, out of time, a crash
@@ -33,7 +35,7 @@ import torch
 import qtutor
 from tests.abuse import damage, gguf_damage
 
-MEMORY = 3 << 30  # bytes more than what the process has already
+MEMORY = 3 << 30  # bytes that a process may use in addition to those it already has
 SECONDS = 30
 RECIPES = (
     {"bits": 4, "group_size": 64},
@@ -45,7 +47,7 @@ RECIPES = (
 
 
 def whole(kind: str, folder: Path) -> list[Path]:
-    """Checkpoints without damage: our folders, one a recipe; a float folder; GGUF files, ours and others'."""
+    """Undamaged checkpoints: our folders, one for each recipe; a float folder; GGUF files, ours and other tools'."""
     if kind in ("float", "inspect"):
         shutil.copytree(qtutor.decoder.EMBEDDED, folder / "float")
         (folder / "float" / "training.json").unlink()
@@ -70,7 +72,7 @@ KINDS["others"] = gguf_damage.OTHERS  # GGUF files without our config
 
 
 def damaged(kind: str, originals: list[Path], folder: Path, seed: int) -> tuple[Path, Path, str]:
-    """A damaged copy in ``folder``: its path, that of the original, and what was done."""
+    """Make a damaged copy in ``folder``. Returns its path, the path of the original, and what was done."""
     rng = random.Random(f"{kind} {seed}")
     original = rng.choice(originals)
     how = damage.FLOAT if original.name == "float" else KINDS[kind]
@@ -85,7 +87,7 @@ def damaged(kind: str, originals: list[Path], folder: Path, seed: int) -> tuple[
 
 @torch.inference_mode()
 def outcome(kind: str, path: Path, expected: torch.Tensor | None) -> tuple[str, str]:
-    """What comes of loading ``path``, and in which words."""
+    """The result of loading (or inspecting) ``path``, and the words of the message."""
     try:
         if kind == "inspect":
             from qtutor import inspection
@@ -116,7 +118,7 @@ def logits(path: Path) -> torch.Tensor:
 
 
 def in_a_process(run) -> tuple[str, str]:
-    """What ``run`` returns, in a process of its own that may not take all memory or time."""
+    """Call ``run`` in its own process, with limited memory and time. Returns its result."""
     into, out = os.pipe()
     child = os.fork()
     if child == 0:
@@ -156,7 +158,7 @@ def main() -> None:
 
 
 def results(kind: str, seeds: range, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """For every seed what came out, what was damaged, and the words that were said."""
+    """For every seed: the result, what was damaged, and the words of the message."""
     originals = whole(kind, folder)
     expected = {path: None if kind == "inspect" else logits(path) for path in originals}
     for seed in seeds:

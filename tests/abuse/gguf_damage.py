@@ -16,7 +16,7 @@ from tests.abuse.damage import bytes_of
 from tests.gguf.small_tokenizers import sentencepiece
 from tests.models import tiny
 
-# What stands in place of a value: other types, other signs, huge numbers, odd texts, lists.
+# Replacements for a value: different types, different signs, huge numbers, odd texts, lists.
 STRANGE = (
     *(np.uint32(0), np.uint32(1), np.uint32(3), np.uint32(2**32 - 1), np.int32(-1), np.int8(-7), np.uint64(2**63)),
     *(np.float32(0), np.float32(-1), np.float32("nan"), np.float32("inf"), np.float32(1e30), np.float64(2.5)),
@@ -31,7 +31,10 @@ NAMES = (
 
 
 def whole(folder: Path) -> list[Path]:
-    """Folders with files of others: a Llama of the embedded decoder's, the same in parts; a Qwen2; Llama 3's rope."""
+    """Folders with files as other tools write them.
+
+    They hold the embedded decoder (a Llama), whole and in parts; a small Qwen2; a small Llama with Llama 3's rope.
+    """
     model, tokenizer = qtutor.load(device="cpu")
     made = [_stripped(model, tokenizer, folder / "llama", "Q8_0")]
     file = read(made[0] / "model.gguf")
@@ -81,7 +84,7 @@ def _some_file(folder: Path, rng: random.Random) -> Path:
 
 
 def key(folder: Path, rng: random.Random) -> str:
-    """One value of the metadata is missing, strange, or another key's."""
+    """One value of the metadata is missing, strange, or replaced by the value of another key."""
     path = _some_file(folder, rng)
     file = read(path)
     metadata = dict(file.metadata)
@@ -97,7 +100,7 @@ def key(folder: Path, rng: random.Random) -> str:
 
 
 def tokens(folder: Path, rng: random.Random) -> str:
-    """One entry of a list in the metadata is missing, doubled, empty, exchanged, strange."""
+    """One entry of a list in the metadata is missing, doubled, exchanged or strange, or the list is cut off there."""
     path = sorted(folder.glob("*.gguf"))[0]
     file = read(path)
     metadata = dict(file.metadata)
@@ -123,7 +126,7 @@ def tokens(folder: Path, rng: random.Random) -> str:
 
 
 def tensor(folder: Path, rng: random.Random) -> str:
-    """One tensor is missing, renamed, doubled under another name, of another shape or type, or holds other numbers."""
+    """One tensor is missing, renamed, added, of a wrong shape or type, or has wrong numbers; or the order changes."""
     path = _some_file(folder, rng)
     file = read(path)
     held = _tensors(file)
@@ -155,7 +158,7 @@ def tensor(folder: Path, rng: random.Random) -> str:
 
 
 def files(folder: Path, rng: random.Random) -> str:
-    """A file is missing, has another's name, is a folder, or is another file's content; or there is one more."""
+    """A file is missing, has a wrong name or another file's content, is a folder or a link; or there is one more."""
     path = _some_file(folder, rng)
     kind = rng.choice(["remove", "rename", "folder", "exchange", "more", "no suffix", "link"])
     if kind == "remove":
@@ -178,7 +181,7 @@ def files(folder: Path, rng: random.Random) -> str:
 
 
 def some_bytes(folder: Path, rng: random.Random) -> str:
-    """In the header of a file, bytes are exchanged, cut out or put in."""
+    """Some of the first bytes of a file are damaged (see :func:`.damage.bytes_of`)."""
     return "bytes of " + bytes_of(_some_file(folder, rng).name, rng.choice([100, 2000, 40_000]))(folder, rng)
 
 

@@ -1,10 +1,10 @@
-"""Interrupt the writing of a file or folder at every line that Python runs for it, one line after the other.
+"""Interrupt the writing of a file or folder at every line that Python runs for it, one line in each attempt.
 
     python -m tests.abuse.interrupts
 
-Afterwards there is either the old content or the new content, and nothing beside it, and the exception is the
-interrupt. Lines at which `stage` or `unfinished` has just ended, or at which a `finally` begins, are left out: Python
-looks for signals only at calls and jumps.
+Afterwards either the old content or the new content has to be there, with nothing beside it, and the exception has to
+be the interrupt. Left-overs do not count if the interrupt came at the `yield` of `stage` or `unfinished`, or where a
+`finally` begins: Python looks for signals only at calls and jumps.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ KINDS = ("file", "folder", "folder in two steps", "folder of a long run")
 
 @contextlib.contextmanager
 def long_run(path: Path):
-    """The folder of a run that has finished nothing so far."""
+    """The new folder of a long run that has finished nothing so far."""
     with unfinished.unfinished(path, {"recipe": "any"}) as run:
         yield run.new
 
@@ -36,7 +36,7 @@ WAYS = {"file": written_beside, "folder of a long run": long_run}
 
 
 def attempt(kind: str, nth: int, root: Path) -> tuple[str, str]:
-    """Write over something old with an interrupt at the ``nth`` moment: what came of it, and where the moment was."""
+    """Write over old content with an interrupt at the ``nth`` moment. Returns the result, and where the moment was."""
     path, moments, where = root / "out", 0, ""
     file = path
     if kind != "file":
@@ -73,7 +73,7 @@ def attempt(kind: str, nth: int, root: Path) -> tuple[str, str]:
 
 
 def run(kind: str, step: int = 1) -> Counter:
-    """Every ``step``-th moment, in an empty folder each."""
+    """Try every ``step``-th moment, each in an empty folder."""
     found = Counter()
     for nth in range(1, 100_000, step):
         with tempfile.TemporaryDirectory() as root:

@@ -1,21 +1,21 @@
-"""Kill `qtutor quantize` at random moments: nothing may be lost, nothing half-written may be taken for whole, and a run
-that continues after a kill has to end in the same bytes.
+"""Kill `qtutor quantize` at random moments: nothing may be lost, and nothing half-written may look complete.
 
     python -m tests.abuse.kills 200
     python -m tests.abuse.kills 2000 --fork --seed 7
 
 A run writes a folder (rounded to nearest, or by GPTQ) or a GGUF file, to a new place or over an older export. SIGKILL,
-SIGTERM or SIGINT ends the run at any moment; every second run is ended soon after its hidden folder has appeared, or
-after its first block is finished. The next run for a folder continues with the finished blocks. Possible findings:
+SIGTERM or SIGINT ends the run. Half of the runs end at any moment. The other half end soon after they have begun the
+new file or folder, or finished their first block. The next run for a folder continues with the finished blocks, and has
+to write the same bytes. Possible findings:
 
     lost         OUT is neither the old export nor the whole new one, or a file beside it has changed
     left behind  something half-written is still there, although the run could clean up; finished blocks may stay
-    stubborn     something half-written is still there after the next whole run for the same OUT
-    odd status   a signal ended the run, but the exit status is not that of the signal
+    stubborn     something half-written is still there after the next complete run for the same OUT
+    odd status   a signal ended the run, but the exit status does not belong to this signal
     before ...   Python itself was still starting, so the exit status is Python's own
     traceback    the run ended in a traceback (at the very beginning and end, this is Python's own)
 
---fork: runs are forks of a process that has already imported everything, ten times as many in the same time.
+--fork: runs are forks of a process that has already imported everything. Ten times as many fit into the same time.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def arguments(folder: Path, name: str, setting: str) -> list[str]:
 
 
 class Run:
-    """A process that runs the command line; ``forked``: out of this one."""
+    """A process that runs the command line. forked: it is a fork of this process."""
 
     def __init__(self, argv: list[str], errors: Path, forked: bool):
         self.errors, self.status = errors, None
@@ -66,7 +66,7 @@ class Run:
                 from qtutor import cli
 
                 status = cli.main(argv)
-            finally:  # an interrupt outside of main must not run what this script has to clean up
+            finally:  # an interrupt outside of main must not run this script's own clean-up
                 os._exit(status)
 
     def poll(self) -> int | None:
@@ -85,7 +85,7 @@ class Run:
 
 
 def content(path: Path) -> str | None:
-    """A digest of a file, or of a folder with the names and bytes of its files; ``None`` where there is none."""
+    """A digest of a file, or of the names and bytes of all files in a folder; ``None`` if ``path`` does not exist."""
     if not path.exists():
         return None
     digest = hashlib.sha256()
@@ -96,7 +96,7 @@ def content(path: Path) -> str | None:
 
 
 def stages(folder: Path) -> list[str]:
-    """Hidden folders, but those with finished blocks: these stay until somebody goes on with them."""
+    """Hidden folders, except those with finished blocks: these stay until a run continues with them."""
     found = [name for name in os.listdir(folder) if name.endswith((SUFFIX, UNFINISHED))]
     return [name for name in found if name.endswith(SUFFIX) or not finished_in(folder / name)]
 
@@ -110,18 +110,18 @@ def finished_in(hidden: Path) -> bool:
 
 
 def writing(folder: Path) -> bool:
-    """Whether the new file or folder has been begun."""
+    """Whether a run has begun the new file or folder."""
     return any((folder / name / "new").exists() for name in os.listdir(folder) if name.endswith((SUFFIX, UNFINISHED)))
 
 
 def going_on(folder: Path) -> bool:
-    """Whether a first block is finished; of a file, whether it has been begun."""
+    """Whether a first block is finished; for a file, whether a run has begun it."""
     hidden = [folder / name for name in os.listdir(folder) if name.endswith((SUFFIX, UNFINISHED))]
     return any(finished_in(found) or (found / "new").is_file() for found in hidden)
 
 
 class Trial:
-    """Runs that end early, for one OUT, in a folder with a file of the user's beside it."""
+    """Runs for one OUT that end early. Beside OUT lies a file of the user."""
 
     def __init__(self, root: Path, name: str, forked: bool, random: random.Random):
         self.name, self.forked, self.random, self.errors = name, forked, random, root / "errors.txt"
@@ -144,7 +144,7 @@ class Trial:
         (shutil.copytree if what.is_dir() else shutil.copy)(what, where)
 
     def finish(self, setting: str) -> None:
-        """A run that nobody disturbs; afterwards nothing of earlier ones is there."""
+        """A run without a signal; it removes what earlier runs left."""
         status = Run(arguments(self.folder, self.name, setting), self.errors, self.forked).wait()
         assert status == 0, self.errors.read_text()
 
@@ -155,7 +155,7 @@ class Trial:
             self.copy(self.kept, self.out)
 
     def kill(self, number: signal.Signals, replaced: bool, late: bool) -> None:
-        """One run, ended by a signal; ``late``: while it writes, as far as that can be hit."""
+        """One run, ended by a signal. late: while it writes, as far as the moment can be hit."""
         self.prepare(replaced)
         before = len(stages(self.folder))
         self.went_on = any(finished_in(self.folder / name) for name in os.listdir(self.folder))
@@ -200,7 +200,7 @@ class Trial:
         assert not names, f"unknown files: {names}"
 
     def end(self) -> None:
-        """The next whole run removes what the killed ones left."""
+        """The next complete run has to remove what the killed runs left."""
         self.finish(NEW[self.name])
         hidden = [name for name in os.listdir(self.folder) if name.endswith((SUFFIX, UNFINISHED))]
         self.found["stubborn"] += len(hidden)
@@ -208,7 +208,7 @@ class Trial:
 
 
 def run(count: int, seed: int, forked: bool) -> collections.Counter:
-    """``count`` kills, spread evenly over kinds, signals, new places and old ones."""
+    """``count`` kills, spread evenly over kinds, signals, new and existing OUT, and any and late moments."""
     chance, found = random.Random(seed), collections.Counter()
     with tempfile.TemporaryDirectory(prefix="kills-") as root:
         trials = [Trial(Path(root), name, forked, chance) for name in KINDS]
@@ -233,11 +233,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fork", action="store_true", help="processes that have imported everything already")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell and their children ignore it
     if options.fork:
         from qtutor import cli
 
-        with tempfile.TemporaryDirectory(prefix="warm-") as folder:  # imports, and compiled encoders
+        with tempfile.TemporaryDirectory(prefix="warm-") as folder:  # imports everything, and compiles encoders
             for name in KINDS:
                 with contextlib.redirect_stdout(io.StringIO()):
                     assert cli.main(arguments(Path(folder), name, NEW[name])) == 0

@@ -1,4 +1,4 @@
-"""A small part of the fuzzer, in seconds. By hand it tries any number: ``python -m tests.abuse.fuzz ours 1000``."""
+"""A small part of the fuzzer, which takes seconds. To try more by hand: ``python -m tests.abuse.fuzz ours 1000``."""
 
 import sys
 
@@ -6,7 +6,8 @@ import pytest
 
 from tests.abuse import fuzz
 
-# Where a file says something else and nothing contradicts it, something else is right: these edits may show in logits.
+# If a file asks for something different and nothing contradicts it, different logits are right.
+# These edits may have that effect.
 MEANT = (
     "tokenizer.",
     "attention.",

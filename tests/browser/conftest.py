@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright, that may only talk to this machine, and records every other attempt.
+"""A real Chromium, driven by Playwright. Its pages may only talk to this machine; every other attempt is recorded.
 
 `make browser` runs these tests. They need Chromium and the extra `browser`, so a run over all of tests/ leaves them
 out.
@@ -14,11 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LOCAL = {"127.0.0.1", "localhost", ""}  # the last: file:, data: and blob: have no host
+LOCAL = {"127.0.0.1", "localhost", ""}  # the last: file:, data: and blob: addresses have no host
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Only who names this folder, or a file in it, gets these tests."""
+    """Collect these tests only if the command line names this folder, or a file in it."""
     named = [Path(str(argument).split("::")[0]).resolve() for argument in config.args]
     here = Path(__file__).parent
     return None if any(path == here or here in path.parents for path in named) else True
@@ -26,10 +26,10 @@ def pytest_ignore_collect(collection_path, config):
 
 @dataclass
 class Noted:
-    """What happened on a page that should not have: each a line of text."""
+    """What should not have happened on a page, each as a line of text."""
 
-    foreign: list[str] = field(default_factory=list)  # requests to another machine, none of which got through
-    missing: list[str] = field(default_factory=list)  # requests to this machine that were answered with an error
+    foreign: list[str] = field(default_factory=list)  # requests (which are stopped) and web sockets to other machines
+    missing: list[str] = field(default_factory=list)  # requests to this machine that failed
     errors: list[str] = field(default_factory=list)  # errors on the console, and exceptions that nothing caught
 
     def assert_nothing(self) -> None:
@@ -45,7 +45,7 @@ def chromium():
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     assert program, "no Chromium was found: make browser installs it"
     with sync_playwright() as playwright:
-        # As root Chromium has no sandbox; /dev/shm is small in containers.
+        # Chromium has no sandbox as root; /dev/shm is small in containers.
         browser = playwright.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
@@ -55,14 +55,14 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def failures_folder():
-    """Where pictures of pages go whose test failed."""
+    """The folder for pictures of pages whose test failed."""
     return Path(tempfile.mkdtemp(prefix="qtutor-browser-"))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    setattr(item, f"report_{report.when}", report)  # so that a fixture can see how its test went
+    setattr(item, f"report_{report.when}", report)  # so that a fixture can see the result of its test
     return report
 
 
@@ -111,6 +111,6 @@ def _note_status(answer, noted: Noted) -> None:
 
 
 def _note_failed(asked, noted: Noted) -> None:
-    """A file that is not on the disk, or a server that hangs up. What the page itself took back is no error."""
+    """Note a missing file, or a server that hangs up. A request that the page itself cancelled is not an error."""
     if asked.failure != "net::ERR_ABORTED" and asked.url not in noted.foreign:
         noted.missing.append(f"{asked.failure} {asked.url}")

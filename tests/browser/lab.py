@@ -1,7 +1,7 @@
-"""A live JupyterLab on a learner's workspace, and the steps of the tests in it, in terms of cells and controls.
+"""A live JupyterLab on a learner's workspace, and the steps of the tests in it.
 
-The page is driven by keyboard, as by a person. The content of cells comes from JupyterLab's own application object,
-which `--LabApp.expose_app_in_browser` puts into the window.
+The tests use mouse and keyboard, as a person does. They read the content of cells from JupyterLab's own application
+object, which `--LabApp.expose_app_in_browser` puts into the window.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from qtutor.course import workspace
 
 RUN_LIMIT = 240_000  # milliseconds for a chapter, which takes at most 60 s on an idle machine
-# JupyterLab draws only the cells in view unless it is told otherwise; the tests look at all.
+# By default JupyterLab draws only the cells in view, but the tests look at all cells.
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
@@ -29,7 +29,7 @@ SETTINGS = {
     },
 }
 
-# Of the notebook in front: what the kernel does, and the number, source, tags, count and outputs of each code cell.
+# For the notebook in front: the kernel's status, and the index, source, tags, count and outputs of each code cell.
 STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
     const cells = panel.content.widgets.map((cell, index) => ({cell, index}));
@@ -45,7 +45,7 @@ STATE = """() => {
     };
 }"""
 
-# All code cells have run and the kernel rests; or a cell failed, after which JupyterLab runs no further one.
+# The kernel is idle, and all code cells have run or a cell failed: after a failure JupyterLab runs no further cell.
 FINISHED = f"""() => {{
     const {{kernel, cells}} = ({STATE})();
     const failed = cell => cell.outputs.some(o => o.output_type === 'error') && !cell.tags.includes('raises-exception');
@@ -83,7 +83,7 @@ class Lab:
 
 
 def start(folder: Path, around: Path) -> Lab:
-    """`qtutor learn`'s own command line, on a free port and with settings of its own in ``around``."""
+    """Start JupyterLab with the command of `qtutor learn`, on a free port, with separate settings in ``around``."""
     for name, content in SETTINGS.items():
         path = around / "settings" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def stop(lab: Lab) -> None:
 
 
 def run_all(page) -> list[dict]:
-    """Run all cells; the code cells with their outputs when the kernel rests again."""
+    """Run all cells. Returns the code cells with their outputs, once the kernel is idle again."""
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     page.wait_for_function(FINISHED, timeout=RUN_LIMIT, polling=500)
     return page.evaluate(STATE)["cells"]
@@ -147,7 +147,7 @@ def shut_down_kernel(page) -> None:
 
 
 def errors_in(cells: list[dict]) -> list[str]:
-    """The exceptions that cells ended with, less those of cells that are meant to raise one."""
+    """The exceptions with which cells ended, except in cells that are meant to raise one."""
     return [
         f"cell {cell['index']}: {output['ename']}: {output['evalue']}"
         for cell in cells

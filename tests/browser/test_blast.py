@@ -1,4 +1,4 @@
-"""Blast radius in a real browser: its own decoder agrees with the package's, and clicks and keys flip bits."""
+"""Blast radius in a real browser: its script decodes as the package does, and clicks and keys flip bits."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from qtutor.course.widgets import blast_radius
 from qtutor.gguf import decode
 
 EXPONENT_OF_D, HIGH_BIT_OF_SCALE_7, CODE = 14, 8 * 7 + 7, 8 * 77 + 6
-# How far each bar reaches, as a part of the axis; moved bars are those whose place is marked.
+# How far each bar reaches, as a part of the axis. The places of moved bars are marked.
 BARS = """kind => [...document.querySelectorAll('rect.' + kind)].map(bar =>
     -Number(bar.style.transform.match(/scaleY\\((.*)\\)/)[1]))"""
 MARKED = """[...document.querySelectorAll('rect.place')].flatMap((bar, i) =>
@@ -20,7 +20,7 @@ FOCUSED = "Number(document.activeElement.dataset.bit)"
 
 @pytest.fixture
 def shown(open_page):
-    """shown(**how) -> a page with the widget, as the book and a stored notebook have it, and what was noted."""
+    """shown(**how) -> a page with the widget as in the book and in a stored notebook, and what was noted on it."""
 
     def show(**how):
         page, noted = open_page(**how)
@@ -43,7 +43,7 @@ def assert_shows(page, bit: int | None) -> None:
     limit = max(1.1 * np.abs(whole).max(), 1.02 * np.abs(after[moved]).max() if moved else 0)
     assert page.evaluate(LIMIT) == pytest.approx(limit, rel=1e-3)
     assert page.evaluate(MARKED) == moved
-    # Exact to float64 but for the text of a style, which has about six digits.
+    # Exact in float64, except that the text of a style has only about six digits.
     assert page.evaluate(BARS, "old") == pytest.approx((whole / limit).tolist(), rel=1e-4, abs=1e-6)
     assert [page.evaluate(BARS, "new")[i] for i in moved] == pytest.approx(
         (after[moved] / limit).tolist(), rel=1e-4, abs=1e-6
@@ -73,14 +73,15 @@ def test_a_click_flips_a_bit(shown, bit, depend, moved):
     assert said.startswith(f"Byte {bit // 8}, bit {bit % 8} is bit ")
     assert f"{moved} weight{'s' if moved > 1 else ''} move" in said
     assert ("have code 0" in said or "has code 0" in said) == (moved < depend)
-    page.locator(f".bits [data-bit='{bit}']").click()  # and turns it back
+    page.locator(f".bits [data-bit='{bit}']").click()  # a second click turns it back
     assert_shows(page, None)
     noted.assert_nothing()
 
 
 def test_the_script_decodes_every_flip_as_the_package_does(shown):
     page, noted = shown()
-    for bit in range(0, bit_flips.BITS, 37):  # 37 and 8 have no common divisor: all places of a byte, all fields
+    # 37 and 8 have no common divisor: every place of a byte and every field occurs.
+    for bit in range(0, bit_flips.BITS, 37):
         page.evaluate(f"document.querySelector(\".bits [data-bit='{bit}']\").click()")
         assert_shows(page, bit)
     noted.assert_nothing()
@@ -94,7 +95,7 @@ def test_arrows_move_from_bit_to_bit_and_one_tab_leaves_the_map(shown):
     for key, bit in moves:
         page.keyboard.press(key)
         assert page.evaluate(FOCUSED) == bit, key
-        if key != "ArrowLeft" or bit != 7:  # at the first bit there is nothing to the left, and it stays flipped
+        if key != "ArrowLeft" or bit != 7:  # nothing is to the left of the first bit: it stays flipped
             assert_shows(page, bit)
     page.keyboard.press("Tab")
     assert page.evaluate("!document.activeElement.closest('.fields')")
@@ -107,7 +108,7 @@ def test_arrows_move_from_bit_to_bit_and_one_tab_leaves_the_map(shown):
 def test_the_large_bits_flip_their_byte(shown):
     page, noted = shown()
     page.get_by_role("button", name="of d", exact=True).click()
-    page.get_by_role("button", name="of d", exact=True).click()  # this one does not turn it back
+    page.get_by_role("button", name="of d", exact=True).click()  # a second click here does not turn it back
     large = page.locator(".large button")
     value = int(flipped(block(), EXPONENT_OF_D)[1])
     assert "".join(large.all_inner_texts()) == f"{value:08b}"

@@ -1,4 +1,4 @@
-"""Four formats over one block in a real browser: weights are moved by mouse and keys, and compared with the package."""
+"""Four formats over one block in a real browser: mouse and keys move weights, and the errors are the package's."""
 
 import re
 
@@ -14,7 +14,7 @@ LAYERS = {
 
 
 def shown(open_page, width: int = 1280, dark: bool = False):
-    """A page with the widget twice: one may not reach into the other."""
+    """A page with the widget twice: one must not change the other."""
     page, noted = open_page(width=width, dark=dark)
     style = "<style>body {color: #ddd; background: #121212}</style>" if dark else ""
     html = levels_over_block(LAYERS).html
@@ -34,7 +34,7 @@ def expected(weights: torch.Tensor, layer: str) -> dict[str, str]:
 
 
 def near(found: dict[str, str], wanted: dict[str, str]) -> bool:
-    """A digit may be rounded the other way: stored weights have six."""
+    """Stored weights have six digits, so the last printed digit of an error may be rounded the other way."""
     return list(found) == list(wanted) and all(abs(float(found[n]) - float(wanted[n])) < 0.11 for n in wanted)
 
 
@@ -67,7 +67,7 @@ def test_a_dragged_weight_moves_the_levels(open_page):
     page.mouse.down()
     page.mouse.move(x + 60 * towards, y, steps=3)
     page.mouse.up()
-    page.mouse.move(x - 60, y)  # the button is up: nothing follows
+    page.mouse.move(x - 60, y)  # the button is up, so nothing follows
     value = float(page.get_by_label("its value").first.input_value())
     assert abs(value) > 1.1 * block.weights.abs().max()
     after = ticks.evaluate_all("all => all.map(t => t.getAttribute('x1'))")
@@ -96,7 +96,7 @@ def test_weights_are_chosen_and_moved_by_keys(open_page):
     weights[1] = float(value.input_value())
     assert weights[1] > 1.1 * weights[2:].abs().max() and near(errors(page), expected(weights, "first"))
     row = page.locator("table").first.locator("tr").nth(2).locator("td")
-    assert float(row.nth(2).inner_text()) == pytest.approx(weights[1].item(), rel=1e-2)  # NF4 meets the largest
+    assert float(row.nth(2).inner_text()) == pytest.approx(weights[1].item(), rel=1e-2)  # NF4 is exact at the largest
     page.get_by_role("button", name="double the largest").first.click()
     assert float(value.input_value()) == pytest.approx(weights[1].item(), rel=1e-2), "a weight stays in the picture"
     for control in (which, value):

@@ -1,4 +1,4 @@
-"""The static site as a reader has it, without any other machine: nothing is missing, and everything on a page works."""
+"""The static site as a reader sees it, without other machines: nothing is missing, and everything on a page works."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ CHAPTERS = sorted(path.name for path in HTML.glob("[0-9][0-9]_*.html"))
 PAGES = ["index.html", *CHAPTERS, "glossary.html", "tool.html", "teaching.html"]
 FRAMES = "div.qtutor-frames"  # what qtutor.course.widgets.frames writes
 
-# What the reader sees within a box of frames: its pictures with their descriptions, and all text besides the controls'.
+# What the reader sees in a box of frames: its pictures with their descriptions, and all text except the controls'.
 SEEN = """box => ({
     pictures: [...box.querySelectorAll('[data-frame] img')].map(img => img.src),
     described: [...box.querySelectorAll('[data-frame] img')].map(img => img.alt),
@@ -27,7 +27,7 @@ SEEN = """box => ({
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format, *args):
-        """Say nothing: the tests look at the answers themselves."""
+        """Print nothing: the tests look at the answers themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_what_is_folded_opens_by_keyboard(open_page, site, name):
 
 
 def values_of(control) -> tuple[int, list[str]]:
-    """How many steps a control has, and the keys that go through all of them, from the first on."""
+    """How many values a control has, and the keys that go through all of them, from the first one."""
     kind = control.evaluate("c => c.type")
     if kind == "checkbox":
         return 2, ["Space"]
@@ -116,7 +116,7 @@ def values_of(control) -> tuple[int, list[str]]:
 
 
 def move_every_control(page) -> int:
-    """Step every control on the page through its values; each step must show something else. How many were moved."""
+    """Step every control on the page through its values; each step must change its box. Returns how many there are."""
     controls = page.locator(f"{FRAMES} input, {FRAMES} select")
     for control in controls.all():
         box = control.locator("xpath=ancestor::div[contains(@class, 'qtutor-frames')]")
@@ -172,7 +172,7 @@ def test_every_link_leads_somewhere(open_page, site):
         for target in targets:
             address, fragment = urldefrag(target)
             if not address.startswith(site):
-                # other machines: only where a text names its sources, and never a button of the theme's
+                # another machine: a source that the text names; links outside of the text have their own test
                 assert urlsplit(address).scheme == "https", f"{name} links to {target}"
                 continue
             file = unquote(urlsplit(address).path).lstrip("/") or "index.html"
@@ -183,7 +183,7 @@ def test_every_link_leads_somewhere(open_page, site):
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    """The script of axe-core, which finds what readers with disabilities trip over."""
+    """The script of axe-core, which finds barriers for readers with disabilities."""
     import axe_playwright_python
 
     return (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
@@ -239,7 +239,7 @@ def test_on_paper_there_is_the_text_alone(open_page, site):
     page.emulate_media(media="print")
     for hidden in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".prev-next-footer"):
         assert not page.locator(hidden).first.is_visible(), hidden
-    assert page.locator("h1:visible").count() == 1  # the theme prints a title of its own
+    assert page.locator("h1:visible").count() == 1  # the theme prints its own title
     cut_off = (
         "[...document.querySelectorAll('article pre')].filter(pre => pre.scrollWidth > pre.clientWidth + 1).length"
     )
@@ -261,7 +261,7 @@ def test_a_word_of_the_glossary_is_explained_under_the_mouse_and_on_its_page(ope
     link = page.locator("article a[href*='glossary.html#zero-point']")
     assert link.count() == 1 and link.get_attribute("title").startswith("The code that stands for 0.")
     link.click()
-    page.locator("section#zero-point h2").wait_for(state="visible")  # fails if it never is
+    page.locator("section#zero-point h2").wait_for(state="visible")  # fails if it never becomes visible
 
 
 def test_the_frame_of_the_page_has_no_links_to_other_machines(open_page, site):
@@ -278,7 +278,7 @@ def test_the_frame_of_the_page_has_no_links_to_other_machines(open_page, site):
 def test_the_search_finds_a_word_of_a_chapter_and_shows_its_text(open_page, site, from_disk):
     page, noted = open_page()
     page.goto(f"{HTML.as_uri() if from_disk else site}/search.html?q=perplexity")
-    # Results come one after the other, so the list is not whole when its first is there.
+    # Results appear one after the other, so the list is not complete when the first result is there.
     page.locator('#search-results li a[href*="02_round_to_nearest.html"]').first.wait_for()
     snippet = page.locator("#search-results li p.context", has_text="perplexity").first
     snippet.wait_for()

@@ -1,4 +1,4 @@
-"""A block in four formats in a real browser: put on the page like a live widget, then clicked, and moved by keys."""
+"""A block in four formats in a real browser: put on the page like a live widget, then used by mouse and keys."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_a_click_and_the_arrows_mark_the_same_weight_in_all_formats(open_page):
         at += step
         assert page.evaluate(FOCUSED) == f"output {at // 32}, input {at % 32}"
         assert page.evaluate(MARKS, "w") == expected(block, at)
-        # The words of a live click are those of the page as it was drawn.
+        # The script writes the same words as Python does when it draws this weight.
         told = page.locator(".where").all_inner_texts()
         page.evaluate(
             "html => { const other = document.createElement('div'); other.innerHTML = html; "
@@ -49,7 +49,7 @@ def test_a_click_and_the_arrows_mark_the_same_weight_in_all_formats(open_page):
             formats_html(block, "a layer", start=at),
         )
         assert told == page.evaluate("window.drawn")
-    page.keyboard.press("Tab")  # one stop for all the codes, as in any grid
+    page.keyboard.press("Tab")  # all codes are one stop of the Tab key, as in any grid
     assert page.evaluate("!document.activeElement.closest('.qtutor-formats')")
     noted.assert_nothing()
 

@@ -1,4 +1,4 @@
-"""The budget of chapter 12 in a real browser, as the book shows it: every place of the slider, by keys."""
+"""The budget of chapter 12 in a real browser, as the book shows it: keys move the slider to every place."""
 
 import json
 import re
@@ -19,7 +19,7 @@ POINTS = [point for of in FAMILIES.values() for point in of]
 def test_every_budget_shows_the_best_that_fit(open_page, width, dark):
     page, noted = open_page(width=width, dark=dark)
     widget = budget(FAMILIES, steps=6)
-    page.set_content(f"<!doctype html><body>{widget.still}{widget.still}</body>")  # one may not reach into the other
+    page.set_content(f"<!doctype html><body>{widget.still}{widget.still}</body>")  # one must not change the other
     slider, picture = page.get_by_label("MB").first, page.locator("[data-frame] img").first
     labels = json.loads(slider.get_attribute("data-labels"))
     other = page.locator("[data-frame] img").nth(1).get_attribute("alt")

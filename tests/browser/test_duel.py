@@ -22,16 +22,16 @@ def layer():
 
 
 def shown(page) -> list[float]:
-    """Both errors, in per cent, as they stand above the panels."""
+    """Both errors in per cent, as shown above the panels."""
     return [float(text.replace("\u00a0%", "")) for text in page.locator(".error").all_inner_texts()]
 
 
 def assert_as_in_python(page, layer, bits: int) -> None:
-    """What is shown, to the last digit, is what the package finds in the page's own order after as many steps."""
+    """The page shows, to the last digit, what the package computes in the page's order after as many steps."""
     state = page.evaluate(STATE)
     found = trace(layer[0][ROW], layer[1], bits, state["order"])
     expected = [100 * errors[state["step"]].item() for errors in (found.gptq, found.rtn)]
-    assert shown(page) == pytest.approx(expected, abs=0.0051)  # half a unit of the second place
+    assert shown(page) == pytest.approx(expected, abs=0.0051)  # half a unit of the second decimal place
     labels = page.locator(".panel.gptq .columns button").evaluate_all("all => all.map(b => b.ariaLabel)")
     values = [float(re.search(r": (-?[\d.]+),", label)[1]) for label in labels]
     assert values == pytest.approx(found.states[state["step"]].tolist(), abs=0.000051)
@@ -42,7 +42,7 @@ def test_every_step_of_every_order_is_that_of_the_package(open_page, layer, bits
     page, noted = open_page()
     page.set_content("<main></main>")
     html = duel_html(duel_data(layer[0][ROW], layer[1], bits, range(WIDTH)), "a row", "<p>no scripts</p>")
-    page.evaluate("html => { document.querySelector('main').innerHTML = html; }", html)  # as a live widget puts it
+    page.evaluate("html => { document.querySelector('main').innerHTML = html; }", html)  # as a live widget does
     page.locator(".panel").first.wait_for()
     orders = presets(layer[1])
     for name in [*orders, "random"]:

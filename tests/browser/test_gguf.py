@@ -41,7 +41,7 @@ def test_a_click_and_the_arrows_move_from_byte_to_byte(open_page, path):
         assert page.evaluate(FOCUSED) == f"byte {byte}"
         assert page.locator(".about").inner_text().startswith(f"Byte {byte} is")
         assert page.evaluate(MARKED) == weights_of("Q4_K", byte)
-    page.keyboard.press("Tab")  # one stop for all the bytes, as in any grid
+    page.keyboard.press("Tab")  # all bytes are one stop of the Tab key, as in any grid
     assert page.evaluate("!document.activeElement.closest('.qtutor-block')")
     noted.assert_nothing()
 

@@ -1,4 +1,4 @@
-"""Chapters in a live JupyterLab, as a learner has them: cells run, controls change their pictures, checks answer."""
+"""Chapters in a live JupyterLab, as a learner uses them: cells run, controls change their pictures, checks answer."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ CONTROLS = ", ".join(
         "button.jupyter-button",
     ]
 )
-# What a widget shows: all its HTML (pictures with their texts, tables) besides the controls' own readouts.
+# What a widget shows: all its HTML (pictures with their texts, tables) except the controls' own readouts.
 SHOWN = """control => [...control.closest('.jp-OutputArea-output').querySelectorAll('.widget-html-content, img')]
     .map(shown => shown.tagName === 'IMG' ? shown.src : shown.innerHTML).join('\\n')"""
 
@@ -40,19 +40,19 @@ def lab(tmp_path_factory):
 
 
 def move(page, control) -> None:
-    """Move a control by its keys to another value, and wait until its widget shows something else."""
+    """Move a control to a different value with the keyboard, and wait until its widget shows something different."""
     before = control.evaluate(SHOWN)
     kind = control.evaluate("c => c.type || c.className")
     if "noUi-handle" in kind:
         at_the_end = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemax")
         control.press("ArrowLeft" if at_the_end else "ArrowRight")
     elif kind == "select-one":
-        # JupyterLab takes a bare arrow key for itself (next cell), so the list has to be opened first, as with a mouse.
+        # JupyterLab uses a bare arrow key itself (next cell), so the list has to be opened first, as with a mouse.
         control.press("Space")
         page.keyboard.press("ArrowUp" if control.evaluate("c => c.selectedIndex === c.length - 1") else "ArrowDown")
         page.keyboard.press("Enter")
     elif kind == "number":
-        # A field for whole numbers takes 3.3 for 3, so that would not be another value where it is 3 already.
+        # A field for whole numbers makes 3 of 3.3. If its value is 3 already, that would not change it.
         control.fill("2" if control.input_value() == "3" else "3.3")
         control.press("Enter")
     elif kind == "text":

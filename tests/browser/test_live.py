@@ -1,4 +1,4 @@
-"""Widgets without a kernel in a real browser: dragged, moved by keys, and compared with Python's results."""
+"""Widgets without a kernel in a real browser: mouse and keys move them, and their numbers are those of Python."""
 
 import json
 import re
@@ -18,7 +18,7 @@ SIZES = pytest.mark.parametrize("width, dark", [(1280, False), (390, True)], ids
 
 
 def shown(open_page, widget: Live, width: int = 1280, dark: bool = False):
-    """A page with the widget twice: one may not reach into the other."""
+    """A page with the widget twice: one must not change the other."""
     page, noted = open_page(width=width, dark=dark)
     style = "<style>body {color: #ddd; background: #121212}</style>" if dark else ""
     page.set_content(f"<!doctype html><body>{style}{widget.html}{widget.html}</body>")
@@ -55,7 +55,7 @@ def test_a_dragged_level_changes_the_error_and_lloyds_step_lowers_it(open_page, 
     page.mouse.down()
     page.mouse.move(x + 9, y, steps=3)
     page.mouse.up()
-    page.mouse.move(x + 60, y)  # the button is up: nothing follows
+    page.mouse.move(x + 60, y)  # the button is up, so nothing follows
     moved = levels_of(page)
     assert moved[12] > LEVELS["int4"][12] + 0.01 and moved[:12] == pytest.approx(LEVELS["int4"][:12], abs=1e-4)
     before = said(page)
@@ -65,7 +65,7 @@ def test_a_dragged_level_changes_the_error_and_lloyds_step_lowers_it(open_page, 
     after = said(page)
     assert float(after[0]) < float(before[0])
     expected = lloyd_step(points, torch.tensor(moved, dtype=torch.float64))
-    expected[8] = 0  # it stays
+    expected[8] = 0  # this level stays at 0
     assert levels_of(page) == pytest.approx(expected.tolist(), abs=2e-3)
     # The other widget on the page did not move.
     assert page.locator(".qtutor-live").nth(1).locator(".said").first.inner_text().startswith("Error 10")
@@ -111,7 +111,7 @@ def test_levels_move_by_keys_and_stop_at_their_neighbours(open_page):
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     assert levels_of(page)[4] == pytest.approx(start[4] + 0.005, abs=2e-4)
-    handles.nth(8).focus()  # the one that stays at 0
+    handles.nth(8).focus()  # the level that stays at 0
     page.keyboard.press("ArrowRight")
     assert levels_of(page)[8] == 0 and handles.nth(8).get_attribute("aria-disabled") == "true"
     page.get_by_label("one level stays at 0").first.uncheck()

@@ -1,4 +1,4 @@
-"""Types of a GGUF file's matrices: which types fit, their loss against llama.cpp's mixes of that size, and refusals."""
+"""Types for the matrices of a GGUF file: they fit, lose less than llama.cpp's mixes of that size, or are refused."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_less_is_lost_than_by_the_mix_of_that_size(mix, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_size_is_kept_to_the_byte(tied, tmp_path):
-    """Every matrix has a type, narrow rows one that fits; a byte less than the smallest file is refused."""
+    """Every matrix gets a type, and narrow rows get one that fits. A byte less than the smallest file is refused."""
     model, ids = tiny(tied=tied), some_ids(4, 32)
     with pytest.raises(qtutor.QtutorError, match="with every layer at its smallest block type, ") as error:
         block_types.choose(model, ids, letters(), target_size=1)
@@ -41,13 +41,13 @@ def test_the_size_is_kept_to_the_byte(tied, tmp_path):
         assert file.stat().st_size <= size and (size > smallest or file.stat().st_size == size)
     stored = {name for name, info in gguf.read(file).tensors.items() if info.type.name != "F32"}
     assert types.keys() == stored and ("output.weight" in types) == (not tied)
-    assert set(types.values()) <= {"Q4_0", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"}  # 256 divides none of these rows
+    assert set(types.values()) <= {"Q4_0", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0"}  # 256 does not divide these rows
     with pytest.raises(qtutor.QtutorError, match="are too few"):
         block_types.choose(model, ids, letters(), target_size=smallest - 1)
 
 
 def test_what_matters_more_gets_more():
-    """A block whose inputs are scaled down hardly moves the model; importance is looked at, too."""
+    """A layer whose weights are 100 times as large gets more bits. With importance, the same matrices get types."""
     model, ids = tiny(), some_ids(4, 32)
     with torch.no_grad():
         model.model.layers[0].self_attn.o_proj.weight.mul_(100)

@@ -1,4 +1,4 @@
-"""Bits by layer: the choice against all choices, predicted losses against measured ones, and budgets that are kept."""
+"""Bits by layer: the choice is compared with all choices, predicted with measured losses, and budgets are kept."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ CHOICES = (2, 3, 4)
 
 @st.composite
 def tables(draw):
-    """Sizes and costs of up to five layers; more bits take more and usually cost less."""
+    """Sizes and costs of up to five layers. More bits take more bytes; the costs are random."""
     sizes, costs = {}, {}
     for layer in "abcde"[: draw(st.integers(1, 5))]:
         weights = draw(st.integers(1, 50))
@@ -42,7 +42,7 @@ def test_the_choice_fits_and_is_the_best_up_to_one_step(table, share):
     every = [dict(zip(sizes, bits)) for bits in itertools.product(CHOICES, repeat=len(sizes))]
     loss = {tuple(one.values()): sum(costs[n][b] for n, b in one.items()) for one in every}
     best = min(loss[tuple(one.values())] for one in every if sum(sizes[n][b] for n, b in one.items()) <= allowed)
-    # A price finds the best choice of the size that it arrives at; what is between two such sizes is one layer's step.
+    # A price per byte finds the best choice for the size that it leads to. The next such size is one layer's step away.
     step = max(max(row.values()) - min(row.values()) for row in costs.values())
     assert best <= loss[tuple(chosen.values())] + 1e-9 and loss[tuple(chosen.values())] <= best + step + 1e-9
     if share == 1:
@@ -53,7 +53,7 @@ def test_a_layer_that_matters_more_gets_more():
     sizes = {name: {2: 20, 3: 30, 4: 40} for name in "ab"}
     costs = {"a": {2: 16.0, 3: 4.0, 4: 1.0}, "b": {2: 0.16, 3: 0.04, 4: 0.01}}
     assert budget.allocate(sizes, costs, 60) == {"a": 4, "b": 2}
-    assert budget.allocate(sizes, costs, 79) == {"a": 4, "b": 3}  # what is left is spent
+    assert budget.allocate(sizes, costs, 79) == {"a": 4, "b": 3}  # the rest of the budget is spent
     assert budget.allocate(sizes, costs, 40) == {"a": 2, "b": 2}
     with pytest.raises(qtutor.QtutorError, match="39 bytes are too few: with every layer at 2 bits, 40 are needed"):
         budget.allocate(sizes, costs, 39)
@@ -69,14 +69,14 @@ def embedded():
 
 
 def test_predicted_losses_are_those_that_are_measured(embedded):
-    """In the same order, right in the middle, within a factor of 5 at worst.
+    """Predictions have nearly the right order, a median ratio near 1, and are wrong by a factor of 5 at worst.
 
-    Outputs are taken as independent. But errors of v add up over the tokens that attend to it (four times as much is
-    measured), and some of k's cancel in the softmax (a third is measured).
+    The prediction takes outputs as independent. But errors of v add up over the tokens that attend to it (the measured
+    loss is four times the predicted one), and some errors of k cancel in the softmax (the measured loss is a third).
     """
     model, tokenizer, _, recipes = embedded
     held_out = qtutor.evaluate.held_out_tokens(tokenizer, 4096).reshape(-1, 256)
-    table = budget.losses(model, held_out, recipes)  # half of it is read
+    table = budget.losses(model, held_out, recipes)  # half of the text is read
     predicted, measured = [], []
     for name in list(recipes)[::2]:
         for bits in (3, 4):
@@ -92,7 +92,7 @@ def test_predicted_losses_are_those_that_are_measured(embedded):
 
 
 def test_half_a_bit_more_wins_back_more_than_half(embedded):
-    """KL at a mean of 3.5 bits is at least 20 % below the middle between all at 3 and all at 4."""
+    """KL at a mean of 3.5 bits is at least 20 % below the mean of the KLs with all layers at 3 bits and all at 4."""
     model, tokenizer, calibration, *_ = embedded
     held_out = qtutor.evaluate.held_out_tokens(tokenizer, 8192)
 

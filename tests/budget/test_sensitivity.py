@@ -1,4 +1,4 @@
-"""What rounding a layer costs: block by block as with the whole model in one graph, from files as from memory."""
+"""The cost of rounding a layer: the same block by block as in one graph of the model, and from files as from memory."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def finer(weight: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_block_by_block_as_in_one_graph(family):
-    """The embedding and the output matrix among them: Gemma and Granite multiply what is looked up."""
+    """Also for the embedding and the output matrix: Gemma and Granite multiply the embeddings that are looked up."""
     model, ids = small.random(family), small.calibration()[:3, :16]
     names = [*linear_layers(model), family_of(model).embedding, family_of(model).head]
     choices = {"halves": halves, "finer": finer}
@@ -69,7 +69,7 @@ def test_the_rows_of_some_outputs_stand_for_all(monkeypatch):
     full = losses_of(model, ids, roundings)
     monkeypatch.setattr("qtutor.budget.sensitivity.ROWS", 16)
     some, whole = losses_of(model, ids, roundings), losses_of(model, ids, roundings, set(roundings))
-    for name in full:  # all rows, in another order
+    for name in full:  # all rows, in a different order
         assert whole[name]["finer"] == pytest.approx(full[name]["finer"], rel=1e-5)
         assert some[name]["finer"] != pytest.approx(full[name]["finer"], rel=1e-5)
     ratios = torch.tensor([some[name]["finer"] / full[name]["finer"] for name in full])

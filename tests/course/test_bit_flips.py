@@ -1,4 +1,4 @@
-"""Flipped bits of a block: the stored results are those of the decoder today, and bits change the right weights."""
+"""Flipped bits of a block: the decoder still computes the stored results, and every bit changes the right weights."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_the_stored_settings_and_bytes_are_those_of_today(decoder):
     assert len(stored["texts"]) == len(set(stored["texts"])) == max(stored["text_of"]) + 1
 
 
-# Bits of every kind, and those next to both ends of KL.
+# Bits of every kind. Some have nearly the highest KL, and some nearly the lowest.
 @pytest.mark.parametrize("bit", [0, 9, 13, EXPONENT_OF_D, 15, 28, 30, 37, HIGH_BIT_OF_SCALE_7, 100, CODE, 700, 1151])
 def test_the_stored_numbers_are_those_that_the_decoder_computes(decoder, bit):
     assert decoder.kl(bit) == pytest.approx(document()["kl"][bit], rel=0.01, abs=1e-10)
@@ -57,7 +57,7 @@ def test_the_decoder_is_whole_again_afterwards(decoder):
 
 
 def test_a_flip_costs_what_the_package_measures_on_the_same_tokens(decoder):
-    """By a second way: two float32 models, the layer's bytes changed in the whole tensor, and evaluate.compare."""
+    """Measured in a second way: two float32 models, a bit flipped in the whole tensor's bytes, and evaluate.compare."""
     models = []
     for damaged in (True, False):
         model, tokenizer = qtutor.load_decoder()

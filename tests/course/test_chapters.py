@@ -22,7 +22,7 @@ def text(cell) -> str:
 
 
 def cells_with_exercises() -> list[tuple[str, str, str, list]]:
-    """(chapter, exercise, function, cells of the master up to the exercise's own) of every exercise cell."""
+    """For every exercise cell: (chapter, exercise, function, cells of the master up to and with this cell)."""
     found = []
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -45,11 +45,11 @@ def defined(source: str, function: str, cells: list) -> object:
             tree = ast.parse(re.sub(r"^[%!].*$", "", text(cell), flags=re.MULTILINE))
             wanted = ast.Import | ast.ImportFrom
             if SOLUTION.search(text(cell)) and cell is not cells[-1]:
-                wanted |= ast.FunctionDef  # a solution may call those of the exercises before it
+                wanted |= ast.FunctionDef  # a solution may call the solutions of earlier exercises
             tree.body = [node for node in tree.body if isinstance(node, wanted)]
             exec(compile(tree, "imports", "exec"), names)
     tree = ast.parse(source)
-    tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]  # not the check itself
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]  # without the call of check
     exec(compile(tree, "cell", "exec"), names)
     return names[function]
 
@@ -75,7 +75,7 @@ def test_the_task_stands_above_with_difficulty_minutes_and_hints(chapter, name, 
     assert lines[0].startswith("### Exercise · ")
     assert next(line for line in lines[1:] if line) == f"Difficulty {exercise.dots} · {exercise.minutes} minutes"
     hints = [text(task).count(f"<summary>Hint {number}</summary>") for number in (1, 2)]
-    assert hints == ([0, 0] if exercise.difficulty == 4 else [1, 1])  # 4: optional, for those who want no help
+    assert hints == ([0, 0] if exercise.difficulty == 4 else [1, 1])  # 4: optional, without help
     definition = ast.parse(text(cells[-1])).body[0]
     assert ast.get_docstring(definition) and definition.returns is not None
     assert all(argument.annotation is not None for argument in definition.args.args)

@@ -1,4 +1,4 @@
-"""The costs of the kinds of scales, against a slow version of each; and costs are those of the recipes themselves."""
+"""The errors of each kind of scale agree with a slow version, and the costs are those of the recipes themselves."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ LAYERS = {"a": some(0), "b": some(1) ** 3}
 
 
 def slow_error(weight: torch.Tensor, kind: str, block: int) -> float:
-    """One block after the other, in plain Python."""
+    """The relative error, computed block by block in plain Python."""
     off = all_squares = 0.0
     unit = NVFP4.for_tensor(weight).unit
     for some_weights in weight.reshape(-1, block).tolist():
@@ -52,7 +52,7 @@ def test_errors_by_scale(kind):
 
 
 def test_fours_are_counted():
-    six = torch.tensor([6.0, 4.0, 3.0, 2.0] * 4)  # all on levels, with the largest at 6
+    six = torch.tensor([6.0, 4.0, 3.0, 2.0] * 4)  # if the largest becomes 6, all are levels
     five = torch.tensor([6.0, 5.0, 5.0, 5.0] * 4)
     weight = torch.stack([torch.cat([six, five]), torch.cat([five, six])])
     assert float_blocks.fours({"one": weight}) == 0.5
@@ -71,6 +71,6 @@ def test_costs_are_those_of_the_recipes():
         own = [rtn.quantize(model.get_submodule(r.name).weight.detach(), recipe.grid, recipe.group_size) for r in
                report.rows]  # fmt: skip
         weights = sum(q.codes.numel() for q in own)
-        if not label.startswith("NF4"):  # whose scales are in 8 bits
+        if not label.startswith("NF4"):  # NF4 stores its scales in 8 bits
             assert found[label].bits == pytest.approx(8 * sum(q.nbytes for q in own) / weights)
     assert 4.2 < found["MXFP4, blocks of 32"].bits < found["NVFP4, blocks of 16"].bits < 4.6

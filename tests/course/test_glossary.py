@@ -1,4 +1,4 @@
-"""The glossary: every word explained once, every chapter linked to it at the first use of a word and nowhere else."""
+"""The glossary explains every word once. Every chapter links a word to it at the first use, and nowhere else."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_about_forty_words_each_in_one_or_two_sentences_with_a_chapter_that_is_t
     assert len(glossary.terms()) >= 40
     for term in glossary.terms():
         assert term.chapter in chapters and {*term.only} <= chapters and {*term.not_in} <= chapters, term.name
-        assert re.fullmatch(r"[A-Za-z0-9 -]+", term.name)  # so that every program makes the same anchor of it
+        assert re.fullmatch(r"[A-Za-z0-9 -]+", term.name)  # every program makes the same anchor from such a name
         assert 1 <= len(re.findall(r"[.](?:\s|$)", term.text)) <= 3 and len(term.text) <= 230, term.text
         assert not re.search(r'["`$*\[\]<>]', term.text), term.text
 
@@ -72,7 +72,7 @@ def test_a_chapter_links_each_word_that_it_uses_once_and_is_otherwise_the_same(p
     for found in links:
         term = by_anchor[found[2]]
         assert found[3] == term.text and term.is_meant_in(path.name)
-    # Slow and obvious: a word that stands in running text is linked.
+    # A slow and simple check: a word that stands in running text is linked.
     left_alone = r"<details>.*?</details>|^#.*?$|^    .*?$|`[^`]*`|\$+[^$]*\$+|\[[^\]]*\]\([^)]*\)"
     text = "\n".join(re.sub(left_alone, "", source, flags=re.S | re.M) for source in prose(notebook))
     for term in glossary.terms():

@@ -1,4 +1,4 @@
-"""The places of weights in four formats: found by trying the writers, compared here with the formats' descriptions."""
+"""The places of weights in four formats, found by trials with the writers, agree with the formats' descriptions."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def layer():
 
 
 def expected_place(name: str, output: int, input: int) -> int:
-    """The half byte of a weight, by the formats' descriptions; the low half of a byte is counted first."""
+    """The number of a weight's half byte, from the formats' descriptions; the low half of a byte comes first."""
     word, nibble = {
         "GPTQ": (input // 8 * 8 + output, input % 8),
         "AWQ": (input, ORDER.index(output)),
@@ -43,7 +43,7 @@ def test_half_bytes_hold_the_codes_scales_and_zeros_of_the_block(layer, at):
     laid = layouts.side_by_side(block)[at]
     assert np.array_equal(laid.part("codes").data[laid.places()[:, 0] // 2] >> 4 * (laid.places()[:, 0] % 2) & 15,
                           block.codes.flatten().numpy())  # fmt: skip
-    scales = laid.part("scales").data[laid.places("scales")[:, ::2] // 2]  # two bytes of each
+    scales = laid.part("scales").data[laid.places("scales")[:, ::2] // 2]  # each scale takes two bytes
     assert np.array_equal(scales.copy().view(np.float16).ravel(), block.scales.flatten().numpy())
     zeros = laid.part("zeros")
     assert (zeros is None) == (laid.format in ("GGUF Q4_0", "compressed-tensors"))

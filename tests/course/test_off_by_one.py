@@ -1,4 +1,4 @@
-"""Weights that are one step off: by how much, to which side, and the effect on inputs."""
+"""Weights that are one step off: how far, to which side, and the effect on the inputs of layers."""
 
 import copy
 
@@ -42,7 +42,7 @@ def test_inputs_lean_where_all_errors_have_one_sign(packed):
     plain, chance, one = (lean(of, ids) for of in (packed, stepped(packed, random=True), stepped(packed)))
     assert list(one) == [f"{block}: {of}" for block in (0, 1) for of in ("q, k, v", "o", "gate, up", "down")]
     assert max(plain.values()) < 0.2 and max(chance.values()) < 0.2
-    assert one["0: q, k, v"] == pytest.approx(plain["0: q, k, v"], abs=1e-3)  # nothing was multiplied yet
+    assert one["0: q, k, v"] == pytest.approx(plain["0: q, k, v"], abs=1e-3)  # no changed weight comes before them
     assert min(list(one.values())[3:]) > 0.5
     assert not any(module._forward_pre_hooks for module in packed.modules())
 
@@ -58,4 +58,4 @@ def test_inputs_that_are_all_equal_lean_fully():
 
     model = torch.nn.ModuleDict({"0": Attention()})
     model.forward = model["0"].forward
-    assert lean(copy.copy(model), None) == {"0: q, k, v": 0.5}  # 1 and 0, on average
+    assert lean(copy.copy(model), None) == {"0: q, k, v": 0.5}  # the mean of 1 and 0

@@ -39,7 +39,7 @@ def test_slips(shown):
 def test_how_much_inputs_have_to_do_with_each_other(shown):
     hessian = torch.tensor([[4.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     tables.correlations({"q": hessian})
-    # One pair of three is correlated, with -1/2; that leaves 1 - 1/4 of the squared error of both, the third keeps all.
+    # One pair of three is correlated, with -1/2. Both keep 1 - 1/4 of their squared error, and the third keeps all.
     assert cells(shown[0])[1] == ["q", "3", "0.17", "0.50", "2.0", "75%"]
 
 

@@ -37,7 +37,7 @@ def test_a_row_for_each_number_of_bits(shown, measured):
 def test_what_suffers_is_told_as_parts_of_what_was_right(shown, measured):
     tables.what_suffers_first(measured, questions=100, functions=25)
     assert "arithmetic lost 25 % of its right answers, the rest 0 %." in shown[0]
-    assert "(at least 5 points) at: 4 bits." in shown[0]  # at 3 and 2 both lost the same
+    assert "(at least 5 points) at: 4 bits." in shown[0]  # at 3 and 2 bits, both lost the same parts
     assert "arithmetic is at most 5 points, and of valid Python 10." in shown[0]
 
 

@@ -57,4 +57,4 @@ def test_the_limit_of_speed_says_its_numbers_to_those_who_cannot_see_it():
     still = speed_limits(lambda billions, bits: (billions * bits / 8, {"a": 100 / billions, "b": 12.3456})).still
     assert "for 8 billion weights of 16 bits, 16.0 GB: 12.5 on a, 12.3 on b." in still
     assert "for 70 billion weights of 2 bits" in still
-    assert "<table" not in still  # the bars have their numbers
+    assert "<table" not in still  # the numbers stand on the bars

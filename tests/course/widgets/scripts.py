@@ -13,9 +13,9 @@ needs_node = pytest.mark.skipif(NODE is None, reason="node is not here: the brow
 
 
 def evaluate(name: str, expression: str, **given):
-    """The value of a JavaScript ``expression`` in which the script ``name`` and the names ``given`` are known.
+    """The value of a JavaScript ``expression`` that may use the script ``name`` and the values ``given``.
 
-    Infinity comes back as the text "Infinity", since JSON has no such number.
+    Infinity comes back as the text "Infinity", because JSON has no such number.
     """
     lines = [script(name), *(f"const {key} = {json.dumps(value)};" for key, value in given.items())]
     lines.append("const plain = (key, value) => (value === Infinity ? 'Infinity' : value);")

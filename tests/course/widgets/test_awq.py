@@ -51,20 +51,20 @@ def test_the_numbers_are_those_of_awqs_own_search(widget):
 
 
 def kl_of_the_whole(ratio: float, bits: int, group_size: int) -> float:
-    """A tiny decoder with all layers rounded, those whose scale can be folded with this ratio."""
+    """The KL of a tiny decoder with all layers rounded. Layers whose scale can be folded use this ratio."""
     rounded = tiny()
     for name, seen in layer_inputs(tiny(), some_ids(2)).items():
         layer = rounded.get_submodule(name)
-        folds = not name.endswith("o_proj")  # one head of v feeds two of q
+        folds = not name.endswith("o_proj")  # v has fewer heads than q, so no scale of o's inputs can be folded into v
         scale = awq.scale_of(seen.mean_abs.float(), ratio if folds else 0.0)
         layer.weight.data = rtn.quantize(layer.weight.data * scale, IntGrid(bits), group_size).dequantize() / scale
     return evaluate.compare(rounded, tiny(), some_ids(2)).kl
 
 
 def test_every_pair_that_can_be_scaled_is_offered(widget):
-    per_block = ("q_proj, k_proj, v_proj", "gate_proj, up_proj", "down_proj")  # v and o differ in shape
+    per_block = ("q_proj, k_proj, v_proj", "gate_proj, up_proj", "down_proj")  # v and o have different shapes
     assert list(controls(widget)["layers"].options) == [f"{i}: {names}" for i in (0, 1) for names in per_block]
-    assert [size for _, size in controls(widget)["group size"].options] == [-1, 64, 32]  # 128 divides no row of 64
+    assert [size for _, size in controls(widget)["group size"].options] == [-1, 64, 32]  # 128 does not divide 64
 
 
 def test_what_is_stored_has_a_frame_for_every_combination_and_says_what_it_shows(widget):
@@ -110,4 +110,4 @@ def test_the_ratio_moves_without_a_new_search(widget, monkeypatch):
     for ratio in (0.2, 0.3, 0.4):
         moved["ratio"].value = ratio
         assert shown(widget)[0] == f"{ratio:.2f}"
-    assert time.process_time() - began < 3 * 0.5  # some 0.05 s each on an idle machine
+    assert time.process_time() - began < 3 * 0.5  # about 0.05 s each on an idle machine

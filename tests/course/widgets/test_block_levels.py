@@ -1,4 +1,4 @@
-"""Four formats over a block: the script rounds as the package does, and the blocks are what they are called."""
+"""Four formats over a block: the script rounds as the package does, and each block is what its name says."""
 
 import json
 import math
@@ -34,7 +34,7 @@ EDGES = torch.stack([
 
 
 def broken(number: float) -> torch.Tensor:
-    """A layer with one weight that is no number."""
+    """A layer in which one weight is ``number`` (NaN or infinite)."""
     weight = LAYERS["first"].clone()
     weight[50, 3] = number
     return weight
@@ -81,7 +81,7 @@ def test_what_is_compared_is_each_formats_own_rounding(seed, power):
 
 @pytest.mark.parametrize("sample", [2**16, 2**11])
 def test_the_blocks_are_what_they_are_called(monkeypatch, sample):
-    """Of a layer with more weights than are looked at, whole rows are taken."""
+    """If a layer has more weights than the sample, the sample is a set of whole rows."""
     monkeypatch.setattr(block_levels, "SAMPLE", sample)
     for name, weight in LAYERS.items():
         told = {block.what: block for block in block_levels.told_blocks(name, weight)}

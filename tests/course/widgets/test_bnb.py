@@ -1,4 +1,4 @@
-"""The widgets of chapter 04: they draw and say what the package computes, and what a layer in int8 does."""
+"""The widgets of chapter 04: they show what the package computes, and what a layer in int8 does."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_what_is_seen_are_the_weights_their_levels_and_how_often_each_is_used(fo
     assert relative.abs().amax(dim=-1).allclose(torch.ones(64, 4))
     assert (levels.diff() >= 0).all() and len(levels) == len(shares) == 2**quantized.grid.bits
     assert shares.sum().item() == pytest.approx(1)
-    # The share of the lowest level is that of the weights which came back as the lowest of their block's levels.
+    # The share of the lowest level is the share of weights that were rounded to the lowest level of their block.
     lowest = quantized.codes == (0 if isinstance(quantized.grid, IntGrid) else quantized.grid.values.index(-1.0))
     assert shares[0].item() == pytest.approx(lowest.float().mean().item())
 
@@ -78,7 +78,7 @@ def test_the_table_says_what_the_package_computes():
     ]
     control(explorer, "NF4, FP4: scales in 8 bits").value = True
     assert cells(explorer)[3:5] == ["8 bits, with scales of their own", f"{bnb.quantize(weight).nbytes:,}"]
-    control(explorer, "format").value = "int4 asymmetric"  # has no such choice
+    control(explorer, "format").value = "int4 asymmetric"  # this format has no such choice
     assert cells(explorer)[3:] == ["16 bits", f"{rtn.quantize(weight, IntGrid(4), 64).nbytes:,}", "4.312"]
 
 
@@ -89,7 +89,7 @@ def test_every_control_changes_what_is_shown():
         before = explorer.children[-1].value
         control(explorer, name).value = value
         assert explorer.children[-1].value != before, name
-    assert len(stored(explorer.still)) == 20  # five formats, two sizes of blocks, scales as they are and in 8 bits
+    assert len(stored(explorer.still)) == 20  # five formats, two sizes of blocks, scales not rounded or in 8 bits
 
 
 def test_a_large_layer_is_sampled_and_its_bytes_are_not():

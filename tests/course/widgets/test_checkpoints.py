@@ -21,7 +21,7 @@ def layer(rows: int = 16, columns: int = 64, seed: int = 0):
 
 
 def panels_of(html: str) -> list[dict]:
-    """Of each format: its places by kind, its digits in the order of half bytes, and which digits are marked how."""
+    """For each format: its places by kind, its digits in the order of half bytes, and the mark of each digit."""
     found = []
     for text in html.split("<div class='panel' ")[1:]:
         digits = re.findall(r"<i(?: class=(\w))?>([0-9a-f])</i>", text)

@@ -1,4 +1,4 @@
-"""A block under the mouse: every byte is a button that says what it is, live and in the stored output."""
+"""A block of bytes: every byte is a button that explains this byte, live and in the stored output."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.gguf import inputs
 
 
 class Seen(HTMLParser):
-    """What a reader finds in a block's HTML: buttons, weights, and which of those are marked."""
+    """What a reader finds in a block's HTML: its buttons, its weights, and which weights are marked."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -49,7 +49,7 @@ class Seen(HTMLParser):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A file with a tensor of every type, the heaviest first, and one that qtutor does not decode."""
+    """A file with every type (the three with the longest HTML first), and a tensor that qtutor does not decode."""
     names = ["Q6_K", "Q5_K", "Q3_K", *(name for name in TYPES if name not in ("Q6_K", "Q5_K", "Q3_K"))]
     tensors = [
         Tensor(f"{name}.weight", (2, 512), name, encode(inputs.gaussian(2, 512, i + 1), name))
@@ -82,7 +82,7 @@ def test_every_byte_is_a_button_that_names_its_weights(path, name):
     assert len(pressed) == 1 and [button["tabindex"] for button in seen.buttons].count("0") == 1
     assert pressed[0]["tabindex"] == "0" and Seen(pressed[0]["data-about"]).text in seen.text
     assert {i for i, marked in enumerate(seen.marked) if marked} == ranges(pressed[0])
-    for field in TYPES[name].fields:  # in words: colour is never the only sign
+    for field in TYPES[name].fields:  # also in words: colour is never the only sign
         assert field.name in seen.text and field.meaning in seen.text
 
 
@@ -102,7 +102,7 @@ def test_tensor_and_block_are_chosen_live(path):
     assert shown.value == block_html(block_of(read(path), "Q4_0.weight", 5))
     number.value = 31
     assert shown.value == block_html(block_of(read(path), "Q4_0.weight", 31))
-    tensor.value = "Q6_K.weight"  # which has fewer blocks: the number gives way
+    tensor.value = "Q6_K.weight"  # it has fewer blocks, so the number becomes smaller
     assert (number.value, number.max) == (3, 3)
     assert shown.value == block_html(block_of(read(path), "Q6_K.weight", 3))
 
@@ -159,7 +159,7 @@ def test_what_is_not_there_is_said(path, tmp_path):
 def test_without_a_kernel_some_types_are_drawn_beforehand(path):
     widget = block_view(path)
     still = widget.still
-    assert len(still) < LARGEST  # of the heaviest types
+    assert len(still) < LARGEST  # with the types whose HTML is longest
     assert re.findall(r"<option[^>]*>([^<]+)<", still) == ["Q6_K.weight", "Q5_K.weight", "Q3_K.weight"]
     frames = json.loads(re.search(r"<script type=\"application/json\">(.*?)</script>", still, re.DOTALL)[1])
     assert frames == [block_html(block_of(read(path), f"{name}.weight", 0)) for name in ("Q6_K", "Q5_K", "Q3_K")]

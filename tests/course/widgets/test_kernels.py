@@ -1,4 +1,4 @@
-"""The dot that moves under the roof: a frame for every rung and batch, with a description and its numbers."""
+"""The widget of the roofline: a frame for every rung and batch, with a description and its numbers."""
 
 import json
 import re

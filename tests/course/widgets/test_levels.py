@@ -1,4 +1,4 @@
-"""Beat NF4: its few points give the error of any levels, its best levels are the best, and its script agrees."""
+"""The game Beat NF4: its few points give the error of any levels, no levels beat its best, and its script agrees."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# bfloat16: quotients of such numbers gather at simple fractions, which are borders between levels of int4.
+# bfloat16: many quotients of such numbers are simple fractions, and these are borders between levels of int4.
 WEIGHTS = {
     "bell": noise(1024, 64),
     "bfloat16": noise(512, 128, seed=1).bfloat16(),
@@ -55,7 +55,7 @@ def test_the_error_is_that_of_the_weights_themselves(weight, points, levels):
     x, c = game.normalised([weight])
     off = (x[:, None] - levels).abs().amin(dim=1)
     direct = ((c * off.square()).sum() / (c * x.square()).sum()).sqrt().item()
-    assert error_of(points, levels) == pytest.approx(direct, rel=5e-4)  # 0.05 % of it, as the chapter says
+    assert error_of(points, levels) == pytest.approx(direct, rel=5e-4)  # within 0.05 %, as the chapter says
 
 
 def test_the_error_is_what_the_package_computes(weight, points):

@@ -1,4 +1,4 @@
-"""The number under a microscope: flipping bits moves the number and every format with it; without a kernel, frames."""
+"""The microscope for numbers: a flipped bit changes the number in every format. Without a kernel there are frames."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from qtutor.plots.numbers import FIELDS
 
 
 class Seen:
-    """The parts of a microscope by what they are for."""
+    """The parts of a microscope, named by their purpose."""
 
     def __init__(self, number: float):
         self.widget = microscope(number)
@@ -44,10 +44,10 @@ def test_every_format_shows_its_bits_of_the_number():
     ("name", "bit", "number"),
     [
         ("fp32", 31, -0.15625),  # sign
-        ("fp16", 10, 0.3125),  # last exponent bit, 0 before: twice as much
+        ("fp16", 10, 0.3125),  # last exponent bit, was 0: the number doubles
         ("fp8 e4m3", 0, 0.171875),  # last mantissa bit, worth 2**-6 between 1/8 and 1/4
-        ("int8", 7, -7.875),  # two's complement: 128 steps of 1/16 down from the 0.125 that int8 makes of it
-        ("int4", 1, 2.0),  # int4 has steps of 1 and made 0 of it
+        ("int8", 7, -7.875),  # two's complement: int8 rounds to 0.125, and this bit subtracts 128 steps of 1/16
+        ("int4", 1, 2.0),  # int4 has steps of 1, so it rounds the number to 0
     ],
 )
 def test_a_flipped_bit_is_the_new_number(name, bit, number):
@@ -64,7 +64,7 @@ def test_a_flipped_bit_is_the_new_number(name, bit, number):
 
 @pytest.mark.parametrize("colour", [colour for _, colour in FIELDS.values()])
 def test_black_digits_are_legible_on_every_bit_in_any_theme(colour):
-    """WCAG 2.1: a contrast of 4.5 at least. The colours are opaque, so what is behind them does not matter."""
+    """WCAG 2.1: a contrast of at least 4.5. The colours are opaque, so the background does not matter."""
     for shown in (colour, pale(colour)):
         assert re.fullmatch(r"#[0-9A-Fa-f]{6}", shown)
         linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(shown)]
@@ -86,7 +86,7 @@ def test_infinity_nan_and_the_way_back():
     seen.flip("fp16", 0)
     assert math.isnan(seen.number.value)
     assert "has no NaN" in seen.rows["int8"].children[0].value
-    seen.flip("int8", 4)  # starts again from the code 0
+    seen.flip("int8", 4)  # NaN has no code here, so the flip starts from code 0
     assert seen.number.value == 1.0
 
 
@@ -120,5 +120,6 @@ def test_without_a_kernel_the_numbers_are_drawn_beforehand_and_described():
     assert len(still) < 200_000
     options = re.findall(r"<option[^>]*>([^<]+)<", still)
     assert options == [f"{number:.6g}" for number in NUMBERS]
-    assert still.count("data:image/png") == len(NUMBERS) + 1  # a frame each, and the first one in place
+    # A frame for each number, and once more the frame that is shown at the start.
+    assert still.count("data:image/png") == len(NUMBERS) + 1
     assert "The levels of seven formats around 70000" in still and "inf" in still

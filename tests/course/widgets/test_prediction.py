@@ -38,7 +38,7 @@ def test_what_is_typed_is_kept_and_shown_beside_the_measured_number(shown):
     assert "Your prediction: 3. It is kept in mine/predictions.json." in asked.said.value
     revealed(NAME, 2)
     assert shown == ["**You predicted 3. Measured: 2.** Your number is too high."]
-    assert predict(NAME, QUESTION).field.value == "3"  # as after a restart: from the file
+    assert predict(NAME, QUESTION).field.value == "3"  # read from the file, as after a restart
 
 
 @pytest.mark.parametrize(

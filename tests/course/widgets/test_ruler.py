@@ -1,4 +1,4 @@
-"""The ruler that breathes: its script rounds as torch casts, its ticks are the formats' levels, its lines the worst."""
+"""The breathing ruler: its script rounds as torch casts, its ticks are levels, and its lines are the worst errors."""
 
 import json
 import math
@@ -25,7 +25,10 @@ CASTS = {
 
 
 def numbers() -> torch.Tensor:
-    """Positive float64 from 2^-30 to 2^20: of every size, powers of two, and halfway between levels."""
+    """Positive float64 numbers from 2^-30 to 2^20: of every size, powers of two, ties, and at the ends of ranges.
+
+    A tie lies halfway between two levels. Numbers just beside ties and powers of two are included, too.
+    """
     random = torch.Generator().manual_seed(0)
     powers = 2.0 ** (torch.rand(2000, generator=random, dtype=torch.float64) * 50 - 30)
     whole = 2.0 ** torch.arange(-30.0, 21.0, dtype=torch.float64)
@@ -45,7 +48,7 @@ def test_the_script_rounds_as_torch_casts():
         found = torch.tensor([float(value) for value in found], dtype=torch.float64)
         assert torch.equal(found, fmt.round(x)), fmt.name
         if fmt.name in CASTS:
-            # From float64 torch casts through float32: a number next to a tie may be rounded twice.
+            # torch casts float64 through float32, so a number next to a tie may be rounded twice.
             kept = x == x.float().double()
             assert kept.sum() > 200 and torch.equal(found[kept], x[kept].to(CASTS[fmt.name]).double()), fmt.name
         else:
@@ -81,7 +84,7 @@ def test_its_errors_are_those_of_the_package():
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_the_worst_error_is_never_passed_and_nearly_reached(fmt):
-    """Numbers of one octave, a step of the coarsest formats wide, tried one by one."""
+    """In each of eight octaves, 20,000 numbers are tried one by one."""
     for low in (-26, -14, -8, -1, 2, 5, 10, 17):
         x = 2.0 ** (low + (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
         errors = (fmt.round(x) - x).abs() / x

@@ -1,4 +1,4 @@
-"""The widgets of chapter 10: each step of a page table as it was, and numbers of users for every model and memory."""
+"""The widgets of chapter 10: every step of a page table, and the number of users for every model and memory."""
 
 import json
 import re

@@ -30,7 +30,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def bar(bits, kind="plain"):
-    """A draw: a bar as high as ``bits``."""
+    """A function for explore: it draws a bar as high as ``bits``."""
     figure = Figure(figsize=(3, 2))
     figure.subplots().bar([kind], [bits])
     return figure, html_table(["bits", "kind"], [bits, kind])
@@ -41,7 +41,7 @@ def bit_slider(value=4):
 
 
 def stored(html: str) -> list[str]:
-    """The frames that lie in the page."""
+    """The frames that are stored in the page."""
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)[1])
 
 
@@ -50,7 +50,7 @@ def without_scripts(html: str) -> str:
 
 
 def cells(html: str | Explorer) -> list[str]:
-    """The numbers in a table, or in the one that a widget shows."""
+    """The numbers in a table, or in the table that a widget shows."""
     html = html if isinstance(html, str) else html.children[-1].value
     return re.findall(r"<td[^>]*>(.*?)</td>", html)
 
@@ -60,7 +60,7 @@ def picture(html: str) -> bytes:
 
 
 class Tags(HTMLParser):
-    """Which elements a page has, and whether all that open also close."""
+    """The elements of a page, and those that are opened but not closed."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -136,7 +136,7 @@ def test_one_frame_for_every_combination():
     explorer = explore(bar, alt="A bar.", frames=frames, bits=bit_slider(), kind=kind)
     drawn = stored(explorer.still)
     assert len(drawn) == 6 and len({picture(frame) for frame in drawn}) == 6
-    settings = [cells(frame) for frame in drawn]  # the last control turns fastest
+    settings = [cells(frame) for frame in drawn]  # the last control changes fastest
     assert settings == [[str(bits), kind] for bits in (2, 4, 8) for kind in ("plain", "other")]
     page = Tags(without_scripts(explorer.still))
     assert page.open == []
@@ -166,9 +166,9 @@ def test_without_frames_one_still_picture():
 
 
 def test_the_page_asks_for_nothing_and_has_no_ids():
-    """Ids would clash where a widget stands on a page twice."""
+    """Ids would clash if a page shows a widget twice."""
     html = explore(bar, alt="A bar.", frames={"bits": [2, 4]}, bits=bit_slider()).still
-    assert html.count("data:image/png;base64,") == 3  # two frames, and the first of them shown
+    assert html.count("data:image/png;base64,") == 3  # two frames, and once more the frame shown at the start
     rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "DATA", html)
     assert "src=" in rest and not re.search(r'https?:|//\w|src=(?!\\?"DATA)|href=|import|fetch|\sid=', rest)
 
@@ -300,7 +300,7 @@ def test_a_large_layer_is_sampled_and_the_table_says_so():
     assert 256 <= counted <= 258
     whole = rtn.quantize(weight, IntGrid(3), 64)
     exact = (whole.dequantize() - weight).norm() / weight.norm()
-    assert float(error.rstrip("%")) / 100 == pytest.approx(exact.item(), rel=0.01)  # a sample, hence not equal
+    assert float(error.rstrip("%")) / 100 == pytest.approx(exact.item(), rel=0.01)  # from a sample, so not equal
     assert size == f"{whole.nbytes:,}"
 
 
@@ -352,7 +352,7 @@ def test_the_same_prompt_is_written_once_a_precision():
     )
     assert calls == [2, 2, 2]  # both prompts at once, float and two precisions
     frames = stored(explorer.still)
-    assert len(frames) == 6 and "<mark" not in frames[0]  # 16 bits is the text itself
+    assert len(frames) == 6 and "<mark" not in frames[0]  # the text at 16 bits is what the others are compared with
     assert "<mark" in frames[2] and "2 bits" in frames[2]
     assert "ast.parse" in frames[0] and "nothing to parse" in frames[3]
     control(explorer, "bits").value = 2

@@ -30,13 +30,13 @@ def doubled(x):
 
 
 def plain(x: torch.Tensor) -> torch.Tensor:
-    """Doubles; `nothing` in here is no name that counts."""
+    """Double x. In this text, `nothing` is not a name to look up."""
     return x * 2
 
 
 def with_everything(x: "torch.Tensor", exponent: float = m.log2(2)) -> torch.Tensor:
     total = math.floor(1.5) * np.ones(1)[0] + functional.relu(torch.zeros(1)) + relu(torch.zeros(1))
-    listed = [doubled(part) for part in [x]]  # a function of the learner's, within a comprehension
+    listed = [doubled(part) for part in [x]]  # a function by the learner, inside a comprehension
 
     def inner():
         return TABLE["ones"][0] * max(exponent, 1)
@@ -99,7 +99,7 @@ EXERCISE = Exercise(
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """A workspace, entered in a folder of its own inside it, with EXERCISE among the exercises."""
+    """A workspace. The current folder is a folder inside it, and EXERCISE is the only exercise."""
     (tmp_path / ".qtutor.json").write_text('{"delivered": {}}')
     (tmp_path / "notes").mkdir()
     monkeypatch.chdir(tmp_path / "notes")
@@ -123,7 +123,7 @@ def test_what_passes_is_kept_and_works_by_itself(workspace, capsys, function):
     file = workspace / "mine" / "test_double.py"
     assert [path.name for path in file.parent.iterdir()] == ["test_double.py"]  # no compiled copy, no temporary file
     names: dict = {}
-    exec(compile(file.read_text(), "alone", "exec"), names)  # nothing of this module in reach
+    exec(compile(file.read_text(), "alone", "exec"), names)  # no name of this module is in reach
     assert names["answer"](torch.ones(1)).item() == 2
     again = answers.load(EXERCISE, workspace)
     assert again is not function and again(torch.ones(1)).item() == 2
@@ -258,7 +258,7 @@ def test_local_names_are_not_taken_for_global_ones():
 
 
 def module(folder: Path, monkeypatch, name: str, text: str):
-    """A module of the learner's, as if typed into a notebook."""
+    """A module with ``text``, as if the learner had typed it into a notebook."""
     (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(folder)
     return importlib.import_module(name)
@@ -308,7 +308,7 @@ def test_a_function_under_two_names_is_written_down_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("first", ["a", "z"])
 def test_a_function_and_a_value_of_one_name_are_refused(tmp_path, monkeypatch, first):
-    """Whichever comes first: names are looked up in order, and the function is called f wherever it is met."""
+    """In either order: names are looked up alphabetically, and the function is called f under every name."""
     text = f"def f(x):\n    return 2 * x\n\n\n{first} = f\nf = 3\n\n\ndef g(x):\n    return {first}(x) + f\n"
     with pytest.raises(standalone.CannotKeep, match="two of its parts are called f; give them different names"):
         standalone.standalone(module(tmp_path, monkeypatch, f"value_and_function_{first}", text).g, "t")
@@ -316,7 +316,7 @@ def test_a_function_and_a_value_of_one_name_are_refused(tmp_path, monkeypatch, f
 
 @pytest.mark.parametrize("first", ["a", "z"])
 def test_a_library_and_a_value_of_one_name_are_refused(tmp_path, monkeypatch, first):
-    """What ``f`` is to the function behind another name is not what it is to g."""
+    """For g, ``f`` is the library, but the function that g finds under the other name is called f, too."""
     text = f"import math\n\n\ndef f(x):\n    return 2 * x\n\n\n{first} = f\nf = math\n\n\n"
     text += f"def g(x):\n    return {first}(x) + f.floor(x)\n"
     with pytest.raises(standalone.CannotKeep, match="two of its parts are called f; give them different names"):

@@ -40,7 +40,7 @@ def test_it_shows_itself_in_a_notebook_and_on_a_terminal(workspace):
     assert packs in lines
     assert lines[-1] == f"1 of {len(table.rows)} done"
     assert repr(table) == str(table) and "rtn.pack: Codes packed" in str(table)
-    assert len({line.find("●") for line in str(table).splitlines()[2:-1]}) == 1  # columns stand in line
+    assert len({line.find("●") for line in str(table).splitlines()[2:-1]}) == 1  # columns are aligned
 
 
 def test_a_folder_that_is_no_workspace_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""with mine(): the package computes with the learner's functions, and afterwards with its own again."""
+"""Within ``with mine():`` the package computes with the learner's functions, and afterwards with its own again."""
 
 import importlib
 import os
@@ -25,7 +25,7 @@ from tests.course import learner
 from tests.models import some_ids, tiny
 
 PARTS = ("rtn.fit", "rtn.encode", "rtn.pack", "rtn.dequantize")
-HELD = {  # every place of the package that holds a function which gives way
+HELD = {  # every place in the package that holds a function which mine() replaces
     "grid.fit_groups": lambda: grid.fit_groups,
     "rtn.fit_groups": lambda: rtn.fit_groups,
     "clip.fit_groups": lambda: clip.fit_groups,
@@ -46,14 +46,15 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {name: held() for name, held in HELD.items()}
     yield tmp_path
-    assert {name: held() for name, held in HELD.items()} == before  # whatever a test did
+    assert {name: held() for name, held in HELD.items()} == before  # whatever the test did
 
 
 def logits(recipe, seed=0) -> torch.Tensor:
     model = tiny(seed=seed)
     pipeline.quantize(model, recipe, progress=False)
     with torch.inference_mode():
-        return model(some_ids(length=cpu.MOST // 2 + 1)).logits  # of more the fast product sums in another order
+        # More than MOST tokens, because for fewer the fast product sums in a different order.
+        return model(some_ids(length=cpu.MOST // 2 + 1)).logits
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_decoder_runs_on_the_learners_quantizer(workspace, capsys, recipe):
     with mine() as own:
         got = logits(recipe)
     assert own == list(PARTS)
-    # In float64 in between, but the exact products are the same: logits are equal to the last bit.
+    # The learner's functions use float64. Their products are exact, as the package's are, so logits are bitwise equal.
     assert torch.equal(got, expected)
     assert set(learner.ran) == set(PARTS)
     learner.ran.clear()
@@ -83,7 +84,7 @@ def test_a_decoder_runs_on_the_learners_quantizer(workspace, capsys, recipe):
 
 
 def test_what_the_learners_function_says_is_what_happens(workspace):
-    """Not equal results by chance: another grid, and the decoder runs on that one."""
+    """Results are not equal by chance: if the learner's function makes a different grid, the decoder uses that grid."""
     learner.keep(*PARTS)
     file = answers.path_of(exercises.find("rtn.fit"), workspace)
     file.write_text(file.read_text().replace("(2**bits - 1)).astype", "(2**bits - 1) * 1.25).astype"))
@@ -96,7 +97,7 @@ def test_what_the_learners_function_says_is_what_happens(workspace):
 
 
 def test_a_layer_that_has_computed_before_computes_with_the_learners_functions(workspace):
-    """What a kernel has prepared refers to no function of the package, and compiled kernels give way."""
+    """A kernel's prepared state holds no function of the package, and the reference replaces compiled kernels."""
     learner.keep(*PARTS)
     layers = [QuantLinear.from_quantized(rtn.quantize(torch.randn(8, 64), IntGrid(4), size)) for size in (64, 16)]
     x = torch.randn(3, 64)
@@ -131,7 +132,7 @@ def test_perplexity_can_be_the_learners(workspace):
     with mine():
         got = qtutor.perplexity(model, ids, window=16), qtutor.perplexity(model, some_ids(3, 10))
     assert got == pytest.approx(expected, rel=1e-5)  # the package adds up in float32
-    assert learner.ran == ["start.perplexity"] * 7  # 60 tokens: 3 windows of 16 and the rest; then 3 rows
+    assert learner.ran == ["start.perplexity"] * 7  # 60 tokens are 3 windows of 16 and a rest; then 3 rows
 
 
 def test_it_says_what_is_whose(workspace, capsys):
@@ -226,7 +227,7 @@ def test_every_exercise_names_something_that_can_give_way():
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such owners")
 @pytest.mark.parametrize("strange", ["all of it", "mine/"])
 def test_nothing_of_another_user_is_run(workspace, monkeypatch, capsys, strange):
-    """Whoever may write into a folder above ours could put a workspace there, with functions of theirs."""
+    """Another user who can write into a folder above ours could put a workspace with harmful functions there."""
     kept = answers.path_of(exercises.find("rtn.pack"), workspace)
     kept.parent.mkdir()
     kept.write_text("open('ran', 'w')\n\ndef answer(codes, bits, width):\n    raise SystemExit\n")

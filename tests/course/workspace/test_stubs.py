@@ -64,7 +64,7 @@ def test_it_is_pure_and_always_the_same():
     before = copy.deepcopy(original)
     first, second = learner_version(original), learner_version(original)
     assert original == before and first == second and first is not original
-    assert learner_version(first) == first  # what has no solutions stays as it is
+    assert learner_version(first) == first  # a notebook without solutions stays as it is
 
 
 def test_plain_json_is_taken_as_well_as_nbformats_notebook():

@@ -42,7 +42,7 @@ def write(path: Path, text: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The first text of every notebook, and for others (a learner's) what the file holds."""
+    """The text of each notebook's first cell. For a file that is not JSON (a learner's), the whole content."""
     found = {}
     for path in folder.glob("*.ipynb"):
         text = path.read_text()
@@ -94,7 +94,7 @@ def test_where_both_changed_the_new_one_comes_beside(course):
     assert contents(mine)["02_round.ipynb"] == "my answers"
     assert contents(mine)["02_round.new.ipynb"] == "round, version 2"
 
-    # The learner now works in both; a third version takes a third name, and calling again adds nothing.
+    # Now the learner works in both files. A third version gets a third name, and another call adds nothing.
     (mine / "02_round.new.ipynb").write_text("my answers, again")
     write(source / "02_round.ipynb", "round, version 3")
     assert workspace.make(mine, source).beside == ["02_round.new2.ipynb"]
@@ -173,7 +173,7 @@ def test_jupyterlab_opens_the_first_chapter_on_this_machine_only(course):
     command = workspace.jupyter_command(mine, browser=False, is_root=True)
     assert "--ip=127.0.0.1" in command and "--LabApp.default_url=/lab/tree/00_start.ipynb" in command
     assert "--no-browser" in command and "--allow-root" in command
-    assert not any("token" in argument.lower() for argument in command)  # the token stays as JupyterLab makes it
+    assert not any("token" in argument.lower() for argument in command)  # JupyterLab makes the token
     plain = workspace.jupyter_command(mine, browser=True, is_root=False)
     assert "--no-browser" not in plain and "--allow-root" not in plain
 
@@ -185,7 +185,7 @@ def test_jupyterlab_opens_the_first_chapter_on_this_machine_only(course):
      ("darwin", {}, True), ("win32", {}, True)],
 )  # fmt: skip
 def test_a_browser_is_opened_where_there_is_one(monkeypatch, platform, display, expected, graphical):
-    """On Linux a text browser could be found without a display; elsewhere there is always one."""
+    """On Linux without a display, a text browser could be found. Other systems always have a display."""
 
     def get():
         if not graphical:
@@ -257,6 +257,6 @@ def test_the_workspace_is_found_from_inside_it_and_only_from_there(course, tmp_p
     assert workspace.find(source) is None and workspace.find(tmp_path) is None
     monkeypatch.chdir(mine)
     assert workspace.find() == mine
-    # A course whose own folder lies inside a workspace: its masters are still no learner's.
+    # Even if the course's own folder lies inside a workspace, its masters do not belong to a learner.
     monkeypatch.setattr(workspace, "chapters_folder", lambda: mine / "notes")
     assert workspace.find(mine / "notes") is None and workspace.find(mine / "notes" / "deep") == mine

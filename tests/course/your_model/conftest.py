@@ -1,4 +1,4 @@
-"""The embedded decoder stands for a large model: the capstone's size is proportionate."""
+"""The embedded decoder takes the place of a large model: the size limit of the capstone is proportionate."""
 
 import copy
 
@@ -29,7 +29,7 @@ def quantized(model, recipe):
 
 @pytest.fixture(autouse=True)
 def quick_and_alone(monkeypatch, tmp_path):
-    """A short text to measure on, no attempts of other tests, and no workspace around."""
+    """A short text to measure on, no attempts from other tests, and no workspace."""
     monkeypatch.setattr(capstone, "TOKENS", 512)
     monkeypatch.setattr(attempts, "_here", [])
     monkeypatch.chdir(tmp_path)

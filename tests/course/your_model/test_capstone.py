@@ -1,4 +1,4 @@
-"""The capstone measures by itself, and says kindly what is wrong if a learner passes it anything else."""
+"""The capstone measures a model by itself. If a learner passes anything else, it kindly explains the mistake."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ def test_a_model_that_is_the_learners_own_float_one_changed_in_place_is_measured
     first = capstone.examine(model, "embedded").attempt
     assert first.kl > 0.1
     name, layer = next((name, m) for name, m in model.named_modules() if isinstance(m, QuantWeight))
-    layer.scales.mul_(1.5)  # the same object again, with something else in it
+    layer.scales.mul_(1.5)  # the same object again, with different scales
     again = capstone.examine(model, "embedded").attempt
     assert again.kl > first.kl and first.nbytes == again.nbytes, name
 
@@ -133,7 +133,7 @@ def test_numbers_that_are_not_finite_are_refused(small, loaded):
 
 def test_predictions_that_are_not_finite_are_refused(small):
     broken = copy.deepcopy(small)
-    broken.model.norm.weight.data[:] = 3e38  # finite, and the sums are not
+    broken.model.norm.weight.data[:] = 3e38  # finite, but the sums are not
     verdict = capstone.examine(broken, "embedded")
     assert verdict.attempt is None and "its predictions are not" in verdict.text
 

@@ -1,4 +1,4 @@
-"""llama.cpp is called if it is installed; whatever happens to it, the notebook gets a message."""
+"""llama.cpp is called if it is installed. Whatever goes wrong, the notebook gets a message."""
 
 import subprocess
 

@@ -59,7 +59,7 @@ def test_the_table_of_matched_text_has_what_is_stored(monkeypatch):
         monkeypatch.setattr("qtutor.course.scores.display", lambda what, shown=shown: shown.append(what.data))
         tables.matched(bits)
         lines = [line.strip("| ").split(" | ") for line in shown[0].splitlines()[2:]]
-        assert lines[0][2] == lines[1][4] == "1.00"  # matched text itself
+        assert lines[0][2] == lines[1][4] == "1.00"  # matched text, compared with itself
         assert float(lines[2][2]) == pytest.approx(at["built-in", "prose"]["kl"] / at["prose", "prose"]["kl"], abs=0.01)
         for kind, other in (("prose", "Python"), ("Python", "prose")):  # as the chapter's answer says
             over = {text: at[text, kind]["kl"] / at[kind, kind]["kl"] for text in texts}
