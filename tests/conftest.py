@@ -10,10 +10,10 @@ from pathlib import Path
 from tests.capability import without_amx
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
-# Before anything imports matplotlib. The cache of another clone may name fonts that are no longer there.
+# Before anything imports matplotlib. A cache shared with another clone may name fonts that no longer exist.
 os.environ["MPLCONFIGDIR"] = str(Path(__file__).parent.parent / "build" / "matplotlib")
 without_amx()  # before anything imports torch
-# Before anything imports triton, of which half would not be interpreted otherwise (tests/runtime/test_cuda.py).
+# Before anything imports triton: if this is set later, half of triton is not interpreted (tests/runtime/test_cuda.py).
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 

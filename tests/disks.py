@@ -1,4 +1,4 @@
-"""Disks that are full or closed, and users who may not write, if this machine lets a test make them."""
+"""Full or closed disks, and users who may not write, if this machine lets a test create them."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def _may_mount() -> bool:
 
 
 def as_nobody(function: Callable[[], object]) -> str:
-    """What a function gives, or how it fails, in a process of a user to whom nothing belongs."""
+    """The result or the error of a function, as text, in a process whose user owns no files."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         try:

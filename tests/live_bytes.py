@@ -1,4 +1,4 @@
-"""The memory that tensors take while code runs, to test what docstrings say about memory."""
+"""The memory that tensors take while code runs. It tests the claims of docstrings about memory."""
 
 import weakref
 
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensor storages made while it is active and still alive; ``model``'s own do not count."""
+    """Counts the bytes of storages that are made while it is active and still exist; ``model``'s do not count."""
 
     def __init__(self, model):
         super().__init__()

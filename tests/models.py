@@ -42,14 +42,14 @@ def tiny(family: str = "llama", tied: bool = True, seed: int = 0, dtype: torch.d
     torch.manual_seed(seed)
     model = model_class(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases start at zero: make them count
+        for parameter in model.parameters():  # biases start at zero: make them matter
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.to(dtype)
 
 
 def groups_of(method: str, size: int = 32) -> dict[str, int]:
-    """The option of a recipe for groups of ``size``; none for a method that has groups of its own."""
+    """A recipe's option for groups of ``size``; no option for a method whose group sizes are fixed."""
     return {} if METHODS[method].codebook in OWN_SIZES else {"group_size": size}
 
 

@@ -1,30 +1,30 @@
 """nbval compares text; this plugin makes it compare numbers as numbers: ``pytest -p tests.notebook_numbers --nbval``.
 
-Sums differ in the last bit between CPUs: their vectors have other widths, so they add in another order. Now and then a
-printed number therefore differs in its last place, and a correct chapter would fail on another machine.
+Sums differ in the last bit between CPUs: their vectors have different widths, so they add in different orders.
+Sometimes a printed number therefore differs in its last place. Without tolerance, a correct chapter would then fail.
 
 - A *measured* number (it has a decimal point, an exponent or a percent sign) may differ by 2 units of its last printed
   place or by 1 %, whichever is more. So ``-0.00 %`` is near ``+0.00 %``, and ``24.86`` is not near ``26.10``.
-- A *count*, a whole number before "of" and another one (``117 of 150``), may also differ by 2 units or 1 %: a counted
-  item may be close to the limit.
-- Any other *whole* number is exact: bytes, shapes, codes and tokens are the same everywhere, and one byte more is a
-  bug.
-- All other text is exact, also digits inside names (``layers.3``, ``Q4_K``, ``fp16``, ``0x3f``), and code in ```
-fences.
-- Runs of blanks and of dashes count as one; beside a number and at the ends of a line they do not count, because
-columns
-  shift if a number gets one more digit. Line ends count: a row more or less is a difference.
+- A *count* is a whole number before "of" and another whole number (``117 of 150``). It may also differ by 2 units or
+  1 %: a counted item may be close to the limit.
+- Any other *whole* number is exact: bytes, shapes, codes and tokens are the same everywhere. A difference of one byte
+  is a bug.
+- All other text is exact. This includes digits inside names (``layers.3``, ``Q4_K``, ``fp16``, ``0x3f``), and code
+  between triple backticks.
+- Several blanks count as one blank, and three or more dashes as three. Blanks beside a number and at the ends of a line
+  are ignored, because columns shift if a number gets one more digit. Line ends count: an extra or a missing row is a
+  difference.
 
-A cell may request more tolerance in its metadata, and has to say why. Each key may be left out, but not the reason::
+A cell may request more tolerance in its metadata, and has to give a reason. The other keys may be left out::
 
     "qtutor": {"share": 0.05, "units": 3, "whole": 2, "reason": "codes flip, and with them ..."}
 
 share: part of the larger number. units: of the last printed place. whole: by how much whole numbers may differ. A cell
 with the tag nbval-ignore-output only has a reason.
-A chapter about a model from another package (:data:`NEEDS`) is compared if that package is installed. If it is not, the
-chapter's cells still run, with another model, and must not fail.
-nbval does the rest: which outputs are compared, how many there have to be, what tests/nbval_sanitize.cfg replaces.
-Pictures are not compared; HTML is.
+A chapter about a model from another package (:data:`NEEDS`) is compared if that package is installed. Otherwise the
+chapter's cells still run, with a different model, and must not fail.
+nbval does the rest: it decides which outputs are compared, checks their count, and replaces what
+tests/nbval_sanitize.cfg lists. HTML is compared, pictures are not.
 """
 
 import re
@@ -49,7 +49,7 @@ class Tolerance:
 
 
 USUAL = Tolerance()
-# Chapter -> whether the model that its stored outputs are about is here.
+# Chapter -> a function that tells whether the model of its stored outputs is installed.
 NEEDS = {"11_your_model.ipynb": smollm2.is_here}
 
 
@@ -57,7 +57,7 @@ NEEDS = {"11_your_model.ipynb": smollm2.is_here}
 class Number:
     """A number as it was printed: its value, one unit of its last printed place, whether it was measured or counted.
 
-    Neither measured nor counted: exact.
+    A number that is neither measured nor counted is exact.
     """
 
     text: str
@@ -68,8 +68,8 @@ class Number:
     counted: bool
 
 
-# The exponent's sign is required: Python always prints it, and 3e10 in a hex dump is no number. Neither are digits that
-# touch a letter or another point: layers.3, Q4_K, 2.12.0.
+# The exponent's sign is required: Python always prints it, and 3e10 in a hex dump is not a number. Digits that touch a
+# letter or another point are not numbers either: layers.3, Q4_K, 2.12.0.
 NUMBER = re.compile(
     r"""(?<![\w.]) (?P<sign>[-+−]?)
         (?P<whole>\d{1,3}(?:,\d{3})+(?!\d) | \d+) (?P<fraction>\.\d+)? (?P<exponent>[eE][-+]\d+)?
@@ -83,13 +83,13 @@ LINE_END = "\n"
 
 
 def tolerance_of(metadata: dict) -> Tolerance:
-    """What a cell's metadata ask for; ValueError where the reason or the numbers are missing, or a key is unknown."""
+    """The tolerance in a cell's metadata; ValueError if the reason or the numbers are missing, or a key is unknown."""
     if "qtutor" not in metadata:
         return USUAL
     asked = dict(metadata["qtutor"])
     if not str(asked.pop("reason", "")).strip():
         raise ValueError(f"a cell asks for a tolerance ({asked}) and gives no reason")
-    ignored = "nbval-ignore-output" in metadata.get("tags", [])  # asks for nothing, but has a reason, too
+    ignored = "nbval-ignore-output" in metadata.get("tags", [])  # it has only a reason
     if not (asked or ignored) or not set(asked) <= set(Tolerance.__annotations__):
         raise ValueError(f"a cell's tolerance has share, units and whole, not {sorted(asked)}")
     return Tolerance(**asked)
@@ -110,7 +110,7 @@ def number_in(match: re.Match) -> Number:
 
 
 def pieces(text: str) -> list[str | Number]:
-    """Text cut into numbers and what is between them; blanks and dashes that only fill columns are dropped."""
+    """The numbers of a text and the words between them, in order, without blanks and dashes that only fill columns."""
     found = []
     for part in CODE.split(text):
         end = 0
@@ -122,34 +122,34 @@ def pieces(text: str) -> list[str | Number]:
 
 
 def _levelled(text: str) -> str:
-    """Text between two numbers without what only fills a column."""
+    """Text between two numbers, without the blanks and dashes that only fill a column."""
     text = re.sub(r"-{3,}", "---", re.sub(r"[ \t]+", " ", text))
     return re.sub(r" ?\n ?", "\n", text).strip(" ")
 
 
 def near(reference: Number, computed: Number, tolerance: Tolerance) -> bool:
-    """Whether two numbers are the same but for what sums on another CPU change."""
+    """Whether two numbers are so close that a different CPU explains the difference."""
     if {reference.sign, computed.sign} == {"+", ""}:
-        return False  # printed in another way; + and -, or - and nothing, are two sides of zero and may be near
+        return False  # printed differently. But + and -, or - and no sign, are two sides of zero and may be near
     return abs(reference.value - computed.value) <= allowed(reference, computed, tolerance)
 
 
 def allowed(reference: Number, computed: Number, tolerance: Tolerance) -> float:
     """How far apart two numbers may be."""
-    # %g drops zeros, so that 15 stands for 15.0: then the other number has the last place.
+    # %g drops zeros and prints 15 for 15.0. Then the other number has the last place.
     measured = [number for number in (reference, computed) if number.measured]
     if not measured and not (reference.counted and computed.counted):
         return tolerance.whole
     measured = measured or [reference]  # counts
     place = max(number.place for number in measured)
     larger = max(abs(reference.value), abs(computed.value))
-    # The third term is rounding: 0.3 - 0.1 is a little more than 2 units of 0.1.
+    # The added term is for float rounding: 0.3 - 0.1 should be 2 units of 0.1, but may be a little more.
     return max(tolerance.units * place, tolerance.share * larger) + 1e-9 * (place + larger)
 
 
 def difference(reference: str, computed: str, tolerance: Tolerance = USUAL) -> str | None:
-    """Where two outputs differ first, in words, or None where they are near."""
-    if str(reference) == str(computed):  # nearly always, and much faster
+    """A sentence about the first place where two outputs differ, or None if they are near."""
+    if str(reference) == str(computed):  # nearly always so, and much faster
         return None
     before = ""
     for left, right in zip_longest(pieces(reference), pieces(computed), fillvalue=""):
@@ -170,13 +170,13 @@ def difference(reference: str, computed: str, tolerance: Tolerance = USUAL) -> s
 
 
 def _same_words(left: str, right: str) -> int:
-    """Characters that two texts have in common at their beginning, up to the beginning of a word."""
+    """How many characters two texts share at their beginning, back to the beginning of a word."""
     same = next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
     return max(left.rfind(" ", 0, same), left.rfind("\n", 0, same)) + 1
 
 
 class Output(str):
-    """An output that equals another one when its numbers are near."""
+    """An output. It equals another output if all numbers are near and the rest is the same."""
 
     tolerance = USUAL
     __hash__ = str.__hash__
@@ -189,7 +189,7 @@ class Output(str):
 
 
 class Cell(IPyNbCell):
-    """nbval's cell; what it compares are Outputs, and it reports the first difference."""
+    """nbval's cell. It compares Outputs and reports the first difference."""
 
     def sanitize(self, s):
         text = super().sanitize(s)
@@ -204,7 +204,7 @@ class Cell(IPyNbCell):
 
 
 def pytest_itemcollected(item):
-    """nbval makes its cells itself and asks nobody for their class, so they get ours afterwards."""
+    """nbval makes its cells itself, and their class cannot be chosen. So they get our class afterwards."""
     if type(item) is IPyNbCell:
         item.__class__ = Cell
         if not NEEDS.get(item.path.name, lambda: True)():

@@ -1,17 +1,17 @@
-"""Is what the package computes still the same, to the bit? A commit and the working tree, on the machine at hand.
+"""Does the package still compute the same, to the bit? Compares a commit and the working tree, on this machine.
 
     python tests/same_as.py REV                     both sides, about six minutes
     python tests/same_as.py REV --quick             a part of it, about a minute
-    python tests/same_as.py REV --keep base.json    and keep the results of REV's side,
-    python tests/same_as.py --against base.json     so that it need not run again (--quick works here, too)
+    python tests/same_as.py REV --keep base.json    keep the results of REV's side in a file
+    python tests/same_as.py --against base.json     use them, so REV does not run again (--quick works here, too)
 
 It is meant for commits that should change no results, such as moving modules. A table has a row for every kind of
-result: how many were compared, and how many are equal; the names of those that differ follow. The exit status is 1 if
-any result differs, failed, or exists on only one side. Two kinds of differences do not count: buffers with another name
-but the same content, and exercises' mistakes that are new, removed or worded differently.
+result: how many were compared, and how many are equal. The names of results that differ follow. The exit status is 1 if
+any result differs, failed, or exists on only one side. Two kinds of differences do not count: buffers with a different
+name but the same content, and exercises' mistakes that are new, removed or worded differently.
 
 ``tests/same_as_digest.py`` computes the results. It runs once for each side, with ``PYTHONPATH`` at that side's tree.
-Digests are valid only for one machine and one set of versions: another CPU may round differently.
+Digests are valid only for one machine and one set of versions: a different CPU may round differently.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
 DIGEST = Path(__file__).with_name("same_as_digest.py")
-SHOWN = 12  # names of each kind; --all shows every one
-# Kinds in which texts are part of the names, or names are all there is: what is new or gone is told, but no failure.
+SHOWN = 12  # names of each kind; --all shows all names
+# Kinds whose names contain texts, or which consist only of names: new and missing names are listed, but do not fail.
 REWORDED = ("mistakes", "list of mistakes", "verdicts, mistakes", "verdicts, answers", "buffer names")
 WHOLE = ("exercises, inputs", "references", "mistakes", "list of mistakes", "verdicts, references")  # --quick or not
 TOLD_ONLY = ("list of mistakes", "buffer names")
@@ -36,7 +36,7 @@ TOLD_ONLY = ("list of mistakes", "buffer names")
 
 @contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """A work tree of ``revision``, which is gone again afterwards."""
+    """A temporary work tree of ``revision``."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree").resolve()
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, revision], cwd=HERE, check=True)
@@ -47,7 +47,7 @@ def checked_out(revision: str) -> Iterator[Path]:
 
 
 def digests(tree: Path, quick: bool) -> dict:
-    """What the package in ``tree`` computes: ``{"about": ..., "found": {kind: {name: value}}}``."""
+    """The results of the package in ``tree``: ``{"about": ..., "found": {kind: {name: value}}}``."""
     environment = os.environ | {
         "PYTHONPATH": str(tree),  # comes before the installed package
         "PYTHONHASHSEED": "0",
@@ -56,7 +56,7 @@ def digests(tree: Path, quick: bool) -> dict:
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    with tempfile.TemporaryDirectory() as folder:  # also where it runs: nothing there hides a module
+    with tempfile.TemporaryDirectory() as folder:  # the program also runs here: no file hides a module
         out = Path(folder, "digests.json")
         print(f"Computing with the package in {tree} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-P", DIGEST, out, tree, *["--quick"] * quick]
@@ -80,7 +80,7 @@ class Kind:
 
 
 def compare(there: dict[str, str], here: dict[str, str]) -> Kind:
-    """Results of one kind. What failed on both sides in the same way is not equal either: nothing was compared."""
+    """Results of one kind. A result that failed on both sides in the same way is not equal: nothing was compared."""
     kind = Kind(compared=len(there.keys() & here.keys()))
     for name in [*there, *(name for name in here if name not in there)]:
         values = there.get(name), here.get(name)
@@ -91,7 +91,7 @@ def compare(there: dict[str, str], here: dict[str, str]) -> Kind:
             kind.failed.append(f"{name}\n      {'; '.join(failures)}")
         elif values[0] != values[1]:
             kind.differ.append(f"{name}{_apart(*values)}")
-    # Other name, same results (a mistake with another text): said beside it.
+    # If a different name has the same result (a mistake with a new text), that name is printed beside it.
     same = {here[name]: name for name in kind.only_here}
     kind.only_there = [
         f"{name}\n      equal to, here: {same[there[name]]}" if there[name] in same else name
@@ -101,7 +101,7 @@ def compare(there: dict[str, str], here: dict[str, str]) -> Kind:
 
 
 def _apart(there: str, here: str) -> str:
-    """The first lines in which two texts differ; nothing for digests, which say nothing."""
+    """The first lines in which two texts differ; empty for digests, which are not readable."""
     for before, after in zip(there.splitlines(), here.splitlines()):
         if before != after and len(before) != 64 and "torch." not in before:
             return f"\n      there: {before[:200]}\n      here:  {after[:200]}"
@@ -131,7 +131,7 @@ def show(kinds: dict[str, Kind], shown: int | None) -> None:
 
 
 def matching(there: dict, here: dict) -> tuple[dict, dict]:
-    """What both sides found; of a whole run, only the part that a quick one on the other side has."""
+    """The results of both sides. If only one run was quick, the other side keeps the results that the quick one has."""
     for side, other in ((there, here), (here, there)):
         if other["about"]["quick"] and not side["about"]["quick"]:
             for kind in side["found"].keys() - set(WHOLE):

@@ -1,11 +1,11 @@
-"""One side of ``tests/same_as.py``: run what the package computes, and write a digest of every result to a JSON file.
+"""One side of ``tests/same_as.py``: run the package, and write a digest of every result to a JSON file.
 
     python -P tests/same_as_digest.py OUT.json ROOT [--quick]     (PYTHONPATH=ROOT, the tree that holds the package)
 
-The file is ``{"about": {...}, "found": {kind: {name: value}}}``; a value is a SHA-256, or the text itself. Two trees
-may have their modules in different places, so only names that stay are used: those of ``import qtutor``, ``every`` of
-the exercises, ``examine``. If something raises, it is written as FAILED, and counts as no match. ``-P`` keeps tests/
-off the path, because its folder gguf would hide the library of that name.
+The file is ``{"about": {...}, "found": {kind: {name: value}}}``. A value is a SHA-256, or the text itself. Two trees
+may have their modules in different places. So only names that stay are used: those of ``import qtutor``, ``every`` of
+the exercises, ``examine``. If something raises an error, the error is written as FAILED, and is not equal to anything.
+``-P`` keeps tests/ off the path, because its folder gguf would hide the library of the same name.
 """
 
 import copy
@@ -38,7 +38,7 @@ ROW = ("name", "shape", "error", "bits_per_weight", "bytes_before", "bytes_after
 
 
 def digest(value) -> str:
-    """A text that two values share only if they are the same to the bit, dtype and shape."""
+    """A text that is the same for two values only if their bits, dtype and shape are the same."""
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"{value.dtype} {list(value.shape)} {hashlib.sha256(data).hexdigest()}"
@@ -57,7 +57,7 @@ def note(kind: str, name: str, value) -> None:
 
 @contextmanager
 def attempt(kind: str, name: str):
-    """What raises is written down; the rest goes on."""
+    """An error is written down, and the program goes on."""
     try:
         yield
     except Exception as error:
@@ -65,12 +65,12 @@ def attempt(kind: str, name: str):
 
 
 def note_quantized(name: str, quantized) -> None:
-    """The parts of a QuantizedTensor, and what they stand for."""
+    """The parts of a QuantizedTensor, and its dequantized values."""
     note("codes", name, quantized.codes)
     note("scales", name, quantized.scales)
     note("zeros", name, quantized.zeros)
     note("dequantized", name, quantized.dequantize())
-    nested = getattr(quantized, "nested", None) or getattr(quantized, "stored_scales", None)  # of old, and today
+    nested = getattr(quantized, "nested", None) or getattr(quantized, "stored_scales", None)  # old name, new name
     if hasattr(nested, "absmax"):
         for part in ("codes", "absmax", "offset"):
             note("nested scales", f"{name} {part}", getattr(nested, part))
@@ -80,7 +80,7 @@ def note_quantized(name: str, quantized) -> None:
 
 
 def small(family: str = "llama", tied: bool = True, grouped: bool = True, dtype=torch.float32, width: int = 64):
-    """A random decoder of 2 blocks; its biases and norms are made to count."""
+    """A random decoder of 2 blocks; noise is added to its biases and norms, so that they matter."""
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": width,
@@ -135,7 +135,7 @@ def named(options: dict) -> str:
 
 
 def quantized_model(about: str, model, options: dict, calibration=None):
-    """Quantize ``model`` by the recipe of these options and write down all that came of it; returns it."""
+    """Quantize ``model`` by the recipe of these options, write down all results, and return it."""
     name = f"{about}: {named(options)}"
     with attempt("report text", name):
         report = qtutor.quantize(model, qtutor.Recipe(**options), calibration=calibration, progress=False)
@@ -168,7 +168,7 @@ PLAIN = (
     {"method": "rtn", "embeddings": True, "lm_head": True, "bits": 3, "symmetric": True},
     {"method": "nf4", "embeddings": True, "lm_head": True},
 )
-CALIBRATED = (  # of gptq, awq, awq+gptq: every option once at least
+CALIBRATED = (  # for gptq, awq, awq+gptq: every option at least once
     {},
     {"bits": 3},
     {"bits": 2, "clip": "mse"},
@@ -209,7 +209,7 @@ def models() -> None:
         about = f"small {family}, {'tied' if tied else 'untied'}, {'grouped' if grouped else 'ungrouped'} heads"
         for options in ({"method": "rtn", "bits": 4}, {"method": "nf4"}, {"method": "int8"}):
             quantized_model(about, small(family, tied, grouped), options)
-        for method in METHODS:  # text enough for propagation, which None then chooses
+        for method in METHODS:  # enough text for propagation, so the default uses it
             quantized_model(about, small(family, tied, grouped), {"method": method, "bits": 3}, random_ids(24))
     for method in ("rtn", "nf4", "int8", *METHODS):
         options = {"method": method} | ({} if method == "int8" else {"group_size": 32})
@@ -254,7 +254,7 @@ def importance(columns: int, seed: int = 0) -> np.ndarray:
 
 
 def folders(out: Path) -> None:
-    """Our own format: every file of the export, and the model that comes back."""
+    """Our own format: every file of the export, and the model that is loaded from it."""
     ids = random_ids(8)
     untied, bf16 = {"family": "qwen2", "tied": False}, {"family": "qwen3", "dtype": torch.bfloat16}
     cases = [
@@ -273,7 +273,7 @@ def folders(out: Path) -> None:
             qtutor.export(model, out / "folder", tokenizer=TOKENIZER)
             for path in sorted((out / "folder").iterdir()):
                 data = path.read_bytes()
-                if path.name == "qtutor.json":  # a recipe may join what is there
+                if path.name == "qtutor.json":  # a recipe may be added there
                     about = {key: value for key, value in json.loads(data).items() if key not in ("recipe", "files")}
                     data = json.dumps(about, sort_keys=True).encode()
                 note("export, files", f"{name} {path.name}", data)
@@ -281,7 +281,7 @@ def folders(out: Path) -> None:
 
 
 def gguf_files(out: Path) -> None:
-    """GGUF: every byte of the files, and what a few of them load as."""
+    """GGUF: every byte of the files, and the models that are loaded from a few of them."""
     model = embedded()
     wide = {
         f"blk.{i}.{kind}.weight": importance(512 if kind == "ffn_down" else 256, 10 * i + number)
@@ -315,7 +315,7 @@ def matrices() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     normal = torch.randn(24, 256, generator=generator)
     odd = normal.clone()
-    odd[0], odd[1], odd[2], odd[3] = 0, 0.5, odd[2].abs(), -odd[3].abs()  # zeros, constant, one-sided
+    odd[0], odd[1], odd[2], odd[3] = 0, 0.5, odd[2].abs(), -odd[3].abs()  # zeros, a constant, one sign
     odd[4, 7], odd[5, ::64], odd[6] = 60.0, -9.0, 1e-9 * odd[6]  # outliers, nearly nothing
     return {"normal": normal, "odd rows": odd, "bf16": normal.bfloat16(), "wide range": (2 * normal).exp()}
 
@@ -344,7 +344,7 @@ def functions() -> None:
             for clip in (None, "mse"):
                 alone(qtutor.rtn.quantize, grid, group_size, clip=clip)
             alone(qtutor.awq.quantize, enough, grid, group_size)
-            alone(qtutor.gptq.quantize, few, grid, group_size)  # few: fewer tokens than columns, one of them unused
+            alone(qtutor.gptq.quantize, few, grid, group_size)  # few: fewer tokens than columns, and one unused column
         for clip, act_order in zip((None, "mse", "output"), ("groups", "columns", "none")):
             alone(qtutor.gptq.quantize, enough, grid, 32, clip=clip, act_order=act_order)
         alone(
@@ -370,7 +370,7 @@ def functions() -> None:
 
 
 def numbers(value, digits: int | None = None) -> str:
-    """What an answer returned as text: floats in full, or rounded to ``digits`` significant digits."""
+    """The result of an answer as text: floats in full, or rounded to ``digits`` significant digits."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return numbers(value.double().tolist() if isinstance(value, torch.Tensor) else value.tolist(), digits)
     if isinstance(value, list | tuple | bytes | bytearray):
@@ -383,12 +383,12 @@ def numbers(value, digits: int | None = None) -> str:
 def answer(function, arguments: tuple, digits: int | None = None) -> str:
     try:
         return numbers(function(*copy.deepcopy(arguments)), digits)
-    except Exception as error:  # some mistakes are told by what they raise
+    except Exception as error:  # some mistakes show only by the error that they raise
         return f"raises {type(error).__name__}"
 
 
 def exercises() -> None:
-    """References to the bit; mistakes to nine digits, since they may be rewritten; every verdict in full."""
+    """References to the bit; mistakes to nine digits, because their code may change; every verdict in full."""
     from qtutor.course import exercises
     from qtutor.course.checking import examine
 
@@ -409,7 +409,7 @@ def exercises() -> None:
 
 
 def answers_of_tests(known: dict, examine) -> None:
-    """Right and wrong answers in the tests of this tree (each tree has those that its modules fit)."""
+    """Right and wrong answers in the tests of this tree (each tree has the answers that fit its modules)."""
     root = Path(sys.argv[2])
     of_old = (root / "tests").rglob("test_exercises*.py")
     for path in sorted([*of_old, *(root / "tests" / "course" / "exercises").glob("test_*.py")]):
@@ -421,7 +421,7 @@ def answers_of_tests(known: dict, examine) -> None:
                         if isinstance(row, tuple) and row[0] in known and callable(row[1]):
                             code = row[1].__name__ if len(row) < 3 else f"{row[1].__name__} ({row[2]})"
                             verdict = examine(known[row[0]], row[1])
-                            text = re.sub(r"line \d+", "line N", verdict.text)  # of a file that may be rearranged
+                            text = re.sub(r"line \d+", "line N", verdict.text)  # line numbers may change
                             name = f"{row[0]} {code}"
                             while name in FOUND.setdefault("verdicts, answers", {}):
                                 name += "'"
@@ -438,7 +438,7 @@ def main() -> None:
         parts = {"exercises": exercises, "functions": functions, "models": models}
         parts |= {"folders": lambda: folders(scratch), "GGUF": lambda: gguf_files(scratch)}
         for name, part in parts.items():
-            with attempt("parts", name):  # what fails as a whole is told, too
+            with attempt("parts", name):  # a part that fails as a whole is also written down
                 part()
                 note("parts", name, "done")
     about = {

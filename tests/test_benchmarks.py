@@ -1,4 +1,4 @@
-"""The benchmarks are run by hand, and rarely: the names that they import from the package have to exist."""
+"""Benchmarks run rarely, and by hand. So these tests check that all names that they import from the package exist."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ SCRIPTS = sorted((HERE / "benchmarks").rglob("*.py"))
 
 
 def names_of_the_package(script: Path) -> set[tuple[str, str]]:
-    """(module, attribute) for all that a script imports of qtutor, and for what it takes out of these modules."""
+    """(module, attribute) of a script's imports from qtutor, and of the attributes that it uses of these modules."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
     modules, found = {}, set()
     for node in ast.walk(tree):

@@ -66,11 +66,14 @@ def test_gptq_feeds_each_block_what_the_quantized_ones_before_it_hand_on():
     x = x.flatten(0, 1).double()
     expected = gptq.quantize(weight, x.T @ x, qtutor.IntGrid(3), 32)
     same = ours.model.layers[1].self_attn.q_proj.quantized().codes == expected.codes
-    assert same.float().mean() > 0.99  # sums in another order may tip a weight that lies half-way
+    assert same.float().mean() > 0.99  # a different order of sums may tip a weight that lies half-way
 
 
 def test_propagation_rounds_what_makes_up_for_the_layers_before():
-    """What GPTQ is given for a layer is the least squares fit of the float decoder's outputs to the inputs it gets."""
+    """The fit gives the float decoder's outputs from the layer's present inputs, by least squares.
+
+    GPTQ rounds weights that lie between the original ones and the fit.
+    """
     model, ids = tiny(), some_ids(16, 32)
     ours, _ = quantized(model, "gptq", damping=0.0, propagate=True)
     half = copy.deepcopy(model)
@@ -92,7 +95,7 @@ def test_propagation_rounds_what_makes_up_for_the_layers_before():
     )
     expected = gptq.round_columns(part.float(), plan, qtutor.IntGrid(3), 32, clip="output")
     same = ours.model.layers[1].self_attn.q_proj.quantized().codes == expected.codes
-    assert same.float().mean() > 0.97  # the fit is exact to 1e-4 of the weights only; GPTQ hands every tipped code on
+    assert same.float().mean() > 0.97  # the fit is exact only to 1e-4; and in GPTQ a tipped code changes later codes
 
 
 @pytest.mark.parametrize("method", CALIBRATED)
@@ -100,7 +103,7 @@ def test_propagation_rounds_what_makes_up_for_the_layers_before():
 def test_propagation_lowers_the_error_of_logits(method, family):
     model = tiny(family)
     with_, without = (quantized(model, method, propagate=propagate)[0] for propagate in (True, False))
-    text = some_ids(16, 32)  # the calibration text itself: random models have nothing else in common with it
+    text = some_ids(16, 32)  # the calibration text itself: for a random model, no other text is like it
     errors = []
     for candidate in (with_, without):
         with torch.inference_mode():
@@ -126,8 +129,8 @@ def test_propagation_is_left_out_where_there_is_little_text():
 def test_channels_that_are_always_zero_do_no_harm(method):
     model = tiny()
     with torch.no_grad():
-        model.model.layers[1].input_layernorm.weight[5] = 0  # q, k and v read nothing there
-        model.model.layers[0].mlp.up_proj.weight[7] = 0  # nor does down_proj
+        model.model.layers[1].input_layernorm.weight[5] = 0  # q, k and v read only zeros there
+        model.model.layers[0].mlp.up_proj.weight[7] = 0  # and so does down_proj
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours, report = quantized(model, method, bits=4)

@@ -53,7 +53,7 @@ def test_help_shows_examples_that_parse(arguments, capsys):
 
 
 def test_the_command_line_itself_imports_nothing_heavy():
-    # qtutor/__init__.py is left out: what it imports is its own affair, and has its own limit.
+    # qtutor/__init__.py is left out: tests/test_names.py checks what it imports.
     code = (
         "import sys, types; package = types.ModuleType('qtutor'); package.__path__ = ['qtutor'];"
         "sys.modules['qtutor'] = package; import qtutor.cli; qtutor.cli.build_parser();"
@@ -118,7 +118,7 @@ def test_generate_continues_the_text(quantized, capsys):
 
 @pytest.fixture
 def measured(monkeypatch, capsys):
-    """A function that gives what `qtutor eval --json` says, with the slow measures replaced, without the speed."""
+    """A function that returns the numbers of `qtutor eval --json`, without the speed. Slow measures are replaced."""
     some = text.held_out_tokens
     monkeypatch.setattr(text, "held_out_tokens", lambda tokenizer, limit: some(tokenizer)[:2048])
     monkeypatch.setattr(qtutor.evaluate, "ast_validity", lambda model, tokenizer, count: 0.5, raising=False)
@@ -137,7 +137,7 @@ def measured(monkeypatch, capsys):
 def test_eval_prints_every_measure(quantized, measured):
     values = measured(quantized)
     assert 1 < values["perplexity"] < 1e6 and 0 < values["perplexity_error"] < values["perplexity"]
-    assert values["bytes"] > 100_000 and 4 < values["bits_per_weight"] < 9  # 3 bits, and embeddings of 16
+    assert values["bytes"] > 100_000 and 4 < values["bits_per_weight"] < 9  # layers of 3 bits, embeddings of 16
     assert values["ast_validity"] == 0.5 and values["answers"] == {"sum": 0.25}
 
 
@@ -170,9 +170,9 @@ def test_generate_from_a_gguf_file(gguf_folder, capsys):
 def test_which_file_a_folder_stands_for(gguf_folder, tmp_path):
     assert file_in(str(gguf_folder)) == gguf_folder / "model.gguf"
     shutil.copy(gguf_folder / "model.gguf", tmp_path / "Theirs.GGUF")
-    (tmp_path / "config.json").write_text("{}")  # as it lies beside GGUF files on the hub
+    (tmp_path / "config.json").write_text("{}")  # as beside GGUF files on the hub
     assert file_in(str(tmp_path)) == tmp_path / "Theirs.GGUF"
-    for other in ("model-00001-of-00002.safetensors", "qtutor.json"):  # a checkpoint, beside which a file was written
+    for other in ("model-00001-of-00002.safetensors", "qtutor.json"):  # a checkpoint with a GGUF file beside it
         (tmp_path / other).write_text("{}")
         assert file_in(str(tmp_path)) is None
         assert file_in(str(tmp_path), alone=False) == tmp_path / "Theirs.GGUF"
@@ -186,7 +186,7 @@ def test_which_file_a_folder_stands_for(gguf_folder, tmp_path):
 
 
 def rewritten(folder, path, **changes):
-    """The file with other metadata (None: without that key), its tensors as they are."""
+    """The file with changed metadata (None removes a key); its tensors stay the same."""
     file = gguf.read(folder / "model.gguf")
     keys = file.metadata | {key.replace("__", "."): value for key, value in changes.items()}
     tensors = [gguf.Tensor(name, info.shape, info.type.name, file.data(name)) for name, info in file.tensors.items()]
@@ -221,7 +221,7 @@ def test_awq_scales_are_folded_into_a_gguf_file(tmp_path, monkeypatch, measured,
     with_text = ["--calibration", str(text)]
     assert cli.main(["quantize", "embedded", str(plain), *gguf_options, *with_text]) == 0
     assert cli.main(["quantize", "embedded", str(awq), *gguf_options, "--method", "awq", *with_text]) == 0
-    # Scaled columns are other numbers, far beyond what rounding to 8 bits does, and compute the same.
+    # Scaled columns differ from the original ones far more than by rounding to 8 bits, but the outputs are the same.
     difference = np.abs(weights_of(awq) - weights_of(plain)).max(axis=0) / np.abs(weights_of(plain)).max(axis=0)
     assert np.median(difference) > 0.05
     values = [measured(path)["perplexity"] for path in (plain, awq)]
@@ -253,7 +253,7 @@ def test_inspect_counts_the_bits_of_a_weight(quantized, capsys):
     row = next(line for line in text.splitlines() if line.startswith("model.layers.0.mlp.up_proj") and "asym" in line)
     bits_per_weight = float(row.split()[-1])
     assert set(about["layers"]) <= set(text.split())
-    assert 3 < bits_per_weight < 3.5  # 3 bits, and each 128 weights' scale and zero point
+    assert 3 < bits_per_weight < 3.5  # 3 bits, and a scale and a zero point for every 128 weights
 
 
 def test_inspect_shows_tensors_and_metadata(tmp_path, capsys):
@@ -296,7 +296,7 @@ def test_bad_arguments_are_one_paragraph(tmp_path, capsys):
 
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
-    """What is refused has to be refused before the model is loaded."""
+    """Bad arguments have to be refused before the model is loaded."""
 
     def load(*_arguments, **_keywords):
         raise AssertionError("loaded")
@@ -338,7 +338,7 @@ def test_what_out_must_not_be(quantized, gguf_folder, tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize("options", [["--bits", "3"], ["--format", "gguf", "--type", "Q4_K_M"]])
 def test_room_is_looked_for_before_anything_is_loaded(tmp_path, capsys, monkeypatch, nothing_is_loaded, options):
-    """What it asks for is less than it takes, and not much less."""
+    """It asks for less room than the result takes, but not much less."""
     monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=0))
     told = refused(["quantize", "embedded", tmp_path / "out", *options], capsys)
     least = int(told.split("at least ")[1].split()[0].replace(",", ""))
@@ -349,7 +349,7 @@ def test_room_is_looked_for_before_anything_is_loaded(tmp_path, capsys, monkeypa
 
 
 def test_a_hub_id_is_measured_once_it_is_loaded(tmp_path, capsys, monkeypatch):
-    """What a hub id names has no headers here before it is downloaded."""
+    """Before the download, a model on the hub has no headers on this machine."""
     monkeypatch.setattr("qtutor.formats.hub.folder_of", lambda source: qtutor.decoder.EMBEDDED)
     monkeypatch.setattr("qtutor.pipeline.finished", None)
     monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: SimpleNamespace(total=10**9, free=10**5))

@@ -1,4 +1,4 @@
-"""Budgets on the command line: a mean number of bits, or the size of the result, and words that are no size."""
+"""Budgets on the command line: a mean number of bits, the size of the result, and words that are not sizes."""
 
 import argparse
 import json
@@ -78,7 +78,7 @@ def test_budgets_that_are_none(options, what, tmp_path, capsys):
 
 
 def test_a_gguf_file_as_small_as_was_asked_for(tmp_path, capsys):
-    """The plan names each type and the bytes to the last one; --bits is a mean of what matrices take."""
+    """The plan names the type of each matrix and the exact size of the file; --bits is the mean over all matrices."""
     out = tmp_path / "out.gguf"
     command = ["quantize", "embedded", str(out), "--target-size", "800kB", "--samples", "8", "--length", "256"]
     assert cli.main([*command, "--plan"]) == 0

@@ -1,4 +1,4 @@
-"""`qtutor generate --chat`: answers through the template, a person's conversation, a file with one question a line."""
+"""`qtutor generate --chat`: answers through the template, a typed conversation, a file with a question on each line."""
 
 import io
 import sys
@@ -28,7 +28,7 @@ def pair():
 
 @pytest.fixture
 def asked(pair, monkeypatch):
-    """What the template was given, one conversation after the other; answers are the number of messages."""
+    """The conversations that were asked, in order; the answer to n messages is "answer n"."""
     conversations = []
 
     def answer(model, tokenizer, messages, most, streamer, cache):
@@ -46,7 +46,7 @@ def asked(pair, monkeypatch):
 
 
 class Keyboard(io.StringIO):
-    """A terminal at which somebody types."""
+    """A terminal with a person who types."""
 
     def isatty(self) -> bool:
         return True
@@ -63,7 +63,7 @@ def test_a_conversation_goes_on_until_ctrl_d(asked, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", Keyboard("one\ntwo\n\nthree\n"))
     assert cli.main(["generate", "x/y", "--chat"]) == 0
     said = [("user", "one"), ("assistant", "answer 1"), ("user", "two")]
-    assert asked == [said[:1], said, [("user", "three")]]  # an empty line begins anew
+    assert asked == [said[:1], said, [("user", "three")]]  # an empty line starts a new one
     out, error = capsys.readouterr()
     assert out == "> answer 1\n> answer 3\n> > answer 1\n> \n" and "Ctrl-D" in error
 
@@ -111,7 +111,7 @@ def test_an_answer_is_what_follows_the_template(pair):
 
 
 def test_an_answer_ends_where_its_turn_does(pair, monkeypatch):
-    """Though the checkpoint does not name that token among the ends of texts."""
+    """The end of the turn ends an answer, even if the checkpoint does not list this token as an end of text."""
     model, tokenizer = pair
     messages, end = [{"role": "user", "content": "def f"}], tokenizer.convert_tokens_to_ids(EOS)
     assert chat.answer_ends(model, tokenizer) == [end]
@@ -141,7 +141,7 @@ def test_a_conversation_that_is_no_text(pair):
 
 def test_the_speed_is_said_on_stderr_where_it_is_asked_for(asked, capsys):
     assert cli.main(["generate", "x/y", "How many?", "--chat"]) == 0
-    assert capsys.readouterr().err == ""  # nobody is looking
+    assert capsys.readouterr().err == ""  # it is not a terminal
     assert cli.main(["generate", "x/y", "How many?", "--chat", "--speed"]) == 0
     said = capsys.readouterr()
     assert said.out == "answer 1\n" and said.err.startswith("qtutor: ") and "MB of weights" in said.err

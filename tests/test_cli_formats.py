@@ -12,7 +12,7 @@ from tests.models import tiny
 
 @pytest.fixture
 def source(tmp_path):
-    """A float checkpoint of layers that fit hardly any GPU kernel."""
+    """A float checkpoint whose layers are too small for most GPU kernels."""
     tiny(tied=False).save_pretrained(tmp_path / "float")
     letters().save_pretrained(tmp_path / "float")
     return tmp_path / "float"

@@ -22,7 +22,7 @@ SMALL = ["--tokens", "1024", "--window", "128"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The embedded decoder in 3 and in 4 bits, the latter also as a GGUF file, and a text."""
+    """The embedded decoder in 3 bits, in 4 bits and as a Q8_0 GGUF file, and a text."""
     here = tmp_path_factory.mktemp("measuring")
     for bits in ("3", "4"):
         assert cli.main(["quantize", "embedded", str(here / f"out{bits}"), "--bits", bits]) == 0
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A decoder with a tokenizer of its own, saved as others save theirs."""
+    """A decoder with its own tokenizer, saved by transformers."""
     here = tmp_path_factory.mktemp("other")
     tokenizer = byte_level()
     small(len(tokenizer), context=512).save_pretrained(here)
@@ -109,7 +109,7 @@ def test_compare_is_one_table_and_one_picture(folder, tmp_path, capsys):
     assert (tmp_path / "kl.svg").read_text().startswith("<?xml")
     before = picture.read_bytes()
     told(["compare", sources[0], "--against", "embedded", *SMALL, "--picture", picture], capsys)
-    assert picture.read_bytes() != before  # its own is replaced
+    assert picture.read_bytes() != before  # a picture that qtutor drew is replaced
     assert compare._is_ours(tmp_path / "kl.svg")
     three, four, file = found["decoders"]
     assert three["kl"] > 3 * four["kl"] and three["bytes"] < four["bytes"] < found["float"]["bytes"]
@@ -131,7 +131,7 @@ def test_what_was_measured_is_shown_where_a_later_one_fails(folder, tmp_path, ca
 
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
-    """What is refused has to be refused before a model is loaded."""
+    """Bad arguments have to be refused before a model is loaded."""
 
     def load(*_arguments, **_keywords):
         raise AssertionError("loaded")
@@ -150,7 +150,7 @@ def test_what_is_known_to_be_wrong_is_refused_before_anything_is_loaded(
     assert "ends in .png or .svg" in refused([*line, "--picture", tmp_path / "a.pdf"], capsys)
     (tmp_path / "a.png").mkdir()
     assert "that is a folder" in refused([*line, "--picture", tmp_path / "a.png"], capsys)
-    figure, _ = new_figure()  # as anybody draws with the same library
+    figure, _ = new_figure()  # as any program with the same library draws it
     for name, data in (("mine.png", png(figure)), ("mine.svg", b"<svg></svg>"), ("notes.png", b"")):
         (tmp_path / name).write_bytes(data)
         assert "exists, and qtutor did not draw it" in refused([*line, "--picture", tmp_path / name], capsys)

@@ -1,4 +1,4 @@
-"""The command line beyond its commands: spellings, options of a recipe, terminals, short contexts, parts."""
+"""More of the command line: spellings, options of a recipe, terminals, short contexts, parts of files."""
 
 import json
 import os
@@ -152,7 +152,7 @@ def test_a_few_tokens_suffice_where_the_context_is_short(short, capsys, command)
 
 
 def test_a_whole_file_that_is_named_as_a_part_is_whole(tmp_path, whole):
-    """The file says whether it is a part, not its name."""
+    """The content of a file decides whether it is a part; the name does not matter."""
     part = tmp_path / "whole-00002-of-00003.gguf"
     part.write_bytes(whole.read_bytes())
     for number, source in enumerate((whole, part)):
@@ -179,7 +179,7 @@ def test_an_importance_matrix_from_a_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["sha256-abcdef", "model.GGUF", "model.v2"])
 def test_a_file_is_known_by_its_content_in_every_command(tmp_path, whole, name, capsys):
-    """Other tools keep files under names without suffix."""
+    """Some tools store files under names without a suffix."""
     file = tmp_path / name
     shutil.copy(whole, file)
     assert cli.main(["generate", str(file), "def f(", "--max-new-tokens", "2"]) == 0
@@ -198,7 +198,7 @@ def test_rounded_weights_are_rounded_again_only_where_asked_to(tmp_path, whole, 
         message = refused(["quantize", whole, tmp_path / out], capsys)
         assert "rounded before (Q8_0: 8.5" in message and "add --allow-requantize" in message
         assert not (tmp_path / out).exists()
-    assert cli.main(["quantize", str(whole), str(tmp_path / "out"), "--plan"]) == 0  # nothing is rounded by that
+    assert cli.main(["quantize", str(whole), str(tmp_path / "out"), "--plan"]) == 0  # a plan rounds nothing
     assert "holds weights that were rounded before" in " ".join(capsys.readouterr().err.split())
     model, tokenizer = qtutor.load_decoder()
     exact = qtutor.export(model, tmp_path / "exact.gguf", format="gguf", type="F32", tokenizer=tokenizer)
@@ -284,11 +284,11 @@ def test_a_text_is_shown_while_it_is_written_and_only_in_whole_characters(capsys
     streamer = Streamer(tokenizer, [0], pieces.append)
     streamer.put(torch.tensor([[1, 2]]))  # the prompt
     ids = tokenizer("é🙂 x")["input_ids"]
-    assert len(ids) >= 7  # bytes, most of them
+    assert len(ids) >= 7  # most tokens are single bytes
     for number in ids:
         streamer.put(torch.tensor([number]))
     streamer.put(torch.tensor([0]))
-    streamer.put(torch.tensor([ids[0]]))  # behind the end
+    streamer.put(torch.tensor([ids[0]]))  # after the end
     streamer.end()
     assert "".join(pieces) == "é🙂 x" and not any("\ufffd" in piece for piece in pieces)
 
@@ -324,7 +324,7 @@ def test_what_nobody_foresaw_is_a_paragraph_too(monkeypatch, capsys, error, said
 
 
 def test_bars_are_for_people(tmp_path, monkeypatch, capsys):
-    """stderr is no terminal here, so nothing of a bar may be in it."""
+    """stderr is not a terminal here, so it must not contain a progress bar."""
     assert cli.main(["quantize", "embedded", str(tmp_path / "a.gguf"), "--type", "q2_k"]) == 0
     assert "encoding" not in capsys.readouterr().err
     seen = []

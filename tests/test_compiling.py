@@ -1,4 +1,4 @@
-"""Where compiled code is kept, and the message for a person who waits for it."""
+"""The folder for compiled code, and the message for a person who waits for the compiler."""
 
 import time
 
@@ -25,7 +25,7 @@ def test_who_waits_at_a_terminal_is_told(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "SLOW", 0.01)
     with compiling.told_if_slow("the loops"):
         time.sleep(0.2)
-    assert capsys.readouterr().err == ""  # no terminal
+    assert capsys.readouterr().err == ""  # not a terminal
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with compiling.told_if_slow("the loops"):
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Errors: the caller puts the subject in front, and only once."""
+"""Errors: the caller puts the subject in front of the message, and only once."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_the_subject_is_put_in_front_and_the_type_stays():
 def test_nested_subjects_stand_once_each():
     assert said("q", "q", error=QtutorError("broken.")) == "q: broken."
     assert said("q", "layers.0", error=QtutorError("broken.")) == "layers.0: q: broken."
-    assert said("q", error=QtutorError("q_proj: broken.")) == "q: q_proj: broken."  # begins alike, but is another
+    assert said("q", error=QtutorError("q_proj: broken.")) == "q: q_proj: broken."  # begins alike, but is different
 
 
 def test_other_errors_and_no_error_pass_as_they_are():

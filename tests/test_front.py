@@ -1,4 +1,4 @@
-"""The front door: README, picture, teacher's page and citation are right, and agree with each other."""
+"""First pages: README, picture, teacher's page and citation are right, and agree with each other."""
 
 import re
 import sys
@@ -88,7 +88,7 @@ def test_the_picture_says_what_the_tables_say():
         found = re.search(rf"{bits} bits, ([\d,]+) bytes, KL ([\d.]+) rounded to nearest, ([\d.]+) by GPTQ", spoken)
         assert found[1] == row["bytes"] and float(found[2]) == pytest.approx(float(row["KL"]), abs=0.006)
         same = ("as trained", f"{bits}, groups of 64", "GPTQ with propagation")
-        for line in methods:  # at 3 bits that table has groups of 128
+        for line in methods:  # its rows for 3 bits have groups of 128, so they do not match
             if (line["decoder"], line["bits"], line["method"]) == same:
                 assert float(found[3]) == pytest.approx(float(line["KL"]), abs=0.006)
 
@@ -126,7 +126,7 @@ def test_a_label_of_an_axis_stays_with_its_panel():
     "picture",
     [
         drawn(400, 100, (5, 5, 395, 95)),
-        drawn(400, 100, (5, 5, 197, 95), (202, 5, 395, 95)),  # the gutter is as thin as one between letters
+        drawn(400, 100, (5, 5, 197, 95), (202, 5, 395, 95)),  # a gutter as thin as the space between letters
         drawn(400, 100, (5, 5, 290, 95), (310, 5, 395, 95)),  # a wide panel and a narrow one
         drawn(400, 100, (5, 5, 190, 95), (210, 5, 395, 95), (100, 2, 300, 4)),  # a title over both
         drawn(400, 200, (5, 5, 190, 90), (210, 5, 395, 90), (5, 110, 190, 195), (210, 110, 395, 195)),  # two rows

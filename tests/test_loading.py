@@ -1,4 +1,4 @@
-"""qtutor.load: the model that a source names, its dtype, its device, and the messages."""
+"""qtutor.load: the model for each kind of source, its dtype, its device, and error messages."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from tests.models import some_ids, tiny
 
 
 def saved(folder, kind: str):
-    """A tiny bf16 decoder with its tokenizer as a checkpoint of ``kind``: what names it, and the model itself."""
+    """Save a tiny bf16 decoder with its tokenizer as a checkpoint of ``kind``; returns its path and the model."""
     model, tokenizer = tiny(dtype=torch.bfloat16), letters()
     if kind == "float":
         model.save_pretrained(folder / "float")
@@ -42,7 +42,7 @@ def test_whatever_names_a_decoder_loads_it_with_its_tokenizer(tmp_path, kind):
         assert torch.allclose(loaded.float()(some_ids()).logits, expected, atol=1e-4 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", ("float", "gguf"))  # the scales of ours are looked at, and meta tensors have no values
+@pytest.mark.parametrize("kind", ("float", "gguf"))  # ours: loading checks values of scales, and meta has none
 def test_it_comes_on_the_device_that_was_asked_for(tmp_path, kind):
     source, _ = saved(tmp_path, kind)
     loaded = [qtutor.load(source, device="meta")[0]]
@@ -52,7 +52,7 @@ def test_it_comes_on_the_device_that_was_asked_for(tmp_path, kind):
 
 
 def test_dtypes(tmp_path):
-    """The embedded decoder is computed in float32, another float checkpoint in its own dtype, if nobody says more."""
+    """By default, load gives the embedded decoder float32, others their own dtype; load_decoder gives float32."""
     source, _ = saved(tmp_path, "float")
     assert qtutor.load("embedded", device="cpu")[0].dtype == qtutor.load(device="cpu")[0].dtype == torch.float32
     assert qtutor.load("embedded", torch.bfloat16, "cpu")[0].dtype == torch.bfloat16
@@ -94,7 +94,7 @@ def test_a_gguf_file_is_named_where_its_tokenizer_cannot_be_had(tmp_path, monkey
 
 
 def test_a_folder_of_ours_comes_before_other_checkpoints_in_it(tmp_path):
-    """Copied into the folder of the float checkpoint, for instance."""
+    """A GGUF file may lie beside them. Beside a float checkpoint, only load_quantized reads the GGUF file."""
     shutil.copytree(EMBEDDED, tmp_path / "both")
     source, _ = saved(tmp_path, "gguf")
     shutil.copy(source, tmp_path / "both" / "model.gguf")

@@ -1,4 +1,4 @@
-"""The public names that other people's scripts call."""
+"""The public names, which scripts of users call."""
 
 import importlib
 import inspect
@@ -64,9 +64,9 @@ def test_nobody_waits_for_what_they_do_not_need(program):
     assert done.returncode == 0, done.stderr
 
 
-# One function a type, whose formula the module's docstring explains.
+# One function for each type; the module's docstring explains the formulas.
 TOLD_BY_THEIR_MODULE = ("qtutor.gguf.decoding",)
-# An exercise's own function, which its chapter describes, and the inputs it is tried on.
+# The function of an exercise, which its chapter describes, and its inputs.
 TOLD_BY_THEIR_CHAPTER = "qtutor.course.exercises."
 
 MODULES = [module.name for module in pkgutil.walk_packages(qtutor.__path__, "qtutor.")]
@@ -90,5 +90,5 @@ def test_every_module_and_every_public_function_and_class_of_it_has_a_docstring(
         ours = getattr(value, "__module__", None) == name and not public.startswith("_")
         if ours and callable(value) and hasattr(value, "__name__"):
             text = value.__doc__
-            # A dataclass without one gets its signature for a docstring.
+            # Python gives a dataclass without a docstring its signature instead.
             assert text and not text.startswith(f"{value.__name__}("), f"{name}.{public}"

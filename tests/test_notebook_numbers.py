@@ -1,4 +1,4 @@
-"""The comparison of notebooks: changes by another CPU pass, changes by a bug fail, and nbval really uses it."""
+"""The comparison of notebooks: changes by a different CPU pass, changes by a bug fail, and nbval uses it."""
 
 import os
 import re
@@ -29,8 +29,8 @@ def test_an_output_is_near_itself():
     ("stored", "computed"),
     [
         ("KL 0.0810", "KL 0.0811"),
-        ("KL 0.0005", "KL 0.0007"),  # two units of the last place, though 40 %
-        ("perplexity 224.09", "perplexity 226.30"),  # 1 %, though 221 units
+        ("KL 0.0005", "KL 0.0007"),  # 40 %, but only two units of the last place
+        ("perplexity 224.09", "perplexity 226.30"),  # 221 units, but only 1 %
         ("+0.00 %", "-0.00 %"),
         ("0.01", "-0.01"),
         ("+0.01%", "-0.01%"),

@@ -1,4 +1,4 @@
-"""Rules for every chapter: it is executed, portable, and described for people who cannot see it."""
+"""Rules for every chapter: it is executed and portable, and its pictures have descriptions for blind readers."""
 
 import ast
 import importlib
@@ -20,12 +20,12 @@ METADATA = {
 
 
 def public_names() -> set[str]:
-    """Functions and classes that the package defines, whichever module they stand in."""
+    """Functions and classes that the package defines, in any of its modules."""
     names = set(qtutor.__all__)
     for module in pkgutil.walk_packages(qtutor.__path__, "qtutor."):
         if module.name.startswith(("qtutor.cli", "qtutor.course", "qtutor.plots", "qtutor.decoder.training")):
             continue
-        if module.name.endswith(".triton_product"):  # it imports Triton, which is seldom installed
+        if module.name.endswith(".triton_product"):  # it imports Triton, which is rarely installed
             continue
         loaded = importlib.import_module(module.name)
         names |= {n for n, v in vars(loaded).items() if getattr(v, "__module__", None) == module.name and n[0] != "_"}
@@ -78,7 +78,7 @@ def test_the_file_is_the_same_wherever_it_was_executed(notebook):
 
 def test_a_cell_that_asks_for_tolerance_says_why(notebook):
     for cell in notebook.cells:
-        tolerance_of(cell.metadata)  # raises where the reason is missing
+        tolerance_of(cell.metadata)  # raises an error if the reason is missing
         if "qtutor" in cell.metadata or "nbval-ignore-output" in cell.metadata.get("tags", []):
             assert len(cell.metadata["qtutor"]["reason"].split()) >= 5, cell.source
 
@@ -111,14 +111,14 @@ def test_no_public_name_of_the_package_is_redefined(notebook):
 
 
 def test_cells_are_short(notebook):
-    """JupyterLab at 1440 pixels and the book at 1280 break longer lines."""
+    """JupyterLab at 1440 pixels and the book at 1280 pixels break longer lines."""
     for cell in code_of(notebook):
         lines = cell.source.splitlines()
         assert len(lines) <= 25 and all(len(line) <= 95 for line in lines), cell.source
 
 
 def test_a_chapter_is_a_chapter(notebook):
-    # An optional exercise, its task and its cell, is for those who want more: it does not make the chapter longer.
+    # An optional exercise has two cells, its task and its code. These do not count for the length of the chapter.
     optional = sum("Difficulty ●●●●" in cell.source for cell in notebook.cells)
     assert len(notebook.cells) - 2 * optional <= 55
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")

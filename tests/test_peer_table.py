@@ -1,6 +1,6 @@
-"""The committed comparison with llm-compressor and GPTQModel: every cell exists, is consistent, and keeps the bound.
+"""The committed comparison with llm-compressor and GPTQModel: all rows exist, are consistent, and keep the bound.
 
-benchmarks/peer_quality.py makes it again, in one hour, and needs the peers' environments.
+benchmarks/peer_quality.py computes the table again in one hour. It needs the environments of both packages.
 """
 
 import itertools
@@ -20,7 +20,7 @@ def written() -> str:
 
 
 def table() -> dict[tuple, dict[str, str]]:
-    """(decoder, method, bits, group) -> {head of a column: text}; heads that both peers have get the peer's name."""
+    """(decoder, method, bits, group) -> {head of a column: text}; heads of a peer's columns begin with its name."""
     lines = [line for line in written().splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     heads, _, *rows = rows
@@ -50,7 +50,7 @@ def test_every_ratio_is_what_the_losses_say_and_within_the_bound(peer):
         )
         assert 0 < best <= default, cell
         assert (best == default) == (row[f"{peer}: with"] == "defaults"), cell
-        # Four digits of both losses are printed, so each is off by up to 1 in 2,000; and three decimals of the ratio.
+        # Losses have four digits, so each is off by up to 1 in 2,000. The ratio has three decimals.
         assert abs(ratio - ours / best) <= 1e-3 * ratio + 5e-4, cell
         assert ratio <= BOUND, cell
 

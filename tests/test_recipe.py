@@ -1,4 +1,4 @@
-"""Recipes: the meaning of a method's name, exceptions for single layers, and refusals."""
+"""Recipes: the meaning of each method's name, exceptions for single layers, and options that are refused."""
 
 import copy
 import json
@@ -126,7 +126,7 @@ def test_exceptions_by_pattern_and_the_last_one_counts():
 
 
 def test_the_recipe_of_a_layer_is_its_own():
-    """Exceptions for others are not in it, nor what only they need."""
+    """It does not contain the exceptions for other layers, nor anything that only those layers need."""
     recipe = Recipe(layers={"*.1.mlp.up_proj": {"method": "gptq"}})
     recipes = recipe.of_layers(NAMES)
     assert all(own.layers == {} for own in recipes.values())
@@ -135,7 +135,7 @@ def test_the_recipe_of_a_layer_is_its_own():
     for method, group_size, expected in sizes:
         other = Recipe(method, group_size=group_size, layers={"*.down_proj": {"method": "gptq"}}).of_layers(NAMES)
         layer = other["model.layers.0.mlp.down_proj"]
-        # Bits, symmetry and the whole rows of int8 and fp8 are that method's; only group sizes may be a choice.
+        # Bits, symmetry and the groups of int8 and fp8 belong to these methods. GPTQ only gets chosen group sizes.
         assert (layer.bits, layer.symmetric, layer.group_size) == (4, False, expected)
 
 
@@ -180,9 +180,9 @@ def test_layers_of_their_own_width_and_layers_in_float(method):
 
 
 def test_layers_in_float_are_scaled_all_the_same():
-    """What AWQ multiplies into a layer that stays in float has to be there, or its inputs would be divided alone."""
+    """AWQ divides a layer's inputs and multiplies its weights. A float layer needs both, or its outputs change."""
     model = qtutor.add_outliers(tiny("qwen2"))
-    layers = {"*.q_proj": "float", "*.up_proj": "float"}  # a reader of a scaled norm; a source that is scaled, too
+    layers = {"*.q_proj": "float", "*.up_proj": "float"}  # one reads a scaled norm; the other is scaled itself
     made, _ = quantized(model, Recipe("awq", bits=8, group_size=32, layers=layers))
     moved = made.model.layers[0].mlp.up_proj.weight != model.model.layers[0].mlp.up_proj.weight
     assert moved.any() and isinstance(made.model.layers[0].mlp.up_proj, nn.Linear)
@@ -220,7 +220,7 @@ def test_everything_that_runs_can_be_switched_off():
             {"propagate": True} if name == "propagate" else {})))  # fmt: skip
         packed = [made.model.layers[1].mlp.down_proj.packed for made in (plain, one_on)]
         assert not torch.equal(*packed), (name, value)
-    # With all of it off, block 0 is what GPTQ makes of plain X^T X.
+    # With all of it off, block 0 equals the result of GPTQ with plain X^T X.
     x = []
     hook = model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(lambda _m, given: x.append(given[0]))
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_everything_that_runs_can_be_switched_off():
     weight = model.model.layers[0].self_attn.q_proj.weight.detach()
     expected = qtutor.gptq.quantize(weight, inputs.T @ inputs, qtutor.IntGrid(3), 32)
     same = plain.model.layers[0].self_attn.q_proj.quantized().codes == expected.codes
-    assert same.float().mean() > 0.99  # sums in another order may tip a weight that lies half-way
+    assert same.float().mean() > 0.99  # a different order of sums may tip a weight that lies half-way
 
 
 @pytest.mark.parametrize("wide", [32, 1024, None])
@@ -259,7 +259,7 @@ def test_embeddings_and_the_head_are_rounded_to_nearest_whatever_the_method():
 
 @pytest.mark.parametrize("options", [{}, {"method": "gptq"}, {"method": "awq", "clip": "none"}])
 def test_layers_that_read_the_same_input_share_the_number_for_all_of_nvfp4(options):
-    """vLLM makes one layer of them, and takes the largest number of the three."""
+    """vLLM joins these layers to one, and uses the largest of their numbers."""
     model = tiny("qwen2")
     with torch.no_grad():
         model.model.layers[0].self_attn.k_proj.weight *= 64
@@ -337,7 +337,7 @@ def test_what_a_method_fixes_is_not_taken_for_something_else(options, message):
 
 
 def test_bits_and_groups_that_say_what_a_method_has_anyway():
-    """Also those that a recipe shows, given to another one."""
+    """A recipe accepts them, also if it is made from another recipe's ``as_dict()``."""
     own = {"int8": (8, -1), "fp8": (8, -1), "mxfp4": (4, 32), "nvfp4": (4, 16), "nf4": (4, 64)}
     for method, (bits, group_size) in own.items():
         plain = qtutor.Recipe(method)

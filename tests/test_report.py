@@ -1,4 +1,4 @@
-"""The printed report: every layer of a small model; for a large model, kinds of layers and the worst layers."""
+"""The printed report lists every layer of a small model; for a large model, kinds of layers and the worst layers."""
 
 import shlex
 from dataclasses import replace

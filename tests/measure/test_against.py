@@ -1,4 +1,4 @@
-"""A comparison and its standard errors, against definitions in numpy, the bootstrap, and simulated texts."""
+"""Comparisons and their standard errors, against definitions in numpy, the bootstrap, and simulated texts."""
 
 import copy
 import itertools
@@ -30,7 +30,7 @@ def test_means_and_errors_equal_the_definitions():
     reference, model, rows = tiny(), tiny(seed=1), some_ids(9, 24)
     found = evaluate.compare(model, reference, rows)
     values = definitions(model, reference, rows).mean(1)  # a mean for each window
-    mean, error = values.mean(0), values.std(0, ddof=1) / 3  # root of nine windows
+    mean, error = values.mean(0), values.std(0, ddof=1) / 3  # 3 is the root of nine windows
     assert (found.tokens, found.windows) == (9 * 23, 9)
     assert found.perplexity == pytest.approx(np.exp(mean[0]), rel=1e-5)
     assert found.reference_perplexity == pytest.approx(np.exp(mean[1]), rel=1e-5)
@@ -46,9 +46,9 @@ def test_means_and_errors_equal_the_definitions():
 def test_a_window_is_cut_into_rows_without_a_trace(monkeypatch):
     reference, model, rows = tiny(), tiny(seed=1), some_ids(3, 24)
     whole = evaluate.compare(model, reference, rows)
-    monkeypatch.setattr(against, "ROWS", 256 * 5)  # five positions at a time, the last three alone
+    monkeypatch.setattr(against, "ROWS", 256 * 5)  # five positions at a time, then the last three
     cut = evaluate.compare(model, reference, rows)
-    # Sums in another order differ in the last bits of float32, and errors are small differences of them.
+    # Sums in a different order differ in the last bits of float32, and errors are small differences of sums.
     assert (cut.kl, cut.kl_error, cut.flips) == pytest.approx((whole.kl, whole.kl_error, whole.flips), rel=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_the_same_model_loses_nothing_with_certainty():
     found = evaluate.compare(copy.deepcopy(model), model, some_ids(4))
     assert found.kl == pytest.approx(0, abs=1e-7) and found.flips == 0 == found.flips_error
     assert found.loss_percent == 0 == found.loss_percent_error
-    assert found.perplexity_error > 0  # that of the text stays
+    assert found.perplexity_error > 0  # the error from the choice of the text stays
 
 
 def test_a_single_window_has_no_error():
@@ -70,7 +70,7 @@ def test_measure_is_perplexity_with_an_error():
     model, ids = tiny(), some_ids(1, 210)[0]
     found = evaluate.perplexity_with_error(model, ids, window=20)
     assert found.perplexity == pytest.approx(evaluate.perplexity(model, ids, window=20), rel=1e-6)
-    assert (found.windows, found.tokens) == (11, 10 * 19 + 9)  # the last is shorter
+    assert (found.windows, found.tokens) == (11, 10 * 19 + 9)  # the last window is shorter
     assert found.error == pytest.approx(evaluate.compare(model, model, ids, window=20).perplexity_error, rel=1e-5)
 
 
@@ -85,11 +85,14 @@ def test_the_error_of_uneven_windows_is_that_of_the_bootstrap():
 
 
 def test_an_error_over_windows_covers_the_truth_where_tokens_depend_on_each_other():
-    """Losses of neighbours are alike: by windows two standard errors hold the true mean as often as they should."""
+    """Losses of neighbouring tokens are alike. Two standard errors over windows contain the true mean often enough.
+
+    Two standard errors over tokens do not.
+    """
     rng = np.random.default_rng(1)
     inside = {"windows": 0, "tokens": 0}
     for _ in range(400):
-        passages = rng.standard_normal((30, 8)).repeat(16, axis=1)  # sixteen tokens are as easy as each other
+        passages = rng.standard_normal((30, 8)).repeat(16, axis=1)  # sixteen tokens in a row are equally easy
         losses = passages + 0.2 * rng.standard_normal((30, 128))
         mean, error = mean_and_error(torch.tensor(losses.sum(1)), torch.full((30,), 128))
         inside["windows"] += abs(mean) < 2 * error
@@ -132,16 +135,16 @@ def test_biases_and_packed_embeddings_are_weights_too():
     total = sum(parameter.numel() for parameter in model.parameters())
     head = model.lm_head.weight.numel()
     qtutor.quantize(model, qtutor.Recipe(group_size=32, embeddings=True, lm_head=True), progress=False)
-    assert evaluate.model_weights(model) == total + head  # tied no more
+    assert evaluate.model_weights(model) == total + head  # they are no longer tied
 
 
 def test_speed_is_the_median_step(monkeypatch):
     model, clock = tiny(), itertools.accumulate(100 if number % 37 == 0 else 1 for number in itertools.count(1))
     monkeypatch.setattr(
         "qtutor.measure.speed.time.perf_counter", lambda: 0.25 * next(clock)
-    )  # at times something waits
+    )  # a few steps take much longer
     assert evaluate.tokens_per_second(model) == 4
     seen = []
     model.register_forward_pre_hook(lambda _, args, kw: seen.append(args[0].shape[1]), with_kwargs=True)
     assert evaluate.tokens_per_second(model, torch.arange(200), tokens=40) == 4
-    assert seen[0] + len(seen) - 1 <= 64 and set(seen[1:]) == {1}  # a context of 64
+    assert seen[0] + len(seen) - 1 <= 64 and set(seen[1:]) == {1}  # the context is 64

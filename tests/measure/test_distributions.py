@@ -1,4 +1,4 @@
-"""Kurtosis, crest factors, outlier ratios and kept channels, against a slow version and properties that always hold."""
+"""Kurtosis, crest factors, outlier ratios and kept channels, against a slow version and known properties."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ def test_kurtosis_equals_the_slow_version(seed, power, shift, magnitude, dtype):
     ours = distributions.excess_kurtosis(x)
     assert ours.dtype == torch.float64 and ours.shape == (3,)
     for row, value in zip(x.double().tolist(), ours.tolist()):
-        # Both subtract the mean in float64; a shift of 100 spreads leaves about 1e-16 * 1e4 of the fourth moment.
+        # Both subtract the mean in float64. After a shift by 100 spreads, the fourth moment is off by some 1e-16 * 1e4.
         if max(row) > min(row):
             assert math.isclose(value, reference.excess_kurtosis(row), rel_tol=1e-9, abs_tol=1e-9)
 
@@ -50,7 +50,7 @@ def test_kurtosis_of_known_shapes():
     even = torch.linspace(-1, 1, n, dtype=torch.float64)
     normal = torch.special.ndtri(torch.linspace(0, 1, n + 2, dtype=torch.float64)[1:-1])
     laplace = -even.sign() * torch.log1p(-even.abs() * (1 - 1 / n))
-    # Evenly spaced quantiles in place of random numbers: what is left is the tail cut off beyond the last of them.
+    # These are evenly spaced quantiles, not random numbers. The errors come from the tails beyond the last quantiles.
     assert abs(distributions.excess_kurtosis(even) + 1.2) < 1e-3
     assert abs(distributions.excess_kurtosis(normal)) < 0.02
     assert abs(distributions.excess_kurtosis(laplace) - 3) < 0.2
@@ -166,9 +166,10 @@ def test_crest_factor_refuses_what_it_cannot_measure():
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
 @pytest.mark.parametrize("group_size", [16, 64, 256, -1])
 def test_the_crest_factor_predicts_the_rounding_error(bits, group_size):
-    """Over all groups within 3 %. A group's largest weight is always off by exactly half a step (three times the mean
-    square of an error anywhere within it): the formula leaves that out, and small groups show it, a root of
-    1 + 2 / length.
+    """The mean error over all groups is predicted within 3 %.
+
+    A group's largest weight is always off by exactly half a step. The square of this error is three times the mean
+    square of other errors. The formula leaves this out. In small groups it matters: a factor of sqrt(1 + 2 / length).
     """
     weight = seeded(64, 1024)
     quantized = rtn.quantize(weight, qtutor.IntGrid(bits, symmetric=True), group_size)
@@ -178,7 +179,7 @@ def test_the_crest_factor_predicts_the_rounding_error(bits, group_size):
     measured = error / weight.double().reshape(shape).norm(dim=-1)
     length = weight.numel() // expected.numel()
     assert abs(measured.mean() / (expected.mean() * (1 + 2 / length) ** 0.5) - 1) < 0.03
-    if length > 16:  # within a few weights chance decides, so that single groups scatter more
+    if length > 16:  # errors of few weights depend on chance, so single small groups scatter more
         assert ((measured / expected - 1).abs() < 0.35).all()
 
 
@@ -218,7 +219,7 @@ def test_kept_channels_are_exact_and_the_others_quantized(bits, dtype):
     assert mixed.dtype == dtype and torch.equal(mixed[:, chosen], weight[:, chosen])
     assert torch.equal(mixed[:, others], quantized.dequantize(dtype)[:, others])
     mixed.zero_()
-    assert torch.equal(weight, before)  # a matrix of its own
+    assert torch.equal(weight, before)  # the result is a new matrix
     none = distributions.keep_channels(weight, quantized, torch.tensor([], dtype=torch.int64))
     assert torch.equal(none, quantized.dequantize(dtype))
 
@@ -254,13 +255,13 @@ def test_mixed_bytes_are_those_of_the_tensors_one_would_store():
 
 @pytest.mark.parametrize("count", [2, 50, 4000])
 def test_quantiles_of_a_normal_distribution_lie_on_the_line(count):
-    """The quantile of value k of n stands for the probability (k + 1/2) / n; nothing else lies exactly on the line."""
+    """Value k of n stands for the probability (k + 1/2) / n. With other probabilities it would miss the line."""
     share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     values = 0.3 + 2 * torch.special.ndtri(share).numpy()
     normal, here = pictures.quantile_pairs(values, points=min(count, 200))
     assert np.all(np.diff(here) >= 0) and here[0] == (values[0] - values.mean()) / values.std()
     assert here[-1] == (values[-1] - values.mean()) / values.std()
-    # The value at a place between two of them is one of the two, which are at most this far apart.
+    # At a place between two values, one of the two is drawn. The two are at most this far apart.
     assert np.abs(here * values.std() / 2 - normal).max() <= np.diff(values / 2).max()
 
 
@@ -272,7 +273,7 @@ def test_against_normal_draws_any_values(values):
     left, middle, _ = figure.axes
     figure.draw_without_rendering()
     assert left.get_title() == "a layer" and middle.get_yscale() == "log"
-    assert left.patches[0].get_data().values.sum() == values.numel()  # no value falls off the picture
+    assert left.patches[0].get_data().values.sum() == values.numel()  # every value is in the picture
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -40,7 +40,7 @@ def test_a_config_may_say_that_prompts_begin_with_bos():
     assert generation.prompt_tokens(model, tokenizer, f"{BOS}def f") == [
         tokenizer.bos_token_id,
         *plain,
-    ]  # one is enough
+    ]  # no second one is added
     assert generation.prompt_tokens(model, tokenizer, "") == [tokenizer.bos_token_id]
 
 
@@ -82,7 +82,7 @@ def test_the_ends_of_texts_are_kept_when_a_model_is_saved(tmp_path, source):
 
 @pytest.mark.parametrize("ends, kept", [([0, 5, 99999], [0, 5]), ([0, 1024], [0]), (5000, 0), ([1024, 5000], 0)])
 def test_ends_beyond_the_vocabulary_are_left_out_and_told(tmp_path, ends, kept):
-    """The model cannot write them, and a file that named them would be called damaged when it is read."""
+    """The model cannot write them, and a file with such numbers would be refused as damaged when it is read."""
     model, tokenizer = qtutor.load()
     model.generation_config.eos_token_id = ends
     with pytest.warns(UserWarning, match=r"eos_token_id is .*the vocabulary has 1024 tokens.*left out"):
@@ -153,7 +153,7 @@ def test_the_embedded_decoders_config_is_what_training_writes():
 
 @pytest.mark.parametrize("source", ["ours", "a.gguf"])
 def test_of_stored_settings_only_ends_and_a_penalty_are_taken(tmp_path, source):
-    """The rest could ask for other ways to search, some of which are fetched from a hub."""
+    """Other settings could choose a different search method, and transformers downloads some of these from a hub."""
     model, tokenizer = qtutor.load()
     model.generation_config.eos_token_id, model.generation_config.repetition_penalty = [0, 5], 1.25
     model.generation_config.penalty_alpha = 0.6

@@ -1,4 +1,4 @@
-"""Every measure against a slow version or a case whose answer is known."""
+"""Every measure against a slow version, or in a case with a known answer."""
 
 import ast
 import copy
@@ -15,7 +15,7 @@ from tests.models import VOCABULARY, some_ids, tiny
 
 
 def slow_nll(model, row):
-    """Negative log-likelihoods of row[1:], one token at a time, each with a fresh forward pass over all before it."""
+    """Negative log-likelihoods of row[1:]: for each token, a new forward pass over all tokens before it."""
     result = []
     for i in range(1, len(row)):
         logits = model(row[None, :i]).logits[0, -1].double()
@@ -140,7 +140,7 @@ def test_held_out_functions_begin_functions_of_held_out_modules():
     beginnings = corpus.held_out_functions()
     assert len(beginnings) >= 50
     for beginning in beginnings:
-        (node,) = ast.parse(beginning).body  # signature and docstring are a whole function
+        (node,) = ast.parse(beginning).body  # a signature and a docstring parse as a function
         assert len(node.body) == 1 and ast.get_docstring(node)
         assert node.name in corpus.held_out_code()
 
@@ -154,7 +154,7 @@ def test_windows_end_where_the_context_does():
     assert len(told) == 1 and told[0].filename == __file__
     with pytest.warns(UserWarning, match="not 200"):
         assert evaluate.compare(other, model, ids).reference_perplexity == pytest.approx(expected, rel=1e-5)
-    rows = some_ids(3, 129)  # each sample ends where it ended: two windows, and a token that is alone
+    rows = some_ids(3, 129)  # every sample is cut by itself: two windows, and a single token that is left out
     pieces = torch.cat([rows[:, :64], rows[:, 64:128]])
     with pytest.warns(UserWarning, match="not 129"):
         assert evaluate.perplexity(model, rows) == pytest.approx(evaluate.perplexity(model, pieces), rel=1e-5)

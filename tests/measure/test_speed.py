@@ -1,4 +1,4 @@
-"""The speed of text, in words and numbers; and the bytes that a token reads."""
+"""The speed of generated text in words and numbers, and the bytes that are read for a token."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_a_token_reads_all_but_the_table(tied, packed):
         qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=32, embeddings=True), progress=False)
     table = sum(tensor.nbytes for tensor in model.get_input_embeddings().state_dict().values())
     whole = qtutor.evaluate.model_bytes(model)
-    shared = tied and not packed  # packed, a tied matrix is stored once, too, or twice: its bytes say so
+    shared = tied and not packed  # a packed tied matrix may be stored once or twice
     read = speed.bytes_of_a_token(model)
     if shared:
         assert read == whole
@@ -29,7 +29,7 @@ def test_a_token_reads_all_but_the_table(tied, packed):
 
 def test_copying_is_measured_by_the_clock_that_is_given():
     ticks = iter(range(100))
-    # Two ticks a copy: from one to the next. A megabyte is read, and one is written.
+    # The clock is read before and after each copy, so a copy takes one tick. It reads a megabyte and writes one.
     assert speed.copy_bandwidth(lambda: next(ticks), megabytes=1, rounds=3) == 2 * 2**20
 
 

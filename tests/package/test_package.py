@@ -20,7 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-# A few of every kind, which take seconds: pure arithmetic, files, the course, the command line.
+# A few quick tests: arithmetic, and the course with its files.
 TESTS = [
     "tests/core/test_packing.py",
     "tests/course/test_glossary.py",
@@ -30,7 +30,7 @@ TESTS = [
 
 
 def run(*command, folder: Path, status: int = 0) -> str:
-    """Run a command outside of the repository; what it printed."""
+    """Run a command outside of the repository; returns its output."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -64,14 +64,14 @@ def wheel(sdist) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> Path:
-    """The Python of an environment that has the wheel, and sees the packages of the one that runs the tests."""
+    """The Python of an environment that has the wheel, and sees the packages of the environment that runs the tests."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder.parent)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     run(
         sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, folder=ROOT.parent
     )
-    packages = Path(torch.__file__).parents[1]  # the editable qtutor is a .pth file there, which is not read from here
+    packages = Path(torch.__file__).parents[1]  # its editable qtutor is a .pth file, which is not read
     own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip()
     (Path(own) / "parent.pth").write_text(f"{packages}\n")
     return python
@@ -79,7 +79,7 @@ def python(wheel, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def qtutor(python, tmp_path):
-    """qtutor(...) runs the installed command in an empty folder."""
+    """A function qtutor(...) that runs the installed command in an empty folder."""
     command = python.with_name("qtutor" + python.suffix)
     return lambda *arguments, **how: run(command, *arguments, folder=tmp_path, **how)
 
@@ -144,7 +144,7 @@ nbformat.write(notebook, sys.argv[2])
 
 
 def test_a_chapter_runs_in_an_empty_folder_and_says_where_answers_are_kept(python, sdist, tmp_path):
-    """No JupyterLab, no workspace: so Colab, Kaggle and VS Code have all that a chapter needs."""
+    """Without JupyterLab and without a workspace. So a chapter also runs in Colab, Kaggle and VS Code."""
     here = tmp_path / "empty"
     here.mkdir()
     # The kernel of this environment, so that it imports the wheel.

@@ -1,4 +1,4 @@
-"""Another recipe, text or checkpoint has another fingerprint, and equal ones have the same fingerprint."""
+"""A different recipe, text or checkpoint has a different fingerprint; equal ones have the same fingerprint."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from tests.models import some_ids, tiny
 
 
 def test_a_change_anywhere_is_found_as_far_as_the_file_is_read(tmp_path, monkeypatch):
-    """Of a megabyte all is read; of more, pieces all over the file."""
+    """A file of up to a megabyte is read completely. Of a larger file, pieces from all over it are read."""
     monkeypatch.setattr(fingerprints, "BEGINNING", 64)
     path, chance = tmp_path / "a.safetensors", random.Random(0)
     data = chance.randbytes(900_000)

@@ -1,4 +1,4 @@
-"""The loop over blocks: every family, every dtype, parts that are not changed, and failures that change nothing."""
+"""The loop over blocks: every family, every dtype, parts that stay in float, and failures that change nothing."""
 
 import copy
 
@@ -29,12 +29,12 @@ def test_equals_a_float_model_with_rounded_weights(family, dtype):
                 module.weight.data = rounded
     report = qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=32), progress=False)
     assert len(report.rows) == 2 * LAYERS_A_BLOCK
-    ids = some_ids(length=cpu.MOST // 2 + 1)  # of more tokens than the fast product takes, which sums in another order
+    ids = some_ids(length=cpu.MOST // 2 + 1)  # more tokens than the fast product takes: it sums in a different order
     with torch.inference_mode():
         ours, theirs = model(ids).logits, simulated(ids).logits
-    # The layers are equal to the bit, but for one thing: qwen2's bias is added in one fused step there, in two here.
-    # One rounding more of numbers up to 1, in two blocks, is 4e-3 in bfloat16; rounding to 4 bits itself moves logits
-    # by 7e-2.
+    # The layers are equal to the bit, with one exception: qwen2's bias is added in one fused step there, in two here.
+    # The extra rounding of numbers up to 1, in two blocks, is 4e-3 in bfloat16. Rounding to 4 bits moves logits by
+    # 7e-2.
     two_steps = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
     assert (ours - theirs).abs().max() <= (two_steps if family == "qwen2" else 0)
 
@@ -52,7 +52,7 @@ def test_what_is_left_alone_and_what_is_asked_for():
 
 @pytest.mark.parametrize("method", ["rtn", "nf4", "gptq", "awq"])
 def test_rows_of_the_report_are_about_the_models_own_layers(method):
-    """Their bytes in the model's dtype, and the error of the weights, in part of their size."""
+    """The bytes before are those in the model's dtype. The error is relative to the size of the weights."""
     model = tiny("qwen2", dtype=torch.bfloat16)
     weights = {name: layer.weight.detach().float() for name, layer in linear_layers(model).items()}
     recipe = qtutor.Recipe(method, bits=4, group_size=32, propagate=False)
@@ -62,7 +62,7 @@ def test_rows_of_the_report_are_about_the_models_own_layers(method):
         layer, weight = model.get_submodule(row.name), weights[row.name]
         assert row.shape == tuple(weight.shape) and row.bytes_before == 2 * weight.numel()
         assert row.bytes_after == layer.quantized().nbytes
-        if method != "awq":  # whose errors are those of scaled weights
+        if method != "awq":  # AWQ reports errors of scaled weights
             error = (layer.quantized().dequantize() - weight).norm() / weight.norm()
             assert row.error == pytest.approx(error.item(), rel=1e-5)
 
@@ -113,7 +113,7 @@ def test_bad_input():
 
 
 def test_memory_never_holds_a_second_float_model():
-    """Beside the model there are the packed layers and the working copies of one layer, of the largest at most."""
+    """Besides the model, memory holds the packed layers, and working copies of a single layer."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,

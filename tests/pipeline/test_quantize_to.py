@@ -1,4 +1,4 @@
-"""Block by block into a folder: the same bytes as in memory, a plan that is right, and refusals before the work."""
+"""Block by block into a folder: the same bytes as in memory, an exact plan, and errors before the work begins."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def checkpoint(folder, family="llama", tied=True, dtype=torch.bfloat16, **sizes) -> Path:
-    """A float checkpoint as others ship it, with a tokenizer."""
+    """A float checkpoint with a tokenizer, saved by transformers."""
     tiny(family, tied=tied, dtype=dtype).save_pretrained(folder, **sizes)
     letters().save_pretrained(folder)
     return folder
@@ -88,7 +88,7 @@ def test_the_same_bytes_in_every_family_and_dtype(tmp_path, family, dtype):
 
 
 def test_the_same_bytes_from_a_checkpoint_in_several_files_and_dtypes(tmp_path):
-    """Norms in 32 bits, tensors without the name of the model in front, position angles of older versions."""
+    """Norms are in 32 bits, and the tensors are in three files with an index."""
     whole = checkpoint(tmp_path / "whole", tied=False)
     tensors = load_file(whole / "model.safetensors")
     tensors = {name: t.float() if "norm" in name else t for name, t in tensors.items()}
@@ -113,7 +113,7 @@ def test_the_same_bytes_from_a_checkpoint_in_several_files_and_dtypes(tmp_path):
 
 
 def test_several_files_of_weights_come_back(tmp_path, monkeypatch):
-    """What has more than 5 GB; here, more than 20 kB."""
+    """A result of more than 5 GB has several files; in this test, one of more than 20 kB."""
     source = checkpoint(tmp_path / "float", tied=False)
     recipe = qtutor.Recipe(group_size=32, embeddings=True)
     in_memory(source, tmp_path / "one", recipe)
@@ -128,12 +128,12 @@ def test_several_files_of_weights_come_back(tmp_path, monkeypatch):
     one, several = (qtutor.load(tmp_path / name, device="cpu")[0] for name in ("one", "streamed"))
     with torch.inference_mode():
         assert torch.equal(one(IDS).logits, several(IDS).logits)
-    streamed(source, tmp_path / "streamed", recipe)  # takes the place of the one before, index and all
+    streamed(source, tmp_path / "streamed", recipe)  # replaces the result of the run before, also its index
     (tmp_path / "streamed" / files[1]).unlink()
     with pytest.raises(qtutor.QtutorError, match=f"names '{files[1]}', which is not in the folder"):
         qtutor.load_quantized(tmp_path / "streamed")
     (tmp_path / "streamed" / "qtutor.json").write_text("{")
-    streamed(source, tmp_path / "streamed", recipe)  # a damaged one is replaced as well
+    streamed(source, tmp_path / "streamed", recipe)  # a damaged result is replaced, too
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -153,7 +153,7 @@ def test_the_embedded_decoder_brings_its_own_text(tmp_path):
     report = streamed("embedded", tmp_path / "out", qtutor.Recipe("rtn", layers={"*.0.*": {"bits": 3}}), None)
     assert len(report.rows) == 14 and qtutor.load(tmp_path / "out")[1]("x")
     source = checkpoint(tmp_path / "float")
-    with pytest.warns(UserWarning, match="of the built-in text"):  # which is that of any other model
+    with pytest.warns(UserWarning, match="of the built-in text"):  # as for any other model
         streamed(source, tmp_path / "other", qtutor.Recipe("gptq", group_size=32), None)
 
 
@@ -193,7 +193,7 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     )
     made = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=True), IDS, device="cpu")
     states = 2 * 4 * IDS.numel() * 64
-    # What the float decoder takes besides: its states and its block, and what o_proj or down_proj would have to make.
+    # The float decoder takes more memory: for its states, its block, and the target outputs of o_proj or down_proj.
     alone = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS, device="cpu")
     block = sum(parameter.numel() for parameter in tiny().model.layers[0].parameters())
     assert made.memory - alone.memory == 4 * (2 * IDS.numel() * 64 + block)
@@ -267,7 +267,7 @@ def test_a_mean_of_bits_is_shared_out_before(tmp_path):
 
 
 def test_nothing_of_a_model_is_read_into_memory_at_once(tmp_path):
-    """The model that is walked has no weights but those of the block at hand."""
+    """The model has no values in memory. Only the current block, or the parts around the blocks, are loaded."""
     weights = opened(checkpoint(tmp_path / "float"), "cpu")[0]
     assert all(parameter.is_meta for parameter in weights.model.parameters())
     block = weights.block(1)
@@ -277,14 +277,14 @@ def test_nothing_of_a_model_is_read_into_memory_at_once(tmp_path):
         assert all(parameter.is_meta for parameter in weights.model.model.layers.parameters())
     assert all(parameter.is_meta for parameter in weights.model.parameters())
     assert weights.model.lm_head.weight is weights.model.model.embed_tokens.weight
-    block.mlp.up_proj.weight.add_(1)  # a copy: what is in the file stays
+    block.mlp.up_proj.weight.add_(1)  # a copy: the file does not change
     expected = load_file(tmp_path / "float" / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     assert torch.equal(weights.tensor("model.layers.1.mlp.up_proj.weight"), expected)
 
 
 @pytest.mark.parametrize("recipe", [{"method": "gptq", "propagate": True}, {"method": "awq"}])
 def test_a_block_has_gone_before_the_next_is_brought(tmp_path, monkeypatch, recipe):
-    """What else takes memory then are the calibration states."""
+    """When a block is loaded, only the calibration states are still in memory."""
     weights, tokenizer = opened(checkpoint(tmp_path / "float"), "cpu")
     block = 4 * sum(parameter.numel() for parameter in weights.model.model.layers[0].parameters())
     states, taken, own = 2 * 4 * 4 * 16 * 64, [], type(weights).block
@@ -306,7 +306,7 @@ def test_tied_matrices_that_differ_are_refused(tmp_path):
     tensors = load_file(source / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, source / "model.safetensors")
-    streamed(source, tmp_path / "out", qtutor.Recipe(group_size=32))  # twice the same is fine
+    streamed(source, tmp_path / "out", qtutor.Recipe(group_size=32))  # two equal matrices are fine
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, source / "model.safetensors")
     with pytest.raises(qtutor.QtutorError, match="holds two different ones"):

@@ -1,4 +1,4 @@
-"""The pictures of chapter 05 show the numbers that they get."""
+"""Pictures of chapter 05: they draw the numbers that they get."""
 
 import numpy as np
 import pytest

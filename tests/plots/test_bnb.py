@@ -1,4 +1,4 @@
-"""Pictures of chapter 04: they draw the data."""
+"""Pictures of chapter 04: they draw the data that they get."""
 
 import math
 
@@ -24,7 +24,7 @@ def bell(*shape: int) -> torch.Tensor:
 
 
 def ends(collection) -> list[tuple[float, float]]:
-    """(where, how high) of vertical lines."""
+    """(place, height) of vertical lines."""
     return [(float(line[0][0]), float(line[1][1])) for line in collection.get_segments()]
 
 
@@ -36,7 +36,7 @@ def test_levels_stand_over_the_weights_and_their_shares_beside_them(count):
     figure = levels_over_weights({f"format {i}": (weights, LEVELS, shares) for i in range(count)})
     assert len(figure.axes) == 2 * count
     left, right = figure.axes[:2]
-    assert left.patches[0].get_data().values.sum() == pytest.approx(100)  # every weight is in a bar
+    assert left.patches[0].get_data().values.sum() == pytest.approx(100)  # every weight is in some bar
     assert [x for x, _ in ends(left.collections[0])] == pytest.approx(LEVELS.tolist())
     assert np.allclose(ends(right.collections[0]), list(zip(LEVELS.tolist(), (100 * shares).tolist())))
     assert right.lines[0].get_ydata()[0] == 6.25

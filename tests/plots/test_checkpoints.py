@@ -15,7 +15,7 @@ def test_every_unit_is_outlined_and_numbered():
     assert [ax.get_title() for ax in axes] == ["a: rows", "b: words", "c: columns"]
     assert [len(ax.patches) for ax in axes] == [8, 32, 32]
     assert [text.get_text() for text in axes[1].texts] == [str(n) for n in range(32)]
-    assert [text.get_text() for text in axes[2].texts] == [str(n) for n in range(0, 32, 4)]  # else they would overlap
+    assert [text.get_text() for text in axes[2].texts] == [str(n) for n in range(0, 32, 4)]  # more would overlap
     patch = axes[1].patches[9]  # word 9 is output 1, inputs 8 to 15
     assert (patch.get_xy(), patch.get_width(), patch.get_height()) == ((8, 1), 8, 1)
     assert (np.diff([ax.images[0].get_array().max() for ax in axes]) == 0).all()

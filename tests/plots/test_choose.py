@@ -42,7 +42,7 @@ def test_one_weight_after_the_other():
 
 def test_bits_fall_to_the_right():
     ax = pictures.loss_against_bits({"a": [(8, 0.1), (4, 3.0), (3, -0.1)]}).axes[0]
-    assert list(ax.lines[0].get_xdata()) == [8, 4]  # what a logarithm cannot show is left out
+    assert list(ax.lines[0].get_xdata()) == [8, 4]  # a logarithm cannot show -0.1
     assert ax.get_xlim()[0] > ax.get_xlim()[1]
 
 

@@ -1,4 +1,4 @@
-"""The picture of bytes against KL: every model has a name and an error, then the front, legible labels, equal bytes."""
+"""The picture of bytes against KL: names and errors of all models, the front, legible labels, equal bytes."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ def test_every_byte_is_a_cell_with_its_value_and_the_colour_of_its_part():
     figure = pictures.file_bytes(data, [("header", 4), ("padding", 30), ("w", 2)], text=4)
     ax = figure.axes[0]
     shown = [text.get_text() for text in ax.texts]
-    assert shown == ["G", "G", "01", "A", *["00"] * 30, "41", "42"]  # letters only where there is text
+    assert shown == ["G", "G", "01", "A", *["00"] * 30, "41", "42"]  # letters only in the part that is text
     colours = [patch.get_facecolor() for patch in ax.patches]
     assert len(set(colours)) == 3 and colours[0] == colours[3] and colours[4] == (1, 1, 1, 1)
     assert ax.patches[32].get_xy() == (0, 1)  # 32 in a row
@@ -57,7 +57,7 @@ def test_points_have_names_that_do_not_lie_on_each_other():
     colours = {text.get_text(): text.get_color() for text in ax.texts}
     assert colours["Q4_0"] == colours["MXFP4"] != colours["Q4_K"] == colours["Q2_K"] != colours["IQ4_NL"]
     open_ones = [line.get_label() for line in ax.lines if line.get_markerfacecolor() == "none"]
-    assert open_ones == ["nameless"]  # what lies below them shows
+    assert open_ones == ["nameless"]  # so that marks below them can be seen
     line = next(line for line in ax.lines if "half for every bit" in line.get_label()).get_xydata()
     assert np.allclose(line[:, 1], 0.0933 * 2 ** (4.5 - line[:, 0]))
     assert not any("half" in line.get_label() for line in pictures.bits_against(series, "error").axes[0].lines)

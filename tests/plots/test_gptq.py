@@ -28,7 +28,7 @@ def test_the_staircase_frames_what_is_rounded_and_writes_every_weight():
     ax = pictures.staircase(steps).axes[0]
     assert [text.get_text() for text in ax.texts[:6]] == ["0.40", "0.45", "-0.30", "0.00", "0.70", "-0.20"]
     assert ax.texts[-1].get_text() == "0.00"  # no minus zero
-    assert len(ax.patches) == 6  # one, two and three rounded
+    assert len(ax.patches) == 6  # one, two and three rounded weights
     assert np.allclose(ax.images[0].get_array(), steps - steps[0])
 
 

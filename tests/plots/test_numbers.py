@@ -1,4 +1,4 @@
-"""Pictures of chapter 01: they draw the data, and nothing else."""
+"""Pictures of chapter 01: they draw the data that they get, and nothing else."""
 
 import io
 
@@ -39,7 +39,7 @@ def test_pictures_are_drawn_pixel_by_pixel(zoom):
     for values in panels.values():
         large = values.repeat(zoom, axis=0).repeat(zoom, axis=1)
         windows = np.lib.stride_tricks.sliding_window_view(drawn, large.shape)[:, :, 0]
-        assert (windows == large).all(axis=(2, 3, 4)).sum() == 1  # somewhere, whole, once
+        assert (windows == large).all(axis=(2, 3, 4)).sum() == 1  # it is somewhere in the picture, whole, once
 
 
 def test_bits_are_drawn_with_their_letters():

@@ -1,4 +1,4 @@
-"""Pictures: colours that colour-blind readers tell apart, no meaning in colour alone, equal bytes from equal data."""
+"""Pictures: colour-blind readers tell colours apart, colour is never the only sign, equal data give equal bytes."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ from qtutor.plots.generation import texts_side_by_side, verdict
 from qtutor.plots.rtn import before_after_error
 
 # Machado, Oliveira and Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency" (IEEE
-# TVCG 15(6)), the tables for severity 1.0 on linear RGB: the kind of cone named is missing.
+# TVCG 15(6)), the tables for severity 1.0 on linear RGB: one kind of cones is missing.
 VISION = {
     "all cones": np.eye(3),
     "protanopia": np.array(
@@ -31,14 +31,14 @@ VISION = {
         [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
     ),
 }
-# CIE 1976 colour difference. 2.3 is just noticeable side by side (Mahy, Van Eycken and Oosterlinck 1994); six times as
-# much is asked for, since lines and marks are small and lie apart.
+# CIE 1976 colour difference. 2.3 is just noticeable side by side (Mahy, Van Eycken and Oosterlinck 1994). The tests
+# require six times as much, because lines and marks are small and not side by side.
 APART = 14.0
 PALETTE = {name: getattr(base, name) for name in ("BLUE", "ORANGE", "GREEN", "RED", "PURPLE", "SKY", "YELLOW", "BLACK")}
 
 
 def lab(colour: str, vision: np.ndarray) -> np.ndarray:
-    """CIELAB (D65) of an sRGB colour as someone with that vision sees it."""
+    """CIELAB (D65) of an sRGB colour, as a person with this vision sees it."""
     srgb = np.array(to_rgb(colour))
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(vision @ linear, 0, 1)
@@ -57,7 +57,7 @@ def some_weight() -> torch.Tensor:
 
 
 def figures() -> dict[str, Figure]:
-    """A picture of every kind that more than one chapter, or a widget, draws."""
+    """One picture of each kind that a widget or more than one chapter draws."""
     weight = some_weight()
     quantized = rtn.quantize(weight, IntGrid(3), 64)
     series = {str(i): [i, i + 1, i + 2] for i in range(5)}
@@ -71,7 +71,7 @@ def figures() -> dict[str, Figure]:
 
 
 def colours_of(ax) -> set[str]:
-    """The colours that mean something in one panel: of lines, areas and marks, without the frame."""
+    """The colours with a meaning in one panel: those of lines, areas and marks, but not of the frame."""
     found = {to_hex(line.get_color()) for line in ax.lines}
     found |= {to_hex(patch.get_facecolor()) for patch in ax.patches}
     for collection in ax.collections:
@@ -81,7 +81,7 @@ def colours_of(ax) -> set[str]:
 
 
 def test_the_simulation_does_what_it_should():
-    """Published facts: red and green fall together without M or L cones, blue and green without S; greys stay grey."""
+    """Published facts: without M cones red and green look alike, without S cones blue and green. Greys stay grey."""
     for name, vision in VISION.items():
         for grey in ("#000000", "#808080", "#ffffff"):
             assert difference(grey, grey, vision) == 0 and np.abs(lab(grey, vision)[1:]).max() < 1, name
@@ -117,11 +117,11 @@ def test_no_module_brings_colours_of_its_own():
 
 @pytest.mark.parametrize("vision", VISION)
 def test_the_colour_map_has_a_direction_for_everyone(vision):
-    """Weights below and above zero differ in hue; lightness says how far from zero, and only falls on the way out."""
+    """Hue tells weights below and above zero apart. Lightness only falls with the distance from zero."""
     steps = [to_hex(colormaps["PuOr"](i / 20)) for i in range(21)]
     light = [lab(colour, VISION[vision])[0] for colour in steps]
     assert light[:11] == sorted(light[:11]) and light[10:] == sorted(light[10:], reverse=True)
-    for i in range(6):  # the outer halves; near zero both are white, and rightly so
+    for i in range(6):  # the outer halves; near zero both are white, as they should be
         assert difference(steps[i], steps[20 - i], VISION[vision]) > APART
 
 
@@ -152,7 +152,7 @@ def test_the_three_pictures_hold_the_weights_and_name_their_place():
     assert figure.axes[0].get_xlim() == (255.5, 383.5) and figure.axes[0].get_ylim() == (63.5, 47.5)
     assert [segment[0][0] for segment in figure.axes[0].collections[0].get_segments()] == [319.5]
     limits = {ax.images[0].get_clim() for ax in figure.axes[:3]}
-    assert len(limits) == 1  # one scale of colours, or the pictures could not be compared
+    assert len(limits) == 1  # one colour scale, so that the pictures can be compared
 
 
 def test_equal_data_give_equal_bytes():
@@ -191,13 +191,13 @@ def test_verdict(prompt, added, said):
 
 
 def test_the_cache_of_fonts_is_the_clones_own():
-    """One of another clone names fonts that are gone once that clone is deleted (tests/conftest.py)."""
+    """The cache of another clone names fonts that are gone when that clone is deleted (tests/conftest.py)."""
     assert Path(get_cachedir()).is_relative_to(Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("name", figures())
 def test_every_picture_has_a_white_margin(name):
-    """On a dark page a picture is a card. Within a widget the card is as large as the figure says."""
+    """On a dark page a picture is a white card. In a widget the card is exactly as large as the figure."""
     picture = figures()[name]
     width, height = (round(100 * inches) for inches in picture.get_size_inches())
     for within, size in ((True, (width, height)), (False, (width + 20, height + 20))):

@@ -1,4 +1,4 @@
-"""Pictures of chapter 11: every layer in its place, every attempt with its number, descriptions that say the same."""
+"""Pictures of chapter 11: every layer has its place, every attempt its number, and descriptions say the same."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""MXFP4 and NVFP4 one block at a time, in plain Python: with lists of levels, trying every candidate."""
+"""MXFP4 and NVFP4, one block at a time, in plain Python: it tries every candidate in lists of levels."""
 
 import math
 
@@ -20,18 +20,18 @@ def value_of(code: int, scale: float) -> float:
 
 
 def mxfp4(block: list[float]) -> tuple[float, list[int]]:
-    """Scale and codes of 32 weights. Scale: the smallest power of two with the largest weight below 7 scales ..."""
+    """Scale and codes of 32 weights. The scale is the smallest power of two such that all are below 7 scales."""
     largest = max(map(abs, block))
     if not largest:
         return 1.0, [code_of(weight, 1.0) for weight in block]
     scale = 2.0**-126
-    while largest >= 7 * scale:  # ... so, upwards, the first
+    while largest >= 7 * scale:  # from below, the first that fits
         scale *= 2
     return scale, [code_of(weight, scale) for weight in block]
 
 
 def nvfp4(block: list[float], unit: float) -> tuple[float, list[int]]:
-    """Scale (an E4M3 value times ``unit``) and codes of 16 weights; the largest gets level 6 or 4, which errs less."""
+    """Scale (E4M3 value times ``unit``) and codes of 16 weights. The largest gets level 6 or 4, whichever errs less."""
     largest = max(map(abs, block))
     tried = []
     for level in (6, 4):

@@ -20,7 +20,7 @@ def scales(weight: np.ndarray, turns: int = 16) -> tuple[np.ndarray, np.ndarray]
         scaled = weight / np.exp(columns) / np.exp(rows)[:, None]
         of_rows, of_columns = spreads(scaled)
         imbalance = max(of_rows.max(), of_columns.max()) / max(min(of_rows.min(), of_columns.min()), 1e-12)
-        if imbalance > best:  # from here on nothing changes there
+        if imbalance > best:  # the package changes nothing from here on
             break
         best, found = imbalance, (np.exp(rows), np.exp(columns))
         steps = (np.log(np.clip(np.clip(spread, 1e-3, 1e3) / target, 0.7, 2.0)) for spread in (of_rows, of_columns))

@@ -34,7 +34,7 @@ def rounding(*arguments, **options) -> QuantLinear:
 
 def close(y: torch.Tensor, layer: QuantLinear, x: torch.Tensor) -> None:
     expected, _ = products.rounded_inputs(layer.quantized(), x)
-    # Sums within a group are exact, so what is left is the rounding of float32 when groups are added.
+    # Sums within a group are exact. Errors come only from rounding to float32 when groups are added.
     size = products.exact(layer.quantized(), x)[1].numpy()
     assert y.shape == expected.shape and (np.abs(y.numpy() - expected) <= 1e-6 * size + 1e-30).all()
 
@@ -77,14 +77,14 @@ def test_many_tokens_multiply_by_the_same_rounded_inputs():
     layer, x = rounding(4, 32), noise(20, 64)
     close(layer(x), layer, x)
     torch.testing.assert_close(layer(x)[:4], layer(x[:4]), rtol=1e-5, atol=1e-5)
-    assert (layer(x) - layer_of(4, 32)(x)).abs().max() > 1e-3  # something is rounded
+    assert (layer(x) - layer_of(4, 32)(x)).abs().max() > 1e-3  # the inputs are rounded
 
 
 @pytest.mark.parametrize(
     ("dtype", "rounding_of"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11), (torch.float64, 0.0)]
 )
 def test_every_dtype(dtype, rounding_of):
-    """For a few tokens only the result is rounded to x's dtype. For many, torch multiplies in it: all terms are."""
+    """For few tokens only the result is rounded to x's dtype. For many, torch multiplies in it and rounds all terms."""
     layer = rounding(4, 32)
     for batch in (1, 12):
         x = noise(batch, 64).to(dtype)
@@ -131,7 +131,7 @@ AVX512 = f"{AVX2},+avx512f,+avx512bw"
     ],
 )
 def test_other_cpus_compute_the_same(features, width, tmp_path):
-    """Plain loops, pairs and fours of products, in 256 bits and 512: the same whole numbers, so the same bits."""
+    """Plain loops, pairs or fours of products, in 256 or 512 bits: the same whole numbers, nearly the same result."""
     missing = [name for name in features.replace("+", "").split(",") if name and not has(name)]
     if missing:
         pytest.skip(f"this CPU has no {', '.join(missing)}")
@@ -192,7 +192,7 @@ def test_what_cannot_be_asked_for():
             runtime.use(model, activations="int8")
     other = tiny()
     qtutor.quantize(other, qtutor.Recipe(method="int8"), progress=False)
-    with pytest.raises(QtutorError, match="no packed layer"):  # LLM.int8 has a product of its own
+    with pytest.raises(QtutorError, match="no packed layer"):  # LLM.int8 has its own product
         runtime.use(other, activations="int8")
 
 
@@ -215,7 +215,7 @@ def test_torch_int4(batch, symmetric):
     assert layer.kernel(x) is torch_int4 and layer.kernel(x.float()) is cpu
     exact = products.exact(layer.quantized(), x)[0]
     assert layer(x).dtype == torch.bfloat16
-    assert (layer(x).double() - exact).norm() < 4e-3 * exact.norm()  # scales and zero points of bfloat16
+    assert (layer(x).double() - exact).norm() < 4e-3 * exact.norm()  # its scales and zero points are bfloat16
 
 
 def test_torch_int4_with_gradients_and_without_tokens():

@@ -1,4 +1,4 @@
-"""The CPU's kernel: the reference's results, up to float32 rounding, on every grid, group, shape and batch."""
+"""The CPU's kernel gives the reference's results, up to float32 rounding, on every grid, group, shape and batch."""
 
 import itertools
 import os
@@ -39,13 +39,13 @@ def layer_of(bits: int, group: int, symmetric: bool = False, rows: int = 70, col
 
 
 def check(layer, x: torch.Tensor, y: torch.Tensor) -> None:
-    """y against the exact product: as far off as sums of float32 may be, and rounded to x's dtype."""
+    """Compare y with the exact product. It may be off as far as float32 sums and rounding to x's dtype allow."""
     exact, size = products.exact(layer.quantized(), x)
     rounding = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float64: 0.0}[x.dtype]
-    # For many tokens torch multiplies in x's dtype, so that weights are rounded to it, and all terms with them.
+    # For many tokens torch multiplies in x's dtype. The weights are rounded to it, and all terms with them.
     rounded = size if x.numel() // layer.columns > cpu.MOST else exact.abs()
-    # Sums of n terms in any order are off by less than n * 2**-24 of the sum of their magnitudes, and far less in
-    # practice; the zero point outside adds sums of codes, up to 2**bits of a scale each.
+    # Sums of n terms in any order are off by less than n * 2**-24 of the sum of their magnitudes, and by far less in
+    # practice. The zero point is applied outside the sum, to sums of codes; each code is up to 2**bits scales.
     assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], layer.rows)
     off = (y.double() - exact).abs()
     assert (off <= 4e-6 * size + rounding * rounded + 1e-30).all(), (off / size).max()
@@ -97,7 +97,7 @@ def test_shapes_that_no_tile_divides(bits, rows, groups, eights, batch, dtype, s
     packed = layer.packed.clone()
     x = noise(batch, 8 * eights * groups, seed=seed + 1).to(dtype)
     check(layer, x, layer(x))
-    assert torch.equal(layer.packed, packed)  # tiled, and back
+    assert torch.equal(layer.packed, packed)  # the bytes were reordered, and are back in order
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -110,7 +110,7 @@ def test_the_slow_and_obvious_product(bits):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_many_tokens_give_the_weights_of_the_grid(bits):
-    """Decoded weights are exactly those of the grid."""
+    """Unit vectors as inputs give the decoded weights: exactly those of the grid."""
     layer = layer_of(bits, 32, rows=130)
     assert torch.equal(layer(torch.eye(64)).T, layer.quantized().dequantize())
 
@@ -119,13 +119,13 @@ def test_blocks_of_rows_join(monkeypatch):
     layer, x = layer_of(4, 32, rows=300), noise(20, 64)
     whole = layer(x)
     monkeypatch.setattr(cpu, "BLOCK_ROWS", 128)
-    assert torch.allclose(layer(x), whole, atol=1e-5)  # another blocking may sum in another order
+    assert torch.allclose(layer(x), whole, atol=1e-5)  # different blocks may change the order of sums
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_inputs_that_are_not_finite(bad, batch):
-    """Zero points outside of the sum would make NaN of what is infinite."""
+    """With the zero point outside the sum, infinity minus infinity would give NaN."""
     layer, x = layer_of(4, 32), noise(batch, 64)
     x[0, 5] = bad
     expected = linear(x, layer.quantized().dequantize())
@@ -227,7 +227,7 @@ def test_numba_is_imported_by_the_first_product_only():
 
 
 def test_older_cpus_compute_the_same(tmp_path):
-    """Without AVX: the same sums to rounding, and levels come from memory."""
+    """Without AVX the sums are the same up to rounding, and levels are read from memory."""
     program = (
         "import torch; from qtutor import rtn, bnb, IntGrid; from qtutor.runtime.linear import QuantLinear\n"
         "from qtutor.runtime.kernels.instructions import has\n"
@@ -250,7 +250,7 @@ def test_threads_of_python_at_once():
             for x, y in list(zip(inputs, expected))[start:]:
                 if not torch.allclose(layer(x), y, atol=1e-4):
                     wrong.append(start)
-            if layer.state_dict()["packed"].shape != (200, 32):  # takes the bytes back, again and again
+            if layer.state_dict()["packed"].shape != (200, 32):  # this takes the bytes back every time
                 wrong.append("state")
 
     others = [threading.Thread(target=work, args=(i,)) for i in range(4)]
@@ -295,7 +295,7 @@ def test_shares_cover_everything_once_and_raise(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
 def test_after_a_fork(monkeypatch):
-    """The threads are gone in the child, and it makes its own."""
+    """A child process has no threads of its parent, so it starts its own."""
     program = (
         "import os, torch; from qtutor import rtn, IntGrid; from qtutor.runtime.linear import QuantLinear\n"
         "from qtutor.runtime.kernels import cpu; cpu.SHARE = 64; torch.set_num_threads(2)\n"

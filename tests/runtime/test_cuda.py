@@ -1,6 +1,6 @@
-"""The GPU's kernel: the same results as the reference, up to float32 rounding; without a GPU, in Triton's interpreter.
+"""The GPU's kernel gives the reference's results, up to float32 rounding; without a GPU, in Triton's interpreter.
 
-The interpreter runs each step with numpy, so these tests prove right sums, but neither speed nor right code on a GPU.
+The interpreter runs each step with numpy. So there, tests prove right sums, but neither speed nor right code for a GPU.
 """
 
 import importlib.metadata
@@ -31,7 +31,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def missing() -> str:
-    """What keeps the kernel from running here, a sentence; empty if nothing does."""
+    """A sentence about why the kernel cannot run here; empty if it can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton (286 MB, 1 GB on disk) runs the GPU's kernel on this CPU"
     version = importlib.metadata.version("triton")
@@ -42,7 +42,7 @@ def missing() -> str:
 
 needs_triton = pytest.mark.skipif(bool(missing()), reason=missing())
 BATCHES = (1, 3, 16)
-# Half a step of the dtype. Triton's interpreter cuts bfloat16 off where a GPU rounds, so there it is a whole one.
+# Half a step of the dtype. Triton's interpreter truncates to bfloat16, a GPU rounds. So there it is a whole step.
 ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 if DEVICE == "cpu":
     ROUNDING[torch.bfloat16] = 2**-7
@@ -57,13 +57,13 @@ def layer_of(bits: int, group: int, symmetric: bool = False, rows: int = 70, col
 
 
 def multiply(layer, x: torch.Tensor, launch: cuda.Launch | None = None) -> torch.Tensor:
-    """The product by the kernel itself, back on the CPU."""
+    """The product of this kernel, moved to the CPU."""
     layer = layer.to(DEVICE)
     return cuda.run(x.to(DEVICE), cuda.prepare(layer), launch).cpu()
 
 
 def check(layer, x: torch.Tensor, launch: cuda.Launch | None = None) -> torch.Tensor:
-    """The product, compared with the exact one: as far off as sums of float32 may be, and rounded to x's dtype."""
+    """The product; it may differ from the exact one as far as float32 sums and rounding to x's dtype allow."""
     y = multiply(layer, x, launch)
     exact, size = products.exact(layer.to("cpu").quantized(), x)
     assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], layer.rows)
@@ -142,7 +142,7 @@ def test_the_slow_and_obvious_product(bits):
 @needs_triton
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_unit_vectors_give_the_weights_of_the_grid(bits):
-    """A unit vector asks for one column: each code has to be where packing put it, exactly."""
+    """A unit vector selects one column, so each code has to be read from exactly the right place."""
     layer = layer_of(bits, 32, rows=80)
     weight, x = layer.quantized().dequantize(), torch.eye(64)
     for first in range(0, 64, 16):
@@ -156,7 +156,7 @@ def test_unit_vectors_give_the_weights_of_the_grid(bits):
 def test_columns_are_shared_out_where_rows_are_few(dtype, batch):
     layer, x = layer_of(4, 32, rows=20, columns=1056), noise(batch, 1056).to(dtype)  # 33 blocks
     shares = [-(-33 // cuda.share(33, 1, wanted)) for wanted in (1, 3, 5, 100)]
-    assert shares == [1, 3, 5, 7]  # and no more: four blocks are the least
+    assert shares == [1, 3, 5, 7]  # at most 7: a share has at least four blocks
     for wanted in (1, 3, 5, 100):
         launch = cuda.Launch(32, 8, programs=wanted)
         assert torch.equal(check(layer, x, launch), multiply(layer, x, launch))
@@ -178,7 +178,7 @@ def test_however_the_work_is_cut(launch):
 
 
 @needs_triton
-@pytest.mark.filterwarnings("ignore:invalid value")  # numpy says so in the interpreter
+@pytest.mark.filterwarnings("ignore:invalid value")  # from numpy, in the interpreter
 def test_what_is_not_finite_stays_with_its_token():
     layer, x = layer_of(4, 32), noise(3, 64)
     whole = multiply(layer, x)
@@ -213,7 +213,7 @@ def test_shapes_of_x_and_views():
     wide = torch.zeros(70 * 32 + 1, dtype=torch.uint8)
     wide[1:] = layer.packed.cpu().flatten()
     layer = layer.to("cpu")
-    layer.packed = wide[1:].reshape(70, 32)  # it begins between two words
+    layer.packed = wide[1:].reshape(70, 32)  # it does not begin at the start of a word
     assert torch.equal(multiply(layer, x), flat)
 
 
@@ -224,7 +224,7 @@ def test_a_layer_computes_from_what_it_holds_now(monkeypatch):
     before = layer(x)
     layer.load_state_dict(other.state_dict())
     assert torch.equal(layer(x), other(x)) and not torch.equal(layer(x), before)
-    assert layer.prepared(cuda).packed.data_ptr() == layer.packed.data_ptr()  # the bytes exist once
+    assert layer.prepared(cuda).packed.data_ptr() == layer.packed.data_ptr()  # the bytes exist only once
 
 
 @needs_triton
@@ -248,7 +248,7 @@ class Rows(torch.utils.data.Dataset):
 
 @needs_triton
 def test_in_a_worker_of_a_data_loader(monkeypatch):
-    """Torch itself says that a forked process has no GPU; under the interpreter it computes."""
+    """On a GPU torch refuses to work in a forked process; in the interpreter it works."""
     monkeypatch.setattr(QuantLinear, "kernel", lambda self, x: cuda)
     layer = layer_of(4, 32).to(DEVICE)
     expected = [layer(noise(1, 64, seed=i).to(DEVICE)).cpu() for i in range(2)]
@@ -272,7 +272,7 @@ def test_threads_of_python_at_once():
 
 @needs_triton
 def test_it_compiles_for_a_gpu_that_is_not_here(tmp_path):
-    """For an H100: Triton brings NVIDIA's assembler along. The interpreter takes things that the compiler does not."""
+    """For an H100, with NVIDIA's assembler, which is part of Triton. The interpreter accepts more than the compiler."""
     program = (
         "import triton; from triton.backends.compiler import GPUTarget; from triton.compiler import ASTSource\n"
         "from qtutor.runtime.kernels.triton_product import product\n"
@@ -295,7 +295,7 @@ def test_it_compiles_for_a_gpu_that_is_not_here(tmp_path):
 
 @pytest.mark.parametrize("make", [lambda w: rtn.quantize(w, IntGrid(4), 64), bnb.quantize], ids=["4 bits", "nf4"])
 def test_what_is_prepared_takes_little_memory(make):
-    """Scales and zero points once more, in the kernel's order; the codes are not copied."""
+    """Scales and zero points are copied into the kernel's order; codes are not copied."""
     layer = QuantLinear.from_quantized(make(noise(128, 1024)))
     state = cuda.prepare(layer)
     tensors = [state.packed, state.scales, state.zeros, state.plain.zeros, *state.plain.scales.tensors().values()]
@@ -318,7 +318,7 @@ def test_what_it_does_not_take(layer, why):
 
 
 def test_it_is_chosen_on_a_gpu(monkeypatch):
-    """By the table, for a layer that says its buffers are on a GPU."""
+    """The table of kernels chooses it, for a layer whose buffers pretend to be on a GPU."""
     monkeypatch.setattr(cuda, "available", lambda: True)
     layer = layer_of(4, 32)
     gpu = torch.device("cuda", 0)

@@ -1,4 +1,4 @@
-"""Products by instructions: x86's run in test_asked.py; NEON's is compiled for ARM, and tried in plain steps."""
+"""Products by CPU instructions. Those of x86 run in test_asked.py. NEON's is compiled for ARM, and emulated here."""
 
 import ctypes
 
@@ -12,7 +12,7 @@ from qtutor.runtime.kernels.dots import RUN, add_products
 from qtutor.runtime.kernels.tiles import ROWS
 
 SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-# What ARM says of SDOT, step by step: signed bytes, multiplied as int32, and the products of each lane's four added.
+# SDOT as ARM defines it, in single steps: multiply signed bytes as int32, and add the four products of each lane.
 WRITTEN_OUT = """
 define <4 x i32> @"sdot"(<4 x i32> %acc, <16 x i8> %a, <16 x i8> %b) {
   %wide_a = sext <16 x i8> %a to <16 x i32>
@@ -32,7 +32,7 @@ define <4 x i32> @"sdot"(<4 x i32> %acc, <16 x i8> %a, <16 x i8> %b) {
 
 
 def neon(count: int) -> str:
-    """LLVM's code of a function ``add(words, x, acc)`` for ARM."""
+    """LLVM code for ARM of a function ``add(words, x, acc)``."""
     module = ir.Module()
     pointers = [ir.IntType(bits).as_pointer() for bits in (32, 8, 32)]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), pointers), "add")
@@ -52,12 +52,12 @@ def test_neons_twin_compiles_for_arm(count):
         pytest.skip(f"this LLVM does not compile for ARM: {error}")
     machine = target.create_target_machine(cpu="generic", features="+neon,+dotprod", opt=3)
     text = machine.emit_assembly(binding.parse_assembly(neon(count)))
-    assert text.count("sdot") == 2 * count * ROWS // 4  # eight codes of every word, four rows at a time
+    assert text.count("sdot") == 2 * count * ROWS // 4  # two for the eight codes of a word, each for four rows
 
 
 @pytest.mark.parametrize("count", [1, RUN])
 def test_neons_twin_is_right_if_sdot_is(count):
-    """On this CPU, with SDOT in plain steps: masks, shifts and places are those that an ARM would use."""
+    """On this CPU, SDOT runs in single steps. Masks, shifts and places are those for ARM."""
     lines = [line for line in neon(count).splitlines() if not (line.startswith("declare") and SDOT in line)]
     module = binding.parse_assembly("\n".join(lines).replace(SDOT, "sdot") + WRITTEN_OUT)
     binding.initialize_native_target()
@@ -70,7 +70,7 @@ def test_neons_twin_is_right_if_sdot_is(count):
         (np.full((count, ROWS, 8), 15), np.full((count, 8), -127)),
     ):
         words = (codes.astype(np.uint32) << np.arange(0, 32, 4, dtype=np.uint32)).sum(2, dtype=np.uint32)
-        inputs = np.ascontiguousarray(x[:, [0, 2, 4, 6, 1, 3, 5, 7]], np.int8)  # as the masks take columns
+        inputs = np.ascontiguousarray(x[:, [0, 2, 4, 6, 1, 3, 5, 7]], np.int8)  # the order in which masks take columns
         acc = random.integers(-9999, 9999, ROWS).astype(np.int32)
         expected = acc + np.einsum("krc,kc->r", codes, x)
         add = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(engine.get_function_address("add"))

@@ -1,4 +1,4 @@
-"""FP8 layers against a slow layer, which rounds inputs and weights to a list of E4M3's values."""
+"""FP8 layers against a slow layer that rounds inputs and weights to values in a list of all E4M3 values."""
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ def test_the_product_is_the_one_of_rounded_inputs(group_size, dtype):
     weight, x = some(24, 96, 0), some(7, 96, 1)
     x[2] = 0  # a token of zeros
     x[3] *= 1e4
-    x[4, 5] = 300.0  # and one whose other inputs are small beside its largest
+    x[4, 5] = 300.0  # a token whose other inputs are small beside its largest
     quantized = rtn.quantize(weight, FP8, group_size)
     largest = weight.abs().amax(1, keepdim=True) if group_size else weight.abs().max()
     assert torch.equal(quantized.dequantize(), (e4m3(weight / (largest / 448)).float() * (largest / 448)))
     layer, slow = Fp8Linear.from_quantized(quantized), Fp8Inputs(quantized.dequantize())
     y, exact = layer(x.to(dtype)), slow(x.to(dtype))
     assert y.dtype == dtype
-    # Products are exact; sums of 96 in float32, and one rounding to x's dtype, are not.
+    # Products are exact. The float32 sums of 96 products and the rounding to x's dtype are not.
     step = 2.0**-7 if dtype == torch.bfloat16 else 1e-5
     size = x.abs().amax(1, keepdim=True) * weight.norm(dim=1)
     assert ((y.float() - exact.float()).abs() <= step * exact.float().abs() + 1e-6 * size).all()

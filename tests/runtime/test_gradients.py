@@ -1,4 +1,4 @@
-"""Layers that round their inputs pass gradients like a layer without rounding: rounding has no gradient of its own."""
+"""Layers that round their inputs pass gradients as if they did not round: rounding itself has no useful gradient."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_the_gradient_is_that_of_the_weights(grid, dtype):
         plain = layer(x)
     x.requires_grad_()
     y = layer(x)
-    assert torch.equal(y, plain)  # what is computed does not depend on whether a gradient is wanted
+    assert torch.equal(y, plain)  # the result is the same with and without a gradient
     (y * torch.arange(70)).sum().backward()
     expected = (layer.quantized().dequantize() * torch.arange(70)[:, None]).sum(0).expand(3, 64)
     step = 2**-7 if dtype == torch.bfloat16 else 1e-5

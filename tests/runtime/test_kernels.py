@@ -1,4 +1,4 @@
-"""Kernels prepare once, and never compute with a layer's old contents; the reference defines what is right."""
+"""Kernels prepare once, and never compute with a layer's old contents. The reference defines the right result."""
 
 import copy
 import pickle
@@ -35,23 +35,23 @@ MAKE = {
     "int8": lambda w: Int8Linear.from_quantized(bnb.quantize(w, bnb.INT8)),
     "fp8": lambda w: Fp8Linear.from_quantized(rtn.quantize(w, FP8, -1)),
 }
-ROUNDING = ("int8", "fp8")  # these round their inputs, too, and have kernels of their own
+ROUNDING = ("int8", "fp8")  # these also round their inputs, and have their own kernels
 X = weight_of(9, 5)
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal but for the order in which kernels add up 256 products of about 1."""
+    """Whether results are equal, except for the order in which kernels add 256 products of about 1."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-4)
 
 
 @pytest.fixture(params=MAKE)
 def make(request):
-    """A function from weights to a layer; one that is always of the same shape and kind."""
+    """A function from weights to a layer; all its layers have the same shape and kind."""
     return MAKE[request.param]
 
 
 class Counting:
-    """A kernel that counts what is asked of another."""
+    """A kernel that passes its calls to another, and counts how often it prepares."""
 
     def __init__(self, kernel):
         self.kernel, self.prepared = kernel, 0
@@ -66,7 +66,7 @@ class Counting:
 
 @pytest.fixture
 def count(monkeypatch):
-    """Kernels that count, in place of those that layers choose."""
+    """Replaces the kernels of layers by kernels that count; returns a function from a layer to the count."""
     kernels = {QuantLinear: Counting(reference), Int8Linear: Counting(int8), Fp8Linear: Counting(fp8)}
     for kind, kernel in kernels.items():
         monkeypatch.setattr(kind, "kernel", lambda self, x, kernel=kernel: kernel)
@@ -98,14 +98,14 @@ def test_prepared_once(make, count):
     with torch.inference_mode():
         layer(X)
     assert count(layer) == 1
-    layer.to("cpu")  # whatever it moves
+    layer.to("cpu")  # even if nothing moves
     layer(X)
     layer(X)
     assert count(layer) == 2
 
 
 def test_prepared_state_is_small(make):
-    """What is no reference to a buffer takes little beside the codes."""
+    """The state refers to the layer's buffers. Its own tensors are small compared with the codes."""
     layer = make(weight_of(0))
     buffers = {buffer.untyped_storage().data_ptr() for buffer in layer.buffers()}
     held = []
@@ -121,7 +121,7 @@ def test_what_is_small_is_unpacked_beforehand_and_nothing_else():
     states = {name: reference.prepare(make(weight_of(0))) for name, make in MAKE.items() if name not in ROUNDING}
     small, large = states["4 bits, groups of 64"], states["3 bits, groups of 16"]
     assert small.unpacked and small.zeros.shape == (24, 4)  # a byte for 32 bytes of codes
-    assert not large.unpacked and large.zeros.shape == (24, 6)  # it would be a byte for 6; 16 of 3 bits are packed in 6
+    assert not large.unpacked and large.zeros.shape == (24, 6)  # 16 of 3 bits in 6 bytes; unpacked, a byte for 6
     assert isinstance(states["NF4, nested, large groups"].scales, PlainScales)  # 4 bytes for 64
     assert isinstance(states["NF4, nested"].scales, NestedScales)
     between = QuantLinear.from_quantized(bnb.quantize(weight_of(0), group_size=64))  # 16 bytes of scales for 128
@@ -162,12 +162,12 @@ def test_a_changed_layer_computes_from_what_it_holds_now(make, change):
 
 
 def test_one_changed_buffer_is_enough():
-    """Zero points alone: unpacked beforehand, the state holds nothing of the buffer itself."""
+    """Only zero points change. They were unpacked beforehand, so the state does not refer to their buffer."""
     layer = MAKE["4 bits, groups of 64"](weight_of(0))
     layer(X)
     layer.zeros[0] ^= 1
     assert close(layer(X), linear(X, layer.quantized().dequantize()))
-    for mask in (17, 34, 68):  # the next tensor often gets the place in memory, and the id, of the last but one
+    for mask in (17, 34, 68):  # a new tensor often gets the address and the id of the last but one
         layer.zeros = layer.zeros ^ mask
         layer.zeros = layer.zeros ^ 1
         assert close(layer(X), linear(X, layer.quantized().dequantize()))
@@ -203,7 +203,7 @@ def test_moving_frees_what_was_held(make):
     packed = weakref.ref(layer.packed)
     layer.to("meta")
     assert packed() is None
-    assert layer.packed.is_meta and layer.prepared(layer.kernel(X)).packed.is_meta  # prepared again, there
+    assert layer.packed.is_meta and layer.prepared(layer.kernel(X)).packed.is_meta  # it prepares again, on that device
 
 
 def test_copies_prepare_for_themselves(make):
@@ -220,7 +220,7 @@ def test_state_is_not_saved(make):
     unused, names = pickle.dumps(layer), list(layer.state_dict())
     layer(X)
     assert vars(pickle.loads(pickle.dumps(layer))).keys() == vars(pickle.loads(unused)).keys()
-    assert len(pickle.dumps(layer)) == len(unused) and list(layer.state_dict()) == names  # addresses are in it, too
+    assert len(pickle.dumps(layer)) == len(unused) and list(layer.state_dict()) == names  # it also contains addresses
     assert torch.equal(pickle.loads(unused)(X), layer(X))
 
 
@@ -236,7 +236,7 @@ def test_a_model_that_was_used_is_exported_like_one_that_was_not(tmp_path, recip
     for name in ("model.safetensors", "qtutor.json"):
         assert (tmp_path / "used" / name).read_bytes() == (tmp_path / "unused" / name).read_bytes()
     assert qtutor.evaluate.model_bytes(model) == size
-    # Into a model that has been used: all buffers are exchanged.
+    # Load into a model that has been used: all its buffers are replaced.
     other = tiny(seed=1)
     qtutor.quantize(other, qtutor.Recipe(**recipe), progress=False)
     other(some_ids())
@@ -246,7 +246,7 @@ def test_a_model_that_was_used_is_exported_like_one_that_was_not(tmp_path, recip
 
 
 class InFloat:
-    """A kernel with a layout of its own: the weights, transposed."""
+    """A kernel with its own layout: the transposed weights."""
 
     def prepare(self, layer):
         return layer.quantized().dequantize().T.contiguous()

@@ -1,4 +1,4 @@
-"""The cache in transformers' own models: the output of generate with it, its bytes, and what it refuses."""
+"""The cache in models of transformers: the output of generate with it, its bytes, and what it refuses."""
 
 import copy
 
@@ -26,14 +26,14 @@ WRITE = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 8, "min_new_to
 
 
 def written(model, ids: torch.Tensor, form: KVFormat | None = None, **more) -> torch.Tensor:
-    """What greedy decoding puts behind ``ids``."""
+    """The tokens that greedy decoding writes after ``ids``."""
     stored = {} if form is None else {"past_key_values": KVCache(model, form)}
     return model.generate(ids, **WRITE | stored | more)[:, ids.shape[1] :]
 
 
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_a_cache_of_16_bits_changes_nothing_and_the_others_take_what_was_predicted(family):
-    """Grouped queries in all; sliding windows of 12 in most; beside a text of 37 tokens, one that is padded."""
+    """All families have grouped queries, most have windows of 12 tokens. Of two texts of 37 tokens, one is padded."""
     model = small.random(family)
     ids = torch.randint(1, 1000, (2, 37), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -43,18 +43,18 @@ def test_a_cache_of_16_bits_changes_nothing_and_the_others_take_what_was_predict
     for form in (FORMATS[2], FORMATS[4]):
         cache = KVCache(model, form)
         model.generate(ids, attention_mask=mask, past_key_values=cache, **WRITE)
-        assert cache.get_seq_length() == 44  # the last token is written and not read
+        assert cache.get_seq_length() == 44  # the last token is written, but not read
         assert cache.nbytes == cache_bytes(model.config, form, 44, batch=2, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_model_attends_to_what_the_cache_gives_back(family, form):
-    """The whole text at once, in pieces, and with a text of its own beside it: the same logits."""
+    """Logits are the same for a whole text, for its pieces, and for a text without the other one beside it."""
     if form.keys == "channel":
         form = KVFormat(form.bits, form.value_bits, "channel", form.rotate, group=8)
     model, ids = small.random(family), some_ids(2, 24)
-    step = 8 if form.keys == "channel" else 3  # whole windows: tokens of others are not rounded yet
+    step = 8 if form.keys == "channel" else 3  # whole windows, or they would not be rounded yet
     with torch.inference_mode():
         whole = model(ids, past_key_values=KVCache(model, form)).logits
         cache = KVCache(model, form)
@@ -99,7 +99,7 @@ def test_beams_are_those_of_transformers():
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_speculation_takes_tokens_back(family):
-    """Tokens are guessed out of the prompt: most are wrong, and are cropped. What is written is the same."""
+    """Tokens are guessed from the prompt. Most are wrong, and are cropped. The text is the same as without guesses."""
     model = small.random(family)
     ids = torch.tensor([[5, 6, 7, 8] * 5])
     for form in (AS_IT_IS, KVFormat(8)):
@@ -160,7 +160,7 @@ def test_crop_behind_a_window_has_to_be_said_beforehand():
         cache.crop(-4)
         again = model(ids[:, 20:], past_key_values=cache).logits
         assert small.near(again, model(ids, past_key_values=KVCache(model, KVFormat(8))).logits[:, 20:], 1e-4)
-        assert cache.nbytes > cache_bytes(model.config, KVFormat(8), 24, dtype=torch.float32)  # until it is cropped
+        assert cache.nbytes > cache_bytes(model.config, KVFormat(8), 24, dtype=torch.float32)  # until crop is called
         cache.crop(0)
         assert cache.nbytes == cache_bytes(model.config, KVFormat(8), 24, dtype=torch.float32)
 
@@ -206,7 +206,7 @@ def test_the_doors_of_the_package():
 def test_packed_weights_have_the_same_caches():
     model, ids = tiny(), some_ids(1, 20)
     qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=32), progress=False)
-    runtime.use(model, kernel="reference")  # which waits for no compiler
+    runtime.use(model, kernel="reference")  # this one needs no compiler
     assert torch.equal(written(model, ids, AS_IT_IS), written(model, ids))
 
 

@@ -27,13 +27,13 @@ def some(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def coded(x: torch.Tensor, form: KVFormat) -> torch.Tensor:
-    """``x`` as keys that were stored."""
+    """``x``, stored as keys and decoded again."""
     return decode(encode(x, form.codings[0]))
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, "fp8"])
 @pytest.mark.parametrize("channel", [False, True])
-@pytest.mark.parametrize("head", [64, 80, 24, 7])  # groups of 32: two; the last shorter; one that is not full; odd
+@pytest.mark.parametrize("head", [64, 80, 24, 7])  # groups of 32: two; a shorter last one; a short one; odd
 def test_codes_stand_for_what_the_slow_version_says(bits, channel, head):
     x = some(2, 16, head) * 3
     x[0, 3] = 0
@@ -51,10 +51,13 @@ def test_codes_stand_for_what_the_slow_version_says(bits, channel, head):
 
 
 def test_bytes_of_a_token_by_hand():
-    """Heads of 64. 8 bits: 64 codes, a scale of 2 bytes, a zero point. 4: 32 bytes, 2 scales, 2 zero points a byte."""
+    """Heads of 64. In 8 bits: 64 codes, a scale of 2 bytes, a zero point.
+
+    In 4 bits: 32 bytes of codes, 2 scales, and a byte that holds 2 zero points.
+    """
     bytes_of = {form: form.codings[0].nbytes(32, 64, torch.float16) / 32 for form in (KVFormat(b) for b in GRIDS)}
     assert list(bytes_of.values()) == [16 + 4 + 1, 32 + 4 + 1, 64 + 2 + 1, 64 + 4, 128]
-    channel = KVFormat(4, keys="channel").codings[0]  # 64 channels: 16 bytes, 2 of a scale, half of a zero point
+    channel = KVFormat(4, keys="channel").codings[0]  # each channel: 16 bytes, 2 of a scale, half of a zero point
     assert channel.nbytes(32, 64, torch.float16) == 64 * (16 + 2) + 32
     assert channel.nbytes(63, 64, torch.float16) == 64 * (16 + 2) + 32 + 31 * 128
 
@@ -71,23 +74,23 @@ def test_no_number_is_off_by_more_than_half_a_step(form, head, dtype, size, seed
     x = (some(2, 16, head, seed=seed) * size).to(dtype)
     coding = form.codings[0]
     numbers, back = rotate(x) if form.rotate else x.float(), decode(encode(x, coding), turn_back=False)
-    if form.bits == "fp8":  # three bits behind the point, and subnormal numbers at the end
+    if form.bits == "fp8":  # three bits after the point, and subnormal numbers near zero
         largest = numbers.abs().amax()
         assert ((back - numbers).abs() <= numbers.abs() / 16 + largest * 2**-10 / 448 + 1e-12).all()
         return
     if coding.channel:
         low, high = _range(numbers, 8)
-    else:  # of the whole head: no group's is wider
+    else:  # the range of the whole head: no group has a wider one
         low, high = numbers.amin(-1, keepdim=True), numbers.amax(-1, keepdim=True)
     step = (high.clamp(min=0) - low.clamp(max=0)) / (2**form.bits - 1)
-    # Rounding the scale to 16 bits moves the last of 2**bits levels, by 2**-11 of a step each; of steps so small that
-    # float16 has no more digits for them, by 2**-25. And the zero point is a level.
+    # Rounding the scale to 16 bits changes each step by 2**-11 of it, or by 2**-25 if float16 has no more digits for so
+    # small a step. The last of 2**bits levels moves 2**bits times as far. The zero point is a level, too.
     slack = 2**form.bits * (step * 2**-11 + 2**-25)
     assert ((back - numbers).abs() <= step * (0.5 + 2**-6) + slack).all()
 
 
 def _range(numbers: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest and largest of each window of tokens and channel, for each token."""
+    """The smallest and the largest number of each channel in each window of tokens, repeated for its tokens."""
     windows = numbers.unflatten(1, (-1, window))
     return tuple(edge(2).repeat_interleave(window, 1) for edge in (windows.amin, windows.amax))
 
@@ -98,7 +101,7 @@ def test_zeros_and_constants(form, dtype):
     zeros = torch.zeros(2, 8, 48, dtype=dtype)
     assert torch.equal(coded(zeros, form), zeros.float())
     constant = torch.full((2, 8, 48), -3.3, dtype=dtype)
-    if not form.rotate:  # the range ends at 0, so a constant is its last level
+    if not form.rotate:  # the range ends at 0, so a constant is the last level
         assert (coded(constant, form) - constant.float()).abs().max() <= 3.3 * 2**-10
 
 
@@ -109,7 +112,7 @@ def test_an_outlier_costs_its_own_group_alone():
     others = torch.arange(64) != 5
     token, channel = KVFormat(4), KVFormat(4, keys="channel", group=8)
     assert torch.equal(coded(x, token)[..., 32:], coded(loud, token)[..., 32:])
-    assert not coded(loud, token)[..., :5].any()  # beside 1000 they are all zero
+    assert not coded(loud, token)[..., :5].any()  # beside 1000 they all become zero
     assert torch.equal(coded(x, channel)[..., others], coded(loud, channel)[..., others])
 
 
@@ -127,7 +130,7 @@ def test_the_rotation_is_its_own_inverse(width):
     if width & (width - 1) == 0:
         x = some(5, width)
         assert torch.allclose(rotate(x).double(), turned(x), atol=1e-5)
-        assert torch.allclose(matrix.abs(), torch.full_like(matrix, width**-0.5), atol=1e-7)  # every channel in each
+        assert torch.allclose(matrix.abs(), torch.full_like(matrix, width**-0.5), atol=1e-7)  # channels count equally
 
 
 def test_blocks_of_a_width_that_is_no_power_of_two():
@@ -142,7 +145,7 @@ def test_turned_queries_keys_and_values_leave_attention_as_it_is(head):
     plain = scaled_dot_product_attention(query, key, value, is_causal=True)
     inside = scaled_dot_product_attention(rotate(query), rotate(key), rotate(value), is_causal=True)
     assert (rotate(inside) - plain).abs().max() < 1e-5
-    assert (inside - plain).abs().max() > 0.1  # it was turned
+    assert (inside - plain).abs().max() > 0.1  # inside, it is rotated
 
 
 def test_turning_queries_is_the_same_as_turning_keys_back():
@@ -177,7 +180,7 @@ def test_tokens_in_pieces_are_stored_as_at_once(form, pieces, dtype):
     assert torch.equal(grown.read(), whole.read())
     assert grown.nbytes == whole.nbytes == 6 * coding.nbytes(x.shape[2], 16, dtype)
     full = x.shape[2] // coding.unit * coding.unit
-    assert torch.equal(grown.read()[:, :, full:], x[:, :, full:])  # keys of a window that is not full
+    assert torch.equal(grown.read()[:, :, full:], x[:, :, full:])  # keys of a window that is not full are exact
 
 
 @settings(max_examples=40, deadline=None)

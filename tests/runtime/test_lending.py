@@ -1,4 +1,4 @@
-"""The packed bytes exist only once, and code outside never notices their present order."""
+"""The packed bytes exist only once, and code outside a layer never sees them in the kernel's order."""
 
 import copy
 import gc
@@ -25,7 +25,7 @@ def quantized_of(rows: int = 70, seed: int = 0):
 
 @pytest.fixture
 def layer():
-    """A layer whose bytes are lent."""
+    """A layer whose bytes are lent to a kernel."""
     layer = QuantLinear.from_quantized(quantized_of())
     layer(torch.ones(1, 64))
     assert is_lent(layer)
@@ -140,7 +140,7 @@ def test_an_error_while_preparing_leaves_the_layer_as_it_was(monkeypatch):
 
 
 def test_generating_lends_once(monkeypatch):
-    """Nothing that transformers does at each token asks for the buffers."""
+    """For a new token, transformers does not read the buffers, so they stay lent."""
     prepared = []
     original = cpu.prepare
     monkeypatch.setattr(cpu, "prepare", lambda layer: prepared.append(layer) or original(layer))
@@ -152,7 +152,7 @@ def test_generating_lends_once(monkeypatch):
 
 
 def test_memory_of_a_large_layer():
-    """Codes once, and scales and zero points in the order of the loops beside those of the layer."""
+    """Codes exist once. Scales and zero points exist twice: in the layer, and in the order of the loops."""
     layer = QuantLinear.from_quantized(rtn.quantize(torch.randn(1024, 1024), IntGrid(4), 64))
     layer(torch.ones(1, 1024))
     state = layer._prepared[-1]

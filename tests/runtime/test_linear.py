@@ -1,4 +1,4 @@
-"""A packed layer computes what its dequantized weights would, holds its bytes, and survives being moved and cast."""
+"""A packed layer computes the same as its dequantized weights, keeps its bytes, and can be moved and cast."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ CASES = [(bits, symmetric, group) for bits in (2, 3, 4, 5, 8) for symmetric in (
 @pytest.mark.parametrize(("bits", "symmetric", "group"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_product_with_dequantized_weights(bits, symmetric, group, dtype):
-    """Of more tokens than a kernel multiplies itself; tests/runtime/test_cpu.py has the others."""
+    """With more tokens than a kernel multiplies itself; tests/runtime/test_cpu.py has fewer tokens."""
     generator = torch.Generator().manual_seed(bits)
     quantized = rtn.quantize(torch.randn(40, 64, generator=generator), qtutor.IntGrid(bits, symmetric), group)
     bias = torch.randn(40, generator=generator)
@@ -32,7 +32,7 @@ def test_blocks_of_rows_join_to_the_whole(monkeypatch, group):
     state, x = reference.prepare(QuantLinear.from_quantized(quantized)), torch.randn(5, 64)
     whole = reference.run(x, state)
     monkeypatch.setattr(reference, "BLOCK_ROWS", 7)
-    assert torch.allclose(reference.run(x, state), whole, atol=1e-5)  # another blocking may sum in another order
+    assert torch.allclose(reference.run(x, state), whole, atol=1e-5)  # different blocks may change the order of sums
 
 
 def test_bytes_are_the_packed_ones():

@@ -1,6 +1,6 @@
-"""An engine without a model: blocks hold token ids, and the next token is a function of the text read back from them.
+"""An engine without a model: blocks hold token ids, and the next token is a function of the text in the blocks.
 
-So a test notices at once if a text reads anything but itself, in a thousandth of a decoder's time.
+So a test notices at once if a text reads something else than itself. It takes a thousandth of a decoder's time.
 """
 
 import zlib
@@ -20,7 +20,7 @@ def next_token(text: list[int]) -> int:
 
 
 def written(prompt: list[int], new: int) -> list[int]:
-    """What follows a prompt: up to ``new`` tokens, or to one that ends texts."""
+    """The tokens after a prompt: at most ``new``, or fewer if one of them ends the text."""
     text = list(prompt)
     while len(text) < len(prompt) + new:
         text.append(next_token(text))
@@ -30,7 +30,7 @@ def written(prompt: list[int], new: int) -> list[int]:
 
 
 class Ghost(Engine):
-    """An engine whose cache holds ``(token, position)`` in each place. failing: the runs that fail half-way."""
+    """An engine whose cache holds ``(token, position)`` in each place. failing: which runs fail half-way."""
 
     def __init__(self, model, failing=(), **sizes):
         super().__init__(model, **sizes)

@@ -1,14 +1,14 @@
-"""Conditions that an engine's blocks have to fulfil between any two steps."""
+"""Conditions that an engine's blocks and queues have to fulfil between any two steps."""
 
 from qtutor.serving import Engine
 from qtutor.serving.scheduler import State
 
 
 def check(engine: Engine) -> None:
-    """No block is leaked, used twice or shared by texts that differ; the queues are in the order of arrival."""
+    """No block is lost, used twice in a table, or shared by different texts. The queues are in the order of arrival."""
     blocks, scheduler = engine.blocks, engine.scheduler
     users = [0] * len(blocks.users)
-    owner = {}  # block -> the text that it holds, and at which index
+    owner = {}  # block -> its index in tables, and the text up to its end
     for request in scheduler.running:
         assert request.state is State.RUNNING
         assert blocks.needed(request.cached) <= len(request.table) <= blocks.needed(len(request.tokens))
@@ -16,7 +16,7 @@ def check(engine: Engine) -> None:
         for index, block in enumerate(request.table):
             users[block] += 1
             text = request.tokens[: (index + 1) * blocks.size]
-            assert owner.setdefault(block, (index, text)) == (index, text)  # so no table has a block twice either
+            assert owner.setdefault(block, (index, text)) == (index, text)  # so no table has a block twice
     assert blocks.users == users
     assert set(blocks.free) == {block for block, count in enumerate(users) if count == 0}
     for digest, block in blocks.known.items():
@@ -29,7 +29,7 @@ def check(engine: Engine) -> None:
 
 
 def check_empty(engine: Engine) -> None:
-    """Everybody has left, and every block is free."""
+    """All requests are finished, and every block is free."""
     check(engine)
     assert engine.unfinished == 0
     assert len(engine.blocks.free) == len(engine.blocks.users)

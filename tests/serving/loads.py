@@ -1,4 +1,4 @@
-"""Random loads: which prompts arrive when, how many tokens each requests, and how much room the engine has."""
+"""Random loads: when each prompt arrives, how many tokens it requests, and how much room the engine has."""
 
 import random
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from tests.models import VOCABULARY
 
-NEW = 12  # the most new tokens that anybody asks for
-# Three texts, of which prompts are beginnings: so many prompts begin alike.
+NEW = 12  # the most new tokens of a request
+# Every prompt is the beginning of one of three texts, so many prompts begin alike.
 BASES = [random.Random(seed).choices(range(VOCABULARY), k=40) for seed in range(3)]
 BASES[2][:20] = BASES[1][:20]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, and after how many steps it comes."""
+    """A request, and the number of steps after which it arrives."""
 
     at: int
     prompt: tuple[int, ...]
@@ -24,7 +24,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests, and the engine's sizes; ``spare``: blocks beyond those that the largest request needs."""
+    """Requests, and the engine's sizes. spare: how many blocks there are beyond those of the largest request."""
 
     asked: list[Asked]
     block_size: int
@@ -41,7 +41,7 @@ class Load:
 
 
 def loads(budgets=(3, 8, 24, 256), most: int = 6) -> st.SearchStrategy[Load]:
-    """Up to ``most`` requests. Few blocks and short ones are frequent: there preemption and sharing happen."""
+    """Up to ``most`` requests. Few blocks and short blocks are frequent: they lead to preemption and sharing."""
     lengths = st.sampled_from([1, 2, 3, 4, 5, 8, 15, 16, 17, 20, 31, 32, 33, 40])
     prompts = st.builds(lambda base, length: tuple(base[:length]), st.sampled_from(BASES), lengths)
     asked = st.builds(Asked, st.integers(0, 12), prompts, st.integers(1, NEW))

@@ -19,9 +19,9 @@ from tests.models import VOCABULARY, tiny
 from tests.serving import invariants
 from tests.serving.loads import BASES, NEW, loads, serve
 
-# Double precision: a random net has near-ties, and sums in another order must not decide them.
+# Double precision: logits of a random net may be nearly equal, and the order of sums must not decide between them.
 MODEL = tiny(dtype=torch.float64)
-MODEL.generation_config.eos_token_id = list(range(8))  # one token in 32 or so ends a text
+MODEL.generation_config.eos_token_id = list(range(8))  # about one token in 32 ends a text
 
 
 def generated(model, prompt, new: int, **options) -> list[int]:
@@ -38,7 +38,7 @@ def expected(prompt: tuple[int, ...]) -> list[int]:
     return generated(MODEL, prompt, NEW)
 
 
-# As many loads as the time of `make test` allows; `make engines` tries 300.
+# `make test` has time for this many loads; `make engines` tries 300.
 @settings(max_examples=int(os.environ.get("SERVING_LOADS", 25)), deadline=None)
 @given(loads())
 def test_token_for_token_what_generate_writes(load):
@@ -50,9 +50,9 @@ def test_token_for_token_what_generate_writes(load):
 
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_every_family(family):
-    """Windows shorter than the texts, soft caps, heads of another width, blocks without rope."""
+    """Families have windows shorter than the texts, soft caps, heads of unusual width, or blocks without rope."""
     model = small.random(family).double()
-    model.generation_config.eos_token_id = None  # a random net may end at once, and nobody would be preempted
+    model.generation_config.eos_token_id = None  # a random net may end a text at once: no preemption
     text = small.unseen()[0].tolist()
     prompts = [text[:40], text[:7], text[:40][::-1], text[:35], text[:33]]
     engine = Engine(model, blocks=11, tokens_a_step=24)
@@ -83,7 +83,7 @@ def test_the_embedded_decoder_writes_the_same_text(bits):
 
 
 def sure_tokens(model, prompt: list[int], new: int) -> list[int]:
-    """What generate writes before the first token that another order of sums could change (single precision)."""
+    """The tokens of generate before the first one that a different order of sums could change (single precision)."""
     ids = torch.tensor([prompt])
     options = {"do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def test_after_an_error_all_goes_on():
     engine = Engine(MODEL, blocks=16, block_size=4)
     requests = [engine.add(base[:20], NEW) for base in BASES]
     engine.step()
-    hook = MODEL.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)  # when the first has written its keys
+    hook = MODEL.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)  # after block 0 has written its keys
     try:
         with pytest.raises(ZeroDivisionError):
             engine.step()
@@ -145,7 +145,7 @@ def test_the_cache_takes_the_bytes_that_were_predicted():
 
 def test_another_pool_may_stand_behind_the_blocks():
     class Copy(Pool):
-        """Holds what it is told and hands out copies, so nobody relies on the tensors inside."""
+        """Its ``read`` returns copies, so the engine cannot rely on the tensors inside."""
 
         def read(self, layer, tables):
             return tuple(part.clone() for part in super().read(layer, tables))
@@ -176,7 +176,7 @@ def test_pieces_that_are_alike_stand_together_and_each_knows_its_end():
     spans = [(88, 89), (10, 17), (3, 4), (80, 81)]
     pieces = [Piece(request, *span) for request, span in zip(requests, spans, strict=True)]
     step = Step(pool, pieces)
-    assert [group.tables.shape[1] for group in step.groups] == [1, 23, 5]  # blocks of: a short text, two long, a prompt
+    assert [group.tables.shape[1] for group in step.groups] == [1, 23, 5]  # blocks of a short text, two long, a prompt
     assert step.ids[0, step.ends].tolist() == [88, 116, 203, 380]
     assert step.positions[0].tolist() == [3, 88, 80, *range(10, 17)]
     assert step.slots.tolist() == [20 * 4 + 3, 22 * 4, 50 * 4] + [(10 + at // 4) * 4 + at % 4 for at in range(10, 17)]
@@ -190,7 +190,7 @@ def test_what_is_written_stops_at_the_end_of_the_context():
     model = tiny(dtype=torch.float64)
     model.generation_config.eos_token_id = None
     engine = Engine(model)
-    request = engine.add([5] * 60, 100)  # of 64
+    request = engine.add([5] * 60, 100)  # the context is 64
     list(engine.stream())
     assert len(request.output) == 4
 

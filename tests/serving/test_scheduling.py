@@ -1,4 +1,4 @@
-"""Blocks and queues, without a model: every text reads back itself, whatever else happens."""
+"""Blocks and queues, without a model: every text reads only itself, whatever else happens."""
 
 import pytest
 from hypothesis import given, settings
@@ -73,7 +73,7 @@ def test_those_that_write_get_a_token_in_every_step_while_a_long_prompt_is_read(
         before = long.cached
         assert writing in [request for request, _ in engine.step()] or writing.state is State.FINISHED
         read.append(long.cached - before)
-    assert read[:5] == [7] * 5  # the budget, less a token for the one that writes
+    assert read[:5] == [7] * 5  # the budget, minus a token for the text that is written
     assert max(engine.lengths) == 8
 
 
@@ -82,7 +82,7 @@ def test_first_come_first_served():
     first, large, small = engine.add([9] * 8, 1), engine.add([8] * 12, 1), engine.add([7], 1)
     engine.step()
     assert first.state is State.FINISHED
-    assert (large.state, small.state) == (State.WAITING, State.WAITING)  # small would fit, and is not let past
+    assert (large.state, small.state) == (State.WAITING, State.WAITING)  # small would fit, but must not overtake
     list(engine.stream())
     assert large.state is small.state is State.FINISHED
 
@@ -109,7 +109,7 @@ def test_without_sharing_each_reads_all():
 
 def test_the_last_token_of_a_prompt_is_always_read():
     engine = ghost()
-    for length in (32, 32, 33):  # nothing else is left of the second, and a token of the third
+    for length in (32, 32, 33):  # the second reads its last block again, the third a single token
         request = engine.add(BASES[0][:length], 1)
         engine.step()
     assert engine.lengths == [32, 16, 1] and request.shared == 32
@@ -129,12 +129,12 @@ def test_a_block_is_forgotten_when_it_is_needed_the_longest_unused_first():
     blocks.remember(old, [1, 2, 3, 4], 0, 4)
     kept = list(old)
     blocks.release(old)
-    table, cached = blocks.table_for([9] * 4)  # two blocks that nobody has used yet
+    table, cached = blocks.table_for([9] * 4)  # two blocks that were never used
     assert cached == 0 and not set(table) & set(kept)
-    assert blocks.grow(table, 5)  # and one more: the end of the old text goes before its beginning
+    assert blocks.grow(table, 5)  # one more: the end of the old text is forgotten before its beginning
     assert table[-1] == kept[1]
     blocks.release(table)
-    assert blocks.table_for([1, 2, 3, 4, 5])[1] == 2  # the beginning is still there
+    assert blocks.table_for([1, 2, 3, 4, 5])[1] == 2  # its beginning is still known
 
 
 def test_too_few_free_blocks_change_nothing():
@@ -146,7 +146,7 @@ def test_too_few_free_blocks_change_nothing():
     assert blocks.table_for([7] * 3) is None
     assert before == (table, blocks.users, list(blocks.free))
     blocks.release(table)
-    # Known blocks without users are among the free ones: two of three are found again, one is taken, none is left.
+    # Known blocks without users count as free. Two of the three are found again, one is new, and none is left.
     assert blocks.table_for([1, 2, 3, 4, 5, 6, 7]) is None
     table, cached = blocks.table_for([1, 2, 3, 4, 5])
     assert cached == 4 and len(set(table)) == 3

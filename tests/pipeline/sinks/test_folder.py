@@ -1,4 +1,4 @@
-"""After a kill, an interrupt or a failure, the next run continues at the same place and ends in the same bytes."""
+"""After a kill, an interrupt or a failure, the next run continues at the same place and writes the same bytes."""
 
 import contextlib
 import errno
@@ -45,7 +45,7 @@ def recipe_called(name: str, **options) -> qtutor.Recipe:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Four small blocks, in a checkpoint as others ship them."""
+    """Four small blocks, in a checkpoint saved by transformers."""
     folder = tmp_path_factory.mktemp("source") / "float"
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -64,7 +64,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """What each recipe makes when nobody disturbs it, and its report; made once."""
+    """A function from a recipe's name to the report and the files of an undisturbed run; each is made once."""
     made = {}
 
     def of(name: str):
@@ -86,7 +86,7 @@ def sentences(said) -> str:
 
 
 class Counted:
-    """Counts the lines that Python runs in the modules of the run, and does something at one of them."""
+    """Counts the lines that Python runs in the modules in TRACED, and calls ``action`` at line number ``at``."""
 
     def __init__(self, at: int = -1, action=None):
         self.lines, self.at, self.action = 0, at, action
@@ -110,7 +110,7 @@ class Counted:
 
 
 def killed(source, out, recipe, line: int) -> bool:
-    """Run in a process of its own that is killed at a line; whether it was, and did not end before."""
+    """Run in a new process that is killed at a line; returns whether it was killed, and not finished before."""
     child = os.fork()
     if child == 0:
         try:
@@ -125,7 +125,7 @@ def killed(source, out, recipe, line: int) -> bool:
 
 @pytest.mark.parametrize(("name", "count"), [("rtn", 10), ("gptq, propagated", 10)])
 def test_kills_at_random_moments_and_the_same_bytes(source, whole, tmp_path, name, count):
-    """Each run goes on where the one before was killed, over an older export, which stays until the end."""
+    """Each run continues where the one before was killed. An older export is in its place until the end."""
     report, expected = whole(name)
     out, recipe, chance, said = tmp_path / "out", recipe_called(name), random.Random(0), []
     run(source, out, qtutor.Recipe(group_size=32, bits=2))
@@ -159,7 +159,7 @@ def test_an_interrupt_at_any_line_loses_nothing(source, whole, tmp_path):
     for line in range(1, counted.lines, counted.lines // 14):
         with Counted(line, interrupt) as counted, contextlib.suppress(KeyboardInterrupt):
             run(source, out, recipe)
-            assert counted.action, "the interrupt is lost"  # or it went on where the last one was, and was shorter
+            assert counted.action, "the interrupt is lost"  # or the run continued another and had fewer lines
         left = set(os.listdir(tmp_path))
         assert left in (set(), {".out.qtutor-unfinished"}, {"out"}), left
         assert not out.exists() or contents(out) == expected
@@ -172,7 +172,7 @@ def test_an_interrupt_at_any_line_loses_nothing(source, whole, tmp_path):
 
 
 def interrupted_before(block: int, source, out, recipe, said=None, ids=IDS):
-    """A run that is interrupted when the walk has come to ``block``."""
+    """Interrupt a run when the walk has come to ``block``; returns the folder of the unfinished run."""
     own = folders.IntoFolder.take
 
     def take(self, item):
@@ -187,7 +187,7 @@ def interrupted_before(block: int, source, out, recipe, said=None, ids=IDS):
 
 
 def blocks_run(source, out, recipe, said=None, ids=IDS) -> list[int]:
-    """The blocks that a run brings to be quantized."""
+    """The indices of the blocks that a run reaches."""
     found, own = [], folders.IntoFolder.take
 
     def take(self, item):
@@ -219,7 +219,7 @@ def test_it_goes_on_with_the_block_that_was_at_hand_and_says_so(source, whole, t
 
 @pytest.mark.parametrize("name", ["gptq", "gptq, propagated", "awq", "gptq behind sinq"])
 def test_states_that_were_not_kept_are_made_again(source, whole, tmp_path, monkeypatch, name):
-    """By a forward pass through the finished blocks; AWQ's cannot be, and so it starts anew."""
+    """A forward pass through the finished blocks computes them. For AWQ this is impossible, so it starts anew."""
     said, out = [], tmp_path / "out"
     little = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(total=10**9, free=1000))
     monkeypatch.setattr(states, "shutil", little)
@@ -362,7 +362,7 @@ def test_two_runs_for_one_place_do_not_meet(source, tmp_path):
 
 
 def test_what_others_put_there_meanwhile_is_not_removed(source, tmp_path):
-    """The finished work stays, too, and is put in place when the way is free."""
+    """The finished work is kept, too, and a later run puts it in place when nothing is in the way."""
     out, recipe, own = tmp_path / "out", recipe_called("rtn"), folders.IntoFolder.finish
     run(source, out, qtutor.Recipe(group_size=32))
 
@@ -380,7 +380,7 @@ def test_what_others_put_there_meanwhile_is_not_removed(source, tmp_path):
 
 
 def test_all_is_as_readable_as_anything_new(source, tmp_path):
-    """Though it is made where only its owner can look, and in two runs."""
+    """This holds although the files are made in a folder that only its owner can read, and in two runs."""
     out = tmp_path / "out"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()

@@ -1,4 +1,4 @@
-"""The compiled parts of a step against torch and transformers, one by one."""
+"""Each compiled part of a step, compared with torch and transformers."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def noise(*shape: int, seed: int = 0, half: bool = False) -> torch.Tensor:
 
 
 def near(found: np.ndarray, expected: torch.Tensor, half: bool) -> bool:
-    """float32 to rounding; in bfloat16 a number may round to the neighbour, a step of the last bit away."""
+    """Equal up to float32 rounding. In bfloat16 a number may round to its neighbour, one step of the last bit away."""
     expected = expected.float()
     return bool(((torch.from_numpy(found) - expected).abs() <= (BF16 if half else 2e-6) * (expected.abs() + 1)).all())
 
@@ -63,7 +63,7 @@ def test_sums_gates_and_biases(half):
     loops.joined(stream, b.numpy(), 0.4, half)
     assert near(stream, a.to(dtype) + b.to(dtype) * 0.4, half)
     out = np.empty(50, np.float32)
-    gate = (10 * a).to(dtype)  # far out, too
+    gate = (10 * a).to(dtype)  # with large values
     loops.gated(gate.float().numpy(), b.numpy(), half, out)
     assert near(out, silu(gate) * b.to(dtype), half)
     y = noise(50, seed=4)
@@ -85,7 +85,7 @@ def test_attention(heads, place, half, rope):
     cos, sin = (torch.cat([part, part]).to(dtype) for part in (angles.cos(), angles.sin()))
     stored = noise(2, 1, kv, place + 3, dim, seed=6).to(dtype)
     keys, values = stored.clone()
-    # The slow way: rotate, write the new token behind the others, and let torch attend.
+    # The slow way: rotate, put the new token after the others, and let torch compute attention.
     turned = [part.to(dtype)[None, :, None] for part in (q, k)]
     if rope:
         turned = apply_rotary_pos_emb(*turned, cos[None, None], sin[None, None], unsqueeze_dim=0)
@@ -97,7 +97,7 @@ def test_attention(heads, place, half, rope):
     rooms = [room[0].view(torch.uint16).numpy() if half else room[0].numpy() for room in (keys, values)]
     angle = [part.float().numpy() if rope else np.empty(0, np.float32) for part in (cos, sin)]
     out = np.full((heads, dim), np.nan, np.float32)
-    for first in range(kv):  # a head after the other, as threads take them
+    for first in range(kv):  # one head after the other, like threads
         loops.attended(q.numpy(), k.numpy(), v.numpy(), *angle, 0.3, *rooms, place, half, out, first, first + 1)
     assert near(out, expected.reshape(heads, dim), half)
     assert near(keys[0, :, place].float().numpy(), seen_keys[0, :, place], half)

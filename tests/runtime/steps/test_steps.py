@@ -1,4 +1,4 @@
-"""Quick steps compute the same as the model's own forward, for every known family and with every kind of layer."""
+"""Quick steps give the same results as the model's own forward, for every known family and every kind of layer."""
 
 import contextlib
 import copy
@@ -16,10 +16,10 @@ from tests.models import some_ids, tiny
 
 pytest.importorskip("numba")
 PROMPT, STEPS = 5, 14
-# Sums of float32 in another order: each is off by some 1e-7, and attention of these models (q and k times 8) enlarges
-# it up to 4e-5 of the largest logit, by either way. A mistake is hundreds of times as large.
+# Sums of float32 in a different order are off by about 1e-7. Attention of these models (q and k times 8) enlarges this
+# up to 4e-5 of the largest logit, in both ways of computing. A mistake is hundreds of times as large.
 NEAR = 2e-4
-TAKEN = {  # families, what their config has besides, and the steps until the cache would leave a window of 12
+TAKEN = {  # the family, changes of its config, and the steps until the cache would exceed a window of 12
     "llama": ("llama", {}, STEPS),
     "llama, no groups": ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}, STEPS),
     "mistral": ("mistral", {}, small.WINDOW - 1 - PROMPT),
@@ -42,7 +42,7 @@ def packed(model, **options):
 
 @torch.inference_mode()
 def logits_of(model, ids, quick: bool, prompt: int = PROMPT):
-    """Logits behind each token of ``ids`` from the prompt on, one step after the other, the cache, and steps taken."""
+    """Logits after each token of ``ids`` behind the prompt, one step at a time; the cache; the count of quick steps."""
     with quick_steps(model) if quick else contextlib.nullcontext() as steps:
         cache, rows = model(ids[:, :prompt], use_cache=True).past_key_values, []
         for at in range(prompt, ids.shape[1]):
@@ -51,10 +51,10 @@ def logits_of(model, ids, quick: bool, prompt: int = PROMPT):
 
 
 def check(model, ids, steps: int, factor: float = 4, exact=None):
-    """So many steps are taken, and their logits are as exact as those of the model's own forward.
+    """Check that ``steps`` quick steps are taken, and that their logits are as exact as those of the model's forward.
 
-    What is exact, the same model in float64 says. Both err by the rounding of sums in orders that have nothing to do
-    with each other: of two such errors one may be ``factor`` times as large as the other. Returns both caches.
+    The exact logits come from the same model in float64. Both ways round their sums in different, unrelated orders. So
+    the error of quick steps may be up to ``factor`` times as large as that of the model's own. Returns both caches.
     """
     exact = copy.deepcopy(model).double() if exact is None else exact
     exact = logits_of(exact, ids, quick=False)[0]
@@ -97,10 +97,10 @@ def test_other_families_run_as_they_are(family):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite"])
 def test_bfloat16_is_as_exact_as_the_models_own(family):
-    """Both round after every operation; sums in another order then round otherwise. Neither is nearer to float32."""
+    """Both round after every operation, so a different order of sums changes the rounding. Neither is more exact."""
     changes = {"use_sliding_window": False} if family == "qwen2" else {}
     model, ids = packed(small.random(family, **changes).bfloat16()), some_ids(1, 45)
-    # 40 rows of 1024 logits: by any order of sums their errors have nearly the same size.
+    # 40 rows of 1024 logits: with any order of sums, their total error has nearly the same size.
     cache, _ = check(model, ids, 40, factor=1.25)
     assert cache.layers[0].keys.dtype == torch.bfloat16
 
@@ -119,14 +119,14 @@ def test_bfloat16_is_as_exact_as_the_models_own(family):
 )
 def test_every_kind_of_layer(options):
     model, ids = small.random("llama", attention_bias=True), some_ids(1, PROMPT + STEPS)
-    if options.get("method") == "mxfp4":  # no fast kernel takes it; one block of the model has another
+    if options.get("method") == "mxfp4":  # no fast kernel takes it, so block 1 has 4 bits
         options = {"layers": {"*.layers.0.*": {"method": "mxfp4"}}}
     check(packed(model, **options), ids, STEPS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inputs_of_eight_bits(dtype):
-    """Inputs near the middle between two codes may fall to either side. So what is compared is the cost of all."""
+    """Inputs near the middle between two codes may round to either. So the total errors are compared."""
     model, ids = packed(small.random("llama").to(dtype)), some_ids(1, PROMPT + STEPS)
     float_inputs, exact = logits_of(model, ids, quick=True)[0], copy.deepcopy(model).double()
     runtime.use(model, activations="int8")
@@ -140,7 +140,7 @@ def test_the_same_every_time_and_on_any_number_of_threads(monkeypatch):
     model, ids = packed(small.random("llama")), some_ids(1, PROMPT + STEPS)
     found = logits_of(model, ids, quick=True)[0]
     assert torch.equal(logits_of(model, ids, quick=True)[0], found)
-    monkeypatch.setattr(cpu, "SHARE", 64)  # every product and every head is worth a thread
+    monkeypatch.setattr(cpu, "SHARE", 64)  # even small products and single heads get a thread
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

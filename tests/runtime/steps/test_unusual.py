@@ -1,4 +1,4 @@
-"""Everything unusual runs through the model's own forward, and gives the same results."""
+"""Unusual calls run through the model's own forward, and give the same results."""
 
 import copy
 import threading
@@ -29,7 +29,7 @@ def filled(model, ids=IDS):
 
 
 def one_more(model, cache=None, **how):
-    """A usual step behind :data:`IDS`, but for ``how``."""
+    """A usual step after :data:`IDS`, with the changes in ``how``."""
     cache = filled(model) if cache is None else cache
     return model(how.pop("input_ids", IDS[:, :1]), past_key_values=cache, **{"use_cache": True, **how})
 
@@ -186,7 +186,7 @@ def test_numbers_that_are_not_finite(model):
 
 @torch.inference_mode()
 def test_the_cache_grows_as_always(model):
-    """Whoever keeps its tensors, cuts it, copies it or writes to it finds what transformers' own would have."""
+    """Code that keeps its tensors, crops it, copies it or writes to it finds the same as in transformers' own cache."""
     with quick_steps(model) as steps:
         cache = filled(model)
         one_more(model, cache)
@@ -197,7 +197,7 @@ def test_the_cache_grows_as_always(model):
         after = cache.layers[1].values.clone()
         cache.crop(-2)
         assert cache.get_seq_length() == 8
-        model(some_ids(1, 1, seed=3), past_key_values=cache, use_cache=True)  # another token in the place of the first
+        model(some_ids(1, 1, seed=3), past_key_values=cache, use_cache=True)  # a different token in its place
         assert not torch.equal(cache.layers[1].values[:, :, 8], after[:, :, 8]) and torch.equal(kept, was)
         one_more(model, branch)
         assert torch.equal(branch.layers[1].values, after)
@@ -223,7 +223,7 @@ def test_bytes_that_are_asked_for_in_between_come_back(model):
 
 
 def test_steps_in_and_out_of_inference_mode():
-    """What torch makes in inference mode cannot be written to outside of it."""
+    """Torch does not allow writing to tensors from inference mode outside of that mode."""
     model = packed(small.random("llama"), layers={"*.up_proj": "float"})
     with torch.no_grad(), quick_steps(model) as steps:
         cache = filled(model)
@@ -235,7 +235,7 @@ def test_steps_in_and_out_of_inference_mode():
 
 def test_the_forward_is_put_back_whatever_happens(model):
     with pytest.raises(KeyError), quick_steps(model):
-        with quick_steps(model) as inner:  # the outer one goes on
+        with quick_steps(model) as inner:  # the outer one stays active
             assert "forward of its own" in inner.against
         assert "forward" in vars(model)
         raise KeyError
