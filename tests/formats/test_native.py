@@ -182,7 +182,7 @@ def test_a_tied_output_is_stored_once_and_other_shared_memory_under_every_name()
     model = quantized()
     first, second = (block.input_layernorm for block in model.model.layers)
     first.weight = second.weight
-    model.model.norm.weight.data = torch.ones(2, 64).T[:, 0]  # a view of a larger storage
+    model.model.norm.weight.data = torch.arange(128.0).view(64, 2)[:, 0]  # a view of a larger storage
     stored = native.stored_tensors(model)
     assert "lm_head.weight" not in stored and "model.embed_tokens.weight" in stored
     norms = [stored[f"model.layers.{i}.input_layernorm.weight"] for i in (0, 1)]

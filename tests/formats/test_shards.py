@@ -83,8 +83,11 @@ def test_values_are_converted_piece_by_piece(tmp_path, monkeypatch):
     with Shards(tmp_path, laid_out({"a": (torch.bfloat16, (5, 9))})) as shards:
         shards.write("a", values, torch.bfloat16)
         assert torch.equal(shards.read("a", (torch.bfloat16, (5, 9))), values.bfloat16())
-        shards.write("a", values.T.bfloat16().T)  # transposed, converted, transposed back
-        assert torch.equal(shards.read("a", (torch.bfloat16, (5, 9))), values.bfloat16())
+        for strided in (values.T.contiguous().T, values.bfloat16().T.contiguous().T):  # stored column by column
+            assert not strided.is_contiguous()
+            shards.write("a", torch.zeros(5, 9), torch.bfloat16)
+            shards.write("a", strided, torch.bfloat16)
+            assert torch.equal(shards.read("a", (torch.bfloat16, (5, 9))), values.bfloat16())
 
 
 @pytest.mark.parametrize("what", ["shorter", "another header", "a link", "a folder"])

@@ -130,7 +130,7 @@ def test_whatever_is_returned_is_told_in_words(kind):
     [
         lambda w: [fractions.Fraction(int(x)) + 1 for x in w],
         lambda w: [decimal.Decimal(int(x)) + 1 for x in w],
-        lambda w: (w.to(torch.complex128).conj() * 1j).imag + 1,  # float64, by way of complex numbers
+        lambda w: ((w + 1) * -1j).conj().imag,  # its negative bit is set: the stored numbers have the other sign
         lambda w: torch.nn.Parameter(w + 1),
         lambda w: np.ma.masked_array(w.numpy() + 1, mask=False),
         lambda w: (w + 1).numpy().astype(np.longdouble),
