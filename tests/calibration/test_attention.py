@@ -52,7 +52,7 @@ def test_what_is_not_plainly_causal_is_left_to_transformers():
     for tensors, told in (
         ((query, key, value, mask), {}),
         ((query, key, value, None), {"is_causal": False}),
-        ((query[:, :, -1:], key, value, None), {}),  # one token behind a text that was read before
+        ((query[:, :, -1:], key, value, None), {}),  # one token after a text that was read before
     ):
         found, _ = attention.causal_attention(module, *tensors, **told)
         expected, _ = sdpa_attention_forward(module, *tensors, **told)
@@ -71,7 +71,7 @@ def test_blocks_of_wide_models_attend_in_spans_and_the_model_as_before(family, m
     for wide, name in ((None, plain), (1, attention.NAME if plain == "sdpa" else plain)):
         for block, states in zip(walk.walk(model, ids, wide=wide), expected, strict=True):
             assert block.module.self_attn.config._attn_implementation == name
-            # Of blocks that round, each hands on what differs by their bfloat16.
+            # Wide blocks compute in bfloat16, so the states that they pass on differ by this rounding.
             assert (block.states - states).norm() <= (1e-5 if wide is None else 0.03) * states.norm()
     assert model.config._attn_implementation == plain
     assert all(layer.self_attn.config._attn_implementation == plain for layer in model.model.layers)
@@ -85,7 +85,7 @@ def test_a_block_in_spans_computes_what_it_did_in_one(monkeypatch):
     changed = copy.deepcopy(block.module.self_attn)
     config = changed.config
     attention.attend_in_spans(changed)
-    assert config._attn_implementation == attention.PLAIN  # which other modules may share
+    assert config._attn_implementation == attention.PLAIN  # unchanged: other modules may share this config
     block.module.self_attn = changed
     assert changed.config._attn_implementation == attention.NAME
     assert torch.allclose(block.run(slice(None)), before, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The built-in text: it is ours, small, in two parts that share nothing, and used if no other text is named."""
+"""The built-in text: it is small, has two parts that share nothing, and is used if no other text is named."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def test_calibration_is_english_and_python_in_turns(tokenizer):
     assert inside == [True, False] * 12
     modules = corpus.training_modules()
     for row in text.token_ids[1::2]:
-        assert any(tokenizer.decode(row)[:-1] in module for module in modules)  # a character may be cut
+        assert any(tokenizer.decode(row)[:-1] in module for module in modules)  # the last character may be cut
     assert "1,536 tokens (24 samples of 64) of the built-in text, 12 in English and 12 in Python" in text.told
     assert torch.equal(builtin_calibration(tokenizer, 64, 24).token_ids, text.token_ids)
 

@@ -23,7 +23,7 @@ def test_pages_of_a_file_are_handed_back_and_read_again(tmp_path):
     save_file({"weight": torch.arange(size, dtype=torch.float32).reshape(1, -1)}, tmp_path / "a.safetensors")
     layer = torch.nn.Linear(size, 1, bias=False)
     layer.weight.data = load_file(tmp_path / "a.safetensors")["weight"]
-    layer.weight.data[0, 0] = -1.0  # changed in memory only: that must not be lost
+    layer.weight.data[0, 0] = -1.0  # changed only in memory: this change must not be lost
     total = layer.weight.double().sum()
     before = resident("RssFile")
     page_out([layer.weight])

@@ -36,7 +36,7 @@ def written(path, lines, end="\n"):
 
 
 def expected_ids(tokenizer, lines) -> list[int]:
-    """The slow way: every record's text, tokenized as it is."""
+    """The slow way: the text of every record, tokenized by itself."""
     ids = []
     for line in lines:
         if "text" in line:
@@ -55,7 +55,7 @@ def test_texts_and_conversations_become_tokens(tmp_path, tokenizer):
     assert torch.equal(found.token_ids.flatten(), torch.tensor(ids[: len(ids) // 16 * 16]))
     assert f"of the {len(ids):,} in {file}, 4 texts and 8 conversations" in found.told
     assert f"{found.token_ids.numel():,} tokens ({len(ids) // 16} samples of 16)" in found.told
-    # As Windows writes it, with a mark at the beginning, empty lines and no end of line at the end.
+    # As Windows writes it, with a byte order mark, empty lines, and no line end after the last line.
     text = "\r\n\r\n".join(json.dumps(line) for line in lines)
     (tmp_path / "b.JSONL").write_bytes(text.encode("utf-8-sig"))
     assert torch.equal(text_in(tmp_path / "b.JSONL", tokenizer, 16, 1000).token_ids, found.token_ids)
@@ -151,7 +151,7 @@ def test_a_large_file_is_read_in_whole_lines_from_all_over_it(tmp_path, monkeypa
 def test_a_line_that_begins_where_a_part_does_belongs_to_it(tmp_path, monkeypatch):
     _, tokenizer = qtutor.load()
     lines = [{"text": f"def function_{number}(x):\n    return x\n"} for number in range(4)]
-    file = written(tmp_path / "a.jsonl", [*lines, ""])  # lines of one length: the second half begins with one
+    file = written(tmp_path / "a.jsonl", [*lines, ""])  # lines of equal length: the second half begins at a line
     monkeypatch.setattr(text, "WHOLE_RECORDS", 10)
     rows = text_in(file, tokenizer, 8, 2).token_ids
     assert [tokenizer.decode(row)[:14] for row in rows] == ["def function_0", "def function_2"]
@@ -160,9 +160,9 @@ def test_a_line_that_begins_where_a_part_does_belongs_to_it(tmp_path, monkeypatc
 def test_a_bad_line_of_a_large_file_has_its_own_number(tmp_path, monkeypatch):
     _, tokenizer = qtutor.load()
     monkeypatch.setattr(text, "WHOLE_RECORDS", 1000)
-    monkeypatch.setattr(records, "WHOLE", 1000)  # beyond that the first look does not see it
+    monkeypatch.setattr(records, "WHOLE", 1000)  # check_records does not look beyond this
     good = {"text": "x = 1\n" * 40}
-    for bad in range(47, 55):  # the second part begins within one of these lines
+    for bad in range(47, 55):  # the second part begins inside one of these lines
         file = written(tmp_path / "a.jsonl", [good] * bad + ["oops"] + [good] * (100 - bad))
         check_records(file)
         with pytest.raises(QtutorError, match=rf"a\.jsonl, line {bad + 1}: it is no JSON.*oops"):
@@ -179,7 +179,7 @@ def test_lines_without_end_are_no_records(tmp_path, monkeypatch):
 def test_the_end_of_a_turn_is_found_in_the_template(tokenizer):
     assert end_of_turn(tokenizer) == [tokenizer.convert_tokens_to_ids(EOS)]
     tokenizer.chat_template = TEMPLATE.replace("<|endoftext|>", "")
-    assert end_of_turn(tokenizer) == []  # a line's end is no special token
+    assert end_of_turn(tokenizer) == []  # a line end is not a special token
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert end_of_turn(tokenizer) == []
     tokenizer.chat_template = None
@@ -187,7 +187,7 @@ def test_the_end_of_a_turn_is_found_in_the_template(tokenizer):
 
 
 def test_of_many_bytes_only_some_become_tokens(tmp_path, tokenizer, monkeypatch):
-    """20 MB took half a minute. Every line is still looked at, and one text without end is cut."""
+    """Without this limit, 20 MB took half a minute. Every line is still checked, and a very long text is cut."""
     monkeypatch.setattr(records, "TOKENIZED", 1000)
     path, seen = tmp_path / "a.jsonl", []
 
@@ -207,7 +207,7 @@ def test_of_many_bytes_only_some_become_tokens(tmp_path, tokenizer, monkeypatch)
     path.write_text(json.dumps({"text": "abc " * 5000}))
     seen.clear()
     assert text.text_in(path, counted, 8, 4).token_ids.shape == (4, 8) and seen == ["abc " * 250]
-    monkeypatch.setattr(text, "WHOLE_RECORDS", 1000)  # from places: as much as the wanted tokens may take
+    monkeypatch.setattr(text, "WHOLE_RECORDS", 1000)  # now read in parts: 256 characters for each wanted token
     seen.clear()
     text.text_in(path, counted, 8, 4)
     assert seen == [("abc " * 5000)[: 256 * 8]]

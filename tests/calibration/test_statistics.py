@@ -1,4 +1,4 @@
-"""Statistics of the layers' inputs, against sums over all inputs that are kept until the end."""
+"""Statistics of the layers' inputs, compared with sums over all inputs, which are kept until the end."""
 
 import copy
 
@@ -12,7 +12,7 @@ from tests.models import FAMILIES, some_ids, tiny
 
 
 def inputs_kept_whole(model, token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Every input of every layer, ``[tokens, in]``: one sample at a time, one hook a layer, nothing shared."""
+    """Every input of every layer, ``[tokens, in]``: one sample at a time, one hook per layer, nothing shared."""
     kept = {}
     hooks = [
         module.register_forward_hook(
@@ -46,7 +46,7 @@ def test_equals_the_inputs_kept_whole(family, tied):
             (statistics.mean_square, x.double().square().mean(dim=0)),
         ]:
             assert mine.dtype == torch.float64 and mine.shape == (x.shape[1],)
-            # The model computes in float32, and a batch of 8 sums up in another order than one sample at a time.
+            # The model computes in float32, and a batch of 8 samples is summed in a different order than single ones.
             assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
@@ -98,7 +98,7 @@ def test_the_model_is_only_read():
 
 
 def test_outliers_put_in_are_seen():
-    """add_outliers multiplies channels of a layer's input by powers of two: exactly those ratios come out."""
+    """add_outliers multiplies channels of a layer's input by powers of two: the ratios are exactly these powers."""
     model, token_ids = tiny(), some_ids()
     plain = layer_inputs(model, token_ids)
     harder = layer_inputs(qtutor.add_outliers(copy.deepcopy(model), share=0.2), token_ids)

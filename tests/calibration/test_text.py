@@ -23,7 +23,7 @@ def tokenizer():
 
 @pytest.fixture
 def excerpts(monkeypatch):
-    """Files count as large that are not."""
+    """Small files count as large, too."""
     monkeypatch.setattr(calibration, "SMALL", 0)
 
 
@@ -48,7 +48,7 @@ def test_a_large_file_is_read_in_excerpts_from_all_over_it(tmp_path, tokenizer, 
     assert rows.shape == (20, 32) and rows.dtype == torch.int64
     texts = [tokenizer.decode(row) for row in rows]
     whole = file.read_text()
-    places = [whole.index(text) for text in texts]  # each is a piece of the text, with whole characters
+    places = [whole.index(text) for text in texts]  # each text is a part of the file, with whole characters
     assert places == sorted(places) and places[0] == 0
     assert max(b - a for a, b in itertools.pairwise(places)) < 1.3 * len(whole) / 20
     assert all(text.startswith("def f") or text.startswith("    return") for text in texts)
@@ -58,7 +58,7 @@ def test_excerpts_of_a_file_without_lines_begin_at_characters(tmp_path, tokenize
     file = tmp_path / "text.txt"
     file.write_text("漢字かな" * 20000)
     for row in calibration_text(file, tokenizer, 32, 20):
-        assert "\ufffd" not in tokenizer.decode(row)[:-1]  # a row may end within a character, never begin there
+        assert "\ufffd" not in tokenizer.decode(row)[:-1]  # a row may end inside a character, but never begin there
 
 
 def test_excerpts_have_no_bos_in_their_middle(tmp_path, excerpts):

@@ -1,4 +1,4 @@
-"""The walk over blocks: the states are the model's own, nothing runs without need, and the model is only read."""
+"""The walk over blocks: its states are the model's states, nothing runs without need, and the model is only read."""
 
 import copy
 
@@ -20,13 +20,13 @@ LAST = tuple(half.last for half in LLAMA.halves)
 
 
 def float_states(model, ids) -> tuple[torch.Tensor, ...]:
-    """What transformers says arrives at each block."""
+    """The states that arrive at each block, according to transformers."""
     with torch.no_grad():
         return model(ids, output_hidden_states=True).hidden_states
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("samples", [3, 19])  # less than a batch; two and a bit
+@pytest.mark.parametrize("samples", [3, 19])  # less than one batch; a little more than two batches
 def test_states_are_those_of_the_model(family, samples):
     model, ids = tiny(family), some_ids(samples)
     expected = float_states(model, ids)
@@ -73,7 +73,7 @@ def test_hessian_and_statistics_are_sums_over_every_token(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
-    """Against sums over everything at once, out of two decoders: one as it was, one with block 0 changed."""
+    """Compared with sums over all tokens at once, from two decoders: the original, and one with block 0 changed."""
     model, ids = tiny(family), some_ids(11)
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_moments_with_a_twin_tell_what_rounding_did_to_the_inputs(family):
     seen = []
     for decoder in (changed, model):
         seen.append(found := {})
-        decoder = copy.deepcopy(decoder)  # the hooks go with it
+        decoder = copy.deepcopy(decoder)  # only this copy gets hooks
         block = decoder.model.layers[1]
         for name in (*LAST, "self_attn.q_proj", "post_attention_layernorm"):
             block.get_submodule(name).register_forward_pre_hook(
@@ -138,7 +138,7 @@ def test_some_tokens_are_whole_samples_always_the_same():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_the_same_wherever_the_states_are(family):
-    """Before anything, with inputs kept, behind attention, and there with inputs kept again."""
+    """At the start, then with kept inputs, then after attention, and there with kept inputs again."""
     model, ids, some = tiny(family), some_ids(7), torch.tensor([1, 5])
     block = next(walk.walk(model, ids))
     layers = [names[0] for names in LLAMA.shared]
@@ -173,7 +173,7 @@ def test_a_block_that_is_read_to_its_end_runs_each_layer_once(ahead):
     for stream_of in (block, block.twin):
         for name, module in stream_of.module.named_modules():
             if isinstance(module, torch.nn.Linear):
-                # A half's last layer is called once more, where its inputs are kept; it multiplies nothing then.
+                # A half's last layer is also called when its inputs are kept, but then it multiplies nothing.
                 module.register_forward_pre_hook(
                     lambda module, _x, name=name: ran.append(name) if "forward" not in vars(module) else None
                 )
@@ -271,7 +271,7 @@ def test_a_model_that_is_being_trained_is_calibrated_without_dropout():
 
 
 def test_all_blocks_leave_memory_at_the_beginning_and_each_once_it_is_copied(monkeypatch):
-    """Where it is mapped from a file: what page_out does is in test_mapped."""
+    """This matters if they are mapped from a file; page_out itself is tested in test_mapped."""
     model, paged = tiny(), []
     monkeypatch.setattr(mapped, "page_out", lambda tensors: paged.append(list(tensors)))
     for number, _ in enumerate(walk.walk(model, some_ids(3)), 1):
@@ -289,7 +289,7 @@ def test_half_precision_models_are_calibrated_in_float32(dtype):
         assert block.dtype == dtype and block.states.dtype == torch.float32
         floats = [value for value in block.arguments["position_embeddings"] if value.is_floating_point()]
         assert len(floats) == 2 and {value.dtype for value in floats} == {torch.float32}
-        assert torch.allclose(block.states, expected[i], atol=3e-2)  # positions come rounded to the model's dtype
+        assert torch.allclose(block.states, expected[i], atol=3e-2)  # positions are rounded to the model's dtype
     assert all(parameter.dtype == dtype for parameter in model.parameters())
 
 
@@ -336,7 +336,7 @@ def test_a_gram_of_bytes_is_that_of_rounded_numbers(symmetric, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 7, 40, generator=generator) * torch.logspace(-6, 6, 40)  # channels of all sizes
     x[..., 3] = 0
-    x[..., 4], x[0, 0, 4] = 1e-3, 50  # one token has it all
+    x[..., 4], x[0, 0, 4] = 1e-3, 50  # one token has nearly the whole sum of this channel
     other = torch.randn(3, 7, 24, generator=generator)
     gram, rounded = Gram(symmetric, rounded=True), []
     for some in ([0, 1], [2]):
@@ -347,7 +347,7 @@ def test_a_gram_of_bytes_is_that_of_rounded_numbers(symmetric, monkeypatch):
             step = (flat.abs().amax(0) / 127).clamp(min=1e-40)
             both.append((flat / step).round() * step)
         rounded.append(both[0].T @ both[1])
-    # Relative to the channels' sizes: a number near the middle of two steps may go to either.
+    # Relative to the channels' sizes: a number near the middle between two steps may be rounded to either one.
     sizes = [given.double().flatten(0, 1).norm(dim=0).clamp(min=1e-30) for given in (x if symmetric else other, x)]
     difference = (gram.result() - sum(rounded)) / torch.outer(*sizes)
     assert difference.abs().max() < 1e-5 and (gram.result()[:, 3] == 0).all()
@@ -362,7 +362,7 @@ def test_a_gram_of_bytes_is_that_of_rounded_numbers(symmetric, monkeypatch):
 def test_little_is_lost_in_bytes_even_where_one_token_has_all():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2048, 64, generator=generator)
-    x[0] *= torch.logspace(0, 3, 64)  # the last channels are one token's alone
+    x[0] *= torch.logspace(0, 3, 64)  # in the last channels, one token has nearly the whole sum
     for given in (x, x.bfloat16()):
         codes, step = precision.bytes_of(given)
         assert codes.dtype == torch.int8 and step.dtype == torch.float32 and codes.abs().amax(0).eq(127).all()
@@ -387,7 +387,7 @@ def test_wide_blocks_may_multiply_in_bfloat16_and_small_ones_may_not():
         exact = block.module(block.states, **block.arguments)
     wide = block.run(slice(None))
     error = (wide - exact).norm() / (exact - block.states).norm()
-    # Numbers rounded to 8 bits are off by up to 2^-9; a CPU without instructions for it goes on in float32.
+    # Rounding to 8 bits has errors of up to 2^-9; a CPU without instructions for bfloat16 continues in float32.
     able = torch.cpu.get_capabilities().get("avx512_bf16") and "AVX512" in torch.backends.cpu.get_cpu_capability()
     assert (1e-4 < error < 0.01) if able else error < 1e-6
     assert wide.dtype == block.reach("mlp.down_proj", slice(None)).dtype == torch.float32
@@ -409,7 +409,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("wide", "expected"), [(64, True), (65, False), (None, False)])
 def test_every_product_of_a_wide_block_is_as_exact_as_asked_for(way, wide, expected, monkeypatch):
-    """Whatever the CPU can do: here a block of 64 counts as wide, or just not."""
+    """The test pretends that the CPU has the instructions. A block of width 64 counts as wide, or just does not."""
     monkeypatch.setattr(precision, "quick_in", lambda instructions: instructions == "avx512_bf16")
     seen = []
     for stream_of in ("block", "twin"):
@@ -421,7 +421,7 @@ def test_every_product_of_a_wide_block_is_as_exact_as_asked_for(way, wide, expec
         WAYS[way](block)
         assert set(seen) == {expected} and not torch.is_autocast_enabled("cpu")
         assert block.states.dtype == torch.float32
-        if way == "keep":  # as the block makes it: half the memory
+        if way == "keep":  # kept in the dtype in which the block computes it: bfloat16 takes half the memory
             assert block.kept[1].dtype == (torch.bfloat16 if expected else torch.float32)
             assert block.reach(block.kept[0], slice(None)).dtype == torch.float32
         seen.clear()
@@ -471,23 +471,23 @@ def test_precision_is_put_back_after_a_failure(monkeypatch):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("half", [0, 1])
-@pytest.mark.parametrize("family", ["llama", "granite"])  # the second multiplies what a half adds
+@pytest.mark.parametrize("family", ["llama", "granite"])  # granite multiplies the output of a half before adding it
 def test_the_sizes_of_a_wide_stream_come_from_sums_of_its_channels(family, half, bias, monkeypatch):
     block = next(walk.walk(small.random(family), some_ids(19)))
     last = block.module.get_submodule(block.family.halves[half].last)
     with torch.no_grad():
-        last.weight.mul_(20)  # so that what the half adds is as large as the stream
+        last.weight.mul_(20)  # so that the half adds numbers as large as the stream
     if bias:
         last.bias = torch.nn.Parameter(torch.linspace(-2, 2, last.out_features))
     exact = block.sizes(half)
-    monkeypatch.setattr(stream, "SUMS", 9)  # 64 channels are less than eight times as many
+    monkeypatch.setattr(stream, "SUMS", 9)  # 64 channels are fewer than 8 * 9, so nothing is estimated
     assert torch.equal(block.sizes(half), exact)
     monkeypatch.setattr(stream, "SUMS", 8)
-    assert 0.05 < (block.sizes(half) / exact - 1).abs().mean() < 1  # one of eight sums is off by a half of it
+    assert 0.05 < (block.sizes(half) / exact - 1).abs().mean() < 1  # an estimate from 8 sums is off by about half
     turned = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
-    monkeypatch.setattr(stream, "random_signs", lambda width, device: turned)  # as many sums as channels tell all
+    monkeypatch.setattr(stream, "random_signs", lambda width, device: turned)  # as many sums as channels are exact
     assert torch.allclose(block.sizes(half), exact, rtol=1e-4)
-    if half == 0:  # behind it nothing has to be estimated
+    if half == 0:  # after the half, nothing has to be estimated
         block.pass_half()
         assert torch.allclose(block.sizes(half), exact, rtol=1e-4)
 
@@ -508,7 +508,7 @@ def test_nothing_stays_behind():
     assert torch.equal(model(ids).logits, expected)
     assert not any("forward" in vars(module) for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
-    model.model.norm.weight.data = torch.ones(3)  # the pass that notes the blocks' arguments now fails
+    model.model.norm.weight.data = torch.ones(3)  # now the pass that records the blocks' arguments fails
     with pytest.raises(RuntimeError):
         next(walk.walk(model, ids))
     assert not any("forward" in vars(module) for module in model.modules())
@@ -539,11 +539,11 @@ def test_the_first_number_that_is_not_finite_is_named():
     x[0, 2, 1] = x[1, 0, 3] = x[1, 1, 0] = float("nan")
     with pytest.raises(qtutor.QtutorError, match=r"x is nan \(token 2 of a sample, channel 1\)"):
         stream.check_finite(x, "x")
-    stream.check_finite(torch.full((1, 2, 2), 3e38), "x")  # finite, though their sum is not
+    stream.check_finite(torch.full((1, 2, 2), 3e38), "x")  # finite, although their sum is not
 
 
 def test_text_that_is_just_usable():
-    assert next(walk.walk(tiny(), some_ids(2, 64))).tokens == 128  # as long as the model reads
+    assert next(walk.walk(tiny(), some_ids(2, 64))).tokens == 128  # the longest samples that the model reads
     assert next(walk.walk(tiny(), torch.tensor([[7]]))).tokens == 1
 
 
@@ -566,7 +566,7 @@ def test_unusable_text_is_refused(ids, message):
 
 @pytest.mark.parametrize("twin", [False, True])
 def test_memory_stays_within_what_the_docstring_says(twin, monkeypatch):
-    """Many blocks and samples, so that a second copy of either would show."""
+    """With many blocks and samples, a second copy of the blocks or of the states would show."""
     monkeypatch.setattr(stream, "PASS", 128)
     monkeypatch.setattr(block_module, "TOGETHER", 128)
     config = LlamaConfig(
@@ -587,9 +587,10 @@ def test_memory_stays_within_what_the_docstring_says(twin, monkeypatch):
             for reading in calibrated.readings():
                 gptq.prepare(reading.moments().hessian, 32)
     kept = states  # o_proj's inputs, or down_proj's
-    lasting = (1 + twin) * (states + kept + block + hessian) + twin * hessian  # with a twin, two drifts
+    lasting = (1 + twin) * (states + kept + block + hessian) + twin * hessian  # a twin: drifts, two more such matrices
     weights = 2 * 4 * ids.numel()
-    # While the Hessian is factored, there are a turned copy, the factor, and its inverse twice.
+    # While the Hessian is factored, there are up to four more such matrices: a turned copy, the factor, and its inverse
+    # twice.
     bound = lasting + 4 * hessian + weights + 12 * batch
-    assert bound < lasting + min(states, 11 * block)  # it tells a further copy of either
+    assert bound < lasting + min(states, 11 * block)  # a second copy of the states or blocks would exceed the bound
     assert lasting < live.peak + 2 * batch and live.peak < bound

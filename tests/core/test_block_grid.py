@@ -47,7 +47,8 @@ def test_blocks_are_those_of_plain_python(rows, blocks, seed, size, empty):
                     for some_codes, s in ((codes, scale), (own.tolist(), quantized.scales[row, block].item()))
                 ]
                 if scale == quantized.scales[row, block].item():
-                    # float32 divides before it looks, so a weight in the middle of two levels may go either way.
+                    # Weights are divided in float32 first, so a weight in the middle between two levels may go either
+                    # way.
                     assert (own == torch.tensor(codes)).float().mean() > 0.9
                 assert errors[1] == pytest.approx(errors[0], rel=1e-4)
 
@@ -70,7 +71,8 @@ def test_the_scale_of_mxfp4_doubles_at_seven_of_it():
 
 
 def test_a_block_is_mapped_to_four_where_that_is_nearer():
-    """Weights that are levels themselves up to 4: with 4 as the largest nothing is lost, with 6 the others are."""
+    """The second row's weights are levels, the largest is 4. If 4 becomes level 4, nothing is lost; if it becomes
+    level 6, the other weights are rounded."""
     fits_six = torch.tensor([6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5] + [0.0] * 9)
     fits_four = torch.tensor([4.0, 3.0, 3.0, 2.0, 1.5, 1.0, 0.5] + [0.0] * 9)
     weight = torch.stack([fits_six, fits_four])
@@ -169,7 +171,7 @@ def test_a_copy_is_the_same_grid_and_the_search_is_no_part_of_it():
 def test_gptq_and_awq_change_the_output_less_than_rounding_to_nearest(grid):
     size = getattr(grid, "block", -1)
     weight = some(24, 128, 0)
-    x = some(512, 128, 1, 1.0) @ (torch.eye(128) + 0.3 * some(128, 128, 2, 1.0))  # inputs that go together
+    x = some(512, 128, 1, 1.0) @ (torch.eye(128) + 0.3 * some(128, 128, 2, 1.0))  # correlated inputs
     x[:, :4] *= 8
     hessian = (x.T @ x).double()
     error = lambda quantized: (x @ (quantized.dequantize() - weight).T).norm()  # noqa: E731

@@ -1,4 +1,4 @@
-"""FP8 as a grid: the codes are torch's, no level is nearer, edge cases: zeros, single rows, huge or tiny weights."""
+"""FP8 as a grid: the codes are those of torch, and no level is nearer; zeros, single rows, huge or tiny weights."""
 
 import copy
 import pickle
@@ -34,7 +34,7 @@ def test_codes_are_those_of_torch_and_no_level_is_nearer(rows, columns, seed, si
     assert torch.equal(quantized.scales, largest / 448)
     relative = (weight / quantized.scales).clamp(-448, 448)
     assert torch.equal(quantized.codes.view(torch.float8_e4m3fn).float(), relative.to(torch.float8_e4m3fn).float())
-    assert torch.equal(quantized.codes.long(), E4M3.encode(relative))  # a second way, in float64, tie for tie
+    assert torch.equal(quantized.codes.long(), E4M3.encode(relative))  # a second way, in float64; ties agree, too
     values = quantized.codes.view(torch.float8_e4m3fn).float()
     nearest = (relative.double().unsqueeze(-1) - LEVELS).abs().amin(-1)
     assert torch.equal((relative.double() - values.double()).abs(), nearest)

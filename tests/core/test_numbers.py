@@ -1,5 +1,5 @@
-"""Formats bit by bit: every code of the small formats against torch's view of the same bits, every rounding against
-torch's cast."""
+"""Formats bit by bit: every code of the small formats is compared with torch's view of the same bits, and all rounding
+with torch's cast."""
 
 import math
 import struct
@@ -80,7 +80,7 @@ def test_rounding_is_torchs_cast_anywhere(name, values):
 
 @given(st.floats(allow_nan=False))
 def test_python_numbers_are_rounded_once(value):
-    """From 64 bits straight to fp32, as numpy and struct do; by way of another format it could be rounded twice."""
+    """Rounded from 64 bits directly to fp32, as in numpy and struct; a format in between could round a second time."""
     try:
         theirs = struct.unpack("<f", struct.pack("<f", value))[0]
     except OverflowError:
@@ -98,7 +98,7 @@ def test_values_come_back_as_they_are_and_codes_are_in_their_order(fmt):
 
 
 def test_small_formats_have_the_values_of_their_papers():
-    # OCP MX v1.0, table of FP4; for the power-of-two format the powers themselves
+    # OCP MX v1.0, table of FP4. The values of the power-of-two format are just powers of two.
     assert E2M1.values()[7:].tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     assert E3M0.values()[7:].tolist() == [0, 0.25, 0.5, 1, 2, 4, 8, 16]
     # Micikevicius et al. 2022, table 1
@@ -107,7 +107,7 @@ def test_small_formats_have_the_values_of_their_papers():
 
 
 def test_what_does_not_fit():
-    """Infinity where there is one; else the largest value, as torch does since 2.13 and as hardware saturates."""
+    """Infinity if the format has it; otherwise the largest value, as in torch since 2.13 and in hardware."""
     assert FP16.round(65519.0) == 65504 and FP16.round(65520.0) == math.inf
     assert E5M2.round(-1e9) == -math.inf
     assert E4M3.round(1e9) == 448 and E4M3.round(-math.inf) == -448

@@ -1,4 +1,4 @@
-"""Packing is checked against one big whole number: code i is at bit ``i * bits``, and no other bit is set."""
+"""Packed codes are compared with one big integer: code i is at bit ``i * bits``, and no other bit is set."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The tensors of a stored packed matrix: one place says their shapes, dtypes and bytes, and these are the real ones."""
+"""The tensors of a stored packed matrix: their computed shapes, dtypes and bytes are those of the real tensors."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Ways to store scales: each one decodes, counts its bytes and names its tensors, and a new one needs nothing else."""
+"""Ways to store scales: each one decodes, counts its bytes and names its tensors. A new way needs nothing else."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from qtutor.core.scales import NestedScales, PlainScales, Scales
 from qtutor.errors import QtutorError
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear
 
-SHAPES = [(1, 1), (1, 7), (3, 100), (5, 256), (300, 3)]  # blocks of 256 end in the middle of rows, and with them
+SHAPES = [(1, 1), (1, 7), (3, 100), (5, 256), (300, 3)]  # blocks of 256 end inside rows, or where a row ends
 
 
 def some_scales(shape: tuple[int, int]) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_rows_are_those_of_the_whole(shape):
     for scales in stored(shape):
         whole = scales.decode()
         for index in (slice(None), slice(0, 2), torch.tensor([shape[0] - 1, 0, 0])):
-            expected = whole if shape[0] == 1 else whole[index]  # a single row is every row's
+            expected = whole if shape[0] == 1 else whole[index]  # a single row of scales belongs to all rows
             assert torch.equal(scales.rows(index), expected)
 
 
@@ -80,7 +80,7 @@ def test_only_scales_of_their_own_can_be_split():
 
 @dataclass(frozen=True)
 class PowersOfTwo(Scales):
-    """What MXFP4 would store: the exponent plus 127."""
+    """Scales as in MXFP4: the exponent plus 127 is stored."""
 
     exponents: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""FP8 with one scale for a block of 128 x 128 weights: scales by hand, there and back, and the output of a layer."""
+"""FP8 with one scale per block of 128 x 128 weights: scales by hand, writing and reading, the output of a layer."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_parts_of_whole_blocks_can_be_split():
 
 def test_a_layer_rounds_its_inputs_in_groups_of_128():
     weight, x = some(130, 256, 1), some(5, 256, 2, 1.0)
-    x[:, 200] *= 30  # an outlier makes the second group of a token coarse, and not the first
+    x[:, 200] *= 30  # an outlier makes only the second group of a token coarse
     layer = Fp8Linear.from_quantized(rtn.quantize(weight, FP8_TILES, 128))
     groups = x.reshape(5, 2, 128)
     scale = groups.abs().amax(-1, keepdim=True) / 448
@@ -115,7 +115,7 @@ def test_a_width_without_whole_blocks_is_refused():
 
 
 def test_a_folder_whose_widths_have_no_whole_blocks_is_refused(tmp_path):
-    """As llm-compressor's FP8_BLOCK writes it: transformers 5.23 loads it and then has no groups of 128 inputs."""
+    """llm-compressor's FP8_BLOCK writes such folders. transformers 5.23 loads them, but has no groups of 128 inputs."""
     folder = exported(tmp_path / "out", "compressed-tensors", method="fp8")[1]
     group = {"targets": ["Linear"], **scheme(Layout(FP8_TILES, 128, FLOATS))}
     edit_settings(folder, lambda values: values["config_groups"].update(group_0=group))
@@ -124,7 +124,7 @@ def test_a_folder_whose_widths_have_no_whole_blocks_is_refused(tmp_path):
 
 @pytest.mark.parametrize("rows", [128, 384])
 def test_transformers_own_decoder_of_such_blocks_comes_to_the_same_weights(rows):
-    """That of DeepSeek's files (quant_method "fp8"), which divides the matrix evenly: so whole blocks alone."""
+    """The decoder of DeepSeek's files (quant_method "fp8") divides a matrix evenly, so all blocks are whole here."""
     decoder = pytest.importorskip("transformers.integrations.finegrained_fp8").Fp8Dequantize(None)
     made = rtn.quantize(some(rows, 256), FP8_TILES, 128)
     values = made.codes.view(torch.float8_e4m3fn)
@@ -148,7 +148,7 @@ def test_a_layer_whose_width_has_no_whole_blocks_is_named_before_the_work():
 
 @pytest.mark.parametrize("rows", [130, 256])
 def test_gptq_rounds_to_tiles(rows):
-    """Better than to nearest by the layer's output, with one scale for a block, and there and back."""
+    """The output is better than with rounding to nearest, a block has one scale, and the format returns the same."""
     weight, x = some(rows, 256), some(2048, 256, 1, 1.0) * torch.linspace(0.1, 3, 256)
     made = gptq.quantize(weight, x.T @ x, FP8_TILES, 128)
     nearest = rtn.quantize(weight, FP8_TILES, 128)

@@ -1,4 +1,4 @@
-"""The embedded decoder ships whole, its corpus keeps training and test apart, and outliers change no logit."""
+"""The embedded decoder is complete, its corpus separates training from test, and outliers change no logit."""
 
 import copy
 import json
@@ -168,7 +168,7 @@ def test_batches_repeat_and_the_schedule_ends_at_zero():
 
 
 def test_the_embedded_decoder_answers_as_it_was_trained_to():
-    """Its sessions begin with a bos that its tokenizer does not add; without it two answers in five are wrong."""
+    """Its sessions begin with a bos that its tokenizer does not add; without it, two of five answers are wrong."""
     model, tokenizer = qtutor.load_decoder()
     right = evaluate.task_accuracy(model, tokenizer, ("product", "logic"), count=20)
     assert right["product"] >= 0.9 and right["logic"] >= 0.9, right

@@ -1,7 +1,7 @@
 """Comparisons with the libraries and engines that read these formats.
 
-`make engines` runs them in two environments that environments.py makes: vLLM requires older versions than the course,
-and gptqmodel requires a newer torch, although it runs with that of the course. By hand:
+`make engines` runs them in two environments that environments.py makes. vLLM requires older versions than the course.
+gptqmodel requires a newer torch, although it also runs with the torch of the course. By hand:
 
     python tests/engines/environments.py
     PYTHONPATH=. build/engines-venv/bin/python -m pytest tests/engines

@@ -4,11 +4,12 @@
 
 build/engines-venv has transformers with compressed-tensors, gptqmodel, bitsandbytes, modelopt and mlx, in the versions
 of constraints.txt if it names them. build/vllm-venv has vLLM, which requires older versions of a dozen packages. Each
-environment takes about 2 GB and is made once: a stamp in it says what it was made from, as in `.venv` (bootstrap.py).
+environment takes about 2 GB and is made once: a stamp in it names the files and versions that it was made from, as in
+`.venv` (bootstrap.py).
 
-Some packages are installed without all of their requirements: gptqmodel and modelopt require versions or packages that
-nothing here needs, and vLLM requires torchaudio, torchvision, torchcodec and triton, which are not for CPUs and break
-it.
+Some packages are installed without all of their requirements. gptqmodel and modelopt require versions or packages that
+nothing here needs. vLLM requires torchaudio, torchvision, torchcodec and triton, which are not for CPUs and break vLLM
+there.
 """
 
 import argparse
@@ -22,8 +23,8 @@ import bootstrap  # noqa: E402
 
 NEEDED_BYTES = 6 * 10**9  # for both
 HERE = "tests/engines"
-# By environment: the files that it is made from, the first with all that they require, the second alone; pip's options
-# for the versions of both; and folders in it that only some tests look into, each with the file of what stands there.
+# For each environment: a file of packages to install with their requirements; a file of packages to install without
+# them; pip's options for the versions of both; and folders that only some tests use, each with its file of packages.
 ENVIRONMENTS = {
     "engines-venv": (
         *(f"{HERE}/requirements.txt", f"{HERE}/without_dependencies.txt", ("-c", "constraints.txt")),
@@ -34,7 +35,7 @@ ENVIRONMENTS = {
 
 
 def set_up(name: str, candidates: list[str]) -> bool:
-    """Make sure that build/``name`` is whole and up to date. Returns False when there was nothing to do."""
+    """Make sure that build/``name`` is complete and up to date. Returns False if there was nothing to do."""
     required, alone, constraints, aside = ENVIRONMENTS[name]
     version, executable = bootstrap.find_python(candidates)
     folder = ROOT / "build" / name
@@ -49,7 +50,7 @@ def set_up(name: str, candidates: list[str]) -> bool:
     venv.unfinished.touch()
     os.environ["DISABLE_CUDA"] = "1"  # hqq would compile kernels for GPUs
     bootstrap.run_pip(venv.python, ROOT, ["-r", required], constraints)
-    # Without a build of its own: gptqmodel's set-up looks at the torch that is there.
+    # Without build isolation: gptqmodel's setup looks at the torch that is installed here.
     bootstrap.run_pip(venv.python, ROOT, ["--no-deps", "--no-build-isolation", "-r", alone], constraints)
     for place, file in aside.items():
         target = ("--no-deps", "--no-build-isolation", "--upgrade", "--target", str(folder / place), "-r", file)
@@ -59,14 +60,14 @@ def set_up(name: str, candidates: list[str]) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0, or 1 after a paragraph that says what is wrong outside."""
+    """Return exit status 0, or 1 after a paragraph that names the problem (disk, network, pip)."""
     parser = argparse.ArgumentParser(description="Make or mend the environments of tests/engines.")
     parser.add_argument("names", nargs="*", default=[], help=f"which: {', '.join(ENVIRONMENTS)} (default: all)")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - ENVIRONMENTS.keys()
     if unknown:
         parser.error(f"there is no environment {', '.join(sorted(unknown))}")
-    # The Python that this runs in made .venv, so it is new enough, and knows how to make another one.
+    # The Python that runs this script made .venv, so it is new enough and can make another environment.
     return bootstrap.reported(lambda: [set_up(name, [sys.executable]) for name in options.names or ENVIRONMENTS])
 
 

@@ -1,4 +1,4 @@
-"""Small quantized matrices, and their tensors in a format, as they are read from a file."""
+"""Small quantized matrices, and their tensors in a format, as if they were read from a file."""
 
 import torch
 
@@ -15,5 +15,5 @@ def matrix(bits: int, symmetric: bool, group_size: int, rows: int = 64, columns:
 
 
 def encoded(form: Format, quantized: QuantizedTensor, layout: Layout) -> dict[str, torch.Tensor]:
-    """As in a file: contiguous."""
+    """The tensors of ``quantized`` in a format, contiguous as in a file."""
     return {kind: tensor.contiguous() for kind, tensor in form.encode(quantized, layout).items()}

@@ -1,4 +1,4 @@
-"""SmolLM2 in the formats that transformers loads: compared by 32 greedy tokens after 16 beginnings, or layer by layer.
+"""SmolLM2 in the formats that transformers loads: 32 greedy tokens after each of 16 beginnings, or layer by layer.
 
 The embedded decoder is tested with more recipes (test_in_transformers.py). The grid of SmolLM2's file is Q4_1, so no
 recipe here uses that grid (qtutor/formats/smollm2.py says why).
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})"
 )
 PROMPT = 12
-# What has to be installed, the format, the recipe. gptqmodel's layers compute in float16.
+# The package that has to be installed, the format, the recipe. gptqmodel is not here: its layers compute in float16.
 EXACT = [
     ("compressed_tensors", "compressed-tensors", {"bits": 4, "symmetric": True, "group_size": 64}),
     ("bitsandbytes", "bitsandbytes", {"method": "nf4"}),
@@ -42,7 +42,7 @@ def original():
 
 
 def loaded(original, folder, form: str, recipe: dict, dtype: torch.dtype):
-    """The packed model, what transformers makes of its folder, and the beginnings."""
+    """The packed model, the model that transformers loads from its folder, and the beginnings."""
     from transformers import AutoModelForCausalLM
 
     model, tokenizer, ids = original
@@ -56,16 +56,16 @@ def loaded(original, folder, form: str, recipe: dict, dtype: torch.dtype):
 def test_greedy_tokens_are_equal(tmp_path, original, package, form, recipe):
     pytest.importorskip(package)
     model, theirs, ids = loaded(original, tmp_path / "out", form, recipe, torch.float32)
-    theirs.train(form == "bitsandbytes")  # else it computes in bfloat16 on CPUs that can; there is no dropout
+    theirs.train(form == "bitsandbytes")  # otherwise bfloat16 on CPUs that have it; the model has no dropout
     assert torch.equal(greedy(theirs, ids), greedy(in_float(model), ids))
 
 
 @pytest.mark.parametrize("method", ["fp8", "int8"])
 def test_every_layer_that_rounds_its_inputs_computes_what_we_say(tmp_path, original, method):
-    """On the engine's own inputs, each of our packed layers."""
+    """Each of our packed layers is compared on the engine's own inputs."""
     pytest.importorskip("compressed_tensors")
     model, theirs, _ = loaded(original, tmp_path / "out", "compressed-tensors", {"method": method}, torch.float32)
-    if method == "int8":  # the package divides a token's largest value by 127.5; vLLM and our layers do by 127
+    if method == "int8":  # the package divides a token's largest value by 127.5; vLLM and our layers divide by 127
         model = in_float(model, layer=lambda weight: RoundedInputs(weight, 127.5))
     apart = {}
 
@@ -78,7 +78,7 @@ def test_every_layer_that_rounds_its_inputs_computes_what_we_say(tmp_path, origi
             module.register_forward_hook(lambda _, given, made, name=name: compare(name, given[0], made))
     with torch.inference_mode():
         theirs(original[2])
-    assert len(apart) == 210 and max(apart.values()) < 1e-5  # sums of float32 in another order
+    assert len(apart) == 210 and max(apart.values()) < 1e-5  # sums of float32 in a different order
 
 
 IN_FLOAT32 = {
@@ -90,7 +90,8 @@ IN_FLOAT32 = {
 def of_file(model, folder, method: str):
     """``model`` with float32 layers that round their inputs as compressed-tensors does, and the weights of ``folder``.
 
-    These are read plainly, a number times its scale: for int8 our weights but for a last bit or two of the scale.
+    A weight is a stored number times its scale. For int8, the result differs from our weights by a last bit or two of
+    the scale.
     """
     reference, stored = in_float(model, layer=IN_FLOAT32[method]), load_file(folder / "model.safetensors")
     for name in [key.removesuffix("_scale") for key in stored if key.endswith(".weight_scale")]:
@@ -103,10 +104,11 @@ def of_file(model, folder, method: str):
 
 @pytest.mark.parametrize("method", IN_FLOAT32)
 def test_the_likeliest_tokens_are_equal_where_inputs_are_rounded(tmp_path, original, method):
-    """Teacher-forced, at all of 512 places. The reference adds in float32 as the engine does, so no bit differs.
+    """Teacher-forced, at all 512 places. The reference adds in float32 like the engine, so no bit differs.
 
-    That is needed: a last bit may move an input by a step, and thirty blocks carry that on. With sums in float64, the
-    reference finds other tokens likeliest at 8 to 12 of 100 places. So the test sees a last bit of one layer's scales.
+    This is necessary: a last bit may move an input by a step, and thirty blocks make this difference larger. With sums
+    in float64, other tokens are likeliest by the reference at 8 to 12 of 100 places. So the test even notices a wrong
+    last bit in one layer's scales.
     """
     pytest.importorskip("compressed_tensors")
     model, theirs, _ = loaded(original, tmp_path / "out", "compressed-tensors", {"method": method}, torch.float32)
@@ -125,7 +127,10 @@ def test_the_likeliest_tokens_are_equal_where_inputs_are_rounded(tmp_path, origi
 
 @pytest.mark.parametrize(("form", "symmetric"), [("gptq", True), ("awq", False)])
 def test_gptqmodel_finds_the_tokens_of_a_float_model_the_likeliest(tmp_path, original, form, symmetric):
-    """In one pass: it would write these tokens, too. Writing takes minutes, as it unpacks all weights for each."""
+    """One pass is enough: if these tokens are the likeliest, gptqmodel would write them, too.
+
+    Writing takes minutes, since gptqmodel unpacks all weights for each token.
+    """
     pytest.importorskip("gptqmodel")
     pytest.importorskip("optimum")
     recipe = {"bits": 4, "symmetric": symmetric, "group_size": 64}

@@ -15,7 +15,7 @@ from qtutor.methods import bnb
 from tests.engines.matrices import encoded, matrix
 
 GRIDS = [(bits, symmetric) for bits in range(2, 9) for symmetric in (True, False)]
-# Rows and columns that fill no whole word, too; the last has one scale a row.
+# Some rows and columns do not fill whole words. The last shape has one scale per row.
 SHAPES = [(64, 128, 32), (7, 40, 8), (33, 96, -1)]
 
 
@@ -51,7 +51,7 @@ def test_compressed_tensors_decodes_int8():
     assert base.IntQuantizationCompressor.can_compress(torch.nn.Linear, scheme)
     state = encoded(compressed_tensors.FORMAT, quantized, layout)
     back = base.IntQuantizationCompressor.decompress(state, scheme)["weight"]
-    # absmax / 127 * code here, absmax * (code / 127) in our grid: two roundings of float32 each.
+    # The library computes absmax / 127 * code, our grid absmax * (code / 127): each rounds twice in float32.
     assert torch.allclose(back, quantized.dequantize(), rtol=2.0**-22, atol=0)
 
 
@@ -62,14 +62,14 @@ def test_gptqmodel_decodes_our_weights(bits, symmetric, version, group_size):
     pytest.importorskip("gptqmodel")
     quantized = matrix(bits, symmetric, group_size)
     if not symmetric and version == 1:
-        quantized.zeros.clamp_(min=1)  # 0 has no place there
+        quantized.zeros.clamp_(min=1)  # version 1 cannot store 0
     layout = Layout(quantized.grid, group_size, gptq.VERSIONS[version])
     back = by_gptqmodel(encoded(gptq.FORMAT, quantized, layout), layout)
     assert torch.equal(back, quantized.dequantize(torch.float16))
 
 
 def by_gptqmodel(tensors: dict[str, torch.Tensor], layout: Layout) -> torch.Tensor:
-    """float16 ``[64, 128]``: what gptqmodel makes of a layer's ``tensors``."""
+    """The weights that gptqmodel decodes from a layer's ``tensors``, float16 ``[64, 128]``."""
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 
@@ -78,7 +78,7 @@ def by_gptqmodel(tensors: dict[str, torch.Tensor], layout: Layout) -> torch.Tens
     layer.load_state_dict(tensors)
     if layout.kind == gptq.FIRST:
         convert_gptq_v1_to_v2_format_module(layer, bits=bits, pack_dtype=torch.int32)
-    layer.optimized = True  # else it is compiled first
+    layer.optimized = True  # otherwise it is compiled first
     layer.post_init()
     return layer.dequantize_weight().T
 
@@ -126,7 +126,7 @@ def test_bitsandbytes_decodes_our_weights(kind, double, block):
     state = {name.removeprefix("weight."): tensor for name, tensor in tensors.items() if name != "weight"}
     state = functional.QuantState.from_dict(state, torch.device("cpu"))
     assert torch.equal(functional.dequantize_4bit(tensors["weight"], state), quantized.dequantize())
-    if not double:  # its CPU kernel for the scales' own codes misses the nearest now and then
+    if not double:  # its CPU kernel for codes of scales sometimes misses the nearest code
         theirs, own = functional.quantize_4bit(weight, blocksize=block, quant_type=kind)
         assert torch.equal(theirs, tensors["weight"]) and torch.equal(own.absmax, tensors["weight.absmax"])
     assert kind != "nf4" or torch.equal(functional.get_4bit_type("nf4", device="cpu"), torch.tensor(NF4.values))
@@ -141,7 +141,7 @@ def test_bitsandbytes_decodes_our_int8():
     codes, scales, _ = functional.int8_vectorwise_quant(weight)
     assert torch.equal(codes, tensors["weight"]) and torch.equal(scales, tensors["SCB"])
     back = functional.int8_vectorwise_dequant(tensors["weight"], tensors["SCB"])
-    # It multiplies by 1/127 in float32 where we divide: one last bit.
+    # It multiplies by 1/127 in float32, and we divide by 127: a last bit may differ.
     assert torch.allclose(back, quantized.dequantize(), rtol=2.0**-22, atol=0)
 
 
@@ -158,7 +158,7 @@ def test_modelopt_packs_our_bytes(group_size):
 
 @pytest.mark.parametrize("recipe", [{"symmetric": True, "group_size": 32}, {"method": "fp8"}])
 def test_modelopt_makes_our_settings(recipe):
-    """config.json has what ModelOpt makes of hf_quant_config.json, and more keys that it does not look at."""
+    """config.json has all settings that ModelOpt makes from hf_quant_config.json, and keys that ModelOpt ignores."""
     convert = pytest.importorskip("modelopt.torch.export.convert_hf_config")
 
     model = qtutor.load_decoder()[0]
@@ -218,7 +218,7 @@ def test_our_fp8_settings_are_those_of_the_schemes(preset, grid, size):
     theirs = schemes.preset_name_to_scheme(preset, ["Linear"])
     layout = Layout(grid, size, compressed_settings.FLOATS)
     ours = schemes.QuantizationScheme(targets=["Linear"], **compressed_settings.scheme(layout))
-    # An observer looks at weights while they are quantized, and says nothing of what is stored.
+    # An observer looks at weights while they are quantized. It does not describe the stored tensors.
     assert ours.model_dump(exclude={"weights": {"observer"}}) == theirs.model_dump(exclude={"weights": {"observer"}})
     assert ours.weights.model_dump(exclude={"observer"}) == theirs.weights.model_dump(exclude={"observer"})
 
@@ -245,16 +245,17 @@ def test_mlx_decodes_and_multiplies_our_weights(bits, symmetric, group_size):
     back = core.dequantize(*arrays, group_size=group_size, bits=bits)
     assert back.dtype == core.float32
     assert torch.equal(torch.tensor(back.tolist()), quantized.dequantize())
-    # A row of the unit matrix picks a column, and a sum of zeros and one weight is that weight.
+    # A row of the unit matrix picks a column: the sum of one weight and zeros is exactly this weight.
     product = core.quantized_matmul(core.eye(256), *arrays, transpose=True, group_size=group_size, bits=bits)
     assert torch.equal(torch.tensor(product.tolist()), quantized.dequantize().T)
 
 
 @pytest.mark.parametrize("bits", mlx.BITS)
 def test_we_read_the_words_that_mlx_packs(bits):
-    """Its codes, whatever its rounding; its own biases in float16 are nearly whole steps, and are refused.
+    """MLX's codes are read, however MLX rounds. Its own float16 biases are only nearly whole steps, and are refused.
 
-    Of 2 bits they are one or two steps, and half of a float16 is one, too: these are read as they are.
+    At 2 bits, its biases are one or two steps. Half of a float16 number is a float16 number, too, so these biases are
+    exactly whole steps, and are read unchanged.
     """
     core = pytest.importorskip("mlx.core")
 
@@ -270,7 +271,7 @@ def test_we_read_the_words_that_mlx_packs(bits):
         pytest.raises(qtutor.QtutorError, match="MLX's own rounding writes such biases") if bits > 2 else nullcontext()
     ):
         mlx.decode(tensors, layout, 32, 256)
-    # With whole steps in their place, MLX decodes to what we do, on both signs of its scales.
+    # If whole steps replace these biases, MLX decodes the same weights as we do, for both signs of its scales.
     steps = (tensors["biases"] / tensors["scales"]).round().clamp(-(2**bits - 1), 0)
     tensors["biases"] = steps * tensors["scales"]
     arrays = [packed, scales.astype(core.float32), core.array(tensors["biases"].numpy())]
@@ -295,9 +296,9 @@ def test_compressed_tensors_decodes_our_blocks_and_makes_our_bytes(grid, rows, c
     assert compressor.can_compress(torch.nn.Linear, scheme)
     tensors = encoded(compressed_tensors.FORMAT, quantized, layout)
     back = compressor.decompress(tensors, scheme)["weight"]
-    assert torch.equal(back.float(), quantized.dequantize())  # bfloat16 there, which holds all of these exactly
+    assert torch.equal(back.float(), quantized.dequantize())  # it decodes to bfloat16, which holds these exactly
     state = {"weight": weight, "weight_scale": quantized.scales}
-    if grid == NVFP4:  # scales there are times the global scale, before they are divided by it
+    if grid == NVFP4:  # it expects scales that are already multiplied by the global scale
         state["weight_scale"] = quantized.scales * tensors["weight_global_scale"]
         state["weight_global_scale"] = tensors["weight_global_scale"]
     packed = compressor.compress(state, scheme)
@@ -308,7 +309,7 @@ def test_compressed_tensors_decodes_our_blocks_and_makes_our_bytes(grid, rows, c
 
 @pytest.mark.parametrize("grid", [MXFP4, replace(NVFP4, wider=())], ids=lambda grid: grid.name)
 def test_compressed_tensors_finds_our_scales(grid):
-    """But for four over six, which it does not have, and with our number for the whole tensor."""
+    """Without four over six, which the library does not have; our number for the whole tensor is given to it."""
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.quantization import QuantizationScheme
     from compressed_tensors.quantization.utils import calculate_qparams

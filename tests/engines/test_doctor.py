@@ -25,7 +25,7 @@ def test_every_layer_is_decoded_by_the_library(name):
     same, others = libraries.Decoded(patient), libraries.Decoded(patient)
     for layer in patient.layers():
         ours = layer.quantized.dequantize()
-        theirs = libraries.decoders()[form](layer)  # the doctor passes over what a library raises; here it fails
+        theirs = libraries.decoders()[form](layer)  # the doctor ignores errors of a library; here they fail the test
         assert (theirs.float() - ours).abs().max() <= libraries.TOLERANCE * ours.abs().max()
         same.see(layer)
         others.see(replace(layer, quantized=replace(layer.quantized, codes=layer.quantized.codes.flip(0))))

@@ -1,4 +1,4 @@
-"""Folders that the libraries wrote are read, and the weights equal those that the libraries decode."""
+"""Folders written by the libraries are read, and our weights equal those that the libraries decode."""
 
 import json
 
@@ -25,7 +25,10 @@ def float_folder(path):
 
 
 def packed_in(folder):
-    """Our packed layers of a folder, by name; the doctor finds them sound, but for weights that are random."""
+    """Our packed layers of a folder, by name.
+
+    The doctor may complain only about the forward pass, since the weights are random, and about the tokenizer.
+    """
     found = examine(folder).findings
     assert not [one for one in found if one.kind not in ("forward pass", "tokenizer")], found
     model = qtutor.load(folder, device="cpu")[0]
@@ -62,7 +65,7 @@ def test_bitsandbytes(tmp_path, kind):
     [(4, True, 32), (4, False, 32), (3, False, 32), (8, True, None), ("FP8_DYNAMIC", True, None)],
 )
 def test_compressed_tensors(tmp_path, bits, symmetric, group_size):
-    """bits: or the name of a scheme."""
+    """bits: a number, or the name of a scheme."""
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import ModelCompressor, decompress_module
     from compressed_tensors.quantization import (
@@ -106,9 +109,9 @@ def test_compressed_tensors(tmp_path, bits, symmetric, group_size):
 
 @pytest.mark.parametrize(("bits", "symmetric", "version"), [(4, True, 1), (3, True, 1), (8, True, 2), (4, False, 2)])
 def test_gptqmodel(tmp_path, monkeypatch, bits, symmetric, version):
-    """Layers that its own code packed, and settings that it wrote. (Its quantizing takes minutes; it is left out.)"""
+    """gptqmodel's own code packs the layers and writes the settings. (It quantizes for minutes; this is left out.)"""
     pytest.importorskip("gptqmodel")
-    monkeypatch.setenv("GPTQMODEL_DISABLE_PACK_EXT", "1")  # it would compile one first
+    monkeypatch.setenv("GPTQMODEL_DISABLE_PACK_EXT", "1")  # otherwise it compiles this extension first
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.quantization.config import QuantizeConfig
     from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module

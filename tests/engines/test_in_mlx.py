@@ -20,7 +20,10 @@ RECIPES = [
 
 
 def written_by(model, ids: torch.Tensor, tokens: int) -> torch.Tensor:
-    """int64 ``[prompts, ids and tokens]``: greedily, without regard to where a text ends."""
+    """``ids`` and the tokens that mlx-lm writes greedily after them, int64 ``[prompts, ids and tokens]``.
+
+    The end of a text is ignored.
+    """
     core, cache = pytest.importorskip("mlx.core"), pytest.importorskip("mlx_lm.models.cache")
 
     kept, found = cache.make_prompt_cache(model), ids
@@ -31,7 +34,7 @@ def written_by(model, ids: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def loaded(model, tokenizer, folder):
-    """What mlx-lm makes of the folder of a quantized model; it has packed the layers that we packed."""
+    """The model that mlx-lm loads from the folder of a quantized model; the same layers are packed in both."""
     utils = pytest.importorskip("mlx_lm.utils")
 
     theirs = utils.load_model(qtutor.export(model, folder, "mlx", tokenizer))[0]
@@ -51,17 +54,17 @@ def test_greedy_tokens_are_equal(tmp_path, recipe):
 
 @pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
 def test_a_real_model(tmp_path):
-    """Its positions are turned by another base than the usual 10000."""
+    """Its rotary positions use a base different from the usual 10000."""
     model, tokenizer = qtutor.load("smollm2", dtype=torch.float32, device="cpu")
     qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=64), progress=False)
     theirs = loaded(model, tokenizer, tmp_path / "out")
-    ids = beginnings(tokenizer)[:4]  # on a CPU it takes seconds a token
+    ids = beginnings(tokenizer)[:4]  # on a CPU, each token takes seconds
     assert torch.equal(written_by(theirs, ids, TOKENS), greedy(in_float(model), ids, TOKENS))
 
 
 @pytest.mark.parametrize("mistake", ["zero points", "order of nibbles"])
 def test_wrong_words_are_seen(tmp_path, mistake):
-    """A negative control: mlx-lm reads both, and writes other tokens."""
+    """A negative control: mlx-lm uses both, so it writes different tokens."""
     model, tokenizer = qtutor.load_decoder()
     qtutor.quantize(model, qtutor.Recipe(bits=4, group_size=32), progress=False)
     theirs = loaded(model, tokenizer, tmp_path / "out")

@@ -44,7 +44,7 @@ def prompts() -> torch.Tensor:
 
 
 def greedy(model, ids: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
-    """The tokens that follow ``ids``, without regard to where a text ends."""
+    """``ids`` and the tokens that the model writes greedily after them; the end of a text is ignored."""
     with torch.inference_mode():
         return model.generate(
             ids,
@@ -57,9 +57,9 @@ def greedy(model, ids: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
 
 
 def in_float(model, decoded: torch.dtype | None = None, layer=None):
-    """``model`` with plain linear layers that hold what the packed ones stand for, rounded to ``decoded`` first.
+    """``model`` with plain linear layers: they hold the decoded weights of the packed ones, rounded to ``decoded``.
 
-    layer: makes another layer of such a weight ``[out, in]`` (without a bias).
+    layer: a function that makes a different layer from such a weight ``[out, in]`` (without a bias).
     """
     dense = copy.deepcopy(model)
     for name, packed in list(dense.named_modules()):
@@ -83,9 +83,9 @@ def test_greedy_tokens_are_equal(tmp_path, form, recipe):
     qtutor.export(model, tmp_path / "out", format=form, tokenizer=tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
     if form == "bitsandbytes":
-        theirs.train()  # else it computes in bfloat16 on CPUs that can, whatever it is told; there is no dropout
+        theirs.train()  # otherwise always bfloat16 on CPUs that have it; the model has no dropout
     ids = prompts()
-    # Asymmetric compressed-tensors are decoded as they are loaded, in the dtype of the scales.
+    # Asymmetric layers of compressed-tensors are decoded during loading, in the dtype of the scales.
     decoded = torch.float16 if form == "compressed-tensors" and not recipe.get("symmetric") else None
     assert torch.equal(greedy(theirs, ids), greedy(in_float(model, decoded), ids))
     text = "def add(a, b):\n    return"
@@ -94,7 +94,7 @@ def test_greedy_tokens_are_equal(tmp_path, form, recipe):
 
 @pytest.mark.parametrize(("form", "recipe"), ITS_CASES)
 def test_gptqmodel_agrees_nearly_everywhere(tmp_path, form, recipe):
-    """Teacher-forced: its layers compute in 16 bits, with kernels of their own, so near ties fall either way."""
+    """Teacher-forced. Its layers compute in 16 bits with their own kernels, so near ties may go either way."""
     pytest.importorskip("gptqmodel")
     pytest.importorskip("optimum")
     from transformers import AutoModelForCausalLM
@@ -108,33 +108,33 @@ def test_gptqmodel_agrees_nearly_everywhere(tmp_path, form, recipe):
     assert agreeing(in_float(model).half(), theirs) >= 0.99
 
 
-# Engines round the inputs of int8 layers, too, so what they are compared with does the same. The embedded decoder was
-# given outliers, which makes this rounding coarse: rounding only the weights gives another next token at 1 to 3 of 100
-# positions. What is left of the difference after that is chance: a last bit of float32 puts an input on the other side
-# of half a step, and the layers behind it carry that on.
+# Engines also round the inputs of int8 layers, so the reference does the same. The embedded decoder has artificial
+# outliers, which make this rounding coarse: if only the weights are rounded, the next token differs at 1 to 3 of 100
+# positions. The differences that remain with rounded inputs are chance: a last bit of float32 may move an input across
+# the middle between two codes, and the later layers make this difference larger.
 LEAST = 0.99
 
 
 def test_int8_of_bitsandbytes_rounds_inputs_as_we_say(tmp_path):
-    """Teacher-forced. It rounds inputs to float16 first, which our own int8 layers do not."""
+    """Teacher-forced. bitsandbytes rounds inputs to float16 first; our own int8 layers do not."""
     pytest.importorskip("bitsandbytes")
     model, theirs = int8_in(tmp_path, "bitsandbytes", threshold=6.0)
     ours = in_float(model, layer=lambda weight: RoundedInputs(weight, 127.0, torch.float16, 6.0))
     assert agreeing(ours, theirs) >= LEAST
-    # It multiplies by 6.200124e-05 for 1 / 127 / 127, which is 1.8e-5 too much. And an input that float16 puts in the
-    # middle between two codes is rounded to either, by the order of the divisions: that is a code in a few tokens.
+    # It multiplies by 6.200124e-05 instead of 1 / 127 / 127, which is too large by a share of 1.8e-5. And if float16
+    # puts an input in the middle between two codes, the order of the divisions decides: a few tokens get another code.
     assert apart(theirs, ours, with_outliers()).sort().values[:-4].max() < 3e-5
     assert 1e-3 < apart(theirs, model, with_outliers()).max() < 2e-2  # ours are not rounded to float16 first
 
 
 def test_int8_of_compressed_tensors_rounds_inputs_as_we_say(tmp_path):
-    """Teacher-forced, W8A8. The package divides a token's largest value by 127.5; vLLM and our layers do by 127."""
+    """Teacher-forced, W8A8. The package divides a token's largest value by 127.5; vLLM and our layers by 127."""
     pytest.importorskip("compressed_tensors")
     model, theirs = int8_in(tmp_path, "compressed-tensors", threshold=None)
     ours = in_float(model, layer=lambda weight: RoundedInputs(weight, 127.5))
     assert agreeing(ours, theirs) >= LEAST
-    assert apart(theirs, ours, plain_inputs()).max() < 1e-5  # sums of float32 in another order
-    assert 1e-3 < apart(theirs, model, plain_inputs()).max() < 3e-2  # by another step of the inputs
+    assert apart(theirs, ours, plain_inputs()).max() < 1e-5  # sums of float32 in a different order
+    assert 1e-3 < apart(theirs, model, plain_inputs()).max() < 3e-2  # the steps of the inputs differ
 
 
 @pytest.mark.parametrize("method", ["mxfp4", "nvfp4"])
@@ -147,7 +147,7 @@ def test_floats_of_4_bits_are_decoded_to_our_weights_in_bfloat16(tmp_path, metho
     qtutor.export(model, tmp_path / "out", format="compressed-tensors", tokenizer=tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16, device_map="cpu")
     with torch.inference_mode():
-        assert theirs(prompts()).logits.isfinite().all()  # it decodes at the first token
+        assert theirs(prompts()).logits.isfinite().all()  # the first forward pass decodes the weights
     for name, packed in model.named_modules():
         if isinstance(packed, QuantLinear):
             assert torch.equal(theirs.get_submodule(name).weight.float(), packed.dequantized().bfloat16().float())
@@ -158,8 +158,10 @@ def test_floats_of_4_bits_are_decoded_to_our_weights_in_bfloat16(tmp_path, metho
     [(-1, {}), (0, {}), (128, {}), (128, {"lm_head": True}), (128, {"layers": {"*.1.*": "float"}})],
 )
 def test_fp8_rounds_inputs_as_our_layers_do(tmp_path, group_size, recipe):
-    """Teacher-forced. Rounding only the weights gives another next token at 4 of 100 positions. Groups of 128 are those
-    of a token; the weights have a scale for each block of 128 x 128 then.
+    """Teacher-forced. If only the weights are rounded, the next token differs at 4 of 100 positions.
+
+    With groups of 128, the inputs of each token are divided into groups of 128, and the weights have one scale for each
+    block of 128 x 128.
     """
     pytest.importorskip("compressed_tensors")
     from transformers import AutoModelForCausalLM
@@ -171,12 +173,12 @@ def test_fp8_rounds_inputs_as_our_layers_do(tmp_path, group_size, recipe):
     slow = partial(Fp8Inputs, group=group_size if group_size > 0 else None)
     assert agreeing(in_float(model, layer=slow), theirs) >= LEAST and agreeing(model, theirs) >= LEAST
     for x in (plain_inputs(), with_outliers()):
-        assert apart(theirs, model, x).max() < 1e-5  # sums of float32 in another order
-        assert apart(theirs, in_float(model), x).max() > 1e-3  # which does not round them
+        assert apart(theirs, model, x).max() < 1e-5  # sums of float32 in a different order
+        assert apart(theirs, in_float(model), x).max() > 1e-3  # float layers do not round inputs
 
 
 def int8_in(tmp_path, form: str, threshold: float | None):
-    """The embedded decoder with int8 layers, and what transformers makes of its folder."""
+    """The embedded decoder with int8 layers, and the model that transformers loads from its folder."""
     from transformers import AutoModelForCausalLM
 
     model, tokenizer = qtutor.load_decoder()
@@ -202,14 +204,14 @@ def with_outliers() -> torch.Tensor:
 
 
 def apart(theirs, ours, x: torch.Tensor) -> torch.Tensor:
-    """[tokens]: how far the outputs of one layer of two models are from each other, as a share."""
+    """The relative difference between the outputs of one layer in two models, ``[tokens]``."""
     with torch.inference_mode():
         one, other = (model.model.layers[0].mlp.up_proj(x)[0].float() for model in (theirs, ours))
     return (one - other).norm(dim=-1) / other.norm(dim=-1)
 
 
 def agreeing(one, other) -> float:
-    """The share of positions at which two models hold the same next token for the likeliest."""
+    """The share of positions at which the likeliest next token is the same in two models."""
     from qtutor.decoder.text import calibration_tokens
 
     ids = calibration_tokens()[:PROMPTS]

@@ -1,11 +1,11 @@
-"""vLLM on a CPU loads our folders, and writes the tokens that a float model with our decoded weights writes.
+"""vLLM on a CPU loads our folders, and writes the same tokens as a float model with our decoded weights.
 
 The reference is transformers in float32. vLLM's 4-bit kernels do not accept float32 here, so those cases run in
 float16; its int8 kernel runs in float32. vLLM writes 32 tokens after each of 16 prompts. At each place of vLLM's text,
-the reference computes the likeliest token: if all of these agree, both would write the same text.
+the reference computes the likeliest token: if all tokens agree, both would write the same text.
 
-vLLM is told that there is no AMX. Its kernels for AMX need bfloat16, whose 8 bits make many more ties. And a virtual
-CPU may say that it has AMX, and crash when AMX is used.
+AMX is hidden from vLLM. Its kernels for AMX need bfloat16, whose 8 bits make many more ties. And a virtual CPU may
+report AMX, but crash when AMX is used.
 """
 
 import copy
@@ -31,12 +31,12 @@ from tests.reference.int8_inputs import RoundedInputs
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed in this environment", allow_module_level=True)
 
-# Before vLLM is imported: one process, one thread, no network.
+# Set before vLLM is imported: one process, one thread, no network.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
-    "VLLM_CPU_INT4_W4A8": "0",  # it would round the inputs of 4-bit layers, too
+    "VLLM_CPU_INT4_W4A8": "0",  # otherwise it rounds the inputs of 4-bit layers, too
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -45,7 +45,7 @@ os.environ |= {
 }
 torch.cpu._is_amx_tile_supported = lambda: False
 
-# Here and not by a skip of the whole module, which pytest would call a run without tests.
+# The tests are skipped one by one. If the whole module were skipped, pytest would report a run without tests.
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="vLLM's kernels for CPUs need AVX-512"
 )
@@ -59,7 +59,7 @@ TAKEN = [
 ]
 REFUSED = [
     ("compressed-tensors", {"bits": 3, "symmetric": True, "group_size": 32}, "WNA16 linear layer"),
-    # It makes one scale of those of q, k and v, for which this build has no function.
+    # vLLM merges the scales of q, k and v into one, and this build has no function for that.
     ("compressed-tensors", {"method": "fp8", "group_size": 0}, "static_scaled_fp8_quant"),
     ("gptq", {"bits": 4, "group_size": 32}, "bits=4, sym=False"),
     ("gptq", {"bits": 8, "symmetric": True, "group_size": 32}, "weight_bits = uint8b128"),
@@ -69,7 +69,7 @@ REFUSED = [
 
 @pytest.fixture
 def running():
-    """A function from a folder and a dtype to a running vLLM; afterwards nothing of it is left."""
+    """A function that starts vLLM for a folder and a dtype. After the test, vLLM is removed from memory."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -82,18 +82,18 @@ def running():
 
 
 def exported(folder, form: str, recipe: dict, source: str = "embedded"):
-    """A quantized model whose folder was written."""
+    """A quantized model and its tokenizer; the model is also written to ``folder``."""
     model, tokenizer = qtutor.load(source, dtype=torch.float32, device="cpu")
     qtutor.quantize(model, qtutor.Recipe(**recipe), progress=False)
     for layer in model.modules():
         if hasattr(layer, "threshold"):
-            layer.threshold = None  # vLLM rounds every channel
+            layer.threshold = None  # vLLM rounds the inputs of every channel
     qtutor.export(model, folder, format=form, tokenizer=tokenizer)
     return model, tokenizer
 
 
 def written_by(llm, ids: torch.Tensor) -> torch.Tensor:
-    """int64 ``[prompts, TOKENS]``: what vLLM writes after ``ids``, without regard to where a text ends."""
+    """The tokens that vLLM writes after ``ids``, int64 ``[prompts, TOKENS]``; the end of a text is ignored."""
     from vllm import SamplingParams
 
     greedily = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
@@ -103,7 +103,7 @@ def written_by(llm, ids: torch.Tensor) -> torch.Tensor:
 
 
 def takes(form: str, recipe: dict, model) -> bool:
-    """Whether qtutor says that vLLM on a CPU takes a recipe in a format."""
+    """Whether qtutor says that vLLM on a CPU accepts a recipe in a format."""
     own = qtutor.Recipe(**recipe)
     shapes = {name: (layer.rows, layer.columns) for name, layer in model.named_modules() if hasattr(layer, "quantized")}
     own_ways = [way for way in ways.WAYS["vllm-cpu"] if way.format == form]
@@ -129,13 +129,17 @@ def test_vllm_rounds_inputs_as_we_do(tmp_path, running, method):
     assert takes("compressed-tensors", {"method": method}, model)
     ids = prompts()
     written = written_by(running(tmp_path / "out", "float32"), ids)
-    # No margin here: an input on the other side of half a step can move logits by more than a last bit.
+    # Ties of a last bit are not enough here: an input that gets another code can move logits by more than that.
     reference = in_float(model, layer=ROUNDING[method])
     assert (likeliest(reference, ids, written)[1] == written).double().mean() >= 0.99
 
 
 def test_fp8_of_modelopt_is_the_one_of_compressed_tensors(tmp_path, running):
-    """FP8_PER_CHANNEL_PER_TOKEN. vLLM takes no float32 for it, and in 16 bits its inputs are others than ours."""
+    """FP8_PER_CHANNEL_PER_TOKEN: vLLM writes the same tokens from both formats.
+
+    A float reference is no use here: vLLM does not accept float32 for this scheme, and in 16 bits its inputs differ
+    from ours.
+    """
     from vllm.distributed import cleanup_dist_env_and_memory
 
     found = []
@@ -150,7 +154,7 @@ def test_fp8_of_modelopt_is_the_one_of_compressed_tensors(tmp_path, running):
 @pytest.mark.skipif(not smollm2.is_here(), reason=f"the real model is not installed here ({smollm2.INSTALL})")
 @pytest.mark.parametrize(("form", "symmetric"), [("compressed-tensors", True), ("gptq", True), ("awq", False)])
 def test_a_real_model(tmp_path, running, form, symmetric):
-    """SmolLM2, on grids that are not the one of its file."""
+    """SmolLM2, on grids that differ from the grid of its file."""
     recipe = {"bits": 4, "symmetric": symmetric, "group_size": 64}
     model, tokenizer = exported(tmp_path / "out", form, recipe, "smollm2")
     assert takes(form, recipe, model)
@@ -158,15 +162,15 @@ def test_a_real_model(tmp_path, running, form, symmetric):
     check_likeliest(in_float(model), ids, written_by(running(tmp_path / "out", "float16"), ids))
 
 
-# vLLM joins these.
+# vLLM merges these layers into one.
 PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def teacher_forced(llm, ids: torch.Tensor, model) -> tuple[torch.Tensor, torch.Tensor]:
     """vLLM's logits at all places of ``ids``, float32 ``[places, vocabulary]``, one text after the other.
 
-    And ``[layers, places]``: how far the output of each of its layers is from that of ``model``, on vLLM's own inputs,
-    as a share.
+    The second result is ``[layers, places]``: the relative difference between the output of each layer of vLLM and that
+    of ``model``, on vLLM's own inputs.
     """
     from vllm import SamplingParams
 
@@ -188,7 +192,7 @@ def teacher_forced(llm, ids: torch.Tensor, model) -> tuple[torch.Tensor, torch.T
     asked, found = SamplingParams(max_tokens=1, prompt_logprobs=1, detokenize=False), []
     for row in ids:
         llm.generate([{"prompt_token_ids": row.tolist()}], asked, use_tqdm=False)
-        last, before = made  # that of the token to write comes first, then those of the prompt
+        last, before = made  # the logits for the next token come first, then those for the prompt
         found += [before, last]
         made.clear()
     return torch.cat(found), torch.stack([torch.cat(places) for places in apart.values()])
@@ -198,16 +202,17 @@ def teacher_forced(llm, ids: torch.Tensor, model) -> tuple[torch.Tensor, torch.T
 def test_a_real_model_whose_inputs_are_rounded(tmp_path, running):
     """W8A8, teacher-forced at 1,024 places, and layer by layer.
 
-    A last bit of float32 moves an input by a step, and thirty blocks carry that on: the reference itself finds other
-    tokens likeliest in float64, at 10 of 100 places. So tokens are asked for where it is sure (45 of 100 places), and
-    vLLM may be as far from it as it is from itself. FP8 takes vLLM over 8 minutes on a CPU, and is left out.
+    A last bit of float32 may move an input by a step, and thirty blocks make this difference larger: in float64, other
+    tokens are likeliest by the reference itself, at 10 of 100 places. So tokens are compared only where the reference
+    is sure (45 of 100 places). And vLLM may differ from the float64 reference up to twice as much as the float32
+    reference does. FP8 takes vLLM over 8 minutes on a CPU, and is left out.
     """
     model, tokenizer = exported(tmp_path / "out", "compressed-tensors", {"method": "int8"}, "smollm2")
     assert takes("compressed-tensors", {"method": "int8"}, model)
     ids = text_of(tokenizer, window=64, tokens=16 * 64).token_ids
     found, apart = teacher_forced(running(tmp_path / "out", "float32"), ids, model)
-    # Sums of float32 in another order. Of a million inputs, one is so near the middle between two codes that it becomes
-    # either, by the order of the divisions: that is a token of a layer in 1,500.
+    # Sums of float32 in a different order. About one of a million inputs is so near the middle between two codes that
+    # the order of the divisions decides which code it gets. This changes the output of a layer for one token in 1,500.
     assert apart.shape == (120, ids.numel()) and apart.max() < 1e-2 and (apart > 1e-5).double().mean() < 2e-3
     reference = in_float(model, layer=ROUNDING["int8"])
     again, wrong = logits_of(reference, ids), logits_of(with_wrong_scales(reference), ids)
@@ -219,7 +224,7 @@ def test_a_real_model_whose_inputs_are_rounded(tmp_path, running):
         return (logits.argmax(-1) == exact.argmax(-1))[sure].double().mean().item()
 
     assert agreeing(found) >= 0.99 and divergence(exact, found) < 2 * by_chance  # measured: 0.998 and 1.2 times
-    # The negative control: one layer of 210.
+    # The negative control: one of the 210 layers is wrong.
     assert agreeing(wrong) < 0.99 and divergence(exact, wrong) > 2 * by_chance
 
 
@@ -231,14 +236,14 @@ def with_wrong_scales(model):
 
 
 def beginnings(tokenizer) -> torch.Tensor:
-    """Token ids ``[16, 24]`` of Python."""
+    """Token ids ``[16, 24]`` of Python code."""
     texts = [qtutor.load_decoder()[1].decode(row) for row in calibration_tokens()[:16]]
     return torch.stack([tokenizer(text, return_tensors="pt").input_ids[0, :24] for text in texts])
 
 
 @pytest.mark.parametrize("mistake", ["zero points", "order of nibbles"])
 def test_wrong_words_are_seen(tmp_path, running, mistake):
-    """A negative control: vLLM reads zero points and the order of nibbles, and writes other tokens."""
+    """A negative control: vLLM uses zero points and the order of nibbles, so it writes different tokens."""
     model = exported(tmp_path / "out", "awq", {"bits": 4, "group_size": 32})[0]
     which, change = {"zero points": ("qzeros", one_more), "order of nibbles": ("qweight", turned)}[mistake]
     edit_tensors(tmp_path / "out", lambda tensors: tensors.update(
@@ -254,6 +259,6 @@ def test_wrong_words_are_seen(tmp_path, running, mistake):
 def test_vllm_refuses_what_we_say_it_refuses(tmp_path, running, form, recipe, why):
     model = exported(tmp_path / "out", form, recipe)[0]
     assert not takes(form, recipe, model)
-    with pytest.raises(Exception) as caught:  # each of its parts has a class of its own
+    with pytest.raises(Exception) as caught:  # each part of vLLM raises a different class
         running(tmp_path / "out", "float16")
     assert why in str(caught.value)

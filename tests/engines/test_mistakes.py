@@ -21,13 +21,13 @@ from tests.formats.foreign_folders import edit_settings, edit_tensors
 
 
 def one_more(words: torch.Tensor) -> torch.Tensor:
-    """Every 4-bit number in ``words [n, words]`` plus one; 15 stays."""
+    """Add one to every 4-bit number in ``words [n, words]``; 15 stays 15."""
     codes = from_words(words.contiguous(), 4, words.shape[1] * 8)
     return to_words(torch.clamp(codes + 1, max=15), 4)
 
 
 def turned(words: torch.Tensor) -> torch.Tensor:
-    """The eight 4-bit numbers of every word in ``words [n, words]``, the last one first."""
+    """Reverse the order of the eight 4-bit numbers of every word in ``words [n, words]``."""
     codes = from_words(words.contiguous(), 4, words.shape[1] * 8)
     return to_words(codes.reshape(len(codes), -1, 8).flip(-1).reshape(codes.shape).contiguous(), 4)
 
@@ -56,7 +56,7 @@ def test_gptqmodel_decodes_wrong_words_to_other_weights(symmetric, version, mist
 
 
 def test_an_order_of_columns_without_its_index():
-    """A file with desc_act: gptqmodel decodes it by g_idx, and asks for it; so do we."""
+    """A file with desc_act: gptqmodel requires g_idx and decodes with it. We require it, too, but refuse the file."""
     pytest.importorskip("gptqmodel")
     quantized, order = matrix(4, True, 32), torch.randperm(128, generator=torch.Generator().manual_seed(0))
     layout = Layout(quantized.grid, 32, gptq.SECOND, ordered=True)
@@ -106,7 +106,7 @@ def test_compressed_tensors_decodes_wrong_words_to_other_weights(which):
 
 @pytest.mark.parametrize("mistake", ["zero points", "version"])
 def test_a_whole_folder_talks_garbage_in_transformers(tmp_path, mistake):
-    """An asymmetric GPTQ file, whose zero points nothing in it tells to be wrong."""
+    """An asymmetric GPTQ file: nothing in the file shows that its zero points are wrong."""
     pytest.importorskip("gptqmodel")
     pytest.importorskip("optimum")
     from transformers import AutoModelForCausalLM

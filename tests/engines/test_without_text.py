@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not (ASIDE / "hqq").is_dir(), reason="hqq and si
 
 @pytest.fixture
 def aside(monkeypatch):
-    """A function that imports a module of the folder; afterwards nobody finds it any more."""
+    """A function that imports a module from the folder; after the test, the module is removed again."""
     monkeypatch.syspath_prepend(str(ASIDE))
     before = set(sys.modules)
     yield importlib.import_module
@@ -38,7 +38,10 @@ def weights():
 @pytest.mark.parametrize(("bits", "most"), [(2, 0.9), (3, 1.02), (4, 1.06)])
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_hqq(aside, weights, bits, most, group_size):
-    """Its zero points are floats of 16 bits, ours codes: at 2 bits that is made up for, at 4 it costs up to 5 %."""
+    """The package's zero points are floats of 16 bits, ours are codes.
+
+    At 2 bits, our errors are still smaller; at 4 bits, our codes cost up to 5 %.
+    """
     quantizer = aside("hqq.core.quantize").Quantizer
     options = {"axis": 1, "bitpack": False, "device": "cpu", "compute_dtype": torch.float32}
     for weight in weights:
@@ -46,14 +49,15 @@ def test_hqq(aside, weights, bits, most, group_size):
         ours = hqq.quantize(weight, IntGrid(bits), group_size).dequantize()
         error = (theirs - weight).abs().mean()
         assert (ours - weight).abs().mean() < most * error
-        # The page that tests without the package follow. Half of a step goes either way, by the last bit of a scale.
+        # Tests without the package use this page (tests/reference). A weight in the middle between two levels may go
+        # either way, by the last bit of a scale.
         page = torch.from_numpy(hqq_package.quantize(weight.numpy(), bits, group_size, False))
         assert ((page - theirs).abs() > 1e-3 * weight.abs().mean()).float().mean() < 0.02
         assert (page - weight).abs().mean() == pytest.approx(error.item(), rel=1e-3)
 
 
 def test_sinq(aside, weights):
-    """The same scales of rows and columns, where the package balances a matrix as a whole."""
+    """The scales of rows and columns are the same if the package balances a matrix as a whole."""
     spec = importlib.util.spec_from_file_location("sinkhorn", ASIDE / "sinq" / "sinkhorn.py")  # not sinq/__init__.py
     sinkhorn = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sinkhorn)
@@ -61,7 +65,7 @@ def test_sinq(aside, weights):
     for rows, columns in ((64, 96), (128, 64), (16, 200)):
         sizes = torch.rand(rows, 1, generator=draws) * torch.rand(columns, generator=draws)
         uneven.append(torch.randn(rows, columns, generator=draws) * sizes)
-    # Of uneven ones imbalance hardly falls any more at the end, so a last bit decides which turn is the last.
+    # For uneven matrices, the imbalance hardly falls in the last turns, so a last bit decides which turn is the last.
     for weight, apart in [(weight, 1e-5) for weight in weights] + [(weight, 2e-2) for weight in uneven]:
         scaled, of_columns, of_rows = sinkhorn.sinkhorn_log(weight, sinq.TURNS)
         rows, columns = sinq.balance(weight)

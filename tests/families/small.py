@@ -19,10 +19,11 @@ from qtutor.decoder.text import calibration_tokens
 
 VOCABULARY = 1024  # of the embedded decoder's tokenizer
 PAD = 1023  # a row of zeros, so no token of the text may have it
-WINDOW = 12  # shorter than any text here, so that it shows
+WINDOW = 12  # shorter than any text here, so that its effect shows
 SLIDING, FULL = "sliding_attention", "full_attention"
 
-# What a config of each has besides the sizes. Gemma's heads are wider than hidden / heads, as in all but one of them.
+# What a config of each family has besides the sizes. Gemma's heads are wider than hidden / heads here: the real models
+# also set head_dim by itself.
 FAMILIES = {
     "llama": {},
     "mistral": {"sliding_window": WINDOW},
@@ -57,7 +58,7 @@ FAMILIES = {
 
 
 def new(family: str, seed: int = 0, **changes) -> nn.Module:
-    """A decoder as it is drawn, hidden 64, 2 or 3 blocks, grouped-query attention unless ``changes`` say otherwise."""
+    """A decoder with random initial weights: hidden 64, 2 or 3 blocks, grouped-query attention (or see ``changes``)."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
     sizes |= {"bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1}
@@ -67,7 +68,7 @@ def new(family: str, seed: int = 0, **changes) -> nn.Module:
 
 @torch.no_grad()
 def random(family: str, seed: int = 0, **changes) -> nn.Module:
-    """One in which nothing is left at zero or one, and whose attention looks somewhere."""
+    """A random decoder without parameters that are all zero or one; its attention prefers some places."""
     model = new(family, seed, **changes)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
@@ -78,12 +79,12 @@ def random(family: str, seed: int = 0, **changes) -> nn.Module:
 
 
 def near(found: torch.Tensor, expected: torch.Tensor, within: float) -> bool:
-    """Whether no number is further off than ``within`` of the largest that is expected."""
+    """Whether every number is off by at most ``within`` times the largest expected number."""
     return bool((found - expected).abs().max() <= within * expected.abs().max())
 
 
 def put_tokenizer(folder: Path) -> None:
-    """The embedded decoder's, for a checkpoint in ``folder``."""
+    """Copy the embedded decoder's tokenizer to the checkpoint in ``folder``."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EMBEDDED / name, folder)
 
@@ -94,22 +95,22 @@ def _tokens() -> torch.Tensor:
 
 
 def text() -> torch.Tensor:
-    """What :func:`trained` reads, several times: Python code and interpreter sessions, int64 ``[samples, length]``."""
+    """The text for :func:`trained`: Python code and interpreter sessions, int64 ``[samples, length]``."""
     return _tokens()[:280]
 
 
 def calibration() -> torch.Tensor:
-    """More text of that kind, 64 samples."""
+    """More text of the same kind, 64 samples."""
     return _tokens()[280:344]
 
 
 def unseen() -> torch.Tensor:
-    """What to measure on, 32 samples."""
+    """Text for measuring, 32 samples."""
     return _tokens()[344:]
 
 
 def trained(family: str, steps: int = 48, rate: float = 1e-2, **changes) -> nn.Module:
-    """One that has read ``steps`` batches of 8 samples."""
+    """A decoder that was trained on ``steps`` batches of 8 samples."""
     model = new(family, **changes).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     rows = text()

@@ -1,4 +1,4 @@
-"""Checkpoints and tokenizers as people have them, each built as a folder."""
+"""Checkpoints and tokenizers as users have them, each built as a folder."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def test_tokens_beyond_the_embedding_are_told_at_load_and_refused_in_a_text(fold
         model, tokenizer = qtutor.load(folder, device="cpu")
     text = next(str(one.message) for one in told if "embeds" in str(one.message))
     assert "embeds 1,024 tokens, 0 to 1023" in text and "2 beyond: '<|user|>' (1024), '<|call|>' (1025)." in text
-    assert qtutor.generate(model, tokenizer, "def f(", 4).startswith("def f(")  # all else works
+    assert qtutor.generate(model, tokenizer, "def f(", 4).startswith("def f(")  # everything else works
     with pytest.raises(QtutorError, match=r"the token '<\|call\|>', number 1025, and the model embeds 1024"):
         qtutor.generate(model, tokenizer, "<|call|>def", 4)
     with pytest.raises(QtutorError, match=r"token ids run from .* to 1024, but the model's vocabulary has 1024"):
@@ -60,7 +60,7 @@ def test_tokens_beyond_the_embedding_are_told_at_load_and_refused_in_a_text(fold
 
 
 def test_tokens_that_the_embedding_has_are_added_in_silence(folder):
-    """As people add them: the embedding is resized. And as Qwen's is: larger than its tokenizer needs."""
+    """The embedding is resized, as users do it. It is also larger than the tokenizer needs, like Qwen's."""
     add_tokens(folder, ["<|user|>", "<|call|>"])
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(1088, mean_resizing=False)
@@ -73,7 +73,7 @@ def test_tokens_that_the_embedding_has_are_added_in_silence(folder):
 
 
 def test_a_token_with_a_number_beyond_a_gap(folder):
-    """No more tokens than rows, but one of them lies beyond."""
+    """There are no more tokens than rows, but the number of one token is beyond the last row."""
     values = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = values["model"]["vocab"]
     last = max(vocabulary, key=vocabulary.get)
@@ -105,7 +105,7 @@ def test_a_chat_template_as_a_file_and_in_the_config(folder, tmp_path, where):
 
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_sixteen_bits_with_norms_in_thirty_two(tmp_path, family):
-    """The config says which dtype is computed in; norms in another become that, as transformers makes them."""
+    """The config names the dtype for computing; norms in a different dtype are converted to it, as in transformers."""
     model = small.random(family).bfloat16()
     model.save_pretrained(tmp_path)
     small.put_tokenizer(tmp_path)
@@ -113,13 +113,13 @@ def test_sixteen_bits_with_norms_in_thirty_two(tmp_path, family):
     tensors = load_file(path)
     for name in tensors:
         if "norm" in name:
-            tensors[name] = tensors[name].float() + 1e-4  # no number of bfloat16
+            tensors[name] = tensors[name].float() + 1e-4  # bfloat16 cannot hold this number
     save_file(tensors, path)
     ours, theirs = qtutor.load(tmp_path, device="cpu")[0], AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert {parameter.dtype for parameter in ours.parameters()} == {torch.bfloat16}
     assert torch.equal(logits(ours), logits(theirs))
     wide = qtutor.load(tmp_path, dtype="float32", device="cpu")[0]
-    assert torch.equal(wide.model.norm.weight, tensors["model.norm.weight"])  # nothing was rounded on the way
+    assert torch.equal(wide.model.norm.weight, tensors["model.norm.weight"])  # nothing was rounded while loading
     qtutor.quantize(ours, qtutor.Recipe("gptq", 4, 32), small.calibration()[:8], progress=False)
     qtutor.export(ours, tmp_path / "out")
     assert torch.equal(logits(qtutor.load_quantized(tmp_path / "out", device="cpu")), logits(ours))
@@ -127,7 +127,10 @@ def test_sixteen_bits_with_norms_in_thirty_two(tmp_path, family):
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "granite", "smollm3", "phi3"])
 def test_tied_matrices_with_a_stray_output_matrix(tmp_path, family):
-    """Trainers write the output matrix though it is the embedding: the same is taken, another one is told."""
+    """Some trainers write the output matrix although it is tied to the embedding.
+
+    If both are equal, the checkpoint is loaded. If they differ, it is refused.
+    """
     model = small.random(family)
     model.save_pretrained(tmp_path)
     small.put_tokenizer(tmp_path)

@@ -15,7 +15,7 @@ from tests.families import small
 from tests.families.test_random import LONGROPE
 from tests.models import some_ids
 
-# Attributes that no tensor's shape tells of, as a config changed afterwards would leave them behind.
+# Attributes of modules that do not show in the shape of any tensor. If the config is changed later, they stay the same.
 CHANGED = {
     "model.layers.0.residual_multiplier": ("granite", {"residual_multiplier": 0.5}),
     "model.layers.0.self_attn.scaling": ("gemma2", {"query_pre_attn_scalar": 100}),
@@ -30,7 +30,7 @@ CHANGED = {
 def test_a_config_that_was_changed_afterwards_is_noticed(name):
     family, values = CHANGED[name]
     model = small.random(family)
-    model.config = copy.deepcopy(model.config)  # the modules keep what they were made with
+    model.config = copy.deepcopy(model.config)  # the modules keep the config that they were made with
     for key, value in values.items():
         setattr(model.config, key, value)
     with pytest.raises(QtutorError, match=name.replace(".", r"\.") + " is .*, but the model's config"):
@@ -54,7 +54,7 @@ def test_each_of_two_ropes_is_compared(kind):
 
 
 def test_angles_are_still_the_config_s_after_a_long_text():
-    """With longrope they change while a long text is read, and a short one changes them back."""
+    """With longrope, the angles change while a long text is read, and a short text changes them back."""
     changes = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}
     model = small.random("phi3", **changes)
     model(some_ids(1, 24))
@@ -71,7 +71,7 @@ SIZES = {
     **{"attention_dropout": 0.0, "initializer_range": 0.02, "transformers_version": "4.50.0.dev0"},
 }
 FACTORS6 = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
-# Keys as checkpoints of these families have them, in the words of the time; the sizes are small.
+# The keys of real checkpoints of these families, with their names at that time; the sizes are small.
 AS_SHIPPED = {
     "gemma2": {
         **{"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "cache_implementation": "hybrid"},
@@ -112,7 +112,7 @@ AS_SHIPPED = {
 
 @pytest.mark.parametrize("family", AS_SHIPPED)
 def test_no_key_that_computes_is_lost(tmp_path, family):
-    """What is made of the keys that we let through is what transformers makes of all."""
+    """The config from the keys that we accept equals the config that transformers makes from all keys."""
     values = SIZES | AS_SHIPPED[family]
     (tmp_path / "config.json").write_text(json.dumps(values))
     ours, theirs = config_of(values, "config.json", 3), AutoConfig.from_pretrained(tmp_path)
@@ -151,7 +151,7 @@ def test_numbers_with_which_nothing_can_be_computed(family, values, words):
 
 
 def test_code_that_is_a_copy_of_transformers_is_not_run_but_said():
-    """Phi-3 and Phi-4 come with their own modeling_phi3.py, which transformers has had since."""
+    """Phi-3 and Phi-4 come with their own modeling_phi3.py; by now, transformers has this code itself."""
     auto_map = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoTokenizer": "somebody/else"}
     auto_map["AutoModelForCausalLM"] = "somebody/else--modeling_phi3.Phi3ForCausalLM"
     with pytest.warns(UserWarning, match=r"config\.json has auto_map.*'configuration_phi3\.Phi3Config'.* is not run"):

@@ -19,7 +19,7 @@ LONGROPE = {
     **{"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
     **{"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]},
 }
-# What checkpoints of the families have besides: heads without groups, so that v is scaled through o, and biases.
+# Other features of the families' checkpoints: attention without groups, so that v and o are a pair, too; and biases.
 VARIANTS = {
     **{family: (family, {}) for family in small.FAMILIES},
     "phi3, no groups": ("phi3", {"num_key_value_heads": 4}),
@@ -56,7 +56,7 @@ def test_the_walk_computes_what_the_model_computes(model):
 
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_what_makes_a_family_different_shows(family):
-    """What the comparison above is worth: with any number of the config changed, the model computes something else."""
+    """The comparison above notices mistakes: if any number of the config is changed, the logits are different."""
     told = [key for key in small.FAMILIES[family] if not key.startswith(("num_hidden", "pad_", "tie_", "head_dim"))]
     told = [key for key in told if key not in ("use_sliding_window", "max_window_layers")]
     changed = {
@@ -78,7 +78,7 @@ def test_what_makes_a_family_different_shows(family):
 
 
 def test_each_block_is_called_as_the_model_calls_it():
-    """Every other block of Gemma 2 sees a window only: its mask is another. Gemma 3's also turn by other angles."""
+    """Every second block of Gemma 2 sees only a window, so its mask differs. In Gemma 3, the angles differ, too."""
     masks = [block.arguments["attention_mask"] for block in walk(small.random("gemma2"), some_ids(5))]
     assert [mask is None or torch.equal(mask, masks[1]) for mask in masks] == [False, True, False]
     turns = [block.arguments["position_embeddings"][0] for block in walk(small.random("gemma3_text"), some_ids(5))]
@@ -106,7 +106,10 @@ def test_outliers_and_folded_scales_leave_the_logits(model):
 
 @pytest.mark.parametrize("variant", ["llama", "granite, biases", "smollm3, biases"])
 def test_the_stream_s_drift_is_made_up_for_by_what_is_really_added(variant):
-    """Granite adds a share of what a half makes: the least squares solution has no gradient left for that sum."""
+    """Granite adds only a share of a half's output to the stream.
+
+    At the least squares solution, the gradient of the error after this addition is nearly zero.
+    """
     family, changes = VARIANTS[variant]
     model = small.random(family, **changes)
     for name, parameter in model.named_parameters():
@@ -133,7 +136,7 @@ def test_the_stream_s_drift_is_made_up_for_by_what_is_really_added(variant):
 
 
 def test_an_embedding_in_codes_is_scaled_as_the_float_one_is(tmp_path, model):
-    """Gemma multiplies what it looks up by the square root of the width: 8 bits would not hide the lack of it."""
+    """Gemma multiplies its embeddings by the square root of the width; at 8 bits, a missing factor would show."""
     quantized, ids = copy.deepcopy(model), some_ids()
     recipe = qtutor.Recipe("rtn", 8, 32, embeddings=True, lm_head=True)
     qtutor.quantize(quantized, recipe, progress=False)
@@ -145,7 +148,7 @@ def test_an_embedding_in_codes_is_scaled_as_the_float_one_is(tmp_path, model):
 
 
 def test_an_embedding_in_codes_rounds_its_scale_as_the_float_one_does():
-    model = small.random("gemma2", hidden_size=96).bfloat16()  # whose square root is no number of 16 bits
+    model = small.random("gemma2", hidden_size=96).bfloat16()  # 16 bits cannot hold the square root of 96
     table, ids = model.model.embed_tokens, some_ids()
     qtutor.quantize(model, qtutor.Recipe("rtn", 8, 32, embeddings=True), progress=False)
     rows = model.model.embed_tokens.quantized().dequantize().to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Models of kinds that are not quantized here are refused by name, before any work, with what they would need."""
+"""Models of unsupported kinds are refused by name, before any work; the message says what they would need."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_names_that_are_none(name):
 
 @pytest.fixture
 def no_weights(tmp_path):
-    """A function that makes a folder of a model whose weights, should anybody look, are damaged."""
+    """A function that makes a model folder with damaged weights: reading the weights would fail."""
 
     def made(**values):
         (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64} | values))
@@ -124,7 +124,7 @@ def test_from_the_hub_before_weights_are_fetched(no_weights, monkeypatch):
 
 
 def some_models():
-    """Whole models of these kinds, of shapes alone: none of their numbers may be needed."""
+    """Whole models of these kinds, with shapes but without values: no value may be needed."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"vocab_size": 64}
     with torch.device("meta"):

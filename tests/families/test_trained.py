@@ -20,7 +20,7 @@ def test_all_families_are_tried():
 
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_it_has_learned_from_the_text(trained, family):
-    """A guess among all tokens has a perplexity of 1024."""
+    """A random guess among all tokens has a perplexity of 1024."""
     assert qtutor.perplexity(trained(family), small.unseen()) < 350
 
 
@@ -32,7 +32,7 @@ def test_the_walk_computes_what_the_model_computes(trained, family):
     last = len(model.model.layers) - 1
     for index, block in enumerate(walk(model, ids, twin=True)):
         assert small.near(block.states, expected[index], 1e-5)
-        if index < last:  # behind the last block transformers says what the norm made of it
+        if index < last:  # after the last block, transformers returns the output of the final norm
             assert small.near(block.run(slice(None)), expected[index + 1], 1e-5)
     assert index == last
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_folded_scales_leave_the_logits(trained, family):
         assert small.near(model(ids).logits, expected, 1e-4)
     before = trained(family).state_dict()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert len(changed) > len(model.model.layers)  # a search may find that a pair is best left alone
+    assert len(changed) > len(model.model.layers)  # a search may find that a pair is best without scales
 
 
 @pytest.mark.parametrize("family", small.FAMILIES)

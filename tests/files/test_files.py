@@ -1,4 +1,4 @@
-"""A file or a folder is the old one or the whole new one, and has the same permissions as any other new one."""
+"""A file or folder is always the old one or the whole new one; its permissions are those of any new file or folder."""
 
 import os
 import stat
@@ -31,7 +31,7 @@ def names_and_contents(folder):
 
 @pytest.fixture(params=["in one step", "in two"])
 def steps(request, monkeypatch):
-    """With the system call that exchanges two names, and as on systems without one."""
+    """With the system call that exchanges two names, and as on systems without this call."""
     if request.param == "in two":
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     return request.param
@@ -71,7 +71,7 @@ def test_an_accident_leaves_the_old_file_and_nothing_else(tmp_path, accident):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
-# Every call of the system that comes after the content was written; an interrupt or an error may come at each.
+# All system calls after the content was written; an interrupt or an error may happen at each of them.
 STEPS = ["os.fsync", "os.chmod", "os.rename", "os.replace", "qtutor.files._exchange", "qtutor.files._put"]
 
 

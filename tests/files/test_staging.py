@@ -78,7 +78,7 @@ def test_what_is_called_otherwise_stays(tmp_path, name):
 
 
 def test_links_are_not_followed(tmp_path):
-    """In a folder that many may write to, somebody could lay one."""
+    """In a folder that many users may write to, somebody could create such a link."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     (tmp_path / f".out.01234567{SUFFIX}").symlink_to(tmp_path / "mine")
@@ -145,7 +145,7 @@ def test_a_stage_that_is_removed_before_it_has_its_lock_is_made_again(tmp_path, 
     def slow(folder, needed=True):
         if not needed and len(taken) < 3:
             taken.append(folder)
-            remove_leftovers(tmp_path / "out")  # another run comes between
+            remove_leftovers(tmp_path / "out")  # another run does this in between
         return locked(folder, needed)
 
     monkeypatch.setattr(stages, "locked", slow)

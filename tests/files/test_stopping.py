@@ -19,7 +19,7 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @pytest.fixture(autouse=True)
 def nothing_is_ignored():
-    """A shell lets what it runs in the background ignore SIGINT, and nohup SIGHUP."""
+    """Set the default handlers: a shell's background programs ignore SIGINT, and programs under nohup ignore SIGHUP."""
     default = {number: signal.SIG_DFL for number in STATUS} | {signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in default.items()}
     yield
@@ -49,7 +49,7 @@ def test_a_command_that_is_stopped_cleans_up_and_says_so(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("later", [QtutorError("config.json is no config."), OSError("no file"), NameError("torch")])
 def test_a_request_that_a_library_catches_is_not_forgotten(monkeypatch, capsys, number, later):
-    """transformers' imports catch whatever is raised in them, and what they raise later names the wrong cause."""
+    """transformers' imports catch every exception inside them, and their own error later names the wrong cause."""
 
     def run(options):
         with contextlib.suppress(BaseException):

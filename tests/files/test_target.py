@@ -1,4 +1,4 @@
-"""Everything that can be said about OUT is said before the work, and these checks write nothing."""
+"""Problems with OUT are reported before the work begins, and these checks leave nothing behind."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from tests.disks import NOBODY, as_nobody, needs_mount, needs_root
 
 
 def refused(message, out, **options):
-    """The refusal matches, and all that lies around ``out`` is as it was."""
+    """``out`` is refused, and the message matches and is one paragraph."""
     with pytest.raises(QtutorError, match=message) as told:
         checked(out, **{"folder": True} | options)
     assert "\n" not in str(told.value)
@@ -28,7 +28,7 @@ def refused(message, out, **options):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The current folder, with a checkpoint ``llama`` and a file ``a.gguf``; at the end nothing else may be there."""
+    """The current folder, with a checkpoint ``llama`` and a file ``a.gguf``; afterwards nothing else may be there."""
     here = tmp_path / "home"
     (here / "llama").mkdir(parents=True)
     (here / "llama" / "config.json").write_text("{}")
@@ -91,7 +91,7 @@ def test_places_that_are_not_replaced(home, tmp_path):
 
 
 def test_what_nobody_may_write_stays(home, tmp_path):
-    """Not even root, to whom the system would allow it."""
+    """Not even root may replace it, although the system would allow this."""
     (tmp_path / "kept.gguf").touch(0o444)
     (tmp_path / "kept").mkdir(0o555)
     for name in ("kept", "kept.gguf"):
@@ -128,7 +128,7 @@ def test_room(home, tmp_path, monkeypatch):
     refused(
         r"at least 1,000,000,001 bytes, and 1,000,000,000 are free on the disk of ", tmp_path / "out", need=free + 1
     )
-    total = free = 0  # a file system that tells nothing
+    total = free = 0  # a file system that gives no sizes
     assert checked(tmp_path / "out", folder=True, need=1) == tmp_path / "out"
 
 
@@ -150,7 +150,7 @@ def test_the_least_that_it_takes(tmp_path):
     save_file({"model.layers.0.again.weight": np.zeros((30, 8))}, tmp_path / "model-00001-of-00002.safetensors")
     assert least_bytes(tensors_in(tmp_path), 4) == 1600 + 30 * 8 // 2 + 16
     assert least_bytes(tensors_in(tmp_path), 4.5, everywhere=True) == 800 * 4.5 / 8 + 240 * 4.5 / 8 + 16
-    assert least_bytes(tensors_in(tmp_path), 32) == 1600 + 480 + 16  # it may take more, and never less than known
+    assert least_bytes(tensors_in(tmp_path), 32) == 1600 + 480 + 16  # a matrix counts at most its bytes in the file
     (tmp_path / "model.safetensors").unlink()
     assert least_bytes(tensors_in(tmp_path), 8) == 240
     (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"damaged")
@@ -196,7 +196,7 @@ def test_a_mounted_folder_is_not_replaced(tmp_path, how):
 
 @pytest.fixture
 def open_to_all():
-    """A folder that another user can reach: pytest's own are closed."""
+    """A folder that other users can reach: pytest's own folders are closed to them."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         yield Path(folder)
@@ -204,11 +204,11 @@ def open_to_all():
 
 @needs_root
 def test_what_may_not_be_written(open_to_all):
-    """Of another user, or protected; root itself may write everywhere."""
+    """OUT belongs to another user, or is protected. The checks do not run as root, who may write everywhere."""
     (open_to_all / "closed").mkdir(mode=0o755)
     told = as_nobody(lambda: checked(open_to_all / "closed" / "out", folder=True))
     assert told.startswith("QtutorError") and "out cannot be written: Permission denied" in told
-    open_to_all.chmod(0o1777)  # as /tmp: files of others stay
+    open_to_all.chmod(0o1777)  # like /tmp: nobody can remove files of other users
     (open_to_all / "a.gguf").touch()
     (open_to_all / "a.gguf").chmod(0o666)
     (open_to_all / "out").mkdir()

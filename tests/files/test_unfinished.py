@@ -1,4 +1,4 @@
-"""The hidden folder of a long run: kept while it is useful, found again only by the same run, never in the way."""
+"""The hidden folder of a long run: kept while it is useful, used again only by the same run, never in the way."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_lines_count_as_far_as_they_are_whole(tmp_path, text):
     with open(tmp_path / HIDDEN / "done.jsonl", "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
     with unfinished(tmp_path / "out", WORK) as run:
-        assert run.done in ([{"piece": 0}, {"piece": 1}], [])  # bytes that are no text spoil the file
+        assert run.done in ([{"piece": 0}, {"piece": 1}], [])  # bytes that are not text make the file useless
 
 
 def test_a_link_or_a_file_of_that_name_is_left_alone(tmp_path):
@@ -143,7 +143,7 @@ def test_a_run_that_is_alive_is_left_alone(tmp_path):
 
 
 def test_a_kill_between_the_last_two_steps_is_made_good(tmp_path):
-    """Where two names cannot be exchanged, the old folder has been moved away and no new one put there."""
+    """On a system that cannot exchange two names, the old folder is already away, and the new one is not yet there."""
     path = tmp_path / "out"
     begin(path, 1)
     (tmp_path / HIDDEN / "old").mkdir()

@@ -1,4 +1,4 @@
-"""Everything that can be meant as a text is accepted; the rest is refused, and the message says what to pass."""
+"""All objects that can be understood as text are accepted; others are refused, and the message says what to pass."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ GPTQ = qtutor.Recipe("gptq", group_size=32)
 
 
 def letters(text, verbose=True):
-    """A tokenizer of bytes, with one token in front of every text."""
+    """A tokenizer of bytes that puts one token before every text."""
     return {"input_ids": [255, *text.encode()]}
 
 
@@ -69,7 +69,7 @@ def test_texts_are_joined_and_cut():
 
 
 class Texts:
-    """Something else that holds texts."""
+    """An object of an unknown class that holds texts."""
 
 
 REFUSED = {

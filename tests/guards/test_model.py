@@ -1,4 +1,4 @@
-"""Models that are not what they seem: each is quantized correctly, or refused by name before any work."""
+"""Unusual models: each is quantized correctly, or refused before any work with a message that names the problem."""
 
 import copy
 import re
@@ -21,7 +21,7 @@ RECIPE = qtutor.Recipe(group_size=32)
 
 
 class Lora(nn.Module):
-    """What peft puts in the place of a layer."""
+    """A module like the one with which peft replaces a layer."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -34,7 +34,7 @@ class Lora(nn.Module):
 
 
 class PeftModel(nn.Module):
-    """What peft puts around a model."""
+    """A module like the one that peft puts around a model."""
 
     def __init__(self, model):
         super().__init__()
@@ -45,7 +45,7 @@ class PeftModel(nn.Module):
 
 
 class Linear4bit(nn.Linear):
-    """A layer that another tool packed: what bitsandbytes' looks like from outside."""
+    """A layer that another tool packed: from outside, it looks like a layer of bitsandbytes."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__(layer.in_features, layer.out_features, bias=False)
@@ -205,7 +205,7 @@ REFUSED = {
 
 
 class Split(torch.Tensor):
-    """What tools that pack or split tensors make of them."""
+    """A subclass of tensors, as in tools that pack or split tensors."""
 
 
 @pytest.mark.parametrize("label", REFUSED)
@@ -224,7 +224,7 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path, label, then):
 
 
 def comes_back(model, tmp_path, **recipe):
-    """Quantize, export, load: the logits stay."""
+    """Quantize, export, load: the logits stay the same."""
     size = groups_of(recipe.get("method", "rtn"))
     qtutor.quantize(model, qtutor.Recipe(**size | recipe), some_ids(16, 32), progress=False)
     expected = model(some_ids()).logits
@@ -273,7 +273,7 @@ def accelerate_hooks(model):
 
 
 def one_storage(model):
-    """q, k and v as parts of one matrix, as tools that join layers leave them."""
+    """q, k and v are parts of one matrix, as in models from tools that join layers."""
     for block in model.model.layers:
         layers = [getattr(block.self_attn, f"{name}_proj") for name in "qkv"]
         joined = torch.cat([layer.weight for layer in layers])
@@ -282,7 +282,7 @@ def one_storage(model):
 
 
 def overlapping(model):
-    """Two tensors that begin at the same place in memory, one longer than the other."""
+    """Two parameters of the same shape at the same place in memory."""
     first, second = (block.mlp.up_proj for block in model.model.layers)
     first.weight = nn.Parameter(second.weight.data)
 
@@ -292,7 +292,7 @@ def hook_on_a_norm(model):
 
 
 def hidden_states_were_asked_for(model):
-    """transformers then puts hooks of its own on every block, and leaves them there."""
+    """Then transformers puts its own hooks on every block, and leaves them there."""
     model(some_ids(), output_hidden_states=True)
     assert model.model.layers[0]._forward_hooks
 
@@ -343,7 +343,7 @@ def test_dtypes(tmp_path, dtype, method):
     model = tiny(dtype=dtype)
     model.model.rotary_emb = type(model.model.rotary_emb)(
         model.config
-    )  # tiny() casts its angles, a checkpoint does not
+    )  # tiny() casts the angles, too; in a model from a checkpoint they stay float32
     if dtype is not torch.float64:
         comes_back(model, tmp_path, method=method)
         return
@@ -403,7 +403,7 @@ def doubled(forward):
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("place", ["layers.1.mlp.up_proj", "layers.0.mlp", "layers.1", "norm", "embed_tokens"])
 def test_a_forward_of_ones_own_is_named(tmp_path, place, method):
-    """Calibration would see what it computes, and no written file could hold it."""
+    """Calibration would see the results of this forward, but no written file could hold it."""
     model = tiny()
     patched = model.model.get_submodule(place)
     patched.forward = doubled(patched.forward)
@@ -436,7 +436,7 @@ def test_a_forward_that_is_compiled_or_put_back_is_the_same(place):
 
 
 def test_a_layer_that_the_family_does_not_have_is_named(monkeypatch):
-    """Even where the config promises it, as for a family that was described in part."""
+    """Even if the config promises this layer, as for a family whose description is incomplete."""
     from dataclasses import replace
 
     from qtutor import families
@@ -501,7 +501,7 @@ def test_a_few_small_groups_are_told_and_zeros_are_not():
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_errors_of_extreme_weights_are_computed_all_the_same(size):
-    """NF4's scales have 32 bits and hold them; the squares of such weights do not fit float32."""
+    """NF4's scales have 32 bits, so they can hold such weights; but the squares of these weights do not fit float32."""
     usual, extreme = tiny(), edited(set_parameter(lambda w: w * size))
     recipe = qtutor.Recipe("nf4", group_size=32, double=False)
     errors = [qtutor.quantize(model, recipe, progress=False).rows[-2].error for model in (usual, extreme)]
@@ -544,7 +544,7 @@ def test_scaled_positions_are_as_the_config_says(kind):
 
 
 def test_a_layer_that_makes_up_for_others_is_not_said_to_be_lost():
-    """With propagation a layer may come to differ from what it was by more than its size; that is no loss."""
+    """With propagation, a layer may change by more than its own size; this is not a loss."""
     weight, scales = torch.ones(2, 32), torch.ones(2, 1)
     assert what_is_lost(3 * weight, weight, scales, error=2.0) == ""
     assert "almost nothing is left of its weights" in what_is_lost(0.01 * weight, weight, scales, error=0.99)

@@ -26,7 +26,7 @@ def layer(rows: int, columns: int, seed: int) -> nn.Linear:
 
 
 def with_outliers(tokens: int, width: int, seed: int, count: int = 4, size: float = 20.0) -> torch.Tensor:
-    """Inputs of which a few channels are far larger than the rest, as in large models; float32."""
+    """Float32 inputs in which a few channels are far larger than the others, as in large models."""
     x = correlated(tokens, width, seed).float()
     x[:, torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:count]] *= size
     return x
@@ -43,8 +43,8 @@ def test_ratio_0_is_rounding_to_nearest_and_others_are_not(bits, duo):
     assert found.errors[0] == pytest.approx(expected, rel=1e-4)
     assert len(found.errors) == awq.RATIOS and len(set(found.errors)) == awq.RATIOS
     assert torch.equal(awq.scale_of(x.abs().mean(0), 0.0), torch.ones(64))
-    assert torch.equal(made.weight.data, weight)  # put back
-    assert found.ratio > 0  # outliers make scaling worth while: this is no rounding to nearest
+    assert torch.equal(made.weight.data, weight)  # the search has put the weights back
+    assert found.ratio > 0  # scaling pays off with outliers, so the result differs from rounding to nearest
     scaled = rtn.quantize(weight * found.scale, grid, 32).dequantize() / found.scale
     assert not torch.equal(scaled, nearest.dequantize())
 
@@ -55,7 +55,7 @@ def test_the_search_never_ends_above_rounding_to_nearest(seed):
     x = with_outliers(128, 64, seed, outliers) if outliers else torch.randn(128, 64)
     layers = [layer(16, 64, seed), layer(24, 64, seed + 1)]
 
-    def parent(x):  # two layers that share an input, and something after them that is not linear
+    def parent(x):  # two layers with the same input, and a nonlinear function after them
         return torch.tanh(layers[0](x) / 30) * layers[1](x)[:, :16]
 
     found = awq.search(layers, x.split(50), x.abs().mean(0), parent, qtutor.IntGrid(bits), 32, duo=bool(seed % 2))
@@ -96,7 +96,7 @@ def test_a_silent_channel_and_silent_inputs_do_no_harm():
     for inputs in (x, torch.zeros(16, 64)):
         found = awq.search([made], [inputs], inputs.abs().mean(0), made, qtutor.IntGrid(3), 32)
         assert torch.isfinite(found.scale).all() and (found.scale > 0).all()
-    assert found.ratio == 0  # all candidates alike: leave it as it is
+    assert found.ratio == 0  # all candidates are equal, so nothing is scaled
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,7 +115,7 @@ def test_folding_leaves_the_float_models_logits(family, dtype, heads):
         block.dtype = dtype
         changed = scaling.scale_block(block, qtutor.IntGrid(3), 32)
         assert set(changed) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
-        assert all(torch.equal(value, value.to(dtype).float()) for value in changed.values())  # exact as stored
+        assert all(torch.equal(value, value.to(dtype).float()) for value in changed.values())  # exact in this dtype
         original.load_state_dict(block.module.state_dict())
     moved = {name.split(".", 3)[3] for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
     assert {"mlp.up_proj.weight", "mlp.down_proj.weight", "self_attn.q_proj.weight"} <= moved
@@ -135,14 +135,14 @@ def test_a_twin_is_scaled_as_well_and_nothing_seems_to_have_drifted():
         moments, weight = reading.moments(), reading.layers[0].weight
         if moments.target is None:
             assert moments.drift.abs().max() == 0
-        else:  # the layer's own weights already make what is wanted
+        else:  # the layer's own weights already give the target
             made = weight.double() @ moments.hessian
             assert torch.allclose(moments.target, made, atol=1e-6 * made.abs().max().item())
 
 
 @pytest.mark.parametrize("heads", [2, 4])
 def test_every_search_sees_what_the_float_block_reads_and_makes(heads, monkeypatch):
-    """Also behind pairs that are scaled by then, and each token with the weight of its error."""
+    """Also after earlier pairs have been scaled. Each token counts by the weight of its error."""
     config = copy.deepcopy(tiny().config)
     config.num_key_value_heads = heads  # with 4 of 4, v -> o is scaled too
     torch.manual_seed(1)
@@ -169,7 +169,7 @@ def test_every_search_sees_what_the_float_block_reads_and_makes(heads, monkeypat
     monkeypatch.setattr(awq, "search", spy)
     scaling.scale_block(block, qtutor.IntGrid(3), 32)
     pairs = ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"]
-    # Each twice: from 0 to 0.8 in large steps, then around the best.
+    # Each pair is searched twice: ratios from 0 to 0.8 in large steps, then ratios around the best one.
     assert searched == [name for name in pairs if heads == 4 or "o_proj" not in name for _ in range(2)]
 
 
@@ -188,8 +188,9 @@ def test_a_search_looks_at_few_tokens_and_statistics_at_more(narrow, monkeypatch
 
     monkeypatch.setattr(awq, "search", spy)
     scaling.scale_block(next(walk.walk(model, some_ids(270, 64))), qtutor.IntGrid(3), 32, narrowed=True)
-    # Attention sees whole samples; the others, which look at each token by itself, tokens of all samples. The model is
-    # 64 wide: for one that is not narrow, all is less, but a search may need a third step.
+    # The search for attention runs on whole samples. The other modules treat each token by itself, so they run on some
+    # tokens of every sample. The model is 64 wide. If it does not count as narrow, fewer tokens are used everywhere,
+    # but a search may need a third step.
     known, tried = (16384, 2048) if narrow == 512 else (2048, 1024)
     found = [list(group) for is_known, group in groupby(tokens, lambda count: count == known) if not is_known]
     assert [set(group) for group in found] == [{tried}, {tried // 2}, {tried // 2}] and tokens.count(known) == 3
@@ -216,9 +217,9 @@ def test_the_best_ratio_is_looked_for_coarsely_and_then_closer(lowest, first, po
     if first == 5:
         assert len(tried) == 2
         return
-    # What lies behind the first three is tried where the error still falls there.
+    # The ratios after the first three are tried only if the error still falls at the third one.
     assert (scaling.RATIOS[3:] in tried) == (lowest > 0.3)
-    if 0.1 < lowest < 0.7 and power == 2:  # the minimum lies between two that were tried: a parabola meets it
+    if 0.1 < lowest < 0.7 and power == 2:  # the error is a parabola, and its minimum is between tried ratios
         assert len(tried[-1]) == 1 and found.ratio == pytest.approx(lowest)
 
 
@@ -233,7 +234,7 @@ def test_of_equal_ratios_the_one_that_scales_less_stays(first):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_is_folded_in_float32_for_the_grid_that_was_named(dtype, monkeypatch):
     plain, searched, search = qtutor.add_outliers(tiny(dtype=dtype)), set(), awq.search
-    # What the search is given, not only what it finds: there are few ratios, and two grids may well get the same ones.
+    # Also check the arguments of the search: there are only a few ratios, so two grids may get the same result.
     monkeypatch.setattr(awq, "search", lambda *given: (searched.add(given[4:6]), search(*given))[1])
     expected = copy.deepcopy(plain).float()(some_ids()).logits
     default = qtutor.IntGrid(4), 32
@@ -250,10 +251,10 @@ def test_a_model_is_folded_in_float32_for_the_grid_that_was_named(dtype, monkeyp
 
 
 class Judge:
-    """A quantizer that gives weights back with an error: of another size where they come scaled."""
+    """A quantizer that returns weights with an error; scaled weights get an error of a different size."""
 
     def __init__(self, block, as_they_are: float, scaled: float):
-        # As long as ones are kept, what does not come scaled is what was there at the start.
+        # As long as no scale is kept, weights that come unscaled are the weights from the start.
         self.known = {tuple(m.weight.flatten()[:9].tolist()) for m in block.module.modules() if hasattr(m, "weight")}
         self.as_they_are, self.scaled, self.hessians = as_they_are, scaled, []
 
@@ -266,7 +267,10 @@ class Judge:
 
 @pytest.mark.parametrize("errors", [(0.1, 0.2), (-1, -1), (0.2, 0.1), (0, 0)])
 def test_scales_that_the_final_quantizer_rounds_no_better_with_are_dropped(errors):
-    """Worse, or as bad: with an error of -1 all weights are 0, scaled or not. The search itself rounds to nearest."""
+    """Scales with a larger or an equal error are dropped: with an error of -1, all weights are 0, scaled or not.
+
+    The search itself rounds to nearest.
+    """
     block = next(walk.walk(qtutor.add_outliers(tiny()), some_ids(8)))
     before = {name: tensor.clone() for name, tensor in block.module.state_dict().items()}
     judge = Judge(block, *errors)
@@ -296,7 +300,7 @@ def test_the_judge_is_given_the_hessian_of_scaled_inputs():
 
 @pytest.mark.parametrize("best", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
 def test_the_search_ends_where_rounding_loses_least(best, monkeypatch):
-    """An error that grows on both sides of one ratio, whatever rounding to nearest would say."""
+    """The error here grows on both sides of one ratio; rounding to nearest plays no part."""
     block = next(walk.walk(qtutor.add_outliers(tiny()), some_ids(8)))
     reading = next(found for found in block.readings(ahead=True) if found.names == ("mlp.down_proj",))
     mean_abs = block.statistics("mlp.down_proj").mean_abs
@@ -333,7 +337,7 @@ def test_a_search_narrows_ranges_of_some_rows_and_leaves_the_others_exact(group_
 
 
 def test_a_norm_of_another_kind_is_refused(monkeypatch):
-    """Gemma's norms multiply by 1 + weight: dividing the weight would not divide what they hand on."""
+    """The norm here multiplies by 1 + weight, like Gemma's, so dividing its weight does not divide its output."""
     found = awq.Search(torch.linspace(0.5, 2, 64), 0.5, (2.0, 1.0))
     monkeypatch.setattr(awq, "search", lambda *_arguments: found)
     block = next(walk.walk(tiny(), some_ids(8)))

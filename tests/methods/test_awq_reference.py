@@ -1,4 +1,4 @@
-"""AWQ against the slow version that looks at every number and every token."""
+"""AWQ compared with the slow version, which computes with every number and every token in turn."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def test_the_search_is_the_slow_one(bits, group):
     for ratio in ratios:
         assert torch.allclose(awq.scale_of(x.abs().mean(0), ratio), torch.tensor(slow.scales(x.tolist(), ratio)))
     expected = slow.errors(made.weight.tolist(), x.tolist(), ratios, bits, group)
-    assert found.errors == pytest.approx(expected, rel=1e-4)  # float32 against float64
+    assert found.errors == pytest.approx(expected, rel=1e-4)  # float32 and float64
     assert found.ratio == ratios[expected.index(min(expected))]
 
 
@@ -30,7 +30,7 @@ def test_duo_scales_are_the_slow_ones(ratio, group):
     weights, x = [layer(rows, 32, seed=rows).weight.data for rows in (6, 5)], with_outliers(20, 32, seed=1, count=3)
     weights[0][2, :group] = 0  # a group of zeros
     for tensor in weights:
-        tensor[:, 9] = 0  # a column of zeros, the inputs of another
+        tensor[:, 9] = 0  # a column of zeros; column 5 gets inputs of zeros
     x[:, 5] = 0
     found = awq.scale_of(x.abs().mean(dim=0), ratio, weights, group)
     rows = [row for tensor in weights for row in tensor.tolist()]
@@ -41,7 +41,7 @@ def test_duo_scales_are_the_slow_ones(ratio, group):
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_ranges_judged_group_by_group_are_the_cheapest_by_tokens(bits):
-    """llm-awq's clipping: each group by itself."""
+    """llm-awq's clipping: each group is judged by itself."""
     weight, x = layer(5, 32, seed=bits).weight.data, with_outliers(40, 32, seed=bits, count=3)
     own = torch.stack([x[:, start : start + 16].T @ x[:, start : start + 16] for start in (0, 16)])
     grouped, grid = weight.reshape(5, 2, 16), IntGrid(bits)
@@ -53,7 +53,8 @@ def test_ranges_judged_group_by_group_are_the_cheapest_by_tokens(bits):
         for group in range(2):
             tokens = x[:, 16 * group : 16 * group + 16].double()
             cost, kept = slow.cheapest(grouped[row, group].tolist(), tokens.tolist(), bits)
-            # Both are the least of the same 21; sums in float32 tell ranges that cost nearly the same apart otherwise.
+            # Both choose the cheapest of the same 21 ranges. If two ranges cost nearly the same, sums in float32 may
+            # choose a different one.
             assert (tokens @ error[row, group].double()).square().sum().item() == pytest.approx(cost, rel=1e-3)
             assert (kept < 1) == bool(scale[row, group] < whole[row, group])
             narrowed += kept < 1
@@ -72,7 +73,8 @@ def test_ranges_judged_in_turns_never_make_a_row_worse_than_whole_ranges(bits):
 @pytest.mark.parametrize("rounds", [0, 4])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_ranges_judged_in_turns_are_the_slow_ones_over_outputs(bits, rounds):
-    """Row by row and group by group, whatever is tried is rounded number by number and run over every token."""
+    """The slow version goes row by row and group by group. For each try, it rounds every number, and computes the
+    output of every token."""
     weight, x, grid = layer(4, 24, seed=bits).weight.data, with_outliers(30, 24, seed=bits, count=2), IntGrid(bits)
     tries = []
     for turn in range(rounds + 1):
@@ -85,12 +87,12 @@ def test_ranges_judged_in_turns_are_the_slow_ones_over_outputs(bits, rounds):
         same += found == list(zip(scale[row].tolist(), zero[row].tolist()))
     assert (
         same >= 3
-    )  # sums in float32 tell ranges that cost nearly the same apart otherwise, and one choice moves others
+    )  # if two ranges cost nearly the same, sums in float32 may choose differently, and one choice changes others
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_other_groups_errors_may_be_multiplied_in_bfloat16(bits, monkeypatch):
-    """What tells ranges apart is mostly the group's own part of the Hessian, and that stays in float32."""
+    """The choice of a range depends mostly on the group's own part of the Hessian, which stays in float32."""
     weight, x, grid = layer(64, 192, seed=bits).weight.data, with_outliers(600, 192, seed=bits), IntGrid(bits)
     linear, seen, costs = torch.nn.functional.linear, set(), []
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: (
@@ -106,7 +108,8 @@ def test_other_groups_errors_may_be_multiplied_in_bfloat16(bits, monkeypatch):
 
 
 def test_what_is_tried_in_turns():
-    """Ranges from the whole to about half, then steps that move the outermost level by parts of a step."""
+    """First ranges from the whole one to about half of it, then factors that move the outermost level by part of a
+    step."""
     for bits in (2, 4, 8):
         factors, shifts = clip.neighbours(IntGrid(bits), 0)
         assert factors[0] == 1 and factors.min() >= 0.5 and not shifts.any() and (factors.diff(dim=0) < 0).all()
@@ -115,7 +118,7 @@ def test_what_is_tried_in_turns():
             moved = ((factors[shifts == 0] - 1) * (2**bits - 1)).abs()
             assert factors[0] == 1 and 0 < moved[1:].min() < 1 and moved.max() < 2
             assert shifts.unique().tolist() == [-1, 0, 1]
-            beside = factors[shifts == 1]  # with another zero other steps, too, where a code is much of the range
+            beside = factors[shifts == 1]  # below 4 bits a code is much of the range: more factors for a moved zero
             assert torch.equal(beside, factors[shifts == -1])
             assert (len(beside) > 1) == (bits < 4) and 1 in beside
             assert not clip.neighbours(IntGrid(bits, symmetric=True), turn)[1].any()
@@ -124,8 +127,8 @@ def test_what_is_tried_in_turns():
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_more_rounds_never_cost_more(bits, symmetric, monkeypatch):
-    """Each begins at what the one before it found; the cost is that of whole rows, over all tokens."""
-    monkeypatch.setattr(clip, "ROWS", 5)  # rows are searched in parts, the last one smaller
+    """Each round begins with the result of the round before. The cost is that of whole rows, over all tokens."""
+    monkeypatch.setattr(clip, "ROWS", 5)  # rows are searched in parts; the last part is smaller
     weight, x, grid = layer(12, 64, seed=bits).weight.data, with_outliers(200, 64, seed=bits), IntGrid(bits, symmetric)
     grouped, costs = weight.reshape(12, 4, 16), []
     ranges = [rtn.fit_groups(grouped, grid)] + [

@@ -1,4 +1,4 @@
-"""The report's row for a layer: the error of its output against the outputs themselves, and problems in words."""
+"""The layers of a block: how they are rounded, the error of a layer's output in the report, and its notes."""
 
 import copy
 from dataclasses import replace
@@ -17,14 +17,14 @@ from tests.models import some_ids, tiny
 
 
 def output_error(x: torch.Tensor, weight: torch.Tensor, back: torch.Tensor) -> float:
-    """``|X (W - Q)^T| / |X W^T|``, out of the outputs themselves, in float64."""
+    """``|X (W - Q)^T| / |X W^T|``, computed from the outputs themselves, in float64."""
     x, weight, back = x.double(), weight.double(), back.double()
     return ((x @ (weight - back).T).norm() / (x @ weight.T).norm()).item()
 
 
 @pytest.mark.parametrize("rows", [1, 5, 128, 200, 255])
 def test_the_error_of_the_output_is_that_of_all_rows(rows):
-    """Rows of very different size and error, so that any of them counts."""
+    """The rows have very different sizes and errors, so a row that is left out would show."""
     generator = torch.Generator().manual_seed(rows)
     weight = torch.randn(rows, 32, generator=generator) * 2.0 ** torch.arange(rows).remainder(7)[:, None]
     x = torch.randn(50, 32, generator=generator) * torch.linspace(0.1, 3, 32)
@@ -51,7 +51,7 @@ def test_errors_that_are_nothing_and_outputs_that_are_nothing():
 
 
 def test_the_report_holds_the_error_of_each_layers_output():
-    """Of block 0, whose inputs are those of the float model until something before it is rounded."""
+    """The layer is in block 0, and nothing before it is rounded, so its inputs are those of the float model."""
     model, ids, x = tiny("qwen2"), some_ids(16, 32), []
     layer = model.model.layers[0].self_attn.v_proj
     handle = layer.register_forward_pre_hook(lambda _module, given: x.append(given[0].flatten(0, 1)))
@@ -67,7 +67,7 @@ def test_the_report_holds_the_error_of_each_layers_output():
 
 @pytest.mark.parametrize("damping", [0.0, 0.001, 0.05])
 def test_damping_that_had_to_be_raised_is_reported(damping):
-    """Fewer tokens than inputs: without damping nothing inverts X^T X."""
+    """There are fewer tokens than inputs, so X^T X cannot be inverted without damping."""
     model, ids = tiny(), some_ids(1, 48)
     report = qtutor.quantize(model, qtutor.Recipe("gptq", group_size=32, damping=damping), ids, progress=False)
     few = "48 tokens for a width of 128: too few to tell all inputs apart, so damping decides; calibrate with more text"
@@ -76,7 +76,10 @@ def test_damping_that_had_to_be_raised_is_reported(damping):
 
 
 def rounded_first_block(recipe: Recipe, model=None):
-    """The first block after its layers were rounded, what was rounded and what else changed, by names in the block."""
+    """The first block after its layers were rounded, the rounded layers, and the other changed tensors.
+
+    The layers and tensors are found by their names in the block.
+    """
     model = model or qtutor.add_outliers(tiny("qwen2"))
     block = next(walk(model, some_ids(16, 32), bool(recipe.propagate)))
     rounded, changed = {}, {}
@@ -84,14 +87,14 @@ def rounded_first_block(recipe: Recipe, model=None):
         name = item.name.removeprefix("model.layers.0.")
         if isinstance(item, blocks.Changed):
             changed[name] = item.value
-        else:  # as it is when it is handed out: the block goes on changing its layers
+        else:  # copied at once: the block changes its layers later
             rounded[name] = replace(item, weight=item.weight.clone())
     return block, rounded, changed
 
 
 @pytest.mark.parametrize(("wide", "expected"), [(64, torch.bfloat16), (65, torch.float32), (None, torch.float32)])
 def test_searches_multiply_as_exactly_as_the_block_itself(wide, expected, monkeypatch):
-    """Those for scales and those for ranges, whatever the CPU can do: 64 counts as wide here, or just not."""
+    """Both searches, for scales and for ranges, on any CPU. A width of 64 just counts as wide, or just does not."""
     monkeypatch.setattr(precision, "quick_in", lambda instructions: instructions == "avx512_bf16")
     monkeypatch.setattr(precision, "sums_bytes", lambda: False)
     search, seen = clip.search_together, set()
@@ -111,7 +114,7 @@ def test_bfloat16_on_a_cpu_says_nothing_of_other_devices(monkeypatch):
 @pytest.mark.parametrize("propagate", [False, True])
 @pytest.mark.parametrize("method", ["awq", "gptq", "awq+gptq"])
 def test_what_lies_behind_a_layer_reads_what_it_makes_when_rounded(method, propagate):
-    """But for AWQ alone, whose layers are all rounded for the inputs that the float model has."""
+    """Except for AWQ alone without propagation: there, all layers are rounded for the inputs of the float model."""
     block, rounded, _ = rounded_first_block(Recipe(method, 3, 32, propagate=propagate))
     assert list(rounded) == [name for names in block.family.shared for name in names]
     for name, item in rounded.items():
@@ -140,13 +143,13 @@ def test_what_is_rounded_makes_up_for_drift_as_far_as_the_text_allows(method, mo
         assert torch.equal(item.weight, weight)
         if method == "awq":
             assert torch.equal(item.quantized.codes, rtn.quantize(wanted, qtutor.IntGrid(3), 32).codes)
-        difference = (item.back - wanted).double()  # the layer's output should be that of `wanted` by then
+        difference = (item.back - wanted).double()  # the layer's output should be that of `wanted`
         squares = [((matrix @ hessian) * matrix).sum() for matrix in (difference, wanted.double())]
         assert item.output_error == pytest.approx((squares[0] / squares[1]).sqrt().item(), rel=1e-3)
 
 
 def test_a_layer_that_is_rounded_to_nearest_beside_others_is_rounded_as_it_is():
-    """Whatever has drifted: only methods that look at inputs make up for that."""
+    """Even if its inputs have drifted: only methods that look at inputs compensate for drift."""
     recipe = Recipe(bits=3, group_size=32, layers={"*.up_proj": {"method": "gptq"}}, propagate=True)
     model = tiny()
     _, rounded, _ = rounded_first_block(recipe, model)
@@ -168,10 +171,10 @@ def test_norms_are_changed_by_scales_and_by_nothing_else(method):
 @pytest.mark.parametrize("group_size", [-1, 0, 32])
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_layers_that_read_the_same_are_rounded_as_if_each_were_alone(method, group_size, monkeypatch):
-    """As one matrix, where rows do not know of each other; one scale a tensor is each layer's own."""
+    """They are rounded as one matrix, since rows are independent. With one scale per tensor, each layer has its own."""
     model = tiny()
     with torch.no_grad():
-        model.model.layers[0].self_attn.k_proj.weight.mul_(9)  # a scale that they shared would be that of k
+        model.model.layers[0].self_attn.k_proj.weight.mul_(9)  # a shared scale would be the one of k
     recipe = Recipe(method, 3, group_size)
     _, together, _ = rounded_first_block(recipe, model)
 
@@ -182,7 +185,7 @@ def test_layers_that_read_the_same_are_rounded_as_if_each_were_alone(method, gro
     _, alone, _ = rounded_first_block(recipe, model)
     for name, item in together.items():
         same = item.quantized.codes == alone[name].quantized.codes
-        assert same.float().mean() > 0.99  # sums in another order may tip a weight that lies half-way
+        assert same.float().mean() > 0.99  # a weight in the middle may go either way, by the order of sums
         assert item.quantized.shape == tuple(item.weight.shape)
 
 

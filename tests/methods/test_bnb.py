@@ -1,4 +1,4 @@
-"""NF4, FP4, double quantization and LLM.int8 against their definitions, and against bitsandbytes if it is installed.
+"""NF4, FP4, double quantization and LLM.int8: compared with their definitions, and with bitsandbytes if installed.
 
 The comparison with bitsandbytes runs if `pip install -e .[engines]` was done (a wheel that works on a CPU); otherwise
 it is skipped.
@@ -22,7 +22,7 @@ from tests.reference import bnb as reference
 
 
 def crafted() -> torch.Tensor:
-    """Rows of 128 weights, among them zeros, constants, outliers, exact levels and borders between them."""
+    """Rows of 128 weights, with zeros, constants, outliers, exact levels, and borders between levels."""
     rows = weights(64, 128, seed=0)
     rows[0] = 0
     rows[1] = 0.3
@@ -41,7 +41,7 @@ def crafted() -> torch.Tensor:
 
 
 def test_nf4_are_quantiles_of_the_normal_distribution():
-    """QLoRA, section 3: 8 positive and 7 negative quantiles and 0, over the largest; offset from bitsandbytes."""
+    """QLoRA, section 3: 8 positive and 7 negative quantiles and 0, divided by the largest; offset from bitsandbytes."""
     offset, quantile = 0.9677083, NormalDist().inv_cdf
 
     def quantiles(count: int) -> list[float]:
@@ -50,7 +50,7 @@ def test_nf4_are_quantiles_of_the_normal_distribution():
     levels = sorted([*quantiles(8), 0.0, *(-q for q in quantiles(7))])
     expected = torch.tensor(levels) / max(levels)
     assert torch.allclose(torch.tensor(bnb.NF4.values), expected, atol=2e-7)
-    # Normal weights use all levels about equally often, which evenly spaced ones they do not.
+    # Normal weights use all of these levels about equally often, but not evenly spaced levels.
     weight = weights(256, 1024, seed=1)
     share = torch.bincount(bnb.quantize(weight).codes.flatten().long(), minlength=16) / weight.numel()
     even = torch.bincount(rtn.quantize(weight, qtutor.IntGrid(4), 64).codes.flatten().long(), minlength=16)
@@ -126,11 +126,11 @@ def test_bad_input():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_layers_compute_with_the_dequantized_weights(double, dtype):
     quantized, x = bnb.quantize(weights(40, 128, seed=4), double=double), torch.randn(2, 3, 128).to(dtype)
-    layer = QuantLinear.from_quantized(quantized, torch.randn(40)).to(torch.bfloat16).float()  # scales must not follow
+    layer = QuantLinear.from_quantized(quantized, torch.randn(40)).to(torch.bfloat16).float()  # scales are not cast
     assert layer.nbytes - layer.bias.nbytes == quantized.nbytes
     assert torch.equal(layer.quantized().dequantize(), quantized.dequantize())
     product = linear(x.float(), quantized.dequantize()) + layer.bias
-    # A kernel sums float32 in another order; bfloat16 rounds the product, and then the sum with the bias.
+    # A kernel sums float32 in a different order; bfloat16 rounds the product, and then the sum with the bias.
     near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-6}
     torch.testing.assert_close(layer(x).float(), product, **near)
     table = QuantEmbedding.from_quantized(quantized, dtype)
@@ -154,7 +154,7 @@ def test_int8_inputs_by_hand():
 
 @pytest.mark.parametrize("threshold", [0.0, 2.5, 6.0, None])
 def test_a_layer_in_int8_equals_the_slow_version(threshold):
-    """Up to the float32 of the result. With threshold 0 all inputs stay as they are; with None, none does."""
+    """Equal up to float32 rounding. With threshold 0, all inputs stay in float; with None, all are rounded."""
     generator = torch.Generator().manual_seed(13)
     weight, x = torch.randn(9, 24, generator=generator), torch.randn(7, 24, generator=generator)
     x[:, 5] *= 4
@@ -173,7 +173,7 @@ def test_outliers_in_float_save_the_other_channels():
     weight, x = torch.randn(32, 128, generator=generator), torch.randn(50, 128, generator=generator)
     x[:, [3, 77]] *= 60
     layer = Int8Linear.from_quantized(bnb.quantize(weight, bnb.INT8))
-    exact = linear(x, layer.quantized().dequantize())  # what the inputs' rounding changes, not the weights'
+    exact = linear(x, layer.quantized().dequantize())  # so only the rounding of inputs shows, not that of weights
 
     def all_in_int8(x):
         codes, absmax, _ = bnb.quantize_rows(x)
@@ -201,7 +201,7 @@ def test_whole_models_and_back_from_disk(family, method, tmp_path):
     assert qtutor.evaluate.model_bytes(again) == qtutor.evaluate.model_bytes(model)
 
 
-# Against bitsandbytes itself.
+# Compared with bitsandbytes itself.
 
 
 def theirs():
@@ -232,7 +232,7 @@ def test_double_quantization_equals_bitsandbytes(rows):
     assert torch.equal(state.state2.absmax, ours.stored_scales.absmax) and torch.equal(
         state.offset, ours.stored_scales.offset
     )
-    # Their CPU kernel looks codes up in a table and now and then misses the nearest by one; then ours must be nearer.
+    # Their CPU kernel looks codes up in a table, and sometimes misses the nearest by one; then ours must be nearer.
     nested, codes, exact = ours.stored_scales, state.absmax, bnb.quantize(weight, double=False).scales.flatten()
     missed = codes != nested.codes.flatten()
     assert missed.float().mean() < 3e-3 and ((codes.int() - nested.codes.flatten().int()).abs() <= 1).all()
@@ -266,5 +266,5 @@ def test_int8_inputs_and_outliers_equal_bitsandbytes():
     product = torch.ops.bitsandbytes.int8_mixed_scaled_mm.default  # what their layer calls on a GPU
     expected, _ = product(x, their_codes, weight_codes, their_absmax, weight_absmax, columns)
     ours = Int8Linear.from_quantized(bnb.quantize(weight, bnb.INT8))(x)
-    # They round the part in integers to float16 before the outliers are added.
+    # They round the integer part to float16 before they add the outliers.
     assert (ours - expected).abs().max() <= 1e-3 * expected.abs().max()

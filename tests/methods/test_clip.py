@@ -1,4 +1,4 @@
-"""The search for narrower ranges: never worse than the whole range, for any measure of cost; and its effect in GPTQ."""
+"""The search for narrower ranges: for any cost, it is never worse than the whole range; and its effect in GPTQ."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_no_group_ends_above_what_its_whole_range_costs(bits, symmetric):
     assert (total(*found) <= total(*whole)).all()
     assert bits == 8 or (total(*found) < 0.98 * total(*whole)).any()
     assert all(torch.equal(a, b) for a, b in zip(clip.search(grouped, grid, lambda error: error[..., 0] * 0), whole))
-    finer = clip.search(grouped, grid, cost, steps=40)  # every second of these is one of the 20
+    finer = clip.search(grouped, grid, cost, steps=40)  # every second of these ranges is one of the usual 20
     assert (total(*finer) <= total(*found)).all() and (total(*finer) < total(*found)).any()
 
 
@@ -36,27 +36,27 @@ def test_no_group_ends_above_what_its_whole_range_costs(bits, symmetric):
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("group", [16, PER_CHANNEL, PER_TENSOR])
 def test_gptq_clipped_by_its_own_count_on_independent_inputs(act_order, static, group):
-    """H = diag(h): columns cannot make up for each other, and an error e costs h e^2. So the search is all there is."""
+    """H = diag(h): columns cannot compensate for each other, and an error e costs h e^2. So only the search matters."""
     weight, grid = weights(6, 64, seed=2), qtutor.IntGrid(3)
     importance = 0.1 + torch.rand(64, generator=torch.Generator().manual_seed(3))
     ours = gptq.quantize(
         weight, importance.diag(), grid, group, act_order=act_order, static_groups=static, clip="output", damping=0
     )
-    if group == PER_TENSOR:  # one range for the matrix is left whole
+    if group == PER_TENSOR:  # a single range for the matrix is not narrowed
         assert torch.equal(ours.codes, rtn.quantize(weight, grid, group).codes)
         return
     grouped = weight.reshape(6, -1, 64 if group == PER_CHANNEL else group)
     counted = importance.reshape(grouped.shape[1:])
     scale, zero = clip.search(grouped, grid, lambda e: (e.square() * counted).sum(-1), shrink=gptq.CLIP_SHRINK)
     same = (ours.scales == scale) & (ours.zeros == zero)
-    assert same.float().mean() > 0.95  # two ranges may cost the same but for the last bit
+    assert same.float().mean() > 0.95  # the costs of two ranges may differ only in the last bit
     codes = rtn.encode_groups(grouped, ours.scales, ours.zeros, grid).reshape(6, 64)
     assert torch.equal(ours.codes, codes)
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_gptq_clipped_by_its_own_count_is_better_where_few_inputs_are_large(bits):
-    """Plain "mse" narrows ranges although a large input hangs on the weight that is cut off."""
+    """Plain "mse" narrows ranges even if the weight that is cut off is multiplied by a large input."""
     errors = {"none": 0.0, "mse": 0.0, "output": 0.0}
     for seed in range(6):
         weight, x = weights(48, 128, seed), correlated(512, 128, 400 + seed)

@@ -1,4 +1,4 @@
-"""The compiled loops of GPTQ and of the range search against their definitions in torch."""
+"""The compiled loops of GPTQ and of the range search, compared with their definitions in torch."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 
 @pytest.fixture
 def in_torch(monkeypatch):
-    """A function that calls another while no loop takes anything."""
+    """A function that calls another function without the compiled loops."""
 
     def call(function, *arguments, **options):
         with monkeypatch.context() as patched:
@@ -33,20 +33,20 @@ def test_a_block_is_rounded_as_by_the_definition(in_torch, bits, symmetric, rows
     grid, work = qtutor.IntGrid(bits, symmetric), weights(rows, 40, seed=bits).T.contiguous()
     upper = gptq.prepare(correlated(200, 40, 7).T @ correlated(200, 40, 7), 8).upper
     scale, zero = (part.T.float().contiguous() for part in rtn.fit_groups(work.T[:, :32].reshape(rows, 32, 1), grid))
-    scale = (scale.amax(0, keepdim=True)).expand(32, rows) * 3  # 32 columns of 40 are rounded, the others moved
+    scale = (scale.amax(0, keepdim=True)).expand(32, rows) * 3  # 32 of 40 columns are rounded, the others corrected
     zero = zero[:1].expand(32, rows)
     copies = work.clone(), work.clone()
     codes, errors = gptq.round_block(copies[0], upper, scale, zero, grid)
     plain_codes, plain_errors = in_torch(gptq.round_block, copies[1], upper, scale, zero, grid)
     assert codes.dtype == plain_codes.dtype == torch.uint8 and codes.shape == plain_codes.shape
-    same = (codes == plain_codes).all(dim=0)  # of a row in which a tie went the other way, all that follows differs
+    same = (codes == plain_codes).all(dim=0)  # after a tie that went the other way, the rest of a row differs
     assert same.float().mean() > 0.98
-    # 32 corrections of float32 weights up to 5, and errors are the weights over U's diagonal, about 1
+    # The tolerance is for 32 corrections of float32 weights up to 5, and for errors divided by U's diagonal.
     torch.testing.assert_close(errors[:, same], plain_errors[:, same], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(copies[0][:, same], copies[1][:, same], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fitted", [1, 2, 1 << 18])  # ranges a time: several looks have to agree on the cheapest
+@pytest.mark.parametrize("fitted", [1, 2, 1 << 18])  # ranges at a time: several passes find the same cheapest
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("shape", [(1, 1, 8), (5, 3, 16), (130, 2, 32), (64, 1, 1)])
@@ -59,7 +59,7 @@ def test_the_range_found_is_the_definition_s(in_torch, monkeypatch, shape, bits,
         plain = in_torch(clip.search_squares, grouped, grid, counts, steps=30, shrink=0.7)
         assert [part.dtype for part in ours] == [part.dtype for part in plain] == [torch.float16, torch.uint8]
         same = (ours[0] == plain[0]) & (ours[1] == plain[1])
-        assert same.float().mean() > 0.97  # two ranges may cost the same but for the last bit
+        assert same.float().mean() > 0.97  # the costs of two ranges may differ only in the last bit
         errors = [clip.rounding_errors(grouped, *found, grid).square() for found in (ours, plain)]
         cost, plain_cost = ((error if counts is None else error * counts).sum(-1) for error in errors)
         torch.testing.assert_close(cost, plain_cost, rtol=1e-4, atol=1e-9)
@@ -67,7 +67,7 @@ def test_the_range_found_is_the_definition_s(in_torch, monkeypatch, shape, bits,
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize(("rows", "length"), [(1, 1), (63, 8), (64, 30), (200, 33)])  # eights of columns, and the rest
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (63, 8), (64, 30), (200, 33)])  # eights of columns and a rest
 def test_a_group_beside_all_others_is_judged_as_by_the_definition(in_torch, rows, length, bits, symmetric):
     grid, weight, x = qtutor.IntGrid(bits, symmetric), weights(rows, length, bits), correlated(100, length, 3).float()
     others = weights(rows, length, 7) * 0.1
@@ -81,7 +81,8 @@ def test_a_group_beside_all_others_is_judged_as_by_the_definition(in_torch, rows
         cost, best, share = judge.judged(scales[:upto], zeros[:upto])
         wanted = plain.judged(scales[:upto], zeros[:upto])
         assert best.dtype == torch.int64 and best.shape == cost.shape == (rows,)
-        # An error near half a step may go either way, and its cost with it; a cost may be negative beside the others'.
+        # A weight in the middle between two levels may go either way, and then the cost differs. A cost may be
+        # negative, since it includes the coupling with the errors of other groups.
         size = plain.cost(scales[:upto], zeros[:upto]).abs().amax(0) + others.abs().sum(1) * 1e-3
         near = (cost - wanted[0]).abs() <= 1e-4 * size
         assert near.float().mean() > 0.97 and (best == wanted[1]).float().mean() > 0.97
@@ -110,7 +111,7 @@ def test_of_equal_ranges_the_widest_stays():
     whole = rtn.fit_groups(grouped, qtutor.IntGrid(4))
     assert torch.equal(scale, whole[0]) and torch.equal(zero, whole[1])
     loud, grid = weights(70, 8, 1).reshape(70, 1, 8) * 1e4, qtutor.IntGrid(4)
-    scale, _ = clip.search_squares(loud, grid, torch.full((1, 8), 3e38))  # what all ranges cost is infinite
+    scale, _ = clip.search_squares(loud, grid, torch.full((1, 8), 3e38))  # all ranges have an infinite cost
     assert torch.equal(scale, rtn.fit_groups(loud, grid)[0])
 
 
@@ -124,7 +125,7 @@ def test_a_layer_is_as_good_by_either_way(in_torch, group, clipped, dtype):
         output_error(weight.float(), call(gptq.quantize, *given, act_order="groups", clip=clipped), x)
         for call in (lambda function, *args, **kwargs: function(*args, **kwargs), in_torch)
     ]
-    assert errors[0] == pytest.approx(errors[1], rel=5e-3)  # a tie that went the other way
+    assert errors[0] == pytest.approx(errors[1], rel=5e-3)  # a tie may go the other way
 
 
 def test_threads_share_the_rows_and_change_nothing(monkeypatch):

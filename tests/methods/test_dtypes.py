@@ -1,4 +1,4 @@
-"""What every method promises about its result: dtypes, shapes, contiguous memory. (equal() compares only values.)"""
+"""Every method's promises about its result: dtypes, shapes, contiguous memory. (equal() compares only values.)"""
 
 import pytest
 import torch

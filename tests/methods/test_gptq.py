@@ -1,4 +1,4 @@
-"""GPTQ against a brute-force optimal brain surgeon, against rounding to nearest, and on specially made inputs."""
+"""GPTQ compared with a brute-force optimal brain surgeon and with rounding to nearest, and on special inputs."""
 
 import re
 
@@ -26,7 +26,7 @@ def weights(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 
 def output_error(weight: torch.Tensor, quantized: qtutor.QuantizedTensor, x: torch.Tensor) -> float:
-    """``|X (W - Q)^T|``, the change of the layer's outputs."""
+    """``|X (W - Q)^T|``, the size of the change in the layer's outputs."""
     return (x @ (weight - quantized.dequantize()).double().T).norm().item()
 
 
@@ -93,7 +93,7 @@ def test_blocked_equals_unblocked(length, act_order):
         gptq.quantize(weight, x.T @ x, qtutor.IntGrid(4), length, act_order=act_order, block_size=size)
         for size in (10**6, 1, 7, 64, 128)
     )
-    for other in others:  # sums in another order may tip a weight that lies half-way: equal but for a few in 3,456
+    for other in others:  # by the order of sums, a weight in the middle may go either way: a few of 3,456 differ
         assert (other.codes != whole.codes).float().mean() <= 0.01
         assert output_error(weight, other, x) == pytest.approx(output_error(weight, whole, x), rel=1e-3)
 
@@ -115,8 +115,8 @@ def test_lowers_the_output_error_of_correlated_inputs(seed):
 def test_grids_fitted_on_every_correction_beat_those_that_miss_the_block(bits, clip, gain):
     """AutoGPTQ fits a group inside a block on weights that miss the block's own corrections.
 
-    Here one block covers the matrix, so that its grids come from the original weights: those of static groups. The gain
-    is a mean over matrices. At 2 bits and without clipping it is a loss: see the next test.
+    Here one block covers the matrix, so AutoGPTQ's grids would come from the original weights, as with static groups.
+    The gain is a mean over matrices. At 2 bits without clipping, it is a loss: see the next test.
     """
     assert mean_gain(bits, clip) > gain
 
@@ -126,7 +126,7 @@ def test_at_two_bits_corrected_weights_stretch_the_grid_unless_it_is_clipped():
 
 
 def mean_gain(bits: int, clip: str) -> float:
-    """By how much in-block grids lower the output error against static ones, mean over 8 matrices."""
+    """The share by which grids fitted inside the block lower the output error of static grids, mean of 8 matrices."""
     gains = []
     for seed in range(8):
         weight, x = weights(48, 128, seed), correlated(512, 128, 200 + seed)
@@ -191,7 +191,7 @@ def test_inputs_that_break_careless_code(what, bits):
     grid = qtutor.IntGrid(bits)
     ours, nearest = gptq.quantize(weight, x.T @ x, grid, 16), rtn.quantize(weight, grid, 16)
     assert torch.isfinite(ours.dequantize()).all()
-    if what == "constant rows":  # to nearest they are met all but exactly; the first correction makes them unequal
+    if what == "constant rows":  # rounding to nearest is almost exact; the first correction makes them unequal
         assert output_error(weight, ours, x) <= 2e-3 * (x @ weight.double().T).norm()
     else:
         assert output_error(weight, ours, x) <= output_error(weight, nearest, x)
@@ -218,7 +218,7 @@ def test_damping_is_raised_until_the_hessian_can_be_inverted():
 
 
 def test_a_hessian_is_factored_in_float64():
-    """Eigenvalues from 1 to 1e-9: positive definite in float64, not in float32. It takes no damping, and U is right."""
+    """Eigenvalues from 1 to 1e-9: positive definite in float64, not in float32. It needs no damping, and U is right."""
     generator = torch.Generator().manual_seed(14)
     turn = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64, generator=generator))[0]
     hessian = turn @ torch.logspace(0, -9, 64, dtype=torch.float64).diag() @ turn.T
@@ -230,7 +230,7 @@ def test_a_hessian_is_factored_in_float64():
 
 
 def test_damping_is_raised_where_the_inverse_leaves_float32():
-    """An input of next to nothing: H can be factored in float64, but one number of U, 1e50, is infinite in float32."""
+    """One input is nearly zero: H can be factored in float64, but one number of U, 1e50, is infinite in float32."""
     hessian = torch.tensor([1.0, 1e-100, 2.0], dtype=torch.float64).diag()
     plan = gptq.prepare(hessian, 3, damping=0)
     assert plan.damping == gptq.DAMPING and torch.isfinite(plan.upper).all()
@@ -247,7 +247,7 @@ def test_an_order_that_mixes_groups_has_static_grids():
 
 @pytest.mark.parametrize("rounded", [0, 1, 5, 12])
 def test_a_block_moves_what_it_does_not_round(rounded):
-    """``before - after = E U``: for the columns that are rounded, and for those that only take their part."""
+    """``before - after = U^T E``, for the columns that are rounded and for those that are only corrected."""
     grid, x = qtutor.IntGrid(3), correlated(64, 12, seed=17)
     before, upper = weights(12, 7, seed=18), gptq.prepare(x.T @ x, 12).upper  # [columns, out]
     scale, zero = rtn.fit_groups(before.T[:, None], grid)  # [out, 1]

@@ -1,4 +1,4 @@
-"""HQQ against one turn in plain Python, and its properties: never worse by its own measure, the same at all sizes."""
+"""HQQ: a turn equals plain Python, it is never worse by its own measure, and weights of all sizes are treated alike."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def some(rows: int, columns: int, seed: int, size: float = 0.02) -> torch.Tensor
     beta=st.sampled_from([0.5, 2.0, 10.0, 50.0]), shift=st.integers(-2, 2),
 )  # fmt: skip
 def test_a_turn_is_that_of_plain_python(bits, symmetric, seed, beta, shift):
-    """Also from a zero point that is off, so that weights lie outside of the range, and it has to move."""
+    """Also from a shifted zero point: then weights lie outside of the range, and the zero point has to move."""
     grid, weight = IntGrid(bits, symmetric), some(3, 32, seed)
     grouped = weight.reshape(3, 2, 16)
     scale, zero = fit_groups(grouped, grid)
@@ -47,17 +47,17 @@ def test_a_zero_point_that_is_off_moves_back():
     for beta in (0.5, 0.5, 0.5):
         scale, zero = hqq.improved(grouped, scale, zero, IntGrid(2), beta)
     assert zero.item() < 3
-    assert hqq.improved(grouped, scale, zero + 1, IntGrid(2, symmetric=True), 0.5)[1] == zero + 1  # it has none to move
+    assert hqq.improved(grouped, scale, zero + 1, IntGrid(2, symmetric=True), 0.5)[1] == zero + 1  # it stays
 
 
 def test_slack_by_hand():
     errors = torch.tensor([0.0, 0.1, -0.2, 0.5, -0.5, 4.0, -4.0])
     expected = torch.tensor([slow.shrink(error, 10.0) for error in errors.tolist()])
     assert torch.allclose(hqq.shrink(errors, 10.0), expected, atol=1e-6)
-    assert hqq.shrink(errors, 10.0)[:2].tolist() == [0, 0]  # small errors have none
-    assert 3.9 < hqq.shrink(errors, 10.0)[5] < 4.0  # and a large one is nearly all slack
+    assert hqq.shrink(errors, 10.0)[:2].tolist() == [0, 0]  # small errors have no slack
+    assert 3.9 < hqq.shrink(errors, 10.0)[5] < 4.0  # a large error is nearly all slack
     below, above = hqq.shrink(torch.tensor([0.169, 0.171]), 10.0).tolist()
-    assert below == 0 < above  # where the module's first lines say
+    assert below == 0 < above  # the module's docstring names this limit, 0.17
 
 
 @settings(deadline=None, max_examples=25)
@@ -104,8 +104,11 @@ def test_what_is_rounded_as_rtn_does_and_what_is_refused():
 @pytest.mark.parametrize(("bits", "most"), [(2, 0.95), (3, 1.03), (4, 1.06)])
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_errors_beside_those_of_the_package(bits, most, group_size):
-    """By an independent page that follows its source. Its zero points are floats of 16 bits, ours codes: at 2 bits that
-    is made up for, at 4 bits it costs up to 5 % in groups of 32. Rounded to codes as ours, its own are worse.
+    """The package is represented by an independent page that follows its source.
+
+    The package's zero points are floats of 16 bits, ours are codes. At 2 bits, our errors are still smaller; at 4 bits,
+    codes cost up to 5 % in groups of 32. If the package's zero points are rounded to codes, like ours, its errors are
+    at most 1 % smaller than ours.
     """
     model, _ = qtutor.load_decoder(device="cpu")
     for layer in (model.model.layers[0].self_attn.q_proj, model.model.layers[1].mlp.down_proj):

@@ -1,4 +1,4 @@
-"""Rounders are the methods' own functions, with their options; scales are judged by the same ones with less effort."""
+"""Rounders call the methods' own functions, with their options."""
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def test_gptq(clip, static):
 
 @pytest.mark.parametrize(("clip", "nearest"), [("none", "none"), ("output", "none"), ("mse", "mse")])
 def test_gptq_without_a_plan_rounds_to_nearest(clip, nearest):
-    """Ranges judged by the output would want the same plan."""
+    """Ranges judged by the output would need the plan, too, so they stay whole."""
     weight, given = weights(12, 64, seed=1), inputs()
     found = Gptq(clip).round(weight, GRID, GROUP, LayerInputs(given.hessian))
     assert same(found, Nearest(nearest).round(weight, GRID, GROUP))

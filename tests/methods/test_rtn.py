@@ -1,4 +1,4 @@
-"""Grid, rounding to nearest and the representation, against a slow version and properties that must always hold."""
+"""Grid, rounding to nearest and storage: compared with a slow version, and properties that must always hold."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_equals_the_slow_version(bits, symmetric, group):
     ours = rtn.quantize(weight, qtutor.IntGrid(bits, symmetric), group).dequantize().double().numpy()
     slow = reference.quantize(weight.numpy(), bits, symmetric, group)
     scale = np.abs(slow).max(axis=1, keepdims=True) + 1e-12
-    # A weight half-way between two levels may go either way, so errors are compared, not levels.
+    # A weight in the middle between two levels may go either way, so errors are compared, not levels.
     ours_error, slow_error = np.abs(ours - weight.double().numpy()), np.abs(slow - weight.double().numpy())
     assert (np.abs(ours_error - slow_error) <= 1e-6 * scale).all()
 
@@ -75,8 +75,9 @@ def test_no_weight_is_further_than_half_a_step(seed, bits, symmetric, group, mag
     error = (quantized.dequantize() - weight.float()).abs()
     per_group = error.reshape(*quantized.scales.shape, -1) if group != PER_TENSOR else error.reshape(1, 1, -1)
     scale = quantized.scales.float().unsqueeze(-1)
-    # A float16 scale is off by a relative 2**-11 (below 2**-14, where float16 is subnormal, by 2**-25): up to 2**bits
-    # steps add up to the end of the range; the zero point, a whole code, can shift a range by half a step.
+    # A float16 scale has a relative error of up to 2**-11 (below 2**-14, float16 is subnormal, with an error of up to
+    # 2**-25). At the end of the range, the errors of up to 2**bits steps add up. The zero point is a whole code, so it
+    # can shift a range by half a step.
     drift = 2**bits * (scale * 2**-11).clamp(min=2**-25)
     assert (per_group <= (0.5 if symmetric else 1.0) * scale + drift).all()
 
@@ -117,7 +118,7 @@ def test_clipping_never_raises_the_error_of_a_group(bits, symmetric):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_clipping_tries_every_hundredth_of_the_range_down_to_a_fifth_of_it(bits, symmetric):
-    """Against brute force; in half of the groups two weights stick out so far that a still smaller range is better."""
+    """Compared with brute force. Half of the groups have two weights so large that an even smaller range is better."""
     weight = 0.05 * torch.randn(12, 8192, generator=torch.Generator().manual_seed(bits))
     grid = qtutor.IntGrid(bits, symmetric)
     weight[::2, 17], weight[::2, 18] = 1.5, -1.5
@@ -132,13 +133,14 @@ def test_clipping_tries_every_hundredth_of_the_range_down_to_a_fifth_of_it(bits,
         assert found.scales[row] == tried[best][0][row]
         assert symmetric or found.zeros[row] == tried[best][1][row]
         beyond += costs[81] < costs[best]
-    assert beyond > 0  # so one step more would show
+    assert beyond > 0  # so the test would notice a search that goes one step further
 
 
 def test_of_two_ranges_of_equal_error_the_wider_one_stays():
-    """At 2 bits [300, 75, 0, 0] has the scale 100 s for the share s of its range; all numbers are whole, so exact.
+    """At 2 bits, the share s of the range of [300, 75, 0, 0] has the scale 100 s. All numbers are whole, so exact.
 
-    300 gets code 3, 75 gets code 1: 98 leaves (300 - 294)^2 + (75 - 98)^2 = 565, 97 leaves 9^2 + 22^2 = 565 as well.
+    300 gets code 3, 75 gets code 1. Scale 98 leaves (300 - 294)^2 + (75 - 98)^2 = 565, and scale 97 leaves
+    9^2 + 22^2 = 565 as well.
     """
     weight, grid = torch.tensor([[300.0, 75.0, 0.0, 0.0]]), qtutor.IntGrid(2)
     found = rtn.quantize(weight, grid, 4, clip="mse")

@@ -48,7 +48,7 @@ def test_imbalance_by_hand():
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [3, 4])
 def test_uneven_weights_are_rounded_better(bits, symmetric):
-    """The columns that are large here are so by a factor; what is measured is each weight's error over its column's."""
+    """Some columns are larger by a factor. So each weight's error is divided by the spread of its column."""
     weight, grid = uneven(), IntGrid(bits, symmetric)
     quantized, columns = sinq.quantize(weight, grid, 32)
     spread = weight.std(dim=0)
@@ -80,7 +80,10 @@ def test_a_layer_computes_with_it():
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_scales_and_errors_are_those_of_the_package(bits):
-    """By an independent page that follows its source, on uneven weights and on the embedded decoder's."""
+    """The package is represented by an independent page that follows its source.
+
+    Both are compared on uneven weights and on the embedded decoder's weights.
+    """
     model, _ = qtutor.load_decoder(device="cpu")
     layers = model.model.layers
     for weight in (uneven(), layers[0].self_attn.q_proj.weight.detach(), layers[1].mlp.down_proj.weight.detach()):
@@ -101,7 +104,7 @@ def test_weights_that_are_no_numbers_are_refused():
 
 
 def edges() -> torch.Tensor:
-    """Rows and columns of zeros, of one number, with one outlier, and tiny ones."""
+    """Weights with rows and columns of zeros or of one number, one outlier, and a row of tiny weights."""
     weight = uneven()
     weight[0], weight[1], weight[:, 0], weight[:, 1] = 0, 0.25, 0, -0.5
     weight[2, 5], weight[3] = 40.0, weight[3] * 1e-6
@@ -122,8 +125,8 @@ def test_edges_stay_numbers(weight):
 @settings(deadline=None, max_examples=40)
 @given(bits=st.integers(2, 8), symmetric=st.booleans(), seed=st.integers(0, 999), power=st.integers(-3, 3))
 def test_no_weight_is_further_off_than_its_step(bits, symmetric, seed, power):
-    """A weight lies within half a step of its group, times its column's scale; with zero points and scales of 16 bits
-    a little more, and a symmetric grid clips the largest by a whole step at most."""
+    """The error of a weight is at most half a step of its group, times its column's scale. It is a little larger with
+    zero points and 16-bit scales, and a symmetric grid clips the largest weight by up to a whole step."""
     weight = some(6, 64, seed) * 2.0**power * (1 + 9 * (torch.arange(64) % 16 == 0))
     quantized, columns = sinq.quantize(weight, IntGrid(bits, symmetric), 16)
     step = quantized.scales.float().repeat_interleave(16, dim=1) * columns
@@ -147,7 +150,7 @@ def test_a_recipe_makes_the_layers_of_the_function_and_counts_their_columns():
 
 
 def test_among_calibrated_layers_columns_are_multiplied_back():
-    """The report's errors, and what the layers behind read, are of the weights that the layer computes with."""
+    """The report's errors and the inputs of later layers come from the weights that the layer computes with."""
     model, ids = tiny(), some_ids(16, 32)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[:, ::8] *= 6
@@ -191,7 +194,7 @@ def test_the_command_line_writes_it_and_inspects_it(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "3          64  asymmetric, columns" in text and "method = 'sinq'" in text
     embedded, model = (qtutor.load(name, device="cpu")[0] for name in ("embedded", out))
-    for layer in opened(out, "embedded", None).layers():  # FLOAT's weights for inputs that were multiplied
+    for layer in opened(out, "embedded", None).layers():  # exact: FLOAT's weights, divided by the columns' scales
         assert (layer.quantized.dequantize() - layer.exact).norm() < 0.25 * layer.exact.norm()
         columns = model.get_submodule(layer.name).input_scale
         assert torch.allclose(layer.exact * columns, embedded.get_submodule(layer.name).weight, atol=1e-6)
