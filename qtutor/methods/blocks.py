@@ -57,7 +57,7 @@ class Changed:
     value: torch.Tensor
 
 
-def round_block(block: CalibratedBlock, recipe: Recipe, recipes: dict[str, Recipe]) -> Iterator[Rounded | Changed]:
+def round_layers(block: CalibratedBlock, recipe: Recipe, recipes: dict[str, Recipe]) -> Iterator[Rounded | Changed]:
     """Apply the transforms of ``recipe`` to one block, then round its layers in the order in which they run."""
     linear = {name: m for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
     own = {name: recipes[f"{block.name}.{name}"] for name in linear if f"{block.name}.{name}" in recipes}

@@ -5,6 +5,7 @@ methods. Their functions are looked up at every call, so a learner's function ca
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,9 @@ from qtutor.core.grid import Grid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.methods import awq, bnb, gptq, hqq, rtn, sinq
 from qtutor.methods.hessian import Plan
+
+if TYPE_CHECKING:
+    from qtutor.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,28 @@ class LayerInputs:
 class Rounder:
     """What all rounders have in common. By default, a rounder ignores inputs, and rounds a layer's weights unchanged.
 
-    follows: later layers read the output of the rounded layer, and not that of the float layer. factors: the rounder
-    needs a factored Hessian. reads_inputs: the rounder needs :class:`LayerInputs`. divides: :meth:`divided` changes
-    weights, and the layer multiplies its inputs.
+    calibrated: the rounder needs calibration text under all options. follows: later layers read the output of the
+    rounded layer, and not that of the float layer. factors: the rounder needs a factored Hessian. finds_ranges: the
+    rounder searches ranges of integers by itself, so recipes refuse ``clip`` and ``levels``. divides: :meth:`divided`
+    changes weights, and the layer multiplies its inputs.
     """
 
     clip: str = "none"
+    calibrated = False
     follows = False
     factors = False
-    reads_inputs = False
+    finds_ranges = False
     divides = False
+
+    @classmethod
+    def of(cls, recipe: "Recipe") -> "Rounder":
+        """The rounder with its options from ``recipe``; by default, a rounder has none."""
+        return cls()
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether :meth:`round` needs :class:`LayerInputs`."""
+        return self.calibrated
 
     def round(
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
@@ -61,6 +77,10 @@ class Nearest(Rounder):
 
     clip: str = "none"
 
+    @classmethod
+    def of(cls, recipe: "Recipe") -> "Nearest":
+        return cls(recipe.own_clip)
+
     @property
     def reads_inputs(self) -> bool:
         return self.clip == "output"
@@ -80,9 +100,13 @@ class Gptq(Rounder):
     clip: str = "output"
     static_groups: bool = False
 
+    calibrated = True
     follows = True
     factors = True
-    reads_inputs = True
+
+    @classmethod
+    def of(cls, recipe: "Recipe") -> "Gptq":
+        return cls(recipe.own_clip, recipe.static_groups)
 
     def round(self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs) -> QuantizedTensor:
         if inputs.plan is None:
@@ -96,6 +120,10 @@ class Listed(Rounder):
 
     double: bool = True
 
+    @classmethod
+    def of(cls, recipe: "Recipe") -> "Listed":
+        return cls(recipe.double)
+
     def round(
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
     ) -> QuantizedTensor:
@@ -105,6 +133,8 @@ class Listed(Rounder):
 @dataclass(frozen=True)
 class Hqq(Rounder):
     """HQQ: scales and zero points of integers, searched without inputs."""
+
+    finds_ranges = True
 
     def round(
         self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs | None = None
@@ -116,6 +146,7 @@ class Hqq(Rounder):
 class Sinq(Rounder):
     """SINQ: the weights after :meth:`divided`, rounded to nearest; in return, the layer multiplies its inputs."""
 
+    finds_ranges = True
     divides = True
 
     def divided(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ a block, so the scales of one pair are folded in before those of the next pair a
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from qtutor.families import Pair
 from qtutor.guards.ids import samples_of
 from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.methods import awq
+
+if TYPE_CHECKING:
+    from qtutor.recipe import Recipe
 
 Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
@@ -58,15 +62,37 @@ class Rounding:
     judge: Quantizer | None = None
 
 
+RoundingOf = Callable[[tuple[str, ...]], Rounding | None]  # names of layers in the block -> how they will be rounded
+
+
+class Transform:
+    """What all transforms have in common: each changes the weights of a decoder block, but not the block's output."""
+
+    @classmethod
+    def of(cls, recipe: "Recipe") -> "Transform":
+        """The transform with its options from ``recipe``; by default, a transform has none."""
+        return cls()
+
+    def apply(self, block: CalibratedBlock, rounding_of: RoundingOf) -> dict[str, torch.Tensor]:
+        """Change the weights of ``block`` before its layers are rounded.
+
+        Returns the new values of all parameters that are changed and are not weights of layers to be rounded, by their
+        names in the block.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Scaling:
-    """The transform: scales for every pair of a block. duo: see :func:`qtutor.methods.awq.search`."""
+class Scaling(Transform):
+    """AWQ's scales for every pair of a block. duo: see :func:`qtutor.methods.awq.search`."""
 
     duo: bool = False
 
-    def apply(
-        self, block: CalibratedBlock, rounding_of: Callable[[tuple[str, ...]], Rounding | None]
-    ) -> dict[str, torch.Tensor]:
+    @classmethod
+    def of(cls, recipe: "Recipe") -> "Scaling":
+        return cls(recipe.duo)
+
+    def apply(self, block: CalibratedBlock, rounding_of: RoundingOf) -> dict[str, torch.Tensor]:
         """Change the weights of ``block``; see :func:`scale_pairs`."""
         return scale_pairs(block, rounding_of, self.duo)
 
@@ -90,9 +116,7 @@ def scale_block(
     return scale_pairs(block, lambda layers: Rounding(grid, group_size, narrowed, judge), duo)
 
 
-def scale_pairs(
-    block: CalibratedBlock, rounding_of: Callable[[tuple[str, ...]], Rounding | None], duo: bool = False
-) -> dict[str, torch.Tensor]:
+def scale_pairs(block: CalibratedBlock, rounding_of: RoundingOf, duo: bool = False) -> dict[str, torch.Tensor]:
     """:func:`scale_block` with a rounding for each pair, by its layers' names; ``None`` leaves the pair alone."""
     module, changed = block.module, {}
     pairs = {pair.readers: pair for pair in block.family.pairs_of(module)}

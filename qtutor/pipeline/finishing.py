@@ -17,7 +17,7 @@ from qtutor.core.float_grid import BlockGrid
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of
-from qtutor.methods.blocks import Changed, Rounded, dequantized, round_block
+from qtutor.methods.blocks import Changed, Rounded, dequantized, round_layers
 from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
@@ -59,7 +59,7 @@ def _calibrated(
 
     def items(block, index: int) -> Iterator[Item]:
         yield Arrived(index, tuple(stream.states for stream in (block, block.twin) if stream is not None))
-        for item in round_block(block, recipe, recipes):
+        for item in round_layers(block, recipe, recipes):
             yield item if isinstance(item, Changed) else _packed(item, weights.model.get_submodule(item.name))
 
     blocks = walk(weights, token_ids, propagate, recipe.token_weights, recipe.wide, start)

@@ -10,10 +10,10 @@ from qtutor.core.grid import Grid, IntGrid
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
 from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
-from qtutor.methods.rounders import Gptq, Listed, Nearest, Rounder
-from qtutor.methods.scaling import Scaling
+from qtutor.methods.rounders import Listed, Nearest, Rounder
+from qtutor.methods.scaling import Transform
 from qtutor.recipe.exceptions import KEEP, OF_A_LAYER, changed
-from qtutor.recipe.methods import BITS, CALIBRATED, GROUP_SIZE, LEVELS, METHODS, OF_INTEGERS, OWN_SIZES
+from qtutor.recipe.methods import BITS, CALIBRATED, GROUP_SIZE, LEVELS, METHODS, OWN_SIZES
 
 __all__ = ["CALIBRATED", "CLIPS", "KEEP", "LEVELS", "METHODS", "OF_A_LAYER", "OWN_SIZES", "Recipe"]
 
@@ -92,7 +92,7 @@ class Recipe:
         if METHODS[self.method].codebook and self.levels != "integers":
             raise QtutorError(f"levels = {self.levels!r}: method {self.method!r} has its own; leave levels out.")
         asked = self.levels != "integers" or self.clip not in ("auto", "none")
-        if METHODS[self.method].rounder in OF_INTEGERS and asked:
+        if METHODS[self.method].rounder.finds_ranges and asked:
             raise QtutorError(
                 f"levels = {self.levels!r}, clip = {self.clip!r}: method {self.method!r} finds ranges of integers by "
                 "itself; leave both out."
@@ -181,26 +181,26 @@ class Recipe:
         return self.codebook or IntGrid(self.bits, self.symmetric)
 
     @property
-    def transforms(self) -> tuple[Scaling, ...]:
+    def transforms(self) -> tuple[Transform, ...]:
         """The changes of a decoder block before it is rounded, none of which changes the block's output."""
-        return (Scaling(self.duo),) if METHODS[self.method].scaled else ()
+        return tuple(transform.of(self) for transform in METHODS[self.method].transforms)
 
     @property
     def rounder(self) -> Rounder:
         """The rounder for the layers of the decoder blocks."""
-        kind = METHODS[self.method].rounder
-        if kind is Listed:
-            return Listed(self.double)
-        if kind in OF_INTEGERS:
-            return kind()
-        clip = METHODS[self.method].clip if self.clip == "auto" else self.clip
-        clip = "none" if self.codebook == FP8_TILES else clip
-        return Gptq(clip, self.static_groups) if kind is Gptq else Nearest(clip)
+        return METHODS[self.method].rounder.of(self)
+
+    @property
+    def own_clip(self) -> str:
+        """How to narrow ranges: ``clip``, or what ``"auto"`` stands for."""
+        if self.codebook == FP8_TILES:
+            return "none"
+        return METHODS[self.method].clip if self.clip == "auto" else self.clip
 
     @property
     def plain_rounder(self) -> Rounder:
         """The rounder for embeddings and lm_head, which ignores their inputs."""
-        if METHODS[self.method].rounder is Listed:
+        if METHODS[self.method].rounder is Listed:  # its scales may be rounded, too, which no other rounder does
             return self.rounder
         return Nearest("mse" if self.clip == "mse" else "none")
 

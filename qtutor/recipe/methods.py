@@ -1,4 +1,4 @@
-"""The methods by name: each has a rounder, and may have AWQ's scales before it, or a fixed grid."""
+"""The methods by name: each has a rounder, and may have transforms before it (AWQ's scales), or a fixed grid."""
 
 from dataclasses import dataclass
 
@@ -7,32 +7,33 @@ from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder, Sinq
+from qtutor.methods.scaling import Scaling, Transform
 
 
 @dataclass(frozen=True)
 class Method:
-    """The parts of a method. scaled: AWQ scales the weights before rounding. clip: the meaning of ``"auto"`` for it.
+    """The parts of a method. transforms: these change each block before rounding. clip: what ``"auto"`` stands for.
 
     codebook: the grid of a method with fixed levels.
     """
 
     rounder: type[Rounder]
-    scaled: bool = False
+    transforms: tuple[type[Transform], ...] = ()
     clip: str = "none"
     codebook: Grid | None = None
 
     @property
     def calibrated(self) -> bool:
-        return self.scaled or self.rounder is Gptq
+        return bool(self.transforms) or self.rounder.calibrated
 
 
 METHODS = {
     "rtn": Method(Nearest),
     "hqq": Method(Hqq),
     "sinq": Method(Sinq),
-    "awq": Method(Nearest, scaled=True, clip="output"),
+    "awq": Method(Nearest, (Scaling,), clip="output"),
     "gptq": Method(Gptq, clip="output"),
-    "awq+gptq": Method(Gptq, scaled=True, clip="output"),
+    "awq+gptq": Method(Gptq, (Scaling,), clip="output"),
     "nf4": Method(Listed, codebook=NF4),
     "fp4": Method(Listed, codebook=FP4),
     "int8": Method(Listed, codebook=INT8),
@@ -47,5 +48,4 @@ OWN_SIZES = {
     **{INT8: (PER_CHANNEL,), FP8: (PER_CHANNEL, PER_TENSOR), FP8_TILES: (FP8_TILES.tile,)},
     **{grid: (grid.block,) for grid in (MXFP4, NVFP4)},
 }
-OF_INTEGERS = (Hqq, Sinq)  # these find ranges themselves, and have no options
 CALIBRATED = tuple(name for name, method in METHODS.items() if method.calibrated)

@@ -83,7 +83,7 @@ def rounded_first_block(recipe: Recipe, model=None):
     model = model or qtutor.add_outliers(tiny("qwen2"))
     block = next(walk(model, some_ids(16, 32), bool(recipe.propagate)))
     rounded, changed = {}, {}
-    for item in blocks.round_block(block, recipe, recipe.of_layers(linear_layers(model))):
+    for item in blocks.round_layers(block, recipe, recipe.of_layers(linear_layers(model))):
         name = item.name.removeprefix("model.layers.0.")
         if isinstance(item, blocks.Changed):
             changed[name] = item.value
