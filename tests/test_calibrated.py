@@ -86,14 +86,14 @@ def test_propagation_rounds_what_makes_up_for_the_layers_before():
     (x, undisturbed), weight = inputs, model.model.layers[1].self_attn.q_proj.weight.detach().double()
     fit = torch.linalg.lstsq(x, undisturbed @ weight.T).solution.T
     moments = Moments(x.T @ x, (undisturbed - x).T @ x)
-    plan = gptq.prepare(moments.hessian, 32, act_order="groups", damping=0.0)
-    assert torch.allclose(propagated(weight.float(), moments, plan).double(), fit, atol=2e-4)
+    prepared = gptq.prepare(moments.hessian, 32, act_order="groups", damping=0.0)
+    assert torch.allclose(propagated(weight.float(), moments, prepared).double(), fit, atol=2e-4)
     assert (fit - weight).norm() > 0.01 * weight.norm()
     part = weight + strength(ids.numel(), 64) * (fit - weight)
     assert torch.allclose(
-        propagated(weight.float(), moments, plan, strength(ids.numel(), 64)).double(), part, atol=2e-4
+        propagated(weight.float(), moments, prepared, strength(ids.numel(), 64)).double(), part, atol=2e-4
     )
-    expected = gptq.round_columns(part.float(), plan, qtutor.IntGrid(3), 32, clip="output")
+    expected = gptq.round_columns(part.float(), prepared, qtutor.IntGrid(3), 32, clip="output")
     same = ours.model.layers[1].self_attn.q_proj.quantized().codes == expected.codes
     assert same.float().mean() > 0.97  # the fit is exact only to 1e-4; and in GPTQ a tipped code changes later codes
 

@@ -26,7 +26,7 @@ def _through_norms(attention: Half, mlp: Half, inside: tuple[Pair, Pair] = INSID
 
 def _llama() -> Family:
     attention = Half("self_attn", "input_layernorm", (Q, K, V), O)
-    mlp = Half("mlp", "post_attention_layernorm", (GATE, UP), DOWN)
+    mlp = Half("mlp", "post_attention_layernorm", (GATE, UP), DOWN)  # in spite of its name, this norm begins the MLP
     return Family("llama", (attention, mlp), _through_norms(attention, mlp))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint formats, one module each, with ``save``, ``target`` and ``load``: our own (:mod:`.native`) and others.
+"""Checkpoint formats, one module each: our own (:mod:`.native`), llama.cpp's, and those of other tools.
 
 The package is not called ``export``, since the import of a submodule with that name would hide the function
 ``qtutor.export``.

@@ -38,7 +38,6 @@ from qtutor.formats.foreign import (
     resolved_zeros,
     stored_scales,
 )
-from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words
 
 target = foreign_writing.target  # the path that save may write to
@@ -87,7 +86,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     return {name: layout for name in names if name != "lm_head" and not any(part in name for part in kept)}
 
 
-def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if rows % len(ORDER):
         raise QtutorError(f"{rows} outputs are no multiple of eight: this layer cannot be stored as AWQ.")
@@ -128,4 +127,4 @@ def _straight(words: torch.Tensor, rows: int) -> torch.Tensor:
     return from_words(words, BITS, rows).reshape(n, rows // 8, 8)[:, :, list(BACK)].reshape(n, rows)
 
 
-FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)

@@ -38,7 +38,6 @@ from qtutor.errors import QtutorError, shown
 from qtutor.formats import foreign_writing
 from qtutor.formats.documents import parse_json
 from qtutor.formats.foreign import Format, Layout, Wanted, expect, names_at, refused
-from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.runtime.int8 import Int8Linear
 
 target = foreign_writing.target  # the path that save may write to
@@ -122,7 +121,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     }
 
 
-def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if layout.grid == INT8:
         return {
@@ -216,4 +215,4 @@ def _state(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     return block, expect(where, state, "nested_offset", number, "a number")
 
 
-FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)

@@ -46,7 +46,6 @@ from qtutor.formats.foreign import (
     resolved_zeros,
     stored_scales,
 )
-from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import WORD, from_words, to_words, words_in
 
 target = foreign_writing.target  # the path that save may write to
@@ -135,7 +134,7 @@ def _layout(values: dict, version: str, where: str) -> Layout:
     return Layout(IntGrid(bits, symmetric), size, version, ordered=ordered)
 
 
-def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file. layout.ordered: g_idx has to be there."""
     bits = layout.grid.bits
     _check_words("the layer", bits, rows, columns)
@@ -201,4 +200,4 @@ def zeros_of(words: torch.Tensor, bits: int, rows: int, version: str) -> torch.T
     return (zeros + 1) & 7 if version == FIRST and bits == 3 else zeros
 
 
-FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)

@@ -45,7 +45,6 @@ from qtutor.formats.foreign import (
     resolved_zeros,
     stored_scales,
 )
-from qtutor.formats.foreign_reading import load  # noqa: F401 - every format has it
 from qtutor.formats.words import from_words, to_words, words_in
 
 target = foreign_writing.target  # the path that save may write to
@@ -104,7 +103,7 @@ def _layout(values: dict, where: str) -> Layout:
     return Layout(IntGrid(bits), size, MODE)
 
 
-def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     groups = columns // resolve_group_size(layout.group_size, columns)
     return {
@@ -156,4 +155,4 @@ def _check_whole(biases: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
         )
 
 
-FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, in_config=in_config)
+FORMAT = Format(METHOD, settings, layouts, stored, encode, decode, in_config=in_config)

@@ -10,12 +10,12 @@ from qtutor.formats import foreign_settings, hub, native_reading
 from qtutor.formats.gguf_files import file_in
 
 Source = str | os.PathLike
-GGUF, OURS, FOREIGN, FLOAT = "a GGUF file", "a folder of qtutor", "a folder of another tool", "a float checkpoint"
+GGUF, OURS, OTHERS, FLOAT = "a GGUF file", "a folder of qtutor", "a folder of another tool", "a float checkpoint"
 
 
 @dataclass(frozen=True)
 class Found:
-    """kind: :data:`GGUF`, :data:`OURS`, :data:`FOREIGN` or :data:`FLOAT`. path: of the GGUF file, or of the folder."""
+    """kind: :data:`GGUF`, :data:`OURS`, :data:`OTHERS` or :data:`FLOAT`. path: of the GGUF file, or of the folder."""
 
     kind: str
     path: Path
@@ -41,4 +41,4 @@ def find(source: Source) -> Found:
     if (folder / native_reading.ABOUT).is_file():
         return Found(OURS, folder)
     with naming(f"{source}: the checkpoint cannot be loaded"):
-        return Found(FLOAT if foreign_settings.settings_in(folder) is None else FOREIGN, folder)
+        return Found(FLOAT if foreign_settings.settings_in(folder) is None else OTHERS, folder)

@@ -17,7 +17,7 @@ from qtutor.errors import naming
 from qtutor.families import decoder_blocks, family_of
 from qtutor.formats import checkpoint, gguf_reading
 from qtutor.formats.documents import reading
-from qtutor.formats.sources import FOREIGN, GGUF, OURS, find
+from qtutor.formats.sources import GGUF, OTHERS, OURS, find
 from qtutor.formats.tokenizers_files import tokenizer_in, tokenizer_in_gguf
 from qtutor.formats.transformers_files import outlined, usual_device, with_tied
 from qtutor.gguf.parts import Whole
@@ -104,7 +104,7 @@ def opened(source, device: str | None = None) -> tuple[Weights, object]:
         found = find(source)
         if found.kind == GGUF:
             return _of_gguf(found.path, device)
-        if found.kind in (OURS, FOREIGN):
+        if found.kind in (OURS, OTHERS):
             model, tokenizer = load(source, device=device)
             return Weights(decoder_of(model)), tokenizer
         with naming(f"{source}: the checkpoint cannot be loaded"):

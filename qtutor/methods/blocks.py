@@ -17,7 +17,7 @@ from qtutor.calibration.moments import Moments
 from qtutor.core.grid import for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
 from qtutor.errors import naming
-from qtutor.methods.hessian import HessianError, Plan, prepare
+from qtutor.methods.hessian import HessianError, Prepared, prepare
 from qtutor.methods.propagation import propagated, strength
 from qtutor.methods.rounders import LayerInputs
 from qtutor.methods.scaling import Quantizer, Rounding
@@ -111,15 +111,15 @@ def _reading(reading: Reading, recipes: dict[str, Recipe]) -> Iterator[Rounded]:
 
 def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, recipe: Recipe) -> Iterator[Rounded]:
     """Layers that read the same input, rounded by the same recipe."""
-    plan, note = None, ""
+    prepared, note = None, ""
     if recipe.needs_calibration and (block.twin or recipe.rounder.factors):
-        plan, note = _plan(moments.hessian, block.tokens, recipe, f"{block.name}.{names[0]}")
+        prepared, note = _prepared(moments.hessian, block.tokens, recipe, f"{block.name}.{names[0]}")
     layers = [block.module.get_submodule(name) for name in names]
     wanted = [layer.weight for layer in layers]
-    if plan is not None:
+    if prepared is not None:
         share = strength(block.tokens, wanted[0].shape[1])
-        wanted = [propagated(weight, moments, plan, share) for weight in wanted]
-    inputs = LayerInputs(moments.hessian, plan, block.product_dtype) if moments is not None else None
+        wanted = [propagated(weight, moments, prepared, share) for weight in wanted]
+    inputs = LayerInputs(moments.hessian, prepared, block.product_dtype) if moments is not None else None
     with naming(f"{block.name}.{names[0]}"):
         to_round, columns = zip(*(recipe.rounder.divided(weight) for weight in wanted))
         quantized = _round_together(list(to_round), inputs, recipe)
@@ -130,11 +130,11 @@ def _alike(block: CalibratedBlock, names: list[str], moments: Moments | None, re
         yield Rounded(f"{block.name}.{name}", layer.weight, after, back, layer.bias, error, note, times)
 
 
-def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[Plan | None, str]:
+def _prepared(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tuple[Prepared | None, str]:
     """The Hessian ordered and factored, or ``None`` if it cannot be used; and a note about it for the report."""
     few = f"{tokens} tokens for a width of {len(hessian)}"
-    plan, error = _factored(hessian, recipe)
-    if plan is None:
+    prepared, error = _factored(hessian, recipe)
+    if prepared is None:
         without = "rounded to nearest" if recipe.rounder.factors else "rounded without propagation"
         note = f"{without}, since its Hessian cannot be used ({few}). {error}"
         warnings.warn(f"{name}: {note}", stacklevel=2)
@@ -142,13 +142,13 @@ def _plan(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> tupl
     notes = []
     if tokens < len(hessian):
         notes.append(f"{few}: too few to tell all inputs apart, so damping decides; calibrate with more text")
-    if plan.damping > recipe.damping:
-        notes.append(f"damping raised from {recipe.damping:g} to {plan.damping:g} to make the Hessian invertible")
-    return plan, "; ".join(notes)
+    if prepared.damping > recipe.damping:
+        notes.append(f"damping raised from {recipe.damping:g} to {prepared.damping:g} to make the Hessian invertible")
+    return prepared, "; ".join(notes)
 
 
-def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[Plan | None, HessianError | None]:
-    """GPTQ's plan, or the error that prevented one."""
+def _factored(hessian: torch.Tensor, recipe: Recipe) -> tuple[Prepared | None, HessianError | None]:
+    """The prepared Hessian, or the error that prevented one."""
     try:
         return prepare(hessian, recipe.group_size, act_order=recipe.act_order, damping=recipe.damping), None
     except HessianError as error:

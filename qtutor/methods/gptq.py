@@ -38,7 +38,7 @@ from qtutor.methods.hessian import (
     ACT_ORDERS,
     DAMPING,
     HessianError,
-    Plan,
+    Prepared,
     column_order,
     factor,
     invert_lower,
@@ -50,7 +50,7 @@ __all__ = [
     "ACT_ORDERS",
     "DAMPING",
     "HessianError",
-    "Plan",
+    "Prepared",
     "column_order",
     "factor",
     "invert_lower",
@@ -89,44 +89,46 @@ def quantize(
     damping: this share of H's mean diagonal is added to the diagonal. It is raised, up to 1, while H is not invertible.
     block_size: the number of columns whose corrections are collected before they are applied to the rest of the matrix;
     it only changes the speed.
+    This function is for a matrix of your own. ``qtutor.quantize`` calls :func:`prepare` once for all layers that read
+    the same input, then :func:`round_columns`; recipes have other defaults (act_order ``"groups"``, clip ``"output"``).
     Raises :class:`HessianError` if no damping helps, :class:`QtutorError` for other bad input.
     """
     check_weight(weight)
     if not weight.numel():  # no errors to correct: an empty matrix becomes what rounding to nearest returns
         return rtn.quantize(weight, grid, group_size)
-    plan = prepare(hessian, group_size, act_order=act_order, damping=damping)
-    return round_columns(weight, plan, grid, group_size, static_groups, block_size, clip)
+    prepared = prepare(hessian, group_size, act_order=act_order, damping=damping)
+    return round_columns(weight, prepared, grid, group_size, static_groups, block_size, clip)
 
 
 def round_columns(
     weight: torch.Tensor,
-    plan: Plan,
+    prepared: Prepared,
     grid: Grid,
     group_size: int,
     static_groups: bool = False,
     block_size: int = BLOCK_SIZE,
     clip: str = "none",
 ) -> QuantizedTensor:
-    """Round ``weight [out, in]`` block by block, with the plan that :func:`prepare` makes from the Hessian.
+    """Round ``weight [out, in]`` block by block, with the Hessian as :func:`prepare` orders and factors it.
 
     The other arguments and the errors are those of :func:`quantize`.
     """
     check_choice("clip", clip, CLIPS)
     check_weight(weight)
     rows, columns = weight.shape
-    if len(plan.order) != columns:
-        raise QtutorError(f"rows of {columns} weights, but a Hessian of {len(plan.order)} inputs.")
+    if len(prepared.order) != columns:
+        raise QtutorError(f"rows of {columns} weights, but a Hessian of {len(prepared.order)} inputs.")
     length = resolve_group_size(group_size, columns)
-    static = static_groups or plan.scattered or group_size == PER_TENSOR
+    static = static_groups or prepared.scattered or group_size == PER_TENSOR
     fitted = for_tensor(grid, weight)
     if static:
-        scales, zeros = _fit_all(weight, plan, fitted, group_size, clip)
+        scales, zeros = _fit_all(weight, prepared, fitted, group_size, clip)
     else:
         scales, zeros = torch.empty(2, rows, columns // length, device=weight.device)  # filled group by group
     scales, zeros = scales.T.contiguous(), zeros.T.contiguous()  # [groups, out]
-    work = weight.float().T[plan.order].contiguous()  # [in, out]: a column of weights is contiguous
+    work = weight.float().T[prepared.order].contiguous()  # [in, out]: a column of weights is contiguous
     codes = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
-    groups = plan.order // length  # the group of every column, in the order of rounding
+    groups = prepared.order // length  # the group of every column, in the order of rounding
     together = columns if static else length  # rounding has to stop before a group without a grid
     for begin, end in blocks(columns, length, block_size):  # a block's corrections stay in the processor's cache
         errors = []
@@ -134,16 +136,16 @@ def round_columns(
             last = min(first + together, end)
             if not static and first % length == 0:  # now all earlier errors have reached this group
                 reached = slice(first, first + length)
-                scale, zero = _fit(work[reached].T.unsqueeze(1), plan.upper.diagonal()[reached], fitted, clip)
+                scale, zero = _fit(work[reached].T.unsqueeze(1), prepared.upper.diagonal()[reached], fitted, clip)
                 scales[groups[first]], zeros[groups[first]] = scale[:, 0], zero[:, 0]
             own = groups[first:last]
-            inside = plan.upper[first:end, first:end]  # columns after the block wait, see below
+            inside = prepared.upper[first:end, first:end]  # columns after the block wait, see below
             coded, pushed = round_block(work[first:end], inside, scales[own], zeros[own], fitted)
-            codes[plan.order[first:last]] = coded
+            codes[prepared.order[first:last]] = coded
             errors.append(pushed)
         # Nothing reads the columns after a block before the block ends. So they get all errors of the block in one
         # matrix product: an outer product for every column would mostly wait for memory.
-        work[end:].addmm_(plan.upper[begin:end, end:].T, torch.cat(errors), alpha=-1)
+        work[end:].addmm_(prepared.upper[begin:end, end:].T, torch.cat(errors), alpha=-1)
     scales, zeros = scales.T.to(grid.scale_dtype).contiguous(), zeros.T.to(torch.uint8).contiguous()
     zeros = None if grid.symmetric else zeros
     return QuantizedTensor(codes.T.contiguous(), as_stored(scales, fitted), zeros, grid, group_size)
@@ -189,13 +191,13 @@ def blocks(columns: int, length: int, block_size: int) -> Iterator[tuple[int, in
 
 
 def _fit_all(
-    weight: torch.Tensor, plan: Plan, grid: Grid, group_size: int, clip: str
+    weight: torch.Tensor, prepared: Prepared, grid: Grid, group_size: int, clip: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero, float32 ``[out, groups]`` or ``[1, 1]``, of all groups of the unchanged ``weight [out, in]``."""
     if group_size == PER_TENSOR:  # one range for the matrix; "output" would need one U for all rows and columns
         return _fit(weight.float().reshape(1, 1, -1), None, grid, "none" if clip == "output" else clip)
     length = resolve_group_size(group_size, weight.shape[1])
-    counted = plan.upper.diagonal()[plan.order.argsort()].reshape(-1, length)
+    counted = prepared.upper.diagonal()[prepared.order.argsort()].reshape(-1, length)
     return _fit(weight.float().reshape(len(weight), -1, length), counted, grid, clip)
 
 

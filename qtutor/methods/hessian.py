@@ -26,7 +26,7 @@ class HessianError(QtutorError):
 
 
 @dataclass
-class Plan:
+class Prepared:
     """A Hessian prepared for rounding; all layers that read the same inputs share it.
 
     order: int64 ``[in]``, the columns in the order of rounding. upper: float32 ``[in, in]``, upper triangular U with
@@ -47,7 +47,7 @@ def prepare(
     *,
     act_order: str = "none",
     damping: float = DAMPING,
-) -> Plan:
+) -> Prepared:
     """Order the columns of ``hessian [in, in]`` and factor its inverse (in float64)."""
     check_choice("act_order", act_order, ACT_ORDERS)
     check_damping(damping)
@@ -65,7 +65,7 @@ def prepare(
     length = resolve_group_size(group_size, hessian.shape[0])
     order = column_order(hessian.diagonal(), length, act_order)
     upper, damping = factor(hessian, damping, order)
-    return Plan(order, upper.float(), damping, scattered=act_order == "columns")
+    return Prepared(order, upper.float(), damping, scattered=act_order == "columns")
 
 
 def column_order(diagonal: torch.Tensor, length: int, act_order: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ by hand, and leave out the stream; GPTAQ (Li et al. 2025, arXiv 2504.02692) make
 import torch
 
 from qtutor.calibration.moments import Moments
-from qtutor.methods.hessian import Plan
+from qtutor.methods.hessian import Prepared
 
 NOISE = 12
 ENOUGH = 8  # tokens for every input of the widest layer; with fewer, propagation gains next to nothing
@@ -32,10 +32,10 @@ def strength(tokens: int, width: int) -> float:
     return tokens / (tokens + NOISE * width)
 
 
-def propagated(weight: torch.Tensor, moments: Moments, plan: Plan, strength: float = 1.0) -> torch.Tensor:
+def propagated(weight: torch.Tensor, moments: Moments, prepared: Prepared, strength: float = 1.0) -> torch.Tensor:
     """W' for ``weight [out, in]``, float32, or the part ``strength`` of the change to it.
 
-    ``plan`` holds the damped inverse of ``moments.hessian``.
+    ``prepared`` holds the damped inverse of ``moments.hessian``.
 
     Without a drift, or if the inputs did not change, the result is ``weight`` itself.
     """
@@ -45,5 +45,5 @@ def propagated(weight: torch.Tensor, moments: Moments, plan: Plan, strength: flo
         change = weight @ moments.drift.float()
     else:
         return weight
-    change = change[:, plan.order] @ plan.upper.T @ plan.upper  # U's columns are in the plan's order
-    return weight + strength * change[:, plan.order.argsort()]
+    change = change[:, prepared.order] @ prepared.upper.T @ prepared.upper  # U's columns are in this order
+    return weight + strength * change[:, prepared.order.argsort()]

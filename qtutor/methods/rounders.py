@@ -12,7 +12,7 @@ import torch
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.methods import awq, bnb, gptq, hqq, rtn, sinq
-from qtutor.methods.hessian import Plan
+from qtutor.methods.hessian import Prepared
 
 if TYPE_CHECKING:
     from qtutor.recipe import Recipe
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class LayerInputs:
     """What a rounder may know about a layer's inputs.
 
-    hessian: ``X^T X``, float64 ``[in, in]``. plan: the Hessian ordered and factored; ``None`` if no method needs it, or
-    if it cannot be factored. dtype: products of errors may be computed in it (:func:`.clip.search_together`).
+    hessian: ``X^T X``, float64 ``[in, in]``. prepared: the Hessian ordered and factored; ``None`` if no method needs
+    it, or if it cannot be factored. dtype: products of errors may be computed in it (:func:`.clip.search_together`).
     """
 
     hessian: torch.Tensor
-    plan: Plan | None = None
+    prepared: Prepared | None = None
     dtype: torch.dtype = torch.float32
 
 
@@ -95,7 +95,7 @@ class Nearest(Rounder):
 
 @dataclass(frozen=True)
 class Gptq(Rounder):
-    """GPTQ; see :func:`qtutor.methods.gptq.quantize` for its options. Without a plan, it rounds to nearest."""
+    """GPTQ; for its options see :func:`qtutor.gptq.quantize`. Without a usable Hessian, it rounds to nearest."""
 
     clip: str = "output"
     static_groups: bool = False
@@ -109,9 +109,9 @@ class Gptq(Rounder):
         return cls(recipe.own_clip, recipe.static_groups)
 
     def round(self, weight: torch.Tensor, grid: Grid, group_size: int, inputs: LayerInputs) -> QuantizedTensor:
-        if inputs.plan is None:
+        if inputs.prepared is None:
             return rtn.quantize(weight, grid, group_size, "none" if self.clip == "output" else self.clip)
-        return gptq.round_columns(weight, inputs.plan, grid, group_size, self.static_groups, clip=self.clip)
+        return gptq.round_columns(weight, inputs.prepared, grid, group_size, self.static_groups, clip=self.clip)
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,8 @@ def test_what_lies_behind_a_layer_reads_what_it_makes_when_rounded(method, propa
 def test_what_is_rounded_makes_up_for_drift_as_far_as_the_text_allows(method, monkeypatch):
     calls = []
 
-    def spy(weight, moments, plan, share):
-        calls.append((weight.clone(), moments.hessian, share, propagated(weight, moments, plan, share)))
+    def spy(weight, moments, prepared, share):
+        calls.append((weight.clone(), moments.hessian, share, propagated(weight, moments, prepared, share)))
         return calls[-1][-1]
 
     propagated = blocks.propagated

@@ -211,8 +211,8 @@ def test_damping_is_raised_until_the_hessian_can_be_inverted():
     x = correlated(16, 64, seed=13)  # rank 16 of 64
     hessian = x.T @ x
     hessian -= 0.05 * hessian.diagonal().mean() * torch.eye(64, dtype=torch.float64)  # now clearly not positive
-    plan = gptq.prepare(hessian, 16)
-    assert 0.05 < plan.damping < 0.2
+    prepared = gptq.prepare(hessian, 16)
+    assert 0.05 < prepared.damping < 0.2
     assert gptq.prepare(x.T @ x, 16, damping=0).damping == gptq.DAMPING
     assert gptq.prepare(x.T @ x, 16).damping == gptq.DAMPING
 
@@ -223,24 +223,24 @@ def test_a_hessian_is_factored_in_float64():
     turn = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64, generator=generator))[0]
     hessian = turn @ torch.logspace(0, -9, 64, dtype=torch.float64).diag() @ turn.T
     assert torch.linalg.cholesky_ex(hessian.float()).info > 0
-    plan = gptq.prepare(hessian, 16, damping=0)
+    prepared = gptq.prepare(hessian, 16, damping=0)
     exact = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
-    assert plan.damping == 0
-    assert (plan.upper - exact).norm() < 1e-3 * exact.norm()  # the triangle is inverted in float32
+    assert prepared.damping == 0
+    assert (prepared.upper - exact).norm() < 1e-3 * exact.norm()  # the triangle is inverted in float32
 
 
 def test_damping_is_raised_where_the_inverse_leaves_float32():
     """One input is nearly zero: H can be factored in float64, but one number of U, 1e50, is infinite in float32."""
     hessian = torch.tensor([1.0, 1e-100, 2.0], dtype=torch.float64).diag()
-    plan = gptq.prepare(hessian, 3, damping=0)
-    assert plan.damping == gptq.DAMPING and torch.isfinite(plan.upper).all()
+    prepared = gptq.prepare(hessian, 3, damping=0)
+    assert prepared.damping == gptq.DAMPING and torch.isfinite(prepared.upper).all()
 
 
 def test_an_order_that_mixes_groups_has_static_grids():
     weight, x = weights(6, 64, seed=15), correlated(256, 64, seed=16) * torch.linspace(0.2, 3, 64).roll(9)
-    plan, grid = gptq.prepare(x.T @ x, 16, act_order="columns"), qtutor.IntGrid(3)
-    assert plan.scattered and not gptq.prepare(x.T @ x, 16, act_order="groups").scattered
-    ours, static = (gptq.round_columns(weight, plan, grid, 16, static) for static in (False, True))
+    prepared, grid = gptq.prepare(x.T @ x, 16, act_order="columns"), qtutor.IntGrid(3)
+    assert prepared.scattered and not gptq.prepare(x.T @ x, 16, act_order="groups").scattered
+    ours, static = (gptq.round_columns(weight, prepared, grid, 16, static) for static in (False, True))
     assert torch.equal(ours.codes, static.codes) and torch.equal(ours.scales, static.scales)
     assert torch.equal(ours.scales, rtn.quantize(weight, grid, 16).scales)  # fitted on the weights as they are
 

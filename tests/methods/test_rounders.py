@@ -60,7 +60,7 @@ def test_gptq(clip, static):
 
 @pytest.mark.parametrize(("clip", "nearest"), [("none", "none"), ("output", "none"), ("mse", "mse")])
 def test_gptq_without_a_plan_rounds_to_nearest(clip, nearest):
-    """Ranges judged by the output would need the plan, too, so they stay whole."""
+    """Ranges judged by the output would need the prepared Hessian, too, so they stay whole."""
     weight, given = weights(12, 64, seed=1), inputs()
     found = Gptq(clip).round(weight, GRID, GROUP, LayerInputs(given.hessian))
     assert same(found, Nearest(nearest).round(weight, GRID, GROUP))

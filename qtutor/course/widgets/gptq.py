@@ -43,11 +43,11 @@ def trace(row: torch.Tensor, hessian: torch.Tensor, bits: int, order: Sequence[i
     nearest = _nearest(row, bits)
     back = nearest.dequantize()[0].double()
     scale, zero = nearest.scales[None, 0], nearest.zeros[None, 0]
-    plan = gptq.prepare(hessian[order][:, order], PER_CHANNEL)
+    prepared = gptq.prepare(hessian[order][:, order], PER_CHANNEL)
     work = row.float()[order, None].clone()  # [in, 1]: the package keeps columns of weights as rows
     gptqs, rtns = [row.double()], [row.double()]
     for step in range(len(order)):
-        gptq.round_block(work[step:], plan.upper[step:, step:], scale, zero, nearest.grid)
+        gptq.round_block(work[step:], prepared.upper[step:, step:], scale, zero, nearest.grid)
         gptqs.append(torch.empty_like(row, dtype=torch.float64).index_copy_(0, order, work[:, 0].double()))
         rtns.append(rtns[-1].clone().index_copy_(0, order[step : step + 1], back[order[step : step + 1]]))
     states = torch.stack(gptqs)
