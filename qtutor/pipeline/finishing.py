@@ -17,8 +17,8 @@ from qtutor.core.float_grid import BlockGrid
 from qtutor.core.grid import Grid, for_tensor
 from qtutor.errors import naming
 from qtutor.families import decoder_blocks, embedding_scale, family_of
-from qtutor.methods.blocks import Changed, Rounded, dequantized, round_layers
 from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
+from qtutor.pipeline.rounding import Changed, Rounded, dequantized, round_layers
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.recipe import Recipe
 from qtutor.report import LayerReport, weight_error, what_is_lost

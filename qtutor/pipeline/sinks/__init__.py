@@ -4,7 +4,7 @@
 
     Arrived    the walk has reached a block: all blocks before it are finished
     Packed     a layer that is packed
-    Changed    a tensor that stays in float, with a new value (:class:`qtutor.methods.blocks.Changed`)
+    Changed    a tensor that stays in float, with a new value (:class:`qtutor.pipeline.rounding.Changed`)
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qtutor.methods.blocks import Changed
+from qtutor.pipeline.rounding import Changed
 from qtutor.report import LayerReport
 from qtutor.runtime.linear import QuantWeight
 

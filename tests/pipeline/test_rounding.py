@@ -11,8 +11,9 @@ from qtutor import Recipe, rtn
 from qtutor.calibration import precision
 from qtutor.calibration.walk import walk
 from qtutor.families import LLAMA, linear_layers
-from qtutor.methods import blocks, clip
+from qtutor.methods import clip
 from qtutor.methods.propagation import strength
+from qtutor.pipeline import rounding
 from tests.models import some_ids, tiny
 
 
@@ -30,24 +31,24 @@ def test_the_error_of_the_output_is_that_of_all_rows(rows):
     x = torch.randn(50, 32, generator=generator) * torch.linspace(0.1, 3, 32)
     noise = 1 + 0.1 * torch.rand(rows, 1, generator=generator)
     back = rtn.quantize(weight, qtutor.IntGrid(2), 32).dequantize() * noise
-    found = blocks._output_error(weight, back, x.T @ x)
+    found = rounding._output_error(weight, back, x.T @ x)
     assert found == pytest.approx(output_error(x, weight, back), rel=1e-4)
 
 
 def test_the_error_of_a_large_layer_is_that_of_some_rows_all_over_it():
     generator = torch.Generator().manual_seed(0)
-    rows = 4 * blocks.ERROR_ROWS + 3
+    rows = 4 * rounding.ERROR_ROWS + 3
     weight, noise, x = (torch.randn(count, 16, generator=generator) for count in (rows, rows, 50))
     back = weight + 0.1 * noise * torch.arange(rows)[:, None]
     some = torch.arange(0, rows, 4)
     expected = output_error(x, weight[some], back[some])
-    assert blocks._output_error(weight, back, x.T @ x) == pytest.approx(expected, rel=1e-4)
+    assert rounding._output_error(weight, back, x.T @ x) == pytest.approx(expected, rel=1e-4)
 
 
 def test_errors_that_are_nothing_and_outputs_that_are_nothing():
     weight, x = torch.randn(3, 8), torch.randn(9, 8)
-    assert blocks._output_error(weight, weight.clone(), x.T @ x) == 0
-    assert blocks._output_error(torch.zeros(3, 8), torch.zeros(3, 8), x.T @ x) == 0
+    assert rounding._output_error(weight, weight.clone(), x.T @ x) == 0
+    assert rounding._output_error(torch.zeros(3, 8), torch.zeros(3, 8), x.T @ x) == 0
 
 
 def test_the_report_holds_the_error_of_each_layers_output():
@@ -83,9 +84,9 @@ def rounded_first_block(recipe: Recipe, model=None):
     model = model or qtutor.add_outliers(tiny("qwen2"))
     block = next(walk(model, some_ids(16, 32), bool(recipe.propagate)))
     rounded, changed = {}, {}
-    for item in blocks.round_layers(block, recipe, recipe.of_layers(linear_layers(model))):
+    for item in rounding.round_layers(block, recipe, recipe.of_layers(linear_layers(model))):
         name = item.name.removeprefix("model.layers.0.")
-        if isinstance(item, blocks.Changed):
+        if isinstance(item, rounding.Changed):
             changed[name] = item.value
         else:  # copied at once: the block changes its layers later
             rounded[name] = replace(item, weight=item.weight.clone())
@@ -133,8 +134,8 @@ def test_what_is_rounded_makes_up_for_drift_as_far_as_the_text_allows(method, mo
         calls.append((weight.clone(), moments.hessian, share, propagated(weight, moments, prepared, share)))
         return calls[-1][-1]
 
-    propagated = blocks.propagated
-    monkeypatch.setattr(blocks, "propagated", spy)
+    propagated = rounding.propagated
+    monkeypatch.setattr(rounding, "propagated", spy)
     _, rounded, _ = rounded_first_block(Recipe(method, 3, 32, clip="none", propagate=True))
     assert len(calls) == len(rounded) == 7
     for (weight, hessian, share, wanted), (name, item) in zip(calls, rounded.items(), strict=True):
@@ -181,7 +182,7 @@ def test_layers_that_read_the_same_are_rounded_as_if_each_were_alone(method, gro
     def one_by_one(weights, inputs, recipe):
         return [recipe.rounder.round(weight, recipe.grid, recipe.group_size, inputs) for weight in weights]
 
-    monkeypatch.setattr(blocks, "_round_together", one_by_one)
+    monkeypatch.setattr(rounding, "_round_together", one_by_one)
     _, alone, _ = rounded_first_block(recipe, model)
     for name, item in together.items():
         same = item.quantized.codes == alone[name].quantized.codes
@@ -197,6 +198,6 @@ def test_what_cannot_be_rounded_is_refused_before_any_search(method, what, monke
     if what == "nan":
         model.model.layers[0].mlp.down_proj.weight.data[3, 4] = float("nan")
     monkeypatch.setattr(qtutor.awq, "search", None)
-    monkeypatch.setattr(blocks, "_reading", None)
+    monkeypatch.setattr(rounding, "_reading", None)
     with pytest.raises(qtutor.QtutorError, match=r"model\.layers\.0\.mlp\.down_proj: .*(groups of 48|NaN)"):
         rounded_first_block(recipe, model)
