@@ -57,7 +57,7 @@ def test_a_result_as_small_as_was_asked_for(tmp_path, capsys):
         (["out", "--bits", "3", "--target-size", "1MB"], "--bits and --target-size both say how large the result gets"),
         (["out", "--target-size", "1kB"], "1,000 bytes are too few: with every layer at 2 bits, 9"),
         (["out", "--method", "nf4", "--target-size", "1MB"], "target_size chooses bits, and method 'nf4' has 4"),
-        (["out", "--bits", "9.5"], "bits = 9.5: a grid takes a whole number of bits from 2 to 8"),
+        (["out", "--bits", "9.5"], "bits = 9.5: a whole number of bits from 2 to 8 is needed"),
         (["out.gguf", "--target-size", "1MB", "--type", "Q4_0"], "and --type Q4_0 names them: leave one out"),
         (["out.gguf", "--target-size", "1MB", "--bits", "3"], "both say how large the result gets: leave one out"),
         (

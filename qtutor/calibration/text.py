@@ -82,7 +82,7 @@ def check_text(file: str | Path, length: int = LENGTH) -> None:
     """
     kind = kind_of(file)
     if kind != "a file":
-        raise QtutorError(f"{file} is {kind}, and a text file is needed. Name one, or write the text to one.")
+        raise QtutorError(f"{file} is {kind}: name a text file, or write the text to one.")
     try:
         with open(file, "rb") as opened:
             data, size = opened.read(4096), os.fstat(opened.fileno()).st_size

@@ -38,7 +38,7 @@ class IntGrid:
 
     def __post_init__(self):
         if self.bits not in range(2, 9):
-            raise QtutorError(f"bits = {self.bits!r}: a grid takes a whole number of bits from 2 to 8.")
+            raise QtutorError(f"bits = {self.bits!r}: a whole number of bits from 2 to 8 is needed.")
 
     @property
     def largest_code(self) -> int:

@@ -119,7 +119,7 @@ def kind_of(path: str | Path) -> str:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        return f"nothing that can be read ({getattr(error, 'strerror', None) or error})"
+        return f"not readable ({getattr(error, 'strerror', None) or error})"
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "no ordinary file")
 
 

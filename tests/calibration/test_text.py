@@ -132,7 +132,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, tokenizer):
         (tmp_path / "socket", "a socket"),
         (tmp_path / "nothing", "No such file"),
         (tmp_path / "loop", "symbolic links"),
-        ("a\0b", "nothing that can be read"),
+        ("a\0b", "not readable"),
     ):
         with pytest.raises(QtutorError, match=kind):
             calibration_text(name, tokenizer)
