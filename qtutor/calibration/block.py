@@ -10,6 +10,7 @@ from qtutor.calibration.moments import Factor, Gram, Moments
 from qtutor.calibration.precision import product_dtype, rounds
 from qtutor.calibration.statistics import InputStatistics, RunningStatistics
 from qtutor.calibration.stream import Stream
+from qtutor.errors import naming
 
 TOGETHER = 2048  # tokens whose products are summed in float32 before they are added to the float64 sum
 
@@ -42,7 +43,7 @@ class CalibratedBlock(Stream):
         for half in self.family.halves:
             yield Reading(self, half.readers)
             if self.twin is not None:
-                self.wanted = self.twin.pass_half(behind=self.states)
+                self.wanted = self.twin.pass_half(before=self.states)
             self.keep()  # the readers are final now, so the input of the last layer is final, too
             if ahead:
                 self.pass_half()
@@ -105,7 +106,8 @@ class CalibratedBlock(Stream):
         running = None
         for x in self.inputs(layer, tokens):  # only sums are kept, so memory does not grow with the text
             running = running or RunningStatistics(x.shape[-1], device=x.device)
-            running.add(x, f"{self.name}.{layer}")
+            with naming(f"{self.name}.{layer}"):
+                running.add(x)
         return running.result()
 
     def weights(self, layer: str) -> torch.Tensor | None:
@@ -125,10 +127,10 @@ class CalibratedBlock(Stream):
         attention, mlp = self.family.halves
         if not self.token_weights or layer in attention.readers:
             return None
-        behind = 1 if layer == mlp.last else 0
-        if behind not in self._sizes:
-            self._sizes[behind] = (self.twin or self).sizes(behind)
-        inverse = self._sizes[behind].clamp(min=1e-30).rsqrt()
+        half = 1 if layer == mlp.last else 0
+        if half not in self._sizes:
+            self._sizes[half] = (self.twin or self).sizes(half)
+        inverse = self._sizes[half].clamp(min=1e-30).rsqrt()
         return inverse / inverse.mean()
 
     def roots(self, layer: str) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, naming
 from qtutor.guards.ids import check_token_ids
 from qtutor.guards.model import in_eval
 
@@ -41,15 +41,15 @@ class RunningStatistics:
         self.sum_abs, self.max_abs, self.sum_square = torch.zeros(3, width, dtype=torch.float64, device=device)
         self.tokens, self.wanted, self.kept = 0, samples, []
 
-    def add(self, x: torch.Tensor, name: str = "x") -> None:
-        """Add the inputs ``x [..., in]`` (any float dtype) of the layer ``name``; NaN and Inf are refused."""
+    def add(self, x: torch.Tensor) -> None:
+        """Add inputs ``x [..., in]`` (any float dtype) of a layer; NaN and Inf are refused."""
         x = x.detach().flatten(0, -2)  # [tokens, in]
         size = x.double().abs()
         if not torch.isfinite(size).all():
             token, channel = (~torch.isfinite(size)).nonzero()[0].tolist()
             raise QtutorError(
-                f"{name}: its input is {x[token, channel].item()} at token {self.tokens + token}, channel {channel}; "
-                "all layers before it had finite inputs. Look for broken weights just before this layer, "
+                f"the input is {x[token, channel].item()} at token {self.tokens + token}, channel {channel}; all "
+                "layers before this one had finite inputs. Look for broken weights just before this layer, "
                 "or compute in float32 if the model runs in float16."
             )
         self.sum_abs += size.sum(dim=0)
@@ -95,7 +95,8 @@ def layer_inputs(model: nn.Module, token_ids: torch.Tensor, samples: int = 0) ->
                 return
             if name not in running:
                 running[name] = RunningStatistics(x.shape[-1], samples, x.device)
-            running[name].add(x, name)
+            with naming(name):
+                running[name].add(x)
             latest = x, running[name]
 
         return hook

@@ -76,7 +76,7 @@ class Stream:
                     return self._read(half, residual)
                 if layer == half.last:
                     return self._at_last(half, residual)
-                residual = self._behind(half, residual, some)
+                residual = self._after(half, residual, some)
         raise ValueError(f"{layer}: the states of {self.name} are already past it, or the block has no such layer")
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class Stream:
         residual = self.states[some]
         with products(residual.shape[-1], self.wide):
             for half in self.family.halves[self.passed :]:  # attention first: the MLP reads what it adds to the stream
-                residual = self._behind(half, residual, some)
+                residual = self._after(half, residual, some)
         return residual
 
     @torch.no_grad()
@@ -102,10 +102,10 @@ class Stream:
         self.kept = last, found
 
     @torch.no_grad()
-    def pass_half(self, behind: torch.Tensor | None = None) -> torch.Tensor | None:
+    def pass_half(self, before: torch.Tensor | None = None) -> torch.Tensor | None:
         """Move the states past the current half, with its current weights; :meth:`reach` no longer finds its layers.
 
-        behind: the states of another stream, which is still before the half. Returns the output of the half's last
+        before: the states of another stream, which is still before the half. Returns the output of the half's last
         layer that the other stream would need so that both become equal, ``[samples, length, hidden]`` in the dtype of
         this layer's output, or ``None`` without such states.
         """
@@ -114,9 +114,9 @@ class Stream:
             residual = self.states[some]
             with products(residual.shape[-1], self.wide):
                 made = self._made(half, residual, some)
-                if behind is not None:
+                if before is not None:
                     wanted = made.new_empty(self.states.shape) if wanted is None else wanted
-                    wanted[some] = made + (residual - behind[some]) / self.multiplier
+                    wanted[some] = made + (residual - before[some]) / self.multiplier
                 self.states[some] = self._joined(half, residual, made)
         self.passed += 1
         return wanted
@@ -129,7 +129,7 @@ class Stream:
         layer computes only this many outputs.
         """
         ahead = self.family.halves[self.passed : half + 1]  # none if the states are already after it
-        steps = [partial(self._behind, one) for one in ahead[:-1]] + [self._measured(one) for one in ahead[-1:]]
+        steps = [partial(self._after, one) for one in ahead[:-1]] + [self._measured(one) for one in ahead[-1:]]
         squares = []
         for some in self.batches():
             residual = self.states[some]
@@ -140,10 +140,10 @@ class Stream:
         return torch.cat(squares)
 
     def _measured(self, half: Half) -> Callable[[torch.Tensor, slice | torch.Tensor], torch.Tensor]:
-        """:meth:`_behind` of ``half``, or for a wide stream sums of its channels, which have about the same squares."""
+        """:meth:`_after` of ``half``, or for a wide stream sums of its channels, which have about the same squares."""
         hidden, layer = self.states.shape[-1], self.module.get_submodule(half.last)
         if hidden < 8 * SUMS or half.after is not None:  # a norm after the half needs all channels
-            return partial(self._behind, half)
+            return partial(self._after, half)
         signs = random_signs(hidden, self.states.device)
         with torch.no_grad():
             weight = self.multiplier * signs @ layer.weight
@@ -182,7 +182,7 @@ class Stream:
         check_finite(x, f"{self.name}.{half.last}: its input")
         return x
 
-    def _behind(self, half: Half, residual: torch.Tensor, some: slice | torch.Tensor) -> torch.Tensor:
+    def _after(self, half: Half, residual: torch.Tensor, some: slice | torch.Tensor) -> torch.Tensor:
         """The residual stream after ``half``."""
         return self._joined(half, residual, self._made(half, residual, some))
 

@@ -141,13 +141,13 @@ def _is_ours(path: Path) -> bool:
 
 def _draw(file: str, found: list[dict]) -> None:
     """Write the picture completely or not at all."""
-    from qtutor.files import told, written_beside
+    from qtutor.files import as_qtutor_error, written_beside
     from qtutor.plots.comparison import Point, bytes_against_kl, image
 
     names = _short([one["source"] for one in found])
     points = [Point(name, one["bytes"], one["kl"], one["kl_error"]) for name, one in zip(names, found, strict=True)]
     path = Path(file)
-    with told(path), written_beside(path) as new:
+    with as_qtutor_error(path), written_beside(path) as new:
         new.write_bytes(image(bytes_against_kl(points), path.suffix.lower().removeprefix("."), OURS))
     print(f"Drawn into {path}.", file=sys.stderr)  # stdout may be JSON
 

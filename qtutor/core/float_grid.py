@@ -125,11 +125,11 @@ class TileGrid(FloatGrid):
 class BlockGrid(FloatGrid):
     """The values of a float of 4 bits, with scales that are themselves stored in 8 bits.
 
-    block: the number of weights that share a scale. scales: ``"e8m0"``, powers of two, or ``"e4m3"``, times
-    :attr:`unit`. wider: other factors to try for the range of a block; one is kept if its squared error is less. unit:
-    the number for the whole tensor. :meth:`for_tensor` finds it once; after that, or if there is no unit to find, the
-    grid is ``settled``. Two grids that differ only in how scales are found are equal, because the same codes and scales
-    give the same weights.
+    Here, a block is the weights that share a scale, as in the specification of MXFP4. block: their number. scales:
+    ``"e8m0"``, powers of two, or ``"e4m3"``, times :attr:`unit`. wider: other factors to try for the range of a block;
+    one is kept if its squared error is less. unit: the number for the whole tensor. :meth:`for_tensor` finds it once;
+    after that, or if there is no unit to find, the grid is ``settled``. Two grids that differ only in how scales are
+    found are equal, because the same codes and scales give the same weights.
     """
 
     block: int = 0

@@ -94,7 +94,8 @@ class NestedScales(Scales):
     """Scales that are quantized themselves ("double quantization", QLoRA, arXiv 2305.14314, section 3).
 
     codes: uint8 ``[out, groups]``, codes of a fixed 8-bit map. absmax: float32, the largest magnitude of each run of
-    :attr:`BLOCK` scales, row after row. offset: float32 ``[]``, the mean of all scales, subtracted before coding.
+    :attr:`BLOCK` scales, row after row (bitsandbytes calls a run a block). offset: float32 ``[]``, the mean of all
+    scales, subtracted before coding.
     """
 
     codes: torch.Tensor
@@ -113,8 +114,8 @@ class NestedScales(Scales):
         count, groups = self.codes.shape
         row = rows_of(torch.arange(count, device=self.codes.device), index)
         # Runs of scales continue from row to row, so a row may begin in the middle of a run.
-        block = (row[:, None] * groups + torch.arange(groups, device=row.device)) // self.BLOCK
-        return self.GRID.decode(rows_of(self.codes, index), self.absmax[block]) + self.offset
+        run = (row[:, None] * groups + torch.arange(groups, device=row.device)) // self.BLOCK
+        return self.GRID.decode(rows_of(self.codes, index), self.absmax[run]) + self.offset
 
     def split(self, rows: list[int]) -> list["NestedScales"]:
         raise QtutorError("nested scales cannot be split by rows: their rows share largest values and the mean.")
@@ -122,6 +123,6 @@ class NestedScales(Scales):
     @classmethod
     def shapes(cls, shape: tuple[int, int], grid: Grid) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The same for every grid: the grid has no influence on the dtypes."""
-        blocks = -(-shape[0] * shape[1] // cls.BLOCK)
-        stored = (shape, torch.uint8), ((blocks,), torch.float32), ((), torch.float32)
+        runs = -(-shape[0] * shape[1] // cls.BLOCK)
+        stored = (shape, torch.uint8), ((runs,), torch.float32), ((), torch.float32)
         return dict(zip(cls.NAMES, stored))

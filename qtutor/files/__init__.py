@@ -81,7 +81,7 @@ def parents_made(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[None]:
+def as_qtutor_error(path: str | Path, error: type[QtutorError] = QtutorError) -> Iterator[None]:
     """Turn errors of the system while ``path`` is written (a full disk, no permission) into an ``error`` that names it.
 
     The Rust libraries raise exceptions of their own for these, with the system's error number in the text.

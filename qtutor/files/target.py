@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qtutor.errors import QtutorError
-from qtutor.files import told
+from qtutor.files import as_qtutor_error
 from qtutor.files.staging import SUFFIX, stage
 
 Shape = tuple[int, ...]
@@ -46,7 +46,7 @@ def checked(out: str | Path, folder: bool, sources: Iterable[str | Path] = (), n
     _replaceable(path, folder)
     if not base.is_dir():
         raise QtutorError(f"{base} is a file, and {path} needs a folder there: choose another place.")
-    with told(path), stage(base / path.name):
+    with as_qtutor_error(path), stage(base / path.name):
         pass  # a stage can be made, so a file or folder can be made, too
     disk = shutil.disk_usage(base)
     if need > disk.free and disk.total:  # some file systems give no sizes

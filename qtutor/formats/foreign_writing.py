@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from qtutor.errors import QtutorError, naming
-from qtutor.files import folder_written_beside, parents_made, told
+from qtutor.files import as_qtutor_error, folder_written_beside, parents_made
 from qtutor.formats import folders
 from qtutor.formats.checkpoint import CONFIG, GENERATION
 from qtutor.formats.endings import generation_settings
@@ -57,7 +57,7 @@ def save(form: Format, model: nn.Module, folder: str | Path, tokenizer=None, bes
         shapes |= kinds(_encoded(form, name, layer, layouts[name]))
     files = laid_out(shapes, LARGEST)
     place = target(folder, need=sum(file.size for file in files))
-    with told(place), parents_made(place), folder_written_beside(place) as new:
+    with as_qtutor_error(place), parents_made(place), folder_written_beside(place) as new:
         _write_about(new, model, config, form.in_config(settings), tokenizer)
         for name, values in beside(settings).items():
             _write_json(new / name, values)

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from qtutor.errors import QtutorError
-from qtutor.files import parents_made, told
+from qtutor.files import as_qtutor_error, parents_made
 from qtutor.files.target import checked
 from qtutor.formats.gguf_contents import DEFAULT, contents
 from qtutor.formats.gguf_files import NAME
@@ -66,7 +66,7 @@ def save(
     _say_of_window(model.config)
     _say_of_positions(model.config)
     place = target(out, need=sum(tensor.nbytes for tensor in tensors), overwrite=overwrite)
-    with told(place), parents_made(place), _progress(tensors, progress) as counted:
+    with as_qtutor_error(place), parents_made(place), _progress(tensors, progress) as counted:
         write(place, keys, counted, lambda new: read_back(place, lambda: tokenizer_of(opened(new).file.metadata)))
     return _path(out)
 

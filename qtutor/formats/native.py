@@ -21,7 +21,7 @@ from torch import nn
 
 from qtutor.core.scales import NestedScales
 from qtutor.errors import QtutorError
-from qtutor.files import folder_written_beside, parents_made, told
+from qtutor.files import as_qtutor_error, folder_written_beside, parents_made
 from qtutor.formats import folders
 from qtutor.formats.checkpoint import CONFIG, GENERATION
 from qtutor.formats.endings import generation_settings
@@ -65,7 +65,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer=None) -> Path:
     tensors = stored_tensors(model)
     files = laid_out(kinds(tensors))
     place = target(folder, need=sum(file.size for file in files))
-    with told(place), parents_made(place), folder_written_beside(place) as new:
+    with as_qtutor_error(place), parents_made(place), folder_written_beside(place) as new:
         for file in files:
             save_file({name: tensors[name] for name in file.places}, new / file.name)
         write_others(new, model, tokenizer, getattr(model, "qtutor_recipe", None), files)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtutor.files import told, written_beside
+from qtutor.files import as_qtutor_error, written_beside
 from qtutor.gguf.container import (
     ALIGNMENT,
     ARRAY,
@@ -69,7 +69,7 @@ def write(
     alignment = _alignment(metadata)
     infos = _place(tensors, alignment)
     head = _head(metadata, infos)
-    with told(path, GGUFError), written_beside(path) as new, open(new, "wb") as file:
+    with as_qtutor_error(path, GGUFError), written_beside(path) as new, open(new, "wb") as file:
         file.write(head + bytes(padded(len(head), alignment) - len(head)))
         for tensor, info in zip(tensors, infos):
             file.write(_bytes_of(tensor, info))

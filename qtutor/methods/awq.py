@@ -69,12 +69,14 @@ def search(
     """
     inputs, rounded = list(inputs), rounded or nearest(grid, group_size)
     originals = [layer.weight.data for layer in layers]
+    # Errors are compared in the parent's output: there, the errors of all the layers meet, and may cancel each other.
     targets = [parent(x) for x in inputs]
     best, errors = None, []
     for ratio in [step / RATIOS for step in range(RATIOS)] if ratios is None else ratios:
+        # One ratio gives the scales of all channels: a search for each channel's own would have far too many tries.
         scale = scale_of(mean_abs, ratio, originals if duo else None, group_size)
         squares = squared_error(layers, rounded(originals, scale), inputs, targets, parent)
-        errors.append(squares / sum(target.numel() for target in targets))
+        errors.append(squares / sum(target.numel() for target in targets))  # a mean, for any number of tokens
         if best is None or errors[-1] < best.errors[0]:  # not <=: if equal, the first stays
             best = Search(scale, ratio, (errors[-1],))
     return Search(best.scale, best.ratio, tuple(errors))
@@ -182,6 +184,7 @@ def fold(
 
 
 @torch.no_grad()
+@rtn.nearest_if_empty
 def quantize(
     weight: torch.Tensor,
     hessian: torch.Tensor,
@@ -196,7 +199,7 @@ def quantize(
     """
     check_weight(weight)
     rows, columns = weight.shape
-    if group_size == PER_TENSOR or not weight.numel():
+    if group_size == PER_TENSOR:
         return rtn.quantize(weight, grid, group_size)
     length = resolve_group_size(group_size, columns)
     grouped = weight.float().reshape(rows, columns // length, length)  # [out, groups, group_size]

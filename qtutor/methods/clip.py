@@ -92,11 +92,12 @@ def _search_compiled(
     """:func:`search_squares` by the compiled loop."""
     weights = grouped.permute(1, 2, 0).contiguous()  # rows are the lanes
     importance = torch.ones(weights.shape[:2]) if importance is None else importance.contiguous()
-    costs = torch.full((weights.shape[0], weights.shape[2]), torch.inf)
+    costs = torch.full((weights.shape[0], weights.shape[2]), torch.inf)  # lowered by every call of the loop
     found = None
     for scales, zeros in ranges(grouped, grid, steps, shrink):
         turned = scales.transpose(1, 2), zeros.transpose(1, 2)
         best = compiled.cheapest(weights, importance, *turned, grid, costs).T
+        # -1: none of these ranges is cheaper than the earlier ones. It is no index, so any other stands in for it.
         chosen = [part.gather(0, best.clamp(min=0).unsqueeze(0))[0] for part in (scales, zeros)]
         found = chosen if found is None else [torch.where(best < 0, old, new) for new, old in zip(chosen, found)]
     return found[0], found[1]
@@ -118,8 +119,8 @@ def search_together(
     """Scale and zero ``[out, groups]`` with which ``grouped [out, groups, group_size]`` changes the output least.
 
     hessian: ``X^T X [in, in]``. The errors of a row's groups add up in its output, so each group is judged together
-    with the errors of the others. An error e costs ``e H_g e^T + 2 e H_o o^T``. H_g is the group's block of the
-    Hessian, o are the errors of the other groups, and H_o is the part of the Hessian between this group and the others.
+    with the errors of the others. An error e costs ``e H_g e^T + 2 e H_o o^T``. H_g is the group's own part
+    of the Hessian, o are the errors of the other groups, and H_o is the part between this group and the others.
     Groups take turns: first a round with coarse steps, then ``rounds`` rounds with finer ones; llm-awq judges each
     group by itself, once. A row never costs more than with whole ranges. dtype: H_o and o are multiplied in it; with
     bfloat16, this limit holds to about 0.4 %.
@@ -145,7 +146,7 @@ def _in_turns(
         tried = neighbours(grid, turn)
         for group in range(groups):  # in turn: each uses the new errors of the groups before it
             own = slice(group * length, (group + 1) * length)
-            errors[:, own] = 0
+            errors[:, own] = 0  # the judge tries other errors here
             others = nn.functional.linear(errors, coupling[own]).float()  # the coupling with the other groups
             judge = Judge(grouped[:, group].contiguous(), hessian[own, own], others, grid)
             scale[:, group], zero[:, group] = judge.cheapest(scale[:, group], zero[:, group], *tried)
@@ -174,15 +175,15 @@ def neighbours(grid: Grid, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
 class Judge:
     """Computes the costs of scales and zeros for one group of every row.
 
-    weight ``[out, group_size]``. block: the group's block of the Hessian. others ``[out, group_size]``: the other
-    groups' errors times the blocks that couple them with it.
+    weight ``[out, group_size]``. hessian ``[group_size, group_size]``: the group's own part of the Hessian. others
+    ``[out, group_size]``: the other groups' errors times the parts of the Hessian that couple them with this group.
     """
 
-    def __init__(self, weight: torch.Tensor, block: torch.Tensor, others: torch.Tensor, grid: Grid):
-        self.weight, self.block, self.others, self.grid = weight, block, others, grid
+    def __init__(self, weight: torch.Tensor, hessian: torch.Tensor, others: torch.Tensor, grid: Grid):
+        self.weight, self.hessian, self.others, self.grid = weight, hessian, others, grid
         self.turned = None  # the layout for the compiled loop, if the loop can be used
         if compiled.takes(weight, grid):
-            self.turned = weight.T.contiguous(), block, others.T.contiguous()
+            self.turned = weight.T.contiguous(), hessian, others.T.contiguous()
 
     def errors(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """The errors of rounding with ``scale`` and ``zero [..., out]``."""
@@ -191,7 +192,7 @@ class Judge:
     def cost(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """How much ``scale`` and ``zero`` change the output, ``[..., out]``."""
         error = self.errors(scale, zero)
-        return (error @ self.block).add_(self.others, alpha=2).mul_(error).sum(dim=-1)
+        return (error @ self.hessian).add_(self.others, alpha=2).mul_(error).sum(dim=-1)
 
     def too_large(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """The share t by which ``scale [out]`` is too large for the codes that it and ``zero`` give.
@@ -201,7 +202,7 @@ class Judge:
         """
         error = self.errors(scale, zero)
         levels = self.weight + error
-        coupled = levels @ self.block  # the block is symmetric, so this product also serves for the errors
+        coupled = levels @ self.hessian  # it is symmetric, so this product also serves for the errors
         slope, curvature = (error * coupled + levels * self.others).sum(dim=-1), (levels * coupled).sum(dim=-1)
         return slope / curvature.clamp(min=1e-30)
 

@@ -74,7 +74,7 @@ def round_block(
 
 def judge(
     weights: torch.Tensor,
-    block: torch.Tensor,
+    hessian: torch.Tensor,
     others: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor,
@@ -82,13 +82,14 @@ def judge(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """:meth:`qtutor.methods.clip.Judge.judged`, ``[out]`` each; for a single range, its share is not computed.
 
-    weights, others: float32 ``[group_size, out]``, both transposed. block: float32 ``[group_size, group_size]``.
+    weights, others: float32 ``[group_size, out]``, both transposed. hessian: float32 ``[group_size, group_size]``.
     scales, zeros: ``[ranges, out]``.
     """
     rows = weights.shape[1]
     costs, best, shares = torch.empty(rows), torch.empty(rows, dtype=torch.int64), torch.empty(rows)
-    given, loop, largest = _floats(weights, block, others, scales, zeros), _loops().judge, np.float32(grid.largest_code)
-    places, least = (costs.numpy(), best.numpy(), shares.numpy()), SHARE // max(1, len(scales) * len(block) ** 2)
+    given = _floats(weights, hessian, others, scales, zeros)
+    loop, largest = _loops().judge, np.float32(grid.largest_code)
+    places, least = (costs.numpy(), best.numpy(), shares.numpy()), SHARE // max(1, len(scales) * len(hessian) ** 2)
     in_shares(lambda first, last: loop(*given, largest, *places, first, last), rows, least)
     return costs, best, shares
 

@@ -65,6 +65,7 @@ CLIPS = (*rtn.CLIPS, "output")
 CLIP_SHRINK = 0.6
 
 
+@rtn.nearest_if_empty
 def quantize(
     weight: torch.Tensor,
     hessian: torch.Tensor,
@@ -94,12 +95,11 @@ def quantize(
     Raises :class:`HessianError` if no damping helps, :class:`QtutorError` for other bad input.
     """
     check_weight(weight)
-    if not weight.numel():  # no errors to correct: an empty matrix becomes what rounding to nearest returns
-        return rtn.quantize(weight, grid, group_size)
     prepared = prepare(hessian, group_size, act_order=act_order, damping=damping)
     return round_columns(weight, prepared, grid, group_size, static_groups, block_size, clip)
 
 
+@rtn.nearest_if_empty
 def round_columns(
     weight: torch.Tensor,
     prepared: Prepared,

@@ -62,7 +62,7 @@ def prepare(
             f"the Hessian holds {hessian[row, column].item()} at [{row}, {column}]. The layer's inputs were "
             "NaN, infinite or too large during calibration: look at the activations, or compute them in float32."
         )
-    length = resolve_group_size(group_size, hessian.shape[0])
+    length = max(resolve_group_size(group_size, hessian.shape[0]), 1)  # also without any inputs
     order = column_order(hessian.diagonal(), length, act_order)
     upper, damping = factor(hessian, damping, order)
     return Prepared(order, upper.float(), damping, scattered=act_order == "columns")
@@ -92,6 +92,7 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
     """
     diagonal = hessian.diagonal()
     dead = diagonal == 0
+    # Channels that no token uses say nothing about the size of the others.
     mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
     backward = torch.arange(len(hessian), device=hessian.device).flip(0) if order is None else order.flip(0)
     while True:
@@ -106,7 +107,7 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
         if not failed:
             turned = turned.float()  # the float64 copy is freed
             upper = invert_lower(turned).flip(0, 1)
-            if torch.isfinite(upper).all():
+            if torch.isfinite(upper).all():  # in float32, a nearly singular H may have no inverse
                 return upper, damping
         if damping >= 1:
             raise HessianError(
@@ -115,7 +116,7 @@ def factor(hessian: torch.Tensor, damping: float, order: torch.Tensor | None = N
                 "X^T X of real inputs, this addition always helps: check how the Hessian was computed, or round "
                 "this layer to nearest."
             )
-        damping = min(max(2 * damping, DAMPING), 1.0)
+        damping = min(max(2 * damping, DAMPING), 1.0)  # no more than needed: damping weakens the corrections
 
 
 def invert_lower(lower: torch.Tensor) -> torch.Tensor:

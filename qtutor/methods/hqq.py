@@ -38,6 +38,7 @@ GROWTH = 1.01  # the factor of beta in every turn
 TURNS = 20
 
 
+@rtn.nearest_if_empty
 def quantize(weight: torch.Tensor, grid: IntGrid, group_size: int) -> QuantizedTensor:
     """Quantize ``weight [out, in]`` (any float dtype); the arguments and errors are those of
     :func:`qtutor.rtn.quantize`.
@@ -48,7 +49,7 @@ def quantize(weight: torch.Tensor, grid: IntGrid, group_size: int) -> QuantizedT
     if not isinstance(grid, IntGrid):
         raise QtutorError(f"HQQ moves scales and zero points of integers, but {grid.name} has other levels: use rtn.")
     check_weight(weight)
-    if group_size == PER_TENSOR or not weight.numel():
+    if group_size == PER_TENSOR:
         return rtn.quantize(weight, grid, group_size)
     rows, columns = weight.shape
     grouped = weight.float().reshape(rows, -1, resolve_group_size(group_size, columns))  # [out, groups, group_size]

@@ -40,9 +40,9 @@ def round_block(work, upper, scale, zero, largest, codes, errors, first, last):
     ``[rounded, out]``. largest: the largest code. codes, errors: uint8 and float32 ``[rounded, out]``, written.
     """
     columns, rounded = len(work), len(scale)
-    for begin in range(first, last, ROWS):
+    for begin in range(first, last, ROWS):  # few rows at once, since every column is read again and again
         end = min(begin + ROWS, last)
-        for column in range(rounded):
+        for column in range(rounded):  # in turn: each column includes the corrections from all before it
             step = upper[column, column]
             own, error = work[column, begin:end], errors[column, begin:end]
             scales, zeros, coded = scale[column, begin:end], zero[column, begin:end], codes[column, begin:end]
@@ -50,10 +50,10 @@ def round_block(work, upper, scale, zero, largest, codes, errors, first, last):
                 code = _code(own[r], scales[r], zeros[r], largest)
                 nearest = (code - zeros[r]) * scales[r]
                 coded[r] = np.uint8(code)
-                error[r] = (own[r] - nearest) / step
+                error[r] = (own[r] - nearest) / step  # divided by U_qq: times a row of U, this is the correction
                 own[r] = nearest
-            for behind in range(column + 1, columns):
-                factor, others = upper[column, behind], work[behind, begin:end]
+            for later in range(column + 1, columns):  # the columns that are left compensate for the error
+                factor, others = upper[column, later], work[later, begin:end]
                 for r in range(end - begin):
                     others[r] -= factor * error[r]
 
@@ -72,14 +72,14 @@ def cheapest(weights, importance, scales, zeros, largest, costs, best, first, la
     for begin in range(first, last, ROWS):
         count = min(ROWS, last - begin)
         for g in range(groups):
-            for tried in range(ranges):
+            for tried in range(ranges):  # all ranges of a group in turn, while its weights are in the cache
                 scale, zero = scales[tried, g, begin : begin + count], zeros[tried, g, begin : begin + count]
-                cost[:] = 0
+                cost[:] = 0  # a lane for each row, as everywhere here
                 for q in range(weights.shape[1]):
                     counts, weight = importance[g, q], weights[g, q, begin : begin + count]
                     for r in range(count):
                         code = _code(weight[r], scale[r], zero[r], largest)
-                        error = (code - zero[r]) * scale[r] - weight[r]
+                        error = (code - zero[r]) * scale[r] - weight[r]  # not stored: only its square counts
                         cost[r] += counts * (error * error)
                 for r in range(count):
                     if cost[r] < costs[g, begin + r]:  # not <=: if equal, the first stays
@@ -115,10 +115,10 @@ def _add_products(factors, values, upto, sums, count):
 
 
 @jit
-def judge(weights, block, others, scales, zeros, largest, costs, best, shares, first, last):
+def judge(weights, hessian, others, scales, zeros, largest, costs, best, shares, first, last):
     """Find the cheapest range of one group for each of the rows ``first ... last - 1``, given all other groups.
 
-    weights, others: float32 ``[group_size, out]``; others as :class:`~qtutor.methods.clip.Judge` has them. block:
+    weights, others: float32 ``[group_size, out]``; others as :class:`~qtutor.methods.clip.Judge` has them. hessian:
     float32 ``[group_size, group_size]``, symmetric. scales, zeros: float32 ``[ranges, out]``. The results are written
     to costs, best and shares, ``[out]`` each. costs: float32, the least cost. best: int64, its range. shares: float32,
     the share by which its scale is too large for its codes; only written if there is more than one range.
@@ -134,29 +134,28 @@ def judge(weights, block, others, scales, zeros, largest, costs, best, shares, f
             _errors(weights, scale, zero, largest, errors, begin, count)
             cost[:] = 0
             for q in range(length):
-                # The block is symmetric: the part left of its diagonal counts twice, so one half of the block is
-                # enough.
-                half, own, other = np.float32(0.5) * block[q, q], errors[q], others[q, begin : begin + count]
+                # The Hessian is symmetric: if the part left of its diagonal counts twice, one half of it is enough.
+                half, own, other = np.float32(0.5) * hessian[q, q], errors[q], others[q, begin : begin + count]
                 for r in range(count):
                     products[r] = half * own[r] + other[r]
-                _add_products(block[q], errors, q, products, count)
+                _add_products(hessian[q], errors, q, products, count)
                 for r in range(count):
                     cost[r] += 2 * own[r] * products[r]
             for r in range(count):
                 if tried == 0 or cost[r] < costs[begin + r]:  # not <=: if equal, the first stays
                     costs[begin + r], best[begin + r] = cost[r], tried
-        if len(scales) == 1:
+        if len(scales) == 1:  # the caller only asks for its cost
             continue
-        for r in range(count):
+        for r in range(count):  # each row goes on with its own cheapest range, whose errors were overwritten
             scale[r], zero[r] = scales[best[begin + r], begin + r], zeros[best[begin + r], begin + r]
         _errors(weights, scale, zero, largest, errors, begin, count)
-        slope[:], curvature[:] = 0, 0
-        for q in range(length):
+        slope[:], curvature[:] = 0, 0  # of the cost, a parabola in the share; see Judge.too_large
+        for q in range(length):  # what the codes stand for
             levels[q, :count] = weights[q, begin : begin + count] + errors[q, :count]
         for q in range(length):
             own, error, other = levels[q], errors[q], others[q, begin : begin + count]
             products[:] = 0
-            _add_products(block[q], levels, length, products, count)
+            _add_products(hessian[q], levels, length, products, count)
             for r in range(count):
                 slope[r] += error[r] * products[r] + own[r] * other[r]
                 curvature[r] += own[r] * products[r]

@@ -6,6 +6,10 @@ and the outliers are cut off (this is the search of GPTQ's ``quant.py``: steps o
 fifth of it).
 """
 
+import functools
+import inspect
+from collections.abc import Callable
+
 import torch
 
 from qtutor.core.float_scales import as_stored
@@ -53,6 +57,23 @@ def fit_clipped(grouped: torch.Tensor, grid: Grid, clip: str) -> tuple[torch.Ten
         return fit_groups(grouped, grid)
     steps = CLIP_STEPS if clip == "mse" else 0  # a grid may offer ranges of its own
     return search_squares(grouped, grid, steps=steps, shrink=CLIP_SHRINK)
+
+
+def nearest_if_empty(method: Callable[..., QuantizedTensor]) -> Callable[..., QuantizedTensor]:
+    """``method``, but a matrix without rows or columns is rounded to nearest: it has nothing that could be searched.
+
+    method: a function with arguments named ``weight``, ``grid`` and ``group_size``, and any others.
+    """
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def checked(*arguments, **options) -> QuantizedTensor:
+        given = signature.bind(*arguments, **options).arguments
+        if given["weight"].numel():
+            return method(*arguments, **options)
+        return quantize(given["weight"], given["grid"], given["group_size"])
+
+    return checked
 
 
 def _without_weights(weight: torch.Tensor, grid: Grid, group_size: int) -> QuantizedTensor:

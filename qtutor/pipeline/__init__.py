@@ -20,7 +20,7 @@ from qtutor.core.quantized import all_finite
 from qtutor.decoder import is_embedded
 from qtutor.errors import QtutorError
 from qtutor.families import linear_layers
-from qtutor.files import parents_made, told
+from qtutor.files import as_qtutor_error, parents_made
 from qtutor.files.unfinished import bytes_kept, unfinished
 from qtutor.formats import native
 from qtutor.formats.readback import read_back
@@ -96,7 +96,7 @@ def quantize_to(
     made = plan_of(weights, recipe, token_ids, tokenizer)
     place = native.target(out, sources=weights.places, need=made.nbytes - bytes_kept(out))
     tell(made)
-    with told(place), parents_made(place), unfinished(place, fingerprint(weights, recipe, token_ids)) as run:
+    with as_qtutor_error(place), parents_made(place), unfinished(place, fingerprint(weights, recipe, token_ids)) as run:
         if run.differs:
             tell(f"an unfinished run for {place} had another {' and another '.join(run.differs)}: starting anew.")
         try:

@@ -19,7 +19,7 @@ from qtutor.core.codebooks import FP4, NF4
 from qtutor.core.float_scales import class_of_scales
 from qtutor.errors import QtutorError, naming
 from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
-from qtutor.files import told
+from qtutor.files import as_qtutor_error
 from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
 from qtutor.guards.promises import config_to_write, is_tied
@@ -192,6 +192,6 @@ def _memory(model: nn.Module, recipe: Recipe, states_shape: tuple[int, ...]) -> 
 
 def _weighed(packed: nn.Module, tokenizer, recipe: Recipe, files: tuple[ShardFile, ...]) -> int:
     """Bytes of all files but the weights: they are written once to a temporary folder, which may be full, too."""
-    with told("the folder of temporary files (TMPDIR)"), tempfile.TemporaryDirectory() as folder:
+    with as_qtutor_error("the folder of temporary files (TMPDIR)"), tempfile.TemporaryDirectory() as folder:
         native.write_others(Path(folder), packed, tokenizer, recipe.as_dict(), files)
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

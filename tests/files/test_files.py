@@ -7,7 +7,7 @@ import pytest
 
 from qtutor import files
 from qtutor.errors import QtutorError
-from qtutor.files import folder_written_beside, parents_made, staging, told, written_beside
+from qtutor.files import as_qtutor_error, folder_written_beside, parents_made, staging, written_beside
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
@@ -196,7 +196,7 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path):
     ],
 )
 def test_what_the_system_refuses_is_one_paragraph(error, words):
-    with pytest.raises(QtutorError) as told_of, told("/x/out"):
+    with pytest.raises(QtutorError) as told_of, as_qtutor_error("/x/out"):
         raise error
     expected = "Whatever was there before is untouched; make room or choose another folder."
     assert str(told_of.value) == f"/x/out cannot be written: {words}. {expected}"
@@ -204,6 +204,6 @@ def test_what_the_system_refuses_is_one_paragraph(error, words):
 
 @pytest.mark.parametrize("error", [ValueError("os"), QtutorError("(os error 28)"), KeyboardInterrupt()])
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as found, told("/x/out"):
+    with pytest.raises(type(error)) as found, as_qtutor_error("/x/out"):
         raise error
     assert found.value is error

@@ -19,6 +19,7 @@ from qtutor.gguf.mixes import tensor_types
 from tests.families import small
 from tests.gguf import llama_cpp
 from tests.gguf.test_hyperparameters_back import without_our_keys
+from tests.gguf.test_in_llama_cpp import assert_likeliest
 
 IN_LLAMA_CPP = pytest.mark.skipif(
     llama_cpp.library() is None, reason="llama.cpp itself comes with xllamacpp, which is not installed here"
@@ -116,9 +117,7 @@ def test_trained_ones_in_llama_cpp(tmp_path, tokenizer, family):
             ids = tokenizer(prompt).input_ids
             assert engine.tokenize(prompt) == ids
             chosen = engine.greedy(ids, 16)
-            told = logits(as_ggml(model), ids + chosen)[len(ids) - 1 : -1]
-            best = told.max(axis=-1)
-            assert (told[np.arange(16), chosen] >= best - 1e-4 * np.abs(told).max()).all()
+            assert_likeliest(chosen, logits(as_ggml(model), ids + chosen)[len(ids) - 1 : -1])
 
 
 @IN_LLAMA_CPP

@@ -45,13 +45,22 @@ def logits(model, ids: list[int]) -> np.ndarray:
     return model(torch.tensor([ids])).logits[0].float().numpy()
 
 
-def greedy(model, ids: list[int], count: int) -> list[int]:
-    """The likeliest token, ``count`` times: generate() that does not stop at an end."""
-    output = model.generate(
-        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), min_new_tokens=count,
-        max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return output[0, len(ids) :].tolist()
+def assert_near(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to 1e-4 of the largest logit, as in :func:`assert_agree`: rounding errors of float32 grow with the logits.
+
+    In :func:`test_families`, the largest logits are 0.6 to 1.3, and differences were up to 6e-6 of them.
+    """
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def assert_likeliest(chosen: list[int], expected: np.ndarray) -> None:
+    """Every token of ``chosen`` is the likeliest one in ``expected``, the logits of the texts that end before it.
+
+    Another token counts as the likeliest one if its logit is less by no more than the error of logits in
+    :func:`assert_agree`: rounding errors then decide which of the two comes first.
+    """
+    best = expected.max(axis=-1)
+    assert (expected[np.arange(len(chosen)), chosen] >= best - 1e-4 * np.abs(expected).max()).all()
 
 
 def assert_agree(found: np.ndarray, expected: np.ndarray, prompt: int) -> None:
@@ -77,9 +86,10 @@ def test_the_decoder_in_float(tmp_path, decoder):
             ids = tokenizer(prompt).input_ids
             assert engine.tokenize(prompt) == ids
             chosen = engine.greedy(ids, 64)
-            assert chosen == greedy(model, ids, 64), prompt
+            expected = logits(model, ids + chosen)
+            assert_likeliest(chosen, expected[len(ids) - 1 : -1])
             engine.forget()
-            assert_agree(engine.logits(ids + chosen), logits(model, ids + chosen), len(ids))
+            assert_agree(engine.logits(ids + chosen), expected, len(ids))
 
 
 def changed(family: str = "llama", tied: bool = False, **changes):
@@ -127,7 +137,7 @@ def test_families(tmp_path, label):
     ids = some_ids(1, 60)[0].tolist()  # within the window, where llama.cpp computes the same
     with llama_cpp.Model(path) as engine:
         found = engine.logits(ids)
-    assert np.abs(found - logits(model, ids)).max() < 1e-4
+    assert_near(found, logits(model, ids))
     if "rope_parameters" in changes:  # the change has to have a visible effect
         assert np.abs(found - logits(changed(family, tied), ids)).max() > 0.02
 

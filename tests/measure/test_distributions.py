@@ -14,7 +14,7 @@ from qtutor import rtn
 from qtutor.errors import QtutorError
 from qtutor.measure import distributions
 from qtutor.plots import distributions as pictures
-from qtutor.plots.kept import kept_columns
+from qtutor.plots.salient import kept_columns
 from tests.reference import distributions as reference
 
 BITS = range(2, 9)

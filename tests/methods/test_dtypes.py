@@ -8,6 +8,7 @@ from qtutor.core.float_grid import MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.core.scales import NestedScales
+from qtutor.methods import hqq, sinq
 
 GRIDS = [IntGrid(3), IntGrid(4, symmetric=True), bnb.NF4, bnb.INT8, MXFP4, NVFP4]
 METHODS = {
@@ -43,7 +44,7 @@ def test_of_every_method(method, grid, dtype, shape, size, groups):
 
 
 @pytest.mark.parametrize("grid", [bnb.NF4, bnb.FP4, bnb.INT8], ids=str)
-@pytest.mark.parametrize("shape", [(6, 128), (0, 128), (6, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 128), (0, 128), (6, 0), (0, 0)], ids=str)
 def test_of_bitsandbytes(grid, shape):
     quantized = bnb.quantize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), grid)
     per_row = shape[1] and (1 if grid == bnb.INT8 else 2)
@@ -52,6 +53,32 @@ def test_of_bitsandbytes(grid, shape):
     assert isinstance(nested, NestedScales) == (grid != bnb.INT8 and quantized.scales.numel() > 0)
     if isinstance(nested, NestedScales):
         assert (nested.codes.dtype, nested.absmax.dtype, nested.offset.dtype) == (torch.uint8, *[torch.float32] * 2)
+
+
+def in_order(weight, hessian, grid, size, **options):
+    """:func:`gptq.round_columns` by itself, with the clipping and the order of columns that recipes use."""
+    prepared = gptq.prepare(hessian, size, act_order="groups")
+    return gptq.round_columns(weight, prepared, grid, size, clip="output", **options)
+
+
+WITHOUT_WEIGHTS = METHODS | {
+    "gptq in order": in_order,
+    "gptq in order, static": lambda *arguments: in_order(*arguments, static_groups=True),
+    "hqq": lambda weight, hessian, grid, size: hqq.quantize(weight, grid, size),
+    "sinq": lambda weight, hessian, grid, size: sinq.quantize(weight, grid, size)[0],
+}
+
+
+@pytest.mark.parametrize("method", WITHOUT_WEIGHTS)
+@pytest.mark.parametrize("size", [16, PER_CHANNEL, PER_TENSOR])
+@pytest.mark.parametrize("shape", [(0, 64), (64, 0), (0, 0)], ids=str)
+def test_of_matrices_without_weights(method, shape, size):
+    for grid in GRIDS[:2] if method in ("hqq", "sinq") else GRIDS:
+        groups = {16: shape[1] // 16, PER_CHANNEL: min(shape[1], 1)}
+        shaped = (1, 1) if size == PER_TENSOR else (shape[0], groups[size])
+        found = WITHOUT_WEIGHTS[method](torch.zeros(shape), torch.eye(shape[1]), grid, size)
+        promised(found, shape, shaped, grid)
+        assert (found.scales == 1).all() and (found.zeros is None or (found.zeros == grid.middle).all())
 
 
 def promised(quantized, shape, groups, grid) -> None:

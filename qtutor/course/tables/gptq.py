@@ -79,7 +79,7 @@ def orders(layers: Sequence[str], rows: Sequence[tuple]) -> None:
     say("The numbers under the layers: the root of the output error on held-out text, over RTN's.")
 
 
-def made_up_for(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) -> None:
+def compensated(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) -> None:
     """What propagation compensates for; ``found``: (layer, tokens) -> (errors, the part of the way).
 
     errors: on the calibration text with W and with W'; on held-out text with W, with W', and with weights part of the

@@ -28,7 +28,7 @@ from pathlib import Path
 from qtutor.course import glossary
 from qtutor.course.workspace.stubs import learner_version
 from qtutor.errors import QtutorError
-from qtutor.files import told, written_beside
+from qtutor.files import as_qtutor_error, written_beside
 
 DEFAULT_FOLDER = "qtutor-course"
 RECORD = ".qtutor.json"
@@ -91,7 +91,7 @@ def make(folder: str | Path = DEFAULT_FOLDER, source: str | Path | None = None) 
         raise QtutorError(f"{folder} holds the course's own chapters; choose another folder for your workspace.")
     if folder.exists() and not folder.is_dir():
         raise QtutorError(f"{folder} is a file, and the workspace has to be a folder: choose another name.")
-    with told(folder):
+    with as_qtutor_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
     delivered = _read_record(folder)
@@ -201,7 +201,7 @@ def _read_record(folder: Path) -> dict[str, str]:
 
 def write_beside(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises :class:`QtutorError` if it cannot be written."""
-    with told(path), written_beside(path) as new:
+    with as_qtutor_error(path), written_beside(path) as new:
         new.write_bytes(content)
 
 

@@ -12,7 +12,7 @@ from qtutor.course import workspace
 from qtutor.course.exercises.exercise import Exercise
 from qtutor.course.workspace.standalone import CannotKeep, is_library_code, standalone
 from qtutor.errors import QtutorError
-from qtutor.files import told
+from qtutor.files import as_qtutor_error
 
 FOLDER = "mine"
 
@@ -52,7 +52,7 @@ def keep(exercise: Exercise, function: Callable, right: Callable[[Callable], boo
             "something outside of the function?"
         )
     try:
-        with told(path):
+        with as_qtutor_error(path):
             path.parent.mkdir(exist_ok=True)
         workspace.write_beside(path, text.encode())
     except QtutorError as error:  # a full disk does not make a right answer wrong

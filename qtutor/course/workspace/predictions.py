@@ -13,7 +13,7 @@ from pathlib import Path
 from qtutor.course import workspace
 from qtutor.course.workspace import answers
 from qtutor.errors import QtutorError
-from qtutor.files import told
+from qtutor.files import as_qtutor_error
 
 FILE = "predictions.json"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -53,7 +53,7 @@ def keep(name: str, number: float | None) -> str:
     kept.pop(name, None)
     if number is not None:
         kept[name] = number
-    with told(path):
+    with as_qtutor_error(path):
         path.parent.mkdir(exist_ok=True)
     workspace.write_beside(path, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
     return f"It is kept in {answers.FOLDER}/{FILE}."

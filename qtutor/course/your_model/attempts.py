@@ -16,7 +16,7 @@ from pathlib import Path
 from qtutor.course import workspace
 from qtutor.course.workspace.answers import FOLDER
 from qtutor.errors import QtutorError
-from qtutor.files import told
+from qtutor.files import as_qtutor_error
 
 try:
     import fcntl
@@ -50,7 +50,7 @@ def keep(attempt: Attempt) -> str:
     if path is None:
         _here.append(attempt)
         return ""
-    with told(path):
+    with as_qtutor_error(path):
         path.parent.mkdir(exist_ok=True)
         with _alone(path.with_name(LOCK)):
             rows, damaged = _read(path)

@@ -150,21 +150,21 @@ def one_token(x: np.ndarray, state: Tiles, inputs: tuple | None = None) -> tuple
 
 
 def _in_blocks(x: torch.Tensor, state: Tiles) -> torch.Tensor:
-    """The product with decoded weights, one block of rows after the other, as the reference computes it."""
+    """The product with decoded weights, some rows after the other rows, as the reference computes it."""
     loops, parts = _loops(), []
     room = np.empty((min(BLOCK_ROWS, state.rows), state.columns // 8, 8), np.float32)
     for start in range(0, state.rows, BLOCK_ROWS):
-        weight = room[: state.rows - start]  # the last block may be shorter
+        weight = room[: state.rows - start]  # the last rows may be fewer
 
         def decode(first: int, last: int, weight=weight, at=start // ROWS) -> None:
             out = weight[first * ROWS : last * ROWS]
             loops.weights(state.planes, state.scales, state.zeros, state.each, out, at + first, at + last)
 
         shared_out(loops.weights, decode, -(-len(weight) // ROWS), state)
-        block = torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)
-        if x.requires_grad and block.dtype == torch.float32:
-            block = block.clone()  # the gradient needs it later, when the room holds other rows
-        parts.append(linear(x, block))
+        decoded = torch.from_numpy(weight.reshape(len(weight), -1)).to(x.dtype)
+        if x.requires_grad and decoded.dtype == torch.float32:
+            decoded = decoded.clone()  # the gradient needs it later, when the room holds other rows
+        parts.append(linear(x, decoded))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 

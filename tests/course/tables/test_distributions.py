@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from qtutor.course.tables import distributions as tables
-from qtutor.course.tables import kept
+from qtutor.course.tables import salient
 from qtutor.plots import distributions as pictures
-from qtutor.plots import kept as kept_pictures
+from qtutor.plots import salient as salient_pictures
 from tests.course.tables.conftest import cells
 
 SHARES = [0.01, 0.1]
@@ -102,11 +102,11 @@ def test_a_sink_has_a_fifth_of_all_attention_and_five_times_its_even_share(shown
 
 def test_the_error_of_the_loudest_channels():
     kinds = {"activation": torch.tensor([1.0, 9.0, 2.0, 3.0]), "activation × error": torch.tensor([1.0, 4.0, 1.0, 2.0])}
-    assert kept.error_in_loudest({"a": kinds}, 0.25) == 0.5 and kept.error_in_loudest({"a": kinds}, 0.5) == 0.75
+    assert salient.error_in_loudest({"a": kinds}, 0.25) == 0.5 and salient.error_in_loudest({"a": kinds}, 0.5) == 0.75
 
 
 def test_draws_are_a_mean_with_their_ends(shown):
-    kept.ways_to_keep(RESULTS, SHARES)
+    salient.ways_to_keep(RESULTS, SHARES)
     assert cells(shown[0])[3] == [
         "plain",
         "3",
@@ -116,19 +116,19 @@ def test_draws_are_a_mean_with_their_ends(shown):
         "38.00 (37.00 to 39.00)",
         "32.00 (30.00 to 34.00)",
     ]
-    figure = kept_pictures.ways_to_keep(RESULTS, SHARES)
+    figure = salient_pictures.ways_to_keep(RESULTS, SHARES)
     assert [ax.get_title() for ax in figure.axes[:2]] == ["plain, 3 bits", "put in, 3 bits"]
     assert all(ax.get_yscale() == "log" for ax in figure.axes[:2])
 
 
 def test_ours_stands_beside_the_papers(shown):
     published = {"activation": 11.0, "weight": 22.0, "random": 24.0}
-    kept.beside_the_paper(RESULTS, published, (10.86, 23.54))
+    salient.beside_the_paper(RESULTS, published, (10.86, 23.54))
     assert cells(shown[0])[1:3] == [
         ["OPT-6.7B (published)", "3", "10.86", "23.54", "11.00", "22.00", "24.00"],
         ["this decoder, plain", "3", "10.00", "40.00", "20.00", "38.00", "38.00"],
     ]
-    kept.recovered(BACK, {"activation": 0.94, "weight": 0.07, "random": -0.04}, RESULTS, SHARES)
+    salient.recovered(BACK, {"activation": 0.94, "weight": 0.07, "random": -0.04}, RESULTS, SHARES)
     assert cells(shown[1])[1][2] == "94% / 7% / -4%" and cells(shown[1])[2][2:] == [
         "50% / 10% / 10%",
         "70% / 20% / 20%",
@@ -137,7 +137,7 @@ def test_ours_stands_beside_the_papers(shown):
 
 
 def test_the_effect_needs_to_beat_weights_and_luck(shown):
-    kept.effect_of_the_paper(BACK, {case: 0.2 for case in BACK}, draws=4, published=0.94)
+    salient.effect_of_the_paper(BACK, {case: 0.2 for case in BACK}, draws=4, published=0.94)
     assert (
         shown[0].count("The paper's effect is here.") == 1
         and shown[0].count("**The paper's effect is not here.**") == 1
@@ -152,7 +152,7 @@ def test_the_better_buy_has_the_lower_perplexity(shown):
         ("3 bits, groups of 128", 100, 3.2, 37.0, 46.0),
         ("3 bits, groups of 128, 1% kept", 120, 3.4, 33.0, 30.0),
     ]
-    kept.better_buy(rows, ["plain", "put in"])
+    salient.better_buy(rows, ["plain", "put in"])
     assert [row[1] for row in cells(shown[0])[1:]] == ["100", "110", "120"]
     assert "costs 0.200 bits a weight, and groups of 64 in place of 128 cost 0.130" in shown[1]
     assert "plain, the smaller groups; put in, 1 % of the channels." in shown[1]

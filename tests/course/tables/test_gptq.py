@@ -68,7 +68,7 @@ def test_orders(shown):
 
 
 def test_what_propagation_takes_back(shown):
-    tables.made_up_for({("q", 512): ([0.2, 0.1, 0.4, 0.5, 0.3], 0.25), ("q", 2048): ([0.2, 0.1, 0.4, 0.2, 0.4], 0.5)})
+    tables.compensated({("q", 512): ([0.2, 0.1, 0.4, 0.5, 0.3], 0.25), ("q", 2048): ([0.2, 0.1, 0.4, 0.2, 0.4], 0.5)})
     assert cells(shown[0])[1] == ["q", "512", "20.0%", "10.0%", "40.0%", "50.0%", "30.0%", "25%"]
     assert shown[1].splitlines()[-1] == "- q: +25% (-25%) with 512 tokens, -50% (+0%) with 2048 tokens."
 
