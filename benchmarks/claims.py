@@ -230,7 +230,7 @@ def super_weights(source: Source) -> dict:
     worst = max(rows, key=lambda row: row["times"])
     with super_weight.without(source.model, worst["layer"], worst["row"], worst["column"]):
         writes = generate_batch(source.model, source.tokenizer, [PROMPT[source.name]], 24)[0]
-    downs = {n: layer.weight for n, layer in linear_layers(source.model).items() if n.endswith(super_weight.LAST)}
+    downs = {name: layer.weight for name, layer in super_weight.last_layers(source.model).items()}
     largest = []
     for name in sorted(downs, key=lambda n: -downs[n].abs().max().item())[:3]:
         place = int(downs[name].abs().argmax())

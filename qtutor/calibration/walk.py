@@ -115,13 +115,14 @@ def first_states(model: nn.Module, token_ids: torch.Tensor) -> tuple[torch.Tenso
         noted.append((hidden_states, arguments))
         return hidden_states
 
-    device = model.get_submodule(family_of(model).embedding).weight.device
+    embedding = family_of(model).embedding
+    device = model.get_submodule(embedding).weight.device
     states = torch.empty(*token_ids.shape, model.config.hidden_size, device=device)
     with in_place_of_blocks(model, note):
         for number, ids in enumerate(token_ids.split(1)):
             noted.clear()
             model.base_model(ids.to(device), use_cache=False)
-            check_finite(noted[0][0], "model.embed_tokens: its output")
+            check_finite(noted[0][0], f"{embedding}: its output")
             states[number] = noted[0][0][0]
     return states, [_in_float32(arguments) for _, arguments in noted]
 

@@ -195,13 +195,14 @@ def check_out(options, bits: float, model=None) -> None:
 def recipe_of(options):
     """The :class:`qtutor.Recipe` that the options describe; a method's own options are refused with another one."""
     import qtutor
+    from qtutor.recipe import METHODS
 
     if options.keep is not None and not _patterns(options.keep):
         raise QtutorError("--keep names no layer: give patterns with commas between them, like '*.down_proj,*.o_proj'.")
     chosen = {name: getattr(options, name) for name in OF_A_RECIPE if name != "keep"} | {"method": options.method}
     chosen["layers"] = {pattern: "float" for pattern in _patterns(options.keep or "")}
     recipe = qtutor.Recipe(**{name: value for name, value in chosen.items() if value is not None})
-    if "gptq" not in options.method:
+    if not METHODS[options.method].rounder.factors:
         for name in ("act_order", "damping"):
             if getattr(options, name) is not None:
                 raise QtutorError(

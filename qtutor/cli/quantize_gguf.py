@@ -14,6 +14,8 @@ from qtutor.errors import QtutorError
 from qtutor.formats.gguf import DEFAULT
 from qtutor.gguf import TYPES, imatrix
 from qtutor.gguf.mixes import ALIASES, MIXES, find_mix
+from qtutor.methods.rounders import Nearest
+from qtutor.recipe import METHODS
 
 BUDGET = ("bits", "target_size")  # the options of a recipe that GGUF accepts, too
 NOT_IN_OLLAMA = ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0")  # its releases support these late or not at all
@@ -26,10 +28,11 @@ def write(options) -> int:
     from qtutor.methods.scaling import fold_model
     from qtutor.report import next_steps
 
-    awq, budget = options.method == "awq", {name: getattr(options, name) for name in BUDGET}
+    budget = {name: getattr(options, name) for name in BUDGET}
     budgeted = any(value is not None for value in budget.values())
     mix = type_of(options)
     _refuse(options)
+    awq = bool(METHODS[options.method].transforms)
     given = _imatrix(options)
     reads = awq or budgeted or options.calibration is not None
     check_calibration(options, reads, "--format gguf without --method awq")
@@ -104,7 +107,8 @@ def type_of(options) -> str | None:
 
 def _refuse(options) -> None:
     """Refuse options that only a recipe has, and two sources of importance."""
-    if options.method not in ("rtn", "awq"):
+    method = METHODS.get(options.method)
+    if method is None or method.codebook or method.rounder is not Nearest:  # the types round: no method may
         raise QtutorError(
             f"--method {options.method} does not go with --format gguf, whose --type says how weights are rounded: "
             "leave it out, or choose awq, which scales weights before they are rounded."
@@ -121,7 +125,8 @@ def _refuse(options) -> None:
                 f"--{name.replace('_', '-')} does not go with --format gguf, whose --type says how weights are "
                 "rounded: leave it out."
             )
-    other = "--method awq" if options.method == "awq" else "--calibration" if options.calibration else None
+    other = "--calibration" if options.calibration else None
+    other = f"--method {options.method}" if method.transforms else other
     if options.imatrix is not None and other:
         raise QtutorError(
             f"--imatrix does not go with {other}, which measures an importance matrix of its own: leave one out."

@@ -9,10 +9,8 @@ import copy
 import torch
 from torch import nn
 
+from qtutor.families import decoder_blocks, family_of
 from qtutor.runtime.linear import QuantLinear
-
-# One of the layers that read the same input -> all of these layers.
-READERS = {"q_proj": "q, k, v", "o_proj": "o", "gate_proj": "gate, up", "down_proj": "down"}
 
 
 def stepped(packed: nn.Module, random: bool = False) -> nn.Module:
@@ -51,11 +49,10 @@ def lean(model: nn.Module, ids: torch.Tensor) -> dict[str, float]:
 
         return hook
 
-    for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        if last in READERS:
-            block = next(part for part in name.split(".") if part.isdigit())
-            hooks.append(module.register_forward_pre_hook(look(f"{block}: {READERS[last]}")))
+    for index, block in enumerate(decoder_blocks(model)):
+        for names in family_of(model).shared:
+            reader = block.get_submodule(names[0])  # the others read the same
+            hooks.append(reader.register_forward_pre_hook(look(f"{index}: {', '.join(map(_short, names))}")))
     try:
         with torch.inference_mode():
             model(ids)
@@ -63,3 +60,9 @@ def lean(model: nn.Module, ids: torch.Tensor) -> dict[str, float]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _short(name: str) -> str:
+    """A layer's name without its parent and its kind: ``self_attn.q_proj`` as "q"."""
+    last = name.rpartition(".")[2]
+    return last.rpartition("_")[0] or last

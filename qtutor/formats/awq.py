@@ -25,6 +25,7 @@ import torch
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, shown
+from qtutor.families.names import is_head
 from qtutor.formats import foreign_writing
 from qtutor.formats.foreign import (
     Format,
@@ -56,7 +57,7 @@ def settings(layers: dict, left: list[str]) -> dict:
     """quantization_config: one setting for all layers."""
     for name, layer in layers.items():
         check_integers(name, METHOD, layer, (BITS,))
-        if name == "lm_head":
+        if is_head(name):
             raise refused(name, METHOD, "packed weights", "keeps the head in float: quantize with lm_head=False.")
         if layer.rows % len(ORDER):
             raise refused(name, METHOD, f"{layer.rows} outputs", "packs eight in a word: leave the layer in float.")
@@ -83,7 +84,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     expect(where, settings, "zero_point", lambda flag: flag is True, "true", default=True)
     kept = names_at(where, settings, "modules_to_not_convert")
     layout = Layout(IntGrid(BITS), size, "gemm")
-    return {name: layout for name in names if name != "lm_head" and not any(part in name for part in kept)}
+    return {name: layout for name in names if not is_head(name) and not any(part in name for part in kept)}
 
 
 def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:

@@ -35,6 +35,7 @@ from qtutor.core.codebooks import FP4, INT8, NF4, Codebook
 from qtutor.core.quantized import PER_CHANNEL, QuantizedTensor, resolve_group_size
 from qtutor.core.scales import NestedScales
 from qtutor.errors import QtutorError, shown
+from qtutor.families.names import is_head
 from qtutor.formats import foreign_writing
 from qtutor.formats.documents import parse_json
 from qtutor.formats.foreign import Format, Layout, Wanted, expect, names_at, refused
@@ -101,7 +102,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     eight = expect(where, settings, "load_in_8bit", flag, "true or false", default=False)
     if four == eight:
         raise QtutorError(f"{where}: load_in_4bit is {four} and load_in_8bit {eight}; one of them has to be true.")
-    kept = names_at(where, settings, "llm_int8_skip_modules", default=["lm_head"])
+    kept = names_at(where, settings, "llm_int8_skip_modules", default=filter(is_head, names))
     if four:
         kind = expect(where, settings, "bnb_4bit_quant_type", lambda t: t in list(FOUR), "nf4 or fp4", default="fp4")
         storage = settings.get("bnb_4bit_quant_storage") or "uint8"

@@ -13,8 +13,8 @@ from torch import nn
 
 from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError, naming, shown
-from qtutor.families import family_called
-from qtutor.formats.comparing import FLOATS, NAMES, blocks_in, check_finite, compare, tensors_of
+from qtutor.families import Family, family_called
+from qtutor.formats.comparing import FLOATS, NAMES, blocks_of, check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.headers import Stored, read_header
 from qtutor.formats.shards import INDEX, WEIGHTS
@@ -86,7 +86,7 @@ def described(folder: Path, dtype: torch.dtype | str) -> Described:
     config, where = config_in(folder, tensors)
     model = empty_model(config, where)
     family = family_called(config.model_type)
-    renamed = _with_prefix(tensors, family.blocks.partition(".")[0])
+    renamed = _with_prefix(tensors, family)
     tied = (f"{family.embedding}.weight", f"{family.head}.weight") if config.tie_word_embeddings else ()
     compare(str(folder), {name: found for name, (_, found) in renamed.items()}, model, tied, STORED)
     if dtype == "auto":
@@ -126,9 +126,10 @@ def config_in(folder: Path, names) -> tuple:
     path = file_in(folder, CONFIG)
     if path is None:
         raise QtutorError(f"{folder / CONFIG} does not exist: the checkpoint is incomplete. {AGAIN}")
-    names = list(names)
-    blocks = blocks_in(names) or blocks_in(names, "layers")
-    config = config_of(read_json(path), str(path), blocks)
+    values = read_json(path)
+    with naming(str(path)):
+        family = family_called(values.get("model_type"), values)
+    config = config_of(values, str(path), blocks_of(family, list(names)))
     config.name_or_path = str(folder)
     return config, str(path)
 
@@ -205,11 +206,13 @@ def _no_weights(folder: Path) -> str:
     )
 
 
-def _with_prefix(tensors: dict, prefix: str) -> dict:
+def _with_prefix(tensors: dict, family: Family) -> dict:
     """Names as in the whole model: a decoder that was saved without its head has names without ``model.``."""
+    prefix = family.blocks.partition(".")[0]
     if any(name.startswith(f"{prefix}.") for name in tensors):
         return tensors
-    return {name if name.startswith("lm_head.") else f"{prefix}.{name}": found for name, found in tensors.items()}
+    head = f"{family.head}."
+    return {name if name.startswith(head) else f"{prefix}.{name}": found for name, found in tensors.items()}
 
 
 def dtype_of(dtype: torch.dtype | str) -> torch.dtype:

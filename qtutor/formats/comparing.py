@@ -10,6 +10,7 @@ from torch import nn
 
 from qtutor.core.quantized import all_finite
 from qtutor.errors import QtutorError, is_failure, said, shown
+from qtutor.families import Family, family_of
 from qtutor.formats.documents import AGAIN
 from qtutor.formats.headers import Stored
 
@@ -21,14 +22,17 @@ NAMES = {
     torch.float64: "F64",
 }  # names of torch's dtypes in headers
 FLOATS = ("F16", "BF16", "F32")
-# Checkpoints of older versions hold position angles, which are now computed.
-ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
-def blocks_in(names: Iterable[str], blocks: str = "model.layers") -> int:
-    """How many blocks have tensors, by their names."""
+def blocks_in(names: Iterable[str], blocks: str) -> int:
+    """How many blocks have tensors, by their names, which begin with ``blocks``."""
     begin = f"{blocks}."
     return len({name[len(begin) :].partition(".")[0] for name in names if name.startswith(begin)})
+
+
+def blocks_of(family: Family, names: Collection[str]) -> int:
+    """How many blocks of a decoder have tensors; if it was saved without its head, names lack the first part."""
+    return blocks_in(names, family.blocks) or blocks_in(names, family.blocks.partition(".")[2])
 
 
 def compare(
@@ -49,7 +53,8 @@ def compare(
     missing = [name for name in wanted if name not in found and name not in optional]
     if optional and not found.keys() & set(optional):
         missing += sorted(optional)
-    unexpected = [name for name in found if name not in wanted and not ANGLES.fullmatch(name)]
+    angles = _angles_in(family_of(model))
+    unexpected = [name for name in found if name not in wanted and not angles.fullmatch(name)]
     misfits = []
     for name in wanted.keys() & found.keys():
         free = name in parameters or name.endswith(".bias")
@@ -63,6 +68,12 @@ def compare(
             f"{listed(sorted(misfits), 'of another shape or dtype')}The file is damaged, or belongs to another "
             "config: copy, download or export the checkpoint again."
         )
+
+
+def _angles_in(family: Family) -> re.Pattern:
+    """The names of position angles: checkpoints of older versions hold them in each block, now they are computed."""
+    blocks, attention = re.escape(family.blocks), re.escape(family.halves[0].parent)
+    return re.compile(rf"{blocks}\.\d+\.{attention}\.rotary_emb\.inv_freq")
 
 
 def listed(names: list[str], what: str) -> str:

@@ -21,9 +21,9 @@ from torch import nn
 
 from qtutor.core.quantized import QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, is_failure, naming, said
-from qtutor.families import family_called, family_of, linear_layers
+from qtutor.families import family_called, linear_layers
 from qtutor.formats.checkpoint import CONFIG, STORED, dtype_of, headers_in, take_settings
-from qtutor.formats.comparing import NAMES, blocks_in, check_finite, compare
+from qtutor.formats.comparing import NAMES, blocks_of, check_finite, compare
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.foreign import Format, Layout, Wanted
 from qtutor.formats.foreign_settings import IN_CONFIG, format_of, settings_in
@@ -126,12 +126,12 @@ def opened(folder: Path) -> Opened:
     form = format_of(settings, source)
     path = file_in(folder, CONFIG)
     files = {name: (file, one) for file, header in headers_in(folder).items() for name, one in header.items()}
-    blocks = blocks_in(files) or blocks_in(files, "layers")
     values = {key: value for key, value in read_json(path).items() if key not in IN_CONFIG}
-    head = family_called(values.get("model_type"), values).head
+    family = family_called(values.get("model_type"), values)
+    head = family.head
     if any(name.startswith(f"{head}.") and name != f"{head}.weight" for name in files):
         values["tie_word_embeddings"] = False  # the head is packed, so it is a matrix of its own
-    config = config_of(values, str(path), blocks)
+    config = config_of(values, str(path), blocks_of(family, files))
     config.name_or_path = str(folder)
     model = empty_model(config, str(path))
     places = linear_layers(model) | {head: model.get_submodule(head)}
@@ -160,7 +160,7 @@ def opened(folder: Path) -> Opened:
         raise QtutorError(
             f"{folder}: by {source} its layers are quantized by {form.method}, but there is no such layer. {AGAIN}"
         )
-    tied = (f"{family_of(model).embedding}.weight", f"{head}.weight") if config.tie_word_embeddings else ()
+    tied = (f"{family.embedding}.weight", f"{head}.weight") if config.tie_word_embeddings else ()
     compare(str(folder), rest, model, tied, STORED)
     return Opened(folder, form, settings, model, str(path), packed, files)
 

@@ -34,6 +34,7 @@ import torch
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, check_choice, shown
+from qtutor.families.names import is_head
 from qtutor.formats import foreign_writing
 from qtutor.formats.foreign import (
     Format,
@@ -70,12 +71,11 @@ def settings(layers: dict, left: list[str], version: int | None = None) -> dict:
         _check_words(name, layer.grid.bits, layer.rows, layer.columns)
     kinds = [(layer.grid.bits, layer.group_size, layer.grid.symmetric) for layer in layers.values()]
     bits, group_size, symmetric = usual = max(set(kinds), key=kinds.count)
-    head = "lm_head" in layers
     dynamic = {}
     for name, kind in zip(layers, kinds):
         if kind != usual:
             dynamic[f"+:^{re.escape(name)}$"] = dict(zip(("bits", "group_size", "sym"), kind))
-    dynamic |= {f"-:^{re.escape(name)}$": {} for name in left if name != "lm_head"}
+    dynamic |= {f"-:^{re.escape(name)}$": {} for name in left if not is_head(name)}
     version = version or (1 if all(layer.grid.symmetric for layer in layers.values()) else 2)
     found = {
         "quant_method": METHOD,
@@ -83,7 +83,7 @@ def settings(layers: dict, left: list[str], version: int | None = None) -> dict:
         "group_size": group_size,
         "sym": symmetric,
         "desc_act": False,
-        "lm_head": head,
+        "lm_head": any(map(is_head, layers)),  # the format calls the head so in every family
         "checkpoint_format": VERSIONS[version],
         "format": VERSIONS[version],
         "pack_dtype": "int32",
@@ -114,7 +114,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     found = {}
     for name in names:
         rule = next(((text, change) for one, text, change in compiled if re.match(one, name)), None)
-        if (rule and rule[0].startswith("-:")) or (rule is None and name == "lm_head" and not head):
+        if (rule and rule[0].startswith("-:")) or (rule is None and is_head(name) and not head):
             continue
         change = rule[1] if rule else {}
         if not isinstance(change, dict):

@@ -39,6 +39,7 @@ from qtutor.core.float_grid import FP8
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
 from qtutor.errors import QtutorError, shown
+from qtutor.families.names import ends_half
 from qtutor.formats import foreign_writing
 from qtutor.formats.foreign import (
     Format,
@@ -52,7 +53,6 @@ from qtutor.formats.foreign import (
     refused,
     stored_scales,
 )
-from qtutor.formats.targets import ALONE
 from qtutor.runtime.scaled import ScaledLinear
 
 target = foreign_writing.target  # the path that save may write to
@@ -71,7 +71,7 @@ def settings(layers: dict, left: list[str]) -> dict:
     """quantization_config: the keys that ModelOpt writes there, and those that it writes to hf_quant_config.json."""
     whole = all(layer.grid == FP8 for layer in layers.values())
     for name, layer in layers.items():
-        if isinstance(layer, ScaledLinear) and not name.endswith(ALONE):
+        if isinstance(layer, ScaledLinear) and not ends_half(name):
             fits = "allows this for o_proj and down_proj only, as TensorRT-LLM does: take 'qtutor'."
             raise refused(name, METHOD, "inputs that are each multiplied by a number", fits)
         (_check_holds_rows if whole else _check_holds)(name, layer)
@@ -118,7 +118,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     left = [name for name in names if name not in exact and not (starts and name.startswith(starts))]
     if algorithm != FOUR:
         return dict.fromkeys(left, Layout(FP8, PER_CHANNEL if algorithm == BY_ROW else PER_TENSOR, algorithm))
-    return {name: Layout(IntGrid(BITS, True), size, "alone" if name.endswith(ALONE) else "joined") for name in left}
+    return {name: Layout(IntGrid(BITS, True), size, "alone" if ends_half(name) else "joined") for name in left}
 
 
 def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:

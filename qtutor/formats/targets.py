@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from qtutor.core.codebooks import INT8
 from qtutor.core.float_grid import FP8, FP8_TILES
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.errors import QtutorError, check_choice
 from qtutor.families import family_of, linear_layers
+from qtutor.families.names import ends_half, is_head, reads_with
 from qtutor.formats.ways import ALL, MODELOPT, RAN, TARGETS, WAYS, Way
 from qtutor.recipe import Recipe
 from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.scaled import ScaledLinear
 
 Shape = tuple[int, int]  # out, in
-ALONE = (".o_proj", ".down_proj")  # only layers like these may multiply their inputs, and only in one format
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that engines join into one
 # llama.cpp's types are grids of their own, rounded from float weights; the recipe's rounding would be a second one.
 GGUF = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}
 
@@ -114,11 +114,12 @@ def misfits(way: Way, shapes: Mapping[str, Shape], recipes: Mapping, fraction: b
         reasons = [*_wrong_grid(way, own), *_wrong_inputs(way, name, own), *_wrong_shape(way, shapes[name])]
         if fraction and (way.joined or not way.mixed or way.bits != ALL):
             reasons.append(("every layer would get its own number of bits", "whole bits"))
-        if name == "lm_head" and not way.head:
+        if is_head(name) and not way.head:
             reasons.append(("the head is packed", "lm_head=False"))
         if not way.mixed and kinds[name] != most:
             reasons.append(("it differs from the other layers", "one bits and group_size for all"))
-        if way.joined and any(kinds.get(other) != kinds[name] for other in _joined_with(name, shapes)):
+        joined = [other for other in reads_with(name) if other in shapes]  # engines make one layer of them
+        if way.joined and any(kinds.get(other) != kinds[name] for other in joined):
             reasons.append(("the engine joins it with layers that differ from it", "one choice for q, k, v; gate, up"))
         if reasons:
             found[name] = reasons
@@ -134,7 +135,7 @@ def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
             return [(f"scales of {'blocks of 128 x 128' if name == FP8_TILES.name else 'rows'}", sizes)]
         wanted = "method='rtn', 'gptq' or 'awq'" if way.grid == "integers" else f"method={way.grid!r}"
         return [(f"its levels are {name}", f"method='fp8', {sizes}" if way.grid == FP8_TILES.name else wanted)]
-    if name == "int8":
+    if grid == INT8:
         return []
     if way.bits and grid.bits not in way.bits:
         reasons.append((f"{grid.bits} bits", f"bits={' or '.join(map(str, way.bits))}"))
@@ -149,7 +150,7 @@ def _wrong_grid(way: Way, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
 def _wrong_inputs(way: Way, name: str, own: Recipe | QuantLinear) -> list[tuple[str, str]]:
     """SINQ's layers multiply their inputs by numbers; only ModelOpt's format has a place for them, in some layers."""
     scaled = own.rounder.divides if isinstance(own, Recipe) else isinstance(own, ScaledLinear)
-    if not scaled or (way.format == MODELOPT and name.endswith(ALONE)):
+    if not scaled or (way.format == MODELOPT and ends_half(name)):
         return []
     return [("each input is multiplied by its own number", "method='hqq' or 'rtn'")]
 
@@ -157,12 +158,6 @@ def _wrong_inputs(way: Way, name: str, own: Recipe | QuantLinear) -> list[tuple[
 def _wrong_shape(way: Way, shape: Shape) -> list[tuple[str, str]]:
     pairs = (("outputs", shape[0], way.rows), ("inputs", shape[1], way.columns))
     return [(f"{count} {what}, no multiple of {step}", "float") for what, count, step in pairs if count % step]
-
-
-def _joined_with(name: str, names: Mapping) -> list[str]:
-    parent, _, last = name.rpartition(".")
-    others = next((group for group in JOINED if last in group), ())
-    return [f"{parent}.{other}" for other in others if other != last and f"{parent}.{other}" in names]
 
 
 def _explained(target: str, problems: Mapping[Way, Mapping], recipes: Mapping) -> str:

@@ -128,13 +128,13 @@ def outlined(model: nn.Module, dtype: torch.dtype, where: str, device: str | Non
     """
     model = model.to(dtype).requires_grad_(False).eval()  # costs nothing for shapes alone, and tied ones stay tied
     _compute(model, where)
-    model.model.rotary_emb.to(usual_device(device))
+    model.base_model.rotary_emb.to(usual_device(device))
     return model
 
 
 def _compute(model: nn.Module, where: str) -> None:
     """Put values that no file holds into an empty model: position angles, and Gemma's factor for embeddings."""
-    model.model.rotary_emb = _angles(model, where)
+    model.base_model.rotary_emb = _angles(model, where)
     embedding = model.get_submodule(family_of(model).embedding)
     if hasattr(embedding, "embed_scale"):
         embedding.embed_scale = torch.tensor(embedding_scale(embedding))
@@ -193,7 +193,7 @@ def _angles(model: nn.Module, where: str) -> nn.Module:
     """The module that turns positions into angles, with values. Raises :class:`QtutorError` for useless ones."""
     rope = shown(model.config.rope_parameters, 160)
     try:
-        rotary = type(model.model.rotary_emb)(model.config)
+        rotary = type(model.base_model.rotary_emb)(model.config)
         useful = all(bool(((angles > 0) & angles.isfinite()).all()) for angles in angles_in(rotary).values())
         scalings = [value for key, value in vars(rotary).items() if key.endswith("attention_scaling")]
         useful = useful and bool(scalings) and all(map(math.isfinite, scalings))

@@ -1,10 +1,12 @@
 """A block of the decoder as a diagram: seven matrices, two norms, and the stream that both halves add to."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from qtutor.families.known import DOWN, GATE, UP, K, O, Q, V
 from qtutor.plots.base import BLACK, BLUE, ORANGE, SAND, SKY
 
 WIDE, HIGH = 1.5, 0.62  # the size of a box, in units of the picture
@@ -73,9 +75,8 @@ def _box(ax, middle: tuple[float, float], text: str, colour: str, weight: str = 
 
 def shapes_of(block) -> dict[str, tuple[int, int]]:
     """The shapes of the seven matrices of a Llama block, for :func:`decoder_block`."""
-    found = {name: getattr(block.self_attn, f"{name}_proj") for name in "qkvo"}
-    found |= {name: getattr(block.mlp, f"{name}_proj") for name in ("gate", "up", "down")}
-    return {name: tuple(layer.weight.shape) for name, layer in found.items()}
+    layers = zip((*"qkvo", "gate", "up", "down"), (Q, K, V, O, GATE, UP, DOWN))
+    return {name: tuple(attrgetter(layer)(block).weight.shape) for name, layer in layers}
 
 
 DECODER_BLOCK = (

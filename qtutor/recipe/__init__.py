@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from qtutor.calibration.precision import WIDE
-from qtutor.core.float_grid import FP8_TILES
+from qtutor.core.float_grid import FP8, FP8_TILES
 from qtutor.core.grid import Grid, IntGrid
 from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
@@ -83,16 +83,16 @@ class Recipe:
     layers: Mapping[str, Mapping | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
+        if self.method not in METHODS:
+            raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
+        check_choice("levels", self.levels, tuple(LEVELS))
         if self._on_fp8 and self.group_size in ((FP8_TILES.tile,) * 2, [FP8_TILES.tile] * 2):
             object.__setattr__(self, "group_size", FP8_TILES.tile)
         self._check_types()
-        if self.method not in METHODS:
-            raise QtutorError(f"method = {self.method!r} is not known; choose one of {', '.join(map(repr, METHODS))}.")
         check_choice("clip", self.clip, CLIPS)
-        check_choice("levels", self.levels, tuple(LEVELS))
-        if METHODS[self.method].codebook and self.levels != "integers":
+        if METHODS[self.method].codebook and LEVELS[self.levels]:
             raise QtutorError(f"levels = {self.levels!r}: method {self.method!r} has its own; leave levels out.")
-        asked = self.levels != "integers" or self.clip not in ("auto", "none")
+        asked = LEVELS[self.levels] or self.clip not in ("auto", "none")
         if METHODS[self.method].rounder.finds_ranges and asked:
             raise QtutorError(
                 f"levels = {self.levels!r}, clip = {self.clip!r}: method {self.method!r} finds ranges of integers by "
@@ -113,13 +113,13 @@ class Recipe:
                 IntGrid(self.bits, self.symmetric)  # raises for bits outside 2 ... 8
                 object.__setattr__(self, "bits", int(self.bits))
             return
-        whose = f"method {self.method!r} has" if self.levels == "integers" else f"levels of {self.levels!r} have"
+        whose = f"levels of {self.levels!r} have" if LEVELS[self.levels] else f"method {self.method!r} has"
         if self.target_size is not None:
             raise QtutorError(f"target_size chooses bits, and {whose} {codebook.bits} bits. Leave target_size out.")
         if self.bits not in (None, codebook.bits):
             raise QtutorError(f"bits = {self.bits}: {whose} {codebook.bits} bits. Leave it out.")
-        if self.clip not in ("auto", "none") and (self.levels == "integers" or codebook == FP8_TILES):
-            who = f"method {self.method!r}" if self.levels == "integers" else "a scale for 128 x 128 weights"
+        if self.clip not in ("auto", "none") and (not LEVELS[self.levels] or codebook == FP8_TILES):
+            who = "a scale for 128 x 128 weights" if LEVELS[self.levels] else f"method {self.method!r}"
             raise QtutorError(f"clip = {self.clip!r}: {who} takes every group's whole range. Leave clip out.")
         sizes = OWN_SIZES.get(codebook)
         if sizes and self.group_size not in (None, *sizes):
@@ -171,11 +171,16 @@ class Recipe:
         """The grid that the method or ``levels`` name; ``None`` if bits and symmetry define it."""
         if self._on_fp8 and self.group_size == FP8_TILES.tile:
             return FP8_TILES
+        return self._named_grid
+
+    @property
+    def _named_grid(self) -> Grid | None:
         return METHODS[self.method].codebook or LEVELS[self.levels]
 
     @property
     def _on_fp8(self) -> bool:
-        return "fp8" in (self.method, self.levels)
+        """Whether the levels are those of FP8, of which there are two grids: scales of rows, or of tiles."""
+        return self._named_grid == FP8
 
     @property
     def grid(self) -> Grid:

@@ -1,12 +1,11 @@
 """Weights that are one step off: how far, to which side, and the effect on the inputs of layers."""
 
-import copy
-
 import pytest
 import torch
 
 import qtutor
 from qtutor.course.off_by_one import lean, stepped
+from tests.models import tiny
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +47,10 @@ def test_inputs_lean_where_all_errors_have_one_sign(packed):
 
 
 def test_inputs_that_are_all_equal_lean_fully():
-    class Attention(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q_proj = torch.nn.Linear(4, 4)
-
-        def forward(self, ids):
-            return self.q_proj(torch.tensor([[[2.0, 2, 2, 2], [1, -1, 1, -1]]]))
-
-    model = torch.nn.ModuleDict({"0": Attention()})
-    model.forward = model["0"].forward
-    assert lean(copy.copy(model), None) == {"0: q, k, v": 0.5}  # the mean of 1 and 0
+    model = tiny(tied=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0] = 2
+        model.model.embed_tokens.weight[1] = torch.tensor([1.0, -1.0]).repeat(32)
+        model.model.layers[0].input_layernorm.weight.fill_(1)
+    leans = lean(model, torch.tensor([[0, 1]]))
+    assert leans["0: q, k, v"] == pytest.approx(0.5, abs=1e-6)  # the mean of 1 and 0

@@ -1,10 +1,10 @@
 """The search for a super weight: a single weight whose removal makes a language model useless.
 
 Yu et al. 2024, "The Super Weight in Large Language Models" (arXiv 2411.07191), section 3: one prompt goes through the
-model, and at each ``down_proj`` one looks for spikes: the largest input and the largest output over all tokens. The
-channel of the output spike is the row, and the channel of the input spike is the column. The weight at this place
-turned the input spike into the output spike. The paper's search continues, with found weights removed, until no spike
-is left; here, the weight of every block is tried.
+model, and at each ``down_proj`` (the last layer of an MLP) one looks for spikes: the largest input and the largest
+output over all tokens. The channel of the output spike is the row, and the channel of the input spike is the column.
+The weight at this place turned the input spike into the output spike. The paper's search continues, with found weights
+removed, until no spike is left; here, the weight of every block is tried.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qtutor.families import linear_layers
-
-LAST = "mlp.down_proj"
+from qtutor.families import family_of, linear_layers
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Spike:
 @torch.inference_mode()
 def spikes(model, token_ids: torch.Tensor) -> list[Spike]:
     """One :class:`Spike` for each block. token_ids: int64 ``[count]``, one prompt."""
-    layers = {name: layer for name, layer in linear_layers(model).items() if name.endswith(LAST)}
+    layers = last_layers(model)
     found, hooks = {}, []
     for name, layer in layers.items():
         hooks.append(layer.register_forward_hook(lambda _, x, y, name=name: found.update({name: (x[0][0], y[0])})))
@@ -47,6 +45,12 @@ def spikes(model, token_ids: torch.Tensor) -> list[Spike]:
         for hook in hooks:
             hook.remove()
     return [_spike(name, layers[name].weight, *found[name]) for name in layers]
+
+
+def last_layers(model) -> dict[str, torch.nn.Linear]:
+    """The last layer of each MLP, by name: ``down_proj`` in most families."""
+    last = family_of(model).halves[1].last
+    return {name: layer for name, layer in linear_layers(model).items() if name.endswith(f".{last}")}
 
 
 def _spike(name: str, weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Spike:

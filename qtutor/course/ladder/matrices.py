@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qtutor.core.grid import IntGrid
+from qtutor.families import linear_layers
 from qtutor.runtime.linear import QuantLinear
 
 SHAPE = 4096, 4096  # a matrix of the attention in a Llama of 7 billion weights
@@ -60,9 +61,7 @@ def tinyllama(blocks: int = 2, vocabulary: int = 1024) -> LlamaForCausalLM:
 @torch.no_grad()
 def with_random_codes(model: LlamaForCausalLM, bits: int = 4) -> LlamaForCausalLM:
     """Replace every linear layer in the blocks of ``model`` by a :func:`random_layer`, and return ``model``."""
-    for block in model.model.layers:
-        for half in (block.self_attn, block.mlp):
-            for name, layer in list(half.named_children()):
-                if isinstance(layer, torch.nn.Linear):
-                    setattr(half, name, random_layer(layer.out_features, layer.in_features, bits))
+    for name in list(linear_layers(model)):  # names alone, so that each float layer is freed when it is replaced
+        layer = model.get_submodule(name)
+        model.set_submodule(name, random_layer(layer.out_features, layer.in_features, bits))
     return model

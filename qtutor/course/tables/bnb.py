@@ -8,12 +8,14 @@ import torch
 from qtutor.course.float_blocks import Cost
 from qtutor.course.scores import Score, table
 from qtutor.course.tables import SAME, say
+from qtutor.families import LLAMA
 
 # For each threshold: KL to the float model; and for each layer the share of channels in 16 bits, the share of inputs
 # that reach the threshold, and the median size of its inputs.
 Swept = Sequence[tuple[float, Mapping[str, Sequence[float]]]]
 Line = Sequence[tuple[float, float, str]]  # points: true bits, error, block size
-READ_THE_SAME = ("k_proj", "v_proj", "up_proj")  # they read the same inputs as q_proj and gate_proj, which have a row
+# k_proj, v_proj and up_proj read the same inputs as q_proj and gate_proj, which have a row.
+READ_THE_SAME = tuple(name.rpartition(".")[2] for names in LLAMA.shared for name in names[1:])
 
 
 def use_of_levels(panels: Mapping[str, tuple], errors: Mapping[str, float]) -> None:
@@ -105,7 +107,7 @@ def inputs_at(swept: Mapping[str, Swept], place: int) -> None:
     first = next(iter(swept.values()))[place][1]
     rows = [
         [
-            layer.removeprefix("model.layers."),
+            layer.removeprefix(f"{LLAMA.blocks}."),
             f"{median:.2f}",
             *(f"{found[place][1][layer][which]:.1%}" for found in swept.values() for which in (1, 0)),
         ]

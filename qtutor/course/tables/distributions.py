@@ -6,6 +6,7 @@ import torch
 
 from qtutor.course.scores import table
 from qtutor.course.tables import say
+from qtutor.families import LLAMA
 from qtutor.measure.distributions import outlier_ratio
 
 MASSIVE = 10  # times: from here on the first token's activations are called massive
@@ -97,12 +98,12 @@ def outliers_put_in(inputs: Mapping, harder: Mapping) -> str:
 
     inputs, harder: layer -> statistics of its inputs. Layers that read the same input are in one row.
     """
-    readers = {}
+    readers, blocks = {}, f"{LLAMA.blocks}."  # the embedded decoder is a Llama
     for name, statistics in inputs.items():
-        readers.setdefault(id(statistics), []).append(name.removeprefix("model.layers."))
+        readers.setdefault(id(statistics), []).append(name.removeprefix(blocks))
     ratios, rows = {}, []
     for names in readers.values():
-        pair = [statistics[f"model.layers.{names[0]}"].max_abs for statistics in (inputs, harder)]
+        pair = [statistics[blocks + names[0]].max_abs for statistics in (inputs, harder)]
         ratios[names[0]] = [outlier_ratio(largest).item() for largest in pair]
         row = [names[0] + "".join(", " + name.rsplit(".")[-1] for name in names[1:])]
         for largest in pair:

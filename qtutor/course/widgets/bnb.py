@@ -41,7 +41,6 @@ BLOCKS = [("a row", -1), ("256", 256), ("128", 128), ("64", 64), ("32", 32), ("1
 
 THRESHOLDS = (1.0, 2.0, 4.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0, 400.0, 1000.0, math.inf)
 THRESHOLD_FRAMES = {
-    "layer": ["0.mlp.gate_proj", "0.mlp.down_proj"],
     "outliers": [False, True],
     "threshold": [2.0, 6.0, 25.0, 100.0, math.inf],
 }
@@ -139,14 +138,15 @@ def outlier_threshold(
     without :func:`qtutor.add_outliers`, and the threshold. The error is that of the layer's output for these tokens,
     after rounding inputs and weights. frames: as in :func:`.explore`; by default both decoders at five thresholds.
     """
-    length = token_ids.shape[1]
+    length, family = token_ids.shape[1], family_of(model)
     decoders = {False: model, True: add_outliers(copy.deepcopy(model))}
     inputs = {o: layer_inputs(decoder, token_ids, samples=length) for o, decoder in decoders.items()}
-    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in family_of(model).shared]
+    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in family.shared]
+    of_mlp = [f"0.{names[0]}" for names in family.shared[2:]]
 
     @functools.cache
     def measured(layer: str, outliers: bool) -> tuple[torch.Tensor, dict[float, tuple[int, float]]]:
-        name = f"model.layers.{layer}"
+        name = f"{family.blocks}.{layer}"
         x = inputs[outliers][name].samples
         found = product_errors(decoders[outliers].get_submodule(name).weight.detach(), x, THRESHOLDS)
         return x.abs().amax(dim=0), found
@@ -168,9 +168,9 @@ def outlier_threshold(
 
     return explore(
         draw,
-        frames=THRESHOLD_FRAMES if frames is None else frames,
+        frames={"layer": of_mlp, **THRESHOLD_FRAMES} if frames is None else frames,
         alt=_described,
-        layer=ipywidgets.Dropdown(options=layers, value="0.mlp.gate_proj", description="layer"),
+        layer=ipywidgets.Dropdown(options=layers, value=of_mlp[0], description="layer"),
         outliers=ipywidgets.Checkbox(value=True, description="with add_outliers"),
         threshold=ipywidgets.SelectionSlider(
             options=[("none", t) if t == math.inf else (f"{t:g}", t) for t in THRESHOLDS],

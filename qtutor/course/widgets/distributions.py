@@ -22,15 +22,15 @@ def activation_outliers(model: torch.nn.Module, token_ids: torch.Tensor) -> Expl
     Controls: the layer (one of those that share an input), with or without :func:`qtutor.add_outliers`, a linear or
     logarithmic axis, and the number of tokens.
     """
-    length = token_ids.shape[1]
+    length, family = token_ids.shape[1], family_of(model)
     inputs = {
         outliers: layer_inputs(decoder, token_ids, samples=length)
         for outliers, decoder in ((False, model), (True, add_outliers(copy.deepcopy(model))))
     }
-    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in family_of(model).shared]
+    layers = [f"{i}.{names[0]}" for i in range(len(decoder_blocks(model))) for names in family.shared]
 
     def draw(layer, outliers, logarithmic, tokens):
-        x = inputs[outliers][f"model.layers.{layer}"].samples[:tokens]
+        x = inputs[outliers][f"{family.blocks}.{layer}"].samples[:tokens]
         largest = x.abs().amax(dim=0)
         title = f"inputs of {layer}, {tokens} tokens{', with add_outliers' if outliers else ''}"
         return tokens_and_channels(x, title, log=logarithmic), html_table(

@@ -12,9 +12,10 @@ from qtutor.guards.model import CAPTURING
 from qtutor.runtime.kernels import cpu, rounded
 from qtutor.runtime.linear import QuantLinear
 
+ATTENTION, MLP = LLAMA.halves
 KERNELS = cpu, rounded
 DTYPES = (torch.float32, torch.bfloat16)
-ATTENTION = ("sdpa", "eager")  # both compute the same
+IMPLEMENTATIONS = ("sdpa", "eager")  # of attention; both compute the same
 
 
 def packed_kernel(layer, dtype: torch.dtype):
@@ -33,7 +34,7 @@ def is_llama_like(model) -> bool:
     if family.extra_norms not in ((), QK_NORMS) or not type(model).__name__.endswith("ForCausalLM"):
         return False
     home = f"transformers.models.{family.model_type}.modeling_{family.model_type}"
-    return all(type(part).__module__ == home for part in (model, model.model, *decoder_blocks(model)))
+    return all(type(part).__module__ == home for part in (model, model.base_model, *decoder_blocks(model)))
 
 
 def reason_against(model) -> str | None:
@@ -59,12 +60,12 @@ def windows(model) -> list[int | None]:
     """How many tokens the attention of each block sees at most, the current one included; ``None`` for all."""
     blocks = decoder_blocks(model)[: model.config.num_hidden_layers]
     of_all = getattr(model.config, "sliding_window", None)  # Mistral's; others say it in each block
-    return [getattr(block.self_attn, "sliding_window", of_all) for block in blocks]
+    return [getattr(block.get_submodule(ATTENTION.parent), "sliding_window", of_all) for block in blocks]
 
 
 def _norms(model) -> list[nn.Module]:
-    names = (half.norm for half in LLAMA.halves)
-    return [model.model.norm, *(block.get_submodule(name) for name in names for block in decoder_blocks(model))]
+    inside = [block.get_submodule(half.norm) for half in LLAMA.halves for block in decoder_blocks(model)]
+    return [model.get_submodule(LLAMA.norm), *inside]
 
 
 def _block_layers(model):
@@ -76,9 +77,10 @@ def _changed(model) -> str | None:
     """What was added to the model, or replaced in it, that only its own forward would run; ``None`` for nothing."""
     from transformers.activations import ACT2FN
 
-    if getattr(model.config, "_attn_implementation", None) not in ATTENTION:
+    if getattr(model.config, "_attn_implementation", None) not in IMPLEMENTATIONS:
         return "its attention is not torch's"
-    if not all(type(block.mlp.act_fn) is type(ACT2FN["silu"]) for block in decoder_blocks(model)):
+    halves = [block.get_submodule(MLP.parent) for block in decoder_blocks(model)]
+    if not all(type(half.act_fn) is type(ACT2FN["silu"]) for half in halves):
         return "its activation is not SiLU"
     if modules._global_forward_hooks or modules._global_forward_pre_hooks:
         return "torch has hooks for all modules"

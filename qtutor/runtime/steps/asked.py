@@ -3,6 +3,8 @@
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from qtutor.families import LLAMA
+
 PLAIN = {"use_cache", "return_dict", "logits_to_keep", "cache_position"}  # arguments that change nothing in such a step
 
 
@@ -22,7 +24,7 @@ def tokens_before(model, windows: list[int | None], ids, cache, mask, positions,
         return None
     if not _one_token(ids) or not (positions is None or _one_token(positions)):
         return None
-    count = _held(cache, windows, model.model.norm.weight.dtype)
+    count = _held(cache, windows, model.get_submodule(LLAMA.norm).weight.dtype)
     if count is None or not (mask is None or _sees_all(mask, count + 1)):
         return None
     return count

@@ -6,14 +6,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from qtutor.families import LLAMA, decoder_blocks, family_of
+from qtutor.families import LLAMA, Family, decoder_blocks, family_of
 from qtutor.runtime.kernels import cpu
 from qtutor.runtime.steps import loops
+from qtutor.runtime.steps.anatomy import ATTENTION, MLP
 from qtutor.runtime.steps.growing import Room
 from qtutor.runtime.steps.products import NOTHING, Product, products
 from qtutor.threads import in_shares
-
-ATTENTION, MLP = LLAMA.halves
 
 
 def floats(tensor: torch.Tensor) -> np.ndarray:
@@ -34,24 +33,22 @@ class Norm:
 
 
 class Block:
-    """A decoder block, which changes the residual stream in place."""
+    """A decoder block, which changes the residual stream in place. family: its names, those of Llama and a few more."""
 
-    def __init__(self, block, multiplier: float, stream: np.ndarray, dtype: torch.dtype):
-        self.half, self.stream, self.multiplier = dtype == torch.bfloat16, stream, multiplier
-        attention = block.self_attn
+    def __init__(self, block, family: Family, stream: np.ndarray, dtype: torch.dtype):
+        self.half, self.stream = dtype == torch.bfloat16, stream
+        self.multiplier = float(getattr(block, family.multiplier)) if family.multiplier else 1.0
+        attention = block.get_submodule(ATTENTION.parent)
         make = functools.partial(self._products, block, dtype)
         x = np.empty_like(stream)
         self.norms = [Norm(block.get_submodule(half.norm), stream, x, self.half) for half in (ATTENTION, MLP)]
         self.qkv = make(ATTENTION.readers, x)
         dim = attention.head_dim
         self.q, self.k, self.v = (product.y.reshape(-1, dim) for product in self.qkv)
+        # A family has either no norms inside attention, or one for q and one for k.
         self.head_norms = [
-            Norm(norm, heads, heads, self.half)
-            for norm, heads in (
-                (getattr(attention, "q_norm", None), self.q),
-                (getattr(attention, "k_norm", None), self.k),
-            )
-            if norm is not None
+            Norm(block.get_submodule(name), heads, heads, self.half)
+            for name, heads in zip(family.extra_norms, (self.q, self.k))
         ]
         self.scaling, self.rope = float(attention.scaling), bool(getattr(attention, "use_rope", True))
         self.seen = np.empty_like(self.q)
@@ -99,13 +96,10 @@ class Plan:
 
     def __init__(self, model):
         self.model, config = model, model.config
-        self.dtype = model.model.norm.weight.dtype
+        self.dtype = model.get_submodule(LLAMA.norm).weight.dtype
         self.stream = np.empty(config.hidden_size, np.float32)
-        name = family_of(model).multiplier
         blocks = decoder_blocks(model)[: config.num_hidden_layers]
-        self.blocks = [
-            Block(block, float(getattr(block, name)) if name else 1.0, self.stream, self.dtype) for block in blocks
-        ]
+        self.blocks = [Block(block, family_of(model), self.stream, self.dtype) for block in blocks]
         self.rooms: WeakKeyDictionary = WeakKeyDictionary()  # layer of a cache: its room
 
     def current(self) -> bool:
@@ -118,8 +112,8 @@ class Plan:
         positions: int64 ``[1, 1]``. count: the number of tokens in the cache before. Raises
         :class:`.products.NotFinite` before the cache has changed.
         """
-        body = self.model.model
-        stream = body.embed_tokens(ids)
+        body, part = self.model.base_model, self.model.get_submodule
+        stream = part(LLAMA.embedding)(ids)
         if hasattr(body, "embedding_multiplier"):
             stream = stream * body.embedding_multiplier
         cos, sin = (floats(part) for part in body.rotary_emb(stream, position_ids=positions))
@@ -130,7 +124,7 @@ class Plan:
         for layer, room in zip(cache.layers, rooms, strict=True):
             room.grow(layer, count + 1)
         stream = torch.from_numpy(self.stream).to(stream.dtype).reshape(stream.shape)
-        logits = self.model.lm_head(body.norm(stream))
+        logits = part(LLAMA.head)(part(LLAMA.norm)(stream))
         return logits / self.model.config.logits_scaling if hasattr(self.model.config, "logits_scaling") else logits
 
     def _room(self, layer, count: int) -> Room:

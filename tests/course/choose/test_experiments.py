@@ -8,7 +8,6 @@ import torch
 import qtutor
 from qtutor.core.grid import IntGrid
 from qtutor.course.choose import adapters, candidates, steps, super_weight
-from qtutor.families import linear_layers
 from qtutor.methods import rtn
 from qtutor.runtime.linear import QuantLinear
 from qtutor.runtime.scaled import ScaledLinear
@@ -31,7 +30,7 @@ def test_a_planted_super_weight_is_found():
 
 def test_a_weight_is_away_inside_and_back_behind():
     model = tiny()
-    name = next(n for n in linear_layers(model) if n.endswith(super_weight.LAST))
+    name = next(iter(super_weight.last_layers(model)))
     weight = model.get_submodule(name).weight
     before = weight.detach().clone()
     with pytest.raises(RuntimeError), super_weight.without(model, name, 2, 4):
