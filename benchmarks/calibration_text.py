@@ -23,8 +23,8 @@ import torch
 
 import qtutor
 from qtutor.calibration.builtin import builtin_calibration
-from qtutor.calibration.text import evenly
 from qtutor.decoder import corpus
+from qtutor.guards.ids import evenly
 
 LENGTH, SAMPLES = 256, 32
 WINDOW, WINDOWS = 512, 10

@@ -64,6 +64,24 @@ def test_nobody_waits_for_what_they_do_not_need(program):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_perplexity_needs_little_of_the_package():
+    """It checks the model and the ids, and knows packed layers by their base class: 9 modules, with the package."""
+    program = """
+import sys, torch, qtutor
+from transformers import LlamaConfig, LlamaForCausalLM
+sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+model = LlamaForCausalLM(LlamaConfig(**sizes))
+assert qtutor.perplexity(model, torch.arange(8)) > 1 and qtutor.evaluate.bits_per_weight(model) == 32
+print(*(name for name in sys.modules if name.partition(".")[0] == "qtutor"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    others = ("qtutor.runtime.kernels", "qtutor.runtime.linear", "qtutor.formats", "qtutor.calibration", "qtutor.core")
+    assert "qtutor.measure.losses" in loaded and not [name for name in loaded if name.startswith(others)]
+    assert len(loaded) <= 12, sorted(loaded)
+
+
 # One function for each type; the module's docstring explains the formulas.
 TOLD_BY_THEIR_MODULE = ("qtutor.gguf.decoding",)
 # The function of an exercise, which its chapter describes, and its inputs.

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from qtutor.calibration.text import LENGTH, SAMPLES, Text, evenly
+from qtutor.calibration.text import Text
+from qtutor.guards.ids import LENGTH, SAMPLES, evenly
 
 ENGLISH = Path(__file__).with_name("english.txt")
 HELD_OUT = 3  # every third piece is for measuring

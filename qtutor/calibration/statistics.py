@@ -14,7 +14,7 @@ from torch import nn
 
 from qtutor.errors import QtutorError, naming
 from qtutor.guards.ids import check_token_ids
-from qtutor.guards.model import in_eval
+from qtutor.guards.running import in_eval
 
 BATCH = 8
 

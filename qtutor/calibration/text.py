@@ -16,8 +16,8 @@ from qtutor.calibration.records import WHOLE as WHOLE_RECORDS
 from qtutor.calibration.records import Records, check_records, is_jsonl
 from qtutor.errors import QtutorError
 from qtutor.files import kind_of
+from qtutor.guards.ids import LENGTH, SAMPLES, evenly
 
-LENGTH, SAMPLES = 256, 128
 SMALL = 1 << 20  # bytes: a file of up to this size is read whole,
 WHOLE = 32  # or of up to this many bytes for each wanted token
 EXCERPT = 16  # bytes for each wanted token that are tried first; most texts have a token per three to five bytes
@@ -65,13 +65,6 @@ def text_in(file: str | Path, tokenizer, length: int = LENGTH, samples: int = SA
     else:
         told += f" of the {len(ids):,} in {file}"
     return Text(rows, told + (f", {records.told()}" if records else ""))
-
-
-def evenly(ids: torch.Tensor, length: int, samples: int) -> torch.Tensor:
-    """``ids [count]`` cut into rows of ``length``; at most ``samples`` rows, evenly spread; none if ids are too few."""
-    whole = len(ids) // length
-    chosen = torch.arange(min(whole, samples)) * whole // max(min(whole, samples), 1)
-    return ids[: whole * length].reshape(whole, length)[chosen]
 
 
 def check_text(file: str | Path, length: int = LENGTH) -> None:

@@ -41,7 +41,7 @@ from qtutor.calibration.precision import WIDE, rounds
 from qtutor.calibration.stream import Stream, check_finite
 from qtutor.families import decoder_blocks, family_of
 from qtutor.guards.ids import check_calibration
-from qtutor.guards.model import in_eval
+from qtutor.guards.running import in_eval
 
 
 @dataclass(frozen=True)

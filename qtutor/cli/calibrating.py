@@ -1,8 +1,9 @@
 """The calibration text of a method: which file, how much of it, and whether the method reads any."""
 
-from qtutor.calibration.text import LENGTH, SAMPLES, Text, check_text, text_in
+from qtutor.calibration.text import Text, check_text, text_in
 from qtutor.cli.terminal import paragraph
 from qtutor.errors import QtutorError
+from qtutor.guards.ids import LENGTH, SAMPLES
 
 MATCHED = "Text like what the model will read does better: name some with --calibration."
 

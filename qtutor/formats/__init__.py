@@ -84,16 +84,18 @@ def load_quantized(source: str | Path, device: str | None = None) -> nn.Module:
     """
     import torch
 
-    from qtutor.formats import foreign_reading, foreign_settings, gguf, native
+    from qtutor.formats import foreign_reading, gguf, native
     from qtutor.formats.documents import reading
     from qtutor.formats.gguf_files import file_in
+    from qtutor.formats.sources import OTHERS, OURS, kind_in
 
     # Even if the caller is in inference mode: kernels cache nothing of tensors whose changes torch does not count.
     with reading(source), torch.inference_mode(False):
-        ours = (Path(source) / native.ABOUT).is_file()
-        if not ours and Path(source).is_dir() and foreign_settings.settings_in(Path(source)) is not None:
+        kind = kind_in(Path(source)) if Path(source).is_dir() else None
+        if kind == OTHERS:
             return foreign_reading.load(source, device)
-        file = None if ours else file_in(source, alone=False)
+        # Not `find`: a GGUF file beside float weights is read, too, and no hub id is downloaded.
+        file = None if kind == OURS else file_in(source, alone=False)
         return native.load(source, device) if file is None else gguf.load(file, device)
 
 

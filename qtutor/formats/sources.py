@@ -38,7 +38,15 @@ def find(source: Source) -> Found:
         raise QtutorError(
             f"{source} is a file, and a checkpoint is a folder with config.json and *.safetensors: name that."
         )
-    if (folder / native_reading.ABOUT).is_file():
-        return Found(OURS, folder)
     with naming(f"{source}: the checkpoint cannot be loaded"):
-        return Found(FLOAT if foreign_settings.settings_in(folder) is None else OTHERS, folder)
+        return Found(kind_in(folder), folder)
+
+
+def kind_in(folder: Path) -> str:
+    """The kind of a folder without regard to GGUF files: :data:`OURS`, :data:`OTHERS`, or :data:`FLOAT` for the rest.
+
+    Raises :class:`QtutorError` for settings of another tool that are damaged.
+    """
+    if (folder / native_reading.ABOUT).is_file():
+        return OURS
+    return FLOAT if foreign_settings.settings_in(folder) is None else OTHERS

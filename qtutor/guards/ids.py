@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from qtutor.calibration.text import LENGTH, SAMPLES
 from qtutor.errors import QtutorError
+
+LENGTH, SAMPLES = 256, 128  # tokens in a sample, and the most samples, if a caller does not say
 
 
 def samples_of(given, tokenizer=None, context: int | None = None) -> torch.Tensor:
@@ -28,6 +29,13 @@ def samples_of(given, tokenizer=None, context: int | None = None) -> torch.Tenso
     if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
         return _cut(texts, tokenizer, min(LENGTH, context or LENGTH))
     return ids_of(given)
+
+
+def evenly(ids: torch.Tensor, length: int, samples: int) -> torch.Tensor:
+    """``ids [count]`` cut into rows of ``length``; at most ``samples`` rows, evenly spread; none if ids are too few."""
+    whole = len(ids) // length
+    chosen = torch.arange(min(whole, samples)) * whole // max(min(whole, samples), 1)
+    return ids[: whole * length].reshape(whole, length)[chosen]
 
 
 def ids_of(given) -> torch.Tensor:
@@ -98,14 +106,13 @@ def _cut(texts: list[str], tokenizer, length: int) -> torch.Tensor:
     ids = torch.tensor(
         [number for text in texts for number in tokenizer(text, verbose=False)["input_ids"]], dtype=torch.int64
     )
-    whole = len(ids) // length
-    if not whole:
+    samples = evenly(ids, length, SAMPLES)
+    if not len(samples):
         raise QtutorError(
             f"calibration: {len(texts)} texts with {len(ids)} tokens in all; a sample takes {length}. Give more text, "
             "about ten thousand tokens (the content of a file, not its name)."
         )
-    chosen = torch.arange(min(whole, SAMPLES)) * whole // min(whole, SAMPLES)
-    return ids[: whole * length].reshape(whole, length)[chosen]
+    return samples
 
 
 def _unpadded(given: Mapping) -> torch.Tensor:

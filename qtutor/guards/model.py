@@ -1,17 +1,15 @@
 """One entrance for models: return the decoder that was meant, if it is whole and fits its config, or say what to do."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from qtutor.errors import QtutorError
 from qtutor.families import Family, decoder_blocks, family_of
-from qtutor.guards.promises import FLOATS, check_promised
+from qtutor.guards.promises import check_promised
+from qtutor.guards.running import CAPTURING, without_values
 
-# transformers' own hooks stay on the model after output_hidden_states=True; outside such a call they do nothing.
-CAPTURING = "transformers.utils.output_capturing"
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -73,47 +71,6 @@ def _check_hooks(name: str, module: nn.Module) -> None:
         )
 
 
-def check_measurable(model) -> None:
-    """Raise :class:`QtutorError` unless ``model`` is a transformers model that predicts tokens."""
-    if not isinstance(model, nn.Module) or getattr(getattr(model, "config", None), "vocab_size", None) is None:
-        raise QtutorError(
-            f"model is a {type(model).__name__}; a model of transformers is needed. qtutor.load(name) returns it "
-            "together with its tokenizer: model, tokenizer = qtutor.load(name)."
-        )
-    if getattr(model, "base_model", None) is model:
-        raise QtutorError(
-            f"the model is a {type(model).__name__}, which has no output matrix and predicts no tokens: pass the whole "
-            "model (model, not model.model)."
-        )
-    for name, module in model.named_modules():
-        _check_computes(name, module)
-
-
-def _check_computes(name: str, module: nn.Module) -> None:
-    """Refuse missing values, and values of another tool's format in a layer that computes with floats."""
-    for key, parameter in module.named_parameters(recurse=False):
-        full = f"{name}.{key}".lstrip(".")
-        if parameter.is_meta and not hasattr(module, "_hf_hook"):  # accelerate's hooks load the values for use
-            raise _without_values(full)
-        if type(module) in (nn.Linear, nn.Embedding) and parameter.dtype not in FLOATS:
-            raise QtutorError(
-                f"{full} is {parameter.dtype}, and {type(module).__name__} cannot compute with this dtype. Such "
-                "weights are usually packed, with scales of their own: load the model with the library of its format."
-            )
-
-
-@contextmanager
-def in_eval(model: nn.Module) -> Iterator[None]:
-    """Inside, put ``model`` into eval mode (no dropout); afterwards every module has its former mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _unwrapped(given) -> nn.Module:
     if isinstance(given, tuple | list) and given and isinstance(given[0], nn.Module):
         raise QtutorError(f"model is a {type(given).__name__} of {len(given)}: the model is its first part, model[0].")
@@ -157,19 +114,12 @@ def _check_quantizer(model: nn.Module) -> None:
 def _check_values(model: nn.Module) -> None:
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if parameter.is_meta:
-            raise _without_values(name)
+            raise without_values(name)
         if type(parameter.data) is not torch.Tensor:
             raise QtutorError(
                 f"{name} is a {type(parameter.data).__name__}, not a plain tensor: another tool packed or split it. "
                 "Load the float checkpoint."
             )
-
-
-def _without_values(name: str) -> QtutorError:
-    return QtutorError(
-        f"{name} has a shape and no values (device 'meta'): a device_map, or offloading, keeps them elsewhere. "
-        "Load the model whole: from_pretrained(..., device_map=None)."
-    )
 
 
 def _check_shared(model: nn.Module, family: Family) -> None:

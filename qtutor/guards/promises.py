@@ -14,9 +14,9 @@ from torch import nn
 from qtutor.errors import QtutorError, one_line
 from qtutor.families import decoder_blocks, family_of
 from qtutor.formats.transformers_files import angles_in, shapes_alone
-from qtutor.runtime.linear import QuantWeight
+from qtutor.guards.running import FLOATS
+from qtutor.runtime.packed import Packed
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NOT_COMPUTED = ("training", "layer_idx", "attention_dropout", "gradient_checkpointing")  # numbers that change no logits
 OF_EMBEDDINGS = ("scalar_embed_scale", "embedding_multiplier")  # factors of embeddings, in Gemma and Granite
 REMEDIES = {  # part of a tensor's name -> the tool that uses it, and what to do
@@ -80,7 +80,7 @@ def _check_kinds(model: nn.Module, own: nn.Module) -> None:
             module = model.get_submodule(name)
         except AttributeError:
             continue  # the check of tensors gives a better message
-        if isinstance(module, QuantWeight):
+        if isinstance(module, Packed):
             continue
         found = type(module)
         if found is not type(expected):
@@ -139,7 +139,7 @@ def _changed(model: nn.Module, name: str, found, value) -> QtutorError:
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors in a checkpoint of ``model``, by name; packed layers have the shapes of float layers."""
     packed = {
-        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, QuantWeight)
+        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Packed)
     }
     found = {f"{name}.weight": (module.rows, module.columns) for name, module in packed.items()}
     found |= {f"{n}.bias": tuple(m.bias.shape) for n, m in packed.items() if getattr(m, "bias", None) is not None}

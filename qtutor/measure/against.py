@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 
 from qtutor.errors import QtutorError
-from qtutor.guards.model import check_measurable, in_eval
+from qtutor.guards.running import check_measurable, in_eval
 from qtutor.measure.losses import WINDOW, batches, mean_and_error
 from qtutor.runtime import use
 

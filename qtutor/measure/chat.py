@@ -4,7 +4,7 @@ import torch
 
 from qtutor.calibration.chat import end_of_turn, rendered
 from qtutor.errors import QtutorError
-from qtutor.guards.model import check_measurable
+from qtutor.guards.running import check_measurable
 from qtutor.measure.generation import before, check_embedded, room_behind, stored_in, text_ends
 from qtutor.runtime.steps import quick_steps
 

@@ -7,7 +7,7 @@ import torch
 
 from qtutor.decoder import corpus, tasks
 from qtutor.errors import QtutorError
-from qtutor.guards.model import check_measurable
+from qtutor.guards.running import check_measurable
 from qtutor.runtime.steps import quick_steps
 
 BETWEEN = "\n\n"  # the text between functions in the training text of the embedded decoder

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from qtutor.errors import QtutorError
 from qtutor.guards.ids import ids_of
-from qtutor.guards.model import check_measurable, in_eval
-from qtutor.runtime.linear import QuantWeight
+from qtutor.guards.running import check_measurable, in_eval
+from qtutor.runtime.packed import Packed
 
 WINDOW = 512
 BATCH = 8  # windows that are read together,
@@ -154,7 +154,7 @@ def model_bytes(model) -> int:
 
 def model_weights(model) -> int:
     """How many weights a model has, packed or not: parameters and persistent buffers, tied ones counted once."""
-    packed = [module for module in model.modules() if isinstance(module, QuantWeight)]
+    packed = [module for module in model.modules() if isinstance(module, Packed)]
     stored = {buffer.data_ptr() for module in packed for name, buffer in module.named_buffers() if name != "bias"}
     rest = {
         (tensor.data_ptr(), tensor.nbytes): tensor.numel()

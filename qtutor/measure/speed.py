@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from qtutor.guards.model import check_measurable, in_eval
+from qtutor.guards.running import check_measurable, in_eval
 from qtutor.measure.losses import model_bytes
 from qtutor.runtime.steps import quick_steps
 

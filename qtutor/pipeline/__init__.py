@@ -24,7 +24,7 @@ from qtutor.files import as_qtutor_error, parents_made
 from qtutor.files.unfinished import bytes_kept, unfinished
 from qtutor.formats import native
 from qtutor.formats.readback import read_back
-from qtutor.guards.ids import samples_of
+from qtutor.guards.ids import LENGTH, samples_of
 from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.pipeline.fingerprints import fingerprint
 from qtutor.pipeline.finishing import finished
@@ -178,7 +178,6 @@ def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
     if is_embedded(model.config):
         return None
     from qtutor.calibration.builtin import builtin_calibration
-    from qtutor.calibration.text import LENGTH
 
     text = builtin_calibration(tokenizer, min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH))
     warnings.warn(

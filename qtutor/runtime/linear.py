@@ -3,7 +3,6 @@
 from types import ModuleType
 
 import torch
-from torch import nn
 
 from qtutor.core.grid import Grid
 from qtutor.core.packing import pack, unpack
@@ -11,9 +10,10 @@ from qtutor.core.quantized import QuantizedTensor, dequantize, scales_shape, sha
 from qtutor.core.scales import PlainScales, Scales, rows_of
 from qtutor.runtime.kernels.choosing import choose
 from qtutor.runtime.lending import Lending
+from qtutor.runtime.packed import Packed
 
 
-class QuantWeight(nn.Module):
+class QuantWeight(Packed):
     """One matrix ``[rows, columns]`` as buffers: packed codes, scales and packed zero points.
 
     scales_as: how scales are stored; it also names their buffers.

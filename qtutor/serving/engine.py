@@ -17,7 +17,7 @@ import torch
 from qtutor.errors import QtutorError
 from qtutor.families import family_of
 from qtutor.guards.ids import ids_of
-from qtutor.guards.model import check_measurable, in_eval
+from qtutor.guards.running import check_measurable, in_eval
 from qtutor.measure.generation import prompt_tokens, room_behind, text_ends
 from qtutor.serving.attention import Step, attending_over_blocks
 from qtutor.serving.cache import BLOCK, Blocks, Pool

@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 
 import qtutor
 from qtutor import QtutorError, evaluate
-from qtutor.guards.model import decoder_of, in_eval
+from qtutor.guards.model import decoder_of
+from qtutor.guards.running import in_eval
 from qtutor.report import what_is_lost
 from qtutor.runtime.linear import QuantLinear
 from tests.gguf.small_tokenizers import letters

@@ -10,9 +10,9 @@ from torch import nn
 import qtutor
 from qtutor.calibration.builtin import builtin_calibration, pieces
 from qtutor.calibration.chat import has_template, rendered
-from qtutor.calibration.text import LENGTH, evenly
 from qtutor.decoder.text import calibration_tokens
 from qtutor.formats import smollm2
+from qtutor.guards.ids import LENGTH, evenly
 from qtutor.measure.chat import answer
 from qtutor.measure.texts import has_embedded_vocabulary
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from qtutor.errors import QtutorError, naming
 from qtutor.families import family_of
-from qtutor.guards.model import check_measurable
+from qtutor.guards.running import check_measurable
 from qtutor.runtime.kv.format import KVFormat, windows
 from qtutor.runtime.kv.stored import Stored
 

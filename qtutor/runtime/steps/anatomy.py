@@ -8,7 +8,7 @@ from torch.nn.modules import module as modules
 
 from qtutor.families import FAMILIES, LLAMA, decoder_blocks
 from qtutor.families.known import QK_NORMS
-from qtutor.guards.model import CAPTURING
+from qtutor.guards.running import CAPTURING
 from qtutor.runtime.kernels import cpu, rounded
 from qtutor.runtime.linear import QuantLinear
 
