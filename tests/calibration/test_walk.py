@@ -245,6 +245,33 @@ def test_what_a_method_changes_reaches_the_next_block_and_not_the_model():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_forward_of_the_last_layers_own_is_put_back(half, fails, monkeypatch):
+    """accelerate's hooks put one into every module. While a pass only looks for the layer's inputs, it is away."""
+    model, ids = tiny(), some_ids(3)
+    exact = next(walk.walk(model, ids)).run(slice(None))
+    block, called = next(walk.walk(model, ids)), []
+    last = block.module.get_submodule(LAST[half])
+
+    def own(x):
+        called.append(len(x))
+        return type(last).forward(last, x)
+
+    last.forward = own
+    if fails:
+        monkeypatch.setattr(stream, "check_finite", lambda *_: None)
+        last_of = block.module.get_submodule(LLAMA.halves[half].parent)
+        last_of.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            block.reach(LAST[half], slice(None))
+    else:
+        block.reach(LAST[half], slice(None))
+    assert not called and vars(last)["forward"] is own
+    if not fails:
+        assert torch.equal(block.run(slice(None)), exact) and called == [3]
+
+
 def test_a_pass_runs_no_further_than_its_layer():
     model = tiny()
     block = next(walk.walk(model, some_ids(4)))

@@ -233,6 +233,25 @@ def test_states_that_were_not_kept_are_made_again(source, whole, tmp_path, monke
     assert contents(out) == whole(name)[1]
 
 
+def test_states_leave_room_for_the_rest_of_the_result(source, tmp_path, monkeypatch):
+    """The disk has room for the states, but then not for the blocks that are still to be written."""
+    out, needed = tmp_path / "out", 4 * IDS.numel() * 32
+    little = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(total=10**9, free=needed + 1))
+    monkeypatch.setattr(states, "shutil", little)
+    folder = interrupted_before(3, source, out, recipe_called("gptq"))
+    assert not list(folder.glob("states*"))
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_states_are_kept_while_they_and_the_spare_bytes_fit(tmp_path, monkeypatch, short):
+    kept, given = states.KeptStates(tmp_path, (1, 2, 3, 4)), torch.randn(2, 3, 4)
+    disk = SimpleNamespace(total=10**9, free=given.nbytes + 1000 - short)
+    monkeypatch.setattr(states, "shutil", SimpleNamespace(disk_usage=lambda folder: disk))
+    assert kept.save(1, (given,), spare=1000) == (not short)
+    found = kept.load(1)
+    assert found is None if short else torch.equal(found[0], given)
+
+
 def test_states_take_the_room_of_one_block(source, tmp_path):
     folder = interrupted_before(3, source, tmp_path / "out", recipe_called("gptq, propagated"))
     (file,) = folder.glob("states*")
