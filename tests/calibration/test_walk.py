@@ -519,6 +519,48 @@ def test_the_sizes_of_a_wide_stream_come_from_sums_of_its_channels(family, half,
         assert torch.allclose(block.sizes(half), exact, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+@pytest.mark.parametrize("half", [0, 1])
+def test_nothing_is_estimated_where_a_norm_follows_the_half(family, half, monkeypatch):
+    """The norm divides by the size of all channels, which sums of them do not show."""
+    block = next(walk.walk(small.random(family), some_ids(5)))
+    exact = block.sizes(half)
+    monkeypatch.setattr(stream, "SUMS", 8)
+    assert torch.equal(block.sizes(half), exact)
+
+
+@pytest.mark.parametrize("family", ["llama", "granite"])  # granite multiplies what a half adds
+def test_the_wanted_output_of_a_half_makes_both_streams_equal(family):
+    block = next(walk.walk(small.random(family), some_ids(5), twin=True))
+    block.states += 0.1 * torch.randn(block.states.shape, generator=torch.Generator().manual_seed(0))
+    wanted = block.twin.pass_half(behind=block.states)
+    assert torch.allclose(block.states + block.multiplier * wanted, block.twin.states, atol=1e-4)
+
+
+def test_the_target_of_a_layer_with_a_bias_leaves_the_bias_out():
+    """Nothing is rounded here, so what the layer should compute is what it computes."""
+    block = next(walk.walk(tiny(), some_ids(11), twin=True))
+    for stream_of in (block, block.twin):
+        for name in LAST:
+            stream_of.module.get_submodule(name).bias = torch.nn.Parameter(torch.linspace(-2, 2, 64))
+    for reading in block.readings():
+        if reading.names[0] in LAST:
+            moments = reading.moments()
+            expected = reading.layers[0].weight.double() @ moments.hessian
+            assert torch.allclose(moments.target, expected, atol=1e-4 * expected.abs().max())
+
+
+def test_a_token_whose_stream_is_zero_has_a_weight():
+    """As a row of padding in the embedding, at the beginning of a text: attention adds nothing to it either."""
+    model, ids = tiny(), some_ids(3)
+    model.model.embed_tokens.weight.data[ids[1, 0]] = 0
+    block = next(walk.walk(model, ids))
+    for name in ("mlp.up_proj", "mlp.down_proj"):
+        weights = block.weights(name)
+        assert weights.isfinite().all() and weights.mean() == pytest.approx(1, rel=1e-5)
+        assert block.hessian(name, weighted=True).isfinite().all()
+
+
 def test_random_signs_keep_lengths():
     signs = stream.random_signs(1000, torch.device("cpu"))
     assert signs.shape == (stream.SUMS, 1000) and torch.equal(signs.abs(), torch.full_like(signs, stream.SUMS**-0.5))
