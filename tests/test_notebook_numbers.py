@@ -30,6 +30,7 @@ def test_an_output_is_near_itself():
     [
         ("KL 0.0810", "KL 0.0811"),
         ("KL 0.0005", "KL 0.0007"),  # 40 %, but only two units of the last place
+        ("KL 0.6", "KL 0.8"),  # two units as well, although 0.8 - 0.6 is a little more than 0.2
         ("perplexity 224.09", "perplexity 226.30"),  # 221 units, but only 1 %
         ("+0.00 %", "-0.00 %"),
         ("0.01", "-0.01"),
@@ -37,6 +38,7 @@ def test_an_output_is_near_itself():
         ("rises by 832 %", "rises by 831 %"),
         ("off by 4e-07", "off by 3e-07"),
         ("1.5e+05", "1.51e+05"),
+        ("off by 1.0e-05", "off by 9.7e-06"),  # below a power of ten, the last place is a tenth as large
         ("steps 15 |", "steps 14.98 |"),  # %g drops zeros
         ("[0.10, 0.20]", "[0.10, 0.21]"),
         ("x\u22120.50", "x\u22120.51"),
@@ -56,6 +58,7 @@ def test_what_another_cpu_changes_is_near(stored, computed):
         ("perplexity 24.86", "perplexity 26.10"),  # 5 % off
         ("perplexity 24.86", "perplexity 23.62"),
         ("KL 0.0005", "KL 0.0008"),
+        ("off by 1.0e-05", "off by 7.9e-06"),
         ("+0.1 %", "0.1 %"),
         ("+0.10", "-0.10"),
         ("1,162,752 bytes", "1,162,754 bytes"),

@@ -245,6 +245,33 @@ def test_what_a_method_changes_reaches_the_next_block_and_not_the_model():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_forward_of_the_last_layers_own_is_put_back(half, fails, monkeypatch):
+    """accelerate's hooks put one into every module. While a pass only looks for the layer's inputs, it is away."""
+    model, ids = tiny(), some_ids(3)
+    exact = next(walk.walk(model, ids)).run(slice(None))
+    block, called = next(walk.walk(model, ids)), []
+    last = block.module.get_submodule(LAST[half])
+
+    def own(x):
+        called.append(len(x))
+        return type(last).forward(last, x)
+
+    last.forward = own
+    if fails:
+        monkeypatch.setattr(stream, "check_finite", lambda *_: None)
+        last_of = block.module.get_submodule(LLAMA.halves[half].parent)
+        last_of.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            block.reach(LAST[half], slice(None))
+    else:
+        block.reach(LAST[half], slice(None))
+    assert not called and vars(last)["forward"] is own
+    if not fails:
+        assert torch.equal(block.run(slice(None)), exact) and called == [3]
+
+
 def test_a_pass_runs_no_further_than_its_layer():
     model = tiny()
     block = next(walk.walk(model, some_ids(4)))
@@ -490,6 +517,48 @@ def test_the_sizes_of_a_wide_stream_come_from_sums_of_its_channels(family, half,
     if half == 0:  # after the half, nothing has to be estimated
         block.pass_half()
         assert torch.allclose(block.sizes(half), exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+@pytest.mark.parametrize("half", [0, 1])
+def test_nothing_is_estimated_where_a_norm_follows_the_half(family, half, monkeypatch):
+    """The norm divides by the size of all channels, which sums of them do not show."""
+    block = next(walk.walk(small.random(family), some_ids(5)))
+    exact = block.sizes(half)
+    monkeypatch.setattr(stream, "SUMS", 8)
+    assert torch.equal(block.sizes(half), exact)
+
+
+@pytest.mark.parametrize("family", ["llama", "granite"])  # granite multiplies what a half adds
+def test_the_wanted_output_of_a_half_makes_both_streams_equal(family):
+    block = next(walk.walk(small.random(family), some_ids(5), twin=True))
+    block.states += 0.1 * torch.randn(block.states.shape, generator=torch.Generator().manual_seed(0))
+    wanted = block.twin.pass_half(behind=block.states)
+    assert torch.allclose(block.states + block.multiplier * wanted, block.twin.states, atol=1e-4)
+
+
+def test_the_target_of_a_layer_with_a_bias_leaves_the_bias_out():
+    """Nothing is rounded here, so what the layer should compute is what it computes."""
+    block = next(walk.walk(tiny(), some_ids(11), twin=True))
+    for stream_of in (block, block.twin):
+        for name in LAST:
+            stream_of.module.get_submodule(name).bias = torch.nn.Parameter(torch.linspace(-2, 2, 64))
+    for reading in block.readings():
+        if reading.names[0] in LAST:
+            moments = reading.moments()
+            expected = reading.layers[0].weight.double() @ moments.hessian
+            assert torch.allclose(moments.target, expected, atol=1e-4 * expected.abs().max())
+
+
+def test_a_token_whose_stream_is_zero_has_a_weight():
+    """As a row of padding in the embedding, at the beginning of a text: attention adds nothing to it either."""
+    model, ids = tiny(), some_ids(3)
+    model.model.embed_tokens.weight.data[ids[1, 0]] = 0
+    block = next(walk.walk(model, ids))
+    for name in ("mlp.up_proj", "mlp.down_proj"):
+        weights = block.weights(name)
+        assert weights.isfinite().all() and weights.mean() == pytest.approx(1, rel=1e-5)
+        assert block.hessian(name, weighted=True).isfinite().all()
 
 
 def test_random_signs_keep_lengths():

@@ -58,6 +58,30 @@ def test_two_names_change_places(tmp_path):
         files._exchange(tmp_path / "a", tmp_path / "nothing")
 
 
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """After a power cut, the name must not lead to an empty file."""
+    on_disk, fsync, put, replace = set(), os.fsync, files._put, os.replace
+
+    def checked(own):
+        def put(new, *rest):
+            assert {path.stat().st_ino for path in (new, *new.rglob("*"))} <= on_disk
+            own(new, *rest)
+
+        return put
+
+    monkeypatch.setattr(os, "fsync", lambda handle: (on_disk.add(os.fstat(handle).st_ino), fsync(handle))[1])
+    monkeypatch.setattr(os, "replace", checked(replace))
+    monkeypatch.setattr(files, "_put", checked(put))
+    with written_beside(tmp_path / "file") as new:
+        new.write_text("whole")
+    with folder_written_beside(tmp_path / "out") as new:
+        (new / "deeper").mkdir()
+        fill(new, a="a")
+        fill(new / "deeper", b="b")
+    assert tmp_path.stat().st_ino in on_disk  # and then the names
+    assert (tmp_path / "file").read_text() == "whole" and names_and_contents(tmp_path / "out" / "deeper") == {"b": "b"}
+
+
 ACCIDENTS = [KeyboardInterrupt, OSError, SystemExit]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from qtutor import files
 from qtutor.errors import QtutorError
+from qtutor.files import unfinished as module
 from qtutor.files.staging import UNFINISHED
 from qtutor.files.unfinished import bytes_kept, folder_of, unfinished
 
@@ -158,6 +159,27 @@ def test_a_kill_between_the_last_two_steps_is_made_good(tmp_path):
     with pytest.raises(QtutorError, match=r"is what .*out was before a run was killed"), unfinished(path, WORK):
         raise AssertionError
     assert sorted(os.listdir(path)) == ["0", "1"]
+
+
+def test_what_is_removed_cannot_be_continued_at_any_moment(tmp_path, monkeypatch):
+    """A kill during the removal leaves a part of the folder, which must not be taken for finished work."""
+    seen, own = [], module.remove_tree
+    monkeypatch.setattr(module, "remove_tree", lambda folder: (seen.append(os.listdir(folder)), own(folder))[1])
+    begin(tmp_path / "out", 1)
+    with unfinished(tmp_path / "out", WORK):
+        pass
+    assert seen and all("work.json" not in names for names in seen) and "done.jsonl" in seen[-1]
+
+
+def test_bytes_are_those_on_the_disk(tmp_path):
+    """A file of its full size, of which little is written yet, takes little room."""
+    with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "out", WORK) as run:
+        with open(run.new / "model", "wb") as file:
+            file.truncate(1 << 30)
+            file.write(b"begun")
+        run.note({"piece": 0})
+        raise KeyboardInterrupt
+    assert 0 < bytes_kept(tmp_path / "out") < 1 << 20
 
 
 def test_names_that_are_too_long_are_shortened(tmp_path):

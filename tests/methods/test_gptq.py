@@ -217,6 +217,27 @@ def test_damping_is_raised_until_the_hessian_can_be_inverted():
     assert gptq.prepare(x.T @ x, 16).damping == gptq.DAMPING
 
 
+@pytest.mark.parametrize(
+    ("needed", "asked", "found"),
+    [
+        (0.005, 0.0, 0.01),
+        (0.015, 0.01, 0.02),
+        (0.03, 0.01, 0.04),
+        (0.03, 0.0, 0.04),
+        (0.03, 0.02, 0.04),
+        (0.03, 0.003, 0.04),
+        (0.03, 0.05, 0.05),
+        (0.05, 0.03, 0.06),
+        (0.5, 0.01, 0.64),
+        (0.7, 0.01, 1.0),
+    ],
+)
+def test_damping_is_doubled_until_it_is_just_enough(needed, asked, found):
+    """The smallest eigenvalue is ``-needed`` times the mean of the diagonal. More damping would change more weights."""
+    hessian = 3 * torch.tensor([[1.0, 1 + needed], [1 + needed, 1.0]], dtype=torch.float64)
+    assert gptq.prepare(hessian, 2, damping=asked).damping == pytest.approx(found)
+
+
 def test_a_hessian_is_factored_in_float64():
     """Eigenvalues from 1 to 1e-9: positive definite in float64, not in float32. It needs no damping, and U is right."""
     generator = torch.Generator().manual_seed(14)

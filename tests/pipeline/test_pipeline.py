@@ -77,6 +77,16 @@ def test_report_counts_true_bytes_and_errors():
     assert "model.layers.1.mlp.down_proj" in str(report) and "28%" in str(report)
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("levels", ["integers", "mxfp4", "nvfp4"])
+def test_every_layer_has_bytes_of_its_own(method, levels):
+    """Layers that are rounded as one matrix share no tensor: one that is shared would be counted once."""
+    model = tiny(dtype=torch.bfloat16)
+    before, recipe = qtutor.evaluate.model_bytes(model), qtutor.Recipe(method, levels=levels)
+    report = qtutor.quantize(model, recipe, some_ids(16, 32), progress=False)
+    assert before - qtutor.evaluate.model_bytes(model) == report.bytes_before - report.bytes_after
+
+
 @pytest.mark.parametrize("what", ["nan", "width"])
 def test_a_failure_leaves_the_model_as_it_was(what):
     model = tiny()

@@ -188,6 +188,8 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     assert next(line.split()[-3] for line in text.splitlines() if "mlp.down_proj" in line) == "8.750"
     with_head = qtutor.Recipe(group_size=32, lm_head=True, layers={"lm_head": "float"})
     assert "kept by the recipe: lm_head" in str(qtutor.plan(source, with_head, device="cpu"))
+    kept = qtutor.Recipe(group_size=32, embeddings=True, layers={"model.embed_tokens": "float"})
+    assert "kept by the recipe: model.embed_tokens" in str(qtutor.plan(source, kept, device="cpu"))
     assert "which is the output matrix as well" in str(
         qtutor.plan(checkpoint(tmp_path / "tied"), qtutor.Recipe(group_size=32), device="cpu")
     )
@@ -198,8 +200,18 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     block = sum(parameter.numel() for parameter in tiny().model.layers[0].parameters())
     assert made.memory - alone.memory == 4 * (2 * IDS.numel() * 64 + block)
     fewer = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS[:4], device="cpu")
+    head, none = (qtutor.plan(source, qtutor.Recipe(lm_head=asked), device="cpu") for asked in (True, False))
+    assert head.memory - none.memory == 16 * (256 * 64 - 128 * 64)  # the head is larger than any layer of the blocks
     assert alone.memory - fewer.memory == 4 * (IDS.numel() - IDS[:4].numel()) * (64 + 128)
     assert f"({states:,} bytes)" in str(made) and f"at most {made.nbytes + 2 * states:,} bytes until" in str(made)
+
+
+@pytest.mark.parametrize(("method", "head"), [("gptq", "rtn"), ("awq", "rtn"), ("nf4", "nf4"), ("fp8", "fp8")])
+def test_the_plan_names_the_method_that_rounds(tmp_path, method, head):
+    """A method that looks at inputs rounds the head to nearest; one with its own levels rounds it to these."""
+    made = qtutor.plan(checkpoint(tmp_path / "float"), qtutor.Recipe(method, lm_head=True), IDS, device="cpu")
+    found = {row.name: row.method for row in made.rows if not row.why}
+    assert found.pop("lm_head") == head and set(found.values()) == {method}
 
 
 @pytest.mark.parametrize(

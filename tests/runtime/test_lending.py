@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import os
+import threading
 import weakref
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 import qtutor
 from qtutor import rtn
 from qtutor.core.grid import IntGrid
+from qtutor.runtime import lending
 from qtutor.runtime.kernels import cpu
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear
 from tests.models import some_ids, tiny
@@ -137,6 +140,34 @@ def test_an_error_while_preparing_leaves_the_layer_as_it_was(monkeypatch):
             layer(torch.ones(1, 64))
     assert torch.equal(layer.packed, EXPECTED)
     layer(torch.ones(1, 64))
+
+
+def test_bytes_that_come_back_in_inference_mode_count_their_changes(layer):
+    """Otherwise every later call would prepare again: torch counts no changes of tensors made in this mode."""
+    with torch.inference_mode():
+        packed = layer.packed
+    assert torch.equal(packed, EXPECTED) and not packed.is_inference()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_does_not_wait_for_a_thread_that_it_does_not_have():
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with lending._LOCK:
+            held.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if lending._LOCK.acquire(timeout=5) else 1)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_generating_lends_once(monkeypatch):

@@ -233,6 +233,31 @@ def test_states_that_were_not_kept_are_made_again(source, whole, tmp_path, monke
     assert contents(out) == whole(name)[1]
 
 
+def test_states_leave_room_for_the_rest_of_the_result(source, tmp_path, monkeypatch):
+    """The disk has room for the states, but then not for the blocks that are still to be written."""
+    out, needed = tmp_path / "out", 4 * IDS.numel() * 32
+    little = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(total=10**9, free=needed + 1))
+    monkeypatch.setattr(states, "shutil", little)
+    folder = interrupted_before(3, source, out, recipe_called("gptq"))
+    assert not list(folder.glob("states*"))
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_states_are_kept_while_they_and_the_spare_bytes_fit(tmp_path, monkeypatch, short):
+    kept, given = states.KeptStates(tmp_path, (1, 2, 3, 4)), torch.randn(2, 3, 4)
+    disk = SimpleNamespace(total=10**9, free=given.nbytes + 1000 - short)
+    monkeypatch.setattr(states, "shutil", SimpleNamespace(disk_usage=lambda folder: disk))
+    assert kept.save(1, (given,), spare=1000) == (not short)
+    found = kept.load(1)
+    assert found is None if short else torch.equal(found[0], given)
+
+
+def test_states_are_kept_where_the_disk_reports_no_sizes(tmp_path, monkeypatch):
+    disk = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(total=0, free=0))
+    monkeypatch.setattr(states, "shutil", disk)
+    assert states.KeptStates(tmp_path, (1, 2, 3, 4)).save(1, (torch.randn(2, 3, 4),), spare=1000)
+
+
 def test_states_take_the_room_of_one_block(source, tmp_path):
     folder = interrupted_before(3, source, tmp_path / "out", recipe_called("gptq, propagated"))
     (file,) = folder.glob("states*")
@@ -338,6 +363,62 @@ def test_a_full_disk_keeps_what_is_finished(source, whole, tmp_path, monkeypatch
     assert os.listdir(tmp_path) == kept and ("the finished part is kept" in sentences(said)) == bool(kept)
     run(source, out, recipe_called(name))
     assert contents(out) == whole(name)[1] and os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_written_already_needs_no_more_room(source, whole, tmp_path, monkeypatch):
+    """The disk has too little room for the whole result, and enough for what is left of it."""
+    out, expected = tmp_path / "out", whole("rtn")[1]
+    interrupted_before(3, source, out, recipe_called("rtn"))
+    disk = SimpleNamespace(total=10**9, free=sum(map(len, expected.values())) - 1)
+    monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: disk)
+    assert blocks_run(source, out, recipe_called("rtn"))[0] == 3 and contents(out) == expected
+    with pytest.raises(qtutor.QtutorError, match="will take at least"):
+        run(source, tmp_path / "other", recipe_called("rtn"))
+
+
+def test_a_run_that_only_had_to_put_its_folder_in_place_says_so(source, whole, tmp_path, monkeypatch):
+    """It was stopped when all was written, and before the folder had its name."""
+    said, out = [], tmp_path / "out"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "read_back", stopped)
+        run(source, out, recipe_called("rtn"))
+    assert blocks_run(source, out, recipe_called("rtn"), said) == []
+    assert f"{BLOCKS} of {BLOCKS} decoder blocks are finished" in sentences(said)
+    assert "going on with what is left." in sentences(said) and contents(out) == whole("rtn")[1]
+
+
+def test_files_of_the_run_before_do_not_stay(source, whole, tmp_path):
+    """That run may have had another tokenizer, with a file that this one does not write."""
+    out = tmp_path / "out"
+    folder = interrupted_before(2, source, out, recipe_called("rtn"))
+    (folder / "new" / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "new" / "more").mkdir()
+    (folder / "new" / "more" / "vocab.txt").write_text("a")
+    assert blocks_run(source, out, recipe_called("rtn"))[0] == 2 and contents(out) == whole("rtn")[1]
+
+
+def test_a_block_is_on_the_disk_before_it_is_noted(source, tmp_path, monkeypatch):
+    """A power cut after the note must not lose what the note is about."""
+    done, write, note, flush = [], shards.Shards.write, unfinished.Unfinished.note, shards.Shards.flush
+
+    def spy(name, own):
+        return lambda self, *given: (done.append(name), own(self, *given))[1]
+
+    def fsync(handle):
+        done.append("fsync")
+        os.fsync(handle)
+
+    monkeypatch.setattr(shards.Shards, "write", spy("write", write))
+    monkeypatch.setattr(shards.Shards, "flush", spy("flush", flush))
+    monkeypatch.setattr(unfinished.Unfinished, "note", spy("note", note))
+    monkeypatch.setattr(folders, "os", SimpleNamespace(fsync=fsync))
+    run(source, tmp_path / "out", recipe_called("rtn"))
+    steps = [name for name, before in zip(done, ["", *done]) if name != before]
+    assert steps == (BLOCKS + 1) * ["write", "flush", "fsync", "note"]
 
 
 def test_two_runs_for_one_place_do_not_meet(source, tmp_path):
