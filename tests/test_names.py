@@ -91,9 +91,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(qtutor.__path__, "qtu
 
 
 def test_all_modules_are_found():
-    assert {"qtutor.recipe", "qtutor.pipeline.rounding", "qtutor.course.widgets.awq"} <= set(
-        MODULES
-    )
+    assert {"qtutor.recipe", "qtutor.pipeline.rounding", "qtutor.course.widgets.awq"} <= set(MODULES)
     folder = Path(qtutor.__file__).parent
     assert len(MODULES) == len(list(folder.rglob("*.py"))) - 1  # not qtutor/__init__.py
 

@@ -50,8 +50,8 @@ class Recipe:
     token_weights: an error counts less at a token whose residual stream is large
     (:meth:`qtutor.calibration.block.CalibratedBlock.weights`). wide: models of at least this hidden size multiply
     rounded numbers during calibration, on CPUs on which this is faster; ``None``: no model does
-    (:mod:`qtutor.calibration.precision`). Whatever its value, the sizes of a residual stream of 512 or more channels are
-    estimated, and AWQ uses less text and fewer tries in models, and fewer tries in layers, of more than 512 inputs.
+    (:mod:`qtutor.calibration.precision`). It does not change two other savings of
+    models wider than 512: sizes of the residual stream are estimated, and AWQ tries less, on less text.
     double: quantize the scales of NF4 and FP4, too.
     embeddings, lm_head: quantize these, too, always to nearest. With tied embeddings, lm_head becomes a separate
     matrix.
