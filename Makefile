@@ -78,7 +78,7 @@ engines:
 	$(TEST_ENV) SERVING_LOADS=300 $(BIN)/python -m pytest tests/serving/test_engine.py -k generate
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/engines-venv/bin/python -m pytest tests/engines --ignore tests/engines/test_in_vllm.py
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" build/vllm-venv/bin/python -m pytest tests/engines/test_in_vllm.py
-	$(TEST_ENV) PYTHONPATH="$(CURDIR):build/engines-venv/triton" $(BIN)/python -m pytest tests/runtime/test_cuda.py
+	$(TEST_ENV) PYTHONPATH="$(CURDIR):build/engines-venv/triton" $(BIN)/python -m pytest tests/runtime/kernels/test_cuda.py
 	$(TEST_ENV) $(NBVAL) notebooks/11_your_model.ipynb
 
 # What somebody gets who has no clone. Built without isolation: hatchling is one of the tested versions.

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 # Before anything imports matplotlib. A cache shared with another clone may name fonts that no longer exist.
 os.environ["MPLCONFIGDIR"] = str(Path(__file__).parent.parent / "build" / "matplotlib")
 without_amx()  # before anything imports torch
-# Before anything imports triton: if this is set later, half of triton is not interpreted (tests/runtime/test_cuda.py).
+# Before anything imports triton: set later, half of triton is not interpreted (tests/runtime/kernels/test_cuda.py).
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -87,7 +87,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     return {name: layout for name in names if not is_head(name) and not any(part in name for part in kept)}
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if rows % len(ORDER):
         raise QtutorError(f"{rows} outputs are no multiple of eight: this layer cannot be stored as AWQ.")
@@ -128,4 +128,4 @@ def _straight(words: torch.Tensor, rows: int) -> torch.Tensor:
     return from_words(words, BITS, rows).reshape(n, rows // 8, 8)[:, :, list(BACK)].reshape(n, rows)
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

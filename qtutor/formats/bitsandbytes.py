@@ -122,7 +122,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     }
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if layout.grid == INT8:
         return {
@@ -216,4 +216,4 @@ def _state(tensors: dict[str, torch.Tensor], layout: Layout, rows: int, columns:
     return block, expect(where, state, "nested_offset", number, "a number")
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

@@ -93,7 +93,7 @@ def save(model, folder, tokenizer=None):
     return foreign_writing.save(FORMAT, model, folder, tokenizer)
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if layout.kind == INTEGERS:
         return {"weight": Wanted((rows, columns), ("I8",)), "weight_scale": Wanted((rows, 1), SCALES)}
@@ -201,4 +201,4 @@ def _decode_blocks(tensors: dict[str, torch.Tensor], layout: Layout, columns: in
     return QuantizedTensor(codes, PowerScales(scales), None, layout.grid, layout.group_size)
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode, TOLERANCE)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, TOLERANCE)

@@ -63,7 +63,7 @@ class Format:
     the linear layers that stay in float. It raises :class:`QtutorError` for layers that the format cannot hold.
     layouts(settings, names, where): the inverse, for settings from any tool: the layout of each of ``names`` that is
     quantized. It raises :class:`QtutorError`, beginning with ``where``, for unknown settings.
-    stored(layout, rows, columns): the tensors of a layer, by the part of their names after the layer's name and a dot.
+    tensors_of_layer(layout, rows, columns): the tensors of a layer, by the part of their names after the layer's name and a dot.
     encode(quantized, layout), decode(tensors, layout, rows, columns): from a :class:`QuantizedTensor` to these tensors,
     and back.
     tolerance: how far a scale may be from the one that was written, as a share of it.
@@ -75,7 +75,7 @@ class Format:
     method: str
     settings: Callable[..., dict]
     layouts: Callable[[dict, list[str], str], dict[str, Layout]]
-    stored: Callable[[Layout, int, int], dict[str, Wanted]]
+    tensors_of_layer: Callable[[Layout, int, int], dict[str, Wanted]]
     encode: Callable[[QuantizedTensor, Layout], dict[str, torch.Tensor]]
     decode: Callable[[dict[str, torch.Tensor], Layout, int, int], QuantizedTensor]
     tolerance: float = 0.0

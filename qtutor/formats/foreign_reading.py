@@ -73,7 +73,9 @@ class Opened:
     def decode(self, name: str, read) -> QuantizedTensor:
         """The packed layer ``name``; raises :class:`QtutorError` naming the layer if its numbers do not fit."""
         layout, place = self.layouts[name], self.model.get_submodule(name)
-        kinds = [kind for kind in self.form.stored(layout, *place.weight.shape) if f"{name}.{kind}" in self.files]
+        kinds = [
+            kind for kind in self.form.tensors_of_layer(layout, *place.weight.shape) if f"{name}.{kind}" in self.files
+        ]
         with naming(f"{self.folder}: {name}"):
             return self.form.decode(
                 {kind: read(f"{name}.{kind}") for kind in kinds}, layout, *tuple(place.weight.shape)
@@ -141,7 +143,7 @@ def opened(folder: Path) -> Opened:
     for name, layout in layouts.items():
         shape = tuple(places[name].weight.shape)
         with naming(f"{source}: {name}"):
-            wanted = form.stored(layout, *shape)
+            wanted = form.tensors_of_layer(layout, *shape)
             resolve_group_size(layout.group_size, shape[1])
         if _is_packed(name, wanted, rest):
             _check_stored(folder, name, wanted, rest)

@@ -134,7 +134,7 @@ def _layout(values: dict, version: str, where: str) -> Layout:
     return Layout(IntGrid(bits, symmetric), size, version, ordered=ordered)
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file. layout.ordered: g_idx has to be there."""
     bits = layout.grid.bits
     _check_words("the layer", bits, rows, columns)
@@ -200,4 +200,4 @@ def zeros_of(words: torch.Tensor, bits: int, rows: int, version: str) -> torch.T
     return (zeros + 1) & 7 if version == FIRST and bits == 3 else zeros
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode)

@@ -103,7 +103,7 @@ def _layout(values: dict, where: str) -> Layout:
     return Layout(IntGrid(bits), size, MODE)
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     groups = columns // resolve_group_size(layout.group_size, columns)
     return {
@@ -155,4 +155,4 @@ def _check_whole(biases: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
         )
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode, in_config=in_config)
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, in_config=in_config)

@@ -121,7 +121,7 @@ def layouts(settings: dict, names: list[str], where: str) -> dict[str, Layout]:
     return {name: Layout(IntGrid(BITS, True), size, "alone" if ends_half(name) else "joined") for name in left}
 
 
-def stored(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
+def tensors_of_layer(layout: Layout, rows: int, columns: int) -> dict[str, Wanted]:
     """The tensors of a layer; see the top of this file."""
     if layout.grid == FP8:
         number = Wanted(None, SCALES, optional=True)
@@ -180,4 +180,4 @@ def _floats(tensors: dict[str, torch.Tensor], layout: Layout, rows: int) -> Quan
     return of_floats(tensors["weight"], scales, layout)
 
 
-FORMAT = Format(METHOD, settings, layouts, stored, encode, decode, input_scale="pre_quant_scale")
+FORMAT = Format(METHOD, settings, layouts, tensors_of_layer, encode, decode, input_scale="pre_quant_scale")

@@ -71,7 +71,7 @@ def test_an_order_of_columns_without_its_index():
     del tensors["g_idx"]
     with pytest.raises(RuntimeError, match="g_idx"):
         by_gptqmodel(tensors, layout)
-    assert not gptq.stored(layout, 64, 128)["g_idx"].optional
+    assert not gptq.tensors_of_layer(layout, 64, 128)["g_idx"].optional
 
 
 @pytest.mark.parametrize("which", ["qzeros", "qweight"])

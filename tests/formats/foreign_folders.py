@@ -62,7 +62,7 @@ def round_trip(form, quantized, layout: Layout):
     tensors = {kind: tensor.contiguous() for kind, tensor in form.encode(quantized, layout).items()}
     names = {torch.int32: "I32", torch.int64: "I64", torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16",
              torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.uint32: "U32"}  # fmt: skip
-    wanted = form.stored(layout, rows, columns)
+    wanted = form.tensors_of_layer(layout, rows, columns)
     assert tensors.keys() <= wanted.keys()
     assert {kind for kind, one in wanted.items() if not one.optional} <= tensors.keys()
     for kind, tensor in tensors.items():

@@ -15,7 +15,7 @@ CASES = [(bits, symmetric, group) for bits in (2, 3, 4, 5, 8) for symmetric in (
 @pytest.mark.parametrize(("bits", "symmetric", "group"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_product_with_dequantized_weights(bits, symmetric, group, dtype):
-    """With more tokens than a kernel multiplies itself; tests/runtime/test_cpu.py has fewer tokens."""
+    """With more tokens than a kernel multiplies itself; tests/runtime/kernels/test_cpu.py has fewer tokens."""
     generator = torch.Generator().manual_seed(bits)
     quantized = rtn.quantize(torch.randn(40, 64, generator=generator), qtutor.IntGrid(bits, symmetric), group)
     bias = torch.randn(40, generator=generator)

@@ -6,7 +6,8 @@ row, fit into 16 bits; then they are widened to 32 bits. Newer CPUs have VPDPBUS
 products in 32 bits at once.
 
 On ARM, the counterpart is NEON's SDOT: 16 products, added up in fours in 32 bits. It is untested: no ARM CPU has run
-it. LLVM compiles it for ARM, and with SDOT written out, the results are right on x86 (``tests/runtime/test_dots.py``).
+it. LLVM compiles it for ARM, and with SDOT written out, the results are right on x86
+(``tests/runtime/kernels/test_dots.py``).
 """
 
 from collections.abc import Iterator

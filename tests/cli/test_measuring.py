@@ -12,9 +12,9 @@ from qtutor.calibration import builtin
 from qtutor.cli import compare
 from qtutor.decoder import EMBEDDED
 from qtutor.plots.base import new_figure, png
+from tests.cli.test_cli import refused
 from tests.gguf.small_tokenizers import byte_level
 from tests.measure.test_generation import small
-from tests.test_cli import refused
 
 PROSE = "It was a bright cold day in the north, and the clock struck one. " * 40
 SMALL = ["--tokens", "1024", "--window", "128"]

@@ -7,7 +7,7 @@ from qtutor import rtn
 from qtutor.core.codebooks import INT8
 from qtutor.core.float_grid import FP8
 from qtutor.runtime.kinds import linear_for
-from tests.runtime.test_cpu import noise
+from tests.runtime.kernels.test_cpu import noise
 
 
 @pytest.mark.parametrize("grid", [FP8, INT8], ids=["fp8", "int8"])

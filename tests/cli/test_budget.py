@@ -8,7 +8,7 @@ import pytest
 
 from qtutor import cli, gguf
 from qtutor.cli.parsing import nbytes, number
-from tests.test_cli import refused
+from tests.cli.test_cli import refused
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from qtutor.cli import generate
 from qtutor.errors import QtutorError
 from qtutor.measure import chat
 from tests.calibration.test_records import TEMPLATE
+from tests.cli.test_cli import refused
 from tests.gguf.small_tokenizers import BOS, EOS, byte_level
 from tests.measure.test_generation import small
-from tests.test_cli import refused
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from qtutor.runtime.kernels import cpu, reference, rounded, torch_int4
 from qtutor.runtime.linear import QuantLinear
 from tests.models import some_ids, tiny
 from tests.reference import products
-from tests.runtime.test_cpu import layer_of, noise
+from tests.runtime.kernels.test_cpu import layer_of, noise
 
 pytest.importorskip("numba")
 from qtutor.runtime.kernels.instructions import has

@@ -19,7 +19,7 @@ from qtutor.decoder import text
 from qtutor.formats.gguf_files import file_in
 from qtutor.measure import generation
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("learn", "progress", "quantize", "generate", "eval", "compare", "inspect")
 
 

@@ -20,10 +20,10 @@ from qtutor import cli, gguf
 from qtutor.cli.generate import Streamer
 from qtutor.decoder import EMBEDDED
 from qtutor.gguf import imatrix
+from tests.cli.test_cli import refused
 from tests.measure.test_generation import small
-from tests.test_cli import refused
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_warnings_are_paragraphs(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error, said", [
-    (RuntimeError("a\n\nb"), "RuntimeError: a b (test_cli_options.py, line"),
+    (RuntimeError("a\n\nb"), "RuntimeError: a b (test_options.py, line"),
     (MemoryError(), "not enough memory"),
     (RuntimeError("CUDA out of memory. Tried"), "not enough memory"),
     (type("PanicException", (BaseException,), {})("index out of bounds"), "PanicException: index out of bounds"),
