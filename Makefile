@@ -10,7 +10,7 @@ SETUP = sh -c 'for p in "$$@"; do \
 	  "or name one with make PYTHON=/path/to/python3." >&2; exit 1' \
 	bootstrap $(if $(PYTHON),"$(PYTHON)",) python3 python3.14 python3.13 python3.12 python3.11 python
 
-# The course needs no download: a test that tries one shall fail here, not only on a machine without network.
+# The course needs no download: a test that tries one has to fail here, not only on a machine without network.
 # And its models are small: beside other work, threads that wait for each other take a hundred times as long as one.
 # matplotlib's cache of fonts stays in the clone: one of another clone may name fonts that are no longer there.
 TEST_ENV = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MPLCONFIGDIR="$(CURDIR)/build/matplotlib"

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from qtutor.course.scores import Score, scores_table, table
-from qtutor.course.tables import SAME, deviation, say
+from qtutor.course.scores import Score, table
+from qtutor.course.tables import SAME, beside, deviation, say
 from qtutor.decoder import tasks
 from qtutor.methods.awq import Search
 
@@ -137,12 +137,17 @@ def ranges(found: Mapping[int, tuple[Sequence[float], Sequence[float]]]) -> None
     ]
     header = ["bits", "output error, whole ranges", "ranges by the weights", "by the output, each group by itself"]
     table([*header, "by the output, in turns", "share of the range that the last three keep"], *rows)
-    harmful = [str(bits) for bits, (errors, _) in found.items() if errors[1] > errors[0]]
+    harm = {str(bits): errors[1] / errors[0] - 1 for bits, (errors, _) in found.items()}
+    harmful = [bits for bits, more in harm.items() if more > SAME]
+    near = [bits for bits, more in harm.items() if abs(more) <= SAME]
     say(
-        f"With ranges that are best for the weights, the output gets **worse** than with whole ranges at "
-        f"{', '.join(harmful)} bits."
-        if harmful
-        else "Here, ranges by the weights' own error do not harm the output."
+        (
+            f"With ranges that are best for the weights, the output gets **worse** than with whole ranges at "
+            f"{', '.join(harmful)} bits."
+            if harmful
+            else "Here, ranges by the weights' own error do not harm the output."
+        )
+        + (f" At {', '.join(near)} bits both are about the same." if near else "")
     )
 
 
@@ -160,13 +165,13 @@ def one_ratio(ratios: Sequence[float], perplexities: Mapping[str, Sequence[float
 
 
 def beside_nearest(measured: Mapping[str, Score]) -> None:
-    """All scores, and what each row of AWQ recovers; labels are ``awq, 4 bits...`` and ``rtn, 4 bits``."""
-    scores_table(measured, _against(measured))
+    """What follows from :func:`on_text`, and right answers; labels are ``awq, 4 bits...`` and ``rtn, 4 bits``."""
+    beside.beside_nearest(measured, _against(measured))
 
 
 def recovered(measured: Mapping[str, Score], label: str) -> float:
     """The share of rounding to nearest's KL, at the same bits, that AWQ removes in the row ``label``."""
-    return 1 - measured[label].comparison.kl / measured[_against(measured)[label]].comparison.kl
+    return beside.recovered(measured, label, _against(measured))
 
 
 def _against(measured: Mapping[str, Score]) -> dict[str, str]:
@@ -208,7 +213,7 @@ def where_it_loses(measured: Mapping[str, Mapping[str, Score]], found: Found, qu
         for name, scored in measured.items()
         for label, other in _against(scored).items()
         for what in ("kl", "perplexity")
-        if getattr(scored[label].comparison, what) > 1.01 * getattr(scored[other].comparison, what)
+        if getattr(scored[label].comparison, what) > (1 + SAME) * getattr(scored[other].comparison, what)
     ]
     flat: dict[str, int] = {}
     for (_, name), (search, _) in found.items():
@@ -216,9 +221,9 @@ def where_it_loses(measured: Mapping[str, Mapping[str, Score]], found: Found, qu
     inputs = " and ".join(f"{count} of {len(found) // len(flat)} inputs {name}" for name, count in flat.items())
     noise = deviation(questions * len(tasks.ARITHMETIC))
     say(
-        f"**Here AWQ is worse than plain rounding, by more than 1 %**: {'; '.join(worse)}."
+        f"**Here AWQ is worse than plain rounding, by more than {SAME:.0%}**: {'; '.join(worse)}."
         if worse
-        else "There is no row in which plain rounding is clearly better.",
+        else f"In no row is AWQ worse than plain rounding by more than {SAME:.0%}, in KL or in perplexity.",
         f"In the search above, scaling removed less than a tenth of the squared error for {inputs}.",
         f"There are {questions} questions of each kind, and {len(tasks.ARITHMETIC)} kinds are arithmetic. So one "
         f"standard deviation of the share of right answers in arithmetic is at most {noise:.0%}.",

@@ -7,7 +7,7 @@ import numpy as np
 
 import qtutor
 from qtutor.course.scores import table
-from qtutor.course.tables import SAME, deviation, say
+from qtutor.course.tables import SAME, alike, deviation, named, say
 from qtutor.decoder import tasks
 from qtutor.gguf.reader import GGUFFile
 from qtutor.measure.against import Comparison
@@ -129,10 +129,14 @@ def which_mix(found: Mapping[str, Measured], mixed: Sequence[str], guided: Seque
     kl = {label: c.kl for label, (_, _, c, _) in found.items()}
     lines = []
     for label in ("RTN 4", "RTN 3", "RTN 2"):
-        smallest = min((mix for mix in mixed if kl[mix] < kl[label]), key=lambda mix: found[mix][0])
+        closer = [mix for mix in mixed if kl[mix] < (1 - SAME) * kl[label]]
+        smallest = min(closer, key=lambda mix: found[mix][0])
+        smaller = [mix for mix in mixed if found[mix][0] < found[smallest][0]]
+        near = ", ".join(mix for mix in smaller if kl[mix] < (1 + SAME) * kl[label])
         lines.append(
             f"- The smallest mix that is closer to the float model than **{label}** ({found[label][0]:.2f} bits, KL "
             f"{kl[label]:.3f}) is **{smallest}**, with {found[smallest][0]:.2f} bits and KL {kl[smallest]:.3f}."
+            + (f" Smaller, and about as close as {label}: {near}." if near else "")
         )
     ratio = kl["Q4_0"] / kl["RTN 4"]
     words = "closer to the float model than" if ratio < 1 else "farther from the float model than"
@@ -173,7 +177,7 @@ def what_helps(kls: Mapping[tuple[str, str, str], float]) -> None:
     def taken(name: str, label: str) -> str:
         return ", ".join(f"{1 - kls[name, label, mix] / kls[name, 'nothing', mix]:.0%} ({mix})" for mix in kinds)
 
-    order = sorted(kinds, key=lambda mix: kls[harder, "nothing", mix])
+    order = [named(group) for group in alike({mix: kls[harder, "nothing", mix] for mix in kinds})]
     cases = [(name, mix) for name in (plain, harder) for mix in kinds]
     both = sum(
         kls[n, "AWQ and importance", m] < (1 + SAME) * min(kls[n, "AWQ", m], kls[n, "importance", m]) for n, m in cases

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from qtutor.course.scores import OTHERS, Score, scores_table, table
-from qtutor.course.tables import deviation, say
+from qtutor.course.scores import OTHERS, Score, table
+from qtutor.course.tables import alike, beside, deviation, named, say
 from qtutor.decoder import tasks
 
 KINDS = len(tasks.ARITHMETIC), len(OTHERS)
@@ -100,14 +100,18 @@ def compensated(found: Mapping[tuple[str, int], tuple[Sequence[float], float]]) 
 
 
 def beside_nearest(measured: Mapping[str, Score]) -> None:
-    """All scores, and what each row recovers of RTN's KL; labels end with their bits, as in ``GPTQ 4``."""
-    plain = ("float", *(label for label in measured if label.startswith("RTN") and "clipped" not in label))
-    scores_table(measured, {label: f"RTN {label[-1]}" for label in measured if label not in plain})
+    """What follows from :func:`on_text`, and right answers; labels end with their bits, as in ``GPTQ 4``."""
+    beside.beside_nearest(measured, _against(measured))
 
 
 def recovered(measured: Mapping[str, Score], label: str) -> float:
     """The share of RTN's KL, at the same bits, that the method removes in the row ``label``."""
-    return 1 - measured[label].comparison.kl / measured[f"RTN {label[-1]}"].comparison.kl
+    return beside.recovered(measured, label, _against(measured))
+
+
+def _against(measured: Mapping[str, Score]) -> dict[str, str]:
+    plain = ("float", *(label for label in measured if label.startswith("RTN") and "clipped" not in label))
+    return {label: f"RTN {label[-1]}" for label in measured if label not in plain}
 
 
 def right(score: Score) -> float:
@@ -152,18 +156,19 @@ def _verdict(gain: float) -> str:
     return f"{'better' if gain > 0 else '**worse**'} ({gain:+.1%} of RTN's KL)"
 
 
-def by_text(found: Mapping[str, Score], without: str, questions: int) -> None:
-    """The decoder at 3 bits, for each calibration text. without: the row without any text."""
-    rows = [
-        [name, f"{s.comparison.perplexity:.2f}", f"{s.comparison.kl:.3f}", f"{s.arithmetic:.0%}", f"{s.others:.0%}"]
-        for name, s in found.items()
-    ]
-    header = ["3 bits, calibrated on", "perplexity of Python", "KL on Python", "arithmetic right"]
-    table([*header, "other answers right"], *rows)
-    best, worst = (choose(found, key=lambda name: found[name].comparison.kl) for choose in (min, max))
-    answers = ", ".join(f"{s.arithmetic:.0%} ({name})" for name, s in found.items())
+def by_text(found: Mapping[str, Score], without: str) -> None:
+    """What the decoder at 3 bits costs on Python, for each calibration text. without: the row without any text."""
+    rows = [[name, f"{s.comparison.perplexity:.2f}", f"{s.comparison.kl:.3f}"] for name, s in found.items()]
+    table(["3 bits, calibrated on", "perplexity of Python", "KL on Python"], *rows)
+    best, *_, worst = alike({name: s.comparison.kl for name, s in found.items()})
     say(
-        f"On Python, the lowest KL comes from **{best}**, and the highest from **{worst}**"
-        f"{'. That is even higher than without any text' if worst != without else ''}.",
-        f"Right answers in arithmetic: {answers}. One standard deviation is {deviation(questions * KINDS[0]):.1%}.",
+        f"On Python, the lowest KL comes from **{named(best)}**, and the highest from **{named(worst)}**"
+        f"{'. That is even higher than without any text' if without not in worst else ''}."
     )
+
+
+def right_by_text(found: Mapping[str, Score], questions: int) -> None:
+    """The right answers of the decoder at 3 bits, for each calibration text."""
+    rows = [[name, f"{s.arithmetic:.0%}", f"{s.others:.0%}"] for name, s in found.items()]
+    table(["3 bits, calibrated on", "arithmetic right", "other answers right"], *rows)
+    say(f"One standard deviation of the arithmetic column is at most {deviation(questions * KINDS[0]):.1%}.")

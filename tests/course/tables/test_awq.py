@@ -84,12 +84,18 @@ def test_judges_and_tokens(shown):
 
 
 @pytest.mark.parametrize(
-    ("by_weights", "words"), [(0.2, "worse** than with whole ranges at 3 bits"), (0.05, "do not harm")]
+    ("by_weights", "words"),
+    [
+        (0.2, "the output gets **worse** than with whole ranges at 3 bits."),
+        (0.104, "do not harm the output. At 3 bits both are about the same."),
+        (0.096, "do not harm the output. At 3 bits both are about the same."),
+        (0.05, "do not harm the output."),
+    ],
 )
 def test_ranges(shown, by_weights, words):
     tables.ranges({3: ([0.1, by_weights, 0.08, 0.06], [0.9, 0.8, 0.85])})
     assert cells(shown[0])[1] == ["3", "10.0%", f"{by_weights:.1%}", "8.0%", "6.0%", "90% / 80% / 85%"]
-    assert words in shown[1]
+    assert shown[1].endswith(words)
 
 
 @pytest.mark.parametrize(("last", "words"), [(10.1, "about as good as"), (9.0, "better than"), (11.0, "worse than")])
@@ -101,7 +107,7 @@ def test_one_ratio_for_all(shown, last, words):
 
 def test_each_row_is_compared_with_nearest_at_as_many_bits(shown):
     tables.beside_nearest(SCORED)
-    assert [row[-1] for row in cells(shown[0])[1:]] == ["", "50%", "75%", "25%"]
+    assert [row[2] for row in cells(shown[0])[1:]] == ["", "50%", "75%", "25%"]
     assert tables.recovered(SCORED, "awq, 4 bits, scales alone") == pytest.approx(0.25)
 
 
@@ -121,9 +127,14 @@ def test_what_outliers_cost(shown, kl, words):
 
 
 def test_where_it_loses(shown):
-    worse = scored(rtn__4_bits=0.5, awq__4_bits=0.51)
+    worse = scored(rtn__4_bits=0.5, awq__4_bits=0.53)
     tables.where_it_loses({"plain": SCORED, "put in": worse}, FOUND, questions=25)
-    assert "worse than plain rounding, by more than 1 %**: put in, awq, 4 bits (in KL)." in shown[0]
+    assert "worse than plain rounding, by more than 5%**: put in, awq, 4 bits (in KL)." in shown[0]
     assert "1 of 2 inputs plain and 0 of 2 inputs put in" in shown[0] and "arithmetic is at most 6%" in shown[0]
-    tables.where_it_loses({"plain": SCORED}, FOUND, questions=25)
-    assert "no row in which plain rounding" in shown[1]
+
+
+def test_a_loss_that_another_cpu_may_not_have_is_not_told(shown):
+    worse = scored(rtn__4_bits=0.5, awq__4_bits=0.52)
+    worse["awq, 4 bits"].comparison.perplexity = 1.04 * worse["rtn, 4 bits"].comparison.perplexity
+    tables.where_it_loses({"plain": worse}, FOUND, questions=25)
+    assert shown[0].startswith("In no row is AWQ worse than plain rounding by more than 5%")

@@ -125,7 +125,7 @@ def test_which_mix(shown, kl, words):
     found = FOUND | {"Q4_0": measured(4.5, kl)}
     tables.which_mix(found, ("Q6_K", "Q4_0", "Q2_K"), ("Q2_K",), questions=25)
     lines = shown[0].splitlines()
-    smallest = "Q4_0" if kl < 0.2 else "Q6_K"
+    smallest = "Q4_0" if kl < 0.19 else "Q6_K"
     assert f"**RTN 4** (4.30 bits, KL 0.200) is **{smallest}**" in lines[0]
     assert "**RTN 2** (2.30 bits, KL 2.000) is **Q2_K**, with 2.60 bits and KL 0.500" in lines[2]
     assert f"Q4_0, which does not search, is {words} float model" in lines[3]
@@ -134,6 +134,27 @@ def test_which_mix(shown, kl, words):
         "- Importance lowers perplexity by more than 1 % in: Q2_K.",
     ]
     assert "share is at most 6%" in lines[6]
+
+
+@pytest.mark.parametrize(
+    ("kl", "words"),
+    [
+        (0.37, "**Q4_0**, with 4.50 bits"),  # more than 5 % below RTN 3's KL
+        (0.39, "**Q6_K**, with 6.50 bits and KL 0.010. Smaller, and about as close as RTN 3: Q4_0."),
+        (0.41, "**Q6_K**, with 6.50 bits and KL 0.010. Smaller, and about as close as RTN 3: Q4_0."),
+        (0.43, "**Q6_K**, with 6.50 bits and KL 0.010."),
+    ],
+)
+def test_a_mix_that_is_closer_by_less_than_cpus_differ_is_about_as_close(shown, kl, words):
+    found = FOUND | {"Q4_0": measured(4.5, kl)}
+    tables.which_mix(found, ("Q6_K", "Q4_0", "Q2_K"), ("Q2_K",), questions=25)
+    assert (shown[0].splitlines()[1] + "\n").partition(" is ")[2].partition(" is ")[2].startswith(words)
+    assert ("about as close as RTN 3" in shown[0]) == ("about as close as RTN 3" in words)
+
+
+def test_mixes_about_as_good_are_told_together(shown):
+    tables.what_helps(KLS | {("put in", "nothing", "Q4_1"): 0.41})
+    assert shown[0].splitlines()[0].endswith("from best to worst: Q4_0 and Q4_1 (about the same).")
 
 
 def test_what_helps(shown):

@@ -75,7 +75,7 @@ def test_what_propagation_takes_back(shown):
 
 def test_each_row_is_compared_with_rtn_at_as_many_bits(shown):
     tables.beside_nearest(MEASURED)
-    assert [row[-1] for row in cells(shown[0])[1:]] == ["", "", "25%", "75%", "50%", "73%"]
+    assert [row[2] for row in cells(shown[0])[1:]] == ["", "", "25%", "75%", "50%", "73%"]
 
 
 def test_what_gptq_recovers(shown):
@@ -96,11 +96,23 @@ def test_right_answers_are_counted_by_kind():
     assert tables.right(three) == 3 / 8 and tables.right(five) == 5 / 8
 
 
-@pytest.mark.parametrize(("kl", "words"), [(0.7, ". That is even higher than without any text"), (0.3, "")])
+@pytest.mark.parametrize(
+    ("kl", "words"),
+    [
+        (0.7, "comes from **Python**, and the highest from **sessions**. That is even higher than without any text."),
+        (0.51, "comes from **Python**, and the highest from **no text and sessions (about the same)**."),
+        (0.49, "comes from **Python**, and the highest from **no text and sessions (about the same)**."),
+        (0.3, "comes from **Python**, and the highest from **no text**."),
+        (0.195, "comes from **Python and sessions (about the same)**, and the highest from **no text**."),
+    ],
+)
 def test_which_text(shown, kl, words):
-    found = {"no text": score(0.5), "Python": score(0.2, 0.9), "sessions": score(kl, 0.93)}
-    tables.by_text(found, without="no text", questions=25)
-    assert cells(shown[0])[2] == ["Python", "10.20", "0.200", "90%", "90%"]
-    worst = "sessions" if words else "no text"
-    assert f"comes from **Python**, and the highest from **{worst}**{words}." in shown[1]
-    assert "93% (sessions)" in shown[1]
+    found = {"no text": score(0.5), "Python": score(0.2), "sessions": score(kl)}
+    tables.by_text(found, without="no text")
+    assert cells(shown[0])[2] == ["Python", "10.20", "0.200"]
+    assert shown[1].endswith(words)
+
+
+def test_right_answers_by_text(shown):
+    tables.right_by_text({"no text": score(0.5), "Python": score(0.2, 0.93)}, questions=25)
+    assert cells(shown[0])[2] == ["Python", "93%", "93%"] and shown[1].endswith("at most 5.8%.")
