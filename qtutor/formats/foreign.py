@@ -63,7 +63,8 @@ class Format:
     the linear layers that stay in float. It raises :class:`QtutorError` for layers that the format cannot hold.
     layouts(settings, names, where): the inverse, for settings from any tool: the layout of each of ``names`` that is
     quantized. It raises :class:`QtutorError`, beginning with ``where``, for unknown settings.
-    tensors_of_layer(layout, rows, columns): the tensors of a layer, by the part of their names after the layer's name and a dot.
+    tensors_of_layer(layout, rows, columns): the tensors of a layer; the keys are their names without the layer's name
+    and the dot after it.
     encode(quantized, layout), decode(tensors, layout, rows, columns): from a :class:`QuantizedTensor` to these tensors,
     and back.
     tolerance: how far a scale may be from the one that was written, as a share of it.
