@@ -70,23 +70,15 @@ def scores(
     return measured
 
 
-def scores_table(measured: Mapping[str, Score], against: Mapping[str, str] | None = None) -> None:
-    """Show ``measured`` as a table. against: label -> the label to compare its KL with.
-
-    "recovered" is the share by which the KL fell: at 0 % the row is no better, at 100 % it is as good as the float
-    model.
-    """
-    against = against or {}
+def scores_table(measured: Mapping[str, Score]) -> None:
+    """Show ``measured`` as a table."""
     header = ["weights", "true bits", "perplexity", "rise", "KL", "flips", "arithmetic right", "other answers right"]
     rows = []
     for label, score in measured.items():
         c = score.comparison
         row = [label, f"{score.bits:.2f}", f"{c.perplexity:.2f}", f"{c.loss_percent:+.1f} %", f"{c.kl:.4f}"]
-        row += [f"{c.flips:.1%}", f"{score.arithmetic:.0%}", f"{score.others:.0%}"]
-        if against:
-            row.append(f"{1 - c.kl / measured[against[label]].comparison.kl:.0%}" if label in against else "")
-        rows.append(row)
-    table(header + (["recovered"] if against else []), *rows)
+        rows.append(row + [f"{c.flips:.1%}", f"{score.arithmetic:.0%}", f"{score.others:.0%}"])
+    table(header, *rows)
 
 
 def table(header: list, *rows: list) -> None:

@@ -24,11 +24,13 @@ def test_scores_are_what_the_measures_say(measured):
     assert 0 <= found["RTN"].arithmetic <= 1
 
 
-def test_the_table_says_how_much_was_recovered(measured, monkeypatch):
-    shown = []
+def test_the_table_has_a_row_for_each_recipe(measured, monkeypatch):
+    shown, found = [], measured[0]
     monkeypatch.setattr(scores, "display", lambda markdown: shown.append(markdown.data))
-    scores.scores_table(measured[0], {"RTN again": "RTN"})
-    lines = shown[0].splitlines()
-    assert lines[0].endswith("| recovered |")
-    assert lines[-1].startswith("| RTN again |") and lines[-1].endswith("| 0% |")
-    assert lines[-2].endswith("|  |")
+    scores.scores_table(found)
+    header, _, *rows = shown[0].splitlines()
+    assert header.startswith("| weights | true bits | perplexity |") and len(rows) == len(found)
+    rtn = found["RTN"]
+    assert rows[1].startswith(f"| RTN | {rtn.bits:.2f} | {rtn.comparison.perplexity:.2f} |")
+    assert rows[1].endswith(f"| {rtn.arithmetic:.0%} | {rtn.others:.0%} |")
+    assert rows[2] == rows[1].replace("RTN", "RTN again")
