@@ -77,7 +77,7 @@ def scores_table(measured: Mapping[str, Score]) -> None:
     for label, score in measured.items():
         c = score.comparison
         row = [label, f"{score.bits:.2f}", f"{c.perplexity:.2f}", f"{c.loss_percent:+.1f} %", f"{c.kl:.4f}"]
-        rows.append(row + [f"{c.flips:.1%}", f"{score.arithmetic:.0%}", f"{score.others:.0%}"])
+        rows.append([*row, f"{c.flips:.1%}", f"{score.arithmetic:.0%}", f"{score.others:.0%}"])
     table(header, *rows)
 
 
