@@ -1,6 +1,6 @@
 """Recipes for quantizing: a :class:`Recipe` has transforms, one rounder and a grid, with exceptions for layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -163,7 +163,7 @@ class Recipe:
     def why_text(self) -> str:
         """The part of this recipe that needs calibration text, as an error names it."""
         if METHODS[self.method].calibrated or not self.is_mixed:
-            return f"method {self.method!r}"
+            return f"method {next(self._calibrated, self.method)!r}"
         return f"bits = {self.bits}" if self.target_size is None else "target_size"
 
     @property
@@ -213,11 +213,14 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether at least one layer needs calibration text."""
-        if self.is_mixed:
-            return True
+        return self.is_mixed or any(self._calibrated)
+
+    @property
+    def _calibrated(self) -> Iterator[str]:
+        """The methods that look at inputs, of all layers or of some."""
         changes = [change for change in self.layers.values() if change != KEEP]
         methods = [self.method, *(change["method"] for change in changes if "method" in change)]
-        return any(METHODS[method].calibrated for method in methods)
+        return (method for method in methods if METHODS[method].calibrated)
 
     def of_layers(self, names: Iterable[str], floats: Iterable[str] = ()) -> dict[str, "Recipe"]:
         """The recipe of every layer, by its full name; layers that stay in float are left out.

@@ -1,10 +1,12 @@
 """Records of a .jsonl file: texts and conversations of both layouts, bad lines by number, large files in excerpts."""
 
+import copy
 import itertools
 import json
 
 import pytest
 import torch
+from transformers import AddedToken
 
 import qtutor
 from qtutor.calibration import records, text
@@ -183,6 +185,16 @@ def test_the_end_of_a_turn_is_found_in_the_template(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert end_of_turn(tokenizer) == []
     tokenizer.chat_template = None
+    assert end_of_turn(tokenizer) == []
+
+
+def test_the_end_of_a_turn_may_be_an_added_token_without_a_name(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=True), AddedToken("<|plain|>", special=False)])
+    tokenizer.chat_template = TEMPLATE.replace("<|endoftext|>", "<|im_end|>")
+    added = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert added not in tokenizer.all_special_ids and end_of_turn(tokenizer) == [added]
+    tokenizer.chat_template = TEMPLATE.replace("<|endoftext|>", "<|plain|>")
     assert end_of_turn(tokenizer) == []
 
 

@@ -50,7 +50,18 @@ def test_equals_the_inputs_kept_whole(family, tied):
             assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("samples", [1, 30, 10**6])
+def test_a_model_that_is_being_trained_is_watched_without_dropout():
+    model = tiny()
+    expected = layer_inputs(model, some_ids())
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    for name, found in layer_inputs(model, some_ids()).items():
+        assert torch.equal(found.mean_square, expected[name].mean_square)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("samples", [1, 30, 200, 10**6])  # 200: more than a batch of 192, and fewer than all
 def test_samples_are_the_first_tokens_in_order(samples):
     model, token_ids = tiny(), some_ids(rows=10)
     whole = inputs_kept_whole(model, token_ids)

@@ -41,6 +41,20 @@ def test_a_small_file_is_read_whole_and_spread_evenly(tmp_path, tokenizer):
     assert torch.equal(calibration_text(tmp_path / "text.txt", tokenizer, 64, 10), expected)
 
 
+def test_tokens_that_the_tokenizer_adds_may_complete_a_sample(tmp_path):
+    """Fewer bytes than tokens are wanted: each byte is a token, and one token begins the text."""
+
+    def tokenizer(text, verbose):
+        return {"input_ids": [0, *text.encode()]}
+
+    (tmp_path / "text.txt").write_text("a" * 15)
+    assert calibration_text(tmp_path / "text.txt", tokenizer, 16, 2).tolist() == [[0] + 15 * [97]]
+    with pytest.raises(QtutorError, match="has 16 tokens; one sample takes 17"):
+        calibration_text(tmp_path / "text.txt", tokenizer, 17, 2)
+    with pytest.raises(QtutorError, match="has 15 bytes; one sample takes 24 tokens"):
+        calibration_text(tmp_path / "text.txt", tokenizer, 24, 2)
+
+
 def test_a_large_file_is_read_in_excerpts_from_all_over_it(tmp_path, tokenizer, excerpts):
     file = tmp_path / "text.txt"
     file.write_text("".join(LINES))

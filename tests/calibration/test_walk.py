@@ -583,6 +583,21 @@ def test_nothing_stays_behind():
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_forward_of_a_blocks_own_is_put_back(fails):
+    """accelerate's hooks put one into every module."""
+    model, ids = tiny(), some_ids(3)
+    first, second = model.model.layers
+    first.forward = own = type(first).forward.__get__(first)
+    if fails:
+        model.model.norm.weight.data = torch.ones(3)
+        with pytest.raises(RuntimeError):
+            next(walk.walk(model, ids))
+    else:
+        next(walk.walk(model, ids))
+    assert vars(first)["forward"] is own and "forward" not in vars(second)
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

@@ -50,6 +50,11 @@ def test_each_by_its_name(model_type):
         assert "with a decoder" not in text
 
 
+def test_a_name_in_capitals_is_that_name():
+    with pytest.raises(QtutorError, match=f"the model family 'Qwen9-MoE' is not known here. It {EXPERTS}"):
+        families.family_called("Qwen9-MoE")
+
+
 @pytest.mark.parametrize(
     "values, words",
     [

@@ -82,6 +82,21 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
     assert (tmp_path / "file").read_text() == "whole" and names_and_contents(tmp_path / "out" / "deeper") == {"b": "b"}
 
 
+def test_a_gguf_file_is_one_by_its_name_or_its_first_bytes(tmp_path):
+    """A damaged file is one by its name; a missing one cannot have first bytes."""
+    for name, content, found in [
+        ("a.gguf", b"", True),
+        ("a.GGUF", b"damaged", True),
+        ("a.bin", b"GGUF\3", True),
+        ("b.bin", b"GGU", False),
+        ("missing.GGUF", None, True),
+        ("missing", None, False),
+    ]:
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        assert files.is_gguf(tmp_path / name) is found, name
+
+
 ACCIDENTS = [KeyboardInterrupt, OSError, SystemExit]
 
 

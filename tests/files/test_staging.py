@@ -139,6 +139,22 @@ def test_without_locks_nothing_is_taken_for_a_left_over(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == [left.name, "out"]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lock_that_another_run_removed_meanwhile_is_none(tmp_path, monkeypatch, again):
+    """Two runs would otherwise both have a lock: one on a file that has no name any more."""
+    flock = stages.fcntl.flock
+
+    def late(file, how):
+        (tmp_path / "lock").unlink()
+        if again:
+            (tmp_path / "lock").touch()
+        flock(file, how)
+
+    monkeypatch.setattr(stages.fcntl, "flock", late)
+    with pytest.raises(BlockingIOError if again else FileNotFoundError):
+        stages.locked(tmp_path)
+
+
 def test_a_stage_that_is_removed_before_it_has_its_lock_is_made_again(tmp_path, monkeypatch):
     locked, taken = stages.locked, []
 

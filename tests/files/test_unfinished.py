@@ -171,6 +171,23 @@ def test_what_is_removed_cannot_be_continued_at_any_moment(tmp_path, monkeypatch
     assert seen and all("work.json" not in names for names in seen) and "done.jsonl" in seen[-1]
 
 
+def test_an_interrupt_when_the_folder_has_its_name_leaves_nothing_beside_it(tmp_path, steps, monkeypatch):
+    """The work is done, so nothing of it is kept: only the older folder would be left in it."""
+    path, put = tmp_path / "out", files._put
+    path.mkdir()
+    (path / "old").touch()
+    begin(path, 1)
+
+    def interrupted(*given):
+        put(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_put", interrupted)
+    with pytest.raises(KeyboardInterrupt), unfinished(path, WORK):
+        pass
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(path) == ["0"]
+
+
 def test_bytes_are_those_on_the_disk(tmp_path):
     """A file of its full size, of which little is written yet, takes little room."""
     with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "out", WORK) as run:

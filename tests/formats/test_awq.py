@@ -1,5 +1,7 @@
 """AWQ: a word packed by hand, round trips of every grid, whole folders, and wrong folders."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,6 +80,15 @@ def test_settings_that_are_wrong(tmp_path, change, parts):
     folder = exported(tmp_path / "out", "awq")[1]
     edit_settings(folder, lambda values: values.update(change))
     refused(folder, *parts)
+
+
+def test_settings_beside_may_name_their_own_method(tmp_path):
+    """quantize_config.json is GPTQ's file, if it does not say anything else."""
+    model, folder = exported(tmp_path / "out", "awq")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "quantize_config.json").write_text(json.dumps(values.pop("quantization_config")))
+    (folder / "config.json").write_text(json.dumps(values))
+    check_comes_back(model, folder)
 
 
 def test_a_tensor_that_is_missing(tmp_path):

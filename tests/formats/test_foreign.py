@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from safetensors.torch import load_file
 
 import qtutor
 from qtutor.formats import FOREIGN, compressed_tensors, foreign_writing, gptq
-from qtutor.formats.foreign import pattern
+from qtutor.formats.foreign import pattern, stored_scales
 from qtutor.formats.words import from_words, to_words, words_in
-from tests.formats.foreign_folders import check_comes_back, exported, refused, words
+from tests.formats.foreign_folders import check_comes_back, edit_tensors, exported, refused, words
 from tests.gguf.small_tokenizers import letters
 from tests.models import some_ids, tiny
 from tests.reference import layouts as slow
@@ -69,6 +70,66 @@ def test_a_folder_is_whole_and_replaces_only_our_own(tmp_path, form):
     with pytest.raises(qtutor.QtutorError, match=r"a\.gguf is the name of a GGUF file"):
         qtutor.export(model, tmp_path / "a.gguf", form)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_files_that_come_while_it_is_written_are_not_removed(tmp_path, monkeypatch):
+    model, folder = exported(tmp_path / "out", "gptq")
+    write, before = foreign_writing._write_weights, (folder / "model.safetensors").read_bytes()
+
+    def slow(*given):
+        (folder / "MY_NOTES.txt").write_text("mine")
+        write(*given)
+
+    monkeypatch.setattr(foreign_writing, "_write_weights", slow)
+    with pytest.raises(qtutor.QtutorError, match=r"besides the export that qtutor wrote there .MY_NOTES\.txt"):
+        qtutor.export(model, folder, "gptq")
+    assert (folder / "MY_NOTES.txt").read_text() == "mine"
+    assert (folder / "model.safetensors").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    model, folder = exported(tmp_path / "weighed", "gptq")
+    size = (folder / "model.safetensors").stat().st_size
+    disk = SimpleNamespace(total=10**9, free=size - 1)
+    monkeypatch.setattr("qtutor.files.target.shutil.disk_usage", lambda base: disk)
+    with pytest.raises(qtutor.QtutorError, match=f"at least {size:,} bytes, and {size - 1:,} are free"):
+        qtutor.export(model, tmp_path / "out", "gptq")
+    assert not (tmp_path / "out").exists()
+    disk.free = size
+    qtutor.export(model, tmp_path / "out", "gptq")
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_scales_that_are_no_float16_are_refused_by_their_dtype(tmp_path, form):
+    model = exported(tmp_path / "out", form)[0]
+    layer = model.model.layers[1].mlp.up_proj
+    layer.scales = layer.scales.float() * (1 + 2**-20)
+    with pytest.raises(qtutor.QtutorError, match=r"layers\.1\.mlp\.up_proj has torch\.float32 scales, and the format"):
+        qtutor.export(model, tmp_path / "other", form)
+
+
+def test_scales_of_others_are_float16_where_that_is_exact():
+    for values, dtype in (([1.0, 0.125], torch.float16), ([1.0, 1 / 3], torch.float32), ([1e-9], torch.float32)):
+        for one in (torch.tensor(values), torch.tensor(values).bfloat16()):
+            found = stored_scales(one)
+            assert torch.equal(found.float(), one.float())
+        assert stored_scales(torch.tensor(values)).dtype == dtype
+
+
+def test_a_second_key_does_not_rename_the_format(tmp_path):
+    """``quantization`` is MLX's key; another tool's settings at the usual place say themselves whose they are."""
+    model, folder = exported(tmp_path / "out", "gptq")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"quantization": {"bits": 8, "group_size": 64}}))
+    check_comes_back(model, folder)
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq", "compressed-tensors"])
+def test_a_layer_that_is_there_twice_is_refused(tmp_path, form):
+    name = "model.layers.1.mlp.up_proj"
+    folder = exported(tmp_path / "out", form)[1]
+    edit_tensors(folder, lambda tensors: tensors.update({f"{name}.weight": torch.zeros(128, 64).half()}))
+    refused(folder, f"{name} is there twice, packed and as {name}.weight", "two checkpoints were mixed")
 
 
 def test_endings_and_chat_templates_travel(tmp_path):

@@ -28,6 +28,19 @@ def test_a_change_anywhere_is_found_as_far_as_the_file_is_read(tmp_path, monkeyp
     assert of_file(path) != before
 
 
+def test_a_header_is_read_as_a_whole(tmp_path, monkeypatch):
+    """It has the names and shapes of all tensors. A large model's is longer than the beginning that is always read."""
+    monkeypatch.setattr(fingerprints, "BEGINNING", 64)
+    monkeypatch.setattr(fingerprints, "PIECES", 2)  # the first and the last bytes: nothing else of the tensors
+    path, length = tmp_path / "a.safetensors", 100_000
+    data = length.to_bytes(8, "little") + bytes(3 * length)
+    path.write_bytes(data)
+    before = of_file(path)
+    for place, found in ((length // 2, True), (length + 7, True), (length + 8, False), (2 * length, False)):
+        path.write_bytes(data[:place] + b"x" + data[place + 1 :])
+        assert (of_file(path) != before) == found, place
+
+
 @pytest.mark.parametrize("size", [0, 5, 4096, 5000])
 def test_small_files_have_one_as_well(tmp_path, size):
     for suffix in ("gguf", "safetensors"):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import qtutor
 from qtutor.formats import folders, shards
 from qtutor.formats.streamed import opened
+from qtutor.pipeline import planning
 from tests.gguf.small_tokenizers import letters
 from tests.live_bytes import LiveBytes
 from tests.models import FAMILIES, groups_of, some_ids, tiny
@@ -110,6 +111,23 @@ def test_the_same_bytes_from_a_checkpoint_in_several_files_and_dtypes(tmp_path):
     ):
         streamed(split, tmp_path / "again", recipe)
     assert not (tmp_path / "again").exists()
+
+
+def test_the_same_ends_of_a_text_as_in_memory(tmp_path):
+    """They may only be in generation_config.json, which the plan counts and the run writes."""
+    source, recipe = checkpoint(tmp_path / "float"), qtutor.Recipe(group_size=32)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    in_memory(source, tmp_path / "memory", recipe)
+    streamed(source, tmp_path / "streamed", recipe)
+    found = contents(tmp_path / "streamed")
+    assert found == contents(tmp_path / "memory")
+    assert json.loads(found["generation_config.json"])["eos_token_id"] == [2, 7]
+    assert qtutor.plan(source, recipe, device="cpu").nbytes == sum(map(len, found.values()))
+
+
+@pytest.mark.parametrize(("tokens", "propagate"), [(8 * 128 - 1, False), (8 * 128, True)])
+def test_eight_tokens_for_every_input_of_the_widest_layer_are_enough(tokens, propagate):
+    assert planning.propagates(tiny(), qtutor.Recipe("gptq"), tokens) is propagate
 
 
 def test_several_files_of_weights_come_back(tmp_path, monkeypatch):

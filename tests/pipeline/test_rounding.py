@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import qtutor
-from qtutor import Recipe, rtn
+from qtutor import Recipe, awq, gptq, rtn
 from qtutor.calibration import precision
 from qtutor.calibration.walk import walk
 from qtutor.families import LLAMA, linear_layers
-from qtutor.methods import clip
+from qtutor.methods import clip, scaling
 from qtutor.methods.propagation import strength
 from qtutor.pipeline import rounding
 from tests.models import some_ids, tiny
@@ -157,6 +157,41 @@ def test_a_layer_that_is_rounded_to_nearest_beside_others_is_rounded_as_it_is():
     for name, item in rounded.items():
         nearest = rtn.quantize(model.model.layers[0].get_submodule(name).weight.detach(), qtutor.IntGrid(3), 32)
         assert torch.equal(item.quantized.codes, nearest.codes) == (name != "mlp.up_proj")
+
+
+# With columns of all groups mixed, groups are static in any case.
+ORDERS = [("none", False), ("none", True), ("columns", False), ("groups", False), ("groups", True)]
+
+
+@pytest.mark.parametrize("asked", ORDERS)
+def test_gptq_rounds_in_the_order_of_its_recipe(asked):
+    model = qtutor.add_outliers(tiny())
+    weight = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    hessian = next(walk(model, some_ids(16, 32))).hessian("self_attn.q_proj")
+    recipe = Recipe("gptq", 3, 32, clip="none", act_order=asked[0], static_groups=asked[1])
+    codes, same = rounded_first_block(recipe, model)[1]["self_attn.q_proj"].quantized.codes, {}
+    for order, static in ORDERS:
+        alone = gptq.quantize(weight, hessian, qtutor.IntGrid(3), 32, act_order=order, static_groups=static)
+        same[order, static] = (codes == alone.codes).float().mean().item()
+    assert same.pop(asked) > 0.99 and max(same.values()) < 0.97
+
+
+@pytest.mark.parametrize(("method", "judged"), [("awq", False), ("awq+gptq", True)])
+def test_a_rounder_that_does_more_than_round_to_nearest_judges_the_scales(method, judged, monkeypatch):
+    called, own = [], scaling._confirmed
+    monkeypatch.setattr(scaling, "_confirmed", lambda *given: (called.append(given), own(*given))[1])
+    rounded_first_block(Recipe(method, 3, 32))
+    assert bool(called) == judged
+
+
+@pytest.mark.parametrize(("clip", "narrowed"), [("none", False), ("mse", True), ("output", True)])
+@pytest.mark.parametrize("method", ["awq", "awq+gptq"])
+def test_a_search_of_scales_narrows_ranges_where_the_rounder_will(method, clip, narrowed, monkeypatch):
+    """With wide ranges, large scales look better than they will be, and with narrow ones worse."""
+    called, own = [], awq.narrowed
+    monkeypatch.setattr(awq, "narrowed", lambda *given: (called.append(given), own(*given))[1])
+    rounded_first_block(Recipe(method, 3, 32, clip=clip))
+    assert bool(called) == narrowed
 
 
 @pytest.mark.parametrize("method", ["awq", "awq+gptq", "gptq"])

@@ -277,6 +277,22 @@ def test_layers_that_read_the_same_input_share_the_number_for_all_of_nvfp4(optio
         assert torch.equal(second.mlp.gate_proj.quantized().dequantize(), alone.dequantize())
 
 
+def test_what_needs_text_is_named():
+    """The part of the recipe that looks at inputs, even if it is meant for some layers only."""
+    some = {"*.down_proj": {"method": "gptq"}, "*.0.*": "float"}
+    for recipe, why in [
+        (Recipe("awq"), "method 'awq'"),
+        (Recipe("awq", bits=3.5), "method 'awq'"),
+        (Recipe(bits=3.5), "bits = 3.5"),
+        (Recipe(target_size=10**6), "target_size"),
+        (Recipe(layers=some), "method 'gptq'"),
+        (Recipe("nf4", layers=some), "method 'gptq'"),
+    ]:
+        assert recipe.needs_calibration and recipe.why_text == why
+        with pytest.raises(qtutor.QtutorError, match=f"{why} looks at the layers' inputs and needs text"):
+            qtutor.quantize(tiny(), recipe, progress=False)
+
+
 def test_the_recipe_is_saved_and_shown(tmp_path, capsys):
     from qtutor import cli
 
