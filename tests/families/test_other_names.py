@@ -14,7 +14,7 @@ import qtutor
 from qtutor.calibration.walk import walk
 from qtutor.families import FAMILIES, LLAMA, Family, Half, Pair, linear_layers
 from qtutor.families.names import ends_half, is_head, reads_with
-from qtutor.formats import checkpoint
+from qtutor.formats import awq, bitsandbytes, checkpoint, gptq
 from qtutor.formats.shards import WEIGHTS
 from qtutor.formats.targets import layer_shapes, pick
 from qtutor.recipe import METHODS
@@ -133,6 +133,19 @@ def test_what_a_layer_is_by_its_name_alone(models):
         f"trunk.stack.{block}.{name}" for block in range(2) for name in ("look.told", "think.narrow")
     ]
     assert is_head("readout") and is_head("lm_head") and not is_head(ask)
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        (awq, {"bits": 4, "group_size": 32}),
+        (gptq, {"bits": 4, "group_size": 32}),
+        (bitsandbytes, {"load_in_8bit": True}),
+    ],
+)
+def test_settings_that_do_not_name_the_head_leave_it_in_float(models, form, settings):
+    names = list(layer_shapes(models[1], qtutor.Recipe(lm_head=True)))
+    assert "readout" in names and list(form.layouts(settings, names, "")) == list(linear_layers(models[1]))
 
 
 def test_engines_join_the_same_layers(models):
