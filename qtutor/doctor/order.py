@@ -55,7 +55,7 @@ class Orders:
 
     def _sentence(self, name: str, text: str, more: int) -> str:
         found = self.patient.foreign
-        kinds = found.form.stored(found.layouts[name], *found.model.get_submodule(name).weight.shape)
+        kinds = found.form.tensors_of_layer(found.layouts[name], *found.model.get_submodule(name).weight.shape)
         return (
             f"{name}.{next(iter(kinds))} (and {more} more layers): {text}, so weights are in each other's "
             "places: convert the original again."

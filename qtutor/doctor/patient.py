@@ -133,7 +133,7 @@ class Patient:
     def _foreign_layer(self, name: str) -> Layer:
         found, layout = self.foreign, self.foreign.layouts[name]
         shape = tuple(found.model.get_submodule(name).weight.shape)
-        kinds = [kind for kind in found.form.stored(layout, *shape) if f"{name}.{kind}" in self.files]
+        kinds = [kind for kind in found.form.tensors_of_layer(layout, *shape) if f"{name}.{kind}" in self.files]
         tensors = {kind: self.tensor(f"{name}.{kind}") for kind in kinds}
         try:
             return Layer(name, layout, tensors, found.form.decode(tensors, layout, *shape))

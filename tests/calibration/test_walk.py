@@ -533,7 +533,7 @@ def test_nothing_is_estimated_where_a_norm_follows_the_half(family, half, monkey
 def test_the_wanted_output_of_a_half_makes_both_streams_equal(family):
     block = next(walk.walk(small.random(family), some_ids(5), twin=True))
     block.states += 0.1 * torch.randn(block.states.shape, generator=torch.Generator().manual_seed(0))
-    wanted = block.twin.pass_half(behind=block.states)
+    wanted = block.twin.pass_half(before=block.states)
     assert torch.allclose(block.states + block.multiplier * wanted, block.twin.states, atol=1e-4)
 
 
