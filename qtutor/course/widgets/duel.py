@@ -226,6 +226,7 @@ def duel_html(data: dict, title: str, ends: str) -> str:
     return (
         f"<div class='qtutor-duel' data-lm-suppress-shortcuts='true' data-duel=\"{stored}\" "
         f'onclick="{escape(CLICK)}" onkeydown="{escape(KEY)}">'
-        f'<style onload="{escape(SCRIPT)}">{STYLE}</style><p><b>{escape(title)}</b></p>'
-        f"<div class='play'>{ends}</div></div>"
+        f"<p><b>{escape(title)}</b></p><div class='play'>{ends}</div>"
+        # Last: a browser that is still reading the page may run the script before it has read what follows.
+        f'<style onload="{escape(SCRIPT)}">{STYLE}</style></div>'
     )

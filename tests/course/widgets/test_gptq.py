@@ -116,6 +116,8 @@ def test_the_widget_takes_the_row_and_the_inputs_that_it_is_told(layer):
         bits.value = width
         data = json.loads(unescape(re.search(r'data-duel="([^"]*)"', shown.value)[1]))
         assert data == duel_data(weight[4, inputs], hessian[inputs][:, inputs], width, inputs)
+        # A browser may run the script while it is still reading the page, so what the script changes comes before it.
+        assert shown.value.index("class='play'") < shown.value.index("<style onload")
         assert f"Output 4 of the layer, 8 of its inputs, {width} bits" in shown.value
 
 
