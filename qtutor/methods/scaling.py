@@ -16,17 +16,15 @@ from qtutor.calibration.block import CalibratedBlock, Reading
 from qtutor.calibration.precision import products
 from qtutor.calibration.walk import walk
 from qtutor.core.grid import Grid, IntGrid
-from qtutor.core.quantized import QuantizedTensor
 from qtutor.errors import QtutorError
 from qtutor.families import Pair
 from qtutor.guards.ids import samples_of
 from qtutor.guards.model import check_replaceable, decoder_of
 from qtutor.methods import awq
+from qtutor.methods.transforms import Quantizer, Rounding, RoundingOf, Transform
 
 if TYPE_CHECKING:
     from qtutor.recipe import Recipe
-
-Quantizer = Callable[[torch.Tensor, torch.Tensor], QuantizedTensor]  # weight and Hessian -> codes
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)  # the error is a smooth curve, so a coarse search shows where to refine
 CLOSER = 0.1  # on both sides of the best of these
@@ -50,36 +48,6 @@ class Effort:
 
 CHEAP = Effort(search_tokens=2048, statistics_tokens=16384, rows=sys.maxsize, first=len(RATIOS))
 SPARING = Effort(search_tokens=1024, statistics_tokens=2048, rows=128, first=3)
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """How the layers of a pair will be rounded: see :func:`scale_block`."""
-
-    grid: Grid
-    group_size: int
-    narrowed: bool = False
-    judge: Quantizer | None = None
-
-
-RoundingOf = Callable[[tuple[str, ...]], Rounding | None]  # names of layers in the block -> how they will be rounded
-
-
-class Transform:
-    """What all transforms have in common: each changes the weights of a decoder block, but not the block's output."""
-
-    @classmethod
-    def of(cls, recipe: "Recipe") -> "Transform":
-        """The transform with its options from ``recipe``; by default, a transform has none."""
-        return cls()
-
-    def apply(self, block: CalibratedBlock, rounding_of: RoundingOf) -> dict[str, torch.Tensor]:
-        """Change the weights of ``block`` before its layers are rounded.
-
-        Returns the new values of all parameters that are changed and are not weights of layers to be rounded, by their
-        names in the block.
-        """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

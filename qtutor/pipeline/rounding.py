@@ -20,7 +20,7 @@ from qtutor.errors import naming
 from qtutor.methods.hessian import HessianError, Prepared, prepare
 from qtutor.methods.propagation import propagated, strength
 from qtutor.methods.rounders import LayerInputs
-from qtutor.methods.scaling import Quantizer, Rounding
+from qtutor.methods.transforms import Quantizer, Rounding
 from qtutor.recipe import Recipe
 
 ERROR_ROWS = 128

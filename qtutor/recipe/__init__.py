@@ -11,7 +11,7 @@ from qtutor.errors import QtutorError, check_choice
 from qtutor.methods import gptq
 from qtutor.methods.hessian import ACT_ORDERS, DAMPING, check_damping
 from qtutor.methods.rounders import Listed, Nearest, Rounder
-from qtutor.methods.scaling import Transform
+from qtutor.methods.transforms import Transform
 from qtutor.recipe.exceptions import KEEP, OF_A_LAYER, changed
 from qtutor.recipe.methods import BITS, CALIBRATED, GROUP_SIZE, LEVELS, METHODS, OWN_SIZES
 

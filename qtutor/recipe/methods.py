@@ -7,7 +7,8 @@ from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import Grid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Rounder, Sinq
-from qtutor.methods.scaling import Scaling, Transform
+from qtutor.methods.scaling import Scaling
+from qtutor.methods.transforms import Transform
 
 
 @dataclass(frozen=True)

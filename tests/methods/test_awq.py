@@ -14,7 +14,7 @@ import qtutor
 from qtutor import awq, rtn
 from qtutor.calibration import walk
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
-from qtutor.methods import scaling
+from qtutor.methods import scaling, transforms
 from tests.methods.test_gptq import correlated, output_error, weights
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -311,7 +311,7 @@ def test_the_search_ends_where_rounding_loses_least(best, monkeypatch):
         return [weight * (1 + 0.01 * (1 + distance)) for weight in weights]
 
     monkeypatch.setattr(awq, "narrowed", lambda *_arguments: rounded)
-    rounding = scaling.Rounding(qtutor.IntGrid(3), 32, narrowed=True)
+    rounding = transforms.Rounding(qtutor.IntGrid(3), 32, narrowed=True)
     found = scaling._scale_of_pair(reading, block.family.pairs[-1], rounding, scaling.CHEAP)
     assert torch.allclose(found, wanted, rtol=1e-3)
 

@@ -8,7 +8,7 @@ import torch
 import qtutor
 from qtutor import Recipe, rtn
 from qtutor.methods.rounders import LayerInputs, Nearest, Rounder
-from qtutor.methods.scaling import Transform
+from qtutor.methods.transforms import Transform
 from qtutor.recipe import METHODS
 from qtutor.recipe.methods import Method
 from tests.models import some_ids, tiny
