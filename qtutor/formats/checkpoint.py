@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from qtutor.core.quantized import all_finite
-from qtutor.errors import QtutorError, naming, shown
+from qtutor.errors import QtutorError, shown
 from qtutor.families import Family, family_called
 from qtutor.formats.comparing import FLOATS, NAMES, blocks_of, check_finite, compare, tensors_of
 from qtutor.formats.documents import AGAIN, file_in, read_json
 from qtutor.formats.headers import Stored, read_header
 from qtutor.formats.shards import INDEX, WEIGHTS
 from qtutor.formats.tokenizers_files import tokenizer_in
-from qtutor.formats.transformers_files import DTYPES, config_of, empty_model, filled, take_generation
+from qtutor.formats.transformers_files import DTYPES, config_of, empty_model, family_in, filled, take_generation
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -116,9 +116,7 @@ def check_family(folder: Path) -> None:
     """Refuse an unknown family by its config alone, before weights are checked or downloaded."""
     path = file_in(folder, CONFIG)
     if path is not None:
-        values = read_json(path)
-        with naming(str(path)):
-            family_called(values.get("model_type"), values)
+        family_in(read_json(path), str(path))
 
 
 def config_in(folder: Path, names) -> tuple:
@@ -127,8 +125,7 @@ def config_in(folder: Path, names) -> tuple:
     if path is None:
         raise QtutorError(f"{folder / CONFIG} does not exist: the checkpoint is incomplete. {AGAIN}")
     values = read_json(path)
-    with naming(str(path)):
-        family = family_called(values.get("model_type"), values)
+    family = family_in(values, str(path))
     config = config_of(values, str(path), blocks_of(family, list(names)))
     config.name_or_path = str(folder)
     return config, str(path)

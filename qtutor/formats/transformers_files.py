@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qtutor.errors import QtutorError, naming, said, shown
-from qtutor.families import embedding_scale, family_called, family_of, head_dim
+from qtutor.families import Family, embedding_scale, family_called, family_of, head_dim
 from qtutor.formats.config_values import (
     MEND,
     OURS,
@@ -45,8 +45,7 @@ def config_of(values: dict, where: str, blocks: int):
     Raises :class:`QtutorError` for an unknown family, for a key that names code or another tool, and for a number with
     which nothing can be computed.
     """
-    with naming(where):
-        family = family_called(values.get("model_type"), values)
+    family = family_in(values, where)
     check_keys(values, family.model_type, where)
     check_values(values, where, blocks)
     try:
@@ -60,6 +59,12 @@ def config_of(values: dict, where: str, blocks: int):
     except Exception as error:  # its own checks raise errors of many kinds
         raise QtutorError(f"{where} is no config that transformers understands ({_detail(error)}). {MEND}") from error
     return config
+
+
+def family_in(values: dict, where: str) -> Family:
+    """The family that the values of a config name. Raises :class:`QtutorError`, beginning with ``where``."""
+    with naming(where):
+        return family_called(values.get("model_type"), values)
 
 
 def _detail(error: Exception) -> str:
