@@ -310,20 +310,20 @@ def test_after_a_fork(monkeypatch):
 def test_in_a_worker_of_a_data_loader():
     layer = layer_of(4, 32)
     layer(noise(1, 64))
-    loader = torch.utils.data.DataLoader(Rows(layer), num_workers=1, batch_size=None)
+    loader = torch.utils.data.DataLoader(Rows(layer, 3), num_workers=1, batch_size=None)
     for i, y in enumerate(loader):
         assert torch.equal(y, layer(noise(1, 64, seed=i)))
 
 
 class Rows(torch.utils.data.Dataset):
-    def __init__(self, layer):
-        self.layer = layer
+    def __init__(self, layer, count: int, device: str = "cpu"):
+        self.layer, self.count, self.device = layer, count, device
 
     def __len__(self):
-        return 3
+        return self.count
 
     def __getitem__(self, i):
-        return self.layer(noise(1, 64, seed=i))
+        return self.layer(noise(1, 64, seed=i).to(self.device)).cpu()
 
 
 def test_in_a_compiled_model():

@@ -26,6 +26,7 @@ from qtutor.runtime import explain
 from qtutor.runtime.kernels import choosing, cuda, reference
 from qtutor.runtime.linear import QuantLinear
 from tests.reference import products
+from tests.runtime.kernels.test_cpu import Rows, layer_of, noise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -46,14 +47,6 @@ BATCHES = (1, 3, 16)
 ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 if DEVICE == "cpu":
     ROUNDING[torch.bfloat16] = 2**-7
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def layer_of(bits: int, group: int, symmetric: bool = False, rows: int = 70, columns: int = 64, seed: int = 0):
-    return QuantLinear.from_quantized(rtn.quantize(noise(rows, columns, seed=seed), IntGrid(bits, symmetric), group))
 
 
 def multiply(layer, x: torch.Tensor, launch: cuda.Launch | None = None) -> torch.Tensor:
@@ -235,24 +228,15 @@ def test_in_a_compiled_model(monkeypatch):
         assert torch.equal(torch.compile(model, backend="eager")(x), model(x))
 
 
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, layer):
-        self.layer = layer
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, i):
-        return self.layer(noise(1, 64, seed=i).to(DEVICE)).cpu()
-
-
 @needs_triton
 def test_in_a_worker_of_a_data_loader(monkeypatch):
     """On a GPU torch refuses to work in a forked process; in the interpreter it works."""
     monkeypatch.setattr(QuantLinear, "kernel", lambda self, x: cuda)
     layer = layer_of(4, 32).to(DEVICE)
     expected = [layer(noise(1, 64, seed=i).to(DEVICE)).cpu() for i in range(2)]
-    loader = torch.utils.data.DataLoader(Rows(layer), num_workers=1, batch_size=None, multiprocessing_context="fork")
+    loader = torch.utils.data.DataLoader(
+        Rows(layer, 2, DEVICE), num_workers=1, batch_size=None, multiprocessing_context="fork"
+    )
     if DEVICE == "cuda":
         with pytest.raises(RuntimeError, match="forked"):
             list(loader)
