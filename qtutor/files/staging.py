@@ -6,6 +6,7 @@
 
 An error or an interrupt removes the stage. A kill leaves it behind. The next run for the same target then removes it,
 or moves the old folder back if the target is missing: a run that gets the lock knows that no other run writes there.
+While a stage is removed, its name ends in .gone.qtutor-partial.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ except ImportError:  # Windows: without locks nothing shows which stages are lef
     fcntl = None
 
 SUFFIX = ".qtutor-partial"
+GONE = ".gone" + SUFFIX
 UNFINISHED = ".qtutor-unfinished"  # suffix of the folder of a long run, which is kept: see .unfinished
 LONGEST_MARK = 100  # bytes of the longest name that a stage repeats; eCryptfs allows the shortest names, of 143 bytes
 
@@ -51,13 +53,16 @@ def stage(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: str | Path) -> None:
     """Remove the stages that killed runs for ``path`` left behind; stages of living runs stay."""
     path = Path(path)
-    mine = re.compile(re.escape(f".{mark_of(path)}.") + "[0-9a-f]{8}" + re.escape(SUFFIX))
+    mine = re.compile(re.escape(f".{mark_of(path)}.") + r"[0-9a-f]{8}(\.gone)?" + re.escape(SUFFIX))
     try:
         names = [name for name in os.listdir(path.parent) if mine.fullmatch(name)]
     except OSError:  # the folder is missing or may not be listed: writing to it will report that
         return
     for folder in (path.parent / name for name in names):
         if folder.is_symlink():  # qtutor makes no links
+            continue
+        if folder.name.endswith(GONE):  # nothing in it is needed, and a lock would be a new file in it
+            remove_tree(folder)
             continue
         try:
             lock = locked(folder)
@@ -140,9 +145,24 @@ def _clear(folder: Path, path: Path) -> None:
         if os.path.lexists(path):
             return _warn(folder, f"{old} is what {path} was before")
         os.rename(old, path)  # if this fails, the stage stays, and the error names both
-    remove_tree(folder)
-    if folder.exists():
-        _warn(folder, "parts of it may not be removed")
+    gone = _set_apart(folder)
+    remove_tree(gone)
+    if gone.exists():
+        _warn(gone, "parts of it may not be removed")
+
+
+def _set_apart(folder: Path) -> Path:
+    """Rename a stage before it is removed, and return its new name: another run may be about to ask for its lock.
+
+    That run would put a new lock into the folder while it is being removed. Now it sees that the folder is gone.
+    """
+    gone = folder.with_name(folder.name.removesuffix(SUFFIX) + GONE)
+    with contextlib.suppress(FileNotFoundError):  # renamed before an interrupt
+        try:
+            os.rename(folder, gone)
+        except PermissionError:
+            return folder
+    return gone
 
 
 def _warn(folder: Path, why: object) -> None:

@@ -1,5 +1,6 @@
 """The next run for the same target removes what killed runs left, but nothing that belongs to a live run."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -43,6 +44,52 @@ def test_left_overs_go_when_their_run_is_dead_and_not_before(tmp_path):
     with written_beside(path) as new:
         new.write_text("the next")
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_left_over_that_is_being_removed_takes_no_new_lock(tmp_path, monkeypatch, recwarn):
+    """Another run may have made the folder a moment ago, and may want its lock while the folder is removed."""
+    made = tmp_path / ".out.0123abcd.qtutor-partial"
+    made.mkdir()
+    remove, refused = stages.remove_tree, []
+
+    def slowly(folder):
+        with pytest.raises(FileNotFoundError) as found:
+            stages.locked(made)
+        refused.append(found.value.errno)
+        remove(folder)
+
+    monkeypatch.setattr(stages, "remove_tree", slowly)
+    remove_leftovers(tmp_path / "out")
+    assert refused == [errno.ENOENT] and os.listdir(tmp_path) == [] and not recwarn.list
+
+
+@pytest.mark.parametrize("remove", (lambda made: remove_leftovers(made.parent / "out"), None))
+def test_a_stage_that_is_being_removed_takes_no_new_lock(tmp_path, monkeypatch, recwarn, remove):
+    """Another run that has found the folder may ask for its lock while the folder is removed."""
+    removed, refused = stages.remove_tree, []
+
+    def slowly(folder):
+        with pytest.raises(FileNotFoundError):
+            stages.locked(made)
+        refused.append(made)
+        removed(folder)
+
+    monkeypatch.setattr(stages, "remove_tree", slowly)
+    if remove:
+        made = tmp_path / ".out.0123abcd.qtutor-partial"
+        made.mkdir()
+        remove(made)
+    else:
+        with stage(tmp_path / "out") as made:
+            pass
+    assert refused == [made] and os.listdir(tmp_path) == [] and not recwarn.list
+
+
+def test_an_interrupted_removal_is_finished_by_the_next_run(tmp_path):
+    gone = tmp_path / ".out.0123abcd.gone.qtutor-partial" / "new"
+    gone.mkdir(parents=True)
+    remove_leftovers(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_run_that_is_alive_ends_as_if_it_were_alone(tmp_path):
