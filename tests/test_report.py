@@ -71,6 +71,7 @@ def test_a_report_ends_with_the_commands_that_load_the_result():
     text = next_steps("some/Out.gguf", "smol", chats=True)
     assert "qtutor generate some/Out.gguf --chat" in text and "llama-cli -m some/Out.gguf" in text
     assert f"echo FROM {Path('some/Out.gguf').resolve()} > Modelfile" in text and "ollama create out\n" in text
+    assert text.endswith("Python      from llama_cpp import Llama; llm = Llama('some/Out.gguf')")
     assert "Ollama" not in next_steps("a.gguf", "smol", chats=True, ollama=False)
     commands = [line[14:] for line in text.splitlines() if line[14:].startswith("qtutor ")]
     for command in commands:

@@ -223,3 +223,13 @@ def test_of_many_bytes_only_some_become_tokens(tmp_path, tokenizer, monkeypatch)
     seen.clear()
     text.text_in(path, counted, 8, 4)
     assert seen == [("abc " * 5000)[: 256 * 8]]
+
+
+def test_no_more_records_are_read_than_needed(tmp_path, tokenizer):
+    """A bad record behind the last one that is needed disturbs nobody."""
+    lines = [{"text": "one two three four"}, "{bad"]
+    file = written(tmp_path / "a.jsonl", lines)
+    count = len(records.Records(file, tokenizer).some(0, 1, 10**6))
+    assert count > 3 and len(records.Records(file, tokenizer).some(0, file.stat().st_size, count)) == count
+    with pytest.raises(QtutorError, match="line 2"):
+        records.Records(file, tokenizer).some(0, file.stat().st_size, count + 1)

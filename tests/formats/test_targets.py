@@ -87,6 +87,16 @@ def test_what_does_not_fit_is_named_with_what_would(target, recipe, shapes, part
     assert all(part in text for part in parts) and len(text) < 700, text
 
 
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_first_three_layers_are_named(count):
+    """Dots stand for more layers only."""
+    shapes = {name: (64, 64) for name in list(WIDE)[:count]}
+    with pytest.raises(qtutor.QtutorError) as caught:
+        pick("vllm", shapes, Recipe(bits=3))
+    names = ", ".join(list(shapes)[:3]) + (" ..." if count == 4 else "")
+    assert f"{count} of {count} layers ({names}), " in str(caught.value)
+
+
 def test_a_packed_head_is_named():
     recipe = Recipe(lm_head=True)
     shapes = layer_shapes(tiny(), recipe)

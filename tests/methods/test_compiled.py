@@ -66,6 +66,22 @@ def test_the_range_found_is_the_definition_s(in_torch, monkeypatch, shape, bits,
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+def test_the_cheapest_range_is_the_same_for_weights_of_any_size(symmetric):
+    """A power of two changes no digit of weights, scales and costs."""
+    grid, grouped = qtutor.IntGrid(3, symmetric), weights(70, 64, seed=5).reshape(70, 4, 16)
+    shares = torch.arange(20) / 20 + 0.1
+    scales, zeros = zip(*(rtn.fit_groups(grouped * share, grid) for share in shares))
+    scales, zeros = (torch.stack(parts).float().transpose(1, 2).contiguous() for parts in (scales, zeros))
+    work, importance = grouped.permute(1, 2, 0).contiguous(), torch.rand(4, 16)
+    found, costs = [], []
+    for size in (1.0, 2.0**-16, 2.0**16):
+        costs.append(torch.full((4, 70), torch.inf))
+        found.append(compiled.cheapest(work * size, importance, scales * size, zeros, grid, costs[-1]))
+        assert torch.equal(costs[-1] / size**2, costs[0]) and torch.equal(found[-1], found[0])
+    assert len(found[0].unique()) > 5
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (63, 8), (64, 30), (200, 33)])  # eights of columns and a rest
 def test_a_group_beside_all_others_is_judged_as_by_the_definition(in_torch, rows, length, bits, symmetric):

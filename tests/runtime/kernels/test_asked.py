@@ -218,6 +218,20 @@ def test_torch_int4(batch, symmetric):
     assert (layer(x).double() - exact).norm() < 4e-3 * exact.norm()  # its scales and zero points are bfloat16
 
 
+def test_every_kernel_says_how_it_multiplies(capsys):
+    """:func:`explain` prints one line for each kernel: of the one in use, how it multiplies."""
+    ways = {}
+    for name, dtype in (("torch_int4", torch.bfloat16), ("cpu", torch.float32), ("reference", torch.float32)):
+        layer = layer_of(4, 32, rows=96, columns=128)  # torch's product needs such a size
+        runtime.use(layer, kernel=name)
+        runtime.explain(layer, dtype=dtype)
+        lines = capsys.readouterr().out.splitlines()
+        used = [line.split("  used: ")[1] for line in lines if "  used: " in line]
+        assert len(used) == 1 and " " in used[0] and used[0] != "None", used
+        ways[name] = used[0]
+    assert len(set(ways.values())) == 3 and "bfloat16" in ways["torch_int4"], ways
+
+
 def test_torch_int4_with_gradients_and_without_tokens():
     layer = layer_of(4, 32, rows=64)
     runtime.use(layer, kernel="torch_int4")

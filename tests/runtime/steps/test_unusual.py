@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 import qtutor
 from qtutor.runtime.kv import KVCache, KVFormat
+from qtutor.runtime.steps import plan as steps_plan
 from qtutor.runtime.steps import quick_steps
 from tests.families import small
 from tests.models import some_ids, tiny
@@ -231,6 +232,25 @@ def test_steps_in_and_out_of_inference_mode():
         with torch.inference_mode():
             one_more(model, copy.deepcopy(cache))
         assert torch.equal(one_more(model, cache).logits, expected) and steps.taken == 3
+
+
+@torch.no_grad()
+def test_a_plan_serves_until_a_packed_layer_changes(monkeypatch):
+    """A plan is made once, not for each step; a float layer is called anew each time, so it cannot be out of date."""
+    model, made = packed(small.random("llama"), layers={"*.up_proj": "float"}), []
+    plan = steps_plan.Plan
+    monkeypatch.setattr(steps_plan, "Plan", lambda model: made.append(plan(model)) or made[-1])
+    with quick_steps(model) as steps:
+        cache = filled(model)
+        for _ in range(3):
+            one_more(model, cache)
+        assert (steps.taken, len(made)) == (3, 1)
+        model.model.layers[0].mlp.up_proj.weight.mul_(2)
+        one_more(model, cache)
+        assert (steps.taken, len(made)) == (4, 1)
+        model.model.layers[0].mlp.down_proj.packed.zero_()
+        one_more(model, cache)
+        assert (steps.taken, len(made)) == (5, 2)
 
 
 def test_the_forward_is_put_back_whatever_happens(model):
