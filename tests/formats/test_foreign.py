@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import qtutor
-from qtutor.formats import FOREIGN, compressed_tensors, foreign_writing, gptq
+from qtutor.formats import FOREIGN, FORMATS, compressed_tensors, foreign_writing, gptq
 from qtutor.formats.foreign import pattern, stored_scales
 from qtutor.formats.words import from_words, to_words, words_in
 from tests.formats.foreign_folders import check_comes_back, edit_tensors, exported, refused, words
@@ -70,6 +70,23 @@ def test_a_folder_is_whole_and_replaces_only_our_own(tmp_path, form):
     with pytest.raises(qtutor.QtutorError, match=r"a\.gguf is the name of a GGUF file"):
         qtutor.export(model, tmp_path / "a.gguf", form)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.1.mlp.up_proj.scales", "model.embed_tokens.weight"]
+)
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "gguf"])  # GGUF: see test_gguf
+def test_numbers_that_are_none_are_not_written(tmp_path, form, number, name):
+    """They may have come into the model after it was quantized."""
+    plain = {"double": False} if form == "bitsandbytes" else {}  # its scales are then plain numbers, as everywhere
+    model, folder = exported(tmp_path / "out", form, **FITTING.get(form, {}), **plain)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model.state_dict()[name].view(-1)[5] = number
+    with pytest.raises(qtutor.QtutorError, match=rf"{name}: 1 of \d+ numbers are NaN or infinite"):
+        qtutor.export(model, folder, form)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_files_that_come_while_it_is_written_are_not_removed(tmp_path, monkeypatch):
