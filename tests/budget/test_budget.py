@@ -135,6 +135,15 @@ def bytes_in(folder) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+def test_every_layer_gets_2_to_6_or_8_bits():
+    """Each of these numbers is chosen for some budget, and no other number ever."""
+    found, model, ids = set(), tiny(), some_ids(4, 32)
+    for bits in (2.5, 3.5, 4.5, 5.5, 6.9):
+        chosen = budget.choose(Weights(model), Recipe(bits=bits, group_size=32), ids)
+        found |= {own.bits for own in chosen.of_layers(linear_layers(model)).values()}
+    assert found == {2, 3, 4, 5, 6, 8}
+
+
 def test_what_a_recipe_fixes_stays():
     model, ids = tiny(), some_ids(4, 32)
     exceptions = {"*.down_proj": {"bits": 8}, "*.o_proj": {"group_size": 16}, "*.up_proj": "float"}

@@ -108,6 +108,15 @@ def test_a_group_beside_all_others_is_judged_as_by_the_definition(in_torch, rows
     assert len(best.unique()) > 1 or rows == 1
 
 
+def test_the_first_of_equal_ranges_is_judged_best(in_torch):
+    grid, weight, x = qtutor.IntGrid(3), weights(70, 16, 4), correlated(100, 16, 3).float()
+    scale, zero = (part[:, 0] for part in rtn.fit_groups(weight.reshape(70, 1, 16), grid))
+    scales, zeros = torch.stack([scale, scale * 0.8, scale, scale * 0.8]), zero.expand(4, -1)
+    for call in (lambda function, *given: function(*given), in_torch):
+        best = call(clip.Judge, weight, x.T @ x, torch.zeros(70, 16), grid).judged(scales, zeros)[1]
+        assert set(best.tolist()) == {0, 1}
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_ranges_for_the_whole_output_are_as_good_by_either_way(in_torch, bits):
     weight, x, grid = weights(150, 96, 5), correlated(400, 96, 6), qtutor.IntGrid(bits)
