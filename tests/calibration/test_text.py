@@ -1,6 +1,7 @@
 """Calibration text: small files are read whole, large ones in excerpts, and files without text are refused at once."""
 
 import itertools
+import json
 import os
 import socket
 import time
@@ -105,8 +106,13 @@ def test_pages_of_spaces_are_left_out(tmp_path, excerpts):
     file.write_bytes(words + b" " * (3 * len(words)))
     assert calibration_text(file, by_words, 64, 16).shape == (4, 64)
     file.write_text("\n" + " " * 3_000_000)
-    with pytest.raises(QtutorError, match="none of the 16 places that were read has 256 tokens"):
+    with pytest.raises(QtutorError, match=r"none of the 16 places that were read has 256 tokens in [\d,]+ bytes"):
         calibration_text(file, by_words, 256, 16)
+    records = tmp_path / "records.jsonl"  # of records, whole parts of the file are read
+    records.write_text((json.dumps({"text": "one two"}) + "\n") * 50_000)
+    most = records.stat().st_size // 4
+    with pytest.raises(QtutorError, match=f"none of the 4 places that were read has 60000 tokens in {most:,} bytes"):
+        calibration_text(records, by_words, 60_000, 4)
 
 
 @pytest.mark.parametrize("large", [False, True])

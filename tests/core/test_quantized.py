@@ -65,3 +65,11 @@ def test_scales_and_the_way_they_are_stored_cannot_come_to_differ():
     assert torch.equal(quantized.scales, quantized.stored_scales.decode())
     with pytest.raises(dataclasses.FrozenInstanceError):
         quantized.scales = torch.ones(4, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (0, 8), (3, 0)])
+def test_bits_per_weight_counts_every_byte(shape):
+    quantized = rtn.quantize(torch.ones(shape), IntGrid(8, symmetric=True), -1)
+    weights = shape[0] * shape[1]
+    assert quantized.bits_per_weight * max(weights, 1) == 8 * quantized.nbytes
+    assert weights != 1 or quantized.bits_per_weight == 8 * (1 + 2)  # its code, and its scale in float16

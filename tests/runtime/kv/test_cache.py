@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 import qtutor
 from qtutor import QtutorError, runtime
@@ -63,6 +64,20 @@ def test_a_model_attends_to_what_the_cache_gives_back(family, form):
         exact = model(ids).logits
     assert small.near(pieces, whole, 1e-4) and small.near(alone, whole[1:], 1e-4)
     assert not small.near(whole, exact, 1e-4)
+
+
+def test_transformers_finds_in_the_layers_what_its_own_have():
+    model, ids = tiny(), some_ids(1, 8)
+    cache, own = KVCache(model, KVFormat(4)), DynamicCache(config=model.config)
+    assert not cache.is_initialized and not own.is_initialized
+    with torch.inference_mode():
+        for one in (cache, own):
+            model(ids, past_key_values=one)
+    assert cache.is_initialized and own.is_initialized
+    for ours, layer in zip(cache.layers, own.layers, strict=True):
+        assert (ours.dtype, ours.device) == (layer.dtype, layer.device) == (torch.float32, torch.device("cpu"))
+    cache.reset()
+    assert not cache.is_initialized and cache.get_seq_length() == 0
 
 
 def test_keys_and_values_are_those_of_the_slow_version():
