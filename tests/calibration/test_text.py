@@ -99,7 +99,7 @@ def test_time_and_memory_do_not_grow_with_the_file(tmp_path, tokenizer):
     assert sum(read) < 2e6 and peak < 20e6 and seconds < 30
 
 
-def test_pages_of_spaces_are_left_out(tmp_path, excerpts):
+def test_pages_of_spaces_are_left_out(tmp_path, excerpts, monkeypatch):
     file = tmp_path / "text.txt"
     words = "".join(LINES).encode()
     by_words = lambda text, **_: {"input_ids": [0] * len(text.split())}  # noqa: E731
@@ -108,6 +108,7 @@ def test_pages_of_spaces_are_left_out(tmp_path, excerpts):
     file.write_text("\n" + " " * 3_000_000)
     with pytest.raises(QtutorError, match=r"none of the 16 places that were read has 256 tokens in [\d,]+ bytes"):
         calibration_text(file, by_words, 256, 16)
+    monkeypatch.setattr(calibration, "WHOLE_RECORDS", 0)
     records = tmp_path / "records.jsonl"  # of records, whole parts of the file are read
     records.write_text((json.dumps({"text": "one two"}) + "\n") * 50_000)
     most = records.stat().st_size // 4
