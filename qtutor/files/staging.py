@@ -157,11 +157,12 @@ def _set_apart(folder: Path) -> Path:
     That run would put a new lock into the folder while it is being removed. Now it sees that the folder is gone.
     """
     gone = folder.with_name(folder.name.removesuffix(SUFFIX) + GONE)
-    with contextlib.suppress(FileNotFoundError):  # renamed before an interrupt
-        try:
-            os.rename(folder, gone)
-        except PermissionError:
-            return folder
+    try:
+        os.rename(folder, gone)
+    except FileNotFoundError:  # renamed before an interrupt, or removed by another run
+        return gone
+    except OSError:  # perhaps its files can still be removed
+        return folder
     return gone
 
 

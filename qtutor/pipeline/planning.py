@@ -149,8 +149,6 @@ def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.
     empty.load_state_dict(values, strict=True, assign=True)
     if tied:
         empty.tie_weights()
-    if outside:
-        empty.config.tie_word_embeddings = False  # each of the two is then a tensor of its own
     for name, recipe in recipes.items():
         with naming(name), torch.device("meta"):
             scaled = (recipe.plain_rounder if name in outside else recipe.rounder).divides
