@@ -157,13 +157,9 @@ def _set_apart(folder: Path) -> Path:
     That run would put a new lock into the folder while it is being removed. Now it sees that the folder is gone.
     """
     gone = folder.with_name(folder.name.removesuffix(SUFFIX) + GONE)
-    try:
+    with contextlib.suppress(OSError):  # not allowed, or done before an interrupt
         os.rename(folder, gone)
-    except FileNotFoundError:  # renamed before an interrupt, or removed by another run
-        return gone
-    except OSError:  # perhaps its files can still be removed
-        return folder
-    return gone
+    return gone if gone.exists() else folder
 
 
 def _warn(folder: Path, why: object) -> None:
