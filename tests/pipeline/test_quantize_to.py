@@ -184,7 +184,9 @@ def test_the_plan_counts_every_byte(tmp_path, recipe):
     report = streamed(source, tmp_path / "out", recipe, said=said)
     assert made.nbytes == sum(len(data) for data in contents(tmp_path / "out").values())
     assert str(said[0]) == str(made) and f"Result: {made.nbytes:,} bytes." in str(made)
+    table = str(made).split("\n\n")[1].splitlines()
     rounded = [row for row in made.rows if not row.why]
+    assert len(table) == len(rounded) + 3 and len({len(line) for line in table}) == 1  # the columns stand in line
     assert sum(row.count for row in rounded) == len(report.rows)
     assert sum(row.nbytes for row in rounded) == report.bytes_after
     assert sum(row.bytes_before for row in rounded) == report.bytes_before
