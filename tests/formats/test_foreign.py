@@ -159,6 +159,20 @@ def test_endings_and_chat_templates_travel(tmp_path):
     assert again.generation_config.eos_token_id == [2, 7] and own.chat_template == tokenizer.chat_template
 
 
+@pytest.mark.parametrize(("ends", "kept"), [([2, 300, 7], [2, 7]), (300, None), ([256], None), (255, 255)])
+@pytest.mark.parametrize("form", ["qtutor", "compressed-tensors"])
+def test_ends_beyond_the_vocabulary_are_left_out_with_a_warning(tmp_path, recwarn, form, ends, kept):
+    model = tiny()  # 256 tokens
+    model.generation_config.eos_token_id = ends
+    qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)
+    qtutor.export(model, tmp_path / "out", form, letters())
+    told = [str(warning.message) for warning in recwarn if "eos_token_id" in str(warning.message)]
+    assert all("the vocabulary has 256 tokens" in text for text in told) and len(told) == (kept != ends)
+    usual = model.config.eos_token_id
+    again = qtutor.load(tmp_path / "out", device="cpu")[0]
+    assert again.generation_config.eos_token_id == (usual if kept is None else kept)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_rest_keeps_its_dtype(tmp_path, dtype):
     model = tiny("qwen2", dtype=dtype)

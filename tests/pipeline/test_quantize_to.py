@@ -156,10 +156,13 @@ def test_several_files_of_weights_come_back(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_gguf_file_is_a_source_as_well(tmp_path, tied):
-    file, recipe = tmp_path / "a.gguf", qtutor.Recipe("gptq", group_size=32)
-    qtutor.export(tiny("qwen2", tied=tied), file, format="gguf", type="Q8_0", tokenizer=letters())
+    file, recipe, model = tmp_path / "a.gguf", qtutor.Recipe("gptq", group_size=32), tiny("qwen2", tied=tied)
+    model.generation_config.eos_token_id = [2, 7]
+    qtutor.export(model, file, format="gguf", type="Q8_0", tokenizer=letters())
     assert streamed(file, tmp_path / "out", recipe) == in_memory(file, tmp_path / "memory", recipe)
-    assert contents(tmp_path / "out") == contents(tmp_path / "memory")
+    found = contents(tmp_path / "out")
+    assert found == contents(tmp_path / "memory")
+    assert json.loads(found["generation_config.json"])["eos_token_id"] == [2, 7]
     weights = opened(file, "cpu")[0]
     assert all(parameter.is_meta for parameter in weights.model.parameters())
     assert set(weights.tensors) == set(weights.model.state_dict()) and len(weights.tensors) == len(set(weights.tensors))
