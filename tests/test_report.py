@@ -50,6 +50,16 @@ def test_a_large_report_is_folded():
     assert len(report(100).table().splitlines()) == 203
 
 
+def test_a_kind_has_the_mean_of_the_errors_that_are_known():
+    """An output's error is known only for layers that were calibrated."""
+    rows = tuple(
+        replace(row, output_error=None if at % 5 else 0.004 * (at // 2)) for at, row in enumerate(report(100).rows)
+    )
+    line = next(line for line in str(Report(Recipe(), rows)).splitlines() if "model.layers.*.mlp.up_proj" in line)
+    known = [row.output_error for row in rows if row.output_error is not None and "up_proj" in row.name]
+    assert len(known) == 20 and f"{sum(known) / 20:.4f}" in line.split()
+
+
 def test_exceptions_are_kinds_of_their_own_and_notes_are_kept():
     whole = report(20)
     rows = list(whole.rows)

@@ -222,6 +222,8 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     alone = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS, device="cpu")
     block = sum(parameter.numel() for parameter in tiny().model.layers[0].parameters())
     assert made.memory - alone.memory == 4 * (2 * IDS.numel() * 64 + block)
+    unused = qtutor.plan(source, qtutor.Recipe("rtn", group_size=32), IDS, device="cpu")  # it needs no text
+    assert (unused.states, alone.states, made.states) == (0, states // 2, states)
     fewer = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS[:4], device="cpu")
     head, none = (qtutor.plan(source, qtutor.Recipe(lm_head=asked), device="cpu") for asked in (True, False))
     assert head.memory - none.memory == 16 * (256 * 64 - 128 * 64)  # the head is larger than any layer of the blocks
