@@ -42,9 +42,17 @@ def site():
 
 
 def settle(page, address: str) -> None:
-    """Open a page and wait until its formulas are drawn."""
+    """Open a page and wait until its formulas are drawn and its colours are those of its theme.
+
+    The theme is chosen by a script, and buttons take its colours over a moment: in between, their contrast is low.
+    """
     page.goto(address, wait_until="load")
     page.evaluate("() => window.MathJax?.startup?.promise")
+    page.evaluate("""async () => {
+        await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+        const moving = document.getAnimations().filter(one => one instanceof CSSTransition);
+        await Promise.allSettled(moving.map(one => one.finished));
+    }""")
 
 
 def test_every_chapter_has_its_page():
