@@ -231,6 +231,13 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     assert f"({states:,} bytes)" in str(made) and f"at most {made.nbytes + 2 * states:,} bytes until" in str(made)
 
 
+@pytest.mark.parametrize(("size", "said"), [(0, "all"), (-1, "row"), (32, "32")])
+def test_the_plan_says_how_many_weights_share_a_scale(tmp_path, size, said):
+    text = str(qtutor.plan(checkpoint(tmp_path / "float"), qtutor.Recipe(group_size=size), device="cpu"))
+    rows = [line.split() for line in text.split("\n\n")[1].splitlines()[2:-1]]
+    assert rows and {row[-4] for row in rows} == {said}
+
+
 @pytest.mark.parametrize(("method", "head"), [("gptq", "rtn"), ("awq", "rtn"), ("nf4", "nf4"), ("fp8", "fp8")])
 def test_the_plan_names_the_method_that_rounds(tmp_path, method, head):
     """A method that looks at inputs rounds the head to nearest; one with its own levels rounds it to these."""
