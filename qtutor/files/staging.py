@@ -53,7 +53,7 @@ def stage(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: str | Path) -> None:
     """Remove the stages that killed runs for ``path`` left behind; stages of living runs stay."""
     path = Path(path)
-    mine = re.compile(re.escape(f".{mark_of(path)}.") + r"[0-9a-f]{8}(\.gone)?" + re.escape(SUFFIX))
+    mine = re.compile(re.escape(f".{mark_of(path)}.") + f"[0-9a-f]{{8}}({re.escape(SUFFIX)}|{re.escape(GONE)})")
     try:
         names = [name for name in os.listdir(path.parent) if mine.fullmatch(name)]
     except OSError:  # the folder is missing or may not be listed: writing to it will report that

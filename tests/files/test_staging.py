@@ -46,43 +46,26 @@ def test_left_overs_go_when_their_run_is_dead_and_not_before(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_left_over_that_is_being_removed_takes_no_new_lock(tmp_path, monkeypatch, recwarn):
-    """Another run may have made the folder a moment ago, and may want its lock while the folder is removed."""
-    made = tmp_path / ".out.0123abcd.qtutor-partial"
-    made.mkdir()
+@pytest.mark.parametrize("left_over", [True, False])
+def test_a_stage_that_is_being_removed_takes_no_new_lock(tmp_path, monkeypatch, recwarn, left_over):
+    """Another run that has found or made the folder may ask for its lock while the folder is removed."""
     remove, refused = stages.remove_tree, []
 
     def slowly(folder):
         with pytest.raises(FileNotFoundError) as found:
             stages.locked(made)
-        refused.append(found.value.errno)
+        refused.append((made, found.value.errno))
         remove(folder)
 
     monkeypatch.setattr(stages, "remove_tree", slowly)
-    remove_leftovers(tmp_path / "out")
-    assert refused == [errno.ENOENT] and os.listdir(tmp_path) == [] and not recwarn.list
-
-
-@pytest.mark.parametrize("remove", (lambda made: remove_leftovers(made.parent / "out"), None))
-def test_a_stage_that_is_being_removed_takes_no_new_lock(tmp_path, monkeypatch, recwarn, remove):
-    """Another run that has found the folder may ask for its lock while the folder is removed."""
-    removed, refused = stages.remove_tree, []
-
-    def slowly(folder):
-        with pytest.raises(FileNotFoundError):
-            stages.locked(made)
-        refused.append(made)
-        removed(folder)
-
-    monkeypatch.setattr(stages, "remove_tree", slowly)
-    if remove:
+    if left_over:
         made = tmp_path / ".out.0123abcd.qtutor-partial"
         made.mkdir()
-        remove(made)
+        remove_leftovers(tmp_path / "out")
     else:
         with stage(tmp_path / "out") as made:
             pass
-    assert refused == [made] and os.listdir(tmp_path) == [] and not recwarn.list
+    assert refused == [(made, errno.ENOENT)] and os.listdir(tmp_path) == [] and not recwarn.list
 
 
 def test_an_interrupted_removal_is_finished_by_the_next_run(tmp_path):

@@ -1,5 +1,7 @@
 """The compiled loops of GPTQ and of the range search, compared with their definitions in torch."""
 
+import operator
+
 import pytest
 import torch
 
@@ -91,7 +93,7 @@ def test_a_group_beside_all_others_is_judged_as_by_the_definition(in_torch, rows
     scales = scale.float() * torch.tensor([0.7, 1.0, 1.3, 0.9])[:, None]
     zeros = zero.expand_as(scales).clone()
     zeros[2] = (zeros[2].int() + 1).clamp(0, grid.largest_code).to(torch.uint8)
-    judge, plain = (call(clip.Judge, weight, x.T @ x, others, grid) for call in (lambda f, *args: f(*args), in_torch))
+    judge, plain = (call(clip.Judge, weight, x.T @ x, others, grid) for call in (operator.call, in_torch))
     assert judge.turned is not None and plain.turned is None
     for upto in (1, 4):
         cost, best, share = judge.judged(scales[:upto], zeros[:upto])
@@ -112,7 +114,7 @@ def test_the_first_of_equal_ranges_is_judged_best(in_torch):
     grid, weight, x = qtutor.IntGrid(3), weights(70, 16, 4), correlated(100, 16, 3).float()
     scale, zero = (part[:, 0] for part in rtn.fit_groups(weight.reshape(70, 1, 16), grid))
     scales, zeros = torch.stack([scale, scale * 0.8, scale, scale * 0.8]), zero.expand(4, -1)
-    for call in (lambda function, *given: function(*given), in_torch):
+    for call in (operator.call, in_torch):
         best = call(clip.Judge, weight, x.T @ x, torch.zeros(70, 16), grid).judged(scales, zeros)[1]
         assert set(best.tolist()) == {0, 1}
 
