@@ -36,6 +36,12 @@ def test_states_are_those_of_the_model(family, samples):
     assert i == 1
 
 
+def test_the_float_decoder_is_carried_along_only_when_asked():
+    model, ids = tiny("llama"), some_ids(2)
+    assert all(block.twin is None for block in walk.walk(model, ids))
+    assert all(block.twin is not None for block in walk.walk(model, ids, twin=True))
+
+
 def test_masks_of_sliding_windows_are_kept():
     model = tiny("mistral")
     model.config.sliding_window = 4

@@ -5,6 +5,7 @@ import torch
 
 import qtutor
 from qtutor import gptq, rtn
+from qtutor.core.grid import IntGrid, wider_ranges
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.methods import clip
 from tests.methods.test_gptq import correlated, output_error, weights
@@ -65,3 +66,23 @@ def test_gptq_clipped_by_its_own_count_is_better_where_few_inputs_are_large(bits
             ours = gptq.quantize(weight, x.T @ x, qtutor.IntGrid(bits), 64, act_order="groups", clip=how)
             errors[how] += output_error(weight, ours, x)
     assert errors["output"] < min(errors["none"], errors["mse"])
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_first_narrower_ranges_then_smaller_and_smaller_parts_of_a_step(bits, symmetric):
+    grid = IntGrid(bits, symmetric=symmetric)
+    factors, shifts = clip.neighbours(grid, 0)
+    narrower = factors[: 1 + len(clip.SHARES), 0].tolist()
+    assert narrower[0] == 1 and narrower == sorted(narrower, reverse=True) and narrower[-1] > 0.5
+    assert factors[1 + len(clip.SHARES) :, 0].tolist() == pytest.approx(wider_ranges(grid)) and not shifts.any()
+    # How far the outermost level moves, in steps of the grid: more than one in the first of these rounds, then less.
+    furthest = []
+    for turn in (1, 2, 3):
+        factors, shifts = clip.neighbours(grid, turn)
+        moved = (factors[:, 0] - 1) * (2**bits - 1)
+        assert moved[0] == 0 and shifts[0] == 0  # first what the group has: if costs are equal, it stays
+        assert torch.allclose(moved.sort().values, (-moved).sort().values, atol=1e-4)  # as far down as up
+        assert set(shifts[:, 0].tolist()) == ({0} if symmetric else {-1, 0, 1})
+        furthest.append(moved.max().item())
+    assert furthest == pytest.approx([1.6, 0.8, 0.4], abs=1e-4)
