@@ -1,5 +1,6 @@
 """The public names, which scripts of users call."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -110,3 +111,27 @@ def test_every_module_and_every_public_function_and_class_of_it_has_a_docstring(
             text = value.__doc__
             # Python gives a dataclass without a docstring its signature instead.
             assert text and not text.startswith(f"{value.__name__}("), f"{name}.{public}"
+
+
+# What goes through a model block by block, or collects findings.
+CHANGING = {
+    "qtutor.calibration.block.CalibratedBlock",
+    "qtutor.calibration.stream.Stream",
+    "qtutor.course.workspace.Report",
+    "qtutor.doctor.patient.Patient",
+    "qtutor.runtime.lending.Loan",
+    "qtutor.serving.scheduler.Request",
+}
+
+
+def test_values_do_not_change():
+    """All other dataclasses are frozen: they can be shared, and kept as a key, without a copy."""
+    found = {}
+    for name in MODULES:
+        if name.endswith(".triton_product") and importlib.util.find_spec("triton") is None:
+            continue
+        for value in vars(importlib.import_module(name)).values():
+            if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == name:
+                found[f"{name}.{value.__name__}"] = value.__dataclass_params__.frozen
+    assert len(found) > 50
+    assert {name for name, frozen in found.items() if not frozen} == CHANGING

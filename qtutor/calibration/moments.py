@@ -31,7 +31,7 @@ class Gram:
 
     PANEL = 256
 
-    def __init__(self, symmetric: bool = True, rounded: bool = False):
+    def __init__(self, symmetric: bool, rounded: bool):
         self.symmetric, self.rounded, self.total = symmetric, rounded, None
 
     def add(self, left: Factor, right: Factor) -> None:

@@ -25,7 +25,7 @@ class HessianError(QtutorError):
     """A Hessian that GPTQ cannot use: NaN, Inf, or so far from positive definite that no damping helps."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prepared:
     """A Hessian prepared for rounding; all layers that read the same inputs share it.
 

@@ -66,12 +66,7 @@ class Scaling(Transform):
 
 
 def scale_block(
-    block: CalibratedBlock,
-    grid: Grid,
-    group_size: int,
-    duo: bool = False,
-    narrowed: bool = False,
-    judge: Quantizer | None = None,
+    block: CalibratedBlock, grid: Grid, group_size: int, narrowed: bool = False, judge: Quantizer | None = None
 ) -> dict[str, torch.Tensor]:
     """Search scales for all pairs of ``block`` and fold them into its module (and its twin).
 
@@ -81,10 +76,10 @@ def scale_block(
     Returns the norm weights that changed, by name in the block. Raises :class:`QtutorError` if folding changes the
     output of the block.
     """
-    return scale_pairs(block, lambda layers: Rounding(grid, group_size, narrowed, judge), duo)
+    return scale_pairs(block, lambda layers: Rounding(grid, group_size, narrowed, judge), duo=False)
 
 
-def scale_pairs(block: CalibratedBlock, rounding_of: RoundingOf, duo: bool = False) -> dict[str, torch.Tensor]:
+def scale_pairs(block: CalibratedBlock, rounding_of: RoundingOf, duo: bool) -> dict[str, torch.Tensor]:
     """:func:`scale_block` with a rounding for each pair, by its layers' names; ``None`` leaves the pair alone."""
     module, changed = block.module, {}
     pairs = {pair.readers: pair for pair in block.family.pairs_of(module)}
@@ -113,7 +108,7 @@ def scale_pairs(block: CalibratedBlock, rounding_of: RoundingOf, duo: bool = Fal
     return changed
 
 
-def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Effort, duo: bool = False) -> torch.Tensor:
+def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Effort, duo: bool) -> torch.Tensor:
     """The best scale ``[in]`` for the layers of ``reading``, on some tokens; all ones if no scale lowers the error."""
     block, layers, first = reading.block, reading.layers, reading.names[0]
     x, weights = (torch.cat(parts) for parts in zip(*block.weighted_inputs(first)))  # [samples, length, in or 1]
@@ -137,7 +132,7 @@ def _scale_of_pair(reading: Reading, pair: Pair, rounding: Rounding, effort: Eff
     return _confirmed(layers, inputs, best.scale, parent, _rounded(rounding.judge, hessian))
 
 
-def _best_scale(search: Callable[[Sequence[float]], awq.Search], first: int = len(RATIOS)) -> awq.Search:
+def _best_scale(search: Callable[[Sequence[float]], awq.Search], first: int) -> awq.Search:
     """The best of :data:`RATIOS`, and of one or two ratios close to it.
 
     first: try this many ratios, and the others only if the last of these is the best: the error falls to one minimum

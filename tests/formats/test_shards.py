@@ -1,5 +1,6 @@
 """A file's layout is fixed before its tensors exist, and it has the bytes that the safetensors library writes."""
 
+import itertools
 import json
 
 import pytest
@@ -50,6 +51,9 @@ def test_several_files_hold_every_tensor_once_and_none_is_larger_than_it_must_be
         )
         assert (folder / file.name).stat().st_size == file.size
         found |= load_file(folder / file.name)
+    sizes = [[bytes_of(kind) for name, kind in kinds.items() if name in file.places] for file in files]
+    for held, following in itertools.pairwise(sizes):
+        assert sum(held) + following[0] > largest  # a file ends only where the next tensor has no room
     assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert list(kinds) == [name for file in files for name in kinds if name in file.places]  # in their order
     index = index_text(files)

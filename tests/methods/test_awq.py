@@ -312,7 +312,7 @@ def test_the_search_ends_where_rounding_loses_least(best, monkeypatch):
 
     monkeypatch.setattr(awq, "narrowed", lambda *_arguments: rounded)
     rounding = transforms.Rounding(qtutor.IntGrid(3), 32, narrowed=True)
-    found = scaling._scale_of_pair(reading, block.family.pairs[-1], rounding, scaling.CHEAP)
+    found = scaling._scale_of_pair(reading, block.family.pairs[-1], rounding, scaling.CHEAP, duo=False)
     assert torch.allclose(found, wanted, rtol=1e-3)
 
 

@@ -388,3 +388,21 @@ def test_a_method_with_sizes_of_its_own_in_a_recipe_with_another():
         "b": (8, 0),
         "c": (4, 32),
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "last", "beyond"),
+    [
+        ("bits", 2, 1),
+        ("bits", 2.001, 1.999),
+        ("bits", 8, 9),
+        ("bits", 7.999, 8.001),
+        ("target_size", 1, 0),
+        ("damping", 0, -1e-9),
+        ("damping", 1, 1.001),
+    ],
+)
+def test_the_first_and_the_last_number_that_a_recipe_takes(option, last, beyond):
+    assert getattr(Recipe(**{option: last}), option) == last
+    with pytest.raises(qtutor.QtutorError, match=rf"{option} = {beyond}"):
+        Recipe(**{option: beyond})

@@ -149,6 +149,34 @@ def test_bytes_that_come_back_in_inference_mode_count_their_changes(layer):
     assert torch.equal(packed, EXPECTED) and not packed.is_inference()
 
 
+def settle(layer) -> None:
+    with layer.settled():
+        pass
+
+
+# All that lends bytes or takes them back. Only the last finds bytes that are lent.
+WAITING = {
+    "settled": (settle, False),
+    "attribute": (READERS["attribute"], False),
+    "state_dict": (READERS["state_dict"], False),
+    "take_back": (QuantLinear.take_back, True),
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_one_thread_waits_for_another(layer, what):
+    act, lent = WAITING[what]
+    if not lent:
+        layer.take_back()
+    thread = threading.Thread(target=act, args=(layer,), daemon=True)
+    with lending._LOCK:
+        thread.start()
+        thread.join(0.3)  # enough for all of them, if they do not wait
+        assert thread.is_alive() and is_lent(layer) == lent
+    thread.join(30)
+    assert not thread.is_alive() and torch.equal(layer.packed, EXPECTED)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_does_not_wait_for_a_thread_that_it_does_not_have():
     held, done = threading.Event(), threading.Event()
