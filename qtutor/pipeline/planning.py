@@ -18,7 +18,7 @@ from qtutor.calibration.mapped import Weights
 from qtutor.core.codebooks import FP4, NF4
 from qtutor.core.float_scales import class_of_scales
 from qtutor.errors import QtutorError, naming
-from qtutor.families import Family, decoder_blocks, embedding_scale, family_of, linear_layers
+from qtutor.families import Family, decoder_blocks, family_of, linear_layers
 from qtutor.files import as_qtutor_error
 from qtutor.formats import folders, native
 from qtutor.formats.shards import ShardFile, laid_out
@@ -162,9 +162,7 @@ def _empty_layer(place: nn.Module, recipe: Recipe, scaled: bool) -> QuantWeight:
     rows, columns = place.weight.shape
     scales = class_of_scales(recipe.grid, nested=recipe.grid in (NF4, FP4) and recipe.double)
     if isinstance(place, nn.Embedding):
-        table = QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
-        table.multiplier = embedding_scale(place)
-        return table
+        return QuantEmbedding(rows, columns, recipe.grid, recipe.group_size, place.weight.dtype, scales)
     kind = ScaledLinear if scaled else linear_for(recipe.grid)
     layer = kind(rows, columns, recipe.grid, recipe.group_size, place.bias is not None, scales)
     if place.bias is not None:

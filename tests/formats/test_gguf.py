@@ -301,7 +301,8 @@ def test_bad_calls(tmp_path):
     with pytest.raises(QtutorError, match="mix = 'Q4_K_L' is none that qtutor knows"):
         export(tiny(), tmp_path / "a.gguf", type="Q4_K_L")
     with pytest.raises(
-        QtutorError, match=r"type = 'Q4_K_M': the format 'qtutor' has no such option.* belongs to format = 'gguf'"
+        QtutorError,
+        match=r"type = 'Q4_K_M': the format 'qtutor' has no such option \(it has none\).* belongs to format = 'gguf'",
     ):
         qtutor.export(tiny(), tmp_path / "out", type="Q4_K_M")
     with pytest.raises(QtutorError, match=r"model.adapter.weight: llama.cpp has no such"):

@@ -90,6 +90,16 @@ def test_one_scale_for_the_tensor_and_empty_ones_are_rounded_to_nearest():
         awq.quantize(torch.zeros(2, 8), torch.eye(8), grid, 5)
 
 
+def test_columns_behind_a_norm_weight_of_0_stay_as_they_are():
+    """Their inputs are always 0, so any factor is right; but another one would widen the range of their group."""
+    norm, reader = nn.RMSNorm(64), layer(8, 64, seed=1)
+    norm.weight.data[[3, 40]] = 0
+    before = reader.weight.detach().clone()
+    awq.fold(norm, [reader], torch.full((64,), 4.0))
+    assert torch.equal(reader.weight[:, [3, 40]], before[:, [3, 40]]) and (norm.weight[[3, 40]] == 0).all()
+    assert torch.equal(reader.weight[:, 41:], 4 * before[:, 41:]) and (norm.weight[41:] == 0.25).all()
+
+
 def test_a_silent_channel_and_silent_inputs_do_no_harm():
     made, x = layer(8, 64, seed=2), with_outliers(128, 64, seed=2)
     x[:, 5] = 0

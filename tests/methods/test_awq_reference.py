@@ -107,23 +107,6 @@ def test_other_groups_errors_may_be_multiplied_in_bfloat16(bits, monkeypatch):
     assert costs[1] < 1.01 * costs[0] and costs[1] < 0.9 * costs[2]
 
 
-def test_what_is_tried_in_turns():
-    """First ranges from the whole one to about half of it, then factors that move the outermost level by part of a
-    step."""
-    for bits in (2, 4, 8):
-        factors, shifts = clip.neighbours(IntGrid(bits), 0)
-        assert factors[0] == 1 and factors.min() >= 0.5 and not shifts.any() and (factors.diff(dim=0) < 0).all()
-        for turn in (1, 2, 3, 4):
-            factors, shifts = clip.neighbours(IntGrid(bits), turn)
-            moved = ((factors[shifts == 0] - 1) * (2**bits - 1)).abs()
-            assert factors[0] == 1 and 0 < moved[1:].min() < 1 and moved.max() < 2
-            assert shifts.unique().tolist() == [-1, 0, 1]
-            beside = factors[shifts == 1]  # below 4 bits a code is much of the range: more factors for a moved zero
-            assert torch.equal(beside, factors[shifts == -1])
-            assert (len(beside) > 1) == (bits < 4) and 1 in beside
-            assert not clip.neighbours(IntGrid(bits, symmetric=True), turn)[1].any()
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_more_rounds_never_cost_more(bits, symmetric, monkeypatch):

@@ -77,12 +77,28 @@ def test_first_narrower_ranges_then_smaller_and_smaller_parts_of_a_step(bits, sy
     assert narrower[0] == 1 and narrower == sorted(narrower, reverse=True) and narrower[-1] > 0.5
     assert factors[1 + len(clip.SHARES) :, 0].tolist() == pytest.approx(wider_ranges(grid)) and not shifts.any()
     # How far the outermost level moves, in steps of the grid: more than one in the first of these rounds, then less.
+    # A fourth round begins again.
     furthest = []
-    for turn in (1, 2, 3):
+    for turn in (1, 2, 3, 4):
         factors, shifts = clip.neighbours(grid, turn)
         moved = (factors[:, 0] - 1) * (2**bits - 1)
         assert moved[0] == 0 and shifts[0] == 0  # first what the group has: if costs are equal, it stays
         assert torch.allclose(moved.sort().values, (-moved).sort().values, atol=1e-4)  # as far down as up
         assert set(shifts[:, 0].tolist()) == ({0} if symmetric else {-1, 0, 1})
+        beside = [factors[shifts == shift] for shift in (-1, 1)]  # the zero is moved, too
+        assert torch.equal(*beside)
+        if not symmetric:  # below 4 bits a code is much of the range: more factors are tried for a moved zero
+            assert beside[0][0] == 1 and (len(beside[0]) > 1) == (bits < 4)
         furthest.append(moved.max().item())
-    assert furthest == pytest.approx([1.6, 0.8, 0.4], abs=1e-4)
+    assert furthest == pytest.approx([1.6, 0.8, 0.4, 1.6], abs=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_scale_is_never_0_even_for_the_tiniest_weights(bits, symmetric):
+    """At 2 bits a step down takes more than half of a scale, and half of float16's smallest number rounds to 0."""
+    for seed in range(40):
+        grouped, x = weights(4, 64, seed).reshape(4, 4, 16), correlated(80, 64, seed)
+        grouped *= 2.0**-24 * (0.5 + seed % 5) / grouped.abs().mean()
+        scale, _ = clip.search_together(grouped, x.T @ x, IntGrid(bits, symmetric=symmetric))
+        assert (scale > 0).all() and scale.isfinite().all()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qtutor
+from qtutor.calibration.mapped import Weights
 from qtutor.formats import folders, shards
 from qtutor.formats.streamed import opened
 from qtutor.pipeline import planning
@@ -111,6 +112,20 @@ def test_the_same_bytes_from_a_checkpoint_in_several_files_and_dtypes(tmp_path):
     ):
         streamed(split, tmp_path / "again", recipe)
     assert not (tmp_path / "again").exists()
+
+
+def test_a_model_in_memory_may_hold_several_dtypes(tmp_path):
+    """The plan has the dtype of each tensor, whatever the config says."""
+    model, recipe = tiny(tied=False, dtype=torch.bfloat16), qtutor.Recipe("gptq", group_size=32)
+    model.model.norm.float()
+    model.model.layers[1].input_layernorm.half()
+    weights = Weights(model)
+    made = qtutor.plan(weights, recipe, IDS, letters())
+    qtutor.quantize_to(weights, tmp_path / "streamed", recipe, IDS, letters(), progress=False, tell=lambda said: None)
+    qtutor.quantize(model, recipe, IDS, progress=False)
+    qtutor.export(model, tmp_path / "memory", tokenizer=letters())
+    found = contents(tmp_path / "streamed")
+    assert found == contents(tmp_path / "memory") and made.nbytes == sum(map(len, found.values()))
 
 
 def test_the_same_ends_of_a_text_as_in_memory(tmp_path):
@@ -224,6 +239,8 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     assert made.memory - alone.memory == 4 * (2 * IDS.numel() * 64 + block)
     unused = qtutor.plan(source, qtutor.Recipe("rtn", group_size=32), IDS, device="cpu")  # it needs no text
     assert (unused.states, alone.states, made.states) == (0, states // 2, states)
+    # States, the block, the inputs of down_proj, and a Hessian of its size: it and a copy in float64, then a factor.
+    assert alone.memory - unused.memory == 4 * (IDS.numel() * (64 + 128) + block) + (8 + 8 + 4 + 4) * 128**2
     fewer = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS[:4], device="cpu")
     head, none = (qtutor.plan(source, qtutor.Recipe(lm_head=asked), device="cpu") for asked in (True, False))
     assert head.memory - none.memory == 16 * (256 * 64 - 128 * 64)  # the head is larger than any layer of the blocks

@@ -38,6 +38,7 @@ def test_blocks_of_rows_join_to_the_whole(monkeypatch, group):
 def test_bytes_are_the_packed_ones():
     quantized = rtn.quantize(torch.randn(64, 256), qtutor.IntGrid(3), 64)
     layer = QuantLinear.from_quantized(quantized)
+    assert QuantLinear(64, 256, quantized.grid, 64).bias is None  # unless one is asked for
     assert layer.nbytes == quantized.nbytes
     assert sum(buffer.nbytes for buffer in layer.state_dict().values()) == quantized.nbytes
 
