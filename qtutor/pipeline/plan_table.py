@@ -23,7 +23,7 @@ class Row:
     shape: tuple[int, ...]
     nbytes: int
     bytes_before: int
-    bits: float = 0.0
+    bits: float | None = None
     method: str = ""
     group_size: int | None = None
     why: str = ""

@@ -546,6 +546,7 @@ LAYERS = [
     ({"group_size": -7}, "group_size is -7"),
     ({"group_size": 16}, "model.layers.0.mlp.up_proj.scales (F16 [128, 2], expected F16 [128, 4])"),
     ({"shape": [128, 10**7]}, "shape is [128, 10000000]; expected [128, 64], as in the config"),
+    ({"shape": [128.0, 64]}, "shape is [128.0, 64]; expected [128, 64], as in the config"),
     ({"shape": "x" * 70_000}, "shape is 'xxx"),
     ({"nested": True}, "nested is True; expected false"),
     ({"bias": True}, "bias is True; expected false, as in the config"),
@@ -568,6 +569,18 @@ def test_a_threshold_beyond_64_bits_is_a_number_like_any_other(tmp_path):
     assert found.get_submodule(name).threshold == 2.0**64
     with torch.inference_mode():
         assert found(some_ids()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [None, 0, 1e30, 6.5, -0.1, 1.1e30, float("inf"), True, "6", [6]], ids=str)
+def test_a_threshold_is_a_number_from_0_or_none_at_all(tmp_path, value):
+    folder = qtutor.export(quantized(method="int8"), tmp_path / "out")
+    about = json.loads((folder / "qtutor.json").read_text())
+    about["layers"][UP]["threshold"] = value
+    (folder / "qtutor.json").write_text(json.dumps(about))
+    if value in (None, 0, 1e30, 6.5):
+        assert qtutor.load_quantized(folder, "cpu").get_submodule(UP).threshold == value
+    else:
+        refused(folder, f"{UP} is damaged: threshold is ", "null, or a number from 0", load=qtutor.load_quantized)
 
 
 @pytest.mark.parametrize("values, words", [*DESCRIPTIONS, *[({"layer": layer}, words) for layer, words in LAYERS]])
@@ -631,6 +644,17 @@ def test_tensors_are_compared_with_what_the_layers_are_stored_as(tmp_path, kind,
     tensors[f"{UP}.{kind}"] = edit(tensors[f"{UP}.{kind}"])
     save_file(tensors, folder / "model.safetensors")
     refused(folder, words, "model.safetensors", load=qtutor.load_quantized)
+
+
+def test_a_scale_may_be_0(tmp_path):
+    """Then a group is 0 as a whole."""
+    folder = qtutor.export(quantized(), tmp_path / "out")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{UP}.scales"][0] = 0
+    save_file(tensors, folder / "model.safetensors")
+    layer = qtutor.load_quantized(folder, device="cpu").get_submodule(UP)
+    weight = layer.quantized().dequantize()
+    assert (weight[0] == 0).all() and weight[1].any()
 
 
 def test_norms_are_numbers_and_nested_scales_are_not_negative(tmp_path):

@@ -82,12 +82,34 @@ def test_clipping_never_raises_the_error_of_the_output(bits, symmetric, group):
     assert clipped.nbytes == nearest.nbytes
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_clipping_keeps_a_zero_at_the_end_of_the_codes(bits, sign):
+    """One-sided weights have their zero at the first or the last code, where a step beyond is none."""
+    weight, x, grid = sign * weights(12, 64, seed=bits).abs(), correlated(200, 64, seed=3), qtutor.IntGrid(bits)
+    clipped, nearest = awq.quantize(weight, x.T @ x, grid, 16), rtn.quantize(weight, grid, 16)
+    last = 0 if sign > 0 else 2**bits - 1
+    assert (nearest.zeros == last).all() and (clipped.zeros == last).float().mean() > 0.5
+    errors = [(x @ (weight - q.dequantize()).double().T).norm(dim=0) for q in (clipped, nearest)]
+    assert (errors[0] <= errors[1] * (1 + 1e-4)).all()
+
+
 def test_one_scale_for_the_tensor_and_empty_ones_are_rounded_to_nearest():
     weight, grid = weights(4, 64, seed=1), qtutor.IntGrid(4)
     assert torch.equal(awq.quantize(weight, torch.eye(64), grid, PER_TENSOR).codes, rtn.quantize(weight, grid, 0).codes)
     assert awq.quantize(torch.zeros(0, 8), torch.eye(8), grid, 8).shape == (0, 8)
     with pytest.raises(qtutor.QtutorError, match=r"^groups of 5"):
         awq.quantize(torch.zeros(2, 8), torch.eye(8), grid, 5)
+
+
+def test_a_norm_that_adds_to_its_weight_is_divided_as_a_whole():
+    """Gemma's norms multiply by 1 + w."""
+    norm, reader, scale = nn.RMSNorm(64), layer(8, 64, seed=1), torch.linspace(0.5, 2, 64)
+    norm.weight.data = torch.linspace(-0.5, 3, 64)
+    gain, before = norm.weight.detach() + 1, reader.weight.detach().clone()
+    awq.fold(norm, [reader], scale, norm_offset=1.0)
+    assert torch.allclose(norm.weight + 1, gain / scale, rtol=1e-5)
+    assert torch.allclose(reader.weight, before * scale, rtol=1e-5)
 
 
 def test_columns_behind_a_norm_weight_of_0_stay_as_they_are():

@@ -70,11 +70,11 @@ WITHOUT_WEIGHTS = METHODS | {
 
 
 @pytest.mark.parametrize("method", WITHOUT_WEIGHTS)
-@pytest.mark.parametrize("size", [16, PER_CHANNEL, PER_TENSOR])
+@pytest.mark.parametrize("size", [1, 16, PER_CHANNEL, PER_TENSOR])
 @pytest.mark.parametrize("shape", [(0, 64), (64, 0), (0, 0)], ids=str)
 def test_of_matrices_without_weights(method, shape, size):
     for grid in GRIDS[:2] if method in ("hqq", "sinq") else GRIDS:
-        groups = {16: shape[1] // 16, PER_CHANNEL: min(shape[1], 1)}
+        groups = {1: shape[1], 16: shape[1] // 16, PER_CHANNEL: min(shape[1], 1)}
         shaped = (1, 1) if size == PER_TENSOR else (shape[0], groups[size])
         found = WITHOUT_WEIGHTS[method](torch.zeros(shape), torch.eye(shape[1]), grid, size)
         promised(found, shape, shaped, grid)

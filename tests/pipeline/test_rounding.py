@@ -76,6 +76,14 @@ def test_damping_that_had_to_be_raised_is_reported(damping):
     assert f"model.layers.1.mlp.down_proj: {few}{raised}" in report.notes
 
 
+@pytest.mark.parametrize("tokens", [63, 64])
+def test_as_many_tokens_as_inputs_are_not_too_few(tokens):
+    recipe = qtutor.Recipe("gptq", group_size=32, propagate=False)
+    report = qtutor.quantize(tiny(), recipe, some_ids(1, tokens), progress=False)
+    few = [note for note in report.notes if "tokens for a width of 64: too few" in note]
+    assert len(few) == (12 if tokens < 64 else 0)  # six of the layers in each of the two blocks
+
+
 def rounded_first_block(recipe: Recipe, model=None):
     """The first block after its layers were rounded, the rounded layers, and the other changed tensors.
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -256,6 +257,22 @@ def test_states_are_kept_where_the_disk_reports_no_sizes(tmp_path, monkeypatch):
     disk = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(total=0, free=0))
     monkeypatch.setattr(states, "shutil", disk)
     assert states.KeptStates(tmp_path, (1, 2, 3, 4)).save(1, (torch.randn(2, 3, 4),), spare=1000)
+
+
+def test_states_that_another_process_removes_are_gone_as_well(tmp_path, monkeypatch):
+    kept = states.KeptStates(tmp_path, (1, 2, 3, 4))
+    for index in (1, 2):
+        assert kept.save(index, (torch.randn(2, 3, 4),), spare=0)
+    glob = Path.glob
+
+    def removed_meanwhile(folder, pattern):
+        found = list(glob(folder, pattern))
+        (folder / "states-00001.safetensors").unlink()
+        return found
+
+    monkeypatch.setattr(Path, "glob", removed_meanwhile)
+    kept.keep_only(2)
+    assert [path.name for path in tmp_path.iterdir()] == ["states-00002.safetensors"]
 
 
 def test_states_take_the_room_of_one_block(source, tmp_path):
