@@ -112,6 +112,17 @@ def test_a_norm_that_adds_to_its_weight_is_divided_as_a_whole():
     assert torch.allclose(reader.weight, before * scale, rtol=1e-5)
 
 
+def test_a_norm_weight_that_its_dtype_cannot_hold_stays():
+    """In float16, 60000 / 0.5 is infinite, and 1e-7 / 4 is 0. Other weights are divided, and rounded to float16."""
+    norm, reader = nn.RMSNorm(4), layer(8, 4, seed=1)
+    norm.weight.data = torch.tensor([60000.0, 1e-7, 1.5, 0.1])
+    before = reader.weight.detach().clone()
+    awq.fold(norm, [reader], torch.tensor([0.5, 4.0, 4.0, 3.0]), torch.float16)
+    assert norm.weight.tolist() == pytest.approx([60000, 1e-7, 0.375, (torch.tensor(0.1) / 3).half().item()])
+    factors = (reader.weight / before).mean(dim=0).tolist()
+    assert factors == pytest.approx([1, 1, 4, 0.1 / norm.weight[3].item()], rel=1e-5)
+
+
 def test_columns_behind_a_norm_weight_of_0_stay_as_they_are():
     """Their inputs are always 0, so any factor is right; but another one would widen the range of their group."""
     norm, reader = nn.RMSNorm(64), layer(8, 64, seed=1)

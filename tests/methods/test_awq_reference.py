@@ -37,6 +37,8 @@ def test_duo_scales_are_the_slow_ones(ratio, group):
     expected = torch.tensor(slow.duo_scales(x.tolist(), rows, ratio, group))
     assert torch.allclose(found, expected, rtol=1e-4)
     assert not torch.allclose(found, awq.scale_of(x.abs().mean(dim=0), ratio), rtol=1e-2)
+    whole_rows = awq.scale_of(x.abs().mean(dim=0), ratio, weights, x.shape[1])
+    assert torch.equal(awq.scale_of(x.abs().mean(dim=0), ratio, weights), whole_rows)
 
 
 @pytest.mark.parametrize("bits", [2, 3])

@@ -204,7 +204,7 @@ def blocks_run(source, out, recipe, said=None, ids=IDS) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "block"),
-    [*((name, block) for name in ("rtn", "gptq, propagated") for block in (1, 3, 4)), ("awq", 3)],
+    [*((name, block) for name in ("rtn", "gptq, propagated") for block in (1, 3, 4)), ("awq", 3), ("awq", 4)],
 )
 def test_it_goes_on_with_the_block_that_was_at_hand_and_says_so(source, whole, tmp_path, name, block):
     said, out = [], tmp_path / "out"
