@@ -259,6 +259,18 @@ def test_states_are_kept_where_the_disk_reports_no_sizes(tmp_path, monkeypatch):
     assert states.KeptStates(tmp_path, (1, 2, 3, 4)).save(1, (torch.randn(2, 3, 4),), spare=1000)
 
 
+def test_states_that_cannot_be_written_leave_nothing_behind(tmp_path, monkeypatch):
+    kept, own = states.KeptStates(tmp_path, (1, 2, 3, 4)), states.save_file
+
+    def full(tensors, path):
+        own(tensors, path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(states, "save_file", full)
+    assert kept.save(1, (torch.randn(2, 3, 4),), spare=0) is False
+    assert not list(tmp_path.iterdir()) and kept.load(1) is None
+
+
 def test_states_that_another_process_removes_are_gone_as_well(tmp_path, monkeypatch):
     kept = states.KeptStates(tmp_path, (1, 2, 3, 4))
     for index in (1, 2):
