@@ -102,3 +102,12 @@ def test_a_scale_is_never_0_even_for_the_tiniest_weights(bits, symmetric):
         grouped *= 2.0**-24 * (0.5 + seed % 5) / grouped.abs().mean()
         scale, _ = clip.search_together(grouped, x.T @ x, IntGrid(bits, symmetric=symmetric))
         assert (scale > 0).all() and scale.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [2.0**-100, 2.0**100])  # powers of two: not a bit may differ
+def test_ranges_are_the_same_for_inputs_of_any_size(size):
+    """A Hessian is a sum over tokens: float32 might not hold it, and only its proportions matter."""
+    grouped, x = weights(6, 64, seed=1).reshape(6, 4, 16), correlated(80, 64, seed=1).double()
+    expected = clip.search_together(grouped, x.T @ x, IntGrid(3))
+    found = clip.search_together(grouped, x.T @ x * size, IntGrid(3))
+    assert all(torch.equal(*pair) for pair in zip(found, expected))
