@@ -245,7 +245,14 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     head, none = (qtutor.plan(source, qtutor.Recipe(lm_head=asked), device="cpu") for asked in (True, False))
     assert head.memory - none.memory == 16 * (256 * 64 - 128 * 64)  # the head is larger than any layer of the blocks
     assert alone.memory - fewer.memory == 4 * (IDS.numel() - IDS[:4].numel()) * (64 + 128)
-    assert f"({states:,} bytes)" in str(made) and f"at most {made.nbytes + 2 * states:,} bytes until" in str(made)
+    room = f"{made.nbytes + 2 * states:,}"
+    end = f"""Result: {made.nbytes:,} bytes.
+Disk: at most {room} bytes until the run is done. The calibration states ({states:,} bytes) are kept after
+every block: reading them is cheaper than a forward pass through the finished blocks. If the disk has no room for
+them, they are not kept, and a run that is continued makes that pass instead.
+Memory: about {round(made.memory / 1e6)} MB."""
+    assert str(made).startswith("Plan: 14 layers of 2 decoder blocks are quantized.\n\nkind of layer")
+    assert str(made).endswith(f"\n\n{end}")
 
 
 @pytest.mark.parametrize(("size", "said"), [(0, "all"), (-1, "row"), (32, "32")])
