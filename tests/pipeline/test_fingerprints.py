@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,36 @@ def test_a_change_anywhere_is_found_as_far_as_the_file_is_read(tmp_path, monkeyp
         assert of_file(path) != before, place
     path.write_bytes(data[:-1])
     assert of_file(path) != before
+
+
+def test_of_a_large_file_256_pieces_of_4_kb_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "BEGINNING", 64)
+    path, size = tmp_path / "a.gguf", 4096 + 255 * 20_000  # a piece begins at every multiple of 20,000
+    path.write_bytes(bytes(size))
+    before = of_file(path)
+    read = {0: True, 4095: True, 4096: False, 20_000: True, 24_095: True, 24_096: False, 39_999: False}
+    for place, found in {**read, size - 4097: False, size - 4096: True, size - 1: True}.items():
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+            file.flush()
+            assert (of_file(path) != before) == found, place
+            file.seek(place)
+            file.write(b"\0")
+
+
+def test_models_with_the_same_bytes_in_other_tensors_differ():
+    """The name, dtype and shape of each tensor count, too."""
+
+    def of(module, cast=torch.float32, name="a"):
+        model = torch.nn.ModuleDict({name: module.to(cast)})
+        return fingerprints._of_tensors(SimpleNamespace(model=model, tensor=model.get_parameter))
+
+    def zeros(*shape):
+        return torch.nn.ParameterDict({"weight": torch.zeros(shape)})
+
+    same, others = of(zeros(2, 3)), [of(zeros(3, 2)), of(zeros(2, 3), name="b"), of(zeros(2, 6), torch.float16)]
+    assert of(zeros(2, 3)) == same and len({same, *others}) == 4
 
 
 def test_a_header_is_read_as_a_whole(tmp_path, monkeypatch):
