@@ -347,6 +347,16 @@ def test_gram_is_the_sum_of_products(symmetric, monkeypatch):
     assert Gram(symmetric=True, rounded=False).result() is None
 
 
+def test_a_gram_is_summed_in_float32_whatever_is_going_on_around_it():
+    """A wide block computes its layers with bfloat16 factors."""
+    x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    inside, outside = Gram(symmetric=True, rounded=False), Gram(symmetric=True, rounded=False)
+    outside.add(Factor(x), Factor(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.add(Factor(x), Factor(x))
+    assert torch.allclose(inside.result(), outside.result(), rtol=1e-5, atol=1e-4)
+
+
 def test_bytes_are_multiplied_where_their_sums_are_exact(monkeypatch):
     most = torch.full((8, 64), 127, dtype=torch.int8)
     exact = torch.equal(torch._int_mm(most, most.T), torch.full((8, 8), 64 * 127**2, dtype=torch.int32))
