@@ -90,8 +90,8 @@ class Plan:
         return "\n".join([*lines, f"Memory: about {self.memory / 1e6:,.0f} MB."])
 
 
-def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = None, tokenizer=None) -> Plan:
-    """The plan for ``weights``. token_ids: the text, int64 ``[samples, length]``, if the recipe needs one.
+def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None, tokenizer) -> Plan:
+    """The plan for ``weights``. token_ids: the text, int64 ``[samples, length]``; ``None`` if the recipe needs none.
 
     Raises :class:`QtutorError` for a group size that does not divide a layer's rows, a pattern that matches nothing,
     and a recipe that leaves every layer in float.
@@ -106,7 +106,7 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None = N
     tensors = folders.stored_tensors(packed)
     files = tuple(laid_out(folders.kinds(tensors)))
     propagate, states_shape = False, ()
-    if token_ids is not None and recipe.needs_calibration:
+    if token_ids is not None:
         propagate = propagates(model, recipe, token_ids.numel())
         states_shape = 1 + propagate, *token_ids.shape, model.config.hidden_size
     rows = (*rounded_rows(model, packed, recipes), *kept_rows(packed, tensors, recipe))
@@ -146,7 +146,7 @@ def _packed(model: nn.Module, recipes: dict[str, Recipe], outside: dict[str, nn.
     tied, dtypes = is_tied(model), {name: tensor.dtype for name, tensor in model.state_dict().items()}
     empty = shapes_alone(config_to_write(model))
     values = {name: torch.empty_like(shape, dtype=dtypes[name]) for name, shape in empty.state_dict().items()}
-    empty.load_state_dict(values, strict=True, assign=True)
+    empty.load_state_dict(values, assign=True)
     if tied:
         empty.tie_weights()
     for name, recipe in recipes.items():

@@ -93,6 +93,17 @@ def test_first_narrower_ranges_then_smaller_and_smaller_parts_of_a_step(bits, sy
     assert furthest == pytest.approx([1.6, 0.8, 0.4, 1.6], abs=1e-4)
 
 
+def test_a_zero_stays_a_code_even_where_more_would_help():
+    """All weights are far from 0, on one side: a zero beyond the codes would make the steps finer."""
+    x = correlated(200, 64, seed=3)
+    for sign in (1, -1):
+        grouped = sign * (20 + weights(12, 64, seed=1)).reshape(12, 4, 16)
+        scale, zero = clip.search_together(grouped, x.T @ x, IntGrid(4))
+        assert zero.dtype == torch.uint8 and zero.max() < 16
+        codes = IntGrid(4).encode(grouped, scale.unsqueeze(-1), zero.unsqueeze(-1))
+        assert codes.max() < 16 and ((zero == 0) if sign > 0 else (zero == 15)).any()
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [2, 3])
 def test_a_scale_is_never_0_even_for_the_tiniest_weights(bits, symmetric):

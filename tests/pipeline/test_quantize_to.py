@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,8 @@ def test_several_files_of_weights_come_back(tmp_path, monkeypatch):
     assert len(files) == len(made.files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert contents(tmp_path / "streamed") == contents(tmp_path / "memory")
     assert made.nbytes == sum(len(data) for data in contents(tmp_path / "streamed").values())
+    assert f"bytes in {len(files)} files of weights." in str(made)
+    assert " in 2 files of weights." in str(replace(made, files=made.files[:2]))
     one, several = (qtutor.load(tmp_path / name, device="cpu")[0] for name in ("one", "streamed"))
     with torch.inference_mode():
         assert torch.equal(one(IDS).logits, several(IDS).logits)
