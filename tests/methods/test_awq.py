@@ -14,7 +14,7 @@ import qtutor
 from qtutor import awq, rtn
 from qtutor.calibration import walk
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
-from qtutor.methods import scaling, transforms
+from qtutor.methods import clip, scaling, transforms
 from tests.methods.test_gptq import correlated, output_error, weights
 from tests.models import FAMILIES, some_ids, tiny
 
@@ -92,6 +92,15 @@ def test_clipping_keeps_a_zero_at_the_end_of_the_codes(bits, sign):
     assert (nearest.zeros == last).all() and (clipped.zeros == last).float().mean() > 0.5
     errors = [(x @ (weight - q.dequantize()).double().T).norm(dim=0) for q in (clipped, nearest)]
     assert (errors[0] <= errors[1] * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize(("columns", "rounds"), [(64, 3), (65, 2)])
+def test_wide_layers_leave_out_the_last_finest_round(columns, rounds, monkeypatch):
+    monkeypatch.setattr(awq, "NARROW", 64)
+    search, given = clip.search_together, []
+    monkeypatch.setattr(clip, "search_together", lambda *all: (given.append(all[3]), search(*all))[1])
+    awq.quantize(weights(4, columns, seed=1), torch.eye(columns), qtutor.IntGrid(4), PER_CHANNEL)
+    assert given == [rounds]
 
 
 def test_one_scale_for_the_tensor_and_empty_ones_are_rounded_to_nearest():

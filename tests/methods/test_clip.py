@@ -122,3 +122,15 @@ def test_ranges_are_the_same_for_inputs_of_any_size(size):
     expected = clip.search_together(grouped, x.T @ x, IntGrid(3))
     found = clip.search_together(grouped, x.T @ x * size, IntGrid(3))
     assert all(torch.equal(*pair) for pair in zip(found, expected))
+
+
+def test_ranges_are_fitted_some_at_a_time(monkeypatch):
+    """Otherwise all ranges of a large matrix would be in memory at once."""
+    grouped, grid = weights(6, 64, seed=1).reshape(6, 4, 16), IntGrid(3)
+    whole = [torch.cat(parts) for parts in zip(*clip.ranges(grouped, grid, 20, 0.5))]
+    assert len(whole[0]) == 21 + len(wider_ranges(grid))
+    for ends, together in ((1, 1), (5 * 48, 5), (5 * 48 + 47, 5)):  # a group has two ends
+        monkeypatch.setattr(clip, "FITTED", ends)
+        parts = list(clip.ranges(grouped, grid, 20, 0.5))
+        assert {len(scales) for scales, _ in parts[:-1]} == {together}
+        assert all(torch.equal(torch.cat(some), all) for some, all in zip(zip(*parts), whole))

@@ -201,7 +201,8 @@ def test_explain_is_a_table(capsys):
     with torch.inference_mode():
         made = layer_of(4, 32)
     explain(made)
-    assert "inference mode" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "inference mode" in out and "; 1 token of float32 on cpu\n" in out
 
 
 def test_without_numba_the_reference_computes_and_one_warning_says_so():
