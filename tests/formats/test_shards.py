@@ -60,6 +60,7 @@ def test_several_files_hold_every_tensor_once_and_none_is_larger_than_it_must_be
     assert (index is None) == (len(files) == 1)
     if index:
         told = json.loads(index)
+        assert index == json.dumps(told, indent=2) + "\n"  # for people, as transformers writes it
         assert told["metadata"]["total_size"] == sum(map(bytes_of, kinds.values()))
         assert told["weight_map"] == {name: file.name for file in files for name in file.places}
 
