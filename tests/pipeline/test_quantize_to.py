@@ -138,6 +138,8 @@ def test_the_same_ends_of_a_text_as_in_memory(tmp_path):
     found = contents(tmp_path / "streamed")
     assert found == contents(tmp_path / "memory")
     assert json.loads(found["generation_config.json"])["eos_token_id"] == [2, 7]
+    for name in ("generation_config.json", "qtutor.json"):  # for people: a line for each item
+        assert found[name].decode() == json.dumps(json.loads(found[name]), indent=1) + "\n"
     assert qtutor.plan(source, recipe, device="cpu").nbytes == sum(map(len, found.values()))
 
 
