@@ -24,9 +24,9 @@ class CalibratedBlock(Stream):
     :meth:`readings`.
     """
 
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = field(kw_only=True)
     twin: Stream | None = None
-    token_weights: bool = True
+    token_weights: bool = field(kw_only=True)
     wanted: torch.Tensor | None = None
     _sizes: dict[int, torch.Tensor] = field(default_factory=dict)
 

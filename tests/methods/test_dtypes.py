@@ -8,6 +8,7 @@ from qtutor.core.float_grid import MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
 from qtutor.core.scales import NestedScales
+from qtutor.errors import QtutorError
 from qtutor.methods import hqq, sinq
 
 GRIDS = [IntGrid(3), IntGrid(4, symmetric=True), bnb.NF4, bnb.INT8, MXFP4, NVFP4]
@@ -79,6 +80,17 @@ def test_of_matrices_without_weights(method, shape, size):
         found = WITHOUT_WEIGHTS[method](torch.zeros(shape), torch.eye(shape[1]), grid, size)
         promised(found, shape, shaped, grid)
         assert (found.scales == 1).all() and (found.zeros is None or (found.zeros == grid.middle).all())
+
+
+@pytest.mark.parametrize("method", WITHOUT_WEIGHTS)
+def test_weights_that_are_no_finite_matrix_are_refused(method):
+    weight, eye = torch.ones(4, 64), torch.eye(64)
+    weight[2, 5] = float("nan")
+    with pytest.raises(QtutorError, match=r"^1 of 256 weights are NaN or infinite, the first at \[2, 5\]"):
+        WITHOUT_WEIGHTS[method](weight, eye, GRIDS[0], 16)
+    for wrong in (torch.ones(64), torch.ones(4, 64, dtype=torch.int32)):
+        with pytest.raises(QtutorError, match="a floating-point matrix"):
+            WITHOUT_WEIGHTS[method](wrong, eye, GRIDS[0], 16)
 
 
 def promised(quantized, shape, groups, grid) -> None:

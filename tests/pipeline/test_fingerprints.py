@@ -45,6 +45,16 @@ def test_of_a_large_file_256_pieces_of_4_kb_are_read(tmp_path, monkeypatch):
             file.write(b"\0")
 
 
+def test_the_first_megabyte_is_read_as_a_whole(tmp_path):
+    """GGUF files have their metadata there."""
+    path, size = tmp_path / "a.gguf", 4096 + 255 * 20_000
+    path.write_bytes(bytes(size))
+    before = of_file(path)
+    for place, found in ((12_345, True), (2**20 - 1, True), (2**20 + 10_000, False)):
+        path.write_bytes(bytes(place) + b"x" + bytes(size - place - 1))
+        assert (of_file(path) != before) == found, place
+
+
 def test_models_with_the_same_bytes_in_other_tensors_differ():
     """The name, dtype and shape of each tensor count, too."""
 
