@@ -60,7 +60,7 @@ def _named_grid(change: Mapping, recipe) -> Grid | None:
     """The grid that an exception of ``recipe`` names by a method or by levels, or ``None``."""
     method, levels = (str(change.get(name, "")) for name in ("method", "levels"))
     named = METHODS.get(method or recipe.method)
-    return LEVELS.get(levels) or (named.codebook if method and named else None)
+    return LEVELS.get(levels) or (named and named.codebook)
 
 
 def _leaves_levels(recipe, change: Mapping) -> bool:

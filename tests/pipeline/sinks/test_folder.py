@@ -259,6 +259,33 @@ def test_states_are_kept_where_the_disk_reports_no_sizes(tmp_path, monkeypatch):
     assert states.KeptStates(tmp_path, (1, 2, 3, 4)).save(1, (torch.randn(2, 3, 4),), spare=1000)
 
 
+@pytest.mark.parametrize("what", ["shape", "dtype", "wider"])
+def test_a_tensor_that_is_not_as_planned_is_never_written(source, whole, tmp_path, monkeypatch, what):
+    """It would overwrite its neighbours in the file. Only floating-point numbers are converted to the planned dtype."""
+    changes = {
+        "shape": lambda scales: scales[:1],
+        "dtype": lambda scales: scales.to(torch.int16),
+        "wider": torch.Tensor.double,
+    }
+    own = folders.IntoFolder.take
+
+    def take(self, item):
+        if isinstance(item, folders.Packed) and (what == "wider" or item.name.endswith("1.mlp.up_proj")):
+            item.module.scales = changes[what](item.module.scales)
+        own(self, item)
+
+    monkeypatch.setattr(folders.IntoFolder, "take", take)
+    if what == "wider":
+        run(source, tmp_path / "out", recipe_called("rtn"))
+        assert contents(tmp_path / "out") == whole("rtn")[1]
+        return
+    with pytest.raises(
+        ValueError, match=r"1\.mlp\.up_proj\.scales is torch\.(float|int)16 \[.*but the plan has torch\.float16 "
+    ):
+        run(source, tmp_path / "out", recipe_called("rtn"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_states_that_cannot_be_written_leave_nothing_behind(tmp_path, monkeypatch):
     kept, own = states.KeptStates(tmp_path, (1, 2, 3, 4)), states.save_file
 
