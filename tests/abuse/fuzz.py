@@ -130,6 +130,7 @@ def in_a_process(run) -> tuple[str, str]:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         signal.alarm(SECONDS)
         try:
+            torch.set_num_threads(1)  # a forked process has none of the threads that its parent computes with
             os.write(out, json.dumps(run()).encode())
         finally:
             os._exit(0)

@@ -63,8 +63,11 @@ class Run:
             try:
                 os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                import torch
+
                 from qtutor import cli
 
+                torch.set_num_threads(1)  # a forked process has none of its parent's threads
                 status = cli.main(argv)
             finally:  # an interrupt outside of main must not run this script's own clean-up
                 os._exit(status)

@@ -347,6 +347,13 @@ def test_gram_is_the_sum_of_products(symmetric, monkeypatch):
     assert Gram(symmetric=True, rounded=False).result() is None
 
 
+@pytest.mark.parametrize(("wide", "rounded"), [(64, True), (65, False), (None, False)])
+def test_only_wide_blocks_may_round_to_bytes(wide, rounded):
+    """A block of width 64, with samples of another length."""
+    block = next(walk.walk(tiny(), some_ids(3, 20), wide=wide))
+    assert [block.gram(symmetric).rounded for symmetric in (True, False)] == [rounded] * 2
+
+
 def test_a_gram_is_summed_in_float32_whatever_is_going_on_around_it():
     """A wide block computes its layers with bfloat16 factors."""
     x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
