@@ -63,8 +63,11 @@ def test_quantize_takes_it_with_a_tokenizer_alone(tokenizer):
     recipe = qtutor.Recipe(method="gptq", group_size=32)
     with pytest.raises(qtutor.QtutorError, match=r"needs text: pass calibration=.*only tokenizer=, the built-in text"):
         qtutor.quantize(model, recipe, progress=False)
-    with pytest.warns(UserWarning, match=r"no calibration text was given, so 8,192 tokens \(128 samples of 64\)"):
+    with pytest.warns(
+        UserWarning, match=r"no calibration text was given, so 8,192 tokens \(128 samples of 64\)"
+    ) as given:
         report = qtutor.quantize(model, recipe, progress=False, tokenizer=tokenizer)
+    assert given[0].filename == __file__  # Python shows the caller's line
     assert report.rows and all(row.output_error is not None for row in report.rows)
 
 

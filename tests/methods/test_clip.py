@@ -48,7 +48,7 @@ def test_gptq_clipped_by_its_own_count_on_independent_inputs(act_order, static, 
         return
     grouped = weight.reshape(6, -1, 64 if group == PER_CHANNEL else group)
     counted = importance.reshape(grouped.shape[1:])
-    scale, zero = clip.search(grouped, grid, lambda e: (e.square() * counted).sum(-1), shrink=gptq.CLIP_SHRINK)
+    scale, zero = clip.search(grouped, grid, lambda e: (e.square() * counted).sum(-1), shrink=0.6)  # down to 0.4
     same = (ours.scales == scale) & (ours.zeros == zero)
     assert same.float().mean() > 0.95  # the costs of two ranges may differ only in the last bit
     codes = rtn.encode_groups(grouped, ours.scales, ours.zeros, grid).reshape(6, 64)
