@@ -58,6 +58,8 @@ def test_a_group_size_that_does_not_fit_is_refused():
             refuse(4, 96, IntGrid(4), 64)
         with pytest.raises(QtutorError, match=r"groups of -2 do not divide rows of 96 weights\. Choose 16, 32 or -1"):
             refuse(4, 96, IntGrid(4), -2)
+        with pytest.raises(QtutorError, match="Choose 16, 32, 64, 128, 256 or -1"):
+            refuse(4, 768, IntGrid(4), 48 + 1)
 
 
 def test_scales_and_the_way_they_are_stored_cannot_come_to_differ():

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import qtutor
 from qtutor.families import linear_layers
+from qtutor.pipeline import finishing
 from qtutor.runtime.kernels import cpu
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear
 from tests.live_bytes import LiveBytes
@@ -140,3 +141,13 @@ def test_memory_never_holds_a_second_float_model():
     assert report.bytes_after <= live.now < report.bytes_after + largest
     working = live.peak - report.bytes_after
     assert working < 5 * largest < floats / 10
+
+
+@pytest.mark.parametrize(("options", "shown"), [({}, True), ({"progress": True}, True), ({"progress": False}, False)])
+def test_a_bar_shows_the_progress_unless_nobody_wants_it(options, shown, monkeypatch):
+    bars, own = [], finishing.tqdm
+    monkeypatch.setattr(
+        finishing, "tqdm", lambda *given, **named: (bars.append(named["disable"]), own(*given, **named))[1]
+    )
+    qtutor.quantize(tiny(), qtutor.Recipe(group_size=32), **options)
+    assert bars == [not shown]

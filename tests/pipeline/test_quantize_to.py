@@ -244,6 +244,7 @@ def test_the_plan_says_what_stays_in_float_and_why(tmp_path):
     assert made.memory - alone.memory == 4 * (2 * IDS.numel() * 64 + block)
     unused = qtutor.plan(source, qtutor.Recipe("rtn", group_size=32), IDS, device="cpu")  # it needs no text
     assert (unused.states, alone.states, made.states) == (0, states // 2, states)
+    assert [plan.propagate for plan in (unused, alone, made)] == [False, False, True]
     # States, the block, the inputs of down_proj, and a Hessian of its size: it and a copy in float64, then a factor.
     assert alone.memory - unused.memory == 4 * (IDS.numel() * (64 + 128) + block) + (8 + 8 + 4 + 4) * 128**2
     fewer = qtutor.plan(source, qtutor.Recipe("gptq", group_size=32, propagate=False), IDS[:4], device="cpu")
@@ -281,6 +282,7 @@ def test_the_plan_names_the_method_that_rounds(tmp_path, method, head):
         ({"group_size": 48}, r"model\.layers\.0\.self_attn\.q_proj: groups of 48 do not divide rows of 64"),
         ({"layers": {"*": "float"}}, r"\* leaves no layer to be quantized"),
         ({"layers": {"lm_hat": "float"}}, "no layer is called 'lm_hat'"),
+        ({"layers": {"model.layers.0.mlp": "float"}}, "no layer is called .model.layers.0.mlp."),
         ({"layers": {"lm_head": {"bits": 8}}}, "no layer is called 'lm_head'"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import qtutor
-from qtutor import Recipe, awq, gptq, rtn
+from qtutor import Recipe, awq, bnb, gptq, rtn
 from qtutor.calibration import precision
 from qtutor.calibration.walk import walk
 from qtutor.families import LLAMA, linear_layers
@@ -244,3 +244,14 @@ def test_what_cannot_be_rounded_is_refused_before_any_search(method, what, monke
     monkeypatch.setattr(rounding, "_reading", None)
     with pytest.raises(qtutor.QtutorError, match=r"model\.layers\.0\.mlp\.down_proj: .*(groups of 48|NaN)"):
         rounded_first_block(recipe, model)
+
+
+def test_layers_that_read_the_same_input_keep_nested_scales_of_their_own():
+    """Among layers of GPTQ, NF4 rounds q, k and v one by one: its second scales count all first scales of a matrix."""
+    model, plain = tiny(), tiny()
+    recipe = qtutor.Recipe("gptq", group_size=32, layers={"*.self_attn.*": {"method": "nf4"}})
+    qtutor.quantize(model, recipe, some_ids(8), progress=False)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        found = getattr(model.model.layers[0].self_attn, name).quantized()
+        alone = bnb.quantize(getattr(plain.model.layers[0].self_attn, name).weight.data, bnb.NF4, 32)
+        assert torch.equal(found.codes, alone.codes) and torch.equal(found.dequantize(), alone.dequantize())
