@@ -91,7 +91,7 @@ class Plan:
 
 
 def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None, tokenizer) -> Plan:
-    """The plan for ``weights``. token_ids: the text, int64 ``[samples, length]``; ``None`` if the recipe needs none.
+    """The plan for ``weights``. token_ids: the text, int64 ``[samples, length]``, or ``None`` if there is none.
 
     Raises :class:`QtutorError` for a group size that does not divide a layer's rows, a pattern that matches nothing,
     and a recipe that leaves every layer in float.
@@ -106,7 +106,7 @@ def plan_of(weights: Weights, recipe: Recipe, token_ids: torch.Tensor | None, to
     tensors = folders.stored_tensors(packed)
     files = tuple(laid_out(folders.kinds(tensors)))
     propagate, states_shape = False, ()
-    if token_ids is not None:
+    if token_ids is not None and recipe.needs_calibration:  # text may only have served to choose bits
         propagate = propagates(model, recipe, token_ids.numel())
         states_shape = 1 + propagate, *token_ids.shape, model.config.hidden_size
     rows = (*rounded_rows(model, packed, recipes), *kept_rows(packed, tensors, recipe))
