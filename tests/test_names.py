@@ -1,7 +1,7 @@
 """The public names, which scripts of users call."""
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import subprocess

@@ -34,6 +34,7 @@ import torch
 
 import qtutor
 from tests.abuse import damage, gguf_damage
+from tests.forks import fork
 
 MEMORY = 3 << 30  # bytes that a process may use in addition to those it already has
 SECONDS = 30
@@ -120,7 +121,7 @@ def logits(path: Path) -> torch.Tensor:
 def in_a_process(run) -> tuple[str, str]:
     """Call ``run`` in its own process, with limited memory and time. Returns its result."""
     into, out = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         os.close(into)
         os.dup2(os.open(os.devnull, os.O_RDWR), 2)
@@ -130,7 +131,6 @@ def in_a_process(run) -> tuple[str, str]:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         signal.alarm(SECONDS)
         try:
-            torch.set_num_threads(1)  # a forked process has none of the threads that its parent computes with
             os.write(out, json.dumps(run()).encode())
         finally:
             os._exit(0)

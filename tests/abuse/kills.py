@@ -34,6 +34,7 @@ import time
 from pathlib import Path
 
 from qtutor.files.staging import SUFFIX, UNFINISHED
+from tests.forks import fork
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -57,17 +58,14 @@ class Run:
                 self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
                 self.pid = self.process.pid
             return
-        self.process, self.pid = None, os.fork()
+        self.process, self.pid = None, fork()
         if self.pid == 0:
             status = 130
             try:
                 os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                import torch
-
                 from qtutor import cli
 
-                torch.set_num_threads(1)  # a forked process has none of its parent's threads
                 status = cli.main(argv)
             finally:  # an interrupt outside of main must not run this script's own clean-up
                 os._exit(status)

@@ -24,6 +24,7 @@ from qtutor.formats import shards
 from qtutor.pipeline import finishing
 from qtutor.pipeline.sinks import folder as folders
 from qtutor.pipeline.sinks import states
+from tests.forks import fork
 from tests.gguf.small_tokenizers import letters
 from tests.models import VOCABULARY, some_ids
 from tests.pipeline.test_quantize_to import contents
@@ -112,10 +113,9 @@ class Counted:
 
 def killed(source, out, recipe, line: int) -> bool:
     """Run in a new process that is killed at a line; returns whether it was killed, and not finished before."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)  # a forked process has none of the threads that its parent computes with
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             with Counted(line, lambda: os.kill(os.getpid(), signal.SIGKILL)):
                 run(source, out, recipe)
@@ -261,31 +261,34 @@ def test_states_are_kept_where_the_disk_reports_no_sizes(tmp_path, monkeypatch):
     assert states.KeptStates(tmp_path, (1, 2, 3, 4)).save(1, (torch.randn(2, 3, 4),), spare=1000)
 
 
-@pytest.mark.parametrize("what", ["shape", "dtype", "wider"])
-def test_a_tensor_that_is_not_as_planned_is_never_written(source, whole, tmp_path, monkeypatch, what):
-    """It would overwrite its neighbours in the file. Only floating-point numbers are converted to the planned dtype."""
-    changes = {
-        "shape": lambda scales: scales[:1],
-        "dtype": lambda scales: scales.to(torch.int16),
-        "wider": torch.Tensor.double,
-    }
-    own, expected = folders.IntoFolder.take, whole("rtn")[1]
+def change_scales(monkeypatch, layer: str, change) -> None:
+    """From now on, all layers whose names end with ``layer`` come with changed scales."""
+    own = folders.IntoFolder.take
 
     def take(self, item):
-        if isinstance(item, folders.Packed) and (what == "wider" or item.name.endswith("1.mlp.up_proj")):
-            item.module.scales = changes[what](item.module.scales)
+        if isinstance(item, folders.Packed) and item.name.endswith(layer):
+            item.module.scales = change(item.module.scales)
         own(self, item)
 
     monkeypatch.setattr(folders.IntoFolder, "take", take)
-    if what == "wider":
-        run(source, tmp_path / "out", recipe_called("rtn"))
-        assert contents(tmp_path / "out") == expected
-        return
+
+
+@pytest.mark.parametrize("change", [lambda scales: scales[:1], lambda scales: scales.to(torch.int16)])
+def test_a_tensor_that_is_not_as_planned_is_never_written(source, tmp_path, monkeypatch, change):
+    """It would overwrite its neighbours in the file."""
+    change_scales(monkeypatch, "1.mlp.up_proj", change)
     with pytest.raises(
         ValueError, match=r"1\.mlp\.up_proj\.scales is torch\.(float|int)16 \[.*but the plan has torch\.float16 "
     ):
         run(source, tmp_path / "out", recipe_called("rtn"))
     assert not (tmp_path / "out").exists()
+
+
+def test_floating_point_numbers_are_converted_to_the_planned_dtype(source, whole, tmp_path, monkeypatch):
+    _, expected = whole("rtn")  # before anything is changed
+    change_scales(monkeypatch, "", torch.Tensor.double)
+    run(source, tmp_path / "out", recipe_called("rtn"))
+    assert contents(tmp_path / "out") == expected
 
 
 def test_states_that_cannot_be_written_leave_nothing_behind(tmp_path, monkeypatch):
@@ -484,10 +487,9 @@ def test_two_runs_for_one_place_do_not_meet(source, tmp_path):
     own = folders.IntoFolder.finish
 
     def finish(self):
-        child = os.fork()
+        child = fork()
         if child == 0:
             try:
-                torch.set_num_threads(1)
                 run(source, out, recipe_called("rtn"))
             except qtutor.QtutorError as error:
                 os._exit(5 if "another run is writing" in str(error) else 6)
