@@ -75,16 +75,9 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without a tied output matrix; other shared memory is copied, since safetensors refuses it."""
-    tensors, seen, tied = {}, set(), f"{family_of(model).head}.weight" if is_tied(model) else None
-    for name, tensor in model.state_dict().items():
-        if name == tied:
-            continue
-        tensor = tensor.contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if tensor.numel() and storage in seen else tensor
-        seen.add(storage)
-    return tensors
+    """The state dict without a tied output matrix."""
+    tied = f"{family_of(model).head}.weight" if is_tied(model) else None
+    return {name: tensor for name, tensor in model.state_dict().items() if name != tied}
 
 
 def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, Kind]:

@@ -527,6 +527,7 @@ DESCRIPTIONS = [
     ({"layers": {}}, "layers is {}"),
     ({"recipe": 3}, "recipe is 3"),
     ({"recipe": {"method": "x"}}, "recipe cannot be followed"),
+    ({"recipe": {"layers": {"model.layers.0": "float"}}}, "no layer is called 'model.layers.0'"),
     ({"recipe": {"method": "nf4", "group_size": 32}}, "by the recipe in the file it is nf4, groups of 32"),
     ({"recipe": {"bits": 3, "group_size": 32}}, "stored as 4 bits asymmetric, groups of 32, and by the recipe"),
 ]
