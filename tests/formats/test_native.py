@@ -71,6 +71,17 @@ def test_thresholds_of_int8_come_back(tmp_path, threshold):
     assert {block.mlp.down_proj.threshold for block in older} == {qtutor.bnb.THRESHOLD}
 
 
+def test_an_export_from_before_recipes_were_stored_is_read(tmp_path):
+    model = quantized()
+    path = qtutor.export(model, tmp_path / "out") / "qtutor.json"
+    about = json.loads(path.read_text())
+    del about["recipe"]
+    path.write_text(json.dumps(about))
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+
+
 def test_dtype_comes_back(tmp_path):
     model = tiny(dtype=torch.bfloat16)
     qtutor.quantize(model, qtutor.Recipe(group_size=32), progress=False)

@@ -65,6 +65,12 @@ def test_several_files_hold_every_tensor_once_and_none_is_larger_than_it_must_be
         assert told["weight_map"] == {name: file.name for file in files for name in file.places}
 
 
+def test_a_file_holds_5_gb_unless_one_tensor_is_larger():
+    sizes = {"a": 4 * 10**9, "b": 10**9, "c": 1, "d": 6 * 10**9, "e": 5 * 10**9}
+    files = laid_out({name: (torch.uint8, (size,)) for name, size in sizes.items()})
+    assert [list(file.places) for file in files] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
 def test_what_is_written_stays_when_files_are_opened_again(tmp_path):
     kinds = {"a": (torch.float32, (3, 4)), "b": (torch.uint8, (5,)), "c": (torch.bfloat16, ())}
     tensors, files = filled(kinds), laid_out(kinds)

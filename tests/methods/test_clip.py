@@ -134,3 +134,12 @@ def test_ranges_are_fitted_some_at_a_time(monkeypatch):
         parts = list(clip.ranges(grouped, grid, 20, 0.5))
         assert {len(scales) for scales, _ in parts[:-1]} == {together}
         assert all(torch.equal(torch.cat(some), all) for some, all in zip(zip(*parts), whole))
+
+
+@pytest.mark.parametrize(("weight", "scale"), [(0.55, 0.8), (0.9, 0.9), (7.7, 1.1), (10.0, 1.2)])
+def test_a_scale_moves_to_its_best_value_but_by_a_fifth_at_most(weight, scale):
+    """The codes are 1 or 7, so the best scale is the weight or a seventh of it; a larger move would change codes."""
+    judge = clip.Judge(torch.full((1, 16), weight), torch.eye(16), torch.zeros(1, 16), IntGrid(4, True))
+    start, zero = torch.ones(1), torch.full((1,), 8, dtype=torch.uint8)
+    found, same = judge.cheapest(start, zero, torch.tensor([[1.0], [30.0]]), torch.tensor([[0], [0]]))
+    assert found.item() == pytest.approx(scale, rel=1e-3) and same.item() == 8
