@@ -145,9 +145,8 @@ class Stream:
         if hidden < 8 * SUMS or half.after is not None:  # a norm after the half needs all channels
             return partial(self._after, half)
         signs = random_signs(hidden, self.states.device)
-        with torch.no_grad():
-            weight = self.multiplier * signs @ layer.weight
-            bias = None if layer.bias is None else self.multiplier * signs @ layer.bias
+        weight = self.multiplier * signs @ layer.weight
+        bias = None if layer.bias is None else self.multiplier * signs @ layer.bias
         return lambda residual, some: (
             residual @ signs.T + nn.functional.linear(self._arriving(half, residual, some), weight, bias)
         )

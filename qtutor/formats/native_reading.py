@@ -245,4 +245,4 @@ def least_scale(layer: QuantWeight) -> float:
     """
     scales = layer.stored_scales
     plain = scales.absmax if isinstance(scales, NestedScales) else scales.decode()
-    return plain.min().item() if plain.numel() else 0.0
+    return plain.min().item()

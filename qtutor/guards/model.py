@@ -17,8 +17,8 @@ def decoder_of(given) -> nn.Module:
     """The transformers decoder ``given``, unwrapped if torch.compile or DataParallel wraps it.
 
     Raises :class:`QtutorError` for anything else: a tuple of model and tokenizer, a path, adapters, a model without its
-    output matrix, tensors without values, layers that another tool quantized, weights that two layers share, tensors
-    that do not fit the config, and modules whose ``forward`` was replaced.
+    output matrix, tensors without values, layers that another tool quantized, tensors that do not fit the config, empty
+    ones, weights that two layers share, and modules whose ``forward`` was replaced.
     """
     model = _unwrapped(given)
     family = family_of(model)
@@ -26,6 +26,7 @@ def decoder_of(given) -> nn.Module:
     _check_quantizer(model)
     _check_values(model)
     check_promised(model)
+    _check_empty(model)
     _check_shared(model, family)
     _check_forwards(model)
     return model
@@ -119,6 +120,15 @@ def _check_values(model: nn.Module) -> None:
             raise QtutorError(
                 f"{name} is a {type(parameter.data).__name__}, not a plain tensor: another tool packed or split it. "
                 "Load the float checkpoint."
+            )
+
+
+def _check_empty(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.numel():
+            raise QtutorError(
+                f"{name} is {list(parameter.shape)}: it holds no number. A size in the model's config is 0 "
+                "(hidden_size, intermediate_size, vocab_size ...): make the model with sizes from 1."
             )
 
 

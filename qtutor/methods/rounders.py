@@ -118,7 +118,7 @@ class Gptq(Rounder):
 class Listed(Rounder):
     """bitsandbytes' formats, whose levels are listed. double: quantize the scales, too."""
 
-    double: bool = True
+    double: bool
 
     @classmethod
     def of(cls, recipe: "Recipe") -> "Listed":

@@ -30,7 +30,7 @@ class Rounding:
 
     grid: Grid
     group_size: int
-    narrowed: bool = False
+    narrowed: bool
     judge: Quantizer | None = None
 
 

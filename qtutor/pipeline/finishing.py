@@ -132,7 +132,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
     if lost:
         warnings.warn(f"{rounded.name}: {lost}", stacklevel=2)
     nbytes = quantized.nbytes + (0 if rounded.columns is None else rounded.columns.nbytes)
-    sizes = 8 * nbytes / max(quantized.codes.numel(), 1), original.weight.nbytes, nbytes
+    sizes = 8 * nbytes / quantized.codes.numel(), original.weight.nbytes, nbytes
     note = "; ".join(filter(None, [rounded.note, lost]))
     row = LayerReport(rounded.name, quantized.shape, error, *sizes, rounded.output_error, note)
     return Packed(rounded.name, module, row)

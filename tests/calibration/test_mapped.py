@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,20 @@ def test_other_weights_are_left_alone():
     page_out(model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     page_out(torch.nn.Linear(3, 3, device="meta").parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told")
+def test_only_whole_pages_of_files_are_handed_back(tmp_path, monkeypatch):
+    page, told = 4096, []
+    monkeypatch.setattr(mapped.mmap, "PAGESIZE", page)
+    library = SimpleNamespace(madvise=lambda begin, size, advice: told.append((begin.value, size.value, advice)))
+    monkeypatch.setattr(mapped.ctypes, "CDLL", lambda _: library)
+    save_file({"weight": torch.ones(40 * page, dtype=torch.uint8)}, tmp_path / "a.safetensors")
+    of_a_file, of_the_heap = load_file(tmp_path / "a.safetensors")["weight"], torch.ones(40 * page, dtype=torch.uint8)
+    first = -of_a_file.data_ptr() % page  # the header comes before the tensor, so no page begins with it
+    inside = of_a_file[first : first + page]
+    page_out([of_the_heap, of_a_file[: first + page - 1], inside, of_a_file[first - 1 : first + 3 * page + 1]])
+    assert told == [(inside.data_ptr(), page, 21), (inside.data_ptr(), 3 * page, 21)]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's own")

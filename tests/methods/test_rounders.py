@@ -73,7 +73,7 @@ def test_listed(double):
     assert same(found, bnb.quantize(weight, bnb.NF4, 16, double))
     assert found.nbytes == bnb.quantize(weight, bnb.NF4, 16, double).nbytes
     assert found.nbytes != Listed(not double).round(weight, bnb.NF4, 16).nbytes
-    assert not (Listed().follows or Listed().factors or Listed().reads_inputs)
+    assert not (Listed(True).follows or Listed(True).factors or Listed(True).reads_inputs)
 
 
 def test_sinq_divides_columns_and_the_others_nothing():
@@ -82,6 +82,6 @@ def test_sinq_divides_columns_and_the_others_nothing():
     expected, scales = sinq.quantize(weight, GRID, GROUP)
     assert torch.equal(columns, scales) and same(Sinq().round(left, GRID, GROUP), expected)
     assert (columns != 1).any() and not (Sinq().follows or Sinq().factors or Sinq().reads_inputs)
-    for other in (Nearest(), Gptq(), Listed()):
+    for other in (Nearest(), Gptq(), Listed(True)):
         left, columns = other.divided(weight)
         assert left is weight and columns is None
