@@ -26,7 +26,7 @@ def decoder_of(given) -> nn.Module:
     _check_quantizer(model)
     _check_values(model)
     check_promised(model)
-    _check_empty(model)
+    _check_empty(model, family)
     _check_shared(model, family)
     _check_forwards(model)
     return model
@@ -123,7 +123,11 @@ def _check_values(model: nn.Module) -> None:
             )
 
 
-def _check_empty(model: nn.Module) -> None:
+def _check_empty(model: nn.Module, family: Family) -> None:
+    if not len(decoder_blocks(model)):
+        raise QtutorError(
+            f"{family.blocks} has no decoder block (config.num_hidden_layers is 0): make the model with at least one."
+        )
     for name, parameter in model.named_parameters():
         if not parameter.numel():
             raise QtutorError(

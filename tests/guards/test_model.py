@@ -62,8 +62,9 @@ def edited(edit, **options):
     return model
 
 
-def nothing_inside():
-    return AutoModelForCausalLM.from_config(edited(set_config(intermediate_size=0)).config)
+def made_with(**values):
+    """A new decoder from a changed config, so that config and weights fit."""
+    return AutoModelForCausalLM.from_config(edited(set_config(**values)).config)
 
 
 def set_layer(make, name="model.layers.1.mlp.up_proj"):
@@ -180,7 +181,11 @@ REFUSED = {
     "more blocks": (lambda: edited(set_config(num_hidden_layers=1)), "has 2 decoder blocks, .*num_hidden_layers is 1"),
     "vocabulary": (lambda: edited(set_config(vocab_size=300)), r"embed_tokens\.weight is \[256, 64\], .* \[300, 64\]"),
     "width": (lambda: edited(set_config(intermediate_size=96)), r"gate_proj\.weight is \[128, 64\].*\[96, 64\]"),
-    "no width": (nothing_inside, r"layers\.0\.mlp\.gate_proj\.weight is \[0, 64\]: it holds no number.*sizes from 1"),
+    "no blocks": (lambda: made_with(num_hidden_layers=0), r"model\.layers has no decoder block .*at least one"),
+    "no width": (
+        lambda: made_with(intermediate_size=0),
+        r"layers\.0\.mlp\.gate_proj\.weight is \[0, 64\]: it holds no number.*sizes from 1",
+    ),
     "emptied": (lambda: edited(set_parameter(lambda w: w[:0])), r"up_proj\.weight is \[0, 64\].* says \[128, 64\]"),
     "heads": (lambda: edited(set_config(num_key_value_heads=1)), r"k_proj\.weight is \[32, 64\].*\[16, 64\]"),
     "layer types": (
