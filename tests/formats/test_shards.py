@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import pytest
 import torch
@@ -86,6 +87,20 @@ def test_what_is_written_stays_when_files_are_opened_again(tmp_path):
         shards.write("b", tensors["b"] + 1)
         assert shards.digest({"a": kinds["a"]}) == before != shards.digest(kinds)
     assert all(torch.equal(t, tensors[n] + (n == "b")) for n, t in load_file(tmp_path / "model.safetensors").items())
+
+
+def test_flushed_bytes_are_in_the_files_before_these_are_closed(tmp_path):
+    kinds = {"a": (torch.uint8, (50,)), "b": (torch.uint8, (70,))}
+    tensors = filled(kinds)
+    with Shards(tmp_path, laid_out(kinds, largest=50)) as shards:
+        for name, tensor in tensors.items():
+            shards.write(name, tensor)
+        handles = shards.flush()
+        found = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+        assert [content[-tensor.numel() :] for content, tensor in zip(found, tensors.values(), strict=True)] == [
+            bytes(tensor.tolist()) for tensor in tensors.values()
+        ]
+        assert {os.fstat(handle).st_ino for handle in handles} == {path.stat().st_ino for path in tmp_path.iterdir()}
 
 
 def test_values_are_converted_piece_by_piece(tmp_path, monkeypatch):
