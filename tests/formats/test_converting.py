@@ -215,6 +215,18 @@ def test_sources_and_places_that_are_none(tmp_path, capsys):
     assert "in the format compressed-tensors" in text and "transformers chat" in text and "vllm serve" not in text
 
 
+def test_scales_of_0_are_written_in_every_format(tmp_path):
+    """Some tools give them to groups of zeros."""
+    model = tiny("llama")
+    qtutor.quantize(model, qtutor.Recipe(group_size=16), progress=False)
+    model.model.layers[1].mlp.up_proj.scales[2] = 0
+    qtutor.export(model, tmp_path / "a", "gptq", letters(), version=2)
+    expected = model(some_ids()).logits
+    for format in ("qtutor", "compressed-tensors"):
+        convert(tmp_path / "a", tmp_path / format, format)
+        assert torch.equal(qtutor.load(tmp_path / format, device="cpu")[0](some_ids()).logits, expected)
+
+
 def test_negative_scales_are_not_written_where_they_would_not_be_read(tmp_path):
     model = tiny("llama")
     qtutor.quantize(model, qtutor.Recipe(group_size=16), progress=False)

@@ -129,6 +129,15 @@ def test_a_model_in_memory_may_hold_several_dtypes(tmp_path):
     assert found == contents(tmp_path / "memory") and made.nbytes == sum(map(len, found.values()))
 
 
+def test_a_dtype_that_no_checkpoint_has_is_refused_before_any_work(tmp_path):
+    weights = Weights(tiny(dtype=torch.float64))
+    with pytest.raises(qtutor.QtutorError, match=r"float64, which no checkpoint holds"):
+        qtutor.plan(weights, qtutor.Recipe(group_size=32))
+    with pytest.raises(qtutor.QtutorError, match=r"float64, which no checkpoint holds"):
+        streamed(weights, tmp_path / "out", qtutor.Recipe(group_size=32))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_ends_of_a_text_as_in_memory(tmp_path):
     """They may only be in generation_config.json, which the plan counts and the run writes."""
     source, recipe = checkpoint(tmp_path / "float"), qtutor.Recipe(group_size=32)
