@@ -49,6 +49,7 @@ def test_shapes_by_hand():
     }
     assert nbytes_of(3, 80, bnb.NF4, 16, NestedScales) == 120 + 15 + 4 + 4
     assert nbytes_of(64, 256, IntGrid(3, symmetric=True), 0) == 64 * 96 + 2
+    assert nbytes_of(3, 7, IntGrid(8, symmetric=True), 1) == 3 * 7 * (1 + 2)  # a scale for each weight
     assert nbytes_of(128256, 2**16, IntGrid(4, symmetric=True), -1) == 128256 * (2**15 + 2)  # no such tensor is made
 
 

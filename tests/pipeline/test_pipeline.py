@@ -53,6 +53,14 @@ def test_what_is_left_alone_and_what_is_asked_for():
     assert [row.name for row in report.rows[-2:]] == ["model.embed_tokens", "lm_head"]
 
 
+@pytest.mark.parametrize("embeddings", [False, True])
+@pytest.mark.parametrize("lm_head", [False, True])
+def test_the_config_says_that_embedding_and_output_are_two_matrices_once_one_is_packed(embeddings, lm_head):
+    model = tiny(tied=True)
+    qtutor.quantize(model, qtutor.Recipe(group_size=32, embeddings=embeddings, lm_head=lm_head), progress=False)
+    assert model.config.tie_word_embeddings != (embeddings or lm_head)
+
+
 @pytest.mark.parametrize("method", ["rtn", "nf4", "gptq", "awq"])
 def test_rows_of_the_report_are_about_the_models_own_layers(method):
     """The bytes before are those in the model's dtype. The error is relative to the size of the weights."""

@@ -245,6 +245,17 @@ def test_states_leave_room_for_the_rest_of_the_result(source, tmp_path, monkeypa
     assert not list(folder.glob("states*"))
 
 
+def test_less_and_less_room_is_left_for_what_is_still_to_be_written(source, tmp_path, monkeypatch):
+    spare, own = [], states.KeptStates.save
+    monkeypatch.setattr(
+        states.KeptStates, "save", lambda *given, **named: spare.append(named["spare"]) or own(*given, **named)
+    )
+    recipe = recipe_called("gptq")
+    run(source, tmp_path / "out", recipe)
+    total = qtutor.plan(source, recipe, IDS).nbytes
+    assert len(spare) > 2 and spare == sorted(spare, reverse=True) and total > spare[0] > spare[-1]
+
+
 @pytest.mark.parametrize("short", [0, 1])
 def test_states_are_kept_while_they_and_the_spare_bytes_fit(tmp_path, monkeypatch, short):
     kept, given = states.KeptStates(tmp_path, (1, 2, 3, 4)), torch.randn(2, 3, 4)
