@@ -138,6 +138,15 @@ def test_a_dtype_that_no_checkpoint_has_is_refused_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_others_is_refused_before_any_work(tmp_path):
+    source, said = checkpoint(tmp_path / "float"), []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(qtutor.QtutorError, match="out exists and is not an export of qtutor"):
+        streamed(source, tmp_path / "out", qtutor.Recipe(group_size=32), said=said)
+    assert not said and sorted(path.name for path in tmp_path.iterdir()) == ["float", "out"]
+
+
 def test_the_same_ends_of_a_text_as_in_memory(tmp_path):
     """They may only be in generation_config.json, which the plan counts and the run writes."""
     source, recipe = checkpoint(tmp_path / "float"), qtutor.Recipe(group_size=32)
