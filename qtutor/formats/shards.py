@@ -105,7 +105,6 @@ class Shards:
     def __init__(self, folder: Path, files: list[ShardFile]):
         self.folder, self.files = folder, files
         self._open: dict[str, tuple] = {}  # a tensor's name -> the open file, its first byte
-        self._closing = ExitStack()
 
     def __enter__(self) -> "Shards":
         with ExitStack() as closing:

@@ -302,11 +302,13 @@ def test_floating_point_numbers_are_converted_to_the_planned_dtype(source, whole
     assert contents(tmp_path / "out") == expected
 
 
-def test_states_that_cannot_be_written_leave_nothing_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize("begun", [False, True])
+def test_states_that_cannot_be_written_leave_nothing_behind(tmp_path, monkeypatch, begun):
     kept, own = states.KeptStates(tmp_path, (1, 2, 3, 4)), states.save_file
 
     def full(tensors, path):
-        own(tensors, path)
+        if begun:
+            own(tensors, path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(states, "save_file", full)
