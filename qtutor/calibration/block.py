@@ -10,7 +10,6 @@ from qtutor.calibration.moments import Factor, Gram, Moments
 from qtutor.calibration.precision import product_dtype, rounds
 from qtutor.calibration.statistics import InputStatistics, RunningStatistics
 from qtutor.calibration.stream import Stream
-from qtutor.errors import naming
 
 TOGETHER = 2048  # tokens whose products are summed in float32 before they are added to the float64 sum
 
@@ -106,8 +105,7 @@ class CalibratedBlock(Stream):
         running = None
         for x in self.inputs(layer, tokens):  # only sums are kept, so memory does not grow with the text
             running = running or RunningStatistics(x.shape[-1], device=x.device)
-            with naming(f"{self.name}.{layer}"):
-                running.add(x)
+            running.add(x)
         return running.result()
 
     def weights(self, layer: str) -> torch.Tensor | None:

@@ -42,6 +42,13 @@ def test_the_float_decoder_is_carried_along_only_when_asked():
     assert all(block.twin is not None for block in walk.walk(model, ids, twin=True))
 
 
+def test_statistics_of_inputs_that_are_no_numbers_name_their_layer():
+    block = next(iter(walk.walk(tiny("llama"), some_ids(2))))
+    block.states[1, 2, 5] = float("inf")
+    with pytest.raises(qtutor.QtutorError, match=r"^model\.layers\.0\.self_attn\.q_proj: its input is nan \(token 2 "):
+        block.statistics("self_attn.q_proj")
+
+
 def test_masks_of_sliding_windows_are_kept():
     model = tiny("mistral")
     model.config.sliding_window = 4
