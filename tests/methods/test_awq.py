@@ -94,9 +94,8 @@ def test_clipping_keeps_a_zero_at_the_end_of_the_codes(bits, sign):
     assert (errors[0] <= errors[1] * (1 + 1e-4)).all()
 
 
-@pytest.mark.parametrize(("columns", "rounds"), [(64, 3), (65, 2)])
+@pytest.mark.parametrize(("columns", "rounds"), [(512, 3), (513, 2)])
 def test_wide_layers_leave_out_the_last_finest_round(columns, rounds, monkeypatch):
-    monkeypatch.setattr(awq, "NARROW", 64)
     search, given = clip.search_together, []
     monkeypatch.setattr(clip, "search_together", lambda *all: (given.append(all[3]), search(*all))[1])
     awq.quantize(weights(4, columns, seed=1), torch.eye(columns), qtutor.IntGrid(4), PER_CHANNEL)

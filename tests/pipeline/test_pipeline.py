@@ -154,13 +154,14 @@ def test_memory_never_holds_a_second_float_model():
 
 
 @pytest.mark.parametrize(("options", "shown"), [({}, True), ({"progress": True}, True), ({"progress": False}, False)])
-def test_a_bar_shows_the_progress_unless_nobody_wants_it(options, shown, monkeypatch):
+def test_a_bar_shows_the_progress_unless_nobody_wants_it(options, shown, tmp_path, monkeypatch):
     bars, own = [], finishing.tqdm
     monkeypatch.setattr(
         finishing, "tqdm", lambda *given, **named: (bars.append(named["disable"]), own(*given, **named))[1]
     )
     qtutor.quantize(tiny(), qtutor.Recipe(group_size=32), **options)
-    assert bars == [not shown]
+    qtutor.quantize_to(Weights(tiny()), tmp_path / "out", qtutor.Recipe(group_size=32), **options)
+    assert bars == [not shown] * 2
 
 
 class Counted(Weights):
