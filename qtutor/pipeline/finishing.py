@@ -30,7 +30,7 @@ def finished(
     weights: Weights,
     recipe: Recipe,
     token_ids: torch.Tensor | None,
-    progress: bool = True,
+    progress: bool,
     start: Start | None = None,
 ) -> Iterator[Item]:
     """Every layer that ``recipe`` quantizes, as soon as it is packed; the model is only read.

@@ -138,6 +138,21 @@ def test_a_dtype_that_no_checkpoint_has_is_refused_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_all_tensors_that_were_read_are_released(tmp_path, monkeypatch):
+    weights, _ = opened(checkpoint(tmp_path / "float", dtype=torch.float32), "cpu")
+    used, read, release = {}, weights.tensor, weights.release
+
+    def noted(name):
+        found = read(name)
+        used[id(found)] = name, found
+        return found
+
+    monkeypatch.setattr(weights, "tensor", noted)
+    monkeypatch.setattr(weights, "release", lambda given: [used.pop(id(one)) for one in given] and release(given))
+    streamed(weights, tmp_path / "out", qtutor.Recipe(group_size=32))
+    assert not used
+
+
 def test_a_folder_of_others_is_refused_before_any_work(tmp_path):
     source, said = checkpoint(tmp_path / "float"), []
     (tmp_path / "out").mkdir()

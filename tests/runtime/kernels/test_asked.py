@@ -253,9 +253,19 @@ def test_what_torch_int4_does_not_take(capsys, make, why):
     assert why in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [None, "model.layers.0", torch.ones(3), torch.nn.Linear(4, 4), torch.nn.Identity()])
-def test_what_is_no_packed_layer_has_no_kernel(wrong):
-    with pytest.raises(qtutor.QtutorError, match=r"explain\(\) takes a packed linear layer, like one of a quantized"):
+@pytest.mark.parametrize(
+    ("wrong", "called"),
+    [
+        (None, "None"),
+        ("model.layers.0", "'model.layers.0'"),
+        (torch.ones(3), r"tensor\(\[1., 1., 1.\]\)"),
+        (torch.nn.Linear(4, 4), "Linear"),
+        (torch.nn.Identity(), "Identity"),
+    ],
+)
+def test_what_is_no_packed_layer_has_no_kernel(wrong, called):
+    takes = r"explain\(\) takes a packed linear layer, like one of a quantized model; this is "
+    with pytest.raises(qtutor.QtutorError, match=f"^{takes}{called}\\.$"):
         runtime.explain(wrong)
     with pytest.raises(qtutor.QtutorError, match=r"use\(\) takes a model|no packed layer"):
         runtime.use(wrong, activations="int8")
