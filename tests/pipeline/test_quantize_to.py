@@ -140,15 +140,19 @@ def test_a_dtype_that_no_checkpoint_has_is_refused_before_any_work(tmp_path):
 
 def test_all_tensors_that_were_read_are_released(tmp_path, monkeypatch):
     weights, _ = opened(checkpoint(tmp_path / "float", dtype=torch.float32), "cpu")
-    used, read, release = {}, weights.tensor, weights.release
+    used, read, release = [], weights.tensor, weights.release
 
     def noted(name):
-        found = read(name)
-        used[id(found)] = name, found
-        return found
+        used.append(read(name))
+        return used[-1]
+
+    def let_go(given):
+        for tensor in given:
+            del used[next(i for i, one in enumerate(used) if one is tensor)]
+        release(given)
 
     monkeypatch.setattr(weights, "tensor", noted)
-    monkeypatch.setattr(weights, "release", lambda given: [used.pop(id(one)) for one in given] and release(given))
+    monkeypatch.setattr(weights, "release", let_go)
     streamed(weights, tmp_path / "out", qtutor.Recipe(group_size=32))
     assert not used
 
