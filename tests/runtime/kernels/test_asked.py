@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from qtutor import evaluate, rtn, runtime
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import QuantizedTensor
 from qtutor.errors import QtutorError
-from qtutor.runtime.kernels import cpu, reference, rounded, torch_int4
+from qtutor.runtime.kernels import choosing, cpu, reference, rounded, torch_int4
 from qtutor.runtime.linear import QuantLinear
 from tests.models import some_ids, tiny
 from tests.reference import products
@@ -291,3 +292,25 @@ def test_of_a_model_explain_names_a_layer():
 def test_what_no_tokens_can_be_is_refused(options, message):
     with pytest.raises(qtutor.QtutorError, match=message):
         runtime.explain(layer_of(4, 32), **options)
+
+
+def test_what_keeps_a_layer_from_the_kernel_of_a_gpu(monkeypatch):
+    """Stand-ins say where they are, so no GPU is needed to read the table."""
+    held = SimpleNamespace(is_cuda=True, is_cpu=False, device=torch.device("cuda", 1), is_inference=lambda: False)
+    layer = SimpleNamespace(asked=None, held=lambda: [held])
+    (row,) = (choice for choice in choosing.TABLE if choice.what == "cuda")
+    monkeypatch.setattr(choosing.cuda, "reason_against", lambda _: None)
+
+    def against(device: str) -> str | None:
+        return row.reason_against(layer, torch.device(device), torch.float32)
+
+    assert against("cuda") is against("cuda:1") is None
+    assert against("cuda:0") == "layer and input are not on the same GPU"
+    assert against("cpu") == "layer and input are not both on a GPU"
+    held.is_inference = lambda: True
+    assert "made in inference mode" in against("cuda:1")
+    held.is_inference = lambda: False
+    monkeypatch.setattr(choosing.reference, "unpack", None)
+    assert "your own functions are active" in against("cuda:1")
+    held.is_cuda = False
+    assert against("cuda:1") == "layer and input are not both on a GPU"
