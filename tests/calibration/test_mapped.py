@@ -52,6 +52,14 @@ def test_only_whole_pages_of_files_are_handed_back(tmp_path, monkeypatch):
     inside = of_a_file[first : first + page]
     page_out([of_the_heap, of_a_file[: first + page - 1], inside, of_a_file[first - 1 : first + 3 * page + 1]])
     assert told == [(inside.data_ptr(), page, 21), (inside.data_ptr(), 3 * page, 21)]
+    (tmp_path / "pages").write_bytes(bytes(2 * page))
+    whole = torch.from_file(str(tmp_path / "pages"), shared=True, size=2 * page, dtype=torch.uint8)
+    page_out([whole, whole[:page], whole[page:]])
+    assert told[2:] == [
+        (whole.data_ptr(), 2 * page, 21),
+        (whole.data_ptr(), page, 21),
+        (whole.data_ptr() + page, page, 21),
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's own")

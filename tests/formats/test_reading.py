@@ -528,6 +528,7 @@ DESCRIPTIONS = [
     ({"recipe": 3}, "recipe is 3"),
     ({"recipe": {"method": "x"}}, "recipe cannot be followed"),
     ({"recipe": {"layers": {"model.layers.0": "float"}}}, "no layer is called 'model.layers.0'"),
+    ({"recipe": {"layers": {"*.mlp": {"bits": 3}}}}, "no layer is called '*.mlp'"),
     ({"recipe": {"method": "nf4", "group_size": 32}}, "by the recipe in the file it is nf4, groups of 32"),
     ({"recipe": {"bits": 3, "group_size": 32}}, "stored as 4 bits asymmetric, groups of 32, and by the recipe"),
 ]
@@ -544,7 +545,7 @@ LAYERS = [
     ({"symmetric": "no"}, "symmetric is 'no'"),
     ({"symmetric": True}, "1 tensor is not expected: model.layers.0.mlp.up_proj.zeros"),
     ({"group_size": 48}, "groups of 48 do not divide"),
-    ({"group_size": -7}, "group_size is -7"),
+    ({"group_size": -2}, "group_size is -2; expected -1 or more"),
     ({"group_size": 16}, "model.layers.0.mlp.up_proj.scales (F16 [128, 2], expected F16 [128, 4])"),
     ({"shape": [128, 10**7]}, "shape is [128, 10000000]; expected [128, 64], as in the config"),
     ({"shape": [128.0, 64]}, "shape is [128.0, 64]; expected [128, 64], as in the config"),

@@ -136,6 +136,14 @@ def test_ranges_are_fitted_some_at_a_time(monkeypatch):
         assert all(torch.equal(torch.cat(some), all) for some, all in zip(zip(*parts), whole))
 
 
+@pytest.mark.parametrize(("steps", "shares"), [(0, [1.0]), (1, [1.0, 0.6]), (2, [1.0, 0.8, 0.6])])
+def test_ranges_run_from_the_whole_one_to_the_narrowest(steps, shares):
+    grid = IntGrid(4, symmetric=True)
+    found = torch.cat([scales for scales, _ in clip.ranges(torch.tensor([[[7.0, -7.0]]]), grid, steps, 0.4)])
+    expected = [*shares, *wider_ranges(grid)]
+    assert found.flatten().tolist() == pytest.approx([share * found[0].item() for share in expected], rel=1e-3)
+
+
 @pytest.mark.parametrize(("weight", "scale"), [(0.55, 0.8), (0.9, 0.9), (7.7, 1.1), (10.0, 1.2)])
 def test_a_scale_moves_to_its_best_value_but_by_a_fifth_at_most(weight, scale):
     """The codes are 1 or 7, so the best scale is the weight or a seventh of it; a larger move would change codes."""

@@ -48,6 +48,10 @@ def test_a_block_is_rounded_as_by_the_definition(in_torch, bits, symmetric, rows
     torch.testing.assert_close(copies[0][:, same], copies[1][:, same], rtol=1e-4, atol=1e-4)
 
 
+def _squares(errors, counts):
+    return (errors.square() if counts is None else errors.square() * counts).sum(-1)
+
+
 @pytest.mark.parametrize("fitted", [1, 2, 1 << 18])  # ranges at a time: several passes find the same cheapest
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -57,8 +61,9 @@ def test_the_range_found_is_the_definition_s(in_torch, monkeypatch, shape, bits,
     grouped, grid = weights(shape[0], shape[1] * shape[2], seed=bits).reshape(shape), qtutor.IntGrid(bits, symmetric)
     importance = torch.rand(shape[1:], generator=torch.Generator().manual_seed(1)) ** 4
     for counts in (None, importance):
-        ours = clip.search_squares(grouped, grid, counts, steps=30, shrink=0.7)
-        plain = in_torch(clip.search_squares, grouped, grid, counts, steps=30, shrink=0.7)
+        steps = {"steps": 30, "shrink": 0.7} if counts is None else {}
+        ours = clip.search_squares(grouped, grid, counts, **steps)
+        plain = in_torch(clip.search, grouped, grid, lambda e, counts=counts: _squares(e, counts), **steps)
         assert [part.dtype for part in ours] == [part.dtype for part in plain] == [torch.float16, torch.uint8]
         same = (ours[0] == plain[0]) & (ours[1] == plain[1])
         assert same.float().mean() > 0.97  # the costs of two ranges may differ only in the last bit

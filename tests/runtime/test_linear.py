@@ -72,6 +72,8 @@ def test_casting_the_model_leaves_scales_alone():
 def test_embedding_looks_up_dequantized_rows(group, symmetric):
     quantized = rtn.quantize(torch.randn(30, 64), qtutor.IntGrid(3, symmetric), group)
     table = QuantEmbedding.from_quantized(quantized, torch.float32)
+    ids, twice = torch.tensor([3, 0]), QuantEmbedding.from_quantized(quantized, torch.float32, 2.0)
+    assert torch.equal(twice(ids), 2 * table(ids))
     ids = torch.tensor([[3, 3, 29], [0, 7, 1]])
     assert torch.equal(table(ids), quantized.dequantize()[ids])
 

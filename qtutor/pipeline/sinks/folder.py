@@ -22,7 +22,7 @@ from qtutor.families import decoder_blocks
 from qtutor.files.staging import remove_tree
 from qtutor.files.unfinished import Unfinished, bytes_in
 from qtutor.formats import folders
-from qtutor.formats.shards import Kind, Shards, is_begun
+from qtutor.formats.shards import Kind, Shards
 from qtutor.pipeline.planning import Plan
 from qtutor.pipeline.sinks import Arrived, Item, Packed
 from qtutor.pipeline.sinks.states import KeptStates
@@ -49,8 +49,6 @@ class IntoFolder:
 
     def __enter__(self) -> "IntoFolder":
         new, files = self.run.new, self.plan.files
-        if not all(is_begun(new / file.name, file) for file in files):
-            self.run.keep_first(0)
         for found in set(new.iterdir()) - {new / file.name for file in files}:
             remove_tree(found) if found.is_dir() else found.unlink()  # settings and tokenizer are written anew
         self.shards = self._closing.enter_context(Shards(new, list(files)))

@@ -73,7 +73,7 @@ def count(monkeypatch):
     return lambda layer: kernels[type(layer)].prepared
 
 
-@pytest.mark.parametrize("rows", [1, 7, 4096])
+@pytest.mark.parametrize("rows", [1, 7, 12, 24, 4096])  # the weight has 24
 @pytest.mark.parametrize("name", [name for name in MAKE if name not in ROUNDING])
 def test_the_reference_is_the_product_with_dequantized_weights(monkeypatch, name, rows):
     monkeypatch.setattr(reference, "BLOCK_ROWS", rows)
