@@ -1,6 +1,8 @@
-"""The error that qtutor raises for bad input: one paragraph that says what was found and what to do."""
+"""The error that qtutor raises for bad input: one paragraph that says what was found and what to do; and warnings."""
 
 import reprlib
+import sys
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -33,6 +35,18 @@ def naming(subject: str) -> Iterator[None]:
         if not str(error).startswith(f"{subject}: "):
             error.args = (f"{subject}: {error}",)
         raise
+
+
+def warn(text: str) -> None:
+    """Warn, and show the line outside of this package from which it was called: no line in here tells its user much."""
+    frame = outside = sys._getframe(1)
+    inside = (__package__, "torch")  # torch.no_grad() wraps some of our functions
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in inside:
+            outside = frame.f_back or frame
+        frame = frame.f_back
+    place = outside.f_globals.get("__name__", "?"), outside.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(text, UserWarning, outside.f_code.co_filename, outside.f_lineno, *place)
 
 
 def shown(value, longest: int = 80) -> str:

@@ -1,7 +1,8 @@
 """Whether a package is installed that only a part of this one needs."""
 
 import importlib.util
-import warnings
+
+from qtutor.errors import warn
 
 
 def is_installed(package: str) -> bool:
@@ -16,5 +17,5 @@ def installed(package: str, otherwise: str) -> bool:
     """:func:`is_installed`, with a warning if it is not; otherwise: the warning's text."""
     found = is_installed(package)
     if not found:
-        warnings.warn(otherwise, stacklevel=3)
+        warn(otherwise)
     return found

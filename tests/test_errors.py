@@ -1,8 +1,12 @@
 """Errors: the caller puts the subject in front of the message, and only once."""
 
-import pytest
+import inspect
+import warnings
 
-from qtutor.errors import QtutorError, check_choice, naming
+import pytest
+import torch
+
+from qtutor.errors import QtutorError, check_choice, naming, warn
 from qtutor.methods.gptq import HessianError
 
 
@@ -47,3 +51,22 @@ def test_an_unknown_choice_lists_the_known_ones():
     check_choice("clip", "mse", ("none", "mse"))
     with pytest.raises(QtutorError, match=r"^clip = None: choose one of 'none', 'mse'\.$"):
         check_choice("clip", None, ("none", "mse"))
+
+
+def test_a_warning_shows_the_line_outside_of_the_package():
+    """Functions of others may lie between: a progress bar, or a learner's own. Lines of the package tell little."""
+    own = {"__name__": "qtutor.somewhere", "warn": warn}
+    exec(compile("def inner():\n    warn('a')\n\ndef outer(between):\n    between(inner)", "inside.py", "exec"), own)
+    for outer in (own["outer"], torch.no_grad()(own["outer"])):
+        with pytest.warns(UserWarning, match="^a$") as told:
+            line = inspect.currentframe().f_lineno + 1
+            outer(lambda inner: inner())
+        assert [(one.filename, one.lineno, one.category) for one in told] == [(__file__, line, UserWarning)]
+    with pytest.warns(UserWarning, match="^b$") as told:
+        warn("b")
+    assert [one.filename for one in told] == [__file__]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(3):  # the same words at the same line are shown once
+            warn("c")
+    assert len(told) == 1

@@ -16,11 +16,10 @@ import os
 import re
 import secrets
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, warn
 from qtutor.files.stopping import interrupt_behind
 
 try:
@@ -163,4 +162,4 @@ def _set_apart(folder: Path) -> Path:
 
 
 def _warn(folder: Path, why: object) -> None:
-    warnings.warn(f"{folder} seems left over from a run that was killed ({why}): remove it yourself.", stacklevel=3)
+    warn(f"{folder} seems left over from a run that was killed ({why}): remove it yourself.")

@@ -5,13 +5,12 @@ FP8_DYNAMIC for :data:`FLOATS`, MXFP4A16 and NVFP4A16 for :data:`BLOCKS`. The by
 """
 
 import re
-import warnings
 
 from qtutor.core.codebooks import INT8
 from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, shown, warn
 from qtutor.formats.foreign import Layout, are_names, check_integers, expect, names_at, pattern, refused
 
 METHOD = "compressed-tensors"
@@ -84,11 +83,10 @@ def _layout_of(name: str, layer) -> Layout:
 def _warn_of_outliers(thresholds: list[float | None]) -> None:
     kept = [threshold for threshold in thresholds if threshold is not None]
     if kept:
-        warnings.warn(
+        warn(
             f"{len(kept)} int8 layers keep input channels with a value from {min(kept):g} in float (LLM.int8), but an "
             "engine that reads these files rounds all of them to 8 bits: measure the model again in the engine. The "
-            "format 'bitsandbytes' keeps the threshold.",
-            stacklevel=2,
+            "format 'bitsandbytes' keeps the threshold."
         )
 
 

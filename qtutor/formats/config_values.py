@@ -3,9 +3,7 @@
 Everything here checks plain values from a file; :mod:`.transformers_files` makes a config of those that pass.
 """
 
-import warnings
-
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, shown, warn
 from qtutor.families import FAMILIES
 
 # Keys of a config that would make it another model, or name code: what they would do, and what the user can do.
@@ -65,10 +63,9 @@ def _is_copy(auto_map, family: str, where: str) -> bool:
     named = [n for key, n in auto_map.items() if key != "AutoTokenizer"] if isinstance(auto_map, dict) else []
     if not named or not all(isinstance(name, str) and name.rpartition(".")[2] in own for name in named):
         return False
-    warnings.warn(
+    warn(
         f"{where} has auto_map, which names code of its own ({shown(named[0])}). It is not run: transformers has "
-        f"{' and '.join(own)} itself, and qtutor uses these.",
-        stacklevel=2,
+        f"{' and '.join(own)} itself, and qtutor uses these."
     )
     return True
 

@@ -3,12 +3,10 @@
 If the file is missing, transformers derives it from the config. So only settings that differ have to be kept.
 """
 
-import warnings
-
 from torch import nn
 from transformers import GenerationConfig
 
-from qtutor.errors import QtutorError, one_line
+from qtutor.errors import QtutorError, one_line, warn
 from qtutor.formats.documents import parse_json
 from qtutor.formats.transformers_files import take_generation
 
@@ -32,10 +30,9 @@ def generation_settings(model: nn.Module) -> dict:
     within = [number for number in several if type(number) is not int or number < model.config.vocab_size]
     if within != several:
         del found["eos_token_id"]
-        warnings.warn(
+        warn(
             f"generation_config: eos_token_id is {one_line(str(ends), 80)}, and the vocabulary has "
-            f"{model.config.vocab_size} tokens. Larger ids cannot be written and are left out.",
-            stacklevel=2,
+            f"{model.config.vocab_size} tokens. Larger ids cannot be written and are left out."
         )
         if within:
             found["eos_token_id"] = within

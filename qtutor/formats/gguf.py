@@ -12,7 +12,6 @@ One tensor at a time is in memory, as float32 and encoded: a checkpoint that tra
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,7 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, warn
 from qtutor.files import as_qtutor_error, parents_made
 from qtutor.files.target import checked
 from qtutor.formats.gguf_contents import DEFAULT, contents
@@ -123,10 +122,9 @@ def _progress(tensors: list[Tensor], shown: bool) -> Iterator[list[Tensor]]:
 def _say_of_window(config) -> None:
     window = window_of(config)
     if window and window < config.max_position_embeddings and not architecture_of(config).window:
-        warnings.warn(
+        warn(
             f"sliding_window = {window}: llama.cpp has no sliding window in this architecture, so the file's context "
-            f"is {window} tokens, up to which both compute the same, not {config.max_position_embeddings}.",
-            stacklevel=4,
+            f"is {window} tokens, up to which both compute the same, not {config.max_position_embeddings}."
         )
 
 
@@ -134,9 +132,8 @@ def _say_of_positions(config) -> None:
     rope = config.rope_parameters
     if rope.get("rope_type") == longrope.KIND:
         original = rope["original_max_position_embeddings"]
-        warnings.warn(
+        warn(
             "rope_parameters: llama.cpp chooses between the short and the long factors by its context, transformers by "
             f"the length of the text. For texts within {original} tokens, start it with a context of {original} tokens "
-            f"(-c {original}).",
-            stacklevel=4,
+            f"(-c {original})."
         )

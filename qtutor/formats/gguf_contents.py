@@ -6,7 +6,6 @@ tensor are needed.
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtutor.errors import QtutorError, naming
+from qtutor.errors import QtutorError, naming, warn
 from qtutor.families import family_of
 from qtutor.formats.endings import generation_settings
 from qtutor.formats.gguf_reading import CONFIG, GENERATION, Source, parameters
@@ -163,10 +162,9 @@ def _say_what_is_lost(name: str, type: str, rows: np.ndarray, data: np.ndarray) 
     if type != "F32" and small.size:
         gone = small[~decode(data.reshape(-1, kind.nbytes)[small], type).any(axis=1)]
         if gone.size:
-            warnings.warn(
+            warn(
                 f"tensor {name!r} as {type}: {gone.size} of {len(blocks)} blocks became zero. Their weights, "
-                f"{largest[gone].max():.2g} at most, are too small for the format's scales.",
-                stacklevel=2,
+                f"{largest[gone].max():.2g} at most, are too small for the format's scales."
             )
 
 

@@ -31,14 +31,12 @@ Left out: NVFP4 (no such grid yet), FP8 in blocks, quantized caches (their scale
 with one scale a row, mixed algorithms.
 """
 
-import warnings
-
 import torch
 
 from qtutor.core.float_grid import FP8
 from qtutor.core.grid import IntGrid
 from qtutor.core.quantized import PER_CHANNEL, PER_TENSOR, QuantizedTensor, resolve_group_size
-from qtutor.errors import QtutorError, shown
+from qtutor.errors import QtutorError, shown, warn
 from qtutor.families.names import ends_half
 from qtutor.formats import foreign_writing
 from qtutor.formats.foreign import (
@@ -172,10 +170,9 @@ def _floats(tensors: dict[str, torch.Tensor], layout: Layout, rows: int) -> Quan
     if scales.numel() != wanted:
         raise QtutorError(f"weight_scale has {scales.numel()} numbers, and {layout.kind} has {wanted} for this layer.")
     if "input_scale" in tensors:
-        warnings.warn(
+        warn(
             "its engines round the inputs of every layer by a scale that was measured (input_scale); in qtutor, and in "
-            "a converted checkpoint, each token has its own scale.",
-            stacklevel=2,
+            "a converted checkpoint, each token has its own scale."
         )
     return of_floats(tensors["weight"], scales, layout)
 

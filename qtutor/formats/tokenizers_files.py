@@ -4,13 +4,12 @@ A tokenizer_config.json may not name code, files elsewhere, or a class that is n
 the folder once more, by its own rules).
 """
 
-import warnings
 from pathlib import Path
 
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qtutor.errors import QtutorError, is_failure, naming, said, shown
+from qtutor.errors import QtutorError, is_failure, naming, said, shown, warn
 from qtutor.formats.documents import file_in, read_json
 from qtutor.formats.gguf_reading import Opened
 from qtutor.gguf.tokenizer_back import tokenizer_of
@@ -74,11 +73,10 @@ def _say_what_is_beyond(tokenizer, embedded: int, where: Path) -> None:
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= embedded)
     if beyond:
         some = ", ".join(f"{shown(token)} ({number})" for number, token in beyond[:5])
-        warnings.warn(
+        warn(
             f"{where}: the decoder embeds {embedded:,} tokens, 0 to {embedded - 1}, and its tokenizer has "
             f"{len(beyond)} beyond: {some}{', ...' if len(beyond) > 5 else ''}. A text that holds one of them cannot "
-            "be read. Take the checkpoint whose embedding has them, or remove them from tokenizer.json.",
-            stacklevel=2,
+            "be read. Take the checkpoint whose embedding has them, or remove them from tokenizer.json."
         )
 
 

@@ -18,14 +18,13 @@ for tokenizers that have one: the token ids are used as they are.
 """
 
 import struct
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, warn
 from qtutor.gguf.architecture import tensor_name
 from qtutor.gguf.container import GGUFError
 from qtutor.gguf.reader import GGUFFile
@@ -74,7 +73,7 @@ class Imatrix:
         """
         if name not in self.entries:
             if name not in WITHOUT_ENTRY:
-                warnings.warn(f"{name}: the importance matrix has no entry; all columns count alike.", stacklevel=2)
+                warn(f"{name}: the importance matrix has no entry; all columns count alike.")
             return None
         found = self.entries[name].mean_square
         if found.shape != (1, columns):
@@ -83,17 +82,16 @@ class Imatrix:
                 f"{columns}. It was made for another model: make one with this model."
             )
         if self.entries[name].counts[0] < 0.5:
-            warnings.warn(f"{name}: the importance matrix counted no token; all columns count alike.", stacklevel=2)
+            warn(f"{name}: the importance matrix counted no token; all columns count alike.")
         values = found[0].copy()
         good = np.isfinite(values) & (values > 0)
         if not good.all():
             bad = np.flatnonzero(~good)
             values[bad] = values[good].mean(dtype=np.float64) if good.any() else 1
-            warnings.warn(
+            warn(
                 f"{name}: the importance of column {bad[0]} is {found[0, bad[0]]}, and that of {len(bad)} of {columns} "
                 f"columns is zero, negative, NaN or infinite; they count {values[bad[0]]:.3g} each, "
-                f"{'the mean of the others' if good.any() else 'all alike'}.",
-                stacklevel=2,
+                f"{'the mean of the others' if good.any() else 'all alike'}."
             )
         return values
 

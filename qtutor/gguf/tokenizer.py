@@ -13,12 +13,11 @@ tokenizers' JSON.
 """
 
 import json
-import warnings
 from collections import Counter
 
 import numpy as np
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, warn
 from qtutor.gguf.pre_tokenizers import APPROXIMATE, GPT2_SPLIT, PRE_TOKENIZERS, name_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -228,7 +227,7 @@ def _warn_of_spaces(added: list[dict]) -> None:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"tokenizer: {text}", stacklevel=3)
+    warn(f"tokenizer: {text}")
 
 
 def _unknown(part: str, found, known: str) -> QtutorError:

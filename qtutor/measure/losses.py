@@ -4,14 +4,13 @@ Perplexity is ``exp`` of the mean negative log-likelihood of the next token. The
 (:func:`mean_and_error`) shows how exactly a text of finite length determines it.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, warn
 from qtutor.guards.ids import ids_of
 from qtutor.guards.running import check_measurable, in_eval
 from qtutor.runtime.packed import Packed
@@ -65,10 +64,9 @@ def batches(models: tuple, token_ids: torch.Tensor, window: int) -> Iterator[tor
     longest = token_ids.shape[1] if token_ids.dim() == 2 else min(window, len(token_ids))
     parts = [token_ids]
     if longest > context:
-        warnings.warn(
+        warn(
             f"the model reads {context} tokens at most (max_position_embeddings): windows have {context} tokens, not "
-            f"{longest}.",
-            stacklevel=4,
+            f"{longest}."
         )
         window = min(window, context)
         parts = token_ids.split(context, dim=1) if token_ids.dim() == 2 else parts

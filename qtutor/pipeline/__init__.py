@@ -9,7 +9,6 @@ stay as they are unless the recipe names them (AWQ moves its scales into norms).
 """
 
 import os
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 from qtutor.calibration.mapped import Weights
 from qtutor.core.quantized import all_finite
 from qtutor.decoder import is_embedded
-from qtutor.errors import QtutorError
+from qtutor.errors import QtutorError, warn
 from qtutor.families import linear_layers
 from qtutor.files import as_qtutor_error, parents_made
 from qtutor.files.unfinished import bytes_kept, unfinished
@@ -180,10 +179,9 @@ def _builtin(model: nn.Module, tokenizer) -> torch.Tensor | None:
     from qtutor.calibration.builtin import builtin_calibration
 
     text = builtin_calibration(tokenizer, min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH))
-    warnings.warn(
+    warn(
         f"no calibration text was given, so {text.told} are used. Text like the model's later input gives better "
-        "results.",
-        stacklevel=4,
+        "results."
     )
     return text.token_ids
 

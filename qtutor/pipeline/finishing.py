@@ -4,7 +4,6 @@ Methods that look at inputs work on float32 copies of one block at a time (:mod:
 how much memory this takes); rounding to nearest reads the model's own weights.
 """
 
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +14,7 @@ from qtutor.calibration.mapped import Weights
 from qtutor.calibration.walk import Start, walk
 from qtutor.core.float_grid import BlockGrid
 from qtutor.core.grid import Grid, for_tensor
-from qtutor.errors import naming
+from qtutor.errors import naming, warn
 from qtutor.families import decoder_blocks, embedding_scale, family_of
 from qtutor.pipeline.planning import outside_layers, propagates, recipes_of
 from qtutor.pipeline.rounding import Changed, Rounded, dequantized, round_layers
@@ -130,7 +129,7 @@ def _packed(rounded: Rounded, original: nn.Module) -> Packed:
     error = weight_error(rounded.back, exact)
     lost = what_is_lost(rounded.back, exact, quantized.scales, error)
     if lost:
-        warnings.warn(f"{rounded.name}: {lost}", stacklevel=2)
+        warn(f"{rounded.name}: {lost}")
     nbytes = quantized.nbytes + (0 if rounded.columns is None else rounded.columns.nbytes)
     sizes = 8 * nbytes / quantized.codes.numel(), original.weight.nbytes, nbytes
     note = "; ".join(filter(None, [rounded.note, lost]))

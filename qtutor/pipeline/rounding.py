@@ -5,7 +5,6 @@ together, with the statistics of this input over the calibration text. The input
 rounded layers.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from qtutor.calibration.block import CalibratedBlock, Reading
 from qtutor.calibration.moments import Moments
 from qtutor.core.grid import for_tensor
 from qtutor.core.quantized import PER_TENSOR, QuantizedTensor, check_weight, resolve_group_size
-from qtutor.errors import naming
+from qtutor.errors import naming, warn
 from qtutor.methods.hessian import HessianError, Prepared, prepare
 from qtutor.methods.propagation import propagated, strength
 from qtutor.methods.rounders import LayerInputs
@@ -137,7 +136,7 @@ def _prepared(hessian: torch.Tensor, tokens: int, recipe: Recipe, name: str) -> 
     if prepared is None:
         without = "rounded to nearest" if recipe.rounder.factors else "rounded without propagation"
         note = f"{without}, since its Hessian cannot be used ({few}). {error}"
-        warnings.warn(f"{name}: {note}", stacklevel=2)
+        warn(f"{name}: {note}")
         return None, note
     notes = []
     if tokens < len(hessian):

@@ -493,8 +493,9 @@ def test_large_weights_name_their_layer():
 @pytest.mark.parametrize("size", [1e-8, 1e-20])
 def test_weights_that_are_too_small_for_their_scales_are_told(method, size):
     model = edited(set_parameter(lambda w: w * size / w.abs().max()))
-    with pytest.warns(UserWarning, match=r"layers\.1\.mlp\.up_proj: .*256 of 256 groups became zero"):
+    with pytest.warns(UserWarning, match=r"layers\.1\.mlp\.up_proj: .*256 of 256 groups became zero") as told:
         report = qtutor.quantize(model, qtutor.Recipe(method, group_size=32), some_ids(16, 32), progress=False)
+    assert {one.filename for one in told} == {__file__}  # the line that called quantize
     (row,) = [row for row in report.rows if "became zero" in row.note]
     assert row.name == "model.layers.1.mlp.up_proj" and row.error == pytest.approx(1)
     assert "ATTENTION, model.layers.1.mlp.up_proj" in str(report)

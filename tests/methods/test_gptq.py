@@ -289,6 +289,13 @@ def test_a_broken_hessian_is_named(bad):
         gptq.quantize(torch.ones(2, 16), hessian, qtutor.IntGrid(4), 8)
 
 
+def test_columns_of_a_weight_that_is_no_number_are_not_rounded():
+    weight = torch.ones(2, 16)
+    weight[1, 3] = float("nan")
+    with pytest.raises(qtutor.QtutorError, match=r"^1 of 32 weights are NaN or infinite, the first at \[1, 3\]"):
+        gptq.round_columns(weight, gptq.prepare(torch.eye(16), 8), qtutor.IntGrid(4), 8)
+
+
 def test_other_bad_input():
     weight, hessian, grid = torch.ones(2, 16), torch.eye(16), qtutor.IntGrid(4)
     with pytest.raises(gptq.HessianError, match=r"^the Hessian is not positive definite, .* runs from -5 to -5"):

@@ -194,8 +194,9 @@ def test_a_hessian_that_nothing_mends_is_reported_and_rounded_to_nearest(monkeyp
         return moments
 
     monkeypatch.setattr(block.Reading, "moments", broken)
-    with pytest.warns(UserWarning, match=r"model\.layers\.0\.mlp\.down_proj: rounded to nearest"):
+    with pytest.warns(UserWarning, match=r"model\.layers\.0\.mlp\.down_proj: rounded to nearest") as told:
         ours, report = quantized(model, "gptq")
+    assert {one.filename for one in told} == {__file__}  # the line that called quantize
     (note,) = report.notes
     assert note.startswith("model.layers.0.mlp.down_proj: rounded to nearest") and "not positive definite" in note
     assert "512 tokens for a width of 128" in note and f"ATTENTION, {note}" in str(report)

@@ -280,6 +280,20 @@ def test_layers_that_read_the_same_input_share_the_number_for_all_of_nvfp4(optio
         assert torch.equal(second.mlp.gate_proj.quantized().dequantize(), alone.dequantize())
 
 
+@pytest.mark.parametrize("bits", [4, 4.0, torch.tensor(4), torch.tensor([4.0])[0]])
+def test_whole_bits_are_an_int_whatever_they_were_given_as(bits):
+    recipe = Recipe(bits=bits)
+    assert type(recipe.bits) is int and recipe == Recipe(bits=4)
+
+
+def test_an_exception_may_change_all_options_of_a_layer():
+    values = {"method": "gptq", "bits": 3, "group_size": 32, "symmetric": True, "clip": "mse", "levels": "integers"}
+    values |= {"act_order": "none", "static_groups": True, "damping": 0.1, "double": True}
+    assert values.keys() == set(OF_A_LAYER)
+    found = Recipe(layers={"b": values}).of_layers(["a", "b"])
+    assert found["a"] == Recipe() and found["b"] == Recipe(**values)
+
+
 def test_what_needs_text_is_named():
     """The part of the recipe that looks at inputs, even if it is meant for some layers only."""
     some = {"*.down_proj": {"method": "gptq"}, "*.0.*": "float"}
