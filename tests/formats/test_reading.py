@@ -539,6 +539,7 @@ LAYERS = [
     ({"grid": "int8"}, "bits is 4; expected 8 on the grid int8"),
     ({"grid": "nf4"}, "symmetric is False; expected true on the grid nf4"),
     ({"grid": ["nf4"]}, "grid is ['nf4']; expected integers or nf4"),
+    ({"grid": "nf5"}, "grid is 'nf5'; expected integers or nf4"),
     ({"bits": 4.0}, "bits is 4.0; expected 2 to 8"),
     ({"bits": 10**30}, "bits is 1000000000000000000000000000000"),
     ({"bits": 9}, "bits is 9; expected 2 to 8"),
