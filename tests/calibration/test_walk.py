@@ -49,6 +49,13 @@ def test_statistics_of_inputs_that_are_no_numbers_name_their_layer():
         block.statistics("self_attn.q_proj")
 
 
+def test_dropout_is_off_while_others_stand_in_for_the_blocks():
+    model, seen = tiny("llama").train(), []
+    with walk.in_place_of_blocks(model, lambda states, **_: (seen.append(model.training), states)[1]):
+        model(some_ids(2))
+    assert seen == [False, False] and model.training and all(block.training for block in model.model.layers)
+
+
 def test_masks_of_sliding_windows_are_kept():
     model = tiny("mistral")
     model.config.sliding_window = 4
