@@ -32,7 +32,7 @@ KINDS = (
         "It would need calibration with images, and a path to blocks deeper inside the model. Its language part alone "
         "can be quantized if that part is of a known family: save it by itself, as a ...ForCausalLM with a config.json "
         "of its own.",
-        names=("gemma3", "gemma3n", "gemma4", "llama4", "mistral3", "mllama", "fuyu", "florence2", "blip_2", "blip-2"),
+        names=("gemma3", "gemma3n", "gemma4", "llama4", "mistral3", "mllama", "fuyu", "florence2", "blip-2"),
         parts=(
             *("llava", "_vl", "vision", "idefics", "smolvlm", "pixtral", "multimodal", "omni", "audio", "internvl"),
             *("kosmos", "paligemma", "glm4v", "ovis"),
@@ -57,7 +57,7 @@ KINDS = (
         "a mixture of experts",
         "It would need inputs collected for each expert alone, because a token uses only a few experts, and layers "
         "made from the tensors that hold all experts at once.",
-        names=("mixtral", "gpt_oss", "dbrx", "llama4_text", "deepseek_v2", "deepseek_v3", "jetmoe", "minimax"),
+        names=("mixtral", "gpt_oss", "dbrx", "llama4_text", "minimax"),
         parts=("moe", "deepseek"),
         keys=("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
     ),
@@ -65,7 +65,7 @@ KINDS = (
         "an encoder",
         "It predicts tokens in the middle of a text, not the next one. It would need measures other than the loss "
         "of the next token, and a walk over blocks that see the whole text.",
-        names=("electra", "mpnet", "xlm", "longformer", "big_bird", "funnel", "nystromformer", "t5_encoder"),
+        names=("electra", "mpnet", "xlm", "longformer", "big_bird", "funnel", "nystromformer"),
         parts=("bert", "roberta"),
         keys=("use_bidirectional_attention",),
     ),

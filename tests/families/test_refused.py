@@ -18,6 +18,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 import qtutor
 from qtutor import cli, families
@@ -48,6 +49,31 @@ def test_each_by_its_name(model_type):
     assert "It would need" in text and "quantized: llama, mistral, qwen2, qwen3, gemma2" in text
     if REFUSED[model_type] == ENCODER:
         assert "with a decoder" not in text
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
+def test_all_names_and_parts_of_names_are_those_of_transformers(kind):
+    names = CONFIG_MAPPING_NAMES.keys()
+    assert set(kind.names) <= names
+    assert not [name for name in kind.names for part in kind.parts if part in name]  # the part is enough
+    assert not [part for part in kind.parts if not any(part in name for name in names)]
+    for name in kind.names:
+        with pytest.raises(QtutorError, match=rf"^the model family {name!r} is not known here\. It "):
+            families.family_called(name)
+
+
+KEYS = {  # of configs, each with a family whose config has it
+    **{"vision_config": "llava", "audio_config": "qwen2_audio", "is_encoder_decoder": "t5", "mamba_d_state": "bamba"},
+    **{"ssm_state_size": "nemotron_h", "state_size": "mamba", "num_local_experts": "mixtral"},
+    **{"num_experts": "qwen3_moe", "n_routed_experts": "deepseek_v3", "moe_num_experts": "ernie4_5_moe"},
+    "use_bidirectional_attention": "gemma3_text",
+}
+
+
+def test_all_keys_are_those_of_transformers():
+    assert {key for kind in KINDS for key in kind.keys} == KEYS.keys()
+    for key, name in KEYS.items():
+        assert hasattr(CONFIG_MAPPING[name](), key), key
 
 
 def test_a_name_in_capitals_is_that_name():

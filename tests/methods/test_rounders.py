@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qtutor import IntGrid, awq, bnb, gptq, rtn
+from qtutor import IntGrid, Recipe, awq, bnb, gptq, rtn
 from qtutor.methods import sinq
 from qtutor.methods.rounders import Gptq, LayerInputs, Listed, Nearest, Sinq
 from tests.methods.test_gptq import correlated, weights
@@ -55,6 +55,7 @@ def test_gptq(clip, static):
     others = [gptq.quantize(weight, given.hessian, GRID, GROUP, **options | {"static_groups": not static})]
     others += [Gptq(other, static).round(weight, GRID, GROUP, given) for other in {"none", "mse", "output"} - {clip}]
     assert not any(same(found, other) for other in others)
+    assert Recipe("gptq").rounder == Gptq() and Recipe().rounder == Nearest()
     assert Gptq().follows and Gptq().factors and Gptq().reads_inputs
 
 

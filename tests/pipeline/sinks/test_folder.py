@@ -36,6 +36,7 @@ RECIPES = {
     "rtn": {},
     "gptq": {"method": "gptq", "propagate": False},
     "gptq, propagated": {"method": "gptq", "propagate": True, "layers": {"*.2.*": "float"}},
+    "gptq beside nearest": {"method": "gptq", "propagate": False, "layers": {"*.[ov]_proj": {"method": "rtn"}}},
     "awq": {"method": "awq", "lm_head": True},
     "gptq behind sinq": {"method": "gptq", "propagate": True, "layers": {"*.1.*": {"method": "sinq"}}},
 }
@@ -220,7 +221,7 @@ def test_it_goes_on_with_the_block_that_was_at_hand_and_says_so(source, whole, t
     assert contents(out) == whole(name)[1] and os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq, propagated", "awq", "gptq behind sinq"])
+@pytest.mark.parametrize("name", ["gptq", "gptq, propagated", "gptq beside nearest", "awq", "gptq behind sinq"])
 def test_states_that_were_not_kept_are_made_again(source, whole, tmp_path, monkeypatch, name):
     """A forward pass through the finished blocks computes them. For AWQ this is impossible, so it starts anew."""
     said, out = [], tmp_path / "out"
@@ -314,6 +315,16 @@ def test_states_that_cannot_be_written_leave_nothing_behind(tmp_path, monkeypatc
     monkeypatch.setattr(states, "save_file", full)
     assert kept.save(1, (torch.randn(2, 3, 4),), spare=0) is False
     assert not list(tmp_path.iterdir()) and kept.load(1) is None
+
+
+def test_states_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    kept, order = states.KeptStates(tmp_path, (1, 2, 3, 4)), []
+    own = SimpleNamespace(
+        fsync=lambda handle: order.append("flushed"),
+        replace=lambda old, new: (order.append("named"), os.replace(old, new)),
+    )
+    monkeypatch.setattr(states, "os", own)
+    assert kept.save(1, (torch.randn(2, 3, 4),), spare=0) and order == ["flushed", "named"]
 
 
 def test_states_that_another_process_removes_are_gone_as_well(tmp_path, monkeypatch):
