@@ -599,6 +599,21 @@ def test_what_describes_a_layer_is_compared_with_all_the_rest(tmp_path, values, 
     refused(folder, words, str(folder), load=qtutor.load_quantized)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_does_not_describe_a_layer_at_all_is_missing(tmp_path, inside):
+    folder = qtutor.export(quantized(), tmp_path / "out")
+    path = folder / "qtutor.json"
+    text = path.read_text()
+    about = json.loads(text)
+    keys = (about["layers"][UP].keys() if inside else about.keys()) - {"recipe", "files", "threshold"}  # of newer ones
+    assert {"kind", "bits", "group_size"} <= keys if inside else {"layout", "dtype", "layers"} == keys
+    for key in keys:
+        about = json.loads(text)
+        del (about["layers"][UP] if inside else about)[key]
+        path.write_text(json.dumps(about))
+        refused(folder, f"is damaged: {key} is missing; expected ", str(folder), load=qtutor.load_quantized)
+
+
 @pytest.mark.parametrize(
     "name",
     [
