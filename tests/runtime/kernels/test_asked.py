@@ -165,12 +165,25 @@ def test_what_int8_inputs_do_not_fit_goes_on_as_before(capsys, bits, why):
 
 def test_explain_says_what_was_asked_for(capsys):
     layer = layer_of(4, 32)
+    less_exact = "not used: it is less exact, so it is used only if it is requested"
+    rows = {
+        "cpu, int8 inputs": less_exact,
+        "torch_int4": less_exact,
+        "cpu": "used: codes are decoded in registers and multiplied, 64 rows at a time, in float32",
+        "cuda": "not used: layer and input are not both on a GPU",
+        "reference": "not needed: it works for every layer, but is slow",
+    }
+    head = "70 x 64, 4 bits asymmetric, group_size=32; 1 token of float32 on cpu"
     runtime.explain(layer)
-    assert capsys.readouterr().out.count("only if it is requested") == 2
+    assert capsys.readouterr().out.splitlines() == [head, *(f"  {name:16}  {said}" for name, said in rows.items())]
     runtime.use(layer, activations="int8")
     runtime.explain(layer)
-    out = capsys.readouterr().out
-    assert "used: inputs are rounded to int8, and codes" in out and "another kernel was requested" in out
+    rows |= dict.fromkeys(("cpu", "reference"), "not used: another kernel was requested")
+    rows["cpu, int8 inputs"] = "used: inputs are rounded to int8, and codes are multiplied by codes"  # and with what
+    found = capsys.readouterr().out.splitlines()
+    assert found[1].startswith(f"  cpu, int8 inputs  {rows['cpu, int8 inputs']}: ")
+    found[1] = found[1].rpartition(":")[0]
+    assert found == [head, *(f"  {name:16}  {said}" for name, said in rows.items())]
     runtime.explain(layer, cpu.MOST + 1)
     assert "rounded to int8; then 1024 rows" in capsys.readouterr().out
     runtime.use(layer, kernel="reference")
