@@ -317,7 +317,8 @@ def test_the_plan_names_the_method_that_rounds(tmp_path, method, head):
     ("recipe", "words"),
     [
         ({"group_size": 48}, r"model\.layers\.0\.self_attn\.q_proj: groups of 48 do not divide rows of 64"),
-        ({"layers": {"*": "float"}}, r"\* leaves no layer to be quantized"),
+        ({"layers": {"*": "float"}}, r"^\* leaves no layer to be quantized"),
+        ({"layers": {"*.0.*": {"bits": 3}, "*": "float"}}, r"^\* leaves no layer to be quantized"),
         ({"layers": {"lm_hat": "float"}}, "no layer is called 'lm_hat'"),
         ({"layers": {"model.layers.0.mlp": "float"}}, "no layer is called 'model.layers.0.mlp'"),
         ({"layers": {"lm_head": {"bits": 8}}}, "no layer is called 'lm_head'"),

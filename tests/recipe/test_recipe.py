@@ -14,7 +14,7 @@ from qtutor.core.float_grid import FP8, FP8_TILES, MXFP4, NVFP4
 from qtutor.core.grid import IntGrid
 from qtutor.methods import scaling
 from qtutor.methods.rounders import Gptq, Hqq, Listed, Nearest, Sinq
-from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER
+from qtutor.recipe import CALIBRATED, METHODS, OF_A_LAYER, SWITCHES
 from qtutor.runtime.int8 import Int8Linear
 from tests.models import groups_of, some_ids, tiny
 
@@ -284,6 +284,22 @@ def test_layers_that_read_the_same_input_share_the_number_for_all_of_nvfp4(optio
 def test_whole_bits_are_an_int_whatever_they_were_given_as(bits):
     recipe = Recipe(bits=bits)
     assert type(recipe.bits) is int and recipe == Recipe(bits=4)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_only_propagate_may_be_left_to_the_recipe(name):
+    for value in (True, False):
+        assert getattr(Recipe(**{name: value}), name) is value
+    if name == "propagate":
+        assert Recipe(propagate=None).propagate is None
+    else:
+        with pytest.raises(qtutor.QtutorError, match=rf"^{name} = None: True or False is needed"):
+            Recipe(**{name: None})
+
+
+@pytest.mark.parametrize("clip", ["auto", "none"])
+def test_whole_ranges_may_be_asked_for_where_there_are_no_others(clip):
+    assert Recipe("nf4", clip=clip).rounder == Recipe("nf4").rounder
 
 
 def test_an_exception_may_change_all_options_of_a_layer():
