@@ -38,7 +38,7 @@ def naming(subject: str) -> Iterator[None]:
 
 
 def warn(text: str) -> None:
-    """Warn, and show the line outside of this package from which it was called: no line in here tells its user much."""
+    """Warn, and show the line of the user's own code that called this package, however deep the warning arises."""
     frame = outside = sys._getframe(1)
     inside = (__package__, "torch")  # torch.no_grad() wraps some of our functions
     while frame is not None:
