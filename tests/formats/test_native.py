@@ -71,6 +71,16 @@ def test_thresholds_of_int8_come_back(tmp_path, threshold):
     assert {block.mlp.down_proj.threshold for block in older} == {qtutor.bnb.THRESHOLD}
 
 
+def test_one_file_with_all_tensors_comes_before_an_index(tmp_path):
+    """As in transformers. An index may be left over from an older checkpoint."""
+    model = quantized()
+    index = qtutor.export(model, tmp_path / "out") / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}))
+    again = qtutor.load_quantized(tmp_path / "out", device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(again(some_ids()).logits, model(some_ids()).logits)
+
+
 def test_an_export_from_before_recipes_were_stored_is_read(tmp_path):
     model = quantized()
     path = qtutor.export(model, tmp_path / "out") / "qtutor.json"

@@ -289,6 +289,12 @@ def test_a_broken_hessian_is_named(bad):
         gptq.quantize(torch.ones(2, 16), hessian, qtutor.IntGrid(4), 8)
 
 
+def test_columns_are_not_rounded_with_an_unknown_clip():
+    with pytest.raises(qtutor.QtutorError, match=r"^clip = 'best': choose one of 'none', 'mse', 'output'"):
+        prepared = gptq.prepare(torch.eye(16), 8)
+        gptq.round_columns(torch.ones(2, 16), prepared, qtutor.IntGrid(4), 8, clip="best")
+
+
 def test_columns_of_a_weight_that_is_no_number_are_not_rounded():
     weight = torch.ones(2, 16)
     weight[1, 3] = float("nan")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,6 +235,16 @@ def test_everything_that_runs_can_be_switched_off():
     expected = qtutor.gptq.quantize(weight, inputs.T @ inputs, qtutor.IntGrid(3), 32)
     same = plain.model.layers[0].self_attn.q_proj.quantized().codes == expected.codes
     assert same.float().mean() > 0.99  # a different order of sums may tip a weight that lies half-way
+
+
+def test_an_exception_for_the_last_layer_changes_no_other():
+    """Later layers of a block read what GPTQ made of the earlier ones, whatever the method of the last layer is."""
+    recipe, last = Recipe("gptq", 3, 32, propagate=False), "model.layers.1.mlp.down_proj"
+    usual, _ = quantized(tiny(), recipe)
+    made, _ = quantized(tiny(), replace(recipe, layers={last: {"method": "rtn"}}))
+    theirs = made.state_dict()
+    same = {name.rpartition(".")[0]: torch.equal(tensor, theirs[name]) for name, tensor in usual.state_dict().items()}
+    assert [name for name in same if not same[name]] == [last]
 
 
 @pytest.mark.parametrize("wide", [32, 1024, None])
