@@ -8,7 +8,7 @@ from torch import nn
 from qtutor.errors import QtutorError
 from qtutor.families import Family, decoder_blocks, family_of
 from qtutor.guards.promises import check_promised
-from qtutor.guards.running import CAPTURING, without_values
+from qtutor.guards.running import has_hooks, without_values
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -64,8 +64,7 @@ def check_replaceable(model: nn.Module, calibrated: bool, outside: Iterable[str]
 
 def _check_hooks(name: str, module: nn.Module) -> None:
     """Refuse hooks on ``module``: if the module is replaced, or run outside its block, they are not called."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
+    if has_hooks(module):
         raise QtutorError(
             f"{name} has a forward hook, which would not be called: remove it first (handle.remove()), and add it "
             "again afterwards."

@@ -13,7 +13,6 @@ from torch import nn
 from qtutor.errors import QtutorError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# transformers' own hooks stay on the model after output_hidden_states=True; outside such a call they do nothing.
 CAPTURING = "transformers.utils.output_capturing"
 
 
@@ -31,6 +30,15 @@ def check_measurable(model) -> None:
         )
     for name, module in model.named_modules():
         _check_computes(name, module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` itself has forward hooks, other than those of transformers.
+
+    These stay on a model after ``output_hidden_states=True``; outside such a call, they do nothing.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks)
 
 
 def _check_computes(name: str, module: nn.Module) -> None:

@@ -397,9 +397,11 @@ def test_a_compiled_model_is_quantized_and_written_under_its_own_names(tmp_path,
 
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("place", ["model.layers.1.mlp.up_proj", "model.layers.1.mlp"])
-def test_hooks_that_would_be_lost_are_named(place, calibrated):
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_that_would_be_lost_are_named(place, calibrated, before):
     model = tiny()
-    handle = model.get_submodule(place).register_forward_hook(lambda module, given, made: 2 * made)
+    module = model.get_submodule(place)
+    handle = (module.register_forward_pre_hook if before else module.register_forward_hook)(lambda *_: None)
     recipe = qtutor.Recipe("gptq" if calibrated else "rtn", group_size=32)
     if calibrated or place.endswith("proj"):
         with pytest.raises(qtutor.QtutorError, match=rf"{place} has a forward hook.*handle\.remove"):

@@ -8,7 +8,7 @@ from torch.nn.modules import module as modules
 
 from qtutor.families import FAMILIES, LLAMA, decoder_blocks
 from qtutor.families.known import QK_NORMS
-from qtutor.guards.running import CAPTURING
+from qtutor.guards.running import has_hooks
 from qtutor.runtime.kernels import cpu, rounded
 from qtutor.runtime.linear import QuantLinear
 
@@ -85,8 +85,7 @@ def _changed(model) -> str | None:
     if modules._global_forward_hooks or modules._global_forward_pre_hooks:
         return "torch has hooks for all modules"
     for name, part in model.named_modules():
-        hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-        if name and any(getattr(hook, "__module__", None) != CAPTURING for hook in hooks):
+        if name and has_hooks(part):
             return f"{name} has a hook"
         if "forward" in vars(part):
             return f"{name or 'the model'} has a forward of its own"
