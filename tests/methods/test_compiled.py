@@ -1,5 +1,6 @@
 """The compiled loops of GPTQ and of the range search, compared with their definitions in torch."""
 
+import itertools
 import operator
 
 import pytest
@@ -48,10 +49,6 @@ def test_a_block_is_rounded_as_by_the_definition(in_torch, bits, symmetric, rows
     torch.testing.assert_close(copies[0][:, same], copies[1][:, same], rtol=1e-4, atol=1e-4)
 
 
-def _squares(errors, counts):
-    return (errors.square() if counts is None else errors.square() * counts).sum(-1)
-
-
 @pytest.mark.parametrize("fitted", [1, 2, 1 << 18])  # ranges at a time: several passes find the same cheapest
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -60,15 +57,17 @@ def test_the_range_found_is_the_definition_s(in_torch, monkeypatch, shape, bits,
     monkeypatch.setattr(clip, "FITTED", fitted)
     grouped, grid = weights(shape[0], shape[1] * shape[2], seed=bits).reshape(shape), qtutor.IntGrid(bits, symmetric)
     importance = torch.rand(shape[1:], generator=torch.Generator().manual_seed(1)) ** 4
-    for counts in (None, importance):
-        steps = {"steps": 30, "shrink": 0.7} if counts is None else {}
-        ours = clip.search_squares(grouped, grid, counts, **steps)
-        plain = in_torch(clip.search, grouped, grid, lambda e, counts=counts: _squares(e, counts), **steps)
+    for counts, options in itertools.product((None, importance), ({}, {"steps": 30, "shrink": 0.7})):
+        factor = 1 if counts is None else counts
+        ours = clip.search_squares(grouped, grid, counts, **options)
+        plain = in_torch(clip.search_squares, grouped, grid, counts, **options)
+        defined = clip.search(grouped, grid, lambda error, factor=factor: (error.square() * factor).sum(-1), **options)
+        assert all(map(torch.equal, plain, defined))
         assert [part.dtype for part in ours] == [part.dtype for part in plain] == [torch.float16, torch.uint8]
         same = (ours[0] == plain[0]) & (ours[1] == plain[1])
         assert same.float().mean() > 0.97  # the costs of two ranges may differ only in the last bit
         errors = [clip.rounding_errors(grouped, *found, grid).square() for found in (ours, plain)]
-        cost, plain_cost = ((error if counts is None else error * counts).sum(-1) for error in errors)
+        cost, plain_cost = ((error * factor).sum(-1) for error in errors)
         torch.testing.assert_close(cost, plain_cost, rtol=1e-4, atol=1e-9)
 
 

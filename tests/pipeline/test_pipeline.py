@@ -11,11 +11,10 @@ import qtutor
 from qtutor.calibration.mapped import Weights
 from qtutor.families import linear_layers
 from qtutor.pipeline import finishing
-from qtutor.pipeline.sinks import Packed
 from qtutor.runtime.kernels import cpu
 from qtutor.runtime.linear import QuantEmbedding, QuantLinear
 from tests.live_bytes import LiveBytes
-from tests.models import FAMILIES, VOCABULARY, groups_of, some_ids, tiny
+from tests.models import FAMILIES, VOCABULARY, some_ids, tiny
 
 LAYERS_A_BLOCK = 7  # q, k, v, o, gate, up, down
 
@@ -162,31 +161,3 @@ def test_a_bar_shows_the_progress_unless_nobody_wants_it(options, shown, tmp_pat
     qtutor.quantize(tiny(), qtutor.Recipe(group_size=32), **options)
     qtutor.quantize_to(Weights(tiny()), tmp_path / "out", qtutor.Recipe(group_size=32), **options)
     assert bars == [not shown] * 2
-
-
-class Counted(Weights):
-    """Weights that remember which tensors are in use."""
-
-    def __init__(self, model):
-        super().__init__(model)
-        self.names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
-        self.used, self.most = [], 0
-
-    def tensor(self, name):
-        self.used.append(name)
-        self.most = max(self.most, len(self.used))
-        return super().tensor(name)
-
-    def release(self, tensors):
-        for tensor in tensors:
-            self.used.remove(self.names[tensor.data_ptr()])
-
-
-@pytest.mark.parametrize(("method", "most"), [("rtn", 1), ("nvfp4", 3)])
-def test_each_matrix_that_was_read_is_released(method, most):
-    """With 3 for NVFP4, whose layers with one input share a scale: q, k and v."""
-    weights = Counted(tiny(tied=False))
-    recipe = qtutor.Recipe(method, embeddings=method == "rtn", lm_head=method == "rtn", **groups_of(method))
-    packed = [item.name for item in finishing.finished(weights, recipe, None, False) if isinstance(item, Packed)]
-    assert len(packed) == 2 * LAYERS_A_BLOCK + 2 * recipe.embeddings
-    assert not weights.used and weights.most == most

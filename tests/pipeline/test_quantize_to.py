@@ -138,12 +138,16 @@ def test_a_dtype_that_no_checkpoint_has_is_refused_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_all_tensors_that_were_read_are_released(tmp_path, monkeypatch):
-    weights, _ = opened(checkpoint(tmp_path / "float", dtype=torch.float32), "cpu")
-    used, read, release = [], weights.tensor, weights.release
+@pytest.mark.parametrize(("method", "most"), [("rtn", 1), ("nvfp4", 3)])
+def test_all_tensors_that_were_read_are_released(tmp_path, monkeypatch, method, most):
+    """With NVFP4, layers with one input share a scale, so q, k and v are in use together."""
+    weights, _ = opened(checkpoint(tmp_path / "float", tied=False, dtype=torch.float32), "cpu")
+    recipe = qtutor.Recipe(method, embeddings=method == "rtn", lm_head=method == "rtn", **groups_of(method))
+    used, at_once, read, release = [], [], weights.tensor, weights.release
 
     def noted(name):
         used.append(read(name))
+        at_once.append(len(used))
         return used[-1]
 
     def let_go(given):
@@ -153,8 +157,9 @@ def test_all_tensors_that_were_read_are_released(tmp_path, monkeypatch):
 
     monkeypatch.setattr(weights, "tensor", noted)
     monkeypatch.setattr(weights, "release", let_go)
-    streamed(weights, tmp_path / "out", qtutor.Recipe(group_size=32))
-    assert not used
+    report = streamed(weights, tmp_path / "out", recipe)
+    assert len(report.rows) == 2 * 7 + 2 * recipe.embeddings
+    assert not used and max(at_once) == most
 
 
 def test_a_folder_of_others_is_refused_before_any_work(tmp_path):
